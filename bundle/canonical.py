@@ -1,0 +1,245 @@
+"""JSON that has exactly one form, and a reader that takes nothing for granted.
+
+Rules:
+1. Written: UTF-8, keys sorted by code point, no white space, integers only. Floats have no one decimal form across
+   languages, so ratios are parts per million and times are integers, with the unit in the name.
+2. Read strictly: valid UTF-8, one value, no duplicate key, no float, integers within ±2^53, nesting at most 16 deep,
+   size at most the caller's limit. White space and key order are free: digests are of the canonical form.
+3. A document is taken apart field by field through `Fields`; what is left over at `end()` is an unknown field: refused.
+"""
+
+import hashlib
+import json
+import re
+from typing import Final, NoReturn, TypeAlias
+
+from bundle.errors import MalformedRefused, TooLargeRefused
+
+JSON: TypeAlias = bool | int | str | list["JSON"] | dict[str, "JSON"] | None
+
+MAX_DEPTH: Final = 16
+MAX_INTEGER: Final = 2**53  # above it, readers that use IEEE doubles disagree
+
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
+VERSION: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){1,3}(?:-[0-9a-z.]{1,32})?")
+TIMESTAMP: Final = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
+
+
+def encode(value: JSON) -> bytes:
+    """The canonical bytes of `value` (rule 1). TypeError or ValueError for what has none."""
+    _check_encodable(value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
+
+
+def digest(value: JSON) -> str:
+    """SHA-256 of the canonical bytes, lower-case hexadecimal."""
+    return hashlib.sha256(encode(value)).hexdigest()
+
+
+def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
+    """Parse `data` under rule 2.
+
+    Args:
+        data: the whole document.
+        what: how to name it in an error, for example "manifest".
+        max_bytes: limit on `len(data)`.
+
+    Raises:
+        TooLargeRefused, MalformedRefused.
+    """
+    if len(data) > max_bytes:
+        raise TooLargeRefused(f"{what} is {len(data)} bytes, at most {max_bytes} are allowed")
+
+    def refuse(why: str) -> NoReturn:
+        raise MalformedRefused(f"{what}: {why}")
+
+    def unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
+        out = dict(pairs)
+        if len(out) != len(pairs):
+            names = [name for name, _ in pairs]
+            refuse(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
+        return out
+
+    def integer(text: str) -> int:
+        if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
+            refuse(f"integer {text[:20]} is beyond ±2^53")
+        return int(text)
+
+    try:
+        value: JSON = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=unique,
+            parse_int=integer,
+            parse_float=lambda text: refuse(f"number {text[:20]} is not an integer"),
+            parse_constant=lambda text: refuse(f"{text} is not JSON"),
+        )
+    except UnicodeDecodeError as error:
+        raise MalformedRefused(f"{what}: not UTF-8 at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise MalformedRefused(f"{what}: {error.msg} at byte {error.pos}") from error
+    except RecursionError as error:
+        raise MalformedRefused(f"{what}: nested too deep, at most {MAX_DEPTH} levels") from error
+    if _depth(value) > MAX_DEPTH:
+        refuse(f"nested too deep, at most {MAX_DEPTH} levels")
+    return value
+
+
+class Fields:
+    """One JSON object, taken apart field by field; every refusal names the field's place.
+
+    Args:
+        value: what was found where an object is expected.
+        where: the place, for example "manifest.variants.int8".
+    """
+
+    def __init__(self, value: JSON, where: str) -> None:
+        if not isinstance(value, dict):
+            raise MalformedRefused(f"{where}: found {_kind(value)}, expected an object")
+        self._left = dict(value)
+        self.where = where
+
+    def has(self, name: str) -> bool:
+        """Is the field there and not yet taken?"""
+        return name in self._left
+
+    def names(self) -> tuple[str, ...]:
+        """The fields not yet taken."""
+        return tuple(self._left)
+
+    def take(self, name: str) -> JSON:
+        """The field as it is, whatever its type."""
+        if name not in self._left:
+            raise MalformedRefused(f"{self.where}: field {name!r} is missing")
+        return self._left.pop(name)
+
+    def text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str:
+        """A string that matches `pattern` whole."""
+        value = self.take(name)
+        if not isinstance(value, str):
+            self._wrong(name, value, "a string")
+        if len(value) > max_length or not value.isprintable():
+            self._wrong(name, value, f"a printable string of at most {max_length} characters")
+        if pattern is not None and not pattern.fullmatch(value):
+            self._wrong(name, value, f"a match of {pattern.pattern}")
+        return value
+
+    def optional_text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str | None:
+        """Like `text`, or None where the value is null."""
+        if self._left.get(name, "") is None:
+            self.take(name)
+            return None
+        return self.text(name, pattern, max_length=max_length)
+
+    def choice(self, name: str, allowed: tuple[str, ...]) -> str:
+        """One of `allowed`."""
+        value = self.text(name)
+        if value not in allowed:
+            self._wrong(name, value, f"one of {', '.join(allowed)}")
+        return value
+
+    def integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int:
+        """An integer within `low` and `high`, both included."""
+        value = self.take(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            self._wrong(name, value, f"an integer from {low} to {high}")
+        return value
+
+    def optional_integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int | None:
+        """Like `integer`, or None where the value is null."""
+        if self._left.get(name, 0) is None:
+            self.take(name)
+            return None
+        return self.integer(name, low, high)
+
+    def flag(self, name: str) -> bool:
+        """true or false."""
+        value = self.take(name)
+        if not isinstance(value, bool):
+            self._wrong(name, value, "true or false")
+        return value
+
+    def objects(self, name: str, *, max_items: int) -> list["Fields"]:
+        """A list of objects."""
+        items = self._list(name, max_items)
+        return [Fields(item, f"{self.where}.{name}[{i}]") for i, item in enumerate(items)]
+
+    def texts(self, name: str, pattern: re.Pattern[str] | None = None, *, max_items: int = 256) -> tuple[str, ...]:
+        """A list of distinct strings."""
+        items = self._list(name, max_items)
+        row = Fields({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
+        out = tuple(row.text(str(i), pattern) for i in range(len(items)))
+        if len(set(out)) != len(out):
+            raise MalformedRefused(f"{self.where}.{name}: found the same entry twice, expected distinct ones")
+        return out
+
+    def object(self, name: str) -> "Fields":
+        """A nested object."""
+        return Fields(self.take(name), f"{self.where}.{name}")
+
+    def mapping(self, name: str, key: re.Pattern[str], *, max_items: int) -> dict[str, "Fields"]:
+        """An object whose keys are data and whose values are objects."""
+        value = self.take(name)
+        if not isinstance(value, dict) or len(value) > max_items:
+            self._wrong(name, value, f"an object of at most {max_items} entries")
+        for entry in value:
+            if not key.fullmatch(entry):
+                raise MalformedRefused(f"{self.where}.{name}: found key {entry[:80]!r}, expected {key.pattern}")
+        return {entry: Fields(item, f"{self.where}.{name}.{entry}") for entry, item in value.items()}
+
+    def end(self) -> None:
+        """Refuse whatever was not taken."""
+        if self._left:
+            raise MalformedRefused(f"{self.where}: unknown field {sorted(self._left)[0][:80]!r}")
+
+    def _list(self, name: str, max_items: int) -> list[JSON]:
+        value = self.take(name)
+        if not isinstance(value, list) or len(value) > max_items:
+            self._wrong(name, value, f"a list of at most {max_items} entries")
+        return value
+
+    def _wrong(self, name: str, value: JSON, expected: str) -> NoReturn:
+        raise MalformedRefused(f"{self.where}.{name}: found {_kind(value)}, expected {expected}")
+
+
+def _kind(value: JSON) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case str():
+            return repr(value[:80])
+        case list():
+            return f"a list of {len(value)}"
+        case dict():
+            return f"an object of {len(value)}"
+
+
+def _depth(value: JSON) -> int:
+    if isinstance(value, list):
+        return 1 + max((_depth(item) for item in value), default=0)
+    if isinstance(value, dict):
+        return 1 + max((_depth(item) for item in value.values()), default=0)
+    return 0
+
+
+def _check_encodable(value: JSON) -> None:
+    match value:
+        case None | bool() | str():
+            return
+        case int():
+            if abs(value) > MAX_INTEGER:
+                raise ValueError(f"integer {value} is beyond ±2^53")
+        case list():
+            for item in value:
+                _check_encodable(item)
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise TypeError(f"key {key!r} is not a string")
+                _check_encodable(item)
+        case _:
+            raise TypeError(f"{type(value).__name__} has no canonical form")

@@ -1,0 +1,101 @@
+"""How the command lines speak.
+
+Rules:
+1. The result goes to stdout, everything else (progress, hints, logs) to stderr.
+2. `--json`: exactly one object on stdout; on failure nothing on stdout and one error object on stderr.
+3. A user's mistake is one line `error: …` and, where there is a remedy, one line `hint: …`. No traceback. Only a `Bug`
+   shows where it happened, and only with AIRWEIGHTS_TRACEBACK=1.
+4. The exit code is the error class's (bundle.errors); 130 after an interrupt.
+5. A progress bar only where stderr is a terminal.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Final, TextIO
+
+from bundle.errors import AirweightsError, Bug, Unavailable
+
+INTERRUPTED: Final = 130
+BAR_CHARACTERS: Final = 30
+REDRAW_S: Final = 0.1
+
+Progress = Callable[[int, int], None]
+
+
+class SystemUnavailable(Unavailable):
+    """The operating system refused: no space, no permission, no such file where one was promised."""
+
+    reason = "system"
+
+
+def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> None:
+    """Rule 1: `result` as one JSON object, or `text` for a person."""
+    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None = None) -> None:
+    """Rules 2 and 3."""
+    stream = sys.stderr if stream is None else stream
+    if as_json:
+        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), file=stream)
+        return
+    print("error:", " ".join(str(error.message).split()), file=stream)
+    if error.remedy:
+        print("hint:", " ".join(error.remedy.split()), file=stream)
+
+
+def run(main: Callable[[], None], *, as_json: bool) -> int:
+    """Call `main` and turn what it raises into an exit code (rules 2 to 4)."""
+    try:
+        main()
+    except AirweightsError as error:
+        _show_traceback()
+        print_error(error, as_json=as_json)
+        return error.exit_code
+    except BrokenPipeError:
+        # the reader of stdout went away: the interpreter must not complain about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SystemUnavailable.exit_code
+    except OSError as error:
+        _show_traceback()
+        place = f" ({error.filename})" if error.filename else ""
+        print_error(SystemUnavailable(f"{error.strerror or error}{place}"), as_json=as_json)
+        return SystemUnavailable.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the last line of defence: a bug is reported in the same form as all else
+        _show_traceback()
+        bug = Bug(f"{type(error).__name__}: {error}", remedy="this is a bug; AIRWEIGHTS_TRACEBACK=1 shows where")
+        print_error(bug, as_json=as_json)
+        return Bug.exit_code
+    return 0
+
+
+def progress_bar(label: str) -> Progress:
+    """A function of (done, total) that draws a bar on a terminal (rule 5) and does nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return lambda _done, _total: None
+    drawn = 0.0
+
+    def draw(done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if done < total and now - drawn < REDRAW_S:
+            return
+        drawn = now
+        filled = BAR_CHARACTERS * done // max(total, 1)
+        end = "\n" if done >= total else ""
+        bar = "#" * filled + "." * (BAR_CHARACTERS - filled)
+        print(f"\r{label} [{bar}] {100 * done // max(total, 1):3d} %", end=end, file=sys.stderr, flush=True)
+
+    return draw
+
+
+def _show_traceback() -> None:
+    if os.environ.get("AIRWEIGHTS_TRACEBACK") == "1":
+        traceback.print_exc()

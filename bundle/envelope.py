@@ -1,0 +1,153 @@
+"""Envelopes: a key sealed to one recipient, with HPKE (RFC 9180) over X-Wing (ML-KEM-768 + X25519).
+
+Rules:
+1. A recipient key is X-Wing's: public = ML-KEM-768 public (1,184) ‖ X25519 public (32); private = ML-KEM seed (64) ‖
+   X25519 private (32).
+2. An envelope is magic "AWENVEL1" (8) ‖ encapsulated key (1,120) ‖ ciphertext, in HPKE base mode with HKDF-SHA256 and
+   AES-256-GCM.
+3. All context is bound in `info`: repository, purpose, family, counter, variant, cohort, epoch, recipient. An envelope
+   moved to another place does not open.
+4. Base mode does not say who sealed. A content key is believed only if it matches the manifest's commitment; a cohort
+   private key only if its public half is the one that the fleet document signs.
+5. An envelope's file name is the SHA-256 of label ‖ epoch ‖ recipient public key: names do not list devices.
+"""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
+
+from bundle import canonical
+from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused
+from bundle.frames import KEY_BYTES, Secret
+
+MAGIC: Final = b"AWENVEL1"
+MLKEM_PUBLIC_BYTES: Final = 1184
+MLKEM_SEED_BYTES: Final = 64
+PUBLIC_BYTES: Final = MLKEM_PUBLIC_BYTES + 32
+PRIVATE_BYTES: Final = MLKEM_SEED_BYTES + 32
+ENCAPSULATION_BYTES: Final = 1120
+MAX_ENVELOPE_BYTES: Final = 4096
+
+CONTENT_KEY: Final = "airweights content key v1"
+COHORT_KEY: Final = "airweights cohort key v1"
+NAME_LABEL: Final = b"airweights envelope name v1"
+COMMITMENT_LABEL: Final = b"airweights key commitment v1"
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeContext:
+    """Rule 3; a field without meaning for a purpose is "" or 0.
+
+    Attributes:
+        purpose: CONTENT_KEY or COHORT_KEY.
+        repository: identity of the repository: the SHA-256 of its first root, hexadecimal.
+        family, counter, variant: of the release (content keys).
+        cohort: name of the cohort.
+        epoch: of the cohort key.
+    """
+
+    purpose: str
+    repository: str
+    cohort: str
+    epoch: int
+    family: str = ""
+    counter: int = 0
+    variant: str = ""
+
+    def info(self, recipient: bytes) -> bytes:
+        """The HPKE info string for one recipient's public key bytes."""
+        return canonical.encode(
+            {
+                "cohort": self.cohort,
+                "counter": self.counter,
+                "epoch": self.epoch,
+                "family": self.family,
+                "purpose": self.purpose,
+                "recipient": hashlib.sha256(recipient).hexdigest(),
+                "repository": self.repository,
+                "variant": self.variant,
+            }
+        )
+
+
+def generate_private() -> Secret:
+    """A fresh recipient private key (PRIVATE_BYTES)."""
+    return Secret(MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw())
+
+
+def public_of(private: Secret) -> bytes:
+    """The public key bytes (PUBLIC_BYTES) of a private key."""
+    kem, curve = _private_parts(private)
+    return kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
+
+
+def seal(secret: Secret, recipient: bytes, context: EnvelopeContext) -> bytes:
+    """The envelope of `secret` for the holder of `recipient`'s private half.
+
+    Raises:
+        MalformedRefused: the public key is not PUBLIC_BYTES of a valid key.
+    """
+    if len(recipient) != PUBLIC_BYTES:
+        raise MalformedRefused(f"recipient key: found {len(recipient)} bytes, expected {PUBLIC_BYTES}")
+    try:
+        key = MLKEM768X25519PublicKey(
+            MLKEM768PublicKey.from_public_bytes(recipient[:MLKEM_PUBLIC_BYTES]),
+            X25519PublicKey.from_public_bytes(recipient[MLKEM_PUBLIC_BYTES:]),
+        )
+    except ValueError as error:
+        raise MalformedRefused("recipient key: not a valid X-Wing public key") from error
+    return MAGIC + _suite().encrypt(secret.value, key, context.info(recipient))
+
+
+def open_envelope(envelope: bytes, private: Secret, context: EnvelopeContext) -> Secret:
+    """What `seal` sealed.
+
+    Raises:
+        MalformedRefused: not an envelope.
+        NotAuthenticRefused: not for this key or context, or changed; never told apart.
+    """
+    if not envelope.startswith(MAGIC) or len(envelope) > MAX_ENVELOPE_BYTES:
+        raise MalformedRefused(f"envelope: found {bytes(envelope[:8])!r} and {len(envelope)} bytes, expected {MAGIC!r}")
+    kem, curve = _private_parts(private)
+    try:
+        plain = _suite().decrypt(
+            envelope[len(MAGIC) :], MLKEM768X25519PrivateKey(kem, curve), context.info(public_of(private))
+        )
+    except (InvalidTag, ValueError) as error:
+        raise NotAuthenticRefused("envelope does not open: sealed to another key or context, or changed") from error
+    return Secret(plain)
+
+
+def envelope_name(recipient: bytes, epoch: int) -> str:
+    """Rule 5: 64 hexadecimal digits."""
+    return hashlib.sha256(NAME_LABEL + epoch.to_bytes(8, "big") + recipient).hexdigest()
+
+
+def commit(content_key: Secret) -> str:
+    """The signed commitment to a content key: HMAC-SHA256(key, label), hexadecimal. GCM itself commits to no key."""
+    return hmac.new(content_key.value, COMMITMENT_LABEL, "sha256").hexdigest()
+
+
+def check_commitment(content_key: Secret, commitment: str) -> None:
+    """Rule 4, before any use of the key. Raises KeyCommitmentRefused."""
+    if len(content_key.value) != KEY_BYTES or not hmac.compare_digest(commit(content_key), commitment):
+        raise KeyCommitmentRefused("the content key in the envelope is not the one that the manifest commits to")
+
+
+def _suite() -> Suite:
+    return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+
+
+def _private_parts(private: Secret) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    if len(private.value) != PRIVATE_BYTES:
+        raise MalformedRefused(f"recipient private key: found {len(private.value)} bytes, expected {PRIVATE_BYTES}")
+    return (
+        MLKEM768PrivateKey.from_seed_bytes(private.value[:MLKEM_SEED_BYTES]),
+        X25519PrivateKey.from_private_bytes(private.value[MLKEM_SEED_BYTES:]),
+    )

@@ -1,0 +1,283 @@
+"""Encrypted frames: how a blob travels and how a bundle lies in a device's store.
+
+A frame file is `header ‖ frame 0 ‖ frame 1 ‖ …`; see docs/format.md, Frames.
+
+Rules:
+1. Header = magic "AWFRAME1" (8) ‖ frame size (u32, big-endian, bytes of plaintext, 4 KiB to 1 MiB) ‖ salt (32).
+2. The file's key is HKDF-SHA256(secret, salt, info = canonical JSON of the context ‖ header): a fresh random salt gives
+   a fresh key, so a patch that is built twice can not repeat a nonce under one key.
+3. Each frame is AES-256-GCM with nonce = 7 zero bytes ‖ frame number (u32) ‖ last flag (1): the STREAM construction
+   (Hoang, Reyhanitabar, Rogaway, Vizár 2015). The associated data is the header. Only the last frame may be shorter
+   than the frame size; it is empty only if the whole plaintext is.
+4. A reader never yields a byte of a frame that has not authenticated, and ends only at a frame that says it is the
+   last: cut, reordered, repeated or extended files are refused. Wrong key and changed bytes are one reason
+   (`not-authentic`).
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from bundle import canonical
+from bundle.errors import MalformedRefused, NotAuthenticRefused
+
+MAGIC: Final = b"AWFRAME1"
+SALT_BYTES: Final = 32
+HEADER_BYTES: Final = len(MAGIC) + 4 + SALT_BYTES
+TAG_BYTES: Final = 16
+KEY_BYTES: Final = 32
+DEFAULT_FRAME_BYTES: Final = 64 * 1024
+MIN_FRAME_BYTES: Final = 4 * 1024
+MAX_FRAME_BYTES: Final = 1024 * 1024  # a reader holds two frames
+MAX_FRAMES: Final = 2**32
+
+
+class Source(Protocol):
+    """Bytes read forward; a read returns fewer than asked only at the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Sink(Protocol):
+    """Bytes written forward."""
+
+    def write(self, data: bytes, /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Key material whose `repr` shows none of it.
+
+    Attributes:
+        value: KEY_BYTES of key, or a serialised private key.
+    """
+
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"Secret(<{len(self.value)} bytes>)"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameContext:
+    """What a frame file is for; part of its key, so that a file can not be used as another.
+
+    Attributes:
+        label: the use, for example BLOB_LABEL.
+        family, variant: of the release.
+        counter: of the release, 0 where it has no meaning.
+        digest: what else names it (the store: the bundle digest); "" where it has no meaning.
+    """
+
+    label: str
+    family: str
+    counter: int
+    variant: str
+    digest: str = ""
+
+    def as_bytes(self) -> bytes:
+        """Canonical JSON of all fields."""
+        return canonical.encode(
+            {
+                "counter": self.counter,
+                "digest": self.digest,
+                "family": self.family,
+                "label": self.label,
+                "variant": self.variant,
+            }
+        )
+
+
+BLOB_LABEL: Final = "airweights blob v1"
+STORE_LABEL: Final = "airweights store v1"
+
+
+class FrameWriter:
+    """Encrypts what is written to it, forward, in bounded memory.
+
+    Args:
+        out: receives the frame file.
+        key: KEY_BYTES secret (content key or storage key).
+        context: what the file is for.
+        frame_bytes: plaintext bytes a frame.
+        salt: random unless given; a fixed salt is for test vectors only.
+    """
+
+    def __init__(
+        self,
+        out: Sink,
+        key: Secret,
+        context: FrameContext,
+        *,
+        frame_bytes: int = DEFAULT_FRAME_BYTES,
+        salt: bytes | None = None,
+    ) -> None:
+        if not MIN_FRAME_BYTES <= frame_bytes <= MAX_FRAME_BYTES:
+            raise ValueError(f"frame size {frame_bytes} is not within {MIN_FRAME_BYTES} and {MAX_FRAME_BYTES}")
+        salt = os.urandom(SALT_BYTES) if salt is None else salt
+        self._header = MAGIC + frame_bytes.to_bytes(4, "big") + salt
+        self._aead = _derive(key, context, self._header)
+        self._out, self._frame_bytes = out, frame_bytes
+        self._pending = bytearray()
+        self._number = 0
+        out.write(self._header)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take any number of bytes."""
+        self._pending += data
+        # one byte stays behind a full frame, since only the end tells which frame is the last
+        while len(self._pending) > self._frame_bytes:
+            self._emit(bytes(self._pending[: self._frame_bytes]), last=False)
+            del self._pending[: self._frame_bytes]
+
+    def close(self) -> None:
+        """Write the last frame; nothing may be written after it. Does not close `out`."""
+        self._emit(bytes(self._pending), last=True)
+        self._pending.clear()
+
+    def _emit(self, plain: bytes, *, last: bool) -> None:
+        self._out.write(self._aead.encrypt(_nonce(self._number, last=last), plain, self._header))
+        self._number += 1
+
+
+class FrameReader:
+    """Decrypts forward, in bounded memory; a `Source` itself.
+
+    Raises:
+        MalformedRefused: not a frame file, or a frame size out of range.
+        NotAuthenticRefused: from any read, under rule 4.
+    """
+
+    def __init__(self, source: Source, key: Secret, context: FrameContext) -> None:
+        header = source.read(HEADER_BYTES)
+        self._frame_bytes = frame_bytes_of(header)
+        self._header = header
+        self._aead = _derive(key, context, header)
+        self._source = source
+        self._ahead = source.read(self._frame_bytes + TAG_BYTES)
+        self._plain = memoryview(b"")
+        self._number = 0
+        self._done = False
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes; fewer only at the end."""
+        parts = []
+        while size > 0 and (self._plain or self._next()):
+            part = self._plain[:size]
+            self._plain = self._plain[len(part) :]
+            size -= len(part)
+            parts.append(bytes(part))
+        return b"".join(parts)
+
+    def _next(self) -> bool:
+        if self._done:
+            return False
+        sealed, self._ahead = self._ahead, b""
+        if len(sealed) == self._frame_bytes + TAG_BYTES:
+            self._ahead = self._source.read(self._frame_bytes + TAG_BYTES)
+        self._done = not self._ahead
+        self._plain = memoryview(_open(self._aead, self._number, sealed, self._header, last=self._done))
+        if not self._plain and self._number:
+            raise NotAuthenticRefused("frame file ends in an empty frame")
+        self._number += 1
+        return bool(self._plain)
+
+
+class FrameRandomReader:
+    """Decrypts any range of a frame file, one frame in memory at a time.
+
+    Args:
+        pread: `pread(length, offset)` of the frame file, like os.pread on its descriptor.
+        sealed_size: bytes of the whole frame file.
+
+    Raises:
+        MalformedRefused, NotAuthenticRefused: as FrameReader. The last frame is opened at once, so that a cut file is
+        refused before anything is read from it.
+    """
+
+    def __init__(
+        self, pread: Callable[[int, int], bytes], sealed_size: int, key: Secret, context: FrameContext
+    ) -> None:
+        header = pread(HEADER_BYTES, 0)
+        self._frame_bytes = frame_bytes_of(header)
+        self._header = header
+        self._aead = _derive(key, context, header)
+        self._pread = pread
+        step = self._frame_bytes + TAG_BYTES
+        self._frames, rest = divmod(sealed_size - HEADER_BYTES, step)
+        self._frames += rest > 0
+        self.size = sealed_size - HEADER_BYTES - self._frames * TAG_BYTES
+        if self._frames < 1 or self.size < 0:
+            raise NotAuthenticRefused(f"frame file of {sealed_size} bytes has no whole frame")
+        self._cached_number, self._cached = -1, b""
+        self._frame(self._frames - 1)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Exactly `length` bytes of plaintext from `offset`. Raises MalformedRefused beyond the end."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise MalformedRefused(f"read of {length} bytes at {offset} from a plaintext of {self.size} bytes")
+        parts = []
+        while length:
+            number, start = divmod(offset, self._frame_bytes)
+            part = self._frame(number)[start : start + length]
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def _frame(self, number: int) -> bytes:
+        if number != self._cached_number:
+            step = self._frame_bytes + TAG_BYTES
+            sealed = self._pread(step, HEADER_BYTES + number * step)
+            self._cached = _open(self._aead, number, sealed, self._header, last=number == self._frames - 1)
+            self._cached_number = number
+        return self._cached
+
+
+def sealed_size(plain_size: int, frame_bytes: int = DEFAULT_FRAME_BYTES) -> int:
+    """Bytes of the frame file for `plain_size` bytes of plaintext."""
+    frames = max(1, -(-plain_size // frame_bytes))
+    return HEADER_BYTES + plain_size + frames * TAG_BYTES
+
+
+def frame_bytes_of(header: bytes) -> int:
+    """The frame size that a header names (rule 1). Raises MalformedRefused."""
+    if len(header) != HEADER_BYTES or not header.startswith(MAGIC):
+        raise MalformedRefused(
+            f"frame file: found {bytes(header[:8])!r}, expected a header of {HEADER_BYTES} bytes with {MAGIC!r}"
+        )
+    frame_bytes = int.from_bytes(header[8:12], "big")
+    if not MIN_FRAME_BYTES <= frame_bytes <= MAX_FRAME_BYTES:
+        raise MalformedRefused(f"frame file: frame size {frame_bytes}, expected {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES}")
+    return frame_bytes
+
+
+def _derive(key: Secret, context: FrameContext, header: bytes) -> AESGCM:
+    if len(key.value) != KEY_BYTES:
+        raise ValueError(f"key of {len(key.value)} bytes, expected {KEY_BYTES}")
+    salt = header[-SALT_BYTES:]
+    info = context.as_bytes() + header
+    return AESGCM(HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(key.value))
+
+
+def _nonce(number: int, *, last: bool) -> bytes:
+    if number >= MAX_FRAMES:
+        raise ValueError("more than 2^32 frames")
+    return bytes(7) + number.to_bytes(4, "big") + bytes([last])
+
+
+def _open(aead: AESGCM, number: int, sealed: bytes, header: bytes, *, last: bool) -> bytes:
+    if len(sealed) < TAG_BYTES:
+        raise NotAuthenticRefused(f"frame {number} does not open: the file is cut or changed, or the key is another")
+    try:
+        return aead.decrypt(_nonce(number, last=last), sealed, header)
+    except InvalidTag as error:
+        raise NotAuthenticRefused(
+            f"frame {number} does not open: the file is cut or changed, or the key is another"
+        ) from error

@@ -1,0 +1,198 @@
+"""Golden vectors: inputs and the answers that the shipped artefact gave, checked on the device before a model goes live.
+
+Rules:
+1. The file has the safetensors layout: u64 little-endian header length ‖ JSON header ‖ tensors, without alignment gaps.
+   Names are `<sample>.in.<input>` and `<sample>.out.<output>`, sample in four digits from 0000, so that any safetensors
+   reader opens it and the typed patch sees its tensors.
+2. An answer passes if every output has the golden's dtype and shape, is finite where the golden is, and differs by at
+   most the tolerance: RMS(answer - golden) / max(RMS(golden), tiny). Integer and bool outputs must be equal.
+3. Strings have no place in the layout: a model with a string input or output has no golden vectors.
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.canonical import JSON, Fields, decode
+from bundle.errors import MalformedRefused, TooLargeRefused, Unfit
+
+Array = npt.NDArray[np.generic]
+
+MAX_GOLDEN_BYTES: Final = 64 * 1024 * 1024
+MAX_HEADER_BYTES: Final = 1024 * 1024
+MAX_SAMPLES: Final = 1000
+TINY: Final = 1e-12  # below it a golden output counts as all zero
+
+# safetensors' names of the dtypes that numpy has
+DTYPES: Final[dict[str, str]] = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+}
+_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
+
+
+class GoldenUnfit(Unfit):
+    """An answer that is not the golden one."""
+
+    reason = "golden-mismatch"
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenSample:
+    """One request and its answer: tensors by name."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
+    """The file's bytes (rule 1). Raises ValueError for a dtype that has no name in DTYPES."""
+    header: dict[str, object] = {}
+    chunks = []
+    offset = 0
+    for number, sample in enumerate(samples):
+        for side, tensors in (("in", sample.inputs), ("out", sample.outputs)):
+            for name, tensor in tensors.items():
+                if tensor.dtype.name not in _NAMES:
+                    raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors can not hold")
+                data = np.ascontiguousarray(tensor).tobytes()
+                header[f"{number:04d}.{side}.{name}"] = {
+                    "dtype": _NAMES[tensor.dtype.name],
+                    "shape": list(tensor.shape),
+                    "data_offsets": [offset, offset + len(data)],
+                }
+                chunks.append(data)
+                offset += len(data)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    return struct.pack("<Q", len(head)) + head + b"".join(chunks)
+
+
+def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
+    """The samples of a file.
+
+    Raises:
+        TooLargeRefused, MalformedRefused: also for ranges that lie outside, overlap or leave gaps.
+    """
+    data = memoryview(data)
+    if len(data) > MAX_GOLDEN_BYTES:
+        raise TooLargeRefused(f"golden vectors are {len(data)} bytes, at most {MAX_GOLDEN_BYTES} are allowed")
+    if len(data) < 8:
+        raise MalformedRefused(f"golden vectors: found {len(data)} bytes, expected a header")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > MAX_HEADER_BYTES or 8 + length > len(data):
+        raise MalformedRefused(f"golden vectors: header of {length} bytes in a file of {len(data)}")
+    header = decode(bytes(data[8 : 8 + length]), what="golden vectors", max_bytes=MAX_HEADER_BYTES)
+    if not isinstance(header, dict):
+        raise MalformedRefused("golden vectors: expected an object as header")
+    body = data[8 + length :]
+    samples: dict[int, GoldenSample] = {}
+    expected = 0
+    for key, value in header.items():
+        if key == "__metadata__":
+            continue
+        number, side, name = _split(key)
+        tensor, expected = _tensor(Fields(value, f"golden vectors.{key}"), body, expected)
+        sample = samples.setdefault(number, GoldenSample({}, {}))
+        (sample.inputs if side == "in" else sample.outputs)[name] = tensor
+    if expected != len(body):
+        raise MalformedRefused(f"golden vectors: {len(body) - expected} bytes after the last tensor")
+    if not samples or sorted(samples) != list(range(len(samples))):
+        raise MalformedRefused(f"golden vectors: found {len(samples)} samples, expected 0000 and on without gaps")
+    return tuple(samples[number] for number in range(len(samples)))
+
+
+def relative_rms(answer: Array, golden: Array) -> float:
+    """RMS(answer - golden) / RMS(golden), over the elements where the golden is finite; 0 for equal arrays."""
+    a, g = answer.astype(np.float64), golden.astype(np.float64)
+    finite = np.isfinite(g)
+    if not finite.any():
+        return 0.0
+    error = float(np.sqrt(np.mean((a[finite] - g[finite]) ** 2)))
+    return error / max(float(np.sqrt(np.mean(g[finite] ** 2))), TINY)
+
+
+def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_ppm: int, where: str) -> float:
+    """Rule 2 for one sample.
+
+    Args:
+        answers: outputs of the model by name.
+        sample: the golden sample.
+        tolerance_ppm: parts per million of relative RMS.
+        where: how to name the sample in an error.
+
+    Returns:
+        the worst relative RMS over the outputs.
+
+    Raises:
+        GoldenUnfit.
+    """
+    worst = 0.0
+    for name, golden in sample.outputs.items():
+        answer = answers.get(name)
+        if answer is None:
+            raise GoldenUnfit(f"{where}: output {name!r} is missing, found {', '.join(sorted(answers)) or 'none'}")
+        if answer.dtype != golden.dtype or answer.shape != golden.shape:
+            raise GoldenUnfit(
+                f"{where}: output {name!r} is {answer.dtype}{list(answer.shape)}, "
+                f"expected {golden.dtype}{list(golden.shape)}"
+            )
+        if golden.dtype.kind != "f":
+            if not np.array_equal(answer, golden):
+                raise GoldenUnfit(f"{where}: output {name!r} differs from the golden answer")
+            continue
+        if not np.array_equal(np.isfinite(answer), np.isfinite(golden)):
+            raise GoldenUnfit(f"{where}: output {name!r} has NaN or infinity where the golden answer has none")
+        error = relative_rms(answer, golden)
+        if error * 1_000_000 > tolerance_ppm:
+            raise GoldenUnfit(
+                f"{where}: output {name!r} is off by relative RMS {error:.6f}, at most {tolerance_ppm / 1e6:.6f} is allowed"
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def _split(key: str) -> tuple[int, str, str]:
+    number, side, name = (key.split(".", 2) + ["", ""])[:3]
+    if len(number) != 4 or not number.isdecimal() or side not in ("in", "out") or not name:
+        raise MalformedRefused(f"golden vectors: found tensor {key[:80]!r}, expected 0000.in.NAME or 0000.out.NAME")
+    return int(number), side, name
+
+
+def _tensor(row: Fields, body: memoryview, expected: int) -> tuple[Array, int]:
+    dtype = np.dtype(DTYPES[row.choice("dtype", tuple(DTYPES))])
+    shape, offsets = row.take("shape"), row.take("data_offsets")
+    row.end()
+    sizes = _integers(shape, row.where)
+    start, end = (*_integers(offsets, row.where), -1, -1)[:2]
+    # Python's integers: numpy's product would wrap and admit a short tensor with a huge shape
+    size = dtype.itemsize
+    for n in sizes:
+        size *= n
+    if start != expected or end - start != size or end > len(body):
+        raise MalformedRefused(
+            f"{row.where}: bytes {start} to {end}, expected {expected} to {expected + size} of {len(body)}"
+        )
+    return np.frombuffer(body[start:end], dtype).reshape(sizes), end
+
+
+def _integers(value: JSON, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or len(value) > 16:
+        raise MalformedRefused(f"{where}: expected a list of sizes")
+    out = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0)
+    if len(out) != len(value):
+        raise MalformedRefused(f"{where}: expected sizes of zero or more")
+    return out

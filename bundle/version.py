@@ -1,0 +1,5 @@
+"""The one version number of the distribution."""
+
+from typing import Final
+
+VERSION: Final = "0.1.0"

@@ -1,0 +1,1 @@
+"""Takes releases: verify, fetch, patch, probe, swap, watch, commit or roll back."""

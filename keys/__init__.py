@@ -1,0 +1,1 @@
+"""Everything that can sign a release or admit a device; never imported by the device agent."""

@@ -1,0 +1,1 @@
+"""Makes releases: quantize, compare, assemble, diff, encrypt, sign, publish."""

@@ -1,0 +1,1 @@
+"""Commands of `packager`, one module a noun group."""
