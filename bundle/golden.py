@@ -1,4 +1,4 @@
-"""Golden vectors: inputs and the answers that the shipped artefact gave, checked on the device before a model goes live.
+"""Golden vectors: inputs and the answers of the shipped artefact, checked on the device before a model goes live.
 
 Rules:
 1. The file has the safetensors layout: u64 little-endian header length ‖ JSON header ‖ tensors, without alignment gaps.
@@ -159,14 +159,14 @@ def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_p
         error = relative_rms(answer, golden)
         if error * 1_000_000 > tolerance_ppm:
             raise GoldenUnfit(
-                f"{where}: output {name!r} is off by relative RMS {error:.6f}, at most {tolerance_ppm / 1e6:.6f} is allowed"
+                f"{where}: output {name!r} is off by relative RMS {error:.6f}, expected at most {tolerance_ppm / 1e6:.6f}"
             )
         worst = max(worst, error)
     return worst
 
 
 def _split(key: str) -> tuple[int, str, str]:
-    number, side, name = (key.split(".", 2) + ["", ""])[:3]
+    number, side, name = [*key.split(".", 2), "", ""][:3]
     if len(number) != 4 or not number.isdecimal() or side not in ("in", "out") or not name:
         raise MalformedRefused(f"golden vectors: found tensor {key[:80]!r}, expected 0000.in.NAME or 0000.out.NAME")
     return int(number), side, name
