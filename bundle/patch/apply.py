@@ -1,0 +1,134 @@
+"""Apply a patch: read it forward once, read the base at random, write the target forward.
+
+Rules, in order:
+1. The header is read; the base's file table must be the one that the patch was made for.
+2. Frames are decoded one at a time and never beyond the limits that the header announced.
+3. Every file's SHA-256 is compared with the header's table before `Target.end_file` is called for it.
+4. The table is returned only after the patch was read to its END. A caller that sees an error throws away all that its
+   `Target` took, files that were ended too.
+
+The table that is returned comes from the patch: the caller compares its digest with the signed one.
+"""
+
+from collections.abc import Iterator
+
+from bundle.errors import PatchCorruptRefused, PatchLimitRefused, WrongBaseRefused
+from bundle.files import BundleFile
+from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
+from bundle.patch.delta import decode_delta
+from bundle.patch.layout import Base, BaseLine, Target, TargetLine
+from bundle.patch.limits import DEFAULT, PatchLimits
+from bundle.patch.numbers import Cursor
+from bundle.patch.ranges import read_base_ranges, read_count, read_target_ranges
+from bundle.patch.sections import read_section, unpack_zstd
+from bundle.patch.stream import decode_stream
+
+__all__ = ["Base", "ForwardReader", "PatchLimits", "Target", "apply_patch"]
+
+
+def apply_patch(
+    patch: ForwardReader, base: Base | None, target: Target, limits: PatchLimits = DEFAULT
+) -> tuple[BundleFile, ...]:
+    """Make the target's files.
+
+    Args:
+        patch: plain patch bytes; may be a decrypting reader.
+        base: the bundle that the patch starts from; not looked at by a patch from nothing.
+        target: takes the files.
+        limits: what the decoder is willing to hold.
+
+    Returns:
+        The target's file table.
+
+    Raises:
+        PatchRefused: with the reason as its class.
+    """
+    header = read_header(patch, limits)
+    _check_base(header, base)
+    _Applier(header, base, target, limits).run(read_frames(patch, header))
+    return header.target
+
+
+def _check_base(header: Header, base: Base | None) -> None:
+    if not header.base:
+        return
+    if base is None:
+        raise WrongBaseRefused("patch starts from a base bundle, and none is here", remedy="use the patch from nothing")
+    wanted = [(file.path, file.size, file.sha256) for file in header.base]
+    found = [(file.path, file.size, file.sha256) for file in base.files]
+    if wanted != found:
+        differing = next(
+            (f"{w[0]!r} {w[2][:16]}…" for w in wanted if w not in found), f"{len(found)} files instead of {len(wanted)}"
+        )
+        raise WrongBaseRefused(
+            f"patch starts from another base: {differing} is not what is here", remedy="use the patch from nothing"
+        )
+
+
+class _Applier:
+    def __init__(self, header: Header, base: Base | None, target: Target, limits: PatchLimits) -> None:
+        self._announced = header.announced
+        self._items = limits.items
+        self._base = BaseLine(base, header.base)
+        self._target = TargetLine(
+            target, header.target, self._base, pending_bytes=header.announced.pending_bytes, items=limits.items
+        )
+
+    def run(self, frames: Iterator[Frame]) -> None:
+        self._target.begin()
+        for frame in frames:
+            self._decode(frame, frames)
+            self._target.drain()
+        self._target.finish()
+
+    def _decode(self, frame: Frame, frames: Iterator[Frame]) -> None:
+        match frame.op:
+            case Op.COPY:
+                self._copy(frame)
+            case Op.BYTES:
+                self._bytes(frame)
+            case Op.DELTA:
+                self._check_pending(frame)
+                start, data = decode_delta(frame, self._base, self._announced)
+                frame.check_plain(data)
+                self._target.place([(start, len(data))], data, frame.where)
+            case Op.STREAM:
+                decode_stream(frame, frames, self._target, self._announced)
+            case _:
+                raise PatchCorruptRefused(f"{frame.where}: not expected here")
+
+    def _copy(self, frame: Frame) -> None:
+        payload = Cursor(frame.payload, frame.where)
+        table = read_section(payload, self._announced.payload_bytes, "copy table")
+        payload.end()
+        frame.check_plain(table)
+        cursor = Cursor(table, frame.where)
+        target_end = base_end = 0
+        for _ in range(read_count(cursor, self._items)):
+            start = target_end + cursor.varint()
+            base_start = base_end + cursor.signed_varint()
+            length = cursor.varint()
+            if length == 0:
+                raise PatchCorruptRefused(f"{frame.where}: empty range")
+            self._target.copy(start, base_start, length, frame.where)
+            target_end, base_end = start + length, base_start + length
+        cursor.end()
+
+    def _bytes(self, frame: Frame) -> None:
+        self._check_pending(frame)
+        cursor = Cursor(frame.payload, frame.where)
+        table = Cursor(read_section(cursor, self._announced.payload_bytes, "range table"), frame.where)
+        ranges = read_target_ranges(table, self._items, frame.plain_bytes)
+        words = read_base_ranges(table, self._base, self._items, self._announced.dictionary_bytes)
+        table.end()
+        if sum(length for _, length in ranges) != frame.plain_bytes:
+            raise PatchCorruptRefused(f"{frame.where}: ranges do not sum up to the frame's {frame.plain_bytes} bytes")
+        data = unpack_zstd(cursor.rest(), frame.plain_bytes, frame.where, self._base.gather(words))
+        frame.check_plain(data)
+        self._target.place(ranges, data, frame.where)
+
+    def _check_pending(self, frame: Frame) -> None:
+        if frame.plain_bytes > self._announced.pending_bytes:
+            raise PatchLimitRefused(
+                f"{frame.where}: {frame.plain_bytes} target bytes, the header announced {self._announced.pending_bytes}"
+            )

@@ -1,0 +1,252 @@
+"""The container of a patch: a header, then frames (docs/format.md, Patches).
+
+    patch  = magic(8) version(u16) stored(u32) plain(u32) crc(u32) zstd(header JSON)  frame*
+    frame  = op(u8) payload(u32) plain(u32) plain_crc(u32) crc(u32)  payload
+
+All integers are little-endian. `crc` is the CRC-32 of everything before it in the same head, then of what follows it up
+to the end of header or frame; `plain_crc` that of the `plain` bytes that the frame decodes to.
+
+Rules:
+1. Every length is compared with its limit before as much is read or allocated.
+2. A short read is a truncated patch; bytes after the END frame are a corrupt one.
+3. Features that a patch uses are named in its header; a frame whose op belongs to another feature is refused.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Final, Protocol
+
+from bundle import canonical
+from bundle.canonical import JSON, Fields
+from bundle.errors import (
+    MalformedRefused,
+    PatchCorruptRefused,
+    PatchFeatureRefused,
+    PatchLimitRefused,
+    PatchTruncatedRefused,
+    PatchVersionRefused,
+    TooLargeRefused,
+)
+from bundle.files import BundleFile, parse_files
+from bundle.patch.limits import MAX_HEADER_BYTES, Announced, PatchLimits
+from bundle.patch.sections import pack_zstd, unpack_zstd
+
+MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
+VERSION: Final = 1
+FEATURES: Final = ("delta", "pcodec", "stream", "typed")
+
+_PREFIX: Final = struct.Struct("<8sHII")
+_CRC: Final = struct.Struct("<I")
+_FRAME: Final = struct.Struct("<BIII")
+
+
+class Op(IntEnum):
+    """What a frame does."""
+
+    END = 0
+    COPY = 1
+    BYTES = 2
+    DELTA = 3
+    STREAM = 4
+    MORE = 5
+    PARAM = 6
+    TYPED = 7
+
+
+FEATURE_OF_OP: Final = {Op.DELTA: "delta", Op.STREAM: "stream", Op.MORE: "stream", Op.PARAM: "typed", Op.TYPED: "typed"}
+
+
+class ForwardReader(Protocol):
+    """The patch's bytes, from the first to the last; a short read only at the end."""
+
+    def read(self, n: int, /) -> bytes:
+        """At most `n` bytes; fewer only where the patch ends."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a patch says about itself.
+
+    Attributes:
+        base: file table of the base; empty for a patch from nothing (a bundle never is).
+        target: file table of the target.
+        features: sorted names of decoder features that the patch uses.
+        announced: its limits.
+    """
+
+    base: tuple[BundleFile, ...]
+    target: tuple[BundleFile, ...]
+    features: tuple[str, ...]
+    announced: Announced
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame, its checksum held.
+
+    Attributes:
+        number: 0 for the first.
+        plain_bytes: length of what the payload decodes to.
+        plain_crc: CRC-32 of that.
+    """
+
+    number: int
+    op: Op
+    plain_bytes: int
+    plain_crc: int
+    payload: bytes
+
+    @property
+    def where(self) -> str:
+        """How errors name it."""
+        return f"patch frame {self.number} ({self.op.name})"
+
+    def check_plain(self, plain: bytes | memoryview) -> None:
+        """Raises PatchCorruptRefused where `plain` is not what the frame's head announces."""
+        if len(plain) != self.plain_bytes or zlib.crc32(plain) != self.plain_crc:
+            raise PatchCorruptRefused(
+                f"{self.where}: decoded {len(plain)} bytes that are not the {self.plain_bytes} expected"
+            )
+
+
+def header_bytes(header: Header) -> bytes:
+    """The start of a patch, up to its first frame."""
+    document: dict[str, JSON] = {
+        "base": [file.as_json() for file in header.base],
+        "target": [file.as_json() for file in header.target],
+        "features": list(header.features),
+        "limits": {field.name: getattr(header.announced, field.name) for field in fields(Announced)},
+    }
+    plain = canonical.encode(document)
+    stored = pack_zstd(plain, 19)
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(stored), len(plain))
+    return prefix + _CRC.pack(zlib.crc32(stored, zlib.crc32(prefix))) + stored
+
+
+def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
+    """Read and check the header.
+
+    Raises:
+        PatchVersionRefused, PatchTruncatedRefused, PatchCorruptRefused, PatchLimitRefused.
+    """
+    head = patch.read(_PREFIX.size)
+    if not head.startswith(MAGIC[: max(1, len(head))]):
+        raise PatchVersionRefused(f"found {head[:8].hex()} at the start, expected a patch ({MAGIC.hex()})")
+    if len(head) < _PREFIX.size:
+        raise PatchTruncatedRefused(f"patch ends after {len(head)} bytes, in its header")
+    _, version, stored_bytes, plain_bytes = _PREFIX.unpack(head)
+    if version != VERSION:
+        raise PatchVersionRefused(
+            f"patch has version {version}, this decoder knows {VERSION}", remedy="update the device agent"
+        )
+    if max(stored_bytes, plain_bytes) > MAX_HEADER_BYTES:
+        raise PatchLimitRefused(
+            f"patch header is {max(stored_bytes, plain_bytes)} bytes, at most {MAX_HEADER_BYTES} are"
+        )
+    crc = _exactly(patch, _CRC.size, "header")
+    stored = _exactly(patch, stored_bytes, "header")
+    if _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
+        raise PatchCorruptRefused("patch header: its checksum does not hold")
+    return _parse_header(unpack_zstd(stored, plain_bytes, "patch header"), limits)
+
+
+def frame_bytes(
+    op: Op, payload: bytes, plain: bytes | memoryview = b"", *, totals: tuple[int, int] | None = None
+) -> bytes:
+    """One frame.
+
+    Args:
+        plain: what the payload decodes to.
+        totals: (length, CRC-32) of `plain` where it is not at hand.
+    """
+    length, crc = totals or (len(plain), zlib.crc32(plain))
+    head = _FRAME.pack(op, len(payload), length, crc)
+    return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
+
+
+def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
+    """Every frame before END; then checks that nothing follows.
+
+    Raises:
+        PatchTruncatedRefused, PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
+    """
+    number = 0
+    while True:
+        head = _exactly(patch, _FRAME.size + _CRC.size, f"frame {number}")
+        code, payload_bytes, plain_bytes, plain_crc = _FRAME.unpack_from(head)
+        if payload_bytes > header.announced.payload_bytes:
+            raise PatchLimitRefused(
+                f"patch frame {number}: payload of {payload_bytes} bytes, announced {header.announced.payload_bytes}"
+            )
+        payload = _exactly(patch, payload_bytes, f"frame {number}")
+        if _CRC.unpack_from(head, _FRAME.size)[0] != zlib.crc32(payload, zlib.crc32(head[: _FRAME.size])):
+            raise PatchCorruptRefused(f"patch frame {number}: its checksum does not hold")
+        if code not in Op._value2member_map_:
+            raise PatchCorruptRefused(f"patch frame {number}: unknown op {code}")
+        op = Op(code)
+        if op in FEATURE_OF_OP and FEATURE_OF_OP[op] not in header.features:
+            raise PatchFeatureRefused(
+                f"patch frame {number}: op {op.name} needs feature {FEATURE_OF_OP[op]!r}, not named in the header"
+            )
+        if op is Op.END:
+            if payload or plain_bytes or patch.read(1):
+                raise PatchCorruptRefused(f"patch frame {number}: bytes after the end of the patch")
+            return
+        yield Frame(number, op, plain_bytes, plain_crc, payload)
+        number += 1
+
+
+def _exactly(patch: ForwardReader, length: int, what: str) -> bytes:
+    data = patch.read(length)
+    if len(data) != length:
+        raise PatchTruncatedRefused(f"patch ends in its {what}: found {len(data)} bytes, expected {length}")
+    return data
+
+
+def _parse_header(plain: bytes, limits: PatchLimits) -> Header:
+    try:
+        document = Fields(canonical.decode(plain, what="patch header", max_bytes=MAX_HEADER_BYTES), "patch header")
+        base = _table(document, "base", limits)
+        target = _table(document, "target", limits)
+        features = document.texts("features", canonical.NAME, max_items=32)
+        row = document.object("limits")
+        values = {field.name: row.integer(field.name) for field in fields(Announced)}
+        row.end()
+        document.end()
+    except (MalformedRefused, TooLargeRefused) as error:
+        raise PatchCorruptRefused(error.message) from error
+    for name, value in values.items():
+        if value > getattr(limits, name):
+            raise PatchLimitRefused(
+                f"patch needs {name} {value}, this decoder allows {getattr(limits, name)}", remedy="use another patch"
+            )
+    for feature in features:
+        _check_feature(feature)
+    if sum(file.size for file in target) > limits.target_bytes:
+        raise PatchLimitRefused(
+            f"patch makes {sum(f.size for f in target)} bytes, at most {limits.target_bytes} are allowed"
+        )
+    return Header(base, target, features, Announced(**values))
+
+
+def _table(document: Fields, name: str, limits: PatchLimits) -> tuple[BundleFile, ...]:
+    return parse_files(document.objects(name, max_items=limits.files))
+
+
+def _check_feature(feature: str) -> None:
+    if feature not in FEATURES:
+        raise PatchFeatureRefused(
+            f"patch needs the decoder feature {feature!r}, this decoder has {', '.join(FEATURES)}",
+            remedy="update the device agent, or use another patch",
+        )
+    if feature == "pcodec":
+        from importlib.util import find_spec
+
+        if find_spec("pcodec") is None:
+            raise PatchFeatureRefused(
+                "patch needs the decoder feature 'pcodec', which is not installed here", remedy="use another patch"
+            )

@@ -1,0 +1,58 @@
+"""The DELTA op: bsdiff, cut into frames, so that memory does not follow the file.
+
+Payload: target start (varint), base start (varint), then three sections: control, difference, extra. Control is a run
+of triples (add, extra: varints; seek: signed varint): `add` target bytes are base bytes plus difference bytes modulo
+256, then `extra` target bytes come from extra, then the base position moves on by `add + seek`.
+
+Rules:
+1. A triple makes at least one byte, so the triples of a frame are at most its target bytes.
+2. Difference and extra are used up exactly.
+Source: Colin Percival, "Naive differences of executable code" (2003); the cut into frames is ours.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from bundle.errors import PatchCorruptRefused
+from bundle.patch.container import Frame
+from bundle.patch.layout import BaseLine
+from bundle.patch.limits import Announced
+from bundle.patch.numbers import Cursor
+from bundle.patch.sections import read_section
+
+MAX_CONTROL_BYTES: Final = 1 << 18
+
+
+def decode_delta(frame: Frame, base: BaseLine, announced: Announced) -> tuple[int, memoryview]:
+    """Target start and target bytes of a DELTA frame.
+
+    Raises:
+        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused.
+    """
+    cursor = Cursor(frame.payload, frame.where)
+    start, position = cursor.varint(), cursor.varint()
+    control = Cursor(read_section(cursor, MAX_CONTROL_BYTES, "control"), f"{frame.where} control")
+    out = bytearray(frame.plain_bytes)
+    difference = read_section(cursor, min(frame.plain_bytes, announced.pending_bytes), "difference")
+    extra = read_section(cursor, frame.plain_bytes - len(difference), "extra")
+    cursor.end()
+    done = added = inserted = 0
+    while control.left():
+        add, more, seek = control.varint(), control.varint(), control.signed_varint()
+        if add + more == 0 or add > len(difference) - added or more > len(extra) - inserted:
+            raise PatchCorruptRefused(f"{control.where}: triple ({add}, {more}, {seek}) does not fit what is left")
+        if add:
+            base.check(position, add, frame.where)
+            _add(out, done, base.read(position, add), difference[added : added + add])
+        out[done + add : done + add + more] = extra[inserted : inserted + more]
+        done, added, inserted = done + add + more, added + add, inserted + more
+        position += add + seek
+    if done != frame.plain_bytes or added != len(difference) or inserted != len(extra):
+        raise PatchCorruptRefused(f"{frame.where}: control makes {done} bytes, expected {frame.plain_bytes}")
+    return start, memoryview(out)
+
+
+def _add(out: bytearray, at: int, base: bytes, difference: bytes | memoryview) -> None:
+    view = np.frombuffer(out, np.uint8, len(base), at)
+    np.add(np.frombuffer(base, np.uint8), np.frombuffer(difference, np.uint8), out=view)

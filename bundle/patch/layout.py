@@ -1,0 +1,223 @@
+"""Where bytes come from and where they go: the files of a bundle as one line of bytes.
+
+An address is an offset into the concatenation of the files in table order: a range names its file, and may cross files.
+
+Rules:
+1. The target is written forward only. What is decoded ahead of the cursor waits, at most `pending_bytes` and `items` of
+   it; ranges to copy wait as ranges and are copied when the cursor reaches them.
+2. A range lies inside its table. In the target no two ranges overlap, and together they leave no hole.
+3. A file is ended only after its SHA-256 has been compared with the table's.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Final, Protocol
+
+from bundle.errors import PatchLimitRefused, PatchRangeRefused, PatchTargetRefused
+from bundle.files import BundleFile
+from bundle.patch.limits import IO_CHUNK_BYTES
+
+Range = tuple[int, int]  # start (address), length (bytes)
+
+
+class Base(Protocol):
+    """Random access to the plain files of the base bundle."""
+
+    @property
+    def files(self) -> tuple[BundleFile, ...]:
+        """Its file table, sorted by path."""
+        ...
+
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of file `index` from `offset` on; raises where there are not as many."""
+        ...
+
+
+class Target(Protocol):
+    """Takes the files of the new bundle, in table order, each from its first byte to its last."""
+
+    def begin_file(self, file: BundleFile) -> None:
+        """The bytes that follow are this file's."""
+        ...
+
+    def write(self, data: bytes | memoryview) -> None:
+        """The next bytes; not to be kept, the buffer is reused."""
+        ...
+
+    def end_file(self) -> None:
+        """The file is complete and its SHA-256 is the table's."""
+        ...
+
+
+class BaseLine:
+    """The base's files as one line. An empty one where the patch is from nothing."""
+
+    def __init__(self, base: Base | None, files: tuple[BundleFile, ...]) -> None:
+        self._base = base
+        self._ends = list(accumulate(file.size for file in files))
+        self.size = self._ends[-1] if files else 0
+
+    def check(self, start: int, length: int, where: str) -> None:
+        """Rule 2. Raises PatchRangeRefused."""
+        if start < 0 or length < 0 or start + length > self.size:
+            raise PatchRangeRefused(
+                f"{where}: base range [{start}, {start + length}) is not in the base's {self.size} bytes"
+            )
+
+    def read(self, start: int, length: int) -> bytes:
+        """`length` bytes from address `start`; the range has been checked."""
+        index = bisect_right(self._ends, start)
+        if self._base is not None and length and start + length <= self._ends[index]:
+            return self._base.pread(index, start - self._begin(index), length)
+        return b"".join(self._pieces(index, start, length))
+
+    def gather(self, ranges: Sequence[Range]) -> bytes:
+        """The bytes of several ranges, joined."""
+        if len(ranges) == 1:
+            return self.read(*ranges[0])
+        return b"".join(self.read(start, length) for start, length in ranges)
+
+    def _begin(self, index: int) -> int:
+        return self._ends[index - 1] if index else 0
+
+    def _pieces(self, index: int, start: int, length: int) -> list[bytes]:
+        out = []
+        while length and self._base is not None:
+            piece = min(length, self._ends[index] - start)
+            if piece:
+                out.append(self._base.pread(index, start - self._begin(index), piece))
+            start, length, index = start + piece, length - piece, index + 1
+        return out
+
+
+class TargetLine:
+    """The target's files as one line, written by a cursor that only goes forward.
+
+    Args:
+        pending_bytes, items: rule 1.
+    """
+
+    def __init__(
+        self, target: Target, files: tuple[BundleFile, ...], base: BaseLine, *, pending_bytes: int, items: int
+    ) -> None:
+        self.size: Final = sum(file.size for file in files)
+        self.cursor = 0
+        self._target = target
+        self._base = base
+        self._files = list(reversed(files))
+        self._file_end = 0
+        self._hash = hashlib.sha256()
+        self._max_pending = pending_bytes
+        self._max_items = items
+        self._pending = 0
+        # Sorted by start, descending, so that the next one is popped from the end. An int is a base address to copy.
+        self._starts: list[int] = []
+        self._waiting: list[tuple[int, int | bytes]] = []
+
+    def begin(self) -> None:
+        """Open the first file, and end those that are empty."""
+        self._next_file()
+
+    def place(self, ranges: Sequence[Range], data: bytes | memoryview, where: str) -> None:
+        """Target bytes of one frame: `data` is the ranges' content, joined; its length is theirs."""
+        view = memoryview(data)
+        position = 0
+        for start, length in ranges:
+            piece = view[position : position + length]
+            position += length
+            if start == self.cursor and length:
+                self._check_free(start, length, where)
+                self._write(piece)
+                self._drain()
+            elif length:
+                if self._pending + length > self._max_pending:
+                    raise PatchLimitRefused(
+                        f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending}"
+                    )
+                self._pending += length
+                self._insert(start, length, bytes(piece), where)
+
+    def copy(self, start: int, base_start: int, length: int, where: str) -> None:
+        """A range of the target that equals a range of the base."""
+        self._base.check(base_start, length, where)
+        if length:
+            self._insert(start, length, base_start, where)
+
+    def write_here(self, data: bytes | memoryview, where: str) -> None:
+        """Bytes at the cursor, from a stream."""
+        self._check_free(self.cursor, len(data), where)
+        self._write(data)
+
+    def drain(self) -> None:
+        """Write what the cursor has reached."""
+        self._drain()
+
+    def finish(self) -> None:
+        """Rule 2: the whole target has been written. Raises PatchRangeRefused."""
+        if self.cursor != self.size or self._waiting:
+            raise PatchRangeRefused(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
+
+    def _insert(self, start: int, length: int, item: int | bytes, where: str) -> None:
+        self._check_free(start, length, where)
+        if len(self._waiting) >= self._max_items:
+            raise PatchLimitRefused(f"{where}: more than {self._max_items} ranges wait ahead of the cursor")
+        at = self._index(start)
+        self._starts.insert(at, -start)
+        self._waiting.insert(at, (length, item))
+
+    def _index(self, start: int) -> int:
+        # _starts holds negated addresses, ascending: the largest address first.
+        return bisect_right(self._starts, -start)
+
+    def _check_free(self, start: int, length: int, where: str) -> None:
+        if start < self.cursor or start + length > self.size:
+            raise PatchRangeRefused(
+                f"{where}: target range [{start}, {start + length}) is not in [{self.cursor}, {self.size})"
+            )
+        at = self._index(start)
+        if at > 0 and -self._starts[at - 1] < start + length:
+            raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps a later one")
+        if at < len(self._starts) and -self._starts[at] + self._waiting[at][0] > start:
+            raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps an earlier one")
+
+    def _drain(self) -> None:
+        while self._starts and -self._starts[-1] == self.cursor:
+            self._starts.pop()
+            length, item = self._waiting.pop()
+            if isinstance(item, bytes):
+                self._pending -= length
+                self._write(item)
+                continue
+            for offset in range(0, length, IO_CHUNK_BYTES):
+                self._write(self._base.read(item + offset, min(IO_CHUNK_BYTES, length - offset)))
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while len(view):
+            piece = view[: min(self._file_end - self.cursor, IO_CHUNK_BYTES)]
+            self._hash.update(piece)
+            self._target.write(piece)
+            self.cursor += len(piece)
+            view = view[len(piece) :]
+            if self.cursor == self._file_end:
+                self._end_file()
+                self._next_file()
+
+    def _next_file(self) -> None:
+        while self._files:
+            self._target.begin_file(self._files[-1])
+            self._hash = hashlib.sha256()
+            self._file_end = self.cursor + self._files[-1].size
+            if self._files[-1].size:
+                return
+            self._end_file()
+
+    def _end_file(self) -> None:
+        file = self._files.pop()
+        if self._hash.hexdigest() != file.sha256:
+            raise PatchTargetRefused(
+                f"target file {file.path!r}: rebuilt with SHA-256 {self._hash.hexdigest()}, expected {file.sha256}"
+            )
+        self._target.end_file()

@@ -1,0 +1,66 @@
+"""How much memory a patch may ask for, and how much one takes.
+
+Rules:
+1. A patch's header announces its own limits; the decoder refuses an announcement above `PatchLimits`, then anything in
+   the patch above the announcement. So memory is known before the first frame is read.
+2. The limits follow elements and bytes of one frame, never the size of the model.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class PatchLimits:
+    """What the decoder is willing to hold at one time.
+
+    Attributes:
+        payload_bytes: one frame as it is stored, and each of its parts unpacked, other than target bytes.
+        pending_bytes: target bytes of one frame, and those that wait ahead of the cursor.
+        dictionary_bytes: bytes of the base that one frame may use as a dictionary.
+        parameter_bytes: predictor parameters in force, unpacked, all slots together.
+        block_elements: elements of one TYPED frame.
+        items: ranges that wait ahead of the cursor, and ranges of one frame.
+        window_log: base-two logarithm of the window of a zstd stream.
+        files: entries of a file table.
+        target_bytes: all target files together.
+    """
+
+    payload_bytes: int = 8 << 20
+    pending_bytes: int = 4 << 20
+    dictionary_bytes: int = 8 << 20
+    parameter_bytes: int = 4 << 20
+    block_elements: int = 1 << 18
+    items: int = 1 << 14
+    window_log: int = 23
+    files: int = 1024
+    target_bytes: int = 1 << 50
+
+
+DEFAULT: Final = PatchLimits()
+
+MAX_HEADER_BYTES: Final = 1 << 20  # 1,024 files in two tables at 250 bytes of JSON an entry are half of this
+IO_CHUNK_BYTES: Final = 1 << 17  # small enough to stay in the second-level cache between reading, hashing and writing
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The limits that a patch's header announces; the fields are those of `PatchLimits`, zero where unused."""
+
+    payload_bytes: int
+    pending_bytes: int
+    dictionary_bytes: int
+    parameter_bytes: int
+    block_elements: int
+    window_log: int
+
+    def memory_bound(self) -> int:
+        """Bytes that applying takes at most above an idle decoder; what the manifest states as `peak_memory`.
+
+        A TYPED frame holds, an element: base, prediction, residual and sorted residual (8 bytes each at most), the
+        sort order (8) and three small arrays; a stream holds its window and a bzip2 section 3.7 MB of its own.
+        """
+        block = self.block_elements * 48
+        stream = (1 << self.window_log) + (1 << 20) if self.window_log else 0
+        plain = self.payload_bytes + 2 * self.pending_bytes + 2 * self.dictionary_bytes + (4 << 20)
+        return max(block, stream, plain) + self.payload_bytes + self.pending_bytes + self.parameter_bytes

@@ -1,0 +1,93 @@
+"""Integers as a patch writes them: little-endian base 128, seven bits a byte, the high bit means "more follows".
+
+Rules:
+1. A number has at most 63 bits, so at most nine bytes; its last byte is not zero unless it is the only one.
+2. A signed number n is written as 2n for n >= 0, else as -2n - 1.
+3. A `Cursor` never reads beyond its bytes and never copies them.
+"""
+
+from typing import Final
+
+from bundle.errors import PatchCorruptRefused
+
+MAX_BYTES: Final = 9
+
+
+def varint(number: int) -> bytes:
+    """Rule 1. `number`: 0 to 2^63 - 1."""
+    if not 0 <= number < 1 << 63:
+        raise ValueError(f"{number} does not fit 63 bits")
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def signed_varint(number: int) -> bytes:
+    """Rule 2."""
+    return varint(number << 1 if number >= 0 else (-number << 1) - 1)
+
+
+class Cursor:
+    """Reads a payload from its start to its end.
+
+    Args:
+        data: the whole payload.
+        where: how an error names it, for example "frame 7".
+    """
+
+    __slots__ = ("data", "position", "where")
+
+    def __init__(self, data: bytes | memoryview, where: str) -> None:
+        self.data = memoryview(data)
+        self.position = 0
+        self.where = where
+
+    def byte(self) -> int:
+        """One byte, 0 to 255."""
+        if self.position >= len(self.data):
+            raise PatchCorruptRefused(f"{self.where}: payload ends at byte {self.position}, expected one more")
+        self.position += 1
+        return self.data[self.position - 1]
+
+    def varint(self) -> int:
+        """Rule 1. Raises PatchCorruptRefused."""
+        number = shift = 0
+        for _ in range(MAX_BYTES):
+            byte = self.byte()
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    raise PatchCorruptRefused(f"{self.where}: number with a leading zero at byte {self.position}")
+                return number
+            shift += 7
+        raise PatchCorruptRefused(f"{self.where}: number of more than 63 bits at byte {self.position}")
+
+    def signed_varint(self) -> int:
+        """Rule 2."""
+        number = self.varint()
+        return -(number + 1 >> 1) if number & 1 else number >> 1
+
+    def take(self, length: int) -> memoryview:
+        """The next `length` bytes, not copied."""
+        if length > len(self.data) - self.position:
+            raise PatchCorruptRefused(
+                f"{self.where}: found {len(self.data) - self.position} bytes at byte {self.position}, expected {length}"
+            )
+        self.position += length
+        return self.data[self.position - length : self.position]
+
+    def rest(self) -> memoryview:
+        """All that is left, not copied."""
+        return self.take(len(self.data) - self.position)
+
+    def left(self) -> int:
+        """Bytes not read yet."""
+        return len(self.data) - self.position
+
+    def end(self) -> None:
+        """Refuse trailing bytes."""
+        if self.left():
+            raise PatchCorruptRefused(f"{self.where}: {self.left()} bytes after the end of the payload")

@@ -1,0 +1,130 @@
+"""A section: a run of bytes inside a payload, packed or not; its plain length is known, and bounded, before unpacking.
+
+Layout: coder (1 byte), plain length (varint), then for coder 0 the bytes; else stored length (varint) and that many.
+Coders: 0 stored, 1 zstd (one frame, RFC 8878), 2 bzip2 (one stream).
+
+Rules:
+1. The plain length is compared with the caller's limit before anything is allocated.
+2. Unpacking yields exactly the plain length, or the section is refused: a bomb costs its stated length at most.
+"""
+
+import bz2
+from typing import Final
+
+import zstandard
+
+from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.patch.numbers import Cursor, varint
+
+STORED: Final = 0
+ZSTD: Final = 1
+BZIP2: Final = 2
+
+_MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
+
+
+def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
+    """Unpack the section at the cursor.
+
+    Args:
+        limit: bytes, the most that the plain section may be.
+        what: its name in an error.
+
+    Raises:
+        PatchLimitRefused, PatchCorruptRefused.
+    """
+    coder = cursor.byte()
+    plain = cursor.varint()
+    if plain > limit:
+        raise PatchLimitRefused(f"{cursor.where}: {what} is {plain} bytes unpacked, at most {limit} are allowed")
+    if coder == STORED:
+        return cursor.take(plain)
+    stored = cursor.take(cursor.varint())
+    if coder == ZSTD:
+        return unpack_zstd(stored, plain, f"{cursor.where}: {what}")
+    if coder == BZIP2:
+        return unpack_bzip2(stored, plain, f"{cursor.where}: {what}")
+    raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0, 1 or 2")
+
+
+def write_section(data: bytes, level: int = 19, *, with_bzip2: bool = False) -> bytes:
+    """The smallest section that holds `data`."""
+    choices = [bytes([STORED]) + varint(len(data)) + data]
+    if data:
+        packed = {ZSTD: pack_zstd(data, level)}
+        if with_bzip2:
+            packed[BZIP2] = bz2.compress(data)
+        choices += [bytes([k]) + varint(len(data)) + varint(len(part)) + part for k, part in packed.items()]
+    return min(choices, key=len)
+
+
+def unpack_zstd(stored: bytes | memoryview, plain: int, where: str, dictionary: bytes = b"") -> bytes:
+    """Exactly `plain` bytes from one zstd frame, with raw content `dictionary` if there is one.
+
+    Raises:
+        PatchCorruptRefused: another length, a damaged frame, bytes after it.
+    """
+    if plain == 0:
+        if len(stored):
+            raise PatchCorruptRefused(f"{where}: {len(stored)} bytes stored for an empty section")
+        return b""
+    try:
+        stated = zstandard.get_frame_parameters(stored).content_size
+        # A frame that states its size makes the library allocate that, whatever max_output_size says.
+        if stated not in (zstandard.CONTENTSIZE_UNKNOWN, plain):
+            raise PatchCorruptRefused(f"{where}: zstd frame states {stated} bytes, expected {plain}")
+        data = _decompressor(dictionary).decompress(stored, max_output_size=plain, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PatchCorruptRefused(f"{where}: {error}") from error
+    if len(data) != plain:
+        raise PatchCorruptRefused(f"{where}: unpacked to {len(data)} bytes, expected {plain}")
+    return data
+
+
+def pack_zstd(data: bytes | memoryview, level: int, dictionary: bytes = b"") -> bytes:
+    """One zstd frame without checksum and content size: the section knows its length, the frame has its CRC."""
+    if len(data) == 0:
+        return b""
+    window_log = max(10, (len(data) + len(dictionary) - 1).bit_length())
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=len(data),
+        dict_size=len(dictionary),
+        window_log=min(window_log, 27),
+        enable_ldm=len(dictionary) > 1 << 20,
+        write_content_size=False,
+        write_checksum=False,
+        write_dict_id=False,
+    )
+    raw = _raw_dictionary(dictionary)
+    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=raw).compress(data)
+
+
+def unpack_bzip2(stored: bytes | memoryview, plain: int, where: str) -> bytes:
+    """Exactly `plain` bytes from one bzip2 stream. Raises PatchCorruptRefused."""
+    decoder = bz2.BZ2Decompressor()
+    out = bytearray()
+    feed = bytes(stored)
+    try:
+        while not decoder.eof and len(out) <= plain:
+            # One byte more than expected tells a stream that is too long from one that fits.
+            piece = decoder.decompress(feed, max_length=plain + 1 - len(out))
+            feed = b""
+            out += piece
+            if not piece and decoder.needs_input:
+                break
+    except (OSError, ValueError) as error:
+        raise PatchCorruptRefused(f"{where}: {error}") from error
+    if len(out) != plain or not decoder.eof or decoder.unused_data:
+        raise PatchCorruptRefused(f"{where}: bzip2 stream is damaged or not {plain} bytes long")
+    return bytes(out)
+
+
+def _decompressor(dictionary: bytes) -> zstandard.ZstdDecompressor:
+    return zstandard.ZstdDecompressor(dict_data=_raw_dictionary(dictionary))
+
+
+def _raw_dictionary(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
+    if len(dictionary) < _MIN_DICTIONARY_BYTES:
+        return None
+    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)

@@ -1,0 +1,99 @@
+"""Encodes DELTA frames from the matches that bsdiff finds (bundle/patch/delta.py has the layout).
+
+Rules:
+1. A frame makes at most `FRAME_BYTES` target bytes: about one of bzip2's blocks, so that memory stays small.
+2. Each section takes the smaller of bzip2 and zstd: so a frame is never much above what bsdiff4 itself would need.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import bsdiff4.core
+import numpy as np
+
+from bundle.patch.container import Op, frame_bytes
+from bundle.patch.delta import MAX_CONTROL_BYTES
+from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.sections import write_section
+
+FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
+MAX_PIECES: Final = MAX_CONTROL_BYTES // 27  # three numbers of nine bytes each
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """`add` bytes from `position` of the base, with a difference; then `extra` bytes of their own."""
+
+    position: int
+    add: int
+    extra: int
+
+    def cut(self, length: int) -> tuple["_Piece", "_Piece"]:
+        """Two pieces, the first one of `length` target bytes."""
+        add = min(self.add, length)
+        extra = length - add
+        return _Piece(self.position, add, extra), _Piece(self.position + add, self.add - add, self.extra - extra)
+
+
+def delta_frames(
+    base: bytes, target: bytes, base_start: int, target_start: int, frame_limit: int = FRAME_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Frames that make `target` from `base`, each with the number of target bytes that it makes.
+
+    Args:
+        base, target: whole content; bsdiff needs about 17 bytes of memory for each byte of `base`.
+        base_start, target_start: addresses of their first bytes.
+    """
+    control, difference, extra = bsdiff4.core.diff(base, target)
+    done = added = inserted = 0
+    for pieces in _frames(_pieces(control), frame_limit):
+        adds, extras = sum(piece.add for piece in pieces), sum(piece.extra for piece in pieces)
+        payload = [
+            varint(target_start + done),
+            varint(base_start + pieces[0].position),
+            write_section(_control(pieces), with_bzip2=True),
+            write_section(difference[added : added + adds], with_bzip2=True),
+            write_section(extra[inserted : inserted + extras], with_bzip2=True),
+        ]
+        yield adds + extras, frame_bytes(Op.DELTA, b"".join(payload), target[done : done + adds + extras])
+        done, added, inserted = done + adds + extras, added + adds, inserted + extras
+
+
+def _pieces(control: bytes) -> Iterator[_Piece]:
+    # bsdiff's integers are sign and magnitude, little-endian, 64 bits.
+    raw = np.frombuffer(control, "<u8")
+    magnitude = (raw & np.uint64((1 << 63) - 1)).astype(np.int64)
+    numbers = np.where(raw >> np.uint64(63), -magnitude, magnitude).reshape(-1, 3)
+    position = last = 0
+    for add, extra, seek in numbers.tolist():
+        if add:
+            last = position
+        if add + extra:
+            yield _Piece(last, add, extra)
+        position += add + seek
+        last += add
+
+
+def _frames(pieces: Iterator[_Piece], limit: int) -> Iterator[list[_Piece]]:
+    frame: list[_Piece] = []
+    room = limit
+    for piece in pieces:
+        left = piece
+        while left.add + left.extra:
+            if not room or len(frame) == MAX_PIECES:
+                yield frame
+                frame, room = [], limit
+            now, left = left.cut(min(room, left.add + left.extra))
+            frame.append(now)
+            room -= now.add + now.extra
+    if frame:
+        yield frame
+
+
+def _control(pieces: list[_Piece]) -> bytes:
+    nexts = [piece.position for piece in pieces[1:]] + [pieces[-1].position + pieces[-1].add]
+    return b"".join(
+        varint(piece.add) + varint(piece.extra) + signed_varint(following - piece.position - piece.add)
+        for piece, following in zip(pieces, nexts, strict=True)
+    )
