@@ -134,7 +134,7 @@ def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
         PatchVersionRefused, PatchTruncatedRefused, PatchCorruptRefused, PatchLimitRefused.
     """
     head = patch.read(_PREFIX.size)
-    if not head.startswith(MAGIC[: max(1, len(head))]):
+    if head[: len(MAGIC)] != MAGIC[: len(head)]:
         raise PatchVersionRefused(f"found {head[:8].hex()} at the start, expected a patch ({MAGIC.hex()})")
     if len(head) < _PREFIX.size:
         raise PatchTruncatedRefused(f"patch ends after {len(head)} bytes, in its header")

@@ -1,0 +1,48 @@
+"""Whatever happens to a patch's bytes, it is refused with a reason, and never half believed."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import PatchRefused, PatchTruncatedRefused, PatchVersionRefused
+from bundle.patch.apply import apply_patch
+from tests.patch.bundles import Files, MemoryBase, MemoryTarget, patch_between
+
+OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "same": b"s" * 400}
+NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "same": b"s" * 400}
+
+
+@pytest.fixture(scope="module", params=["bsdiff4", "zstd"])
+def patch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return patch_between(Path(tmp_path_factory.mktemp("patch")), OLD, NEW, request.param)[0]
+
+
+def _apply(patch: bytes) -> None:
+    apply_patch(io.BytesIO(patch), MemoryBase(OLD), MemoryTarget())
+
+
+def test_every_cut_is_refused(patch: bytes) -> None:
+    for length in range(len(patch)):
+        with pytest.raises(PatchTruncatedRefused):
+            _apply(patch[:length])
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x80, 0xFF])
+def test_every_flipped_byte_is_refused(patch: bytes, flip: int) -> None:
+    for position in range(len(patch)):
+        damaged = bytearray(patch)
+        damaged[position] ^= flip
+        with pytest.raises(PatchRefused):
+            _apply(bytes(damaged))
+
+
+def test_bytes_after_the_end_are_refused(patch: bytes) -> None:
+    with pytest.raises(PatchRefused, match="after the end of the patch"):
+        _apply(patch + b"\0")
+
+
+def test_what_is_not_a_patch_is_refused_as_such() -> None:
+    for data in (b"\x08\x09\x12\x07pytorch" * 10, b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + bytes(100)):
+        with pytest.raises(PatchVersionRefused):
+            _apply(data)

@@ -1,0 +1,253 @@
+"""Writes the patch vectors: `python -m tests.vectors.patch.generate`.
+
+Each file is one patch from BASE to TARGET; its name is its one defect, `expected.json` the reason of its refusal (null:
+it applies). Built from the container's parts rather than by the encoder, so that they stay when the encoder changes.
+"""
+
+import bz2
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import zstandard
+
+from bundle.files import BundleFile
+from bundle.patch.container import MAGIC, Header, Op, frame_bytes, header_bytes
+from bundle.patch.limits import Announced
+from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.ranges import write_base_ranges, write_target_ranges
+from bundle.patch.sections import pack_zstd, write_section
+
+FOLDER: Final = Path(__file__).parent
+BASE: Final = {"a": bytes(range(256)) * 4, "b": b"the old text, the old text"}
+TARGET: Final = {"a": bytes(range(256)) * 4, "b": b"the new text, the old text", "c": b"", "d": b"added" * 20}
+
+ANNOUNCED: Final = Announced(
+    payload_bytes=1 << 16,
+    pending_bytes=1 << 12,
+    dictionary_bytes=1 << 12,
+    parameter_bytes=0,
+    block_elements=0,
+    window_log=10,
+)
+
+
+def table(files: dict[str, bytes]) -> tuple[BundleFile, ...]:
+    return tuple(BundleFile(p, "other", len(d), hashlib.sha256(d).hexdigest()) for p, d in sorted(files.items()))
+
+
+HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "stream"), ANNOUNCED)
+END: Final = frame_bytes(Op.END, b"")
+A, B, D = 1024, 26, 100
+
+
+def copy(*entries: tuple[int, int, int], plain: bytes | None = None) -> bytes:
+    """(target gap, signed base gap, length) each."""
+    rows = b"".join(varint(t) + signed_varint(b) + varint(n) for t, b, n in entries)
+    body = varint(len(entries)) + rows if plain is None else plain
+    return frame_bytes(Op.COPY, write_section(body), body)
+
+
+def bytes_frame(
+    ranges: list[tuple[int, int]], data: bytes, words: list[tuple[int, int]], content: bytes = b""
+) -> bytes:
+    dictionary = b"".join((BASE["a"] + BASE["b"])[s : s + n] for s, n in words)
+    packed = pack_zstd(data, 19, dictionary)
+    body = write_section(write_target_ranges(ranges) + write_base_ranges(words)) + packed
+    return frame_bytes(Op.BYTES, body, content or data)
+
+
+def delta(start: int, base: int, triples: list[tuple[int, int, int]], diff: bytes, extra: bytes, plain: bytes) -> bytes:
+    control = b"".join(varint(a) + varint(e) + signed_varint(s) for a, e, s in triples)
+    body = (
+        varint(start) + varint(base) + b"".join(write_section(part, with_bzip2=True) for part in (control, diff, extra))
+    )
+    return frame_bytes(Op.DELTA, body, plain)
+
+
+def bzip2_bomb() -> bytes:
+    bomb = bz2.compress(bytes(1 << 26), 9)
+    section = bytes([2]) + varint(B) + varint(len(bomb)) + bomb
+    body = (
+        varint(A) + varint(A) + write_section(varint(B) + varint(0) + signed_varint(0)) + section + write_section(b"")
+    )
+    return frame_bytes(Op.DELTA, body, TARGET["b"])
+
+
+def stream(data: bytes, start: int, *, window_log: int = 10, length: int | None = None, last: int = 1) -> bytes:
+    parameters = zstandard.ZstdCompressionParameters(window_log=10, write_content_size=False, write_checksum=False)
+    packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    content = packed.compress(data) + packed.flush()
+    head = varint(start) + varint(len(data) if length is None else length) + bytes([window_log, last])
+    return frame_bytes(Op.STREAM, head + content)
+
+
+DIFFERENCE: Final = bytes((n - o) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
+COPY_A: Final = copy((0, 0, A))
+DELTA_B: Final = delta(A, A, [(B, 0, 0)], DIFFERENCE, b"", TARGET["b"])
+STREAM_D: Final = stream(TARGET["d"], A + B)
+BYTES_D: Final = bytes_frame([(A + B, D)], TARGET["d"], [])
+
+
+def patch(*frames: bytes, header: Header = HEADER) -> bytes:
+    return header_bytes(header) + b"".join(frames) + END
+
+
+def header_with(
+    version: int = 1, crc_flip: int = 0, document: bytes | None = None, plain_length: int | None = None
+) -> bytes:
+    plain = document if document is not None else b"{}"
+    stored = pack_zstd(plain, 19)
+    prefix = struct.pack("<8sHII", MAGIC, version, len(stored), len(plain) if plain_length is None else plain_length)
+    crc = zlib.crc32(stored, zlib.crc32(prefix)) ^ crc_flip
+    return prefix + struct.pack("<I", crc) + stored
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
+HEAD: Final = len(header_bytes(HEADER))
+
+
+def limits(**changes: int) -> Header:
+    return replace(HEADER, announced=replace(ANNOUNCED, **changes))
+
+
+VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
+    "good": (None, lambda: GOOD),
+    "good-bytes-with-dictionary": (
+        None,
+        lambda: patch(bytes_frame([(A, B), (A + B, D)], TARGET["b"] + TARGET["d"], [(A, B)]), COPY_A),
+    ),
+    "good-frames-ahead-of-the-cursor": (None, lambda: patch(BYTES_D, DELTA_B, COPY_A)),
+    "empty-file": ("patch-truncated", lambda: b""),
+    "not-a-patch": ("patch-version", lambda: b"\x08\x09 ONNX or anything else"),
+    "version-2": ("patch-version", lambda: header_with(2)),
+    "header-checksum": ("patch-corrupt", lambda: header_with(crc_flip=1)),
+    "header-longer-than-allowed": ("patch-limit", lambda: header_with(plain_length=(1 << 20) + 1)),
+    "header-shorter-than-stated": ("patch-corrupt", lambda: header_with(plain_length=3)),
+    "header-without-fields": ("patch-corrupt", lambda: header_with()),
+    "header-not-json": ("patch-corrupt", lambda: header_with(document=b"{")),
+    "unknown-feature": ("patch-feature", lambda: patch(header=replace(HEADER, features=("quantum",)))),
+    "feature-not-named": ("patch-feature", lambda: patch(COPY_A, DELTA_B, header=replace(HEADER, features=()))),
+    "announces-too-much-pending": ("patch-limit", lambda: patch(header=limits(pending_bytes=(4 << 20) + 1))),
+    "announces-too-large-a-window": ("patch-limit", lambda: patch(header=limits(window_log=24))),
+    "wrong-base": ("wrong-base", lambda: patch(header=replace(HEADER, base=table({"a": b"x"})))),
+    "unknown-op": ("patch-corrupt", lambda: header_bytes(HEADER) + _raw_frame(99)),
+    "frame-checksum": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 14)),
+    "frame-payload-flipped": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 18)),
+    "frame-longer-than-announced": ("patch-limit", lambda: header_bytes(limits(payload_bytes=10)) + DELTA_B + END),
+    "end-missing": ("patch-truncated", lambda: GOOD[: -len(END)]),
+    "bytes-after-end": ("patch-corrupt", lambda: GOOD + b"\0"),
+    "payload-on-end": ("patch-corrupt", lambda: header_bytes(HEADER) + frame_bytes(Op.END, b"x")),
+    "hole-in-the-target": ("patch-range", lambda: patch(COPY_A, DELTA_B)),
+    "target-range-twice": ("patch-range", lambda: patch(COPY_A, DELTA_B, DELTA_B)),
+    "target-range-overlaps-later": ("patch-range", lambda: patch(DELTA_B, copy((0, 0, A + 1)))),
+    "target-range-overlaps-earlier": ("patch-range", lambda: patch(copy((1, 0, A)), DELTA_B)),
+    "target-range-beyond-end": ("patch-range", lambda: patch(copy((0, 0, A), (B, -A, D + 1)))),
+    "base-range-beyond-end": ("patch-range", lambda: patch(copy((0, B + 1, A)))),
+    "base-range-before-start": ("patch-range", lambda: patch(copy((0, -1, A)))),
+    "empty-copy": ("patch-corrupt", lambda: patch(copy((0, 0, 0)))),
+    "copy-table-short": ("patch-corrupt", lambda: patch(copy(plain=varint(2) + varint(0)))),
+    "copy-table-trailing-byte": ("patch-corrupt", lambda: patch(copy(plain=varint(0) + b"\0"))),
+    "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=varint((1 << 14) + 1)))),
+    "number-with-leading-zero": ("patch-corrupt", lambda: patch(copy(plain=b"\x81\x00\x00\x00\x01"))),
+    "number-of-more-than-63-bits": ("patch-corrupt", lambda: patch(copy(plain=b"\xff" * 9 + b"\x01"))),
+    "decoded-bytes-differ-from-crc": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [], content=BASE["b"])),
+    ),
+    "bytes-ranges-longer-than-frame": (
+        "patch-limit",
+        lambda: patch(COPY_A, bytes_frame([(A, B + 1)], TARGET["b"], [])),
+    ),
+    "bytes-ranges-shorter-than-frame": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, bytes_frame([(A, B - 1)], TARGET["b"], [])),
+    ),
+    "bytes-dictionary-outside-base": (
+        "patch-range",
+        lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [(A, B + 1)])),
+    ),
+    "bytes-ahead-of-cursor-beyond-limit": (
+        "patch-limit",
+        lambda: patch(BYTES_D, DELTA_B, COPY_A, header=limits(pending_bytes=D + B - 1)),
+    ),
+    "bytes-of-one-frame-beyond-limit": (
+        "patch-limit",
+        lambda: patch(COPY_A, DELTA_B, header=limits(pending_bytes=B - 1)),
+    ),
+    "delta-base-outside": (
+        "patch-range",
+        lambda: patch(COPY_A, delta(A, A + 1, [(B, 0, 0)], DIFFERENCE, b"", TARGET["b"])),
+    ),
+    "delta-triple-too-long": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta(A, A, [(B + 1, 0, 0)], DIFFERENCE, b"", TARGET["b"])),
+    ),
+    "delta-empty-triple": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta(A, A, [(0, 0, 0), (B, 0, 0)], DIFFERENCE, b"", TARGET["b"])),
+    ),
+    "delta-difference-left-over": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta(A, A, [(B - 1, 0, 0)], DIFFERENCE, b"", TARGET["b"])),
+    ),
+    "delta-bzip2-bomb": ("patch-corrupt", lambda: patch(COPY_A, bzip2_bomb())),
+    "delta-section-beyond-limit": (
+        "patch-limit",
+        lambda: patch(COPY_A, delta(A, A, [(B, 0, 0)], bytes(B + 1), b"", TARGET["b"])),
+    ),
+    "delta-section-of-unknown-coder": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, frame_bytes(Op.DELTA, varint(A) + varint(A) + b"\x09\x00", TARGET["b"])),
+    ),
+    "stream-not-at-cursor": ("patch-range", lambda: patch(COPY_A, STREAM_D, DELTA_B)),
+    "stream-shorter-than-stated": (
+        "patch-range",
+        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, length=D + 1)),
+    ),
+    "stream-longer-than-stated": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, length=D - 1)),
+    ),
+    "stream-window-beyond-announced": (
+        "patch-limit",
+        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=11)),
+    ),
+    "stream-without-last-piece": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x0a\x00")),
+    ),
+    "more-without-stream": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.MORE, b"\x01"))),
+    "file-digest": ("patch-target", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
+}
+
+
+def _raw_frame(op: int) -> bytes:
+    head = struct.pack("<BIII", op, 0, 0, 0)
+    return head + struct.pack("<I", zlib.crc32(head))
+
+
+def main() -> None:
+    expected = {}
+    for name, (reason, build) in VECTORS.items():
+        (FOLDER / f"{name}.patch").write_bytes(build())
+        expected[name] = reason
+    for name, files in (("base", BASE), ("target", TARGET)):
+        for path, data in files.items():
+            place = FOLDER / name / path
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(data)
+    (FOLDER / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
