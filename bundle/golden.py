@@ -159,7 +159,7 @@ def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_p
         error = relative_rms(answer, golden)
         if error * 1_000_000 > tolerance_ppm:
             raise GoldenUnfit(
-                f"{where}: output {name!r} is off by relative RMS {error:.6f}, expected at most {tolerance_ppm / 1e6:.6f}"
+                f"{where}: output {name!r} is off by relative RMS {error:.6f}, allowed {tolerance_ppm / 1e6:.6f}"
             )
         worst = max(worst, error)
     return worst
