@@ -1,0 +1,134 @@
+"""`packager quantize` and `packager compare`: thin shells over packager.quantize."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bundle.console import print_result
+
+if TYPE_CHECKING:
+    from packager.inputs import Samples
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("quantize")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", "out", type=PATH, required=True, help="The file to write.")
+@click.option("--scheme", default="int8", show_default=True, help="fp32, fp16, int8 or int4.")
+@click.option(
+    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+)
+@click.option(
+    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
+@click.option("--per-tensor", is_flag=True, help="One scale a weight instead of one a channel.")
+@click.option("--signed-weights", is_flag=True, help="7-bit signed weights (U8S7): faster on CPUs without VNNI.")
+@click.option("--no-optimise", is_flag=True, help="Leave the graph as it is before quantizing.")
+@click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--report", type=PATH, help="Write the whole report as JSON, also where the gate fails.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def quantize_command(
+    model: Path,
+    out: Path,
+    scheme: str,
+    inputs: Path | None,
+    random_count: int,
+    seed: int,
+    per_tensor: bool,
+    signed_weights: bool,
+    no_optimise: bool,
+    max_relative_rms: float | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Quantize MODEL and check its answers against the float model's.
+
+    Exit status: 0 quantized, 2 wrong input, 5 refused, gate failed or inconclusive (nothing is written then).
+    """
+    import json
+    from dataclasses import replace
+
+    from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
+    from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
+
+    samples = _samples(model, inputs, random_count, seed)
+    options = replace(
+        DEFAULT_OPTIONS, per_channel=not per_tensor, signed_weights=signed_weights, optimise=not no_optimise
+    )
+    if max_relative_rms is not None:
+        options = replace(options, thresholds=replace(options.thresholds, max_relative_rms=max_relative_rms))
+    found = quantize(model, out, scheme, samples, options)
+    if report is not None:
+        report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+    if found.outcome == "inconclusive":
+        raise GateInconclusive(
+            f"{model}: {found.reason}", remedy="give real inputs of several kinds with --inputs FILE.npz"
+        )
+    if found.outcome == "refused":
+        failed_gate = found.gate is not None
+        raise (GateFailed if failed_gate else QuantizationRefused)(
+            f"{model}: {found.reason}",
+            remedy="--report FILE lists every trial; ship the float variant meanwhile",
+        )
+    print_result(found.as_json(), as_json=as_json, text=found.as_text())
+
+
+@click.command("compare")
+@click.argument("candidate", type=PATH)
+@click.option("--teacher", "--float", "teacher", type=PATH, required=True, help="The model whose answers are right.")
+@click.option(
+    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+)
+@click.option(
+    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
+@click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def compare_command(
+    candidate: Path,
+    teacher: Path,
+    inputs: Path | None,
+    random_count: int,
+    seed: int,
+    max_relative_rms: float | None,
+    as_json: bool,
+) -> None:
+    """Compare CANDIDATE (quantized, pruned or a distilled student) with its teacher on the same inputs.
+
+    Exit status: 0 pass, 2 wrong input, 5 gate failed or inconclusive.
+    """
+    from dataclasses import replace
+
+    from packager.errors import GateFailed, GateInconclusive
+    from packager.quantize.fidelity import DEFAULT_THRESHOLDS, gate
+
+    thresholds = DEFAULT_THRESHOLDS
+    if max_relative_rms is not None:
+        thresholds = replace(thresholds, max_relative_rms=max_relative_rms)
+    found = gate(teacher, candidate, _samples(teacher, inputs, random_count, seed), thresholds)
+    if found.verdict == "fail":
+        raise GateFailed(f"{candidate}: {found.why}")
+    if found.verdict == "inconclusive":
+        raise GateInconclusive(
+            f"{candidate}: {found.why}", remedy="give real inputs of several kinds with --inputs FILE.npz"
+        )
+    rows = [f"{found.verdict}: {found.why}"]
+    for output in found.outputs:
+        if output.relative_rms is not None:
+            rows.append(
+                f"  {output.name}: relative RMS {output.relative_rms:.4f}, worst sample {output.worst_relative:.4f}"
+            )
+    print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
+
+
+def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
+    from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
+
+    if inputs is None:
+        return random_samples(model, count, seed)
+    interface = ModelInterface.from_file(model)
+    return folder_samples(inputs, interface) if inputs.is_dir() else load_samples(inputs, interface)

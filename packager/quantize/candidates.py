@@ -1,0 +1,124 @@
+"""The int8 candidates of one prepared model, built on demand: static, dynamic, weights only.
+
+Rules:
+1. A builder that fails is a candidate that is not there, with its reason; it never ends the search.
+2. A candidate must be smaller than the float model, and hold at least one quantized weight: "succeeded and changed
+   nothing" is a failure.
+3. How it was made is written into the model's metadata, so that an update can be made the same way.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import onnx
+
+from packager.errors import QuantizationRefused
+from packager.inputs import Samples
+from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
+from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
+from packager.quantize.ranges import Range
+from packager.quantize.runs import RUNTIME_ERRORS, one_line
+from packager.quantize.static import calibrate, quantize_static, static_nodes
+from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+
+logger = logging.getLogger(__name__)
+
+Method = Literal["static", "dynamic", "weights"]
+
+METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
+# onnxruntime.quantization fails in all of these ways on published models
+TROUBLE: Final[tuple[type[Exception], ...]] = (
+    *RUNTIME_ERRORS,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
+METADATA_KEY: Final = "airweights.quantization"
+
+
+@dataclass(slots=True)
+class Workshop:
+    """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for."""
+
+    prepared: onnx.ModelProto
+    calibration: Samples
+    float_bytes: int
+    per_channel: bool = True
+    signed_weights: bool = False
+    _ranges: dict[str, Range] | None = field(default=None, repr=False)
+
+    @property
+    def numerics(self) -> str:
+        """What the integer kernels multiply."""
+        return "u8s7" if self.signed_weights else "u8u8"
+
+    def methods(self) -> tuple[Method, ...]:
+        """Methods that this model has anything for. Raises QuantizationRefused where it is none."""
+        uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
+        if not uses:
+            raise QuantizationRefused(
+                f"found no constant weight of {MIN_ELEMENTS} or more numbers in a MatMul, Gemm, Conv, ConvTranspose, "
+                "Gather, LSTM, GRU or RNN, in any graph",
+                remedy="ship the float variant alone",
+            )
+        found: list[Method] = []
+        if static_nodes(self.prepared):
+            found.append("static")
+        if dynamic_nodes(self.prepared):
+            found.append("dynamic")
+        return (*found, "weights")
+
+    def nodes(self, method: Method) -> list[str]:
+        """Names of the nodes that `method` would quantize, in graph order."""
+        uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
+        if method == "static":
+            reached = {use.node.name for use in static_nodes(self.prepared)}
+        elif method == "dynamic":
+            reached = {use.node.name for use in dynamic_nodes(self.prepared)}
+        else:
+            reached = set()
+        reached |= {use.node.name for use in uses}
+        return [node.name for node in all_nodes(self.prepared) if node.name in reached]
+
+    def build(self, method: Method, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
+        """One candidate. Raises QuantizationRefused (rules 1 and 2)."""
+        try:
+            model = self._build(method, keep_float)
+        except TROUBLE as error:
+            raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line(error)}") from error
+        if not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
+            raise QuantizationRefused(f"{method}: nothing was quantized")
+        size = model.ByteSize()
+        if size >= self.float_bytes:
+            raise QuantizationRefused(f"{method}: {size} bytes, not smaller than the float model's {self.float_bytes}")
+        entry = model.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, f"int8 {method} {self.numerics}"
+        return model
+
+    def _build(self, method: Method, keep_float: frozenset[str]) -> onnx.ModelProto:
+        match method:
+            case "static":
+                if self._ranges is None:
+                    self._ranges = calibrate(self.prepared, self.calibration)
+                return quantize_static(
+                    self.prepared,
+                    self._ranges,
+                    per_channel=self.per_channel,
+                    signed_weights=self.signed_weights,
+                    keep_float=keep_float,
+                )
+            case "dynamic":
+                return quantize_dynamic(
+                    self.prepared,
+                    per_channel=self.per_channel,
+                    signed_weights=self.signed_weights,
+                    keep_float=keep_float,
+                )
+            case "weights":
+                copy = onnx.ModelProto()
+                copy.CopyFrom(self.prepared)
+                quantize_weights(copy, keep_float)
+                return copy

@@ -1,0 +1,170 @@
+"""Walks over ONNX graphs, nested ones included: where constants live, and which node reads which weight.
+
+Rules:
+1. A name is looked up from the innermost graph outwards, as ONNX scopes it.
+2. A weight is a float initializer with at least two axes that a node of WEIGHT_INPUTS reads as its weight input.
+3. Nodes and tensors that we add get names that occur nowhere in the model, in any graph.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
+    "MatMul": (0, 1),
+    "Gemm": (0, 1),
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Gather": (0,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+QUANTIZED_OPS: Final = frozenset(
+    {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearMatMul",
+        "QLinearConv",
+        "QGemm",
+        "QAttention",
+        "MatMulNBits",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "DynamicQuantizeLSTM",
+        "GatherBlockQuantized",
+    }
+)
+STANDARD_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+
+
+@dataclass(slots=True)
+class Scope:
+    """One graph with the graphs around it; `depth` 0 is the model's own."""
+
+    graph: onnx.GraphProto
+    outer: "Scope | None"
+    depth: int
+    initializers: dict[str, onnx.TensorProto]
+
+    def find(self, name: str) -> "tuple[Scope, onnx.TensorProto] | None":
+        """The initializer behind `name` and the graph that holds it (rule 1)."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.initializers:
+                return scope, scope.initializers[name]
+            scope = scope.outer
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """One node that reads one weight."""
+
+    scope: Scope
+    node: onnx.NodeProto
+    input_index: int
+    owner: Scope
+    tensor: onnx.TensorProto
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the weight holds."""
+        return int(np.prod(self.tensor.dims, dtype=np.int64))
+
+
+def scopes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[Scope]:
+    """`graph` and every graph inside it, outermost first."""
+    here = Scope(graph, outer, 0 if outer is None else outer.depth + 1, {t.name: t for t in graph.initializer})
+    yield here
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from scopes(attribute.g, here)
+            elif attribute.type == onnx.AttributeProto.GRAPHS:
+                for nested in attribute.graphs:
+                    yield from scopes(nested, here)
+
+
+def weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
+    """Every use of a weight (rule 2), in graph order."""
+    found = []
+    for scope in scopes(model.graph):
+        for node in scope.graph.node:
+            for index in WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
+                behind = scope.find(node.input[index]) if index < len(node.input) else None
+                if behind is not None and behind[1].data_type in FLOATS and len(behind[1].dims) >= 2:
+                    found.append(WeightUse(scope, node, index, behind[0], behind[1]))
+    return found
+
+
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Every node of every graph."""
+    for scope in scopes(model.graph):
+        yield from scope.graph.node
+
+
+def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant: initializers and tensor attributes, nested ones included."""
+    for scope in scopes(model.graph):
+        yield from scope.graph.initializer
+        for node in scope.graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.TENSOR:
+                    yield attribute.t
+
+
+def names_in(model: onnx.ModelProto) -> set[str]:
+    """Every name of every node and value (rule 3)."""
+    names: set[str] = set()
+    for scope in scopes(model.graph):
+        names.update(scope.initializers)
+        names.update(value.name for value in (*scope.graph.input, *scope.graph.output))
+        for node in scope.graph.node:
+            names.add(node.name)
+            names.update(node.output)
+            names.update(node.input)
+    return names
+
+
+def fresh_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or `wanted` with a number behind it; it is taken from then on."""
+    name, number = wanted, 1
+    while name in taken:
+        number += 1
+        name = f"{wanted}_{number}"
+    taken.add(name)
+    return name
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Version of the standard operator set."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+
+
+def array_of(tensor: onnx.TensorProto) -> np.ndarray:
+    """The numbers of an initializer."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Does it hold an operator of QUANTIZED_OPS, in any graph or function?"""
+    functions = (node for function in model.functions for node in function.node)
+    return any(node.op_type in QUANTIZED_OPS for node in (*all_nodes(model), *functions))
+
+
+def float_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all float constants."""
+    return sum(
+        int(np.prod(tensor.dims, dtype=np.int64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in all_tensors(model)
+        if tensor.data_type in FLOATS
+    )

@@ -1,0 +1,221 @@
+"""Turns a published float model into one that can be quantized, without changing its answers.
+
+Rules:
+1. What cannot be quantized is said first: already quantized, weights that are not finite.
+2. Constant nodes become initializers, in every graph; initializers stop being overridable inputs.
+3. Operator sets below 13 know no per-channel scales: the model is converted to 17 (else 15, else 13).
+4. Offline optimisation stays at the level that is independent of the hardware; it may not bring new operator domains.
+5. Each of steps 2 to 4 must leave the answers on a sample as they were, else that step is left out and noted.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import version_converter
+
+from bundle.errors import AirweightsError
+from packager.errors import AlreadyQuantized, ModelDoesNotRun, WeightsNotFinite
+from packager.inputs import Sample, load_proto
+from packager.quantize.graphs import (
+    FLOATS,
+    QUANTIZED_OPS,
+    all_nodes,
+    all_tensors,
+    array_of,
+    fresh_name,
+    is_quantized,
+    names_in,
+    opset,
+    scopes,
+    weight_uses,
+)
+from packager.quantize.runs import RUNTIME_ERRORS, one_line, run, session_of
+
+logger = logging.getLogger(__name__)
+
+MIN_OPSET: Final = 13  # first with `axis` in QuantizeLinear and DequantizeLinear
+WANTED_OPSETS: Final = (17, 15, 13)
+MIN_IR_VERSION: Final = 8
+TROUBLE: Final[tuple[type[Exception], ...]] = (
+    *RUNTIME_ERRORS,
+    AirweightsError,
+    onnx.checker.ValidationError,
+    version_converter.ConvertError,
+)
+SAME_ANSWER: Final = 1e-3  # of the output's largest magnitude: float kernels differ by rounding after fusions
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A float model ready to be quantized, and what was done or left out on the way."""
+
+    model: onnx.ModelProto
+    notes: tuple[str, ...]
+
+
+def prepare(path: Path, sample: Sample, *, optimise: bool = True) -> Prepared:
+    """Load and normalise `path` (rules above); `sample` is used to see that answers stay.
+
+    Raises:
+        ModelUnreadable, AlreadyQuantized, WeightsNotFinite, ModelDoesNotRun.
+    """
+    model = load_proto(path)
+    check_quantizable(model, str(path))
+    reference = run(session_of(model), sample, where=str(path))
+    notes: list[str] = []
+    steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
+        ("constants to initializers", lift_constants),
+        ("operator set", _raise_opset),
+        ("offline optimisation", _optimise if optimise else lambda _: None),
+        ("constants to initializers", lift_constants),
+    ]
+    for name, step in steps:
+        changed, trouble = _tried(step, model, sample, reference)
+        if trouble:
+            notes.append(f"{name} left out: {trouble}")
+        model = changed
+    name_nodes(model)
+    return Prepared(model, tuple(notes))
+
+
+def check_quantizable(model: onnx.ModelProto, where: str) -> None:
+    """Rule 1. Raises AlreadyQuantized, WeightsNotFinite."""
+    if is_quantized(model):
+        found = sorted({node.op_type for node in all_nodes(model)} & QUANTIZED_OPS)
+        raise AlreadyQuantized(
+            f"{where}: already quantized (it holds {', '.join(found)}), expected a float model",
+            remedy="quantize the float model that it was made from, or ship it as it is with scheme fp32",
+        )
+    weights = {id(use.tensor) for use in weight_uses(model)}
+    for tensor in all_tensors(model):
+        if tensor.data_type not in FLOATS:
+            continue
+        values = array_of(tensor).astype(np.float32, copy=False)
+        # infinity outside of weights can be meant: the -inf of an attention mask, the start of a running maximum
+        bad = int(np.isnan(values).sum() if id(tensor) not in weights else (~np.isfinite(values)).sum())
+        if bad:
+            raise WeightsNotFinite(
+                f"{where}: {bad} of {values.size} numbers of {tensor.name!r} are not finite",
+                remedy="export the model again from a checkpoint that trained without NaN",
+            )
+
+
+def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Constant nodes with a tensor become initializers of their graph (rule 2)."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    changed.ir_version = max(changed.ir_version, MIN_IR_VERSION)
+    for scope in scopes(changed.graph):
+        kept = []
+        for node in scope.graph.node:
+            value = next((a.t for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+            if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or value is None:
+                kept.append(node)
+                continue
+            tensor = scope.graph.initializer.add()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+        _replace(scope.graph.node, kept)
+    fixed = {tensor.name for tensor in changed.graph.initializer}
+    _replace(changed.graph.input, [value for value in changed.graph.input if value.name not in fixed])
+    return changed
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node of every graph a name of its own, in place: nodes are kept in float by name."""
+    taken = names_in(model)
+    seen: set[str] = set()
+    for number, node in enumerate(all_nodes(model)):
+        if not node.name or node.name in seen:
+            node.name = fresh_name(f"{node.name or node.op_type}_{number}", taken)
+        seen.add(node.name)
+
+
+def _tried(
+    step: Callable[[onnx.ModelProto], onnx.ModelProto | None],
+    model: onnx.ModelProto,
+    sample: Sample,
+    reference: list[np.ndarray],
+) -> tuple[onnx.ModelProto, str | None]:
+    try:
+        changed = step(model)
+        if changed is None:
+            return model, None
+        answers = run(session_of(changed), sample)
+    except TROUBLE as error:
+        return model, one_line(error)
+    if not _same(reference, answers):
+        return model, "it changed the answers"
+    return changed, None
+
+
+def _same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    if [a.shape for a in left] != [a.shape for a in right]:
+        return False
+    for a, b in zip(left, right, strict=True):
+        if a.dtype.kind == "f":
+            scale = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) or 1.0
+            if not np.allclose(a, b, rtol=0.0, atol=SAME_ANSWER * scale, equal_nan=True):
+                return False
+        elif not np.array_equal(a, b):
+            return False
+    return True
+
+
+def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    if opset(model) >= MIN_OPSET:
+        return None
+    trouble: Exception | None = None
+    for version in WANTED_OPSETS:
+        try:
+            converted = version_converter.convert_version(model, version)
+            onnx.checker.check_model(converted)
+        except (RuntimeError, onnx.checker.ValidationError, version_converter.ConvertError) as error:
+            trouble = trouble or error
+            continue
+        return converted
+    raise ModelDoesNotRun(
+        f"operator set {opset(model)} cannot be raised to {MIN_OPSET}: {one_line(trouble or ValueError())}"
+    )
+
+
+def _optimise(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Rule 4, by onnxruntime's own basic level; None where the model is too large for one protobuf."""
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        optimised = onnx.load(str(path))
+    before = {node.domain for node in all_nodes(model)}
+    after = {node.domain for node in all_nodes(optimised)}
+    if not after <= before | {"", "ai.onnx"}:
+        raise ModelDoesNotRun(f"it brings operators of {sorted(after - before)}")
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    kept = [entry for entry in optimised.opset_import if entry.domain in after | before | {""}]
+    for entry in kept:
+        entry.version = versions.get(entry.domain, entry.version)
+    _replace(optimised.opset_import, kept)
+    optimised.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    return optimised
+
+
+def _replace(field: object, items: list[object]) -> None:
+    copies = []
+    for item in items:
+        copy = type(item)()
+        copy.CopyFrom(item)  # type: ignore[attr-defined]  # protobuf messages carry no types
+        copies.append(copy)
+    del field[:]  # type: ignore[attr-defined]  # as above
+    field.extend(copies)  # type: ignore[attr-defined]  # as above

@@ -1,0 +1,153 @@
+"""int8 weights with float arithmetic: the form that every operator and every CPU can run.
+
+Rules:
+1. A weight W becomes W_quantized (int8, symmetric, one scale a channel), and a DequantizeLinear in W's own graph gives
+   W back under its old name: readers in nested graphs need no change.
+2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after, one scale a column: the
+   whole table is never dequantized.
+3. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
+"""
+
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, opset, weight_uses
+
+MIN_ELEMENTS: Final = 512
+LEVELS: Final = 127  # symmetric int8: -128 is not used, so that a weight and its negative are equally far from zero
+PER_AXIS_OPSET: Final = 13
+
+
+def quantize_weights(model: onnx.ModelProto, keep_float: frozenset[str] = frozenset()) -> list[str]:
+    """Quantize every float weight that is left, in place; nodes named in `keep_float` keep theirs.
+
+    Returns the names of the nodes whose weights are int8 now.
+    """
+    taken = names_in(model)
+    domain = "" if opset(model) >= PER_AXIS_OPSET else "com.microsoft"
+    if domain and all(entry.domain != domain for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    uses: dict[tuple[int, str], list[WeightUse]] = {}
+    for use in weight_uses(model):
+        uses.setdefault((id(use.owner.graph), use.tensor.name), []).append(use)
+    done: list[str] = []
+    for group in uses.values():
+        first = group[0]
+        is_output = any(value.name == first.tensor.name for value in first.owner.graph.output)
+        if first.elements < MIN_ELEMENTS or is_output or any(use.node.name in keep_float for use in group):
+            continue
+        if _is_table(group):
+            for use in group:
+                _look_up_in_int8(use, taken, domain)
+            _drop(first.owner.graph, first.tensor.name)
+        else:
+            _dequantize_up_front(first, taken, domain)
+        done.extend(use.node.name for use in group)
+    return done
+
+
+def channel_axis(use: WeightUse) -> int:
+    """The axis of the weight that its node's output channels run along."""
+    rank = len(use.tensor.dims)
+    flags = {attribute.name: attribute.i for attribute in use.node.attribute}
+    match use.node.op_type:
+        case "MatMul":
+            return rank - 1 if use.input_index == 1 else rank - 2
+        case "Gemm":
+            return int(bool(flags.get("transB")) != (use.input_index == 1))
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1 if flags.get("group", 1) == 1 else 0
+        case "Gather":
+            return rank - 1
+        case _:
+            return 1
+
+
+def to_levels(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """(levels int8, scales float32 [channels]) by symmetric rounding to nearest, one scale for each index of `axis`."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    largest = np.abs(weight.astype(np.float64)).max(axis=others)
+    scales = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
+    scales = np.maximum(scales, np.finfo(np.float32).tiny)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    levels = np.clip(np.rint(weight.astype(np.float64) / scales.reshape(shape)), -LEVELS, LEVELS)
+    return levels.astype(np.int8), scales
+
+
+def _is_table(group: list[WeightUse]) -> bool:
+    # readers of another kind would need the float table as well
+    return all(
+        use.node.op_type == "Gather"
+        and not any(attribute.name == "axis" and attribute.i != 0 for attribute in use.node.attribute)
+        for use in group
+    ) and _readers(group[0]) == len(group)
+
+
+def _readers(use: WeightUse) -> int:
+    from packager.quantize.graphs import scopes
+
+    return sum(
+        list(node.input).count(use.tensor.name)
+        for scope in scopes(use.owner.graph, use.owner.outer)
+        for node in scope.graph.node
+    )
+
+
+def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
+    """Adds W_quantized, W_scale, W_zero_point to the owner graph; returns their names."""
+    base, weight = use.tensor.name, array_of(use.tensor)
+    levels, scales = to_levels(weight, channel_axis(use))
+    names = tuple(fresh_name(f"{base}_{part}", taken) for part in ("quantized", "scale", "zero_point"))
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(use.tensor.data_type)
+    arrays = (levels, scales.astype(dtype), np.zeros(scales.shape, np.int8))
+    for name, array in zip(names, arrays, strict=True):
+        use.owner.graph.initializer.append(numpy_helper.from_array(array, name))
+    return names[0], names[1], names[2]
+
+
+def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
+    levels, scale, zero_point = _add_levels(use, taken)
+    node = onnx.helper.make_node(
+        "DequantizeLinear",
+        [levels, scale, zero_point],
+        [use.tensor.name],
+        name=fresh_name(f"{use.tensor.name}_DequantizeLinear", taken),
+        axis=channel_axis(use),
+        domain=domain,
+    )
+    graph, name = use.owner.graph, use.tensor.name
+    _drop(graph, name)
+    graph.node.insert(0, node)
+
+
+def _look_up_in_int8(use: WeightUse, taken: set[str], domain: str) -> None:
+    graph, node = use.owner.graph, use.node
+    existing = {tensor.name for tensor in graph.initializer}
+    base = use.tensor.name
+    names = (f"{base}_quantized", f"{base}_scale", f"{base}_zero_point")
+    levels, scale, zero_point = names if set(names) <= existing else _add_levels(use, taken)
+    looked_up = fresh_name(f"{node.output[0]}_quantized", taken)
+    dequantize = onnx.helper.make_node(
+        "DequantizeLinear",
+        [looked_up, scale, zero_point],
+        [node.output[0]],
+        name=fresh_name(f"{node.name}_DequantizeLinear", taken),
+        axis=-1,
+        domain=domain,
+    )
+    node.input[0] = levels
+    node.output[0] = looked_up
+    nodes = use.scope.graph.node
+    nodes.insert(next(i for i, other in enumerate(nodes) if other.name == node.name) + 1, dequantize)
+
+
+def _drop(graph: onnx.GraphProto, name: str) -> None:
+    spot = next((i for i, tensor in enumerate(graph.initializer) if tensor.name == name), None)
+    if spot is not None:
+        del graph.initializer[spot]

@@ -1,0 +1,225 @@
+"""Small models, made here and now, for every kind of graph that a stranger may bring; weights come from a seed.
+
+Rules:
+1. Each function gives a whole ModelProto that onnxruntime runs; weights are large enough to be worth quantizing.
+2. Weights are scaled so that outputs depend on inputs: a gate must be able to tell a good model from a bad one.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+INT64 = TensorProto.INT64
+
+
+def mlp(seed: int = 0, opset: int = 17, *, batch: int | str = 1, classes: int = 10) -> onnx.ModelProto:
+    """x: float32 [batch, 64] -> probabilities: float32 [batch, classes]; two layers and a softmax."""
+    rng = np.random.default_rng(seed)
+    weights = [_weight("w1", rng, 64, 128), _row("b1", rng, 128), _weight("w2", rng, 128, classes, gain=3.0)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h0"]),
+        helper.make_node("Add", ["h0", "b1"], ["h1"]),
+        helper.make_node("Relu", ["h1"], ["h2"]),
+        helper.make_node("MatMul", ["h2", "w2"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+    ]
+    return _model(nodes, [_value("x", [batch, 64])], [_value("probabilities", [batch, classes])], weights, opset)
+
+
+def conv_net(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
+    """image: float32 [1, 3, height, width] -> logits: float32 [1, 10]; BatchNorm, a depthwise layer, Constant weights."""
+    rng = np.random.default_rng(seed)
+    first = _tensor("c1", rng.standard_normal((64, 3, 3, 3)) * 0.3)
+    weights = [
+        _tensor("c2", rng.standard_normal((64, 1, 3, 3)) * 0.4),
+        _tensor("c3", rng.standard_normal((128, 64, 1, 1)) * 0.2),
+        _row("cb", rng, 128),
+        _tensor("scale", 1 + 0.1 * rng.standard_normal(64)),
+        _tensor("shift", 0.1 * rng.standard_normal(64)),
+        _tensor("mean", 0.1 * rng.standard_normal(64)),
+        _tensor("var", 1 + 0.1 * rng.random(64)),
+        _tensor("fc", rng.standard_normal((10, 128)) * 0.3),
+        _row("fb", rng, 10),
+    ]
+    nodes = [
+        helper.make_node("Constant", [], ["c1"], value=first),
+        helper.make_node("Conv", ["image", "c1"], ["a0"], pads=[1, 1, 1, 1], strides=[2, 2]),
+        helper.make_node("BatchNormalization", ["a0", "scale", "shift", "mean", "var"], ["a1"]),
+        helper.make_node("Relu", ["a1"], ["a2"]),
+        helper.make_node("Conv", ["a2", "c2"], ["a3"], pads=[1, 1, 1, 1], group=64),
+        helper.make_node("Relu", ["a3"], ["a4"]),
+        helper.make_node("Conv", ["a4", "c3", "cb"], ["a5"]),
+        helper.make_node("Relu", ["a5"], ["a6"]),
+        helper.make_node("GlobalAveragePool", ["a6"], ["a7"]),
+        helper.make_node("Flatten", ["a7"], ["a8"]),
+        helper.make_node("Gemm", ["a8", "fc", "fb"], ["logits"], transB=1),
+    ]
+    image = _value("image", [1, 3, "height", "width"])
+    return _model(nodes, [image], [_value("logits", [1, 10])], weights, opset)
+
+
+def recurrent(kind: str = "LSTM", seed: int = 0) -> onnx.ModelProto:
+    """frames: float32 [steps, 1, 24] and state -> scores: float32 [1, 6] and the next state; `kind` is LSTM or GRU."""
+    rng = np.random.default_rng(seed)
+    hidden, gates = 32, 4 if kind == "LSTM" else 3
+    states = ["hidden_state", "cell_state"][: 2 if kind == "LSTM" else 1]
+    weights = [
+        _tensor("w", rng.standard_normal((1, gates * hidden, 24)) * 0.3),
+        _tensor("r", rng.standard_normal((1, gates * hidden, hidden)) * 0.2),
+        _tensor("b", rng.standard_normal((1, 2 * gates * hidden)) * 0.1),
+        _weight("head", rng, hidden, 24, gain=2.0),
+        _tensor("zero", np.array([0], np.int64)),
+    ]
+    nodes = [
+        helper.make_node(
+            kind, ["frames", "w", "r", "b", "", *states], ["y", *[f"next_{s}" for s in states]], hidden_size=hidden
+        ),
+        helper.make_node("Squeeze", ["next_hidden_state", "zero"], ["last"]),
+        helper.make_node("MatMul", ["last", "head"], ["scores"]),
+    ]
+    inputs = [_value("frames", ["steps", 1, 24]), *[_value(s, [1, 1, hidden]) for s in states]]
+    outputs = [_value("scores", [1, 24]), *[_value(f"next_{s}", [1, 1, hidden]) for s in states]]
+    return _model(nodes, inputs, outputs, weights, 17)
+
+
+def branching(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [1, 64], rate: int64 scalar -> y: float32 [1, 64]; all weights live in the branches of an If."""
+    rng = np.random.default_rng(seed)
+
+    def branch(name: str) -> onnx.GraphProto:
+        nodes = [
+            helper.make_node("MatMul", ["x", f"{name}_w"], [f"{name}_h"]),
+            helper.make_node("Tanh", [f"{name}_h"], [f"{name}_t"]),
+            helper.make_node("MatMul", [f"{name}_t", f"{name}_v"], [f"{name}_y"]),
+        ]
+        weights = [_weight(f"{name}_w", rng, 64, 96), _weight(f"{name}_v", rng, 96, 64)]
+        return helper.make_graph(nodes, name, [], [_value(f"{name}_y", [1, 64])], weights)
+
+    nodes = [
+        helper.make_node("Equal", ["rate", "wanted"], ["is_wanted"]),
+        helper.make_node("If", ["is_wanted"], ["y"], then_branch=branch("yes"), else_branch=branch("no")),
+    ]
+    inputs = [_value("x", [1, 64]), _value("rate", [], INT64)]
+    wanted = numpy_helper.from_array(np.array(16000, np.int64), "wanted")
+    return _model(nodes, inputs, [_value("y", [1, 64])], [wanted], 16)
+
+
+def looping(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [1, 48] -> y: float32 [1, 48]; a Loop runs a weight of its own three times."""
+    rng = np.random.default_rng(seed)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["go_on_out"]),
+            helper.make_node("MatMul", ["v_in", "body_w"], ["v_mid"]),
+            helper.make_node("Tanh", ["v_mid"], ["v_out"]),
+        ],
+        "body",
+        [_value("turn", [], INT64), _value("go_on", [], TensorProto.BOOL), _value("v_in", [1, 48])],
+        [_value("go_on_out", [], TensorProto.BOOL), _value("v_out", [1, 48])],
+        [_weight("body_w", rng, 48, 48)],
+    )
+    weights = [_tensor("turns", np.array(3, np.int64)), _tensor("true", np.array(True))]
+    nodes = [helper.make_node("Loop", ["turns", "true", "x"], ["y"], body=body)]
+    return _model(nodes, [_value("x", [1, 48])], [_value("y", [1, 48])], weights, 17)
+
+
+def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers: int = 2) -> onnx.ModelProto:
+    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; embeddings and residual blocks."""
+    rng = np.random.default_rng(seed)
+    weights = [
+        _tensor("table", rng.standard_normal((vocabulary, width))),
+        _tensor("axis_last", np.array([-1], np.int64)),
+        _tensor("axis_tokens", np.array([1], np.int64)),
+        _weight("head", rng, width, 8, gain=3.0),
+        _row("head_b", rng, 8),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["x0"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask_f"], to=FLOAT),
+        helper.make_node("Unsqueeze", ["mask_f", "axis_last"], ["mask"]),
+    ]
+    for i in range(layers):
+        weights += [_weight(f"up{i}", rng, width, 2 * width), _row(f"up{i}_b", rng, 2 * width)]
+        weights += [_weight(f"down{i}", rng, 2 * width, width), _row(f"down{i}_b", rng, width)]
+        nodes += [
+            helper.make_node("MatMul", [f"x{i}", f"up{i}"], [f"u{i}"]),
+            helper.make_node("Add", [f"u{i}", f"up{i}_b"], [f"ub{i}"]),
+            helper.make_node("Relu", [f"ub{i}"], [f"a{i}"]),
+            helper.make_node("MatMul", [f"a{i}", f"down{i}"], [f"d{i}"]),
+            helper.make_node("Add", [f"d{i}", f"down{i}_b"], [f"db{i}"]),
+            helper.make_node("Add", [f"x{i}", f"db{i}"], [f"x{i + 1}"]),
+        ]
+    nodes += [
+        helper.make_node("Mul", [f"x{layers}", "mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "axis_tokens"], ["summed"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "axis_tokens"], ["count"], keepdims=0),
+        helper.make_node("Div", ["summed", "count"], ["pooled"]),
+        helper.make_node("Gemm", ["pooled", "head", "head_b"], ["logits"]),
+    ]
+    inputs = [_value(name, ["batch", "sequence"], INT64) for name in ("input_ids", "attention_mask")]
+    return _model(nodes, inputs, [_value("logits", ["batch", 8])], weights, 17)
+
+
+def only_runs_at(size: int) -> onnx.ModelProto:
+    """x: float32 [batch, length] -> y: float32 [batch, 32]; runs only where length is `size`."""
+    rng = np.random.default_rng(0)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    weights = [_weight("w", rng, size, 32)]
+    return _model(nodes, [_value("x", ["batch", "length"])], [_value("y", ["batch", 32])], weights, 17)
+
+
+def constant_answer() -> onnx.ModelProto:
+    """x: float32 [1, 64] -> y: float32 [1, 32]: the same answer for every input, though weights are there."""
+    rng = np.random.default_rng(0)
+    weights = [_weight("w", rng, 64, 32), _tensor("zero", np.zeros(1, np.float32)), _row("b", rng, 32)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "zero"], ["z"]),
+        helper.make_node("Add", ["z", "b"], ["y"]),
+    ]
+    return _model(nodes, [_value("x", [1, 64])], [_value("y", [1, 32])], weights, 17)
+
+
+def without_weights() -> onnx.ModelProto:
+    """x: float32 [1, 8] -> y: float32 [1, 8]: nothing to quantize."""
+    nodes = [helper.make_node("Relu", ["x"], ["y"])]
+    return _model(nodes, [_value("x", [1, 8])], [_value("y", [1, 8])], [], 17)
+
+
+def save(model: onnx.ModelProto, path: Path) -> Path:
+    """Write and return `path`."""
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+    weights: list[onnx.TensorProto],
+    opset: int,
+) -> onnx.ModelProto:
+    graph = helper.make_graph(nodes, "model", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _value(name: str, shape: list[int | str], elem_type: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, elem_type, shape)
+
+
+def _tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
+    floats = values.astype(np.float32) if values.dtype.kind == "f" else values
+    return numpy_helper.from_array(floats, name)
+
+
+def _weight(name: str, rng: np.random.Generator, rows: int, columns: int, gain: float = 1.5) -> onnx.TensorProto:
+    return _tensor(name, rng.standard_normal((rows, columns)) * gain / np.sqrt(rows))
+
+
+def _row(name: str, rng: np.random.Generator, count: int) -> onnx.TensorProto:
+    return _tensor(name, 0.1 * rng.standard_normal(count))
