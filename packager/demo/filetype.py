@@ -1,0 +1,118 @@
+"""What the file-type model needs around it: file → tokens, scores → label, and real files to ask about.
+
+Rules (as the model's configuration in its bundle states them):
+1. Tokens are the first `beg_size` bytes of the file after its leading white space and the last `end_size` before its
+   trailing white space, from blocks of `block_size`; short ones are filled up with `padding_token` on the outer side.
+2. The label is the best class, unless its score is below the class's threshold (or `medium_confidence_threshold`): then
+   it is "unknown". `overwrite_map` renames classes.
+"""
+
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from packager.errors import SamplesUnreadable
+
+INPUT_NAME: Final = "bytes"
+PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
+SAMPLES: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class FileTypes:
+    """The model's configuration file, as far as it is used.
+
+    Attributes:
+        labels: class names in the order of the model's output.
+        thresholds: by label, 0 to 1.
+        threshold: of every other label.
+        renamed: label → what to call it.
+        beg_size, end_size, block_size: bytes.
+        padding_token: above every byte.
+    """
+
+    labels: tuple[str, ...]
+    thresholds: dict[str, float]
+    threshold: float
+    renamed: dict[str, str]
+    beg_size: int
+    end_size: int
+    block_size: int
+    padding_token: int
+
+    @classmethod
+    def read(cls, path: Path) -> "FileTypes":
+        """From the `config.json` of the bundle. Raises SamplesUnreadable."""
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+            return cls(
+                labels=tuple(raw["target_labels_space"]),
+                thresholds={str(name): float(value) for name, value in raw["thresholds"].items()},
+                threshold=float(raw["medium_confidence_threshold"]),
+                renamed={str(name): str(value) for name, value in raw["overwrite_map"].items()},
+                beg_size=int(raw["beg_size"]),
+                end_size=int(raw["end_size"]),
+                block_size=int(raw["block_size"]),
+                padding_token=int(raw["padding_token"]),
+            )
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise SamplesUnreadable(f"{path} is not a file-type configuration: {error!r}") from error
+
+    def tokens(self, content: bytes) -> npt.NDArray[np.int32]:
+        """Rule 1. Returns int32 [beg_size + end_size]."""
+        out = np.full(self.beg_size + self.end_size, self.padding_token, np.int32)
+        start = np.frombuffer(content[: self.block_size].lstrip()[: self.beg_size], np.uint8)
+        end = np.frombuffer(content[-self.block_size :].rstrip()[-self.end_size :], np.uint8)
+        out[: len(start)] = start
+        if len(end):
+            out[-len(end) :] = end
+        return out
+
+    def label(self, scores: npt.NDArray[np.float32]) -> tuple[str, float]:
+        """Rule 2. `scores`: float32 [classes]. Returns label and its score."""
+        best = int(scores.argmax())
+        name, score = self.labels[best], float(scores[best])
+        if score < self.thresholds.get(name, self.threshold):
+            return "unknown", score
+        return self.renamed.get(name, name), score
+
+
+def repository_files() -> tuple[Path, ...]:
+    """Real files of this very repository, one or two of each kind."""
+    return tuple(_varied([Path(__file__).resolve().parents[2]], per_suffix=2, count=12))
+
+
+def sample_files(count: int = SAMPLES) -> tuple[Path, ...]:
+    """Real files of many kinds: this repository's, the interpreter's and its packages'."""
+    roots = [Path(__file__).resolve().parents[2]]
+    roots += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
+    return tuple(_varied(roots, per_suffix=PER_SUFFIX, count=count))
+
+
+def token_samples(kinds: FileTypes, files: tuple[Path, ...]) -> dict[str, npt.NDArray[np.int32]]:
+    """The `.npz` content for these files: `bytes` int32 [files, 1, beg_size + end_size], each sample a batch of one."""
+    return {INPUT_NAME: np.stack([kinds.tokens(path.read_bytes())[None] for path in files])}
+
+
+def _varied(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]:
+    seen: dict[str, int] = {}
+    taken = 0
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            if taken == count:
+                return
+            parts = path.relative_to(root).parts
+            hidden = any(part.startswith(".") or part == "__pycache__" or "egg-info" in part for part in parts)
+            suffix = path.suffix or path.name
+            if hidden or seen.get(suffix, 0) == per_suffix or path.is_symlink() or not path.is_file():
+                continue
+            if 64 <= path.stat().st_size <= 4_000_000:
+                seen[suffix] = seen.get(suffix, 0) + 1
+                taken += 1
+                yield path

