@@ -1,0 +1,242 @@
+"""The device's configuration: one TOML file, read strictly.
+
+Rules:
+1. An unknown key, a wrong type or a value out of its range is an error that names the key, what was found and what is
+   expected; nothing is corrected silently.
+2. Paths are absolute, or relative to the folder of the file.
+3. No secret is ever here: keys live in `directory`/identity.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from bundle.canonical import NAME
+from device_agent.errors import ConfigInvalid
+
+MAX_CONFIG_BYTES: Final = 64 * 1024
+DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
+URL: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
+LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+MIN_POLL_S: Final = 1
+MAX_S: Final = 30 * 86400
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """`[serve]`.
+
+    Attributes:
+        listen: "unix:/path" or "tcp:127.0.0.1:PORT"; port 0 takes a free one.
+        threads: of one model process; 0 leaves it to the runtime.
+    """
+
+    listen: str = "tcp:127.0.0.1:0"
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """`[update]`.
+
+    Attributes:
+        poll_interval_s: mean time between polls; each is drawn anew within ±20 %.
+        max_rate_bytes_s: of a download, or None.
+        min_rate_bytes_s: a download that is slower over 30 s is cut; what came is kept.
+        variant: a variant's name, or "auto".
+        metered: whether the connection costs money a byte.
+        metered_limit_bytes: the most that one update may fetch while `metered`.
+        max_chain: patches in a row that one update may apply.
+        automatic: whether the daemon polls by itself.
+    """
+
+    poll_interval_s: int = 3600
+    max_rate_bytes_s: int | None = None
+    min_rate_bytes_s: int = 256
+    variant: str = "auto"
+    metered: bool = False
+    metered_limit_bytes: int | None = None
+    max_chain: int = 4
+    automatic: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ProbationSettings:
+    """`[probation]`: what the operator of this device sets instead of the signed health contract's own value, or None.
+
+    The limits on errors, NaN and latency are the contract's alone.
+    """
+
+    window_s: int | None = None
+    min_requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file.
+
+    Attributes:
+        directory: the device's own folder.
+        repository_url: where `metadata/`, `targets/`, `blobs/` and `envelopes/` are.
+        family, channel, cohort: what this device follows.
+        allow_unjailed: `[jail]`; whether children may run where the kernel offers no jail.
+    """
+
+    directory: Path
+    repository_url: str
+    family: str
+    channel: str = "stable"
+    cohort: str = "default"
+    allow_unjailed: bool = False
+    serve: ServeSettings = field(default_factory=ServeSettings)
+    update: UpdateSettings = field(default_factory=UpdateSettings)
+    probation: ProbationSettings = field(default_factory=ProbationSettings)
+
+
+class _Table:
+    """One TOML table, taken apart key by key (rule 1)."""
+
+    def __init__(self, values: dict[str, object], where: str, name: str = "") -> None:
+        self._left, self._where, self._prefix = dict(values), where, f"{name}." if name else ""
+
+    def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
+        value = self._take(key, default)
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise self._wrong(key, value, f"a match of {pattern.pattern}")
+        return value
+
+    def path(self, key: str, folder: Path) -> Path:
+        value = self._take(key, None)
+        if not isinstance(value, str) or not value or "\0" in value:
+            raise self._wrong(key, value, "a path")
+        return (folder / value).absolute()
+
+    def integer(self, key: str, default: int, low: int, high: int) -> int:
+        value = self._take(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self._wrong(key, value, f"an integer from {low} to {high}")
+        return value
+
+    def optional_integer(self, key: str, low: int, high: int) -> int | None:
+        return self.integer(key, low, low, high) if key in self._left else None
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self._take(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def table(self, key: str) -> "_Table":
+        value = self._left.pop(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "a table")
+        return _Table(value, self._where, f"{self._prefix}{key}")
+
+    def end(self) -> None:
+        if self._left:
+            raise ConfigInvalid(
+                f"{self._where}: unknown key {self._prefix + min(self._left)!r}", remedy="see docs/operations.md"
+            )
+
+    def _take(self, key: str, default: object) -> object:
+        if key in self._left:
+            return self._left.pop(key)
+        if default is None:
+            raise ConfigInvalid(f"{self._where}: key {self._prefix + key!r} is missing")
+        return default
+
+    def _wrong(self, key: str, value: object, expected: str) -> ConfigInvalid:
+        return ConfigInvalid(f"{self._where}: {self._prefix}{key} is {value!r}, expected {expected}")
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file. Raises ConfigInvalid."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path}: {error.strerror}", remedy="`device-agent init` writes one; --config names another"
+        ) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigInvalid(f"{path}: longer than {MAX_CONFIG_BYTES} bytes")
+    return parse_config(data, where=str(path), folder=path.absolute().parent)
+
+
+def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
+    """Take a configuration apart. Raises ConfigInvalid."""
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigInvalid(f"{where}: not TOML: {error}") from error
+    top = _Table(values, where)
+    serve, update, probation, jail = (top.table(name) for name in ("serve", "update", "probation", "jail"))
+    config = Config(
+        directory=top.path("directory", folder),
+        repository_url=top.text("repository_url", None, URL).rstrip("/"),
+        family=top.text("family", None, NAME),
+        channel=top.text("channel", "stable", NAME),
+        cohort=top.text("cohort", "default", NAME),
+        allow_unjailed=jail.flag("allow_unjailed", False),
+        serve=ServeSettings(
+            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN), threads=serve.integer("threads", 0, 0, 1024)
+        ),
+        update=_update(update),
+        probation=ProbationSettings(
+            window_s=probation.optional_integer("window_s", 0, MAX_S),
+            min_requests=probation.optional_integer("min_requests", 0, 10**9),
+        ),
+    )
+    for table in (top, serve, update, probation, jail):
+        table.end()
+    return config
+
+
+def _update(table: _Table) -> UpdateSettings:
+    default = UpdateSettings()
+    return UpdateSettings(
+        poll_interval_s=table.integer("poll_interval_s", default.poll_interval_s, MIN_POLL_S, MAX_S),
+        max_rate_bytes_s=table.optional_integer("max_rate_bytes_s", 1024, 2**40),
+        min_rate_bytes_s=table.integer("min_rate_bytes_s", default.min_rate_bytes_s, 0, 2**30),
+        variant=table.text("variant", default.variant, NAME),
+        metered=table.flag("metered", default.metered),
+        metered_limit_bytes=table.optional_integer("metered_limit_bytes", 0, 2**50),
+        max_chain=table.integer("max_chain", default.max_chain, 1, 16),
+        automatic=table.flag("automatic", default.automatic),
+    )
+
+
+TEMPLATE: Final = """\
+# The device agent's configuration; docs/operations.md explains every key.
+directory = {directory}
+repository_url = {repository_url}
+family = {family}
+channel = {channel}
+cohort = {cohort}
+
+[serve]
+listen = {listen}
+
+[update]
+poll_interval_s = 3600
+variant = {variant}
+"""
+
+
+def render_config(config: Config) -> str:
+    """A first configuration file, as `init` writes it."""
+    return TEMPLATE.format(
+        directory=_quote(str(config.directory)),
+        repository_url=_quote(config.repository_url),
+        family=_quote(config.family),
+        channel=_quote(config.channel),
+        cohort=_quote(config.cohort),
+        listen=_quote(config.serve.listen),
+        variant=_quote(config.update.variant),
+    )
+
+
+def _quote(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,186 @@
+"""What can go wrong on a device.
+
+    AirweightsError
+    ├── Invalid
+    │   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
+    │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
+    │   ├── NotInitialised          not-initialised         the device directory has not been made yet
+    │   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
+    │   └── NothingToRollBack       nothing-to-roll-back    no previous release is held
+    ├── Refused
+    │   ├── QuarantinedRefused      quarantined             this bundle failed here before, under this runtime
+    │   ├── KilledInTrialRefused    killed-in-trial         the agent died three times while it tried this bundle
+    │   ├── BelowFloorRefused       below-floor             an operator asked for a release below the floor
+    │   ├── StoreDamagedRefused     store-damaged           a sealed bundle is missing, or is not the one it is named for
+    │   ├── CohortKeyRefused        cohort-key              an unsealed cohort key is not the one that the fleet signs
+    │   └── NoVariantRefused        no-variant              no variant of the release fits this device
+    ├── Unavailable
+    │   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
+    │   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
+    │   ├── NoPathUnavailable       no-path                 no published patch leads here from what is held
+    │   ├── EnvelopeUnavailable     envelope-missing        no envelope for this device or cohort is published
+    │   ├── NotEligibleUnavailable  not-eligible            percent, cohort, window or halt say: not now
+    │   ├── BusyUnavailable         busy                    another process holds the device directory
+    │   ├── PausedUnavailable       paused                  an operator has paused updates
+    │   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
+    │   └── JournalUnavailable      journal                 the state database does not open
+    ├── Unfit
+    │   ├── ProbeUnfit              probe-failed            the probe's own reason is in the message
+    │   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
+    │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
+    │   └── OperatorUnfit           operator-rollback       an operator sent the device back
+    └── Bug
+        └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
+"""
+
+from bundle.errors import Bug, Invalid, Refused, Unavailable, Unfit
+
+
+class ConfigInvalid(Invalid):
+    """A setting is missing, unknown or out of its range."""
+
+    reason = "config-invalid"
+
+
+class IdentityInvalid(Invalid):
+    """A key file is missing, damaged or readable by others."""
+
+    reason = "identity-invalid"
+
+
+class NotInitialised(Invalid):
+    """The device directory has not been made yet."""
+
+    reason = "not-initialised"
+
+
+class AlreadyInitialised(Invalid):
+    """The device directory has an identity, which a second one would orphan."""
+
+    reason = "already-initialised"
+
+
+class NothingToRollBack(Invalid):
+    """No previous release is held."""
+
+    reason = "nothing-to-roll-back"
+
+
+class QuarantinedRefused(Refused):
+    """This bundle failed here before, under this runtime."""
+
+    reason = "quarantined"
+
+
+class KilledInTrialRefused(Refused):
+    """The agent died again and again while it tried this bundle."""
+
+    reason = "killed-in-trial"
+
+
+class BelowFloorRefused(Refused):
+    """An operator asked for a release below the floor."""
+
+    reason = "below-floor"
+
+
+class StoreDamagedRefused(Refused):
+    """A sealed bundle is missing, or is not the one it is named for."""
+
+    reason = "store-damaged"
+
+
+class CohortKeyRefused(Refused):
+    """An unsealed cohort key is not the one that the fleet document signs."""
+
+    reason = "cohort-key"
+
+
+class NoVariantRefused(Refused):
+    """No variant of the release fits this device."""
+
+    reason = "no-variant"
+
+
+class NoSpaceUnavailable(Unavailable):
+    """The store's file system is too full for the plan."""
+
+    reason = "no-space"
+
+
+class MeteredUnavailable(Unavailable):
+    """The cheapest path costs more than the metered limit."""
+
+    reason = "metered-limit"
+
+
+class NoPathUnavailable(Unavailable):
+    """No published patch leads to the release from what is held."""
+
+    reason = "no-path"
+
+
+class EnvelopeUnavailable(Unavailable):
+    """No envelope for this device or cohort is published."""
+
+    reason = "envelope-missing"
+
+
+class NotEligibleUnavailable(Unavailable):
+    """Percent, cohort, window or halt say: not now."""
+
+    reason = "not-eligible"
+
+
+class BusyUnavailable(Unavailable):
+    """Another process holds the device directory."""
+
+    reason = "busy"
+
+
+class PausedUnavailable(Unavailable):
+    """An operator has paused updates."""
+
+    reason = "paused"
+
+
+class DaemonUnavailable(Unavailable):
+    """Nobody answers on the control socket."""
+
+    reason = "daemon-down"
+
+
+class JournalUnavailable(Unavailable):
+    """The state database does not open."""
+
+    reason = "journal"
+
+
+class ProbeUnfit(Unfit):
+    """The candidate failed its probe; the probe's own reason is in the message."""
+
+    reason = "probe-failed"
+
+
+class ProbeInconclusiveUnfit(Unfit):
+    """The probe could not tell: the old release stays and nothing is marked."""
+
+    reason = "probe-inconclusive"
+
+
+class ProbationUnfit(Unfit):
+    """The candidate failed under live requests: errors, NaN, latency or a crash."""
+
+    reason = "probation-failed"
+
+
+class OperatorUnfit(Unfit):
+    """An operator sent the device back."""
+
+    reason = "operator-rollback"
+
+
+class IllegalTransitionBug(Bug):
+    """The state machine's table has no such key."""
+
+    reason = "illegal-transition"

@@ -1,0 +1,71 @@
+"""The state machine: its table, its recovery and its picture."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from device_agent import machine_diagram
+from device_agent.errors import IllegalTransitionBug
+from device_agent.machine import MAX_KILLS, RECOVERY, TRANSITIONS, TRIALS, Event, State, allowed, next_state, recover
+
+PAGE = Path(__file__).parents[2] / "docs" / "state-machine.md"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(list(Event)), max_size=60))
+def test_random_events_never_leave_the_table(events: list[Event]) -> None:
+    state = State.IDLE
+    for event in events:
+        if event in allowed(state):
+            state = next_state(state, event)
+        else:
+            with pytest.raises(IllegalTransitionBug, match=f"{event.value}.*{state.value}"):
+                next_state(state, event)
+        assert state in State
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_sequence_of_events_and_kills_ends(data: st.DataObject) -> None:
+    state, kills = State.IDLE, dict.fromkeys(State, 0)
+    for _ in range(data.draw(st.integers(0, 40))):
+        if data.draw(st.booleans()):
+            kills[state] += 1
+            found, state = state, recover(state, kills[state])
+            if kills[found] >= MAX_KILLS and found in TRIALS:
+                assert state is State.REFUSING
+        else:
+            state = next_state(state, data.draw(st.sampled_from(allowed(state))))
+    assert _reaches(state, State.IDLE)
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_recovers_into_a_state_that_leads_home(state: State) -> None:
+    assert _reaches(RECOVERY[state], State.IDLE)
+    assert RECOVERY[RECOVERY[state]] is RECOVERY[state], "recovering twice is recovering once"
+
+
+@pytest.mark.parametrize("state", [s for s in State if s is not State.IDLE])
+def test_every_state_can_be_reached_from_idle(state: State) -> None:
+    assert _reaches(State.IDLE, state)
+
+
+def test_nothing_becomes_active_but_through_committing() -> None:
+    before_commit = {before for (before, _), after in TRANSITIONS.items() if after is State.COMMITTING}
+    assert before_commit == {State.PROBATION, State.SWAPPING}
+
+
+def test_the_page_is_what_the_table_draws() -> None:
+    assert PAGE.read_text() == machine_diagram.page()
+
+
+def _reaches(start: State, goal: State) -> bool:
+    seen, front = {start}, [start]
+    while front:
+        state = front.pop()
+        new = {next_state(state, event) for event in allowed(state)} - seen
+        seen |= new
+        front += new
+    return goal in seen
