@@ -162,6 +162,96 @@ class PatchTargetRefused(PatchRefused):
     reason = "patch-target"
 
 
+class FetchUnavailable(Unavailable):
+    """A transfer that failed: no connection, an error of the server, cut short, too slow."""
+
+    reason = "fetch"
+
+
+class NotFoundUnavailable(FetchUnavailable):
+    """The server says that there is no such file (404, and 403 from stores that hide which files they have)."""
+
+    reason = "not-found"
+
+
+class MetadataExpiredUnavailable(Unavailable):
+    """Signed metadata that is past its expiry: a stale mirror, a publisher who stopped, or somebody who replays."""
+
+    reason = "metadata-expired"
+
+
+class NoRolloutUnavailable(Unavailable):
+    """The repository has no rollout for this family and channel."""
+
+    reason = "no-rollout"
+
+
+class CheckBusyUnavailable(Unavailable):
+    """Another check of the same device is running."""
+
+    reason = "check-busy"
+
+
+class TrustMemoryLostUnavailable(Unavailable):
+    """Both memory slots are lost, and what is offered is not fresh online metadata."""
+
+    reason = "trust-memory-lost"
+
+
+class UntrustedMetadataRefused(Refused):
+    """Metadata that too few of its role's keys signed, or that contradicts the metadata above it."""
+
+    reason = "untrusted-metadata"
+
+
+class RollbackRefused(Refused):
+    """Something older than what was already accepted: metadata, a release, the floor."""
+
+    reason = "rollback-refused"
+
+
+class ReleaseMismatchRefused(Refused):
+    """The rollout and the manifest, which two roles sign, do not agree."""
+
+    reason = "release-mismatch"
+
+
+class CounterReusedRefused(ReleaseMismatchRefused):
+    """A counter that is already known for a release with other content."""
+
+    reason = "counter-reused"
+
+
+class ChannelRefused(Refused):
+    """The release is not made for the channel that offers it."""
+
+    reason = "not-in-channel"
+
+
+class WithdrawnRefused(Refused):
+    """The rollout names a release that its release role does not list: withdrawn, or never released."""
+
+    reason = "withdrawn"
+
+
+class AgentTooOldRefused(Refused):
+    """The release asks for a newer agent."""
+
+    reason = "agent-too-old"
+
+
+class PackOnlineRefused(Refused):
+    """Metadata of an offline pack that comes from a server, or a pack that lives longer than root allows."""
+
+    reason = "pack-online"
+
+
+class EnrolmentRefused(Refused):
+    """An enrolment request that does not prove its keys, or contradicts what is registered."""
+
+    reason = "enrolment"
+
+
 def subclasses(root: type[AirweightsError] = AirweightsError) -> Iterator[type[AirweightsError]]:
     """Every loaded class below `root`, depth first."""
     for child in root.__subclasses__():
