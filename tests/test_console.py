@@ -1,0 +1,95 @@
+"""How the command lines speak: results on stdout, everything else on stderr, one exit code an error class."""
+
+import io
+import json
+
+import pytest
+
+from bundle import console
+from bundle.errors import KINDS, AirweightsError, DigestMismatchRefused, Unavailable, subclasses
+
+
+def fail_with(error: BaseException) -> int:
+    def main() -> None:
+        raise error
+
+    return console.run(main, as_json=False)
+
+
+def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    code = fail_with(DigestMismatchRefused("found a,\nexpected b", remedy="fetch it\nagain"))
+    out, err = capsys.readouterr()
+    assert (code, out) == (3, "")
+    assert err == "error: found a, expected b\nhint: fetch it again\n"
+
+
+def test_with_json_an_error_is_one_object_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise DigestMismatchRefused("found a", remedy=None)
+
+    assert console.run(main, as_json=True) == 3
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert json.loads(err) == {
+        "error": {"reason": "digest-mismatch", "message": "found a", "hint": None, "exit_code": 3}
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/x"), 4, "error: No such file or directory (/x)\n"),
+        (OSError(28, "No space left on device"), 4, "error: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (ZeroDivisionError("division by zero"), 70, "error: ZeroDivisionError: division by zero\n"),
+    ],
+)
+def test_foreign_exceptions_get_a_line_and_a_code_and_no_traceback(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(error) == code
+    err = capsys.readouterr().err
+    assert err.startswith(line)
+    assert "Traceback" not in err
+
+
+def test_a_traceback_is_there_for_who_asks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRWEIGHTS_TRACEBACK", "1")
+    fail_with(ZeroDivisionError("x"))
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_success_is_zero_and_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run(lambda: None, as_json=True) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_bar_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = console.progress_bar("fetch")
+    bar(1, 2)
+    bar(2, 2)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    bar = console.progress_bar("fetch")
+    bar(5, 10)
+    bar(10, 10)
+    assert terminal.getvalue().endswith("fetch [" + "#" * 30 + "] 100 %\n")
+
+
+def test_every_error_class_has_a_reason_of_its_own_and_its_kinds_exit_code() -> None:
+    seen: dict[str, type[AirweightsError]] = {}
+    for error in subclasses():
+        kinds = [kind for kind in KINDS if issubclass(error, kind)]
+        assert len(kinds) == 1, error
+        assert error.exit_code == kinds[0].exit_code, error
+        assert error.reason not in seen or error in KINDS, (error, seen.get(error.reason))
+        seen[error.reason] = error
+    assert seen["unavailable"] is Unavailable
