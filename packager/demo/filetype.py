@@ -22,6 +22,8 @@ from packager.errors import SamplesUnreadable
 INPUT_NAME: Final = "bytes"
 PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
 SAMPLES: Final = 96
+SKIPPED: Final = frozenset({"__pycache__", "build", "vectors"})  # made by machines: no kind of its own
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,12 @@ class FileTypes:
 
 def repository_files() -> tuple[Path, ...]:
     """Real files of this very repository, one or two of each kind."""
-    return tuple(_varied([Path(__file__).resolve().parents[2]], per_suffix=2, count=12))
+    return tuple(_varied([REPOSITORY], per_suffix=2, count=12))
 
 
 def sample_files(count: int = SAMPLES) -> tuple[Path, ...]:
     """Real files of many kinds: this repository's, the interpreter's and its packages'."""
-    roots = [Path(__file__).resolve().parents[2]]
+    roots = [REPOSITORY]
     roots += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     return tuple(_varied(roots, per_suffix=PER_SUFFIX, count=count))
 
@@ -108,7 +110,7 @@ def _varied(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]
             if taken == count:
                 return
             parts = path.relative_to(root).parts
-            hidden = any(part.startswith(".") or part == "__pycache__" or "egg-info" in part for part in parts)
+            hidden = any(part.startswith(".") or part in SKIPPED or "egg-info" in part for part in parts)
             suffix = path.suffix or path.name
             if hidden or seen.get(suffix, 0) == per_suffix or path.is_symlink() or not path.is_file():
                 continue
