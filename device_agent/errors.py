@@ -1,36 +1,41 @@
 """What can go wrong on a device.
 
-    AirweightsError
-    ├── Invalid
-    │   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
-    │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
-    │   ├── NotInitialised          not-initialised         the device directory has not been made yet
-    │   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
-    │   └── NothingToRollBack       nothing-to-roll-back    no previous release is held
-    ├── Refused
-    │   ├── QuarantinedRefused      quarantined             this bundle failed here before, under this runtime
-    │   ├── KilledInTrialRefused    killed-in-trial         the agent died three times while it tried this bundle
-    │   ├── BelowFloorRefused       below-floor             an operator asked for a release below the floor
-    │   ├── StoreDamagedRefused     store-damaged           a sealed bundle is missing, or is not the one it is named for
-    │   ├── CohortKeyRefused        cohort-key              an unsealed cohort key is not the one that the fleet signs
-    │   └── NoVariantRefused        no-variant              no variant of the release fits this device
-    ├── Unavailable
-    │   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
-    │   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
-    │   ├── NoPathUnavailable       no-path                 no published patch leads here from what is held
-    │   ├── EnvelopeUnavailable     envelope-missing        no envelope for this device or cohort is published
-    │   ├── NotEligibleUnavailable  not-eligible            percent, cohort, window or halt say: not now
-    │   ├── BusyUnavailable         busy                    another process holds the device directory
-    │   ├── PausedUnavailable       paused                  an operator has paused updates
-    │   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
-    │   └── JournalUnavailable      journal                 the state database does not open
-    ├── Unfit
-    │   ├── ProbeUnfit              probe-failed            the probe's own reason is in the message
-    │   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
-    │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
-    │   └── OperatorUnfit           operator-rollback       an operator sent the device back
-    └── Bug
-        └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
+AirweightsError
+├── Invalid
+│   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
+│   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
+│   ├── NotInitialised          not-initialised         the device directory has not been made yet
+│   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
+│   └── NothingToRollBack       nothing-to-roll-back    no previous release is held
+├── Refused
+│   ├── QuarantinedRefused      quarantined             this bundle failed here before, under this runtime
+│   ├── KilledInTrialRefused    killed-in-trial         the agent died three times while it tried this bundle
+│   ├── BelowFloorRefused       below-floor             an operator asked for a release below the floor
+│   ├── StoreDamagedRefused     store-damaged           a sealed bundle is missing, or is not the one it is named for
+│   ├── CohortKeyRefused        cohort-key              an unsealed cohort key is not the one that the fleet signs
+│   └── NoVariantRefused        no-variant              no variant of the release fits this device
+├── Unavailable
+│   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
+│   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
+│   ├── NoPathUnavailable       no-path                 no published patch leads here from what is held
+│   ├── EnvelopeUnavailable     envelope-missing        no envelope for this device or cohort is published
+│   ├── NotEligibleUnavailable  not-eligible            percent, cohort, window or halt say: not now
+│   ├── BusyUnavailable         busy                    another process holds the device directory
+│   ├── PausedUnavailable       paused                  an operator has paused updates
+│   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
+│   ├── JournalUnavailable      journal                 the state database does not open
+│   ├── ChildDied               child-died              a child process ended in the middle of a call
+│   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
+│   └── JailUnavailable         jail-unavailable        the kernel can not confine a child, and the settings ask for it
+├── Unfit
+│   ├── ProbeUnfit              probe-failed            the probe's own reason is in the message
+│   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
+│   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
+│   ├── OperatorUnfit           operator-rollback       an operator sent the device back
+│   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
+│   └── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
+└── Bug
+    └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
 """
 
 from bundle.errors import Bug, Invalid, Refused, Unavailable, Unfit
@@ -156,6 +161,24 @@ class JournalUnavailable(Unavailable):
     reason = "journal"
 
 
+class ChildDied(Unavailable):
+    """A child process ended in the middle of a call."""
+
+    reason = "child-died"
+
+
+class ChildTimeout(Unavailable):
+    """A child did not answer in time and was killed."""
+
+    reason = "child-timeout"
+
+
+class JailUnavailable(Unavailable):
+    """The kernel can not confine a child and the settings do not allow to go on without."""
+
+    reason = "jail-unavailable"
+
+
 class ProbeUnfit(Unfit):
     """The candidate failed its probe; the probe's own reason is in the message."""
 
@@ -178,6 +201,18 @@ class OperatorUnfit(Unfit):
     """An operator sent the device back."""
 
     reason = "operator-rollback"
+
+
+class ModelUnfit(Unfit):
+    """onnxruntime does not make a session of the model."""
+
+    reason = "model-does-not-load"
+
+
+class ContractUnfit(Unfit):
+    """The model's inputs or outputs are not what the manifest says."""
+
+    reason = "contract-mismatch"
 
 
 class IllegalTransitionBug(Bug):

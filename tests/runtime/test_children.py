@@ -1,0 +1,160 @@
+"""Children: calls, errors, events, questions and descriptors cross; a dead or silent child is told from an answer."""
+
+import fcntl
+import logging
+import os
+import select
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import Bug, Unfit
+from device_agent import messages
+from device_agent.children import Child
+from device_agent.errors import BusyUnavailable, ChildDied, ChildTimeout
+from device_agent.jail import JailPolicy, available
+
+INMATE = "tests.runtime.inmate"
+ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
+MEMFD_READ = "did: plain model"
+
+
+def start(policy: JailPolicy | None = None) -> Child:
+    return Child.start(INMATE, policy or JailPolicy(), environment=ROOT)
+
+
+def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    fd = os.memfd_create("model", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"plain model")
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with start() as child:
+        request = {"readable": str(secret), "supervisor": os.getpid()}
+        tried = child.call("attempts", request, (fd,), deadline_s=10).value
+        assert child.jail.confined
+        assert child.jail.undumpable
+        assert child.jail.threads == 1
+    os.close(fd)
+    for attempt in ("inet", "unix", "fork", "exec", "passwd", "create", "readable", "kill-parent", "ptrace"):
+        assert tried[attempt] == "PermissionError", (attempt, tried)
+    for attempt in ("memfd", "thread", "pair"):
+        assert tried[attempt].startswith("did: "), (attempt, tried)
+    assert tried["memfd"] == MEMFD_READ
+    assert tried["uid"] == (child.jail.own_uid if os.geteuid() == 0 else os.geteuid())
+
+
+def test_a_policy_opens_the_paths_and_sockets_that_it_names(tmp_path: Path) -> None:
+    readable = tmp_path / "readable"
+    readable.write_text("yes")
+    fd = os.memfd_create("model")
+    with start(JailPolicy(sockets="inet", read=(str(tmp_path), "/no/such/path"), own_user=False)) as child:
+        request = {"readable": str(readable), "supervisor": os.getpid()}
+        tried = child.call("attempts", request, (fd,), deadline_s=10).value
+    os.close(fd)
+    assert tried["readable"] == "did: yes"
+    assert tried["inet"].startswith("did: ")
+    assert tried["passwd"] == "PermissionError"
+    assert tried["uid"] == os.geteuid()
+
+
+def test_what_a_child_can_be_kept_from_is_known_before_one_starts() -> None:
+    with start() as child:
+        promised = available()
+        assert (child.jail.landlock_abi, child.jail.seccomp) == (promised.landlock_abi, promised.seccomp)
+        assert child.jail.network_namespace == promised.network_namespace
+
+
+def test_an_error_of_the_child_is_raised_as_its_class() -> None:
+    with start() as child:
+        with pytest.raises(BusyUnavailable, match="found 1, expected 0") as caught:
+            child.call("fail", {"how": "busy"}, deadline_s=10)
+        assert caught.value.remedy == "wait"
+        with pytest.raises(Bug, match="KeyError in 'fail'") as foreign:
+            child.call("fail", {"how": "foreign"}, deadline_s=10)
+        assert foreign.value.reason == "child-bug"
+        with pytest.raises(Bug, match="knows attempts, fail, talk, not 'dance'"):
+            child.call("dance", deadline_s=10)
+        assert child.alive()
+
+
+def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> None:
+    error = messages.error_from({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
+    assert isinstance(error, Unfit)
+    assert error.reason == "never-heard-of"
+    assert isinstance(messages.error_from({"reason": "../x", "message": "m"}), Bug)
+    assert isinstance(messages.error_from(None), Bug)
+
+
+@pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*inmate.py"), ("exit", "exit code 3")])
+def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: str) -> None:
+    with start() as child:
+        with pytest.raises(ChildDied, match=words):
+            child.call("fail", {"how": how}, deadline_s=10)
+        assert not child.alive()
+        assert select.select([child], [], [], 0)[0]
+
+
+def test_a_silent_child_is_killed_at_the_deadline() -> None:
+    with start() as child:
+        before = time.monotonic()
+        with pytest.raises(ChildTimeout, match=r"did not answer 'fail' within 0.2 s"):
+            child.call("fail", {"how": "sleep"}, deadline_s=0.2)
+        assert time.monotonic() - before < 5
+        assert not child.alive()
+
+
+def test_events_questions_and_descriptors_cross() -> None:
+    events: list[messages.Value] = []
+    with start() as child:
+        answer = child.call(
+            "talk",
+            {"n": 21},
+            deadline_s=10,
+            on_event=events.append,
+            on_ask=lambda question: ({"n": question.value["n"] * 2}, ()),
+        )
+        assert events == [{"done": 1}, {"done": 2}]
+        assert os.pread(answer.fds[0], 10, 0) == b"42"
+        answer.close()
+        with pytest.raises(BusyUnavailable):
+            child.call("talk", {"n": 1}, deadline_s=10, on_ask=_refuse)
+
+
+def _refuse(_question: messages.Message) -> tuple[dict[str, object], tuple[int, ...]]:
+    raise BusyUnavailable("not now")
+
+
+def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
+    child = start()
+    died: list[ChildDied] = []
+
+    def call() -> None:
+        with pytest.raises(ChildDied) as caught:
+            child.call("fail", {"how": "sleep"}, deadline_s=60)
+        died.append(caught.value)
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    before = time.monotonic()
+    child.stop()
+    caller.join()
+    assert died
+    assert not child.alive()
+    assert time.monotonic() - before < 4
+    child.stop()
+
+
+def test_the_words_of_a_crash_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING), start() as child, pytest.raises(ChildDied):
+        child.call("fail", {"how": "crash"}, deadline_s=10)
+    assert "Segmentation fault" in caplog.text
+
+
+def test_no_secret_of_the_environment_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRWEIGHTS_PASSPHRASE", "hunter2")
+    with start() as child:
+        assert b"hunter2" not in Path(f"/proc/{child.pid}/environ").read_bytes()
+        assert b"hunter2" not in Path(f"/proc/{child.pid}/cmdline").read_bytes()
