@@ -25,12 +25,11 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from bundle import canonical
 from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused
 from bundle.frames import KEY_BYTES, Secret
+from bundle.key_sizes import MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
+from bundle.key_sizes import MLKEM_SEED_BYTES as MLKEM_SEED_BYTES
+from bundle.key_sizes import PUBLIC_BYTES as PUBLIC_BYTES
 
 MAGIC: Final = b"AWENVEL1"
-MLKEM_PUBLIC_BYTES: Final = 1184
-MLKEM_SEED_BYTES: Final = 64
-PUBLIC_BYTES: Final = MLKEM_PUBLIC_BYTES + 32
-PRIVATE_BYTES: Final = MLKEM_SEED_BYTES + 32
 ENCAPSULATION_BYTES: Final = 1120
 MAX_ENVELOPE_BYTES: Final = 4096
 

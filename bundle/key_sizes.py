@@ -1,0 +1,9 @@
+"""Sizes of X-Wing keys (ML-KEM-768 + X25519; FIPS 203, RFC 7748), for readers that do not load a cryptographic library."""
+
+from typing import Final
+
+MLKEM_PUBLIC_BYTES: Final = 1184
+MLKEM_SEED_BYTES: Final = 64
+X25519_BYTES: Final = 32
+PUBLIC_BYTES: Final = MLKEM_PUBLIC_BYTES + X25519_BYTES
+PRIVATE_BYTES: Final = MLKEM_SEED_BYTES + X25519_BYTES
