@@ -14,16 +14,32 @@ AirweightsError
 │   ├── TooFewSamples            too-few-samples
 │   ├── AlreadyQuantized         already-quantized         the model holds quantized weights
 │   ├── WeightsNotFinite         weights-not-finite        NaN or infinity among the weights
-│   └── MetricUnusable           metric-unusable           the user's metric cannot be called, or gives no number
+│   ├── MetricUnusable           metric-unusable           the user's metric cannot be called, or gives no number
+│   ├── UsageInvalid             usage                     an option or argument that the command does not take
+│   ├── ReleaseFileInvalid       release-file              a release.toml that is missing, or says what has no meaning
+│   ├── ReleaseFileMissing       release-file-missing      a file that a release.toml names is not there
+│   ├── BundleNameInvalid        bundle-name               a file name that a bundle can not hold
+│   ├── NotRecognised            not-recognised            no manifest, patch, blob, envelope, rollout or bundle
+│   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
+│   ├── UnknownCohort            unknown-cohort            the fleet has no cohort of that name
+│   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
+│   ├── VersionTaken             version-taken             the version was released before
+│   ├── OutputExists             output-exists             what would be written is there already
+│   └── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
+├── Refused
+│   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
+│   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
 └── Unfit
     ├── ModelCrashes             model-crashes             it takes its process down
     ├── QuantizationRefused      quantization-refused      no scheme fits; the message says why
     ├── GateFailed               gate-failed               further from the float model than allowed
     ├── GateInconclusive         gate-inconclusive         the samples cannot show a difference
-    └── GoldenUnstable           golden-unstable           answers differ from run to run
+    ├── GoldenUnstable           golden-unstable           answers differ from run to run
+    ├── NoVariantLeft            no-variant                every variant was refused by its gate
+    └── DemoUnproven             demo-unproven             the demo ran and one of its claims did not hold
 """
 
-from bundle.errors import Invalid, Unfit
+from bundle.errors import DigestMismatchRefused, Invalid, Refused, Unfit
 
 
 class ModelUnreadable(Invalid):
@@ -138,3 +154,87 @@ class DrillInvalid(Invalid):
     """A fire drill that is not known, or that the model offers no place for."""
 
     reason = "drill-invalid"
+
+
+class UsageInvalid(Invalid):
+    """An option or argument that the command does not take."""
+
+    reason = "usage"
+
+
+class ReleaseFileInvalid(Invalid):
+    """A release.toml that is missing, or says what has no meaning."""
+
+    reason = "release-file"
+
+
+class ReleaseFileMissing(Invalid):
+    """A file that a release.toml names is not there."""
+
+    reason = "release-file-missing"
+
+
+class BundleNameInvalid(Invalid):
+    """A file name that a bundle can not hold."""
+
+    reason = "bundle-name"
+
+
+class NotRecognised(Invalid):
+    """Neither a manifest, a patch, a blob, an envelope, a rollout nor a bundle folder."""
+
+    reason = "not-recognised"
+
+
+class UnknownVariant(Invalid):
+    """The manifest has no variant of that name."""
+
+    reason = "unknown-variant"
+
+
+class UnknownCohort(Invalid):
+    """The fleet has no cohort of that name."""
+
+    reason = "unknown-cohort"
+
+
+class BaseMissing(Invalid):
+    """A base to diff from was not released, or its plain bundle is no longer here."""
+
+    reason = "base-missing"
+
+
+class VersionTaken(Invalid):
+    """The version was released before."""
+
+    reason = "version-taken"
+
+
+class OutputExists(Invalid):
+    """What would be written is there already."""
+
+    reason = "output-exists"
+
+
+class BundleMismatchRefused(DigestMismatchRefused):
+    """A plain bundle is not the one that the manifest lists."""
+
+    reason = "bundle-mismatch"
+
+
+class WorkspaceRefused(Refused):
+    """A kept bundle or key is not what was kept."""
+
+    reason = "workspace"
+
+
+class NoVariantLeft(Unfit):
+    """Every variant was refused by its gate."""
+
+    reason = "no-variant"
+
+
+class DemoUnproven(Unfit):
+    """The demo ran and one of its claims did not hold."""
+
+    reason = "demo-unproven"

@@ -1,4 +1,4 @@
-"""Requests in the background of the story, and what they tell: failures, and latency before, during and after a swap."""
+"""Requests in the background of the story, and what they tell: failures, and latency around a swap."""
 
 import json
 import subprocess

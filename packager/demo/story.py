@@ -1,0 +1,281 @@
+"""The story of `packager demo`: one tuple of scenes, played in order, each adding to what is proven.
+
+Rules:
+1. Every part is the product's own: releases are made from a release.toml, the device is driven by its command line, the
+   server is any static one. What an attacker does, an attacker could do.
+2. A claim is proven by what was seen, never by having got so far. The demo succeeds only if every claim held.
+3. Everything lies below one folder and listens on loopback; processes are stopped by their handles.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from bundle.frames import Secret
+from bundle.manifest import Manifest
+from bundle.rollout import Rollout
+from keys.signers import signers_from
+from packager.demo.client import InferenceClient, InferenceUnavailable
+from packager.demo.device import Device, DeviceSettings, Report
+from packager.demo.disk import files_with_plain_model
+from packager.demo.site import Site
+from packager.demo.subject import Prediction, Subject, live_samples
+from packager.demo.traffic import Latency, Traffic, now_s, split_at
+from packager.release import ReleaseReport, run_release
+from packager.release_file import parse_release_file
+from packager.repository.repository import Repository
+
+COHORT: Final = "default"
+CHANNEL: Final = "stable"
+RATE_HZ: Final = 40.0
+PROBATION_WINDOW_S: Final = 4
+PROBATION_MIN_REQUESTS: Final = 20
+SETTLE_S: Final = 1.5  # of load before and after an update, to have something to compare with
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Something the demo set out to show, and what was seen."""
+
+    claim: str
+    held: bool
+    seen: str
+
+
+@dataclass(slots=True)
+class DemoReport:
+    """What `packager demo --json` prints.
+
+    Attributes:
+        bytes: release → variant → {"patch", "full"}: blob sizes from the base and from nothing.
+        seconds: by step.
+        refusals, rollbacks: {"attempt", "reason"}.
+        latency: milliseconds before, during and after the update, and of the variants at build time.
+    """
+
+    requests_sent: int = 0
+    requests_failed: int = 0
+    bytes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    refusals: list[dict[str, str]] = field(default_factory=list)
+    rollbacks: list[dict[str, str]] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
+    latency: dict[str, Any] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Every claim held, and there were some."""
+        return bool(self.claims) and all(claim.held for claim in self.claims)
+
+    def as_json(self) -> dict[str, object]:
+        """The one object on stdout (docs/schemas/demo.json)."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+class Story:
+    """The demo's world while it is played.
+
+    Args:
+        folder: an empty folder, the caller's to remove.
+        subject: models and inputs.
+        say: takes each line of the story.
+    """
+
+    def __init__(self, folder: Path, subject: Subject, say: Say) -> None:
+        self.report = DemoReport()
+        self._folder, self._subject, self._say = folder, subject, say
+        self._keys = folder / "keys"
+        self._passphrase = Secret(b"a passphrase for the demo alone")
+        self._repository_folder = folder / "repository"
+        self._repository: Repository | None = None
+        self._site: Site | None = None
+        self._device: Device | None = None
+        self._traffic: Traffic | None = None
+
+    def play(self) -> DemoReport:
+        """All scenes, in order, then stop everything that runs."""
+        try:
+            for scene in SCENES:
+                scene(self)
+        finally:
+            if self._traffic is not None:
+                self._traffic.kill()
+            if self._device is not None:
+                self._device.stop()
+            if self._site is not None:
+                self._site.stop()
+        return self.report
+
+    # -- scenes ------------------------------------------------------------------------------------------------------
+
+    def make_keys_and_repository(self) -> None:
+        self._title("Keys and a repository")
+        with self._timed("keys"):
+            self._repository = Repository.create_with_new_keys(
+                self._repository_folder, self._keys, self._passphrase, families=[self._subject.family], cohort=COHORT
+            )
+        rows = self._repository.status().roles
+        for row in rows:
+            self._line(f"{row.name:<22} {row.threshold} of {row.classical} classical + {row.post_quantum} post-quantum keys")
+        hybrid = all(row.threshold > row.classical and row.threshold > row.post_quantum for row in rows)
+        self._claim("no role's threshold can be met by one algorithm alone", hybrid and bool(rows), f"{len(rows)} roles")
+        self._site = Site(self._repository.published)
+        self._line(f"static files at {self._site.url}")
+
+    def release_the_first(self) -> None:
+        self._title(f"Release 1.0.0 of {self._subject.family}: {self._subject.title}")
+        report = self._release("1.0.0", self._subject.old)
+        self._tell_variants(report)
+        shutil.copytree(self._repo.published, self._folder / "mirror-of-then")
+
+    def enrol_and_install(self) -> None:
+        self._title("A device is enrolled and installs it")
+        settings = DeviceSettings(
+            repository_url=self._served.url,
+            family=self._subject.family,
+            cohort=COHORT,
+            variant="auto",
+            probation_window_s=PROBATION_WINDOW_S,
+            probation_min_requests=PROBATION_MIN_REQUESTS,
+        )
+        device = self._device = Device(self._folder / "device", settings)
+        with self._timed("enrol"):
+            device.init(self._repo.published / "metadata" / "1.root.json")
+            request = self._folder / "enrolment.json"
+            enrolment = device.enrol(request)
+            self._admit(request, str(enrolment["fingerprint"]))
+        self._line(f"device {enrolment['device_id'][:16]}…, enrolled into cohort {COHORT!r}")
+        device.start()
+        with self._timed("install"):
+            update = device.update()
+        self._tell_update(update)
+        self._claim("a device installs the first release: a patch from nothing", _is_on(update, "1.0.0"), _seen(update))
+
+    def ask_for_answers(self) -> None:
+        self._title("It answers through its endpoint (Open Inference Protocol v2)")
+        self.report.predictions = self._ask()
+        for prediction in self.report.predictions:
+            self._line(f"{prediction.file:<44} {prediction.label:<16} {prediction.score:.4f}")
+        self._claim(
+            "the served model answers", bool(self.report.predictions), f"{len(self.report.predictions)} predictions"
+        )
+
+    def update_under_load(self) -> None:
+        self._title("Release 1.1.0 arrives while requests keep coming")
+        with self._load() as traffic:
+            time.sleep(SETTLE_S)
+            start = now_s()
+            report = self._release("1.1.0", self._subject.new, raises_floor=True)
+            update_start = now_s()
+            update = self._agent.update()
+            end = now_s()
+            time.sleep(SETTLE_S)
+        requests = traffic.stop()
+        self._traffic = None
+        self._tell_variants(report)
+        self._tell_update(update)
+        failed = sum(not request.ok for request in requests)
+        self.report.requests_sent, self.report.requests_failed = len(requests), failed
+        before, during, after = split_at(requests, update_start, end)
+        names = ("before", "during", "after")
+        self.report.latency |= {name: asdict(x) for name, x in zip(names, (before, during, after), strict=True)}
+        for name, latency in zip(names, (before, during, after), strict=True):
+            self._line(f"latency {name:<7} {_latency(latency)}")
+        self.report.seconds["release-1.1.0-under-load"] = round(end - start, 2)
+        versions = sorted({request.version for request in requests if request.ok})
+        self._claim("the update arrives as a patch", _is_on(update, "1.1.0"), _seen(update))
+        self._claim(
+            "no request failed while the model was swapped",
+            bool(requests) and not failed,
+            f"{len(requests)} sent, {failed} failed, answered by {' then '.join(versions) or 'nobody'}",
+        )
+        variant = str(update.get("variant"))
+        sizes = self.report.bytes["1.1.0"].get(variant, {})
+        self._claim(
+            "the patch is smaller than the full download",
+            0 < sizes.get("patch", 0) < sizes.get("full", 0),
+            f"{sizes.get('patch', 0):,} of {sizes.get('full', 0):,} bytes ({variant})",
+        )
+
+    def refuse_damaged_weights(self) -> None:
+        self._title("A release whose weights were damaged after the gate")
+        self._release("1.2.0", self._subject.new, drill="damaged-weights")
+        update = self._agent.update()
+        self._refused("damaged weights", update, still="1.1.0")
+
+    def roll_back_live_failure(self) -> None:
+        self._title("A release that passes the trial and fails only under live requests")
+        self._release("1.3.0", self._subject.new, drill="live-nan")
+        with self._load() as traffic:
+            update = self._agent.update()
+        requests = traffic.stop()
+        self._traffic = None
+        bad = sum(not (request.ok and request.finite) for request in requests)
+        outcome, reason = str(update.get("outcome")), str(update.get("reason"))
+        self.report.rollbacks.append({"attempt": "NaN under live requests", "reason": reason})
+        self._line(f"{outcome}: {reason}; {bad} of {len(requests)} answers were bad before it was taken back")
+        self._claim(
+            "a release that fails live is caught in probation and rolled back",
+            outcome == "rolled-back" and self._serves("1.1.0"),
+            f"{reason}, serving {self._served_version()}",
+        )
+
+    def refuse_tampering(self) -> None:
+        self._title("Tampering on the way")
+        self._release("1.4.0", self._subject.old)
+        manifest = self._manifest("1.4.0")
+        blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
+        with _all_replaced(self._served, {f"blobs/{b[:2]}/{b}": self._flipped(f"blobs/{b[:2]}/{b}") for b in blobs}):
+            self._refused("tampered blob", self._agent.update(), still="1.1.0")
+        targets = self._repo.published / "targets" / "bundles" / self._subject.family
+        path = next(targets.glob("*.1.4.0.json")).relative_to(self._repo.published).as_posix()
+        with self._served.replacing(path, self._flipped(path)):
+            self._refused("tampered manifest", self._agent.update(), still="1.1.0")
+
+    def refuse_going_back(self) -> None:
+        self._title("Ways back to an old model that nobody decided on")
+        with self._served.serving(self._folder / "mirror-of-then"):
+            self._refused("replayed old metadata", self._agent.update(), still="1.1.0")
+        old = self._manifest("1.0.0")
+        now = self._repo.rollout(self._subject.family, CHANNEL)
+        self._sign_rollout(_select(old))
+        self._refused("older release (rollback attack)", self._agent.update(), still="1.1.0")
+        assert now is not None
+        self._sign_rollout(now)
+
+    def go_on_after_all_that(self) -> None:
+        self._title("After all that, an honest release still arrives")
+        update = self._agent.update() if self._traffic else self._update_under_light_load()
+        self._tell_update(update)
+        self._claim("the device still takes an honest release", _is_on(update, "1.4.0"), _seen(update))
+        found = [
+            path.name
+            for model in (self._subject.old, self._subject.new)
+            for path in files_with_plain_model(self._agent.directory, model.read_bytes())
+        ]
+        self._claim("no plain model lies on the device's disk", not found, ", ".join(found) or "none found")
+
+    # -- what scenes are made of -------------------------------------------------------------------------------------
+
+    @property
+    def _repo(self) -> Repository:
+        assert self._repository is not None
+        return self._repository
+
+    @property
+    def _served(self) -> Site:
+        assert self._site is not None
+        return self._site
+
+    @property
+    def _agent(self) -> Device:
+        assert self._device is not None
+        return self._device
