@@ -124,9 +124,13 @@ class Story:
             )
         rows = self._repository.status().roles
         for row in rows:
-            self._line(f"{row.name:<22} {row.threshold} of {row.classical} classical + {row.post_quantum} post-quantum keys")
+            self._line(
+                f"{row.name:<22} {row.threshold} of {row.classical} classical + {row.post_quantum} post-quantum keys"
+            )
         hybrid = all(row.threshold > row.classical and row.threshold > row.post_quantum for row in rows)
-        self._claim("no role's threshold can be met by one algorithm alone", hybrid and bool(rows), f"{len(rows)} roles")
+        self._claim(
+            "no role's threshold can be met by one algorithm alone", hybrid and bool(rows), f"{len(rows)} roles"
+        )
         self._site = Site(self._repository.published)
         self._line(f"static files at {self._site.url}")
 
