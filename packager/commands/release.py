@@ -1,0 +1,88 @@
+"""`packager release`: all steps from one release.toml; a thin shell over packager.release."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from bundle.console import Progress, print_result, progress_bar
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
+PATH: Final = click.Path(path_type=Path)
+
+
+@click.command("release")
+@click.argument("release_file", type=PATH, default=Path("release.toml"))
+@click.option("--repo", "repo", type=PATH, required=True, help="The repository's folder.")
+@click.option("--keys", "key_dir", type=PATH, help="Folder with the signing keys that are here.")
+@click.option("--passphrase-file", type=PATH, help="File with the passphrase of the keys.")
+@click.option("--until", help="Stop after this step; `diff` shows all sizes and publishes nothing.")
+@click.option("--dry-run", is_flag=True, help="The same as --until diff.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def release(
+    release_file: Path,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    until: str | None,
+    dry_run: bool,
+    jobs: int,
+    as_json: bool,
+) -> None:
+    """Make the release that RELEASE_FILE describes: quantize, compare, golden, assemble, diff, encrypt, sign, publish.
+
+    A variant that fails its gate is left out, with the reason, unless the file says `required`.
+
+    Exit status: 0 done, 2 wrong input, 3 refused by the acceptance rules, 4 not available now (a lock, a key, space),
+    5 a required variant fails its gate, or none is left.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import ExitStack
+
+    from packager.errors import UsageInvalid
+    from packager.release import STEP_NAMES, parse_release_file, run_release
+    from packager.repository.repository import Repository
+
+    last = "diff" if dry_run else until or "publish"
+    if dry_run and until is not None:
+        raise UsageInvalid("--dry-run and --until: found both, expected at most one")
+    if last not in STEP_NAMES:
+        raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
+    plan = parse_release_file(release_file)
+    repository = Repository.open(repo)
+    signers = _signers(key_dir, passphrase_file) if STEP_NAMES.index(last) >= STEP_NAMES.index("sign") else []
+    with ExitStack() as stack:
+        executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
+        reporter = None if as_json else ConsoleReporter()  # with --json, stderr is for one error object
+        report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
+    print_result(report.as_json(), as_json=as_json, text=report.as_text())
+
+
+def _signers(key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
+    from keys.passphrase import read_passphrase
+    from keys.signers import signers_from
+    from packager.errors import UsageInvalid
+
+    if key_dir is None:
+        raise UsageInvalid("--keys is missing: the release can not be signed", remedy="give --keys, or --until encrypt")
+    return signers_from(key_dir, read_passphrase(passphrase_file, what="signing keys"))
+
+
+class ConsoleReporter:
+    """Says on stderr what happens; bars only on a terminal."""
+
+    def step(self, name: str, number: int, count: int) -> None:
+        """See packager.draft.Reporter."""
+        print(f"[{number}/{count}] {name}", file=sys.stderr)
+
+    def note(self, text: str) -> None:
+        """See packager.draft.Reporter."""
+        print(f"note: {text}", file=sys.stderr)
+
+    def bar(self, label: str) -> Progress:
+        """See packager.draft.Reporter."""
+        return progress_bar(label)

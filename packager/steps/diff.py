@@ -1,0 +1,69 @@
+"""Step 5: patches: from nothing, and from each base, for every variant.
+
+Rules:
+1. A base is the same variant of an earlier release of the family whose plain bundle is still in the workspace. Asked
+   for by number, those that are no longer here are left out; asked for by version, each must be here.
+2. No two patches of a variant start from the same bundle: releases with equal bundles are one base, and a base that is
+   the new bundle itself is none.
+3. A patch that is not smaller than the one from nothing is left out: a device that has its base loses nothing.
+"""
+
+from bundle.files import BundleDigest, bundle_digest
+from packager.diff.encode import make_patch
+from packager.draft import Base, Draft, PlainPatch, VariantDraft
+from packager.errors import BaseMissing
+from packager.workspace import Workspace
+
+
+def run(draft: Draft) -> None:
+    """Set `patches`. Raises BaseMissing, WorkspaceRefused."""
+    for variant in draft.kept:
+        assert variant.bundle is not None
+        variant.patches = [diff(draft, variant, None, 0)]
+        for number, base in enumerate(bases_of(draft, variant), start=1):
+            patch = diff(draft, variant, base, number)
+            if patch.report.plain_size < variant.patches[0].report.plain_size:
+                variant.patches.append(patch)
+            else:
+                draft.reporter.note(
+                    f"variant {variant.name}: the patch from {base.version} saves nothing and is left out"
+                )
+
+
+def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
+    """The bundles to start from (rules 1 and 2), latest release first. Raises BaseMissing, WorkspaceRefused."""
+    assert variant.bundle is not None
+    plan = draft.plan
+    released = {manifest.version: manifest for manifest in reversed(draft.repository.releases(plan.family))}
+    wanted = list(released)[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
+    found: dict[str, Base] = {}
+    own = bundle_digest(variant.bundle.files)
+    for version in wanted:
+        manifest = released.get(version)
+        earlier = manifest.variant(variant.name) if manifest is not None else None
+        base = _open(draft.workspace, plan.family, version, earlier.digest) if earlier is not None else None
+        if base is not None and base.digest != own:
+            found.setdefault(base.digest, base)
+        elif base is None and not isinstance(plan.bases, int) and not (manifest is not None and earlier is None):
+            why = "was not released" if manifest is None else "is no longer in the workspace"
+            raise BaseMissing(
+                f"patches.from: {plan.family} {version} {why}",
+                remedy=f"released are: {', '.join(released) or 'none'}",
+            )
+    return list(found.values())
+
+
+def diff(draft: Draft, variant: VariantDraft, base: Base | None, number: int) -> PlainPatch:
+    """One patch, written into the variant's folder."""
+    assert variant.bundle is not None
+    path = variant.folder / f"{number}.patch"
+    bar = draft.reporter.bar(f"{variant.name} from {base.version if base is not None else 'nothing'}")
+    with path.open("wb") as out:
+        directory = base.directory if base is not None else None
+        report = make_patch(directory, variant.bundle, out, executor=draft.executor, progress=bar)
+    return PlainPatch(base, path, report)
+
+
+def _open(workspace: Workspace, family: str, version: str, digest: str) -> Base | None:
+    directory = workspace.open_bundle(family, BundleDigest(digest))
+    return None if directory is None else Base(version, BundleDigest(digest), directory)
