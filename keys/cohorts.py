@@ -1,0 +1,142 @@
+"""Cohort keys and their epochs: one content key reaches ten thousand devices without ten thousand envelopes a release.
+
+Rules:
+1. An epoch is an X-Wing key pair. CI holds only the public half, which the fleet document signs; the private half lies
+   encrypted with the fleet officer, and is sealed to every device of the cohort once.
+2. An epoch's number only grows. A revoked device is absent from the next epoch.
+3. A device that joins later gets the current epoch's private half in an envelope of its own.
+4. An envelope is sealed to one device, for one repository, cohort and epoch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, public_of, seal
+from bundle.fleet import Cohort
+from bundle.frames import Secret
+from keys.errors import CohortUnknown, KeyMissing
+from keys.files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_components, x_wing_secret
+
+FOLDER: Final = "cohorts"
+BATCH: Final = 256  # devices a task: some 50 ms of work
+PARALLEL_FROM: Final = 1024  # below it, starting processes takes longer than the work
+
+
+def key_path(key_dir: Path, cohort: str, epoch: int) -> Path:
+    """Where the private half of an epoch lies."""
+    return key_dir / FOLDER / f"{cohort}-{epoch}{SUFFIX}"
+
+
+def new_epoch(
+    key_dir: Path,
+    name: str,
+    previous: Cohort | None,
+    passphrase: Secret | None,
+    *,
+    insecure_plaintext: bool = False,
+) -> Cohort:
+    """Make the next epoch's key pair and its key file.
+
+    Args:
+        key_dir: the officer's key folder.
+        name: of the cohort.
+        previous: its current epoch, or None for a new cohort.
+        passphrase: encrypts the private half.
+
+    Raises:
+        KeyExists, PlaintextKey.
+    """
+    epoch = 1 if previous is None else previous.epoch + 1
+    private = generate_private()
+    write_key_file(
+        key_path(key_dir, name, epoch),
+        X_WING,
+        x_wing_components(private),
+        passphrase,
+        insecure_plaintext=insecure_plaintext,
+    )
+    return Cohort(name, epoch, public_of(private))
+
+
+def load_private(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Secret:
+    """The private half of a cohort's current epoch.
+
+    Raises:
+        CohortUnknown: there is no key file of that epoch, or it is of another key than the fleet document signs.
+        WrongPassphrase, KeyDamaged, KeyUnreadable.
+    """
+    path = key_path(key_dir, cohort.name, cohort.epoch)
+    try:
+        _, components = read_key_file(path, passphrase)
+    except KeyMissing as error:
+        raise CohortUnknown(
+            f"no key of cohort {cohort.name!r}, epoch {cohort.epoch}: {path} is missing",
+            remedy="its officer has it; or begin a new epoch: `packager keys epoch`",
+        ) from error
+    private = x_wing_secret(components, str(path))
+    if public_of(private) != cohort.public_key:
+        raise CohortUnknown(f"{path} is not the key that the fleet document signs for epoch {cohort.epoch}")
+    return private
+
+
+def seal_epoch(
+    private: Secret,
+    cohort: Cohort,
+    repository_id: str,
+    devices: Sequence[bytes],
+    put: Callable[[str, bytes], None],
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
+    """Seal an epoch's private half to devices.
+
+    Args:
+        private: of the cohort, serialised.
+        cohort: the epoch that it belongs to.
+        repository_id: bound into every envelope.
+        devices: X-Wing public keys.
+        put: takes an envelope's path below `envelopes/` and its bytes.
+        workers: processes; used from PARALLEL_FROM devices on.
+        progress: called with (done, total).
+
+    Returns:
+        How many envelopes were made.
+    """
+    done = 0
+    for sealed in _sealed(private, cohort, repository_id, devices, workers):
+        for relative, envelope in sealed:
+            put(relative, envelope)
+        done += len(sealed)
+        progress(done, len(devices))
+    return done
+
+
+def seal_batch(private: bytes, cohort: Cohort, repository_id: str, devices: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """One task: envelopes with their paths below `envelopes/`."""
+    context = EnvelopeContext(COHORT_KEY, repository_id, cohort.name, cohort.epoch)
+    folder = f"cohorts/{cohort.name}/{cohort.epoch}"
+    secret = Secret(private)
+    return [(f"{folder}/{envelope_name(public, cohort.epoch)}", seal(secret, public, context)) for public in devices]
+
+
+def _sealed(
+    private: Secret, cohort: Cohort, repository_id: str, devices: Sequence[bytes], workers: int
+) -> Iterator[list[tuple[str, bytes]]]:
+    if workers <= 1 or len(devices) < PARALLEL_FROM:
+        for batch in _batches(devices):
+            yield seal_batch(private.value, cohort, repository_id, batch)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        tasks = [pool.submit(seal_batch, private.value, cohort, repository_id, batch) for batch in _batches(devices)]
+        for task in tasks:
+            yield task.result()
+
+
+def _batches(devices: Iterable[bytes]) -> Iterator[list[bytes]]:
+    rest = iter(devices)
+    while batch := list(islice(rest, BATCH)):
+        yield batch

@@ -1,0 +1,277 @@
+"""Key files: one private key each, encrypted, with its public half readable by anyone who has the file.
+
+A key file is text (docs/format.md, Key files):
+
+    airweights-key: 1
+    algorithm: ed25519 | ml-dsa-65 | ecdsa-p256 | x-wing
+    stretch: scrypt <log2 n> <r> <p> <salt, hexadecimal>      (or: none)
+    sha256: <of everything after the empty line, hexadecimal>
+
+    -----BEGIN PUBLIC KEY----- …                              (one block a component)
+    -----BEGIN ENCRYPTED PRIVATE KEY----- …
+
+Rules:
+1. The PKCS#8 password is scrypt(passphrase, salt) in hexadecimal: what OpenSSL itself stretches with (2,048 rounds of
+   PBKDF2) a graphics card tries in no time.
+2. The checksum tells the key's owner a damaged file from a wrong passphrase. It protects nothing.
+3. A file is made with mode 0600 and never written over. Without a passphrase it is written only if that was said.
+4. A PEM file from elsewhere (PKCS#8) is read too; then damage and wrong passphrase can not be told apart.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+
+from bundle.envelope import MLKEM_SEED_BYTES
+from bundle.frames import Secret
+from keys.errors import KeyDamaged, KeyExists, KeyMissing, KeyUnreadable, PlaintextKey, WrongPassphrase
+
+PrivateKey: TypeAlias = (
+    Ed25519PrivateKey | MLDSA65PrivateKey | EllipticCurvePrivateKey | MLKEM768PrivateKey | X25519PrivateKey
+)
+
+GENERATORS: Final[dict[str, Callable[[], PrivateKey]]] = {
+    "ed25519": Ed25519PrivateKey.generate,
+    "ml-dsa-65": MLDSA65PrivateKey.generate,
+    "ecdsa-p256": lambda: generate_private_key(SECP256R1()),
+}
+SIGNING_ALGORITHMS: Final = tuple(GENERATORS)
+X_WING: Final = "x-wing"
+SUFFIX: Final = ".key"
+MAX_KEY_FILE_BYTES: Final = 64 * 1024
+MAGIC: Final = "airweights-key: 1"
+SCRYPT_LOG2_N: Final = 14  # 16 MiB and some 30 ms a file; RFC 7914 section 2
+SCRYPT_R: Final = 8
+SCRYPT_P: Final = 1
+SCRYPT_MAX_LOG2_N: Final = 20
+URI: Final = re.compile(r"[a-z][a-z0-9]+:.*")
+BLOCK: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
+
+
+class FileSigner(CryptoSigner):
+    """A signer over a key file's key; its `repr` shows the key id only."""
+
+    def __repr__(self) -> str:
+        return f"FileSigner({self.public_key.keytype}, {self.public_key.keyid[:16]}…)"
+
+
+def generate_key_file(
+    path: Path, algorithm: str, passphrase: Secret | None, *, insecure_plaintext: bool = False
+) -> SSlibKey:
+    """Make a new signing key and its file.
+
+    Args:
+        path: of the file, which must not be there yet.
+        algorithm: one of SIGNING_ALGORITHMS.
+        passphrase: encrypts it; None only with `insecure_plaintext`.
+
+    Returns:
+        The public half.
+
+    Raises:
+        KeyExists, PlaintextKey; KeyUnreadable for an unknown algorithm.
+    """
+    if algorithm not in GENERATORS:
+        raise KeyUnreadable(f"algorithm {algorithm!r}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
+    private = GENERATORS[algorithm]()
+    write_key_file(path, algorithm, [private], passphrase, insecure_plaintext=insecure_plaintext)
+    return _public(private)
+
+
+def write_key_file(
+    path: Path,
+    algorithm: str,
+    components: Sequence[PrivateKey],
+    passphrase: Secret | None,
+    *,
+    insecure_plaintext: bool = False,
+) -> None:
+    """Write private keys to a new file (rules 1 to 3). Raises KeyExists, PlaintextKey."""
+    if passphrase is None and not insecure_plaintext:
+        raise PlaintextKey(
+            f"key {path} would be written without encryption", remedy="give a passphrase, or say --insecure-plaintext"
+        )
+    salt = os.urandom(16).hex()
+    stretch = "none" if passphrase is None else f"scrypt {SCRYPT_LOG2_N} {SCRYPT_R} {SCRYPT_P} {salt}"
+    encryption = (
+        NoEncryption()
+        if passphrase is None
+        else BestAvailableEncryption(_stretch(passphrase, stretch, where=str(path)))
+    )
+    blocks = [
+        *(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in components),
+        *(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption) for key in components),
+    ]
+    body = b"".join(blocks).decode()
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    text = f"{MAGIC}\nalgorithm: {algorithm}\nstretch: {stretch}\nsha256: {checksum}\n\n{body}"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        raise KeyExists(
+            f"{path} is there already", remedy="keys are never written over; choose another name"
+        ) from error
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
+    """The signer behind a key file or a key URI (`hsm:`, `awskms:`, `gcpkms:`, `azurekms:`, `hv:`).
+
+    Args:
+        path_or_uri: a file's path, or a URI that securesystemslib knows.
+        passphrase: of the file, or the PIN of a token; None if it needs none.
+
+    Raises:
+        KeyMissing, KeyUnreadable, KeyDamaged, WrongPassphrase, TokenUnavailable, WrongPin.
+    """
+    if isinstance(path_or_uri, str) and URI.fullmatch(path_or_uri) and not Path(path_or_uri).exists():
+        from keys.tokens import load_uri  # its libraries are extras
+
+        return load_uri(path_or_uri, passphrase)
+    path = Path(path_or_uri)
+    algorithm, components = read_key_file(path, passphrase)
+    if len(components) != 1 or algorithm == X_WING:
+        raise KeyUnreadable(f"{path} is a {algorithm} key, expected a signing key")
+    return FileSigner(components[0], _public(components[0]))
+
+
+def load_public(path: Path) -> SSlibKey:
+    """The public half in a key file, or in a PEM file of a public key; needs no passphrase.
+
+    Raises:
+        KeyMissing, KeyUnreadable, KeyDamaged.
+    """
+    _, blocks = _parse(path, _read(path))
+    public = [text for kind, text in blocks if kind == "PUBLIC KEY"]
+    if len(public) != 1:
+        raise KeyUnreadable(f"{path} holds {len(public)} public keys, expected one")
+    try:
+        return SSlibKey.from_crypto(load_pem_public_key(public[0].encode()))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise KeyUnreadable(f"{path}: its public key is of no kind that is known here") from error
+
+
+def read_key_file(path: Path, passphrase: Secret | None) -> tuple[str, list[PrivateKey]]:
+    """Algorithm and private keys of a file. Raises as `load_signer`."""
+    header, blocks = _parse(path, _read(path))
+    secret = None if passphrase is None else _stretch(passphrase, header.get("stretch", "none"), where=str(path))
+    private = [text for kind, text in blocks if kind.endswith("PRIVATE KEY")]
+    if not private:
+        raise KeyUnreadable(f"{path} holds no private key")
+    components = [_open(path, text, secret, is_whole="sha256" in header) for text in private]
+    algorithm = header.get("algorithm") or _public(components[0]).scheme
+    return algorithm, components
+
+
+def x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
+    """The serialised X-Wing private key (bundle.envelope rule 1) of a key file's components. Raises KeyUnreadable."""
+    match components:
+        case [MLKEM768PrivateKey() as kem, X25519PrivateKey() as curve]:
+            return Secret(kem.private_bytes_raw() + curve.private_bytes_raw())
+        case _:
+            raise KeyUnreadable(f"{where} is not an X-Wing key")
+
+
+def x_wing_components(secret: Secret) -> list[PrivateKey]:
+    """Inverse of `x_wing_secret`."""
+    return [
+        MLKEM768PrivateKey.from_seed_bytes(secret.value[:MLKEM_SEED_BYTES]),
+        X25519PrivateKey.from_private_bytes(secret.value[MLKEM_SEED_BYTES:]),
+    ]
+
+
+def _public(private: PrivateKey) -> SSlibKey:
+    return SSlibKey.from_crypto(private.public_key())
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_FILE_BYTES + 1)
+    except FileNotFoundError as error:
+        raise KeyMissing(f"there is no key file {path}") from error
+    except IsADirectoryError as error:
+        raise KeyMissing(f"{path} is a folder, expected a key file") from error
+    if len(data) > MAX_KEY_FILE_BYTES:
+        raise KeyUnreadable(f"{path} is longer than {MAX_KEY_FILE_BYTES} bytes, which no key file is")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise KeyDamaged(f"{path} is not text, expected a key file") from error
+
+
+def _parse(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    head, empty_line, body = text.partition("\n\n")
+    header = {}
+    if text.startswith(MAGIC.split(":")[0]):
+        lines = head.splitlines()
+        header = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+        if lines[0] != MAGIC or not empty_line or set(header) != {"algorithm", "stretch", "sha256"}:
+            raise KeyDamaged(f"{path}: its first lines are damaged", remedy="restore the file from a backup")
+        if hashlib.sha256(body.encode()).hexdigest() != header["sha256"]:
+            raise KeyDamaged(f"{path} is damaged: its checksum does not hold", remedy="restore it from a backup")
+        text = body
+    blocks = [(match[1], match[0]) for match in BLOCK.finditer(text if text.endswith("\n") else text + "\n")]
+    if not blocks:
+        raise KeyUnreadable(f"{path} is not a key file: found {text[:20]!r}, expected a PEM block")
+    return header, blocks
+
+
+def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:
+    is_encrypted = "ENCRYPTED" in block.splitlines()[0]
+    if is_encrypted and secret is None:
+        raise WrongPassphrase(f"{path} is encrypted, and no passphrase was given")
+    try:
+        key = load_pem_private_key(block.encode(), secret if is_encrypted else None)
+    except (ValueError, TypeError) as error:
+        if is_encrypted and is_whole:
+            raise WrongPassphrase(f"the passphrase does not open {path}; the file itself is whole") from error
+        if is_encrypted:
+            raise WrongPassphrase(f"{path} does not open: wrong passphrase, or damaged") from error
+        raise KeyDamaged(f"{path}: its private key can not be read") from error
+    except UnsupportedAlgorithm as error:
+        raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
+    if not isinstance(key, PrivateKey):
+        raise KeyUnreadable(f"{path}: found a {type(key).__name__}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
+    return key
+
+
+def _stretch(passphrase: Secret, stretch: str, *, where: str) -> bytes:
+    if stretch == "none":
+        return passphrase.value
+    kind, *fields = stretch.split(" ")
+    if kind != "scrypt" or len(fields) != 4 or not all(field.isdigit() for field in fields[:3]):
+        raise KeyUnreadable(f"{where}: stretched with {stretch[:40]!r}, expected scrypt")
+    log2_n, r, p = (int(field) for field in fields[:3])
+    try:
+        salt = bytes.fromhex(fields[3])
+    except ValueError as error:
+        raise KeyDamaged(f"{where}: the salt is not hexadecimal") from error
+    if not (1 <= log2_n <= SCRYPT_MAX_LOG2_N and 1 <= r <= 32 and 1 <= p <= 16):
+        raise KeyUnreadable(f"{where}: scrypt parameters {log2_n} {r} {p} are out of range")
+    memory = 256 * r * (1 << log2_n) + 1024 * 1024
+    return hashlib.scrypt(passphrase.value, salt=salt, n=1 << log2_n, r=r, p=p, maxmem=memory).hex().encode()

@@ -1,0 +1,223 @@
+"""The device registry: which devices there are, by their keys. It stays with the release team; its digest is signed.
+
+Rules:
+1. A text file, one canonical JSON object a line, sorted by device id; its digest is the SHA-256 of the file.
+2. A label belongs to one pair of keys for good: the same label with other keys is refused, the same request again is
+   not an error and changes nothing.
+3. A device is admitted only with its fingerprint confirmed, or from a list that an enrolment key signed.
+4. A revoked device stays in the registry, so that its keys never come back under another label.
+"""
+
+import hashlib
+import hmac
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from bundle import canonical
+from bundle.canonical import JSON, NAME, SHA256_HEX, Fields
+from bundle.enrolment import EnrolmentRequest, device_id
+from bundle.errors import EnrolmentRefused, Refused
+from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
+
+MAX_LINE_BYTES: Final = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device.
+
+    Attributes:
+        device_id: bundle.enrolment rule 1.
+        label: unique among all devices, revoked ones included.
+        cohort: that it belongs to.
+        x_wing_public, ed25519_public: its keys.
+        attributes: as in its request.
+        is_revoked: absent from the next epoch.
+    """
+
+    device_id: str
+    label: str
+    cohort: str
+    x_wing_public: bytes
+    ed25519_public: bytes
+    attributes: tuple[tuple[str, str], ...] = ()
+    is_revoked: bool = False
+
+    def as_json(self) -> dict[str, JSON]:
+        """The device's line."""
+        return {
+            "device_id": self.device_id,
+            "label": self.label,
+            "cohort": self.cohort,
+            "x_wing_public": self.x_wing_public.hex(),
+            "ed25519_public": self.ed25519_public.hex(),
+            "attributes": dict(self.attributes),
+            "revoked": self.is_revoked,
+        }
+
+    @classmethod
+    def parse(cls, line: bytes, where: str) -> "Device":
+        """Inverse of `as_json`. Raises MalformedRefused, TooLargeRefused."""
+        fields = Fields(canonical.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
+        attributes = fields.object("attributes")
+        out = cls(
+            device_id=fields.text("device_id", SHA256_HEX),
+            label=fields.text("label", NAME),
+            cohort=fields.text("cohort", NAME),
+            x_wing_public=_bytes(fields.text("x_wing_public", max_length=4096), where),
+            ed25519_public=_bytes(fields.text("ed25519_public"), where),
+            attributes=tuple((name, attributes.text(name)) for name in sorted(attributes.names())),
+            is_revoked=fields.flag("revoked"),
+        )
+        fields.end()
+        if device_id(out.x_wing_public, out.ed25519_public) != out.device_id:
+            raise RegistryDamaged(f"{where}: device id {out.device_id[:16]}… is not that of its keys")
+        return out
+
+
+class Registry:
+    """The registry file, held in memory.
+
+    Args:
+        path: of the file; a missing one is an empty registry.
+
+    Raises:
+        RegistryDamaged: a line that is not a device's, out of order, or twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._devices: dict[str, Device] = {}
+        self._labels: dict[str, str] = {}
+        for device in _read(path):
+            if device.device_id in self._devices or device.label in self._labels:
+                raise RegistryDamaged(f"{path}: device {device.label!r} is there twice")
+            self._keep(device)
+
+    def __len__(self) -> int:
+        return len(self._devices)
+
+    def devices(self) -> Iterator[Device]:
+        """All, sorted by device id."""
+        return (self._devices[key] for key in sorted(self._devices))
+
+    def members(self, cohort: str) -> tuple[Device, ...]:
+        """Those of a cohort that are not revoked."""
+        return tuple(device for device in self.devices() if device.cohort == cohort and not device.is_revoked)
+
+    def find(self, label_or_id: str) -> Device:
+        """By label, or by id. Raises DeviceUnknown."""
+        found = self._devices.get(self._labels.get(label_or_id, label_or_id))
+        if found is None:
+            raise DeviceUnknown(f"no device {label_or_id!r} in {self.path}", remedy="`packager device list` shows all")
+        return found
+
+    def digest(self) -> str:
+        """SHA-256 of the file (rule 1), hexadecimal."""
+        out = hashlib.sha256()
+        for device in self.devices():
+            out.update(canonical.encode(device.as_json()) + b"\n")
+        return out.hexdigest()
+
+    def admit(self, request: EnrolmentRequest, cohort: str, fingerprint: str) -> Device:
+        """Add a device whose fingerprint a person confirmed (rules 2 and 3).
+
+        Raises:
+            FingerprintMismatch, EnrolmentRefused.
+        """
+        confirmed = "".join(fingerprint.split()).lower()
+        if not hmac.compare_digest(confirmed.encode(), request.fingerprint.replace(" ", "").encode()):
+            raise FingerprintMismatch(
+                f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed was {fingerprint}",
+                remedy="compare with what `device-agent enrol` shows on the device itself",
+            )
+        return self.admit_confirmed(request, cohort)
+
+    def admit_confirmed(self, request: EnrolmentRequest, cohort: str) -> Device:
+        """Add a device from a list whose signature was checked. Raises EnrolmentRefused."""
+        known = self._devices.get(request.device_id)
+        if known is not None and known.is_revoked:
+            raise EnrolmentRefused(
+                f"device {known.label!r} was revoked; its keys are not admitted again",
+                remedy="make a new identity on the device: `device-agent init`",
+            )
+        if known is not None and known.label != request.label:
+            raise EnrolmentRefused(f"the keys of {request.label!r} are registered as {known.label!r}")
+        if known is not None:
+            return known
+        if request.label in self._labels:
+            raise EnrolmentRefused(
+                f"label {request.label!r} is registered with other keys",
+                remedy="choose another label; a label is never given to other keys",
+            )
+        device = Device(
+            request.device_id,
+            request.label,
+            cohort,
+            request.x_wing_public,
+            request.ed25519_public,
+            request.attributes,
+        )
+        self._keep(device)
+        return device
+
+    def revoke(self, label_or_id: str) -> Device:
+        """Mark a device (rule 4). Raises DeviceUnknown."""
+        device = replace(self.find(label_or_id), is_revoked=True)
+        self._keep(device)
+        return device
+
+    def save(self) -> None:
+        """Write the file whole, atomically."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".registry-")
+        try:
+            with open(descriptor, "wb") as file:
+                for device in self.devices():
+                    file.write(canonical.encode(device.as_json()) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _keep(self, device: Device) -> None:
+        self._devices[device.device_id] = device
+        self._labels[device.label] = device.device_id
+
+
+def cohorts_of(devices: Iterable[Device]) -> dict[str, int]:
+    """How many devices that are not revoked each cohort has."""
+    out: dict[str, int] = {}
+    for device in devices:
+        out[device.cohort] = out.get(device.cohort, 0) + (not device.is_revoked)
+    return out
+
+
+def _read(path: Path) -> Iterator[Device]:
+    if not path.exists():
+        return
+    before = ""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path} line {number}"
+            try:
+                device = Device.parse(line.removesuffix(b"\n"), where)
+            except Refused as error:
+                raise RegistryDamaged(error.message) from error
+            if device.device_id <= before:
+                raise RegistryDamaged(f"{where}: device ids are not in order")
+            before = device.device_id
+            yield device
+
+
+def _bytes(text: str, where: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise RegistryDamaged(f"{where}: a key is not hexadecimal") from error
