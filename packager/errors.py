@@ -21,14 +21,22 @@ AirweightsError
 │   ├── BundleNameInvalid        bundle-name               a file name that a bundle can not hold
 │   ├── NotRecognised            not-recognised            no manifest, patch, blob, envelope, rollout or bundle
 │   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
-│   ├── UnknownCohort            unknown-cohort            the fleet has no cohort of that name
 │   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
 │   ├── VersionTaken             version-taken             the version was released before
 │   ├── OutputExists             output-exists             what would be written is there already
-│   └── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
+│   ├── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
+│   ├── RepositoryMissing        repository-missing        no repository in this folder
+│   ├── RepositoryExists         repository-exists         a repository is never made over another
+│   ├── FamilyUnknown            family-unknown            the repository delegates no such family
+│   ├── StagingInvalid           staging-invalid           what would be staged contradicts what is published
+│   ├── NothingStaged            nothing-staged            there is nothing to sign or to publish
+│   └── BelowThreshold           below-threshold           too few keys of a role have signed
 ├── Refused
+│   ├── RepositoryDamaged        repository-damaged        a published or staged file is not what was signed
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
 │   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
+├── Unavailable
+│   └── PublishConflict          publish-conflict          somebody else published, or is publishing
 └── Unfit
     ├── ModelCrashes             model-crashes             it takes its process down
     ├── QuantizationRefused      quantization-refused      no scheme fits; the message says why
@@ -39,7 +47,7 @@ AirweightsError
     └── DemoUnproven             demo-unproven             the demo ran and one of its claims did not hold
 """
 
-from bundle.errors import DigestMismatchRefused, Invalid, Refused, Unfit
+from bundle.errors import DigestMismatchRefused, Invalid, Refused, Unavailable, Unfit
 
 
 class ModelUnreadable(Invalid):
@@ -192,12 +200,6 @@ class UnknownVariant(Invalid):
     reason = "unknown-variant"
 
 
-class UnknownCohort(Invalid):
-    """The fleet has no cohort of that name."""
-
-    reason = "unknown-cohort"
-
-
 class BaseMissing(Invalid):
     """A base to diff from was not released, or its plain bundle is no longer here."""
 
@@ -238,3 +240,51 @@ class DemoUnproven(Unfit):
     """The demo ran and one of its claims did not hold."""
 
     reason = "demo-unproven"
+
+
+class RepositoryMissing(Invalid):
+    """There is no repository in the folder."""
+
+    reason = "repository-missing"
+
+
+class RepositoryExists(Invalid):
+    """A repository is never made over another."""
+
+    reason = "repository-exists"
+
+
+class FamilyUnknown(Invalid):
+    """The repository delegates no such family."""
+
+    reason = "family-unknown"
+
+
+class StagingInvalid(Invalid):
+    """What would be staged contradicts what is published."""
+
+    reason = "staging-invalid"
+
+
+class NothingStaged(Invalid):
+    """There is nothing to sign or to publish."""
+
+    reason = "nothing-staged"
+
+
+class BelowThreshold(Invalid):
+    """Too few keys of a role have signed."""
+
+    reason = "below-threshold"
+
+
+class RepositoryDamaged(Refused):
+    """A published or staged file is not what was signed."""
+
+    reason = "repository-damaged"
+
+
+class PublishConflict(Unavailable):
+    """Somebody else published in between, or is publishing now."""
+
+    reason = "publish-conflict"

@@ -83,7 +83,8 @@ def drawn_samples(model: Path, count: int, seed: int, limit_s: float) -> Samples
     """See packager.inputs.random_samples."""
     interface = ModelInterface.from_file(model)
     recipes = find_recipes(model, interface, limit_s)
-    drawn = [draw(interface, recipes[index % len(recipes)], seed, index) for index in range(count)]
+    # in pairs: every other sample is held back, and both halves must see every size and state
+    drawn = [draw(interface, recipes[index // 4 % len(recipes)], seed, index) for index in range(count)]
     return replace(samples_from(drawn), origin=f"random:{seed}")
 
 
@@ -138,6 +139,9 @@ def candidates(interface: ModelInterface) -> Iterator[Recipe]:
         yield from with_knobs(ones)
     for size in likely if free else ():
         yield from with_knobs(ones | dict.fromkeys(free, size))
+    for one in free if len(free) > 1 else ():
+        for size in likely:
+            yield from with_knobs(ones | dict.fromkeys(free, 1) | {one: size})
     if len(free) > 1:
         for sizes in product(likely[:8], repeat=min(len(free), 3)):
             yield from with_knobs(ones | dict(zip(free, (*sizes, *[sizes[-1]] * len(free)), strict=False)))
@@ -190,7 +194,8 @@ def _symbols(interface: ModelInterface) -> tuple[list[str], list[str]]:
             is_sequence = (
                 any(word in symbol.lower().split("/")[0] for word in SEQUENCE_WORDS) and "batch" not in symbol.lower()
             )
-            is_batch = "batch" in symbol.lower() or (axis == 0 and len(info.shape) > 1 and not is_sequence)
+            is_state = info.shape[axis] is None and any(word in info.name.lower() for word in STATE_WORDS)
+            is_batch = "batch" in symbol.lower() or is_state or (axis == 0 and len(info.shape) > 1 and not is_sequence)
             (batch if is_batch else free)[symbol] = None
     return list(batch), [symbol for symbol in free if symbol not in batch]
 
@@ -207,18 +212,37 @@ def _draw_one(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index:
     dtype: np.dtype = np.dtype(info.dtype)
     name = info.name.lower()
     if dtype.kind == "b":
-        return np.ones(shape, dtype) if "mask" in name else rng.integers(0, 2, shape, np.uint8).astype(dtype)
+        return np.ones(shape, dtype) if "mask" in name else rng.integers(0, 2, shape, dtype=np.uint8).astype(dtype)
     if dtype.kind in "iu":
         return _draw_integers(info, shape, recipe, rng)
     if any(word in name for word in STATE_WORDS):
-        return (STATE_SCALE * (index % 2) * rng.standard_normal(shape)).astype(dtype)
+        return (STATE_SCALE * (index // 2 % 2) * rng.standard_normal(shape)).astype(dtype)
     if len(shape) == 4 and shape[1] in (1, 3, 4):
-        return (rng.random(shape) * rng.uniform(0.2, 1.0)).astype(dtype)
-    return (rng.standard_normal(shape) * 2.0 ** rng.uniform(-1.5, 1.0)).astype(dtype)
+        return _picture(shape, rng).astype(dtype)
+    signal: np.ndarray = (rng.standard_normal(shape) + _tones(shape, rng)) * 2.0 ** rng.uniform(-1.5, 1.0)
+    return signal.astype(dtype)
+
+
+def _picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """float64 [batch, channels, height, width] in 0..1: blocks of several sizes and a little noise, with edges."""
+    height, width = shape[2:]
+    picture = 0.1 * rng.random(shape)
+    for block in (16, 4):
+        coarse = rng.random((*shape[:2], -(-height // block), -(-width // block)))
+        picture += 0.45 * coarse.repeat(block, axis=2).repeat(block, axis=3)[:, :, :height, :width]
+    return np.asarray(picture)
+
+
+def _tones(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """float64 `shape`: two waves along the last axis, of random pitch and strength; signals are not white noise."""
+    places = np.arange(shape[-1] if shape else 1)
+    waves = sum(rng.uniform(0, 2) * np.sin(places * rng.uniform(0.01, 1.0) + rng.uniform(0, 6)) for _ in range(2))
+    return np.broadcast_to(waves if shape else 0.0, shape)
 
 
 def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
-    dtype, name = np.dtype(info.dtype), info.name.lower()
+    dtype: np.dtype = np.dtype(info.dtype)
+    name = info.name.lower()
     if "mask" in name:
         return np.ones(shape, dtype)
     if "token_type" in name or "segment" in name:

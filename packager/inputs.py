@@ -360,7 +360,8 @@ def _dtype_name(elem_type: int) -> str:
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value > 0 else None
-    return str(dim.dim_param) or None
+    name = str(dim.dim_param)
+    return None if name in ("", "?") else name  # some exporters call every unknown size "?", though they differ
 
 
 def _file_digest(path: Path) -> str:

@@ -30,7 +30,7 @@ def mlp(seed: int = 0, opset: int = 17, *, batch: int | str = 1, classes: int = 
 
 
 def conv_net(seed: int = 0, opset: int = 17) -> onnx.ModelProto:
-    """image: float32 [1, 3, height, width] -> logits: float32 [1, 10]; BatchNorm, a depthwise layer, Constant weights."""
+    """image: float32 [1, 3, height, width] -> logits: float32 [1, 10]; BatchNorm, depthwise, a Constant weight."""
     rng = np.random.default_rng(seed)
     first = _tensor("c1", rng.standard_normal((64, 3, 3, 3)) * 0.3)
     weights = [
@@ -127,7 +127,7 @@ def looping(seed: int = 0) -> onnx.ModelProto:
 
 
 def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers: int = 2) -> onnx.ModelProto:
-    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; embeddings and residual blocks."""
+    """input_ids, attention_mask: int64 [batch, sequence] -> logits: float32 [batch, 8]; a table, residual blocks."""
     rng = np.random.default_rng(seed)
     weights = [
         _tensor("table", rng.standard_normal((vocabulary, width))),

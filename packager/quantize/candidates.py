@@ -2,12 +2,11 @@
 
 Rules:
 1. A builder that fails is a candidate that is not there, with its reason; it never ends the search.
-2. A candidate must be smaller than the float model, and hold at least one quantized weight: "succeeded and changed
+2. A candidate must be well smaller than the float model, and hold at least one quantized weight: "succeeded and changed
    nothing" is a failure.
 3. How it was made is written into the model's metadata, so that an update can be made the same way.
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -22,8 +21,6 @@ from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 
-logger = logging.getLogger(__name__)
-
 Method = Literal["static", "dynamic", "weights"]
 
 METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
@@ -36,6 +33,7 @@ TROUBLE: Final[tuple[type[Exception], ...]] = (
     IndexError,
     AssertionError,
 )
+WORTH_IT: Final = 0.9  # of the float model's bytes: what is hardly smaller is not worth a variant
 METADATA_KEY: Final = "airweights.quantization"
 
 
@@ -83,8 +81,10 @@ class Workshop:
         reached |= {use.node.name for use in uses}
         return [node.name for node in all_nodes(self.prepared) if node.name in reached]
 
-    def build(self, method: Method, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
-        """One candidate. Raises QuantizationRefused (rules 1 and 2)."""
+    def build(
+        self, method: Method, keep_float: frozenset[str] = frozenset(), *, is_partial: bool = False
+    ) -> onnx.ModelProto:
+        """One candidate; a partial one (to measure a node's blame) may be large. Raises QuantizationRefused."""
         try:
             model = self._build(method, keep_float)
         except TROUBLE as error:
@@ -92,8 +92,10 @@ class Workshop:
         if not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
-        if size >= self.float_bytes:
-            raise QuantizationRefused(f"{method}: {size} bytes, not smaller than the float model's {self.float_bytes}")
+        if size > WORTH_IT * self.float_bytes and not is_partial:
+            raise QuantizationRefused(
+                f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}"
+            )
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, f"int8 {method} {self.numerics}"
         return model

@@ -1,33 +1,38 @@
-"""Dynamic int8: each activation's scale is measured while the model runs; onnxruntime's ONNXQuantizer writes the graph.
+"""Dynamic int8: each activation's scale is measured while the model runs, so no calibration is needed.
 
 Rules:
-1. Nested graphs are quantized too (onnxruntime leaves them out unless told, and says it succeeded).
-2. What it cannot do (recurrent layers other than LSTM, tables) becomes int8 by `weights`.
-3. Weights are unsigned and symmetric around 128, so that no CPU's integer sums overflow.
+1. MatMul, Gemm and Conv with a constant weight are rewritten to DynamicQuantizeLinear and MatMulInteger or ConvInteger,
+   in the form that onnxruntime fuses (DynamicQuantizeMatMul); in nested graphs too, also where the weight lives in a
+   graph further out (onnxruntime.quantization skips the first silently and crashes on the second).
+2. What has no such kernel (recurrent layers, tables) becomes int8 by `weights`.
 """
 
+from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 import onnx
-from onnxruntime.quantization import QuantType
-from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
-from onnxruntime.quantization.quant_utils import QuantizationMode
+from onnx import helper, numpy_helper
 
-from packager.quantize.graphs import WeightUse, weight_uses
+from packager.quantize.graphs import Scope, WeightUse, fresh_name, names_in, weight_uses
+from packager.quantize.integer_weights import LevelNames, add_levels, drop_unread, weight_of
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
+FLOAT: Final = onnx.TensorProto.FLOAT
 
 
 def dynamic_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """Nodes with a constant weight that have an integer kernel for activations of unknown range."""
+    """Nodes with a constant weight that have an integer kernel for activations of unknown range (rule 1)."""
     return [
         use
         for use in weight_uses(model)
         if use.node.op_type in OPERATORS
         and use.input_index == 1
         and use.elements >= MIN_ELEMENTS
-        and use.tensor.data_type == onnx.TensorProto.FLOAT
+        and use.tensor.data_type == FLOAT
+        and (use.node.op_type == "Conv" or len(use.tensor.dims) == 2)
+        and not (use.node.op_type == "Gemm" and _flag(use.node, "transA"))
     ]
 
 
@@ -39,25 +44,122 @@ def quantize_dynamic(
     keep_float: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
-    wanted = [use.node.name for use in dynamic_nodes(model) if use.node.name not in keep_float]
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    if wanted:
-        quantizer = ONNXQuantizer(
-            copy,
-            per_channel,
-            signed_weights,  # reduce_range, see static.py
-            QuantizationMode.IntegerOps,
-            False,
-            QuantType.QInt8 if signed_weights else QuantType.QUInt8,
-            QuantType.QUInt8,
-            None,
-            wanted,
-            [],
-            list(OPERATORS),
-            {"WeightSymmetric": True, "MatMulConstBOnly": True, "EnableSubgraph": True},
-        )
-        quantizer.quantize_model()
-        copy = quantizer.model.model
-    quantize_weights(copy, keep_float)
-    return copy
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    rewrite = _Rewrite(names_in(quantized), per_channel, signed_weights)
+    by_graph: dict[int, tuple[Scope, list[WeightUse]]] = {}
+    for use in dynamic_nodes(quantized):
+        if use.node.name not in keep_float:
+            by_graph.setdefault(id(use.scope.graph), (use.scope, []))[1].append(use)
+    for scope, uses in by_graph.values():
+        rewrite.graph(scope, uses)
+    drop_unread(quantized, rewrite.replaced)
+    quantize_weights(quantized, keep_float)
+    return quantized
+
+
+@dataclass(slots=True)
+class _Rewrite:
+    taken: set[str]
+    per_channel: bool
+    signed_weights: bool
+    replaced: set[str] = field(default_factory=set)
+    weights: dict[tuple[int, str, str], LevelNames] = field(default_factory=dict)
+
+    def graph(self, scope: Scope, uses: list[WeightUse]) -> None:
+        """Rewrite the nodes of one graph."""
+        wanted = {use.node.name: use for use in uses}
+        measured: dict[str, tuple[str, str, str]] = {}
+        nodes: list[onnx.NodeProto] = []
+        for node in scope.graph.node:
+            use = wanted.get(node.name)
+            if use is None:
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                nodes.append(copy)
+                continue
+            source = node.input[0]
+            if source not in measured:
+                names = tuple(fresh_name(f"{source}_{part}", self.taken) for part in ("levels", "scale", "zero_point"))
+                measured[source] = (names[0], names[1], names[2])
+                nodes.append(helper.make_node("DynamicQuantizeLinear", [source], list(names), name=f"{names[0]}_dyn"))
+            nodes.extend(self._integer(use, measured[source]))
+        del scope.graph.node[:]
+        scope.graph.node.extend(nodes)
+
+    def _integer(self, use: WeightUse, activation: tuple[str, str, str]) -> list[onnx.NodeProto]:
+        node, weight = use.node, weight_of(use)
+        is_conv = node.op_type == "Conv"
+        if node.op_type == "Gemm":
+            weight = (weight.T if _flag(node, "transB") else weight) * np.float32(_number(node, "alpha", 1.0))
+        axis = (0 if is_conv else 1) if self.per_channel else None
+        names = self._levels(use, weight, axis, is_conv)
+        levels, scale, zero = activation
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+        result = node.output[0]
+        product, number, scaled = (fresh_name(f"{result}_{part}", self.taken) for part in ("int32", "float", "scaled"))
+        factor = fresh_name(f"{result}_factor", self.taken)
+        operator = "ConvInteger" if is_conv else "MatMulInteger"
+        integer = helper.make_node(operator, [levels, names.levels, zero, names.zero_point], [product], name=node.name)
+        if is_conv:
+            integer.attribute.extend(node.attribute)
+        made = [
+            integer,
+            helper.make_node("Cast", [product], [number], name=f"{node.name}_cast", to=FLOAT),
+            helper.make_node("Mul", [scale, names.scale], [factor], name=f"{node.name}_factor"),
+            helper.make_node("Mul", [number, factor], [scaled if bias else result], name=f"{node.name}_scale"),
+        ]
+        if bias:
+            made.extend(self._add_bias(use, scaled, bias, result, len(weight.shape) if is_conv else 0))
+        return made
+
+    def _add_bias(self, use: WeightUse, scaled: str, bias: str, result: str, conv_rank: int) -> list[onnx.NodeProto]:
+        node, made = use.node, []
+        if conv_rank:
+            # int64 [rank]: the channels of a Conv's output are its axis 1
+            shape = numpy_helper.from_array(np.array([1, -1, *[1] * (conv_rank - 2)], np.int64))
+            shape.name = fresh_name(f"{result}_bias_shape", self.taken)
+            use.scope.graph.initializer.append(shape)
+            shaped = fresh_name(f"{result}_bias", self.taken)
+            made.append(helper.make_node("Reshape", [bias, shape.name], [shaped], name=f"{node.name}_bias_shape"))
+            bias = shaped
+        beta = _number(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
+        if beta != 1.0:
+            constant = numpy_helper.from_array(np.array(beta, np.float32), fresh_name(f"{result}_beta", self.taken))
+            use.scope.graph.initializer.append(constant)
+            weighed = fresh_name(f"{result}_bias_beta", self.taken)
+            made.append(helper.make_node("Mul", [bias, constant.name], [weighed], name=f"{node.name}_beta"))
+            bias = weighed
+        made.append(helper.make_node("Add", [scaled, bias], [result], name=f"{node.name}_bias"))
+        return made
+
+    def _levels(self, use: WeightUse, weight: np.ndarray, axis: int | None, is_conv: bool) -> LevelNames:
+        alpha = _number(use.node, "alpha", 1.0) if use.node.op_type == "Gemm" else 1.0
+        key = (id(use.owner.graph), use.tensor.name, f"{axis} {weight.shape} {alpha}")
+        if key not in self.weights:
+            names = add_levels(use, weight, axis, self.taken, signed=self.signed_weights)
+            owner = use.owner.graph.initializer
+            if is_conv:
+                # ConvInteger takes one zero point a tensor; its scales multiply axis 1 of the output
+                _reset(owner, names.zero_point, lambda zero: zero.reshape(-1)[:1].reshape(()))
+                if axis is not None:
+                    shape = (1, -1, *[1] * (weight.ndim - 2))
+                    _reset(owner, names.scale, lambda scales: scales.reshape(shape))
+            self.weights[key] = names
+            self.replaced.add(use.tensor.name)
+        return self.weights[key]
+
+
+def _reset(tensors: object, name: str, change: object) -> None:
+    assert callable(change)
+    for tensor in tensors:  # type: ignore[attr-defined]  # a protobuf repeated field
+        if tensor.name == name:
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(numpy_helper.to_array(tensor)), order="C"), name))
+
+
+def _flag(node: onnx.NodeProto, name: str) -> bool:
+    return any(attribute.name == name and attribute.i for attribute in node.attribute)
+
+
+def _number(node: onnx.NodeProto, name: str, default: float) -> float:
+    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), default)

@@ -3,7 +3,8 @@
 Rules:
 1. Relative RMS = RMS of the error over the spread of the float output across samples: 1 is answering the mean.
 2. An output that does not vary over the samples proves nothing: no spread, or a distribution that names one class for
-   more than MAX_ONE_CLASS of its rows (random bytes do that to a file classifier).
+   more than MAX_ONE_CLASS of its rows (random bytes do that to a file classifier), or probabilities that move by less
+   than STILL. Such an output must only stay where it is.
    Where no output varies the verdict is `inconclusive`, never `pass`.
 3. Top-1 agreement leaves near-ties out: rows whose float margin is within NEAR_TIE of a tie.
 4. Floors first, then relative rules. Floors alone cannot tell valid per-tensor int8 (relative RMS .169 on a text
@@ -29,6 +30,9 @@ NEAR_TIE: Final = 0.1  # of the output's spread; for distributions, of probabili
 FLAT: Final = 1e-3  # spread over magnitude below which an output counts as constant
 SUM_TOLERANCE: Final = 1e-3  # of a softmax in float32, with room for float16
 MAX_ONE_CLASS: Final = 0.9
+TINY: Final = 1e-30
+STILL: Final = 0.01  # spread of values that all lie in 0..1
+MAX_DRIFT: Final = 0.1  # of an output that does not vary: in probability, or of its magnitude
 FAINT: Final = 0.1  # samples whose output is below this share of the usual norm have no meaningful direction
 
 
@@ -59,6 +63,7 @@ class OutputFidelity:
     kl_mean: float | None
     worst_relative: float | None
     max_abs_error: float
+    drift: float
     exact_share: float
     broken_samples: int
 
@@ -144,6 +149,9 @@ def _verdict(
     broken = next((o for o in outputs if o.broken_samples), None)
     if broken is not None:
         return "fail", f"output {broken.name!r} has another shape, or NaN, on {broken.broken_samples} samples"
+    drifted = next((o for o in outputs if not o.varies and o.drift > MAX_DRIFT), None)
+    if drifted is not None:
+        return "fail", f"output {drifted.name!r} does not vary, but is off by {drifted.drift:.3f} of its magnitude"
     telling = [o for o in outputs if o.varies]
     if not telling:
         return "inconclusive", "no output varies over the samples, so they cannot tell a good model from a bad one"
@@ -218,6 +226,8 @@ class _Tally:
     is_distribution: bool = True
     is_numeric: bool = True
     max_abs_error: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
     equal: int = 0
     values: int = 0
     first: bytes | None = None
@@ -256,6 +266,7 @@ class _Tally:
             self.by_channel = _Moments()  # the last axis is a size as well: one spread for all values
             rows = x.reshape(-1, 1)
         self.by_channel.add(rows, len(rows))
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
         error = y - x
         self.errors.append(float(np.square(error).sum()))
         self.sizes.append(x.size)
@@ -283,23 +294,27 @@ class _Tally:
         if not self.is_numeric or not self.sizes:
             share = self.equal / self.values if self.values else 1.0
             return OutputFidelity(
-                self.name,
-                self.differs and not self.is_numeric,
-                None,
-                None,
-                None,
-                0,
-                None,
-                None,
-                0.0,
-                share,
-                self.broken,
+                name=self.name,
+                varies=self.differs and not self.is_numeric,
+                relative_rms=None,
+                cosine_p1=None,
+                top1_agreement=None,
+                top1_rows=0,
+                kl_mean=None,
+                worst_relative=None,
+                max_abs_error=0.0,
+                drift=0.0,
+                exact_share=share,
+                broken_samples=self.broken,
             )
         spread = self.by_element.spread() if self.is_fixed else self.by_channel.spread()
         magnitude = float(np.sqrt(np.square(self.norms).sum() / sum(self.sizes)))
         most = max(self.classes.values(), default=0)
         is_one_class = self.is_distribution and most > MAX_ONE_CLASS * self.classes.total()
-        varies = len(self.sizes) > 1 and self.differs and spread > FLAT * magnitude and not is_one_class
+        is_probability = self.low >= 0.0 and self.high <= 1.0
+        is_still = spread <= (STILL if is_probability else FLAT * magnitude) and not self.is_distribution
+        is_flat = self.is_distribution and spread <= FLAT * magnitude
+        varies = len(self.sizes) > 1 and self.differs and not (is_still or is_flat or is_one_class)
         scale = spread or 1.0
         each = np.sqrt(np.array(self.errors) / np.array(self.sizes)) / scale
         agreement, rows = self._top1(scale)
@@ -313,6 +328,7 @@ class _Tally:
             kl_mean=float(np.mean(self.kl)) if self.is_distribution and self.kl else None,
             worst_relative=float(each.max()),
             max_abs_error=self.max_abs_error,
+            drift=self.max_abs_error / (1.0 if is_probability else max(magnitude, TINY)),
             exact_share=float(np.mean(np.array(self.errors) == 0)),
             broken_samples=self.broken,
         )

@@ -3,14 +3,13 @@
 Rules:
 1. The float model is run once in a child process first: what crashes there is refused here.
 2. Half of the samples calibrate, the other half is held back; the verdict is the held-back half's.
-3. Static is taken where its error is at most MAX_OVER_DYNAMIC times dynamic's (it is the faster one), else dynamic,
-   else int8 weights with float arithmetic.
-4. Where none passes, the nodes that spoil most go back to float, in at most MAX_REPAIRS trials for a method.
+3. Static is taken where its error is at most MAX_OVER_DYNAMIC times dynamic's, or GOOD_SHARE of what is allowed (it is
+   the faster one); else dynamic; else int8 weights with float arithmetic.
+4. Where none passes, the nodes that spoil most go back to float, in bounded trials.
 5. `out` is written only when the outcome is "quantized", in one step: nothing half-written is left behind.
 6. Same model, samples and options: same bytes.
 """
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,18 +27,15 @@ from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Threshold
 from packager.quantize.prepare import prepare
 from packager.quantize.report import Latency, QuantizationReport, Trial
 from packager.quantize.runs import THREADS, run, run_in_child, session, session_of
-from packager.quantize.sensitivity import blame
-
-logger = logging.getLogger(__name__)
+from packager.quantize.sensitivity import blame, repairs
 
 SCHEMES: Final = ("fp32", "int8")
 MAX_OVER_DYNAMIC: Final = 1.5
-MAX_REPAIRS: Final = 6
+GOOD_SHARE: Final = 1 / 3  # of the allowed relative RMS
 JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
 TIMED_RUNS: Final = 15
 TIMED_SAMPLES: Final = 5
 SINGLE_FILE_BYTES: Final = 1_900_000_000  # protobuf ends at 2 GiB
-MAX_KEPT_SHARE: Final = 0.5  # more nodes than this in float, and the variant is not worth its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +200,10 @@ class _Search:
     def _ranked(self, found: list[_Candidate]) -> list[_Candidate]:
         by_method = {candidate.method: candidate for candidate in found}
         static, dynamic = by_method.get("static"), by_method.get("dynamic")
-        if static and dynamic and static.rms > MAX_OVER_DYNAMIC * dynamic.rms:
+        good_enough = max(
+            GOOD_SHARE * self.thresholds.max_relative_rms, MAX_OVER_DYNAMIC * (dynamic.rms if dynamic else 0)
+        )
+        if static and dynamic and static.rms > good_enough:
             order: list[Method] = ["dynamic", "static", "weights"]
         else:
             order = ["static", "dynamic", "weights"]
@@ -213,21 +212,17 @@ class _Search:
 
     def _repaired(self, found: list[_Candidate]) -> Iterator[_Candidate]:
         for whole in sorted(found, key=lambda c: c.rms):
-            nodes = self.workshop.nodes(whole.method)
-            try:
-                worst = blame(self.workshop.prepared, whole.model, nodes, self.judged)
-            except ModelDoesNotRun as error:
-                logger.info("no sensitivity: %s", error.message)
-                continue
-            count, limit = 1, max(1, int(MAX_KEPT_SHARE * len(nodes)))
-            for _ in range(MAX_REPAIRS):
-                kept = tuple(name for name, _ in worst[:count])
-                repaired = self._try(whole.method, kept)
+            method = whole.method
+            blames = blame(
+                lambda kept, method=method: self.workshop.build(method, kept, is_partial=True),  # type: ignore[misc]  # mypy: default of a lambda
+                self.workshop.nodes(method),
+                self.reference,
+                self.judged,
+            )
+            for kept in repairs(blames, self.thresholds.max_relative_rms):
+                repaired = self._try(method, kept)
                 if repaired is not None and repaired.calibration.verdict == "pass":
                     yield repaired
-                if count >= limit:
-                    break
-                count = min(2 * count, limit)
 
     def _try(self, method: Method, kept: tuple[str, ...]) -> _Candidate | None:
         try:

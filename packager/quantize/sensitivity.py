@@ -1,71 +1,90 @@
-"""Which node of a quantized model spoils the answers: one pass over float and quantized model side by side.
+"""Which nodes of a quantized model spoil the answers, and which of them must go back to float.
 
 Rules:
-1. Node outputs keep their names when a model is quantized, so the same value can be read in both models.
-2. A node's blame is the error that it adds: relative RMS at its output beyond the worst of its inputs.
-3. Nodes in nested graphs cannot be watched from outside; they come after all others, largest weight first.
+1. A node's error is the relative RMS of the output with that node alone quantized, over a few samples.
+2. Errors of nodes add up in squares, as independent rounding does; so the smallest set to keep in float is the worst
+   nodes, until the sum of the rest is below the aim.
+3. At most MAX_TRIED nodes are tried one by one; where a model has more, neighbours in graph order are tried together,
+   so that the cost is bounded.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
+import onnxruntime
 
+from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.inputs import Samples
-from packager.quantize.graphs import FLOATS, weight_uses
-from packager.quantize.runs import run, session_of
+from packager.quantize.fidelity import judge
+from packager.quantize.runs import session_of
 
 SAMPLES: Final = 8
-TINY: Final = 1e-12
+MAX_TRIED: Final = 48
+AIMS: Final = (0.8, 0.5, 0.3, 0.15, 0.05)  # of the allowed relative RMS, for what stays quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """Nodes that were quantized alone, and the squared relative RMS that this cost."""
+
+    nodes: tuple[str, ...]
+    squared: float
 
 
 def blame(
-    prepared: onnx.ModelProto, quantized: onnx.ModelProto, nodes: list[str], samples: Samples
-) -> list[tuple[str, float]]:
-    """(node, added relative error) for each of `nodes`, worst first. Raises ModelDoesNotRun."""
-    quantized_names = {name for node in quantized.graph.node for name in node.output}
-    by_name = {node.name: node for node in prepared.graph.node}
-    produced = {name for node in prepared.graph.node for name in node.output} & quantized_names
-    floats = _float_values(prepared)
-    watched = sorted(
-        {
-            name
-            for node in (by_name[name] for name in nodes if name in by_name)
-            for name in (node.input[0], node.output[0])
-            if name in produced and name in floats
-        }
-    )
-    errors = _relative_errors(prepared, quantized, watched, samples.take(SAMPLES))
-    weights = {use.node.name: use.elements for use in weight_uses(prepared)}
+    build: Callable[[frozenset[str]], onnx.ModelProto],
+    nodes: list[str],
+    reference: onnxruntime.InferenceSession,
+    samples: Samples,
+) -> list[Blame]:
+    """The blame of every node or group (rules 1 and 3), worst first.
+
+    Args:
+        build: makes a model with the given nodes kept in float.
+        nodes: all nodes that `build` can quantize, in graph order.
+        reference: a session of the float model.
+        samples: SAMPLES of them are used.
+    """
+    few = samples.take(SAMPLES)
     found = []
-    for name in nodes:
-        node = by_name.get(name)
-        if node is None or node.output[0] not in errors:
-            found.append((name, weights.get(name, 0) * TINY))
+    for group in np.array_split(np.array(nodes, dtype=object), min(len(nodes), MAX_TRIED)):
+        names = tuple(str(name) for name in group)
+        try:
+            report = judge(reference, session_of(build(frozenset(nodes) - set(names))), few)
+        except QuantizationRefused:
+            continue  # it shares its weight with a node that is kept, or has none of its own
+        except ModelDoesNotRun:
+            found.append(Blame(names, float("inf")))
             continue
-        found.append((name, max(0.0, errors[node.output[0]] - errors.get(node.input[0], 0.0))))
-    return sorted(found, key=lambda pair: -pair[1])
+        worst = max((o.relative_rms for o in report.outputs if o.relative_rms is not None), default=0.0)
+        broken = any(o.broken_samples for o in report.outputs)
+        found.append(Blame(names, float("inf") if broken else worst**2))
+    return sorted(found, key=lambda blamed: -blamed.squared)
 
 
-def _relative_errors(
-    prepared: onnx.ModelProto, quantized: onnx.ModelProto, names: list[str], samples: Samples
-) -> dict[str, float]:
-    if not names:
-        return {}
-    left, right = session_of(with_outputs(prepared, names)), session_of(with_outputs(quantized, names))
-    error, power, total, count = (np.zeros(len(names)) for _ in range(4))
-    for sample in samples:
-        for i, (a, b) in enumerate(zip(run(left, sample, names), run(right, sample, names), strict=True)):
-            if a.shape != b.shape:
-                error[i] = np.inf
-                continue
-            x, y = a.astype(np.float64), b.astype(np.float64)
-            error[i] += np.square(x - y).sum()
-            power[i] += np.square(x).sum()
-            total[i] += x.sum()
-            count[i] += x.size
-    variance = power - total**2 / np.maximum(count, 1)
-    return {name: float(np.sqrt(error[i] / max(variance[i], TINY))) for i, name in enumerate(names)}
+def repairs(blames: list[Blame], allowed: float) -> list[tuple[str, ...]]:
+    """Sets of nodes to keep in float, smallest first: by rule 2 for each of AIMS, else the worst quarter and half."""
+    everything = sum(len(blamed.nodes) for blamed in blames)
+    sets = [keep_in_float(blames, share * allowed) for share in AIMS]
+    sets += [tuple(name for b in blames[: -(-len(blames) // part)] for name in b.nodes) for part in (4, 2)]
+    useful = {kept for kept in sets if 0 < len(kept) < everything}
+    return sorted(useful, key=lambda kept: (len(kept), kept))
+
+
+def keep_in_float(blames: list[Blame], aim: float) -> tuple[str, ...]:
+    """The worst nodes, so many that the rest stays within relative RMS `aim` (rule 2)."""
+    left = sum(blamed.squared for blamed in blames if np.isfinite(blamed.squared))
+    kept: list[str] = []
+    for blamed in blames:
+        if np.isfinite(blamed.squared):
+            if left <= aim**2:
+                break
+            left -= blamed.squared
+        kept.extend(blamed.nodes)
+    return tuple(kept)
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
@@ -75,14 +94,3 @@ def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
     existing = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in existing)
     return copy
-
-
-def _float_values(model: onnx.ModelProto) -> set[str]:
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model)
-    except (onnx.shape_inference.InferenceError, ValueError):
-        inferred = model
-    known = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
-    types = {value.name: value.type.tensor_type.elem_type for value in known}
-    outputs = {name for node in model.graph.node for name in node.output}
-    return {name for name in outputs if types.get(name, onnx.TensorProto.FLOAT) in FLOATS}

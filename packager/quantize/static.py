@@ -1,28 +1,35 @@
-"""Static int8 (QDQ): scales of activations are fixed from calibration; onnxruntime's QDQQuantizer writes the graph.
+"""Static int8 (QDQ): scales of activations are fixed from calibration.
 
 Rules:
-1. Only Conv, MatMul and Gemm with a constant weight are quantized: on recognisers, quantizing the operators around them
-   as well was the difference between a useful model and cosine 0.43.
-2. Outputs of MatMul and Gemm stay float: the runtime's integer kernels give float there, and nothing is lost.
-3. onnxruntime's rescaling of weights for int32 biases is off: it crashes on weights without a plain bias.
-4. Types that onnxruntime fails to infer are told to it from what was seen while calibrating.
-5. Weights that static QDQ does not reach (nested graphs, recurrent layers, tables) become int8 by `weights`.
+1. Only Conv, MatMul and Gemm with a constant weight are quantized: on recognisers, quantizing the operators around
+   them as well was the difference between a useful model and cosine 0.43.
+2. Each gets QuantizeLinear and DequantizeLinear on its activation and DequantizeLinear on its weight; a Conv also on
+   its output (behind a Relu or Clip that reads nothing else), where the runtime fuses it into one integer kernel.
+   Outputs of MatMul and Gemm stay float: their integer kernels give float.
+3. A bias becomes int32 at the scale activation x weight. Where it would not fit, its channel's weight scale is raised
+   (onnxruntime.quantization clips it, or crashes on weights without a plain bias).
+4. Weights that this does not reach (nested graphs, recurrent layers, tables) become int8 by `weights`.
 """
 
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationMethod, QuantType
-from onnxruntime.quantization.calibrate import TensorData, TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnx import helper, numpy_helper
 
 from packager.inputs import Samples
-from packager.quantize.graphs import WeightUse, weight_uses
+from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, scopes, weight_uses
+from packager.quantize.integer_weights import LevelNames, add_levels, drop_unread, weight_of
 from packager.quantize.ranges import Range, activation_ranges
-from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+from packager.quantize.weights import MIN_ELEMENTS, channel_axis, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
+SHAPE_READERS: Final = ("Shape", "Size")
+CLIPPING: Final = ("Relu", "Clip")
+ACTIVATION_LEVELS: Final = 255
+BIAS_LIMIT: Final = 2**30  # half of int32: room for the sum of products beside the bias
+TINY: Final = float(np.finfo(np.float32).tiny)
 
 
 def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
@@ -35,18 +42,19 @@ def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
         and use.input_index == 1
         and use.elements >= MIN_ELEMENTS
         and use.tensor.data_type == onnx.TensorProto.FLOAT
+        and (use.node.op_type != "MatMul" or len(use.tensor.dims) == 2)
     ]
 
 
 def calibrate(model: onnx.ModelProto, samples: Samples) -> dict[str, Range]:
     """Ranges of every activation that `quantize_static` may need. Raises ModelDoesNotRun."""
-    uses = static_nodes(model)
-    constant = {tensor.name for tensor in model.graph.initializer}
-    wanted = {use.node.input[0] for use in uses} | {use.node.output[0] for use in uses if use.node.op_type == "Conv"}
-    # a Relu or Clip behind a Conv is folded into its output scale, which is then the scale of what follows it
-    outputs = {use.node.output[0] for use in uses}
-    wanted |= {n.output[0] for n in model.graph.node if n.op_type in ("Relu", "Clip") and n.input[0] in outputs}
-    return activation_ranges(model, wanted - constant, samples)
+    readers = _readers(model)
+    wanted: set[str] = set()
+    for use in static_nodes(model):
+        wanted.add(use.node.input[0])
+        if use.node.op_type == "Conv":
+            wanted.add(_end_of_conv(use.node, readers))
+    return activation_ranges(model, wanted - {tensor.name for tensor in model.graph.initializer}, samples)
 
 
 def quantize_static(
@@ -58,46 +66,161 @@ def quantize_static(
     keep_float: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
-    uses = [use for use in static_nodes(model) if use.node.input[0] in ranges and use.node.name not in keep_float]
     quantized = onnx.ModelProto()
-    if not uses:
-        quantized.CopyFrom(model)
-        quantize_weights(quantized, keep_float)
-        return quantized
-    typed = _with_types(model, ranges)
-    quantizer = QDQQuantizer(
-        typed,
-        per_channel,
-        signed_weights,  # reduce_range: 7-bit signed weights cannot overflow 16-bit sums on CPUs without VNNI
-        QuantType.QInt8 if signed_weights else QuantType.QUInt8,
-        QuantType.QUInt8,
-        TensorsData(CalibrationMethod.MinMax, {name: _tensor_data(found) for name, found in ranges.items()}),
-        [use.node.name for use in uses],
-        [],
-        list(OPERATORS),
-        {
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "QDQDisableWeightAdjustForInt32Bias": True,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-        },
-    )
-    quantizer.quantize_model()
-    quantized.CopyFrom(quantizer.model.model)
+    quantized.CopyFrom(model)
+    rewrite = _Rewrite(quantized, ranges, names_in(quantized), _readers(quantized), per_channel, signed_weights)
+    uses = [u for u in static_nodes(quantized) if u.node.name not in keep_float and u.node.input[0] in ranges]
+    for use in uses:
+        rewrite.node(use)
+    drop_unread(quantized, rewrite.replaced)
+    rewrite.place()
     quantize_weights(quantized, keep_float)
     return quantized
 
 
-def _with_types(model: onnx.ModelProto, ranges: dict[str, Range]) -> onnx.ModelProto:
-    typed = onnx.ModelProto()
-    typed.CopyFrom(model)
-    known = {value.name for value in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
-    for name in sorted(ranges.keys() - known):
-        value = onnx.ValueInfoProto(name=name)
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-        typed.graph.value_info.append(value)
-    return typed
+@dataclass(slots=True)
+class _Rewrite:
+    model: onnx.ModelProto
+    ranges: dict[str, Range]
+    taken: set[str]
+    readers: dict[str, list[onnx.NodeProto]]
+    per_channel: bool
+    signed_weights: bool
+    replaced: set[str] = field(default_factory=set)
+    activations: dict[str, tuple[str, float]] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    weights: dict[tuple[str, str, bytes], LevelNames] = field(default_factory=dict)
+    before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+
+    def node(self, use: WeightUse) -> None:
+        node = use.node
+        end = _end_of_conv(node, self.readers) if node.op_type == "Conv" else None
+        dequantized, input_scale = self._activation(node.input[0])
+        axis = channel_axis(use) if self.per_channel else None
+        bias = self._bias(use)
+        names = self._levels(use, axis, input_scale, bias)
+        node.input[0] = dequantized
+        node.input[1] = self._dequantize(node, names.levels, names.scale, names.zero_point, axis)
+        if bias is not None:
+            self._int32_bias(node, bias, input_scale * names.scales.astype(np.float64))
+        if end is not None and end in self.ranges and not any(v.name == end for v in self.model.graph.output):
+            self._output(end)
+
+    def place(self) -> None:
+        """Put the new nodes where they belong: before the node that reads them, after the maker of their input."""
+        nodes = []
+        made_by_input = self.after.pop("", [])
+        for node in (*made_by_input, *self.model.graph.node):
+            nodes.extend(self.before.get(node.name, []))
+            nodes.append(node)
+            for name in node.output:
+                nodes.extend(self.after.get(name, []))
+        copies = []
+        for node in nodes:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copies.append(copy)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(copies)
+
+    def _activation(self, name: str) -> tuple[str, float]:
+        if name in self.scales:
+            return name, self.scales[name]
+        if name not in self.activations:
+            scale, zero = _scale_of(self.ranges[name])
+            made = {output for node in self.model.graph.node for output in node.output}
+            self.activations[name] = (self._pair(name, name, scale, zero, name if name in made else ""), scale)
+        return self.activations[name]
+
+    def _pair(self, source: str, base: str, scale: float, zero: int, behind: str) -> str:
+        """QuantizeLinear and DequantizeLinear on `source`, placed after the maker of `behind` ("" = graph input)."""
+        scale_name, zero_name = (fresh_name(f"{base}_{part}", self.taken) for part in ("scale", "zero_point"))
+        levels = fresh_name(f"{base}_levels", self.taken)
+        out = fresh_name(f"{base}_dequantized", self.taken)
+        initializers = self.model.graph.initializer
+        initializers.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
+        initializers.append(numpy_helper.from_array(np.array(zero, np.uint8), zero_name))
+        pair = [
+            helper.make_node("QuantizeLinear", [source, scale_name, zero_name], [levels], name=f"{levels}_q"),
+            helper.make_node("DequantizeLinear", [levels, scale_name, zero_name], [out], name=f"{levels}_dq"),
+        ]
+        self.after.setdefault(behind, []).extend(pair)
+        self.scales[out] = scale
+        return out
+
+    def _output(self, end: str) -> None:
+        out, _ = self._activation(end)
+        for scope in scopes(self.model.graph):
+            for node in scope.graph.node:
+                for i, name in enumerate(node.input):
+                    if name == end and node.op_type not in SHAPE_READERS:
+                        node.input[i] = out
+
+    def _bias(self, use: WeightUse) -> np.ndarray | None:
+        if use.node.op_type == "MatMul" or len(use.node.input) < 3 or not use.node.input[2]:
+            return None
+        behind = use.scope.find(use.node.input[2])
+        if behind is None or behind[1].data_type != onnx.TensorProto.FLOAT:
+            return None
+        bias = array_of(behind[1])
+        return bias if bias.size == _channels(use) and bias.ndim == 1 else None
+
+    def _levels(self, use: WeightUse, axis: int | None, input_scale: float, bias: np.ndarray | None) -> LevelNames:
+        smallest = None
+        if bias is not None:
+            smallest = np.abs(bias.astype(np.float64)) / (BIAS_LIMIT * input_scale)
+            smallest = smallest if axis is not None else np.asarray(smallest.max(initial=0.0))
+        key = (use.tensor.name, str(axis), b"" if smallest is None else smallest.tobytes())
+        if key not in self.weights:
+            self.weights[key] = add_levels(
+                use, weight_of(use), axis, self.taken, signed=self.signed_weights, min_scales=smallest
+            )
+            self.replaced.add(use.tensor.name)
+        return self.weights[key]
+
+    def _int32_bias(self, node: onnx.NodeProto, bias: np.ndarray, scales: np.ndarray) -> None:
+        rounded = np.clip(np.rint(bias.astype(np.float64) / scales), -(2**31) + 1, 2**31 - 1).astype(np.int32)
+        base = node.input[2]
+        names = [fresh_name(f"{base}_{part}", self.taken) for part in ("quantized", "scale", "zero_point")]
+        zeros = np.zeros(scales.shape, np.int32)
+        for name, array in zip(names, (rounded, scales.astype(np.float32), zeros), strict=True):
+            self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        node.input[2] = self._dequantize(node, names[0], names[1], names[2], 0 if scales.ndim else None)
+        self.replaced.add(base)
+
+    def _dequantize(self, node: onnx.NodeProto, levels: str, scale: str, zero: str, axis: int | None) -> str:
+        out = fresh_name(f"{levels}_dequantized", self.taken)
+        added = helper.make_node("DequantizeLinear", [levels, scale, zero], [out], name=out)
+        if axis is not None:
+            added.attribute.append(helper.make_attribute("axis", axis))
+        self.before.setdefault(node.name, []).append(added)
+        return out
 
 
-def _tensor_data(found: Range) -> TensorData:
-    return TensorData(lowest=np.float32(found.low), highest=np.float32(found.high))
+def _scale_of(found: Range) -> tuple[float, int]:
+    """(scale, zero point) of uint8 levels that hold the range and zero itself."""
+    low, high = min(0.0, found.low), max(0.0, found.high)
+    scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, TINY)))
+    if high == low:
+        return 1.0, 0
+    return scale, int(np.clip(np.rint(-low / scale), 0, ACTIVATION_LEVELS))
+
+
+def _channels(use: WeightUse) -> int:
+    return int(use.tensor.dims[channel_axis(use)])
+
+
+def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for scope in scopes(model.graph):
+        for node in scope.graph.node:
+            for name in node.input:
+                found.setdefault(name, []).append(node)
+    return found
+
+
+def _end_of_conv(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> str:
+    behind = readers.get(node.output[0], [])
+    is_alone = len(behind) == 1 and behind[0].op_type in CLIPPING
+    return str(behind[0].output[0] if is_alone else node.output[0])

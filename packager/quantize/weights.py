@@ -1,8 +1,8 @@
 """int8 weights with float arithmetic: the form that every operator and every CPU can run.
 
 Rules:
-1. A weight W becomes W_quantized (int8, symmetric, one scale a channel), and a DequantizeLinear in W's own graph gives
-   W back under its old name: readers in nested graphs need no change.
+1. A weight W becomes W_quantized (8 bits, symmetric, one scale a channel), and a DequantizeLinear in W's own graph
+   gives W back under its old name: readers in nested graphs need no change.
 2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after, one scale a column: the
    whole table is never dequantized.
 3. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
@@ -10,14 +10,12 @@ Rules:
 
 from typing import Final
 
-import numpy as np
 import onnx
-from onnx import numpy_helper
 
-from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, opset, weight_uses
+from packager.quantize.graphs import WeightUse, fresh_name, names_in, opset, scopes, weight_uses
+from packager.quantize.integer_weights import add_levels, weight_of
 
 MIN_ELEMENTS: Final = 512
-LEVELS: Final = 127  # symmetric int8: -128 is not used, so that a weight and its negative are equally far from zero
 PER_AXIS_OPSET: Final = 13
 
 
@@ -68,18 +66,6 @@ def channel_axis(use: WeightUse) -> int:
             return 1
 
 
-def to_levels(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(levels int8, scales float32 [channels]) by symmetric rounding to nearest, one scale for each index of `axis`."""
-    others = tuple(i for i in range(weight.ndim) if i != axis)
-    largest = np.abs(weight.astype(np.float64)).max(axis=others)
-    scales = np.where(largest > 0, largest / LEVELS, 1.0).astype(np.float32)
-    scales = np.maximum(scales, np.finfo(np.float32).tiny)
-    shape = [1] * weight.ndim
-    shape[axis] = -1
-    levels = np.clip(np.rint(weight.astype(np.float64) / scales.reshape(shape)), -LEVELS, LEVELS)
-    return levels.astype(np.int8), scales
-
-
 def _is_table(group: list[WeightUse]) -> bool:
     # readers of another kind would need the float table as well
     return all(
@@ -90,8 +76,6 @@ def _is_table(group: list[WeightUse]) -> bool:
 
 
 def _readers(use: WeightUse) -> int:
-    from packager.quantize.graphs import scopes
-
     return sum(
         list(node.input).count(use.tensor.name)
         for scope in scopes(use.owner.graph, use.owner.outer)
@@ -101,14 +85,9 @@ def _readers(use: WeightUse) -> int:
 
 def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
     """Adds W_quantized, W_scale, W_zero_point to the owner graph; returns their names."""
-    base, weight = use.tensor.name, array_of(use.tensor)
-    levels, scales = to_levels(weight, channel_axis(use))
-    names = tuple(fresh_name(f"{base}_{part}", taken) for part in ("quantized", "scale", "zero_point"))
     dtype = onnx.helper.tensor_dtype_to_np_dtype(use.tensor.data_type)
-    arrays = (levels, scales.astype(dtype), np.zeros(scales.shape, np.int8))
-    for name, array in zip(names, arrays, strict=True):
-        use.owner.graph.initializer.append(numpy_helper.from_array(array, name))
-    return names[0], names[1], names[2]
+    names = add_levels(use, weight_of(use), channel_axis(use), taken, signed=False, scale_dtype=dtype)
+    return names.levels, names.scale, names.zero_point
 
 
 def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
