@@ -28,6 +28,7 @@ from bundle.frames import KEY_BYTES, Secret
 from bundle.key_sizes import MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
 from bundle.key_sizes import MLKEM_SEED_BYTES as MLKEM_SEED_BYTES
 from bundle.key_sizes import PUBLIC_BYTES as PUBLIC_BYTES
+from bundle.layout import envelope_name as envelope_name
 
 MAGIC: Final = b"AWENVEL1"
 ENCAPSULATION_BYTES: Final = 1120
@@ -35,7 +36,6 @@ MAX_ENVELOPE_BYTES: Final = 4096
 
 CONTENT_KEY: Final = "airweights content key v1"
 COHORT_KEY: Final = "airweights cohort key v1"
-NAME_LABEL: Final = b"airweights envelope name v1"
 COMMITMENT_LABEL: Final = b"airweights key commitment v1"
 
 
@@ -121,11 +121,6 @@ def open_envelope(envelope: bytes, private: Secret, context: EnvelopeContext) ->
     except (InvalidTag, ValueError) as error:
         raise NotAuthenticRefused("envelope does not open: sealed to another key or context, or changed") from error
     return Secret(plain)
-
-
-def envelope_name(recipient: bytes, epoch: int) -> str:
-    """Rule 5: 64 hexadecimal digits."""
-    return hashlib.sha256(NAME_LABEL + epoch.to_bytes(8, "big") + recipient).hexdigest()
 
 
 def commit(content_key: Secret) -> str:

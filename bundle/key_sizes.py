@@ -1,4 +1,4 @@
-"""Sizes of X-Wing keys (ML-KEM-768 + X25519; FIPS 203, RFC 7748), for readers that do not load a cryptographic library."""
+"""Sizes of X-Wing keys (ML-KEM-768 + X25519; FIPS 203, RFC 7748): for readers that load no cryptographic library."""
 
 from typing import Final
 

@@ -1,0 +1,151 @@
+"""The patcher: the one process that holds this device's keys while a patch is applied or a bundle is unsealed.
+
+It gets everything by descriptor, has no network and opens no file. Keys are read here and are never sent on.
+
+Calls:
+- `apply`: envelopes are opened, the content key is held to the manifest's commitment, the blob is decrypted while its
+  ciphertext is hashed again, the patch applied, the result sealed. Descriptors: device key, storage key, blob, output,
+  and the base's sealed bundle where the patch has one.
+- `unseal`: a sealed memfd for each file. Descriptors: storage key, sealed bundle.
+- `describe`: what a sealed bundle says of itself, after reading all of it. Descriptors: storage key, sealed bundle.
+"""
+
+import hashlib
+import os
+from typing import Final
+
+from bundle.canonical import Fields
+from bundle.envelope import (
+    COHORT_KEY,
+    CONTENT_KEY,
+    EnvelopeContext,
+    check_commitment,
+    open_envelope,
+    public_of,
+)
+from bundle.errors import DigestMismatchRefused
+from bundle.files import BundleDigest, bundle_digest
+from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
+from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
+from bundle.patch.apply import apply_patch
+from device_agent.errors import CohortKeyRefused
+from device_agent.identity import DEVICE_KEY, STORAGE_KEY, read_key
+from device_agent.messages import MAX_FDS, Message, Value
+from device_agent.parent import Parent, serve, start
+from device_agent.sealed import Head, SealedBundle, SealedWriter
+
+READ_BYTES: Final = 1 << 20
+
+
+class _HashedFile:
+    """Reads a descriptor forward and hashes what goes by: the blob may have changed since it was downloaded."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._offset, self._hash = fd, 0, hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        parts = []
+        while size:
+            data = os.pread(self._fd, min(size, READ_BYTES), self._offset)
+            if not data:
+                break
+            self._hash.update(data)
+            self._offset += len(data)
+            size -= len(data)
+            parts.append(data)
+        return b"".join(parts)
+
+    def check(self, sha256: str) -> None:
+        """To the end. Raises DigestMismatchRefused."""
+        while self.read(READ_BYTES):
+            pass
+        if self._hash.hexdigest() != sha256:
+            raise DigestMismatchRefused(
+                f"blob {sha256[:16]}: its content is {self._hash.hexdigest()[:16]} when it is used"
+            )
+
+
+def apply(_parent: Parent, message: Message) -> Value:
+    """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry), `repository`, `cohort`, `epoch`,
+    `cohort_public_key`, `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused of every kind."""
+    value = message.value
+    device_fd, storage_fd, blob_fd, output_fd, *base_fds = message.fds
+    try:
+        head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+        manifest, variant = parse_manifest(head.manifest.encode()), head.parsed_variant()
+        entry = PatchEntry.parse(Fields(value["patch"], "patch entry"))
+        storage_key = read_key(storage_fd, STORAGE_KEY)
+        content_key = _content_key(value, read_key(device_fd, DEVICE_KEY), manifest, variant)
+        blob = _HashedFile(blob_fd)
+        context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
+        base = SealedBundle(base_fds[0], storage_key, entry.base) if entry.base is not None else None
+        os.ftruncate(output_fd, 0)
+        with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
+            writer = SealedWriter(out, storage_key, head)
+            try:
+                files = apply_patch(FrameReader(blob, content_key, context), base, writer)
+            finally:
+                # a blob that is not the signed one explains every other complaint about it
+                blob.check(entry.blob)
+            if bundle_digest(files) != variant.digest:
+                raise DigestMismatchRefused(
+                    f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
+                )
+            writer.close()
+        os.fsync(output_fd)
+        return {"sealed_bytes": os.fstat(output_fd).st_size}
+    finally:
+        message.close()
+
+
+def unseal(_parent: Parent, message: Message) -> Value | Message:
+    """Fields: `digest`, `first` (index of the first file that is wanted). At most MAX_FDS files a call. Raises
+    StoreDamagedRefused."""
+    try:
+        storage_fd, sealed_fd = message.fds
+        digest = BundleDigest(message.value["digest"])
+        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), digest)
+        first = int(message.value["first"])
+        files = bundle.files[first : first + MAX_FDS]
+        fds: list[int] = []
+        try:
+            for index in range(first, first + len(files)):
+                fds.append(bundle.unseal(index))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return Message({"paths": [file.path for file in files], "total": len(bundle.files)}, tuple(fds))
+    finally:
+        message.close()
+
+
+def describe(_parent: Parent, message: Message) -> Value:
+    """Fields: `digest`. Raises StoreDamagedRefused where any byte of it is not as it was sealed."""
+    try:
+        storage_fd, sealed_fd = message.fds
+        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
+        for index in range(len(bundle.files)):
+            os.close(bundle.unseal(index))
+        head = bundle.head
+        return {"manifest": head.manifest, "variant": head.variant, "counter_epoch": head.counter_epoch}
+    finally:
+        message.close()
+
+
+def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
+    repository, cohort, epoch = value["repository"], value["cohort"], value["epoch"]
+    cohort_context = EnvelopeContext(COHORT_KEY, repository, cohort, epoch)
+    cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
+    if public_of(cohort_key).hex() != value["cohort_public_key"]:
+        raise CohortKeyRefused(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
+    context = EnvelopeContext(
+        CONTENT_KEY, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
+    )
+    content_key = open_envelope(bytes.fromhex(value["content_envelope"]), cohort_key, context)
+    check_commitment(content_key, variant.key_commitment)
+    return content_key
+
+
+if __name__ == "__main__":
+    serve(start()[0], {"apply": apply, "unseal": unseal, "describe": describe})

@@ -1,0 +1,57 @@
+"""The verifier: decides what may be believed. The one process with tuf; it has no network and no secret.
+
+It asks the supervisor for files by URL, and the supervisor asks the fetcher. It is the only writer of the trust memory.
+
+Calls: `check` (see `Check`) → {"release": VerifiedRelease.as_json()}; on the way it asks {"url", "max_bytes"}, which is
+answered with one descriptor.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from bundle.acceptance import ReleaseCounter
+from bundle.trust.client import CheckRequest
+from bundle.trust.client import check as run_check
+from bundle.trust.clock import ClockFacts
+from bundle.trust.memory import SlotStore, TrustMemory
+from device_agent.messages import Message, Value
+from device_agent.parent import Parent, serve, start
+
+
+def check(parent: Parent, message: Message) -> Value:
+    """One check. Fields of the call: `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`,
+    `known` (what the journal remembers, should both slots be lost). Raises what bundle.trust.client.check raises."""
+    value = message.value
+    trust = Path(value["trust_dir"])
+    request = CheckRequest(
+        cache_dir=trust / "cache",
+        bootstrap_root=(trust / "root.json").read_bytes(),
+        metadata_url=value["repository_url"] + "/metadata",
+        targets_url=value["repository_url"] + "/targets",
+        family=value["family"],
+        channel=value["channel"],
+        clock=ClockFacts(**value["clock"]),
+        agent_version=value["agent_version"],
+        rebuilt=_rebuilt(value["family"], value["known"]),
+    )
+
+    def fetch(url: str, max_bytes: int) -> bytes:
+        answer = parent.ask({"url": url, "max_bytes": max_bytes})
+        try:
+            # a file object would stop at max_bytes + 1 too, but only os.pread leaves the shared offset alone
+            return os.pread(answer.fds[0], max_bytes + 1, 0)
+        finally:
+            answer.close()
+
+    return {"release": run_check(request, fetch, SlotStore(trust / "slots")).as_json()}
+
+
+def _rebuilt(family: str, known: Value) -> TrustMemory:
+    floor = ReleaseCounter(known["floor_epoch"], known["floor_counter"])
+    counters = {ReleaseCounter(row["epoch"], row["counter"]): str(row["identity"]) for row in known["releases"]}
+    return replace(TrustMemory(), floors={family: floor}, known={family: counters})
+
+
+if __name__ == "__main__":
+    serve(start()[0], {"check": check})
