@@ -9,15 +9,26 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bundle.canonical import NAME, VERSION
-from bundle.errors import Invalid, Unavailable
+from bundle.errors import Unavailable
 from bundle.files import BundleDirectory, BundleFile, bundle_digest
 from bundle.manifest import MAX_MANIFEST_BYTES, Contract, Manifest, parse_manifest
 from packager.diff.directory import open_bundle
 from packager.diff.report import PatchReport
-from packager.errors import BundleMismatchRefused, NotRecognised, OutputExists, UnknownVariant, UsageInvalid
-from packager.model_package import FILE_ROLES, ExtraFile, build_package, open_package, roles_of
+from packager.errors import (
+    BundleMismatchRefused,
+    NoSuchPlace,
+    NotRecognised,
+    OutputExists,
+    UnknownVariant,
+    UsageInvalid,
+)
+from packager.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
+
+if TYPE_CHECKING:
+    from packager.inputs import ModelInterface, Samples
 
 Progress = Callable[[int, int], None]
 
@@ -70,25 +81,23 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         ModelCrashes, GoldenUnstable, errors of the inputs.
     """
     from packager.golden import make_golden  # heavy, as are the models behind it
-    from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
+    from packager.inputs import ModelInterface
     from packager.model_facts import contract_of
+    from packager.quantize.runs import run_in_child
 
     _check_names(request)
     if request.out.exists():
         raise OutputExists(f"output {request.out} exists already", remedy="name another place, or remove it first")
     extras = tuple(_extra(word) for word in request.files)
+    external_data(request.model)
     interface = ModelInterface.from_file(request.model)
+    samples = _samples(request, interface)
+    run_in_child(request.model, samples)
     contract = contract_of(request.model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "golden.safetensors"
         report = None
         if request.golden:
-            if request.inputs is None:
-                samples = random_samples(request.model, request.golden, request.seed)
-            elif request.inputs.is_dir():
-                samples = folder_samples(request.inputs, interface)
-            else:
-                samples = load_samples(request.inputs, interface)
             report = make_golden(request.model, samples, path, request.golden)
         built = build_package(
             request.model,
@@ -120,7 +129,7 @@ def diff_bundles(
     new = open_any(target)
     partial = out.with_name(f".{out.name}.partial")
     if not out.absolute().parent.is_dir():
-        raise UsageInvalid(f"output {out}: the folder {out.absolute().parent} does not exist")
+        raise NoSuchPlace(f"output {out}: the folder {out.absolute().parent} does not exist")
     try:
         with partial.open("wb") as stream:
             report = make_patch(old, new, stream, codec=codec, progress=progress)
@@ -184,7 +193,7 @@ def read_manifest(path: Path) -> Manifest:
 def open_any(place: Path) -> BundleDirectory:
     """A bundle folder with the roles of its layout, or a single file. Raises Invalid."""
     if not place.exists():
-        raise Invalid(f"{place}: no such file or folder", remedy='"-" as BASE is nothing')
+        raise NoSuchPlace(f"{place}: no such file or folder", remedy='"-" as BASE is nothing')
     return open_bundle(place) if place.is_file() else open_bundle(place, roles_of(place))
 
 
@@ -199,6 +208,16 @@ def _check_names(request: BuildRequest) -> None:
             raise UsageInvalid(f"{option}: found {value!r}, expected {NAME.pattern}")
     if not VERSION.fullmatch(request.version):
         raise UsageInvalid(f"--version: found {request.version!r}, expected a version like 1.2.0")
+
+
+def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
+    from packager.inputs import folder_samples, load_samples, random_samples
+
+    if request.inputs is None:
+        return random_samples(request.model, max(1, request.golden), request.seed)
+    if request.inputs.is_dir():
+        return folder_samples(request.inputs, interface)
+    return load_samples(request.inputs, interface)
 
 
 def _extra(word: str) -> ExtraFile:

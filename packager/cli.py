@@ -95,7 +95,7 @@ def _invoke(words: list[str]) -> int:
     try:
         result = cli.main(words, prog_name="packager", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
+        print(error.format_message(), file=sys.stderr)
         return UsageInvalid.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "packager"

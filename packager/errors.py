@@ -23,6 +23,7 @@ AirweightsError
 │   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
 │   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
 │   ├── VersionTaken             version-taken             the version was released before
+│   ├── NoSuchPlace              no-such-place             a file or folder that was named is not there
 │   ├── OutputExists             output-exists             what would be written is there already
 │   ├── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
 │   ├── RepositoryMissing        repository-missing        no repository in this folder
@@ -210,6 +211,12 @@ class VersionTaken(Invalid):
     """The version was released before."""
 
     reason = "version-taken"
+
+
+class NoSuchPlace(Invalid):
+    """A file or folder that was named is not there."""
+
+    reason = "no-such-place"
 
 
 class OutputExists(Invalid):

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from bundle.errors import Invalid
 from bundle.files import MAX_PATH_CHARACTERS, PATH, ROLES, BundleDirectory, scan
-from packager.errors import BundleNameInvalid, ExternalDataMissing, OutputExists, ReleaseFileMissing
+from packager.errors import BundleNameInvalid, ExternalDataMissing, NoSuchPlace, OutputExists, ReleaseFileMissing
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +103,7 @@ def build_package(
         _add(sources, extra.path, extra.source)
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise Invalid(f"output {out}: the folder {parent} does not exist")
+        raise NoSuchPlace(f"output {out}: the folder {parent} does not exist")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=parent) as partial:
         root = Path(partial) / "bundle"
         root.mkdir()
@@ -162,7 +161,9 @@ def roles_of(root: Path) -> dict[str, str]:
 def open_package(root: Path) -> BundleDirectory:
     """Scan a plain bundle, with the roles of its layout. Raises Invalid."""
     if not root.is_dir():
-        raise Invalid(f"bundle folder {root} is not a folder", remedy="name a folder made by `packager bundle build`")
+        raise NoSuchPlace(
+            f"bundle folder {root} is not a folder", remedy="name a folder made by `packager bundle build`"
+        )
     return scan(root, roles_of(root))
 
 

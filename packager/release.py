@@ -19,6 +19,7 @@ from bundle.manifest import Manifest
 from packager.draft import Draft, ReleaseRepository, Reporter, SilentReporter, VariantDraft
 from packager.errors import NoVariantLeft, UsageInvalid, VersionTaken
 from packager.inputs import ModelInterface, Samples, folder_samples, load_samples, random_samples
+from packager.model_package import external_data
 from packager.release_file import ReleasePlan, parse_release_file
 from packager.steps import assemble, compare, diff, encrypt, golden, publish, quantize, sign
 from packager.workspace import Workspace
@@ -135,6 +136,7 @@ def run_release(
             f"{plan.family} {plan.version} was released already, as counter {taken.counter}",
             remedy="give the release another version: what was signed once never changes",
         )
+    external_data(plan.model)
     reporter = progress if progress is not None else SilentReporter()
     workspace = Workspace(repository.root)
     with workspace.building() as folder:

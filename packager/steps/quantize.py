@@ -1,8 +1,9 @@
 """Step 1: every variant gets its model file: the release's own, one that was given, or a quantized one.
 
 Rules:
-1. A variant whose scheme does not fit the model is left out with its reason, unless it is required.
-2. Where the gate is overridden the quantizer accepts anything here; step 2 measures what it made all the same.
+1. Every model that was given runs once in a process of its own first: one that crashes costs only that.
+2. A variant whose scheme does not fit the model is left out with its reason, unless it is required.
+3. Where the gate is overridden the quantizer accepts anything here; step 2 measures what it made all the same.
 """
 
 from dataclasses import replace
@@ -17,8 +18,10 @@ from packager.errors import (
     ReleaseFileInvalid,
     WeightsNotFinite,
 )
+from packager.model_package import external_data
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.report import QuantizationReport
+from packager.quantize.runs import run_in_child
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
 from packager.release_file import AS_IS, VariantPlan
 
@@ -45,6 +48,9 @@ def run(draft: Draft) -> None:
             raise ReleaseFileInvalid(
                 f"variants.{variant.name}: scheme: found {scheme!r}, expected one of {', '.join((AS_IS, *SCHEMES))}"
             )
+    for model in dict.fromkeys((draft.plan.model, *(variant.model for variant in draft.variants))):
+        external_data(model)
+        run_in_child(model, draft.samples)
     for variant in draft.variants:
         if variant.plan.scheme != AS_IS:
             _quantize(draft, variant)

@@ -11,15 +11,15 @@ from bundle.files import bundle_digest
 from bundle.frames import Secret
 from bundle.manifest import Manifest, Variant, parse_manifest
 from bundle.rollout import Rollout
+from keys.errors import CohortUnknown
 from packager.draft import Draft, VariantDraft
-from packager.errors import UnknownCohort
 from packager.release_file import RolloutPlan
 from packager.steps.encrypt import blob_path, seal_to_cohorts
 from packager.workspace import KeptVariant
 
 
 def run(draft: Draft) -> None:
-    """Set `manifest`, `envelopes` and `signed`. Raises UnknownCohort, TooLargeRefused, errors of the repository."""
+    """Set `manifest`, `envelopes` and `signed`. Raises CohortUnknown, TooLargeRefused, errors of the repository."""
     manifest = make_manifest(draft, commitments={v.name: commit(_key(v)) for v in draft.kept})
     parse_manifest(manifest.as_bytes())
     fleet = draft.repository.fleet()
@@ -83,10 +83,10 @@ def rollouts_of(plan: RolloutPlan | None, manifest: Manifest) -> tuple[Rollout, 
 
 
 def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
-    """Raises UnknownCohort."""
+    """Raises CohortUnknown."""
     for cohort in plan.cohorts if plan is not None else ():
         if cohort not in known:
-            raise UnknownCohort(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
+            raise CohortUnknown(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
 
 
 def _variant(variant: VariantDraft, commitment: str) -> Variant:

@@ -1,0 +1,160 @@
+"""`packager bundle …`: build, diff, apply, inspect, verify; every kind of bad input is one line."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests import models
+from tests.packager.running import everything_in, packager, refused
+
+
+def make_models() -> None:
+    """Two models and what belongs to them, in the folder where the test is."""
+    for seed, name in enumerate(("old", "new")):
+        onnx.save(models.mlp(seed), f"{name}.onnx")
+    Path("labels.txt").write_text("a\nb\n")
+    np.savez("inputs.npz", x=np.random.default_rng(0).standard_normal((6, 1, 64)).astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, a bundle and a patch, and damaged ones of each."""
+    folder = tmp_path_factory.mktemp("damages")
+    with contextlib.chdir(folder):
+        make_models()
+        data = Path("old.onnx").read_bytes()
+        Path("cut.onnx").write_bytes(data[: len(data) // 2])
+        onnx.save(models.mlp(), "lost.onnx", save_as_external_data=True, location="lost.bin", size_threshold=0)
+        Path("lost.bin").unlink()
+        build("old", "OLD", "--golden", 0)
+        packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p")
+        patch = Path("p").read_bytes()
+        Path("cut.p").write_bytes(patch[:-20])
+        middle = len(patch) // 2
+        Path("flipped.p").write_bytes(patch[:middle] + bytes([patch[middle] ^ 1]) + patch[middle + 1 :])
+        Path("empty").write_bytes(b"")
+        Path("other.json").write_text('{"schema": "something"}')
+        Path("broken.json").write_text("{")
+        Path("manifest.json").write_text(json.dumps({"schema": "airweights.manifest/1", "family": "kws"}))
+    return folder
+
+
+@pytest.fixture
+def damaged(damages: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`damages`, where commands run: none of the cases may change it."""
+    monkeypatch.chdir(damages)
+    return damages
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two models, where commands run."""
+    monkeypatch.chdir(tmp_path)
+    make_models()
+    return tmp_path
+
+
+def build(name: str, out: str, *more: object) -> dict[str, object]:
+    said = packager("bundle", "build", f"{name}.onnx", "-o", out, "--family", "kws", "--json", *more)
+    assert said.code == 0, said.stderr
+    found: dict[str, object] = said.json
+    return found
+
+
+def test_a_bundle_is_built_diffed_and_made_again_from_the_patch(place: Path) -> None:
+    old = build("old", "OLD", "--file", "labels=labels.txt", "--inputs", "inputs.npz")
+    new = build("new", "NEW", "--file", "labels=labels.txt", "--inputs", "inputs.npz", "--version", "1.1")
+    assert old["bundle"] != new["bundle"]
+    diffed = packager("bundle", "diff", "OLD", "NEW", "-o", "p", "--json")
+    assert diffed.code == 0, diffed.stderr
+    assert diffed.json["plain_size"] == Path("p").stat().st_size
+    applied = packager("bundle", "apply", "OLD", "p", "-o", "MADE", "--json")
+    assert applied.json["bundle"] == new["bundle"]
+    assert everything_in(place / "MADE") == everything_in(place / "NEW")
+
+
+def test_from_nothing_is_written_as_a_dash(place: Path) -> None:
+    new = build("new", "NEW", "--golden", 0)
+    assert packager("bundle", "diff", "-", "NEW", "-o", "p").code == 0
+    assert packager("bundle", "apply", "-", "p", "-o", "MADE", "--json").json["bundle"] == new["bundle"]
+    assert new["golden_tolerance_ppm"] is None
+
+
+def test_single_files_are_diffed_too(place: Path) -> None:
+    assert packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p").code == 0
+    assert packager("bundle", "apply", "old.onnx", "p", "-o", "made.onnx").code == 0
+    assert Path("made.onnx").read_bytes() == Path("new.onnx").read_bytes()
+
+
+def test_every_kind_of_place_is_shown(place: Path) -> None:
+    build("old", "OLD")
+    packager("bundle", "diff", "-", "OLD", "-o", "p")
+    for name, kind, word in (("OLD", "bundle", "model.onnx"), ("p", "patch", "from nothing")):
+        assert packager("bundle", "inspect", name, "--json").json["kind"] == kind
+        shown = packager("bundle", "inspect", name)
+        assert shown.code == 0
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason", "message"),
+    [
+        (["bundle", "build", "none.onnx", "-o", "X", "--family", "kws"], 2, "model-unreadable", "none.onnx"),
+        (["bundle", "build", "labels.txt", "-o", "X", "--family", "kws"], 2, "model-unreadable", "labels.txt"),
+        (["bundle", "build", "old.onnx", "-o", "labels.txt", "--family", "kws"], 2, "output-exists", "labels.txt"),
+        (["bundle", "build", "old.onnx", "-o", "no/X", "--family", "kws"], 2, "no-such-place", "no"),
+        (["bundle", "build", "old.onnx", "-o", "X", "--family", "K W S"], 2, "usage", "K W S"),
+        (["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--version", "x"], 2, "usage", "'x'"),
+        (["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--file", "l"], 2, "usage", "ROLE=PATH"),
+        (
+            ["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--file", "labels=n"],
+            2,
+            "release-file-missing",
+            "n",
+        ),
+        (
+            ["bundle", "build", "old.onnx", "-o", "X", "--family", "kws", "--inputs", "n.npz"],
+            2,
+            "samples-unreadable",
+            "n.npz",
+        ),
+        (["bundle", "build", "cut.onnx", "-o", "X", "--family", "kws"], 2, "model-unreadable", "cut.onnx"),
+        (["bundle", "build", "lost.onnx", "-o", "X", "--family", "kws"], 2, "external-data-missing", "lost.bin"),
+        (["bundle", "diff", "none", "old.onnx", "-o", "X"], 2, "no-such-place", "none"),
+        (["bundle", "diff", "old.onnx", "none", "-o", "X"], 2, "no-such-place", "none"),
+        (["bundle", "diff", "OLD", "old.onnx", "-o", "X"], 2, "usage", "two of a kind"),
+        (["bundle", "diff", "old.onnx", "new.onnx", "-o", "labels.txt"], 2, "output-exists", "labels.txt"),
+        (["bundle", "diff", "old.onnx", "new.onnx", "-o", "no/X"], 2, "no-such-place", "no"),
+        (["bundle", "diff", "old.onnx", "new.onnx", "-o", "X", "--codec", "zip"], 2, "invalid", "zip"),
+        (["bundle", "apply", "old.onnx", "none", "-o", "X"], 2, "no-such-place", "none"),
+        (["bundle", "apply", "old.onnx", "labels.txt", "-o", "X"], 3, "patch-version", ""),
+        (["bundle", "apply", "new.onnx", "p", "-o", "X"], 3, "wrong-base", "content"),
+        (["bundle", "apply", "-", "p", "-o", "X"], 3, "wrong-base", "base"),
+        (["bundle", "apply", "old.onnx", "cut.p", "-o", "X"], 3, "patch-truncated", ""),
+        (["bundle", "apply", "old.onnx", "flipped.p", "-o", "X"], 3, "patch-corrupt", ""),
+        (["bundle", "apply", "old.onnx", "p", "-o", "labels.txt"], 2, "output-exists", "labels.txt"),
+        (["bundle", "inspect", "none"], 2, "not-recognised", "none"),
+        (["bundle", "inspect", "labels.txt"], 2, "not-recognised", "labels.txt"),
+        (["bundle", "inspect", "empty"], 2, "not-recognised", "nothing"),
+        (["bundle", "inspect", "other.json"], 2, "not-recognised", "schema"),
+        (["bundle", "inspect", "broken.json"], 2, "not-recognised", "broken.json"),
+        (["bundle", "inspect", "manifest.json"], 3, "malformed", "manifest"),
+        (["bundle", "inspect", "cut.p"], 3, "patch-truncated", ""),
+        (["bundle", "verify", "OLD", "none.json", "fp32"], 2, "not-recognised", "none.json"),
+        (["bundle", "verify", "OLD", "manifest.json", "fp32"], 3, "malformed", "manifest"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    damaged: Path, words: list[str], code: int, reason: str, message: str
+) -> None:
+    before = everything_in(damaged)
+    refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    told = packager(*words)
+    assert told.code == code
+    assert told.stderr.startswith("error: ")
+    assert "Traceback" not in told.stderr
+    assert everything_in(damaged) == before

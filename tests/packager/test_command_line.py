@@ -1,0 +1,89 @@
+"""How the command line speaks, whatever the command."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from packager.cli import COMMANDS, cli
+from tests.packager.running import packager, refused
+
+HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command below the root, with its words."""
+
+    def walk(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                found = command.get_command(click.Context(command), name)
+                assert found is not None
+                yield from walk(f"{words} {name}".strip(), found)
+        else:
+            yield words, command
+
+    return walk("", cli)
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    program = (
+        f"import sys\nfrom packager.cli import main\nmain(['--help'])\nprint([m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    lines = ["import sys", "from packager.cli import main"]
+    for words, _ in commands():
+        lines.append(f"assert main({[*words.split(), '--help']!r}) == 0")
+        lines.append(
+            f"assert not [m for m in {HEAVY} if m in sys.modules], ({words!r}, [m for m in {HEAVY} if m in sys.modules])"
+        )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_every_command_has_json_and_documents_its_exit_status() -> None:
+    for words, command in commands():
+        assert "--json" in [option for parameter in command.params for option in parameter.opts], words
+        assert "Exit status" in (command.help or ""), words
+
+
+def test_version_is_told() -> None:
+    said = packager("--version")
+    assert said.code == 0
+    assert said.stdout.startswith("packager, version ")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["nonsense"], "nonsense"),
+        (["bundle", "nonsense"], "nonsense"),
+        (["bundle", "diff"], "BASE"),
+        (["bundle", "diff", "a", "b"], "--output"),
+        (["bundle", "inspect", "a", "--wrong"], "--wrong"),
+        (["release", "x.toml", "--repo", "r", "--jobs", "none"], "--jobs"),
+    ],
+)
+def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str) -> None:
+    said = packager(*words)
+    assert said.code == 2
+    assert said.stdout == ""
+    error, hint = said.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert found in error
+    assert hint.startswith("hint: packager")
+    refused(packager(*words, "--json"), code=2, reason="usage", words=(found,))
+
+
+def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> None:
+    said = packager()
+    assert (said.code, said.stdout) == (2, "")
+    assert "Commands:" in said.stderr

@@ -1,0 +1,123 @@
+"""A bundle's inner layout: ONNX Runtime's own reader opens it, and roles follow from paths."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from bundle.files import bundle_digest
+from packager.errors import BundleNameInvalid, ExternalDataMissing, OutputExists, ReleaseFileMissing
+from packager.model_package import ExtraFile, build_package, external_data, open_package
+from tests import models
+from tests.packager.running import everything_in
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with external data in a folder below it."""
+    (tmp_path / "made").mkdir()
+    path = tmp_path / "made" / "net.onnx"
+    onnx.save(models.mlp(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
+    return path
+
+
+def build(model: Path, out: Path, *files: ExtraFile) -> str:
+    built = build_package(model, out, family="kws", version="1.0.0", variant="fp32", files=files)
+    return bundle_digest(built.files)
+
+
+def test_the_runtimes_model_package_reader_opens_a_bundle_and_runs_it(model: Path, tmp_path: Path) -> None:
+    build(model, tmp_path / "out")
+    options = onnxruntime.SessionOptions()
+    options.add_provider("CPUExecutionProvider", {})
+    package = onnxruntime.ModelPackageContext(str(tmp_path / "out"))
+    assert package.get_component_names() == ["kws"]
+    chosen = package.select_component("kws", onnxruntime.ModelPackageOptions(options))
+    assert chosen.get_selected_variant_name() == "fp32"
+    sample = {"x": np.ones((1, 64), np.float32)}
+    found = chosen.create_session().run(None, sample)
+    wanted = onnxruntime.InferenceSession(str(model)).run(None, sample)
+    np.testing.assert_array_equal(found[0], wanted[0])
+    assert onnxruntime.ModelPackage.open(str(tmp_path / "out")).get_info()["package_version"] == "1.0.0"
+
+
+def test_roles_follow_from_paths(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("a\n")
+    golden = tmp_path / "g"
+    golden.write_bytes(b"g")
+    files = [
+        ExtraFile(tmp_path / "l.txt", role, f"{role}.txt") for role in ("labels", "preprocessing", "tokenizer", "other")
+    ]
+    built = build_package(model, tmp_path / "out", family="kws", version="1.0", variant="v", files=files, golden=golden)
+    assert {file.path: file.role for file in built.files} == {
+        "golden/golden.safetensors": "golden",
+        "kws/component.json": "package",
+        "kws/v/model.onnx": "model",
+        "kws/v/net.bin": "external-data",
+        "labels/labels.txt": "labels",
+        "manifest.json": "package",
+        "other/other.txt": "other",
+        "preprocessing/preprocessing.txt": "preprocessing",
+        "tokenizer/tokenizer.txt": "tokenizer",
+    }
+    assert open_package(tmp_path / "out").files == built.files
+
+
+def test_the_same_model_gives_the_same_bundle(model: Path, tmp_path: Path) -> None:
+    assert build(model, tmp_path / "a") == build(model, tmp_path / "b")
+
+
+def test_external_data_is_found_in_nested_graphs(tmp_path: Path) -> None:
+    for name, proto in (("if", models.branching()), ("loop", models.looping())):
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(proto, path, save_as_external_data=True, location=f"{name}.bin", size_threshold=0)
+        onnx.load(path)
+        assert external_data(path) in ((f"{name}.bin",), ()), name
+
+
+def test_missing_external_data_is_told_by_name(model: Path, tmp_path: Path) -> None:
+    (model.parent / "net.bin").unlink()
+    before = everything_in(tmp_path)
+    with pytest.raises(ExternalDataMissing, match=r"net\.bin"):
+        build(model, tmp_path / "out")
+    assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["../net.bin", "/etc/passwd", ".hidden", "two words.bin", "a/../net.bin"])
+def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_path: Path, name: str) -> None:
+    proto = onnx.load(model, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = name
+    model.write_bytes(proto.SerializeToString())
+    with pytest.raises(BundleNameInvalid) as caught:
+        build(model, tmp_path / "out")
+    assert name in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_extra_files_must_be_there_have_a_plain_name_and_not_meet(model: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "l.txt"
+    labels.write_text("a\n")
+    before = everything_in(tmp_path)
+    with pytest.raises(ReleaseFileMissing, match=r"none\.txt"):
+        build(model, tmp_path / "out", ExtraFile(tmp_path / "none.txt", "labels", "none.txt"))
+    with pytest.raises(BundleNameInvalid, match=r"\.\./l\.txt"):
+        build(model, tmp_path / "out", ExtraFile(labels, "labels", "../l.txt"))
+    with pytest.raises(BundleNameInvalid, match="already"):
+        build(model, tmp_path / "out", *[ExtraFile(labels, "labels", "l.txt")] * 2)
+    assert everything_in(tmp_path) == before
+
+
+def test_what_is_there_is_not_written_over(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExists, match="out"):
+        build(model, tmp_path / "out")
+
+
+def test_a_family_with_the_name_of_a_folder_of_the_layout_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleNameInvalid, match="'labels'"):
+        build_package(model, tmp_path / "out", family="labels", version="1.0", variant="v")

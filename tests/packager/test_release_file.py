@@ -1,0 +1,187 @@
+"""release.toml is read strictly: every mistake is told with its place."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from bundle.manifest import Health, Requirements
+from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
+from packager.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
+from tests import models
+
+SMALL = """
+family = "kws"
+version = "1.0.0"
+channels = ["stable"]
+model = "model.onnx"
+[variants.fp32]
+"""
+
+WHOLE = """
+family = "kws"
+version = "1.2.0-rc.1"
+channels = ["stable", "beta"]
+min_counter = 3
+min_agent = "0.1"
+model = "model.onnx"
+inputs = "inputs.npz"
+golden = 4
+samples = 12
+seed = 7
+override_gate = "first of its line"
+
+[[files]]
+path = "labels.txt"
+role = "labels"
+
+[[files]]
+path = "labels.txt"
+role = "other"
+name = "notes/copy.txt"
+
+[variants.fp32]
+
+[variants.int8]
+scheme = "int8"
+required = true
+requires.arch = ["x86_64"]
+requires.memory_bytes = 1000
+health.probation_window_s = 5
+gate.max_relative_rms = 0.2
+
+[patches]
+from = ["1.0.0"]
+
+[rollout]
+channels = ["beta"]
+percent = 12.5
+cohorts = ["kitchen"]
+note = "slowly"
+
+[provenance]
+commit = "abc"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx.save(models.mlp(), tmp_path / "model.onnx")
+    (tmp_path / "labels.txt").write_text("a\n")
+    (tmp_path / "inputs.npz").write_bytes(b"")
+    return tmp_path
+
+
+def read(folder: Path, text: str) -> ReleasePlan:
+    place = folder / "release.toml"
+    place.write_text(text)
+    return parse_release_file(place)
+
+
+def test_the_smallest_file_has_the_defaults(folder: Path) -> None:
+    plan = read(folder, SMALL)
+    assert plan == ReleasePlan(
+        family="kws",
+        version="1.0.0",
+        channels=("stable",),
+        model=folder / "model.onnx",
+        variants=(VariantPlan("fp32"),),
+    )
+
+
+def test_everything_that_can_be_said_is_read(folder: Path) -> None:
+    plan = read(folder, WHOLE)
+    assert (plan.min_counter, plan.golden, plan.samples, plan.seed) == (3, 4, 12, 7)
+    assert plan.rollout == RolloutPlan(("beta",), 1250, ("kitchen",), "slowly")
+    assert plan.bases == ("1.0.0",)
+    assert [extra.path for extra in plan.files] == ["labels/labels.txt", "other/notes/copy.txt"]
+    assert plan.override_gate == "first of its line"
+    assert plan.provenance == (("commit", "abc"),)
+    int8 = plan.variants[1]
+    assert int8.required
+    assert int8.gate == (("max_relative_rms", 0.2),)
+    assert int8.apply_requires(Requirements(storage_bytes=5)) == Requirements(
+        arch=("x86_64",), memory_bytes=1000, storage_bytes=5
+    )
+    assert int8.apply_health(Health(golden_relative_rms_ppm=9)) == Health(
+        golden_relative_rms_ppm=9, probation_window_s=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (("family", "famliy"), "family"),
+        (('family = "kws"', 'family = "KWS"'), "family"),
+        (('version = "1.2.0-rc.1"', 'version = "one"'), "version"),
+        (('version = "1.2.0-rc.1"', "version = 1.2"), "version"),
+        (('channels = ["stable", "beta"]', "channels = []"), "channels"),
+        (('channels = ["stable", "beta"]', 'channels = ["stable", "stable"]'), "channels"),
+        (("min_counter = 3", "min_counter = -1"), "min_counter"),
+        (("min_counter = 3", 'min_counter = "3"'), "min_counter"),
+        (("min_counter = 3", "min_counter = 2026-01-01"), "min_counter"),
+        (("golden = 4", "golden = 4\nsurprise = 1"), "surprise"),
+        (('role = "labels"', 'role = "label"'), "files[0].role"),
+        (("required = true", 'required = "yes"'), "variants.int8.required"),
+        (("[variants.fp32]", "[variants.FP32]"), "variants"),
+        (("requires.memory_bytes = 1000", "requires.memory = 1000"), "variants.int8: requires"),
+        (("requires.memory_bytes = 1000", "requires.memory_bytes = 1e3"), "memory_bytes"),
+        (("health.probation_window_s = 5", "health.probation_window_s = 0.5"), "probation_window_s"),
+        (("health.probation_window_s = 5", "health.probation_s = 5"), "probation_s"),
+        (("gate.max_relative_rms = 0.2", "gate.max_relative_rms = -1"), "max_relative_rms"),
+        (("gate.max_relative_rms = 0.2", "gate.rms = 1"), "variants.int8: gate"),
+        (('from = ["1.0.0"]', "from = -1"), "patches.from"),
+        (('from = ["1.0.0"]', 'from = ["first"]'), "patches.from"),
+        (("percent = 12.5", "percent = 101"), "percent"),
+        (('channels = ["beta"]', 'channels = ["alpha"]'), "rollout.channels"),
+        (('override_gate = "first of its line"', 'override_gate = ""'), "override_gate"),
+        (('override_gate = "first of its line"', 'drill = "fire"'), "drill"),
+        (('scheme = "int8"', 'scheme = "int8"\nmodel = "model.onnx"'), "scheme"),
+        (('commit = "abc"', "commit = 1"), "provenance.commit"),
+        (('commit = "abc"', "commit = 'a\\\nb'"), "TOML"),
+        (('family = "kws"', 'family = "kws'), "TOML"),
+        (("[provenance]", "[family]"), "TOML"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(folder: Path, change: tuple[str, str], place: str) -> None:
+    assert change[0] in WHOLE
+    with pytest.raises(ReleaseFileInvalid) as caught:
+        read(folder, WHOLE.replace(*change))
+    assert place in caught.value.message
+    assert "release.toml" in caught.value.message
+
+
+def test_a_file_without_variants_is_refused(folder: Path) -> None:
+    with pytest.raises(ReleaseFileInvalid, match="variants"):
+        read(folder, SMALL.replace("[variants.fp32]", ""))
+
+
+def test_a_drill_of_live_answers_needs_golden_vectors(folder: Path) -> None:
+    with pytest.raises(ReleaseFileInvalid, match="live-nan"):
+        read(folder, SMALL.replace("[variants", 'drill = "live-nan"\ngolden = 0\n[variants'))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (('model = "model.onnx"', 'model = "none.onnx"'), "none.onnx"),
+        (('inputs = "inputs.npz"', 'inputs = "none.npz"'), "none.npz"),
+        (('path = "labels.txt"\nrole = "labels"', 'path = "none.txt"\nrole = "labels"'), "none.txt"),
+        (("[variants.fp32]", '[variants.fp32]\nmodel = "half.onnx"'), "half.onnx"),
+    ],
+)
+def test_a_file_that_is_named_must_be_there(folder: Path, change: tuple[str, str], name: str) -> None:
+    assert change[0] in WHOLE
+    with pytest.raises(ReleaseFileMissing) as caught:
+        read(folder, WHOLE.replace(*change))
+    assert name in caught.value.message
+
+
+def test_a_missing_or_binary_release_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseFileInvalid, match="not there"):
+        parse_release_file(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ReleaseFileInvalid, match="UTF-8"):
+        parse_release_file(tmp_path / "binary.toml")
+    with pytest.raises(ReleaseFileInvalid, match="not there"):
+        parse_release_file(tmp_path)
