@@ -51,6 +51,10 @@ class Holding:
             raise StoreDamagedRefused(f"the manifest kept for bundle {self.digest[:16]} is of another bundle")
         return manifest, variant
 
+    def identity(self) -> str:
+        """Of the release: the digest of its manifest without patches."""
+        return parse_manifest(self.manifest.encode()).digest_without_patches()
+
     def as_json(self) -> dict[str, JSON]:
         """The journal's record."""
         return {

@@ -3,10 +3,10 @@
 It gets everything by descriptor, has no network and opens no file. Keys are read here and are never sent on.
 
 Calls:
-- `apply`: envelopes are opened, the content key is held to the manifest's commitment, the blob is decrypted while its
-  ciphertext is hashed again, the patch applied, the result sealed. Descriptors: device key, storage key, blob, output,
-  and the base's sealed bundle where the patch has one.
-- `unseal`: a sealed memfd for each file. Descriptors: storage key, sealed bundle.
+- `unlock`: envelopes are opened and the content key is held to the manifest's commitment. Descriptor: device key.
+- `apply`: the blob is decrypted while its ciphertext is hashed again, the patch applied, the result sealed.
+  Descriptors: storage key, blob, output, and the base's sealed bundle where the patch has one.
+- `unseal`: a sealed memfd for each wanted file. Descriptors: storage key, sealed bundle.
 - `describe`: what a sealed bundle says of itself, after reading all of it. Descriptors: storage key, sealed bundle.
 """
 
@@ -23,7 +23,7 @@ from bundle.envelope import (
     open_envelope,
     public_of,
 )
-from bundle.errors import DigestMismatchRefused
+from bundle.errors import DigestMismatchRefused, TooLargeRefused
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
@@ -31,7 +31,7 @@ from bundle.patch.apply import apply_patch
 from device_agent.errors import CohortKeyRefused
 from device_agent.identity import DEVICE_KEY, STORAGE_KEY, read_key
 from device_agent.messages import MAX_FDS, Message, Value
-from device_agent.parent import Parent, serve, start
+from device_agent.parent import Handler, Parent, serve, start
 from device_agent.sealed import Head, SealedBundle, SealedWriter
 
 READ_BYTES: Final = 1 << 20
@@ -65,57 +65,75 @@ class _HashedFile:
             )
 
 
-def apply(_parent: Parent, message: Message) -> Value:
-    """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry), `repository`, `cohort`, `epoch`,
-    `cohort_public_key`, `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused of every kind."""
-    value = message.value
-    device_fd, storage_fd, blob_fd, output_fd, *base_fds = message.fds
-    try:
-        head = Head(value["manifest"], value["variant"], value["counter_epoch"])
-        manifest, variant = parse_manifest(head.manifest.encode()), head.parsed_variant()
-        entry = PatchEntry.parse(Fields(value["patch"], "patch entry"))
-        storage_key = read_key(storage_fd, STORAGE_KEY)
-        content_key = _content_key(value, read_key(device_fd, DEVICE_KEY), manifest, variant)
-        blob = _HashedFile(blob_fd)
-        context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
-        base = SealedBundle(base_fds[0], storage_key, entry.base) if entry.base is not None else None
-        os.ftruncate(output_fd, 0)
-        with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
-            writer = SealedWriter(out, storage_key, head)
-            try:
-                files = apply_patch(FrameReader(blob, content_key, context), base, writer)
-            finally:
-                # a blob that is not the signed one explains every other complaint about it
-                blob.check(entry.blob)
-            if bundle_digest(files) != variant.digest:
-                raise DigestMismatchRefused(
-                    f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
-                )
-            writer.close()
-        os.fsync(output_fd)
-        return {"sealed_bytes": os.fstat(output_fd).st_size}
-    finally:
-        message.close()
+class Patcher:
+    """The calls; between `unlock` and `apply` it keeps content keys, by bundle digest, in memory only."""
+
+    def __init__(self) -> None:
+        self._content_keys: dict[BundleDigest, Secret] = {}
+
+    def unlock(self, _parent: Parent, message: Message) -> Value:
+        """Fields: `manifest`, `variant`, `counter_epoch`, `repository`, `cohort`, `epoch`, `cohort_public_key`,
+        `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused: nothing signed says what an envelope should
+        be, so whatever is wrong here may be the mirror's fault and not the release's."""
+        try:
+            (device_fd,) = message.fds
+            manifest, variant = _release(message.value)
+            self._content_keys[variant.digest] = _content_key(
+                message.value, read_key(device_fd, DEVICE_KEY), manifest, variant
+            )
+            return {}
+        finally:
+            message.close()
+
+    def apply(self, _parent: Parent, message: Message) -> Value:
+        """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry). Raises Refused of every kind
+        that bundle.patch has, StoreDamagedRefused for the base."""
+        value = message.value
+        storage_fd, blob_fd, output_fd, *base_fds = message.fds
+        try:
+            manifest, variant = _release(value)
+            head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+            entry = PatchEntry.parse(Fields(value["patch"], "patch entry"))
+            storage_key = read_key(storage_fd, STORAGE_KEY)
+            context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
+            base = None if entry.base is None else SealedBundle(base_fds[0], storage_key, entry.base)
+            blob = _HashedFile(blob_fd)
+            os.ftruncate(output_fd, 0)
+            with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
+                writer = SealedWriter(out, storage_key, head)
+                try:
+                    source = FrameReader(blob, self._content_keys[variant.digest], context)
+                    files = apply_patch(source, base, writer)
+                finally:
+                    # a blob that is not the signed one explains every other complaint about it
+                    blob.check(entry.blob)
+                if bundle_digest(files) != variant.digest:
+                    raise DigestMismatchRefused(
+                        f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
+                    )
+                writer.close()
+            os.fsync(output_fd)
+            return {"sealed_bytes": os.fstat(output_fd).st_size}
+        finally:
+            message.close()
 
 
-def unseal(_parent: Parent, message: Message) -> Value | Message:
-    """Fields: `digest`, `first` (index of the first file that is wanted). At most MAX_FDS files a call. Raises
-    StoreDamagedRefused."""
+def unseal(_parent: Parent, message: Message) -> Message:
+    """Fields: `digest`, `roles`. Answers with the wanted files in table order. Raises StoreDamagedRefused,
+    TooLargeRefused."""
+    fds: list[int] = []
     try:
         storage_fd, sealed_fd = message.fds
-        digest = BundleDigest(message.value["digest"])
-        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), digest)
-        first = int(message.value["first"])
-        files = bundle.files[first : first + MAX_FDS]
-        fds: list[int] = []
-        try:
-            for index in range(first, first + len(files)):
-                fds.append(bundle.unseal(index))
-        except BaseException:
-            for fd in fds:
-                os.close(fd)
-            raise
-        return Message({"paths": [file.path for file in files], "total": len(bundle.files)}, tuple(fds))
+        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
+        wanted = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
+        if len(wanted) > MAX_FDS:
+            raise TooLargeRefused(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
+        fds.extend(bundle.unseal(index) for index in wanted)
+        return Message({"paths": [bundle.files[index].path for index in wanted]}, tuple(fds))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
     finally:
         message.close()
 
@@ -133,6 +151,11 @@ def describe(_parent: Parent, message: Message) -> Value:
         message.close()
 
 
+def _release(value: Value) -> tuple[Manifest, Variant]:
+    head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+    return parse_manifest(head.manifest.encode()), head.parsed_variant()
+
+
 def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
     repository, cohort, epoch = value["repository"], value["cohort"], value["epoch"]
     cohort_context = EnvelopeContext(COHORT_KEY, repository, cohort, epoch)
@@ -148,4 +171,11 @@ def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: 
 
 
 if __name__ == "__main__":
-    serve(start()[0], {"apply": apply, "unseal": unseal, "describe": describe})
+    patcher = Patcher()
+    calls: dict[str, Handler] = {
+        "unlock": patcher.unlock,
+        "apply": patcher.apply,
+        "unseal": unseal,
+        "describe": describe,
+    }
+    serve(start()[0], calls)

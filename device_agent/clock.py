@@ -1,0 +1,41 @@
+"""What this device can say about time, for the verifier to judge (bundle.trust.clock).
+
+The system's clock counts only where the system says that it is set: the kernel's STA_UNSYNC is clear, or systemd's time
+service has left its mark.
+"""
+
+import ctypes
+import time
+from pathlib import Path
+from typing import Final
+
+BUILT_AT_S: Final = 1_795_305_600  # 2026-11-22: no device that runs this software lives earlier
+STA_UNSYNC: Final = 0x0040  # linux/timex.h
+TIMEX_BYTES: Final = 208  # sizeof(struct timex) on 64-bit Linux; 128 on 32-bit
+STATUS_OFFSET: Final = 40  # of `int status` there: after modes and four longs
+SYNCHRONISED_MARK: Final = Path("/run/systemd/timesync/synchronized")
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def clock_facts() -> dict[str, int | bool | str]:
+    """The fields of bundle.trust.clock.ClockFacts."""
+    return {
+        "now_s": int(time.time()),
+        "synchronised": is_synchronised(),
+        "build_time_s": BUILT_AT_S,
+        "boot_elapsed_s": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
+        "boot_id": BOOT_ID.read_text().strip() if BOOT_ID.exists() else "",
+    }
+
+
+def is_synchronised() -> bool:
+    """Does the system say that its clock is set?"""
+    if SYNCHRONISED_MARK.exists():
+        return True
+    if ctypes.sizeof(ctypes.c_long) != 8:
+        return False
+    buffer = ctypes.create_string_buffer(TIMEX_BYTES)
+    if ctypes.CDLL(None).adjtimex(buffer) < 0:
+        return False
+    status = int.from_bytes(buffer.raw[STATUS_OFFSET : STATUS_OFFSET + 4], "little")
+    return not status & STA_UNSYNC

@@ -1,0 +1,241 @@
+"""What the supervisor sends its short-lived children to do: check, fetch, patch, unseal.
+
+Rules:
+1. A child is started when it is first needed and ends with the errands; nothing is resident between two cycles.
+2. Each gets only what it needs: the fetcher the network and two descriptors, the verifier the trust folder, the patcher
+   descriptors of keys, blob and bundles. The supervisor reads none of what is in them.
+3. `fetch` and `patch` take a `VerifiedRelease` or a plan made from one.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from bundle.acceptance import VerifiedRelease
+from bundle.errors import NotFoundUnavailable
+from bundle.files import BundleDigest
+from bundle.layout import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
+from bundle.version import VERSION
+from device_agent.children import Child
+from device_agent.clock import clock_facts
+from device_agent.config import Config
+from device_agent.device import DEVICE_KEY_FILE, STORAGE_KEY_FILE, DeviceDirectory
+from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable
+from device_agent.holdings import Holding, Remembered
+from device_agent.jail import JailPolicy
+from device_agent.messages import Message
+from device_agent.planner import Edge
+from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.store import Store
+
+CHECK_DEADLINE_S: Final = 900.0  # a walk over years of roots on a slow line
+DOCUMENT_DEADLINE_S: Final = 180.0
+BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's own rate window ends it long before
+PATCH_DEADLINE_S: Final = 3600.0
+UNSEAL_DEADLINE_S: Final = 600.0
+MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
+BACKOFF_MS: Final = 500
+SERVED_ROLES: Final = ("model", "external-data", "golden")
+# what a resolver reads: glibc's configuration and its modules
+NETWORK_FILES: Final = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
+    *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
+)
+
+OnProgress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What one blob cost: bytes that came over the wire, and where it went on."""
+
+    received_bytes: int
+    resumed_at: int
+
+
+class Errands:
+    """Use as a context manager; one thread at a time."""
+
+    def __init__(self, config: Config, device: DeviceDirectory, store: Store) -> None:
+        self._config, self._device, self._store = config, device, store
+        self._children: dict[str, Child] = {}
+
+    def __enter__(self) -> "Errands":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all children."""
+        while self._children:
+            self._children.popitem()[1].stop()
+
+    def check(self, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
+        """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.client.check)."""
+        config = self._config
+        request = {
+            "trust_dir": str(self._device.trust),
+            "repository_url": config.repository_url,
+            "family": config.family,
+            "channel": config.channel,
+            "clock": clock_facts(),
+            "agent_version": VERSION,
+            "known": {
+                "floor_epoch": remembered.floor_epoch,
+                "floor_counter": remembered.floor_counter,
+                "releases": [
+                    {"epoch": h.counter_epoch, "counter": h.counter, "identity": h.identity()}
+                    for h in holdings
+                    if h.family == config.family
+                ],
+            },
+        }
+        reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_ask=self._answer)
+        return VerifiedRelease.from_verifier(reply.value["release"])
+
+    def fetch_blob(self, edge: Edge, on_progress: OnProgress | None = None) -> Fetched:
+        """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
+        update = self._config.update
+        entry = edge.entry
+        request = {
+            "url": f"{self._config.repository_url}/{blob_path(entry.blob)}",
+            "sha256": entry.blob,
+            "size": entry.size,
+            "min_rate_bytes_s": update.min_rate_bytes_s,
+            "max_rate_bytes_s": update.max_rate_bytes_s,
+            "backoff_ms": BACKOFF_MS,
+        }
+        with _Fds() as fds:
+            part, note = (fds.own(fd) for fd in self._store.open_part(entry.blob))
+            reply = self._call(
+                "fetcher",
+                "blob",
+                request,
+                (part, note),
+                deadline_s=BLOB_DEADLINE_S,
+                on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
+            )
+        return Fetched(int(reply.value["received"]), int(reply.value["resumed_at"]))
+
+    def unlock(self, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
+        """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
+        name = self._config.cohort
+        cohort = release.fleet.cohort(name)
+        if cohort is None:
+            raise EnvelopeUnavailable(f"the fleet document has no cohort {name!r}", remedy="check `cohort`")
+        manifest = edge.manifest
+        content = content_envelope_path(
+            manifest.family, manifest.counter, edge.name, envelope_name(cohort.public_key, cohort.epoch)
+        )
+        device = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
+        request = {
+            **_release_fields(edge),
+            "repository": release.repository_id,
+            "cohort": name,
+            "epoch": cohort.epoch,
+            "cohort_public_key": cohort.public_key.hex(),
+            "cohort_envelope": self._envelope(device, f"this device is not in epoch {cohort.epoch} of {name!r}"),
+            "content_envelope": self._envelope(content, f"release {manifest.version} is not sealed to {name!r}"),
+        }
+        with _Fds() as fds:
+            key = fds.own(self._device.open_key(DEVICE_KEY_FILE))
+            self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
+
+    def apply(self, edge: Edge) -> int:
+        """One step of a plan: from the spool, and the base in the store, into the store. Returns the sealed bytes.
+        Raises Refused, ChildDied, ChildTimeout."""
+        with _Fds() as fds:
+            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            part, note = (fds.own(fd) for fd in self._store.open_part(edge.entry.blob))
+            del note
+            output = fds.own(self._store.begin(edge.target))
+            base = () if edge.entry.base is None else (fds.own(self._store.open(edge.entry.base)),)
+            request = {**_release_fields(edge), "patch": edge.entry.as_json()}
+            reply = self._call("patcher", "apply", request, (key, part, output, *base), deadline_s=PATCH_DEADLINE_S)
+            self._store.finish(edge.target, output)
+        return int(reply.value["sealed_bytes"])
+
+    def unseal(self, holding: Holding) -> BundleFds:
+        """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
+        _, variant = holding.parsed()
+        with _Fds() as fds:
+            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            sealed = fds.own(self._store.open(holding.digest))
+            request = {"digest": holding.digest, "roles": SERVED_ROLES}
+            reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+
+    def describe(self, digest: BundleDigest) -> Holding:
+        """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""
+        from bundle.manifest import parse_manifest
+
+        with _Fds() as fds:
+            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            sealed = fds.own(self._store.open(digest))
+            reply = self._call("patcher", "describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        manifest = parse_manifest(str(reply.value["manifest"]).encode())
+        return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+
+    def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
+        question.close()
+        document = self._document(str(question.value["url"]), int(question.value["max_bytes"]))
+        return {}, document.fds
+
+    def _document(self, url: str, max_bytes: int) -> Message:
+        request = {"url": url, "max_bytes": max_bytes}
+        return self._call("fetcher", "get", request, deadline_s=DOCUMENT_DEADLINE_S)
+
+    def _envelope(self, path: str, missing: str) -> str:
+        url = f"{self._config.repository_url}/{path}"
+        try:
+            document = self._document(url, MAX_ENVELOPE_BYTES)
+        except NotFoundUnavailable as error:
+            raise EnvelopeUnavailable(missing, remedy="is the device enrolled, and its cohort sealed?") from error
+        try:
+            return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
+        finally:
+            document.close()
+
+    def _call(self, name: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **how: Any) -> Message:
+        child = self._children.get(name)
+        if child is None:
+            child = self._children[name] = Child.start(f"device_agent.{name}", self._policy(name))
+        try:
+            return child.call(operation, request, fds, **how)
+        except (ChildDied, ChildTimeout):
+            if self._children.get(name) is child:
+                self._children.pop(name).stop()
+            raise
+
+    def _policy(self, name: str) -> JailPolicy:
+        allow = self._config.allow_unjailed
+        if name == "verifier":
+            return JailPolicy(write=(str(self._device.trust),), own_user=False, allow_unjailed=allow)
+        if name == "patcher":
+            return JailPolicy(allow_unjailed=allow)
+        url = urlsplit(self._config.repository_url)
+        if url.scheme == "file":
+            # a folder on a stick belongs to whom it belongs
+            folder = str(Path(unquote(url.path)))
+            return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
+        return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
+
+
+class _Fds(ExitStack):
+    def own(self, fd: int) -> int:
+        self.callback(os.close, fd)
+        return fd
+
+
+def _release_fields(edge: Edge) -> dict[str, Any]:
+    return {
+        "manifest": edge.manifest.as_bytes().decode(),
+        "variant": edge.name,
+        "counter_epoch": edge.counter_epoch,
+    }
