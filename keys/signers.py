@@ -1,0 +1,22 @@
+"""All signing keys of a folder."""
+
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from bundle.frames import Secret
+from keys.errors import KeyMissing
+from keys.files import SUFFIX, load_signer
+
+
+def signers_from(key_dir: Path, passphrase: Secret | None) -> list[Signer]:
+    """A signer for every key file directly in `key_dir`, by name; keys of cohorts lie deeper and are no signers.
+
+    Raises:
+        KeyMissing: no folder, or no key file in it.
+        WrongPassphrase, KeyDamaged, KeyUnreadable.
+    """
+    files = sorted(key_dir.glob(f"*{SUFFIX}"))
+    if not files:
+        raise KeyMissing(f"there is no key file (*{SUFFIX}) in {key_dir}")
+    return [load_signer(file, passphrase) for file in files]

@@ -1,0 +1,181 @@
+"""Where things lie in a repository's folder, and how a file gets there whole.
+
+    repository/
+      published/            what is served, as it is: nothing here is secret
+        metadata/  targets/  blobs/  envelopes/
+      staging/              prepared, not yet published: metadata/ targets/ withdrawn.json base.json
+      observer/             what a device of each channel would remember of the last publication
+      registry.jsonl        the devices
+      publish.lock, published-by.json
+
+Rules:
+1. A file is written beside its place, synced, and renamed. A published file other than `timestamp.json` never changes.
+2. One publisher at a time holds the lock; who waits too long is told who holds it.
+"""
+
+import fcntl
+import getpass
+import hashlib
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from packager.errors import PublishConflict
+
+LOCK_WAIT_S: Final = 10.0
+LOCK_POLL_S: Final = 0.05
+COPY_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below a repository's folder."""
+
+    root: Path
+
+    @property
+    def published(self) -> Path:
+        """What is served."""
+        return self.root / "published"
+
+    @property
+    def metadata(self) -> Path:
+        """Published metadata."""
+        return self.published / "metadata"
+
+    @property
+    def targets(self) -> Path:
+        """Published manifests, rollouts, fleet documents."""
+        return self.published / "targets"
+
+    @property
+    def staging(self) -> Path:
+        """What waits to be signed and published."""
+        return self.root / "staging"
+
+    @property
+    def observer(self) -> Path:
+        """Memory of the rehearsed devices."""
+        return self.root / "observer"
+
+    @property
+    def registry(self) -> Path:
+        """The devices."""
+        return self.root / "registry.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Rule 2."""
+        return self.root / "publish.lock"
+
+    @property
+    def published_by(self) -> Path:
+        """Who published last."""
+        return self.root / "published-by.json"
+
+    def blob(self, sha256: str) -> Path:
+        """A published blob."""
+        return self.published / "blobs" / sha256[:2] / sha256
+
+    def envelope(self, relative: str) -> Path:
+        """A published envelope."""
+        return self.published / "envelopes" / relative
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Rule 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def copy_in(source: Path, folder: Path) -> tuple[Path, str]:
+    """Copy a file into `folder` under a temporary name, synced. Returns the copy and its SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-")
+    digest = hashlib.sha256()
+    try:
+        with open(descriptor, "wb") as out, source.open("rb") as file:
+            while chunk := file.read(COPY_BYTES):
+                digest.update(chunk)
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+        Path(name).chmod(0o644)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name), digest.hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Make names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(layout: Layout) -> Iterator[None]:
+    """Rule 2. Raises PublishConflict."""
+    descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    holder = os.pread(descriptor, 256, 0).decode(errors="replace") or "another process"
+                    raise PublishConflict(f"{layout.lock} is held by {holder}", remedy="try again") from error
+                time.sleep(LOCK_POLL_S)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, whoami().encode(), 0)
+        yield
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def whoami() -> str:
+    """User, host and process, for people."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def record_publisher(layout: Layout, timestamp_version: int) -> None:
+    """Note who published, for the one who comes second."""
+    record = {"timestamp_version": timestamp_version, "by": whoami(), "at_s": int(time.time())}
+    write_file(layout.published_by, json.dumps(record).encode())
+
+
+def last_publisher(layout: Layout) -> str:
+    """Who published last, for people."""
+    try:
+        record = json.loads(layout.published_by.read_bytes())
+        return f"{record['by']} published timestamp {record['timestamp_version']} at Unix time {record['at_s']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "somebody else published"

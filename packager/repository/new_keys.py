@@ -1,0 +1,44 @@
+"""Key files for every role of a new repository.
+
+Rules:
+1. Root and targets: two keys of each kind, threshold 3 of 4. Every other role: one of each, threshold 2 of 2.
+2. Classical only: root and targets three Ed25519 keys, every other role one.
+3. A file is named after its role, its algorithm and a number. In earnest, each belongs on another machine or token; one
+   folder with all of them is for trying things out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from bundle.frames import Secret
+from keys.files import SUFFIX, generate_key_file, load_signer
+from keys.roles import OFFLINE_ROLES
+
+
+def key_plan(role: str, *, classical: bool) -> tuple[str, ...]:
+    """Algorithms of a role's keys (rules 1 and 2)."""
+    if classical:
+        return ("ed25519",) * (3 if role in OFFLINE_ROLES else 1)
+    return ("ed25519", "ml-dsa-65") * (2 if role in OFFLINE_ROLES else 1)
+
+
+def make_role_keys(
+    key_dir: Path,
+    roles: Sequence[str],
+    passphrase: Secret | None,
+    *,
+    classical: bool = False,
+    insecure_plaintext: bool = False,
+) -> dict[str, list[Signer]]:
+    """Make the key files of some roles. Returns role → signers. Raises KeyExists, PlaintextKey."""
+    out: dict[str, list[Signer]] = {}
+    for role in roles:
+        numbers: dict[str, int] = {}
+        for algorithm in key_plan(role, classical=classical):
+            numbers[algorithm] = numbers.get(algorithm, 0) + 1
+            path = key_dir / f"{role}-{algorithm}-{numbers[algorithm]}{SUFFIX}"
+            generate_key_file(path, algorithm, passphrase, insecure_plaintext=insecure_plaintext)
+            out.setdefault(role, []).append(load_signer(path, passphrase))
+    return out

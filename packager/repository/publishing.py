@@ -1,0 +1,155 @@
+"""From signed documents to what devices see.
+
+Rules, in this order:
+1. What is published builds on the publication that is out; else the loser is told who won.
+2. Every new document has its threshold, and snapshot and timestamp are among them.
+3. Devices of every channel rehearse the result with their own code.
+4. Files go out from the bottom to the top, each whole and synced; the timestamp last, in one rename. A publication that
+   is cut off anywhere before is no publication, and can be repeated.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Metadata, Targets
+
+from bundle.errors import AirweightsError
+from bundle.fleet import TARGET as FLEET_TARGET
+from bundle.trust.client import FLEET_ROLE, rollout_role
+from packager.errors import BelowThreshold, PublishConflict
+from packager.repository import documents
+from packager.repository.chain import TIMESTAMP_FILE, Document, Published, delegator_of, effective, verification
+from packager.repository.layout import Layout, last_publisher, record_publisher, write_file
+from packager.repository.rehearsal import Rehearsal, Rehearsed
+from packager.repository.staging import LAST, Staging
+
+
+@dataclass(frozen=True, slots=True)
+class PublishReport:
+    """What went out.
+
+    Attributes:
+        timestamp_version: of the publication.
+        roles: version of every document that is new.
+        rehearsed: what a device of each channel does with it.
+    """
+
+    timestamp_version: int
+    roles: Mapping[str, int]
+    rehearsed: tuple[Rehearsed, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "timestamp_version": self.timestamp_version,
+            "roles": dict(self.roles),
+            "channels": [
+                {"family": r.family, "channel": r.channel, "version": r.version, "refusal": r.refusal}
+                for r in self.rehearsed
+            ],
+        }
+
+
+def publish(layout: Layout, published: Published, staging: Staging, *, rehearse: bool) -> PublishReport:
+    """All rules.
+
+    Raises:
+        PublishConflict, BelowThreshold, and what a device would raise.
+    """
+    if staging.base not in (-1, published.timestamp_version):
+        raise PublishConflict(
+            f"this was signed on top of timestamp {staging.base}, and {published.timestamp_version} is out:"
+            f" {last_publisher(layout)}",
+            remedy="sign again: `packager repo sign` builds on what is out now",
+        )
+    check_complete(published, staging.documents)
+    files = files_of(staging)
+    with Rehearsal(layout, files) as rehearsal:
+        rehearsed = _rehearse(rehearsal, published, staging) if rehearse else ()
+        write_out(layout, files)
+        if rehearse:
+            rehearsal.keep()
+    version = staging.documents["timestamp"].signed.version
+    record_publisher(layout, version)
+    return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, rehearsed)
+
+
+def renewal(layout: Layout, published: Published, signers: Sequence[Signer]) -> Staging:
+    """Snapshot, timestamp, and the rollout roles whose keys are at hand, renewed; nothing of the staging folder."""
+    drafted = Staging(layout, is_blank=True)
+    drafted.base = published.timestamp_version
+    held = {signer.public_key.keyid for signer in signers}
+    now_s = int(time.time())
+    for role, delegation in documents.delegated_roles(published.targets).items():
+        if documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
+            before = published.role(role)
+            renewed = documents.next_targets(before, role, before.targets, now_s)
+            drafted.documents[role] = Metadata[Targets](renewed)
+    drafted.sign(published, signers, now_s, is_renewal=True)
+    return drafted
+
+
+def check_complete(published: Published, drafted: Mapping[str, Document]) -> None:
+    """Rule 2. Raises BelowThreshold, naming the role and what is missing."""
+    for role, document in drafted.items():
+        state = verification(published, drafted, role, document)
+        if state.missing:
+            keys = ", ".join(f"{key.keytype} {keyid[:16]}…" for keyid, key in sorted(state.unsigned.items()))
+            which = "any" if state.missing < len(state.unsigned) else "each"
+            raise BelowThreshold(
+                f"{role} {state.version} is signed by {len(state.signed)} keys, {state.missing} more must sign",
+                remedy=f"`packager repo sign` with {which} of: {keys}",
+            )
+    for role in LAST:
+        if role not in drafted:
+            keyids = delegator_of(published, drafted, role).get_delegated_role(role).keyids
+            raise BelowThreshold(
+                f"{role} is not signed yet",
+                remedy=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
+            )
+
+
+def files_of(staging: Staging) -> dict[str, bytes]:
+    """Path below `published/` → bytes, in the order of rule 4."""
+    out: dict[str, bytes] = {}
+    for name, data in staging.targets.items():
+        out[f"targets/{documents.target_path(documents.target_file(name, data))}"] = data
+    for role in sorted(staging.documents, key=lambda role: (role == "root", role in LAST, role == "timestamp")):
+        document = staging.documents[role]
+        name = TIMESTAMP_FILE if role == "timestamp" else f"{document.signed.version}.{role}.json"
+        out[f"metadata/{name}"] = documents.serialise(document)
+    return out
+
+
+def write_out(layout: Layout, files: Mapping[str, bytes]) -> None:
+    """Rule 4."""
+    last = f"metadata/{TIMESTAMP_FILE}"
+    for relative, data in files.items():
+        if relative != last:
+            write_file(layout.published / relative, data)
+    write_file(layout.published / last, files[last])
+
+
+def _rehearse(rehearsal: Rehearsal, published: Published, staging: Staging) -> tuple[Rehearsed, ...]:
+    drafted = staging.documents
+    fleet = effective(published, drafted, FLEET_ROLE)
+    has_fleet = fleet is not None and FLEET_TARGET in fleet.signed.targets
+    rehearsal.metadata(has_fleet=has_fleet)
+    concerns_all = bool({"root", "targets", FLEET_ROLE} & set(drafted))
+    targets = effective(published, drafted, "targets")
+    assert targets is not None
+    out = []
+    for family in documents.families_of(targets.signed) if has_fleet else ():
+        rollouts = effective(published, drafted, rollout_role(family))
+        names = sorted(rollouts.signed.targets) if rollouts is not None else []
+        for channel in (name.rpartition("/")[2].removesuffix(".json") for name in names):
+            try:
+                out.append(rehearsal.channel(family, channel))
+            except AirweightsError as error:
+                # another family's trouble (an expired role) must not hold up this publication
+                if concerns_all or set(documents.family_roles(family)) & set(drafted):
+                    raise
+                out.append(Rehearsed(family, channel, None, error.message))
+    return tuple(out)

@@ -1,0 +1,421 @@
+"""A repository: what is published, what is staged, and the way from one to the other.
+
+Rules:
+1. Staging changes nothing that devices see. `sign` adds the signatures of the keys at hand; more can follow later.
+2. `publish` refuses below threshold, then rehearses: devices of every channel check the result with their own code.
+3. Blobs and envelopes lie in their place before the manifest that names them; metadata goes out from the bottom to the
+   top, the timestamp last and in one rename. A publication that is cut off anywhere before is no publication.
+4. One publisher at a time, and a publication builds on the one that is out: else the loser is told who won.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from securesystemslib.signer import Key, Signer
+from tuf.api.metadata import Metadata, Root, Targets
+
+from bundle import canonical
+from bundle.fleet import TARGET as FLEET_TARGET
+from bundle.fleet import Cohort, Fleet, parse_fleet
+from bundle.frames import Secret
+from bundle.manifest import Manifest, parse_manifest
+from bundle.rollout import Rollout, parse_rollout
+from bundle.trust.client import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
+from keys.cohorts import new_epoch
+from keys.registry import Registry
+from packager.errors import (
+    FamilyUnknown,
+    NothingStaged,
+    RepositoryExists,
+    RepositoryMissing,
+    StagingInvalid,
+)
+from packager.repository import documents
+from packager.repository.chain import Published
+from packager.repository.garbage import GarbageReport, collect_garbage
+from packager.repository.layout import (
+    Layout,
+    copy_in,
+    locked,
+    sync_folder,
+    write_file,
+)
+from packager.repository.new_keys import make_role_keys
+from packager.repository.publishing import PublishReport, publish, renewal
+from packager.repository.staging import SignReport, Staging
+from packager.repository.status import StatusReport, status_of
+from packager.repository.view import View
+
+FIRST_ROLES: Final = ("root", "targets", "snapshot", "timestamp", FLEET_ROLE)
+
+
+class Repository:
+    """The repository in a folder; see packager.repository.layout. Made by `create`, `create_with_new_keys`, `open`."""
+
+    def __init__(self, root: Path) -> None:
+        self._layout = Layout(root)
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        *,
+        signers: Mapping[str, Sequence[Signer]],
+        families: Sequence[str],
+        classical: bool = False,
+    ) -> "Repository":
+        """Make a repository and publish its first, empty metadata.
+
+        Args:
+            root: its folder; must not hold a repository.
+            signers: of every role: root, targets, snapshot, timestamp, fleet, release-<family>, rollout-<family>.
+            families: at least none.
+            classical: without ML-DSA, for foreign clients.
+
+        Raises:
+            RepositoryExists, ThresholdInvalid, FamilyUnknown (a role has no signers).
+        """
+        repository = cls(root)
+        layout = repository._layout
+        if layout.metadata.exists():
+            raise RepositoryExists(f"{root} holds a repository already")
+        roles = [*FIRST_ROLES, *(role for family in families for role in documents.family_roles(family))]
+        for role in roles:
+            if not signers.get(role):
+                raise FamilyUnknown(f"no signer is given for role {role!r}")
+        _check_names(families)
+        now_s = int(time.time())
+        keys: dict[str, list[Key]] = {role: [signer.public_key for signer in signers[role]] for role in roles}
+        first_root = documents.new_root(keys, now_s, classical=classical)
+        targets = documents.new_targets(now_s)
+        for role in roles[len(documents.TOP_LEVEL) :]:
+            documents.delegate(targets, role, keys[role], classical=classical)
+        layout.metadata.mkdir(parents=True)
+        staging = Staging(layout)
+        staging.put_document("root", Metadata[Root](first_root))
+        staging.put_document("targets", Metadata[Targets](targets))
+        staging.base = 0
+        repository.sign([signer for role in roles for signer in signers[role]])
+        repository.publish()
+        return repository
+
+    @classmethod
+    def create_with_new_keys(
+        cls,
+        root: Path,
+        key_dir: Path,
+        passphrase: Secret | None,
+        families: Sequence[str],
+        cohort: str = "default",
+        *,
+        classical: bool = False,
+        insecure_plaintext: bool = False,
+    ) -> "Repository":
+        """Make key files of every role, the repository, and the first fleet document with one cohort.
+
+        Raises:
+            as `create`; KeyExists, PlaintextKey.
+        """
+        _check_names([*families, cohort])
+        if Layout(root).metadata.exists():
+            raise RepositoryExists(f"{root} holds a repository already")
+        roles = [*FIRST_ROLES, *(role for family in families for role in documents.family_roles(family))]
+        signers = make_role_keys(key_dir, roles, passphrase, classical=classical, insecure_plaintext=insecure_plaintext)
+        repository = cls.create(root, signers=signers, families=families, classical=classical)
+        first = new_epoch(key_dir, cohort, None, passphrase, insecure_plaintext=insecure_plaintext)
+        repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (first,)))
+        repository.sign([signer for group in signers.values() for signer in group])
+        repository.publish()
+        return repository
+
+    @classmethod
+    def open(cls, root: Path) -> "Repository":
+        """An existing one. Raises RepositoryMissing."""
+        repository = cls(root)
+        if not repository._layout.metadata.is_dir():
+            raise RepositoryMissing(f"there is no repository in {root}", remedy="`packager repo init` makes one")
+        return repository
+
+    # -- what there is -------------------------------------------------------------------------------------------------
+
+    @property
+    def root(self) -> Path:
+        """Its folder."""
+        return self._layout.root
+
+    @property
+    def published(self) -> Path:
+        """The folder to serve."""
+        return self._layout.published
+
+    @property
+    def registry_path(self) -> Path:
+        """The device registry's file; not served."""
+        return self._layout.registry
+
+    @property
+    def repository_id(self) -> str:
+        """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryMissing."""
+        first = self._layout.metadata / "1.root.json"
+        if not first.exists():
+            raise RepositoryMissing(f"{first} is missing")
+        return hashlib.sha256(first.read_bytes()).hexdigest()
+
+    def families(self) -> tuple[str, ...]:
+        """Delegated families, staged ones included."""
+        return documents.families_of(View(self._layout).targets)
+
+    def fleet(self) -> Fleet:
+        """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
+        data = View(self._layout).target(FLEET_ROLE, FLEET_TARGET)
+        if data is None:
+            raise StagingInvalid("the repository has no fleet document yet", remedy="`packager keys epoch` makes one")
+        return parse_fleet(data)
+
+    def manifest(self, family: str, version: str) -> Manifest | None:
+        """A listed release, staged ones included, or None. Raises FamilyUnknown."""
+        data = self._view(family).target(release_role(family), release_target(family, version))
+        return None if data is None else parse_manifest(data)
+
+    def releases(self, family: str) -> tuple[Manifest, ...]:
+        """All listed releases, staged ones included, by counter. Raises FamilyUnknown."""
+        view, role = self._view(family), release_role(family)
+        found = [parse_manifest(data) for data in (view.target(role, name) for name in view.listed(role)) if data]
+        return tuple(sorted(found, key=lambda manifest: manifest.counter))
+
+    def rollout(self, family: str, channel: str) -> Rollout | None:
+        """What a channel runs, staged or published, or None. Raises FamilyUnknown."""
+        data = self._view(family).target(rollout_role(family), rollout_target(family, channel))
+        return None if data is None else parse_rollout(data)
+
+    def rollouts(self, family: str) -> tuple[Rollout, ...]:
+        """Of all channels, by name. Raises FamilyUnknown."""
+        view, role = self._view(family), rollout_role(family)
+        return tuple(parse_rollout(data) for data in (view.target(role, name) for name in view.listed(role)) if data)
+
+    def next_counter(self, family: str) -> int:
+        """One more than the highest listed counter."""
+        return max((manifest.counter for manifest in self.releases(family)), default=0) + 1
+
+    def status(self) -> StatusReport:
+        """Every role: keys, threshold, expiry, what is staged."""
+        return status_of(Published(self._layout), Staging(self._layout), self.repository_id, int(time.time()))
+
+    # -- staging -------------------------------------------------------------------------------------------------------
+
+    def put_blob(self, source: Path) -> str:
+        """Copy a blob into its place. Returns its SHA-256. Raises OSError."""
+        copy, sha256 = copy_in(source, self._layout.published / "blobs")
+        place = self._layout.blob(sha256)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy.replace(place)
+        sync_folder(place.parent)
+        return sha256
+
+    def put_envelope(self, relative: str, data: bytes) -> None:
+        """Put an envelope below `envelopes/`. Raises StagingInvalid for a path that leaves it."""
+        parts = Path(relative).parts
+        if not parts or any(part in ("..", "/") or part.startswith(".") for part in parts):
+            raise StagingInvalid(f"envelope path {relative!r} is not a plain relative path")
+        write_file(self._layout.envelope(relative), data)
+
+    def stage_manifest(self, manifest: Manifest) -> None:
+        """Stage a release, or one that is listed with more patches.
+
+        Raises:
+            FamilyUnknown; StagingInvalid: the version or the counter belongs to another release, or a blob is missing.
+        """
+        for known in self.releases(manifest.family):
+            is_same = known.digest_without_patches() == manifest.digest_without_patches()
+            if known.version == manifest.version and not is_same:
+                raise StagingInvalid(f"{manifest.family} {manifest.version} is listed with other content")
+            if known.version != manifest.version and known.counter >= manifest.counter:
+                raise StagingInvalid(
+                    f"{manifest.family} {manifest.version} has counter {manifest.counter},"
+                    f" and {known.version} has {known.counter} already",
+                    remedy=f"use {self.next_counter(manifest.family)}",
+                )
+        for name, variant in manifest.variants:
+            for patch in variant.patches:
+                if not self._layout.blob(patch.blob).exists():
+                    raise StagingInvalid(f"{manifest.version} {name}: blob {patch.blob[:16]}… was not put")
+        data = manifest.as_bytes()
+        parse_manifest(data)
+        self._stage(release_target(manifest.family, manifest.version), data)
+
+    def stage_rollout(self, rollout: Rollout, *, forged: bool = False) -> None:
+        """Stage what a channel runs.
+
+        Args:
+            rollout: names a listed release of the family.
+            forged: skip the checks, as somebody who stole the rollout keys would; for tests and drills.
+
+        Raises:
+            FamilyUnknown; StagingInvalid: no such release, another identity, not made for the channel.
+        """
+        manifest = self.manifest(rollout.family, rollout.version)
+        if not forged:
+            if manifest is None:
+                raise StagingInvalid(f"{rollout.family} has no release {rollout.version}")
+            agreed = (manifest.counter, manifest.digest_without_patches())
+            if agreed != (rollout.counter, rollout.manifest_digest):
+                raise StagingInvalid(f"the rollout's counter or digest is not that of release {rollout.version}")
+            if rollout.channel not in manifest.channels:
+                listed = ", ".join(manifest.channels) or "no channel"
+                raise StagingInvalid(f"release {rollout.version} is made for {listed}, not for {rollout.channel!r}")
+        parse_rollout(rollout.as_bytes())
+        self._stage(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
+
+    def stage_fleet(self, fleet: Fleet) -> None:
+        """Stage the fleet document. Raises StagingInvalid: an epoch goes back."""
+        for before in self._cohorts():
+            now = fleet.cohort(before.name)
+            goes_back = now is not None and now.epoch < before.epoch
+            changed = now is not None and now.epoch == before.epoch and now.public_key != before.public_key
+            if goes_back or changed:
+                raise StagingInvalid(
+                    f"cohort {before.name!r}: epoch {before.epoch} is listed, a new key needs epoch {before.epoch + 1}"
+                )
+        self._stage(FLEET_TARGET, fleet.as_bytes())
+
+    def stage_cohort(self, cohort: Cohort) -> Fleet:
+        """Stage the fleet document with one cohort's new epoch and the registry as it is now."""
+        registry = Registry(self.registry_path)
+        others = tuple(known for known in self._cohorts() if known.name != cohort.name)
+        cohorts = tuple(sorted((*others, cohort), key=lambda entry: entry.name))
+        fleet = Fleet(registry.digest(), len(registry), cohorts)
+        self.stage_fleet(fleet)
+        return fleet
+
+    def stage_registry(self) -> Fleet:
+        """Stage the fleet document with the registry as it is now."""
+        registry = Registry(self.registry_path)
+        fleet = replace(self.fleet(), registry_digest=registry.digest(), devices=len(registry))
+        self.stage_fleet(fleet)
+        return fleet
+
+    def withdraw(self, family: str, version: str) -> None:
+        """Stage that a release is no longer listed. Raises FamilyUnknown, StagingInvalid (not listed)."""
+        if self.manifest(family, version) is None:
+            raise StagingInvalid(f"{family} {version} is not listed")
+        with locked(self._layout):
+            Staging(self._layout).withdraw(release_target(family, version))
+
+    def add_family(self, family: str, keys: Mapping[str, Sequence[Key]]) -> None:
+        """Stage the delegation of a new family; to be signed by targets and by the family's own keys.
+
+        Args:
+            family: its name.
+            keys: of `release-<family>` and `rollout-<family>`.
+
+        Raises:
+            StagingInvalid: it is there; ThresholdInvalid; FamilyUnknown: a role has no keys.
+        """
+        _check_names([family])
+        if family in self.families():
+            raise StagingInvalid(f"family {family!r} is delegated already")
+        with locked(self._layout):
+            published, staging = Published(self._layout), Staging(self._layout)
+            targets = self.draft_targets(published, staging)
+            for role in documents.family_roles(family):
+                if not keys.get(role):
+                    raise FamilyUnknown(f"no key is given for role {role!r}")
+                documents.delegate(targets, role, keys[role], classical=documents.is_classical(published.root))
+            staging.put_document("targets", Metadata[Targets](targets))
+
+    def draft_targets(self, published: Published, staging: Staging) -> Targets:
+        """A `targets` one version on, to be changed and staged by the caller."""
+        staged = staging.documents.get("targets")
+        if staged is not None:
+            copied = Targets.from_dict(staged.signed.to_dict())
+            copied.version = published.targets.version + 1
+            return copied
+        return documents.next_targets(published.targets, "targets", {}, int(time.time()))
+
+    # -- signing and publishing ----------------------------------------------------------------------------------------
+
+    def sign(self, signers: Sequence[Signer]) -> SignReport:
+        """Make the staged changes into documents and add the signatures of `signers`. Raises NothingStaged."""
+        with locked(self._layout):
+            published, staging = Published(self._layout), Staging(self._layout)
+            if staging.is_empty:
+                raise NothingStaged("there is nothing to sign", remedy="stage a release, a rollout or keys first")
+            now_s = int(time.time())
+            staging.prepare(published, now_s)
+            report = staging.sign(published, signers, now_s)
+            staging.save()
+            return report
+
+    def publish(self, *, rehearse: bool = True) -> PublishReport:
+        """Make the signed changes what devices see (rules 2 to 4).
+
+        Args:
+            rehearse: False only to publish what devices must refuse, in tests and drills.
+
+        Raises:
+            NothingStaged, BelowThreshold, PublishConflict, and what a device would raise.
+        """
+        with locked(self._layout):
+            published, staging = Published(self._layout), Staging(self._layout)
+            if staging.is_empty:
+                raise NothingStaged("there is nothing to publish")
+            report = publish(self._layout, published, staging, rehearse=rehearse)
+            staging.clear()
+            return report
+
+    def refresh(self, signers: Sequence[Signer]) -> PublishReport:
+        """Renew snapshot, timestamp and the rollout roles whose content stays; nothing that is staged goes out.
+
+        Raises:
+            BelowThreshold, PublishConflict, and what a device would raise.
+        """
+        with locked(self._layout):
+            published = Published(self._layout)
+            return publish(self._layout, published, renewal(self._layout, published, signers), rehearse=True)
+
+    def discard(self) -> None:
+        """Forget everything staged."""
+        with locked(self._layout):
+            Staging(self._layout).clear()
+
+    def collect_garbage(self, *, dry_run: bool, grace_s: int | None = None) -> GarbageReport:
+        """Remove what no listed release, nor any recent metadata, names. See packager.repository.garbage."""
+        with locked(self._layout):
+            return collect_garbage(
+                self._layout,
+                Published(self._layout),
+                [manifest for family in self.families() for manifest in self.releases(family)],
+                {cohort.name: cohort.epoch for cohort in self._cohorts()},
+                dry_run=dry_run,
+                grace_s=grace_s,
+            )
+
+    def _stage(self, name: str, data: bytes) -> None:
+        with locked(self._layout):
+            Staging(self._layout).put_target(name, data)
+
+    def _cohorts(self) -> tuple[Cohort, ...]:
+        try:
+            return self.fleet().cohorts
+        except StagingInvalid:
+            return ()
+
+    def _view(self, family: str) -> View:
+        view = View(self._layout)
+        known = documents.families_of(view.targets)
+        if family not in known:
+            raise FamilyUnknown(
+                f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",
+                remedy="`packager keys role add` delegates one",
+            )
+        return view
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if not canonical.NAME.fullmatch(name):
+            raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")

@@ -1,0 +1,241 @@
+"""The staging folder: what waits to be signed and published, and how it becomes documents.
+
+Rules:
+1. `staging/targets/` holds new target files by name, `staging/withdrawn.json` the names of targets to take out,
+   `staging/metadata/` the documents that are being signed, `staging/base.json` the timestamp version they build on.
+2. A staged document whose content would come out the same is kept, so that its signatures count; any change of content
+   makes a new document without signatures.
+3. Snapshot and timestamp come last, when all below them is signed, since they name the others' digests.
+4. What was built on another publication than the present one is built anew.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
+
+from packager.errors import RepositoryDamaged
+from packager.repository import documents
+from packager.repository.chain import (
+    Document,
+    Published,
+    RoleSignatures,
+    add_signatures,
+    effective,
+    parse_document,
+    roles_below,
+    verification,
+)
+from packager.repository.layout import Layout, write_file
+
+LAST: Final = ("snapshot", "timestamp")
+
+
+@dataclass(frozen=True, slots=True)
+class SignReport:
+    """What signing came to.
+
+    Attributes:
+        roles: every staged document and how far it is signed.
+        is_complete: may it be published?
+        unused: key ids of signers that no staged document asked for.
+    """
+
+    roles: tuple[RoleSignatures, ...]
+    is_complete: bool
+    unused: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "complete": self.is_complete,
+            "roles": [
+                {
+                    "role": role.role,
+                    "version": role.version,
+                    "signed": list(role.signed),
+                    "missing": role.missing,
+                    "may_sign": sorted(role.unsigned),
+                }
+                for role in self.roles
+            ],
+            "unused_keys": list(self.unused),
+        }
+
+
+class Staging:
+    """One look at the staging folder; `save` writes the documents back.
+
+    Args:
+        layout: of the repository.
+        is_blank: do not look: begin with nothing, for documents that never touch the folder.
+    """
+
+    def __init__(self, layout: Layout, *, is_blank: bool = False) -> None:
+        self._folder = layout.staging
+        self.targets: dict[str, bytes] = {}
+        self.withdrawn: set[str] = set()
+        self.documents: dict[str, Document] = {}
+        self.base = -1
+        if is_blank:
+            return
+        self.targets = self._read_targets()
+        self.withdrawn = self._read_withdrawn()
+        for path in sorted((self._folder / "metadata").glob("*.json")):
+            self.documents[path.name.removesuffix(".json")] = parse_document(path.read_bytes(), str(path))
+        self.base = self._read_base()
+
+    @property
+    def is_empty(self) -> bool:
+        """Is there nothing staged at all?"""
+        return not (self.targets or self.withdrawn or self.documents)
+
+    def put_target(self, name: str, data: bytes) -> None:
+        """Stage a target file."""
+        self.targets[name] = data
+        self.withdrawn.discard(name)
+        write_file(self._folder / "targets" / name, data)
+        self._write_withdrawn()
+
+    def withdraw(self, name: str) -> None:
+        """Stage that a target is taken out."""
+        self.withdrawn.add(name)
+        if self.targets.pop(name, None) is not None:
+            (self._folder / "targets" / name).unlink()
+        self._write_withdrawn()
+
+    def put_document(self, role: str, document: Document) -> None:
+        """Stage a document as it is: a root or targets with other keys, or one that was signed elsewhere."""
+        self.documents[role] = document
+        write_file(self._folder / "metadata" / f"{role}.json", documents.serialise(document))
+
+    def prepare(self, published: Published, now_s: int) -> None:
+        """Make or keep the documents of every role that changes, but for snapshot and timestamp (rules 2 and 4)."""
+        if self.base != published.timestamp_version:
+            self._drop_stale(published)
+            self.base = published.timestamp_version
+        self._prepare_role("targets", published, {}, now_s)
+        targets = effective(published, self.documents, "targets")
+        assert targets is not None
+        for role in roles_below(targets.signed):
+            changes = {name: data for name, data in self.targets.items() if _role_of(name) == role}
+            self._prepare_role(role, published, changes, now_s)
+
+    def sign(
+        self, published: Published, signers: Sequence[Signer], now_s: int, *, is_renewal: bool = False
+    ) -> SignReport:
+        """Add signatures, and when all below is signed make and sign snapshot and timestamp (rule 3)."""
+        used: set[str] = set()
+        for role in list(self.documents):
+            if role not in LAST:
+                used |= add_signatures(published, self.documents, role, signers)
+        if (self.documents or is_renewal) and not self._missing(published):
+            used |= self._finish(published, signers, now_s)
+        states = tuple(verification(published, self.documents, role, doc) for role, doc in self.documents.items())
+        is_complete = "timestamp" in self.documents and not any(state.missing for state in states)
+        unused = tuple(s.public_key.keyid for s in signers if s.public_key.keyid not in used)
+        return SignReport(states, is_complete, unused)
+
+    def save(self) -> None:
+        """Write documents and base."""
+        folder = self._folder / "metadata"
+        for path in folder.glob("*.json"):
+            if path.name.removesuffix(".json") not in self.documents:
+                path.unlink()
+        for role, document in self.documents.items():
+            write_file(folder / f"{role}.json", documents.serialise(document))
+        write_file(self._folder / "base.json", json.dumps({"timestamp_version": self.base}).encode())
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _finish(self, published: Published, signers: Sequence[Signer], now_s: int) -> set[str]:
+        files = {role: entry for role, entry in published.files.items() if role not in (*LAST, "root")}
+        for role, document in self.documents.items():
+            if role not in (*LAST, "root"):
+                files[role] = (document.signed.version, documents.serialise(document))
+        before = published.documents.get("snapshot")
+        snapshot = documents.new_snapshot(1 if before is None else before.signed.version + 1, files, now_s)
+        held = self.documents.get("snapshot")
+        if held is None or held.signed.meta != snapshot.meta:
+            self.documents["snapshot"] = Metadata[Snapshot](snapshot)
+        used = add_signatures(published, self.documents, "snapshot", signers)
+        document = self.documents["snapshot"]
+        if verification(published, self.documents, "snapshot", document).missing:
+            self.documents.pop("timestamp", None)
+            return used
+        named = (document.signed.version, documents.serialise(document))
+        timestamp = documents.new_timestamp(published.timestamp_version + 1, named, now_s)
+        held = self.documents.get("timestamp")
+        if held is None or held.signed.snapshot_meta != timestamp.snapshot_meta:
+            self.documents["timestamp"] = Metadata[Timestamp](timestamp)
+        return used | add_signatures(published, self.documents, "timestamp", signers)
+
+    def _prepare_role(self, role: str, published: Published, changes: Mapping[str, bytes], now_s: int) -> None:
+        before = published.documents.get(role)
+        staged = self.documents.get(role)
+        if before is None and staged is None:
+            staged = Metadata[Targets](documents.empty_role(role, now_s))
+            self.documents[role] = staged
+        held = before.signed.targets if before is not None else {}
+        wanted: dict[str, TargetFile] = {name: file for name, file in held.items() if name not in self.withdrawn}
+        wanted |= {name: documents.target_file(name, data) for name, data in changes.items()}
+        if staged is not None:
+            if staged.signed.targets != wanted:
+                changed = documents.next_targets(staged.signed, role, wanted, now_s)
+                changed.version = staged.signed.version
+                self.documents[role] = Metadata[Targets](changed)
+            return
+        assert before is not None
+        is_stale = bool(verification(published, self.documents, role, before).missing)
+        if wanted != held or is_stale:
+            self.documents[role] = Metadata[Targets](documents.next_targets(before.signed, role, wanted, now_s))
+
+    def _drop_stale(self, published: Published) -> None:
+        for role in list(self.documents):
+            before = published.documents.get(role)
+            is_successor = self.documents[role].signed.version == (0 if before is None else before.signed.version) + 1
+            if role in LAST or not is_successor or role not in ("root", "targets"):
+                del self.documents[role]
+
+    def _missing(self, published: Published) -> int:
+        return sum(
+            verification(published, self.documents, role, document).missing
+            for role, document in self.documents.items()
+            if role not in LAST
+        )
+
+    def _read_targets(self) -> dict[str, bytes]:
+        folder = self._folder / "targets"
+        files = sorted(path for path in folder.rglob("*.json") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    def _read_withdrawn(self) -> set[str]:
+        try:
+            return set(json.loads((self._folder / "withdrawn.json").read_bytes()))
+        except FileNotFoundError:
+            return set()
+        except (ValueError, TypeError) as error:
+            raise RepositoryDamaged(f"{self._folder / 'withdrawn.json'} is not a list of names") from error
+
+    def _write_withdrawn(self) -> None:
+        if self.withdrawn or (self._folder / "withdrawn.json").exists():
+            write_file(self._folder / "withdrawn.json", json.dumps(sorted(self.withdrawn)).encode())
+
+    def _read_base(self) -> int:
+        try:
+            return int(json.loads((self._folder / "base.json").read_bytes())["timestamp_version"])
+        except FileNotFoundError:
+            return -1
+        except (ValueError, TypeError, KeyError) as error:
+            raise RepositoryDamaged(f"{self._folder / 'base.json'} is damaged") from error
+
+
+def _role_of(target: str) -> str:
+    kind, family, *_ = target.split("/")
+    return {"bundles": f"release-{family}", "rollouts": f"rollout-{family}", "fleet": "fleet"}[kind]

@@ -1,0 +1,147 @@
+"""What a repository's operator needs to know: keys, thresholds, expiries, what waits for whose signature."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from tuf.api.metadata import Root, Targets
+
+from keys.roles import RoleKeys, problems, role_keys, still_needed
+from packager.repository import documents
+from packager.repository.chain import Published, verification
+from packager.repository.staging import Staging
+
+SOON_SHARE: Final = 0.25  # of a role's life: from then on it is time to renew
+
+
+@dataclass(frozen=True, slots=True)
+class RoleStatus:
+    """One published role.
+
+    Attributes:
+        name, version, expires: of the published document.
+        days_left: until it expires; negative when it has.
+        is_due: is it time to renew it?
+        threshold, classical, post_quantum: how many keys of each kind there are, by public key.
+        signatures: valid ones.
+        problems: broken rules of keys.roles, one line each.
+        still_needed: what a forger still needs once one algorithm has fallen.
+    """
+
+    name: str
+    version: int
+    expires: str
+    days_left: float
+    is_due: bool
+    threshold: int
+    classical: int
+    post_quantum: int
+    signatures: int
+    problems: tuple[str, ...]
+    still_needed: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRole:
+    """One staged document."""
+
+    name: str
+    version: int
+    signatures: int
+    missing: int
+    may_sign: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The whole repository.
+
+    Attributes:
+        repository_id: as envelopes bind it.
+        timestamp_version: of the publication that is out.
+        is_classical: made without ML-DSA?
+        roles: published ones, from root down.
+        staged: documents that are being signed.
+        staged_targets: names of files that wait.
+        withdrawn: names that wait to be taken out.
+    """
+
+    repository_id: str
+    timestamp_version: int
+    is_classical: bool
+    roles: tuple[RoleStatus, ...]
+    staged: tuple[StagedRole, ...]
+    staged_targets: tuple[str, ...]
+    withdrawn: tuple[str, ...]
+
+    @property
+    def is_due(self) -> bool:
+        """Is any role expired, or soon to be?"""
+        return any(role.is_due for role in self.roles)
+
+    @property
+    def is_sound(self) -> bool:
+        """Does every role keep the threshold rules, and carry its signatures?"""
+        return not any(role.problems for role in self.roles)
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {**asdict(self), "is_due": self.is_due, "is_sound": self.is_sound}
+
+
+def status_of(published: Published, staging: Staging, repository_id: str, now_s: int) -> StatusReport:
+    """Look at everything once."""
+    is_classical = documents.is_classical(published.root)
+    order = [*documents.TOP_LEVEL, *sorted(documents.delegated_roles(published.targets))]
+    return StatusReport(
+        repository_id=repository_id,
+        timestamp_version=published.timestamp_version,
+        is_classical=is_classical,
+        roles=tuple(_role(published, role, now_s, classical=is_classical) for role in order),
+        staged=tuple(_staged(published, staging, role) for role in sorted(staging.documents)),
+        staged_targets=tuple(sorted(staging.targets)),
+        withdrawn=tuple(sorted(staging.withdrawn)),
+    )
+
+
+def keys_of(delegator: Root | Targets, role: str) -> RoleKeys:
+    """A role's keys and threshold as its delegator lists them."""
+    listed = delegator.get_delegated_role(role)
+    return role_keys(role, [delegator.get_key(keyid) for keyid in listed.keyids], listed.threshold)
+
+
+def _role(published: Published, role: str, now_s: int, *, classical: bool) -> RoleStatus:
+    delegator: Root | Targets = published.root if role in documents.TOP_LEVEL else published.targets
+    keys = keys_of(delegator, role)
+    document = published.documents.get(role)
+    wrong = list(problems(keys, classical=classical))
+    if document is None:
+        wrong.append("it was never signed")
+        return RoleStatus(
+            role, 0, "", -math.inf, True, keys.threshold, keys.classical, keys.post_quantum, 0, tuple(wrong), ""
+        )
+    state = verification(published, {}, role, document)
+    if state.missing:
+        wrong.append(f"its document lacks {state.missing} signatures")
+    left_s = document.signed.expires.timestamp() - now_s
+    life_s = documents.EXPIRY_DAYS[documents.kind_of(role)] * documents.DAY_S
+    return RoleStatus(
+        name=role,
+        version=document.signed.version,
+        expires=document.signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        days_left=round(left_s / documents.DAY_S, 2),
+        is_due=left_s < life_s * SOON_SHARE,
+        threshold=keys.threshold,
+        classical=keys.classical,
+        post_quantum=keys.post_quantum,
+        signatures=len(state.signed),
+        problems=tuple(wrong),
+        still_needed=still_needed(keys),
+    )
+
+
+def _staged(published: Published, staging: Staging, role: str) -> StagedRole:
+    state = verification(published, staging.documents, role, staging.documents[role])
+    unsigned: Mapping[str, object] = state.unsigned
+    return StagedRole(role, state.version, len(state.signed), state.missing, tuple(sorted(unsigned)))
