@@ -3,12 +3,14 @@
 Rules:
 1. Every step is a function of the draft and usable alone; the order is that of STEPS and of nothing else.
 2. Work in progress lies in one folder of the workspace, which goes when the loop ends, however it ends. The repository
-   is first written to by the sign step: what fails before leaves nothing behind.
+   is first written to by the sign step: what fails before leaves nothing behind. What fails later takes back what it
+   staged, unless more signatures or another try can still complete it.
 3. A release needs at least one variant that its gate let through.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.draft import Draft, ReleaseRepository, Reporter, SilentReporter, VariantDraft
-from packager.errors import NoVariantLeft, UsageInvalid, VersionTaken
+from packager.errors import BelowThreshold, NoVariantLeft, PublishConflict, UsageInvalid, VersionTaken
 from packager.inputs import ModelInterface, Samples, folder_samples, load_samples, random_samples
 from packager.model_package import external_data
 from packager.release_file import ReleasePlan, parse_release_file
@@ -145,7 +147,7 @@ def run_release(
             repository=repository,
             signers=signers,
             workspace=workspace,
-            counter=repository.next_counter(plan.family),
+            counter=max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1),
             created=datetime.fromtimestamp(clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             folder=folder,
             samples=samples_for(plan),
@@ -153,7 +155,8 @@ def run_release(
             reporter=reporter,
             executor=executor,
         )
-        seconds = _loop(draft, STEPS[: STEP_NAMES.index(until) + 1])
+        with _taken_back(repository):
+            seconds = _loop(draft, STEPS[: STEP_NAMES.index(until) + 1])
         return _report(draft, seconds)
 
 
@@ -172,6 +175,20 @@ def _variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
         place.mkdir()
         out.append(VariantDraft(variant, place, variant.model or plan.model))
     return out
+
+
+@contextmanager
+def _taken_back(repository: ReleaseRepository) -> Iterator[None]:
+    """Rule 2: whatever fails, staging is as empty as it was."""
+    was_empty = repository.is_staging_empty
+    try:
+        yield
+    except (BelowThreshold, PublishConflict):
+        raise
+    except BaseException:
+        if was_empty:
+            repository.discard()
+        raise
 
 
 def _loop(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:

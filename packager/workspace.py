@@ -6,8 +6,8 @@
 
 Rules:
 1. A plain bundle is named by its digest and never changed; it is checked against that name when it is opened.
-2. A release's records are written before it is signed, so that no published blob has a lost key. A release that was
-   never published leaves records that the next one of the same counter replaces.
+2. A release's records are written before it is signed, so that no published blob has a lost key. A counter that has
+   records is not used again, also where its release was never published or was withdrawn.
 3. Everything is written under a name beside its place and renamed.
 """
 
@@ -98,6 +98,11 @@ class Workspace:
             raise WorkspaceRefused(error.message, remedy=f"restore {self.folder} from a copy") from error
         assert len(kept.content_key.value) == KEY_BYTES
         return kept
+
+    def highest_counter(self, family: str) -> int:
+        """The highest counter that has records, 0 where there is none."""
+        folder = self.folder / "releases" / family
+        return max((int(place.name) for place in folder.glob("*") if place.name.isdecimal()), default=0)
 
     def open_bundle(self, family: str, digest: BundleDigest) -> BundleDirectory | None:
         """A kept plain bundle, or None. Raises WorkspaceRefused where it is not what its name says (rule 1)."""

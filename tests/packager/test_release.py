@@ -1,0 +1,267 @@
+"""From a release.toml to published files: real models, real keys, a real repository, read back as a device would."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.envelope import CONTENT_KEY, EnvelopeContext, check_commitment, envelope_name, open_envelope
+from bundle.files import bundle_digest
+from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
+from bundle.golden import read_golden
+from bundle.manifest import Manifest, Variant, parse_manifest
+from bundle.patch.apply import apply_patch
+from keys.cohorts import load_private
+from keys.errors import CohortUnknown
+from keys.signers import signers_from
+from packager.diff.directory import DirectoryBase, DirectoryTarget, open_bundle
+from packager.errors import BaseMissing, GateFailed, GateInconclusive, NoVariantLeft, VersionTaken
+from packager.model_package import open_package
+from packager.release import ReleaseReport, parse_release_file, run_release
+from packager.repository.repository import Repository
+from packager.workspace import Workspace
+from tests import models
+from tests.packager.running import everything_in
+
+PASSPHRASE = Secret(b"only for tests")
+COHORT = "default"
+
+WHOLE = """
+channels = ["stable"]
+model = "model.onnx"
+inputs = "inputs.npz"
+golden = 4
+[[files]]
+path = "labels.txt"
+role = "labels"
+[variants.fp32]
+[variants.int8]
+scheme = "int8"
+[rollout]
+percent = 10
+"""
+
+
+class Bench:
+    """A repository with its keys, and a folder to write release files in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.keys = folder, folder / "keys"
+        self.repository = Repository.create_with_new_keys(
+            folder / "repo", self.keys, PASSPHRASE, families=["kws"], cohort=COHORT
+        )
+        self.signers = signers_from(self.keys, PASSPHRASE)
+        (folder / "labels.txt").write_text("a\nb\n")
+        samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
+        np.savez(folder / "inputs.npz", x=samples)
+
+    def release(self, version: str, body: str = WHOLE, *, seed: int = 0, until: str = "publish") -> ReleaseReport:
+        """Make one release."""
+        onnx.save(models.mlp(seed), self.folder / "model.onnx")
+        place = self.folder / "release.toml"
+        place.write_text(f'family = "kws"\nversion = "{version}"\n{body}')
+        return run_release(parse_release_file(place), self.repository, self.signers, until=until)
+
+    def manifest(self, version: str) -> Manifest:
+        """As it is published."""
+        (path,) = (self.repository.published / "targets" / "bundles" / "kws").glob(f"*.{version}.json")
+        data = path.read_bytes()
+        assert path.name == f"{hashlib.sha256(data).hexdigest()}.{version}.json"
+        return parse_manifest(data)
+
+    def content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
+        """The way of a device: its cohort's private key, the envelope, the commitment."""
+        cohort = self.repository.fleet().cohort(COHORT)
+        assert cohort is not None
+        context = EnvelopeContext(
+            CONTENT_KEY, self.repository.repository_id, COHORT, cohort.epoch, "kws", manifest.counter, name
+        )
+        folder = self.repository.published / "envelopes" / "content" / "kws" / str(manifest.counter) / name
+        envelope = (folder / envelope_name(cohort.public_key, cohort.epoch)).read_bytes()
+        key = open_envelope(envelope, load_private(self.keys, cohort, PASSPHRASE), context)
+        check_commitment(key, variant.key_commitment)
+        return key
+
+    def install(self, manifest: Manifest, name: str, base: Path | None, out: Path) -> Path:
+        """Apply the published patch from `base`, decrypting; returns `out`."""
+        variant = manifest.variant(name)
+        assert variant is not None
+        start = bundle_digest(open_package(base).files) if base is not None else None
+        (entry,) = (patch for patch in variant.patches if patch.base == start)
+        blob = self.repository.published / "blobs" / entry.blob[:2] / entry.blob
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == entry.blob
+        assert blob.stat().st_size == entry.size
+        context = FrameContext(BLOB_LABEL, "kws", manifest.counter, name)
+        with blob.open("rb") as stream, DirectoryTarget(out) as target:
+            reader = FrameReader(stream, self.content_key(manifest, name, variant), context)
+            if base is None:
+                files = apply_patch(reader, None, target)
+            else:
+                with DirectoryBase(open_bundle(base)) as source:
+                    files = apply_patch(reader, source, target)
+            target.commit()
+        assert files == variant.files
+        assert bundle_digest(files) == variant.digest
+        return out
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """With releases 1.0.0 and 1.1.0."""
+    bench = Bench(tmp_path_factory.mktemp("shared"))
+    bench.release("1.0.0", seed=0)
+    bench.release("1.1.0", seed=1)
+    return bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    """With nothing released."""
+    return Bench(tmp_path)
+
+
+def test_both_variants_are_published_and_install_from_nothing_and_by_patch(shared: Bench, tmp_path: Path) -> None:
+    first, second = shared.manifest("1.0.0"), shared.manifest("1.1.0")
+    assert (first.counter, second.counter) == (1, 2)
+    for name in ("fp32", "int8"):
+        old = shared.install(first, name, None, tmp_path / f"{name}-old")
+        new = shared.install(second, name, None, tmp_path / f"{name}-new")
+        patched = shared.install(second, name, old, tmp_path / f"{name}-patched")
+        assert everything_in(patched) == everything_in(new)
+
+
+def test_the_manifest_says_what_a_device_must_know(shared: Bench, tmp_path: Path) -> None:
+    manifest = shared.manifest("1.1.0")
+    fp32, int8 = manifest.variant("fp32"), manifest.variant("int8")
+    assert fp32 is not None
+    assert int8 is not None
+    assert [(t.name, t.dtype, t.shape) for t in fp32.contract.inputs] == [("x", "float32", (1, 64))]
+    assert fp32.contract == int8.contract
+    assert fp32.quantization.scheme == "none"
+    assert int8.quantization.scheme.startswith("int8-")
+    assert int8.quantization.verdict == "pass"
+    assert int8.quantization.relative_rms_ppm is not None
+    assert 0 < int8.quantization.relative_rms_ppm < 150_000
+    assert fp32.requires.memory_bytes > 10_000_000
+    assert fp32.requires.onnxruntime_min == "1.31"
+    provenance = dict(int8.provenance)
+    assert provenance["inputs"].startswith("npz:")
+    assert "override_gate" not in provenance
+    assert {file.role for file in int8.files} == {"model", "package", "golden", "labels"}
+    root = shared.install(manifest, "int8", None, tmp_path / "out")
+    golden = read_golden((root / int8.only_file("golden").path).read_bytes())
+    assert len(golden) == 4
+
+
+def test_the_rollout_names_the_release_for_its_share_of_devices(shared: Bench) -> None:
+    rollout = shared.repository.rollout("kws", "stable")
+    assert rollout is not None
+    assert (rollout.version, rollout.counter, rollout.percent_bp) == ("1.1.0", 2, 1000)
+    assert rollout.manifest_digest == shared.manifest("1.1.0").digest_without_patches()
+
+
+def test_no_plain_model_and_no_key_is_among_the_published_files(shared: Bench) -> None:
+    kept = Workspace(shared.repository.root).find("kws", 2, "fp32")
+    assert kept is not None
+    model = next(shared.folder.glob("model.onnx")).read_bytes()
+    secrets = (model[2000:2064], kept.content_key.value, kept.content_key.value.hex().encode())
+    for path, data in everything_in(shared.repository.published).items():
+        assert not any(secret in data for secret in secrets), path
+
+
+def test_a_version_is_released_once(shared: Bench) -> None:
+    with pytest.raises(VersionTaken, match=r"kws 1\.1\.0"):
+        shared.release("1.1.0")
+
+
+def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    report = shared.release("1.2.0", seed=2, until="diff")
+    assert not report.is_published
+    rows = report.variants["int8"]["patches"]
+    assert isinstance(rows, list)
+    assert [row["from_version"] for row in rows][0] is None
+    assert all(row["plain_size"] > 0 for row in rows)
+    assert everything_in(shared.repository.root) == before
+
+
+def test_a_base_that_was_never_released_is_told(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    with pytest.raises(BaseMissing, match=r"kws 0\.9\.0"):
+        shared.release("1.2.0", WHOLE.replace("[rollout]", '[patches]\nfrom = ["0.9.0"]\n[rollout]'), seed=2)
+    assert everything_in(shared.repository.root) == before
+
+
+def test_an_unknown_cohort_is_told_before_anything_is_written(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    with pytest.raises(CohortUnknown, match="garage"):
+        shared.release("1.2.0", WHOLE + 'cohorts = ["garage"]\n', seed=2)
+    assert everything_in(shared.repository.root) == before
+
+
+IMPOSSIBLE = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ngate.max_relative_rms = 0.0')
+
+
+def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: Bench) -> None:
+    report = shared.release("1.2.0", IMPOSSIBLE, seed=2, until="diff")
+    assert list(report.variants) == ["fp32"]
+    assert "relative RMS" in report.dropped["int8"]
+
+
+def test_a_required_variant_that_fails_ends_the_release(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    with pytest.raises(GateFailed, match="int8"):
+        shared.release("1.2.0", IMPOSSIBLE.replace("gate.", "required = true\ngate."), seed=2)
+    assert everything_in(shared.repository.root) == before
+
+
+def test_a_release_of_no_variant_at_all_is_refused(shared: Bench) -> None:
+    with pytest.raises(NoVariantLeft, match="int8"):
+        shared.release("1.2.0", IMPOSSIBLE.replace("[variants.fp32]\n", ""), seed=2)
+
+
+def test_constant_answers_are_inconclusive_not_passed(shared: Bench) -> None:
+    np.savez(shared.folder / "same.npz", x=np.ones((8, 1, 64), np.float32))
+    body = WHOLE.replace("inputs.npz", "same.npz").replace('scheme = "int8"', 'scheme = "int8"\nrequired = true')
+    with pytest.raises(GateInconclusive):
+        shared.release("1.2.0", body, seed=2)
+
+
+def test_an_override_is_recorded_in_what_is_signed(bench: Bench) -> None:
+    bench.release("1.0.0", 'override_gate = "the old one was worse"\n' + IMPOSSIBLE)
+    int8 = bench.manifest("1.0.0").variant("int8")
+    assert int8 is not None
+    assert int8.quantization.verdict == "overridden"
+    assert dict(int8.provenance)["override_gate"] == "the old one was worse"
+
+
+def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Bench, tmp_path: Path) -> None:
+    bench.release("1.0.0", 'drill = "damaged-weights"\n' + WHOLE)
+    manifest = bench.manifest("1.0.0")
+    fp32 = manifest.variant("fp32")
+    assert fp32 is not None
+    assert dict(fp32.provenance)["drill"] == "damaged-weights"
+    root = bench.install(manifest, "fp32", None, tmp_path / "out")
+    shipped = (root / fp32.only_file("model").path).read_bytes()
+    assert shipped != (bench.folder / "model.onnx").read_bytes()
+
+
+def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Bench, tmp_path: Path) -> None:
+    onnx.save(models.mlp(), bench.folder / "own.onnx", save_as_external_data=True, location="own.bin", size_threshold=0)
+    body = WHOLE.replace('scheme = "int8"', 'model = "own.onnx"')
+    bench.release("1.0.0", body)
+    manifest = bench.manifest("1.0.0")
+    own = manifest.variant("int8")
+    assert own is not None
+    assert own.quantization.scheme == "supplied"
+    assert own.quantization.verdict == "pass"
+    assert own.only_file("external-data").path == "kws/int8/own.bin"
+    bench.install(manifest, "int8", None, tmp_path / "out")
+
+
+def test_the_floor_stays_where_the_last_release_set_it(bench: Bench) -> None:
+    bench.release("1.0.0", "min_counter = 1\n" + WHOLE)
+    bench.release("1.1.0", seed=1)
+    assert bench.manifest("1.1.0").min_counter == 1
