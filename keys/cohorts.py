@@ -74,7 +74,7 @@ def load_private(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Se
     except KeyMissing as error:
         raise CohortUnknown(
             f"no key of cohort {cohort.name!r}, epoch {cohort.epoch}: {path} is missing",
-            remedy="its officer has it; or begin a new epoch: `packager keys epoch`",
+            remedy="its officer has it; or begin a new epoch: `packager device epoch`",
         ) from error
     private = x_wing_secret(components, str(path))
     if public_of(private) != cohort.public_key:

@@ -175,6 +175,12 @@ def load_public(path: Path) -> SSlibKey:
         raise KeyUnreadable(f"{path}: its public key is of no kind that is known here") from error
 
 
+def is_encrypted(path: Path) -> bool:
+    """Does a key file need a passphrase? Raises KeyMissing, KeyUnreadable, KeyDamaged."""
+    _, blocks = _parse(path, _read(path))
+    return any(kind == "ENCRYPTED PRIVATE KEY" for kind, _ in blocks)
+
+
 def read_key_file(path: Path, passphrase: Secret | None) -> tuple[str, list[PrivateKey]]:
     """Algorithm and private keys of a file. Raises as `load_signer`."""
     header, blocks = _parse(path, _read(path))
@@ -242,15 +248,15 @@ def _parse(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]
 
 
 def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:
-    is_encrypted = "ENCRYPTED" in block.splitlines()[0]
-    if is_encrypted and secret is None:
+    is_sealed = "ENCRYPTED" in block.splitlines()[0]
+    if is_sealed and secret is None:
         raise WrongPassphrase(f"{path} is encrypted, and no passphrase was given")
     try:
-        key = load_pem_private_key(block.encode(), secret if is_encrypted else None)
+        key = load_pem_private_key(block.encode(), secret if is_sealed else None)
     except (ValueError, TypeError) as error:
-        if is_encrypted and is_whole:
+        if is_sealed and is_whole:
             raise WrongPassphrase(f"the passphrase does not open {path}; the file itself is whole") from error
-        if is_encrypted:
+        if is_sealed:
             raise WrongPassphrase(f"{path} does not open: wrong passphrase, or damaged") from error
         raise KeyDamaged(f"{path}: its private key can not be read") from error
     except UnsupportedAlgorithm as error:

@@ -16,7 +16,12 @@ def signers_from(key_dir: Path, passphrase: Secret | None) -> list[Signer]:
         KeyMissing: no folder, or no key file in it.
         WrongPassphrase, KeyDamaged, KeyUnreadable.
     """
-    files = sorted(key_dir.glob(f"*{SUFFIX}"))
+    files = key_files(key_dir)
     if not files:
         raise KeyMissing(f"there is no key file (*{SUFFIX}) in {key_dir}")
     return [load_signer(file, passphrase) for file in files]
+
+
+def key_files(key_dir: Path) -> list[Path]:
+    """Key files directly in a folder, by name."""
+    return sorted(key_dir.glob(f"*{SUFFIX}"))

@@ -173,7 +173,7 @@ class Repository:
         """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
         data = View(self._layout).target(FLEET_ROLE, FLEET_TARGET)
         if data is None:
-            raise StagingInvalid("the repository has no fleet document yet", remedy="`packager keys epoch` makes one")
+            raise StagingInvalid("the repository has no fleet document yet", remedy="`packager device epoch` makes one")
         return parse_fleet(data)
 
     def manifest(self, family: str, version: str) -> Manifest | None:
@@ -376,6 +376,11 @@ class Repository:
         with locked(self._layout):
             published = Published(self._layout)
             return publish(self._layout, published, renewal(self._layout, published, signers), rehearse=True)
+
+    @property
+    def is_staging_empty(self) -> bool:
+        """Does nothing wait to be signed or published?"""
+        return Staging(self._layout).is_empty
 
     def discard(self) -> None:
         """Forget everything staged."""

@@ -1,0 +1,182 @@
+"""`packager device …`: what the fleet officer does."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bundle.console import print_result, progress_bar
+from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
+
+if TYPE_CHECKING:
+    from bundle.frames import Secret
+    from keys.registry import Device
+    from packager.repository.repository import Repository
+
+MAX_REQUEST_BYTES = 64 * 1024
+
+
+@click.group("device")
+def device() -> None:
+    """Enrol, list and revoke devices; begin a cohort's next epoch.
+
+    The fleet document changes with each; it is signed and published at once where the keys of fleet, snapshot and
+    timestamp are in --keys, and staged otherwise.
+    """
+
+
+@device.command("enrol")
+@click.argument("request", type=PATH)
+@click.option("--fingerprint", required=True, help="As the device shows it, confirmed by another way.")
+@click.option("--cohort", default="default", show_default=True, help="The cohort to admit it to.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def enrol_command(
+    request: Path,
+    fingerprint: str,
+    cohort: str,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Admit the device that wrote REQUEST (`device-agent enrol`), with the cohort's key sealed to it.
+
+    Exit status: 0 admitted (also if it was before), 2 wrong input or fingerprint, 3 the request proves no keys.
+    """
+    from packager.commands.repo import read_key_passphrase
+    from packager.errors import UsageInvalid
+    from packager.repository.devices import admit_device
+    from packager.repository.repository import Repository
+
+    if key_dir is None:
+        raise UsageInvalid("--keys is missing: the cohort's key lies there")
+    try:
+        with request.open("rb") as file:
+            data = file.read(MAX_REQUEST_BYTES)
+    except FileNotFoundError as error:
+        raise UsageInvalid(f"there is no request file {request}") from error
+    repository = Repository.open(repo)
+    passphrase = read_key_passphrase(passphrase_file, key_dir)
+    admitted = admit_device(repository, data, fingerprint, cohort, key_dir, passphrase)
+    state = _publish(repository, key_dir, passphrase)
+    result = {**_row(admitted), "published": state}
+    text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(state)}"
+    print_result(result, as_json=as_json, text=text)
+
+
+@device.command("list")
+@click.option("--cohort", help="Only of this cohort.")
+@REPO_OPTION
+@JSON_OPTION
+def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
+    """List the registered devices.
+
+    Exit status: 0 listed, 2 wrong input.
+    """
+    from keys.registry import Registry
+    from packager.repository.repository import Repository
+
+    registry = Registry(Repository.open(repo).registry_path)
+    found = [entry for entry in registry.devices() if cohort in (None, entry.cohort)]
+    lines = [f"{e.label:<24} {e.device_id} {e.cohort}{' REVOKED' if e.is_revoked else ''}" for e in found]
+    print_result({"devices": [_row(entry) for entry in found]}, as_json=as_json, text="\n".join(lines) or "none yet")
+
+
+@device.command("revoke")
+@click.argument("label_or_id")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def revoke_command(
+    label_or_id: str, repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """Revoke a device. It opens no release that is sealed to an epoch after this: begin one with `device epoch`.
+
+    Exit status: 0 revoked, 2 no such device.
+    """
+    from packager.commands.repo import read_key_passphrase
+    from packager.repository.devices import revoke_device
+    from packager.repository.repository import Repository
+
+    repository = Repository.open(repo)
+    passphrase = read_key_passphrase(passphrase_file, key_dir) if key_dir else None
+    revoked = revoke_device(repository, label_or_id)
+    state = _publish(repository, key_dir, passphrase) if key_dir else None
+    text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(state)}"
+    print_result({**_row(revoked), "published": state}, as_json=as_json, text=text)
+
+
+@device.command("epoch")
+@click.argument("cohort")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Processes; default: one a CPU.")
+@click.option("--insecure-plaintext", is_flag=True, help="Write the cohort's key without encryption.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def epoch_command(
+    cohort: str,
+    jobs: int | None,
+    insecure_plaintext: bool,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Begin the next epoch of COHORT, or a new cohort: a new key, sealed to every device that is not revoked.
+
+    Exit status: 0 begun, 2 wrong input, 4 not available now.
+    """
+    from keys.passphrase import read_passphrase
+    from packager.errors import UsageInvalid
+    from packager.repository.devices import begin_epoch
+    from packager.repository.repository import Repository
+
+    if key_dir is None:
+        raise UsageInvalid("--keys is missing: the cohort's new key goes there")
+    repository = Repository.open(repo)
+    passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="keys")
+    report = begin_epoch(
+        repository,
+        cohort,
+        key_dir,
+        passphrase,
+        workers=jobs or os.cpu_count() or 1,
+        progress=progress_bar("sealing"),
+        insecure_plaintext=insecure_plaintext,
+    )
+    state = _publish(repository, key_dir, passphrase)
+    text = f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(state)}"
+    print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
+
+
+def _publish(repository: "Repository", key_dir: Path | None, passphrase: "Secret | None") -> dict[str, object] | None:
+    from keys.errors import KeyMissing
+    from keys.signers import signers_from
+
+    if key_dir is None:
+        return None
+    try:
+        signers = signers_from(key_dir, passphrase)
+    except KeyMissing:
+        return None
+    return repository.publish().as_json() if repository.sign(signers).is_complete else None
+
+
+def _state_text(state: dict[str, object] | None) -> str:
+    return "staged: sign and publish it" if state is None else f"published, timestamp {state['timestamp_version']}"
+
+
+def _row(entry: "Device") -> dict[str, object]:
+    return {
+        "device_id": entry.device_id,
+        "label": entry.label,
+        "cohort": entry.cohort,
+        "attributes": dict(entry.attributes),
+        "revoked": entry.is_revoked,
+    }

@@ -1,0 +1,113 @@
+"""Devices and cohorts of a repository: what the fleet officer does.
+
+Rules:
+1. Admitting a device: the registry learns it, one envelope with its cohort's current key is put in place, and the fleet
+   document with the new registry digest is staged. It is the officer's to sign.
+2. A new epoch: a new key pair, an envelope for every device of the cohort that is not revoked, the fleet document
+   staged. Content keys of later releases are sealed to it; those of earlier ones are not sealed again.
+3. Revoking marks the device; it loses access with the next epoch, which the officer begins.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle.enrolment import parse_enrolment
+from bundle.fleet import Cohort
+from bundle.frames import Secret
+from keys.cohorts import load_private, new_epoch, seal_epoch
+from keys.errors import CohortUnknown
+from keys.registry import Device, Registry
+from packager.repository.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """A new epoch: its number and how many envelopes were made."""
+
+    cohort: str
+    epoch: int
+    envelopes: int
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {"cohort": self.cohort, "epoch": self.epoch, "envelopes": self.envelopes}
+
+
+def admit_device(
+    repository: Repository,
+    request: bytes,
+    fingerprint: str,
+    cohort: str,
+    key_dir: Path,
+    passphrase: Secret | None,
+) -> Device:
+    """Rule 1.
+
+    Args:
+        repository: whose registry it is.
+        request: content of the request file.
+        fingerprint: as it was confirmed out of band.
+        cohort: to admit the device to.
+        key_dir: the officer's key folder, with the cohort's private half.
+        passphrase: of that key file.
+
+    Raises:
+        FingerprintMismatch, CohortUnknown, EnrolmentRefused, MalformedRefused, and errors of key files.
+    """
+    parsed = parse_enrolment(request)
+    listed = _cohort(repository, cohort)
+    registry = Registry(repository.registry_path)
+    device = registry.admit(parsed, cohort, fingerprint)
+    private = load_private(key_dir, listed, passphrase)
+    seal_epoch(private, listed, repository.repository_id, [device.x_wing_public], repository.put_envelope)
+    registry.save()
+    repository.stage_registry()
+    return device
+
+
+def begin_epoch(
+    repository: Repository,
+    cohort: str,
+    key_dir: Path,
+    passphrase: Secret | None,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    insecure_plaintext: bool = False,
+) -> EpochReport:
+    """Rule 2; also makes a new cohort. Raises KeyExists, PlaintextKey, StagingInvalid."""
+    fleet = repository.fleet()
+    registry = Registry(repository.registry_path)
+    current = new_epoch(key_dir, cohort, fleet.cohort(cohort), passphrase, insecure_plaintext=insecure_plaintext)
+    private = load_private(key_dir, current, passphrase)
+    devices = [device.x_wing_public for device in registry.members(cohort)]
+    made = seal_epoch(
+        private,
+        current,
+        repository.repository_id,
+        devices,
+        repository.put_envelope,
+        workers=workers,
+        progress=progress,
+    )
+    repository.stage_cohort(current)
+    return EpochReport(cohort, current.epoch, made)
+
+
+def revoke_device(repository: Repository, label_or_id: str) -> Device:
+    """Rule 3. Raises DeviceUnknown."""
+    registry = Registry(repository.registry_path)
+    device = registry.revoke(label_or_id)
+    registry.save()
+    repository.stage_registry()
+    return device
+
+
+def _cohort(repository: Repository, name: str) -> Cohort:
+    fleet = repository.fleet()
+    found = fleet.cohort(name)
+    if found is None:
+        known = ", ".join(cohort.name for cohort in fleet.cohorts) or "none"
+        raise CohortUnknown(f"no cohort {name!r}, found {known}", remedy="`packager device epoch` begins one")
+    return found
