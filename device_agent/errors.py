@@ -6,7 +6,8 @@ AirweightsError
 │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
 │   ├── NotInitialised          not-initialised         the device directory has not been made yet
 │   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
-│   └── NothingToRollBack       nothing-to-roll-back    no previous release is held
+│   ├── NothingToRollBack       nothing-to-roll-back    no previous release is held
+│   └── RequestInvalid          request-invalid         an inference request that is the client's mistake
 ├── Refused
 │   ├── QuarantinedRefused      quarantined             this bundle failed here before, under this runtime
 │   ├── KilledInTrialRefused    killed-in-trial         the agent died three times while it tried this bundle
@@ -26,6 +27,8 @@ AirweightsError
 │   ├── JournalUnavailable      journal                 the state database does not open
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
 │   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
+│   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
+│   ├── DrainUnavailable        drain                   a retired generation still has requests
 │   └── JailUnavailable         jail-unavailable        the kernel can not confine a child, and the settings ask for it
 ├── Unfit
 │   ├── ProbeUnfit              probe-failed            the probe's own reason is in the message
@@ -33,7 +36,9 @@ AirweightsError
 │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
 │   ├── OperatorUnfit           operator-rollback       an operator sent the device back
 │   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
-│   └── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
+│   ├── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
+│   ├── ModelProcessUnfit       model-process-died      the model's process died or hung while it loaded
+│   └── InferenceUnfit          inference-failed        the model failed on inputs that its contract allows
 └── Bug
     └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
 """
@@ -69,6 +74,12 @@ class NothingToRollBack(Invalid):
     """No previous release is held."""
 
     reason = "nothing-to-roll-back"
+
+
+class RequestInvalid(Invalid):
+    """An inference request that is the client's mistake: a name, shape, dtype, size or JSON that is wrong."""
+
+    reason = "request-invalid"
 
 
 class QuarantinedRefused(Refused):
@@ -173,6 +184,18 @@ class ChildTimeout(Unavailable):
     reason = "child-timeout"
 
 
+class ListenUnavailable(Unavailable):
+    """The endpoint's address is taken or not allowed."""
+
+    reason = "listen"
+
+
+class DrainUnavailable(Unavailable):
+    """A retired generation still has requests on lease."""
+
+    reason = "drain"
+
+
 class JailUnavailable(Unavailable):
     """The kernel can not confine a child and the settings do not allow to go on without."""
 
@@ -213,6 +236,18 @@ class ContractUnfit(Unfit):
     """The model's inputs or outputs are not what the manifest says."""
 
     reason = "contract-mismatch"
+
+
+class ModelProcessUnfit(Unfit):
+    """The model's process died or hung while it loaded."""
+
+    reason = "model-process-died"
+
+
+class InferenceUnfit(Unfit):
+    """The model failed on inputs that its contract allows."""
+
+    reason = "inference-failed"
 
 
 class IllegalTransitionBug(Bug):

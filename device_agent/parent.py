@@ -14,6 +14,7 @@ Messages (device_agent.messages): {"call": OP, ...} → {"ok": {...}} | {"error"
 import logging
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -97,6 +98,8 @@ def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailSta
         print("error: this program is a child of device-agent and is not called by hand", file=sys.stderr)
         raise SystemExit(2)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.WARNING)
+    # Ctrl-C reaches the whole group; the supervisor ends its children in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(arguments[1]))
     os.set_inheritable(channel.fileno(), False)
     parent = Parent(channel)

@@ -1,0 +1,211 @@
+"""The front's process: an HTTP server for the app, and the supervisor's calls beside it.
+
+Calls: `serve` (limits, families; the listening socket), `publish` (a generation; its request channel), `retire` (a pipe
+whose closing says "drained"), `window`, `state`, `stop`, `facts`.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from device_agent.front.app import App, Limits
+from device_agent.front.channel import RequestChannel
+from device_agent.front.generations import Generation, Slot, Window
+from device_agent.front.server import FrontServer, server_for
+from device_agent.messages import ChannelClosed, Message, Value
+from device_agent.parent import Handler, Parent, answer, start
+
+SWEEP_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
+
+
+class FrontProcess:
+    """The supervisor's calls on the event loop."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._loop = asyncio.get_running_loop()
+        self._app: App | None = None
+        self._server: FrontServer | None = None
+        self._limits: Limits | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._sweeping = False
+        self._handlers: dict[str, Handler] = {
+            "serve": self.serve,
+            "publish": self.publish,
+            "retire": self.retire,
+            "window": self.window,
+            "state": self.state,
+            "facts": self.facts,
+        }
+
+    async def run(self) -> None:
+        """Until the supervisor calls `stop` or closes its end."""
+        stopped = asyncio.Event()
+
+        def take_call() -> None:
+            try:
+                message = self._parent.receive()
+                if message.value.get("call") == "stop":
+                    stopped.set()
+                else:
+                    answer(self._parent, message, self._handlers)
+            except ChannelClosed:
+                self._loop.remove_reader(self._parent.fileno())
+                stopped.set()
+
+        self._loop.add_reader(self._parent.fileno(), take_call)
+        await stopped.wait()
+        if self._server is not None and self._serving is not None:
+            self._server.end()
+            await self._serving
+        self._loop.remove_reader(self._parent.fileno())
+        self._parent.reply({})
+
+    def serve(self, _parent: Parent, message: Message) -> Value:
+        """Start to answer on the listening socket that comes along."""
+        self._limits = limits = Limits(**message.value["limits"])
+        self._app = App(limits, lambda: self._server.connections if self._server else 0, self._watch_deadlines)
+        for family in message.value["families"]:
+            self._slot(family)
+        self._server = server_for(self._app)
+        listener = socket.socket(fileno=message.fds[0])
+        self._serving = self._loop.create_task(self._server.serve(sockets=[listener]))
+        return {}
+
+    def publish(self, _parent: Parent, message: Message) -> Value:
+        """Rule 1 of `generations`. The channel that comes along is used if it is of a new process."""
+        value = message.value
+        slot = self._slot(value["family"])
+        generation = slot.generations.get(value["generation"])
+        if generation is None:
+            generation = Generation(value["generation"], value["version"], value["meta"], Window(time.monotonic()))
+        if generation.sender is None or generation.process != value["process"]:
+            if generation.sender is not None:
+                generation.sender.close()
+                slot.lost(generation)
+            generation.sender = self._channel(slot, generation, message.fds[0])
+            generation.process = value["process"]
+        else:
+            message.close()
+        before = time.perf_counter_ns()
+        slot.publish(generation)
+        return {"publish_ns": time.perf_counter_ns() - before}
+
+    def retire(self, _parent: Parent, message: Message) -> Value:
+        """Rule 4 of `generations`."""
+        slot = self._slot(message.value["family"])
+        slot.retire(message.value["generation"], lambda: os.close(message.fds[0]))
+        return {}
+
+    def window(self, _parent: Parent, message: Message) -> Value:
+        """Rule 5 of `generations`; {} for a generation that is not here."""
+        generation = self._slot(message.value["family"]).generations.get(message.value["generation"])
+        return {} if generation is None else _window(generation)
+
+    def state(self, _parent: Parent, _message: Message) -> Value:
+        """What is loaded and current, and what waits."""
+        slots = {
+            family: {
+                "current": None if slot.current is None else slot.current.number,
+                "ready": slot.is_ready,
+                "generations": sorted(slot.generations),
+                "waiting": len(slot.waiting),
+                "refused": slot.refused,
+            }
+            for family, slot in (self._app.slots if self._app else {}).items()
+        }
+        return {"slots": slots, "connections": self._server.connections if self._server else 0}
+
+    def facts(self, _parent: Parent, _message: Message) -> Value:
+        """What is loaded into this process, for tests and `status`."""
+        return {"modules": sorted(sys.modules), "uid": os.geteuid()}
+
+    def _slot(self, family: str) -> Slot:
+        assert self._app is not None
+        assert self._limits is not None
+        if family not in self._app.slots:
+            first = int.from_bytes(os.urandom(7), "big")
+            limits = self._limits
+            self._app.slots[family] = Slot(
+                family, max_waiting=limits.max_waiting, wait_s=limits.wait_s, first_number=first
+            )
+        return self._app.slots[family]
+
+    def _channel(self, slot: Slot, generation: Generation, fd: int) -> RequestChannel:
+        assert self._limits is not None
+        channel: RequestChannel
+
+        def lost() -> None:
+            if generation.sender is channel:
+                slot.lost(generation)
+
+        channel = RequestChannel(
+            self._loop,
+            fd,
+            max_answer_bytes=self._limits.max_kept_bytes,
+            answered=lambda number, answer: slot.answered(generation, number, answer),
+            lost=lost,
+        )
+        return channel
+
+    def _watch_deadlines(self) -> None:
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        assert self._app is not None
+        assert self._limits is not None
+        for slot in self._app.slots.values():
+            slot.sweep(self._limits.answer_deadline_s)
+        self._sweeping = False
+        if not all(slot.is_idle for slot in self._app.slots.values()):
+            self._watch_deadlines()
+
+
+def _window(generation: Generation) -> dict[str, Any]:
+    window, now = generation.window, time.monotonic()
+    return {
+        "seconds": now - window.since_s,
+        "requests": window.requests,
+        "client_errors": window.client_errors,
+        "errors": window.errors,
+        "nan": window.nan,
+        "crashes": window.crashes,
+        "p50_us": window.busy.quantile_us(0.5),
+        "p95_us": window.busy.quantile_us(0.95),
+        "total_p50_us": window.total.quantile_us(0.5),
+        "total_p95_us": window.total.quantile_us(0.95),
+        "in_flight": len(generation.leases),
+        "oldest_in_flight_s": max((now - r.dispatched_s for r in generation.leases.values()), default=0.0),
+    }
+
+
+def _import_all(prepare: Callable[[], object] = lambda: None) -> None:
+    """Every module that the first request would otherwise import: the jail has closed their files by then."""
+
+    async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
+
+    async def load() -> None:
+        server_for(nothing)
+
+    asyncio.run(load())
+    prepare()
+
+
+async def _run(parent: Parent) -> None:
+    await FrontProcess(parent).run()
+
+
+def main() -> None:
+    """The process."""
+    parent, _ = start(_import_all)
+    asyncio.run(_run(parent))
+
+
+if __name__ == "__main__":
+    main()

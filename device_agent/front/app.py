@@ -1,0 +1,237 @@
+"""The Open Inference Protocol v2 over HTTP, as a bare ASGI app.
+
+Sources: the protocol's REST definition (KServe, "Open Inference Protocol"), Triton's binary tensor data extension.
+Rules:
+1. Bodies of inference are opaque here: they go to the model process and its answer goes back. No framework, no numpy:
+   the front's memory is part of what a device pays at rest.
+2. Every error is JSON `{"error": "..."}`: 400 the request, 404 the path or model, 405, 408, 413 too large, 503 with
+   `Retry-After` beyond a limit, 500 and 504 the model.
+3. Limits hold before bytes are kept: of one body, of all bodies that are here at a time, of connections.
+4. An answer's fields that come from outside are never put into a header.
+"""
+
+import asyncio
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bundle.version import VERSION
+from device_agent.front.generations import RETRY_AFTER_S, Generation, Request, RequestFailed, Slot
+from device_agent.runtime import wire
+from device_agent.runtime.wire import NO_JSON
+
+Scope = Mapping[str, Any]
+Receive = Callable[[], Awaitable[Mapping[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+EXTENSIONS: Final = ["binary_tensor_data"]
+PLATFORM: Final = "onnxruntime_onnx"
+DECIMAL: Final = re.compile(rb"[0-9]{1,15}")
+JSON_TYPE: Final = (b"content-type", b"application/json")
+BYTES_TYPE: Final = (b"content-type", b"application/octet-stream")
+JSON_LENGTH: Final = b"inference-header-content-length"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Attributes:
+    max_body_bytes: of one request.
+    max_kept_bytes: of all request bodies that are here at a time.
+    max_waiting: requests of a family that wait for its model.
+    max_connections: open ones.
+    wait_s: that a request waits for a model process at the most.
+    answer_deadline_s: that a model may take at the most.
+    """
+
+    max_body_bytes: int
+    max_kept_bytes: int
+    max_waiting: int
+    max_connections: int
+    wait_s: float
+    answer_deadline_s: float
+
+
+class App:
+    """The ASGI app.
+
+    Args:
+        limits: rule 3.
+        connections: tells how many are open.
+        on_work: called when a request waits or runs, so that deadlines are watched only then.
+    """
+
+    def __init__(self, limits: Limits, connections: Callable[[], int], on_work: Callable[[], None]) -> None:
+        self.slots: dict[str, Slot] = {}
+        self._limits = limits
+        self._connections = connections
+        self._on_work = on_work
+        self._kept_bytes = 0
+        self._loop = asyncio.get_running_loop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        try:
+            status, headers, body = await self._route(scope, receive)
+        except RequestFailed as error:
+            status, headers, body = _json(error.status, {"error": error.message})
+            if error.status == 503:
+                headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+            if error.status in (408, 413):
+                headers.append((b"connection", b"close"))  # the rest of the body is not read
+        headers.append((b"content-length", b"%d" % len(body)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _route(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
+        if self._connections() > self._limits.max_connections:
+            raise RequestFailed(503, f"more than {self._limits.max_connections} connections are open")
+        # split before unquoting: a %2F in a name is not a separator
+        parts = [urllib.parse.unquote(part) for part in bytes(scope["raw_path"]).decode("ascii").strip("/").split("/")]
+        if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
+            _expect(scope, "POST")
+            match parts[2:-1]:
+                case [family]:
+                    return await self._infer(scope, receive, self._slot(family), None)
+                case [family, "versions", version]:
+                    return await self._infer(scope, receive, self._slot(family), version)
+        _expect(scope, "GET", "HEAD")
+        return self._describe(parts)
+
+    def _describe(self, parts: list[str]) -> tuple[int, Headers, bytes]:
+        match parts:
+            case ["v2"]:
+                return _json(200, {"name": "airweights", "version": VERSION, "extensions": EXTENSIONS})
+            case ["v2", "health", "live"]:
+                return _json(200, {"live": True})
+            case ["v2", "health", "ready"]:
+                ready = bool(self.slots) and all(slot.is_ready for slot in self.slots.values())
+                return _json(200 if ready else 400, {"ready": ready})
+            case ["v2", "models", family]:
+                return _json(200, self._metadata(self._slot(family), None))
+            case ["v2", "models", family, "versions", version]:
+                return _json(200, self._metadata(self._slot(family), version))
+            case ["v2", "models", family, "ready"]:
+                return _ready(family, self._slot(family).current)
+            case ["v2", "models", family, "versions", version, "ready"]:
+                return _ready(family, self._slot(family).of_version(version))
+        raise RequestFailed(404, "no such path; expected /v2/... of the Open Inference Protocol")
+
+    def _metadata(self, slot: Slot, version: str | None) -> dict[str, Any]:
+        generation = slot.current if version is None else slot.of_version(version)
+        if generation is None:
+            raise RequestFailed(
+                404, f"model {slot.family!r} has no loaded version{'' if version is None else ' so named'}"
+            )
+        versions = sorted({g.version for g in slot.generations.values() if not g.is_retired})
+        return {"name": slot.family, "versions": versions, "platform": PLATFORM, **generation.meta}
+
+    def _slot(self, family: str) -> Slot:
+        slot = self.slots.get(family)
+        if slot is None:
+            raise RequestFailed(404, f"no model of this name; there is {', '.join(self.slots) or 'none'}")
+        return slot
+
+    async def _infer(
+        self, scope: Scope, receive: Receive, slot: Slot, version: str | None
+    ) -> tuple[int, Headers, bytes]:
+        flags, json_bytes, length = _framing(scope["headers"])
+        if length > self._limits.max_body_bytes:
+            raise RequestFailed(413, f"body of {length} bytes, at most {self._limits.max_body_bytes} are allowed")
+        kept = self._keep(length)
+        try:
+            body = await self._body(receive, length)
+            request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
+            slot.submit(request)
+            self._on_work()
+            answer = await request.outcome  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
+        finally:
+            self._kept_bytes -= kept
+        if answer.json_bytes == NO_JSON:
+            headers: Headers = [JSON_TYPE]
+        else:
+            headers = [BYTES_TYPE, (JSON_LENGTH, b"%d" % answer.json_bytes)]
+        if answer.is_gzip:
+            headers.append((b"content-encoding", b"gzip"))
+        return answer.status, headers, answer.body
+
+    def _keep(self, length: int) -> int:
+        # a body of unknown length counts as a whole one until it is here
+        kept = length if length >= 0 else self._limits.max_body_bytes
+        if self._kept_bytes + kept > self._limits.max_kept_bytes and self._kept_bytes:
+            raise RequestFailed(503, f"{self._kept_bytes} bytes of requests are here already")
+        self._kept_bytes += kept
+        return kept
+
+    async def _body(self, receive: Receive, length: int) -> bytes | bytearray:
+        message = await receive()
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body", False) and message["type"] == "http.request":
+            return self._checked(first, length)
+        body = bytearray(first)
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] != "http.request":
+                raise RequestFailed(408, "the client went away within its request")
+            body += message["body"]
+            if len(body) > self._limits.max_body_bytes:
+                raise RequestFailed(413, f"body of more than {self._limits.max_body_bytes} bytes")
+        return self._checked(body, length)
+
+    def _checked(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
+        if len(body) > self._limits.max_body_bytes:
+            raise RequestFailed(413, f"body of more than {self._limits.max_body_bytes} bytes")
+        if length >= 0 and len(body) != length:
+            raise RequestFailed(408, "the client went away within its request")
+        return body
+
+
+def _framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:
+    """Flags for the wire, bytes of the JSON part, Content-Length or -1. Raises RequestFailed."""
+    flags, json_bytes, length = 0, NO_JSON, -1
+    for name, value in headers:
+        if name == b"content-length":
+            length = _decimal(name, value)
+        elif name == JSON_LENGTH:
+            json_bytes = _decimal(name, value)
+            if json_bytes >= NO_JSON:
+                raise RequestFailed(400, "Inference-Header-Content-Length is too large")
+        elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
+            if value.strip().lower() != b"gzip":
+                raise RequestFailed(415, "Content-Encoding: expected gzip or identity")
+            flags |= wire.GZIP_BODY
+        elif name == b"accept-encoding" and _accepts_gzip(value):
+            flags |= wire.GZIP_ANSWER
+    return flags, json_bytes, length
+
+
+def _accepts_gzip(value: bytes) -> bool:
+    for item in value.lower().split(b","):
+        coding, _, weight = item.partition(b";")
+        if coding.strip() == b"gzip" and not re.fullmatch(rb"\s*q=0(\.0*)?\s*", weight):
+            return True
+    return False
+
+
+def _decimal(name: bytes, value: bytes) -> int:
+    if not DECIMAL.fullmatch(value.strip()):
+        raise RequestFailed(400, f"{name.decode()}: expected a decimal number")
+    return int(value)
+
+
+def _expect(scope: Scope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        raise RequestFailed(405, f"method {scope['method'][:20]!r}, expected {' or '.join(methods)}")
+
+
+def _ready(family: str, generation: Generation | None) -> tuple[int, Headers, bytes]:
+    ready = generation is not None and generation.sender is not None
+    return _json(200 if ready else 400, {"name": family, "ready": ready})
+
+
+def _json(status: int, value: Mapping[str, Any]) -> tuple[int, Headers, bytes]:
+    return status, [JSON_TYPE], json.dumps(value).encode()

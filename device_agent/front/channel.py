@@ -1,0 +1,125 @@
+"""The front's end of a request channel: frames to a model process and its answers, on the event loop."""
+
+import asyncio
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+
+from device_agent.front.generations import Request
+from device_agent.runtime import wire
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Answer, Head, WireError
+
+Answered = Callable[[int, Answer], None]
+
+
+class RequestChannel:
+    """A `generations.Sender` over a SOCK_SEQPACKET socket.
+
+    Args:
+        loop: that calls back.
+        fd: of the socket, owned from here on.
+        max_answer_bytes: of a body; a process that sends more is as good as dead.
+        answered: called for each answer.
+        lost: called once, when the process is gone or broke the rules of the frames.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        *,
+        max_answer_bytes: int,
+        answered: Answered,
+        lost: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._max_answer_bytes = max_answer_bytes
+        self._answered = answered
+        self._lost = lost
+        self._outbox: deque[Request] = deque()
+        self._is_open = True
+        loop.add_reader(self._socket.fileno(), self._read)
+
+    def send(self, request: Request) -> None:
+        """Send a request, later if the socket is full."""
+        if self._outbox:
+            self._outbox.append(request)
+            return
+        try:
+            self._write(request)
+        except BlockingIOError:
+            self._outbox.append(request)
+            self._loop.add_writer(self._socket.fileno(), self._flush)
+        except (OSError, WireError):
+            # not from here: the caller is in the middle of its own bookkeeping
+            self._loop.call_soon(self._end)
+
+    def close(self) -> None:
+        """Of a drained generation."""
+        if self._is_open:
+            self._is_open = False
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+            self._socket.close()
+
+    def _write(self, request: Request) -> None:
+        head = Head(wire.REQUEST, request.flags, 0, request.json_bytes, request.number, len(request.body))
+        wire.send_frame(self._socket, head, (request.body,))
+
+    def _flush(self) -> None:
+        try:
+            while self._outbox:
+                self._write(self._outbox[0])
+                self._outbox.popleft()
+        except BlockingIOError:
+            return
+        except (OSError, WireError):
+            self._end()
+            return
+        self._loop.remove_writer(self._socket.fileno())
+
+    def _read(self) -> None:
+        try:
+            number, answer = self._receive()
+        except BlockingIOError:
+            return
+        except (OSError, WireError):
+            self._end()
+            return
+        self._answered(number, answer)
+
+    def _receive(self) -> tuple[int, Answer]:
+        data, ancillary, flags, _ = self._socket.recvmsg(
+            wire.MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = [struct.unpack_from("i", payload)[0] for *_, payload in ancillary if len(payload) >= 4]
+        try:
+            if not data:
+                raise WireError("the model process closed the channel")
+            head = Head.unpack(data)
+            if head.kind != wire.ANSWER or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise WireError("not an answer")
+            if not 200 <= head.status < 600 or (head.json_bytes != NO_JSON and head.json_bytes > head.size):
+                raise WireError(f"answer with status {head.status} and {head.json_bytes} bytes of JSON")
+            if head.flags & wire.IN_MEMFD:
+                if len(fds) != 1:
+                    raise WireError("a large answer without its memfd")
+                body = wire.read_memfd(fds[0], head, self._max_answer_bytes)
+            else:
+                body = data[HEAD_BYTES + head.padding :]
+                if len(body) != head.size:
+                    raise WireError(f"answer of {len(body)} bytes, {head.size} announced")
+        finally:
+            for fd in fds:
+                os.close(fd)
+        has_nan, is_gzip = bool(head.flags & wire.HAS_NAN), bool(head.flags & wire.GZIP_ANSWER)
+        return head.number, Answer(head.status, head.json_bytes, body, has_nan, head.busy_us, is_gzip)
+
+    def _end(self) -> None:
+        if self._is_open:
+            self.close()
+            self._lost()

@@ -1,0 +1,19 @@
+"""What the supervisor works with: bundles in memfds, model processes, the front, the probe."""
+
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.front_handle import Front, ServeConfig, WindowStats
+from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
+from device_agent.runtime.probing import ProbeBaseline, ProbeReport, probe
+
+__all__ = [
+    "BundleFds",
+    "Front",
+    "GenerationSpec",
+    "ModelProcess",
+    "ProbeBaseline",
+    "ProbeReport",
+    "ServeConfig",
+    "WindowStats",
+    "probe",
+    "sealed_memfd",
+]

@@ -1,0 +1,46 @@
+"""Latencies in few numbers: a histogram with logarithmic buckets.
+
+A bucket is a factor of 2^(1/8) wide, so a quantile is off by at most 4.5 %. It covers 1 µs to 20 minutes; what lies
+outside counts in the first or last bucket.
+"""
+
+import math
+from typing import Final
+
+BUCKETS_PER_DOUBLING: Final = 8
+DOUBLINGS: Final = 30
+BUCKETS: Final = BUCKETS_PER_DOUBLING * DOUBLINGS + 1
+
+
+class LatencyHistogram:
+    """Counts of durations. Not thread-safe."""
+
+    __slots__ = ("count", "counts", "total_us")
+
+    def __init__(self) -> None:
+        self.counts = [0] * BUCKETS
+        self.count = 0
+        self.total_us = 0
+
+    def add(self, duration_us: int) -> None:
+        """Count one duration, in microseconds."""
+        index = int(math.log2(duration_us) * BUCKETS_PER_DOUBLING) if duration_us > 1 else 0
+        self.counts[min(index, BUCKETS - 1)] += 1
+        self.count += 1
+        self.total_us += duration_us
+
+    def quantile_us(self, share: float) -> int | None:
+        """The duration that `share` (0 to 1) of the counted ones do not exceed, in microseconds; None without any."""
+        if not self.count:
+            return None
+        left = share * self.count
+        for index, count in enumerate(self.counts):
+            left -= count
+            if count and left <= 0:
+                return round(2 ** ((index + 0.5) / BUCKETS_PER_DOUBLING)) if index else 1
+        return None
+
+    def below(self, bound_us: float) -> int:
+        """How many of them lie in buckets that end at or below `bound_us`."""
+        last = int(math.log2(bound_us) * BUCKETS_PER_DOUBLING) if bound_us > 1 else 0
+        return sum(self.counts[:last])

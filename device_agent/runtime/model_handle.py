@@ -1,0 +1,154 @@
+"""A model process, as the supervisor holds it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bundle.manifest import Contract
+from device_agent.children import Child
+from device_agent.errors import ChildDied, ChildTimeout, ModelProcessUnfit
+from device_agent.jail import JailPolicy
+from device_agent.runtime.bundle_fds import BundleFds
+
+MODULE: Final = "device_agent.model_process"
+LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """One generation of a family.
+
+    Attributes:
+        family: whose requests it answers.
+        generation: number that the supervisor gives; one bundle can come back under another number.
+        version, variant: of the release.
+        contract: of the variant.
+        threads: of the model's intra-op pool; 0: one a processor, at most 4.
+        max_body_bytes: of a request once decompressed.
+    """
+
+    family: str
+    generation: int
+    version: str
+    variant: str
+    contract: Contract
+    threads: int = 0
+    max_body_bytes: int = MAX_BODY_BYTES
+
+    def as_json(self) -> dict[str, Any]:
+        """For the children."""
+        return {
+            "family": self.family,
+            "generation": self.generation,
+            "version": self.version,
+            "variant": self.variant,
+            "contract": self.contract.as_json(),
+            "threads": self.threads,
+            "max_body_bytes": self.max_body_bytes,
+        }
+
+
+class ModelProcess:
+    """One loaded and warmed generation in a child process. Made by `start`; `stop` unloads it.
+
+    Attributes:
+        spec: what was asked for.
+        load_us, warm_us: microseconds of session creation and of the golden runs.
+        channel: the front's end of the request channel, kept so that a restarted front can take it over.
+    """
+
+    def __init__(self, child: Child, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
+        self._child = child
+        self.spec = spec
+        self.load_us = int(facts["load_us"])
+        self.warm_us = int(facts["warm_us"])
+        self.channel = channel
+
+    @classmethod
+    def start(
+        cls,
+        bundle: BundleFds,
+        spec: GenerationSpec,
+        jail: JailPolicy | None = None,
+        *,
+        deadline_s: float = LOAD_DEADLINE_S,
+    ) -> "ModelProcess":
+        """Load a bundle's model in a new process and warm it on the golden inputs.
+
+        Args:
+            bundle: still the caller's; it can be closed afterwards.
+            spec: of the generation.
+            jail: of the process.
+            deadline_s: for loading and warming.
+
+        Raises:
+            Unfit: ModelUnfit, ContractUnfit, InferenceUnfit or ModelProcessUnfit.
+            Refused: the golden vectors are malformed.
+            Unavailable: no process can be started, or no jail.
+        """
+        child = Child.start(MODULE, jail or JailPolicy())
+        value, fds = bundle.as_message()
+        try:
+            loaded = child.call("load", {**spec.as_json(), "bundle": value}, fds, deadline_s=deadline_s)
+        except (ChildDied, ChildTimeout) as error:
+            child.kill()
+            raise ModelProcessUnfit(error.message) from error
+        except BaseException:
+            child.kill()
+            raise
+        return cls(child, spec, loaded.value, loaded.fds[0])
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._child.pid
+
+    @property
+    def jailed(self) -> bool:
+        """It is confined."""
+        return self._child.jail.confined
+
+    def alive(self) -> bool:
+        """It has not ended."""
+        return self._child.alive()
+
+    def fileno(self) -> int:
+        """A pidfd: readable once it has ended."""
+        return self._child.fileno()
+
+    def resident_bytes(self) -> int:
+        """VmRSS; 0 once it has ended."""
+        return self._child.memory_bytes("VmRSS")
+
+    def peak_bytes(self) -> int:
+        """VmHWM; 0 once it has ended."""
+        return self._child.memory_bytes("VmHWM")
+
+    def cpu_s(self) -> float:
+        """Processor seconds so far."""
+        return self._child.cpu_s()
+
+    def facts(self) -> dict[str, Any]:
+        """What is loaded into the process: {"modules": [...], "uid": ...}."""
+        return self._child.call("facts", deadline_s=30).value
+
+    def ended_how(self) -> str:
+        """How it ended, for a message."""
+        return self._child.ended_how()
+
+    def stop(self) -> None:
+        """End the process; any number of times. Retire its generation in the front first."""
+        self._child.stop()
+        self._close_channel()
+
+    def kill(self) -> None:
+        """End it at once, for a process that hangs in native code."""
+        self._child.kill()
+        self._close_channel()
+
+    def _close_channel(self) -> None:
+        if self.channel >= 0:
+            os.close(self.channel)
+            self.channel = -1

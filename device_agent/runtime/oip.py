@@ -1,0 +1,38 @@
+"""The Open Inference Protocol's words for a model: datatypes and metadata. No numpy: the supervisor says them too."""
+
+from typing import Any, Protocol
+
+from bundle.manifest import Contract, TensorSpec
+
+
+class Described(Protocol):
+    """What metadata is made of."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def variant(self) -> str: ...
+
+
+def oip_datatype(spec: TensorSpec) -> str:
+    """The protocol's name of a tensor's dtype; bfloat16 is BF16, which requests can not carry here."""
+    if spec.dtype in ("string", "bool"):
+        return {"string": "BYTES", "bool": "BOOL"}[spec.dtype]
+    if spec.dtype == "bfloat16":
+        return "BF16"
+    return spec.dtype.upper().replace("FLOAT", "FP")
+
+
+def metadata(described: Described) -> dict[str, Any]:
+    """`inputs` and `outputs` of the model metadata, a size that varies as -1; the variant as a parameter."""
+    return {
+        "inputs": [_tensor(spec) for spec in described.contract.inputs],
+        "outputs": [_tensor(spec) for spec in described.contract.outputs],
+        "parameters": {"variant": described.variant},
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in spec.shape]
+    return {"name": spec.name, "datatype": oip_datatype(spec), "shape": shape}

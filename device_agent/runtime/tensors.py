@@ -1,0 +1,171 @@
+"""Tensors of the Open Inference Protocol v2: datatype names, JSON lists and raw bytes to numpy arrays and back.
+
+Sources: the protocol's "Tensor Data" and Triton's binary tensor data extension. Rules:
+1. Nothing is converted silently: an integer tensor takes only integers within its range, BOOL only booleans, BYTES only
+   strings. A float tensor takes any number, but not NaN or infinity, which are not JSON.
+2. JSON data may be nested or flat, row-major; its count must be the shape's.
+3. Raw data is little-endian, row-major, exactly the shape's bytes. A BYTES element is u32 length ‖ UTF-8.
+4. In a JSON answer NaN and infinity, which JSON does not have, are null.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from device_agent.errors import RequestInvalid
+
+Array = npt.NDArray[Any]
+
+DATATYPES: Final[dict[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype("<u1"),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype("<i1"),
+    "INT16": np.dtype("<i2"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(object),
+}
+_NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
+MAX_ELEMENTS: Final = 2**40
+
+
+def datatype_of(dtype: np.dtype[Any]) -> str:
+    """The protocol's name. Raises KeyError for a dtype that it does not have."""
+    return _NAMES[dtype]
+
+
+def elements(shape: Sequence[int], name: str) -> int:
+    """Their number. Raises RequestInvalid for more than MAX_ELEMENTS."""
+    count = 1
+    for size in shape:
+        count *= size
+    if count > MAX_ELEMENTS:
+        raise RequestInvalid(f"input {name!r}: shape {list(shape)} has {count} elements")
+    return count
+
+
+def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> Array:
+    """The array of an input's `data` (rules 1 and 2). Raises RequestInvalid."""
+    count = elements(shape, name)
+    if not isinstance(data, list):
+        raise RequestInvalid(f"input {name!r}: data is {type(data).__name__}, expected a list")
+    if datatype == "BYTES":
+        flat = list(_flat_strings(data, name))
+        _expect_count(len(flat), count, shape, name)
+        array: Array = np.empty(count, object)
+        array[:] = flat
+        return array.reshape(tuple(shape))
+    dtype = DATATYPES[datatype]
+    try:
+        found = np.array(data) if data else np.empty(0, dtype)
+    except (ValueError, OverflowError) as error:
+        raise RequestInvalid(f"input {name!r}: data is ragged, or a number is out of range") from error
+    allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
+    if found.dtype.kind not in allowed:
+        # integers beyond 64 bits become objects, null too
+        raise RequestInvalid(f"input {name!r}: data does not hold {datatype} values only")
+    _expect_count(found.size, count, shape, name)
+    if dtype.kind in "iu" and found.size:
+        limits = np.iinfo(dtype)
+        if found.min() < limits.min or found.max() > limits.max:
+            raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(found.reshape(tuple(shape)).astype(dtype))
+
+
+def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
+    """The array of an input's raw bytes (rule 3), without a copy where it is aligned. Raises RequestInvalid."""
+    count = elements(shape, name)
+    if datatype == "BYTES":
+        return _strings_from_bytes(data, count, shape, name)
+    dtype = DATATYPES[datatype]
+    if len(data) != count * dtype.itemsize:
+        raise RequestInvalid(
+            f"input {name!r}: {len(data)} bytes of data, expected {count * dtype.itemsize} for {datatype} {list(shape)}"
+        )
+    if datatype == "BOOL" and count and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+        raise RequestInvalid(f"input {name!r}: BOOL data has a byte other than 0 and 1")
+    array = np.frombuffer(data, dtype).reshape(tuple(shape))
+    return array if array.flags.aligned else array.copy()
+
+
+def to_json(array: Array) -> list[Any]:
+    """The flat `data` list of an output (rule 4)."""
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        flat = array.astype(np.float64).reshape(-1)
+        return [float(value) if np.isfinite(value) else None for value in flat]
+    if array.dtype.kind == "O":
+        return [_text(value) for value in array.reshape(-1)]
+    return list(array.reshape(-1).tolist())
+
+
+def to_bytes(array: Array) -> memoryview:
+    """The raw data of an output (rule 3), without a copy where it is contiguous."""
+    if array.dtype.kind == "O":
+        encoded = [_text(value).encode() for value in array.reshape(-1)]
+        return memoryview(b"".join(struct.pack("<I", len(item)) + item for item in encoded))
+    # a view of bytes: memoryview knows no float16, and none of an empty shape
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def has_non_finite(array: Array) -> bool:
+    """A float array with NaN or infinity in it."""
+    if array.dtype.kind != "f" or not array.size:
+        return False
+    # one pass and no temporary in the usual case: a sum is finite only if all its terms are
+    with np.errstate(all="ignore"):
+        total = array.sum(dtype=np.float32 if array.dtype.itemsize < 4 else None)
+    return not np.isfinite(total) and not bool(np.isfinite(array).all())
+
+
+def _flat_strings(data: list[object], name: str) -> "list[str]":
+    flat: list[str] = []
+    for item in data:
+        if isinstance(item, list):
+            flat.extend(_flat_strings(item, name))
+        elif isinstance(item, str):
+            flat.append(item)
+        else:
+            raise RequestInvalid(f"input {name!r}: data holds {type(item).__name__}, expected strings")
+    return flat
+
+
+def _strings_from_bytes(data: memoryview, count: int, shape: Sequence[int], name: str) -> Array:
+    found: list[str] = []
+    offset = 0
+    while offset < len(data):
+        if len(data) - offset < 4:
+            raise RequestInvalid(f"input {name!r}: BYTES data ends within a length")
+        (length,) = struct.unpack_from("<I", data, offset)
+        offset += 4
+        if length > len(data) - offset:
+            raise RequestInvalid(f"input {name!r}: BYTES data ends within an element of {length} bytes")
+        try:
+            found.append(str(data[offset : offset + length], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise RequestInvalid(f"input {name!r}: BYTES element {len(found)} is not UTF-8") from error
+        offset += length
+        if len(found) > count:
+            break
+    _expect_count(len(found), count, shape, name)
+    array: Array = np.empty(count, object)
+    array[:] = found
+    return array.reshape(tuple(shape))
+
+
+def _expect_count(found: int, expected: int, shape: Sequence[int], name: str) -> None:
+    if found != expected:
+        raise RequestInvalid(f"input {name!r}: {found} elements of data, expected {expected} for shape {list(shape)}")
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

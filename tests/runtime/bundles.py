@@ -1,0 +1,135 @@
+"""Plain bundles in memfds, made of models that are made here and now."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from bundle.golden import GoldenSample, write_golden
+from bundle.manifest import Contract, TensorSpec
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.tensors import Array
+
+DTYPES: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.DOUBLE: "float64",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.INT64: "int64",
+    TensorProto.INT32: "int32",
+    TensorProto.INT16: "int16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT64: "uint64",
+    TensorProto.UINT32: "uint32",
+    TensorProto.UINT16: "uint16",
+    TensorProto.UINT8: "uint8",
+    TensorProto.BOOL: "bool",
+    TensorProto.STRING: "string",
+}
+ENUMS = {name: number for number, name in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A bundle and what its manifest would say of it."""
+
+    fds: BundleFds
+    contract: Contract
+
+    def spec(self, generation: int, *, family: str = "toy", version: str | None = None) -> GenerationSpec:
+        """The spec of a generation; version "1.0.<generation>" unless given."""
+        return GenerationSpec(family, generation, version or f"1.0.{generation}", "fp32", self.contract, threads=1)
+
+    def process(self, generation: int, *, family: str = "toy") -> ModelProcess:
+        """A loaded process."""
+        return ModelProcess.start(self.fds, self.spec(generation, family=family))
+
+
+def contract_of(model: onnx.ModelProto) -> Contract:
+    """As the graph says."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    return Contract(tuple(map(_spec, inputs)), tuple(map(_spec, model.graph.output)))
+
+
+@contextmanager
+def plain(
+    model: onnx.ModelProto | bytes,
+    samples: list[Mapping[str, Array]] | None = None,
+    *,
+    contract: Contract | None = None,
+    external: Mapping[str, bytes] | None = None,
+    damage: Callable[[dict[str, Array]], None] | None = None,
+) -> Iterator[Plain]:
+    """A bundle of a model; its golden answers are its own, `damage` changes them."""
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    if contract is None:
+        assert isinstance(model, onnx.ModelProto)
+        contract = contract_of(model)
+    files = {"toy/fp32/model.onnx": sealed_memfd("model", data)}
+    for name, content in (external or {}).items():
+        files[f"toy/fp32/{name}"] = sealed_memfd("external", content)
+    bundle = BundleFds(files, "toy/fp32/model.onnx", None, tuple(f"toy/fp32/{name}" for name in external or {}))
+    if samples:
+        loaded = LoadedModel.load(bundle, threads=1)
+        goldens = [GoldenSample(dict(sample), loaded.run(sample)) for sample in samples]
+        for golden in goldens:
+            if damage is not None:
+                damage(golden.outputs)
+        files["golden.safetensors"] = sealed_memfd("golden", write_golden(tuple(goldens)))
+        bundle = BundleFds(files, bundle.model, "golden.safetensors", bundle.external)
+    try:
+        yield Plain(bundle, contract)
+    finally:
+        bundle.close()
+
+
+@contextmanager
+def front(**settings: object) -> Iterator[Front]:
+    """A front on a free loopback port."""
+    started = Front.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def scale(factor: float, *, size: int | str = 4, dtype: str = "float32", opset: int = 17) -> onnx.ModelProto:
+    """x [size] -> y [size] = factor * x; a generation can be told by its answers."""
+    enum = ENUMS[dtype]
+    constant = helper.make_tensor("factor", enum, [], [factor])
+    node = helper.make_node("Mul", ["x", "factor"], ["y"])
+    return graph([node], [("x", dtype, [size])], [("y", dtype, [size])], [constant], opset)
+
+
+def graph(
+    nodes: list[onnx.NodeProto],
+    inputs: list[tuple[str, str, list[int | str]]],
+    outputs: list[tuple[str, str, list[int | str]]],
+    constants: list[TensorProto] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """A model of one graph."""
+    body = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info(name, ENUMS[dtype], shape) for name, dtype, shape in inputs],
+        [helper.make_tensor_value_info(name, ENUMS[dtype], shape) for name, dtype, shape in outputs],
+        constants or [],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def floats(*values: float) -> Array:
+    """float32 [n]."""
+    return np.array(values, np.float32)
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_param or int(dim.dim_value) for dim in tensor.shape.dim)
+    return TensorSpec(value.name, DTYPES[tensor.elem_type], shape)
