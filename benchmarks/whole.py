@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "startup_s": {
                 "packager --help": start_up([sys.executable, "-m", "packager", "--help"]),
                 "device-agent status": start_up(
-                    [sys.executable, "-m", "device_agent", "--config", str(kept / "device" / "config.toml"), "status"]
+                    [sys.executable, "-P", "-m", "device_agent", "--config", str(kept / "device" / "config.toml"), "status"]
                 ),
             },
         }
@@ -61,7 +61,7 @@ def run_demo(kept: Path, models: Sequence[str], inputs: str | None) -> dict[str,
 def at_rest(config: Path) -> list[dict[str, Any]]:
     """Resident memory and CPU of each process of a serving agent that nobody asks anything."""
     daemon = subprocess.Popen(
-        [sys.executable, "-m", "device_agent", "--config", str(config), "run"],
+        [sys.executable, "-P", "-m", "device_agent", "--config", str(config), "run"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -127,7 +127,7 @@ class Device:
         return lines[-1] if lines else "it said nothing"
 
     def _command(self) -> list[str]:
-        return [sys.executable, "-m", "device_agent", "--config", str(self._config)]
+        return [sys.executable, "-P", "-m", "device_agent", "--config", str(self._config)]
 
     def _run(self, command: str, *arguments: str, any_exit: bool = False) -> Report:
         done = subprocess.run(

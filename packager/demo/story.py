@@ -11,24 +11,29 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
+
+from keys.signers import signers_from
 
 from bundle.frames import Secret
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
-from keys.signers import signers_from
 from packager.demo.client import InferenceClient, InferenceUnavailable
 from packager.demo.device import Device, DeviceSettings, Report
 from packager.demo.disk import files_with_plain_model
+from packager.demo.report import Claim, DemoReport
 from packager.demo.site import Site
 from packager.demo.subject import Prediction, Subject, live_samples
-from packager.demo.traffic import Latency, Traffic, now_s, split_at
+from packager.demo.traffic import Latency, Request, Traffic, now_s, split_at
 from packager.release import ReleaseReport, run_release
 from packager.release_file import parse_release_file
 from packager.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
 
 COHORT: Final = "default"
 CHANNEL: Final = "stable"
@@ -38,46 +43,6 @@ PROBATION_MIN_REQUESTS: Final = 20
 SETTLE_S: Final = 1.5  # of load before and after an update, to have something to compare with
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Something the demo set out to show, and what was seen."""
-
-    claim: str
-    held: bool
-    seen: str
-
-
-@dataclass(slots=True)
-class DemoReport:
-    """What `packager demo --json` prints.
-
-    Attributes:
-        bytes: release → variant → {"patch", "full"}: blob sizes from the base and from nothing.
-        seconds: by step.
-        refusals, rollbacks: {"attempt", "reason"}.
-        latency: milliseconds before, during and after the update, and of the variants at build time.
-    """
-
-    requests_sent: int = 0
-    requests_failed: int = 0
-    bytes: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    refusals: list[dict[str, str]] = field(default_factory=list)
-    rollbacks: list[dict[str, str]] = field(default_factory=list)
-    predictions: list[Prediction] = field(default_factory=list)
-    latency: dict[str, Any] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Every claim held, and there were some."""
-        return bool(self.claims) and all(claim.held for claim in self.claims)
-
-    def as_json(self) -> dict[str, object]:
-        """The one object on stdout (docs/schemas/demo.json)."""
-        return {"ok": self.ok, **asdict(self)}
 
 
 class Story:
@@ -136,7 +101,7 @@ class Story:
 
     def release_the_first(self) -> None:
         self._title(f"Release 1.0.0 of {self._subject.family}: {self._subject.title}")
-        report = self._release("1.0.0", self._subject.old)
+        report = self._release("1.0.0", self._subject.old, None)
         self._tell_variants(report)
         shutil.copytree(self._repo.published, self._folder / "mirror-of-then")
 
@@ -174,16 +139,15 @@ class Story:
 
     def update_under_load(self) -> None:
         self._title("Release 1.1.0 arrives while requests keep coming")
-        with self._load() as traffic:
+        with self._load() as load:
             time.sleep(SETTLE_S)
             start = now_s()
-            report = self._release("1.1.0", self._subject.new, raises_floor=True)
+            report = self._release("1.1.0", self._subject.new, "1.0.0", raises_floor=True)
             update_start = now_s()
             update = self._agent.update()
             end = now_s()
             time.sleep(SETTLE_S)
-        requests = traffic.stop()
-        self._traffic = None
+        requests = load.requests
         self._tell_variants(report)
         self._tell_update(update)
         failed = sum(not request.ok for request in requests)
@@ -211,30 +175,28 @@ class Story:
 
     def refuse_damaged_weights(self) -> None:
         self._title("A release whose weights were damaged after the gate")
-        self._release("1.2.0", self._subject.new, drill="damaged-weights")
+        self._release("1.2.0", self._subject.new, "1.1.0", drill="damaged-weights")
         update = self._agent.update()
         self._refused("damaged weights", update, still="1.1.0")
 
     def roll_back_live_failure(self) -> None:
         self._title("A release that passes the trial and fails only under live requests")
-        self._release("1.3.0", self._subject.new, drill="live-nan")
-        with self._load() as traffic:
+        self._release("1.3.0", self._subject.new, "1.1.0", drill="live-nan")
+        with self._load() as load:
             update = self._agent.update()
-        requests = traffic.stop()
-        self._traffic = None
-        bad = sum(not (request.ok and request.finite) for request in requests)
+        bad = sum(not (request.ok and request.finite) for request in load.requests)
         outcome, reason = str(update.get("outcome")), str(update.get("reason"))
         self.report.rollbacks.append({"attempt": "NaN under live requests", "reason": reason})
-        self._line(f"{outcome}: {reason}; {bad} of {len(requests)} answers were bad before it was taken back")
+        self._line(f"{outcome}: {reason}; {bad} of {len(load.requests)} answers were bad before it was taken back")
         self._claim(
             "a release that fails live is caught in probation and rolled back",
-            outcome == "rolled-back" and self._serves("1.1.0"),
+            outcome == "rolled-back" and self._served_version() == "1.1.0",
             f"{reason}, serving {self._served_version()}",
         )
 
     def refuse_tampering(self) -> None:
         self._title("Tampering on the way")
-        self._release("1.4.0", self._subject.old)
+        self._release("1.4.0", self._subject.old, "1.1.0")
         manifest = self._manifest("1.4.0")
         blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
         with _all_replaced(self._served, {f"blobs/{b[:2]}/{b}": self._flipped(f"blobs/{b[:2]}/{b}") for b in blobs}):
@@ -250,14 +212,16 @@ class Story:
             self._refused("replayed old metadata", self._agent.update(), still="1.1.0")
         old = self._manifest("1.0.0")
         now = self._repo.rollout(self._subject.family, CHANNEL)
-        self._sign_rollout(_select(old))
+        # whoever stole the online keys can sign this, and would not rehearse it first
+        self._sign_rollout(_select(old), forged=True)
         self._refused("older release (rollback attack)", self._agent.update(), still="1.1.0")
         assert now is not None
         self._sign_rollout(now)
 
     def go_on_after_all_that(self) -> None:
         self._title("After all that, an honest release still arrives")
-        update = self._agent.update() if self._traffic else self._update_under_light_load()
+        with self._load():
+            update = self._agent.update()
         self._tell_update(update)
         self._claim("the device still takes an honest release", _is_on(update, "1.4.0"), _seen(update))
         found = [
@@ -283,3 +247,203 @@ class Story:
     def _agent(self) -> Device:
         assert self._device is not None
         return self._device
+
+    def _release(
+        self, version: str, model: Path, base: str | None, *, drill: str | None = None, raises_floor: bool = False
+    ) -> ReleaseReport:
+        path = self._folder / f"release-{version}.toml"
+        floor = self._repo.next_counter(self._subject.family) if raises_floor else None
+        path.write_text(_release_toml(self._subject, version, model, drill, floor, base), "utf-8")
+        with self._timed(f"release-{version}"):
+            report = run_release(parse_release_file(path), self._repo, self._signers())
+        assert report.manifest is not None
+        self.report.bytes[version] = {name: _sizes(report.manifest, name) for name in report.variants}
+        return report
+
+    def _signers(self) -> "list[Signer]":
+        return signers_from(self._keys, self._passphrase)
+
+    def _manifest(self, version: str) -> Manifest:
+        manifest = self._repo.manifest(self._subject.family, version)
+        assert manifest is not None
+        return manifest
+
+    def _sign_rollout(self, rollout: Rollout, *, forged: bool = False) -> None:
+        self._repo.stage_rollout(rollout, forged=forged)
+        self._repo.sign(self._signers())
+        self._repo.publish(rehearse=not forged)
+
+    def _admit(self, request: Path, fingerprint: str) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def _load(self) -> Iterator["Load"]:
+        load = Load()
+        self._traffic = Traffic(self._agent.address, self._subject.family, self._subject.live, RATE_HZ)
+        yield load
+        load.requests = self._traffic.stop()
+        self._traffic = None
+
+    def _ask(self) -> list[Prediction]:
+        client = InferenceClient(self._agent.address, self._subject.family)
+        try:
+            out = []
+            samples = live_samples(self._subject.live, len(self._subject.names))
+            for name, sample in zip(self._subject.names, samples, strict=True):
+                label, score = self._subject.read(client.infer(sample).outputs)
+                out.append(Prediction(name, label, round(score, 6)))
+            return out
+        finally:
+            client.close()
+
+    def _served_version(self) -> str:
+        client = InferenceClient(self._agent.address, self._subject.family)
+        try:
+            return client.infer(live_samples(self._subject.live, 1)[0]).version
+        except InferenceUnavailable as error:
+            return error.message
+        finally:
+            client.close()
+
+    def _flipped(self, path: str) -> bytes:
+        data = bytearray((self._repo.published / path).read_bytes())
+        data[len(data) // 2] ^= 1
+        return bytes(data)
+
+    def _refused(self, attempt: str, update: Report, *, still: str) -> None:
+        outcome, reason = str(update.get("outcome")), str(update.get("reason"))
+        self.report.refusals.append({"attempt": attempt, "reason": reason})
+        self._line(f"{attempt}: {outcome}, {reason}: {update.get('detail') or ''}")
+        serving = self._served_version()
+        self._claim(
+            f"refused and still serving: {attempt}",
+            outcome in ("refused", "unfit", "unavailable") and serving == still,
+            f"{reason}, serving {serving}",
+        )
+
+    def _tell_variants(self, report: ReleaseReport) -> None:
+        for name, row in report.variants.items():
+            sizes = self.report.bytes[report.version][name]
+            self._line(
+                f"{name}: {row['plain_size']:,} bytes plain, full download {sizes['full']:,}, patch {sizes['patch']:,}"
+            )
+            gate = row.get("gate")
+            if isinstance(gate, dict):
+                figures = ((k, gate.get(k)) for k in ("relative_rms", "top1_agreement"))
+                told = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures if isinstance(x, float))
+                self._line(f"    gate against the float model: {gate.get('verdict')}, {told}")
+        for name, why in report.dropped.items():
+            self._line(f"{name} is left out: {why}")
+
+    def _tell_update(self, update: Report) -> None:
+        phases = ", ".join(f"{phase} {spent / 1000:.2f} s" for phase, spent in (update.get("phases_ms") or {}).items())
+        fetched, full = update.get("download_bytes"), update.get("full_bytes")
+        self._line(
+            f"{update.get('outcome')}: {update.get('release')} {update.get('variant')}, {fetched} bytes of {full}"
+        )
+        self._line(f"phases: {phases}")
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.report.seconds[step] = round(time.monotonic() - start, 2)
+        self._line(f"({step}: {self.report.seconds[step]:.1f} s)")
+
+    def _title(self, text: str) -> None:
+        self._say(f"\n== {text}")
+
+    def _line(self, text: str) -> None:
+        self._say(f"   {text}")
+
+    def _claim(self, claim: str, held: bool, seen: str) -> None:
+        self.report.claims.append(Claim(claim, held, seen))
+        self._line(f"{'proven' if held else 'NOT PROVEN'}: {claim} ({seen})")
+
+
+@dataclass(slots=True)
+class Load:
+    """The record of one stretch of load, there when its context has ended."""
+
+    requests: tuple[Request, ...] = ()
+
+
+SCENES: Final[tuple[Callable[[Story], None], ...]] = (
+    Story.make_keys_and_repository,
+    Story.release_the_first,
+    Story.enrol_and_install,
+    Story.ask_for_answers,
+    Story.update_under_load,
+    Story.refuse_damaged_weights,
+    Story.roll_back_live_failure,
+    Story.refuse_tampering,
+    Story.refuse_going_back,
+    Story.go_on_after_all_that,
+)
+
+
+def _release_toml(
+    subject: Subject, version: str, model: Path, drill: str | None, floor: int | None, base: str | None
+) -> str:
+    def quoted(value: object) -> str:
+        return json.dumps(str(value), ensure_ascii=False)  # a TOML basic string is written like a JSON string
+
+    lines = [
+        f"family = {quoted(subject.family)}",
+        f"version = {quoted(version)}",
+        f"channels = [{quoted(CHANNEL)}]",
+        f"model = {quoted(model)}",
+        f"inputs = {quoted(subject.inputs)}",
+        *([f"min_counter = {floor}"] if floor is not None else []),
+        *([f"drill = {quoted(drill)}"] if drill is not None else []),
+        *(
+            f"[[files]]\npath = {quoted(path)}\nrole = {quoted(role)}\nname = {quoted(name)}"
+            for path, role, name in subject.files
+        ),
+        "[variants.fp32]",
+        "[variants.int8]",
+        'scheme = "int8"',
+        "[patches]",
+        f"from = [{quoted(base) if base else ''}]",
+        "[rollout]",
+        "percent = 100",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(manifest: Manifest, variant: str) -> dict[str, int]:
+    found = manifest.variant(variant)
+    assert found is not None
+    full = min(patch.size for patch in found.patches if patch.base is None)
+    return {"patch": min(patch.size for patch in found.patches), "full": full}
+
+
+def _select(manifest: Manifest) -> Rollout:
+    return Rollout(
+        family=manifest.family,
+        channel=CHANNEL,
+        version=manifest.version,
+        counter=manifest.counter,
+        manifest_digest=manifest.digest_without_patches(),
+    )
+
+
+@contextmanager
+def _all_replaced(site: Site, replaced: dict[str, bytes]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for path, data in replaced.items():
+            stack.enter_context(site.replacing(path, data))
+        yield
+
+
+def _is_on(update: Report, version: str) -> bool:
+    return update.get("outcome") == "updated" and update.get("release") == version
+
+
+def _seen(update: Report) -> str:
+    reason = update.get("reason")
+    return f"{update.get('outcome')} {update.get('release')}" + (f", {reason}" if reason else "")
+
+
+def _latency(latency: Latency) -> str:
+    return f"median {latency.median_ms:.1f} ms, worst {latency.worst_ms:.1f} ms over {latency.count} requests"
