@@ -37,7 +37,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     with _place(keep) as folder:
-        subject = own_subject(folder, *models, inputs) if models else published_subject(folder)
+        subject = own_subject(folder, models[0], models[1], inputs) if models else published_subject(folder)
         report = Story(folder, subject, say).play()
     print_result(report.as_json(), as_json=as_json, text=render_table(report))
     if not report.ok:

@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from keys.signers import signers_from
-
 from bundle.frames import Secret
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
+from keys.signers import signers_from
 from packager.demo.client import InferenceClient, InferenceUnavailable
 from packager.demo.device import Device, DeviceSettings, Report
 from packager.demo.disk import files_with_plain_model
@@ -30,6 +29,7 @@ from packager.demo.subject import Prediction, Subject, live_samples
 from packager.demo.traffic import Latency, Request, Traffic, now_s, split_at
 from packager.release import ReleaseReport, run_release
 from packager.release_file import parse_release_file
+from packager.repository.devices import admit_device
 from packager.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -274,7 +274,9 @@ class Story:
         self._repo.publish(rehearse=not forged)
 
     def _admit(self, request: Path, fingerprint: str) -> None:
-        raise NotImplementedError
+        admit_device(self._repo, request.read_bytes(), fingerprint, COHORT, self._keys, self._passphrase)
+        self._repo.sign(self._signers())
+        self._repo.publish()
 
     @contextmanager
     def _load(self) -> Iterator["Load"]:
