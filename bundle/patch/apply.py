@@ -19,9 +19,12 @@ from bundle.patch.delta import decode_delta
 from bundle.patch.layout import Base, BaseLine, Target, TargetLine
 from bundle.patch.limits import DEFAULT, PatchLimits
 from bundle.patch.numbers import Cursor
+from bundle.patch.parameters import Parameters
 from bundle.patch.ranges import read_base_ranges, read_count, read_target_ranges
 from bundle.patch.sections import read_section, unpack_zstd
+from bundle.patch.single_thread import single_threaded
 from bundle.patch.stream import decode_stream
+from bundle.patch.typed import decode_typed
 
 __all__ = ["Base", "ForwardReader", "PatchLimits", "Target", "apply_patch"]
 
@@ -45,7 +48,8 @@ def apply_patch(
     """
     header = read_header(patch, limits)
     _check_base(header, base)
-    _Applier(header, base, target, limits).run(read_frames(patch, header))
+    with single_threaded():
+        _Applier(header, base, target, limits).run(read_frames(patch, header))
     return header.target
 
 
@@ -70,6 +74,7 @@ class _Applier:
         self._announced = header.announced
         self._items = limits.items
         self._base = BaseLine(base, header.base)
+        self._parameters = Parameters(header.announced.parameter_bytes)
         self._target = TargetLine(
             target, header.target, self._base, pending_bytes=header.announced.pending_bytes, items=limits.items
         )
@@ -92,6 +97,14 @@ class _Applier:
                 start, data = decode_delta(frame, self._base, self._announced)
                 frame.check_plain(data)
                 self._target.place([(start, len(data))], data, frame.where)
+            case Op.TYPED:
+                self._check_pending(frame)
+                ranges, data = decode_typed(frame, self._base, self._parameters, self._announced, self._items)
+                frame.check_plain(data)
+                self._target.place(ranges, data, frame.where)
+            case Op.PARAM:
+                frame.check_plain(b"")
+                self._parameters.decode(frame.payload, frame.where)
             case Op.STREAM:
                 decode_stream(frame, frames, self._target, self._announced)
             case _:

@@ -1,0 +1,159 @@
+"""Predictor parameters: what PARAM frames put in force for the TYPED frames after them.
+
+Payload: kind (byte), then
+    CLEAR  nothing: all parameters are dropped.
+    GAIN   count, inner (varints), numbers: the gain of element i is factor (i // inner) % count.
+    LEFT   first row, rows, rank (varints), rank shifts (signed varints), numbers (rank runs of `rows` integers).
+    RIGHT  columns, rank (varints), rank shifts, numbers (rank runs of `columns` integers).
+Element i of the tensor lies at row i // columns, column i % columns; what LEFT and RIGHT add to it is the sum over k of
+(left[k, row] / 2^shift) * (right[k, column] / 2^shift). Numbers are parts, as `coders.read_numbers` reads them.
+
+Rules:
+1. Gains are bits of float32, stored as differences from 1.0 and finite.
+2. The sums of products are exact in doubles, in any order: the decoder checks that they stay below 2^53 units of the
+   smallest product, and refuses parameters where they may not. So no BLAS and no fused multiply changes a bit.
+3. All parameters in force, at eight bytes a number, stay within the announced `parameter_bytes`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+
+from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.patch.coders import read_numbers
+from bundle.patch.elements import Doubles
+from bundle.patch.numbers import Cursor
+
+MAX_SHIFT: Final = 256
+MAX_RANK: Final = 1024
+ONE: Final = 0x3F800000  # the bits of 1.0 in float32
+EXACT_BITS: Final = 53
+
+
+class ParameterKind(IntEnum):
+    """What a PARAM frame sets."""
+
+    CLEAR = 0
+    GAIN = 1
+    LEFT = 2
+    RIGHT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """factors: float64 [count], each a float32 value; rule in the module's text."""
+
+    factors: Doubles
+    inner: int
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One side of a low-rank product.
+
+    Attributes:
+        values: float64 [rank, rows or columns], the integers times their 2^-shift.
+        shifts: of each rank, for rule 2.
+        first: the first row; 0 for the right side.
+    """
+
+    values: Doubles
+    shifts: tuple[int, ...]
+    first: int
+
+
+class Parameters:
+    """The parameters in force."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self.gain: Gain | None = None
+        self.left: Factor | None = None
+        self.right: Factor | None = None
+        self._checked = False
+
+    def decode(self, payload: bytes, where: str) -> None:
+        """Take a PARAM frame's payload. Raises PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused."""
+        cursor = Cursor(payload, where)
+        kind = cursor.byte()
+        self._checked = False
+        match kind:
+            case ParameterKind.CLEAR:
+                self.gain = self.left = self.right = None
+            case ParameterKind.GAIN:
+                self.gain = None
+                self.gain = self._gain(cursor)
+            case ParameterKind.LEFT:
+                self.left = None
+                self.left = self._factor(cursor, cursor.varint())
+            case ParameterKind.RIGHT:
+                self.right = None
+                self.right = self._factor(cursor, 0)
+            case _:
+                raise PatchCorruptRefused(f"{where}: unknown parameter kind {kind}")
+        cursor.end()
+
+    def product(self, first: int, count: int, where: str) -> Doubles | None:
+        """What the low-rank factors add to elements `first` to `first + count`; None where there are none in force."""
+        if self.left is None and self.right is None:
+            return None
+        if self.left is None or self.right is None:
+            raise PatchCorruptRefused(f"{where}: only one side of a low-rank product is in force")
+        self._check_exact(self.left, self.right, where)
+        columns = self.right.values.shape[1]
+        row = first // columns
+        rows = -(-(first + count) // columns) - row
+        at = row - self.left.first
+        if at < 0 or at + rows > self.left.values.shape[1]:
+            raise PatchCorruptRefused(f"{where}: rows {row} to {row + rows} are not those of the left factor")
+        if rows * columns > count + 2 * columns:
+            raise PatchCorruptRefused(f"{where}: low-rank product is longer than its block")
+        product = self.left.values[:, at : at + rows].T @ self.right.values
+        skip = first - row * columns
+        return product.reshape(-1)[skip : skip + count]
+
+    def _gain(self, cursor: Cursor) -> Gain:
+        count, inner = cursor.varint(), cursor.varint()
+        if count == 0 or inner == 0:
+            raise PatchCorruptRefused(f"{cursor.where}: a gain of {count} factors over {inner} elements")
+        self._reserve(count, cursor.where)
+        factors = (read_numbers(cursor, count) + np.int32(ONE)).view(np.float32)
+        if not np.isfinite(factors).all():
+            raise PatchCorruptRefused(f"{cursor.where}: a gain that is not finite")
+        return Gain(factors.astype(np.float64), inner)
+
+    def _factor(self, cursor: Cursor, first: int) -> Factor:
+        length, rank = cursor.varint(), cursor.varint()
+        if not 0 < rank <= MAX_RANK or length == 0:
+            raise PatchCorruptRefused(f"{cursor.where}: a factor of rank {rank} and length {length}")
+        self._reserve(rank * length, cursor.where)
+        shifts = tuple(cursor.signed_varint() for _ in range(rank))
+        if any(abs(shift) > MAX_SHIFT for shift in shifts):
+            raise PatchCorruptRefused(f"{cursor.where}: a shift beyond {MAX_SHIFT}")
+        values = read_numbers(cursor, rank * length).astype(np.float64).reshape(rank, length)
+        values *= np.ldexp(1.0, [-shift for shift in shifts])[:, None]
+        return Factor(values, shifts, first)
+
+    def _reserve(self, numbers: int, where: str) -> None:
+        held = sum(part.values.size for part in (self.left, self.right) if part is not None)
+        held += self.gain.factors.size if self.gain is not None else 0
+        if 8 * (held + numbers) > self._limit:
+            raise PatchLimitRefused(f"{where}: parameters of {8 * (held + numbers)} bytes, announced {self._limit}")
+
+    def _check_exact(self, left: Factor, right: Factor, where: str) -> None:
+        if self._checked:
+            return
+        if len(left.shifts) != len(right.shifts):
+            raise PatchCorruptRefused(f"{where}: factors of rank {len(left.shifts)} and {len(right.shifts)}")
+        if not is_exact(left, right):
+            raise PatchCorruptRefused(f"{where}: low-rank sums may not be exact in doubles")
+        self._checked = True
+
+
+def is_exact(left: Factor, right: Factor) -> bool:
+    """Rule 2."""
+    unit = max(a + b for a, b in zip(left.shifts, right.shifts, strict=True))
+    largest = (np.abs(left.values).max(axis=1) * np.abs(right.values).max(axis=1)).sum()
+    return bool(largest < np.ldexp(1.0, EXACT_BITS - 1 - unit))

@@ -1,0 +1,182 @@
+"""Packs numbers for the coders of bundle/patch/coders.py and bundle/patch/typed.py.
+
+Rules:
+1. pcodec where it is at hand; a patch without the feature is made of planes only.
+2. A class byte says how large the residuals of a sub-block are: half octaves of their mean, in units that do not depend
+   on the exponent. 0 stands for a sub-block whose prediction is exact.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.patch.coders import PCODEC, PLANES, zigzag
+from bundle.patch.elements import ElementType, Signed, exponents, ordered
+from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.sections import write_section
+from bundle.patch.typed import KEYS, NEARNESS, Flag, Prediction, element_keys, group_ends, stable_order
+
+PCODEC_LEVEL: Final = 8
+ZSTD_LEVEL: Final = 12
+ONE_CLASS: Final = 30
+PART_NUMBERS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How hard to pack.
+
+    Attributes:
+        with_pcodec: rule 1.
+        zstd_level: for planes.
+    """
+
+    with_pcodec: bool = True
+    zstd_level: int = ZSTD_LEVEL
+
+
+def write_part(numbers: Signed, effort: Effort) -> bytes:
+    """One part with `numbers`."""
+    if effort.with_pcodec:
+        body, coder = _pcodec(numbers), PCODEC
+    else:
+        body, coder = write_planes(zigzag(numbers), effort), PLANES
+    return bytes([coder]) + varint(len(body)) + body
+
+
+def write_numbers(numbers: npt.NDArray[np.int32], effort: Effort, length: int = PART_NUMBERS) -> bytes:
+    """32-bit integers in parts of at least `length` numbers, so that each part has its own distribution."""
+    out = []
+    starts = list(range(0, max(len(numbers) - length + 1, 1), length))
+    for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+        out += [varint(end - start), write_part(numbers[start:end], effort)]
+    return b"".join(out)
+
+
+def write_planes(numbers: npt.NDArray[Any], effort: Effort) -> bytes:
+    """Byte planes of unsigned integers, lowest first."""
+    planes = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), -1).T
+    return b"".join(write_section(plane.tobytes(), effort.zstd_level) for plane in planes)
+
+
+def residual_of(target: Signed, prediction: Prediction | None, kind: ElementType) -> Signed:
+    """What the prediction missed (rule 1 of bundle/patch/typed.py).
+
+    Args:
+        target: ordered elements.
+    """
+    if prediction is None:
+        return target
+    residual: Signed = target - ordered(prediction.bits, kind)
+    if prediction.is_above is not None:
+        np.negative(residual, out=residual, where=prediction.is_above)
+    return residual
+
+
+def write_keyed(
+    residual: Signed, prediction: Prediction | None, kind: ElementType, sub_log: int, effort: Effort
+) -> bytes:
+    """The data of the coder KEYED.
+
+    Args:
+        sub_log: base-two logarithm of a sub-block's elements.
+    """
+    count = len(residual)
+    fields = exponents(prediction.bits, kind) if prediction is not None and kind.is_float else None
+    classes = _classes(residual, fields, kind, sub_log, has_prediction=prediction is not None)
+    offset = _offset(classes, fields, sub_log, count)
+    keys, active = element_keys(prediction, kind, classes, sub_log, offset, count, is_float_keyed=fields is not None)
+    head = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level)
+    if not len(keys):
+        return head
+    ends = [*group_ends(np.bincount(keys, minlength=KEYS * NEARNESS)), len(keys)]
+    used = residual if active is None else residual[active]
+    if len(ends) > 1 or active is not None:
+        used = used[stable_order(keys)]
+    starts = [0, *ends[:-1]]
+    return head + b"".join(write_part(used[a:b], effort) for a, b in zip(starts, ends, strict=True))
+
+
+def keyed_flags(prediction: Prediction | None, kind: ElementType) -> Flag:
+    """The flags that go with `write_keyed`."""
+    flags = Flag(0)
+    if prediction is not None and kind.is_float:
+        flags |= Flag.EXPONENT
+    if prediction is not None and prediction.nearness is not None:
+        flags |= Flag.NEAR
+    return flags
+
+
+def _classes(
+    residual: Signed, fields: npt.NDArray[np.int16] | None, kind: ElementType, sub_log: int, *, has_prediction: bool
+) -> npt.NDArray[np.uint8]:
+    count = len(residual)
+    size = min(1 << sub_log, count)
+    blocks = -(-count // size)
+    if has_prediction:
+        magnitude = np.abs(residual.astype(np.float32))
+        if fields is not None:
+            # Bits of float32 2^(field - middle): the residual in units that do not depend on the exponent.
+            middle = int(np.median(fields[:: max(1, count // 1024)]))
+            magnitude *= _powers(fields - np.int16(middle))
+    else:
+        magnitude = _exponent_of(residual, kind)
+    padded = np.zeros(blocks * size, np.float32)
+    padded[:count] = magnitude
+    sums = padded.reshape(blocks, size).sum(axis=1, dtype=np.float64)
+    counts = np.full(blocks, size)
+    counts[-1] = count - (blocks - 1) * size
+    means = sums / counts
+    out = np.zeros(blocks, np.uint8)
+    moved = means > 0
+    if moved.any():
+        levels = np.rint(2 * np.log2(means[moved]) if has_prediction else 4 * means[moved]).astype(np.int64)
+        # Where the levels span more than a byte, the small ones share a class: they cost the least.
+        lowest = max(int(levels.min()), int(levels.max()) - 254)
+        out[moved] = np.clip(levels - lowest + 1, 1, 255)
+    if has_prediction:
+        return out
+    return np.maximum(out, 1)
+
+
+def _powers(steps: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    table = np.ldexp(np.float32(1), np.arange(-64, 65)).astype(np.float32)
+    out: npt.NDArray[np.float32] = table[np.clip(steps, -64, 64) + 64]
+    return out
+
+
+def _exponent_of(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
+    # Elements without a prediction: a sub-block's class follows the exponents of its floats, the size of its integers.
+    if kind.is_float:
+        top = np.iinfo(kind.signed).max
+        plain = np.where(values < 0, values ^ top, values)
+        return (((plain >> kind.mantissa_bits) & kind.exponent_mask) + 1).astype(np.float32)
+    levels: npt.NDArray[np.float32] = np.log2(np.abs(values.astype(np.float32)) + 1) + 1
+    return levels
+
+
+def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None, sub_log: int, count: int) -> int:
+    step = max(1, count // 8192)
+    keys = classes.astype(np.int64)[np.arange(0, count, step) >> sub_log]
+    is_active = keys > 0
+    if fields is not None:
+        keys = keys - 2 * fields[::step].astype(np.int64)
+    keys = keys[is_active]
+    if not len(keys):
+        return 0
+    return int(np.percentile(keys, 99.9)) - (KEYS - 2)
+
+
+def _pcodec(numbers: Signed) -> bytes:
+    from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
+
+    config = ChunkConfig(
+        compression_level=PCODEC_LEVEL,
+        mode_spec=ModeSpec.classic(),
+        delta_spec=DeltaSpec.no_op(),
+        **({"enable_8_bit": True} if numbers.dtype.itemsize == 1 else {}),
+    )
+    packed: bytes = standalone.simple_compress(np.ascontiguousarray(numbers), config)
+    return packed

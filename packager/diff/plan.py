@@ -1,0 +1,299 @@
+"""Cuts a bundle into jobs for the typed codec, in the order in which the decoder can write what they make.
+
+Rules:
+1. Jobs are ordered by the first byte that they make. A large tensor is a job or several; small tensors of one type
+   share one, and so do the bytes between tensors: what a shared job makes ahead of the cursor waits in the decoder.
+2. Shared jobs are made small enough that never more than `MAX_PENDING_BYTES` wait.
+3. What the base holds already is copied: whole tensors, and rows of tensors that changed only here and there.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from bundle.files import BundleDirectory
+from bundle.patch.elements import BY_NAME
+from packager.diff.counterpart import addresses, counterpart
+from packager.diff.directory import path_of
+from packager.diff.matching import Array, Match, match_arrays
+from packager.diff.pack import Effort
+from packager.diff.raw import FRAME_BYTES, Piece, RawJob, cut
+from packager.diff.tensor import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob
+from packager.regions.find import find_regions
+from packager.regions.region import Region
+
+MAX_PENDING_BYTES: Final = 2 << 20
+MAX_ITEMS: Final = 4096
+SMALL_ELEMENTS: Final = 2048
+COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
+MIN_ROW_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CopyJob:
+    """Ranges that the base holds: (target address, base address, bytes), ascending."""
+
+    ranges: tuple[tuple[int, int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return sum(length for _, _, length in self.ranges)
+
+
+Job = CopyJob | RawJob | TensorJob
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A job and how the report names it."""
+
+    start: int
+    job: Job
+    path: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class _Bundle:
+    """Arrays and bytes of one side."""
+
+    def __init__(self, directory: BundleDirectory) -> None:
+        self.directory = directory
+        self.starts = addresses(directory.files)
+        self.regions = find_regions(directory)
+        self._maps = {
+            file.path: np.memmap(path_of(directory, file), np.uint8, "r") for file in directory.files if file.size
+        }
+
+    def arrays(self) -> list[Array]:
+        return [
+            Array(index, self.starts[file.path] + region.offset, region)
+            for index, file in enumerate(self.directory.files)
+            for region in self.regions[file.path]
+        ]
+
+    def content(self, array: Array) -> memoryview:
+        region = array.region
+        path = self.directory.files[array.file].path
+        return self._maps[path][region.offset : region.offset + region.size].data
+
+    def gaps(self, path: str) -> list[Piece]:
+        """What lies between the regions of a file."""
+        file = next(file for file in self.directory.files if file.path == path)
+        ends = [(0, 0), *((r.offset, r.offset + r.size) for r in self.regions[path]), (file.size, file.size)]
+        place, start = path_of(self.directory, file), self.starts[path]
+        return [Piece(place, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
+
+    def place(self, array: Array, offset: int = 0) -> Place:
+        file = self.directory.files[array.file]
+        return Place(path_of(self.directory, file), array.region.offset + offset, array.address + offset)
+
+
+def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Effort) -> list[Planned]:
+    """Every byte of the target in exactly one job, in order (rule 1)."""
+    new = _Bundle(target)
+    old = _Bundle(base) if base is not None else None
+    copies: list[tuple[int, int, int]] = []
+    planned: list[Planned] = []
+    small: list[Match] = []
+    handled = set()
+    for file in target.files:
+        like = counterpart(file, base.files) if base is not None else None
+        if file.size == 0:
+            handled.add(file.path)
+        elif old is not None and like is not None and (like.size, like.sha256) == (file.size, file.sha256):
+            copies.append((new.starts[file.path], old.starts[like.path], file.size))
+            handled.add(file.path)
+    arrays = [array for array in new.arrays() if target.files[array.file].path not in handled]
+    if old is not None:
+        matches = match_arrays(arrays, old.arrays(), new.content, old.content)
+    else:
+        matches = [Match(array, None, False) for array in arrays]
+    for match in matches:
+        if old is not None and match.base is not None and _is_same(match, new, old):
+            copies.append((match.target.address, match.base.address, match.target.region.size))
+        elif _elements(match.target.region) < SMALL_ELEMENTS and not match.is_transposed:
+            small.append(match)
+        else:
+            planned += _tensor_jobs(match, new, old, effort, copies)
+    for file in target.files:
+        if file.path not in handled:
+            planned += _raw_jobs(file.path, new, old)
+    group = BLOCK_ELEMENTS // 2
+    while True:
+        shared = list(_group_jobs(small, new, old, effort, group))
+        out = sorted(planned + shared + list(_copy_jobs(copies)), key=lambda plan: (plan.start, plan.job.size))
+        if group <= 1 or pending_bytes(out) <= MAX_PENDING_BYTES:
+            return out
+        group //= 2
+
+
+def pending_bytes(plans: list[Planned]) -> int:
+    """Rule 2: the most bytes that ever wait in the decoder, where every shared job makes all its bytes at once."""
+    worst = waiting = cursor = 0
+    ahead: dict[int, tuple[int, int]] = {}
+    for plan in plans:
+        if isinstance(plan.job, CopyJob):
+            ranges = [(start, length, 0) for start, _, length in plan.job.ranges]
+        elif isinstance(plan.job, RawJob):
+            ranges = [(piece.address, piece.size, piece.size) for piece in plan.job.target]
+        else:
+            ranges = [(s.target.address, s.size, s.size) for s in plan.job.segments]
+        for start, length, weight in ranges:
+            ahead[start] = (length, weight)
+            waiting += weight
+            while cursor in ahead:
+                step, held = ahead.pop(cursor)
+                cursor += step
+                waiting -= held
+            worst = max(worst, waiting)
+    return worst
+
+
+def _tensor_jobs(
+    match: Match, new: _Bundle, old: _Bundle | None, effort: Effort, copies: list[tuple[int, int, int]]
+) -> Iterator[Planned]:
+    region = match.target.region
+    path = new.directory.files[match.target.file].path
+    runs = _changed_rows(match, new, old) if old is not None and match.base is not None else None
+    if runs is None:
+        for offset, size, shape in _slices(region):
+            base = old.place(match.base, offset) if old is not None and match.base is not None else None
+            if match.is_transposed:
+                base, offset, size, shape = _whole_transposed(match, old), 0, region.size, region.shape
+            segment = Segment(new.place(match.target, offset), base, size)
+            job = TensorJob(region.dtype, (segment,), shape, match.is_transposed, base is not None, effort)
+            yield Planned(match.target.address + offset, job, path, region.name, region.dtype, shape)
+            if match.is_transposed:
+                return
+        return
+    assert old is not None
+    assert match.base is not None
+    row_bytes = region.size // region.shape[0]
+    segments: list[Segment] = []
+    rows = 0
+    for begin, end, is_changed in runs:
+        offset, size = begin * row_bytes, (end - begin) * row_bytes
+        if not is_changed:
+            copies.append((match.target.address + offset, match.base.address + offset, size))
+            continue
+        segments.append(Segment(new.place(match.target, offset), old.place(match.base, offset), size))
+        rows += end - begin
+        if len(segments) == MAX_ITEMS or rows * row_bytes >= SLICE_ELEMENTS * BY_NAME[region.dtype].size:
+            yield _rows_job(segments, rows, region, path, effort)
+            segments, rows = [], 0
+    if segments:
+        yield _rows_job(segments, rows, region, path, effort)
+
+
+def _rows_job(segments: list[Segment], rows: int, region: Region, path: str, effort: Effort) -> Planned:
+    shape = (rows, *region.shape[1:])
+    job = TensorJob(region.dtype, tuple(segments), shape, False, True, effort)
+    return Planned(segments[0].target.address, job, path, region.name, region.dtype, shape)
+
+
+def _whole_transposed(match: Match, old: _Bundle | None) -> Place:
+    assert old is not None
+    assert match.base is not None
+    return old.place(match.base)
+
+
+def _slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """(offset, bytes, shape) of runs of rows of at most `SLICE_ELEMENTS` elements, where rows are known."""
+    size = BY_NAME[region.dtype].size
+    elements = region.size // size
+    if elements <= SLICE_ELEMENTS:
+        yield 0, region.size, region.shape
+        return
+    longer = [dimension for dimension in region.shape if dimension > 1]
+    row = elements // longer[0] if len(longer) > 1 and elements // longer[0] <= SLICE_ELEMENTS else 1
+    step = max(1, SLICE_ELEMENTS // row)
+    for begin in range(0, elements // row, step):
+        rows = min(step, elements // row - begin)
+        yield begin * row * size, rows * row * size, (rows, *longer[1:]) if row > 1 else ()
+
+
+def _changed_rows(match: Match, new: _Bundle, old: _Bundle) -> list[tuple[int, int, bool]] | None:
+    """(first row, end, did they change) of runs of rows; None where rule 3 does not pay."""
+    region = match.target.region
+    if match.base is None or match.is_transposed or len(region.shape) < 2 or region.shape[0] < 64:
+        return None
+    row_bytes = region.size // region.shape[0]
+    if row_bytes < MIN_ROW_BYTES:
+        return None
+    changed = np.zeros(region.shape[0], np.bool_)
+    ours = np.frombuffer(new.content(match.target), np.uint8).reshape(-1, row_bytes)
+    theirs = np.frombuffer(old.content(match.base), np.uint8).reshape(-1, row_bytes)
+    step = max(1, (1 << 22) // row_bytes)
+    for begin in range(0, len(changed), step):
+        changed[begin : begin + step] = (ours[begin : begin + step] != theirs[begin : begin + step]).any(axis=1)
+    if 1 - changed.mean() < COPIED_ROWS_SHARE:
+        return None
+    edges = [0, *(np.flatnonzero(np.diff(changed)) + 1).tolist(), len(changed)]
+    return [(a, b, bool(changed[a])) for a, b in pairwise(edges)]
+
+
+def _group_jobs(
+    matches: list[Match], new: _Bundle, old: _Bundle | None, effort: Effort, limit: int
+) -> Iterator[Planned]:
+    open_groups: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
+    for match in matches:
+        region = match.target.region
+        key = (region.dtype, match.base is not None)
+        base = old.place(match.base) if old is not None and match.base is not None else None
+        group = open_groups[key]
+        group.append(Segment(new.place(match.target), base, region.size))
+        if sum(s.size for s in group) >= limit * BY_NAME[region.dtype].size or len(group) == MAX_ITEMS:
+            yield _group(key[0], group, effort)
+            open_groups[key] = []
+    for (dtype, _), group in open_groups.items():
+        if group:
+            yield _group(dtype, group, effort)
+
+
+def _group(dtype: str, segments: list[Segment], effort: Effort) -> Planned:
+    job = TensorJob(dtype, tuple(segments), (), False, False, effort)
+    return Planned(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
+
+
+def _raw_jobs(path: str, new: _Bundle, old: _Bundle | None) -> Iterator[Planned]:
+    file = next(file for file in new.directory.files if file.path == path)
+    like = counterpart(file, old.directory.files) if old is not None else None
+    base = tuple(old.gaps(like.path)) if old is not None and like is not None else ()
+    if new.regions[path]:
+        for run in cut(new.gaps(path), FRAME_BYTES, MAX_ITEMS):
+            yield Planned(run[0].address, RawJob(run, base, False), path, "structure", "", ())
+        return
+    if like is not None and old is not None and old.regions[like.path]:
+        whole = path_of(old.directory, like)
+        base = (Piece(whole, 0, old.starts[like.path], like.size),)
+    yield Planned(new.starts[path], RawJob(tuple(new.gaps(path)), base, True), path, "whole file", "", ())
+
+
+def _copy_jobs(copies: list[tuple[int, int, int]]) -> Iterator[Planned]:
+    merged: list[tuple[int, int, int]] = []
+    for start, base, length in sorted(copies):
+        if merged and merged[-1][0] + merged[-1][2] == start and merged[-1][1] + merged[-1][2] == base:
+            merged[-1] = (merged[-1][0], merged[-1][1], merged[-1][2] + length)
+        else:
+            merged.append((start, base, length))
+    for i in range(0, len(merged), MAX_ITEMS):
+        ranges = tuple(merged[i : i + MAX_ITEMS])
+        yield Planned(ranges[0][0], CopyJob(ranges), "", f"{len(ranges)} unchanged ranges", "", ())
+
+
+def _is_same(match: Match, new: _Bundle, old: _Bundle) -> bool:
+    if match.base is None or match.is_transposed:
+        return False
+    ours, theirs = new.content(match.target), old.content(match.base)
+    return bool(np.array_equal(np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)))
+
+
+def _elements(region: Region) -> int:
+    return region.size // BY_NAME[region.dtype].size

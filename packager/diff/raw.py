@@ -1,0 +1,156 @@
+"""Encodes bytes without a type: the structure between a model's arrays, and whole files that are no model.
+
+Rules:
+1. Structure goes into BYTES frames with the base's structure as dictionary.
+2. A whole file takes the smallest of: BYTES with the base's file as dictionary, DELTA, STREAM. So it is never worse
+   than zstd, zstd --patch-from or bsdiff by more than the frames' heads, up to the sizes below.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundle.patch.container import Op, frame_bytes
+from bundle.patch.layout import Range
+from bundle.patch.ranges import write_base_ranges, write_target_ranges
+from bundle.patch.sections import pack_zstd, write_section
+from packager.diff.delta import delta_frames
+from packager.diff.stream import stream_frames, window_log_for
+
+LEVEL: Final = 22
+FRAME_BYTES: Final = 1 << 20
+FILE_FRAME_BYTES: Final = 4 << 20
+DICTIONARY_BYTES: Final = 8 << 20
+DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of bytes in a file and in the bundle's line of bytes."""
+
+    file: Path
+    offset: int
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawJob:
+    """Bytes to encode.
+
+    Attributes:
+        target: ascending; together at most `FRAME_BYTES` for structure.
+        base: where similar bytes are.
+        is_file: rule 2 rather than rule 1.
+    """
+
+    target: tuple[Piece, ...]
+    base: tuple[Piece, ...]
+    is_file: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return sum(piece.size for piece in self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class RawEncoded:
+    """Frames of a job.
+
+    Attributes:
+        coder: for the report.
+        largest_frame: most target bytes of a frame.
+        dictionary_bytes, window_log: what the decoder needs for it.
+    """
+
+    frames: tuple[bytes, ...]
+    coder: str
+    feature: str | None
+    largest_frame: int
+    dictionary_bytes: int
+    window_log: int
+
+
+def encode_raw(job: RawJob) -> RawEncoded:
+    """Frames that make the job's bytes; runs in any process."""
+    target, base = _read(job.target), _read(job.base)
+    choices = [_with_dictionary(job, target, base)]
+    if job.is_file:
+        choices.append(_as_stream(job, target))
+        if 0 < len(base) <= DELTA_BYTES and len(target) <= DELTA_BYTES:
+            choices.append(_as_delta(job, target, base))
+    return min(choices, key=lambda choice: sum(map(len, choice.frames)))
+
+
+def cut(pieces: list[Piece], limit: int, items: int) -> list[tuple[Piece, ...]]:
+    """Runs of pieces of at most `limit` bytes and `items` pieces each; long pieces are cut."""
+    out: list[tuple[Piece, ...]] = []
+    run: list[Piece] = []
+    room = limit
+    for whole in pieces:
+        piece = whole
+        while piece.size:
+            now = min(piece.size, room)
+            run.append(Piece(piece.file, piece.offset, piece.address, now))
+            piece = Piece(piece.file, piece.offset + now, piece.address + now, piece.size - now)
+            room -= now
+            if not room or len(run) == items:
+                out.append(tuple(run))
+                run, room = [], limit
+    if run:
+        out.append(tuple(run))
+    return out
+
+
+def _with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+    frames = []
+    done = largest = words = 0
+    for run in cut(list(job.target), FILE_FRAME_BYTES if job.is_file else FRAME_BYTES, 1 << 12):
+        size = sum(piece.size for piece in run)
+        ranges, dictionary = _dictionary(job.base, base, done, len(target))
+        table = write_target_ranges([(piece.address, piece.size) for piece in run]) + write_base_ranges(ranges)
+        data = target[done : done + size]
+        body = pack_zstd(data, LEVEL, dictionary)
+        frames.append(frame_bytes(Op.BYTES, write_section(table) + body, data))
+        done += size
+        largest, words = max(largest, size), max(words, len(dictionary))
+    return RawEncoded(tuple(frames), "zstd with dictionary" if base else "zstd", None, largest, words, 0)
+
+
+def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -> tuple[list[Range], bytes]:
+    """All of the base's bytes, or where they are too many the part that lies where the target's bytes lie."""
+    start = 0
+    if len(base) > DICTIONARY_BYTES:
+        middle = done * len(base) // max(1, total)
+        start = max(0, min(middle - DICTIONARY_BYTES // 4, len(base) - DICTIONARY_BYTES))
+    end = min(len(base), start + DICTIONARY_BYTES)
+    ranges = []
+    position = 0
+    for piece in pieces:
+        low, high = max(start, position), min(end, position + piece.size)
+        if low < high:
+            ranges.append((piece.address + low - position, high - low))
+        position += piece.size
+    return ranges, base[start:end]
+
+
+def _as_stream(job: RawJob, target: bytes) -> RawEncoded:
+    frames = tuple(stream_frames([target], job.target[0].address, len(target)))
+    return RawEncoded(frames, "zstd", "stream", 0, 0, window_log_for(len(target)))
+
+
+def _as_delta(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+    made = list(delta_frames(base, target, job.base[0].address, job.target[0].address))
+    return RawEncoded(
+        tuple(frame for _, frame in made), "bsdiff", "delta", max((size for size, _ in made), default=0), 0, 0
+    )
+
+
+def _read(pieces: tuple[Piece, ...]) -> bytes:
+    parts = []
+    for piece in pieces:
+        with piece.file.open("rb") as stream:
+            stream.seek(piece.offset)
+            parts.append(stream.read(piece.size))
+    return b"".join(parts)

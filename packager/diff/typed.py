@@ -1,0 +1,89 @@
+"""The typed codec: runs the jobs of a plan and writes what they make, in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from typing import Final
+
+from bundle.files import BundleDirectory
+from bundle.patch.elements import BY_NAME
+from packager.diff.generic import copy_frame
+from packager.diff.pack import Effort
+from packager.diff.plan import CopyJob, Job, Planned, pending_bytes, plan_jobs
+from packager.diff.raw import RawEncoded, RawJob, encode_raw
+from packager.diff.report import PatchRow
+from packager.diff.spool import Spool
+from packager.diff.tensor import BLOCK_ELEMENTS, Encoded, TensorJob, encode_job
+
+IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
+
+Progress = Callable[[int, int], None]
+
+
+def write_typed(
+    base: BundleDirectory | None,
+    target: BundleDirectory,
+    spool: Spool,
+    effort: Effort,
+    executor: Executor | None,
+    progress: Progress | None,
+) -> None:
+    """Write the frames of the typed codec, and a report's row for each job."""
+    plans = plan_jobs(base, target, effort)
+    spool.need(pending_bytes=pending_bytes(plans))
+    total = sum(plan.job.size for plan in plans)
+    done = 0
+    for plan, encoded in _run(plans, executor):
+        if isinstance(plan.job, CopyJob):
+            stored = spool.write(copy_frame(list(plan.job.ranges)))
+            predictor = coder = "copy"
+        elif isinstance(encoded, RawEncoded):
+            stored = sum(spool.write(frame) for frame in encoded.frames)
+            predictor, coder = (
+                "base" if "dictionary" in encoded.coder or encoded.feature == "delta" else "none",
+                encoded.coder,
+            )
+            spool.features |= {encoded.feature} if encoded.feature else set()
+            spool.need(
+                pending_bytes=encoded.largest_frame,
+                dictionary_bytes=encoded.dictionary_bytes,
+                window_log=encoded.window_log,
+            )
+        else:
+            assert isinstance(encoded, Encoded)
+            stored = sum(spool.write(frame) for frame in encoded.frames)
+            predictor, coder = encoded.predictor, encoded.coder
+            spool.features |= {"typed", "pcodec"} if effort.with_pcodec else {"typed"}
+            block = min(BLOCK_ELEMENTS, plan.job.size // BY_NAME[plan.dtype].size)
+            spool.need(
+                parameter_bytes=encoded.parameter_bytes,
+                block_elements=block,
+                pending_bytes=block * BY_NAME[plan.dtype].size,
+            )
+        spool.rows.append(
+            PatchRow(plan.path, plan.name, plan.dtype, plan.shape, plan.job.size, stored, predictor, coder)
+        )
+        done += plan.job.size
+        if progress is not None:
+            progress(done, total)
+
+
+def _run(plans: list[Planned], executor: Executor | None) -> Iterator[tuple[Planned, Encoded | RawEncoded | None]]:
+    if executor is None:
+        for plan in plans:
+            yield plan, _encode(plan.job)
+        return
+    waiting: deque[tuple[Planned, Future[Encoded | RawEncoded | None]]] = deque()
+    for plan in plans:
+        waiting.append((plan, executor.submit(_encode, plan.job)))
+        if len(waiting) > IN_FLIGHT:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+def _encode(job: Job) -> Encoded | RawEncoded | None:
+    if isinstance(job, TensorJob):
+        return encode_job(job)
+    return encode_raw(job) if isinstance(job, RawJob) else None

@@ -1,0 +1,62 @@
+"""A region: an array of numbers somewhere in a file.
+
+Rules:
+1. A parser reads what others wrote and may lie: whatever it reports is clipped to regions that lie inside the file,
+   hold whole elements and do not overlap. A wrong region costs bytes, never correctness.
+2. A file that does not parse has no regions; that is an answer, not an error.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+MIN_REGION_BYTES: Final = 64  # below this an entry of the tables costs more than typing gains
+MAX_REGIONS: Final = 1 << 20
+
+
+class MalformedFile(Exception):
+    """A parser's own signal that a file is not what it looked like; never leaves this package."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Region:
+    """One array.
+
+    Attributes:
+        offset: bytes from the start of the file.
+        size: bytes.
+        dtype: name of a type in `bundle.patch.elements`.
+        name: unique in most files; matches arrays of two versions.
+        shape: dimensions, () where unknown.
+    """
+
+    offset: int
+    size: int
+    dtype: str
+    name: str
+    shape: tuple[int, ...]
+
+
+ELEMENT_BYTES: Final = {
+    "f32": 4, "f16": 2, "bf16": 2, "f64": 8, "u8": 1, "i8": 1, "u16": 2, "i16": 2, "u32": 4, "i32": 4,
+    "u64": 8, "i64": 8,
+}  # fmt: skip
+
+
+def sound(regions: Iterable[Region], file_bytes: int) -> list[Region]:
+    """Rule 1, sorted by offset."""
+    out: list[Region] = []
+    end = 0
+    for region in sorted(regions):
+        size = region.size - region.size % ELEMENT_BYTES[region.dtype]
+        if size < MIN_REGION_BYTES or region.offset < end or region.offset + size > file_bytes:
+            continue
+        count = 1
+        for dimension in region.shape:
+            count *= dimension
+        shape = region.shape if count * ELEMENT_BYTES[region.dtype] == size else ()
+        out.append(Region(region.offset, size, region.dtype, region.name, shape))
+        end = region.offset + size
+        if len(out) == MAX_REGIONS:
+            break
+    return out
