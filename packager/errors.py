@@ -44,7 +44,7 @@ AirweightsError
     ├── GateFailed               gate-failed               further from the float model than allowed
     ├── GateInconclusive         gate-inconclusive         the samples cannot show a difference
     ├── GoldenUnstable           golden-unstable           answers differ from run to run
-    ├── NoVariantLeft            no-variant                every variant was refused by its gate
+    ├── NoVariantLeft            no-variant-left           every variant was refused by its gate
     └── DemoUnproven             demo-unproven             the demo ran and one of its claims did not hold
 """
 
@@ -240,7 +240,7 @@ class WorkspaceRefused(Refused):
 class NoVariantLeft(Unfit):
     """Every variant was refused by its gate."""
 
-    reason = "no-variant"
+    reason = "no-variant-left"
 
 
 class DemoUnproven(Unfit):
@@ -295,3 +295,9 @@ class PublishConflict(Unavailable):
     """Somebody else published in between, or is publishing now."""
 
     reason = "publish-conflict"
+
+
+class UpdateDoesNotFit(Unfit):
+    """A new model whose graph or weights are too far from the base's for an update to be made from it."""
+
+    reason = "update-does-not-fit"

@@ -135,8 +135,8 @@ def run_release(
     taken = repository.manifest(plan.family, plan.version)
     if taken is not None:
         raise VersionTaken(
-            f"{plan.family} {plan.version} was released already, as counter {taken.counter}",
-            remedy="give the release another version: what was signed once never changes",
+            f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
+            remedy="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
         )
     external_data(plan.model)
     reporter = progress if progress is not None else SilentReporter()

@@ -2,29 +2,29 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import click
 
 from bundle.console import Progress, print_result, progress_bar
-
-if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
+from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
 
 PATH: Final = click.Path(path_type=Path)
 
 
 @click.command("release")
 @click.argument("release_file", type=PATH, default=Path("release.toml"))
-@click.option("--repo", "repo", type=PATH, required=True, help="The repository's folder.")
-@click.option("--keys", "key_dir", type=PATH, help="Folder with the signing keys that are here.")
-@click.option("--passphrase-file", type=PATH, help="File with the passphrase of the keys.")
+@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
 @click.option("--until", help="Stop after this step; `diff` shows all sizes and publishes nothing.")
 @click.option("--dry-run", is_flag=True, help="The same as --until diff.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@JSON_OPTION
 def release(
     release_file: Path,
+    uris: tuple[str, ...],
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -54,22 +54,12 @@ def release(
         raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
     plan = parse_release_file(release_file)
     repository = Repository.open(repo)
-    signers = _signers(key_dir, passphrase_file) if STEP_NAMES.index(last) >= STEP_NAMES.index("sign") else []
+    signers = load_signers(uris, key_dir, passphrase_file) if STEP_NAMES.index(last) >= STEP_NAMES.index("sign") else []
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is for one error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
     print_result(report.as_json(), as_json=as_json, text=report.as_text())
-
-
-def _signers(key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
-    from keys.passphrase import read_passphrase
-    from keys.signers import signers_from
-    from packager.errors import UsageInvalid
-
-    if key_dir is None:
-        raise UsageInvalid("--keys is missing: the release can not be signed", remedy="give --keys, or --until encrypt")
-    return signers_from(key_dir, read_passphrase(passphrase_file, what="signing keys"))
 
 
 class ConsoleReporter:

@@ -182,7 +182,7 @@ def test_a_dry_run_tells_the_sizes_and_leaves_no_trace(shared: Bench) -> None:
     assert not report.is_published
     rows = report.variants["int8"]["patches"]
     assert isinstance(rows, list)
-    assert [row["from_version"] for row in rows][0] is None
+    assert rows[0]["from_version"] is None
     assert all(row["plain_size"] > 0 for row in rows)
     assert everything_in(shared.repository.root) == before
 

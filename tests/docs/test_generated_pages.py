@@ -1,0 +1,28 @@
+"""Pages that follow from the code are what the code says; every error has its place in the exit-code table."""
+
+import pytest
+
+from bundle.errors import KINDS
+from tests.docs.generate import DOCS, PAGES, all_errors
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_what_the_code_says(page: str) -> None:
+    assert (DOCS / page).read_text() == PAGES[page](), "run: python -m tests.docs.generate"
+
+
+def test_every_error_has_a_kind_a_reason_of_its_own_and_the_kinds_exit_code() -> None:
+    seen: dict[str, str] = {}
+    for error in all_errors():
+        (kind,) = (kind for kind in KINDS if issubclass(error, kind))
+        assert error.exit_code == kind.exit_code, error
+        assert "exit_code" not in vars(error), f"{error} sets an exit code; only kinds do"
+        assert "reason" in vars(error), f"{error} has no reason of its own"
+        assert error.reason not in seen, f"{error} and {seen[error.reason]} share the reason {error.reason!r}"
+        seen[error.reason] = str(error)
+
+
+def test_reasons_are_words_joined_by_hyphens() -> None:
+    for error in all_errors():
+        assert error.reason.replace("-", "").isalnum(), error
+        assert error.reason == error.reason.lower(), error

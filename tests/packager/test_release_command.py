@@ -1,0 +1,96 @@
+"""`packager release`: each bad input is one line, and neither repository nor folder is touched by it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.packager.conftest import Site, make_site
+from tests.packager.running import everything_in, packager, refused
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "reason", "message"),
+    [
+        (("", ""), 2, "version-taken", "1.1.0"),
+        (('version = "1.1.0"', 'version = "2"'), 2, "release-file", "version"),
+        (("golden", "goldne"), 2, "release-file", "goldne"),
+        (('model = "1.1.0.onnx"', 'model = "none.onnx"'), 2, "release-file-missing", "none.onnx"),
+        (('"1.1.0"', '"1.3.0"'), None, "", ""),
+        (('family = "kws"', 'family = "ocr"'), 2, "family-unknown", "ocr"),
+        (('scheme = "int8"', 'scheme = "int3"'), 2, "release-file", "int3"),
+        (("percent = 10", 'percent = 10\ncohorts = ["attic"]'), 2, "cohort-unknown", "attic"),
+        (("[rollout]", '[patches]\nfrom = ["0.1.0"]\n[rollout]'), 2, "base-missing", "0.1.0"),
+        (('"1.1.0.onnx"', '"labels.txt"'), 2, "model-unreadable", "labels.txt"),
+        (('"inputs.npz"', '"labels.txt"'), 2, "samples-unreadable", "labels.txt"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(
+    site: Site, change: tuple[str, str], code: int | None, reason: str, message: str
+) -> None:
+    text = (site.folder / "1.1.0.toml").read_text()
+    if reason != "version-taken":
+        text = text.replace(change[0], change[1])
+        text = text.replace('version = "1.1.0"', 'version = "1.3.0"')
+    (site.folder / "bad.toml").write_text(text)
+    before = everything_in(site.folder)
+    if code is None:
+        assert site.release("bad.toml", "--dry-run").code == 0
+    else:
+        refused(site.release("bad.toml", "--json"), code=code, reason=reason, words=(message,))
+    assert everything_in(site.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason", "message"),
+    [
+        (["release", "none.toml", "--repo", "repo", "--keys", "keys"], 2, "release-file", "none.toml"),
+        (["release", "1.2.0.toml", "--repo", "none", "--keys", "keys"], 2, "repository-missing", "none"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--keys", "none"], 2, "key-missing", "none"),
+        (["release", "1.2.0.toml", "--repo", "repo"], 2, "usage", "no key"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--until", "later"], 2, "usage", "later"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--until", "sign", "--dry-run"], 2, "usage", "--until"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, reason: str, message: str
+) -> None:
+    monkeypatch.chdir(site.folder)
+    monkeypatch.setenv("PACKAGER_PASSPHRASE", "only for tests")
+    before = everything_in(site.folder)
+    refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    assert everything_in(site.folder) == before
+
+
+def test_a_wrong_passphrase_is_told_and_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(site.folder)
+    monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
+    before = everything_in(site.folder)
+    said = packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
+    refused(said, code=2, reason="wrong-passphrase")
+    assert everything_in(site.folder) == before
+
+
+def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    away = tmp_path / "away"
+    away.mkdir()
+    for path in (tmp_path / "keys").glob("release-kws*"):
+        path.rename(away / path.name)
+    said = site.release("1.0.0.toml", "--json")
+    refused(said, code=2, reason="below-threshold", words=("release-kws",))
+    again = site.release("1.0.0.toml", "--json")
+    refused(again, code=2, reason="version-taken", words=("1.0.0",))
+    for path in away.iterdir():
+        path.rename(tmp_path / "keys" / path.name)
+    words = ("--keys", tmp_path / "keys", "--passphrase-file", tmp_path / "passphrase")
+    assert packager("repo", "sign", "--repo", tmp_path / "repo", *words).code == 0
+    assert packager("repo", "publish", "--repo", tmp_path / "repo").code == 0
+    assert site.published("targets/bundles/kws/*.1.0.0.json").is_file()
+
+
+def test_it_tells_a_person_what_happens(site: Site) -> None:
+    said = site.release("1.2.0.toml", "--dry-run")
+    assert said.code == 0, said.stderr
+    assert "[5/5] diff" in said.stderr
+    assert "kws 1.2.0 (counter 3): not published" in said.stdout
+    assert "from 1.1.0" in said.stdout
