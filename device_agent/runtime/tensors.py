@@ -79,7 +79,8 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
         if found.min() < limits.min or found.max() > limits.max:
             raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(found.reshape(tuple(shape)).astype(dtype))
+        # not ascontiguousarray: it makes a scalar an array of one
+        return found.reshape(tuple(shape)).astype(dtype, order="C")
 
 
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:

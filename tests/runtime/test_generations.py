@@ -1,0 +1,307 @@
+"""Leases, the switch, the queue: the slot against a model of it, and each of its rules by hand."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from device_agent.front.generations import Generation, Request, RequestFailed, Slot, Window
+from device_agent.runtime.wire import IN_FLIGHT, NO_JSON, Answer
+
+
+class Process:
+    """A model process that answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.inbox: list[Request] = []
+        self.closed = False
+
+    def send(self, request: Request) -> None:
+        assert not self.closed, "a request was sent to a closed process"
+        self.inbox.append(request)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Outcome:
+    """What became of a request."""
+
+    def __init__(self) -> None:
+        self.result: Answer | RequestFailed | None = None
+
+    def set_result(self, result: Answer) -> None:
+        assert self.result is None, "answered twice"
+        self.result = result
+
+    def set_exception(self, exception: BaseException) -> None:
+        assert self.result is None, "answered twice"
+        assert isinstance(exception, RequestFailed)
+        self.result = exception
+
+    def done(self) -> bool:
+        return self.result is not None
+
+
+class Bench:
+    """A slot with processes and a clock that the test moves."""
+
+    def __init__(self, max_waiting: int = 4) -> None:
+        self.now = 100.0
+        self.slot = Slot("toy", max_waiting=max_waiting, wait_s=10.0, clock=lambda: self.now)
+        self.processes: dict[int, Process] = {}
+        self.drained: list[int] = []
+
+    def publish(self, number: int) -> Process:
+        generation = self.slot.generations.get(number) or Generation(number, f"1.{number}", {}, Window(self.now))
+        if generation.sender is None:
+            generation.sender = self.processes[number] = Process()
+        self.slot.publish(generation)
+        return self.processes[number]
+
+    def request(self, version: str | None = None) -> Request:
+        request = Request(0, NO_JSON, b"", Outcome(), self.now, version)
+        self.slot.submit(request)
+        return request
+
+    def answer(self, number: int, status: int = 200, *, has_nan: bool = False) -> None:
+        request = self.processes[number].inbox.pop(0)
+        answer = Answer(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
+        self.slot.answered(self.slot.generations[number], request.number, answer)
+
+    def kill(self, number: int) -> None:
+        self.processes[number].inbox.clear()
+        self.slot.lost(self.slot.generations[number])
+
+    def retire(self, number: int) -> None:
+        self.slot.retire(number, lambda: self.drained.append(number))
+
+
+def outcome(request: Request) -> Answer | RequestFailed | None:
+    assert isinstance(request.outcome, Outcome)
+    return request.outcome.result
+
+
+def answered_by(request: Request) -> int:
+    found = outcome(request)
+    assert isinstance(found, Answer)
+    return int(found.body)
+
+
+def failed_with(request: Request) -> int:
+    found = outcome(request)
+    assert isinstance(found, RequestFailed)
+    return found.status
+
+
+def test_a_request_keeps_its_generation_through_a_switch() -> None:
+    bench = Bench()
+    bench.publish(1)
+    before = bench.request()
+    bench.publish(2)
+    after = bench.request()
+    bench.answer(2)
+    bench.answer(1)
+    assert (answered_by(before), answered_by(after)) == (1, 2)
+
+
+def test_no_more_than_two_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
+    bench = Bench()
+    first = bench.publish(1)
+    requests = [bench.request() for _ in range(IN_FLIGHT + 2)]
+    assert len(first.inbox) == IN_FLIGHT
+    second = bench.publish(2)
+    assert second.inbox == requests[IN_FLIGHT:]
+
+
+def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
+    bench = Bench(max_waiting=1)
+    bench.publish(1)
+    for _ in range(IN_FLIGHT + 1):
+        bench.request()
+    with pytest.raises(RequestFailed, match="1 requests wait already") as caught:
+        bench.request()
+    assert caught.value.status == 503
+    assert bench.slot.refused == 1
+
+
+def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
+    bench = Bench()
+    bench.publish(1)
+    requests = [bench.request() for _ in range(IN_FLIGHT + 1)]
+    bench.kill(1)
+    assert not bench.slot.is_ready
+    assert bench.publish(1).inbox == requests[:IN_FLIGHT]
+    for _ in requests:
+        bench.answer(1)
+    assert [answered_by(request) for request in requests] == [1, 1, 1]
+    window = bench.slot.generations[1].window
+    assert (window.requests, window.crashes, window.errors) == (3, 1, 0)
+
+
+def test_a_request_that_kills_two_processes_fails() -> None:
+    bench = Bench()
+    bench.publish(1)
+    poison = bench.request()
+    bench.kill(1)
+    bench.publish(1)
+    bench.kill(1)
+    assert failed_with(poison) == 500
+    assert bench.slot.generations[1].window.errors == 1
+
+
+def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
+    bench = Bench()
+    request = bench.request()
+    bench.now += 9
+    bench.slot.sweep(60)
+    assert outcome(request) is None
+    bench.now += 2
+    bench.slot.sweep(60)
+    assert failed_with(request) == 503
+    assert bench.slot.is_idle
+
+
+def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped() -> None:
+    bench = Bench()
+    bench.publish(1)
+    request = bench.request()
+    bench.now += 61
+    bench.slot.sweep(60)
+    assert failed_with(request) == 504
+    bench.answer(1)
+    window = bench.slot.generations[1].window
+    assert (window.requests, window.errors) == (1, 1)
+
+
+def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
+    bench = Bench()
+    old = bench.publish(1)
+    request = bench.request()
+    bench.publish(2)
+    bench.retire(1)
+    assert bench.drained == []
+    bench.answer(1)
+    assert answered_by(request) == 1
+    assert bench.drained == [1]
+    assert old.closed
+    bench.retire(7)
+    assert bench.drained == [1, 7]
+
+
+def test_a_version_can_be_named_while_it_is_loaded() -> None:
+    bench = Bench()
+    bench.publish(1)
+    bench.publish(2)
+    old = bench.request("1.1")
+    bench.answer(1)
+    assert answered_by(old) == 1
+    pinned = [bench.request("1.1") for _ in range(IN_FLIGHT + 1)]
+    bench.retire(1)
+    assert failed_with(pinned[-1]) == 404
+    with pytest.raises(RequestFailed, match=r"no loaded version '1\.1'"):
+        bench.request("1.1")
+
+
+def test_health_counts_what_the_model_did_since_it_became_current() -> None:
+    bench = Bench()
+    bench.publish(1)
+    for status, has_nan in ((200, False), (200, True), (400, False), (500, False)):
+        bench.request()
+        bench.answer(1, status, has_nan=has_nan)
+    window = bench.slot.generations[1].window
+    assert (window.requests, window.nan, window.client_errors, window.errors) == (4, 1, 1, 1)
+    assert window.busy.count == 2
+    bench.publish(2)
+    bench.publish(1)
+    assert bench.slot.generations[1].window.requests == 0
+
+
+class Requests(RuleBasedStateMachine):
+    """Any sequence of requests, answers, swaps, rollbacks, crashes and retirements: each request has one answer, of a
+    generation that was current at some time since it arrived, and none is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bench = Bench(max_waiting=6)
+        self.open: list[tuple[Request, set[int]]] = []
+        self.number = 0
+        self._publish(lambda: 1)
+
+    def _publish(self, choose: Callable[[], int]) -> None:
+        number = choose()
+        self.number = max(self.number, number)
+        self.bench.publish(number)
+        for _, allowed in self.open:
+            allowed.add(number)
+
+    @rule()
+    def request(self) -> None:
+        current = self.bench.slot.current
+        if len(self.bench.slot.waiting) == 6:
+            with pytest.raises(RequestFailed, match="wait already"):
+                self.bench.request()
+            return
+        self.open.append((self.bench.request(), set() if current is None else {current.number}))
+
+    @rule()
+    def swap(self) -> None:
+        self._publish(lambda: self.number + 1)
+
+    @rule(data=st.data())
+    def back_or_restart(self, data: st.DataObject) -> None:
+        known = sorted(self.bench.slot.generations) or [self.number + 1]
+        self._publish(lambda: data.draw(st.sampled_from(known)))
+
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        busy = [number for number, process in self.bench.processes.items() if process.inbox and not process.closed]
+        if busy:
+            self.bench.answer(data.draw(st.sampled_from(sorted(busy))))
+
+    @precondition(lambda self: self.bench.slot.generations)
+    @rule(data=st.data())
+    def kill(self, data: st.DataObject) -> None:
+        generations = self.bench.slot.generations
+        alive = sorted(number for number, g in generations.items() if g.sender is not None)
+        if alive:
+            self.bench.kill(data.draw(st.sampled_from(alive)))
+
+    @precondition(lambda self: self.bench.slot.generations)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        self.bench.retire(data.draw(st.sampled_from(sorted(self.bench.slot.generations))))
+
+    @invariant()
+    def answers_are_of_an_allowed_generation(self) -> None:
+        still_open = []
+        for request, allowed in self.open:
+            found = outcome(request)
+            if found is None:
+                still_open.append((request, allowed))
+            elif isinstance(found, Answer):
+                assert int(found.body) in allowed
+            else:
+                assert found.status == 500
+                assert request.attempts == 2
+        self.open = still_open
+
+    @invariant()
+    def every_open_request_is_somewhere_once(self) -> None:
+        slot = self.bench.slot
+        places = [*slot.waiting, *(r for g in slot.generations.values() for r in g.leases.values())]
+        assert sorted(map(id, places)) == sorted(id(request) for request, _ in self.open)
+
+    def teardown(self) -> None:
+        self._publish(lambda: self.number + 1)
+        while any(process.inbox for process in self.bench.processes.values() if not process.closed):
+            for number, process in self.bench.processes.items():
+                if process.inbox and not process.closed:
+                    self.bench.answer(number)
+        assert all(outcome(request) is not None for request, _ in self.open)
+
+
+Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRequests = Requests.TestCase

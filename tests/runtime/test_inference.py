@@ -1,0 +1,228 @@
+"""Requests and answers of the protocol: every dtype in JSON and in bytes, and each mistake of a client by its words."""
+
+import gzip
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from device_agent.errors import ContractUnfit, InferenceUnfit, RequestInvalid
+from device_agent.runtime import inference, tensors
+from device_agent.runtime.inference import Inference
+from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.tensors import DATATYPES, Array
+from device_agent.runtime.wire import NO_JSON
+from tests.runtime.bundles import DTYPES, floats, graph, plain, scale
+
+NUMERIC = [name for name in DATATYPES if name != "BYTES"]
+
+
+@contextmanager
+def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
+    with plain(model) as bundle:
+        loaded = LoadedModel.load(bundle.fds, threads=1)
+        loaded.check_contract(bundle.contract)
+        yield Inference(loaded, bundle.contract, "toy", "1.0.0", **settings)
+
+
+def echo(dtype: str) -> Any:
+    """x [n] -> y [n], the same values; Identity is taken out by the optimiser, so there are two of them."""
+    nodes = [helper.make_node("Identity", ["x"], ["h"]), helper.make_node("Identity", ["h"], ["y"])]
+    return graph(nodes, [("x", dtype, ["n"])], [("y", dtype, ["n"])])
+
+
+def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes, bool]:
+    text = json.dumps(head).encode()
+    answer = model.answer(memoryview(text + raw), len(text) if raw else NO_JSON)
+    body = b"".join(answer.parts)
+    length = len(body) if answer.json_bytes == NO_JSON else answer.json_bytes
+    return json.loads(body[:length]), body[length:], answer.has_nan
+
+
+def x(data: list[Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """The input of `scale`, with other fields."""
+    given_data = {} if data is None else {"data": data}
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [4], **given_data, **fields}]}
+
+
+@pytest.mark.parametrize("dtype", sorted(set(DTYPES.values()) - {"string"}))
+def test_every_dtype_goes_in_and_out_as_json_and_as_bytes(dtype: str) -> None:
+    values = np.array([0, 1, 1], dtype) if dtype == "bool" else np.array([0, 1, 100], dtype)
+    with model_of(echo(dtype)) as model:
+        name = tensors.datatype_of(values.dtype)
+        for as_bytes in (False, True):
+            for out_bytes in (False, True):
+                fields: dict[str, Any] = {"name": "x", "datatype": name, "shape": [3]}
+                raw = values.tobytes() if as_bytes else b""
+                fields |= {"parameters": {"binary_data_size": len(raw)}} if as_bytes else {"data": values.tolist()}
+                head = {"inputs": [fields], "id": "a", "parameters": {"binary_data_output": out_bytes}}
+                answer, data, _ = ask(model, head, raw)
+                output = answer["outputs"][0]
+                assert (answer["id"], output["datatype"], output["shape"]) == ("a", name, [3])
+                if out_bytes:
+                    assert output["parameters"]["binary_data_size"] == len(data)
+                    assert data == values.tobytes()
+                else:
+                    assert output["data"] == values.tolist()
+
+
+def test_strings_go_in_and_out_as_json_and_as_bytes() -> None:
+    words = ["", "straße", "a\nb"]
+    raw = b"".join(len(w.encode()).to_bytes(4, "little") + w.encode() for w in words)
+    with model_of(echo("string")) as model:
+        fields = {"name": "x", "datatype": "BYTES", "shape": [3]}
+        assert ask(model, {"inputs": [{**fields, "data": words}]})[0]["outputs"][0]["data"] == words
+        sized = {**fields, "parameters": {"binary_data_size": len(raw)}}
+        wanted = [{"name": "y", "parameters": {"binary_data": True}}]
+        assert ask(model, {"inputs": [sized], "outputs": wanted}, raw)[1] == raw
+        for cut in (raw[:-1], raw + b"\1", raw[:2]):
+            sized = {**fields, "parameters": {"binary_data_size": len(cut)}}
+            with pytest.raises(RequestInvalid, match=r"BYTES data ends|3 elements|4 elements|2 elements"):
+                ask(model, {"inputs": [sized]}, cut)
+
+
+@given(
+    name=st.sampled_from(NUMERIC),
+    shape=st.lists(st.integers(0, 3), max_size=3),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_tensor_survives_json_and_bytes(name: str, shape: list[int], seed: int) -> None:
+    dtype = DATATYPES[name]
+    count = math.prod(shape)
+    raw = np.random.default_rng(seed).integers(0, 2 if name == "BOOL" else 256, count * dtype.itemsize, np.uint8)
+    array: Array = np.frombuffer(raw.tobytes(), dtype).reshape(shape)
+    assert tensors.from_bytes(tensors.to_bytes(array), name, shape, "x").tobytes() == array.tobytes()
+    if dtype.kind != "f" or np.isfinite(array).all():
+        text = json.loads(json.dumps(tensors.to_json(array)))
+        assert np.array_equal(tensors.from_json(text, name, shape, "x"), array)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ({}, "inputs: x missing"),
+        ([], "not a JSON object"),
+        ({"inputs": 3}, "inputs: expected a list of objects"),
+        (x([1, 2, 3]), "3 elements of data, expected 4"),
+        (x([1, 2, 3, "4"]), "does not hold FP32 values"),
+        (x([1, 2, 3, None]), "does not hold FP32 values"),
+        (x([[1, 2], [3]]), "ragged"),
+        (x([True, False, True, True]), "does not hold FP32 values"),
+        (x("1234"), "data is str, expected a list"),  # type: ignore[arg-type]
+        (x([1, 2, 3, 4], name="z"), "input 'z' is unknown, expected x"),
+        (x([1, 2, 3, 4], datatype="FP64"), "datatype is 'FP64', expected 'FP32'"),
+        (x([1, 2, 3, 4], shape=[2, 2]), r"shape is \[2, 2\], expected \[4\]"),
+        (x([1, 2, 3, 4], shape=[-4]), "has a size that is none"),
+        (x([1, 2, 3, 4], shape="4"), "shape is not a list"),
+        (x(parameters={"binary_data_size": 16}), "binary_data_size is 16, 0 bytes are left"),
+        (x(parameters={"binary_data_size": True}), "binary_data_size is True"),
+        (x(parameters={"shared_memory_region": "r"}), "shared memory is not offered"),
+        (x([1, 2, 3, 4], parameters={"binary_data_size": 0}), "both data and binary_data_size"),
+        ({**x([1, 2, 3, 4]), "outputs": [{"name": "q"}]}, "output 'q' is unknown, expected one of y"),
+        ({**x([1, 2, 3, 4]), "id": 7}, "id: expected a string"),
+        ({"inputs": x([1, 2, 3, 4])["inputs"] * 2}, "a name is given twice"),
+        ({**x([1, 2, 3, 4]), "parameters": {"binary_data_output": 1}}, "expected true or false"),
+    ],
+)
+def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
+    with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
+        ask(model, head)
+
+
+@pytest.mark.parametrize(
+    ("body", "json_bytes", "words"),
+    [
+        (b'{"inputs": [', NO_JSON, "not JSON at character"),
+        (b"\xff\xfe", NO_JSON, "not JSON"),
+        (b'{"inputs": NaN}', NO_JSON, "NaN is not JSON"),
+        (b"[" * 100_000, NO_JSON, "not JSON"),
+        (b"{}", 9, "Inference-Header-Content-Length is 9, the body has 2 bytes"),
+        (
+            json.dumps(x([1, 2, 3, 4])).encode() + b"12",
+            len(json.dumps(x([1, 2, 3, 4]))),
+            "2 bytes of binary data follow",
+        ),
+    ],
+)
+def test_a_body_that_is_no_request_is_named(body: bytes, json_bytes: int, words: str) -> None:
+    with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
+        model.answer(memoryview(body), json_bytes)
+
+
+@pytest.mark.parametrize(("dtype", "bad"), [("uint8", 256), ("uint8", -1), ("int64", 2**63), ("int32", 1.5)])
+def test_a_number_beyond_its_datatype_is_refused(dtype: str, bad: float) -> None:
+    with model_of(echo(dtype)) as model, pytest.raises(RequestInvalid, match=r"beyond|does not hold|out of range"):
+        ask(model, {"inputs": [{"name": "x", "datatype": dtype.upper(), "shape": [1], "data": [bad]}]})
+
+
+def test_nan_is_flagged_only_where_the_model_made_it() -> None:
+    root = graph([helper.make_node("Sqrt", ["x"], ["y"])], [("x", "float32", [2])], [("y", "float32", [2])])
+    with model_of(root) as model:
+        fields = {"name": "x", "datatype": "FP32", "shape": [2]}
+        answer, _, has_nan = ask(model, {"inputs": [{**fields, "data": [4, -1]}]})
+        assert has_nan
+        assert answer["outputs"][0]["data"] == [2.0, None]
+        assert not ask(model, {"inputs": [{**fields, "data": [4, 1]}]})[2]
+        raw = np.array([np.nan, 4], np.float32).tobytes()
+        assert not ask(model, {"inputs": [{**fields, "parameters": {"binary_data_size": 8}}]}, raw)[2]
+    with model_of(root, nan_is_right=frozenset({"y"})) as model:
+        assert not ask(model, {"inputs": [{**fields, "data": [4, -1]}]})[2]
+
+
+def test_a_large_sum_is_not_taken_for_infinity() -> None:
+    assert not tensors.has_non_finite(np.full(1000, 3e38, np.float32))
+    assert not tensors.has_non_finite(np.full(100_000, 60_000, np.float16))
+    assert tensors.has_non_finite(np.array([1, np.inf, -np.inf], np.float16))
+
+
+def test_a_model_that_fails_on_inputs_its_contract_allows_is_unfit() -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    shape = helper.make_tensor("shape", 7, [1], [4])
+    model = graph(nodes, [("x", "float32", ["n"])], [("y", "float32", [4])], [shape])
+    with model_of(model) as served:
+        with pytest.raises(InferenceUnfit, match=r"inference failed: .*Reshape"):
+            ask(served, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]})
+
+
+def test_a_model_is_held_to_its_contract() -> None:
+    with plain(scale(2.0)) as promised, plain(scale(2.0, size=5)) as other:
+        with pytest.raises(ContractUnfit, match=r"'x' is float32\[5\], expected float32\[4\]"):
+            LoadedModel.load(other.fds).check_contract(promised.contract)
+    with plain(scale(2.0)) as promised, plain(echo("int32")) as other:
+        with pytest.raises(ContractUnfit, match=r"'x' is int32\['n'\], expected float32\[4\]"):
+            LoadedModel.load(other.fds).check_contract(promised.contract)
+
+
+def test_external_data_comes_from_memory() -> None:
+    from onnx import TensorProto, external_data_helper
+
+    weights = np.arange(1, 5, dtype=np.float32)
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [4], weights.tobytes(), raw=True)
+    external_data_helper.set_external_data(tensor, "w.bin", 0, 16)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    model = graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])], [("x", "float32", [4])], [("y", "float32", [4])], [tensor]
+    )
+    with plain(model, external={"w.bin": weights.tobytes()}) as bundle:
+        assert LoadedModel.load(bundle.fds).run({"x": floats(1, 1, 1, 1)})["y"].tolist() == [1, 2, 3, 4]
+
+
+def test_gzip_bodies_are_bounded() -> None:
+    plain_body = b"x" * 10_000
+    packed = gzip.compress(plain_body)
+    assert bytes(inference.gunzip(memoryview(packed), 10_000)) == plain_body
+    for bad in (packed[:-1], packed + b"x", b"nonsense"):
+        with pytest.raises(RequestInvalid, match=r"gzip|cut"):
+            inference.gunzip(memoryview(bad), 10_000)
+    with pytest.raises(RequestInvalid, match="more than 9999 bytes"):
+        inference.gunzip(memoryview(packed), 9_999)
+    assert gzip.decompress(inference.gzip([b"ab", memoryview(b"cd")])) == b"abcd"
