@@ -334,6 +334,15 @@ class Story:
                 figures = ((k, gate.get(k)) for k in ("relative_rms", "top1_agreement"))
                 told = ", ".join(f"{name.replace('_', ' ')} {x:.4f}" for name, x in figures if isinstance(x, float))
                 self._line(f"    gate against the float model: {gate.get('verdict')}, {told}")
+            built = row.get("report")
+            if isinstance(built, dict) and isinstance(built.get("latency"), dict):
+                times = built["latency"]
+                self.report.latency[f"{report.version} {name} against float"] = times
+                pace = "slower" if times["ratio"] > 1 else "faster"
+                self._line(
+                    f"    one at a time: float {times['float_ms']:.2f} ms, {name} {times['quantized_ms']:.2f} ms"
+                    f" ({name} is {pace} on this machine)"
+                )
         for name, why in report.dropped.items():
             self._line(f"{name} is left out: {why}")
 
