@@ -1,6 +1,5 @@
 """One repository with two releases, made once by the command line, for the tests that only look at it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +66,10 @@ def make_site(folder: Path) -> Site:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """With 1.0.0 and 1.1.0 released."""
     made = make_site(tmp_path_factory.mktemp("site"))
     for version in ("1.0.0", "1.1.0"):
         said = made.release(f"{version}.toml", "--json")
         assert said.code == 0, said.stderr
-    yield made
+    return made
