@@ -219,7 +219,7 @@ class Ended:
         return out
 
     def summary(self) -> dict[str, object]:
-        """What `update --json` and `history --json` print: flat, with seconds."""
+        """What `update --json` and `history --json` print: flat."""
         a = self.attempt
         return {
             "outcome": self.outcome.value,
@@ -230,9 +230,11 @@ class Ended:
             "variant": a.variant,
             "bundle": a.target,
             "trigger": a.trigger,
-            "bytes": {"downloaded": a.download_bytes, "patch": a.patch_bytes, "full": a.full_bytes},
-            "seconds": {name: a.phases_ms[name] / 1000 for name in PHASES if name in a.phases_ms},
-            "swap_latency_us": a.swap_us,
+            "download_bytes": a.download_bytes,
+            "patch_bytes": a.patch_bytes,
+            "full_bytes": a.full_bytes,
+            "phases_ms": {name: a.phases_ms[name] for name in PHASES if name in a.phases_ms},
+            "swap_us": a.swap_us,
             "states": list(a.states),
             "started_ms": a.started_ms,
             "finished_ms": self.finished_ms,

@@ -24,7 +24,7 @@ from device_agent.children import Child
 from device_agent.clock import clock_facts
 from device_agent.config import Config
 from device_agent.device import DEVICE_KEY_FILE, STORAGE_KEY_FILE, DeviceDirectory
-from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable
+from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable
 from device_agent.holdings import Holding, Remembered
 from device_agent.jail import JailPolicy
 from device_agent.messages import Message
@@ -64,6 +64,7 @@ class Errands:
     def __init__(self, config: Config, device: DeviceDirectory, store: Store) -> None:
         self._config, self._device, self._store = config, device, store
         self._children: dict[str, Child] = {}
+        self._is_interrupted = False
 
     def __enter__(self) -> "Errands":
         return self
@@ -75,6 +76,12 @@ class Errands:
         """End all children."""
         while self._children:
             self._children.popitem()[1].stop()
+
+    def interrupt(self) -> None:
+        """End them from another thread: what is under way raises, and nothing new begins."""
+        self._is_interrupted = True
+        for child in list(self._children.values()):
+            child.kill()
 
     def check(self, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
         """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.client.check)."""
@@ -204,6 +211,8 @@ class Errands:
 
     def _call(self, name: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **how: Any) -> Message:
         child = self._children.get(name)
+        if self._is_interrupted:
+            raise StoppedUnavailable(f"the agent is stopping, {operation!r} is not begun")
         if child is None:
             child = self._children[name] = Child.start(f"device_agent.{name}", self._policy(name))
         try:
@@ -211,6 +220,8 @@ class Errands:
         except (ChildDied, ChildTimeout):
             if self._children.get(name) is child:
                 self._children.pop(name).stop()
+            if self._is_interrupted:
+                raise StoppedUnavailable(f"the agent is stopping, {operation!r} was cut off") from None
             raise
 
     def _policy(self, name: str) -> JailPolicy:

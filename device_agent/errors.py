@@ -3,6 +3,7 @@
 AirweightsError
 ├── Invalid
 │   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
+│   ├── UsageInvalid            usage                   an option or argument of the command line is wrong
 │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
 │   ├── NotInitialised          not-initialised         the device directory has not been made yet
 │   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
@@ -25,15 +26,18 @@ AirweightsError
 │   ├── PausedUnavailable       paused                  an operator has paused updates
 │   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
 │   ├── JournalUnavailable      journal                 the state database does not open
+│   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
+│   ├── DeviceUnavailable       system                  the operating system refuses: a full disk, an I/O error
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
 │   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
 │   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
 │   ├── DrainUnavailable        drain                   a retired generation still has requests
 │   └── JailUnavailable         jail-unavailable        the kernel can not confine a child, and the settings ask for it
 ├── Unfit
-│   ├── ProbeUnfit              probe-failed            the probe's own reason is in the message
+│   ├── PatcherDiedUnfit        patcher-died            the patcher died over this bundle again and again
 │   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
 │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
+│   ├── ProbationInconclusiveUnfit probation-inconclusive too few requests to tell, and the contract says to go back
 │   ├── OperatorUnfit           operator-rollback       an operator sent the device back
 │   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
 │   ├── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
@@ -43,6 +47,8 @@ AirweightsError
     └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
 """
 
+import errno
+
 from bundle.errors import Bug, Invalid, Refused, Unavailable, Unfit
 
 
@@ -50,6 +56,12 @@ class ConfigInvalid(Invalid):
     """A setting is missing, unknown or out of its range."""
 
     reason = "config-invalid"
+
+
+class UsageInvalid(Invalid):
+    """An option or argument of the command line is wrong."""
+
+    reason = "usage"
 
 
 class IdentityInvalid(Invalid):
@@ -172,6 +184,18 @@ class JournalUnavailable(Unavailable):
     reason = "journal"
 
 
+class StoppedUnavailable(Unavailable):
+    """The agent is asked to stop in the middle of something."""
+
+    reason = "stopped"
+
+
+class DeviceUnavailable(Unavailable):
+    """The operating system refuses: an error of the medium, a read-only file system."""
+
+    reason = "system"
+
+
 class ChildDied(Unavailable):
     """A child process ended in the middle of a call."""
 
@@ -202,10 +226,10 @@ class JailUnavailable(Unavailable):
     reason = "jail-unavailable"
 
 
-class ProbeUnfit(Unfit):
-    """The candidate failed its probe; the probe's own reason is in the message."""
+class PatcherDiedUnfit(Unfit):
+    """The patcher died over the same bundle again and again."""
 
-    reason = "probe-failed"
+    reason = "patcher-died"
 
 
 class ProbeInconclusiveUnfit(Unfit):
@@ -218,6 +242,12 @@ class ProbationUnfit(Unfit):
     """The candidate failed under live requests: errors, NaN, latency or a crash."""
 
     reason = "probation-failed"
+
+
+class ProbationInconclusiveUnfit(Unfit):
+    """Too few requests to tell, and the health contract says to go back then."""
+
+    reason = "probation-inconclusive"
 
 
 class OperatorUnfit(Unfit):
@@ -254,3 +284,11 @@ class IllegalTransitionBug(Bug):
     """The state machine's table has no such key."""
 
     reason = "illegal-transition"
+
+
+def system_error(error: OSError) -> Unavailable:
+    """What the operating system's complaint means here."""
+    place = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpaceUnavailable(f"{error.strerror}{place}", remedy="free space on the device")
+    return DeviceUnavailable(f"{error.strerror or error}{place}")

@@ -100,20 +100,21 @@ def read_key(fd: int, use: str) -> Secret:
     return Secret(value)
 
 
-def install_root(device: DeviceDirectory, shipped: Path) -> None:
-    """Copy the shipped root into the device directory. Raises ConfigInvalid where it is no root metadata."""
+def check_root(shipped: Path) -> bytes:
+    """The bytes of a shipped root. Raises ConfigInvalid where it is no root metadata."""
     from tuf.api.metadata import Metadata, Root
     from tuf.api.serialization import DeserializationError
 
     try:
         data = shipped.read_bytes()
-        Metadata[Root].from_bytes(data)
+        is_root = isinstance(Metadata[Root].from_bytes(data).signed, Root)
     except (OSError, DeserializationError) as error:
         raise ConfigInvalid(
             f"{shipped}: not root metadata ({error})", remedy="take metadata/1.root.json of the repository"
         ) from error
-    device.trust.mkdir(mode=0o700, exist_ok=True)
-    write_durably(device.shipped_root, data)
+    if not is_root:
+        raise ConfigInvalid(f"{shipped}: metadata of another role", remedy="take metadata/1.root.json")
+    return data
 
 
 def _key_file(use: str, key: Secret) -> bytes:

@@ -153,6 +153,25 @@ class Journal:
         with self._records.transaction():
             return self._move(replace(attempt, verdict=verdict), event)
 
+    def hold(self, holding: Holding) -> None:
+        """Remember a release anew: patches were added to its manifest, or the same bundle got a higher counter."""
+        if self.holding(holding.digest) != holding:
+            with self._records.transaction():
+                self._records.put("bundle", holding.digest, holding.as_json())
+
+    def arm(self, attempt: Attempt) -> Ended:
+        """PARKED: the attempt stays open for the next start; what can be said of it so far."""
+        with self._records.transaction():
+            armed = self._move(attempt, Event.PARKED)
+        return Ended(armed, Outcome.STAGED, "", "it is swapped in when the daemon starts", self._now_ms())
+
+    def count_kill(self, digest: BundleDigest, state: State) -> int:
+        """Count one more death over a candidate; how many there are."""
+        with self._records.transaction():
+            count = self.kills(digest, state) + 1
+            self._records.put("kills", f"{digest}:{state}", {"count": count})
+        return count
+
     def commit(self, attempt: Attempt) -> Ended:
         """COMMITTING is done: the candidate is active, what was active is previous."""
         with self._records.transaction():

@@ -42,6 +42,7 @@ class Event(StrEnum):
     FOUND = "found"
     FETCHED = "fetched"
     STAGED = "staged"
+    REPLAN = "replan"
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
     GIVEN_UP = "given-up"
@@ -61,6 +62,7 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.FETCHING, Event.FETCHED): State.PATCHING,
     (State.FETCHING, Event.GIVEN_UP): State.IDLE,
     (State.PATCHING, Event.STAGED): State.PROBING,
+    (State.PATCHING, Event.REPLAN): State.FETCHING,
     (State.PATCHING, Event.GIVEN_UP): State.IDLE,
     (State.PATCHING, Event.UNHEALTHY): State.REFUSING,
     (State.PROBING, Event.HEALTHY): State.SWAPPING,

@@ -1,0 +1,287 @@
+"""The command line `device-agent`.
+
+Rules:
+1. Every command reads its settings from one TOML file (`--config`) and has `--json`.
+2. `status`, `history`, `update`, `rollback`, `pause`, `resume` and `forgive` ask the daemon; where none runs they work
+   on the device directory themselves, under its lock.
+3. What a command needs is imported when it runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from bundle import console
+from bundle.errors import AirweightsError
+from bundle.version import VERSION
+from device_agent.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
+from device_agent.errors import AlreadyInitialised, ConfigInvalid, DaemonUnavailable, UsageInvalid
+
+STATUS_TIMEOUT_S: Final = 10.0
+CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings=CONTEXT)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=DEFAULT_PATH,
+    show_default=True,
+    envvar="AIRWEIGHTS_CONFIG",
+    help="The device's configuration.",
+)
+@click.version_option(VERSION, prog_name="device-agent")
+@click.pass_context
+def cli(context: click.Context, config: Path) -> None:
+    """Take verified model releases, serve them, and go back when they fail.
+
+    Every command has --json: one object on stdout, or one error object on stderr. Exit status: 0 done or nothing to do,
+    2 your input is wrong, 3 refused, 4 not available now, 5 the model is unfit, 70 a bug.
+    """
+    context.obj = config
+
+
+@cli.command()
+@click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Shipped root metadata.")
+@click.option("--repository-url", required=True, help="Where the static files are: https:, http: or file:.")
+@click.option("--family", required=True, help="The model line to follow.")
+@click.option("--channel", default="stable", show_default=True)
+@click.option("--cohort", default="default", show_default=True)
+@click.option("--variant", default="auto", show_default=True)
+@click.option("--listen", default="tcp:127.0.0.1:0", show_default=True, help="unix:/path or tcp:127.0.0.1:PORT.")
+@click.option("--directory", type=click.Path(path_type=Path), default=Path("/var/lib/airweights"), show_default=True)
+@click.option("--label", help="What people call the device.  [default: the host's name]")
+@as_json
+@click.pass_obj
+def init(
+    path: Path,
+    root: Path,
+    repository_url: str,
+    family: str,
+    channel: str,
+    cohort: str,
+    variant: str,
+    listen: str,
+    directory: Path,
+    label: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Make this device's identity and folders, and write its configuration."""
+    from device_agent.config import parse_config
+    from device_agent.device import DeviceDirectory
+    from device_agent.enrolment import default_label, initialise
+
+    if path.exists():
+        raise AlreadyInitialised(f"{path} exists", remedy="remove it, or name another with --config")
+    config = Config(
+        directory=directory.absolute(),
+        repository_url=repository_url,
+        family=family,
+        channel=channel,
+        cohort=cohort,
+        serve=ServeSettings(listen=listen),
+        update=replace(UpdateSettings(), variant=variant),
+    )
+    text = render_config(config)
+    parse_config(text.encode(), where="the options given", folder=Path("/"))
+    public = initialise(DeviceDirectory(config.directory), root, label or default_label())
+    _write_config(path, text)
+    result = {"device_id": public.device_id, "label": public.label, "config": str(path), "directory": str(directory)}
+    click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enrol"
+    console.print_result(result, as_json=as_json, text=click_text)
+
+
+@cli.command()
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the request there.")
+@as_json
+@click.pass_obj
+def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
+    """Print the request that the release team enrols this device with, and its fingerprint to confirm."""
+    from device_agent.device import DeviceDirectory
+    from device_agent.identity import enrolment_request
+
+    request, data = enrolment_request(DeviceDirectory(load_config(path).directory))
+    if output is not None:
+        output.write_bytes(data)
+    result: dict[str, object] = {
+        "device_id": request.device_id,
+        "label": request.label,
+        "fingerprint": request.fingerprint,
+        "request": data.decode(),
+        "output": None if output is None else str(output),
+    }
+    where = data.decode() if output is None else f"request written to {output}"
+    console.print_result(result, as_json=as_json, text=f"{where}\nfingerprint: {request.fingerprint}")
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def run(path: Path, *, as_json: bool) -> None:
+    """Serve, poll and update until stopped. Logs JSON lines to stderr."""
+    from device_agent.device import DeviceDirectory
+
+    del as_json  # the daemon's log is JSON anyway
+    DeviceDirectory(load_config(path).directory).check_initialised()
+    # the same process, without what only a command line needs in its memory
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "device_agent.daemon", str(path)])  # noqa: S606
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def update(path: Path, *, as_json: bool) -> None:
+    """Run one update now and wait for its end, probation included."""
+    from device_agent.by_hand import update_once
+
+    ended = _ask(path, "update", lambda config: update_once(config, console.progress_bar))
+    console.print_result(ended, as_json=as_json, text=_ended_text(ended))
+    raise SystemExit(ended["exit_code"])
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def status(path: Path, *, as_json: bool) -> None:
+    """What serves, what is held, what is remembered."""
+    from device_agent.status import read_status, status_text
+
+    found = _ask(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
+    console.print_result(found, as_json=as_json, text=status_text(found))
+
+
+@cli.command()
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@as_json
+@click.pass_obj
+def history(path: Path, limit: int, *, as_json: bool) -> None:
+    """How each attempt ended, newest first."""
+    from device_agent.status import read_history
+
+    rows = _ask(path, "history", read_history, timeout_s=STATUS_TIMEOUT_S)["history"][:limit]
+    text = "\n".join(_ended_text(row) for row in rows) or "no attempt yet"
+    console.print_result({"history": rows}, as_json=as_json, text=text)
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def rollback(path: Path, *, as_json: bool) -> None:
+    """Go back to the previous release, and put the one that is left into quarantine."""
+    from device_agent.by_hand import roll_back_once
+
+    ended = _ask(path, "rollback", roll_back_once)
+    console.print_result(ended, as_json=as_json, text=_ended_text(ended))
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def pause(path: Path, *, as_json: bool) -> None:
+    """Take no updates until `resume`; what serves goes on serving."""
+    from device_agent.by_hand import set_paused
+
+    _ask(path, "pause", lambda config: set_paused(config, is_paused=True))
+    console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def resume(path: Path, *, as_json: bool) -> None:
+    """Take updates again."""
+    from device_agent.by_hand import set_paused
+
+    _ask(path, "resume", lambda config: set_paused(config, is_paused=False))
+    console.print_result({"paused": False}, as_json=as_json, text="updates are taken again")
+
+
+@cli.command()
+@click.option("--bundle", help="Only this bundle digest.  [default: all]")
+@as_json
+@click.pass_obj
+def forgive(path: Path, bundle: str | None, *, as_json: bool) -> None:
+    """Take bundles out of quarantine: the next update may try them again."""
+    from device_agent.by_hand import forgive_once
+
+    done = _ask(path, "forgive", lambda config: forgive_once(config, bundle), bundle=bundle)
+    console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
+
+
+@cli.command("check-config")
+@as_json
+@click.pass_obj
+def check_config(path: Path, *, as_json: bool) -> None:
+    """Read the configuration and do nothing."""
+    config = load_config(path)
+    result = {"config": str(path), "ok": True, "directory": str(config.directory), "family": config.family}
+    console.print_result(result, as_json=as_json, text=f"{path} is good")
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; the exit code (bundle.console)."""
+    exit_code = 0
+
+    def call() -> None:
+        nonlocal exit_code
+        try:
+            cli.main(arguments, prog_name="device-agent", standalone_mode=False)
+        except click.exceptions.Exit as ended:
+            exit_code = ended.exit_code
+        except click.ClickException as error:
+            raise UsageInvalid(error.format_message(), remedy="device-agent --help") from error
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        except SystemExit as ended:
+            exit_code = int(ended.code or 0)
+
+    code = console.run(call, as_json="--json" in arguments)
+    return code or exit_code
+
+
+def _ask(
+    path: Path,
+    command: str,
+    otherwise: Callable[[Config], dict[str, Any]],
+    *,
+    timeout_s: float | None = None,
+    **fields: Any,
+) -> dict[str, Any]:
+    from device_agent.control import ask
+    from device_agent.device import DeviceDirectory
+
+    config = load_config(path)
+    device = DeviceDirectory(config.directory)
+    device.check_initialised()
+    try:
+        return ask(device.control, command, timeout_s, **fields)
+    except DaemonUnavailable:
+        return otherwise(config)
+
+
+def _ended_text(ended: dict[str, Any]) -> str:
+    parts = [ended["outcome"], ended["release"] or "", ended["variant"] or ""]
+    if ended["reason"]:
+        parts.append(f"({ended['reason']}: {ended['detail']})")
+    if ended["full_bytes"]:
+        parts.append(f"{ended['download_bytes']} bytes downloaded, {ended['full_bytes']} for all of it")
+    return " ".join(part for part in parts if part)
+
+
+def _write_config(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(f"{path}: {error.strerror}", remedy="name another place with --config") from error
+
+
+__all__ = ["AirweightsError", "cli", "main"]

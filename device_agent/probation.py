@@ -1,0 +1,119 @@
+"""Judges a candidate under live requests against its signed health contract. Pure.
+
+Rules, in this order:
+1. A process that died has failed.
+2. A limit of zero is passed by the first case: one NaN answer where none is allowed is enough.
+3. A ratio is judged once `min_requests` were answered, at any time: a bad candidate does not serve out its window.
+4. When the window ends with fewer requests than that, the verdict is inconclusive; the contract says what follows.
+5. Latency is compared by median with the previous generation on this device, where both have enough requests.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from bundle.manifest import PPM, Health
+
+MAX_EXTENSIONS: Final = 10  # a window that nobody sends requests in does not keep two models resident for ever
+
+
+class Judgement(StrEnum):
+    """What to do about a candidate now."""
+
+    WATCH = "watch"
+    COMMIT = "commit"
+    ROLL_BACK = "roll-back"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of one generation.
+
+    Attributes:
+        requests: answered, client errors left out.
+        errors, nan: of them.
+        p50_us: median latency in microseconds; 0 where there were no requests.
+        crashes: of its process.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    nan: int = 0
+    p50_us: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What to judge by: the health contract, with the window that this device's operator may have set."""
+
+    window_s: int
+    min_requests: int
+    error_ppm: int
+    nan_ppm: int
+    latency_percent: int
+    inconclusive: str
+
+    @classmethod
+    def of(cls, health: Health, window_s: int | None, min_requests: int | None) -> "Limits":
+        """From the signed contract and the settings."""
+        return cls(
+            window_s=health.probation_window_s if window_s is None else window_s,
+            min_requests=health.probation_min_requests if min_requests is None else min_requests,
+            error_ppm=health.probation_error_ppm,
+            nan_ppm=health.probation_nan_ppm,
+            latency_percent=health.probation_latency_percent,
+            inconclusive=health.inconclusive,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement and why, in one line."""
+
+    judgement: Judgement
+    detail: str
+
+
+def judge(limits: Limits, seen: Observed, baseline: Observed, elapsed_s: float) -> Verdict:
+    """All rules.
+
+    Args:
+        seen: of the candidate since it was published.
+        baseline: of the previous generation.
+        elapsed_s: since it was published.
+    """
+    failure = _failure(limits, seen, baseline)
+    if failure:
+        return Verdict(Judgement.ROLL_BACK, failure)
+    extensions = elapsed_s / limits.window_s if limits.window_s else float(MAX_EXTENSIONS)
+    if elapsed_s < limits.window_s:
+        return Verdict(Judgement.WATCH, f"{seen.requests} requests so far")
+    if seen.requests >= limits.min_requests:
+        return Verdict(Judgement.COMMIT, f"{seen.requests} requests, {seen.errors} errors, {seen.nan} with NaN")
+    few = f"{seen.requests} requests in {elapsed_s:.0f} s, {limits.min_requests} are needed to tell"
+    match limits.inconclusive:
+        case "commit":
+            return Verdict(Judgement.COMMIT, f"inconclusive, committed as the contract says: {few}")
+        case "extend" if extensions < MAX_EXTENSIONS:
+            return Verdict(Judgement.WATCH, f"extended: {few}")
+        case _:
+            return Verdict(Judgement.INCONCLUSIVE, few)
+
+
+def _failure(limits: Limits, seen: Observed, baseline: Observed) -> str:
+    if seen.crashes:
+        return f"its process died {seen.crashes} times" if seen.crashes > 1 else "its process died"
+    for what, count, ppm in (("failed", seen.errors, limits.error_ppm), ("NaN", seen.nan, limits.nan_ppm)):
+        if count and ppm == 0:
+            return f"{count} {what} answers in {seen.requests} requests, none is allowed"
+        if seen.requests >= max(1, limits.min_requests) and count * PPM > ppm * seen.requests:
+            return f"{count} {what} answers in {seen.requests} requests, at most {ppm} in a million are allowed"
+    enough = min(seen.requests, baseline.requests) >= max(1, limits.min_requests)
+    if enough and baseline.p50_us and seen.p50_us * 100 > limits.latency_percent * baseline.p50_us:
+        return (
+            f"median latency {seen.p50_us} µs against {baseline.p50_us} µs before, "
+            f"at most {limits.latency_percent} % are allowed"
+        )
+    return ""

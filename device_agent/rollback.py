@@ -1,0 +1,25 @@
+"""An operator's way back: whether it is allowed. Pure.
+
+The floor gates every new activation, an operator's too: going back to the previous release after its successor was
+committed is one. (In a probation the previous release still counts as the one that serves.)
+"""
+
+from device_agent.attempt import Outcome, Verdict
+from device_agent.errors import BelowFloorRefused, NothingToRollBack, OperatorUnfit
+from device_agent.holdings import Holding
+
+
+def check_rollback(active: Holding | None, previous: Holding | None, floor: tuple[int, int]) -> Verdict:
+    """May an operator send the device back? The verdict on what it leaves.
+
+    Raises:
+        NothingToRollBack, BelowFloorRefused.
+    """
+    if active is None or previous is None:
+        raise NothingToRollBack("no previous release is held", remedy="`device-agent status` shows what is")
+    if (previous.counter_epoch, previous.counter) < floor:
+        raise BelowFloorRefused(
+            f"previous release {previous.version} has counter {previous.counter}, the floor is {floor[1]}"
+        )
+    error = OperatorUnfit(f"an operator went back from {active.version} to {previous.version}")
+    return Verdict.of(error, Outcome.ROLLED_BACK, quarantines=True)

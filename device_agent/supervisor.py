@@ -1,0 +1,387 @@
+"""The daemon: serves what is active, polls, updates, obeys the control socket.
+
+Rules:
+1. One main thread decides and acts; other threads only put words into its queue. It sleeps until one comes or the next
+   poll is due: at rest it costs no wake-up.
+2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
+   to serve what is here.
+3. Whatever fails in an update, what serves goes on serving. A process that dies is started again from the store.
+4. A damaged active bundle is not the end: the previous one serves (`degraded`), and the next update heals it.
+5. Polls are jittered, so that a fleet does not come at once; after failures they back off.
+"""
+
+import logging
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
+from bundle.files import BundleDigest
+from device_agent.attempt import Outcome
+from device_agent.config import Config
+from device_agent.control import ControlServer
+from device_agent.device import DeviceDirectory
+from device_agent.errands import Errands
+from device_agent.errors import (
+    JournalUnavailable,
+    PausedUnavailable,
+    StoppedUnavailable,
+    StoreDamagedRefused,
+)
+from device_agent.facts import device_facts, runtime_version
+from device_agent.holdings import Holding
+from device_agent.journal import Journal
+from device_agent.prober import Prober
+from device_agent.recovery import recover
+from device_agent.rollback import check_rollback
+from device_agent.serving import Serving
+from device_agent.status import status_of
+from device_agent.store import Store
+from device_agent.switchboard import Switchboard
+from device_agent.update import Agent, collect, run_armed, run_update, with_damaged
+
+logger = logging.getLogger(__name__)
+
+JITTER: Final = 0.2
+FIRST_RETRY_S: Final = 15.0
+MAX_RETRY_FACTOR: Final = 4  # of the poll interval
+RESTART_PAUSE_S: Final = 1.0
+MAX_RESTARTS: Final = 5  # in a row, of a model process that dies soon after its start
+STEADY_S: Final = 60.0
+COMMANDS: Final = ("update", "rollback", "pause", "resume", "forgive", "stop")
+
+
+@dataclass(slots=True)
+class _Word:
+    """What reaches the main thread: a command with somebody who waits, or a generation that died."""
+
+    command: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 0
+    answered: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] | None = None
+    error: AirweightsError | None = None
+
+
+class Supervisor:
+    """Made by `run_daemon`.
+
+    Args:
+        config: of the device.
+        device: its directory, locked by the caller.
+        announce: told once, with the address, when the endpoint listens.
+    """
+
+    def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str], None]) -> None:
+        self._config, self._device, self._announce = config, device, announce
+        self._words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
+        self._deferred: list[_Word] = []
+        self._identity = device.public_identity()
+        self._journal = Journal(device.journal)
+        self._store = Store(device.root)
+        self._degraded = self._stopping = self._needs_recovery = False
+        self._failures = self._restarts = 0
+        self._started_s = 0.0
+        self._errands = Errands(config, device, self._store)
+        self._switchboard = Switchboard(config)
+        self._serving = Serving(self._switchboard, lambda number: self._words.put(_Word("died", generation=number)))
+        self._agent = Agent(
+            config=config,
+            device=device,
+            identity=self._identity,
+            store=self._store,
+            journal=self._journal,
+            prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
+            facts=device_facts,
+            serving=self._serving,
+            signals=self,
+            errands=self._send,
+        )
+        self._control = ControlServer(device.control, self._answer)
+
+    def _send(self) -> Errands:
+        self._errands = Errands(self._config, self._device, self._store)
+        return self._errands
+
+    def run(self) -> None:
+        """Until `stop`. Raises Bug."""
+        try:
+            self._announce(self._switchboard.address)
+            self._recover()
+            self._serve_active()
+            self._guarded(lambda: run_armed(self._agent))
+            next_poll = time.monotonic()
+            while not self._stopping:
+                word = self._next(next_poll)
+                if word is None:
+                    self._poll()
+                else:
+                    self._obey(word)
+                if word is None or word.command == "update":
+                    next_poll = time.monotonic() + self._pause_s()
+        finally:
+            self._control.close()
+            self._dismiss()
+            self._switchboard.stop()
+            self._serving.stop()
+            self._journal.close()
+
+    def stop(self) -> None:
+        """Ask the main thread to end; from any thread or a signal handler."""
+        self._words.put(_Word("stop"))
+        # in a thread: a signal handler may have come in the middle of a call to just these children
+        threading.Thread(target=self._errands.interrupt, name="stop", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Signals of an update in its probation: "rollback" or "stop" end it, all else waits for its end."""
+        try:
+            word = self._words.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if word.command not in ("rollback", "stop"):
+            self._deferred.append(word)
+            return None
+        if word.command == "stop":
+            self._stopping = True
+        else:
+            self._deferred.append(_Word("told", fields={"rollback": word}))
+        return word.command
+
+    # the loop
+
+    def _dismiss(self) -> None:
+        words = list(self._deferred)
+        while not self._words.empty():
+            words.append(self._words.get_nowait())
+        for word in words:
+            word.answered.set()
+
+    def _next(self, next_poll: float) -> _Word | None:
+        if self._deferred:
+            return self._deferred.pop(0)
+        timeout = None
+        if self._config.update.automatic and not self._journal_paused():
+            timeout = max(0.0, next_poll - time.monotonic())
+        try:
+            return self._words.get(timeout=timeout)
+        except queue.Empty:
+            return None
+
+    def _obey(self, word: _Word) -> None:
+        try:
+            match word.command:
+                case "stop":
+                    self._stopping = True
+                case "died":
+                    self._revive(word.generation)
+                case "told":
+                    # the rollback that ended a probation is answered with how that attempt ended
+                    word = word.fields["rollback"]
+                    word.answer = self._journal.history(1)[0].summary()
+                case "update":
+                    word.answer = self._update("operator")
+                case "rollback":
+                    word.answer = self._roll_back()
+                case "pause" | "resume":
+                    is_paused = word.command == "pause"
+                    self._journal.remember(lambda before: replace(before, paused=is_paused))
+                    word.answer = {"paused": is_paused}
+                case "forgive":
+                    digest = word.fields.get("bundle")
+                    word.answer = {"forgiven": self._journal.forgive(None if digest is None else BundleDigest(digest))}
+                case other:
+                    raise Bug(f"unknown word {other!r}")
+        except (Bug, SystemExit):
+            raise
+        except AirweightsError as error:
+            word.error = error
+        finally:
+            word.answered.set()
+
+    def _poll(self) -> None:
+        if not self._journal_paused():
+            self._guarded(lambda: self._update("poll"))
+
+    def _update(self, trigger: str) -> dict[str, Any]:
+        if trigger == "operator" and self._journal_paused():
+            raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
+        if self._needs_recovery:
+            self._recover()
+        try:
+            ended = run_update(self._agent, trigger)
+        except JournalUnavailable:
+            # nothing was decided that is not recorded: what serves goes on, and the next update begins with recovery
+            self._needs_recovery = True
+            raise
+        finally:
+            if self._serving.previous is not None and self._needs_recovery:
+                self._serving.restore()
+        failed = ended.outcome is Outcome.UNAVAILABLE
+        self._failures = self._failures + 1 if failed else 0
+        if ended.outcome is Outcome.UPDATED:
+            self._degraded = False
+        return ended.summary()
+
+    def _recover(self) -> None:
+        recover(self._journal, runtime_version())
+        self._needs_recovery = False
+        collect(self._agent)
+
+    # serving
+
+    def _serve_active(self) -> None:
+        pointers = self._journal.pointers
+        for role in ("active", "previous"):
+            digest = getattr(pointers, role)
+            holding = self._journal.holding(digest)
+            if holding is None or digest in self._journal.remembered.damaged:
+                continue
+            if self._start(holding):
+                self._degraded = role == "previous"
+                return
+        logger.warning("nothing to serve yet")
+
+    def _start(self, holding: Holding) -> bool:
+        try:
+            with self._send() as errands:
+                fds = errands.unseal(holding)
+            try:
+                served = self._serving.start(holding, fds)
+            finally:
+                fds.close()
+        except StoreDamagedRefused as error:
+            logger.error("a bundle is damaged: %s", error.message)
+            self._journal.remember(with_damaged(holding.digest))
+            return False
+        except (Refused, Unavailable, Unfit) as error:
+            logger.error("release %s does not start: %s", holding.version, error.message)
+            return False
+        self._started_s = time.monotonic()
+        self._serving.publish(served)
+        logger.info(
+            "serving", extra={"release": holding.version, "variant": holding.variant, "pid": served.process.pid}
+        )
+        return True
+
+    def _revive(self, generation: int) -> None:
+        current = self._serving.current
+        if current is None or current.generation != generation or self._stopping:
+            return
+        self._restarts = 0 if time.monotonic() - self._started_s > STEADY_S else self._restarts + 1
+        logger.error("the model process died", extra={"release": current.holding.version, "restarts": self._restarts})
+        if self._restarts > MAX_RESTARTS:
+            return
+        if self._restarts > 1:
+            time.sleep(RESTART_PAUSE_S)
+        if self._start(current.holding):
+            self._serving.settle()
+
+    def _roll_back(self) -> dict[str, Any]:
+        pointers, remembered = self._journal.pointers, self._journal.remembered
+        active, previous = self._journal.holding(pointers.active), self._journal.holding(pointers.previous)
+        verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
+        assert active is not None
+        assert previous is not None
+        with self._send() as errands:
+            fds = errands.unseal(previous)
+        try:
+            served = self._serving.start(previous, fds)
+        finally:
+            fds.close()
+        attempt = self._journal.begin_rollback(active, verdict)
+        self._serving.publish(served)
+        ended = self._journal.give_back(attempt, runtime_version())
+        self._serving.settle()
+        collect(self._agent)
+        return ended.summary()
+
+    # from other threads
+
+    def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        command = request.get("command")
+        if command == "status":
+            return self._status()
+        if command == "history":
+            return {"history": [row.summary() for row in self._reader(lambda journal: journal.history())]}
+        if command not in COMMANDS:
+            raise Bug(f"unknown command {command!r}")
+        word = _Word(str(command), fields=request)
+        self._words.put(word)
+        word.answered.wait()
+        if word.error is not None:
+            raise word.error
+        if word.answer is None:
+            raise StoppedUnavailable("the agent is stopping")
+        return word.answer
+
+    def _reader(self, read: Callable[[Journal], Any]) -> Any:
+        # SQLite connections are not shared between threads
+        journal = Journal(self._device.journal, read_only=True)
+        try:
+            return read(journal)
+        finally:
+            journal.close()
+
+    def _status(self) -> dict[str, Any]:
+        status: dict[str, Any] = self._reader(lambda journal: status_of(self._config, self._identity, journal))
+        current = self._serving.current
+        serving = None
+        if current is not None:
+            serving = {
+                "release": current.holding.version,
+                "variant": current.holding.variant,
+                "bundle": current.digest,
+                "generation": current.generation,
+                "pid": current.process.pid,
+                "alive": current.process.alive(),
+                "resident_bytes": current.process.resident_bytes(),
+            }
+        return {
+            **status,
+            "daemon": True,
+            "address": self._switchboard.address,
+            "serving": serving,
+            "ready": serving is not None and serving["alive"],
+            "degraded": self._degraded,
+            "unjailed": not self._switchboard.is_jailed,
+        }
+
+    # facts
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except Bug:
+            raise
+        except AirweightsError as error:
+            logger.error("%s: %s", error.reason, error.message)
+
+    def _journal_paused(self) -> bool:
+        try:
+            return self._journal.remembered.paused
+        except JournalUnavailable as error:
+            logger.error("%s", error.message)
+            return False
+
+    def _pause_s(self) -> float:
+        interval = self._config.update.poll_interval_s
+        if not self._failures:
+            return random.uniform(1 - JITTER, 1 + JITTER) * interval  # noqa: S311  # jitter, not a secret
+        ceiling = min(FIRST_RETRY_S * float(1 << min(self._failures - 1, 20)), float(MAX_RETRY_FACTOR * interval))
+        return random.uniform(0.5, 1.0) * ceiling  # noqa: S311
+
+
+def run_daemon(config: Config, announce: Callable[[str], None], stops: Iterable[int] = ()) -> None:
+    """Serve until one of the signals `stops`. Raises AirweightsError."""
+    device = DeviceDirectory(config.directory)
+    device.check_initialised()
+    with device.locked():
+        supervisor = Supervisor(config, device, announce)
+        for number in stops or (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        supervisor.run()

@@ -1,0 +1,101 @@
+"""The real runtime behind `device_agent.serving`: the front's process, and a process for each generation.
+
+Rules:
+1. The front is started once. If it dies it is started again at the same address, and what serves is published again.
+2. A request outlives both a model process (the front sends it once more) and a switch (it holds a lease).
+"""
+
+import contextlib
+from typing import Final
+
+from bundle.errors import Unavailable
+from bundle.manifest import Variant
+from device_agent.config import Config
+from device_agent.errors import DrainUnavailable
+from device_agent.holdings import Holding
+from device_agent.jail import JailPolicy
+from device_agent.probation import Observed
+from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.serving import Process
+
+DRAIN_S: Final = 30.0
+
+
+class Switchboard:
+    """Implements `device_agent.serving.Runtime`.
+
+    Args:
+        config: of the device.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
+        self._published: ModelProcess | None = None
+        self._listen = config.serve.listen
+        self.front = self._start_front()
+        if self.front.address.startswith("http://"):
+            # a port that the system chose stays the same for the life of the daemon
+            self._listen = "tcp:" + self.front.address.removeprefix("http://")
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return self.front.address
+
+    @property
+    def is_jailed(self) -> bool:
+        """The model process is confined; true where there is none."""
+        return self._published is None or self._published.jailed
+
+    def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> ModelProcess:
+        """Load and warm. Raises Unfit, Refused, Unavailable."""
+        spec = GenerationSpec(
+            family=holding.family,
+            generation=generation,
+            version=holding.version,
+            variant=holding.variant,
+            contract=variant.contract,
+            threads=self._config.serve.threads,
+        )
+        return ModelProcess.start(fds, spec, self._jail)
+
+    def publish(self, generation: int, process: Process) -> int:
+        """Requests go there from now on. Returns microseconds that the switch took within the front."""
+        assert isinstance(process, ModelProcess)
+        assert process.spec.generation == generation
+        self._published = process
+        return round(self.front.publish(self._config.family, process) * 1e6)
+
+    def retire(self, generation: int) -> None:
+        """Take it out and wait for its last answer, at most DRAIN_S."""
+        with contextlib.suppress(DrainUnavailable):
+            self.front.retire(self._config.family, generation, DRAIN_S)
+
+    def observe(self, generation: int) -> Observed:
+        """Since it was published."""
+        window = self.front.window(self._config.family, generation)
+        return Observed(
+            requests=window.requests - window.client_errors,
+            errors=window.errors,
+            nan=window.nan,
+            p50_us=window.p50_us or 0,
+            crashes=window.crashes,
+        )
+
+    def revive(self) -> None:
+        """Start the front again where it has died, with what was published. Raises Unavailable."""
+        if self.front.alive():
+            return
+        with contextlib.suppress(Unavailable):
+            self.front.stop()
+        self.front = self._start_front()
+        if self._published is not None and self._published.alive():
+            self.front.publish(self._config.family, self._published)
+
+    def stop(self) -> None:
+        """Stop accepting, answer what is here, end."""
+        self.front.stop()
+
+    def _start_front(self) -> Front:
+        return Front.start(ServeConfig(self._listen, (self._config.family,), jail=self._jail))

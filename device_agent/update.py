@@ -1,0 +1,480 @@
+"""One update, straight through: check, fetch, patch, probe, swap, watch, commit or go back.
+
+Rules:
+1. Intent is recorded before acting: the journal's state says what is under way, and every step can run twice.
+2. How an error ends an attempt depends on the state that it happened in, and on its kind: ON_ERROR. Bytes that nothing
+   signed (envelopes, a mirror's blob) are refused without blaming the release; what is wrong with signed bytes, or with
+   the model, puts the bundle into quarantine.
+3. A blob whose patch turns out bad, or whose base is damaged, does not end the attempt while another path is there.
+4. The rollout is checked again right before the swap.
+5. Without a daemon nothing is served: the candidate is probed and armed for the next start.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from bundle.acceptance import VerifiedRelease, eligible
+from bundle.canonical import JSON
+from bundle.errors import AirweightsError, Bug, PatchRefused, Refused, Unavailable, Unfit
+from bundle.files import BundleDigest
+from device_agent.attempt import Attempt, Ended, Outcome, Verdict
+from device_agent.config import Config
+from device_agent.device import DeviceDirectory, PublicIdentity
+from device_agent.errands import Errands
+from device_agent.errors import (
+    ChildDied,
+    NotEligibleUnavailable,
+    OperatorUnfit,
+    PatcherDiedUnfit,
+    ProbationInconclusiveUnfit,
+    ProbationUnfit,
+    ProbeInconclusiveUnfit,
+    QuarantinedRefused,
+    StoppedUnavailable,
+    StoreDamagedRefused,
+    system_error,
+)
+from device_agent.holdings import Holding, Remembered
+from device_agent.journal import Journal
+from device_agent.machine import MAX_KILLS, Event, State
+from device_agent.planner import DeviceFacts, Edge, Plan, Policy, choose_variant, edges_of, plan_update
+from device_agent.probation import Judgement, Limits, Observed, judge
+from device_agent.prober import Prober
+from device_agent.serving import Served, Serving
+from device_agent.store import Store
+
+logger = logging.getLogger(__name__)
+
+WATCH_INTERVAL_S: Final = 0.25  # of the front's counters during probation; asking costs the front about 0.1 ms
+REPLANS: Final = 4
+KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an error ends an attempt."""
+
+    event: Event
+    outcome: Outcome
+    quarantines: bool = False
+
+
+_REFUSED: Final = End(Event.GIVEN_UP, Outcome.REFUSED)
+_UNAVAILABLE: Final = End(Event.GIVEN_UP, Outcome.UNAVAILABLE)
+_BLAMED: Final = End(Event.UNHEALTHY, Outcome.REFUSED, quarantines=True)
+_UNFIT: Final = End(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
+_BACK: Final = End(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
+
+ON_ERROR: Final[dict[tuple[State, type[AirweightsError]], End]] = {
+    (State.CHECKING, Refused): _REFUSED,
+    (State.CHECKING, Unavailable): _UNAVAILABLE,
+    (State.FETCHING, Refused): _REFUSED,
+    (State.FETCHING, Unavailable): _UNAVAILABLE,
+    (State.PATCHING, Refused): _BLAMED,
+    (State.PATCHING, Unavailable): _UNAVAILABLE,
+    (State.PATCHING, Unfit): _UNFIT,
+    (State.PROBING, Refused): _REFUSED,
+    (State.PROBING, Unavailable): _UNAVAILABLE,
+    (State.PROBING, Unfit): _UNFIT,
+    (State.PROBING, ProbeInconclusiveUnfit): End(Event.GIVEN_UP, Outcome.INCONCLUSIVE),
+    (State.SWAPPING, Refused): _REFUSED,
+    (State.SWAPPING, Unavailable): _UNAVAILABLE,
+    (State.SWAPPING, Unfit): _BACK,
+    (State.PROBATION, Unfit): _BACK,
+    (State.PROBATION, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
+    (State.PROBATION, OperatorUnfit): End(Event.OPERATOR, Outcome.ROLLED_BACK, quarantines=True),
+    (State.PROBATION, Unavailable): End(Event.GIVEN_UP, Outcome.INTERRUPTED),
+}
+
+
+class Signals(Protocol):
+    """What can reach an update from outside."""
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Sleep, or return earlier with "rollback" or "stop"."""
+        ...
+
+
+class NoSignals:
+    """Of an update without a daemon: nothing reaches it."""
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Sleep."""
+        time.sleep(timeout_s)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What an update works with.
+
+    Attributes:
+        facts: of the device, as it is now.
+        errands: a fresh set of children.
+        serving: None without a daemon.
+        progress: told (phase, done, total).
+    """
+
+    config: Config
+    device: DeviceDirectory
+    identity: PublicIdentity
+    store: Store
+    journal: Journal
+    prober: Prober
+    facts: Callable[[], DeviceFacts]
+    errands: Callable[[], Errands]
+    serving: Serving | None = None
+    signals: Signals = field(default_factory=NoSignals)
+    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+
+
+def run_update(agent: Agent, trigger: str) -> Ended:
+    """One attempt from its check on. Raises Bug, JournalUnavailable; every other error becomes the outcome."""
+    with agent.errands() as errands:
+        update = _Update(agent, errands, agent.journal.begin(trigger))
+        return update.guarded(update.from_check)
+
+
+def run_armed(agent: Agent) -> Ended | None:
+    """Go on with a candidate that was armed while no daemon served; None where there is none."""
+    attempt = agent.journal.attempt
+    if agent.journal.state is not State.ARMED or attempt is None:
+        return None
+    with agent.errands() as errands:
+        update = _Update(agent, errands, attempt)
+        return update.guarded(update.from_armed)
+
+
+class _Update:
+    def __init__(self, agent: Agent, errands: Errands, attempt: Attempt) -> None:
+        self._agent, self._errands, self._attempt = agent, errands, attempt
+        self._journal, self._store = agent.journal, agent.store
+        self._facts = agent.facts()
+        self._candidate: Served | None = None
+
+    def guarded(self, steps: Callable[[], Ended]) -> Ended:
+        """Run the steps; what they raise becomes an outcome (rule 2)."""
+        try:
+            try:
+                ended = steps()
+            except OSError as error:
+                raise system_error(error) from error
+        except (Refused, Unavailable, Unfit) as error:
+            ended = self._end(error)
+        self._log(ended)
+        collect(self._agent)
+        return ended
+
+    def from_check(self) -> Ended:
+        """Everything."""
+        with self._phase("check"):
+            release = self._check()
+            name, _ = choose_variant(
+                release.manifest, self._agent.config.update.variant, self._facts, self._active_variant()
+            )
+        holding = Holding.of(release.manifest, name, release.counter_epoch)
+        if self._is_active(holding):
+            self._journal.hold(holding)
+            return self._journal.end(self._attempt, Event.NOTHING, Outcome.NOTHING_NEW)
+        self._attempt = replace(
+            self._attempt, target=holding.digest, release=holding.version, counter=holding.counter, variant=name
+        )
+        self._check_quarantine(holding)
+        self._check_eligible(release)
+        self._attempt = self._journal.aim(self._attempt, holding)
+        self._make(release, holding)
+        with self._phase("probe"):
+            self._probe(holding)
+        with self._phase("check"):
+            self._check_again(release)
+        if self._agent.serving is None:
+            return self._journal.arm(self._attempt)
+        return self._activate(holding, Event.HEALTHY)
+
+    def from_armed(self) -> Ended:
+        """From the swap on."""
+        holding = self._journal.holding(self._attempt.target)
+        if holding is None or not self._store.holds(holding.digest):
+            return self._journal.end(self._attempt, Event.GIVEN_UP, Outcome.INTERRUPTED, "store-damaged", "it is gone")
+        return self._activate(holding, Event.BOOT)
+
+    # check
+
+    def _check(self) -> VerifiedRelease:
+        try:
+            release = self._errands.check(self._journal.remembered, self._journal.holdings())
+        except (Refused, Unavailable) as error:
+            reason = error.reason
+            self._journal.remember(lambda before: replace(before, last_error=reason))
+            raise
+        checked = replace(
+            self._journal.remembered,
+            floor_epoch=release.floor.epoch,
+            floor_counter=release.floor.counter,
+            checked_ms=release.checked_at_s * 1000,
+            fresh_until_ms=release.expires_at_s * 1000,
+            offered=release.manifest.version,
+            last_error="",
+        )
+        self._journal.remember(lambda _: checked)
+        return release
+
+    def _check_quarantine(self, holding: Holding) -> None:
+        row = self._journal.in_quarantine(holding.digest, self._facts.runtime)
+        if row is not None and holding.counter <= row.counter:
+            raise QuarantinedRefused(
+                f"release {holding.version} ({holding.variant}) failed here before with {row.reason!r}, "
+                f"under onnxruntime {row.runtime}",
+                remedy="publish a release with a higher counter, or `device-agent forgive`",
+            )
+
+    def _check_eligible(self, release: VerifiedRelease) -> None:
+        answer = eligible(release, self._agent.identity.device_id, self._agent.config.cohort, release.checked_at_s)
+        if not answer.is_eligible:
+            raise NotEligibleUnavailable(f"{answer.reason}: {answer.detail}")
+
+    def _check_again(self, before: VerifiedRelease) -> None:
+        release = self._check()
+        if release.rollout.manifest_digest != before.rollout.manifest_digest:
+            raise NotEligibleUnavailable(
+                f"the rollout moved on to {release.manifest.version} while {before.manifest.version} was prepared"
+            )
+        self._check_eligible(release)
+
+    # fetch and patch
+
+    def _make(self, release: VerifiedRelease, holding: Holding) -> None:
+        """The bundle is in the store when this returns; the state is PROBING."""
+        avoided: set[str] = set()
+        for last in (*(False,) * REPLANS, True):
+            plan = self._plan(release, holding.digest, avoided)
+            try:
+                self._follow(release, plan)
+            except StoreDamagedRefused:
+                if last:
+                    raise
+                self._drop_damaged(plan)
+            except PatchRefused as error:
+                # a delta that does not apply is no reason to go without: the patch from nothing needs no base
+                step = self._applying
+                if last or step is None or step.entry.base is None:
+                    raise
+                logger.warning("patch refused, looking for another path", extra={"reason": error.reason})
+                avoided.add(step.entry.blob)
+            else:
+                break
+            self._attempt = self._journal.advance(Event.REPLAN, self._attempt)
+        self._attempt = self._journal.advance(Event.STAGED, self._attempt)
+
+    _applying: Edge | None = None
+
+    def _plan(self, release: VerifiedRelease, target: BundleDigest, avoided: set[str]) -> Plan:
+        update = self._agent.config.update
+        edges = edges_of(release.manifest, release.counter_epoch)
+        for known in self._journal.holdings():
+            if known.family == release.manifest.family and known.version != release.manifest.version:
+                edges += edges_of(known.parsed()[0], known.counter_epoch)
+        edges = [edge for edge in edges if edge.entry.blob not in avoided]
+        held = self._store.held() - set(self._journal.remembered.damaged)
+        spooled = {edge.entry.blob: self._store.spooled_bytes(edge.entry.blob) for edge in edges}
+        limit = update.metered_limit_bytes if update.metered else None
+        plan = plan_update(target, edges, held, spooled, self._facts, Policy(update.max_chain, limit))
+        if plan.steps:
+            self._store.check_space(plan.storage_bytes)
+        self._attempt = replace(self._attempt, patch_bytes=plan.patch_bytes, full_bytes=plan.full_bytes)
+        logger.info("planned", extra={"steps": len(plan.steps), "bytes": plan.fetch_bytes})
+        return plan
+
+    def _follow(self, release: VerifiedRelease, plan: Plan) -> None:
+        with self._phase("fetch"):
+            for edge in plan.steps:
+                fetched = self._errands.fetch_blob(edge, lambda done, total: self._agent.progress("fetch", done, total))
+                self._attempt = replace(
+                    self._attempt, download_bytes=self._attempt.download_bytes + fetched.received_bytes
+                )
+                self._errands.unlock(release, edge, self._agent.identity.x_wing_public)
+        self._attempt = self._journal.advance(Event.FETCHED, self._attempt)
+        with self._phase("patch"):
+            for edge in plan.steps:
+                self._apply(edge)
+
+    def _apply(self, edge: Edge) -> None:
+        self._applying = edge
+        try:
+            self._errands.apply(edge)
+        except ChildDied as error:
+            self._blame(error)
+            raise
+        self._applying = None
+        self._store.drop_part(edge.entry.blob)
+        self._journal.remember(without_damaged(edge.target))
+
+    def _drop_damaged(self, plan: Plan) -> None:
+        bases = {edge.entry.base for edge in plan.steps if edge.entry.base is not None}
+        for base in bases & self._store.held():
+            try:
+                self._errands.describe(base)
+            except StoreDamagedRefused:
+                logger.warning("a bundle in the store is damaged", extra={"bundle": base})
+                self._journal.remember(with_damaged(base))
+
+    def _blame(self, error: ChildDied) -> None:
+        """A child that died over this bundle, again and again, is a verdict on the bundle."""
+        if self._attempt.target is None:
+            return
+        if self._journal.count_kill(self._attempt.target, self._journal.state) >= MAX_KILLS:
+            raise PatcherDiedUnfit(f"{MAX_KILLS} times: {error.message}") from error
+
+    # probe, swap, watch
+
+    def _probe(self, holding: Holding) -> None:
+        try:
+            fds = self._errands.unseal(holding)
+        except StoreDamagedRefused:
+            self._journal.remember(with_damaged(holding.digest))
+            raise
+        try:
+            serving = self._agent.serving
+            running = None if serving is None else serving.current
+            _, variant = holding.parsed()
+            self._agent.prober.probe(fds, variant, running, self._errands)
+        finally:
+            fds.close()
+
+    def _activate(self, holding: Holding, event: Event) -> Ended:
+        serving = self._agent.serving
+        assert serving is not None
+        self._attempt = self._journal.advance(event, self._attempt)
+        with self._phase("swap"):
+            fds = self._errands.unseal(holding)
+            try:
+                candidate = serving.start(holding, fds)
+            finally:
+                fds.close()
+            is_first = serving.current is None
+            took_us = serving.publish(candidate)
+        self._candidate = candidate
+        self._attempt = replace(self._attempt, swap_us=took_us)
+        # with nothing to go back to, a probation could only take the service away
+        self._attempt = self._journal.advance(Event.ADOPTED if is_first else Event.SWAPPED, self._attempt)
+        if not is_first:
+            with self._phase("probation"):
+                self._watch(serving, candidate)
+            self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
+        ended = self._journal.commit(self._attempt)
+        serving.settle()
+        return ended
+
+    def _watch(self, serving: Serving, candidate: Served) -> None:
+        settings = self._agent.config.probation
+        limits = Limits.of(candidate.variant.health, settings.window_s, settings.min_requests)
+        baseline = Observed() if serving.previous is None else serving.observe(serving.previous)
+        started = time.monotonic()
+        while True:
+            elapsed = time.monotonic() - started
+            verdict = judge(limits, observe(serving, candidate), baseline, elapsed)
+            match verdict.judgement:
+                case Judgement.COMMIT:
+                    logger.info("probation passed", extra={"detail": verdict.detail})
+                    return
+                case Judgement.ROLL_BACK:
+                    raise ProbationUnfit(f"release {candidate.holding.version}: {verdict.detail}")
+                case Judgement.INCONCLUSIVE:
+                    raise ProbationInconclusiveUnfit(f"release {candidate.holding.version}: {verdict.detail}")
+                case Judgement.WATCH:
+                    left = max(0.0, limits.window_s - elapsed)
+                    signal = self._agent.signals.wait(min(WATCH_INTERVAL_S, left) or WATCH_INTERVAL_S)
+            if signal == "rollback":
+                raise OperatorUnfit(f"release {candidate.holding.version}: an operator ended its probation")
+            if signal == "stop":
+                raise StoppedUnavailable(f"the agent was stopped in the probation of {candidate.holding.version}")
+
+    # the end
+
+    def _end(self, error: AirweightsError) -> Ended:
+        state = self._journal.state
+        end = next((ON_ERROR[state, kind] for kind in type(error).__mro__ if (state, kind) in ON_ERROR), None)
+        if end is None:
+            raise Bug(f"{error.reason!r} in state {state.value!r}: {error.message}") from error
+        if end.outcome is Outcome.ROLLED_BACK and self._candidate is None:
+            end = replace(end, outcome=Outcome.UNFIT)  # it never served
+        if isinstance(error, NotEligibleUnavailable):
+            end = End(Event.GIVEN_UP, Outcome.WAITING)
+        if end.event is Event.GIVEN_UP and state is not State.PROBATION:
+            self._abandon()
+            return self._journal.end(self._attempt, end.event, end.outcome, error.reason, error.message)
+        verdict = Verdict.of(error, end.outcome, quarantines=end.quarantines)
+        self._attempt = self._journal.decide(end.event, self._attempt, verdict)
+        self._abandon()
+        return self._journal.give_back(self._attempt, self._facts.runtime)
+
+    def _abandon(self) -> None:
+        serving = self._agent.serving
+        if serving is not None and self._candidate is not None and serving.current is self._candidate:
+            serving.restore()
+            self._candidate = None
+
+    # facts
+
+    def _active_variant(self) -> str | None:
+        active = self._journal.holding(self._journal.pointers.active)
+        return None if active is None else active.variant
+
+    def _is_active(self, holding: Holding) -> bool:
+        active = self._journal.pointers.active
+        return active == holding.digest and active not in self._journal.remembered.damaged
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._attempt = self._attempt.with_phase(name, round((time.monotonic() - started) * 1000))
+
+    def _log(self, ended: Ended) -> None:
+        fields: dict[str, JSON] = {
+            "outcome": ended.outcome.value,
+            "reason": ended.reason,
+            "release": ended.attempt.release,
+            "detail": ended.detail,
+        }
+        logger.info("update ended", extra=fields)
+
+
+def observe(serving: Serving, served: Served) -> Observed:
+    """What was seen of a generation; its process's end counts even before the front has noticed."""
+    seen = serving.observe(served)
+    return seen if served.process.alive() else replace(seen, crashes=max(1, seen.crashes))
+
+
+def collect(agent: Agent) -> None:
+    """Remove what no pointer names; a failure to remove is no failure of the update."""
+    pointers, journal = agent.journal.pointers, agent.journal
+    newest = sorted(journal.holdings(), key=lambda holding: (holding.counter_epoch, holding.counter))[-KNOWN_RELEASES:]
+    journal.forget(pointers.all() | {holding.digest for holding in newest})
+    candidate = journal.holding(pointers.candidate)
+    blobs: set[str] = set()
+    if candidate is not None:
+        blobs = {edge.entry.blob for edge in edges_of(candidate.parsed()[0], candidate.counter_epoch)}
+    try:
+        gone = agent.store.collect(pointers.all(), blobs)
+    except OSError as error:
+        logger.warning("the store could not be cleaned: %s", error)
+    else:
+        if gone:
+            logger.info("collected", extra={"files": len(gone)})
+
+
+def with_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+    """Remember that a sealed bundle does not open."""
+    return lambda before: replace(before, damaged=tuple(dict.fromkeys((*before.damaged, digest))))
+
+
+def without_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+    """A sealed bundle was made anew."""
+    return lambda before: replace(before, damaged=tuple(d for d in before.damaged if d != digest))
