@@ -5,7 +5,7 @@ A key file is text (docs/format.md, Key files):
     airweights-key: 1
     algorithm: ed25519 | ml-dsa-65 | ecdsa-p256 | x-wing
     stretch: scrypt <log2 n> <r> <p> <salt, hexadecimal>      (or: none)
-    sha256: <of everything after the empty line, hexadecimal>
+    sha256: <of the two lines before and of all after the empty line, hexadecimal>
 
     -----BEGIN PUBLIC KEY----- …                              (one block a component)
     -----BEGIN ENCRYPTED PRIVATE KEY----- …
@@ -123,8 +123,8 @@ def write_key_file(
         *(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption) for key in components),
     ]
     body = b"".join(blocks).decode()
-    checksum = hashlib.sha256(body.encode()).hexdigest()
-    text = f"{MAGIC}\nalgorithm: {algorithm}\nstretch: {stretch}\nsha256: {checksum}\n\n{body}"
+    text = f"{MAGIC}\nalgorithm: {algorithm}\nstretch: {stretch}\n"
+    text += f"sha256: {_checksum(algorithm, stretch, body)}\n\n{body}"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -238,13 +238,17 @@ def _parse(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]
         header = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         if lines[0] != MAGIC or not empty_line or set(header) != {"algorithm", "stretch", "sha256"}:
             raise KeyDamaged(f"{path}: its first lines are damaged", remedy="restore the file from a backup")
-        if hashlib.sha256(body.encode()).hexdigest() != header["sha256"]:
+        if _checksum(header["algorithm"], header["stretch"], body) != header["sha256"]:
             raise KeyDamaged(f"{path} is damaged: its checksum does not hold", remedy="restore it from a backup")
         text = body
     blocks = [(match[1], match[0]) for match in BLOCK.finditer(text if text.endswith("\n") else text + "\n")]
     if not blocks:
         raise KeyUnreadable(f"{path} is not a key file: found {text[:20]!r}, expected a PEM block")
     return header, blocks
+
+
+def _checksum(algorithm: str, stretch: str, body: str) -> str:
+    return hashlib.sha256(f"algorithm: {algorithm}\nstretch: {stretch}\n{body}".encode()).hexdigest()
 
 
 def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:

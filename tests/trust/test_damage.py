@@ -1,0 +1,135 @@
+"""Damage: one flipped byte anywhere, and every damage to the device's own cache, never change what it believes."""
+
+import itertools
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle.acceptance import VerifiedRelease
+from bundle.errors import AirweightsError, RollbackRefused
+from tests.repository.shop import FAMILY, Shop, TestDevice, fetch_file, replacing
+
+SEED = 20260101
+POSITIONS = 24  # a file; every file's first and last bytes are among them
+
+
+def published_files(shop: Shop) -> list[str]:
+    """Every file that a check reads, but for the shipped root."""
+    read: list[str] = []
+
+    def spy(url: str, max_bytes: int) -> bytes:
+        data = fetch_file(url, max_bytes)
+        read.append(Path(url).relative_to(shop.published.as_uri()).as_posix())
+        return data
+
+    TestDevice(shop.folder / "spy", (shop.published / "metadata" / "1.root.json").read_bytes()).check(
+        shop.published, spy
+    )
+    return read
+
+
+def same_but_for_time(one: VerifiedRelease, other: VerifiedRelease) -> bool:
+    return replace(one, facts=other.facts) == other and one.facts.timestamp_version == other.facts.timestamp_version
+
+
+def test_any_flipped_byte_is_refused_or_changes_nothing(shop: Shop, device: TestDevice) -> None:
+    device.check(shop.published)
+    shop.release("1.1.0", 2, min_counter=2)
+    before = device.slots.load()
+    assert before is not None
+    good = TestDevice(shop.folder / "other", device.root).check(shop.published)
+    chance = random.Random(SEED)
+    files = published_files(shop)
+    assert len(files) == 9
+    kinds: dict[str, int] = {}
+    for path in files:
+        data = (shop.published / path).read_bytes()
+        places = {0, 1, len(data) - 1, *(chance.randrange(len(data)) for _ in range(POSITIONS))}
+        for place in sorted(places):
+            changed = bytearray(data)
+            changed[place] ^= 1 << chance.randrange(8)
+            tried = TestDevice(shop.folder / "tried", device.root)
+            shutil.rmtree(tried.folder, ignore_errors=True)
+            shutil.copytree(device.folder, tried.folder, symlinks=True)
+            try:
+                release = tried.check(shop.published, replacing(path, bytes(changed)))
+            except AirweightsError as error:
+                memory = tried.slots.load()
+                assert memory is not None
+                assert memory.floors == before.floors, (path, place)
+                assert memory.known == before.known, (path, place)
+                assert memory.time_floor.time_s >= before.time_floor.time_s
+                kinds[error.reason] = kinds.get(error.reason, 0) + 1
+            else:
+                assert same_but_for_time(release, good), (path, place)
+    assert sum(kinds.values()) > 9 * POSITIONS // 2
+    assert set(kinds) <= {"untrusted-metadata", "digest-mismatch", "malformed", "rollback-refused"}
+
+
+DAMAGES = ("kept", "missing", "empty", "truncated", "flipped")
+CACHED = ("timestamp", "snapshot", "targets", f"release-{FAMILY}")
+
+
+@pytest.mark.parametrize("first", DAMAGES)
+def test_a_damaged_cache_never_lets_a_rollback_in(shop: Shop, device: TestDevice, first: str) -> None:
+    old = shop.copy_published("mirror-of-then")
+    shop.release("1.1.0", 2)
+    device.check(shop.published)
+    for damages in itertools.product(
+        (first,), ("kept", "missing", "flipped"), ("kept", "empty"), ("kept", "truncated")
+    ):
+        tried = TestDevice(shop.folder / "tried", device.root)
+        shutil.rmtree(tried.folder, ignore_errors=True)
+        shutil.copytree(device.folder, tried.folder, symlinks=True)
+        for role, damage in zip(CACHED, damages, strict=True):
+            spoil(tried.cache / f"{role}.json", damage)
+        with pytest.raises(RollbackRefused):
+            tried.check(old)
+        assert tried.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_a_lost_cache_as_a_whole_lets_no_rollback_in(shop: Shop, device: TestDevice) -> None:
+    old = shop.copy_published("mirror-of-then")
+    shop.release("1.1.0", 2)
+    device.check(shop.published)
+    shutil.rmtree(device.folder / "cache")
+    with pytest.raises(RollbackRefused):
+        device.check(old)
+
+
+def test_one_lost_slot_loses_nothing(shop: Shop, device: TestDevice) -> None:
+    device.check(shop.published)
+    old = shop.copy_published("mirror-of-then")
+    shop.release("1.1.0", 2, min_counter=2)
+    device.check(shop.published)
+    whole = device.slots.load()
+    assert whole is not None
+    for name in ("slot-a", "slot-b"):
+        tried = TestDevice(shop.folder / f"without-{name}", device.root)
+        shutil.copytree(device.folder, tried.folder, symlinks=True)
+        spoil(tried.folder / "slots" / name, "flipped")
+        assert tried.slots.damaged == (name,)
+        assert not tried.slots.is_lost
+        with pytest.raises(RollbackRefused):
+            tried.check(old)
+        assert tried.check(shop.published).manifest.version == "1.1.0"
+
+
+def spoil(path: Path, damage: str) -> None:
+    """One kind of damage to one file."""
+    data = path.read_bytes()
+    match damage:
+        case "kept":
+            return
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(data[: len(data) // 2])
+        case "flipped":
+            place = len(data) // 2
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
