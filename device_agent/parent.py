@@ -11,6 +11,8 @@ Messages (device_agent.messages): {"call": OP, ...} → {"ok": {...}} | {"error"
 {"ask": {...}} ← {"ok": {...}} | {"error": {...}}.
 """
 
+import contextlib
+import ctypes
 import logging
 import os
 import select
@@ -106,6 +108,8 @@ def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailSta
     try:
         policy = JailPolicy.parse(parent.receive().value)
         prepare()
+        with contextlib.suppress(OSError):  # glibc opens it when a thread ends with the interpreter: too late then
+            ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)
         status = enter_jail(policy)
         _end_with_the_parent(channel.fileno())

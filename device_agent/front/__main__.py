@@ -59,7 +59,9 @@ class FrontProcess:
 
         self._loop.add_reader(self._parent.fileno(), take_call)
         await stopped.wait()
-        if self._server is not None and self._serving is not None:
+        if self._server is not None and self._serving is not None and self._app is not None:
+            for slot in self._app.slots.values():
+                slot.give_up()
             self._server.end()
             await self._serving
         self._loop.remove_reader(self._parent.fileno())

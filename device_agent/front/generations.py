@@ -288,6 +288,12 @@ class Slot:
                     request.is_expired = True
                     request.fail(504, f"model {self.family!r} did not answer within {answer_deadline_s:g} s")
 
+    def give_up(self) -> None:
+        """The front ends: fail what waits for a process that is not there."""
+        for queue in (self.waiting, *(g.pinned for g in self.generations.values() if g.sender is None)):
+            while queue and (not self.is_ready or queue is not self.waiting):
+                queue.popleft().fail(503, "the endpoint is being stopped")
+
     def _dispatch(self, generation: Generation, request: Request) -> None:
         assert generation.sender is not None
         self._next_number += 1

@@ -67,6 +67,11 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
     dtype = DATATYPES[datatype]
     try:
         found = np.array(data) if data else np.empty(0, dtype)
+        if found.dtype.kind == "f" and datatype == "UINT64":
+            # numpy makes floats of integers on both sides of 2^63
+            exact = np.array(data, object)
+            if all(type(value) is int for value in exact.reshape(-1)):
+                found = np.array(data, np.uint64)
     except (ValueError, OverflowError) as error:
         raise RequestInvalid(f"input {name!r}: data is ragged, or a number is out of range") from error
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]

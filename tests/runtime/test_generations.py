@@ -176,6 +176,19 @@ def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped
     assert (window.requests, window.errors) == (1, 1)
 
 
+def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
+    bench = Bench()
+    stranded = bench.request()
+    bench.slot.give_up()
+    assert failed_with(stranded) == 503
+    bench.publish(1)
+    requests = [bench.request() for _ in range(IN_FLIGHT + 1)]
+    bench.slot.give_up()
+    for _ in requests:
+        bench.answer(1)
+    assert [answered_by(request) for request in requests] == [1, 1, 1]
+
+
 def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
     bench = Bench()
     old = bench.publish(1)
@@ -240,7 +253,7 @@ class Requests(RuleBasedStateMachine):
     @rule()
     def request(self) -> None:
         current = self.bench.slot.current
-        if len(self.bench.slot.waiting) == 6:
+        if len(self.bench.slot.waiting) >= 6:  # those of a dead process come on top
             with pytest.raises(RequestFailed, match="wait already"):
                 self.bench.request()
             return

@@ -1,0 +1,99 @@
+"""Clients that keep asking while a test changes what answers."""
+
+import http.client
+import json
+import socket
+import threading
+from collections import Counter
+from types import TracebackType
+from urllib.parse import urlsplit
+
+REQUEST = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [4], "data": [1, 2, 3, 4]}]}).encode()
+INFER = "/v2/models/toy/infer"
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def connect(address: str) -> http.client.HTTPConnection:
+    """A connection to "unix:/path" or "http://HOST:PORT"."""
+    if address.startswith("unix:"):
+        return UnixConnection(address.removeprefix("unix:"))
+    return http.client.HTTPConnection(urlsplit(address).netloc, timeout=60)
+
+
+def ask(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """One request on a connection of its own: status, header fields in lower case, body."""
+    connection = connect(address)
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        fields = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, fields, response.read()
+    finally:
+        connection.close()
+
+
+class Load:
+    """Threads that send REQUEST one after the other; `answers` counts (status, first value or error).
+
+    `wait_for` waits until so many more answers have come: tests pace themselves by requests, not by time.
+    """
+
+    def __init__(self, address: str, clients: int = 3) -> None:
+        self.answers: Counter[tuple[int, float | str]] = Counter()
+        self.order: list[float | str] = []
+        self._address = address
+        self._stop = threading.Event()
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+
+    def wait_for(self, more: int, deadline_s: float = 30) -> None:
+        """Until `more` answers have come from now."""
+        with self._changed:
+            goal = len(self.order) + more
+            assert self._changed.wait_for(lambda: len(self.order) >= goal, deadline_s), self.answers
+
+    @property
+    def failed(self) -> dict[tuple[int, float | str], int]:
+        """Answers other than 200."""
+        return {key: count for key, count in self.answers.items() if key[0] != 200}
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        connection = connect(self._address)
+        while not self._stop.is_set():
+            try:
+                connection.request("POST", INFER, REQUEST)
+                response = connection.getresponse()
+                value = json.loads(response.read())
+                key = (response.status, value["outputs"][0]["data"][0] if response.status == 200 else value["error"])
+            except (OSError, http.client.HTTPException) as error:
+                key = (0, repr(error))
+                connection.close()
+            with self._changed:
+                self.answers[key] += 1
+                self.order.append(key[1])
+                self._changed.notify_all()
+        connection.close()

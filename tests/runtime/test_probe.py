@@ -1,0 +1,180 @@
+"""The probe's verdicts: a good candidate passes, each kind of bad one fails for its own reason, and harms nobody."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.manifest import Contract, Health, TensorSpec
+from device_agent.jail import JailPolicy
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.probing import ProbeBaseline, ProbeReport, compare, probe
+from device_agent.runtime.tensors import Array
+from tests import hostile_models as hostile
+from tests.runtime.bundles import Plain, floats, plain, scale
+
+SAMPLES: list[dict[str, Array]] = [{"x": floats(1, 2, 3, 4)}, {"x": floats(0, -1, 0.5, 100)}]
+HEALTH = Health(probe_deadline_s=30)
+
+
+def verdict(bundle: Plain, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
+    return probe(bundle.fds, bundle.contract, health, baseline, threads=1)
+
+
+def test_a_good_candidate_passes_with_its_numbers() -> None:
+    with plain(scale(2.0), list(SAMPLES)) as bundle:
+        report = verdict(bundle)
+        assert (report.verdict, report.reason) == ("pass", "")
+        assert (report.samples, report.worst_relative_rms_ppm) == (2, 0)
+        assert report.runs >= 10
+        assert report.latency_us is not None
+        assert report.peak_bytes > 0
+        again = verdict(bundle, baseline=report.baseline())
+        assert again.verdict == "pass", again
+
+
+def test_a_candidate_without_golden_vectors_is_run_on_zeros() -> None:
+    with plain(scale(2.0)) as bundle:
+        report = verdict(bundle)
+        assert (report.verdict, report.samples, report.worst_relative_rms_ppm) == ("pass", 0, None)
+        assert report.runs >= 10
+
+
+def _wrong(outputs: dict[str, Array]) -> None:
+    outputs["y"] = outputs["y"] * 1.01
+
+
+def _other_shape(outputs: dict[str, Array]) -> None:
+    outputs["y"] = outputs["y"][:3]
+
+
+@pytest.mark.parametrize("damage", [_wrong, _other_shape])
+def test_wrong_answers_fail(damage: Callable[[dict[str, Array]], None]) -> None:
+    with plain(scale(2.0), list(SAMPLES), damage=damage) as bundle:
+        report = verdict(bundle)
+        assert (report.verdict, report.reason) == ("fail", "golden-mismatch")
+        assert "golden 0: output 'y'" in report.detail
+
+
+def test_nan_where_the_golden_answer_has_none_fails_with_its_own_reason() -> None:
+    def finite(outputs: dict[str, Array]) -> None:
+        outputs["y"] = np.nan_to_num(outputs["y"])
+
+    with plain(hostile.answers_nan(), list(SAMPLES), damage=finite) as bundle:
+        report = verdict(bundle)
+        assert (report.verdict, report.reason) == ("fail", "nan")
+        assert report.detail == "golden 1: output 'y' has NaN or infinity"
+    with plain(hostile.answers_nan(), list(SAMPLES)) as bundle:
+        assert verdict(bundle).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        b"",
+        b"not a model",
+        hostile.of_a_later_operator_set(),
+        hostile.of_a_later_format(),
+        hostile.of_an_unknown_domain(),
+        hostile.reads_a_file("../../../../etc/passwd"),
+        hostile.reads_a_file("/etc/passwd"),
+        hostile.reads_a_file("w.bin"),
+        hostile.reads_a_file("0"),
+        hostile.nested(40),
+        hostile.nested(10_000),
+    ],
+    ids=["empty", "noise", "opset", "ir", "domain", "dots", "absolute", "missing", "descriptor", "nested", "deep"],
+)
+def test_what_does_not_load_fails(model: onnx.ModelProto | bytes) -> None:
+    contract = Contract((TensorSpec("x", "float32", (4,)),), (TensorSpec("y", "float32", (4,)),))
+    with plain(model if isinstance(model, bytes) else model.SerializeToString(), contract=contract) as bundle:
+        report = verdict(bundle)
+        assert (report.verdict, report.reason) == ("fail", "model-does-not-load"), report
+
+
+def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
+    with plain(scale(2.0)) as bundle:
+        renamed = replace(bundle.contract, inputs=(TensorSpec("z", "float32", (4,)),))
+        report = probe(bundle.fds, renamed, HEALTH, threads=1)
+        assert (report.verdict, report.reason) == ("fail", "contract-mismatch")
+        assert report.detail == "model inputs: found x, expected z"
+
+
+@pytest.mark.parametrize("model", [hostile.hangs(), hostile.one_huge_kernel()], ids=["loop", "kernel"])
+def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto) -> None:
+    size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    with plain(model) as bundle, _with_golden(bundle, size) as asked:
+        report = verdict(asked, Health(probe_deadline_s=2))
+        assert (report.verdict, report.reason) == ("fail", "probe-timeout")
+        assert report.detail == "no end within 2 s, at golden 0"
+        assert report.elapsed_s < 10
+
+
+def test_a_model_that_asks_for_more_memory_than_there_is_fails_and_harms_nobody() -> None:
+    with plain(hostile.asks_for_64_gib()) as bundle, _with_golden(bundle, 1) as asked:
+        report = verdict(asked)
+        assert report.verdict == "fail"
+        assert report.reason in ("inference-failed", "probe-crashed")
+
+
+def test_a_model_fatter_than_the_running_one_fails() -> None:
+    with plain(scale(2.0), list(SAMPLES)) as slim, plain(hostile.takes_memory(100), list(SAMPLES)) as fat:
+        baseline = verdict(slim).baseline()
+        report = verdict(fat, baseline=baseline)
+        assert (report.verdict, report.reason) == ("fail", "too-fat")
+        assert f"running: {baseline.peak_bytes}" in report.detail if baseline else False
+
+
+def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy() -> None:
+    report = ProbeReport("pass", latency_us=5000, peak_bytes=1)
+    baseline = ProbeBaseline(latency_us=1000, peak_bytes=1)
+    slow = compare(report, HEALTH, baseline)
+    assert (slow.verdict, slow.reason) == ("fail", "too-slow")
+    assert slow.detail == "median latency 5000 us, at most 4500 are allowed (running: 1000)"
+    busy = compare(report, HEALTH, baseline, cpu_share=0.3)
+    assert (busy.verdict, busy.reason) == ("inconclusive", "busy")
+    assert compare(replace(report, latency_us=4500), HEALTH, baseline).verdict == "pass"
+    assert compare(report, HEALTH, None).verdict == "pass"
+
+
+def test_a_slow_model_is_measured_as_slow() -> None:
+    with plain(hostile.is_slow(20_000), list(SAMPLES)) as bundle:
+        report = verdict(bundle, baseline=ProbeBaseline(latency_us=100, peak_bytes=10**9))
+        assert report.reason in ("too-slow", "busy"), report
+
+
+def test_malformed_golden_vectors_fail_with_their_reason() -> None:
+    with plain(scale(2.0)) as bundle:
+        files = {**bundle.fds.files, "g": sealed_memfd("g", b"\xff" * 16)}
+        report = probe(BundleFds(files, bundle.fds.model, "g"), bundle.contract, HEALTH, threads=1)
+        assert (report.verdict, report.reason) == ("fail", "malformed")
+
+
+def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
+    with plain(scale(2.0)) as bundle:
+        report = probe(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
+        assert report.verdict == "inconclusive"
+        assert report.reason in ("child-died", "jail-unavailable", "child-bug")
+
+
+class _with_golden:
+    """A bundle with one golden question whose answer nobody could compute beforehand."""
+
+    def __init__(self, bundle: Plain, size: int) -> None:
+        from bundle.golden import GoldenSample, write_golden
+
+        shape = tuple(n for n in bundle.contract.outputs[0].shape if isinstance(n, int))
+        sample = GoldenSample({"x": np.ones(size, np.float32)}, {"y": np.ones(shape, np.float32)})
+        self._fd = sealed_memfd("g", write_golden((sample,)))
+        files = {**bundle.fds.files, "g": self._fd}
+        self._plain = Plain(BundleFds(files, bundle.fds.model, "g"), bundle.contract)
+
+    def __enter__(self) -> Plain:
+        return self._plain
+
+    def __exit__(self, *_: object) -> None:
+        import os
+
+        os.close(self._fd)

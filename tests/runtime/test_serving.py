@@ -1,0 +1,389 @@
+"""The endpoint and its processes: real requests, swaps and deaths under load, and what each process can reach."""
+
+import gzip
+import json
+import os
+import signal
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from onnx import helper
+
+from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
+from device_agent.runtime.front_handle import listen_on
+from device_agent.runtime.handles import Front, ModelProcess
+from tests import hostile_models as hostile
+from tests.runtime.bundles import floats, front, graph, plain, scale
+from tests.runtime.load import INFER, REQUEST, Load, ask, connect
+
+SAMPLE = [{"x": floats(1, 2, 3, 4)}]
+
+
+def get(address: str, path: str) -> tuple[int, Any]:
+    connection = connect(address)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def served_value(address: str) -> float:
+    status, _, body = ask(address)
+    assert status == 200, body
+    return float(json.loads(body)["outputs"][0]["data"][0])
+
+
+def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> None:
+    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        client = triton.InferenceServerClient(served.address.removeprefix("http://"))
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("toy")
+        assert client.is_model_ready("toy", "1.0.1")
+        assert not client.is_model_ready("toy", "9.9.9")
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        metadata = client.get_model_metadata("toy")
+        assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [4]}]
+        assert metadata["versions"] == ["1.0.1"]
+        tensor = triton.InferInput("x", [4], "FP32")
+        for as_bytes in (True, False):
+            tensor.set_data_from_numpy(floats(1, 2, 3, 4), binary_data=as_bytes)
+            for out_bytes in (True, False):
+                wanted = triton.InferRequestedOutput("y", binary_data=out_bytes)
+                result = client.infer("toy", [tensor], outputs=[wanted], request_id="a", model_version="1.0.1")
+                assert result.as_numpy("y").tolist() == [2, 4, 6, 8]
+                assert result.get_response()["id"] == "a"
+        for algorithm in ("gzip",):
+            result = client.infer(
+                "toy", [tensor], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
+            )
+            assert result.as_numpy("y").tolist() == [2, 4, 6, 8]
+        client.close()
+        process.stop()
+
+
+def test_large_tensors_go_and_come_as_bytes() -> None:
+    size = 300_000
+    with plain(scale(2.0, size="n")) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        client = triton.InferenceServerClient(served.address.removeprefix("http://"))
+        values = np.arange(size, dtype=np.float32)
+        tensor = triton.InferInput("x", [size], "FP32")
+        tensor.set_data_from_numpy(values)
+        for _ in range(3):
+            assert np.array_equal(client.infer("toy", [tensor]).as_numpy("y"), values * 2)
+        client.close()
+        process.stop()
+
+
+def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_model() -> None:
+    with plain(scale(2.0)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        mistakes: list[tuple[bytes, str, dict[str, str], int, str]] = [
+            (b"{", INFER, {}, 400, "not JSON"),
+            (b'{"inputs":[{"name":"q"}]}', INFER, {}, 400, "input 'q' is unknown, expected x"),
+            (REQUEST, "/v2/models/other/infer", {}, 404, "no model of this name; there is toy"),
+            (REQUEST, "/v2/models/toy/versions/9.9.9/infer", {}, 404, "no loaded version '9.9.9'"),
+            (REQUEST, "/v2/models/toy/ready", {}, 405, "expected GET or HEAD"),
+            (REQUEST, INFER, {"Inference-Header-Content-Length": "x"}, 400, "expected a decimal number"),
+            (REQUEST, INFER, {"Inference-Header-Content-Length": "9999"}, 400, "is 9999, the body has"),
+            (REQUEST, INFER, {"Content-Encoding": "br"}, 415, "expected gzip"),
+            (REQUEST, INFER, {"Content-Encoding": "gzip"}, 400, "not gzip"),
+        ]
+        for body, path, headers, status, words in mistakes:
+            found, fields, text = ask(served.address, body, path, **headers)
+            assert (found, fields["content-type"]) == (status, "application/json")
+            assert words in json.loads(text)["error"]
+        assert get(served.address, "/v3")[0] == 404
+        window = served.window("toy", 1)
+        assert (window.requests, window.client_errors, window.errors) == (4, 4, 0)
+        assert served_value(served.address) == 2.0
+        process.stop()
+
+
+def test_a_gzip_request_gets_a_gzip_answer() -> None:
+    with plain(scale(2.0)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        headers = {"Content-Encoding": "gzip", "Accept-Encoding": "deflate, gzip;q=0.5"}
+        _, fields, body = ask(served.address, gzip.compress(REQUEST), **headers)
+        assert fields["content-encoding"] == "gzip"
+        assert json.loads(gzip.decompress(body))["outputs"][0]["data"] == [2, 4, 6, 8]
+        process.stop()
+
+
+def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
+    with front(max_body_bytes=1000, max_waiting=1, wait_s=60.0, families=("toy",)) as served:
+        status, fields, _ = ask(served.address, b"x" * 1001)
+        assert (status, fields["connection"]) == (413, "close")
+        chunked = connect(served.address)
+        chunked.request("POST", INFER, iter([b"x" * 600, b"x" * 600]), encode_chunked=True)
+        assert chunked.getresponse().status == 413
+        chunked.close()
+        waiting = connect(served.address)
+        waiting.request("POST", INFER, REQUEST)
+        while not served.state()["slots"]["toy"]["waiting"]:
+            pass
+        status, fields, body = ask(served.address)
+        assert (status, fields["retry-after"]) == (503, "1")
+        assert "1 requests wait already" in json.loads(body)["error"]
+        waiting.close()
+
+
+def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
+    with plain(scale(2.0)) as bundle, front(families=("toy", "other")) as served:
+        process, other = bundle.process(1), bundle.process(1, family="other")
+        assert get(served.address, "/v2/health/ready")[0] == 400
+        served.publish("toy", process)
+        assert get(served.address, "/v2/health/ready")[0] == 400
+        served.publish("other", other)
+        assert get(served.address, "/v2/health/ready")[0] == 200
+        other.stop()
+        while served.state()["slots"]["other"]["ready"]:
+            pass
+        assert get(served.address, "/v2/health/ready")[0] == 400
+        assert get(served.address, "/v2/health/live")[0] == 200
+        process.stop()
+
+
+def test_no_request_fails_while_models_are_swapped_under_load() -> None:
+    swaps = 12
+    with plain(scale(2.0), list(SAMPLE)) as even, plain(scale(3.0), list(SAMPLE)) as odd, front() as served:
+        current = even.process(0)
+        served.publish("toy", current)
+        with Load(served.address) as load:
+            for number in range(1, swaps + 1):
+                candidate = (odd if number % 2 else even).process(number)
+                served.publish("toy", candidate)
+                load.wait_for(30)
+                assert get(served.address, "/v2/health/ready")[0] == 200
+                served.retire("toy", number - 1, 10)
+                current.stop()
+                current = candidate
+            load.wait_for(30)
+        assert load.failed == {}
+        assert set(load.answers) == {(200, 2.0), (200, 3.0)}
+        assert served.window("toy", swaps).errors == 0
+        current.stop()
+
+
+def test_going_back_to_a_resident_generation_is_one_publish() -> None:
+    with plain(scale(2.0)) as good, plain(scale(3.0)) as bad, front() as served:
+        old, new = good.process(1), bad.process(2)
+        served.publish("toy", old)
+        served.publish("toy", new)
+        assert served_value(served.address) == 3.0
+        assert get(served.address, "/v2/models/toy")[1]["versions"] == ["1.0.1", "1.0.2"]
+        served.publish("toy", old)
+        assert served_value(served.address) == 2.0
+        served.retire("toy", 2, 5)
+        new.stop()
+        assert get(served.address, "/v2/models/toy")[1]["versions"] == ["1.0.1"]
+        old.stop()
+
+
+def test_no_request_is_lost_when_the_model_process_is_killed_and_restarted() -> None:
+    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        with Load(served.address) as load:
+            for _ in range(3):
+                load.wait_for(20)
+                os.kill(process.pid, signal.SIGKILL)
+                process.stop()
+                assert not process.alive()
+                process = bundle.process(1)
+                served.publish("toy", process)
+            load.wait_for(20)
+        assert load.failed == {}
+        window = served.window("toy", 1)
+        assert (window.crashes, window.errors) == (3, 0)
+        assert window.requests == sum(load.answers.values())
+        process.stop()
+
+
+def test_a_standby_takes_over_from_a_killed_process() -> None:
+    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
+        process, standby = bundle.process(1), bundle.process(1)
+        served.publish("toy", process)
+        with Load(served.address) as load:
+            load.wait_for(20)
+            process.kill()
+            served.publish("toy", standby)
+            load.wait_for(20)
+        assert load.failed == {}
+        standby.stop()
+
+
+def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -> None:
+    shape = helper.make_tensor("shape", 7, [1], [4])
+    model = graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        [("x", "float32", ["n"])],
+        [("y", "float32", [4])],
+        [shape],
+    )
+    with plain(model) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        wrong = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]}
+        status, _, body = ask(served.address, json.dumps(wrong).encode())
+        assert (status, "inference failed" in json.loads(body)["error"]) == (500, True)
+        assert served_value(served.address) == 1.0
+        window = served.window("toy", 1)
+        assert (window.requests, window.errors) == (2, 1)
+        process.stop()
+
+
+def test_nan_answers_are_counted() -> None:
+    with plain(hostile.answers_nan()) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        bad = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [4], "data": [-1, 1, 1, 1]}]}
+        status, _, body = ask(served.address, json.dumps(bad).encode())
+        assert (status, json.loads(body)["outputs"][0]["data"][0]) == (200, None)
+        assert served.window("toy", 1).nan == 1
+        process.stop()
+
+
+def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() -> None:
+    with plain(hostile.is_slow(2**40)) as slow, plain(scale(2.0)) as good, front(answer_deadline_s=0.2) as served:
+        process = slow.process(1)
+        served.publish("toy", process)
+        status, _, body = ask(served.address)
+        assert (status, "did not answer within 0.2 s" in json.loads(body)["error"]) == (504, True)
+        window = served.window("toy", 1)
+        assert (window.errors, window.in_flight) == (1, 1)
+        assert window.oldest_in_flight_s >= 0.2
+        with pytest.raises(DrainUnavailable, match="generation 1 of 'toy' has requests after"):
+            served.retire("toy", 1, 0.1)
+        successor = good.process(2)
+        served.publish("toy", successor)
+        process.kill()
+        assert served_value(served.address) == 2.0
+        successor.stop()
+
+
+def test_a_model_that_can_not_be_loaded_leaves_no_process_behind() -> None:
+    with plain(b"noise", contract=_contract()) as bundle:
+        with pytest.raises(ModelUnfit, match=r"does not load 'toy/fp32/model\.onnx'"):
+            bundle.process(1)
+    with plain(hostile.hangs()) as bundle:
+        from tests.runtime.test_probe import _with_golden
+
+        with _with_golden(bundle, 4) as asked, pytest.raises(ModelProcessUnfit, match="within 1 s"):
+            ModelProcess.start(asked.fds, asked.spec(1), deadline_s=1)
+
+
+def test_each_process_has_only_what_it_needs() -> None:
+    with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        served_value(served.address)
+        for holder, foreign in (
+            (served, {"numpy", "onnxruntime", "tuf", "cryptography", "starlette", "sqlite3", "urllib3"}),
+            (process, {"uvicorn", "tuf", "cryptography", "urllib3", "sqlite3", "onnx", "asyncio"}),
+        ):
+            facts = holder.facts()
+            assert not foreign & {name.split(".")[0] for name in facts["modules"]}
+            if os.geteuid() == 0:
+                assert facts["uid"] != 0
+            status = Path(f"/proc/{holder.pid}/status").read_text()
+            assert "Seccomp:\t2" in status
+            assert "NoNewPrivs:\t1" in status
+            assert "CapEff:\t0000000000000000" in status
+        maps = Path(f"/proc/{process.pid}/maps").read_text() if os.geteuid() == 0 else ""
+        assert "libonnxruntime" in maps or "onnxruntime_pybind11" in maps or not maps
+        process.stop()
+
+
+def test_nothing_wakes_while_nobody_asks() -> None:
+    with plain(scale(2.0)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        served_value(served.address)
+        # the sweep after the last request is the only thing that may still run
+        deadline = time.monotonic() + 30
+        while _switches(served.pid, process.pid) != _switches_after_a_second(served.pid, process.pid):
+            assert time.monotonic() < deadline
+        process.stop()
+
+
+def test_requests_wait_for_a_front_that_is_stopped_to_answer_them() -> None:
+    with plain(hostile.is_slow(200_000)) as bundle:
+        process = bundle.process(1)
+        with front() as served:
+            served.publish("toy", process)
+            answers: list[int] = []
+            client = threading.Thread(target=lambda: answers.append(ask(served.address)[0]))
+            client.start()
+            while not served.window("toy", 1).in_flight:
+                pass
+            served.stop()
+            client.join()
+            assert answers == [200]
+        with front() as successor:
+            successor.publish("toy", process)
+            assert ask(successor.address)[0] == 200
+        process.stop()
+
+
+def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_dead(tmp_path: Path) -> None:
+    path = tmp_path / "infer.sock"
+    with plain(scale(2.0)) as bundle, front(listen=f"unix:{path}") as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert served_value(served.address) == 2.0
+        with pytest.raises(ListenUnavailable, match="another server answers there"):
+            Front.start(_config(f"unix:{path}"))
+        process.stop()
+    assert not path.exists()
+    listen_on(f"unix:{path}")[0].close()
+    listen_on(f"unix:{path}")[0].close()
+    path.unlink()
+    path.write_text("not a socket")
+    with pytest.raises(ListenUnavailable, match="in use"):
+        listen_on(f"unix:{path}")
+
+
+@pytest.mark.parametrize("listen", ["", "unix:relative", "tcp:127.0.0.1", "tcp::1", "tcp:127.0.0.1:70000", "udp:x:1"])
+def test_a_malformed_address_is_named(listen: str) -> None:
+    with pytest.raises(ConfigInvalid, match="expected unix:/path or tcp:HOST:PORT"):
+        listen_on(listen)
+
+
+def _config(listen: str) -> Any:
+    from device_agent.runtime.handles import ServeConfig
+
+    return ServeConfig(listen)
+
+
+def _contract() -> Any:
+    with plain(scale(2.0)) as bundle:
+        return bundle.contract
+
+
+def _switches(*pids: int) -> list[str]:
+    lines = []
+    for pid in pids:
+        for status in sorted(Path(f"/proc/{pid}/task").glob("*/status")):
+            lines += [line for line in status.read_text().splitlines() if "voluntary_ctxt_switches" in line]
+    return lines
+
+
+def _switches_after_a_second(*pids: int) -> list[str]:
+    threading.Event().wait(1.0)
+    return _switches(*pids)
