@@ -34,11 +34,25 @@ def make_role_keys(
 ) -> dict[str, list[Signer]]:
     """Make the key files of some roles. Returns role → signers. Raises KeyExists, PlaintextKey."""
     out: dict[str, list[Signer]] = {}
-    for role in roles:
-        numbers: dict[str, int] = {}
-        for algorithm in key_plan(role, classical=classical):
-            numbers[algorithm] = numbers.get(algorithm, 0) + 1
-            path = key_dir / f"{role}-{algorithm}-{numbers[algorithm]}{SUFFIX}"
-            generate_key_file(path, algorithm, passphrase, insecure_plaintext=insecure_plaintext)
-            out.setdefault(role, []).append(load_signer(path, passphrase))
+    made: list[Path] = []
+    try:
+        for role in roles:
+            for path, algorithm in key_paths(key_dir, role, classical=classical):
+                generate_key_file(path, algorithm, passphrase, insecure_plaintext=insecure_plaintext)
+                made.append(path)
+                out.setdefault(role, []).append(load_signer(path, passphrase))
+    except BaseException:
+        for path in made:
+            path.unlink()
+        raise
     return out
+
+
+def key_paths(key_dir: Path, role: str, *, classical: bool) -> list[tuple[Path, str]]:
+    """File and algorithm of each key of a role (rule 3)."""
+    plan = key_plan(role, classical=classical)
+    numbers = [plan[: place + 1].count(algorithm) for place, algorithm in enumerate(plan)]
+    return [
+        (key_dir / f"{role}-{algorithm}-{number}{SUFFIX}", algorithm)
+        for algorithm, number in zip(plan, numbers, strict=True)
+    ]

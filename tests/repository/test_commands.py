@@ -1,0 +1,189 @@
+"""The commands of a release team, as it types them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bundle.enrolment import EnrolmentRequest
+from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, open_envelope, public_of
+from keys.passphrase import ENVIRONMENT
+from packager.cli import main
+from tests.repository.shop import FAMILY, PASSPHRASE, Shop, TestDevice
+
+
+@pytest.fixture(autouse=True)
+def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+
+
+class Terminal:
+    """Runs a command line and reads what it prints."""
+
+    def __init__(self, shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+        self._shop, self._capfd = shop, capfd
+
+    def json(self, *words: str, status: int = 0, keys: bool = False) -> dict[str, Any]:
+        code = main([*words, "--repo", os.fspath(self._shop.repository.root), *self._keys(keys), "--json"])
+        out, err = self._capfd.readouterr()
+        assert code == status, (words, err)
+        found = json.loads(out if code in (0, 4) and out else err)
+        assert isinstance(found, dict)
+        return found
+
+    def text(self, *words: str, status: int = 0, keys: bool = False) -> str:
+        code = main([*words, "--repo", os.fspath(self._shop.repository.root), *self._keys(keys)])
+        out, err = self._capfd.readouterr()
+        assert code == status, (words, err)
+        return out + err
+
+    def _keys(self, given: bool) -> list[str]:
+        return ["--keys", os.fspath(self._shop.keys)] if given else []
+
+
+@pytest.fixture
+def terminal(shop: Shop, capfd: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(shop, capfd)
+
+
+def test_a_rollout_goes_up_by_stages_and_is_halted(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+    first = terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "1", keys=True)
+    assert first["rollout"]["percent_bp"] == 100
+    assert first["published"]["channels"][0]["version"] == "1.0.0"
+    salt = first["rollout"]["salt"]
+    second = terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "25", keys=True)
+    assert second["rollout"]["salt"] == salt
+    assert device.check(shop.published).rollout.percent_bp == 2500
+    terminal.json("rollout", "halt", FAMILY, "stable", "--note", "too warm", keys=True)
+    assert device.check(shop.published).rollout.halted
+    assert "HALTED (too warm)" in terminal.text("rollout", "status")
+    terminal.json("rollout", "halt", FAMILY, "stable", "--resume", keys=True)
+    assert not device.check(shop.published).rollout.halted
+
+
+def test_a_rollout_of_what_is_not_there_is_refused_with_what_is(terminal: Terminal) -> None:
+    error = terminal.json("rollout", "set", FAMILY, "stable", "9.0.0", status=2)["error"]
+    assert error["reason"] == "staging-invalid"
+    assert "found 1.0.0" in error["message"]
+    assert terminal.json("rollout", "halt", FAMILY, "beta", status=2)["error"]["reason"] == "staging-invalid"
+
+
+def test_without_keys_a_change_waits_for_sign_and_publish(shop: Shop, terminal: Terminal) -> None:
+    assert terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "50")["published"] is None
+    assert "staged file rollouts/vision/stable.json" in terminal.text("repo", "status")
+    key = shop.keys / "rollout-vision-ed25519-1.key"
+    assert not terminal.json("repo", "sign", "--key", os.fspath(key))["complete"]
+    stranger = shop.keys / "root-ed25519-1.key"
+    assert (
+        terminal.json("repo", "sign", "--key", os.fspath(stranger), status=2)["error"]["reason"] == "signer-not-in-role"
+    )
+    assert terminal.json("repo", "publish", status=2)["error"]["reason"] == "below-threshold"
+    assert terminal.json("repo", "sign", keys=True)["complete"]
+    assert terminal.json("repo", "publish")["channels"][0]["version"] == "1.0.0"
+    assert terminal.json("repo", "publish", status=2)["error"]["reason"] == "nothing-staged"
+
+
+def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal) -> None:
+    private, signing = generate_private(), Ed25519PrivateKey.generate()
+    request = EnrolmentRequest("cam-1", public_of(private), signing.public_key().public_bytes_raw())
+    file = shop.folder / "request.json"
+    file.write_bytes(request.encode(signing))
+    wrong = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", "0" * 40, keys=True, status=2)
+    assert wrong["error"]["reason"] == "fingerprint-mismatch"
+    admitted = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
+    assert admitted["device_id"] == request.device_id
+    assert admitted["published"]["roles"].keys() == {"fleet", "snapshot", "timestamp"}
+    assert shop.repository.fleet().devices == 1
+    cohort = shop.repository.fleet().cohorts[0]
+    place = shop.published / "envelopes" / "cohorts" / "default" / "1" / envelope_name(request.x_wing_public, 1)
+    context = EnvelopeContext(COHORT_KEY, shop.repository.repository_id, "default", 1)
+    assert public_of(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
+    assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
+    again = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
+    assert again["device_id"] == request.device_id
+    assert terminal.json("device", "revoke", "cam-1", keys=True)["revoked"]
+    epoch = terminal.json("device", "epoch", "default", keys=True)
+    assert (epoch["epoch"], epoch["envelopes"]) == (2, 0)
+    assert shop.repository.fleet().cohorts[0].epoch == 2
+
+
+def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "days left" in terminal.text("repo", "status")
+    from packager.repository import status
+
+    monkeypatch.setattr(status, "SOON_SHARE", 1.1)
+    assert terminal.json("repo", "status", status=4)["is_due"]
+
+
+def test_doctor_refresh_withdraw_and_garbage_have_their_say(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+    assert "if ML-DSA falls: 1 classical keys" in terminal.text("repo", "doctor")
+    assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
+    assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
+    assert "to be withdrawn" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")
+    assert terminal.json("repo", "discard") == {"staged": False}
+    assert device.check(shop.published).manifest.version == "1.0.0"
+
+
+def test_wrong_and_missing_passphrases_are_told_without_a_traceback(
+    terminal: Terminal, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, "not the passphrase")
+    assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "wrong-passphrase"
+    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115  # pytest puts its own back
+    assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "passphrase-missing"
+    file = shop.folder / "passphrase"
+    file.write_text(PASSPHRASE.value.decode() + "\n")
+    file.chmod(0o644)
+    error = terminal.json("repo", "refresh", "--passphrase-file", os.fspath(file), keys=True, status=2)["error"]
+    assert (error["reason"], error["hint"]) == ("passphrase-missing", f"chmod 600 {file}")
+    file.chmod(0o600)
+    terminal.json("repo", "refresh", "--passphrase-file", os.fspath(file), keys=True)
+
+
+def test_keys_are_made_shown_and_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = os.fspath(tmp_path / "a.key")
+    assert main(["keys", "new", file, "--algorithm", "ml-dsa-65", "--json"]) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert main(["keys", "show", file, "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["key_id"] == made["key_id"]
+    assert main(["keys", "check", file, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["works"]
+    assert main(["keys", "new", file, "--algorithm", "ed25519", "--json"]) == 2
+    assert json.loads(capfd.readouterr().err)["error"]["reason"] == "key-exists"
+
+
+def test_init_makes_a_repository_whose_root_is_ready_to_ship(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "repo",
+        "init",
+        os.fspath(tmp_path / "r"),
+        "--keys",
+        os.fspath(tmp_path / "k"),
+        "--family",
+        "kws",
+        "--json",
+    ]
+    assert main(words) == 0
+    made = json.loads(capfd.readouterr().out)
+    assert Path(made["root"]).name == "1.root.json"
+    assert Path(made["root"]).is_file()
+    assert len(list((tmp_path / "k").glob("*.key"))) == 18
+    assert main(words) == 2
+    assert json.loads(capfd.readouterr().err)["error"]["reason"] == "repository-exists"
+
+
+@pytest.mark.parametrize("group", ["repo", "rollout", "device", "keys"])
+def test_help_imports_no_cryptography_and_no_tuf(group: str) -> None:
+    script = (
+        "import sys; from packager.cli import main; main(sys.argv[1:]);"
+        "print([m for m in ('tuf', 'cryptography', 'numpy', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, group, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

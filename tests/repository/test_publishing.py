@@ -1,0 +1,308 @@
+"""A publication is signed by enough keys, tried by devices, and whole; or it does not happen."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tuf.api.metadata import Metadata
+
+from bundle.acceptance import ReleaseCounter
+from bundle.errors import RollbackRefused
+from bundle.fleet import Cohort, Fleet
+from bundle.manifest import Manifest
+from keys.errors import ThresholdInvalid
+from packager.errors import (
+    BelowThreshold,
+    FamilyUnknown,
+    NothingStaged,
+    PublishConflict,
+    RepositoryDamaged,
+    RepositoryExists,
+    RepositoryMissing,
+    StagingInvalid,
+)
+from packager.repository import layout, publishing
+from packager.repository.repository import Repository
+from tests.repository.shop import FAMILY, PASSPHRASE, Shop, TestDevice, copy_shop, rollout_of
+
+
+def test_a_release_needs_every_signature_of_its_roles(shop: Shop, device: TestDevice) -> None:
+    manifest = shop.manifest("1.1.0", 2)
+    repository = shop.repository
+    repository.stage_manifest(manifest)
+    repository.stage_rollout(rollout_of(manifest))
+    online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
+    report = repository.sign(online)
+    assert not report.is_complete
+    release = next(role for role in report.roles if role.role == "release-vision")
+    assert (release.signed, release.missing, len(release.unsigned)) == ((), 2, 2)
+    with pytest.raises(BelowThreshold) as refused:
+        repository.publish()
+    assert refused.value.reason == "below-threshold"
+    assert "release-vision 3 is signed by 0 keys, 2 more must sign" in refused.value.message
+    first, second = shop.signers_of("release-vision")
+    assert not repository.sign([first, *online]).is_complete
+    with pytest.raises(BelowThreshold):
+        repository.publish()
+    assert repository.sign([second, *online]).is_complete
+    repository.publish()
+    assert device.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_signatures_of_every_role_can_come_one_at_a_time(shop: Shop, device: TestDevice) -> None:
+    manifest = shop.manifest("1.1.0", 2)
+    repository = shop.repository
+    repository.stage_manifest(manifest)
+    repository.stage_rollout(rollout_of(manifest))
+    for signer in shop.signers_of("release-vision", "rollout-vision", "snapshot", "timestamp"):
+        report = Repository.open(repository.root).sign([signer])
+    assert report.is_complete
+    repository.publish()
+    assert device.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_a_changed_document_loses_its_signatures(shop: Shop) -> None:
+    repository = shop.repository
+    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    assert repository.sign(shop.signers).is_complete
+    repository.stage_manifest(shop.manifest("1.2.0", 3))
+    report = repository.sign([])
+    assert not report.is_complete
+    assert {role.role: len(role.signed) for role in report.roles}["release-vision"] == 0
+
+
+def test_a_strangers_key_signs_nothing(shop: Shop, tmp_path: Path) -> None:
+    stranger = Shop(tmp_path / "stranger", [])
+    Repository.create_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
+    from keys.signers import signers_from
+
+    strange = signers_from(stranger.keys, PASSPHRASE)
+    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    report = shop.repository.sign(strange)
+    assert len(report.unused) == len(strange)
+    assert not report.is_complete
+
+
+def test_what_devices_would_refuse_is_not_published(shop: Shop, device: TestDevice) -> None:
+    shop.release("1.1.0", 2, min_counter=2)
+    old = shop.repository.manifest(FAMILY, "1.0.0")
+    assert old is not None
+    before = (shop.published / "metadata" / "timestamp.json").read_bytes()
+    shop.repository.stage_rollout(rollout_of(old))
+    assert shop.repository.sign(shop.signers).is_complete
+    with pytest.raises(RollbackRefused):
+        shop.repository.publish()
+    assert (shop.published / "metadata" / "timestamp.json").read_bytes() == before
+    assert device.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_the_second_of_two_publishers_is_told_who_won(shop: Shop) -> None:
+    repository = shop.repository
+    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    assert repository.sign(shop.signers).is_complete
+    repository.refresh(shop.signers)
+    with pytest.raises(PublishConflict) as lost:
+        repository.publish()
+    assert lost.value.reason == "publish-conflict"
+    assert f"process {os.getpid()}" in lost.value.message
+    assert repository.sign(shop.signers).is_complete
+    repository.publish()
+    assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
+
+
+def test_a_held_lock_is_said_with_its_holder(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "LOCK_WAIT_S", 0.0)
+    with layout.locked(layout.Layout(shop.repository.root)):
+        with pytest.raises(PublishConflict) as busy:
+            shop.repository.publish()
+    assert f"process {os.getpid()}" in busy.value.message
+
+
+def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
+    shop: Shop, device: TestDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = shop.manifest("1.1.0", 2)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+    assert shop.repository.sign(shop.signers).is_complete
+    real = layout.write_file
+    cut = 0
+    while True:
+        left = cut
+
+        def dying(path: Path, data: bytes) -> None:
+            nonlocal left
+            if not left:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left -= 1
+            real(path, data)
+
+        monkeypatch.setattr(publishing, "write_file", dying)
+        tried = copy_shop(shop, shop.folder.parent / f"cut-{cut}")
+        watching = TestDevice(tried.folder / "watching", device.root)
+        try:
+            tried.repository.publish()
+            break
+        except OSError:
+            assert watching.check(tried.published).manifest.version == "1.0.0"
+        monkeypatch.setattr(publishing, "write_file", real)
+        tried.repository.publish()
+        assert watching.check(tried.published).manifest.version == "1.1.0"
+        shutil.rmtree(tried.folder)
+        cut += 1
+    assert cut == 6
+
+
+def test_nothing_staged_is_nothing_to_publish(shop: Shop) -> None:
+    with pytest.raises(NothingStaged):
+        shop.repository.publish()
+    with pytest.raises(NothingStaged):
+        shop.repository.sign(shop.signers)
+    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    shop.repository.discard()
+    with pytest.raises(NothingStaged):
+        shop.repository.sign(shop.signers)
+
+
+def test_refresh_renews_what_is_online_and_nothing_else(shop: Shop, device: TestDevice) -> None:
+    device.check(shop.published)
+    shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
+    online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
+    report = shop.repository.refresh(online)
+    assert set(report.roles) == {"rollout-vision", "snapshot", "timestamp"}
+    assert device.check(shop.published).manifest.version == "1.0.0"
+    assert [m.version for m in shop.repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
+    assert set(shop.repository.refresh(shop.signers_of("snapshot", "timestamp")).roles) == {"snapshot", "timestamp"}
+    with pytest.raises(BelowThreshold):
+        shop.repository.refresh(shop.signers_of("timestamp"))
+
+
+def test_staging_contradicts_nothing_that_is_out(shop: Shop) -> None:
+    repository = shop.repository
+    manifest = repository.manifest(FAMILY, "1.0.0")
+    assert manifest is not None
+    assert repository.next_counter(FAMILY) == 2
+    wrong: tuple[Callable[[], object], ...] = (
+        lambda: repository.stage_manifest(shop.manifest("1.0.0", 2)),
+        lambda: repository.stage_manifest(shop.manifest("1.0.1", 1)),
+        lambda: repository.stage_manifest(_without_blob(shop)),
+        lambda: repository.stage_rollout(rollout_of(shop.manifest("3.0.0", 3))),
+        lambda: repository.stage_rollout(replace(rollout_of(manifest), counter=9)),
+        lambda: repository.stage_rollout(rollout_of(manifest, "beta")),
+        lambda: repository.withdraw(FAMILY, "3.0.0"),
+        lambda: repository.put_envelope("../outside", b""),
+        lambda: repository.put_envelope("/etc/outside", b""),
+        lambda: repository.stage_fleet(Fleet("0" * 64, 0, (Cohort("default", 1, bytes(1216)),))),
+    )
+    for attempt in wrong:
+        with pytest.raises(StagingInvalid):
+            attempt()
+    with pytest.raises(FamilyUnknown):
+        repository.stage_rollout(replace(rollout_of(manifest), family="speech"))
+    with pytest.raises(NothingStaged):
+        repository.publish()
+
+
+def _without_blob(shop: Shop) -> Manifest:
+    manifest = shop.manifest("1.1.0", 2)
+    patch = replace(manifest.variants[0][1].patches[0], blob="0" * 64)
+    return manifest.with_patches("fp32", (patch,))
+
+
+def test_a_damaged_repository_is_not_built_upon(shop: Shop) -> None:
+    snapshot = max((shop.published / "metadata").glob("*.snapshot.json"), key=lambda path: path.name)
+    snapshot.write_bytes(snapshot.read_bytes().replace(b"snapshot", b"snapshit", 1))
+    with pytest.raises(RepositoryDamaged):
+        shop.repository.status()
+
+
+def test_there_is_one_repository_a_folder(shop: Shop, tmp_path: Path) -> None:
+    with pytest.raises(RepositoryExists):
+        Repository.create_with_new_keys(shop.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
+    assert not (tmp_path / "k").exists()
+    with pytest.raises(RepositoryMissing):
+        Repository.open(tmp_path / "nowhere")
+    with pytest.raises(FamilyUnknown):
+        Repository.create_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, ["Vision/.."])
+    assert not (tmp_path / "k").exists()
+
+
+def test_a_repository_with_weak_roles_is_not_made(shop: Shop, tmp_path: Path) -> None:
+    signers = {
+        role: shop.signers_of(role)
+        for role in ("root", "targets", "snapshot", "fleet", "release-vision", "rollout-vision")
+    }
+    signers["timestamp"] = shop.signers_of("timestamp")[:1]
+    with pytest.raises(ThresholdInvalid):
+        Repository.create(tmp_path / "weak", signers=signers, families=[FAMILY])
+    with pytest.raises(FamilyUnknown):
+        Repository.create(tmp_path / "weak", signers=signers, families=["speech"])
+    assert not (tmp_path / "weak" / "published").exists()
+
+
+def test_a_classical_repository_says_that_it_is_one(tmp_path: Path) -> None:
+    repository = Repository.create_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, [FAMILY], classical=True)
+    status = repository.status()
+    assert status.is_classical
+    assert status.is_sound
+    assert all(role.post_quantum == 0 for role in status.roles)
+
+
+def test_status_counts_days_and_doctor_finds_no_fault(shop: Shop) -> None:
+    status = shop.repository.status()
+    assert status.is_sound
+    assert not status.is_due
+    thresholds = {role.name: (role.threshold, role.classical, role.post_quantum) for role in status.roles}
+    assert thresholds["root"] == thresholds["targets"] == (3, 2, 2)
+    assert {value for name, value in thresholds.items() if name not in ("root", "targets")} == {(2, 1, 1)}
+    days = {role.name: round(role.days_left) for role in status.roles}
+    assert days == {
+        "root": 365,
+        "targets": 182,
+        "snapshot": 7,
+        "timestamp": 1,
+        "fleet": 91,
+        "release-vision": 91,
+        "rollout-vision": 7,
+    }
+
+
+def test_doctor_finds_a_key_under_two_ids(shop: Shop) -> None:
+    metadata = shop.published / "metadata"
+    root: Metadata = Metadata.from_bytes((metadata / "1.root.json").read_bytes())  # type: ignore[type-arg]  # of Root
+    role = root.signed.roles["timestamp"]
+    classical = next(root.signed.keys[keyid] for keyid in role.keyids if root.signed.keys[keyid].keytype == "ed25519")
+    twin = type(classical)("e" * 64, classical.keytype, classical.scheme, dict(classical.keyval))
+    role.keyids = [classical.keyid, twin.keyid]
+    root.signed.keys[twin.keyid] = twin
+    (metadata / "1.root.json").write_bytes(root.to_bytes())
+    status = shop.repository.status()
+    assert not status.is_sound
+    problems = next(role.problems for role in status.roles if role.name == "timestamp")
+    assert any("under 2 key ids" in problem for problem in problems)
+
+
+def test_garbage_is_what_no_listed_release_names(shop: Shop, device: TestDevice) -> None:
+    shop.release("1.1.0", 2)
+    shop.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"old")
+    shop.repository.put_envelope(f"content/{FAMILY}/2/fp32/{'a' * 64}", b"now")
+    shop.repository.put_envelope(f"cohorts/default/0/{'a' * 64}", b"past")
+    old = shop.repository.manifest(FAMILY, "1.0.0")
+    assert old is not None
+    assert shop.repository.collect_garbage(dry_run=False).removed == ()
+    shop.repository.withdraw(FAMILY, "1.0.0")
+    shop.publish()
+    blob = old.variants[0][1].patches[0].blob
+    planned = shop.repository.collect_garbage(dry_run=True, grace_s=0)
+    assert f"blobs/{blob[:2]}/{blob}" in planned.removed
+    assert f"envelopes/content/{FAMILY}/1/fp32/{'a' * 64}" in planned.removed
+    assert f"envelopes/cohorts/default/0/{'a' * 64}" in planned.removed
+    assert not any("/2/fp32/" in name or name.endswith("root.json") for name in planned.removed)
+    done = shop.repository.collect_garbage(dry_run=False, grace_s=0)
+    assert done.removed == planned.removed
+    assert device.check(shop.published).counter == ReleaseCounter(1, 2)
+    assert shop.repository.status().is_sound
