@@ -18,6 +18,7 @@ Calls: `get` {url, max_bytes} → a memfd; `blob` {url, sha256, size, min_rate_b
 descriptors of part file and note → {received, resumed_at}; events {"done", "total"}.
 """
 
+import encodings.idna  # noqa: F401  # the resolver loads it at its first use, when the jail has closed the files
 import hashlib
 import logging
 import os

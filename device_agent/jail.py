@@ -224,6 +224,7 @@ def _restrict_files(policy: JailPolicy) -> int:
     try:
         readable = sys_.READ_FILE | sys_.READ_DIR
         writable = readable | sys_.WRITE_FILE | sys_.REMOVE_DIR | sys_.REMOVE_FILE | sys_.MAKE_DIR | sys_.MAKE_REG
+        writable |= sys_.MAKE_SYM  # python-tuf names the newest root of its cache by a link
         writable = (writable | sys_.REFER | sys_.TRUNCATE) & handled
         for paths, rights in ((policy.read, readable), (policy.write, writable)):
             for path in paths:

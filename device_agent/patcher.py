@@ -12,7 +12,11 @@ Calls:
 
 import hashlib
 import os
+from contextlib import suppress
 from typing import Final
+
+# loaded by cryptography at its first use, when the jail has closed the files
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
 from bundle.canonical import Fields
 from bundle.envelope import (
@@ -33,6 +37,9 @@ from device_agent.identity import DEVICE_KEY, STORAGE_KEY, read_key
 from device_agent.messages import MAX_FDS, Message, Value
 from device_agent.parent import Handler, Parent, serve, start
 from device_agent.sealed import Head, SealedBundle, SealedWriter
+
+with suppress(ImportError):  # no wheel on every platform; the planner asks for no patch that needs it then
+    import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
 
 READ_BYTES: Final = 1 << 20
 

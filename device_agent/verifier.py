@@ -6,6 +6,7 @@ Calls: `check` (see `Check`) → {"release": VerifiedRelease.as_json()}; on the 
 answered with one descriptor.
 """
 
+import _strptime  # noqa: F401  # datetime loads it at its first use, when the jail has closed the files
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -1,0 +1,41 @@
+"""Two releases of a small model are made once; each test gets a copy of the publisher, a server and a device."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import Site, serving
+
+
+@pytest.fixture(scope="session")
+def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
+    """With releases 1.0.0 and 1.1.0, the channel at 1.0.0, and one device admitted."""
+    publisher = Publisher(tmp_path_factory.mktemp("publisher") / "site")
+    publisher.release("1.0.0", seed=0)
+    publisher.release("1.1.0", seed=1)
+    publisher.offer("1.0.0")
+    return publisher
+
+
+@pytest.fixture
+def publisher(first_publisher: Publisher, tmp_path: Path) -> Publisher:
+    """A copy that the test may change."""
+    return first_publisher.copy(tmp_path / "site")
+
+
+@pytest.fixture
+def site(publisher: Publisher) -> Iterator[Site]:
+    """Serves the publisher's files."""
+    with serving(publisher.published) as site:
+        yield site
+
+
+@pytest.fixture
+def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[Device]:
+    """An enrolled device that has nothing yet."""
+    device = Device.make(tmp_path / "lab", site.url, publisher.root)
+    publisher.admit(device.directory)
+    yield device
+    device.stop()

@@ -1,0 +1,248 @@
+"""Serves a folder on loopback, with ranges and ETags, and lies where it is told to."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+Fault = Callable[["Exchange"], bool]
+
+
+@dataclass
+class Exchange:
+    """One request. A fault may change it, or answer it (then it returns True)."""
+
+    handler: "_Handler"
+    path: str
+    data: bytes
+    start: int
+    etag: str
+
+    @property
+    def is_range(self) -> bool:
+        return self.handler.headers.get("Range") is not None
+
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.handler.send_response(status)
+        for name, value in headers.items():
+            self.handler.send_header(name, value)
+        self.handler.end_headers()
+
+    def write(self, data: bytes) -> None:
+        self.handler.wfile.write(data)
+        self.handler.wfile.flush()
+
+    def cut(self) -> None:
+        """End the connection."""
+        self.handler.close_connection = True
+
+
+@dataclass
+class Seen:
+    """One request that came in: path, where it began, and bytes of body sent."""
+
+    path: str
+    start: int
+    sent: int = 0
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "_Server"
+
+    def do_GET(self) -> None:
+        site = self.server.site
+        path = self.path.lstrip("/")
+        file = site.folder / path
+        if not file.is_file():
+            site.seen.append(Seen(path, 0))
+            self._empty(404)
+            return
+        data = file.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()[:16]}"' if site.etags else ""
+        start = self._start(etag)
+        seen = Seen(path, start)
+        site.seen.append(seen)
+        exchange = Exchange(self, path, data, start, etag)
+        for fault in list(site.faults):
+            if fault(exchange):
+                return
+        if start >= len(data) > 0:
+            self._empty(416)
+            return
+        body = data[start:]
+        headers = {"Content-Length": str(len(body))}
+        if etag:
+            headers["ETag"] = etag
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        exchange.head(206 if start else 200, headers)
+        seen.sent = len(body)
+        try:
+            exchange.write(body)
+        except ConnectionError:
+            exchange.cut()
+
+    def _start(self, etag: str) -> int:
+        value = self.headers.get("Range", "")
+        condition = self.headers.get("If-Range")
+        if not value or not self.server.site.ranges or (condition is not None and condition != etag):
+            return 0
+        return int(value.removeprefix("bytes=").rstrip("-"))
+
+    def _empty(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    site: "Site"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that goes away is no news."""
+
+
+@dataclass
+class Site:
+    """A folder on an address.
+
+    Attributes:
+        faults: asked in order for each request of a file that is there.
+        seen: what was asked for.
+    """
+
+    folder: Path
+    etags: bool = True
+    ranges: bool = True
+    faults: list[Fault] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    url: str = ""
+
+    def bytes_sent(self, prefix: str) -> int:
+        """Body bytes of the answers below a path."""
+        return sum(seen.sent for seen in self.seen if seen.path.startswith(prefix))
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Site]:
+    """Serve a folder on a free port."""
+    site = Site(folder)
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.site = site
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    site.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# faults
+
+
+def replaced(path: str, data: bytes) -> Fault:
+    """Other bytes for one path."""
+
+    def fault(exchange: Exchange) -> bool:
+        if exchange.path == path:
+            exchange.data = data
+        return False
+
+    return fault
+
+
+def first(times: int, fault: Fault) -> Fault:
+    """A fault that happens so many times."""
+    left = [times]
+
+    def wrapped(exchange: Exchange) -> bool:
+        if left[0] <= 0:
+            return False
+        left[0] -= 1
+        return fault(exchange)
+
+    return wrapped
+
+
+def below(prefix: str, fault: Fault) -> Fault:
+    """A fault for paths below a prefix."""
+    return lambda exchange: exchange.path.startswith(prefix) and fault(exchange)
+
+
+def cut_after(count: int) -> Fault:
+    """The connection ends after so many bytes of the body."""
+
+    def fault(exchange: Exchange) -> bool:
+        body = exchange.data[exchange.start :]
+        headers = {"Content-Length": str(len(body)), "ETag": exchange.etag}
+        if exchange.start:
+            total = len(exchange.data)
+            headers["Content-Range"] = f"bytes {exchange.start}-{total - 1}/{total}"
+        exchange.head(206 if exchange.start else 200, headers)
+        exchange.write(body[:count])
+        exchange.cut()
+        return True
+
+    return fault
+
+
+def status(code: int, headers: dict[str, str] | None = None) -> Fault:
+    """An HTTP status without a body."""
+
+    def fault(exchange: Exchange) -> bool:
+        exchange.head(code, {"Content-Length": "0", **(headers or {})})
+        return True
+
+    return fault
+
+
+def hang(release: threading.Event) -> Fault:
+    """No answer until the event is set, or a minute has passed."""
+
+    def fault(exchange: Exchange) -> bool:
+        release.wait(60)
+        exchange.cut()
+        return True
+
+    return fault
+
+
+def endless(exchange: Exchange) -> bool:
+    """A body without length that does not end."""
+    exchange.head(200, {"Connection": "close"})
+    exchange.cut()
+    try:
+        for _ in range(10_000):
+            exchange.write(bytes(64 * 1024))
+    except ConnectionError:
+        pass
+    return True
+
+
+def trickle(pause_s: float) -> Fault:
+    """A byte at a time."""
+
+    def fault(exchange: Exchange) -> bool:
+        body = exchange.data[exchange.start :]
+        exchange.head(200, {"Content-Length": str(len(body))})
+        try:
+            for byte in body:
+                exchange.write(bytes([byte]))
+                time.sleep(pause_s)
+        except ConnectionError:
+            exchange.cut()
+        return True
+
+    return fault
