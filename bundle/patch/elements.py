@@ -96,9 +96,10 @@ def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
 
 def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
     """The elements' values; 64-bit integers are rounded."""
-    if kind.native is None:
-        return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32).astype(np.float64)
-    values: Doubles = bits.view(kind.native).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        if kind.native is None:
+            return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32).astype(np.float64)
+        values: Doubles = bits.view(kind.native).astype(np.float64)
     return values
 
 

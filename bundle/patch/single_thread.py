@@ -4,6 +4,7 @@ In the encoder it also makes sums come out in the same order on every run. The d
 """
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,8 @@ from typing import Final
 
 import numpy as np
 
+_LOCK: Final = threading.Lock()
+_INSIDE: Final[list[int]] = []  # the number of threads to go back to, once for each block that is entered now
 _PREFIXES: Final = ("scipy_openblas_%s64_", "scipy_openblas_%s", "openblas_%s64_", "openblas_%s")
 
 
@@ -23,12 +26,20 @@ def single_threaded() -> Iterator[None]:
         yield
         return
     get, set_ = found
-    before = get()
-    set_(1)
+    with _LOCK:
+        # The setting is the process's: the first one in changes it, the last one out restores it.
+        if not _INSIDE:
+            _INSIDE.append(get())
+            set_(1)
+        else:
+            _INSIDE.append(_INSIDE[0])
     try:
         yield
     finally:
-        set_(before)
+        with _LOCK:
+            before = _INSIDE.pop()
+            if not _INSIDE:
+                set_(before)
 
 
 @cache

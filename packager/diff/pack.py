@@ -16,7 +16,7 @@ from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.sections import write_section
-from bundle.patch.typed import KEYS, NEARNESS, Flag, Prediction, element_keys, group_ends, stable_order
+from bundle.patch.typed import KEYS, Flag, Prediction, element_keys, group_ends, stable_order, turn_signs
 
 PCODEC_LEVEL: Final = 8
 ZSTD_LEVEL: Final = 12
@@ -71,7 +71,7 @@ def residual_of(target: Signed, prediction: Prediction | None, kind: ElementType
         return target
     residual: Signed = target - ordered(prediction.bits, kind)
     if prediction.is_above is not None:
-        np.negative(residual, out=residual, where=prediction.is_above)
+        turn_signs(residual, prediction.is_above)
     return residual
 
 
@@ -91,10 +91,11 @@ def write_keyed(
     head = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level)
     if not len(keys):
         return head
-    ends = [*group_ends(np.bincount(keys, minlength=KEYS * NEARNESS)), len(keys)]
+    order, histogram = stable_order(keys)
+    ends = [*group_ends(histogram), len(keys)]
     used = residual if active is None else residual[active]
     if len(ends) > 1 or active is not None:
-        used = used[stable_order(keys)]
+        used = used[order]
     starts = [0, *ends[:-1]]
     return head + b"".join(write_part(used[a:b], effort) for a, b in zip(starts, ends, strict=True))
 

@@ -43,7 +43,8 @@ from packager.diff.pack import (
     write_planes,
 )
 
-BLOCK_ELEMENTS: Final = 1 << 17
+BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
+NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
 SLICE_ELEMENTS: Final = 1 << 22
 SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE: Final = 4096
@@ -157,6 +158,11 @@ class _Tensor:
         return [slice(i * step, i * step + SAMPLE_PIECE) for i in range(SAMPLE_PIECES)]
 
 
+def block_elements(dtype: str) -> int:
+    """Elements of a block."""
+    return NARROW_BLOCK_ELEMENTS if BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
+
+
 def encode_job(job: TensorJob) -> Encoded:
     """Frames that make the job's segments; runs in any process."""
     with single_threaded():
@@ -188,7 +194,7 @@ def _choose(tensor: _Tensor) -> _Plan:
             for fit in _fits(tensor, packer, cost):
                 trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
                 is_near = False
-                if trial < NEAR_BELOW_BITS * sampled:
+                if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
                     near = packer.keyed(fit, 8, is_near=True) + fit.cost_bits * sampled / count
                     is_near, trial = near < trial, min(near, trial)
                 if trial < cost * 0.995:
@@ -303,8 +309,9 @@ def _with_gain(fit: Fit, gain: Fit | None) -> Fit:
 
 
 def _parameter_free_frames(tensor: _Tensor, plan: _Plan) -> Iterator[bytes]:
-    for start in range(0, tensor.count, BLOCK_ELEMENTS):
-        yield _block(tensor, plan, start, min(tensor.count, start + BLOCK_ELEMENTS))
+    step = block_elements(tensor.kind.name)
+    for start in range(0, tensor.count, step):
+        yield _block(tensor, plan, start, min(tensor.count, start + step))
 
 
 def _fitted_frames(tensor: _Tensor, plan: _Plan) -> Iterator[bytes]:
@@ -326,8 +333,9 @@ def _fitted_frames(tensor: _Tensor, plan: _Plan) -> Iterator[bytes]:
     for row in range(0, rows, rows_of_chunk):
         end = min(rows, row + rows_of_chunk)
         yield frame_bytes(Op.PARAM, bytes([ParameterKind.LEFT]) + varint(row) + _factor(left, row, end, effort))
-        for start in range(row * columns, end * columns, BLOCK_ELEMENTS):
-            yield _block(tensor, plan, start, min(end * columns, start + BLOCK_ELEMENTS))
+        step = block_elements(tensor.kind.name)
+        for start in range(row * columns, end * columns, step):
+            yield _block(tensor, plan, start, min(end * columns, start + step))
 
 
 def _factor(factor: Factor, begin: int, end: int, effort: Effort) -> bytes:
@@ -403,4 +411,13 @@ def _coder_name(plan: _Plan, effort: Effort) -> str:
     return f"{kind} {'pcodec' if effort.with_pcodec else 'planes'}{near}"
 
 
-__all__ = ["BLOCK_ELEMENTS", "SLICE_ELEMENTS", "Encoded", "Place", "Segment", "TensorJob", "encode_job"]
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "SLICE_ELEMENTS",
+    "Encoded",
+    "Place",
+    "Segment",
+    "TensorJob",
+    "block_elements",
+    "encode_job",
+]

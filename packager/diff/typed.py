@@ -13,7 +13,7 @@ from packager.diff.plan import CopyJob, Job, Planned, pending_bytes, plan_jobs
 from packager.diff.raw import RawEncoded, RawJob, encode_raw
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
-from packager.diff.tensor import BLOCK_ELEMENTS, Encoded, TensorJob, encode_job
+from packager.diff.tensor import Encoded, TensorJob, block_elements, encode_job
 
 IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
 
@@ -54,7 +54,7 @@ def write_typed(
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = encoded.predictor, encoded.coder
             spool.features |= {"typed", "pcodec"} if effort.with_pcodec else {"typed"}
-            block = min(BLOCK_ELEMENTS, plan.job.size // BY_NAME[plan.dtype].size)
+            block = min(block_elements(plan.dtype), plan.job.size // BY_NAME[plan.dtype].size)
             spool.need(
                 parameter_bytes=encoded.parameter_bytes,
                 block_elements=block,

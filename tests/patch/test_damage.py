@@ -7,13 +7,14 @@ import pytest
 
 from bundle.errors import PatchRefused, PatchTruncatedRefused, PatchVersionRefused
 from bundle.patch.apply import apply_patch
+from tests.patch import models
 from tests.patch.bundles import Files, MemoryBase, MemoryTarget, patch_between
 
-OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "same": b"s" * 400}
-NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "same": b"s" * 400}
+OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "m": models.tiny(1), "same": b"s" * 400}
+NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "m": models.tiny(2), "same": b"s" * 400}
 
 
-@pytest.fixture(scope="module", params=["bsdiff4", "zstd"])
+@pytest.fixture(scope="module", params=["bsdiff4", "zstd", "typed", "planes"])
 def patch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return patch_between(Path(tmp_path_factory.mktemp("patch")), OLD, NEW, request.param)[0]
 

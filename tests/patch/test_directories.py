@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bundle.errors import Invalid, PatchCorruptRefused, WrongBaseRefused
@@ -9,8 +10,9 @@ from packager.diff.directory import SINGLE, apply_to_directory, open_bundle
 from packager.diff.encode import make_patch
 from tests.patch.bundles import written
 
-OLD = {"a": b"one" * 500, "d/b": b"two" * 500}
-NEW = {"a": b"one" * 499, "d/c": b"three" * 500}
+NOISE = np.random.default_rng(2).bytes(3000)
+OLD = {"a": NOISE, "d/b": b"two" * 500}
+NEW = {"a": NOISE[:2000] + NOISE, "d/c": b"three" * 500}
 
 
 def _patch(place: Path, base: Path | None, target: Path) -> Path:

@@ -25,7 +25,7 @@ NEW: Files = {
 }
 
 
-@pytest.mark.parametrize("codec", ["auto", "bsdiff4", "zstd"])
+@pytest.mark.parametrize("codec", ["auto", "typed", "planes", "bsdiff4", "zstd"])
 def test_files_may_be_added_removed_renamed_and_changed(tmp_path: Path, codec: str) -> None:
     patch, report = patch_between(tmp_path, OLD, NEW, codec)
     assert applied(patch, OLD) == NEW

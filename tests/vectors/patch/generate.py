@@ -31,8 +31,8 @@ ANNOUNCED: Final = Announced(
     payload_bytes=1 << 16,
     pending_bytes=1 << 12,
     dictionary_bytes=1 << 12,
-    parameter_bytes=0,
-    block_elements=0,
+    parameter_bytes=256,
+    block_elements=1024,
     window_log=10,
 )
 
@@ -41,7 +41,7 @@ def table(files: dict[str, bytes]) -> tuple[BundleFile, ...]:
     return tuple(BundleFile(p, "other", len(d), hashlib.sha256(d).hexdigest()) for p, d in sorted(files.items()))
 
 
-HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "stream"), ANNOUNCED)
+HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "stream", "typed"), ANNOUNCED)
 END: Final = frame_bytes(Op.END, b"")
 A, B, D = 1024, 26, 100
 
@@ -94,6 +94,40 @@ STREAM_D: Final = stream(TARGET["d"], A + B)
 BYTES_D: Final = bytes_frame([(A + B, D)], TARGET["d"], [])
 
 
+def typed(codes: list[int], segments: bytes, data: bytes, plain: bytes) -> bytes:
+    return frame_bytes(Op.TYPED, bytes(codes) + write_section(segments) + data, plain)
+
+
+def one_segment(start: int, elements: int, base: int | None = None) -> bytes:
+    return varint(1) + varint(start) + varint(elements) + (b"" if base is None else signed_varint(base))
+
+
+def planes(residual: bytes) -> bytes:
+    """Of elements of one byte."""
+    signed = [byte - 256 if byte > 127 else byte for byte in residual]
+    return write_section(bytes(((number << 1) ^ (number >> 7)) & 0xFF for number in signed))
+
+
+def part(numbers: list[int], coder: int = 1) -> bytes:
+    zigzag = [(number << 1) ^ (number >> 31) for number in numbers]
+    body = b"".join(write_section(bytes(number >> 8 * i & 0xFF for number in zigzag)) for i in range(4))
+    return bytes([coder]) + varint(len(body)) + body
+
+
+def gain(bits: list[int], inner: int = 1, count: int | None = None) -> bytes:
+    head = b"\x01" + varint(len(bits) if count is None else count) + varint(inner)
+    return frame_bytes(Op.PARAM, head + varint(len(bits)) + part(bits))
+
+
+def factor(kind: int, numbers: list[int], rank: int, shift: int = 0, length: int | None = None) -> bytes:
+    head = (
+        bytes([kind]) + (varint(0) if kind == 2 else b"") + varint(len(numbers) // rank if length is None else length)
+    )
+    return frame_bytes(
+        Op.PARAM, head + varint(rank) + signed_varint(shift) * rank + varint(len(numbers)) + part(numbers)
+    )
+
+
 def patch(*frames: bytes, header: Header = HEADER) -> bytes:
     return header_bytes(header) + b"".join(frames) + END
 
@@ -110,6 +144,23 @@ def header_with(
 
 def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+U8: Final = 4
+NONE, BASE_, AFFINE, PARAM = range(4)
+TYPED_B: Final = typed([U8, BASE_, 0, 0], one_segment(A, B, A), planes(DIFFERENCE), TARGET["b"])
+DOUBLED: Final = bytes((2 * byte if byte < 128 else 255) for byte in BASE["b"])
+HALF_GAIN: Final = 0x3F000000 - 0x3F800000
+GAINED: Final = bytes((n - round(o / 2)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
+LOW_RANK: Final = bytes((n - min(255, o + 3)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
+
+
+def after_a(*frames: bytes) -> bytes:
+    return patch(COPY_A, *frames, STREAM_D)
+
+
+def typed_b(codes: list[int], data: bytes, segments: bytes = one_segment(A, B, A)) -> bytes:
+    return typed(codes, segments, data, TARGET["b"])
 
 
 GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
@@ -227,6 +278,129 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x0a\x00")),
     ),
     "more-without-stream": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.MORE, b"\x01"))),
+    "good-typed-base": (None, lambda: after_a(TYPED_B)),
+    "good-typed-from-nothing": (
+        None,
+        lambda: after_a(typed_b([U8, NONE, 0, 0], write_section(TARGET["b"]), one_segment(A, B))),
+    ),
+    "good-typed-affine": (
+        None,
+        lambda: after_a(
+            typed_b(
+                [U8, AFFINE, 0, 0],
+                struct.pack("<dd", 2.0, 0.0)
+                + planes(bytes((n - o) % 256 for n, o in zip(TARGET["b"], DOUBLED, strict=True))),
+            )
+        ),
+    ),
+    "good-typed-gain": (
+        None,
+        lambda: after_a(gain([HALF_GAIN]), typed_b([U8, PARAM, 0, 0], varint(0) + planes(GAINED))),
+    ),
+    "good-typed-low-rank": (
+        None,
+        lambda: after_a(
+            frame_bytes(Op.PARAM, b"\0"),
+            factor(2, [3, 3], 1),
+            factor(3, [2] * 13, 1, 1),
+            typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK)),
+        ),
+    ),
+    "good-typed-transposed": (
+        None,
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 0, 1],
+                varint(0)
+                + varint(2)
+                + varint(13)
+                + planes(bytes((n - BASE["b"][i % 13 * 2 + i // 13]) % 256 for i, n in enumerate(TARGET["b"]))),
+            )
+        ),
+    ),
+    "typed-feature-not-named": (
+        "patch-feature",
+        lambda: patch(COPY_A, TYPED_B, header=replace(HEADER, features=("stream",))),
+    ),
+    "typed-unknown-type": ("patch-corrupt", lambda: after_a(typed_b([12, BASE_, 0, 0], planes(DIFFERENCE)))),
+    "typed-unknown-predictor": ("patch-corrupt", lambda: after_a(typed_b([U8, 4, 0, 0], planes(DIFFERENCE)))),
+    "typed-unknown-coder": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 3, 0], planes(DIFFERENCE)))),
+    "typed-unknown-flag": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 8], planes(DIFFERENCE)))),
+    "typed-near-without-arithmetic": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 2], planes(DIFFERENCE)))),
+    "typed-trailing-byte": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE) + b"\0"))),
+    "typed-segments-longer-than-frame": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE), one_segment(A, B + 1, A))),
+    ),
+    "typed-segments-shorter-than-frame": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE), one_segment(A, B - 1, A))),
+    ),
+    "typed-base-outside": (
+        "patch-range",
+        lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE), one_segment(A, B, A + 1))),
+    ),
+    "typed-block-beyond-announced": (
+        "patch-limit",
+        lambda: patch(COPY_A, TYPED_B, STREAM_D, header=limits(block_elements=B - 1)),
+    ),
+    "typed-not-whole-elements": (
+        "patch-limit",
+        lambda: after_a(typed([0, BASE_, 0, 0], one_segment(A, 6, A), planes(DIFFERENCE), TARGET["b"][:25])),
+    ),
+    "typed-plane-of-another-length": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE[:-1]))),
+    ),
+    "typed-part-of-unknown-coder": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x02\x00"))),
+    "typed-keyed-sub-block-too-large": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x1f" + write_section(b"\x01"))),
+    ),
+    "typed-keyed-classes-missing": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x03" + write_section(b"\x01"))),
+    ),
+    "typed-pcodec-damaged": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x00\x04pco!"))),
+    "typed-rows-beyond-left-factor": (
+        "patch-corrupt",
+        lambda: after_a(
+            factor(2, [3], 1), factor(3, [2] * 13, 1, 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))
+        ),
+    ),
+    "typed-one-factor-only": (
+        "patch-corrupt",
+        lambda: after_a(factor(2, [3, 3], 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))),
+    ),
+    "typed-transposed-of-zero-rows": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 0, 1], varint(0) + varint(0) + varint(13) + planes(DIFFERENCE))),
+    ),
+    "typed-transposed-outside-base": (
+        "patch-range",
+        lambda: after_a(typed_b([U8, BASE_, 0, 1], varint(0) + varint(3) + varint(13) + planes(DIFFERENCE))),
+    ),
+    "param-unknown-kind": ("patch-corrupt", lambda: after_a(frame_bytes(Op.PARAM, b"\x04"))),
+    "param-beyond-announced": ("patch-limit", lambda: after_a(gain([0], count=33))),
+    "param-empty-gain": ("patch-corrupt", lambda: after_a(gain([], count=0))),
+    "param-gain-not-finite": ("patch-corrupt", lambda: after_a(gain([0x7F800000 - 0x3F800000]))),
+    "param-numbers-missing": ("patch-corrupt", lambda: after_a(gain([0], count=2))),
+    "param-rank-zero": ("patch-corrupt", lambda: after_a(frame_bytes(Op.PARAM, b"\x03" + varint(4) + varint(0)))),
+    "param-shift-too-large": ("patch-corrupt", lambda: after_a(factor(3, [1], 1, 257))),
+    "param-ranks-differ": (
+        "patch-corrupt",
+        lambda: after_a(
+            factor(2, [1] * 4, 2), factor(3, [1] * 13, 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))
+        ),
+    ),
+    "param-product-not-exact": (
+        "patch-corrupt",
+        lambda: after_a(
+            factor(2, [1 << 27] * 2, 1),
+            factor(3, [1 << 27] * 13, 1),
+            typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK)),
+        ),
+    ),
     "file-digest": ("patch-target", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
 }
 
