@@ -2,13 +2,13 @@
 
 It asks the supervisor for files by URL, and the supervisor asks the fetcher. It is the only writer of the trust memory.
 
-Calls: `check` (see `Check`) → {"release": VerifiedRelease.as_json()}; on the way it asks {"url", "max_bytes"}, which is
+Calls: `check` (see `check`) → {"release": VerifiedRelease.as_json()}; on the way it asks {"url", "max_bytes"}, which is
 answered with one descriptor.
 """
 
-import _strptime  # noqa: F401  # datetime loads it at its first use, when the jail has closed the files
 import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 from bundle.acceptance import ReleaseCounter
@@ -18,6 +18,8 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.memory import SlotStore, TrustMemory
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
+
+datetime.strptime("1970", "%Y")  # loads a module at its first use, when the jail has closed the files
 
 
 def check(parent: Parent, message: Message) -> Value:

@@ -1,4 +1,4 @@
-"""One update by hand, without a daemon: from a repository on loopback to a sealed bundle that waits for the next start."""
+"""Updates by hand, without a daemon: from a repository on loopback to a sealed bundle that waits for the next start."""
 
 from device_agent.attempt import Outcome
 from device_agent.machine import State
