@@ -22,6 +22,7 @@ from packager.errors import (
     NoSuchPlace,
     NotRecognised,
     OutputExists,
+    ReleaseFileMissing,
     UnknownVariant,
     UsageInvalid,
 )
@@ -88,6 +89,8 @@ def build_bundle(request: BuildRequest) -> BuildReport:
     _check_names(request)
     if request.out.exists():
         raise OutputExists(f"output {request.out} exists already", remedy="name another place, or remove it first")
+    if not request.out.absolute().parent.is_dir():
+        raise NoSuchPlace(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
     extras = tuple(_extra(word) for word in request.files)
     external_data(request.model)
     interface = ModelInterface.from_file(request.model)
@@ -224,6 +227,8 @@ def _extra(word: str) -> ExtraFile:
     role, separator, path = word.partition("=")
     if not separator or role not in FILE_ROLES:
         raise UsageInvalid(f"--file: found {word!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
+    if not Path(path).is_file():
+        raise ReleaseFileMissing(f"--file {word}: {path} is not there")
     return ExtraFile(Path(path), role, Path(path).name)
 
 

@@ -2,32 +2,27 @@
 
 Rules:
 1. Inputs and outputs are those that the runtime reports, since they are what a caller of the device will meet.
-2. Memory is measured, in a child process that loads the model and runs samples on it: its peak (`VmHWM`), whole.
+2. Memory is measured (packager.memory), with the runtime that is here.
 3. Operator sets up to KNOWN_OPSET and IR versions up to KNOWN_IR loaded in runtimes older than the first that an agent
    takes; what is newer asks for at least the runtime that loaded it here.
 """
 
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnxruntime
 
 from bundle.frames import sealed_size
 from bundle.manifest import MAX_RANK, MAX_TENSORS, Contract, Requirements, TensorSpec
-from packager.errors import InputUnsupported, ModelCrashes, ModelDoesNotRun
+from packager.errors import InputUnsupported
 from packager.inputs import Samples, load_proto
+from packager.memory import measure_memory
 from packager.quantize.graphs import opset
-from packager.quantize.runs import run, session
+from packager.quantize.runs import session
 
 KNOWN_OPSET: Final = 23  # onnxruntime 1.22
 KNOWN_IR: Final = 11
-MEASURED_SAMPLES: Final = 3
-CHILD_LIMIT_S: Final = 600.0
 MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
 
 # onnxruntime's names of element types; the others (sequences, maps, 4-bit and 8-bit floats) have no place in a contract
@@ -88,35 +83,6 @@ def onnxruntime_min(model: Path, oldest: str) -> str:
     return ".".join(onnxruntime.__version__.split(".")[:2])
 
 
-def measure_memory(model: Path, samples: Samples) -> int:
-    """Rule 2: bytes. Raises ModelDoesNotRun, ModelCrashes."""
-    with tempfile.TemporaryDirectory() as folder:
-        names: list[str] = []
-        for number, sample in enumerate(samples.take(MEASURED_SAMPLES)):
-            names = list(sample)
-            arrays = {f"input_{i}": array for i, array in enumerate(sample.values())}
-            np.savez(Path(folder) / f"{number}.npz", allow_pickle=False, **arrays)
-        command = [sys.executable, "-m", "packager.model_facts", str(model), folder, *names]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: {MEASURED_SAMPLES} runs did not end within {CHILD_LIMIT_S:.0f} s") from error
-    if done.returncode < 0:
-        raise ModelCrashes(f"{model}: took its process down (signal {-done.returncode}) while its memory was measured")
-    if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ModelDoesNotRun(f"{model}: memory could not be measured: {lines[-1][:300]}")
-    return int(done.stdout)
-
-
-def peak_bytes() -> int:
-    """`VmHWM` of this process; `ru_maxrss` is inherited from the parent and wrong."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise ModelDoesNotRun("/proc/self/status names no VmHWM, expected a Linux kernel that does")
-
-
 def _spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:
     dtype = DTYPES.get(node.type)
     if dtype is None:
@@ -132,18 +98,3 @@ def _size(size: object, name: str, axis: int) -> int | str:
         return size
     named = size if isinstance(size, str) and size else f"{name}.{axis}"
     return "".join(c if c.isprintable() else "_" for c in named)[:MAX_NAME_CHARACTERS]
-
-
-def _measure(model: Path, folder: Path, names: list[str]) -> int:
-    running = session(model)
-    for place in sorted(folder.iterdir()):
-        with np.load(place) as arrays:
-            run(running, {name: arrays[f"input_{i}"] for i, name in enumerate(names)}, where=str(model))
-    return peak_bytes()
-
-
-if __name__ == "__main__":
-    try:
-        print(_measure(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]))
-    except ModelDoesNotRun as error:
-        sys.exit(error.message)

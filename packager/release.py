@@ -132,13 +132,7 @@ def run_release(
     """
     if until not in STEP_NAMES:
         raise UsageInvalid(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
-    taken = repository.manifest(plan.family, plan.version)
-    if taken is not None:
-        raise VersionTaken(
-            f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
-            remedy="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
-        )
-    external_data(plan.model)
+    check_plan(plan, repository)
     reporter = progress if progress is not None else SilentReporter()
     workspace = Workspace(repository.root)
     with workspace.building() as folder:
@@ -158,6 +152,26 @@ def run_release(
         with _taken_back(repository):
             seconds = _loop(draft, STEPS[: STEP_NAMES.index(until) + 1])
         return _report(draft, seconds)
+
+
+def check_plan(plan: ReleasePlan, repository: ReleaseRepository) -> None:
+    """All that can be told before any work is done.
+
+    Raises:
+        VersionTaken, CohortUnknown, BaseMissing, ReleaseFileInvalid, ModelUnreadable, ExternalDataMissing,
+        BundleNameInvalid, and FamilyUnknown of the repository.
+    """
+    taken = repository.manifest(plan.family, plan.version)
+    if taken is not None:
+        raise VersionTaken(
+            f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
+            remedy="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
+        )
+    sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
+    diff.check_bases(plan, repository.releases(plan.family))
+    quantize.check_schemes(plan)
+    for model in dict.fromkeys((plan.model, *(v.model for v in plan.variants if v.model is not None))):
+        external_data(model)
 
 
 def samples_for(plan: ReleasePlan) -> Samples:

@@ -8,11 +8,12 @@ Rules:
 3. A patch that is not smaller than the one from nothing is left out: a device that has its base loses nothing.
 """
 
-from bundle.files import BundleDigest, bundle_digest
+from bundle.files import bundle_digest
+from bundle.manifest import Manifest
 from packager.diff.encode import make_patch
 from packager.draft import Base, Draft, PlainPatch, VariantDraft
 from packager.errors import BaseMissing
-from packager.workspace import Workspace
+from packager.release_file import ReleasePlan
 
 
 def run(draft: Draft) -> None:
@@ -39,18 +40,29 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
     found: dict[str, Base] = {}
     own = bundle_digest(variant.bundle.files)
     for version in wanted:
-        manifest = released.get(version)
-        earlier = manifest.variant(variant.name) if manifest is not None else None
-        base = _open(draft.workspace, plan.family, version, earlier.digest) if earlier is not None else None
-        if base is not None and base.digest != own:
-            found.setdefault(base.digest, base)
-        elif base is None and not isinstance(plan.bases, int) and not (manifest is not None and earlier is None):
-            why = "was not released" if manifest is None else "is no longer in the workspace"
+        earlier = released[version].variant(variant.name)
+        if earlier is None or earlier.digest == own:
+            continue
+        directory = draft.workspace.open_bundle(plan.family, earlier.digest)
+        if directory is not None:
+            found.setdefault(earlier.digest, Base(version, earlier.digest, directory))
+        elif not isinstance(plan.bases, int):
             raise BaseMissing(
-                f"patches.from: {plan.family} {version} {why}",
-                remedy=f"released are: {', '.join(released) or 'none'}",
+                f"patches.from: the bundle of {plan.family} {version}, variant {variant.name!r}, is no longer here",
+                remedy=f"restore {draft.workspace.folder} from a copy, or leave the version out",
             )
     return list(found.values())
+
+
+def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
+    """Raises BaseMissing: a version that was never released."""
+    released = [manifest.version for manifest in releases]
+    for version in () if isinstance(plan.bases, int) else plan.bases:
+        if version not in released:
+            raise BaseMissing(
+                f"patches.from: {plan.family} {version} was not released",
+                remedy=f"released are: {', '.join(released) or 'none'}",
+            )
 
 
 def diff(draft: Draft, variant: VariantDraft, base: Base | None, number: int) -> PlainPatch:
@@ -62,8 +74,3 @@ def diff(draft: Draft, variant: VariantDraft, base: Base | None, number: int) ->
         directory = base.directory if base is not None else None
         report = make_patch(directory, variant.bundle, out, executor=draft.executor, progress=bar)
     return PlainPatch(base, path, report)
-
-
-def _open(workspace: Workspace, family: str, version: str, digest: str) -> Base | None:
-    directory = workspace.open_bundle(family, BundleDigest(digest))
-    return None if directory is None else Base(version, BundleDigest(digest), directory)

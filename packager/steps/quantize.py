@@ -23,7 +23,7 @@ from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run_in_child
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
-from packager.release_file import AS_IS, VariantPlan
+from packager.release_file import AS_IS, ReleasePlan, VariantPlan
 
 ANYTHING: Final = Thresholds(
     max_relative_rms=float("inf"),
@@ -42,18 +42,23 @@ def run(draft: Draft) -> None:
         GateFailed, GateInconclusive, QuantizationRefused: of a required variant.
         Errors of packager.quantize for a model that does not load or run at all.
     """
-    for variant in draft.variants:
-        scheme = variant.plan.scheme
-        if scheme not in (AS_IS, *SCHEMES):
-            raise ReleaseFileInvalid(
-                f"variants.{variant.name}: scheme: found {scheme!r}, expected one of {', '.join((AS_IS, *SCHEMES))}"
-            )
-    for model in dict.fromkeys((draft.plan.model, *(variant.model for variant in draft.variants))):
+    check_schemes(draft.plan)
+    for model in {variant.model for variant in draft.variants if variant.plan.scheme == AS_IS}:
         external_data(model)
         run_in_child(model, draft.samples)
     for variant in draft.variants:
         if variant.plan.scheme != AS_IS:
             _quantize(draft, variant)
+
+
+def check_schemes(plan: ReleasePlan) -> None:
+    """Raises ReleaseFileInvalid: an unknown scheme."""
+    for variant in plan.variants:
+        if variant.scheme not in (AS_IS, *SCHEMES):
+            known = ", ".join((AS_IS, *SCHEMES))
+            raise ReleaseFileInvalid(
+                f"variants.{variant.name}: scheme: found {variant.scheme!r}, expected one of {known}"
+            )
 
 
 def thresholds_of(plan: VariantPlan) -> Thresholds:

@@ -34,13 +34,13 @@ percent = 10
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A folder with `repo/`, `keys/`, a passphrase file, two models and their release files."""
+    """A folder with `repo/`, `keys/`, three models and their release files."""
 
     folder: Path
 
     def release(self, name: str, *words: object) -> Said:
         """`packager release`, with this site's repository and keys."""
-        keys = ("--keys", self.folder / "keys", "--passphrase-file", self.folder / "passphrase")
+        keys = ("--keys", self.folder / "keys")
         return packager("release", self.folder / name, "--repo", self.folder / "repo", *keys, *words)
 
     def published(self, pattern: str) -> Path:
@@ -49,13 +49,16 @@ class Site:
         return found
 
 
-def make_site(folder: Path) -> Site:
-    """Everything but releases."""
+def make_site(folder: Path, *, encrypted: bool = False) -> Site:
+    """Everything but releases; keys without encryption by default, since opening one takes a tenth of a second."""
     Repository.create_with_new_keys(
-        folder / "repo", folder / "keys", Secret(PASSPHRASE.encode()), families=["kws"], cohort="default"
+        folder / "repo",
+        folder / "keys",
+        Secret(PASSPHRASE.encode()) if encrypted else None,
+        families=["kws"],
+        cohort="default",
+        insecure_plaintext=not encrypted,
     )
-    (folder / "passphrase").write_text(PASSPHRASE + "\n")
-    (folder / "passphrase").chmod(0o600)
     (folder / "labels.txt").write_text("a\nb\n")
     samples = np.random.default_rng(1).standard_normal((16, 1, 64)).astype(np.float32)
     np.savez(folder / "inputs.npz", x=samples)

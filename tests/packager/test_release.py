@@ -25,7 +25,6 @@ from packager.workspace import Workspace
 from tests import models
 from tests.packager.running import everything_in
 
-PASSPHRASE = Secret(b"only for tests")
 COHORT = "default"
 
 WHOLE = """
@@ -50,9 +49,9 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder, self.keys = folder, folder / "keys"
         self.repository = Repository.create_with_new_keys(
-            folder / "repo", self.keys, PASSPHRASE, families=["kws"], cohort=COHORT
+            folder / "repo", self.keys, None, families=["kws"], cohort=COHORT, insecure_plaintext=True
         )
-        self.signers = signers_from(self.keys, PASSPHRASE)
+        self.signers = signers_from(self.keys, None)
         (folder / "labels.txt").write_text("a\nb\n")
         samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
         np.savez(folder / "inputs.npz", x=samples)
@@ -80,7 +79,7 @@ class Bench:
         )
         folder = self.repository.published / "envelopes" / "content" / "kws" / str(manifest.counter) / name
         envelope = (folder / envelope_name(cohort.public_key, cohort.epoch)).read_bytes()
-        key = open_envelope(envelope, load_private(self.keys, cohort, PASSPHRASE), context)
+        key = open_envelope(envelope, load_private(self.keys, cohort, None), context)
         check_commitment(key, variant.key_commitment)
         return key
 

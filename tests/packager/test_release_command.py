@@ -61,7 +61,8 @@ def test_wrong_words_are_one_line(
     assert everything_in(site.folder) == before
 
 
-def test_a_wrong_passphrase_is_told_and_changes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = make_site(tmp_path, encrypted=True)
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
     before = everything_in(site.folder)
@@ -82,8 +83,7 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     refused(again, code=2, reason="version-taken", words=("1.0.0",))
     for path in away.iterdir():
         path.rename(tmp_path / "keys" / path.name)
-    words = ("--keys", tmp_path / "keys", "--passphrase-file", tmp_path / "passphrase")
-    assert packager("repo", "sign", "--repo", tmp_path / "repo", *words).code == 0
+    assert packager("repo", "sign", "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
     assert packager("repo", "publish", "--repo", tmp_path / "repo").code == 0
     assert site.published("targets/bundles/kws/*.1.0.0.json").is_file()
 
