@@ -1,0 +1,146 @@
+"""The arrows between packages (docs/architecture.md): who may import whom, and what a process ends up with.
+
+Rules:
+1. packager → keys → bundle ← device_agent, and packager → bundle. No other arrow.
+2. `bundle/__init__` imports nothing. onnx and the quantizer are the packager's alone.
+3. On the device, an HTTP client is imported in one module, onnxruntime only by the model's processes, tuf only by what
+   decides on trust.
+4. The daemon's process loads the standard library and pure modules of ours.
+"""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("bundle", "keys", "packager", "device_agent")
+MAY_IMPORT = {
+    "bundle": {"bundle"},
+    "keys": {"keys", "bundle"},
+    "packager": {"packager", "keys", "bundle"},
+    "device_agent": {"device_agent", "bundle"},
+}
+ONLY_IN = {
+    "onnx": {"packager"},
+    "bsdiff4": {"packager"},
+    "urllib3": {"device_agent/fetcher.py"},
+    "requests": set(),
+    "onnxruntime": {
+        "packager",
+        "device_agent/runtime/session.py",
+        "device_agent/model_process.py",
+        "device_agent/probe.py",
+    },
+    "tuf": {"bundle/trust", "packager/repository", "device_agent/identity.py", "packager/commands", "keys"},
+    "uvicorn": {"device_agent/front"},
+}
+HEAVY = (
+    "numpy",
+    "cryptography",
+    "tuf",
+    "securesystemslib",
+    "click",
+    "onnxruntime",
+    "urllib3",
+    "uvicorn",
+    "asyncio",
+    "ssl",
+)
+
+
+def _modules(package: str) -> list[Path]:
+    return sorted(path for path in (ROOT / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, anywhere in it but under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_file_imports_against_an_arrow(package: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in _modules(package)
+        for name in _imports(path)
+        if name.partition(".")[0] in PACKAGES and name.partition(".")[0] not in MAY_IMPORT[package]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_only_where_its_place_is(library: str) -> None:
+    wrong = [
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in _modules(package)
+        if any(name.partition(".")[0] == library for name in _imports(path))
+        and not any(path.relative_to(ROOT).as_posix().startswith(place) for place in ONLY_IN[library])
+    ]
+    assert not wrong
+
+
+def test_the_quantizer_stays_with_the_packager() -> None:
+    wrong = [
+        str(path)
+        for package in ("bundle", "keys", "device_agent")
+        for path in _modules(package)
+        if any(name.startswith("onnxruntime.quantization") for name in _imports(path))
+    ]
+    assert not wrong
+
+
+def test_the_packages_themselves_import_nothing_of_ours() -> None:
+    for package in PACKAGES:
+        names = list(_imports(ROOT / package / "__init__.py"))
+        assert not [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names], package
+    assert not list(_imports(ROOT / "bundle" / "__init__.py"))
+
+
+def test_every_module_of_the_device_loads_without_the_publishers_side() -> None:
+    names = [_name(path) for package in ("bundle", "device_agent") for path in _modules(package)]
+    loaded = _loaded([name for name in names if not name.endswith("__main__")])
+    assert not [n for n in loaded if n.partition(".")[0] in ("onnx", "keys", "packager", "bsdiff4")]
+    assert not [n for n in loaded if n.startswith("onnxruntime.quantization")]
+
+
+def test_the_daemon_loads_the_standard_library_and_pure_modules() -> None:
+    loaded = _loaded(["device_agent.daemon"])
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & set(HEAVY)
+    foreign = tops - set(sys.stdlib_module_names) - {"bundle", "device_agent", "__main__", "__mp_main__"}
+    assert not {name for name in foreign if not name.startswith(("_", "sitecustomize", "usercustomize"))}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _loaded(names: list[str]) -> set[str]:
+    """`sys.modules` of a fresh process that imported these."""
+    load = f"for name in {names!r}: importlib.import_module(name)"
+    code = f"import importlib, json, sys\n{load}\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(json.loads(done.stdout))
