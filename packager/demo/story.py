@@ -199,12 +199,13 @@ class Story:
         self._release("1.4.0", self._subject.old, "1.1.0")
         manifest = self._manifest("1.4.0")
         blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
-        with _all_replaced(self._served, {f"blobs/{b[:2]}/{b}": self._flipped(f"blobs/{b[:2]}/{b}") for b in blobs}):
-            self._refused("tampered blob", self._agent.update(), still="1.1.0")
+        # the manifest first: a device that has verified it once does not ask for it again
         targets = self._repo.published / "targets" / "bundles" / self._subject.family
         path = next(targets.glob("*.1.4.0.json")).relative_to(self._repo.published).as_posix()
         with self._served.replacing(path, self._flipped(path)):
             self._refused("tampered manifest", self._agent.update(), still="1.1.0")
+        with _all_replaced(self._served, {f"blobs/{b[:2]}/{b}": self._flipped(f"blobs/{b[:2]}/{b}") for b in blobs}):
+            self._refused("tampered blob", self._agent.update(), still="1.1.0")
 
     def refuse_going_back(self) -> None:
         self._title("Ways back to an old model that nobody decided on")
