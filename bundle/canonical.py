@@ -80,8 +80,9 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
         raise MalformedRefused(f"{what}: {error.msg} at byte {error.pos}") from error
     except RecursionError as error:
         raise MalformedRefused(f"{what}: nested too deep, at most {MAX_DEPTH} levels") from error
-    if _depth(value) > MAX_DEPTH:
-        refuse(f"nested too deep, at most {MAX_DEPTH} levels")
+    wrong = _misshapen(value)
+    if wrong is not None:
+        refuse(wrong)
     return value
 
 
@@ -218,12 +219,26 @@ def _kind(value: JSON) -> str:
             return f"an object of {len(value)}"
 
 
-def _depth(value: JSON) -> int:
-    if isinstance(value, list):
-        return 1 + max((_depth(item) for item in value), default=0)
-    if isinstance(value, dict):
-        return 1 + max((_depth(item) for item in value.values()), default=0)
-    return 0
+def _misshapen(value: JSON) -> str | None:
+    # level by level: a recursive walk would end in RecursionError long after the JSON parser let the nesting pass
+    level: list[JSON] = [value]
+    for depth in range(MAX_DEPTH + 1):
+        inner: list[JSON] = []
+        for item in level:
+            texts: list[str] = []
+            if isinstance(item, list):
+                inner += item
+            elif isinstance(item, dict):
+                inner += item.values()
+                texts += item
+            elif isinstance(item, str):
+                texts.append(item)
+            if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text if not text.isascii()):
+                return "half of a surrogate pair, which is no character"
+        if depth == MAX_DEPTH and any(isinstance(item, list | dict) for item in level):
+            return f"nested too deep, at most {MAX_DEPTH} levels"
+        level = inner
+    return None
 
 
 def _check_encodable(value: JSON) -> None:

@@ -216,7 +216,8 @@ class FrameRandomReader:
         if self._frames < 1 or self.size < 0:
             raise NotAuthenticRefused(f"frame file of {sealed_size} bytes has no whole frame")
         self._cached_number, self._cached = -1, b""
-        self._frame(self._frames - 1)
+        if not self._frame(self._frames - 1) and self._frames > 1:
+            raise NotAuthenticRefused("frame file ends in an empty frame")
 
     def pread(self, length: int, offset: int) -> bytes:
         """Exactly `length` bytes of plaintext from `offset`. Raises MalformedRefused beyond the end."""

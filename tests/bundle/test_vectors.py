@@ -1,0 +1,113 @@
+"""Every reader reads every vector: what is good comes out the same, each defect is refused with its reason."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from bundle import canonical
+from bundle.enrolment import parse_enrolment
+from bundle.envelope import open_envelope
+from bundle.errors import Refused
+from bundle.fleet import parse_fleet
+from bundle.frames import FrameRandomReader, FrameReader
+from bundle.manifest import parse_manifest
+from bundle.rollout import parse_rollout
+from tests.vectors import documents, sealed
+
+FOLDER: Final = Path(documents.__file__).parent
+READERS: Final[dict[str, Callable[[bytes], Any]]] = {
+    "manifest": parse_manifest,
+    "rollout": parse_rollout,
+    "fleet": parse_fleet,
+    "enrolment": parse_enrolment,
+}
+
+
+def expected(kind: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = json.loads((FOLDER / kind / "expected").read_text())
+    return found
+
+
+def cases(*kinds: str) -> list[tuple[str, str]]:
+    return [(kind, name) for kind in kinds for name in expected(kind)]
+
+
+@pytest.mark.parametrize(("kind", "name"), cases(*READERS))
+def test_a_document_vector_is_read_or_refused_with_its_reason(kind: str, name: str) -> None:
+    data = (FOLDER / kind / f"{name}.json").read_bytes()
+    reason = expected(kind)[name]
+    if reason is None:
+        parsed = READERS[kind](data)
+        if kind != "enrolment":
+            assert json.loads(parsed.as_bytes()) == json.loads(data)
+            assert READERS[kind](parsed.as_bytes()) == parsed
+        return
+    with pytest.raises(Refused) as refused:
+        READERS[kind](data)
+    assert refused.value.reason == reason
+    assert "\n" not in refused.value.message
+    refused.value.message.encode()
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_document_reader_refuses_the_documents_of_the_others(kind: str) -> None:
+    for other in READERS:
+        if other != kind:
+            with pytest.raises(Refused):
+                READERS[kind]((FOLDER / other / "good.json").read_bytes())
+
+
+@pytest.mark.parametrize("name", [name for _, name in cases("frames")])
+def test_a_frame_vector_is_opened_or_refused_with_its_reason(name: str) -> None:
+    data = (FOLDER / "frames" / f"{name}.bin").read_bytes()
+    outcome = expected("frames")[name]
+
+    def forward() -> bytes:
+        return FrameReader(io.BytesIO(data), sealed.KEY, sealed.CONTEXT).read(1 << 20)
+
+    def at_random() -> bytes:
+        reader = FrameRandomReader(lambda n, at: data[at : at + n], len(data), sealed.KEY, sealed.CONTEXT)
+        return reader.pread(reader.size, 0)
+
+    for read in (forward, at_random):
+        if outcome is not None and len(outcome) == 64:
+            assert hashlib.sha256(read()).hexdigest() == outcome
+        else:
+            with pytest.raises(Refused) as refused:
+                read()
+            assert refused.value.reason == outcome, read
+
+
+@pytest.mark.parametrize("name", [name for _, name in cases("envelope")])
+def test_an_envelope_vector_is_opened_or_refused_with_its_reason(name: str) -> None:
+    data = (FOLDER / "envelope" / f"{name}.bin").read_bytes()
+    outcome = expected("envelope")[name]
+    if outcome is None:
+        assert open_envelope(data, sealed.PRIVATE, sealed.ENVELOPE_CONTEXT) == sealed.SECRET
+        return
+    with pytest.raises(Refused) as refused:
+        open_envelope(data, sealed.PRIVATE, sealed.ENVELOPE_CONTEXT)
+    assert refused.value.reason == outcome
+
+
+def test_the_generators_still_make_the_vectors_that_are_here() -> None:
+    for kind, make in documents.GENERATORS.items():
+        made = make()
+        assert {name: reason for name, (_, reason) in made.items()} == expected(kind)
+        for name, (data, _) in made.items():
+            assert (FOLDER / kind / f"{name}.json").read_bytes() == data, (kind, name)
+    for name, (data, _) in sealed.frames().items():
+        assert (FOLDER / "frames" / f"{name}.bin").read_bytes() == data, name
+    assert set(sealed.envelopes()) == set(expected("envelope"))
+
+
+def test_nesting_is_bounded_whatever_it_is_made_of() -> None:
+    for depth in (17, 100, 400, 600, 900, 990):
+        for start, end in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(Refused):
+                canonical.decode((start * depth + "1" + end * depth).encode(), what="x", max_bytes=1 << 20)

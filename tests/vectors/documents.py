@@ -1,0 +1,311 @@
+"""Writes the vectors of signed documents: `python -m tests.vectors.documents`.
+
+Folders `manifest`, `rollout`, `fleet`, `enrolment`: each file is one document; its name is its one defect,
+`expected` (JSON) the reason of its refusal; null: it is read, and comes out the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bundle.enrolment import EnrolmentRequest
+from bundle.envelope import public_of
+from bundle.files import BundleFile
+from bundle.fleet import Cohort, Fleet
+from bundle.frames import Secret
+from bundle.key_sizes import PRIVATE_BYTES
+from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from bundle.rollout import Rollout, Window
+
+FOLDER: Final = Path(__file__).parent
+X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # of the vectors alone
+ED25519_PRIVATE: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))  # of the vectors alone
+
+Change = Callable[[dict[str, Any]], object]
+Vectors = dict[str, tuple[bytes, str | None]]
+
+
+def good_manifest() -> Manifest:
+    files = (
+        BundleFile("labels.txt", "labels", 5, hashlib.sha256(b"a\nb\n\n").hexdigest()),
+        BundleFile("model/model.onnx", "model", 4, hashlib.sha256(b"onnx").hexdigest()),
+    )
+    variant = Variant(
+        requires=Requirements(arch=("x86_64",), onnxruntime_below="2.0"),
+        files=files,
+        patches=(PatchEntry(None, "zstd", (), "a" * 64, 100, 50, 4096),),
+        key_commitment="b" * 64,
+        contract=Contract((TensorSpec("x", "float32", ("batch", 3)),), (TensorSpec("y", "float32", ("batch", 10)),)),
+        health=Health(),
+        quantization=Quantization("int8-dynamic", "exact", None, "pass", 120, None),
+        provenance=(("source", "a model"),),
+    )
+    return Manifest("kws", "1.2.0", 7, 3, ("beta", "stable"), "0.1.0", "2026-01-01T00:00:00Z", (("int8", variant),))
+
+
+def good_rollout() -> Rollout:
+    return Rollout(
+        "kws",
+        "stable",
+        "1.2.0",
+        7,
+        "c" * 64,
+        2500,
+        "kws-7",
+        ("default",),
+        (Window(1_767_225_600, 1_767_229_200),),
+        False,
+        "a note",
+    )
+
+
+def good_fleet() -> Fleet:
+    return Fleet("d" * 64, 12, (Cohort("default", 3, public_of(X_WING_PRIVATE)),))
+
+
+def good_enrolment() -> bytes:
+    public = ED25519_PRIVATE.public_key().public_bytes_raw()
+    return EnrolmentRequest("cam-1", public_of(X_WING_PRIVATE), public, (("class", "camera"),)).encode(ED25519_PRIVATE)
+
+
+def changed(data: bytes, change: Change) -> bytes:
+    """The document with one change, in canonical form but for what has none."""
+    value = json.loads(data)
+    change(value)
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def spoiled_text(data: bytes) -> Vectors:
+    """Defects that any document can have."""
+    text = data.decode()
+    deep = "[" * 900 + "]" * 900
+    return {
+        "good": (data, None),
+        "good-with-white-space": (json.dumps(json.loads(data), indent=1).encode(), None),
+        "empty": (b"", "malformed"),
+        "not-json": (b"{schema: 1}", "malformed"),
+        "not-utf-8": (data[:-1] + b',"x":"\xff"}', "malformed"),
+        "byte-order-mark": (b"\xef\xbb\xbf" + data, "malformed"),
+        "trailing-byte": (data + b"x", "malformed"),
+        "two-values": (data + data, "malformed"),
+        "truncated": (data[: len(data) // 2], "malformed"),
+        "not-an-object": (b"[" + data + b"]", "malformed"),
+        "duplicate-key": ((text[:-1] + ',"schema":"x"}').encode(), "malformed"),
+        "unknown-field": (changed(data, lambda v: v.update(extra=1)), "malformed"),
+        "unknown-field-of-no-character": (changed(data, lambda v: v.update({"\ud800": 1})), "malformed"),
+        "schema-of-tomorrow": (changed(data, lambda v: v.update(schema=v["schema"].replace("/1", "/2"))), "malformed"),
+        "schema-missing": (changed(data, lambda v: v.pop("schema")), "malformed"),
+        "schema-a-number": (changed(data, lambda v: v.update(schema=1)), "malformed"),
+        "nan": ((text[:-1] + ',"x":NaN}').encode(), "malformed"),
+        "float": ((text[:-1] + ',"x":1.0}').encode(), "malformed"),
+        "exponent": ((text[:-1] + ',"x":1e3}').encode(), "malformed"),
+        "integer-beyond-2-to-53": ((text[:-1] + ',"x":9007199254740993}').encode(), "malformed"),
+        "integer-of-thousands-of-digits": ((text[:-1] + f',"x":{"9" * 5000}}}').encode(), "malformed"),
+        "nested-900-deep": ((text[:-1] + f',"x":{deep}}}').encode(), "malformed"),
+        "nested-10000-deep": ((text[:-1] + f',"x":{"[" * 10_000}').encode(), "malformed"),
+    }
+
+
+def manifest_vectors() -> Vectors:
+    data = good_manifest().as_bytes()
+    out = spoiled_text(data)
+
+    def top(**fields: Any) -> tuple[bytes, str]:
+        return changed(data, lambda v: v.update(fields)), "malformed"
+
+    def variant(change: Change) -> tuple[bytes, str]:
+        return changed(data, lambda v: change(v["variants"]["int8"])), "malformed"
+
+    def file(**fields: Any) -> tuple[bytes, str]:
+        return variant(lambda v: v["files"][0].update(fields))
+
+    def patch(**fields: Any) -> tuple[bytes, str]:
+        return variant(lambda v: v["patches"][0].update(fields))
+
+    out |= {
+        "too-large": (changed(data, lambda v: v.update(created="x" * 262_144)), "too-large"),
+        "family-with-a-slash": top(family="kws/../x"),
+        "family-in-capitals": top(family="KWS"),
+        "version-of-one-number": top(version="1"),
+        "version-with-a-leading-zero": top(version="1.02.0"),
+        "counter-zero": top(counter=0),
+        "counter-a-boolean": top(counter=True),
+        "counter-a-string": top(counter="7"),
+        "counter-negative": top(counter=-7),
+        "min-counter-above-counter": top(min_counter=8),
+        "channel-twice": top(channels=["stable", "stable"]),
+        "channel-no-name": top(channels=["a b"]),
+        "channels-no-list": top(channels="stable"),
+        "min-agent-no-version": top(min_agent="new"),
+        "created-no-time": top(created="yesterday"),
+        "no-variants": top(variants={}),
+        "variant-name-in-capitals": (
+            changed(data, lambda v: v["variants"].update(INT8=v["variants"].pop("int8"))),
+            "malformed",
+        ),
+        "variant-no-object": top(variants={"int8": []}),
+        "variant-unknown-field": variant(lambda v: v.update(command="rm")),
+        "files-missing": variant(lambda v: v.pop("files")),
+        "no-files": variant(lambda v: v.update(files=[])),
+        "files-unsorted": variant(lambda v: v["files"].reverse()),
+        "file-twice": variant(lambda v: v["files"].insert(0, v["files"][0])),
+        "file-is-a-folder-too": variant(
+            lambda v: v["files"].insert(1, {**v["files"][1], "path": "model", "role": "other"})
+        ),
+        "path-parent": file(path="../labels.txt"),
+        "path-parent-inside": file(path="a/../labels.txt"),
+        "path-absolute": file(path="/labels.txt"),
+        "path-hidden": file(path=".labels"),
+        "path-empty-segment": file(path="a//labels"),
+        "path-backslash": file(path="a\\labels"),
+        "path-with-nul": file(path="a\0labels"),
+        "path-trailing-newline": file(path="labels.txt\n"),
+        "path-nine-segments": file(path="a/b/c/d/e/f/g/h/i"),
+        "path-of-201-characters": file(path="a" * 201),
+        "path-not-ascii": file(path="étiquettes.txt"),
+        "role-unknown": file(role="script"),
+        "size-negative": file(size=-1),
+        "size-beyond-a-tebibyte": file(size=2**40 + 1),
+        "digest-in-capitals": file(sha256="A" * 64),
+        "digest-short": file(sha256="a" * 63),
+        "no-model": variant(lambda v: v["files"][1].update(role="other")),
+        "two-models": variant(lambda v: v["files"][0].update(role="model")),
+        "no-patches": variant(lambda v: v.update(patches=[])),
+        "patch-twice": variant(lambda v: v["patches"].append(dict(v["patches"][0]))),
+        "patch-from-no-digest": patch(**{"from": "nothing"}),
+        "patch-without-from": variant(lambda v: v["patches"][0].pop("from")),
+        "patch-of-no-bytes": patch(size=0),
+        "patch-features-twice": patch(features=["typed", "typed"]),
+        "blob-no-digest": patch(blob="../../etc/passwd"),
+        "commitment-missing": variant(lambda v: v.pop("key_commitment")),
+        "commitment-short": variant(lambda v: v.update(key_commitment="b")),
+        "no-outputs": variant(lambda v: v["contract"].update(outputs=[])),
+        "dtype-unknown": variant(lambda v: v["contract"]["outputs"][0].update(dtype="complex64")),
+        "shape-negative": variant(lambda v: v["contract"]["outputs"][0].update(shape=[-1])),
+        "shape-no-list": variant(lambda v: v["contract"]["outputs"][0].update(shape=3)),
+        "shape-a-boolean": variant(lambda v: v["contract"]["outputs"][0].update(shape=[True])),
+        "shape-name-of-no-character": variant(lambda v: v["contract"]["outputs"][0].update(shape=["\ud800"])),
+        "shape-of-17-dimensions": variant(lambda v: v["contract"]["outputs"][0].update(shape=[1] * 17)),
+        "health-missing": variant(lambda v: v.pop("health")),
+        "health-ratio-above-one": variant(lambda v: v["health"].update(shadow_ppm=1_000_001)),
+        "health-deadline-zero": variant(lambda v: v["health"].update(probe_deadline_s=0)),
+        "health-unknown-verdict": variant(lambda v: v["health"].update(inconclusive="hope")),
+        "quantization-verdict-unknown": variant(lambda v: v["quantization"].update(verdict="fail")),
+        "quantization-scheme-with-a-space": variant(lambda v: v["quantization"].update(scheme="int 8")),
+        "provenance-a-list": variant(lambda v: v.update(provenance=[])),
+        "provenance-value-a-number": variant(lambda v: v.update(provenance={"source": 1})),
+        "provenance-value-with-a-newline": variant(lambda v: v.update(provenance={"source": "a\nb"})),
+        "provenance-name-of-no-character": variant(lambda v: v.update(provenance={"\ud800": "a"})),
+        "requires-arch-twice": variant(lambda v: v["requires"].update(arch=["x86_64", "x86_64"])),
+        "requires-runtime-no-version": variant(lambda v: v["requires"].update(onnxruntime_min="latest")),
+    }
+    return out
+
+
+def rollout_vectors() -> Vectors:
+    data = good_rollout().as_bytes()
+
+    def top(**fields: Any) -> tuple[bytes, str]:
+        return changed(data, lambda v: v.update(fields)), "malformed"
+
+    return spoiled_text(data) | {
+        "too-large": (changed(data, lambda v: v.update(note="x" * 40_000)), "too-large"),
+        "channel-missing": (changed(data, lambda v: v.pop("channel")), "malformed"),
+        "channel-with-a-slash": top(channel="a/b"),
+        "counter-zero": top(counter=0),
+        "percent-above-all": top(percent_bp=10_001),
+        "percent-negative": top(percent_bp=-1),
+        "percent-a-boolean": top(percent_bp=True),
+        "digest-short": top(manifest_digest="c" * 63),
+        "version-no-version": top(version="latest"),
+        "salt-long": top(salt="x" * 65),
+        "salt-with-nul": top(salt="a\0b"),
+        "cohort-twice": top(cohorts=["a", "a"]),
+        "cohort-a-number": top(cohorts=[1]),
+        "window-backwards": top(windows=[{"start_s": 5, "end_s": 4}]),
+        "window-empty": top(windows=[{"start_s": 5, "end_s": 5}]),
+        "window-without-end": top(windows=[{"start_s": 5}]),
+        "window-unknown-field": top(windows=[{"start_s": 5, "end_s": 6, "zone": "UTC"}]),
+        "windows-65": top(windows=[{"start_s": n, "end_s": n + 1} for n in range(65)]),
+        "halted-a-number": top(halted=1),
+        "note-with-escape-sequence": top(note="\x1b[2J"),
+    }
+
+
+def fleet_vectors() -> Vectors:
+    data = good_fleet().as_bytes()
+    key = good_fleet().cohorts[0].public_key.hex()
+
+    def cohort(**fields: Any) -> tuple[bytes, str]:
+        return changed(data, lambda v: v["cohorts"]["default"].update(fields)), "malformed"
+
+    return spoiled_text(data) | {
+        "good-without-cohorts": (changed(data, lambda v: v.update(cohorts={})), None),
+        "epoch-zero": cohort(epoch=0),
+        "epoch-a-string": cohort(epoch="3"),
+        "key-short": cohort(public_key=key[:-2]),
+        "key-long": cohort(public_key=key + "00"),
+        "key-in-capitals": cohort(public_key=key.upper()),
+        "key-no-hexadecimal": cohort(public_key="g" + key[1:]),
+        "cohort-unknown-field": cohort(private_key="00"),
+        "cohort-name-with-a-slash": (
+            changed(data, lambda v: v["cohorts"].update({"a/b": v["cohorts"].pop("default")})),
+            "malformed",
+        ),
+        "devices-negative": (changed(data, lambda v: v.update(devices=-1)), "malformed"),
+        "registry-digest-missing": (changed(data, lambda v: v.pop("registry_digest")), "malformed"),
+    }
+
+
+def enrolment_vectors() -> Vectors:
+    data = good_enrolment()
+
+    def top(reason: str, **fields: Any) -> tuple[bytes, str]:
+        return changed(data, lambda v: v.update(fields)), reason
+
+    other = public_of(Secret(bytes(range(1, PRIVATE_BYTES + 1)))).hex()
+    signature = json.loads(data)["signature"]
+    return spoiled_text(data) | {
+        "too-large": (data + b" " * 20_000, "too-large"),
+        "label-changed": top("enrolment", label="cam-2"),
+        "label-with-a-space": top("malformed", label="cam 1"),
+        "attributes-changed": top("enrolment", attributes={"class": "server"}),
+        "attributes-17": top("malformed", attributes={f"a{n}": "x" for n in range(17)}),
+        "device-id-of-another": top("enrolment", device_id="0" * 64),
+        "x-wing-key-of-another": top("enrolment", x_wing_public=other),
+        "x-wing-key-short": top("malformed", x_wing_public=other[:-2]),
+        "ed25519-key-of-zeros": top("enrolment", ed25519_public="00" * 32),
+        "signature-flipped": top("enrolment", signature=f"{int(signature[0], 16) ^ 1:x}" + signature[1:]),
+        "signature-short": top("malformed", signature=signature[:-2]),
+        "signature-in-capitals": top("malformed", signature=signature.upper()),
+        "signature-missing": (changed(data, lambda v: v.pop("signature")), "malformed"),
+    }
+
+
+GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
+    "manifest": manifest_vectors,
+    "rollout": rollout_vectors,
+    "fleet": fleet_vectors,
+    "enrolment": enrolment_vectors,
+}
+
+
+def main() -> None:
+    """Write all folders anew."""
+    for kind, make in GENERATORS.items():
+        folder = FOLDER / kind
+        for path in folder.glob("*.json"):
+            path.unlink()
+        vectors = make()
+        for name, (data, _) in vectors.items():
+            (folder / f"{name}.json").write_bytes(data)
+        expected = {name: reason for name, (_, reason) in sorted(vectors.items())}
+        (folder / "expected").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
