@@ -33,7 +33,8 @@ from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.inference import Inference, gunzip, gzip, servable
 from device_agent.runtime.session import LoadedModel, golden_of, non_finite_in, trim_heap
-from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Head, WireError
+from device_agent.runtime.tensor_channel import TensorServer
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Head, Part, WireError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class ModelServer:
         self._poll.register(parent.fileno(), select.POLLIN)
         self._requests: socket.socket | None = None
         self._inference: Inference | None = None
+        self._tensors: TensorServer | None = None
         self._max_body_bytes = 0
         buffer = np.empty(wire.MESSAGE_BYTES + wire.ALIGNMENT, np.uint8)
         start_at = -buffer.ctypes.data % wire.ALIGNMENT
@@ -76,8 +78,10 @@ class ModelServer:
             bundle = BundleFds.from_message(value["bundle"], message.fds)
             started = time.monotonic_ns()
             model = LoadedModel.load(bundle, threads=value["threads"])
-            contract = Contract.parse(Fields(value["contract"], "contract"))
-            model.check_contract(contract)
+            contract = Contract(model.inputs, model.outputs)
+            if value["contract"] is not None:
+                contract = Contract.parse(Fields(value["contract"], "contract"))
+                model.check_contract(contract)
             servable(contract)
             loaded = time.monotonic_ns()
             samples = golden_of(bundle)
@@ -87,6 +91,7 @@ class ModelServer:
             message.close()
         self._max_body_bytes = value["max_body_bytes"]
         self._inference = Inference(model, contract, value["family"], value["version"], non_finite_in(samples))
+        self._tensors = TensorServer(model)
         warmed = time.monotonic_ns()
         trim_heap()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -116,7 +121,11 @@ class ModelServer:
         try:
             head = Head.unpack(self._buffer[:size])
             with contextlib.ExitStack() as cleanup:
-                status, json_bytes, parts, flags = self._answer(head, self._body(head, size, fds, cleanup))
+                body = self._body(head, size, fds, cleanup)
+                if head.kind == wire.TENSORS:
+                    status, json_bytes, parts, flags = self._answer_tensors(head, body, fds)
+                else:
+                    status, json_bytes, parts, flags = self._answer(head, body)
                 busy_us = min((time.monotonic_ns() - arrived) // 1000, MAX_BUSY_US)
                 length = sum(len(part) for part in parts)
                 reply = Head(wire.ANSWER, flags, 0, json_bytes, head.number, length, busy_us, status)
@@ -137,7 +146,7 @@ class ModelServer:
         cleanup.callback(_close_when_free, mapping)
         return memoryview(mapping)[head.padding :]
 
-    def _answer(self, head: Head, body: memoryview) -> tuple[int, int, Sequence[bytes | memoryview], int]:
+    def _answer(self, head: Head, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
         assert self._inference is not None
         try:
             if head.flags & wire.GZIP_BODY:
@@ -155,6 +164,16 @@ class ModelServer:
         if head.flags & wire.GZIP_ANSWER:
             return 200, result.json_bytes, (gzip(result.parts),), flags | wire.GZIP_ANSWER
         return 200, result.json_bytes, result.parts, flags
+
+    def _answer_tensors(self, head: Head, body: memoryview, fds: Sequence[int]) -> tuple[int, int, Sequence[Part], int]:
+        assert self._tensors is not None
+        try:
+            json_bytes, parts = self._tensors.answer(body, head.json_bytes, fds)
+        except Invalid as error:
+            return 400, NO_JSON, (_error_body(error.message),), 0
+        except AirweightsError as error:
+            return 500, NO_JSON, (_error_body(error.message),), 0
+        return 200, json_bytes, parts, 0
 
 
 def _close_when_free(mapping: mmap.mmap) -> None:

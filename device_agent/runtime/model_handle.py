@@ -24,7 +24,7 @@ class GenerationSpec:
         family: whose requests it answers.
         generation: number that the supervisor gives; one bundle can come back under another number.
         version, variant: of the release.
-        contract: of the variant.
+        contract: of the variant; None: whatever the model says of itself.
         threads: of the model's intra-op pool; 0: one a processor, at most 4.
         max_body_bytes: of a request once decompressed.
     """
@@ -33,7 +33,7 @@ class GenerationSpec:
     generation: int
     version: str
     variant: str
-    contract: Contract
+    contract: Contract | None
     threads: int = 0
     max_body_bytes: int = MAX_BODY_BYTES
 
@@ -44,7 +44,7 @@ class GenerationSpec:
             "generation": self.generation,
             "version": self.version,
             "variant": self.variant,
-            "contract": self.contract.as_json(),
+            "contract": None if self.contract is None else self.contract.as_json(),
             "threads": self.threads,
             "max_body_bytes": self.max_body_bytes,
         }

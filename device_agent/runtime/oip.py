@@ -9,7 +9,7 @@ class Described(Protocol):
     """What metadata is made of."""
 
     @property
-    def contract(self) -> Contract: ...
+    def contract(self) -> Contract | None: ...
 
     @property
     def variant(self) -> str: ...
@@ -26,9 +26,10 @@ def oip_datatype(spec: TensorSpec) -> str:
 
 def metadata(described: Described) -> dict[str, Any]:
     """`inputs` and `outputs` of the model metadata, a size that varies as -1; the variant as a parameter."""
+    contract = described.contract
     return {
-        "inputs": [_tensor(spec) for spec in described.contract.inputs],
-        "outputs": [_tensor(spec) for spec in described.contract.outputs],
+        "inputs": [_tensor(spec) for spec in contract.inputs] if contract else [],
+        "outputs": [_tensor(spec) for spec in contract.outputs] if contract else [],
         "parameters": {"variant": described.variant},
     }
 

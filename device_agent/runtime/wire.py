@@ -27,6 +27,7 @@ Part: TypeAlias = bytes | bytearray | memoryview
 
 REQUEST: Final = 1
 ANSWER: Final = 2
+TENSORS: Final = 3  # device_agent.runtime.tensor_channel
 
 IN_MEMFD: Final = 1
 HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
@@ -109,23 +110,29 @@ def padding_for(json_bytes: int, start: int) -> int:
     return 0 if json_bytes == NO_JSON else -(start + json_bytes) % ALIGNMENT
 
 
-def send_frame(channel: socket.socket, head: Head, parts: Sequence[Part]) -> None:
+def send_frame(channel: socket.socket, head: Head, parts: Sequence[Part], *, fd: int | None = None) -> None:
     """Send one frame; `head.size` bytes in `parts`, its IN_MEMFD and padding are set here.
+
+    Args:
+        channel: of the frame.
+        head: of the frame.
+        parts: of the body.
+        fd: sent beside a frame whose body is in the message itself.
 
     Raises:
         BlockingIOError: the channel is non-blocking and full; nothing was sent.
         WireError: the other side is gone.
     """
     if head.size > MAX_INLINE_BYTES:
-        fd = memfd_of(parts, padding := padding_for(head.json_bytes, 0))
+        body = memfd_of(parts, padding := padding_for(head.json_bytes, 0))
         try:
             data = head._replace(flags=head.flags | IN_MEMFD, padding=padding).pack()
-            _send(channel, [data], fd)
+            _send(channel, [data], body)
         finally:
-            os.close(fd)
+            os.close(body)
         return
     padding = padding_for(head.json_bytes, HEAD_BYTES)
-    _send(channel, [head._replace(padding=padding).pack(), bytes(padding), *parts], None)
+    _send(channel, [head._replace(padding=padding).pack(), bytes(padding), *parts], fd)
 
 
 def memfd_of(parts: Sequence[Part], padding: int) -> int:

@@ -1,0 +1,325 @@
+"""A model inside an app, replaced while the app goes on calling it.
+
+    runtime = ModelRuntime()
+    runtime.swap(bundle_of(Path("model.onnx")))
+    outputs = runtime.run({"x": x})
+
+Rules:
+1. A call runs on exactly one generation, the current one at its start, and holds a lease on it until it ends.
+2. `swap` loads beside the running model, warms on the golden inputs, switches by one assignment, and keeps the old
+   generation for `rollback`. What was kept before it is drained and destroyed, in the caller's thread and not in a
+   request's. A candidate that does not load, or answers its golden questions wrongly, changes nothing.
+3. `isolation="inproc"`: sessions in this process. "worker": a jailed child process per generation; a death of it costs
+   one retry on its successor, which is started from the same memfds.
+4. At most two generations are resident, three while a swap is under way.
+"""
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol
+
+from bundle.errors import Invalid
+from bundle.golden import check_answer
+from bundle.manifest import Contract
+from device_agent.errors import NothingToRollBack
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
+from device_agent.runtime.session import LoadedModel, golden_of, trim_heap
+from device_agent.runtime.tensor_channel import TensorClient
+from device_agent.runtime.tensors import Array
+from device_agent.runtime.wire import WireError
+
+ISOLATIONS: Final = ("inproc", "worker")
+DEFAULT_TOLERANCE_PPM: Final = 1_000  # bundle.manifest.Health.golden_relative_rms_ppm
+
+
+class NoModelLoaded(Invalid):
+    """`run`, `lease` or `rollback` before the first `swap`, or after `close`."""
+
+    reason = "no-model-loaded"
+
+
+class Backend(Protocol):
+    """One loaded model."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReport:
+    """Times of a swap, seconds.
+
+    Attributes:
+        generation: number of the new one.
+        load_s: session creation, and the child's start with isolation "worker".
+        warm_s: golden runs and their comparison.
+        publish_s: the switch.
+        drain_s: until the last lease of the generation that went is back.
+        destroy_s: its destruction.
+    """
+
+    generation: int
+    load_s: float
+    warm_s: float
+    publish_s: float
+    drain_s: float
+    destroy_s: float
+
+
+class Lease:
+    """One generation, held: a context manager."""
+
+    __slots__ = ("_generation",)
+
+    def __init__(self, generation: "_Generation") -> None:
+        self._generation = generation
+
+    @property
+    def generation(self) -> int:
+        """Its number."""
+        return self._generation.number
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """As ModelRuntime.run, on this generation."""
+        return self._generation.backend.run(inputs, outputs)
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self._generation.release()
+
+
+class ModelRuntime:
+    """The current model of an app. Thread-safe; `swap` and `rollback` go one after the other.
+
+    Args:
+        isolation: of ISOLATIONS.
+        threads: of each model's intra-op pool; 0: one a processor, at most 4.
+        tolerance_ppm: of golden answers.
+    """
+
+    def __init__(
+        self, *, isolation: str = "inproc", threads: int = 0, tolerance_ppm: int = DEFAULT_TOLERANCE_PPM
+    ) -> None:
+        if isolation not in ISOLATIONS:
+            raise ValueError(f"isolation {isolation!r}, expected one of {', '.join(ISOLATIONS)}")
+        self._isolation = isolation
+        self._threads = threads
+        self._tolerance_ppm = tolerance_ppm
+        self._lock = threading.Lock()  # of the switch and the leases: held for no longer than an assignment
+        self._changing = threading.Lock()  # of swap, rollback and close
+        self._current: _Generation | None = None
+        self._previous: _Generation | None = None
+        self._numbers = 0
+
+    @property
+    def generation(self) -> int | None:
+        """Number of the current one."""
+        current = self._current
+        return None if current is None else current.number
+
+    def lease(self) -> Lease:
+        """The current generation, kept from being destroyed until the lease ends. Raises NoModelLoaded."""
+        with self._lock:
+            current = self._current
+            if current is None:
+                raise NoModelLoaded("no model is loaded yet", remedy="call swap first")
+            current.leases += 1
+        return Lease(current)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """One inference on the current generation.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            outputs: names to compute; None: all.
+
+        Raises:
+            RequestInvalid, InferenceUnfit, NoModelLoaded.
+        """
+        with self.lease() as lease:
+            return lease.run(inputs, outputs)
+
+    def swap(self, bundle: BundleFds, contract: Contract | None = None) -> SwapReport:
+        """Load, warm, check, switch, and destroy what was kept for rollback before (rule 2).
+
+        Args:
+            bundle: still the caller's; it can be closed afterwards.
+            contract: that the model must keep; None: whatever it says of itself.
+
+        Raises:
+            ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit: nothing has changed.
+        """
+        with self._changing:
+            started = time.perf_counter()
+            self._numbers += 1
+            generation = _Generation(self._numbers, self._load(bundle, contract), self._lock)
+            loaded = time.perf_counter()
+            try:
+                for number, sample in enumerate(golden_of(bundle)):
+                    answers = generation.backend.run(sample.inputs, None)
+                    check_answer(answers, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
+            except BaseException:
+                generation.backend.close()
+                raise
+            warmed = time.perf_counter()
+            with self._lock:
+                gone, self._previous, self._current = self._previous, self._current, generation
+            published = time.perf_counter()
+            drain_s, destroy_s = self._destroy(gone)
+            return SwapReport(
+                generation.number, loaded - started, warmed - loaded, published - warmed, drain_s, destroy_s
+            )
+
+    def rollback(self) -> int:
+        """Back to the generation before; the current one is drained and destroyed.
+
+        Returns:
+            the number of the generation that is current again.
+
+        Raises:
+            NothingToRollBack.
+        """
+        with self._changing:
+            with self._lock:
+                if self._previous is None:
+                    raise NothingToRollBack("no previous generation is resident")
+                gone, self._current, self._previous = self._current, self._previous, None
+                number = self._current.number
+            self._destroy(gone)
+            return number
+
+    def forget_previous(self) -> None:
+        """Free the generation that is kept for `rollback`."""
+        with self._changing:
+            with self._lock:
+                gone, self._previous = self._previous, None
+            self._destroy(gone)
+
+    def close(self) -> None:
+        """Drain and destroy everything; any number of times."""
+        with self._changing:
+            with self._lock:
+                gone = (self._current, self._previous)
+                self._current = self._previous = None
+            for generation in gone:
+                self._destroy(generation)
+
+    def __enter__(self) -> "ModelRuntime":
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, bundle: BundleFds, contract: Contract | None) -> Backend:
+        if self._isolation == "worker":
+            return _Worker(bundle, contract, self._threads)
+        model = LoadedModel.load(bundle, threads=self._threads)
+        if contract is not None:
+            model.check_contract(contract)
+        return _InProcess(model)
+
+    def _destroy(self, generation: "_Generation | None") -> tuple[float, float]:
+        if generation is None:
+            return 0.0, 0.0
+        started = time.perf_counter()
+        generation.retire()
+        drained = time.perf_counter()
+        generation.backend.close()
+        if self._isolation == "inproc":
+            trim_heap()
+        return drained - started, time.perf_counter() - drained
+
+
+class _Generation:
+    __slots__ = ("_drained", "_lock", "backend", "leases", "number")
+
+    def __init__(self, number: int, backend: Backend, lock: threading.Lock) -> None:
+        self.number = number
+        self.backend = backend
+        self.leases = 0
+        self._lock = lock
+        self._drained: threading.Event | None = None
+
+    def release(self) -> None:
+        with self._lock:
+            self.leases -= 1
+            if self.leases == 0 and self._drained is not None:
+                self._drained.set()
+
+    def retire(self) -> None:
+        with self._lock:
+            if self.leases == 0:
+                return
+            self._drained = threading.Event()
+        self._drained.wait()
+
+
+class _InProcess:
+    def __init__(self, model: LoadedModel) -> None:
+        self._model: LoadedModel | None = model
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        assert self._model is not None
+        return self._model.run(inputs, outputs)
+
+    def close(self) -> None:
+        self._model = None
+
+
+class _Worker:
+    def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int) -> None:
+        self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
+        self._bundle = _duplicate(bundle)
+        self._restarting = threading.Lock()
+        self._start()
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        client = self._client
+        try:
+            return client.run(inputs, outputs)
+        except (WireError, OSError):
+            with self._restarting:
+                if self._client is client:
+                    self._process.kill()
+                    client.close()
+                    self._start()
+            return self._client.run(inputs, outputs)
+
+    def close(self) -> None:
+        self._client.close()
+        self._process.stop()
+        self._bundle.close()
+
+    def _start(self) -> None:
+        self._process = ModelProcess.start(self._bundle, self._spec)
+        self._client = TensorClient(self._process.channel)
+
+
+def bundle_of(model: Path, golden: Path | None = None, external: Sequence[Path] = ()) -> BundleFds:
+    """A bundle from plain files, for apps that have them; `external` lies beside the model. The caller closes it.
+
+    Raises:
+        OSError: of the files.
+    """
+    files = {path.name: sealed_memfd(path.name, path.read_bytes()) for path in (model, *external)}
+    if golden is not None:
+        files[golden.name] = sealed_memfd(golden.name, golden.read_bytes())
+    return BundleFds(files, model.name, None if golden is None else golden.name, tuple(p.name for p in external))
+
+
+def _duplicate(bundle: BundleFds) -> BundleFds:
+    return dataclasses.replace(bundle, files={path: os.dup(fd) for path, fd in bundle.files.items()})

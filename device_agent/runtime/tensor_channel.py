@@ -1,0 +1,269 @@
+"""Tensors between an app and its model process, without HTTP: small ones in the message, large ones in shared memory.
+
+Rules:
+1. A request is a frame (device_agent.runtime.wire) of kind TENSORS: JSON, then the inputs' bytes up to
+   `wire.MAX_INLINE_BYTES` in all. Beyond, the inputs lie in an arena and the JSON says where.
+2. An arena is a memfd that both sides keep mapped, so that a second large request costs no page faults: a part for the
+   inputs and a part for the outputs. It is the app's, sealed against a change of size, and used by one request at a
+   time; results are views of it, and it is free again when the last of them is gone. At most MAX_ARENAS; further
+   requests pass their tensors in memfds of their own.
+3. The app's arrays are native numpy; strings do not travel this way.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import socket
+import struct
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from device_agent.errors import InferenceUnfit, RequestInvalid
+from device_agent.runtime import wire
+from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.tensors import Array
+from device_agent.runtime.wire import ALIGNMENT, HEAD_BYTES, Head, Part, WireError
+
+MAX_ARENAS: Final = 4
+PAGE: Final = 4096
+
+Row = list[Any]  # name, dtype, shape, offset of the bytes in the body or the arena
+
+
+@dataclass(eq=False, slots=True)
+class Arena:
+    """Shared memory for one request at a time (rule 2)."""
+
+    number: int
+    fd: int
+    memory: mmap.mmap
+    input_bytes: int
+    output_bytes: int
+    is_known: bool = False
+
+    @classmethod
+    def create(cls, number: int, input_bytes: int, output_bytes: int) -> "Arena":
+        """Of at least these sizes."""
+        input_bytes, output_bytes = (-(-size // PAGE) * PAGE for size in (input_bytes, output_bytes))
+        fd = os.memfd_create("airweights-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, input_bytes + output_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return cls(number, fd, mmap.mmap(fd, input_bytes + output_bytes), input_bytes, output_bytes)
+
+    def close(self) -> None:
+        """Once nothing points into it."""
+        os.close(self.fd)
+        self.memory.close()
+
+
+@dataclass(eq=False)
+class TensorClient:
+    """The app's end. Thread-safe; requests go one after the other.
+
+    Args:
+        channel: the socket's descriptor; not owned.
+    """
+
+    channel: int
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _arenas: list[Arena] = field(default_factory=list)
+    _free: list[Arena] = field(default_factory=list)
+    _dropped: list[int] = field(default_factory=list)
+    _next_number: int = 0
+    _output_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self._socket = socket.socket(fileno=os.dup(self.channel))
+        # results die on any thread, also within a request of this one: no lock is taken there
+        self._returned: list[Arena] = []
+        self._is_open = True
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        """One inference. Large results are views of shared memory.
+
+        Raises:
+            RequestInvalid, InferenceUnfit: as LoadedModel.run.
+            WireError: the process is gone.
+        """
+        arrays = {name: np.asarray(array) for name, array in inputs.items()}
+        for name, array in arrays.items():
+            if array.dtype.kind not in "biuf":
+                raise RequestInvalid(f"input {name!r} is {array.dtype}, which does not travel to a model process")
+        with self._lock:
+            size = sum(_aligned(array.nbytes) for array in arrays.values())
+            arena = self._arena(size) if max(size, self._output_bytes) > wire.MAX_INLINE_BYTES else None
+            self._send(arrays, outputs, arena)
+            return self._receive(arena)
+
+    def close(self) -> None:
+        """Results that are still held stay valid."""
+        with self._lock:
+            self._is_open = False
+            self._socket.close()
+            self._reclaim()
+            for arena in self._free:
+                arena.close()
+            self._free.clear()
+
+    def _arena(self, input_bytes: int) -> Arena | None:
+        self._reclaim()
+        for arena in self._free:
+            if arena.input_bytes >= input_bytes and arena.output_bytes >= self._output_bytes:
+                self._free.remove(arena)
+                return arena
+        for arena in self._free[:1] if len(self._arenas) >= MAX_ARENAS else []:
+            self._free.remove(arena)
+            self._arenas.remove(arena)
+            self._dropped.append(arena.number)
+            arena.close()
+        if len(self._arenas) >= MAX_ARENAS:
+            return None
+        self._next_number += 1
+        arena = Arena.create(self._next_number, input_bytes, self._output_bytes)
+        self._arenas.append(arena)
+        return arena
+
+    def _reclaim(self) -> None:
+        while self._returned:
+            arena = self._returned.pop()
+            self._free.append(arena)
+
+    def _send(self, arrays: Mapping[str, Array], outputs: Sequence[str] | None, arena: Arena | None) -> None:
+        rows: list[Row] = []
+        parts: list[Part] = []
+        offset = 0
+        for name, array in arrays.items():
+            rows.append([name, array.dtype.str, array.shape, offset])
+            size = _aligned(array.nbytes)
+            if arena is not None:
+                target: Array = np.frombuffer(arena.memory, array.dtype, array.size, offset)
+                np.copyto(target.reshape(array.shape), array)
+            else:
+                parts += [np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, bytes(size - array.nbytes)]
+            offset += size
+        head: dict[str, Any] = {"inputs": rows, "outputs": None if outputs is None else list(outputs)}
+        fd = None
+        if arena is not None:
+            head["arena"] = [arena.number, arena.input_bytes, arena.output_bytes]
+            fd = None if arena.is_known else arena.fd
+            arena.is_known = True
+        if self._dropped:
+            head["dropped"] = self._dropped
+            self._dropped = []
+        text = json.dumps(head, separators=(",", ":")).encode()
+        size = len(text) + (0 if arena is not None else offset)
+        frame = Head(wire.TENSORS, 0, 0, len(text), 0, size)
+        wire.send_frame(self._socket, frame, [text, *parts], fd=fd)
+
+    def _receive(self, arena: Arena | None) -> dict[str, Array]:
+        data, ancillary, _, _ = self._socket.recvmsg(wire.MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        fds = [struct.unpack_from("i", payload)[0] for *_, payload in ancillary]
+        try:
+            if not data:
+                raise WireError("the model process closed the channel")
+            head = Head.unpack(data)
+            body = memoryview(data)[HEAD_BYTES + head.padding :]
+            if head.flags & wire.IN_MEMFD:
+                body = memoryview(wire.read_memfd(fds[0], head, head.size))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if head.status != 200:
+            self._give_back(arena)
+            kind = RequestInvalid if head.status == 400 else InferenceUnfit
+            raise kind(str(json.loads(bytes(body))["error"]))
+        answer = json.loads(bytes(body[: head.json_bytes]))
+        sizes = sum(_aligned(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in answer["outputs"])
+        self._output_bytes = max(self._output_bytes, sizes)
+        if arena is None or not answer["in_arena"]:
+            self._give_back(arena)
+            return _arrays(answer["outputs"], body[head.json_bytes :], 0)
+        owner: Array = np.frombuffer(arena.memory, np.uint8)
+        weakref.finalize(owner, _return_arena, weakref.ref(self), arena).atexit = False
+        return {
+            name: owner[start : start + np.dtype(dtype).itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
+            for name, dtype, shape, offset in answer["outputs"]
+            for start in (arena.input_bytes + offset,)
+        }
+
+    def _give_back(self, arena: Arena | None) -> None:
+        if arena is not None:
+            self._free.append(arena)
+
+
+def _return_arena(client: "weakref.ref[TensorClient]", arena: Arena) -> None:
+    owner = client()
+    if owner is not None and owner._is_open:
+        owner._returned.append(arena)
+    else:
+        os.close(arena.fd)  # the mapping goes with its last view
+
+
+class TensorServer:
+    """The model process's end: answers TENSORS frames."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._arenas: dict[int, mmap.mmap] = {}
+
+    def answer(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
+        """Run a request.
+
+        Returns:
+            bytes of the JSON part, and the parts of the answer's body.
+
+        Raises:
+            RequestInvalid, InferenceUnfit.
+        """
+        head = json.loads(bytes(body[:json_bytes]))
+        for number in head.get("dropped", ()):
+            self._arenas.pop(number, None)
+        memory: mmap.mmap | None = None
+        input_bytes = output_bytes = 0
+        if "arena" in head:
+            number, input_bytes, output_bytes = head["arena"]
+            if number not in self._arenas:
+                self._arenas[number] = mmap.mmap(fds[0], input_bytes + output_bytes)
+            memory = self._arenas[number]
+        source = memoryview(memory) if memory is not None else body[json_bytes:]
+        outputs = self._model.run(_arrays(head["inputs"], source, 0), head["outputs"])
+        rows: list[Row] = []
+        offset = 0
+        for name, array in outputs.items():
+            if array.dtype.kind not in "biuf":
+                raise InferenceUnfit(f"output {name!r} is {array.dtype}, which does not travel from a model process")
+            rows.append([name, array.dtype.str, array.shape, offset])
+            offset += _aligned(array.nbytes)
+        in_arena = memory is not None and offset <= output_bytes
+        text = json.dumps({"outputs": rows, "in_arena": in_arena}, separators=(",", ":")).encode()
+        parts: list[Part] = [text]
+        for array, row in zip(outputs.values(), rows, strict=True):
+            if in_arena and memory is not None:
+                target: Array = np.frombuffer(memory, array.dtype, array.size, input_bytes + row[3])
+                np.copyto(target.reshape(array.shape), array)
+            else:
+                flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
+                parts += [flat, bytes(_aligned(array.nbytes) - array.nbytes)]
+        return len(text), parts
+
+
+def _arrays(rows: Sequence[Row], source: memoryview, start: int) -> dict[str, Array]:
+    out: dict[str, Array] = {}
+    for name, dtype, shape, offset in rows:
+        count = int(np.prod(shape))
+        if not count:
+            out[name] = np.empty(shape, dtype)
+            continue
+        array: Array = np.frombuffer(source, dtype, count, start + offset).reshape(shape)
+        out[name] = array if array.flags.aligned else array.copy()
+    return out
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,160 @@
+"""ModelRuntime: a model in an app is replaced, checked, rolled back, while calls go on; both isolation levels."""
+
+import gc
+import os
+import signal
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from bundle.golden import GoldenUnfit
+from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, NothingToRollBack, RequestInvalid
+from device_agent.runtime import ModelRuntime, bundle_of
+from device_agent.runtime.model_runtime import NoModelLoaded
+from device_agent.runtime.tensors import Array
+from tests.runtime.bundles import floats, plain, scale
+
+SAMPLE = [{"x": floats(1, 2, 3, 4)}]
+BOTH = pytest.mark.parametrize("isolation", ["inproc", "worker"])
+
+
+def first(runtime: ModelRuntime) -> float:
+    return float(runtime.run({"x": floats(1, 2, 3, 4)})["y"][0])
+
+
+@BOTH
+def test_a_model_is_swapped_and_rolled_back(isolation: str) -> None:
+    with ModelRuntime(isolation=isolation, threads=1) as runtime:
+        with pytest.raises(NoModelLoaded):
+            first(runtime)
+        with plain(scale(2.0), list(SAMPLE)) as bundle:
+            report = runtime.swap(bundle.fds, bundle.contract)
+        assert (report.generation, runtime.generation, first(runtime)) == (1, 1, 2.0)
+        with pytest.raises(NothingToRollBack):
+            runtime.rollback()
+        for factor in (3.0, 4.0):
+            with plain(scale(factor), list(SAMPLE)) as bundle:
+                runtime.swap(bundle.fds, bundle.contract)
+            assert first(runtime) == factor
+        assert runtime.rollback() == 2
+        assert first(runtime) == 3.0
+        runtime.forget_previous()
+    with pytest.raises(NoModelLoaded):
+        first(runtime)
+
+
+@BOTH
+def test_a_candidate_that_is_wrong_changes_nothing(isolation: str) -> None:
+    def wrong(outputs: dict[str, Array]) -> None:
+        outputs["y"] = outputs["y"] + 1
+
+    with ModelRuntime(isolation=isolation, threads=1) as runtime:
+        with plain(scale(2.0), list(SAMPLE)) as good:
+            runtime.swap(good.fds)
+            with plain(b"noise", contract=good.contract) as bundle, pytest.raises(ModelUnfit):
+                runtime.swap(bundle.fds)
+            with plain(scale(3.0, size=5)) as bundle, pytest.raises(ContractUnfit):
+                runtime.swap(bundle.fds, good.contract)
+            with plain(scale(3.0), list(SAMPLE), damage=wrong) as bundle, pytest.raises(GoldenUnfit):
+                runtime.swap(bundle.fds)
+        assert (runtime.generation, first(runtime)) == (1, 2.0)
+
+
+@BOTH
+def test_a_lease_outlives_a_swap(isolation: str) -> None:
+    with ModelRuntime(isolation=isolation, threads=1) as runtime:
+        with plain(scale(2.0)) as even, plain(scale(3.0)) as odd:
+            runtime.swap(even.fds)
+            swapped = threading.Event()
+
+            def swap_twice() -> None:
+                runtime.swap(odd.fds)
+                swapped.set()
+                runtime.swap(even.fds)  # drains generation 1, which is on lease
+
+            with runtime.lease() as lease:
+                swapper = threading.Thread(target=swap_twice)
+                swapper.start()
+                assert swapped.wait(30)
+                assert (lease.generation, float(lease.run(SAMPLE[0])["y"][0])) == (1, 2.0)
+            swapper.join()
+
+
+@BOTH
+def test_no_call_fails_while_models_are_swapped_under_load(isolation: str) -> None:
+    swaps = 50 if isolation == "inproc" else 5
+    answers: Counter[float] = Counter()
+    with ModelRuntime(isolation=isolation, threads=1) as runtime:
+        with plain(scale(2.0), list(SAMPLE)) as even, plain(scale(3.0), list(SAMPLE)) as odd:
+            runtime.swap(even.fds)
+            stop = threading.Event()
+
+            def call() -> None:
+                while not stop.is_set():
+                    answers[first(runtime)] += 1
+
+            callers = [threading.Thread(target=call) for _ in range(2)]
+            for caller in callers:
+                caller.start()
+            for number in range(swaps):
+                runtime.swap((even if number % 2 else odd).fds)
+                if number % 5 == 4:
+                    runtime.rollback()
+            stop.set()
+            for caller in callers:
+                caller.join()
+    assert set(answers) == {2.0, 3.0}
+
+
+def test_a_worker_that_dies_is_restarted_and_the_call_sent_once_more() -> None:
+    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(scale(2.0)) as bundle:
+        runtime.swap(bundle.fds)
+        with runtime.lease() as lease:
+            worker = lease._generation.backend
+            os.kill(worker._process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+            assert float(lease.run(SAMPLE[0])["y"][0]) == 2.0
+        assert first(runtime) == 2.0
+
+
+@BOTH
+def test_wrong_inputs_are_told_from_a_failing_model(isolation: str) -> None:
+    with ModelRuntime(isolation=isolation, threads=1) as runtime, plain(scale(2.0)) as bundle:
+        runtime.swap(bundle.fds)
+        with pytest.raises(RequestInvalid, match="the model does not take these inputs"):
+            runtime.run({"x": floats(1, 2)})
+        with pytest.raises((RequestInvalid, InferenceUnfit), match=r"z|x"):
+            runtime.run({"z": floats(1, 2, 3, 4)})
+        assert first(runtime) == 2.0
+
+
+def test_large_tensors_travel_in_shared_memory_that_is_reused_only_once_results_are_gone() -> None:
+    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(scale(2.0, size="n")) as bundle:
+        runtime.swap(bundle.fds)
+        held = []
+        for number in range(8):
+            x = np.full(100_000 + 30_000 * number, number, np.float32)
+            held.append((number, runtime.run({"x": x})["y"]))
+        for number, y in held:
+            assert np.array_equal(y, np.full(100_000 + 30_000 * number, 2 * number, np.float32))
+        del held, y
+        gc.collect()
+        for number in range(20):
+            x = np.full(100_000, number, np.float32)
+            assert np.array_equal(runtime.run({"x": x})["y"], 2 * x)
+        kept = runtime.run({"x": x})["y"]
+    assert np.array_equal(kept, 2 * x)
+
+
+def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
+    onnx.save(scale(2.0), str(tmp_path / "model.onnx"))
+    bundle = bundle_of(tmp_path / "model.onnx")
+    with ModelRuntime(threads=1) as runtime:
+        runtime.swap(bundle)
+        bundle.close()
+        assert first(runtime) == 2.0
+    with pytest.raises(ValueError, match="isolation 'x'"):
+        ModelRuntime(isolation="x")
