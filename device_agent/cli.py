@@ -23,6 +23,7 @@ from device_agent.config import DEFAULT_PATH, Config, ServeSettings, UpdateSetti
 from device_agent.errors import AlreadyInitialised, ConfigInvalid, DaemonUnavailable, UsageInvalid
 
 STATUS_TIMEOUT_S: Final = 10.0
+DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: an arena for each is memory for nothing
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -132,7 +133,8 @@ def run(path: Path, *, as_json: bool) -> None:
     del as_json  # the daemon's log is JSON anyway
     DeviceDirectory(load_config(path).directory).check_initialised()
     # the same process, without what only a command line needs in its memory
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "device_agent.daemon", str(path)])  # noqa: S606
+    words = [sys.executable, "-P", "-m", "device_agent.daemon", str(path)]
+    os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell, our own words
 
 
 @cli.command()

@@ -10,6 +10,9 @@ Rules:
 5. Polls are jittered, so that a fleet does not come at once; after failures they back off.
 """
 
+import contextlib
+import ctypes
+import gc
 import logging
 import queue
 import random
@@ -164,6 +167,7 @@ class Supervisor:
     def _next(self, next_poll: float) -> _Word | None:
         if self._deferred:
             return self._deferred.pop(0)
+        release_memory()
         timeout = None
         if self._config.update.automatic and not self._journal_paused():
             timeout = max(0.0, next_poll - time.monotonic())
@@ -374,6 +378,13 @@ class Supervisor:
             return random.uniform(1 - JITTER, 1 + JITTER) * interval  # noqa: S311  # jitter, not a secret
         ceiling = min(FIRST_RETRY_S * float(1 << min(self._failures - 1, 20)), float(MAX_RETRY_FACTOR * interval))
         return random.uniform(0.5, 1.0) * ceiling  # noqa: S311
+
+
+def release_memory() -> None:
+    """Give back to the system what an update took: this process then sleeps for an hour."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_daemon(config: Config, announce: Callable[[str], None], stops: Iterable[int] = ()) -> None:
