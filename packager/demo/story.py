@@ -139,25 +139,25 @@ class Story:
 
     def update_under_load(self) -> None:
         self._title("Release 1.1.0 arrives while requests keep coming")
+        report = self._release("1.1.0", self._subject.new, "1.0.0", raises_floor=True, publishes=False)
+        self._tell_variants(report)
         with self._load() as load:
             time.sleep(SETTLE_S)
             start = now_s()
-            report = self._release("1.1.0", self._subject.new, "1.0.0", raises_floor=True)
-            update_start = now_s()
+            self._repo.publish()
             update = self._agent.update()
             end = now_s()
             time.sleep(SETTLE_S)
         requests = load.requests
-        self._tell_variants(report)
         self._tell_update(update)
         failed = sum(not request.ok for request in requests)
         self.report.requests_sent, self.report.requests_failed = len(requests), failed
-        before, during, after = split_at(requests, update_start, end)
+        before, during, after = split_at(requests, start, end)
         names = ("before", "during", "after")
         self.report.latency |= {name: asdict(x) for name, x in zip(names, (before, during, after), strict=True)}
         for name, latency in zip(names, (before, during, after), strict=True):
             self._line(f"latency {name:<7} {_latency(latency)}")
-        self.report.seconds["release-1.1.0-under-load"] = round(end - start, 2)
+        self.report.seconds["publish-and-update-under-load"] = round(end - start, 2)
         versions = sorted({request.version for request in requests if request.ok})
         self._claim("the update arrives as a patch", _is_on(update, "1.1.0"), _seen(update))
         self._claim(
@@ -225,11 +225,9 @@ class Story:
             update = self._agent.update()
         self._tell_update(update)
         self._claim("the device still takes an honest release", _is_on(update, "1.4.0"), _seen(update))
-        found = [
-            path.name
-            for model in (self._subject.old, self._subject.new)
-            for path in files_with_plain_model(self._agent.directory, model.read_bytes())
-        ]
+        shipped = (self._repository_folder / "private" / "bundles").rglob("model.onnx")
+        plain = [path.read_bytes() for path in (self._subject.old, self._subject.new, *shipped)]
+        found = [path.name for model in plain for path in files_with_plain_model(self._agent.directory, model)]
         self._claim("no plain model lies on the device's disk", not found, ", ".join(found) or "none found")
 
     # -- what scenes are made of -------------------------------------------------------------------------------------
@@ -250,13 +248,21 @@ class Story:
         return self._device
 
     def _release(
-        self, version: str, model: Path, base: str | None, *, drill: str | None = None, raises_floor: bool = False
+        self,
+        version: str,
+        model: Path,
+        base: str | None,
+        *,
+        drill: str | None = None,
+        raises_floor: bool = False,
+        publishes: bool = True,
     ) -> ReleaseReport:
         path = self._folder / f"release-{version}.toml"
         floor = self._repo.next_counter(self._subject.family) if raises_floor else None
         path.write_text(_release_toml(self._subject, version, model, drill, floor, base), "utf-8")
         with self._timed(f"release-{version}"):
-            report = run_release(parse_release_file(path), self._repo, self._signers())
+            until = "publish" if publishes else "sign"
+            report = run_release(parse_release_file(path), self._repo, self._signers(), until=until)
         assert report.manifest is not None
         self.report.bytes[version] = {name: _sizes(report.manifest, name) for name in report.variants}
         return report

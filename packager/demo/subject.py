@@ -8,6 +8,7 @@ Rules:
 
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,12 @@ def own_subject(folder: Path, old: Path, new: Path, inputs: Path | None) -> Subj
     ModelInterface.from_file(new)
     if inputs is None:
         origin = "random inputs"
-        build = list(random_samples(old, RANDOM_SAMPLES, seed=1))
-        ask = list(random_samples(old, RANDOM_SAMPLES, seed=2))
+        build, ask = _one_shape(
+            random_samples(old, RANDOM_SAMPLES, seed=1), random_samples(old, RANDOM_SAMPLES, seed=2)
+        )
     else:
         origin = f"inputs from {inputs.name}"
-        build, ask = _split(load_samples(inputs, interface), lambda: list(random_samples(old, RANDOM_SAMPLES, seed=2)))
+        build, ask = _split(load_samples(inputs, interface), random_samples(old, RANDOM_SAMPLES, seed=2))
     paths = folder / "inputs.npz", folder / "live.npz"
     for path, samples in zip(paths, (build, ask), strict=True):
         write_npz(path, {name: np.stack([s[name] for s in samples]) for name in samples[0]})
@@ -130,7 +132,18 @@ def own_subject(folder: Path, old: Path, new: Path, inputs: Path | None) -> Subj
     )
 
 
-def _split(samples: Samples, draw: Callable[[], list[Arrays]]) -> tuple[list[Arrays], list[Arrays]]:
+def _one_shape(build: Samples, ask: Samples) -> tuple[list[Arrays], list[Arrays]]:
+    """An `.npz` of inputs has one shape for each input: the most frequent one that both have."""
+    shapes = Counter(map(_shapes, build))
+    common = max(shapes.keys() & {_shapes(sample) for sample in ask}, key=lambda shape: shapes[shape])
+    return [s for s in build if _shapes(s) == common], [s for s in ask if _shapes(s) == common]
+
+
+def _shapes(sample: Arrays) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, sample[name].shape) for name in sorted(sample))
+
+
+def _split(samples: Samples, fallback: Samples) -> tuple[list[Arrays], list[Arrays]]:
     """Rule 1: every second sample is for building; a live one equal to any of them is left out."""
     if not len(samples):
         raise TooFewSamples("found 0 samples, expected at least 1")
@@ -138,7 +151,12 @@ def _split(samples: Samples, draw: Callable[[], list[Arrays]]) -> tuple[list[Arr
     build = rows[::2]
     rehearsed = {_bytes(sample) for sample in build}
     ask = [sample for sample in rows[1::2] if _bytes(sample) not in rehearsed]
-    return build, ask or draw()
+    return build, ask or _first_shape(fallback)
+
+
+def _first_shape(samples: Samples) -> list[Arrays]:
+    rows = list(samples)
+    return [sample for sample in rows if _shapes(sample) == _shapes(rows[0])]
 
 
 def _bytes(sample: Arrays) -> bytes:
