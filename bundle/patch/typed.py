@@ -17,7 +17,8 @@ Rules:
 2. key = 4 * clip(class - 2 * exponent(prediction) - offset, 0, 63) + nearness: class is the sub-block's byte; exponent
    is left out unless EXPONENT is set; nearness is how far the prediction was rounded, in eighths of a unit in the last
    place and at most 3 (rule 4), 0 unless NEAR is set. Elements whose class is 0 equal the prediction and are left out.
-3. The sort is stable. Groups are cut between keys as soon as a group holds `GROUP` elements and as many are left.
+3. The sort is stable. Groups are cut between keys as soon as a group holds `GROUP` elements and as many are left; where
+   that makes only one group, its elements stay in their order.
 4. Nearness of a float is e or, where e > 3, 7 - e, for the number e of the three bits of the double that follow those
    that the element's mantissa keeps; it was rounded up where e > 3 and the double is positive, or neither. Of an
    integer it is floor(8 * |double - rounded|), at most 3; it was rounded up where double < rounded. f64 has none.
@@ -305,27 +306,83 @@ def _read_keyed(cursor: Cursor, flags: Flag, kind: ElementType, prediction: Pred
     classes = np.frombuffer(read_section(cursor, blocks, "classes"), np.uint8)
     if len(classes) != blocks:
         raise PatchCorruptRefused(f"{cursor.where}: {len(classes)} classes, expected {blocks}")
-    keys, active = element_keys(
+    groups = group_elements(
         prediction, kind, classes, sub_log, offset, count, is_float_keyed=bool(flags & Flag.EXPONENT)
     )
-    residual = np.zeros(count, kind.signed)
-    found = len(keys)
-    if not found:
-        return residual
-    packed = np.empty(found, kind.signed)
-    order, histogram = stable_order(keys)
-    ends = [*group_ends(histogram), found]
+    packed = np.empty(groups.count, kind.signed)
     begin = 0
-    for end in ends:
+    for end in groups.ends:
         read_part(cursor, packed[begin:end])
         begin = end
-    if len(ends) == 1 and active is None:
+    if groups.order is None:
         return packed
-    residual[order if active is None else active[order]] = packed
+    residual = np.zeros(count, kind.signed)
+    residual[groups.order] = packed
     return residual
 
 
-def element_keys(
+class Groups:
+    """How the residuals of a KEYED block are arranged.
+
+    Attributes:
+        order: the elements that are not left out, in the order in which they are packed; None: all, as they come.
+        ends: where each part ends.
+        count: how many are not left out.
+    """
+
+    __slots__ = ("count", "ends", "order")
+
+    def __init__(self, order: npt.NDArray[np.intp] | None, ends: list[int], count: int) -> None:
+        self.order = order
+        self.ends = ends
+        self.count = count
+
+
+def group_elements(
+    prediction: Prediction | None,
+    kind: ElementType,
+    classes: npt.NDArray[np.uint8],
+    sub_log: int,
+    offset: int,
+    count: int,
+    *,
+    is_float_keyed: bool,
+) -> Groups:
+    """Rules 2 and 3."""
+    if not is_float_keyed and (prediction is None or prediction.nearness is None):
+        return _group_blocks(classes, sub_log, offset, count)
+    keys, active = _element_keys(prediction, kind, classes, sub_log, offset, count, is_float_keyed=is_float_keyed)
+    found = len(keys)
+    if not found:
+        return Groups(np.empty(0, np.intp), [], 0)
+    order, histogram = _stable_order(keys)
+    ends = _group_ends(histogram)
+    if len(ends) == 1:
+        return Groups(active, ends, found)
+    return Groups(order if active is None else active[order], ends, found)
+
+
+def _group_blocks(classes: npt.NDArray[np.uint8], sub_log: int, offset: int, count: int) -> Groups:
+    # All elements of a sub-block have the same key: sub-blocks are sorted rather than elements.
+    size = min(1 << sub_log, count)
+    blocks = np.flatnonzero(classes)
+    keys = np.clip(classes[blocks].astype(np.int16) - np.int16(offset), 0, KEYS - 1)
+    lengths = np.full(len(classes), size)
+    lengths[-1] = count - (len(classes) - 1) * size
+    histogram = np.bincount(keys, weights=lengths[blocks], minlength=KEYS).astype(np.intp)
+    found = int(histogram.sum())
+    if not found:
+        return Groups(np.empty(0, np.intp), [], 0)
+    ends = _group_ends(histogram)
+    if len(ends) > 1:
+        blocks = blocks[np.argsort(keys, kind="stable")]
+    elif found == count:
+        return Groups(None, ends, found)
+    order = (blocks[:, None] * size + np.arange(size)).reshape(-1)
+    return Groups(order[order < count] if len(order) > found else order, ends, found)
+
+
+def _element_keys(
     prediction: Prediction | None,
     kind: ElementType,
     classes: npt.NDArray[np.uint8],
@@ -356,8 +413,8 @@ def element_keys(
     return keys, active
 
 
-def group_ends(histogram: npt.NDArray[np.intp]) -> list[int]:
-    """Rule 3: where groups end, but for the last one."""
+def _group_ends(histogram: npt.NDArray[np.intp]) -> list[int]:
+    """Rule 3: where groups end."""
     ends = []
     total = int(histogram.sum())
     size = done = 0
@@ -367,10 +424,10 @@ def group_ends(histogram: npt.NDArray[np.intp]) -> list[int]:
         if size >= GROUP and total - done >= GROUP:
             ends.append(done)
             size = 0
-    return ends
+    return [*ends, total]
 
 
-def stable_order(keys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
+def _stable_order(keys: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], npt.NDArray[np.intp]]:
     """Rule 3: the order, and how many elements each key has.
 
     Key and index share a 32-bit integer: numpy sorts these three times as fast as it argsorts bytes.

@@ -25,7 +25,7 @@ from packager.diff.report import PatchReport
 from packager.diff.spool import Spool
 from packager.diff.typed import write_typed
 
-CODECS: Final = ("auto", "typed", "planes", "bsdiff4", "zstd")
+CODECS: Final = ("auto", "typed", "unfitted", "planes", "bsdiff4", "zstd")
 _CHUNK_BYTES: Final = 1 << 20
 _DELTA_BYTES: Final = 64 << 20  # above it, bsdiff's 17 bytes of memory a byte are a gigabyte, and its time is minutes
 
@@ -45,7 +45,8 @@ def make_patch(
 
     Args:
         base: None for a patch from nothing.
-        codec: "auto"; "typed"; "planes", which is "typed" for devices without pcodec; "bsdiff4"; "zstd".
+        codec: "auto"; "typed"; "unfitted", which is "typed" without predictor parameters; "planes", which is "typed"
+            for devices without pcodec; "bsdiff4"; "zstd".
         executor: runs the work on single tensors and files; None runs it here.
         progress: called with (target bytes done, target bytes in all).
 
@@ -59,11 +60,12 @@ def make_patch(
             "codec 'bsdiff4' needs a base", remedy="leave the codec out: a patch from nothing uses another one"
         )
     with ExitStack() as stack:
-        used = "typed" if codec in ("auto", "planes") else codec
-        spool = _spooled(stack, used, base, target, executor, progress, is_plain=codec == "planes")
+        effort = Effort(with_pcodec=codec != "planes", with_fits=codec != "unfitted")
+        used = codec if codec in ("bsdiff4", "zstd") else "typed"
+        spool = _spooled(stack, used, base, target, effort, executor, progress)
         if codec == "auto" and not is_surely_smaller(spool.size, base, target):
             for other in _generic(base, target):
-                trial = _spooled(stack, other, base, target, executor, None)
+                trial = _spooled(stack, other, base, target, effort, executor, None)
                 if trial.size < spool.size:
                     used, spool = other, trial
         return _finish(spool, used, None if used == "zstd" else base, target, out)
@@ -79,10 +81,9 @@ def _spooled(
     codec: str,
     base: BundleDirectory | None,
     target: BundleDirectory,
+    effort: Effort,
     executor: Executor | None,
     progress: Progress | None,
-    *,
-    is_plain: bool = False,
 ) -> Spool:
     spool = Spool(stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the caller's stack closes it
     if codec == "zstd":
@@ -90,7 +91,7 @@ def _spooled(
     elif codec == "bsdiff4" and base is not None:
         write_delta(base, target, spool, progress)
     else:
-        write_typed(base, target, spool, Effort(with_pcodec=not is_plain), executor, progress)
+        write_typed(base, target, spool, effort, executor, progress)
     spool.write(frame_bytes(Op.END, b""))
     return spool
 

@@ -16,7 +16,7 @@ from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.sections import write_section
-from bundle.patch.typed import KEYS, Flag, Prediction, element_keys, group_ends, stable_order, turn_signs
+from bundle.patch.typed import KEYS, Flag, Prediction, group_elements, turn_signs
 
 PCODEC_LEVEL: Final = 8
 ZSTD_LEVEL: Final = 12
@@ -30,10 +30,12 @@ class Effort:
 
     Attributes:
         with_pcodec: rule 1.
+        with_fits: try predictor parameters.
         zstd_level: for planes.
     """
 
     with_pcodec: bool = True
+    with_fits: bool = True
     zstd_level: int = ZSTD_LEVEL
 
 
@@ -87,17 +89,11 @@ def write_keyed(
     fields = exponents(prediction.bits, kind) if prediction is not None and kind.is_float else None
     classes = _classes(residual, fields, kind, sub_log, has_prediction=prediction is not None)
     offset = _offset(classes, fields, sub_log, count)
-    keys, active = element_keys(prediction, kind, classes, sub_log, offset, count, is_float_keyed=fields is not None)
+    groups = group_elements(prediction, kind, classes, sub_log, offset, count, is_float_keyed=fields is not None)
     head = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level)
-    if not len(keys):
-        return head
-    order, histogram = stable_order(keys)
-    ends = [*group_ends(histogram), len(keys)]
-    used = residual if active is None else residual[active]
-    if len(ends) > 1 or active is not None:
-        used = used[order]
-    starts = [0, *ends[:-1]]
-    return head + b"".join(write_part(used[a:b], effort) for a, b in zip(starts, ends, strict=True))
+    used = residual if groups.order is None else residual[groups.order]
+    starts = [0, *groups.ends[:-1]]
+    return head + b"".join(write_part(used[a:b], effort) for a, b in zip(starts, groups.ends, strict=False))
 
 
 def keyed_flags(prediction: Prediction | None, kind: ElementType) -> Flag:

@@ -190,7 +190,7 @@ def _choose(tensor: _Tensor) -> _Plan:
     if tensor.base is not None:
         best = replace(best, predictor=Predictor.BASE, name="transposed base" if tensor.job.is_transposed else "base")
         cost = packer.keyed(None, 8, is_near=False)
-        if tensor.job.can_fit and kind.name in FITTED and count >= 256:
+        if tensor.job.can_fit and effort.with_fits and kind.name in FITTED and count >= 256:
             for fit in _fits(tensor, packer, cost):
                 trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
                 is_near = False

@@ -1,0 +1,174 @@
+"""Patch sizes, time and memory against generic tools.
+
+    python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md]
+
+A pair is a folder of `DIR` with one `base.*` and one `target.*` file. Without `--pairs`, published successive releases
+are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py). Every codec runs alone in a process
+of its own; its result is applied and compared, byte for byte.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.patch_codecs import CODECS, GENERIC, OURS
+
+GOALS = {"fp32": 0.62, "fp16": 0.62, "bf16": 0.60, "int8": 0.76}
+LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--peer-timeout", type=float, default=900.0, help="seconds for each run of a peer")
+    parser.add_argument("--markdown", type=Path, help="write the table there too")
+    parser.add_argument("--only", action="append", help="a pair's name; may be repeated")
+    arguments = parser.parse_args()
+    folder = arguments.pairs
+    if folder is None:
+        from benchmarks.published_pairs import fetch
+
+        folder = fetch()
+    rows: list[dict[str, Any]] = []
+    for pair in sorted(place for place in folder.iterdir() if place.is_dir()):
+        if arguments.only and pair.name not in arguments.only:
+            continue
+        found = files_of(pair)
+        if found is None:
+            print(f"{pair.name}: skipped, expected one base.* and one target.*", file=sys.stderr)
+            continue
+        rows.append(measured(pair.name, *found, arguments.peer_timeout))
+        print(line(rows[-1]), flush=True)
+        arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
+    if arguments.markdown:
+        arguments.markdown.write_text(markdown(rows))
+
+
+def files_of(pair: Path) -> tuple[Path, Path] | None:
+    """The base and the target of a pair."""
+    bases, targets = sorted(pair.glob("base.*")), sorted(pair.glob("target.*"))
+    if len(bases) != 1 or len(targets) != 1:
+        return None
+    base = bases[0]
+    if base.stat().st_size < LINK_BYTES:
+        try:
+            linked = pair / base.read_text().strip()
+        except UnicodeDecodeError:
+            linked = base
+        base = linked if linked.is_file() else base
+    return base, targets[0]
+
+
+def measured(name: str, base: Path, target: Path, peer_timeout_s: float) -> dict[str, Any]:
+    """One row of the result."""
+    row: dict[str, Any] = {
+        "pair": name,
+        "base_bytes": base.stat().st_size,
+        "target_bytes": target.stat().st_size,
+        "sizes": dict.fromkeys(CODECS),
+        "encode": dict.fromkeys(CODECS),
+        "apply": dict.fromkeys(CODECS),
+        "identical": True,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for codec in CODECS:
+            patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
+            limit = None if codec in OURS else peer_timeout_s
+            encoded = run("encode", codec, base, target, patch, out, limit)
+            if encoded is None:
+                continue
+            row["sizes"][codec] = patch.stat().st_size
+            row["encode"][codec] = encoded
+            row["apply"][codec] = run("apply", codec, base, target, patch, out, limit)
+            is_same = out.is_file() and same(out, target)
+            if not is_same and row["apply"][codec] is not None:
+                print(f"{name}: {codec} does not give the target back", file=sys.stderr)
+            if codec in OURS and not is_same:
+                row["identical"] = False
+            for place in (patch, out):
+                place.unlink(missing_ok=True)
+    return row
+
+
+def run(
+    operation: str, codec: str, base: Path, target: Path, patch: Path, out: Path, limit_s: float | None
+) -> dict[str, Any] | None:
+    """What the child measured; None where the codec is absent, fails or takes too long, with a line that says so."""
+    child = [sys.executable, "-m", "benchmarks.patch_codecs", operation, codec, *map(str, (base, target, patch, out))]
+    try:
+        done = subprocess.run(child, capture_output=True, text=True, timeout=limit_s, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"{codec} {operation}: more than {limit_s:g} s, left out", file=sys.stderr)
+        return None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        print(f"{codec} {operation}: {last}", file=sys.stderr)
+        return None
+    result: dict[str, Any] = json.loads(done.stdout)
+    if "absent" in result:
+        print(f"{codec}: skipped, {result['absent']}", file=sys.stderr)
+        return None
+    return result
+
+
+def same(one: Path, other: Path) -> bool:
+    """Have two files the same content?"""
+    with one.open("rb") as a, other.open("rb") as b:
+        while True:
+            x, y = a.read(1 << 20), b.read(1 << 20)
+            if x != y:
+                return False
+            if not x:
+                return True
+
+
+def best_generic(row: dict[str, Any]) -> tuple[str, int] | None:
+    """The generic codec with the smallest patch."""
+    sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
+    return (min(sizes)[1], min(sizes)[0]) if sizes else None
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line for a person."""
+    ours, best = row["sizes"]["airweights"], best_generic(row)
+    ratio = f"{ours / best[1]:.3f} of {best[0]} {best[1]:,}" if best and ours is not None else ""
+    speed = row["apply"]["airweights"]
+    rate = f"{row['target_bytes'] / 1e6 / max(speed['cpu_s'], 1e-3):.0f} MB/s" if speed else ""
+    encode = row["encode"]["airweights"]
+    spent = f"encode {encode['cpu_s']:.2f} CPU s" if encode else ""
+    return f"{row['pair']}: target {row['target_bytes']:,}, patch {ours:,}, {ratio}; {spent}, apply {rate}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of docs/benchmarks.md."""
+    out = [
+        "| pair | target | best generic | airweights | ratio | unfitted | encode, CPU s | bsdiff4 | apply, MB/s | MiB |",
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        best, sizes = best_generic(row), row["sizes"]
+        encode, apply = row["encode"]["airweights"], row["apply"]["airweights"]
+        peer = row["encode"]["bsdiff4"]
+        cells = [
+            row["pair"],
+            f"{row['target_bytes']:,}",
+            f"{best[1]:,} ({best[0]})" if best else "",
+            f"{sizes['airweights']:,}",
+            f"{sizes['airweights'] / best[1]:.3f}" if best else "",
+            f"{sizes['airweights_no_predictors']:,}" if sizes["airweights_no_predictors"] else "",
+            f"{encode['cpu_s']:.2f}",
+            f"{peer['cpu_s']:.1f}" if peer else "",
+            f"{row['target_bytes'] / 1e6 / max(apply['cpu_s'], 1e-3):.0f}",
+            f"{apply['peak_bytes'] / 2**20:.1f}",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    main()
