@@ -163,7 +163,12 @@ class _Part:
 def get(_parent: Parent, message: Message) -> Message:
     """A small document. Raises NotFoundUnavailable, FetchUnavailable, TooLargeRefused."""
     message.close()
-    url, max_bytes = str(message.value["url"]), int(message.value["max_bytes"])
+    fd = document(str(message.value["url"]), int(message.value["max_bytes"]))
+    return Message({"bytes": os.fstat(fd).st_size}, (fd,))
+
+
+def document(url: str, max_bytes: int) -> int:
+    """A small document in a memfd, the caller's to close. Raises as `get`."""
     fd = os.memfd_create("document", os.MFD_CLOEXEC)
     try:
         deadline = time.monotonic() + DOCUMENT_DEADLINE_S
@@ -183,7 +188,7 @@ def get(_parent: Parent, message: Message) -> Message:
     except BaseException:
         os.close(fd)
         raise
-    return Message({"bytes": received}, (fd,))
+    return fd
 
 
 def blob(parent: Parent, message: Message) -> Value:

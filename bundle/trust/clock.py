@@ -2,8 +2,9 @@
 
 Rules:
 1. now = max(system clock, build time, time floor).
-2. A system clock that is not synchronised counts as absent: then it is the floor (or the build time) plus the time that
-   certainly passed since: since the floor was set if that was in this boot, else since boot.
+2. A system clock that is not synchronised counts as absent: then it is the floor plus the time that certainly passed
+   since, which is the time since the floor was set if that was in this boot, else since boot. The build time gets
+   nothing added: the software may be younger than the boot.
 3. The floor follows the signed `x-issued-at` of the timestamp role, but only to a value at which root, targets and
    release are all unexpired: who stole an online key can not brick a fleet by dating 2099.
 4. A root that replaces the timestamp keys resets the floor to that root's own `x-issued-at`.
@@ -60,8 +61,8 @@ def current_time(clock: ClockFacts, floor: TimeFloor) -> int:
         return min(max(clock.now_s, proven), LAST_SECOND)
     # without a boot id, a floor set at a smaller uptime may be of this boot: the shorter time is the certain one
     is_this_boot = clock.boot_id == floor.boot_id and floor.boot_elapsed_s <= clock.boot_elapsed_s
-    passed = clock.boot_elapsed_s - floor.boot_elapsed_s if is_this_boot and floor.time_s else clock.boot_elapsed_s
-    return min(proven + max(passed, 0), LAST_SECOND)
+    passed = clock.boot_elapsed_s - floor.boot_elapsed_s if is_this_boot else clock.boot_elapsed_s
+    return min(max(proven, floor.time_s + max(passed, 0) if floor.time_s else 0), LAST_SECOND)
 
 
 def raise_floor(floor: TimeFloor, issued_at_s: int | None, expiries_s: Iterable[int], clock: ClockFacts) -> TimeFloor:

@@ -1,0 +1,104 @@
+"""The command line of the TUF conformance suite, against a real server: exit 0 or 1, and what the suite looks for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundle.trust.client import rollout_target
+from tests.repository.shop import CHANNEL, FAMILY, Shop, serve
+
+TARGET = rollout_target(FAMILY, CHANNEL)
+
+
+class Client:
+    """Runs the command line in one metadata folder."""
+
+    def __init__(self, folder: Path, url: str, root: Path) -> None:
+        self.metadata, self.targets = folder / "metadata", folder / "targets"
+        self.metadata.mkdir(parents=True)
+        self.targets.mkdir()
+        self._url, self._root = url, root
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "device_agent.tuf_conformance", "--metadata-dir", os.fspath(self.metadata)]
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+
+    def init(self) -> int:
+        return self.run("init", os.fspath(self._root)).returncode
+
+    def refresh(self) -> subprocess.CompletedProcess[str]:
+        return self.run("--metadata-url", f"{self._url}/metadata", "refresh")
+
+    def download(self, name: str) -> int:
+        words = ["--metadata-url", f"{self._url}/metadata", "--target-name", name, "--target-base-url"]
+        return self.run(*words, f"{self._url}/targets", "--target-dir", os.fspath(self.targets), "download").returncode
+
+    def version(self, role: str) -> int:
+        return int(json.loads((self.metadata / f"{role}.json").read_bytes())["signed"]["version"])
+
+
+@pytest.fixture
+def url(shop: Shop) -> Iterator[str]:
+    address, stop = serve(shop.published)
+    yield address
+    stop()
+
+
+@pytest.fixture
+def client(shop: Shop, url: str) -> Client:
+    return Client(shop.folder / "client", url, shop.published / "metadata" / "1.root.json")
+
+
+def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: Shop, client: Client) -> None:
+    assert client.init() == 0
+    assert client.version("root") == 1
+    assert client.refresh().returncode == 0
+    assert sorted(path.name for path in client.metadata.glob("*.json")) == [
+        "root.json",
+        "snapshot.json",
+        "targets.json",
+        "timestamp.json",
+    ]
+    assert client.download(TARGET) == 0
+    (downloaded,) = client.targets.iterdir()
+    rollout = shop.repository.rollout(FAMILY, CHANNEL)
+    assert rollout is not None
+    assert downloaded.read_bytes() == rollout.as_bytes()
+    assert client.download("nothing of that name") == 1
+
+
+def test_a_rollback_is_refused_in_one_line(shop: Shop, client: Client) -> None:
+    assert client.init() == 0
+    old = shop.copy_published("then")
+    shop.repository.refresh(shop.signers)
+    assert client.refresh().returncode == 0
+    before = client.version("timestamp")
+    shutil.copy(old / "metadata" / "timestamp.json", shop.published / "metadata" / "timestamp.json")
+    refused = client.refresh()
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("RollbackRefused: ")
+    assert refused.stderr.count("\n") == 1
+    assert client.version("timestamp") == before
+
+
+def test_a_bad_initial_root_fails_at_refresh(client: Client) -> None:
+    assert client.init() == 0
+    path = client.metadata / "shipped-root"
+    document = json.loads(path.read_bytes())
+    del document["signed"]["version"]
+    path.write_text(json.dumps(document))
+    assert client.refresh().returncode == 1
+
+
+def test_a_changed_target_is_not_stored(shop: Shop, client: Client) -> None:
+    assert client.init() == 0
+    path = next((shop.published / "targets" / "rollouts" / FAMILY).glob(f"*.{CHANNEL}.json"))
+    path.write_bytes(path.read_bytes().replace(b"10000", b"00001"))
+    assert client.download(TARGET) == 1
+    assert list(client.targets.iterdir()) == []
