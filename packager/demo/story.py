@@ -165,12 +165,11 @@ class Story:
             bool(requests) and not failed,
             f"{len(requests)} sent, {failed} failed, answered by {' then '.join(versions) or 'nobody'}",
         )
-        variant = str(update.get("variant"))
-        sizes = self.report.bytes["1.1.0"].get(variant, {})
+        fetched, full = int(update.get("download_bytes") or 0), int(update.get("full_bytes") or 0)
         self._claim(
-            "the patch is smaller than the full download",
-            0 < sizes.get("patch", 0) < sizes.get("full", 0),
-            f"{sizes.get('patch', 0):,} of {sizes.get('full', 0):,} bytes ({variant})",
+            "an update costs no more than the full download, and a patch where that is smaller",
+            0 < fetched <= full,
+            f"{fetched:,} of {full:,} bytes ({update.get('variant')})",
         )
 
     def refuse_damaged_weights(self) -> None:

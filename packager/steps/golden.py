@@ -2,7 +2,8 @@
 
 Rules:
 1. Golden vectors come from the file that ships (before a drill), so that a device compares like with like.
-2. A model with strings has none, since strings have no place in the file; `golden = 0` ships none either. Both are
+2. A variant whose answers depend on threads or optimisation level is left out with its reason, unless it is required.
+3. A model with strings has none, since strings have no place in the file; `golden = 0` ships none either. Both are
    recorded.
 """
 
@@ -16,13 +17,22 @@ from packager.model_facts import contract_of
 
 
 def run(draft: Draft) -> None:
-    """Set `contract`, `golden` and `health`. Raises GoldenUnstable, ModelDoesNotRun, ModelCrashes, InputUnsupported."""
+    """Set `contract`, `golden` and `health`.
+
+    Raises:
+        GoldenUnstable (of a required variant), ModelDoesNotRun, ModelCrashes, InputUnsupported.
+    """
     bar = draft.reporter.bar("golden vectors")
     for number, variant in enumerate(draft.kept, start=1):
         variant.contract = contract_of(variant.model)
-        variant.golden = _golden(draft, variant, variant.contract)
+        try:
+            variant.golden = _golden(draft, variant, variant.contract)
+        except GoldenUnstable as error:
+            if variant.plan.required:
+                raise
+            draft.drop(variant, error.message)
         variant.health = variant.plan.apply_health(health_of(variant.golden))
-        bar(number, len(draft.kept))
+        bar(number, len(draft.variants))
 
 
 def health_of(golden: GoldenReport | None) -> Health:
@@ -43,6 +53,6 @@ def _golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenRe
         return make_golden(variant.model, draft.samples, variant.golden_path, draft.plan.golden)
     except GoldenUnstable as error:
         raise GoldenUnstable(
-            f"variant {variant.name!r}: {error.message}",
+            f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",
             remedy=f"{error.remedy}; golden = 0 ships without golden vectors",
         ) from error
