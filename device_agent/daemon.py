@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger = logging.getLogger("device_agent")
     try:
-        run_daemon(load_config(Path(arguments[0])), lambda address: _announce(logger, address))
+        run_daemon(load_config(Path(arguments[0])), lambda event, address: _announce(logger, event, address))
     except AirweightsError as error:
         logger.critical(error.message, extra={"error": error.as_dict()})
         return error.exit_code
@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _announce(logger: logging.Logger, address: str) -> None:
-    logger.info("listening", extra={"event": "serving", "address": address})
+def _announce(logger: logging.Logger, event: str, address: str) -> None:
+    logger.info("%s at %s", event, address, extra={"event": event, "address": address})
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ class Supervisor:
     Args:
         config: of the device.
         device: its directory, locked by the caller.
-        announce: told once, with the address, when the endpoint listens.
+        announce: told (event, address): "serving" when the endpoint listens, "started" when what is here serves.
     """
 
-    def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
         self._config, self._device, self._announce = config, device, announce
         self._words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
         self._deferred: list[_Word] = []
@@ -114,10 +114,11 @@ class Supervisor:
     def run(self) -> None:
         """Until `stop`. Raises Bug."""
         try:
-            self._announce(self._switchboard.address)
+            self._announce("serving", self._switchboard.address)
             self._recover()
             self._serve_active()
             self._guarded(lambda: run_armed(self._agent))
+            self._announce("started", self._switchboard.address)
             next_poll = time.monotonic()
             while not self._stopping:
                 word = self._next(next_poll)
@@ -387,7 +388,7 @@ def release_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def run_daemon(config: Config, announce: Callable[[str], None], stops: Iterable[int] = ()) -> None:
+def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iterable[int] = ()) -> None:
     """Serve until one of the signals `stops`. Raises AirweightsError."""
     device = DeviceDirectory(config.directory)
     device.check_initialised()

@@ -19,6 +19,29 @@ def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
     return publisher
 
 
+@pytest.fixture(scope="session")
+def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """Admitted, with 1.0.0 installed and committed."""
+    folder = tmp_path_factory.mktemp("device")
+    with serving(first_publisher.published) as site:
+        device = Device.make(folder, site.url, first_publisher.root)
+        first_publisher.admit(device.directory)
+        device.start()
+        try:
+            assert device.ask("update")["outcome"] == "updated"
+        finally:
+            device.stop()
+    return device
+
+
+@pytest.fixture
+def installed(first_device: Device, publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[Device]:
+    """A copy of the device that serves 1.0.0, stopped."""
+    device = first_device.copy(tmp_path / "lab", site.url)
+    yield device
+    device.stop()
+
+
 @pytest.fixture
 def publisher(first_publisher: Publisher, tmp_path: Path) -> Publisher:
     """A copy that the test may change."""

@@ -167,6 +167,20 @@ class Device:
         device.write_config()
         return device
 
+    def copy(self, folder: Path, url: str) -> "Device":
+        """The same device elsewhere, with another repository URL."""
+        folder.mkdir(parents=True)
+        config = replace(
+            self.config,
+            directory=folder / "device",
+            repository_url=url,
+            serve=ServeSettings(listen=f"unix:{folder}/serve.sock"),
+        )
+        shutil.copytree(self.config.directory, config.directory, symlinks=True)
+        device = Device(folder, config)
+        device.write_config()
+        return device
+
     @property
     def directory(self) -> DeviceDirectory:
         return DeviceDirectory(self.config.directory)
@@ -209,12 +223,12 @@ class Device:
     # the daemon
 
     def start(self, command: list[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Start the daemon and wait until it listens; returns the line that says so."""
+        """Start the daemon and wait until what it has serves; returns the line that says so."""
         words = command or [sys.executable, "-m", "device_agent", "--config", str(self.config_path), "run"]
         self.daemon = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
         for line in iter(self._stderr.readline, b""):
             said = json.loads(line)
-            if said.get("event") == "serving":
+            if said.get("event") == "started":
                 return dict(said)
         raise AssertionError(f"the daemon ended with {self.daemon.wait()}")
 
@@ -236,6 +250,11 @@ class Device:
         self._stderr.close()
         self.daemon = None
         return code
+
+    def stop_reading(self) -> None:
+        """After the daemon was killed from elsewhere."""
+        self._stderr.close()
+        self.daemon = None
 
     def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run the command line."""

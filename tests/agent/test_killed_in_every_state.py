@@ -1,0 +1,83 @@
+"""The agent is killed as soon as its journal has recorded a state: a restarted one serves, and an update completes."""
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_agent.errors import DaemonUnavailable
+from device_agent.machine import MAX_KILLS, State
+from tests.agent.client import infer
+from tests.agent.lab import Device, Publisher
+
+# state → what leads to it: an update to 1.1.0, a release that fails its probe, an operator's rollback
+UPDATE, DAMAGED, ROLLBACK, ARMED = "update", "damaged", "rollback", "armed"
+WAYS = dict.fromkeys(State, UPDATE) | {State.REFUSING: DAMAGED, State.ROLLING_BACK: ROLLBACK, State.ARMED: ARMED}
+# what a restarted agent serves: from COMMITTING on the new release; a recorded rollback is finished
+SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.ARMED: "1.1.0", State.IDLE: "1.1.0"}
+
+
+def _killed(device: Device, state: State, command: str = "update", times: int = 1) -> None:
+    """Run the daemon until it is killed in `state`."""
+    device.start([sys.executable, "-m", "tests.agent.killed", state.value, str(times), str(device.config_path)])
+    with pytest.raises(DaemonUnavailable):
+        device.ask(command)
+    assert device.daemon is not None
+    assert device.daemon.wait(60) == -signal.SIGKILL
+    device.stop_reading()
+
+
+@pytest.mark.parametrize("state", State)
+def test_killed_in(state: State, installed: Device, publisher: Publisher) -> None:
+    device = installed
+    match WAYS[state]:
+        case "damaged":
+            publisher.release("1.2.0", seed=2, drill="damaged-weights")
+            _killed(device, state)
+            publisher.offer("1.1.0")
+        case "rollback":
+            publisher.offer("1.1.0")
+            device.start()
+            assert device.ask("update")["outcome"] == "updated"
+            device.stop()
+            _killed(device, state, "rollback")
+        case "armed":
+            publisher.offer("1.1.0")
+            assert device.update().outcome == "staged"
+        case _:
+            publisher.offer("1.1.0")
+            _killed(device, state)
+    device.start()
+    assert infer(device)["model_version"] == SERVED[state]
+    assert device.ask("status")["state"] == State.IDLE
+    device.ask("forgive")
+    assert device.ask("update")["outcome"] in ("updated", "nothing-new")
+    assert infer(device)["model_version"] == "1.1.0"
+
+
+@pytest.mark.parametrize("state", [State.PROBING, State.PROBATION])  # all of TRIALS: make torture
+def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
+    state: State, installed: Device, publisher: Publisher
+) -> None:
+    publisher.offer("1.1.0")
+    for _ in range(MAX_KILLS):
+        _killed(installed, state)
+    installed.start()
+    assert infer(installed)["model_version"] == "1.0.0"
+    last = installed.ask("status")["last_update"]
+    assert (last["outcome"], last["reason"], last["release"]) == ("refused", "killed-in-trial", "1.1.0")
+    again = installed.ask("update")
+    assert (again["outcome"], again["reason"]) == ("refused", "quarantined")
+
+
+def test_the_store_holds_nothing_that_no_pointer_names_after_a_kill(
+    installed: Device, publisher: Publisher, tmp_path: Path
+) -> None:
+    publisher.offer("1.1.0")
+    _killed(installed, State.PATCHING)
+    store = installed.directory.root / "store"
+    (store / ("f" * 64 + ".incoming")).write_bytes(b"cut off")
+    (store / ("e" * 64 + ".sealed")).write_bytes(b"of nobody")
+    installed.start()
+    assert {path.name for path in store.iterdir()} == {publisher.digest("1.0.0") + ".sealed"}
