@@ -147,7 +147,7 @@ def line(row: dict[str, Any]) -> str:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table of docs/benchmarks.md."""
     out = [
-        "| pair | target | best generic | airweights | ratio | unfitted | encode, CPU s | bsdiff4 | apply, MB/s | MiB |",
+        "| pair | target | best generic | airweights | ratio | unfitted | encode CPU s | bsdiff4 | apply MB/s | MiB |",
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
     ]
     for row in rows:
