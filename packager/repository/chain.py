@@ -7,6 +7,7 @@ Rules:
 3. Which keys count for a role is what the effective delegator says: the staged one where there is one.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,11 @@ class Published:
             role = name.removesuffix(".json")
             self._load(role, meta.version, layout.metadata / f"{meta.version}.{name}")
             self._verify(role, meta)
+
+    @property
+    def repository_id(self) -> str:
+        """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryDamaged."""
+        return hashlib.sha256(read_document_bytes(self._layout.metadata / "1.root.json")).hexdigest()
 
     @property
     def root(self) -> Root:

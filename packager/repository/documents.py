@@ -134,7 +134,13 @@ def delegate(targets: Targets, role: str, keys: Sequence[Key], *, classical: boo
         unrecognized_fields=fields,
     )
     targets.delegations.keys.update({key.keyid: key for key in keys})
-    used = {keyid for delegated in targets.delegations.roles.values() for keyid in delegated.keyids}
+    drop_unused_keys(targets)
+
+
+def drop_unused_keys(targets: Targets) -> None:
+    """Leave only keys that a delegated role lists."""
+    assert targets.delegations is not None
+    used = {keyid for delegated in (targets.delegations.roles or {}).values() for keyid in delegated.keyids}
     targets.delegations.keys = {keyid: key for keyid, key in targets.delegations.keys.items() if keyid in used}
 
 

@@ -46,6 +46,7 @@ from packager.repository.layout import (
 )
 from packager.repository.new_keys import make_role_keys
 from packager.repository.publishing import PublishReport, publish, renewal
+from packager.repository.rotation import next_targets
 from packager.repository.staging import SignReport, Staging
 from packager.repository.status import StatusReport, status_of
 from packager.repository.view import View
@@ -146,6 +147,11 @@ class Repository:
     def root(self) -> Path:
         """Its folder."""
         return self._layout.root
+
+    @property
+    def layout(self) -> Layout:
+        """Where things lie, for packager.repository.rotation."""
+        return self._layout
 
     @property
     def published(self) -> Path:
@@ -320,21 +326,12 @@ class Repository:
             raise StagingInvalid(f"family {family!r} is delegated already")
         with locked(self._layout):
             published, staging = Published(self._layout), Staging(self._layout)
-            targets = self.draft_targets(published, staging)
+            targets = next_targets(published, staging)
             for role in documents.family_roles(family):
                 if not keys.get(role):
                     raise FamilyUnknown(f"no key is given for role {role!r}")
                 documents.delegate(targets, role, keys[role], classical=documents.is_classical(published.root))
             staging.put_document("targets", Metadata[Targets](targets))
-
-    def draft_targets(self, published: Published, staging: Staging) -> Targets:
-        """A `targets` one version on, to be changed and staged by the caller."""
-        staged = staging.documents.get("targets")
-        if staged is not None:
-            copied = Targets.from_dict(staged.signed.to_dict())
-            copied.version = published.targets.version + 1
-            return copied
-        return documents.next_targets(published.targets, "targets", {}, int(time.time()))
 
     # -- signing and publishing ----------------------------------------------------------------------------------------
 
