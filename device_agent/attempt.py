@@ -195,8 +195,14 @@ class Ended:
         """Of a command that ran this attempt."""
         return EXIT_CODES[self.outcome]
 
+    def is_same_as(self, other: "Ended") -> bool:
+        """Did both end in the same way over the same bundle, without having changed anything?"""
+        same = (self.outcome, self.reason, self.detail, self.attempt.target)
+        is_change = self.outcome in (Outcome.UPDATED, Outcome.ROLLED_BACK)
+        return not is_change and same == (other.outcome, other.reason, other.detail, other.attempt.target)
+
     def as_json(self) -> dict[str, JSON]:
-        """The public form; `parse` reads it back."""
+        """The journal's record."""
         return {
             "outcome": self.outcome.value,
             "reason": self.reason,

@@ -280,10 +280,15 @@ class Journal:
 
     def _history(self, attempt: Attempt, outcome: Outcome, reason: str, detail: str) -> Ended:
         ended = Ended(attempt, outcome, reason, line(detail), self._now_ms())
-        if outcome is not Outcome.NOTHING_NEW:
+        if outcome is not Outcome.NOTHING_NEW and not self._is_told(ended):
             self._records.put("history", f"{attempt.number:012d}", ended.as_json())
             self._records.keep_last("history", HISTORY_ROWS)
         return ended
+
+    def _is_told(self, ended: Ended) -> bool:
+        """A poll that meets the same obstacle every hour would push everything else out of the history."""
+        last = self.history(1)
+        return bool(last) and ended.is_same_as(last[0])
 
     def _last_number(self) -> int | None:
         key = self._records.last_key("history")
