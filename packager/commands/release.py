@@ -18,8 +18,8 @@ PATH: Final = click.Path(path_type=Path)
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
-@click.option("--until", help="Stop after this step; `diff` shows all sizes and publishes nothing.")
-@click.option("--dry-run", is_flag=True, help="The same as --until diff.")
+@click.option("--until", help="Stop after this step: `sign` stages it for others to sign and publish.")
+@click.option("--dry-run", is_flag=True, help="Stop after diff: show all sizes, change nothing.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
 @JSON_OPTION
 def release(
@@ -54,7 +54,12 @@ def release(
         raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
     plan = parse_release_file(release_file)
     repository = Repository.open(repo)
-    signers = load_signers(uris, key_dir, passphrase_file) if STEP_NAMES.index(last) >= STEP_NAMES.index("sign") else []
+    if last == "publish" and not uris and key_dir is None:
+        raise UsageInvalid(
+            "no key is given to sign with", remedy="--keys FOLDER; or --until sign, and others sign later"
+        )
+    has_keys = bool(uris) or key_dir is not None
+    signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is for one error object
