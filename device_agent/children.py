@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, Final
 
 from bundle.errors import AirweightsError, Bug
@@ -180,6 +181,12 @@ class Child:
                 fields = stat.read().rpartition(")")[2].split()
             return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return 0.0
+
+    def set_nice(self, nice: int) -> None:
+        """Niceness of all its threads. Raises PermissionError where it is not this process's to lower."""
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """Close the channel, which ends the child; kill it past the grace. Any number of times, from any thread."""

@@ -49,7 +49,7 @@ class JailPolicy:
         cpu_s: RLIMIT_CPU, or None.
         file_bytes: RLIMIT_FSIZE, or None; counts for memfds too.
         open_files: RLIMIT_NOFILE.
-        nice: added to the niceness.
+        nice: added to the niceness, before the child's imports.
         allow_unjailed: go on where the kernel offers too little.
     """
 
@@ -173,8 +173,6 @@ def _limit(policy: JailPolicy) -> None:
         lower(resource.RLIMIT_CPU, policy.cpu_s)
     if policy.file_bytes is not None:
         lower(resource.RLIMIT_FSIZE, policy.file_bytes)
-    if policy.nice:
-        os.nice(policy.nice)
 
 
 def _free_uid() -> int | None:

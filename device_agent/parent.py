@@ -107,6 +107,7 @@ def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailSta
     parent = Parent(channel)
     try:
         policy = JailPolicy.parse(parent.receive().value)
+        os.nice(policy.nice)
         prepare()
         with contextlib.suppress(OSError):  # glibc opens it when a thread ends with the interpreter: too late then
             ctypes.CDLL("libgcc_s.so.1")

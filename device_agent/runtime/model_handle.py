@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from bundle.manifest import Contract
@@ -13,6 +14,7 @@ from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.model_process"
 LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
+LOADING_NICE: Final = 15
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -50,6 +52,14 @@ class GenerationSpec:
         }
 
 
+def _may_lower_niceness() -> bool:
+    # CAP_SYS_NICE (bit 23): without it a child that was made nicer stays so
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> 23 & 1)
+    return False
+
+
 class ModelProcess:
     """One loaded and warmed generation in a child process. Made by `start`; `stop` unloads it.
 
@@ -75,7 +85,8 @@ class ModelProcess:
         *,
         deadline_s: float = LOAD_DEADLINE_S,
     ) -> "ModelProcess":
-        """Load a bundle's model in a new process and warm it on the golden inputs.
+        """Load a bundle's model in a new process and warm it on the golden inputs; where this process may change
+        niceness back, at a low priority, so that requests to the running model do not feel it.
 
         Args:
             bundle: still the caller's; it can be closed afterwards.
@@ -88,10 +99,14 @@ class ModelProcess:
             Refused: the golden vectors are malformed.
             Unavailable: no process can be started, or no jail.
         """
-        child = Child.start(MODULE, jail or JailPolicy())
+        jail = jail or JailPolicy()
+        in_background = _may_lower_niceness()
+        child = Child.start(MODULE, replace(jail, nice=jail.nice + LOADING_NICE) if in_background else jail)
         value, fds = bundle.as_message()
         try:
             loaded = child.call("load", {**spec.as_json(), "bundle": value}, fds, deadline_s=deadline_s)
+            if in_background:
+                child.set_nice(os.getpriority(os.PRIO_PROCESS, 0) + jail.nice)
         except (ChildDied, ChildTimeout) as error:
             child.kill()
             raise ModelProcessUnfit(error.message) from error
