@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench torture clean
+.PHONY: demo test check docs bench torture clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed-packager
@@ -16,6 +16,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.docs.generate
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks

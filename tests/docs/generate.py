@@ -34,7 +34,7 @@ def all_errors() -> list[type[AirweightsError]]:
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
     found = {error for error in subclasses() if error not in KINDS and error.__module__.split(".")[0] in PACKAGES}
-    return sorted(found, key=lambda error: (error.exit_code, error.reason, error.__name__))
+    return sorted(found, key=lambda error: (error.exit_code, error.reason, error.__module__, error.__name__))
 
 
 def exit_codes_page() -> str:
@@ -57,17 +57,16 @@ def exit_codes_page() -> str:
     for error in all_errors():
         first = " ".join((error.__doc__ or "").strip().split("\n\n")[0].split()).replace("|", "\\|")
         lines.append(f"| {error.exit_code} | `{error.reason}` | {first} | {error.__module__.split('.')[0]} |")
-    lines += ["", "Written by `python -m tests.docs.generate`.", ""]
+    lines += ["", "Written by `make docs`.", ""]
     return "\n".join(lines)
 
 
 def command_line_page() -> str:
     """docs/cli.md."""
     from device_agent.cli import cli as device_agent
-
     from packager.cli import cli as packager
 
-    lines = ["# Command lines", "", "Written from `--help` by `python -m tests.docs.generate`.", ""]
+    lines = ["# Command lines", "", "Written from `--help` by `make docs`.", ""]
     for name, root in (("packager", packager), ("device-agent", device_agent)):
         for words, command in walk(name, root):
             context = _context(words, command)

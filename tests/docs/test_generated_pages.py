@@ -12,14 +12,18 @@ def test_a_page_is_what_the_code_says(page: str) -> None:
 
 
 def test_every_error_has_a_kind_a_reason_of_its_own_and_the_kinds_exit_code() -> None:
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str, str], str] = {}
+    codes: dict[str, set[int]] = {}
     for error in all_errors():
         (kind,) = (kind for kind in KINDS if issubclass(error, kind))
         assert error.exit_code == kind.exit_code, error
         assert "exit_code" not in vars(error), f"{error} sets an exit code; only kinds do"
         assert "reason" in vars(error), f"{error} has no reason of its own"
-        assert error.reason not in seen, f"{error} and {seen[error.reason]} share the reason {error.reason!r}"
-        seen[error.reason] = str(error)
+        package = error.__module__.split(".")[0]
+        other = seen.setdefault((package, error.reason), error.__name__)
+        assert other == error.__name__, f"{error} and {other} share the reason {error.reason!r}"
+        codes.setdefault(error.reason, set()).add(error.exit_code)
+    assert [reason for reason, found in codes.items() if len(found) > 1] == []
 
 
 def test_reasons_are_words_joined_by_hyphens() -> None:
