@@ -28,8 +28,9 @@ OVERSAMPLING: Final = 8
 MIN_SIDE: Final = 48
 MIN_ELEMENTS: Final = 16_384
 MAX_FACTOR_NUMBERS: Final = 1 << 17  # of the right side: one MiB in the decoder
-MAX_REFINED_RANK: Final = 72
-REFINEMENTS: Final = 6
+REFINEMENTS: Final = 5
+FLOAT32_ROUNDING: Final = 2.0**-24
+EXACT_STEPS: Final = (0.1, 0.2, 0.4, 1.2)  # of the rounding of a typical element
 ENTROPY_OF_UNIT_GAUSSIAN: Final = 2.05  # bits, log2(sqrt(2 pi e))
 
 
@@ -68,58 +69,70 @@ def gains(base: Doubles, target: Doubles, shape: tuple[int, ...]) -> Iterator[Fi
             yield Fit(gain, None, None, f"gain by {axis_name}", 64 + 24.0 * count)
 
 
-def low_rank(difference: Doubles, rows: int, floor: float) -> Iterator[Fit]:
-    """Low-rank approximations of a matrix, of the most promising ranks.
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """The leading components of an update.
 
-    Args:
-        difference: float64 [rows * columns].
-        floor: variance of the rounding that no prediction gets below.
+    Attributes:
+        matrix: the update over `scale`, float64 [rows, columns].
+        left: float32 [rows, rank]; values: float32 [rank], falling; right: float32 [rank, columns].
+        scale: root mean square of the update.
     """
+
+    matrix: Doubles
+    left: Floats
+    values: Floats
+    right: Floats
+    scale: float
+
+
+def spectrum(difference: Doubles, rows: int) -> Spectrum | None:
+    """Components of a matrix given as float64 [rows * columns]; None where it is too small, or nothing but zeros."""
     columns = len(difference) // rows
     limit = min(MAX_RANK, min(rows, columns) // 3, MAX_FACTOR_NUMBERS // columns)
     scale = float(np.sqrt(np.mean(difference**2)))
     if limit < 1 or min(rows, columns) < MIN_SIDE or not np.isfinite(scale) or scale == 0:
-        return
-    matrix = (difference / scale).astype(np.float32).reshape(rows, columns)
-    left, values, right = _decompose(matrix, limit)
-    total = float(rows * columns)
+        return None
+    matrix = (difference / scale).reshape(rows, columns)
+    left, values, right = _decompose(matrix.astype(np.float32), limit)
+    return Spectrum(matrix, left, values, right, scale)
+
+
+def low_rank(found: Spectrum, floor: float) -> Iterator[Fit]:
+    """Low-rank approximations of the most promising ranks.
+
+    Args:
+        floor: variance of the rounding that no prediction gets below.
+    """
+    rows, columns = found.matrix.shape
+    values, scale, total = found.values, found.scale, float(rows * columns)
     energy = np.maximum(total - np.cumsum(values.astype(np.float64) ** 2), 1e-6 * total)
     floor_energy = floor / scale**2 * total
-    ranks = _ranks(values, energy + floor_energy, rows, columns)
-    for rank in ranks:
-        noise = float((energy[rank - 1] + floor_energy) / total)
-        step = _step(noise)
-        yield _rounded(
-            left[:, :rank] * np.sqrt(values[:rank]),
-            right[:rank] * np.sqrt(values[:rank])[:, None],
-            np.asarray(values[:rank], np.float64),
-            step,
-            scale,
-            f"low rank {rank}",
-        )
+    for rank in _ranks(values, energy + floor_energy, rows, columns):
+        step = _step(float((energy[rank - 1] + floor_energy) / total))
+        roots = np.sqrt(values[:rank])
+        u, v = found.left[:, :rank] * roots, found.right[:rank] * roots[:, None]
+        yield _rounded(u, v, np.asarray(values[:rank], np.float64), step, scale, f"low rank {rank}")
 
 
-def exact_low_rank(difference: Doubles, weights: Doubles, rows: int) -> Iterator[Fit]:
+def exact_low_rank(found: Spectrum, variance: Doubles) -> Iterator[Fit]:
     """The factors of an update that is of low rank but for rounding, by weighted alternating least squares.
 
     Args:
-        difference: float64 [rows * columns].
-        weights: float64, one over the variance of each element's rounding. Small weights of the model are rounded
-            finely, and tell more about the factors than the large ones.
+        variance: float64 [elements], of each element's rounding. Small weights of the model are rounded finely, and
+            tell more about the factors than the large ones.
     """
-    columns = len(difference) // rows
-    limit = min(MAX_REFINED_RANK, min(rows, columns) // 3, MAX_FACTOR_NUMBERS // columns)
-    scale = float(np.sqrt(np.mean(difference**2)))
-    if limit < 1 or min(rows, columns) < MIN_SIDE or not np.isfinite(scale) or scale == 0:
-        return
-    matrix = (difference / scale).reshape(rows, columns)
-    left, values, right = _decompose(matrix.astype(np.float32), limit)
-    rank = _sharp_rank(values)
+    rank = _sharp_rank(found.values)
     if rank is None:
         return
-    weight = (weights / weights.mean()).reshape(rows, columns)
-    u = left[:, :rank].astype(np.float64) * np.sqrt(values[:rank])
-    v = right[:rank].astype(np.float64) * np.sqrt(values[:rank].astype(np.float64))[:, None]
+    matrix, scale = found.matrix, found.scale
+    rows, columns = matrix.shape
+    # The update itself was computed in float32: below its own rounding an element tells nothing more.
+    weight = 1 / (variance.reshape(rows, columns) / scale**2 + FLOAT32_ROUNDING**2)
+    weight /= weight.mean()
+    roots = np.sqrt(found.values[:rank].astype(np.float64))
+    u = found.left[:, :rank].astype(np.float64) * roots
+    v = found.right[:rank].astype(np.float64) * roots[:, None]
     for _ in range(REFINEMENTS):
         u = _solve(matrix, weight, v)
         v = _solve(matrix.T, weight.T, u.T).T
@@ -128,10 +141,9 @@ def exact_low_rank(difference: Doubles, weights: Doubles, rows: int) -> Iterator
     qv, rv = np.linalg.qr(v.T)
     middle, sizes, other = np.linalg.svd(ru @ rv.T)
     u, v = qu @ middle * np.sqrt(sizes), (qv @ other.T * np.sqrt(sizes)).T
-    finest = float(1 / np.sqrt(np.quantile(weights, 0.5))) / scale
-    for finer in (0.02, 0.08, 0.3, 1.2):
-        variance = (finer * finest) ** 2
-        step = np.sqrt(12 * variance * rows * columns / (2.0 * rank * max(rows, columns)))
+    typical = float(np.sqrt(np.median(variance))) / scale
+    for share in EXACT_STEPS:
+        step = np.sqrt(12 * (share * typical) ** 2 * rows * columns / (2.0 * rank * max(rows, columns)))
         yield _rounded(u, v, sizes, float(step), scale, f"exact low rank {rank}")
 
 
@@ -180,16 +192,24 @@ def _axes(shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
 
 
 def _decompose(matrix: Floats, rank: int) -> tuple[Floats, Floats, Floats]:
-    """Leading singular triples, by random projection with two rounds of power iteration (Halko et al., 2011)."""
+    """Leading singular triples, by random projection with a round of power iteration (Halko et al., 2011)."""
+    if matrix.shape[0] > matrix.shape[1]:
+        right, values, left = _decompose(np.ascontiguousarray(matrix.T), rank)
+        return left.T, values, right.T
     rows, columns = matrix.shape
-    width = min(rank + OVERSAMPLING, min(rows, columns))
+    width = min(rank + OVERSAMPLING, rows)
     start = np.random.default_rng(0).standard_normal((columns, width), dtype=np.float32)
-    basis, _ = np.linalg.qr(matrix @ start)
-    for _ in range(2):
-        other, _ = np.linalg.qr(matrix.T @ basis)
-        basis, _ = np.linalg.qr(matrix @ other)
-    inner, values, right = np.linalg.svd(basis.T @ matrix, full_matrices=False)
-    return (basis @ inner)[:, :rank], values[:rank], right[:rank]
+    image = matrix @ start
+    image = matrix @ (matrix.T @ (image / np.float32(np.sqrt(rows * columns))))
+    basis, _ = np.linalg.qr(image)
+    inner = basis.T @ matrix
+    # The Gram matrix is small and in doubles, so that its eigenvectors are as good as the singular vectors here.
+    gram = inner.astype(np.float64) @ inner.T.astype(np.float64)
+    squares, vectors = np.linalg.eigh(gram)
+    values = np.sqrt(np.maximum(squares[::-1][:rank], 1e-30))
+    vectors = vectors[:, ::-1][:, :rank]
+    right = (vectors / values).T.astype(np.float32) @ inner
+    return basis @ vectors.astype(np.float32), values.astype(np.float32), right
 
 
 def _ranks(values: Floats, left_over: Doubles, rows: int, columns: int) -> list[int]:

@@ -30,6 +30,7 @@ from packager.diff.fit import (
     low_rank,
     matrix_rows,
     rounding_variance,
+    spectrum,
     values_of,
 )
 from packager.diff.pack import (
@@ -286,13 +287,15 @@ def _fits(tensor: _Tensor, packer: _Sampler, cost: float) -> Iterator[Fit]:
     if tensor.kind.size < 4 or not tensor.kind.is_float:
         variance = variance + rounding_variance(tensor.base, tensor.kind)
     floor = float(variance.mean())
-    for fit in low_rank(difference, rows, floor):
+    found = spectrum(difference, rows)
+    if found is None:
+        return
+    proposals = list(low_rank(found, floor))
+    if tensor.kind.is_float:
+        proposals += exact_low_rank(found, variance)
+    for fit in proposals:
         if is_usable(fit):
             yield _with_gain(fit, best_gain)
-    if tensor.kind.is_float:
-        for fit in exact_low_rank(difference, 1 / variance, rows):
-            if is_usable(fit):
-                yield _with_gain(fit, best_gain)
 
 
 def _gained(base: Doubles, fit: Fit) -> Doubles:
