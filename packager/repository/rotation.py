@@ -81,6 +81,28 @@ def raise_counter_epoch(layout: Layout, family: str) -> int:
         return epoch
 
 
+def become_hybrid(layout: Layout) -> tuple[RoleChange, ...]:
+    """Stage that a classical repository keeps the hybrid rule from now on; every role must have ML-DSA keys already.
+
+    Raises:
+        ThresholdInvalid: a role lacks keys of one kind.
+    """
+    with locked(layout):
+        published, staging = Published(layout), Staging(layout)
+        root, targets = next_root(published, staging), next_targets(published, staging)
+        changes = []
+        for role in (*TOP_LEVEL, *documents.delegated_roles(targets)):
+            delegator: Root | Targets = root if role in TOP_LEVEL else targets
+            listed = delegator.get_delegated_role(role)
+            keys = [delegator.get_key(keyid) for keyid in listed.keyids]
+            listed.threshold = default_threshold(role, keys)
+            changes.append(RoleChange(role, tuple(listed.keyids), listed.threshold))
+        root.unrecognized_fields.pop(documents.CLASSICAL, None)
+        staging.put_document("root", Metadata[Root](root))
+        staging.put_document("targets", Metadata[Targets](targets))
+        return tuple(changes)
+
+
 def renew(layout: Layout, roles: Sequence[str]) -> None:
     """Stage the same documents with new expiries. Raises StagingInvalid: no such role, or snapshot or timestamp."""
     with locked(layout):

@@ -39,7 +39,10 @@ class Shop:
 
     folder: Path
     signers: list[Signer]
-    made: int = field(default=0)
+    made: tuple[Signer, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.made = tuple(self.signers)
 
     @property
     def keys(self) -> Path:
@@ -57,9 +60,7 @@ class Shop:
         """Signers whose key file begins with the name of one of the roles."""
         files = sorted(self.keys.glob("*.key"))
         return [
-            s
-            for file, s in zip(files, self.signers, strict=True)
-            if file.name.startswith(tuple(f"{r}-" for r in roles))
+            s for file, s in zip(files, self.made, strict=True) if file.name.startswith(tuple(f"{r}-" for r in roles))
         ]
 
     def manifest(
@@ -115,7 +116,7 @@ def build_shop(folder: Path, *, classical: bool = False, families: Sequence[str]
 def copy_shop(shop: Shop, folder: Path) -> Shop:
     """The same keys and repository elsewhere."""
     shutil.copytree(shop.folder, folder, symlinks=True, dirs_exist_ok=True)
-    return Shop(folder, shop.signers)
+    return Shop(folder, list(shop.signers))
 
 
 @dataclass(slots=True)

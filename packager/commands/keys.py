@@ -1,0 +1,208 @@
+"""`packager keys …`: key files (keys.cli), and which keys the roles of a repository have.
+
+A change of a role is staged; `packager repo sign` on each signer's machine and `packager repo publish` make it so.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bundle.console import print_result
+from keys.cli import keys
+from packager.commands.repo import JSON_OPTION, PATH, REPO_OPTION
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key
+
+    from packager.repository.rotation import RoleChange
+
+THRESHOLD_OPTION = click.option("--threshold", type=click.IntRange(1, 64), help="Default: the least that is sound.")
+KEY_FILES = click.option("--key", "files", type=PATH, multiple=True, required=True, help="Key file; its public half.")
+
+__all__ = ["keys"]
+
+
+@keys.group("role")
+def role_group() -> None:
+    """Change the keys of a role: root, targets, snapshot, timestamp, fleet, release-FAMILY, rollout-FAMILY."""
+
+
+@role_group.command("add")
+@click.argument("role")
+@KEY_FILES
+@THRESHOLD_OPTION
+@REPO_OPTION
+@JSON_OPTION
+def add_command(role: str, files: tuple[Path, ...], threshold: int | None, repo: Path, as_json: bool) -> None:
+    """Stage further keys of ROLE.
+
+    Exit status: 0 staged, 2 wrong input, or one algorithm alone would meet the threshold.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import add_keys
+
+    _print(add_keys(Repository.open(repo).layout, role, _public(files), threshold), as_json=as_json)
+
+
+@role_group.command("remove")
+@click.argument("role")
+@click.argument("key_id")
+@THRESHOLD_OPTION
+@REPO_OPTION
+@JSON_OPTION
+def remove_command(role: str, key_id: str, threshold: int | None, repo: Path, as_json: bool) -> None:
+    """Stage that ROLE loses the key whose id begins with KEY_ID.
+
+    Exit status: 0 staged, 2 wrong input, or the role would be unsound.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import remove_keys
+
+    _print(remove_keys(Repository.open(repo).layout, role, [key_id], threshold), as_json=as_json)
+
+
+@role_group.command("replace")
+@click.argument("role")
+@click.argument("key_id", required=False)
+@KEY_FILES
+@THRESHOLD_OPTION
+@REPO_OPTION
+@JSON_OPTION
+def replace_command(
+    role: str, key_id: str | None, files: tuple[Path, ...], threshold: int | None, repo: Path, as_json: bool
+) -> None:
+    """Stage a new key of ROLE in place of KEY_ID; without KEY_ID all keys of ROLE are replaced by the given ones.
+
+    Exit status: 0 staged, 2 wrong input, or the role would be unsound.
+    """
+    from packager.errors import UsageInvalid
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import replace_key, replace_keys
+
+    layout = Repository.open(repo).layout
+    new = _public(files)
+    if key_id is None:
+        _print(replace_keys(layout, role, new, threshold), as_json=as_json)
+        return
+    if len(new) != 1:
+        raise UsageInvalid(f"--key: found {len(new)}, expected one in place of {key_id}")
+    _print(replace_key(layout, role, key_id, new[0], threshold), as_json=as_json)
+
+
+@role_group.command("threshold")
+@click.argument("role")
+@click.argument("threshold", type=click.IntRange(1, 64))
+@REPO_OPTION
+@JSON_OPTION
+def threshold_command(role: str, threshold: int, repo: Path, as_json: bool) -> None:
+    """Stage how many keys of ROLE must sign.
+
+    Exit status: 0 staged, 2 wrong input, or the role would be unsound.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import set_threshold
+
+    _print(set_threshold(Repository.open(repo).layout, role, threshold), as_json=as_json)
+
+
+@role_group.command("renew")
+@click.argument("roles", nargs=-1, required=True)
+@REPO_OPTION
+@JSON_OPTION
+def renew_command(roles: tuple[str, ...], repo: Path, as_json: bool) -> None:
+    """Stage the same documents of ROLES with new expiries.
+
+    Exit status: 0 staged, 2 no such role.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import renew
+
+    renew(Repository.open(repo).layout, roles)
+    print_result({"renewed": list(roles)}, as_json=as_json, text=f"{', '.join(roles)}: sign and publish")
+
+
+@role_group.command("hybrid")
+@REPO_OPTION
+@JSON_OPTION
+def hybrid_command(repo: Path, as_json: bool) -> None:
+    """Stage that a classical repository keeps the hybrid rule from now on. Every role needs ML-DSA keys first.
+
+    Exit status: 0 staged, 2 a role lacks keys of one kind.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import become_hybrid
+
+    changes = become_hybrid(Repository.open(repo).layout)
+    text = "\n".join(f"{change.role}: threshold {change.threshold} of {len(change.key_ids)}" for change in changes)
+    print_result({"roles": [change.as_json() for change in changes]}, as_json=as_json, text=text)
+
+
+@keys.group("family")
+def family_group() -> None:
+    """Delegate a family, take it back, or begin a new counter epoch for it."""
+
+
+@family_group.command("add")
+@click.argument("family")
+@click.option("--release-key", "release", type=PATH, multiple=True, required=True, help="Key files of release-FAMILY.")
+@click.option("--rollout-key", "rollout", type=PATH, multiple=True, required=True, help="Key files of rollout-FAMILY.")
+@REPO_OPTION
+@JSON_OPTION
+def family_add_command(
+    family: str, release: tuple[Path, ...], rollout: tuple[Path, ...], repo: Path, as_json: bool
+) -> None:
+    """Stage the delegation of FAMILY. To be signed by targets and by the family's own keys.
+
+    Exit status: 0 staged, 2 wrong input.
+    """
+    from packager.repository.documents import family_roles
+    from packager.repository.repository import Repository
+
+    roles = dict(zip(family_roles(family), (_public(release), _public(rollout)), strict=True))
+    Repository.open(repo).add_family(family, roles)
+    print_result({"family": family, "roles": list(roles)}, as_json=as_json, text=f"{family}: sign and publish")
+
+
+@family_group.command("remove")
+@click.argument("family")
+@REPO_OPTION
+@JSON_OPTION
+def family_remove_command(family: str, repo: Path, as_json: bool) -> None:
+    """Stage that FAMILY is no longer delegated. Its devices keep what they serve and get nothing new.
+
+    Exit status: 0 staged, 2 no such family.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import remove_family
+
+    remove_family(Repository.open(repo).layout, family)
+    print_result({"family": family}, as_json=as_json, text=f"{family}: sign and publish")
+
+
+@family_group.command("counter-epoch")
+@click.argument("family")
+@REPO_OPTION
+@JSON_OPTION
+def epoch_command(family: str, repo: Path, as_json: bool) -> None:
+    """Stage the next counter epoch of FAMILY: it outlives a huge counter that a stolen release key signed.
+
+    Exit status: 0 staged, 2 no such family.
+    """
+    from packager.repository.repository import Repository
+    from packager.repository.rotation import raise_counter_epoch
+
+    epoch = raise_counter_epoch(Repository.open(repo).layout, family)
+    text = f"{family}: counter epoch {epoch}; sign and publish, together with the replaced release keys"
+    print_result({"family": family, "counter_epoch": epoch}, as_json=as_json, text=text)
+
+
+def _public(files: tuple[Path, ...]) -> "list[Key]":
+    from keys.files import load_public
+
+    return [load_public(file) for file in files]
+
+
+def _print(change: "RoleChange", *, as_json: bool) -> None:
+    text = f"{change.role}: threshold {change.threshold} of {len(change.key_ids)} keys; sign and publish"
+    print_result(change.as_json(), as_json=as_json, text=text)
