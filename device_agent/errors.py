@@ -26,6 +26,7 @@ AirweightsError
 │   ├── PausedUnavailable       paused                  an operator has paused updates
 │   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
 │   ├── JournalUnavailable      journal                 the state database does not open
+│   ├── SlowUnavailable         too-slow-server         a transfer below the configured rate; what came is kept
 │   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
 │   ├── DeviceUnavailable       system                  the operating system refuses: a full disk, an I/O error
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
@@ -49,7 +50,7 @@ AirweightsError
 
 import errno
 
-from bundle.errors import Bug, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import Bug, FetchUnavailable, Invalid, Refused, Unavailable, Unfit
 
 
 class ConfigInvalid(Invalid):
@@ -182,6 +183,12 @@ class JournalUnavailable(Unavailable):
     """The state database does not open."""
 
     reason = "journal"
+
+
+class SlowUnavailable(FetchUnavailable):
+    """A transfer below the configured rate; what came is kept."""
+
+    reason = "too-slow-server"
 
 
 class StoppedUnavailable(Unavailable):

@@ -7,8 +7,8 @@ Rules:
    not read at all; a body that does not end is cut at the limit.
 2. A blob goes on where it stopped, across restarts: Range, with If-Range where the server gave a strong ETag. A server
    that answers with the whole file instead gets the prefix skipped, not written again. What is here is hashed first.
-3. A blob whose digest is wrong after a resume is fetched once more from its beginning, since an earlier part may be of
-   another file; then it is refused.
+3. Going on never becomes going round: one restart a call. A blob whose digest is wrong after a resume is fetched once
+   more, since an earlier part may be of another file; then it is refused.
 4. Slower than `min_rate_bytes_s` over RATE_WINDOW_S is cut, with the progress kept. Retries back off with full jitter
    and heed Retry-After up to a limit; progress starts the count anew.
 5. Content codings are not asked for and not taken; redirects are followed at most MAX_REDIRECTS times and never from
@@ -37,6 +37,7 @@ from urllib3.exceptions import HTTPError
 
 from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
 from bundle.version import VERSION
+from device_agent.errors import SlowUnavailable
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
 
@@ -82,14 +83,14 @@ class _Rate:
     total: int = 0
 
     def took(self, count: int, where: str) -> None:
-        """Raises FetchUnavailable where it is too slow; sleeps where it is too fast."""
+        """Raises SlowUnavailable where it is too slow; sleeps where it is too fast."""
         self.total += count
         self.window_bytes += count
         now = time.monotonic()
         elapsed = now - self.window_started
         if elapsed >= RATE_WINDOW_S:
             if self.window_bytes < self.least * elapsed:
-                raise FetchUnavailable(
+                raise SlowUnavailable(
                     f"{where}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.least} bytes a second"
                 )
             self.window_started, self.window_bytes = now, 0
@@ -110,16 +111,18 @@ class _Part:
     hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     unsynced: int = 0
     resumed: bool = False
+    restarts: int = 0
 
     def load(self) -> None:
         """Hash what is here."""
         length = os.fstat(self.fd).st_size
         if length > self.size:
             self.clear()
-            return
+            length = 0
         while self.have < length:
             data = os.pread(self.fd, CHUNK_BYTES, self.have)
             self._count(data)
+        self.restarts = 0
 
     def append(self, data: bytes) -> None:
         """Write on."""
@@ -142,6 +145,7 @@ class _Part:
     def clear(self) -> None:
         """From the beginning."""
         os.ftruncate(self.fd, 0)
+        self.restarts += 1
         self.have, self.hash = 0, hashlib.sha256()
         self.note("")
 
@@ -225,7 +229,7 @@ def _complete(parent: Parent, url: str, part: _Part, rate: _Rate, backoff_ms: in
         before = part.have
         try:
             _transfer(parent, url, part, rate)
-        except NotFoundUnavailable:
+        except (NotFoundUnavailable, SlowUnavailable):
             raise
         except FetchUnavailable as error:
             part.sync()
@@ -268,6 +272,8 @@ def _transfer(parent: Parent, url: str, part: _Part, rate: _Rate) -> None:
 def _place(url: str, body: "_Body", part: _Part) -> int:
     """How many bytes of the body are already here."""
     if body.start == -1:
+        if part.restarts:
+            raise DigestMismatchRefused(f"{url}: the file there is shorter than the {part.size} bytes that are signed")
         part.clear()
     if body.start is not None:
         if body.start != part.have or (body.total is not None and body.total != part.size):
@@ -276,6 +282,8 @@ def _place(url: str, body: "_Body", part: _Part) -> int:
             )
         return 0
     if part.have and body.etag != part.etag():
+        if part.restarts:
+            raise FetchUnavailable(f"{url}: changes while it is fetched")
         part.clear()
     part.note(body.etag)
     return part.have

@@ -71,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         for fault in list(site.faults):
             if fault(exchange):
                 return
+        data = exchange.data
         if start >= len(data) > 0:
             self._empty(416)
             return

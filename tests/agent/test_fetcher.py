@@ -1,0 +1,248 @@
+"""Downloads against a server that misbehaves: the fetcher's own child process, real sockets, real files."""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
+from device_agent.children import Child
+from device_agent.errands import NETWORK_FILES
+from device_agent.errors import ChildTimeout
+from device_agent.jail import JailPolicy
+from tests.agent import server
+from tests.agent.server import Exchange, Site, serving
+
+DATA = bytes(range(256)) * 1024  # 256 KiB
+SHA256 = hashlib.sha256(DATA).hexdigest()
+HALF = len(DATA) // 2
+
+
+@pytest.fixture(scope="module")
+def shared_child() -> Iterator[Child]:
+    with Child.start("device_agent.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+        yield child
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "blob").write_bytes(DATA)
+    with serving(folder) as site:
+        yield site
+
+
+class Spool:
+    """A part file and its note, as the store passes them."""
+
+    def __init__(self, child: Child, folder: Path, site: Site) -> None:
+        self.child, self.site = child, site
+        self.part, self.note = folder / "part", folder / "note"
+
+    def fetch(self, *, size: int = len(DATA), sha256: str = SHA256, deadline_s: float = 60, least: int = 0) -> int:
+        """Bytes that came over the wire."""
+        fds = [os.open(path, os.O_RDWR | os.O_CREAT, 0o600) for path in (self.part, self.note)]
+        request = {"url": f"{self.site.url}/blob", "sha256": sha256, "size": size, "backoff_ms": 1}
+        rates = {"min_rate_bytes_s": least, "max_rate_bytes_s": None}
+        try:
+            return int(self.child.call("blob", {**request, **rates}, fds, deadline_s=deadline_s).value["received"])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+@pytest.fixture
+def spool(shared_child: Child, tmp_path: Path, site: Site) -> Spool:
+    return Spool(shared_child, tmp_path, site)
+
+
+def _document(child: Child, url: str, max_bytes: int) -> bytes:
+    answer = child.call("get", {"url": url, "max_bytes": max_bytes}, deadline_s=60)
+    try:
+        return os.pread(answer.fds[0], max_bytes + 1, 0)
+    finally:
+        answer.close()
+
+
+def test_a_document_comes_whole_and_within_its_limit(shared_child: Child, site: Site) -> None:
+    assert _document(shared_child, f"{site.url}/blob", len(DATA)) == DATA
+    with pytest.raises(TooLargeRefused, match=f"{len(DATA)} bytes announced, at most 1000"):
+        _document(shared_child, f"{site.url}/blob", 1000)
+    with pytest.raises(NotFoundUnavailable, match="HTTP 404"):
+        _document(shared_child, f"{site.url}/nothing", 1000)
+
+
+def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: Child, site: Site) -> None:
+    site.faults = [server.endless]
+    with pytest.raises(TooLargeRefused, match="more than the 300000 bytes"):
+        _document(shared_child, f"{site.url}/blob", 300_000)
+
+
+def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
+    (tmp_path / "a b").write_bytes(b"from a stick")
+    with Child.start("device_agent.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)) as child:
+        assert _document(child, f"file://{tmp_path}/a%20b", 100) == b"from a stick"
+        with pytest.raises(NotFoundUnavailable):
+            _document(child, f"file://{tmp_path}/c", 100)
+
+
+def test_a_blob_goes_on_where_it_was_cut(spool: Spool) -> None:
+    spool.site.faults = [server.first(3, server.cut_after(HALF // 4))]
+    assert spool.fetch() == len(DATA)
+    assert [seen.start for seen in spool.site.seen] == [0, HALF // 4, HALF // 2, 3 * HALF // 4]
+    assert spool.part.read_bytes() == DATA
+
+
+def test_a_blob_goes_on_after_a_restart_and_a_whole_one_is_not_asked_for(spool: Spool) -> None:
+    spool.part.write_bytes(DATA[:HALF])
+    assert spool.fetch() == HALF
+    assert spool.fetch() == 0
+    assert [seen.start for seen in spool.site.seen] == [HALF]
+
+
+def test_a_prefix_of_another_file_is_thrown_away_once(spool: Spool) -> None:
+    spool.site.etags = False
+    spool.part.write_bytes(bytes(HALF))
+    assert spool.fetch() == HALF + len(DATA)
+    assert spool.part.read_bytes() == DATA
+
+
+def test_a_file_that_changed_since_is_fetched_whole(spool: Spool) -> None:
+    spool.part.write_bytes(DATA[:HALF])
+    spool.note.write_text('"of-another-file"')
+    assert spool.fetch() == len(DATA)
+    assert spool.part.read_bytes() == DATA
+
+
+def test_a_server_without_ranges_gets_its_prefix_skipped(spool: Spool) -> None:
+    spool.site.ranges = False
+    spool.part.write_bytes(DATA[:HALF])
+    spool.note.write_text(f'"{SHA256[:16]}"')
+    assert spool.fetch() == len(DATA)
+    assert spool.part.read_bytes() == DATA
+
+
+def test_other_bytes_are_refused_and_not_kept(spool: Spool) -> None:
+    spool.site.faults = [server.replaced("blob", DATA[:-1] + b"\0")]
+    with pytest.raises(DigestMismatchRefused, match=f"SHA-256 of the {len(DATA)} bytes"):
+        spool.fetch()
+    assert spool.part.read_bytes() == b""
+
+
+def test_a_longer_blob_is_refused_unread(spool: Spool) -> None:
+    spool.site.faults = [server.replaced("blob", DATA + b"more")]
+    with pytest.raises(DigestMismatchRefused, match=f"{len(DATA) + 4} bytes announced where {len(DATA)} are signed"):
+        spool.fetch()
+
+
+def test_a_body_without_an_end_is_refused_at_the_signed_size(spool: Spool) -> None:
+    spool.site.faults = [server.endless]
+    with pytest.raises(DigestMismatchRefused, match="longer than"):
+        spool.fetch()
+    assert spool.part.stat().st_size <= len(DATA)
+
+
+def test_a_shorter_blob_is_fetched_once_more_and_refused(spool: Spool) -> None:
+    spool.site.faults = [server.replaced("blob", DATA[:HALF])]
+    with pytest.raises(DigestMismatchRefused, match=f"shorter than the {len(DATA)} bytes"):
+        spool.fetch()
+
+
+@pytest.mark.parametrize("code", [500, 502, 503, 429])
+def test_a_server_in_trouble_is_asked_again(spool: Spool, code: int) -> None:
+    spool.site.faults = [server.first(3, server.status(code, {"Retry-After": "0"}))]
+    assert spool.fetch() == len(DATA)
+    assert len(spool.site.seen) == 4
+
+
+@pytest.mark.parametrize("code", [403, 404, 410])
+def test_a_blob_that_is_not_there_is_asked_for_once(spool: Spool, code: int) -> None:
+    spool.site.faults = [server.status(code)]
+    with pytest.raises(NotFoundUnavailable, match=str(code)):
+        spool.fetch()
+    assert len(spool.site.seen) == 1
+
+
+def test_a_server_that_never_recovers_is_left_after_five_tries(spool: Spool) -> None:
+    spool.site.faults = [server.status(503)]
+    with pytest.raises(FetchUnavailable, match="HTTP 503"):
+        spool.fetch()
+    assert len(spool.site.seen) == 5
+
+
+def test_a_range_that_was_not_asked_for_is_not_written(spool: Spool) -> None:
+    def shifted(exchange: Exchange) -> bool:
+        body = exchange.data[exchange.start + 7 :]
+        total = len(exchange.data)
+        headers = {"Content-Range": f"bytes {exchange.start + 7}-{total - 1}/{total}", "Content-Length": str(len(body))}
+        exchange.head(206, headers)
+        exchange.write(body)
+        return True
+
+    spool.part.write_bytes(DATA[:HALF])
+    spool.site.faults = [server.first(1, shifted)]
+    assert spool.fetch() == HALF
+    assert spool.part.read_bytes() == DATA
+
+
+def test_a_partial_answer_to_a_whole_question_is_not_taken(spool: Spool) -> None:
+    def partial(exchange: Exchange) -> bool:
+        exchange.head(206, {"Content-Length": "5", "Content-Range": f"bytes 0-4/{len(DATA)}"})
+        exchange.write(DATA[:5])
+        return True
+
+    spool.site.faults = [server.first(1, partial)]
+    assert spool.fetch() == len(DATA)
+
+
+def test_a_coding_that_was_not_asked_for_is_not_decoded(spool: Spool) -> None:
+    def gzipped(exchange: Exchange) -> bool:
+        exchange.head(200, {"Content-Encoding": "gzip", "Content-Length": "10"})
+        exchange.write(b"0123456789")
+        return True
+
+    spool.site.faults = [gzipped]
+    with pytest.raises(FetchUnavailable, match="content coding"):
+        spool.fetch()
+
+
+def test_redirects_end_and_lead_nowhere_but_to_http(spool: Spool) -> None:
+    spool.site.faults = [server.status(302, {"Location": "/blob"})]
+    with pytest.raises(FetchUnavailable, match="redirected more than 5 times"):
+        spool.fetch()
+    spool.site.faults = [server.status(302, {"Location": "file:///etc/passwd"})]
+    with pytest.raises(FetchUnavailable, match="redirects to 'file:"):
+        spool.fetch()
+
+
+def test_one_redirect_is_followed(spool: Spool) -> None:
+    spool.site.faults = [server.first(1, server.status(307, {"Location": f"{spool.site.url}/blob"}))]
+    assert spool.fetch() == len(DATA)
+
+
+def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> None:
+    release = threading.Event()
+    site.faults = [server.hang(release)]
+    with Child.start("device_agent.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+        try:
+            with pytest.raises(ChildTimeout):
+                Spool(child, tmp_path, site).fetch(deadline_s=0.5)
+        finally:
+            release.set()
+
+
+def test_a_slow_server_is_cut_with_its_progress_kept(site: Site, tmp_path: Path) -> None:
+    site.faults = [server.trickle(0.05)]
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    policy = JailPolicy(sockets="inet", read=NETWORK_FILES)
+    with Child.start("tests.agent.hasty_fetcher", policy, environment=environment) as child:
+        spool = Spool(child, tmp_path, site)
+        with pytest.raises(FetchUnavailable, match="less than 1000 bytes a second"):
+            spool.fetch(least=1000)
+    kept = spool.part.read_bytes()
+    assert kept
+    assert DATA.startswith(kept)
