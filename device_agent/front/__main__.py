@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from device_agent.front import metrics
 from device_agent.front.app import App, Limits
 from device_agent.front.channel import RequestChannel
 from device_agent.front.generations import Generation, Slot, Window
@@ -40,6 +41,7 @@ class FrontProcess:
             "window": self.window,
             "state": self.state,
             "facts": self.facts,
+            "metrics": self.tell_metrics,
         }
 
     async def run(self) -> None:
@@ -122,6 +124,12 @@ class FrontProcess:
         }
         return {"slots": slots, "connections": self._server.connections if self._server else 0}
 
+    def tell_metrics(self, _parent: Parent, message: Message) -> Value:
+        """The supervisor's own metrics, in the text format, to be told after the front's."""
+        assert self._app is not None
+        self._app.further_metrics = str(message.value["text"]).encode()
+        return {}
+
     def facts(self, _parent: Parent, _message: Message) -> Value:
         """What is loaded into this process, for tests and `status`."""
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
@@ -196,6 +204,7 @@ def _import_all(prepare: Callable[[], object] = lambda: None) -> None:
         server_for(nothing)
 
     asyncio.run(load())
+    metrics.open_statm()
     prepare()
 
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bundle.version import VERSION
+from device_agent.front import metrics
+from device_agent.front.described import index, statistics
 from device_agent.front.generations import RETRY_AFTER_S, Generation, Request, RequestFailed, Slot
 from device_agent.runtime import wire
 from device_agent.runtime.wire import NO_JSON
@@ -29,7 +31,7 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-EXTENSIONS: Final = ["binary_tensor_data"]
+EXTENSIONS: Final = ["binary_tensor_data", "statistics", "model_repository"]
 PLATFORM: Final = "onnxruntime_onnx"
 DECIMAL: Final = re.compile(rb"[0-9]{1,15}")
 JSON_TYPE: Final = (b"content-type", b"application/json")
@@ -67,6 +69,7 @@ class App:
 
     def __init__(self, limits: Limits, connections: Callable[[], int], on_work: Callable[[], None]) -> None:
         self.slots: dict[str, Slot] = {}
+        self.further_metrics = b""
         self._limits = limits
         self._connections = connections
         self._on_work = on_work
@@ -99,6 +102,11 @@ class App:
                     return await self._infer(scope, receive, self._slot(family), None)
                 case [family, "versions", version]:
                     return await self._infer(scope, receive, self._slot(family), version)
+        if parts == ["v2", "repository", "index"]:
+            _expect(scope, "POST")
+            return _json(200, index(self.slots.values()))
+        if parts[:2] == ["v2", "repository"]:
+            raise RequestFailed(403, "models are loaded by updates, not by requests")
         _expect(scope, "GET", "HEAD")
         return self._describe(parts)
 
@@ -111,6 +119,18 @@ class App:
             case ["v2", "health", "ready"]:
                 ready = bool(self.slots) and all(slot.is_ready for slot in self.slots.values())
                 return _json(200 if ready else 400, {"ready": ready})
+            case ["metrics"]:
+                return (
+                    200,
+                    [metrics.CONTENT_TYPE],
+                    metrics.render(self.slots, self._connections(), self.further_metrics),
+                )
+            case ["v2", "models", "stats"]:
+                return _json(200, statistics(self.slots.values(), None))
+            case ["v2", "models", family, "stats"]:
+                return _json(200, statistics([self._slot(family)], None))
+            case ["v2", "models", family, "versions", version, "stats"]:
+                return _json(200, statistics([self._slot(family)], version))
             case ["v2", "models", family]:
                 return _json(200, self._metadata(self._slot(family), None))
             case ["v2", "models", family, "versions", version]:
@@ -233,5 +253,5 @@ def _ready(family: str, generation: Generation | None) -> tuple[int, Headers, by
     return _json(200 if ready else 400, {"name": family, "ready": ready})
 
 
-def _json(status: int, value: Mapping[str, Any]) -> tuple[int, Headers, bytes]:
+def _json(status: int, value: object) -> tuple[int, Headers, bytes]:
     return status, [JSON_TYPE], json.dumps(value).encode()

@@ -23,6 +23,7 @@ from device_agent.runtime.wire import IN_FLIGHT, Answer
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
+MAX_VERSIONS_KEPT: Final = 8  # in the metrics: a device that updates for years must not grow
 
 
 class RequestFailed(Exception):
@@ -115,6 +116,16 @@ class Window:
             self.nan += answer.has_nan
             self.busy.add(answer.busy_us)
 
+    def merge(self, other: "Window") -> None:
+        """Count all of the other's too."""
+        self.requests += other.requests
+        self.client_errors += other.client_errors
+        self.errors += other.errors
+        self.nan += other.nan
+        self.crashes += other.crashes
+        self.busy.merge(other.busy)
+        self.total.merge(other.total)
+
 
 @dataclass(eq=False, slots=True)
 class Generation:
@@ -129,6 +140,7 @@ class Generation:
         leases: requests with the process.
         pinned: requests that wait for this generation, by version.
         drained: called once, when it is retired and its last lease is back.
+        past: counters from before the window.
     """
 
     number: int
@@ -141,6 +153,15 @@ class Generation:
     pinned: deque[Request] = field(default_factory=deque)
     drained: list[Callable[[], None]] = field(default_factory=list)
     is_retired: bool = False
+    past: Window = field(default_factory=lambda: Window(0.0))
+
+    @property
+    def lifetime(self) -> Window:
+        """Counters since it is here."""
+        out = Window(0.0)
+        out.merge(self.past)
+        out.merge(self.window)
+        return out
 
     @property
     def has_room(self) -> bool:
@@ -173,6 +194,8 @@ class Slot:
         self.generations: dict[int, Generation] = {}
         self.waiting: deque[Request] = deque()
         self.refused = 0
+        self.swaps = 0
+        self.past: dict[str, Window] = {}  # by version: what generations counted that are gone
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._clock = clock
@@ -187,6 +210,21 @@ class Slot:
     def is_idle(self) -> bool:
         """No request is here."""
         return not self.waiting and not any(g.leases or g.pinned for g in self.generations.values())
+
+    def lifetimes(self) -> dict[str, Window]:
+        """Counters by version, of what is here and what was; they never fall. At most MAX_VERSIONS_KEPT of the past."""
+        out: dict[str, Window] = {}
+        for version, window in (
+            *self.past.items(),
+            *((g.version, g.lifetime) for g in self.generations.values()),
+        ):
+            out.setdefault(version, Window(0.0)).merge(window)
+        return out
+
+    def _keep(self, version: str, window: Window) -> None:
+        self.past.setdefault(version, Window(0.0)).merge(window)
+        while len(self.past) > MAX_VERSIONS_KEPT:
+            del self.past[next(iter(self.past))]
 
     def submit(self, request: Request) -> None:
         """Dispatch a request or let it wait (rules 1 and 2).
@@ -217,7 +255,9 @@ class Slot:
         """The switch: from here on requests go to `generation`."""
         self.generations[generation.number] = generation
         if self.current is not generation:
+            generation.past.merge(generation.window)
             generation.window = Window(self._clock())
+            self.swaps += 1
             generation.is_retired = False
             self.current = generation
         self.pump()
@@ -312,6 +352,7 @@ class Slot:
             return
         if self.generations.get(generation.number) is generation:
             del self.generations[generation.number]
+            self._keep(generation.version, generation.lifetime)
         if generation.sender is not None:
             generation.sender.close()
             generation.sender = None

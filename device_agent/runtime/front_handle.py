@@ -177,6 +177,14 @@ class Front:
         request = {"family": family, "generation": generation}
         return WindowStats(**self._child.call("window", request, deadline_s=CALL_DEADLINE_S).value)
 
+    def tell_metrics(self, text: str) -> None:
+        """Further metrics for the front's `/metrics`, in Prometheus' text format; they replace what was told before.
+
+        Raises:
+            ChildDied, ChildTimeout: the front is gone.
+        """
+        self._child.call("metrics", {"text": text}, deadline_s=CALL_DEADLINE_S)
+
     def state(self) -> dict[str, Any]:
         """{"slots": {family: {current, ready, generations, waiting, refused}}, "connections": n}."""
         return self._child.call("state", deadline_s=CALL_DEADLINE_S).value

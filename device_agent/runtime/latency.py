@@ -29,6 +29,12 @@ class LatencyHistogram:
         self.count += 1
         self.total_us += duration_us
 
+    def merge(self, other: "LatencyHistogram") -> None:
+        """Count all of the other's too."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.count += other.count
+        self.total_us += other.total_us
+
     def quantile_us(self, share: float) -> int | None:
         """The duration that `share` (0 to 1) of the counted ones do not exceed, in microseconds; None without any."""
         if not self.count:

@@ -51,7 +51,9 @@ def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> 
         assert client.is_model_ready("toy")
         assert client.is_model_ready("toy", "1.0.1")
         assert not client.is_model_ready("toy", "9.9.9")
-        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
+        index = client.get_model_repository_index()
+        assert [(row["name"], row["version"], row["state"]) for row in index] == [("toy", "1.0.1", "READY")]
         metadata = client.get_model_metadata("toy")
         assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [4]}]
         assert metadata["versions"] == ["1.0.1"]
@@ -68,8 +70,45 @@ def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> 
                 "toy", [tensor], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
             )
             assert result.as_numpy("y").tolist() == [2, 4, 6, 8]
+        [row] = client.get_inference_statistics("toy", "1.0.1")["model_stats"]
+        assert row["inference_stats"]["success"]["count"] == 5
+        assert row["inference_stats"]["compute_infer"]["ns"] > 0
+        assert client.get_inference_statistics("toy", "9.9")["model_stats"] == []
+        with pytest.raises(triton.InferenceServerException, match="loaded by updates"):
+            client.unload_model("toy")
         client.close()
         process.stop()
+
+
+def test_metrics_add_up_over_a_swap() -> None:
+    with plain(scale(2.0)) as bundle, front() as served:
+        processes = [bundle.process(number) for number in (1, 2)]
+        for process in processes:
+            served.publish("toy", process)
+            served_value(served.address)
+            ask(served.address, b"{")
+        served.retire("toy", 1, 5)
+        served.publish("toy", processes[1])
+        served.tell_metrics("# TYPE airweights_swaps_total counter\nairweights_swaps_total 7\n")
+        connection = connect(served.address)
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        assert response.getheader("content-type", "").startswith("text/plain; version=0.0.4")
+        lines = response.read().decode().splitlines()
+        connection.close()
+        for version in ("1.0.1", "1.0.2"):
+            labels = f'family="toy",version="{version}"'
+            for code, count in (("2xx", 1), ("4xx", 1), ("5xx", 0)):
+                assert f'airweights_requests_total{{{labels},code="{code}"}} {count}' in lines
+            assert f'airweights_request_duration_seconds_bucket{{{labels},le="+Inf"}} 2' in lines
+            assert f"airweights_inference_duration_seconds_count{{{labels}}} 1" in lines
+        assert 'airweights_model_info{family="toy",version="1.0.2"} 1' in lines
+        assert 'airweights_switches_total{family="toy"} 2' in lines
+        assert "airweights_swaps_total 7" in lines
+        resident = next(line for line in lines if line.startswith("airweights_front_resident_bytes "))
+        assert 10e6 < float(resident.split()[1]) < 100e6
+        for process in processes:
+            process.stop()
 
 
 def test_large_tensors_go_and_come_as_bytes() -> None:

@@ -1,0 +1,146 @@
+"""The front's metrics in Prometheus' text format (version 0.0.4): base units, `_total` for what only grows.
+
+Labels are `family` and `version`; versions that are gone stay for a while (generations.MAX_VERSIONS_KEPT), so that a
+rate over a swap adds up.
+"""
+
+import os
+import resource
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from bundle.version import VERSION
+from device_agent.front.generations import Slot, Window
+from device_agent.runtime.latency import LatencyHistogram
+
+CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+# seconds; Prometheus' default buckets and two below, where small models are
+BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+Sample = tuple[str, str, float]  # suffix of the name, labels, value
+
+_statm = -1
+
+
+def open_statm() -> None:
+    """Before the jail: afterwards no file of /proc can be opened, and this one can still be read."""
+    global _statm
+    _statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def render(slots: Mapping[str, Slot], connections: int, further: bytes) -> bytes:
+    """All of it; `further` is the supervisor's."""
+    lines: list[str] = []
+    for name, kind, text, samples in _families(slots, connections):
+        lines += [f"# HELP airweights_{name} {text}", f"# TYPE airweights_{name} {kind}"]
+        lines += [f"airweights_{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in samples]
+    return ("\n".join(lines) + "\n").encode() + further
+
+
+def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+    counted = [
+        (slot, f'family="{slot.family}",version="{version}"', window)
+        for slot in slots.values()
+        for version, window in slot.lifetimes().items()
+    ]
+    yield "info", "gauge", "The software that serves.", [("", f'{{version="{VERSION}"}}', 1)]
+    yield "requests_total", "counter", "Inference requests answered, by class of status.", _by_code(counted)
+    yield (
+        "nan_answers_total",
+        "counter",
+        "Answers with NaN or infinity that the model made.",
+        [("", f"{{{labels}}}", window.nan) for _, labels, window in counted],
+    )
+    yield (
+        "model_process_crashes_total",
+        "counter",
+        "Deaths of a model process while it served.",
+        [("", f"{{{labels}}}", window.crashes) for _, labels, window in counted],
+    )
+    yield (
+        "request_duration_seconds",
+        "histogram",
+        "From a request's arrival to its answer.",
+        _histograms((labels, window.total) for _, labels, window in counted),
+    )
+    yield (
+        "inference_duration_seconds",
+        "histogram",
+        "In the model process, of successful requests.",
+        _histograms((labels, window.busy) for _, labels, window in counted),
+    )
+    yield (
+        "requests_refused_total",
+        "counter",
+        "Requests beyond the limits (503).",
+        [("", f'{{family="{slot.family}"}}', slot.refused) for slot in slots.values()],
+    )
+    yield (
+        "requests_in_flight",
+        "gauge",
+        "Requests with a model process.",
+        [
+            ("", f'{{family="{slot.family}"}}', sum(len(g.leases) for g in slot.generations.values()))
+            for slot in slots.values()
+        ],
+    )
+    yield (
+        "requests_waiting",
+        "gauge",
+        "Requests that wait for a model process.",
+        [("", f'{{family="{slot.family}"}}', len(slot.waiting)) for slot in slots.values()],
+    )
+    yield (
+        "switches_total",
+        "counter",
+        "Changes of the generation that serves, rollbacks included.",
+        [("", f'{{family="{slot.family}"}}', slot.swaps) for slot in slots.values()],
+    )
+    yield (
+        "model_info",
+        "gauge",
+        "The version that serves.",
+        [
+            ("", f'{{family="{slot.family}",version="{slot.current.version}"}}', 1)
+            for slot in slots.values()
+            if slot.current
+        ],
+    )
+    yield (
+        "model_ready",
+        "gauge",
+        "1 while a model process can answer.",
+        [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in slots.values()],
+    )
+    yield "connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    yield (
+        "front_cpu_seconds_total",
+        "counter",
+        "Processor time of the front.",
+        [("", "", usage.ru_utime + usage.ru_stime)],
+    )
+    if _statm >= 0:
+        pages = int(os.pread(_statm, 200, 0).split()[1])
+        yield (
+            "front_resident_bytes",
+            "gauge",
+            "Resident memory of the front.",
+            [("", "", pages * resource.getpagesize())],
+        )
+
+
+def _by_code(counted: Iterable[tuple[Slot, str, Window]]) -> Iterator[Sample]:
+    for _, labels, window in counted:
+        good = window.requests - window.client_errors - window.errors
+        for code, count in (("2xx", good), ("4xx", window.client_errors), ("5xx", window.errors)):
+            yield "", f'{{{labels},code="{code}"}}', count
+
+
+def _histograms(histograms: Iterable[tuple[str, LatencyHistogram]]) -> Iterator[Sample]:
+    for labels, histogram in histograms:
+        for bound_s in BOUNDS_S:
+            yield "_bucket", f'{{{labels},le="{bound_s:g}"}}', histogram.below(bound_s * 1e6)
+        yield "_bucket", f'{{{labels},le="+Inf"}}', histogram.count
+        yield "_sum", f"{{{labels}}}", histogram.total_us / 1e6
+        yield "_count", f"{{{labels}}}", histogram.count
