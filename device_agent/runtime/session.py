@@ -25,6 +25,7 @@ from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, Reque
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array, has_non_finite
 
+MAX_KNOWN_SHAPES: Final = 16
 MAX_THREADS: Final = 4  # beyond it small models get slower, and a device has other work to do
 QUIET: Final = 4  # onnxruntime's severity "fatal": what matters comes back as an exception
 
@@ -60,7 +61,7 @@ class LoadedModel:
     """
 
     def __init__(self, session: Any) -> None:
-        self._session = session
+        self.session = session
         self.inputs = _specs(session.get_inputs())
         self.outputs = _specs(session.get_outputs())
 
@@ -129,7 +130,7 @@ class LoadedModel:
         """
         names = [tensor.name for tensor in self.outputs] if outputs is None else list(outputs)
         try:
-            values = self._session.run(names, dict(inputs))
+            values = self.session.run(names, dict(inputs))
         except state.InvalidArgument as error:
             raise RequestInvalid(f"the model does not take these inputs: {_one_line(error)}") from error
         except (*ORT_ERRORS, ValueError, RuntimeError, MemoryError) as error:
@@ -138,6 +139,58 @@ class LoadedModel:
             if not isinstance(value, np.ndarray):
                 raise InferenceUnfit(f"output {name!r} is {type(value).__name__}, expected a tensor")
         return dict(zip(names, values, strict=True))
+
+
+class OutputBinding:
+    """Runs whose outputs land in memory of the caller's: no copy, where shapes are known from an earlier run.
+
+    Args:
+        model: to run.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._known: dict[object, tuple[tuple[str, Any, tuple[int, ...]], ...]] = {}
+
+    def expected(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None
+    ) -> tuple[tuple[str, Any, tuple[int, ...]], ...] | None:
+        """Name, dtype and shape of each output as the last run with inputs of these shapes gave them, or None."""
+        return self._known.get(_shapes_key(inputs, outputs))
+
+    def learn(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, found: Mapping[str, Array]) -> None:
+        """After a run by other means. A few kinds of requests are kept, the last ones."""
+        while len(self._known) >= MAX_KNOWN_SHAPES:
+            del self._known[next(iter(self._known))]
+        rows = tuple((name, array.dtype, array.shape) for name, array in found.items())
+        self._known[_shapes_key(inputs, outputs)] = rows
+
+    def run_into(self, inputs: Mapping[str, Array], targets: Mapping[str, Array]) -> bool:
+        """One inference into `targets`, each of the expected dtype and shape.
+
+        Returns:
+            False where the model gave other shapes this time; the targets are undefined then.
+
+        Raises:
+            InferenceUnfit.
+        """
+        binding = self._model.session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(array).reshape(array.shape))
+        for name, target in targets.items():
+            binding.bind_output(name, "cpu", 0, target.dtype, target.shape, target.ctypes.data)
+        try:
+            self._model.session.run_with_iobinding(binding)
+        except ORT_ERRORS as error:
+            if "shape" in str(error).lower():
+                self._known.clear()
+                return False
+            raise InferenceUnfit(f"inference failed: {_one_line(error)}") from error
+        return True
+
+
+def _shapes_key(inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> object:
+    return tuple((name, array.shape) for name, array in inputs.items()), None if outputs is None else tuple(outputs)
 
 
 def golden_of(bundle: BundleFds) -> tuple[GoldenSample, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from device_agent.errors import InferenceUnfit, RequestInvalid
 from device_agent.runtime import wire
-from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.session import LoadedModel, OutputBinding
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import ALIGNMENT, HEAD_BYTES, Head, Part, WireError
 
@@ -210,6 +210,7 @@ class TensorServer:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._binding = OutputBinding(model)
         self._arenas: dict[int, mmap.mmap] = {}
 
     def answer(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
@@ -232,8 +233,14 @@ class TensorServer:
                 self._arenas[number] = mmap.mmap(fds[0], input_bytes + output_bytes)
             memory = self._arenas[number]
         source = memoryview(memory) if memory is not None else body[json_bytes:]
-        outputs = self._model.run(_arrays(head["inputs"], source, 0), head["outputs"])
-        rows: list[Row] = []
+        inputs = _arrays(head["inputs"], source, 0)
+        if memory is not None and (rows := self._run_in_place(inputs, head["outputs"], memory, input_bytes)):
+            text = json.dumps({"outputs": rows, "in_arena": True}, separators=(",", ":")).encode()
+            return len(text), [text]
+        outputs = self._model.run(inputs, head["outputs"])
+        if memory is not None:
+            self._binding.learn(inputs, head["outputs"], outputs)
+        rows = []
         offset = 0
         for name, array in outputs.items():
             if array.dtype.kind not in "biuf":
@@ -251,6 +258,25 @@ class TensorServer:
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
                 parts += [flat, bytes(_aligned(array.nbytes) - array.nbytes)]
         return len(text), parts
+
+    def _run_in_place(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, memory: mmap.mmap, input_bytes: int
+    ) -> list[Row] | None:
+        expected = self._binding.expected(inputs, outputs)
+        if expected is None:
+            return None
+        rows: list[Row] = []
+        targets: dict[str, Array] = {}
+        offset = input_bytes
+        for name, dtype, shape in expected:
+            count = int(np.prod(shape))
+            end = offset + _aligned(count * dtype.itemsize)
+            if not count or dtype.kind not in "biuf" or end > len(memory):
+                return None
+            targets[name] = np.frombuffer(memory, dtype, count, offset).reshape(shape)
+            rows.append([name, dtype.str, shape, offset - input_bytes])
+            offset = end
+        return rows if self._binding.run_into(inputs, targets) else None
 
 
 def _arrays(rows: Sequence[Row], source: memoryview, start: int) -> dict[str, Array]:

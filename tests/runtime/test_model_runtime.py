@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from bundle.golden import GoldenUnfit
 from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, NothingToRollBack, RequestInvalid
 from device_agent.runtime import ModelRuntime, bundle_of
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
-from tests.runtime.bundles import floats, plain, scale
+from tests.runtime.bundles import floats, graph, plain, scale
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 BOTH = pytest.mark.parametrize("isolation", ["inproc", "worker"])
@@ -158,3 +159,14 @@ def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
         assert first(runtime) == 2.0
     with pytest.raises(ValueError, match="isolation 'x'"):
         ModelRuntime(isolation="x")
+
+
+def test_outputs_whose_size_depends_on_the_values_are_right_every_time() -> None:
+    nodes = [helper.make_node("NonZero", ["x"], ["y"])]
+    model = graph(nodes, [("x", "float32", ["n"])], [("y", "int64", [1, "k"])])
+    rng = np.random.default_rng(0)
+    with ModelRuntime(isolation="worker", threads=1) as runtime, plain(model) as bundle:
+        runtime.swap(bundle.fds)
+        for share in (0.5, 0.5, 0.9, 0.9, 0.1, 0.0):
+            x = (rng.random(50_000) < share).astype(np.float32)
+            assert np.array_equal(runtime.run({"x": x})["y"], [np.nonzero(x)[0]])
