@@ -214,7 +214,10 @@ def _loop(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
         seconds[step.name] = round(time.monotonic() - start, 3)
         if not draft.kept:
             why = "; ".join(f"{variant.name}: {variant.dropped}" for variant in draft.variants)
-            raise NoVariantLeft(f"no variant is left to release: {why}", remedy="add a variant with scheme = 'none'")
+            raise NoVariantLeft(
+                f"no variant is left to release: {why}",
+                remedy="mend what the reasons name; scheme = 'none' needs no gate, golden = 0 no golden vectors",
+            )
     return seconds
 
 

@@ -1,0 +1,105 @@
+"""Whatever kind of model somebody brings, without inputs: it is released, or told why not."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bundle.errors import AirweightsError
+from packager.errors import InputUnsupported, NoVariantLeft
+from packager.release import ReleaseReport, parse_release_file, run_release
+from packager.repository.repository import Repository
+from tests import models
+
+FLOAT = TensorProto.FLOAT
+
+RELEASE = """
+family = "any"
+version = "1.0.0"
+channels = ["stable"]
+model = "model.onnx"
+samples = 8
+[variants.fp32]
+[variants.int8]
+scheme = "int8"
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """Nothing is ever published to it."""
+    folder = tmp_path_factory.mktemp("any")
+    return Repository.create_with_new_keys(
+        folder / "repo", folder / "keys", None, families=["any"], cohort="default", insecure_plaintext=True
+    )
+
+
+def release(repository: Repository, folder: Path, model: onnx.ModelProto) -> ReleaseReport:
+    """All steps up to the diff."""
+    onnx.save(model, folder / "model.onnx")
+    (folder / "release.toml").write_text(RELEASE)
+    return run_release(parse_release_file(folder / "release.toml"), repository, [], until="diff")
+
+
+def one_node(op: str, output: onnx.ValueInfoProto, **attributes: int) -> onnx.ModelProto:
+    """A model of one operator on x: float32 [n, 8]."""
+    node = helper.make_node(op, ["x"], ["y"])
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", FLOAT, ["n", 8])], [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def slashes() -> onnx.ModelProto:
+    """Names as some exporters write them."""
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["in/x:0", "w"], ["out/y:0"])],
+        "g",
+        [helper.make_tensor_value_info("in/x:0", FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("out/y:0", FLOAT, ["batch", 64])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.recurrent("GRU"), models.branching(), models.mlp(opset=9), slashes()],
+    ids=["state", "if", "old", "/"],
+)
+def test_models_with_weights_have_both_variants(repository: Repository, tmp_path: Path, model: onnx.ModelProto) -> None:
+    assert set(release(repository, tmp_path, model).variants) == {"fp32", "int8"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.constant_answer(),
+        one_node("Cast", helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 8]), to=TensorProto.STRING),
+        one_node("NonZero", helper.make_tensor_value_info("y", TensorProto.INT64, None)),
+    ],
+    ids=["constant", "strings", "shape-of-its-own"],
+)
+def test_models_that_cannot_be_quantized_ship_as_they_are_with_the_reason(
+    repository: Repository, tmp_path: Path, model: onnx.ModelProto
+) -> None:
+    report = release(repository, tmp_path, model)
+    assert set(report.variants) == {"fp32"}
+    assert report.dropped["int8"]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (one_node("SplitToSequence", helper.make_tensor_sequence_value_info("y", FLOAT, None)), InputUnsupported),
+        (one_node("RandomUniformLike", helper.make_tensor_value_info("y", FLOAT, ["n", 8])), NoVariantLeft),
+    ],
+    ids=["sequence", "random"],
+)
+def test_models_that_cannot_be_released_are_told_why(
+    repository: Repository, tmp_path: Path, model: onnx.ModelProto, expected: type[AirweightsError]
+) -> None:
+    with pytest.raises(expected, match=r"'y'|differ"):
+        release(repository, tmp_path, model)

@@ -1,0 +1,109 @@
+"""A release that fails at any write to the repository leaves what devices see as it was, and the next try completes."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from keys.signers import signers_from
+from packager.release import parse_release_file, run_release
+from packager.repository.repository import Repository
+from tests import models
+from tests.packager.running import everything_in
+
+RELEASE = """
+family = "kws"
+version = "1.0.0"
+channels = ["stable"]
+model = "model.onnx"
+samples = 2
+golden = 0
+[variants.fp32]
+[rollout]
+"""
+
+WRITES = ("put_blob", "put_envelope", "stage_manifest", "stage_rollout", "sign", "publish")
+
+
+class Faulty:
+    """A repository whose n-th write fails: before it is done, or right after."""
+
+    def __init__(self, real: Repository, number: int, *, is_done_first: bool) -> None:
+        self._real, self._left, self._is_done_first = real, number, is_done_first
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._real, name)
+        if name not in WRITES:
+            return found
+
+        def write(*arguments: object) -> object:
+            self._left -= 1
+            if self._left:
+                return found(*arguments)
+            if self._is_done_first:
+                found(*arguments)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return write
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    """Keys lie beside it, unencrypted."""
+    onnx.save(models.mlp(), tmp_path / "model.onnx")
+    (tmp_path / "release.toml").write_text(RELEASE)
+    return Repository.create_with_new_keys(
+        tmp_path / "repo", tmp_path / "keys", None, families=["kws"], cohort="default", insecure_plaintext=True
+    )
+
+
+@pytest.mark.parametrize("is_done_first", [False, True], ids=["before", "after"])
+def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_first: bool) -> None:
+    plan = parse_release_file(tmp_path / "release.toml")
+    signers = signers_from(tmp_path / "keys", None)
+    before = everything_in(repository.published / "metadata")
+    number = 0
+    while True:
+        number += 1
+        faulty = Faulty(repository, number, is_done_first=is_done_first)
+        try:
+            report = run_release(plan, faulty, signers)
+        except OSError:
+            if is_done_first and number == len(WRITES):
+                break  # it was published before the fault: a release of that version is out
+            assert everything_in(repository.published / "metadata") == before
+            assert repository.is_staging_empty
+            assert not list((repository.root / "private").glob(".building-*"))
+        else:
+            assert report.is_published
+            break
+    assert number == len(WRITES) + (not is_done_first)
+    released = repository.manifest("kws", "1.0.0")
+    assert released is not None
+    assert repository.releases("kws") == (released,)
+
+
+def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository, tmp_path: Path) -> None:
+    class Interrupted(Faulty):
+        def __getattr__(self, name: str) -> Any:
+            if name == "sign":
+                raise KeyboardInterrupt
+            return super().__getattr__(name)
+
+    before = everything_in(repository.published / "metadata")
+    with pytest.raises(KeyboardInterrupt):
+        run_release(
+            parse_release_file(tmp_path / "release.toml"), Interrupted(repository, 100, is_done_first=False), []
+        )
+    assert everything_in(repository.published / "metadata") == before
+    assert repository.is_staging_empty
+
+
+def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository, tmp_path: Path) -> None:
+    repository.stage_registry()
+    faulty = Faulty(repository, 3, is_done_first=True)
+    with pytest.raises(OSError, match="No space"):
+        run_release(parse_release_file(tmp_path / "release.toml"), faulty, [])
+    assert not repository.is_staging_empty
