@@ -1,20 +1,207 @@
 """Updates by hand, without a daemon: from a repository on loopback to a sealed bundle that waits for the next start."""
 
-from device_agent.attempt import Outcome
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent.attempt import Ended, Outcome
+from device_agent.errors import NoSpaceUnavailable
+from device_agent.holdings import Pointers
 from device_agent.machine import State
+from device_agent.store import Store
+from tests.agent import server
 from tests.agent.lab import Device, Publisher
 from tests.agent.server import Site
+
+
+def _is(ended: Ended, outcome: Outcome, reason: str = "") -> None:
+    assert (ended.outcome, ended.reason) == (outcome, reason), ended.detail
+
+
+def _holds_1_0_0(device: Device, publisher: Publisher) -> None:
+    journal = device.journal()
+    assert journal.pointers.active == publisher.digest("1.0.0")
+    assert journal.state in (State.IDLE, State.ARMED)
+    journal.close()
 
 
 def test_a_first_update_stages_the_release_that_the_channel_offers(
     device: Device, publisher: Publisher, site: Site
 ) -> None:
     ended = device.update()
-    assert (ended.outcome, ended.reason) == (Outcome.STAGED, ""), ended.detail
+    _is(ended, Outcome.STAGED)
     assert ended.attempt.release == "1.0.0"
     assert ended.attempt.download_bytes == ended.attempt.full_bytes == site.bytes_sent("blobs/") > 0
     assert ended.attempt.states == ("checking", "fetching", "patching", "probing", "armed")
     journal = device.journal()
     assert journal.state is State.ARMED
-    assert journal.pointers.candidate == publisher.digest("1.0.0")
+    assert journal.pointers == Pointers(candidate=publisher.digest("1.0.0"))
     journal.close()
+    assert list((device.directory.root / "spool").iterdir()) == []
+
+
+def test_an_update_comes_as_a_patch_from_what_is_held(installed: Device, publisher: Publisher, site: Site) -> None:
+    publisher.offer("1.1.0")
+    ended = installed.update()
+    _is(ended, Outcome.STAGED)
+    assert 0 < ended.attempt.download_bytes == ended.attempt.patch_bytes < ended.attempt.full_bytes
+    assert installed.update().outcome is Outcome.STAGED
+    assert site.bytes_sent("blobs/") == ended.attempt.patch_bytes, "what is staged is not fetched again"
+
+
+def test_nothing_new_is_nothing_done(installed: Device, site: Site) -> None:
+    _is(installed.update(), Outcome.NOTHING_NEW)
+    assert site.bytes_sent("blobs/") == site.bytes_sent("envelopes/") == 0
+
+
+def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
+    installed: Device, publisher: Publisher, site: Site
+) -> None:
+    publisher.offer("1.1.0")
+    for path in publisher.blobs("1.1.0"):
+        data = bytearray((publisher.published / path).read_bytes())
+        data[len(data) // 2] ^= 1
+        site.faults.append(server.replaced(path, bytes(data)))
+    _is(installed.update(), Outcome.REFUSED, "digest-mismatch")
+    _holds_1_0_0(installed, publisher)
+    site.faults.clear()
+    _is(installed.update(), Outcome.STAGED)
+
+
+def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
+    installed: Device, publisher: Publisher, site: Site
+) -> None:
+    publisher.offer("1.1.0")
+    site.faults.append(server.below("envelopes/content", _flip))
+    _is(installed.update(), Outcome.REFUSED, "not-authentic")
+    site.faults.clear()
+    _is(installed.update(), Outcome.STAGED)
+
+
+def _flip(exchange: server.Exchange) -> bool:
+    exchange.data = exchange.data[:-1] + bytes([exchange.data[-1] ^ 1])
+    return False
+
+
+def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Site, tmp_path: Path) -> None:
+    stranger = Device.make(tmp_path / "stranger", site.url, publisher.root)
+    ended = stranger.update()
+    _is(ended, Outcome.UNAVAILABLE, "envelope-missing")
+    assert "this device is not in epoch 1" in ended.detail
+
+
+def test_an_unreachable_repository_leaves_everything_as_it_is(installed: Device, publisher: Publisher) -> None:
+    away = replace(installed.config, repository_url="http://127.0.0.1:9")
+    _is(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "fetch")
+    _holds_1_0_0(installed, publisher)
+
+
+def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
+    installed: Device, publisher: Publisher, site: Site
+) -> None:
+    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    _is(installed.update(), Outcome.UNFIT, "golden-mismatch")
+    sent = site.bytes_sent("blobs/")
+    _is(installed.update(), Outcome.REFUSED, "quarantined")
+    assert site.bytes_sent("blobs/") == sent
+    _holds_1_0_0(installed, publisher)
+    publisher.offer("1.1.0")
+    _is(installed.update(), Outcome.STAGED)
+
+
+def test_a_rollout_that_is_not_for_this_device_waits(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0", percent_bp=0)
+    ended = installed.update()
+    _is(ended, Outcome.WAITING, "not-eligible")
+    assert "not-in-percent" in ended.detail
+    publisher.offer("1.1.0", halted=True)
+    assert "halted" in installed.update().detail
+
+
+def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
+    installed: Device, publisher: Publisher
+) -> None:
+    publisher.offer("1.1.0")
+    _is(installed.update(), Outcome.STAGED)
+    publisher.withdraw("1.1.0")
+    _is(installed.update(), Outcome.REFUSED, "withdrawn")
+    _holds_1_0_0(installed, publisher)
+
+
+def test_metered_connections_have_a_limit(installed: Device, publisher: Publisher, site: Site) -> None:
+    publisher.offer("1.1.0")
+    metered = replace(installed.config.update, metered=True, metered_limit_bytes=10)
+    ended = installed.update(update=metered)
+    _is(ended, Outcome.UNAVAILABLE, "metered-limit")
+    assert site.bytes_sent("blobs/") == 0
+
+
+def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
+    installed: Device, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher.offer("1.1.0")
+    monkeypatch.setattr(Store, "free_bytes", lambda _self: 1000)
+    ended = installed.update()
+    _is(ended, Outcome.UNAVAILABLE, "no-space")
+    assert site.bytes_sent("blobs/") == 0
+    _holds_1_0_0(installed, publisher)
+
+
+def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(NoSpaceUnavailable, match=str(2**60)):
+        store.check_space(2**60)
+    store.check_space(1)
+
+
+def test_a_download_goes_on_after_the_agent_was_cut_off(installed: Device, publisher: Publisher, site: Site) -> None:
+    publisher.offer("1.1.0")
+    first = 500
+    site.faults = [server.below("blobs/", server.first(1, server.cut_after(first)))]
+    site.faults.append(server.below("blobs/", server.status(503)))
+    _is(installed.update(), Outcome.UNAVAILABLE, "fetch")
+    spooled = sum(path.stat().st_size for path in (installed.directory.root / "spool").glob("*.part"))
+    assert spooled == first
+    site.faults.clear()
+    ended = installed.update()
+    _is(ended, Outcome.STAGED)
+    assert ended.attempt.download_bytes == ended.attempt.patch_bytes - first
+
+
+def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    sealed = installed.directory.root / "store" / f"{publisher.digest('1.0.0')}.sealed"
+    data = bytearray(sealed.read_bytes())
+    for offset in range(2000, len(data), 500):
+        data[offset] ^= 1
+    sealed.write_bytes(data)
+    ended = installed.update()
+    _is(ended, Outcome.STAGED)
+    # the patch is in the spool already: it is cheapest to make its base anew, which heals the active bundle too
+    assert ended.attempt.states.count("patching") == 2
+    assert sealed.read_bytes() != bytes(data)
+    journal = installed.journal()
+    assert journal.remembered.damaged == ()
+    journal.close()
+
+
+def test_a_release_for_another_channel_or_variant_is_told_apart(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    _is(installed.update(channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
+    other = replace(installed.config.update, variant="int4")
+    ended = installed.update(update=other)
+    _is(ended, Outcome.REFUSED, "no-variant")
+    assert "the release has fp32" in ended.detail
+
+
+def test_a_pack_on_a_stick_is_taken_like_a_server(installed: Device, publisher: Publisher, tmp_path: Path) -> None:
+    publisher.offer("1.1.0")
+    ended = installed.update(repository_url=f"file://{publisher.published}")
+    _is(ended, Outcome.STAGED)
+
+
+def test_no_file_of_the_device_is_readable_by_others(installed: Device) -> None:
+    for path in installed.directory.root.rglob("*"):
+        if path.name not in ("device.json",) and not path.is_symlink():
+            assert path.parent == installed.directory.root or not path.parent.stat().st_mode & 0o077, path
