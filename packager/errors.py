@@ -34,6 +34,8 @@ AirweightsError
 │   └── BelowThreshold           below-threshold           too few keys of a role have signed
 ├── Refused
 │   ├── RepositoryDamaged        repository-damaged        a published or staged file is not what was signed
+│   ├── RequestReplayed          request-replayed          an old signing request, or a second one on the same base
+│   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
 │   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
 ├── Unavailable
@@ -289,6 +291,18 @@ class RepositoryDamaged(Refused):
     """A published or staged file is not what was signed."""
 
     reason = "repository-damaged"
+
+
+class RequestReplayed(Refused):
+    """A signing request that is older than what was signed last, or another one on the same base."""
+
+    reason = "request-replayed"
+
+
+class SignatureRefused(Refused):
+    """A signature that is not over the staged document, or by a key that may not sign it."""
+
+    reason = "signature-refused"
 
 
 class PublishConflict(Unavailable):

@@ -1,0 +1,226 @@
+"""Signing away from the build machine: who signs sees what it signs, whatever the build machine says."""
+
+import base64
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Targets
+
+from bundle.errors import DigestMismatchRefused, MalformedRefused, Refused
+from keys.errors import SignerNotInRole
+from keys.passphrase import ENVIRONMENT
+from packager.cli import main
+from packager.errors import NothingStaged, RequestReplayed, SignatureRefused
+from packager.repository.detached import Request, merge, parse_request, prepare, review, sign_request
+from packager.repository.rotation import replace_keys
+from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, rollout_of
+
+ROLE = f"release-{FAMILY}"
+
+
+def stage(shop: Shop, version: str = "1.1.0", counter: int = 2) -> Request:
+    manifest = shop.manifest(version, counter)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+    return prepare(shop.repository.layout, NOW_S)
+
+
+def online(shop: Shop) -> list[Any]:
+    return shop.signers_of("rollout-vision", "snapshot", "timestamp")
+
+
+def test_two_people_sign_and_the_build_machine_publishes(shop: Shop, device: TestDevice) -> None:
+    request = parse_request(stage(shop).as_bytes())
+    files = []
+    for number, signer in enumerate(shop.signers_of(ROLE)):
+        desk = shop.folder / f"desk-{number}"
+        reviewed = review(request, [signer.public_key], desk)
+        assert reviewed.roles == (ROLE,)
+        files.append(sign_request(request, reviewed, [signer], desk))
+    first = merge(shop.repository.layout, files[:1], online(shop), NOW_S)
+    assert not first.is_complete
+    assert merge(shop.repository.layout, files[1:], online(shop), NOW_S).is_complete
+    shop.repository.publish()
+    assert device.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_the_summary_says_what_changes_and_is_the_same_for_both(shop: Shop) -> None:
+    request = stage(shop)
+    one, other = shop.signers_of(ROLE)
+    first = review(request, [one.public_key], shop.folder / "a")
+    second = review(request, [other.public_key], shop.folder / "b")
+    assert first.digest == second.digest
+    text = "\n".join(first.lines)
+    assert "release-vision: version 2 -> 3" in text
+    assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2, floor 0, channels stable, variants fp32" in text
+    assert "FIRST TIME" in text
+    sign_request(request, first, [one], shop.folder / "a")
+    shop.publish()
+    again = review(stage(shop, "1.2.0", 3), [one.public_key], shop.folder / "a")
+    assert "FIRST TIME" not in "\n".join(again.lines)
+    assert "1.1.0" not in "\n".join(again.lines)
+
+
+def tampered(request: Request, change: Callable[[Targets], object]) -> Request:
+    document: Metadata[Targets] = Metadata.from_bytes(request.new[ROLE].to_bytes())
+    change(document.signed)
+    return replace(request, new={**request.new, ROLE: document})
+
+
+def test_a_build_machine_can_not_show_one_thing_and_have_another_signed(shop: Shop) -> None:
+    request = stage(shop)
+    keys = [signer.public_key for signer in shop.signers_of(ROLE)]
+    honest = review(request, keys, shop.folder / "desk")
+    name = f"bundles/{FAMILY}/1.1.0.json"
+    with pytest.raises(DigestMismatchRefused):
+        review(replace(request, contents={**request.contents, name: b"{}"}), keys, shop.folder / "desk")
+    with pytest.raises(MalformedRefused):
+        review(replace(request, contents={}), keys, shop.folder / "desk")
+    for change in (
+        lambda t: t.targets.pop(f"bundles/{FAMILY}/1.0.0.json"),
+        lambda t: t.unrecognized_fields.update({"x-new": 1}),
+        lambda t: setattr(t, "version", 4),
+        lambda t: setattr(t, "expires", t.expires.replace(year=2090)),
+    ):
+        assert review(tampered(request, change), keys, shop.folder / "desk").digest != honest.digest
+
+
+def test_a_lie_about_what_is_published_does_not_reach_who_signed_before(shop: Shop) -> None:
+    one = shop.signers_of(ROLE)[0]
+    desk = shop.folder / "desk"
+    first = stage(shop)
+    sign_request(first, review(first, [one.public_key], desk), [one], desk)
+    shop.publish()
+    honest = stage(shop, "1.2.0", 3)
+    lie = replace(honest, published={**honest.published, ROLE: honest.new[ROLE]})
+    assert review(lie, [one.public_key], desk).digest == review(honest, [one.public_key], desk).digest
+    assert "1.2.0" in "\n".join(review(lie, [one.public_key], desk).lines)
+
+
+def test_a_replayed_or_forked_request_is_refused(shop: Shop) -> None:
+    one = shop.signers_of(ROLE)[0]
+    desk = shop.folder / "desk"
+    old = stage(shop)
+    sign_request(old, review(old, [one.public_key], desk), [one], desk)
+    sign_request(old, review(old, [one.public_key], desk), [one], desk)
+    shop.repository.discard()
+    fork = stage(shop, "1.9.0", 9)
+    with pytest.raises(RequestReplayed) as refused:
+        review(fork, [one.public_key], desk)
+    assert refused.value.reason == "request-replayed"
+    assert any("REPLACES version 3" in line for line in review(fork, [one.public_key], desk, replace=True).lines)
+    shop.publish()
+    newer = stage(shop, "2.0.0", 10)
+    sign_request(newer, review(newer, [one.public_key], desk), [one], desk)
+    with pytest.raises(RequestReplayed):
+        review(old, [one.public_key], desk, replace=True)
+
+
+def test_keys_that_may_not_sign_are_told(shop: Shop) -> None:
+    request = stage(shop)
+    with pytest.raises(SignerNotInRole):
+        review(request, [CryptoSigner.generate_ed25519().public_key], shop.folder / "desk")
+    with pytest.raises(SignerNotInRole):
+        review(request, [shop.signers_of("root")[0].public_key], shop.folder / "desk")
+
+
+def test_signatures_of_something_else_are_not_merged(shop: Shop) -> None:
+    one = shop.signers_of(ROLE)[0]
+    request = stage(shop)
+    file = sign_request(request, review(request, [one.public_key], shop.folder / "a"), [one], shop.folder / "a")
+    layout = shop.repository.layout
+    value = json.loads(file)
+    row = value["signatures"][0]
+    stranger = CryptoSigner.generate_ed25519()
+    wrong = {
+        "repository": {**value, "repository_id": "0" * 64},
+        "role": {**value, "signatures": [{**row, "role": "fleet"}]},
+        "key": {**value, "signatures": [{**row, "key_id": stranger.public_key.keyid}]},
+        "signature": {**value, "signatures": [{**row, "signature": "00" * 64}]},
+    }
+    for changed in wrong.values():
+        with pytest.raises(SignatureRefused) as refused:
+            merge(layout, [json.dumps(changed).encode()], [], NOW_S)
+        assert refused.value.reason == "signature-refused"
+    shop.repository.stage_manifest(shop.manifest("1.2.0", 3))
+    prepare(layout, NOW_S)
+    with pytest.raises(SignatureRefused):
+        merge(layout, [file], [], NOW_S)
+
+
+def test_requests_and_signature_files_are_read_strictly(shop: Shop) -> None:
+    data = stage(shop).as_bytes()
+    value = json.loads(data)
+    for changed in (
+        {**value, "schema": "other"},
+        {**value, "extra": 1},
+        {**value, "new": {"../x": value["new"][ROLE]}},
+        {**value, "new": {ROLE: "no base64!"}},
+        {**value, "new": {ROLE: base64.b64encode(b"{}").decode()}},
+    ):
+        with pytest.raises(Refused):
+            parse_request(json.dumps(changed).encode())
+    for file in (b"", b"{}", data):
+        with pytest.raises(Refused):
+            merge(shop.repository.layout, [file], [], NOW_S)
+    shop.repository.discard()
+    with pytest.raises(NothingStaged):
+        prepare(shop.repository.layout, NOW_S)
+
+
+def test_a_new_root_is_signed_by_old_and_new_keys_apart(shop: Shop, device: TestDevice) -> None:
+    device.check(shop.published)
+    fresh = [*[CryptoSigner.generate_ed25519() for _ in range(2)], *[CryptoSigner.generate_mldsa() for _ in range(2)]]
+    replace_keys(shop.repository.layout, "root", [signer.public_key for signer in fresh])
+    request = prepare(shop.repository.layout, NOW_S)
+    files = []
+    for number, signer in enumerate([*shop.signers_of("root")[:3], *fresh[:3]]):
+        desk = shop.folder / f"desk-{number}"
+        reviewed = review(request, [signer.public_key], desk)
+        assert sum("key removed" in line for line in reviewed.lines) == 4
+        assert sum("key added" in line for line in reviewed.lines) == 4
+        files.append(sign_request(request, reviewed, [signer], desk))
+    assert merge(shop.repository.layout, files, online(shop), NOW_S).is_complete
+    shop.repository.publish()
+    assert device.check(shop.published).manifest.version == "1.0.0"
+
+
+def test_the_commands_sign_only_what_was_reviewed(
+    shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
+    manifest = shop.manifest("1.1.0", 2)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+
+    def run(*words: str, status: int = 0) -> dict[str, Any]:
+        code = main([*words, "--json"])
+        out, err = capfd.readouterr()
+        assert code == status, err
+        found: dict[str, Any] = json.loads(out if status == 0 else err)
+        return found
+
+    request = os.fspath(shop.folder / "request.json")
+    assert run("repo", "prepare", "-o", request)["documents"].keys() == {ROLE, "rollout-vision"}
+    signatures = []
+    for algorithm in ("ed25519", "ml-dsa-65"):
+        key = os.fspath(shop.keys / f"{ROLE}-{algorithm}-1.key")
+        desk = ["--memory", os.fspath(shop.folder / f"desk-{algorithm}")]
+        shown = run("repo", "sign", request, "--key", key, *desk)
+        assert shown["signatures"] is None
+        out = os.fspath(shop.folder / f"{algorithm}.signatures")
+        wrong = run("repo", "sign", request, "--key", key, *desk, "-o", out, "--expect", "0" * 64, status=2)
+        assert wrong["error"]["reason"] == "usage"
+        assert not Path(out).exists()
+        run("repo", "sign", request, "--key", key, *desk, "-o", out, "--expect", shown["digest"])
+        signatures.append(out)
+    assert run("repo", "merge", *signatures, "--keys", os.fspath(shop.keys))["complete"]
+    run("repo", "publish")
+    assert device.check(shop.published).manifest.version == "1.1.0"
