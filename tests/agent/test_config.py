@@ -1,0 +1,69 @@
+"""The configuration file: what it says, and how it is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent.config import Config, ServeSettings, UpdateSettings, load_config, parse_config, render_config
+from device_agent.errors import ConfigInvalid
+
+GOOD = 'directory = "d"\nrepository_url = "https://example.com/models/"\nfamily = "kws"\n'
+
+
+def _parse(text: str) -> Config:
+    return parse_config(text.encode(), where="config.toml", folder=Path("/etc/agent"))
+
+
+def test_what_is_not_said_has_its_default() -> None:
+    config = _parse(GOOD)
+    assert config == Config(Path("/etc/agent/d"), "https://example.com/models", "kws")
+
+
+def test_what_init_writes_is_read_back() -> None:
+    config = Config(
+        Path("/var/lib/a b"),
+        "http://127.0.0.1:8080",
+        "kws",
+        "beta",
+        "lab",
+        serve=ServeSettings('unix:/run/"x".sock'),
+        update=replace(UpdateSettings(), variant="int8"),
+    )
+    assert _parse(render_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "config.toml: key 'directory' is missing"),
+        (GOOD + "colour = 1", "unknown key 'colour'"),
+        (GOOD + "[update]\ncolour = 1", "unknown key 'update.colour'"),
+        (GOOD + "[colour]", "unknown key 'colour'"),
+        (GOOD + "[update]\npoll_interval_s = 0", "update.poll_interval_s is 0, expected an integer from 1 to 2592000"),
+        (GOOD + "[update]\npoll_interval_s = true", "update.poll_interval_s is True, expected an integer"),
+        (GOOD + "[update]\nautomatic = 1", "update.automatic is 1, expected true or false"),
+        (GOOD + "update = 1", "update is 1, expected a table"),
+        (GOOD + '[serve]\nlisten = "tcp:0.0.0.0:80"', "serve.listen is 'tcp:0.0.0.0:80', expected"),
+        (GOOD.replace("https", "ftp"), "repository_url is 'ftp://example.com/models/', expected"),
+        (GOOD.replace('"kws"', '"K W S"'), "family is 'K W S', expected"),
+        (GOOD + "directory = 1", "not TOML"),
+        ("\udc80", "not TOML"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong_and_where(text: str, words: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        parse_config(text.encode("utf-8", "surrogateescape"), where="config.toml", folder=Path("/"))
+    assert words in caught.value.message
+    assert caught.value.message.startswith("config.toml: ")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"nothing\.toml: No such file"):
+        load_config(tmp_path / "nothing.toml")
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("#" * 70_000)
+    with pytest.raises(ConfigInvalid, match="longer than 65536 bytes"):
+        load_config(tmp_path / "c.toml")

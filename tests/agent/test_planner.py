@@ -1,0 +1,134 @@
+"""The planner: cheapest paths, policy, variants. Pure values."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bundle.files import BundleDigest, BundleFile
+from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
+from device_agent.planner import DeviceFacts, Edge, Policy, choose_variant, edges_of, misfit, plan_update
+
+FACTS = DeviceFacts("x86_64", frozenset({"avx2"}), "1.32.0", 10**9, frozenset({"delta", "typed"}))
+POLICY = Policy(max_chain=3)
+SPEC = TensorSpec("x", "float32", (1,))
+
+
+def variant(name: str, *patches: PatchEntry, **requires: Any) -> Variant:
+    files = (BundleFile("model.onnx", "model", 1000, name.encode().hex().ljust(64, "0")),)
+    return Variant(
+        Requirements(**requires), files, patches, "0" * 64, Contract((SPEC,), (SPEC,)), Health(), Quantization()
+    )
+
+
+def patch(base: BundleDigest | None, size: int, *, features: tuple[str, ...] = (), memory: int = 0) -> PatchEntry:
+    return PatchEntry(base, "typed", features, f"{size:064x}", size, size, memory)
+
+
+def manifest(version: str, counter: int, **variants: Variant) -> Manifest:
+    return Manifest("kws", version, counter, 0, ("stable",), "0.1", "2026-01-01T00:00:00Z", tuple(variants.items()))
+
+
+A, B, C = (variant(name).digest for name in "abc")
+
+
+def edges(*patches: tuple[str, PatchEntry]) -> list[Edge]:
+    """One manifest a target."""
+    out = []
+    for name in {name for name, _ in patches}:
+        entries = [entry for target, entry in patches if target == name]
+        out += edges_of(manifest("1.0.0", 1, fp32=variant(name, *entries)), 1)
+    return out
+
+
+def sizes(known: list[Edge], held: set[BundleDigest], target: BundleDigest = C, **changes: Any) -> list[int]:
+    spooled = changes.pop("spooled", {})
+    plan = plan_update(target, known, frozenset(held), spooled, FACTS, replace(POLICY, **changes))
+    return [step.entry.size for step in plan.steps]
+
+
+WAYS = edges(("c", patch(None, 1000)), ("c", patch(B, 100)), ("c", patch(A, 300)), ("b", patch(A, 150)))
+
+
+def test_what_is_held_is_not_fetched() -> None:
+    plan = plan_update(C, WAYS, frozenset({C}), {}, FACTS, POLICY)
+    assert (plan.steps, plan.fetch_bytes, plan.storage_bytes) == ((), 0, 0)
+
+
+def test_the_cheapest_path_wins_whatever_its_length() -> None:
+    assert sizes(WAYS, set()) == [1000]
+    assert sizes(WAYS, {B}) == [100]
+    assert sizes(WAYS, {A}) == [150, 100]
+    assert sizes(WAYS, {A}, max_chain=1) == [300]
+
+
+def test_between_equal_costs_the_shorter_path_wins() -> None:
+    assert sizes(edges(("c", patch(A, 250)), ("c", patch(B, 100)), ("b", patch(A, 150))), {A}) == [250]
+
+
+def test_what_lies_in_the_spool_counts_as_fetched() -> None:
+    assert sizes(WAYS, {A}, spooled={f"{300:064x}": 299}) == [300]
+
+
+def test_a_plan_says_what_it_takes() -> None:
+    plan = plan_update(C, WAYS, frozenset({A}), {f"{100:064x}": 40}, FACTS, POLICY)
+    assert (plan.fetch_bytes, plan.patch_bytes, plan.full_bytes) == (210, 250, 1000)
+    assert plan.storage_bytes > plan.fetch_bytes + 2 * 1000
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (patch(A, 10, features=("quantum",)), "decoder feature 'quantum'"),
+        (patch(A, 10, memory=2 * 10**9), "2000000000 bytes of memory"),
+        (patch(B, 10), "no published patch leads to bundle"),
+    ],
+)
+def test_a_patch_that_this_device_can_not_apply_is_no_path(entry: PatchEntry, words: str) -> None:
+    with pytest.raises(NoPathUnavailable, match=words):
+        plan_update(C, edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
+
+
+def test_patches_that_go_in_a_circle_end() -> None:
+    with pytest.raises(NoPathUnavailable):
+        sizes(edges(("c", patch(B, 1)), ("b", patch(C, 1))), {A})
+
+
+def test_a_metered_connection_has_its_limit() -> None:
+    with pytest.raises(MeteredUnavailable, match="takes 250 bytes, the metered limit is 249"):
+        sizes(WAYS, {A}, metered_limit_bytes=249)
+    assert sizes(WAYS, {A}, metered_limit_bytes=250) == [150, 100]
+
+
+def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits() -> None:
+    big = replace(variant("a"), files=(BundleFile("model.onnx", "model", 9000, "1" * 64),))
+    release = manifest("1.0.0", 1, fp32=big, int8=variant("b"), int4=variant("c", cpu_features=("amx",)))
+    assert choose_variant(release, "auto", FACTS, None)[0] == "int8"
+    assert choose_variant(release, "auto", FACTS, "fp32")[0] == "fp32"
+    assert choose_variant(release, "auto", FACTS, "int4")[0] == "int8"
+    assert choose_variant(release, "fp32", FACTS, "int8")[0] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("requires", "words"),
+    [
+        ({"arch": ("aarch64",)}, "made for aarch64, this is x86_64"),
+        ({"cpu_features": ("avx2", "vnni")}, "processor features vnni"),
+        ({"onnxruntime_min": "1.33"}, "needs onnxruntime 1.33, this is 1.32.0"),
+        ({"onnxruntime_below": "1.32"}, "needs onnxruntime below 1.32, this is 1.32.0"),
+        ({"memory_bytes": 10**9 + 1}, "1000000001 bytes of memory"),
+    ],
+)
+def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: str) -> None:
+    assert words in misfit(Requirements(**requires), FACTS)
+    release = manifest("1.0.0", 1, fp32=variant("a", **requires))
+    for wanted in ("auto", "fp32"):
+        with pytest.raises(NoVariantRefused, match=words):
+            choose_variant(release, wanted, FACTS, None)
+
+
+def test_runtime_versions_compare_by_number() -> None:
+    assert not misfit(Requirements(onnxruntime_min="1.9"), FACTS)
+    assert not misfit(Requirements(onnxruntime_min="1.32"), FACTS)
+    assert not misfit(Requirements(onnxruntime_min="1.32"), replace(FACTS, runtime="1.32.0rc1"))
