@@ -8,8 +8,9 @@ Rules:
 4. An envelope is sealed to one device, for one repository, cohort and epoch.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from keys.files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_com
 
 FOLDER: Final = "cohorts"
 BATCH: Final = 256  # devices a task: some 50 ms of work
+AHEAD: Final = 4  # batches a process
 PARALLEL_FROM: Final = 1024  # below it, starting processes takes longer than the work
 
 
@@ -131,9 +133,14 @@ def _sealed(
             yield seal_batch(private.value, cohort, repository_id, batch)
         return
     with ProcessPoolExecutor(workers) as pool:
-        tasks = [pool.submit(seal_batch, private.value, cohort, repository_id, batch) for batch in _batches(devices)]
-        for task in tasks:
-            yield task.result()
+        ahead: deque[Future[list[tuple[str, bytes]]]] = deque()
+        for batch in _batches(devices):
+            ahead.append(pool.submit(seal_batch, private.value, cohort, repository_id, batch))
+            # a bounded window: a million devices' envelopes do not wait in memory for the disk
+            if len(ahead) > AHEAD * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _batches(devices: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -8,6 +8,7 @@ Rules:
 3. Revoking marks the device; it loses access with the next epoch, which the officer begins.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,11 @@ def begin_epoch(
         current,
         repository.repository_id,
         devices,
-        repository.put_envelope,
+        lambda relative, envelope: repository.put_envelope(relative, envelope, is_synced=False),
         workers=workers,
         progress=progress,
     )
+    os.sync()
     repository.stage_cohort(current)
     return EpochReport(cohort, current.epoch, made)
 

@@ -89,21 +89,23 @@ class Layout:
         return self.published / "envelopes" / relative
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Rule 1."""
+def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
+    """Rule 1. `is_synced` False only for many files at once, with one `os.sync` after the last of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     try:
         with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+            os.fchmod(file.fileno(), 0o644)
+            if is_synced:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if is_synced:
+        sync_folder(path.parent)
 
 
 def copy_in(source: Path, folder: Path) -> tuple[Path, str]:

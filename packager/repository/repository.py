@@ -222,12 +222,15 @@ class Repository:
         sync_folder(place.parent)
         return sha256
 
-    def put_envelope(self, relative: str, data: bytes) -> None:
-        """Put an envelope below `envelopes/`. Raises StagingInvalid for a path that leaves it."""
+    def put_envelope(self, relative: str, data: bytes, *, is_synced: bool = True) -> None:
+        """Put an envelope below `envelopes/`. Raises StagingInvalid for a path that leaves it.
+
+        `is_synced` False is for many at once; the caller then ends with one `os.sync`.
+        """
         parts = Path(relative).parts
         if not parts or any(part in ("..", "/") or part.startswith(".") for part in parts):
             raise StagingInvalid(f"envelope path {relative!r} is not a plain relative path")
-        write_file(self._layout.envelope(relative), data)
+        write_file(self._layout.envelope(relative), data, is_synced=is_synced)
 
     def stage_manifest(self, manifest: Manifest) -> None:
         """Stage a release, or one that is listed with more patches.
