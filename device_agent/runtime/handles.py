@@ -2,7 +2,7 @@
 
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.front_handle import Front, ServeConfig, WindowStats
-from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
+from device_agent.runtime.model_handle import GenerationSpec, ModelProcess, Standby
 from device_agent.runtime.probing import ProbeBaseline, ProbeReport, probe
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ProbeBaseline",
     "ProbeReport",
     "ServeConfig",
+    "Standby",
     "WindowStats",
     "probe",
     "sealed_memfd",

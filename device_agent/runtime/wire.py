@@ -5,7 +5,7 @@ A frame is a head of HEAD_BYTES ‖ padding ‖ body. Rules:
    after the padding, and the message is the head alone.
 2. The padding puts what follows the JSON part of a request at a multiple of ALIGNMENT, so that a tensor that is sent as
    bytes can be used where it lies.
-3. The front sends at most IN_FLIGHT requests before it has an answer: the second waits in the socket, so that the
+3. The front sends at most IN_FLIGHT requests before it has an answer: the others wait in the socket, so that the
    model process is never idle between two, and a dying process takes no more than IN_FLIGHT requests with it.
 4. The front trusts nothing that comes back: sizes are bounded, and a memfd is read, never mapped (its owner could cut
    it under a reader). A frame that breaks a rule ends the channel.
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-MAX_INLINE_BYTES: Final = 64 * 1024  # two of them fit the kernel's default socket buffer of 208 KiB
-IN_FLIGHT: Final = 2
+MAX_INLINE_BYTES: Final = 64 * 1024  # three of them fit the kernel's default socket buffer of 208 KiB
+IN_FLIGHT: Final = 4
 ALIGNMENT: Final = 64  # a cache line, and the widest vector load of onnxruntime's kernels
 NO_JSON: Final = 0xFFFFFFFF  # the whole body is JSON, or there is no body
 

@@ -107,7 +107,7 @@ def test_a_request_keeps_its_generation_through_a_switch() -> None:
     assert (answered_by(before), answered_by(after)) == (1, 2)
 
 
-def test_no_more_than_two_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
+def test_no_more_than_a_few_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
     bench = Bench()
     first = bench.publish(1)
     requests = [bench.request() for _ in range(IN_FLIGHT + 2)]
@@ -136,9 +136,9 @@ def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
     assert bench.publish(1).inbox == requests[:IN_FLIGHT]
     for _ in requests:
         bench.answer(1)
-    assert [answered_by(request) for request in requests] == [1, 1, 1]
+    assert [answered_by(request) for request in requests] == [1] * len(requests)
     window = bench.slot.generations[1].window
-    assert (window.requests, window.crashes, window.errors) == (3, 1, 0)
+    assert (window.requests, window.crashes, window.errors) == (len(requests), 1, 0)
 
 
 def test_a_request_that_kills_two_processes_fails() -> None:
@@ -186,7 +186,7 @@ def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
     bench.slot.give_up()
     for _ in requests:
         bench.answer(1)
-    assert [answered_by(request) for request in requests] == [1, 1, 1]
+    assert [answered_by(request) for request in requests] == [1] * len(requests)
 
 
 def test_a_retired_generation_drains_and_takes_nothing_new() -> None:

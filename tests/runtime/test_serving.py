@@ -17,7 +17,7 @@ from onnx import helper
 
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
 from device_agent.runtime.front_handle import listen_on
-from device_agent.runtime.handles import Front, ModelProcess
+from device_agent.runtime.handles import Front, ModelProcess, Standby
 from tests import hostile_models as hostile
 from tests.runtime.bundles import floats, front, graph, plain, scale
 from tests.runtime.load import INFER, REQUEST, Load, ask, connect
@@ -255,15 +255,45 @@ def test_no_request_is_lost_when_the_model_process_is_killed_and_restarted() -> 
 
 def test_a_standby_takes_over_from_a_killed_process() -> None:
     with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process, standby = bundle.process(1), bundle.process(1)
+        process, standby = bundle.process(1), Standby.start()
         served.publish("toy", process)
         with Load(served.address) as load:
             load.wait_for(20)
             process.kill()
-            served.publish("toy", standby)
+            process = ModelProcess.start(bundle.fds, bundle.spec(1), standby=standby)
+            served.publish("toy", process)
             load.wait_for(20)
         assert load.failed == {}
-        standby.stop()
+        assert process.pid == standby.child.pid
+        process.stop()
+        assert not standby.alive()
+        again = ModelProcess.start(bundle.fds, bundle.spec(1), standby=standby)
+        assert again.pid != standby.child.pid
+        again.stop()
+        unused = Standby.start()
+        unused.stop()
+        assert not unused.alive()
+
+
+def test_bodies_that_fill_the_request_channel_are_all_answered() -> None:
+    size = 15_000
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [size], "data": [1] * size}]}).encode()
+    with plain(scale(2.0, size="n")) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        statuses: list[int] = []
+
+        def send() -> None:
+            for _ in range(10):
+                statuses.append(ask(served.address, body)[0])
+
+        clients = [threading.Thread(target=send) for _ in range(8)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        assert statuses == [200] * 80
+        process.stop()
 
 
 def test_a_model_that_fails_is_an_error_of_the_model_and_of_no_other_request() -> None:
