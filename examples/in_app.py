@@ -1,0 +1,71 @@
+"""A model inside an app, replaced while the app goes on calling it; no server, no socket.
+
+    python examples/in_app.py OLD.onnx NEW.onnx [--isolation worker]
+
+A worker thread calls the model all the time. The main thread swaps OLD for NEW, shows what the calls noticed, and goes
+back. With `--isolation worker` each model lives in a jailed process of its own.
+"""
+
+import argparse
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from device_agent.runtime import ModelRuntime, bundle_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("--isolation", choices=["inproc", "worker"], default="inproc")
+    arguments = parser.parse_args()
+    old, new = bundle_of(arguments.old), bundle_of(arguments.new)
+    calls: Counter[int] = Counter()
+    slowest_s = 0.0
+    stop = threading.Event()
+    with ModelRuntime(isolation=arguments.isolation, threads=1) as runtime:
+        runtime.swap(old)
+        inputs = zeros_for(arguments.old)
+
+        def keep_calling() -> None:
+            nonlocal slowest_s
+            while not stop.is_set():
+                before = time.perf_counter()
+                with runtime.lease() as lease:  # `runtime.run(inputs)` does the same where the number is of no interest
+                    lease.run(inputs)
+                slowest_s = max(slowest_s, time.perf_counter() - before)
+                calls[lease.generation] += 1
+
+        caller = threading.Thread(target=keep_calling)
+        caller.start()
+        time.sleep(1)
+        report = runtime.swap(new)
+        time.sleep(1)
+        back = runtime.rollback()
+        time.sleep(1)
+        stop.set()
+        caller.join()
+    print(f"swap: {report.load_s * 1e3:.1f} ms to load, {report.publish_s * 1e6:.0f} us to switch; back to {back}")
+    print(f"calls by generation: {dict(calls)}; slowest call {slowest_s * 1e3:.1f} ms")
+    old.close()
+    new.close()
+
+
+def zeros_for(model: Path) -> dict[str, np.ndarray]:
+    """An input of zeros; a size that may vary is 1. An app has its own data instead."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(uint8)": np.uint8}
+    return {
+        value.name: np.zeros([size if isinstance(size, int) else 1 for size in value.shape], dtypes[value.type])
+        for value in session.get_inputs()
+    }
+
+
+if __name__ == "__main__":
+    main()
