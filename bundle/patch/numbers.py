@@ -54,6 +54,9 @@ class Cursor:
 
     def varint(self) -> int:
         """Rule 1. Raises PatchCorruptRefused."""
+        if self.position < len(self.data) and self.data[self.position] < 0x80:
+            self.position += 1
+            return self.data[self.position - 1]
         number = shift = 0
         for _ in range(MAX_BYTES):
             byte = self.byte()

@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
+from bundle.patch.keyed import KEYS, Keying, Pattern, group_elements
 from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.predict import Prediction, periodic, turn_signs
 from bundle.patch.sections import write_section
-from bundle.patch.typed import KEYS, Flag, Prediction, group_elements, turn_signs
+from bundle.patch.typed import Flag
 
 PCODEC_LEVEL: Final = 8
 ZSTD_LEVEL: Final = 12
@@ -77,28 +79,60 @@ def residual_of(target: Signed, prediction: Prediction | None, kind: ElementType
     return residual
 
 
+@dataclass(frozen=True, slots=True)
+class Period:
+    """That elements at the same place of a period behave alike: positions of a kernel, columns, input channels.
+
+    Attributes:
+        inner: elements next to each other that share a place.
+        count: places.
+    """
+
+    inner: int
+    count: int
+
+
 def write_keyed(
-    residual: Signed, prediction: Prediction | None, kind: ElementType, sub_log: int, effort: Effort
-) -> bytes:
-    """The data of the coder KEYED.
+    residual: Signed,
+    prediction: Prediction | None,
+    kind: ElementType,
+    sub_log: int,
+    effort: Effort,
+    period: Period | None = None,
+    phase: int = 0,
+) -> tuple[bytes, bytes]:
+    """The data of the coder KEYED: its tables, and its parts.
 
     Args:
         sub_log: base-two logarithm of a sub-block's elements.
+        phase: index of the first element in its tensor.
     """
     count = len(residual)
     fields = exponents(prediction.bits, kind) if prediction is not None and kind.is_float else None
-    classes = _classes(residual, fields, kind, sub_log, has_prediction=prediction is not None)
+    magnitude = _magnitude(residual, fields, kind, has_prediction=prediction is not None)
+    pattern = None
+    head = b""
+    if period is not None:
+        pattern = _pattern(magnitude, period, phase % (period.inner * period.count), is_log=prediction is None)
+        place = periodic(pattern.steps, pattern.inner, pattern.phase, count)
+        if prediction is None:
+            magnitude -= place / np.float32(4)
+        else:
+            magnitude *= _half_octaves(place)
+        head = varint(pattern.inner) + varint(pattern.phase) + write_section(pattern.steps.tobytes(), effort.zstd_level)
+    classes = _classes(magnitude, sub_log, has_prediction=prediction is not None)
     offset = _offset(classes, fields, sub_log, count)
-    groups = group_elements(prediction, kind, classes, sub_log, offset, count, is_float_keyed=fields is not None)
-    head = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level)
+    keying = Keying(classes, sub_log, offset, pattern, fields is not None)
+    groups = group_elements(prediction, kind, keying, count)
+    tables = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level) + head
     used = residual if groups.order is None else residual[groups.order]
     starts = [0, *groups.ends[:-1]]
-    return head + b"".join(write_part(used[a:b], effort) for a, b in zip(starts, groups.ends, strict=False))
+    return tables, b"".join(write_part(used[a:b], effort) for a, b in zip(starts, groups.ends, strict=False))
 
 
-def keyed_flags(prediction: Prediction | None, kind: ElementType) -> Flag:
+def keyed_flags(prediction: Prediction | None, kind: ElementType, period: Period | None) -> Flag:
     """The flags that go with `write_keyed`."""
-    flags = Flag(0)
+    flags = Flag(0) if period is None else Flag.PATTERN
     if prediction is not None and kind.is_float:
         flags |= Flag.EXPONENT
     if prediction is not None and prediction.nearness is not None:
@@ -106,20 +140,42 @@ def keyed_flags(prediction: Prediction | None, kind: ElementType) -> Flag:
     return flags
 
 
-def _classes(
-    residual: Signed, fields: npt.NDArray[np.int16] | None, kind: ElementType, sub_log: int, *, has_prediction: bool
-) -> npt.NDArray[np.uint8]:
-    count = len(residual)
+def _magnitude(
+    residual: Signed, fields: npt.NDArray[np.int16] | None, kind: ElementType, *, has_prediction: bool
+) -> npt.NDArray[np.float32]:
+    """How large each residual is, in units that do not depend on the exponent; without a prediction its logarithm."""
+    if not has_prediction:
+        return _exponent_of(residual, kind)
+    magnitude = np.abs(residual.astype(np.float32))
+    if fields is not None:
+        middle = int(np.median(fields[:: max(1, len(fields) // 1024)]))
+        magnitude *= _powers(fields - np.int16(middle))
+    return magnitude
+
+
+def _pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, is_log: bool) -> Pattern:
+    """Steps that make elements at all places of the period alike, on the average."""
+    index = periodic(np.arange(period.count), period.inner, phase, len(magnitude))
+    sums = np.bincount(index, weights=magnitude, minlength=period.count)
+    means = sums / np.maximum(np.bincount(index, minlength=period.count), 1)
+    if is_log:
+        steps = np.rint(4 * (means - magnitude.mean()))
+    else:
+        overall = max(float(means.max()), 1e-30)
+        steps = np.rint(2 * np.log2(np.maximum(means, overall * 2.0**-50) / overall))
+    return Pattern(np.clip(steps, -100, 100).astype(np.int8), period.inner, phase)
+
+
+def _half_octaves(steps: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+    table = np.exp2(-np.arange(-128, 128) / 2).astype(np.float32)
+    out: npt.NDArray[np.float32] = table[steps.astype(np.int16) + 128]
+    return out
+
+
+def _classes(magnitude: npt.NDArray[np.float32], sub_log: int, *, has_prediction: bool) -> npt.NDArray[np.uint8]:
+    count = len(magnitude)
     size = min(1 << sub_log, count)
     blocks = -(-count // size)
-    if has_prediction:
-        magnitude = np.abs(residual.astype(np.float32))
-        if fields is not None:
-            # Bits of float32 2^(field - middle): the residual in units that do not depend on the exponent.
-            middle = int(np.median(fields[:: max(1, count // 1024)]))
-            magnitude *= _powers(fields - np.int16(middle))
-    else:
-        magnitude = _exponent_of(residual, kind)
     padded = np.zeros(blocks * size, np.float32)
     padded[:count] = magnitude
     sums = padded.reshape(blocks, size).sum(axis=1, dtype=np.float64)

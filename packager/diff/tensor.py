@@ -6,6 +6,7 @@ Rules:
 3. A tensor of more than `SLICE_ELEMENTS` elements is encoded slice by slice, so that memory does not follow its size.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from bundle.patch.container import Op, frame_bytes
 from bundle.patch.elements import BY_NAME, Bits, Doubles, ElementType, Signed, ordered
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.parameters import ONE, Factor, ParameterKind, Parameters
+from bundle.patch.predict import Prediction, parameter_prediction
 from bundle.patch.sections import write_section
 from bundle.patch.single_thread import single_threaded
-from bundle.patch.typed import Coder, Flag, Prediction, Predictor, parameter_prediction
+from bundle.patch.typed import Coder, Flag, Predictor
 from packager.diff.fit import (
     MIN_ELEMENTS,
     Fit,
@@ -36,6 +38,7 @@ from packager.diff.fit import (
 from packager.diff.pack import (
     ONE_CLASS,
     Effort,
+    Period,
     keyed_flags,
     residual_of,
     write_keyed,
@@ -50,6 +53,7 @@ SLICE_ELEMENTS: Final = 1 << 22
 SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE: Final = 4096
 LEFT_BYTES: Final = 1 << 19  # of a LEFT frame in the decoder
+MAX_PERIOD: Final = 1 << 13
 SUB_LOGS: Final = (6, 8, 11, ONE_CLASS)
 NEAR_BELOW_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
 FITTED: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
@@ -135,6 +139,7 @@ class _Plan:
     sub_log: int
     is_near: bool
     name: str
+    period: Period | None = None
 
 
 class _Tensor:
@@ -153,10 +158,24 @@ class _Tensor:
         self.count = len(self.target)
 
     def sample(self) -> list[slice]:
+        """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
         if self.count <= SAMPLE_PIECES * SAMPLE_PIECE:
             return [slice(0, self.count)]
         step = (self.count - SAMPLE_PIECE) // (SAMPLE_PIECES - 1)
-        return [slice(i * step, i * step + SAMPLE_PIECE) for i in range(SAMPLE_PIECES)]
+        length = max((period.inner * period.count for period in self.periods()), default=1)
+        starts = [i * step - (i * step - i * SAMPLE_PIECE) % length for i in range(SAMPLE_PIECES)]
+        return [slice(start, start + SAMPLE_PIECE) for start in starts]
+
+    def periods(self) -> list[Period]:
+        """Places that may matter: those of a kernel, input channels, columns."""
+        shape = self.job.shape
+        row = math.prod(shape[1:])
+        if len(shape) < 2 or shape[0] < 2 or row > MAX_PERIOD or row < 2 or self.count < 4 * row:
+            return []
+        kernel = math.prod(shape[2:])
+        if kernel == 1:
+            return [Period(1, row)]
+        return [period for period in (Period(1, kernel), Period(kernel, shape[1])) if period.count > 1]
 
 
 def block_elements(dtype: str) -> int:
@@ -206,6 +225,11 @@ def _choose(tensor: _Tensor) -> _Plan:
             trial = packer.keyed(best.fit, sub_log, is_near=best.is_near) + fit_bits
             if trial < cost:
                 best, cost = replace(best, sub_log=sub_log), trial
+        for period in tensor.periods():
+            for sub_log in {best.sub_log, ONE_CLASS}:
+                trial = packer.keyed(best.fit, sub_log, is_near=best.is_near, period=period) + fit_bits
+                if trial < cost * 0.99:
+                    best, cost = replace(best, sub_log=sub_log, period=period), trial
         trial = packer.planes(best.fit, is_near=best.is_near) + fit_bits
         if trial < cost * 0.98:
             best, cost = replace(best, coder=Coder.PLANES), trial
@@ -234,10 +258,14 @@ class _Sampler:
         above = np.concatenate([part.is_above for part in parts if part.is_above is not None])
         return Prediction(bits, nearness, above)
 
-    def keyed(self, fit: Fit | None, sub_log: int, *, is_near: bool) -> float:
+    def keyed(self, fit: Fit | None, sub_log: int, *, is_near: bool, period: Period | None = None) -> float:
         prediction = self.prediction(fit, is_near=is_near)
         residual = residual_of(self.goal, prediction, self.tensor.kind)
-        return 8.0 * len(write_keyed(residual, prediction, self.tensor.kind, sub_log, self.effort))
+        tables, parts = write_keyed(residual, prediction, self.tensor.kind, sub_log, self.effort, period)
+        # A period's table does not grow with the block, unlike the classes of sub-blocks.
+        block = min(block_elements(self.tensor.kind.name), self.tensor.count)
+        share = len(self.goal) / block if period is not None and sub_log == ONE_CLASS else 1.0
+        return 8.0 * (len(tables) * share + len(parts))
 
     def planes(self, fit: Fit | None, *, is_near: bool) -> float:
         residual = residual_of(self.goal, self.prediction(fit, is_near=is_near), self.tensor.kind)
@@ -246,7 +274,7 @@ class _Sampler:
     def without_base(self, coder: Coder, sub_log: int) -> float:
         kind = self.tensor.kind
         if coder is Coder.KEYED:
-            return 8.0 * len(write_keyed(self.goal, None, kind, sub_log, self.effort))
+            return 8.0 * sum(map(len, write_keyed(self.goal, None, kind, sub_log, self.effort)))
         if coder is Coder.PLAIN:
             return 8.0 * len(write_part(self.goal, self.effort))
         bits = np.concatenate([self.tensor.target[piece] for piece in self.pieces])
@@ -359,8 +387,8 @@ def _block(tensor: _Tensor, plan: _Plan, start: int, end: int) -> bytes:
     if tensor.job.is_transposed and prediction is not None:
         flags |= Flag.TRANSPOSED
     if coder is Coder.KEYED:
-        flags |= keyed_flags(prediction, kind)
-        data = write_keyed(residual, prediction, kind, plan.sub_log, effort)
+        flags |= keyed_flags(prediction, kind, plan.period)
+        data = b"".join(write_keyed(residual, prediction, kind, plan.sub_log, effort, plan.period, start))
     elif coder is Coder.PLAIN:
         data = write_part(residual, effort)
     else:
@@ -410,7 +438,7 @@ def _coder_name(plan: _Plan, effort: Effort) -> str:
     if plan.coder is Coder.PLANES:
         return "planes"
     kind = "keyed" if plan.coder is Coder.KEYED else "plain"
-    near = ", near" if plan.is_near else ""
+    near = (", near" if plan.is_near else "") + (", by place" if plan.period is not None else "")
     return f"{kind} {'pcodec' if effort.with_pcodec else 'planes'}{near}"
 
 

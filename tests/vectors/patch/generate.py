@@ -114,6 +114,12 @@ def part(numbers: list[int], coder: int = 1) -> bytes:
     return bytes([coder]) + varint(len(body)) + body
 
 
+def byte_part(residual: bytes) -> bytes:
+    """A part of elements of one byte, as planes."""
+    body = planes(residual)
+    return b"\x01" + varint(len(body)) + body
+
+
 def gain(bits: list[int], inner: int = 1, count: int | None = None) -> bytes:
     head = b"\x01" + varint(len(bits) if count is None else count) + varint(inner)
     return frame_bytes(Op.PARAM, head + varint(len(bits)) + part(bits))
@@ -318,6 +324,43 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
             )
         ),
     ),
+    "good-typed-keyed-by-place": (
+        None,
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 8],
+                b"\x00\x05"
+                + write_section(b"\x01")
+                + b"\x01\x03"
+                + write_section(b"\x00\x02\xff")
+                + byte_part(DIFFERENCE),
+            )
+        ),
+    ),
+    "typed-pattern-empty": (
+        "patch-corrupt",
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 8],
+                b"\x00\x05" + write_section(b"\x01") + b"\x01\x00" + write_section(b"") + byte_part(DIFFERENCE),
+            )
+        ),
+    ),
+    "typed-pattern-of-zero-elements": (
+        "patch-corrupt",
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 8],
+                b"\x00\x05" + write_section(b"\x01") + b"\x00\x00" + write_section(b"\x00") + byte_part(DIFFERENCE),
+            )
+        ),
+    ),
+    "typed-exponent-of-integers": (
+        "patch-corrupt",
+        lambda: after_a(
+            typed_b([U8, BASE_, 2, 4], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE)),
+        ),
+    ),
     "typed-feature-not-named": (
         "patch-feature",
         lambda: patch(COPY_A, TYPED_B, header=replace(HEADER, features=("stream",))),
@@ -325,7 +368,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "typed-unknown-type": ("patch-corrupt", lambda: after_a(typed_b([12, BASE_, 0, 0], planes(DIFFERENCE)))),
     "typed-unknown-predictor": ("patch-corrupt", lambda: after_a(typed_b([U8, 4, 0, 0], planes(DIFFERENCE)))),
     "typed-unknown-coder": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 3, 0], planes(DIFFERENCE)))),
-    "typed-unknown-flag": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 8], planes(DIFFERENCE)))),
+    "typed-unknown-flag": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 16], planes(DIFFERENCE)))),
     "typed-near-without-arithmetic": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 2], planes(DIFFERENCE)))),
     "typed-trailing-byte": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE) + b"\0"))),
     "typed-segments-longer-than-frame": (
