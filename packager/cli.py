@@ -59,6 +59,7 @@ class LazyGroup(click.Group):
 COMMANDS: Final[Mapping[str, LazyCommand]] = {
     "release": LazyCommand("packager.commands.release", "release", "Make a release from a release.toml: all steps."),
     "bundle": LazyCommand("packager.commands.bundle", "bundle", "Build, diff, apply, inspect and verify bundles."),
+    "patch": LazyCommand("packager.commands.patch", "patch", "Add patches to a release that is out."),
     "quantize": LazyCommand("packager.commands.quantize", "quantize_command", "Quantize a model, behind a gate."),
     "compare": LazyCommand("packager.commands.quantize", "compare_command", "Compare a model with its teacher."),
     "repo": LazyCommand("packager.commands.repo", "repo", "Make, sign, publish and look after a repository."),

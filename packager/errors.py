@@ -22,6 +22,7 @@ AirweightsError
 │   ├── NotRecognised            not-recognised            no manifest, patch, blob, envelope, rollout or bundle
 │   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
 │   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
+│   ├── TooManyPatches           too-many-patches          more than a manifest may name
 │   ├── VersionTaken             version-taken             the version was released before
 │   ├── NoSuchPlace              no-such-place             a file or folder that was named is not there
 │   ├── OutputExists             output-exists             what would be written is there already
@@ -207,6 +208,12 @@ class BaseMissing(Invalid):
     """A base to diff from was not released, or its plain bundle is no longer here."""
 
     reason = "base-missing"
+
+
+class TooManyPatches(Invalid):
+    """More patches than a manifest may name."""
+
+    reason = "too-many-patches"
 
 
 class VersionTaken(Invalid):

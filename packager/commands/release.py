@@ -18,12 +18,14 @@ PATH: Final = click.Path(path_type=Path)
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
+@click.option("--from", "bases", multiple=True, help="Patch from this version, instead of what the file says.")
 @click.option("--until", help="Stop after this step: `sign` stages it for others to sign and publish.")
 @click.option("--dry-run", is_flag=True, help="Stop after diff: show all sizes, change nothing.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
 @JSON_OPTION
 def release(
     release_file: Path,
+    bases: tuple[str, ...],
     uris: tuple[str, ...],
     repo: Path,
     key_dir: Path | None,
@@ -42,6 +44,7 @@ def release(
     """
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import ExitStack
+    from dataclasses import replace
 
     from packager.errors import UsageInvalid
     from packager.release import STEP_NAMES, parse_release_file, run_release
@@ -53,6 +56,8 @@ def release(
     if last not in STEP_NAMES:
         raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
     plan = parse_release_file(release_file)
+    if bases:
+        plan = replace(plan, bases=bases)
     repository = Repository.open(repo)
     if last == "publish" and not uris and key_dir is None:
         raise UsageInvalid(

@@ -50,6 +50,7 @@ def test_repository_and_rollouts(here: Path) -> None:
     check("rollout-change", done("rollout", "halt", "kws", "stable", *keys).json)
     check("rollout-status", done("rollout", "status", *repo).json)
     assert site.release("1.1.0.toml").code == 0
+    check("patch-add", done("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
     check("repo-withdraw", done("repo", "withdraw", "kws", "1.0.0", *repo).json)
     check("repo-discard", done("repo", "discard", *repo).json)
     check("repo-collect-garbage", done("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json)

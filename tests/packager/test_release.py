@@ -11,14 +11,15 @@ from bundle.envelope import CONTENT_KEY, EnvelopeContext, check_commitment, enve
 from bundle.files import bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.golden import read_golden
-from bundle.manifest import Manifest, Variant, parse_manifest
+from bundle.manifest import Manifest, Variant
 from bundle.patch.apply import apply_patch
 from keys.cohorts import load_private
 from keys.errors import CohortUnknown
 from keys.signers import signers_from
 from packager.diff.directory import DirectoryBase, DirectoryTarget, open_bundle
-from packager.errors import BaseMissing, GateFailed, GateInconclusive, NoVariantLeft, VersionTaken
+from packager.errors import BaseMissing, GateFailed, GateInconclusive, NoVariantLeft, UnknownVariant, VersionTaken
 from packager.model_package import open_package
+from packager.patches import add_patches
 from packager.release import ReleaseReport, parse_release_file, run_release
 from packager.repository.repository import Repository
 from packager.workspace import Workspace
@@ -64,11 +65,13 @@ class Bench:
         return run_release(parse_release_file(place), self.repository, self.signers, until=until)
 
     def manifest(self, version: str) -> Manifest:
-        """As it is published."""
-        (path,) = (self.repository.published / "targets" / "bundles" / "kws").glob(f"*.{version}.json")
-        data = path.read_bytes()
-        assert path.name == f"{hashlib.sha256(data).hexdigest()}.{version}.json"
-        return parse_manifest(data)
+        """As it is published, under the name that its digest gives it."""
+        listed = self.repository.manifest("kws", version)
+        assert listed is not None
+        data = listed.as_bytes()
+        name = f"{hashlib.sha256(data).hexdigest()}.{version}.json"
+        assert (self.repository.published / "targets" / "bundles" / "kws" / name).read_bytes() == data
+        return listed
 
     def content_key(self, manifest: Manifest, name: str, variant: Variant) -> Secret:
         """The way of a device: its cohort's private key, the envelope, the commitment."""
@@ -197,6 +200,36 @@ def test_an_unknown_cohort_is_told_before_anything_is_written(shared: Bench) -> 
     before = everything_in(shared.repository.root)
     with pytest.raises(CohortUnknown, match="garage"):
         shared.release("1.2.0", WHOLE + 'cohorts = ["garage"]\n', seed=2)
+    assert everything_in(shared.repository.root) == before
+
+
+def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(bench: Bench, tmp_path: Path) -> None:
+    body = WHOLE.replace("[rollout]", "[patches]\nfrom = 0\n[rollout]")
+    bench.release("1.0.0", body)
+    bench.release("1.1.0", body, seed=0)
+    (bench.folder / "labels.txt").write_text("a\nb\nc\n")
+    bench.release("1.2.0", body, seed=0)
+    before = bench.manifest("1.2.0")
+    added = add_patches(bench.repository, "kws", "1.2.0", ["1.0.0", "1.1.0"], variants=["fp32"])
+    assert {row.version for row in added} == {"1.0.0", "1.1.0"}
+    bench.repository.sign(bench.signers)
+    bench.repository.publish()
+    after = bench.manifest("1.2.0")
+    assert after.digest_without_patches() == before.digest_without_patches()
+    old = bench.install(bench.manifest("1.0.0"), "fp32", None, tmp_path / "old")
+    new = bench.install(after, "fp32", old, tmp_path / "new")
+    assert (new / "labels" / "labels.txt").read_text() == "a\nb\nc\n"
+    assert add_patches(bench.repository, "kws", "1.2.0", ["1.0.0"], variants=["fp32"]) == ()
+    assert bench.repository.is_staging_empty
+
+
+def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    for version, base in (("9.0.0", "1.0.0"), ("1.1.0", "9.0.0")):
+        with pytest.raises(BaseMissing, match=r"kws 9\.0\.0"):
+            add_patches(shared.repository, "kws", version, [base])
+    with pytest.raises(UnknownVariant, match="int4"):
+        add_patches(shared.repository, "kws", "1.1.0", ["1.0.0"], variants=["int4"])
     assert everything_in(shared.repository.root) == before
 
 

@@ -1,0 +1,69 @@
+"""`packager patch …`: more patches for a release that is out; a thin shell over packager.patches."""
+
+from pathlib import Path
+
+import click
+
+from bundle.console import print_result
+from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
+
+
+@click.group("patch")
+def patch() -> None:
+    """Add patches to a release that is out."""
+
+
+@patch.command("add")
+@click.argument("family")
+@click.argument("version")
+@click.option("--from", "bases", multiple=True, required=True, help="A released version; several times for several.")
+@click.option("--variant", "variants", multiple=True, help="Only this variant; several times for several.")
+@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def add_command(
+    family: str,
+    version: str,
+    bases: tuple[str, ...],
+    variants: tuple[str, ...],
+    jobs: int,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make patches to VERSION of FAMILY from other releases. The release itself stays what it was.
+
+    With --keys the result is signed and published, without it is staged for others to sign.
+
+    Exit status: 0 done (also if nothing was to add), 2 wrong input or a key is missing, 3 the workspace is damaged,
+    4 not available now.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import ExitStack
+
+    from packager.commands.release import ConsoleReporter
+    from packager.patches import add_patches
+    from packager.repository.repository import Repository
+
+    repository = Repository.open(repo)
+    signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
+    with ExitStack() as stack:
+        executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
+        reporter = None if as_json else ConsoleReporter()
+        added = add_patches(repository, family, version, bases, variants=variants, reporter=reporter, executor=executor)
+    published = None
+    if added and signers is not None:
+        repository.sign(signers)
+        published = repository.publish()
+    lines = [f"{row.variant} from {row.version}: {row.entry.size:,} bytes ({row.entry.codec})" for row in added]
+    state = "nothing to add" if not added else "published" if published is not None else "staged: sign and publish it"
+    result = {
+        "family": family,
+        "version": version,
+        "added": [row.as_json() for row in added],
+        "published": published.as_json() if published is not None else None,
+    }
+    print_result(result, as_json=as_json, text="\n".join([*lines, state]))
