@@ -109,7 +109,7 @@ class Worker:
     def swap(self, bundle: BundleFds) -> float:
         self._number += 1
         spec = GenerationSpec("m", self._number, f"1.{self._number}", "benchmark", None, threads=self._threads)
-        self._resident.append(ModelProcess.start(bundle, spec))
+        self._resident.append(ModelProcess.start(bundle, spec, in_background=True))
         publish_s = self._front.publish("m", self._resident[-1])
         if len(self._resident) > 2:
             self._drop(0)

@@ -58,7 +58,9 @@ class Switchboard:
             contract=variant.contract,
             threads=self._config.serve.threads,
         )
-        return ModelProcess.start(fds, spec, self._jail)
+        # what nobody waits for does not take the processor from requests; after a crash everybody waits
+        is_serving = self._published is not None and self._published.alive()
+        return ModelProcess.start(fds, spec, self._jail, in_background=is_serving)
 
     def publish(self, generation: int, process: Process) -> int:
         """Requests go there from now on. Returns microseconds that the switch took within the front."""

@@ -14,7 +14,7 @@ from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.model_process"
 LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
-LOADING_NICE: Final = 15
+LOADING_NICE: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -66,18 +66,13 @@ class Standby:
     It holds some 45 MiB. Made by `start`, used once by `ModelProcess.start(..., standby=...)`.
     """
 
-    def __init__(self, child: Child, nice: int | None) -> None:
+    def __init__(self, child: Child) -> None:
         self.child = child
-        self.nice = nice
 
     @classmethod
     def start(cls, jail: JailPolicy | None = None) -> "Standby":
         """Raises Unavailable: no process can be started, or no jail."""
-        jail = jail or JailPolicy()
-        if not _may_lower_niceness():
-            return cls(Child.start(MODULE, jail), None)
-        nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice
-        return cls(Child.start(MODULE, replace(jail, nice=jail.nice + LOADING_NICE)), nice)
+        return cls(Child.start(MODULE, jail or JailPolicy()))
 
     def alive(self) -> bool:
         """It can be used."""
@@ -112,17 +107,19 @@ class ModelProcess:
         jail: JailPolicy | None = None,
         *,
         standby: Standby | None = None,
+        in_background: bool = False,
         deadline_s: float = LOAD_DEADLINE_S,
     ) -> "ModelProcess":
-        """Load a bundle's model in a new process and warm it on the golden inputs; where this process may change
-        niceness back, at a low priority, so that requests to the running model do not feel it.
+        """Load a bundle's model in a new process and warm it on the golden inputs.
 
         Args:
             bundle: still the caller's; it can be closed afterwards.
             spec: of the generation.
             jail: of the process.
             standby: to use instead of a new process, with the jail that it has; a dead one is as none. It is this
-                process's from here on. The loading is not slowed down then: whoever has a standby is in a hurry.
+                process's from here on.
+            in_background: start, load and warm at a low priority, so that requests to the running model do not feel it;
+                only where this process may take niceness back (CAP_SYS_NICE).
             deadline_s: for loading and warming.
 
         Raises:
@@ -130,13 +127,14 @@ class ModelProcess:
             Refused: the golden vectors are malformed.
             Unavailable: no process can be started, or no jail.
         """
-        is_urgent = standby is not None and standby.alive()
-        fresh = standby if standby is not None and is_urgent else Standby.start(jail)
-        child, nice = fresh.child, fresh.nice
+        jail = jail or JailPolicy()
+        nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
+        if standby is not None and standby.alive():
+            child = standby.child
+        else:
+            child = Child.start(MODULE, jail if nice is None else replace(jail, nice=jail.nice + LOADING_NICE))
         value, fds = bundle.as_message()
         try:
-            if nice is not None and is_urgent:
-                child.set_nice(nice)
             loaded = child.call("load", {**spec.as_json(), "bundle": value}, fds, deadline_s=deadline_s)
             if nice is not None:
                 child.set_nice(nice)

@@ -285,7 +285,7 @@ class _Worker:
         self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
         self._bundle = _duplicate(bundle)
         self._restarting = threading.Lock()
-        self._start()
+        self._start(in_background=True)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
         client = self._client
@@ -296,7 +296,7 @@ class _Worker:
                 if self._client is client:
                     self._process.kill()
                     client.close()
-                    self._start()
+                    self._start(in_background=False)
             return self._client.run(inputs, outputs)
 
     def close(self) -> None:
@@ -304,8 +304,8 @@ class _Worker:
         self._process.stop()
         self._bundle.close()
 
-    def _start(self) -> None:
-        self._process = ModelProcess.start(self._bundle, self._spec)
+    def _start(self, *, in_background: bool) -> None:
+        self._process = ModelProcess.start(self._bundle, self._spec, in_background=in_background)
         self._client = TensorClient(self._process.channel)
 
 
