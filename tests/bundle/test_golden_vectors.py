@@ -87,4 +87,5 @@ def test_a_wrong_answer_is_named(name: str, answer: np.ndarray | None, message: 
 
 def test_relative_rms_of_a_golden_that_is_all_zero_is_not_a_division_by_zero() -> None:
     assert relative_rms(np.zeros(3, np.float32), np.zeros(3, np.float32)) == 0.0
-    assert relative_rms(np.ones(3, np.float32), np.zeros(3, np.float32)) > 1e6
+    assert relative_rms(np.ones(3, np.float32), np.zeros(3, np.float32)) > 1e5
+    assert relative_rms(np.full(3, 1e-9, np.float32), np.zeros(3, np.float32)) < 0.01
