@@ -116,7 +116,7 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
 
 
 def relative_rms(answer: Array, golden: Array) -> float:
-    """RMS(answer - golden) / max(RMS(golden), SMALL), over the elements where the golden is finite; 0 for equal arrays."""
+    """RMS(answer - golden) / max(RMS(golden), SMALL), where the golden is finite; 0 for equal arrays."""
     a, g = answer.astype(np.float64), golden.astype(np.float64)
     finite = np.isfinite(g)
     if not finite.any():
