@@ -14,7 +14,7 @@ from device_agent.facts import device_facts, runtime_version
 from device_agent.journal import Journal
 from device_agent.machine import State
 from device_agent.prober import Prober
-from device_agent.recovery import recover
+from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
 from device_agent.store import Store
 from device_agent.update import Agent, run_update
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 def update_once(config: Config, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
     """One update; a new release is armed for the next start. Raises BusyUnavailable, PausedUnavailable, Bug."""
     device = DeviceDirectory(config.directory)
-    with _journal(device) as journal:
+    with _journal(config) as journal:
         if journal.remembered.paused:
             raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
         store, bars = Store(device.root), {"fetch": progress_bar("fetch")}
@@ -45,8 +45,7 @@ def update_once(config: Config, progress_bar: Callable[[str], Progress]) -> dict
 
 def roll_back_once(config: Config) -> dict[str, Any]:
     """Move the pointers; the next start serves the previous release. Raises NothingToRollBack, BelowFloorRefused."""
-    device = DeviceDirectory(config.directory)
-    with _journal(device) as journal:
+    with _journal(config) as journal:
         pointers, remembered = journal.pointers, journal.remembered
         active = journal.holding(pointers.active)
         floor = (remembered.floor_epoch, remembered.floor_counter)
@@ -57,23 +56,25 @@ def roll_back_once(config: Config) -> dict[str, Any]:
 
 def set_paused(config: Config, *, is_paused: bool) -> dict[str, Any]:
     """Remember it for the next start."""
-    with _journal(DeviceDirectory(config.directory)) as journal:
+    with _journal(config) as journal:
         journal.remember(lambda before: replace(before, paused=is_paused))
     return {"paused": is_paused}
 
 
 def forgive_once(config: Config, digest: str | None) -> dict[str, Any]:
     """Clear the quarantine of one bundle, or all of it."""
-    with _journal(DeviceDirectory(config.directory)) as journal:
+    with _journal(config) as journal:
         return {"forgiven": journal.forgive(None if digest is None else BundleDigest(digest))}
 
 
 @contextmanager
-def _journal(device: DeviceDirectory) -> Iterator[Journal]:
+def _journal(config: Config) -> Iterator[Journal]:
     """The journal for writing, recovered."""
+    device = DeviceDirectory(config.directory)
     device.check_initialised()
     with device.locked():
-        journal = Journal(device.journal)
+        store = Store(device.root)
+        journal = open_journal(device, store, lambda: Errands(config, device, store))
         try:
             if journal.state is not State.IDLE:
                 recover(journal, runtime_version())

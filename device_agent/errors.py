@@ -27,6 +27,7 @@ AirweightsError
 │   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
 │   ├── JournalUnavailable      journal                 the state database does not open
 │   ├── SlowUnavailable         too-slow-server         a transfer below the configured rate; what came is kept
+│   │   └── JournalDamaged      journal-damaged         its bytes are not as they were written; it is made anew
 │   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
 │   ├── DeviceUnavailable       system                  the operating system refuses: a full disk, an I/O error
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
@@ -201,6 +202,12 @@ class DeviceUnavailable(Unavailable):
     """The operating system refuses: an error of the medium, a read-only file system."""
 
     reason = "system"
+
+
+class JournalDamaged(JournalUnavailable):
+    """The state database's bytes are not as they were written."""
+
+    reason = "journal-damaged"
 
 
 class ChildDied(Unavailable):

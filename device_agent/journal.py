@@ -8,7 +8,7 @@ Rules:
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -44,6 +44,10 @@ class Journal:
     def close(self) -> None:
         """Release the file."""
         self._records.close()
+
+    def check(self) -> None:
+        """Read every record. Raises JournalDamaged."""
+        self._records.check()
 
     # what is
 
@@ -241,9 +245,11 @@ class Journal:
                 self._records.put("machine", "remembered", after.as_json())
         return after
 
-    def point(self, pointers: Pointers) -> None:
-        """Set all pointers: healing, and a fall back to the previous bundle."""
+    def rebuild(self, holdings: Iterable[Holding], pointers: Pointers) -> None:
+        """Fill an empty journal with what other stores still know."""
         with self._records.transaction():
+            for holding in holdings:
+                self._records.put("bundle", holding.digest, holding.as_json())
             self._records.put("machine", "pointers", pointers.as_json())
 
     def forgive(self, digest: BundleDigest | None = None) -> int:

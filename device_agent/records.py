@@ -17,7 +17,7 @@ from typing import Final
 from bundle import canonical
 from bundle.canonical import JSON, Fields
 from bundle.errors import AirweightsError
-from device_agent.errors import JournalUnavailable
+from device_agent.errors import JournalDamaged, JournalUnavailable
 
 SCHEMA_VERSION: Final = 2
 MAX_RECORD_BYTES: Final = 1024 * 1024  # a manifest is at most 256 KiB; twice that as a JSON string with escapes
@@ -67,7 +67,11 @@ class Records:
             )
             self._prepare(read_only=read_only)
         except sqlite3.Error as error:
+            self._db.close()
             raise self._broken(error) from error
+        except JournalUnavailable:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         """Release the file."""
@@ -123,6 +127,10 @@ class Records:
         """Remove the records of a kind whose key begins with `prefix`."""
         self._db.execute("DELETE FROM record WHERE kind = ? AND substr(key, 1, ?) = ?", (kind, len(prefix), prefix))
 
+    def check(self) -> None:
+        """Read every record. Raises JournalDamaged."""
+        self._select("SELECT kind, key, body, sha256 FROM record", ())
+
     def keep_last(self, kind: str, rows: int) -> None:
         """Remove all but the records with the highest keys."""
         kept = "SELECT key FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
@@ -134,7 +142,7 @@ class Records:
         self._db.execute("PRAGMA cell_size_check = ON")
         verdict = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
-            raise JournalUnavailable(f"{self._path}: damaged: {str(verdict)[:200]}")
+            raise JournalDamaged(f"{self._path}: damaged: {str(verdict)[:200]}")
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
             raise JournalUnavailable(
@@ -161,7 +169,7 @@ class Records:
 
     def _checked(self, kind: object, key: object, body: object, sha256: object) -> Fields:
         if not isinstance(body, str) or sha256 != checksum(str(kind), str(key), body):
-            raise JournalUnavailable(f"{self._path}: record {kind}/{key} does not match its checksum")
+            raise JournalDamaged(f"{self._path}: record {kind}/{key} does not match its checksum")
         decoded = canonical.decode(body.encode(), what=f"journal record {kind}/{key}", max_bytes=MAX_RECORD_BYTES)
         return Fields(decoded, f"journal.{kind}.{key}")
 
@@ -170,7 +178,13 @@ class Records:
             self._db.execute("ROLLBACK")
 
     def _broken(self, error: Exception) -> JournalUnavailable:
-        return error if isinstance(error, JournalUnavailable) else JournalUnavailable(f"{self._path}: {error}")
+        if isinstance(error, JournalUnavailable):
+            return error
+        # sqlite3.OperationalError is the system's: locked, full, no permission. The rest is about the file's content
+        is_damage = isinstance(error, (sqlite3.DatabaseError, AirweightsError, UnicodeDecodeError)) and not isinstance(
+            error, sqlite3.OperationalError
+        )
+        return (JournalDamaged if is_damage else JournalUnavailable)(f"{self._path}: {error}")
 
 
 def checksum(kind: str, key: str, body: str) -> str:

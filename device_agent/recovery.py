@@ -1,15 +1,43 @@
 """After a start: what the journal says was under way is finished or undone, as RECOVERY decides.
 
 Every step here can be cut off and run again: each is one transaction of the journal, and removing what nobody names.
+
+A journal that is damaged is set aside and made anew from the sealed bundles, each of which names its own release. What
+was active is not known then: of the intact bundles the oldest is taken. It served here before a newer one came, whereas
+the newest may be a candidate that was never tried; the next update goes on from there. The floor is not lost with the
+journal: it is in the trust memory's slots.
 """
 
 import logging
+from collections.abc import Callable
 
 from bundle.errors import Bug
+from device_agent.device import DeviceDirectory
+from device_agent.errands import Errands
+from device_agent.errors import JournalDamaged, StoreDamagedRefused
+from device_agent.holdings import Holding, Pointers
 from device_agent.journal import Journal
 from device_agent.machine import State
+from device_agent.store import Store, sync_folder
 
 logger = logging.getLogger(__name__)
+
+SET_ASIDE = "state.db.damaged"
+
+
+def open_journal(device: DeviceDirectory, store: Store, errands: Callable[[], Errands]) -> Journal:
+    """The journal, made anew where it is damaged. Raises JournalUnavailable where it can not be opened otherwise."""
+    try:
+        journal = Journal(device.journal)
+        try:
+            journal.check()
+        except JournalDamaged:
+            journal.close()
+            raise
+    except JournalDamaged as error:
+        logger.error("the journal is damaged and made anew: %s", error.message)
+        return _rebuilt(device, store, errands)
+    return journal
 
 
 def recover(journal: Journal, runtime: str) -> State:
@@ -32,3 +60,24 @@ def recover(journal: Journal, runtime: str) -> State:
     elif found is not State.IDLE:
         logger.info("recovered", extra={"from": found.value, "to": now.value})
     return found
+
+
+def _rebuilt(device: DeviceDirectory, store: Store, errands: Callable[[], Errands]) -> Journal:
+    intact = []
+    with errands() as children:
+        for digest in sorted(store.held()):
+            try:
+                intact.append(children.describe(digest))
+            except StoreDamagedRefused as error:
+                logger.error("a bundle in the store is damaged: %s", error.message)
+    device.journal.replace(device.root / SET_ASIDE)
+    device.journal.with_name("state.db-journal").unlink(missing_ok=True)  # it belongs to the damaged file
+    sync_folder(device.root)
+    intact.sort(key=_age)
+    journal = Journal(device.journal)
+    journal.rebuild(intact, Pointers(active=intact[0].digest) if intact else Pointers())
+    return journal
+
+
+def _age(holding: Holding) -> tuple[int, int]:
+    return holding.counter_epoch, holding.counter

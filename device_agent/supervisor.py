@@ -40,7 +40,7 @@ from device_agent.facts import device_facts, runtime_version
 from device_agent.holdings import Holding
 from device_agent.journal import Journal
 from device_agent.prober import Prober
-from device_agent.recovery import recover
+from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
 from device_agent.serving import Serving
 from device_agent.status import status_of
@@ -85,8 +85,8 @@ class Supervisor:
         self._words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
         self._deferred: list[_Word] = []
         self._identity = device.public_identity()
-        self._journal = Journal(device.journal)
         self._store = Store(device.root)
+        self._journal = open_journal(device, self._store, lambda: Errands(config, device, self._store))
         self._degraded = self._stopping = self._needs_recovery = False
         self._failures = self._restarts = 0
         self._started_s = 0.0

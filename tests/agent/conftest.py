@@ -34,6 +34,34 @@ def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFa
     return device
 
 
+@pytest.fixture(scope="session")
+def first_update(
+    first_publisher: Publisher, first_device: Device, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Publisher, Device]:
+    """The channel at 1.1.0, and a device with 1.1.0 active and 1.0.0 previous; both to be copied."""
+    folder = tmp_path_factory.mktemp("update")
+    publisher = first_publisher.copy(folder / "site")
+    publisher.offer("1.1.0")
+    with serving(publisher.published) as site:
+        device = first_device.copy(folder / "lab", site.url)
+        device.start()
+        try:
+            assert device.ask("update")["outcome"] == "updated"
+        finally:
+            device.stop()
+    return publisher, device
+
+
+@pytest.fixture
+def updated(first_update: tuple[Publisher, Device], tmp_path: Path) -> Iterator[tuple[Publisher, Device]]:
+    """A copy of the publisher that offers 1.1.0, and of the device that has it; stopped."""
+    publisher = first_update[0].copy(tmp_path / "updated-site")
+    with serving(publisher.published) as site:
+        device = first_update[1].copy(tmp_path / "updated", site.url)
+        yield publisher, device
+        device.stop()
+
+
 @pytest.fixture
 def installed(first_device: Device, publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[Device]:
     """A copy of the device that serves 1.0.0, stopped."""

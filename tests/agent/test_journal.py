@@ -154,7 +154,7 @@ def test_a_reader_sees_what_was_committed_while_the_writer_is_open(journal: Jour
 
 
 def test_a_record_whose_checksum_does_not_hold_is_never_returned(journal: Journal, tmp_path: Path) -> None:
-    journal.point(Pointers(active=BundleDigest(DIGEST)))
+    journal.rebuild([], Pointers(active=BundleDigest(DIGEST)))
     with sqlite3.connect(tmp_path / "state.db") as db:
         db.execute("UPDATE record SET body = replace(body, '5e', '5f') WHERE key = 'pointers'")
     with pytest.raises(JournalUnavailable, match="checksum"):

@@ -1,0 +1,114 @@
+"""Bits that rot in the field: noticed before they are used, and healed from what is left and from the repository."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from device_agent.errors import JournalDamaged, JournalUnavailable
+from device_agent.journal import Journal
+from tests.agent.client import infer
+from tests.agent.lab import Device, Publisher
+
+
+def _flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+def _sealed(device: Device, publisher: Publisher, version: str) -> Path:
+    return device.directory.root / "store" / f"{publisher.digest(version)}.sealed"
+
+
+def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(updated: tuple[Publisher, Device]) -> None:
+    publisher, device = updated
+    path = _sealed(device, publisher, "1.1.0")
+    _flip(path, path.stat().st_size // 2)
+    device.start()
+    assert infer(device)["model_version"] == "1.0.0"
+    assert device.ask("status")["degraded"] is True
+    healed = device.ask("update")
+    assert (healed["outcome"], healed["release"]) == ("updated", "1.1.0"), healed
+    assert healed["download_bytes"] == healed["patch_bytes"] < healed["full_bytes"], "only what is needed"
+    assert infer(device)["model_version"] == "1.1.0"
+    status = device.ask("status")
+    assert (status["degraded"], status["damaged"], status["active"]["release"]) == (False, [], "1.1.0")
+
+
+def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, Device]) -> None:
+    publisher, device = updated
+    for version in ("1.0.0", "1.1.0"):
+        path = _sealed(device, publisher, version)
+        _flip(path, path.stat().st_size // 2)
+    device.start()
+    assert device.ask("status")["ready"] is False
+    assert device.ask("update")["outcome"] == "updated"
+    assert infer(device)["model_version"] == "1.1.0"
+
+
+def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[Publisher, Device]) -> None:
+    _, device = updated
+    path = device.directory.journal
+    for offset in range(100, path.stat().st_size, 512):
+        _flip(path, offset)
+    device.start()
+    assert infer(device)["model_version"] in ("1.0.0", "1.1.0")
+    assert device.ask("update")["outcome"] in ("updated", "nothing-new")
+    assert infer(device)["model_version"] == "1.1.0"
+    assert (device.directory.root / "state.db.damaged").exists()
+
+
+def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
+    updated: tuple[Publisher, Device], tmp_path: Path
+) -> None:
+    _, device = updated
+    original = device.directory.journal
+    expected = _everything(original)
+    noticed = 0
+    for offset in range(0, original.stat().st_size, 211):
+        copy = Path(shutil.copy(original, tmp_path / "state.db"))
+        _flip(copy, offset)
+        try:
+            found = _everything(copy)
+        except JournalUnavailable:
+            noticed += 1
+            continue
+        assert found == expected, f"byte {offset}"
+    assert noticed
+
+
+def _everything(path: Path) -> object:
+    journal = Journal(path)
+    try:
+        journal.check()
+        rows = (journal.holdings(), journal.quarantined(), journal.history(), journal.remembered, journal.attempt)
+        return (journal.state, journal.pointers, *rows)
+    finally:
+        journal.close()
+
+
+def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, Device]) -> None:
+    _, device = updated
+    with sqlite3.connect(device.directory.journal) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(JournalUnavailable) as caught:
+        Journal(device.directory.journal)
+    assert not isinstance(caught.value, JournalDamaged)
+
+
+@pytest.mark.parametrize("slots", [("slot-a",), ("slot-b",), ("slot-a", "slot-b")])
+def test_damaged_trust_slots_never_lower_the_floor(updated: tuple[Publisher, Device], slots: tuple[str, ...]) -> None:
+    publisher, device = updated
+    for slot in slots:
+        path = device.directory.trust / "slots" / slot
+        if path.exists():
+            _flip(path, path.stat().st_size // 2)
+    shutil.rmtree(device.directory.trust / "cache")
+    assert device.update().outcome == "nothing-new"
+    journal = device.journal()
+    assert journal.remembered.floor_counter == publisher.manifest("1.1.0").min_counter
+    journal.close()
