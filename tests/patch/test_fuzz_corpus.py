@@ -1,0 +1,18 @@
+"""The fuzzer's own corpus applies, and a few hundred of its changes are refused; `make torture` does many more."""
+
+from tests.patch.bundles import applied
+from tests.torture import fuzz_patch
+
+
+def test_the_corpus_applies() -> None:
+    base, target = fuzz_patch.sides()
+    patches = sorted(fuzz_patch.CORPUS.glob("*.patch"))
+    assert len(patches) >= 7
+    for path in patches:
+        assert applied(path.read_bytes(), base) == target
+
+
+def test_changed_patches_with_good_checksums_are_refused_or_harmless() -> None:
+    outcome = fuzz_patch.fuzz(600, seed=1)
+    assert sum(outcome.values()) == 600
+    assert len(outcome) >= 5

@@ -1,0 +1,48 @@
+"""What a patch's report says adds up, and its page is whole and harmless."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+from packager.diff.html import bits_per_element, write_html
+from tests.patch import models
+from tests.patch.bundles import patch_between
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name in ("src", "href") or name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_rows_add_up_to_target_and_patch(tmp_path: Path) -> None:
+    arrays = models.weights(1)
+    base, target = models.onnx(arrays), models.onnx(models.tuned(arrays, 2))
+    patch, report = patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
+    assert sum(row.target_bytes for row in report.rows) == len(target) == report.target_bytes
+    rows = sum(row.patch_bytes for row in report.rows)
+    assert len(patch) - 600 < rows < len(patch)
+    dense = next(row for row in report.rows if row.name.endswith("dense"))
+    assert (dense.dtype, dense.shape) == ("f32", (256, 96))
+    bits = bits_per_element(dense)
+    assert bits is not None
+    assert 0 < bits < 32
+
+
+def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
+    arrays = {"<script>alert(1)</script>": models.weights(1)["dense"], "plain": models.weights(1)["levels"]}
+    _, report = patch_between(tmp_path, None, {"m": models.safetensors(arrays)}, "typed")
+    write_html(report, tmp_path / "report.html")
+    page = _Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert "script" not in page.tags
+    for name in arrays:
+        assert name in page.text
+    assert f"{report.plain_size:,} bytes" in page.text
