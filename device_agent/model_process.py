@@ -151,7 +151,16 @@ class ModelServer:
         try:
             if head.flags & wire.GZIP_BODY:
                 body = gunzip(body, self._max_body_bytes)
-            result = self._inference.answer(body, head.json_bytes)
+            if head.flags & wire.SHADOW:
+                live_bytes, live_json, limit_ppm = wire.SHADOW_TRAILER.unpack(body[-wire.SHADOW_TRAILER.size :])
+                request, live = (
+                    body[: -wire.SHADOW_TRAILER.size - live_bytes],
+                    body[-wire.SHADOW_TRAILER.size - live_bytes :],
+                )
+                live = live[:live_bytes]
+                result = self._inference.shadow(request, head.json_bytes, live, live_json, limit_ppm)
+            else:
+                result = self._inference.answer(body, head.json_bytes)
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Final
 
 from device_agent.front import metrics
@@ -17,8 +18,10 @@ from device_agent.front.app import App, Limits
 from device_agent.front.channel import RequestChannel
 from device_agent.front.generations import Generation, Slot, Window
 from device_agent.front.server import FrontServer, server_for
+from device_agent.front.shadow import Shadow
 from device_agent.messages import ChannelClosed, Message, Value
 from device_agent.parent import Handler, Parent, answer, start
+from device_agent.runtime.wire import Answer
 
 SWEEP_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
 
@@ -42,6 +45,8 @@ class FrontProcess:
             "state": self.state,
             "facts": self.facts,
             "metrics": self.tell_metrics,
+            "shadow": self.shadow,
+            "shadow-counters": self.shadow_counters,
         }
 
     async def run(self) -> None:
@@ -87,6 +92,8 @@ class FrontProcess:
         generation = slot.generations.get(value["generation"])
         if generation is None:
             generation = Generation(value["generation"], value["version"], value["meta"], Window(time.monotonic()))
+        if isinstance(slot.shadow, Shadow) and slot.shadow.process == value["process"]:
+            self._end_shadow(slot)
         if generation.sender is None or generation.process != value["process"]:
             if generation.sender is not None:
                 generation.sender.close()
@@ -124,6 +131,26 @@ class FrontProcess:
         }
         return {"slots": slots, "connections": self._server.connections if self._server else 0}
 
+    def shadow(self, _parent: Parent, message: Message) -> Value:
+        """A candidate hears a share of the family's requests from now on; a share of 0 ends it."""
+        value = message.value
+        slot = self._slot(value["family"])
+        self._end_shadow(slot)
+        if value["share_ppm"] and message.fds:
+
+            def connect(*, answered: Callable[[int, Answer], None], lost: Callable[[], None]) -> RequestChannel:
+                return self._connect(message.fds[0], answered, lost)
+
+            slot.shadow = Shadow(value["process"], value["share_ppm"], value["limit_ppm"], connect)
+        else:
+            message.close()
+        return {}
+
+    def shadow_counters(self, _parent: Parent, message: Message) -> Value:
+        """Of the candidate that hears now; {} without one."""
+        shadow = self._slot(message.value["family"]).shadow
+        return asdict(shadow.counters) if isinstance(shadow, Shadow) else {}
+
     def tell_metrics(self, _parent: Parent, message: Message) -> Value:
         """The supervisor's own metrics, in the text format, to be told after the front's."""
         assert self._app is not None
@@ -146,21 +173,24 @@ class FrontProcess:
         return self._app.slots[family]
 
     def _channel(self, slot: Slot, generation: Generation, fd: int) -> RequestChannel:
-        assert self._limits is not None
         channel: RequestChannel
 
         def lost() -> None:
             if generation.sender is channel:
                 slot.lost(generation)
 
-        channel = RequestChannel(
-            self._loop,
-            fd,
-            max_answer_bytes=self._limits.max_kept_bytes,
-            answered=lambda number, answer: slot.answered(generation, number, answer),
-            lost=lost,
-        )
+        channel = self._connect(fd, lambda number, answer: slot.answered(generation, number, answer), lost)
         return channel
+
+    def _connect(self, fd: int, answered: Callable[[int, Answer], None], lost: Callable[[], None]) -> RequestChannel:
+        assert self._limits is not None
+        limit = self._limits.max_kept_bytes
+        return RequestChannel(self._loop, fd, max_answer_bytes=limit, answered=answered, lost=lost)
+
+    def _end_shadow(self, slot: Slot) -> None:
+        if isinstance(slot.shadow, Shadow):
+            slot.shadow.close()
+        slot.shadow = None
 
     def _watch_deadlines(self) -> None:
         if not self._sweeping:

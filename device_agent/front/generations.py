@@ -43,6 +43,12 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
+class Listener(Protocol):
+    """Hears live requests and their answers (device_agent.front.shadow)."""
+
+    def hear(self, request: "Request", answer: Answer) -> None: ...
+
+
 class Outcome(Protocol):
     """Where the answer goes; asyncio.Future is one."""
 
@@ -195,6 +201,7 @@ class Slot:
         self.waiting: deque[Request] = deque()
         self.refused = 0
         self.swaps = 0
+        self.shadow: Listener | None = None
         self.past: dict[str, Window] = {}  # by version: what generations counted that are gone
         self._max_waiting = max_waiting
         self._wait_s = wait_s
@@ -230,11 +237,15 @@ class Slot:
         """Dispatch a request or let it wait (rules 1 and 2).
 
         Raises:
-            RequestFailed: 404 for a version that is not loaded, 503 where too many wait.
+            RequestFailed: 404 for a version that is not loaded, 503 where too many wait or nothing was ever published.
         """
         generation = self.current if request.version is None else self.of_version(request.version)
         if request.version is not None and generation is None:
             raise RequestFailed(404, f"model {self.family!r} has no loaded version {request.version!r}")
+        if generation is None and not self.swaps:
+            # nothing was ever published: there is no swap or restart in sight that a wait could bridge
+            self.refused += 1
+            raise RequestFailed(503, f"model {self.family!r} is not installed yet")
         queue = self.waiting if generation is None or request.version is None else generation.pinned
         if generation is not None and generation.has_room and not queue:
             self._dispatch(generation, request)
@@ -281,6 +292,8 @@ class Slot:
             if not request.is_expired:
                 generation.window.count(answer, round((self._clock() - request.arrived_s) * 1e6))
             request.answer(answer)
+            if self.shadow is not None and generation is self.current:
+                self.shadow.hear(request, answer)
         self.pump()
         self._forget_if_drained(generation)
 

@@ -86,6 +86,27 @@ class WindowStats:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowStats:
+    """What a candidate did in the shadow of the live model.
+
+    Attributes:
+        compared: requests that both answered.
+        agreed: of these, as device_agent.runtime.comparison says.
+        errors: requests that failed on the candidate only.
+        nan: answers with NaN or infinity that it made.
+        worst_ppm: largest relative RMS difference.
+        crashes: 1 once its process has died.
+    """
+
+    compared: int = 0
+    agreed: int = 0
+    errors: int = 0
+    nan: int = 0
+    worst_ppm: int = 0
+    crashes: int = 0
+
+
 class Front:
     """The inference endpoint's process. Made by `start`.
 
@@ -145,7 +166,7 @@ class Front:
             "family": family,
             "generation": spec.generation,
             "version": spec.version,
-            "process": f"{process.pid}-{id(process)}",
+            "process": _name(process),
             "meta": {**metadata(spec), **(meta or {})},
         }
         reply = self._child.call("publish", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
@@ -171,6 +192,25 @@ class Front:
                 raise DrainUnavailable(f"generation {generation} of {family!r} has requests after {timeout_s:g} s")
         finally:
             os.close(drained)
+
+    def shadow(self, family: str, process: ModelProcess, share_ppm: int, limit_ppm: int) -> None:
+        """Let a candidate hear a share of the live requests. Publishing it, or another shadow, ends that.
+
+        Args:
+            family: whose.
+            process: alive, not published; make it nice first (`ModelProcess.set_background`).
+            share_ppm: of the requests; 0 ends a shadow.
+            limit_ppm: relative RMS difference that still agrees.
+
+        Raises:
+            ChildDied, ChildTimeout: the front is gone.
+        """
+        request = {"family": family, "process": _name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
+        self._child.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
+
+    def shadow_stats(self, family: str) -> ShadowStats:
+        """Counters of the candidate that hears now, all zero without one. Raises ChildDied, ChildTimeout."""
+        return ShadowStats(**self._child.call("shadow-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value)
 
     def window(self, family: str, generation: int) -> WindowStats:
         """Counters of a generation; all zero for one that is not loaded. Raises ChildDied, ChildTimeout."""
@@ -218,6 +258,10 @@ class Front:
         self._child.stop()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
+
+
+def _name(process: ModelProcess) -> str:
+    return f"{process.pid}-{id(process)}"
 
 
 _LIMITS: Final = (

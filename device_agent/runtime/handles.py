@@ -1,7 +1,7 @@
 """What the supervisor works with: bundles in memfds, model processes, the front, the probe."""
 
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.front_handle import Front, ServeConfig, WindowStats
+from device_agent.runtime.front_handle import Front, ServeConfig, ShadowStats, WindowStats
 from device_agent.runtime.model_handle import GenerationSpec, ModelProcess, Standby
 from device_agent.runtime.probing import ProbeBaseline, ProbeReport, probe
 
@@ -13,6 +13,7 @@ __all__ = [
     "ProbeBaseline",
     "ProbeReport",
     "ServeConfig",
+    "ShadowStats",
     "Standby",
     "WindowStats",
     "probe",

@@ -19,6 +19,7 @@ from typing import Any, Final, NoReturn
 
 from bundle.manifest import MAX_RANK, Contract, TensorSpec
 from device_agent.errors import ContractUnfit, RequestInvalid
+from device_agent.runtime.comparison import compare, decode_answer
 from device_agent.runtime.oip import oip_datatype
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import (
@@ -109,6 +110,25 @@ class Inference:
         request = self.parse(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
         return self._encode(request, outputs)
+
+    def shadow(
+        self, body: memoryview, json_bytes: int, live: memoryview, live_json: int, limit_ppm: int
+    ) -> InferenceAnswer:
+        """Run a request that the live model has answered, and tell only whether this model agrees.
+
+        Args:
+            body, json_bytes: the request, as for `answer`.
+            live, live_json: the live model's answer.
+            limit_ppm: of device_agent.runtime.comparison.
+
+        Raises:
+            RequestInvalid, InferenceUnfit.
+        """
+        request = self.parse(body, json_bytes)
+        outputs = self._model.run(request.inputs, tuple(request.outputs))
+        agrees, ppm = compare(outputs, decode_answer(live, live_json), limit_ppm)
+        text = json.dumps({"agrees": agrees, "relative_rms_ppm": ppm}).encode()
+        return InferenceAnswer((text,), NO_JSON, self._has_nan(request, outputs))
 
     def parse(self, body: memoryview, json_bytes: int) -> InferenceRequest:
         """Rule 1. Raises RequestInvalid."""

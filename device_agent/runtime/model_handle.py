@@ -176,6 +176,12 @@ class ModelProcess:
         """Processor seconds so far."""
         return self._child.cpu_s()
 
+    def set_background(self, *, is_background: bool) -> None:
+        """Low priority, or back to this process's own; nothing where that could not be taken back (CAP_SYS_NICE)."""
+        if _may_lower_niceness():
+            own = os.getpriority(os.PRIO_PROCESS, 0)
+            self._child.set_nice(min(own + LOADING_NICE, 19) if is_background else own)
+
     def facts(self) -> dict[str, Any]:
         """What is loaded into the process: {"modules": [...], "uid": ...}."""
         return self._child.call("facts", deadline_s=30).value

@@ -33,10 +33,13 @@ IN_MEMFD: Final = 1
 HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
 GZIP_BODY: Final = 4
 GZIP_ANSWER: Final = 8
-SHADOW: Final = 16
+SHADOW: Final = 16  # a request: the live answer follows its body (device_agent.front.shadow)
 
 _HEAD: Final = struct.Struct("!BBBxIQQIH")
 HEAD_BYTES: Final = _HEAD.size
+SHADOW_TRAILER: Final = struct.Struct(
+    "!QII"
+)  # at the body's end: bytes of the live answer, of its JSON part; limit, ppm
 MESSAGE_BYTES: Final = HEAD_BYTES + ALIGNMENT + MAX_INLINE_BYTES
 
 

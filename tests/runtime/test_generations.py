@@ -154,6 +154,8 @@ def test_a_request_that_kills_two_processes_fails() -> None:
 
 def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
     bench = Bench()
+    bench.publish(1)
+    bench.kill(1)
     request = bench.request()
     bench.now += 9
     bench.slot.sweep(60)
@@ -162,6 +164,12 @@ def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
     bench.slot.sweep(60)
     assert failed_with(request) == 503
     assert bench.slot.is_idle
+
+
+def test_before_the_first_model_nobody_waits() -> None:
+    with pytest.raises(RequestFailed, match="'toy' is not installed yet") as caught:
+        Bench().request()
+    assert caught.value.status == 503
 
 
 def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped() -> None:

@@ -1,0 +1,93 @@
+"""A candidate in the shadow of the live model: it hears a share, agrees or not, and nobody's request depends on it."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from device_agent.runtime.comparison import compare, decode_answer
+from device_agent.runtime.handles import Front
+from device_agent.runtime.tensors import Array
+from device_agent.runtime.wire import NO_JSON
+from tests import hostile_models as hostile
+from tests.runtime.bundles import floats, front, plain, scale
+from tests.runtime.load import Load, ask
+
+
+def wait_for(served: Front, count: int) -> None:
+    while (stats := served.shadow_stats("toy")).compared + stats.errors + stats.crashes < count:
+        assert ask(served.address)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("factor", "limit_ppm", "agrees"), [(2.0, 0, True), (2.02, 20_000, True), (-2.0, 10_000, False)]
+)
+def test_a_candidate_agrees_or_not(factor: float, limit_ppm: int, agrees: bool) -> None:
+    with plain(scale(2.0)) as live, plain(scale(factor)) as candidate, front() as served:
+        processes = live.process(1), candidate.process(2)
+        served.publish("toy", processes[0])
+        processes[1].set_background(is_background=True)
+        served.shadow("toy", processes[1], 1_000_000, limit_ppm)
+        wait_for(served, 5)
+        stats = served.shadow_stats("toy")
+        assert (stats.agreed == stats.compared, stats.errors, stats.nan) == (agrees, 0, 0)
+        assert stats.worst_ppm == pytest.approx(abs(factor - 2) / 2 * 1e6, abs=2)
+        served.publish("toy", processes[1])
+        assert json.loads(ask(served.address)[2])["outputs"][0]["data"][0] == pytest.approx(factor)
+        assert served.shadow_stats("toy").compared == 0
+        for process in processes:
+            process.stop()
+
+
+def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
+    with plain(scale(2.0)) as live, front() as served:
+        processes = live.process(1), live.process(2)
+        served.publish("toy", processes[0])
+        served.shadow("toy", processes[1], 250_000, 0)
+        head = {
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [4], "parameters": {"binary_data_size": 16}}],
+            "parameters": {"binary_data_output": True},
+        }
+        text = json.dumps(head).encode()
+        body = text + floats(1, 2, 3, 4).tobytes()
+        for _ in range(20):
+            status, _, _ = ask(served.address, body, **{"Inference-Header-Content-Length": str(len(text))})
+            assert status == 200
+        wait_for(served, 5)
+        assert served.window("toy", 1).requests >= 20
+        stats = served.shadow_stats("toy")
+        assert stats.compared <= served.window("toy", 1).requests // 4
+        assert stats.agreed == stats.compared
+        for process in processes:
+            process.stop()
+
+
+def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
+    with plain(scale(2.0)) as live, plain(hostile.is_slow(2**40)) as candidate, front() as served:
+        processes = live.process(1), candidate.process(2)
+        served.publish("toy", processes[0])
+        served.shadow("toy", processes[1], 1_000_000, 0)
+        with Load(served.address) as load:
+            load.wait_for(50)
+            os.kill(processes[1].pid, signal.SIGKILL)
+            load.wait_for(50)
+        assert load.failed == {}
+        wait_for(served, 1)
+        assert served.shadow_stats("toy").crashes == 1
+        for process in processes:
+            process.stop()
+
+
+def test_answers_are_compared_output_by_output() -> None:
+    live: dict[str, Array] = {"p": floats(0.1, 0.9), "n": np.array([1, 2])}
+    assert compare(live, live, 0) == (True, 0)
+    assert compare({**live, "p": floats(0.4, 0.6)}, live, 0)[0]
+    assert not compare({**live, "p": floats(0.6, 0.4)}, live, 0)[0]
+    assert not compare({**live, "n": np.array([1, 3])}, live, 10**6)[0]
+    assert not compare({"p": live["p"]}, live, 10**6)[0]
+    assert not compare({**live, "p": floats(np.nan, 1)}, live, 10**6)[0]
+    assert compare(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
+    text = json.dumps({"outputs": [{"name": "p", "datatype": "FP32", "shape": [2], "data": [1.0, None]}]}).encode()
+    assert np.isnan(decode_answer(memoryview(text), NO_JSON)["p"][1])
