@@ -34,7 +34,7 @@ percent = 10
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A folder with `repo/`, `keys/`, three models and their release files."""
+    """A folder with `repo/`, `keys/`, three models and their release files; those named small-… are quickly made."""
 
     folder: Path
 
@@ -64,7 +64,11 @@ def make_site(folder: Path, *, encrypted: bool = False) -> Site:
     np.savez(folder / "inputs.npz", x=samples)
     for seed, version in enumerate(("1.0.0", "1.1.0", "1.2.0")):
         onnx.save(models.mlp(seed), folder / f"{version}.onnx")
-        (folder / f"{version}.toml").write_text(RELEASE.format(version=version, model=f"{version}.onnx"))
+        text = RELEASE.format(version=version, model=f"{version}.onnx")
+        (folder / f"{version}.toml").write_text(text)
+        (folder / f"small-{version}.toml").write_text(
+            text.replace('[variants.int8]\nscheme = "int8"\n', "").replace("golden = 4", "golden = 0")
+        )
     return Site(folder)
 
 

@@ -21,9 +21,12 @@ from packager.errors import BaseMissing, GateFailed, GateInconclusive, NoVariant
 from packager.model_package import open_package
 from packager.patches import add_patches
 from packager.release import ReleaseReport, parse_release_file, run_release
+from packager.release_file import RolloutPlan
 from packager.repository.repository import Repository
+from packager.steps.sign import rollouts_of
 from packager.workspace import Workspace
 from tests import models
+from tests.packager.conftest import Site, make_site
 from tests.packager.running import everything_in
 
 COHORT = "default"
@@ -44,18 +47,23 @@ percent = 10
 """
 
 
+SMALL = """
+channels = ["stable"]
+model = "model.onnx"
+inputs = "inputs.npz"
+golden = 2
+[variants.fp32]
+[rollout]
+"""
+
+
 class Bench:
     """A repository with its keys, and a folder to write release files in."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.keys = folder, folder / "keys"
-        self.repository = Repository.create_with_new_keys(
-            folder / "repo", self.keys, None, families=["kws"], cohort=COHORT, insecure_plaintext=True
-        )
+    def __init__(self, site: Site) -> None:
+        self.folder, self.keys = site.folder, site.folder / "keys"
+        self.repository = Repository.open(site.folder / "repo")
         self.signers = signers_from(self.keys, None)
-        (folder / "labels.txt").write_text("a\nb\n")
-        samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
-        np.savez(folder / "inputs.npz", x=samples)
 
     def release(self, version: str, body: str = WHOLE, *, seed: int = 0, until: str = "publish") -> ReleaseReport:
         """Make one release."""
@@ -109,19 +117,16 @@ class Bench:
         return out
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """With releases 1.0.0 and 1.1.0."""
-    bench = Bench(tmp_path_factory.mktemp("shared"))
-    bench.release("1.0.0", seed=0)
-    bench.release("1.1.0", seed=1)
-    return bench
+@pytest.fixture
+def shared(site: Site) -> Bench:
+    """With releases 1.0.0 and 1.1.0; for tests that leave it as it is."""
+    return Bench(site)
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     """With nothing released."""
-    return Bench(tmp_path)
+    return Bench(make_site(tmp_path))
 
 
 def test_both_variants_are_published_and_install_from_nothing_and_by_patch(shared: Bench, tmp_path: Path) -> None:
@@ -167,7 +172,7 @@ def test_the_rollout_names_the_release_for_its_share_of_devices(shared: Bench) -
 def test_no_plain_model_and_no_key_is_among_the_published_files(shared: Bench) -> None:
     kept = Workspace(shared.repository.root).find("kws", 2, "fp32")
     assert kept is not None
-    model = next(shared.folder.glob("model.onnx")).read_bytes()
+    model = (shared.folder / "1.1.0.onnx").read_bytes()
     secrets = (model[2000:2064], kept.content_key.value, kept.content_key.value.hex().encode())
     for path, data in everything_in(shared.repository.published).items():
         assert not any(secret in data for secret in secrets), path
@@ -204,7 +209,7 @@ def test_an_unknown_cohort_is_told_before_anything_is_written(shared: Bench) -> 
 
 
 def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(bench: Bench, tmp_path: Path) -> None:
-    body = WHOLE.replace("[rollout]", "[patches]\nfrom = 0\n[rollout]")
+    body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
     bench.release("1.0.0", body)
     bench.release("1.1.0", body, seed=0)
     (bench.folder / "labels.txt").write_text("a\nb\nc\n")
@@ -270,7 +275,7 @@ def test_an_override_is_recorded_in_what_is_signed(bench: Bench) -> None:
 
 
 def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Bench, tmp_path: Path) -> None:
-    bench.release("1.0.0", 'drill = "damaged-weights"\n' + WHOLE)
+    bench.release("1.0.0", 'drill = "damaged-weights"\n' + SMALL)
     manifest = bench.manifest("1.0.0")
     fp32 = manifest.variant("fp32")
     assert fp32 is not None
@@ -294,6 +299,15 @@ def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Ben
 
 
 def test_the_floor_stays_where_the_last_release_set_it(bench: Bench) -> None:
-    bench.release("1.0.0", "min_counter = 1\n" + WHOLE)
-    bench.release("1.1.0", seed=1)
+    bench.release("1.0.0", "min_counter = 1\n" + SMALL)
+    bench.release("1.1.0", SMALL, seed=1)
     assert bench.manifest("1.1.0").min_counter == 1
+
+
+def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
+    assert [bench.release(version, SMALL).counter for version in ("1.0.0", "1.1.0")] == [1, 2]
+    bench.repository.stage_rollout(rollouts_of(RolloutPlan(("stable",)), bench.manifest("1.0.0"))[0])
+    bench.repository.withdraw("kws", "1.1.0")
+    bench.repository.sign(bench.signers)
+    bench.repository.publish()
+    assert bench.release("1.2.0", SMALL, seed=1).counter == 3

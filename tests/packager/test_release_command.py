@@ -77,9 +77,9 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     away.mkdir()
     for path in (tmp_path / "keys").glob("release-kws*"):
         path.rename(away / path.name)
-    said = site.release("1.0.0.toml", "--json")
+    said = site.release("small-1.0.0.toml", "--json")
     refused(said, code=2, reason="below-threshold", words=("release-kws",))
-    again = site.release("1.0.0.toml", "--json")
+    again = site.release("small-1.0.0.toml", "--json")
     refused(again, code=2, reason="version-taken", words=("1.0.0",))
     for path in away.iterdir():
         path.rename(tmp_path / "keys" / path.name)

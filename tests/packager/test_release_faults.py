@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -18,7 +19,7 @@ family = "kws"
 version = "1.0.0"
 channels = ["stable"]
 model = "model.onnx"
-samples = 2
+inputs = "inputs.npz"
 golden = 0
 [variants.fp32]
 [rollout]
@@ -53,6 +54,7 @@ class Faulty:
 def repository(tmp_path: Path) -> Repository:
     """Keys lie beside it, unencrypted."""
     onnx.save(models.mlp(), tmp_path / "model.onnx")
+    np.savez(tmp_path / "inputs.npz", x=np.ones((1, 1, 64), np.float32))
     (tmp_path / "release.toml").write_text(RELEASE)
     return Repository.create_with_new_keys(
         tmp_path / "repo", tmp_path / "keys", None, families=["kws"], cohort="default", insecure_plaintext=True
