@@ -2,13 +2,16 @@
 
 Rules:
 1. A URI names the key and never holds a secret; the PIN comes from where passphrases come from.
-2. `hsm:[key id][?label=…]` needs the extra `pkcs11` and PYKCS11LIB, the path of the token's library. P-256 or P-384.
+2. `hsm:[key id][?label=…]` needs the extra `pkcs11` and PYKCS11LIB, the path of the token's library. P-256 and P-384
+   keys sign through securesystemslib, Ed25519 keys through a small signer here.
 3. What securesystemslib and the token raise is translated here, once.
 """
 
 import os
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.exceptions import UnsupportedLibraryError
 from securesystemslib.signer import HSMSigner, Signature, Signer, SSlibKey
 from securesystemslib.signer import Key as PublicKey
@@ -17,6 +20,7 @@ from bundle.frames import Secret
 from keys.errors import KeyUnreadable, TokenUnavailable, WrongPin
 
 LIBRARY: Final = "PYKCS11LIB"
+ED25519_BYTES: Final = 32
 DEFAULT_KEY_ID: Final = 2  # PIV slot 9c, digital signature
 
 
@@ -47,6 +51,45 @@ class TokenSigner(Signer):
             raise _translate(self._uri, error) from error
 
 
+class Ed25519TokenSigner(Signer):
+    """EdDSA by a PKCS#11 token (PKCS#11 3.0 section 2.3.5). The token is opened for each signature."""
+
+    def __init__(self, token: Any, key_id: bytes, public_key: SSlibKey, pin: Callable[[str], str]) -> None:
+        self._token, self._key_id, self._public, self._pin = token, key_id, public_key, pin
+
+    @classmethod
+    def import_(cls, number: int, label: str | None, pin: Callable[[str], str]) -> "Ed25519TokenSigner":
+        """Find the public key on the token. Raises what python-pkcs11 raises."""
+        import pkcs11
+
+        token = pkcs11.lib(os.environ[LIBRARY]).get_token(token_label=label)
+        key_id = number.to_bytes(max(1, (number.bit_length() + 7) // 8), "big")
+        with token.open() as session:
+            found = session.get_key(pkcs11.ObjectClass.PUBLIC_KEY, pkcs11.KeyType.EC_EDWARDS, id=key_id)
+            point = bytes(found[pkcs11.Attribute.EC_POINT])
+        # a DER octet string around the 32 bytes (PKCS#11 2.40), or the bytes alone (3.0)
+        public = Ed25519PublicKey.from_public_bytes(point[-ED25519_BYTES:])
+        return cls(token, key_id, SSlibKey.from_crypto(public), pin)
+
+    @classmethod
+    def from_priv_key_uri(cls, priv_key_uri: str, public_key: PublicKey, secrets_handler: object = None) -> Signer:
+        """Not registered with securesystemslib; see `load_uri`."""
+        raise NotImplementedError(priv_key_uri)
+
+    @property
+    def public_key(self) -> SSlibKey:
+        """Public half, read from the token."""
+        return self._public
+
+    def sign(self, payload: bytes) -> Signature:
+        """Raises what python-pkcs11 raises."""
+        import pkcs11
+
+        with self._token.open(user_pin=self._pin("pin")) as session:
+            key = session.get_key(pkcs11.ObjectClass.PRIVATE_KEY, pkcs11.KeyType.EC_EDWARDS, id=self._key_id)
+            return Signature(self._public.keyid, key.sign(payload, mechanism=pkcs11.Mechanism.EDDSA).hex())
+
+
 def load_uri(uri: str, pin: Secret | None) -> Signer:
     """The signer behind a key URI.
 
@@ -68,11 +111,24 @@ def load_uri(uri: str, pin: Secret | None) -> Signer:
         return "" if pin is None else pin.value.decode()
 
     try:
-        found, public = HSMSigner.import_(int(number) if number else DEFAULT_KEY_ID, label, answer)
-        inner = HSMSigner.from_priv_key_uri(found, public, answer)
+        inner = _find(int(number) if number else DEFAULT_KEY_ID, label, answer)
     except Exception as error:  # as above
         raise _translate(uri, error) from error
+    public = inner.public_key
+    assert isinstance(public, SSlibKey)
     return TokenSigner(uri, public, inner)
+
+
+def _find(number: int, label: str | None, pin: Callable[[str], str]) -> Signer:
+    try:
+        found, public = HSMSigner.import_(number, label, pin)
+        return HSMSigner.from_priv_key_uri(found, public, pin)
+    except ValueError as error:
+        # no elliptic-curve key of that id: an Edwards one is of another type to PKCS#11
+        try:
+            return Ed25519TokenSigner.import_(number, label, pin)
+        except Exception:  # noqa: BLE001  # the first error says more than that the second way failed too
+            raise error from None
 
 
 def _translate(uri: str, error: Exception) -> TokenUnavailable:

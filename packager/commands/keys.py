@@ -10,7 +10,7 @@ import click
 
 from bundle.console import print_result
 from keys.cli import keys
-from packager.commands.repo import JSON_OPTION, PATH, REPO_OPTION
+from packager.commands.repo import JSON_OPTION, REPO_OPTION
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from packager.repository.rotation import RoleChange
 
 THRESHOLD_OPTION = click.option("--threshold", type=click.IntRange(1, 64), help="Default: the least that is sound.")
-KEY_FILES = click.option("--key", "files", type=PATH, multiple=True, required=True, help="Key file; its public half.")
+KEY_FILES = click.option("--key", "files", multiple=True, required=True, help="Key file or URI; its public half.")
 
 __all__ = ["keys"]
 
@@ -34,7 +34,7 @@ def role_group() -> None:
 @THRESHOLD_OPTION
 @REPO_OPTION
 @JSON_OPTION
-def add_command(role: str, files: tuple[Path, ...], threshold: int | None, repo: Path, as_json: bool) -> None:
+def add_command(role: str, files: tuple[str, ...], threshold: int | None, repo: Path, as_json: bool) -> None:
     """Stage further keys of ROLE.
 
     Exit status: 0 staged, 2 wrong input, or one algorithm alone would meet the threshold.
@@ -70,7 +70,7 @@ def remove_command(role: str, key_id: str, threshold: int | None, repo: Path, as
 @REPO_OPTION
 @JSON_OPTION
 def replace_command(
-    role: str, key_id: str | None, files: tuple[Path, ...], threshold: int | None, repo: Path, as_json: bool
+    role: str, key_id: str | None, files: tuple[str, ...], threshold: int | None, repo: Path, as_json: bool
 ) -> None:
     """Stage a new key of ROLE in place of KEY_ID; without KEY_ID all keys of ROLE are replaced by the given ones.
 
@@ -145,12 +145,12 @@ def family_group() -> None:
 
 @family_group.command("add")
 @click.argument("family")
-@click.option("--release-key", "release", type=PATH, multiple=True, required=True, help="Key files of release-FAMILY.")
-@click.option("--rollout-key", "rollout", type=PATH, multiple=True, required=True, help="Key files of rollout-FAMILY.")
+@click.option("--release-key", "release", multiple=True, required=True, help="Key files of release-FAMILY.")
+@click.option("--rollout-key", "rollout", multiple=True, required=True, help="Key files of rollout-FAMILY.")
 @REPO_OPTION
 @JSON_OPTION
 def family_add_command(
-    family: str, release: tuple[Path, ...], rollout: tuple[Path, ...], repo: Path, as_json: bool
+    family: str, release: tuple[str, ...], rollout: tuple[str, ...], repo: Path, as_json: bool
 ) -> None:
     """Stage the delegation of FAMILY. To be signed by targets and by the family's own keys.
 
@@ -197,10 +197,15 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
     print_result({"family": family, "counter_epoch": epoch}, as_json=as_json, text=text)
 
 
-def _public(files: tuple[Path, ...]) -> "list[Key]":
-    from keys.files import load_public
+def _public(files: tuple[str, ...]) -> "list[Key]":
+    from keys.files import URI, load_public, load_signer
 
-    return [load_public(file) for file in files]
+    return [
+        load_signer(file, None).public_key
+        if URI.fullmatch(file) and not Path(file).exists()
+        else load_public(Path(file))
+        for file in files
+    ]
 
 
 def _print(change: "RoleChange", *, as_json: bool) -> None:
