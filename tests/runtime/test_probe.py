@@ -1,7 +1,12 @@
 """The probe's verdicts: a good candidate passes, each kind of bad one fails for its own reason, and harms nobody."""
 
+import contextlib
+import os
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -112,6 +117,37 @@ def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelPr
         assert report.elapsed_s < 10
 
 
+@pytest.mark.parametrize(
+    ("number", "verdict_and_reason"),
+    [(signal.SIGSEGV, ("fail", "probe-crashed")), (signal.SIGKILL, ("inconclusive", "probe-killed"))],
+)
+def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
+    number: signal.Signals, verdict_and_reason: tuple[str, str]
+) -> None:
+    with plain(hostile.hangs()) as bundle, _with_golden(bundle, 4) as asked:
+        killer = threading.Thread(target=_kill_probe, args=(number,))
+        killer.start()
+        report = verdict(asked)
+        killer.join()
+        assert (report.verdict, report.reason) == verdict_and_reason
+        assert report.detail.startswith("at golden 0: probe did not answer 'probe', it ended by SIG")
+
+
+def _kill_probe(number: signal.Signals) -> None:
+    mine = os.getpid()
+    while not threading.Event().wait(0.02):
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                name_and_rest = path.read_text()
+                parent = int(name_and_rest.rpartition(")")[2].split()[1])
+                line = path.with_name("cmdline").read_bytes()
+                # more than its imports and the loading take: it is in the loop that does not end
+                ticks = int(name_and_rest.rpartition(")")[2].split()[11])
+                if parent == mine and b"device_agent.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 0.6:
+                    os.kill(int(path.parent.name), number)
+                    return
+
+
 def test_a_model_that_asks_for_more_memory_than_there_is_fails_and_harms_nobody() -> None:
     with plain(hostile.asks_for_64_gib()) as bundle, _with_golden(bundle, 1) as asked:
         report = verdict(asked)
@@ -175,6 +211,4 @@ class _with_golden:
         return self._plain
 
     def __exit__(self, *_: object) -> None:
-        import os
-
         os.close(self._fd)
