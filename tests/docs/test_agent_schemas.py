@@ -1,0 +1,84 @@
+"""What `device-agent … --json` prints is what docs/schemas says, without a daemon and with one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.packager.conftest import make_site
+from tests.packager.running import packager
+from tests.packager.test_json_schemas import check
+
+START_LIMIT_S = 60
+
+
+class Agent:
+    """The agent's command line, for one device below a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._words = [sys.executable, "-P", "-m", "device_agent", "--config", str(folder / "device.toml")]
+
+    def says(self, *words: str, code: int = 0) -> Any:
+        """The object that a command prints."""
+        done = subprocess.run([*self._words, *words, "--json"], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return json.loads(done.stdout or done.stderr)
+
+    def start(self, log: Path) -> subprocess.Popen[str]:
+        """The daemon."""
+        with log.open("w") as stream:
+            return subprocess.Popen([*self._words, "run"], stdin=subprocess.DEVNULL, stderr=stream, text=True)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Agent:
+    """An enrolled device of a repository with one release, read from the file system."""
+    site = make_site(tmp_path)
+    release = tmp_path / "small-1.0.0.toml"
+    release.write_text(release.read_text().replace("percent = 10", "percent = 100"))
+    assert site.release(release.name).code == 0
+    agent = Agent(tmp_path)
+    where = {
+        "--root": tmp_path / "repo/published/metadata/1.root.json",
+        "--repository-url": (tmp_path / "repo/published").as_uri(),
+        "--family": "kws",
+        "--directory": tmp_path / "device",
+        "--listen": f"unix:{tmp_path}/s",
+    }
+    check("agent-init", agent.says("init", *[str(word) for pair in where.items() for word in pair]))
+    enrolment = agent.says("enrol", "--output", str(tmp_path / "request.json"))
+    check("agent-enrol", enrolment)
+    request = ("device", "enrol", tmp_path / "request.json", "--fingerprint", enrolment["fingerprint"])
+    assert packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
+    return agent
+
+
+def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
+    check("agent-check-config", agent.says("check-config"))
+    check("agent-status", agent.says("status"))
+    check("agent-pause", agent.says("pause"))
+    check("error", agent.says("update", code=4))
+    check("agent-pause", agent.says("resume"))
+    check("agent-update", agent.says("update"))
+    check("agent-status", agent.says("status"))
+    check("agent-history", agent.says("history"))
+    check("agent-forgive", agent.says("forgive"))
+    check("error", agent.says("rollback", code=2))
+    daemon = agent.start(tmp_path / "log")
+    try:
+        asked = 0
+        while not (status := agent.says("status"))["serving"]:
+            asked += 1
+            assert daemon.poll() is None, (tmp_path / "log").read_text()
+            assert asked < START_LIMIT_S, (tmp_path / "log").read_text()
+        check("agent-status", status)
+        check("agent-update", agent.says("update"))
+        check("agent-history", agent.says("history"))
+    finally:
+        os.kill(daemon.pid, signal.SIGTERM)
+        daemon.wait(30)
