@@ -9,6 +9,7 @@ from bundle.console import print_result
 
 if TYPE_CHECKING:
     from packager.inputs import Samples
+    from packager.quantize.schemes import Options
 
 PATH = click.Path(path_type=Path)
 
@@ -28,6 +29,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--signed-weights", is_flag=True, help="7-bit signed weights (U8S7): faster on CPUs without VNNI.")
 @click.option("--no-optimise", is_flag=True, help="Leave the graph as it is before quantizing.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--update-of", "base", type=PATH, help="Quantized model that devices hold: make the difference small.")
 @click.option("--report", type=PATH, help="Write the whole report as JSON, also where the gate fails.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def quantize_command(
@@ -41,6 +43,7 @@ def quantize_command(
     signed_weights: bool,
     no_optimise: bool,
     max_relative_rms: float | None,
+    base: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -60,6 +63,9 @@ def quantize_command(
     )
     if max_relative_rms is not None:
         options = replace(options, thresholds=replace(options.thresholds, max_relative_rms=max_relative_rms))
+    if base is not None:
+        _update(model, base, out, samples, options, report, as_json=as_json)
+        return
     found = quantize(model, out, scheme, samples, options)
     if report is not None:
         report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
@@ -74,6 +80,27 @@ def quantize_command(
             remedy="--report FILE lists every trial; ship the float variant meanwhile",
         )
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
+
+
+def _update(
+    model: Path, base: Path, out: Path, samples: "Samples", options: "Options", report: Path | None, *, as_json: bool
+) -> None:
+    import json
+
+    from packager.errors import GateFailed
+    from packager.quantize.update.update import update
+
+    calibration, held_back = samples.halves()
+    found = update(model, base, out, calibration, held_back, thresholds=options.thresholds)
+    if report is not None:
+        report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+    if found.gate.verdict == "fail":
+        out.unlink(missing_ok=True)
+        raise GateFailed(f"{model}: {found.gate.why}", remedy="leave --update-of out: the update would not pass")
+    bits = "" if found.bits_per_weight is None else f", {found.bits_per_weight:.4f} bits a weight"
+    error, ordinary = found.gate.relative_rms or 0.0, found.ordinary.relative_rms or 0.0
+    text = f"{found.means}: {found.reason}{bits}\nrelative RMS {error:.4f}, ordinary quantization {ordinary:.4f}"
+    print_result(found.as_json(), as_json=as_json, text=text)
 
 
 @click.command("compare")

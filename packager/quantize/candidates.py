@@ -1,4 +1,4 @@
-"""The int8 candidates of one prepared model, built on demand: static, dynamic, weights only.
+"""The candidates of one prepared model, built on demand: int8 static, dynamic or weights only; int4; fp16.
 
 Rules:
 1. A builder that fails is a candidate that is not there, with its reason; it never ends the search.
@@ -16,14 +16,16 @@ from packager.errors import QuantizationRefused
 from packager.inputs import Samples
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
+from packager.quantize.half import quantize_half
+from packager.quantize.int4 import quantize_int4
 from packager.quantize.ranges import Range
 from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 
-Method = Literal["static", "dynamic", "weights"]
+Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 
-METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
+INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
 # onnxruntime.quantization fails in all of these ways on published models
 TROUBLE: Final[tuple[type[Exception], ...]] = (
     *RUNTIME_ERRORS,
@@ -53,6 +55,10 @@ class Workshop:
         """What the integer kernels multiply."""
         return "u8s7" if self.signed_weights else "u8u8"
 
+    def numerics_of(self, method: Method) -> str:
+        """What the kernels of `method` multiply: integers, or floats."""
+        return self.numerics if method in ("static", "dynamic") else "float"
+
     def methods(self) -> tuple[Method, ...]:
         """Methods that this model has anything for. Raises QuantizationRefused where it is none."""
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
@@ -67,7 +73,7 @@ class Workshop:
             found.append("static")
         if dynamic_nodes(self.prepared):
             found.append("dynamic")
-        return (*found, "weights")
+        return (*found, "weights", "int4", "fp16")
 
     def nodes(self, method: Method) -> list[str]:
         """Names of the nodes that `method` would quantize, in graph order."""
@@ -89,7 +95,7 @@ class Workshop:
             model = self._build(method, keep_float)
         except TROUBLE as error:
             raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line(error)}") from error
-        if not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
+        if method != "fp16" and not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
         if size > WORTH_IT * self.float_bytes and not is_partial:
@@ -97,7 +103,7 @@ class Workshop:
                 f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}"
             )
         entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, f"int8 {method} {self.numerics}"
+        entry.key, entry.value = METADATA_KEY, f"{method} {self.numerics_of(method)}"
         return model
 
     def _build(self, method: Method, keep_float: frozenset[str]) -> onnx.ModelProto:
@@ -119,6 +125,10 @@ class Workshop:
                     signed_weights=self.signed_weights,
                     keep_float=keep_float,
                 )
+            case "int4":
+                return quantize_int4(self.prepared, keep_float)
+            case "fp16":
+                return quantize_half(self.prepared)[0]
             case "weights":
                 copy = onnx.ModelProto()
                 copy.CopyFrom(self.prepared)

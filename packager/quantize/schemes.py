@@ -22,14 +22,15 @@ import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused, TooFewSamples
 from packager.inputs import ModelInterface, Samples, check_sample, load_proto
-from packager.quantize.candidates import Method, Workshop
+from packager.quantize.candidates import INT8_METHODS, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import prepare
 from packager.quantize.report import Latency, QuantizationReport, Trial
 from packager.quantize.runs import THREADS, run, run_in_child, session, session_of
 from packager.quantize.sensitivity import blame, repairs
 
-SCHEMES: Final = ("fp32", "int8")
+METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
+SCHEMES: Final = ("fp32", *METHODS_OF)
 MAX_OVER_DYNAMIC: Final = 1.5
 GOOD_SHARE: Final = 1 / 3  # of the allowed relative RMS
 JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
@@ -109,13 +110,13 @@ def quantize(
         prepared.notes, None, len(calibration), samples.origin,
     )  # fmt: skip
     try:
-        chosen, verdict = search.run(options.methods)
+        chosen, verdict = search.run(options.methods or METHODS_OF[scheme])
     except QuantizationRefused as refusal:
         return replace(report, reason=refusal.message, trials=tuple(search.trials))
     report = replace(
         report,
         method=chosen.method,
-        numerics="float" if chosen.method == "weights" else search.workshop.numerics,
+        numerics=search.workshop.numerics_of(chosen.method),
         bytes=chosen.model.ByteSize(),
         gate=verdict,
         calibration_gate=chosen.calibration,
@@ -170,13 +171,13 @@ class _Search:
     thresholds: Thresholds
     trials: list[Trial]
 
-    def run(self, methods: tuple[Method, ...] | None) -> tuple[_Candidate, GateReport]:
+    def run(self, methods: tuple[Method, ...]) -> tuple[_Candidate, GateReport]:
         """The chosen candidate and its held-back verdict, failing only where all fail. Raises QuantizationRefused."""
-        possible = tuple(m for m in self.workshop.methods() if methods is None or m in methods)
+        possible = tuple(m for m in self.workshop.methods() if m in methods)
         found = self._first_round(possible)
         if not found:
             why = "; ".join(trial.why for trial in self.trials) or f"none of {methods} applies"
-            raise QuantizationRefused(f"no int8 form of this model is possible: {why}")
+            raise QuantizationRefused(f"no quantized form of this model is possible: {why}")
         last: tuple[_Candidate, GateReport] | None = None
         for candidate in self._ranked(found):
             verdict = judge(self.reference, session_of(candidate.model), self.held_back, self.thresholds)
@@ -204,9 +205,9 @@ class _Search:
             GOOD_SHARE * self.thresholds.max_relative_rms, MAX_OVER_DYNAMIC * (dynamic.rms if dynamic else 0)
         )
         if static and dynamic and static.rms > good_enough:
-            order: list[Method] = ["dynamic", "static", "weights"]
+            order: list[Method] = ["dynamic", "static", "weights", "int4", "fp16"]
         else:
-            order = ["static", "dynamic", "weights"]
+            order = ["static", "dynamic", "weights", "int4", "fp16"]
         ranked = [by_method[method] for method in order if method in by_method]
         return sorted(ranked, key=lambda c: c.calibration.verdict == "fail")
 

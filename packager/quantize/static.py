@@ -128,7 +128,7 @@ class _Rewrite:
         if name in self.scales:
             return name, self.scales[name]
         if name not in self.activations:
-            scale, zero = _scale_of(self.ranges[name])
+            scale, zero = scale_of(self.ranges[name])
             made = {output for node in self.model.graph.node for output in node.output}
             self.activations[name] = (self._pair(name, name, scale, zero, name if name in made else ""), scale)
         return self.activations[name]
@@ -198,7 +198,7 @@ class _Rewrite:
         return out
 
 
-def _scale_of(found: Range) -> tuple[float, int]:
+def scale_of(found: Range) -> tuple[float, int]:
     """(scale, zero point) of uint8 levels that hold the range and zero itself."""
     low, high = min(0.0, found.low), max(0.0, found.high)
     scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, TINY)))

@@ -1,0 +1,119 @@
+"""Weight-only int4: MatMulNBits, one scale a block of inputs; activations stay float, so numbers are the same
+everywhere.
+
+Rules:
+1. MatMul and Gemm with a constant weight become MatMulNBits (com.microsoft), 4 bits, blocks of BLOCK inputs, symmetric
+   around 8; the scale's sign is chosen so that the block's largest magnitude falls on level 0, the one without a twin.
+2. `accuracy_level` stays 0: float32 sums. Higher levels quantize activations inside the kernel, differently on each
+   CPU.
+3. Everything else with weights (convolutions, recurrent layers, tables) becomes int8 by `weights`.
+"""
+
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, weight_uses
+from packager.quantize.integer_weights import drop_unread
+from packager.quantize.update.nbits import pack
+from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+
+BLOCK: Final = 32
+LEVELS: Final = 15
+MIDDLE: Final = 8
+DOMAIN: Final = "com.microsoft"
+
+
+def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
+    """The nodes of rule 1, in every graph."""
+    return [
+        use
+        for use in weight_uses(model)
+        if use.node.op_type in ("MatMul", "Gemm")
+        and use.input_index == 1
+        and use.elements >= MIN_ELEMENTS
+        and len(use.tensor.dims) == 2
+        and use.tensor.data_type == onnx.TensorProto.FLOAT
+        and not _flags(use.node).get("transA")
+        and _number(use.node, "alpha") == 1.0
+        and _number(use.node, "beta") == 1.0
+    ]
+
+
+def quantize_int4(model: onnx.ModelProto, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
+    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    taken = names_in(quantized)
+    replaced: set[str] = set()
+    done: dict[tuple[int, str, bool], tuple[str, str]] = {}
+    for use in int4_nodes(quantized):
+        if use.node.name not in keep_float:
+            _rewrite(use, taken, done)
+            replaced.add(use.tensor.name)
+    drop_unread(quantized, replaced)
+    if replaced and all(entry.domain != DOMAIN for entry in quantized.opset_import):
+        quantized.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    quantize_weights(quantized, keep_float)
+    return quantized
+
+
+def to_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    """(levels uint8 [channels, inputs] in 0..15, scales float32 [channels, blocks]) of a weight [channels, inputs]."""
+    channels, inputs = weight.shape
+    blocks = -(-inputs // block)
+    padded = np.zeros((channels, blocks * block))
+    padded[:, :inputs] = weight
+    parts = padded.reshape(channels, blocks, block)
+    spots = np.abs(parts).argmax(axis=2)[..., None]
+    largest = np.take_along_axis(parts, spots, axis=2)[..., 0]
+    scales = np.where(largest == 0, 1.0, largest / -MIDDLE).astype(np.float32)
+    levels = np.clip(np.rint(parts / scales[..., None].astype(np.float64)) + MIDDLE, 0, LEVELS)
+    return levels.reshape(channels, -1)[:, :inputs].astype(np.uint8), scales
+
+
+def _rewrite(use: WeightUse, taken: set[str], done: dict[tuple[int, str, bool], tuple[str, str]]) -> None:
+    node = use.node
+    is_flipped = bool(_flags(node).get("transB"))
+    weight = array_of(use.tensor)
+    rows = weight if is_flipped else weight.T
+    key = (id(use.owner.graph), use.tensor.name, is_flipped)
+    if key not in done:
+        levels, scales = to_blocks(rows)
+        names = fresh_name(f"{use.tensor.name}_Q4", taken), fresh_name(f"{use.tensor.name}_scales", taken)
+        use.owner.graph.initializer.append(numpy_helper.from_array(pack(levels, BLOCK), names[0]))
+        use.owner.graph.initializer.append(numpy_helper.from_array(scales.reshape(-1), names[1]))
+        done[key] = names
+    bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] else None
+    result = fresh_name(f"{node.output[0]}_nbits", taken) if bias else node.output[0]
+    made = [
+        helper.make_node(
+            "MatMulNBits",
+            [node.input[0], *done[key]],
+            [result],
+            name=node.name,
+            domain=DOMAIN,
+            K=rows.shape[1],
+            N=rows.shape[0],
+            bits=4,
+            block_size=BLOCK,
+            accuracy_level=0,
+        )
+    ]
+    if bias:
+        made.append(helper.make_node("Add", [result, bias], [node.output[0]], name=f"{node.name}_bias"))
+    nodes = use.scope.graph.node
+    spot = next(i for i, other in enumerate(nodes) if other.name == node.name)
+    del nodes[spot]
+    for extra in reversed(made):
+        nodes.insert(spot, extra)
+
+
+def _flags(node: onnx.NodeProto) -> dict[str, int]:
+    return {attribute.name: int(attribute.i) for attribute in node.attribute}
+
+
+def _number(node: onnx.NodeProto, name: str) -> float:
+    return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), 1.0)

@@ -1,0 +1,198 @@
+"""The base's quantized file with new numbers: levels, biases and float leftovers replaced, everything else byte for
+byte.
+
+Rules:
+1. Levels are written into copies of the base's initializers; scales and zero points stay, save for channels and
+   activations that do not fit any more.
+2. Float leftovers (norms, biases) move on a grid of LEFTOVER_STEP of their RMS change, a power of two: what is below it
+   is not worth its bytes.
+3. A bias takes up the mean error of its layer; biases are sent anyway.
+4. An activation's pinned range is refitted where the new model's leaves it by more than RANGE_SLACK.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import onnx
+
+from packager.quantize.graphs import FLOATS, Scope, array_of, scopes
+from packager.quantize.ranges import Range
+from packager.quantize.static import scale_of
+from packager.quantize.update.nbits import pack
+from packager.quantize.update.template import SUFFIX, QuantizedWeight, set_array
+
+LEFTOVER_STEP: Final = 0.25
+RANGE_SLACK: Final = 0.1  # of the pinned span
+
+Levels = dict[tuple[int, str], np.ndarray]
+Corrections = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What an update changes: levels by (graph, tensor), refitted scales likewise, and errors of means by bias name."""
+
+    levels: Levels = field(default_factory=dict)
+    scales: Levels = field(default_factory=dict)
+    corrections: Corrections = field(default_factory=dict)
+
+
+class Draft:
+    """A candidate that grows: made of a whole choice, then changed weight by weight (rules above).
+
+    `ranges` are the new model's, of the activations that the template pins.
+    """
+
+    def __init__(
+        self,
+        template: onnx.ModelProto,
+        prepared: onnx.ModelProto,
+        weights: list[QuantizedWeight],
+        choice: Choice,
+        ranges: dict[str, Range],
+    ) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(template)
+        self._base = list(scopes(template.graph))
+        self._ours, self._theirs = list(scopes(self.model.graph)), list(scopes(prepared.graph))
+        for weight in weights:
+            key = (weight.graph, weight.levels.name)
+            if key in choice.scales:
+                tensor = self._ours[weight.graph].initializers[weight.scale.name]
+                set_array(tensor, choice.scales[key].astype(array_of(tensor).dtype).reshape(tuple(tensor.dims)))
+            if key in choice.levels:
+                self.put_levels(weight, choice.levels[key])
+        if ranges:
+            _refit_activations(self._ours[0], ranges)
+        self._protected = _protected(self._ours)
+        self.finish(choice.corrections)
+
+    def put_levels(self, weight: QuantizedWeight, levels: np.ndarray) -> None:
+        """Replace the levels of one weight (layout of the weight)."""
+        _write_levels(self._ours[weight.graph].initializers[weight.levels.name], weight, levels)
+
+    def finish(self, corrections: Corrections) -> None:
+        """Set float leftovers and biases, from the base's numbers, with `corrections` by bias name."""
+        for number, (base, ours, theirs) in enumerate(zip(self._base, self._ours, self._theirs, strict=True)):
+            _leftovers(base, ours, theirs, self._protected[number], corrections)
+        _int32_biases(self._base[0], self._ours[0], self._theirs[0], corrections)
+
+
+def pinned_activations(template: onnx.ModelProto) -> set[str]:
+    """Values of the top graph that the template quantizes with fixed scales."""
+    fixed = {tensor.name for tensor in template.graph.initializer}
+    return {n.input[0] for n in template.graph.node if n.op_type == "QuantizeLinear" and n.input[1] in fixed}
+
+
+def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
+    """Name of the constant that is added to the output of `weight`'s layer in the float model, one number a channel."""
+    node = weight.float_node
+    constants = {tensor.name: tensor for tensor in prepared.graph.initializer}
+    if node.op_type in ("Gemm", "Conv"):
+        name = str(node.input[2]) if len(node.input) > 2 else ""
+        return name if name in constants else None
+    readers = [other for other in prepared.graph.node if node.output[0] in other.input]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    name = next((str(i) for i in readers[0].input if i != node.output[0]), "")
+    channels = weight.counterpart.dims[-1]
+    fits = name in constants and constants[name].dims and int(np.prod(constants[name].dims)) == channels
+    return name if fits else None
+
+
+def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """float32 like `new`, moved from `old` in whole steps (rule 2)."""
+    change = new.astype(np.float64) - old.astype(np.float64)
+    size = float(np.sqrt(np.mean(np.square(change)))) if change.size else 0.0
+    if size == 0.0 or not np.isfinite(size):
+        return new
+    step = 2.0 ** np.floor(np.log2(LEFTOVER_STEP * size))
+    # whole steps of a power of two: the difference of the bit patterns then ends in zeros, which coders see
+    moved = old.astype(np.float64) + np.rint(change / step) * step
+    return np.asarray(moved, new.dtype)
+
+
+def _write_levels(tensor: onnx.TensorProto, weight: QuantizedWeight, levels: np.ndarray) -> None:
+    old = array_of(tensor)
+    if weight.kind == "nbits":
+        block = next(int(a.i) for a in weight.node.attribute if a.name == "block_size")
+        set_array(tensor, pack(levels.astype(np.uint8), block).reshape(old.shape))
+    else:
+        set_array(tensor, levels.astype(old.dtype).reshape(old.shape))
+
+
+def _protected(everywhere: list[Scope]) -> list[set[str]]:
+    """Names in each graph that belong to quantization: levels, scales, zero points."""
+    found = []
+    quantizers = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
+    read = {
+        name for s in everywhere for n in s.graph.node if n.op_type in quantizers for i, name in enumerate(n.input) if i
+    }
+    for scope in everywhere:
+        mine = set()
+        for name, tensor in scope.initializers.items():
+            is_part = name.endswith(("_scale", "_scales", "_zero_point", "_zero_points")) or SUFFIX.match(name)
+            if name in read or is_part or tensor.data_type not in FLOATS:
+                mine.add(name)
+        found.append(mine)
+    return found
+
+
+def _leftovers(base: Scope, ours: Scope, theirs: Scope, protected: set[str], corrections: Corrections) -> None:
+    for name, tensor in base.initializers.items():
+        counterpart = theirs.initializers.get(name)
+        if name in protected or counterpart is None or list(counterpart.dims) != list(tensor.dims):
+            continue
+        old, new = array_of(tensor), array_of(counterpart)
+        if name in corrections:
+            new = (new.astype(np.float64) + corrections[name].reshape(new.shape)).astype(new.dtype)
+        if not np.array_equal(old, new):
+            set_array(ours.initializers[name], on_grid(old, new) if old.dtype == np.float32 else new)
+
+
+def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections) -> None:
+    makers = {name: node for node in scope.graph.node for name in node.output}
+    for node in scope.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        parts = [makers.get(name) for name in node.input[:3]]
+        if any(part is None or part.op_type != "DequantizeLinear" for part in parts):
+            continue
+        activation, weight, bias = (part for part in parts if part is not None)
+        levels, scale = scope.initializers.get(bias.input[0]), scope.initializers.get(bias.input[1])
+        sides = [scope.initializers.get(part.input[1]) for part in (activation, weight)]
+        match = SUFFIX.match(bias.input[0])
+        counterpart = other.initializers.get(match["name"]) if match else None
+        if levels is None or scale is None or counterpart is None or any(side is None for side in sides):
+            continue
+        factors = [array_of(side).astype(np.float64) for side in sides if side is not None]
+        wanted = (factors[0].reshape(()) * factors[1]).astype(np.float32).reshape(tuple(scale.dims))
+        if not np.array_equal(wanted, array_of(scale)):
+            set_array(scale, wanted)
+        values = array_of(counterpart).astype(np.float64)
+        if counterpart.name in corrections:
+            values = values + corrections[counterpart.name].reshape(values.shape)
+        old = array_of(base.initializers[levels.name])
+        exact = values / wanted.astype(np.float64)
+        change = exact - old
+        size = float(np.sqrt(np.mean(np.square(change)))) if change.size else 0.0
+        step = 2.0 ** max(0.0, np.floor(np.log2(max(LEFTOVER_STEP * size, 1.0))))
+        moved = np.clip(old + np.rint(change / step) * step, -(2**31) + 1, 2**31 - 1)
+        set_array(levels, moved.astype(np.int32))
+
+
+def _refit_activations(scope: Scope, ranges: dict[str, Range]) -> None:
+    for node in scope.graph.node:
+        if node.op_type != "QuantizeLinear" or node.input[0] not in ranges or len(node.input) < 3:
+            continue
+        scale, zero = scope.initializers.get(node.input[1]), scope.initializers.get(node.input[2])
+        if scale is None or zero is None or zero.data_type != onnx.TensorProto.UINT8:
+            continue
+        step, middle = float(array_of(scale).reshape(())), int(array_of(zero).reshape(()))
+        low, high = -middle * step, (255 - middle) * step
+        found, slack = ranges[node.input[0]], RANGE_SLACK * (high - low)
+        if found.low < low - slack or found.high > high + slack or (found.high - found.low) < 0.5 * (high - low):
+            new_scale, new_zero = scale_of(found)
+            set_array(scale, np.array(new_scale, np.float32).reshape(tuple(scale.dims)))
+            set_array(zero, np.array(new_zero, np.uint8).reshape(tuple(zero.dims)))

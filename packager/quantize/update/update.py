@@ -1,0 +1,280 @@
+"""`update`: the smallest patch from a base's quantized model to a new float model that passes the gate.
+
+Rules:
+1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
+   `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
+2. A part of the calibration samples is kept from the solver: on what it fitted, the error looks a third smaller than it
+   is. The price of a bit is searched on that part, between prices that pass and prices that do not, in at most
+   MAX_SOLUTIONS solutions; the dearest price that passes wins.
+3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
+   returned, and the report says so.
+4. Nothing is random; same inputs, same bytes.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+
+from packager.inputs import Samples, load_proto
+from packager.quantize.candidates import METADATA_KEY, Method, Workshop
+from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
+from packager.quantize.graphs import all_nodes, float_bytes, weight_uses
+from packager.quantize.prepare import prepare
+from packager.quantize.ranges import activation_ranges
+from packager.quantize.runs import session, session_of
+from packager.quantize.schemes import save
+from packager.quantize.update.candidate import Choice, pinned_activations
+from packager.quantize.update.descent import prices
+from packager.quantize.update.solve import Solver, grid_of
+from packager.quantize.update.template import read_template
+
+logger = logging.getLogger(__name__)
+
+Means = Literal["joint", "ordinary"]
+
+MAX_SOLUTIONS: Final = 4
+FRESH_SHARE: Final = 0.5
+FIRST_PRICE: Final = 40.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
+STEP: Final = 3.0  # between prices while the border is not found
+TINY: Final = 1e-4
+CLOSE: Final = 1.5  # ratio of prices at which the search ends
+MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
+MAX_SAMPLES: Final = 320
+JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
+FEW_SAMPLES: Final = 20  # below it none can be spared, and the margin is that of fitted samples
+FITTED_MARGIN: Final = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One solution: price of a bit, entropy of the changes in bits a weight, error on the calibration samples."""
+
+    price: float
+    bits_per_weight: float
+    relative_rms: float
+    model: onnx.ModelProto
+
+    def as_json(self) -> dict[str, float]:
+        """Plain values."""
+        return {"lambda": self.price, "bits_per_weight": self.bits_per_weight, "relative_rms": self.relative_rms}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What an update came to; all gates are on the samples that were held back."""
+
+    means: Means
+    reason: str
+    gate: GateReport
+    ordinary: GateReport
+    stale: GateReport
+    price: float | None
+    bits_per_weight: float | None
+    curve: tuple[Point, ...]
+    weights: int
+    fresh: tuple[str, ...]
+    refitted: tuple[str, ...]
+    joint: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {
+            "means": self.means,
+            "reason": self.reason,
+            "gate": self.gate.as_json(),
+            "ordinary": self.ordinary.as_json(),
+            "stale": self.stale.as_json(),
+            "lambda": self.price,
+            "bits_per_weight": self.bits_per_weight,
+            "curve": [point.as_json() for point in self.curve],
+            "weights": self.weights,
+            "fresh": list(self.fresh),
+            "refitted": list(self.refitted),
+            "joint": list(self.joint),
+        }
+
+
+def update(
+    new: Path,
+    base: Path,
+    out: Path,
+    calibration: Samples,
+    held_back: Samples,
+    *,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    max_over_ordinary: float | None = None,
+    on_solution: Callable[[Point], None] | None = None,
+    tried: tuple[float, ...] = (),
+) -> UpdateReport:
+    """Quantize the float model `new` near the quantized model `base` into `out`.
+
+    Args:
+        new: float model of the new release.
+        base: quantized model that devices hold.
+        out: the file to write.
+        calibration: inputs for moments, ranges and the search.
+        held_back: inputs that only the final gates see.
+        thresholds: of the final gate.
+        max_over_ordinary: error allowed over ordinary quantization's; the thresholds' where not given.
+        on_solution: told of each solution as it is found.
+        tried: prices to solve at instead of searching; the last one that passes is written.
+
+    Raises:
+        UpdateDoesNotFit: the graphs differ.
+        Invalid kinds for unusable models and samples; QuantizationRefused where ordinary quantization is impossible.
+    """
+    calibration = calibration.take(MAX_SAMPLES)
+    template = load_proto(base)
+    prepared = prepare(new, next(iter(calibration.take(1)))).model
+    grids = [grid_of(weight) for weight in read_template(template, prepared)]
+    total = sum(grid.values.size for grid in grids)
+    reference = session(new)
+    ordinary = ordinary_of(template, prepared, calibration)
+    fitted, judged = split(calibration)
+
+    def error_of(model: onnx.ModelProto, samples: Samples = judged) -> GateReport:
+        return judge(reference, session_of(model), samples, thresholds)
+
+    ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
+    ordinary_rms = error_of(ordinary).relative_rms or 0.0
+    fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
+    share = sum(grid.values.size for grid in grids if grid.is_fresh) / max(total, 1)
+    curve: list[Point] = []
+    chosen: Point | None = None
+    if share <= FRESH_SHARE:
+        ranges = activation_ranges(prepared, _made(prepared) & pinned_activations(template), calibration)
+        with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
+            solver = Solver(template, prepared, grids, fitted, ranges, Path(folder))
+            margin = FITTED_MARGIN if fitted is judged else MARGIN
+            first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
+            search = _Search(solver, error_of, ratio * ordinary_rms * margin, total, first, on_solution)
+            chosen = search.run(tried)
+        curve = search.points
+    gates = {
+        "ordinary": error_of(ordinary, held_back),
+        "stale": error_of(template, held_back),
+    }
+    verdict = judge(
+        reference,
+        session_of(chosen.model if chosen else ordinary),
+        held_back,
+        replace(thresholds, max_over_ordinary=ratio),
+        ordinary_rms=gates["ordinary"].relative_rms,
+        stale_rms=gates["stale"].relative_rms,
+    )
+    reason = verdict.why
+    if chosen is None:
+        reason = (
+            f"{share:.0%} of the weights are quantized afresh" if share > FRESH_SHARE else "no price passes the gate"
+        )
+    save(chosen.model if chosen else ordinary, out)
+    return UpdateReport(
+        means="joint" if chosen else "ordinary",
+        reason=reason,
+        gate=verdict,
+        ordinary=gates["ordinary"],
+        stale=gates["stale"],
+        price=chosen.price if chosen else None,
+        bits_per_weight=chosen.bits_per_weight if chosen else None,
+        curve=tuple(curve),
+        weights=total,
+        fresh=fresh,
+        refitted=tuple(grid.weight.name for grid in grids if grid.refitted is not None and not grid.is_fresh),
+        joint=tuple(grid.weight.name for grid in grids if grid.is_joint),
+    )
+
+
+def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibration: Samples) -> onnx.ModelProto:
+    """The new model quantized the way the template was: same method, same nodes in float."""
+    told = next((entry.value for entry in template.metadata_props if entry.key == METADATA_KEY), "")
+    operators = {node.op_type for node in all_nodes(template)}
+    method: Method = "int4" if "MatMulNBits" in operators else "weights"
+    if "static" in told or (not told and "QuantizeLinear" in operators):
+        method = "static"
+    elif "dynamic" in told or (not told and "DynamicQuantizeLinear" in operators):
+        method = "dynamic"
+    floats = {tensor.name for tensor in template.graph.initializer}
+    kept = frozenset(use.node.name for use in weight_uses(prepared) if use.tensor.name in floats)
+    workshop = Workshop(prepared, calibration, float_bytes(prepared), signed_weights="u8s7" in told)
+    return workshop.build(method, kept, is_partial=True)
+
+
+def split(calibration: Samples) -> tuple[Samples, Samples]:
+    """(fitted, judged) of rule 2; the same samples twice where they are few."""
+    if len(calibration) < FEW_SAMPLES:
+        return calibration, calibration
+    spots = calibration.indices
+    judged = replace(calibration, indices=spots[JUDGED_EVERY - 1 :: JUDGED_EVERY])
+    kept = set(judged.indices)
+    return replace(calibration, indices=tuple(i for i in spots if i not in kept)), judged
+
+
+def entropy_bits(change: np.ndarray) -> float:
+    """Bits that `change` costs by its own histogram."""
+    bits = prices(change)
+    middle = len(bits) // 2
+    return float(bits[np.clip(change, -middle, middle).astype(np.int64) + middle].sum())
+
+
+@dataclass(slots=True)
+class _Search:
+    """Rule 2."""
+
+    solver: Solver
+    error_of: Callable[[onnx.ModelProto], GateReport]
+    allowed: float
+    total: int
+    first_price: float
+    on_solution: Callable[[Point], None] | None
+    points: list[Point] = field(default_factory=list)
+    _last: Choice | None = None
+
+    def run(self, tried: tuple[float, ...]) -> Point | None:
+        """The dearest price that passes, or None."""
+        if tried:
+            found = [self._solve(price) for price in tried]
+            return next((point for point in reversed(found) if self._passes(point)), None)
+        price = self.first_price
+        good: Point | None = None
+        bad: float | None = None
+        for _ in range(MAX_SOLUTIONS):
+            point = self._solve(price)
+            if self._passes(point):
+                good = point if good is None or point.price > good.price else good
+            else:
+                bad = price if bad is None else min(bad, price)
+            if good is not None and bad is not None:
+                if bad / good.price < CLOSE:
+                    break
+                price = float(np.sqrt(bad * good.price))
+            else:
+                price = good.price * STEP if good is not None else price / STEP
+        return good
+
+    def _passes(self, point: Point) -> bool:
+        return point.relative_rms <= self.allowed
+
+    def _solve(self, price: float) -> Point:
+        choice = self.solver.solve(price, self._last)
+        self._last = choice
+        model = self.solver.model(choice)
+        bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
+        rms = self.error_of(model).relative_rms
+        point = Point(price, bits / max(self.total, 1), rms if rms is not None else float("inf"), model)
+        self.points.append(point)
+        logger.info(
+            "price %.3g: %.4f bits a weight, relative RMS %.4f", price, point.bits_per_weight, point.relative_rms
+        )
+        if self.on_solution is not None:
+            self.on_solution(point)
+        return point
+
+
+def _made(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}

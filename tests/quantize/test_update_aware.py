@@ -1,0 +1,150 @@
+"""An update is quantized near its base: small difference, same quality; what is no update is told apart."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from packager.errors import UpdateDoesNotFit
+from packager.inputs import Samples, random_samples
+from packager.quantize.graphs import array_of
+from packager.quantize.int4 import quantize_int4
+from packager.quantize.prepare import prepare
+from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
+from packager.quantize.update.descent import Layer, choose, prices
+from packager.quantize.update.nbits import pack, unpack
+from packager.quantize.update.update import UpdateReport, entropy_bits, update
+from tests import models
+
+STATIC = Options(methods=("static",), measure_latency=False)
+
+
+def fine_tuned(model: onnx.ModelProto, seed: int, amount: float) -> onnx.ModelProto:
+    """A copy whose float weights moved by `amount` of their RMS, half of it along one direction a matrix."""
+    rng = np.random.default_rng(seed)
+    tuned = onnx.ModelProto()
+    tuned.CopyFrom(model)
+    for tensor in tuned.graph.initializer:
+        values = array_of(tensor)
+        if values.dtype != np.float32 or values.ndim < 2:
+            continue
+        flat = values.reshape(len(values), -1)
+        shared = np.outer(rng.standard_normal(len(flat)), rng.standard_normal(flat.shape[1]))
+        step = (shared + rng.standard_normal(flat.shape)) * amount * np.sqrt(np.mean(values**2)) / np.sqrt(2)
+        tensor.CopyFrom(numpy_helper.from_array((flat + step).reshape(values.shape).astype(np.float32), tensor.name))
+    return tuned
+
+
+def updated(
+    tmp_path: Path, model: onnx.ModelProto, options: Options, amount: float = 0.01
+) -> tuple[UpdateReport, Path, Path, Samples]:
+    """Quantize `model`, fine-tune it, update it: (report, base, update, held-back samples)."""
+    old = models.save(model, tmp_path / "old.onnx")
+    new = models.save(fine_tuned(model, 1, amount), tmp_path / "new.onnx")
+    samples = random_samples(old, 96)
+    report = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
+    assert report.outcome == "quantized", report.as_text()
+    calibration, held = samples.halves()
+    found = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", calibration, held, max_over_ordinary=1.15)
+    return found, tmp_path / "base.onnx", tmp_path / "update.onnx", held
+
+
+def changed_bytes(base: Path, update_: Path) -> int:
+    left, right = base.read_bytes(), update_.read_bytes()
+    assert len(left) == len(right)
+    return int(np.count_nonzero(np.frombuffer(left, np.uint8) != np.frombuffer(right, np.uint8)))
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(method: str, tmp_path: Path) -> None:
+    options = Options(methods=("static" if method == "static" else "dynamic",), measure_latency=False)
+    report, base, out, _ = updated(tmp_path, models.text_encoder(width=128), options)
+    assert report.means == "joint", report.reason
+    assert report.gate.relative_rms is not None
+    assert report.ordinary.relative_rms is not None
+    assert report.gate.relative_rms <= 1.3 * report.ordinary.relative_rms
+    nearest_levels = 0.5  # bits a weight that rounding to nearest costs for this step, roughly
+    assert report.bits_per_weight is not None
+    assert report.bits_per_weight < nearest_levels
+    assert changed_bytes(base, out) < 0.25 * base.stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "recurrent", "nested"])
+def test_other_networks_are_updated_by_the_same_method(kind: str, tmp_path: Path) -> None:
+    made = {"convolutions": models.conv_net(), "recurrent": models.recurrent(), "nested": models.branching()}
+    report, base, out, _ = updated(tmp_path, made[kind], DEFAULT_OPTIONS)
+    assert report.gate.relative_rms is not None
+    assert len(out.read_bytes()) == pytest.approx(len(base.read_bytes()), rel=0.01)
+    onnx.checker.check_model(onnx.load(out))
+
+
+def test_retrained_model_is_told_apart_and_quantized_afresh(tmp_path: Path) -> None:
+    old = models.save(models.text_encoder(0), tmp_path / "old.onnx")
+    new = models.save(models.text_encoder(99), tmp_path / "new.onnx")
+    samples = random_samples(old, 64)
+    quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
+    calibration, held = samples.halves()
+    report = update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", calibration, held)
+    assert report.means == "ordinary"
+    assert "afresh" in report.reason
+    assert report.gate.relative_rms == report.ordinary.relative_rms
+
+
+def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
+    old = models.save(models.text_encoder(layers=2), tmp_path / "old.onnx")
+    new = models.save(models.text_encoder(layers=1), tmp_path / "new.onnx")
+    samples = random_samples(old, 32)
+    quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
+    with pytest.raises(UpdateDoesNotFit, match="is not in the new model") as caught:
+        update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.halves())
+    assert caught.value.reason == "update-does-not-fit"
+
+
+def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
+    model = models.text_encoder(width=128)
+    old = models.save(model, tmp_path / "old.onnx")
+    new = models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    samples = random_samples(old, 64)
+    base = quantize_int4(prepare(old, next(iter(samples))).model)
+    save(base, tmp_path / "base.onnx")
+    report = update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.halves(), max_over_ordinary=1.2)
+    out = onnx.load(tmp_path / "out.onnx")
+    scales = {t.name: array_of(t) for t in base.graph.initializer if t.name.endswith("_scales")}
+    assert scales
+    assert report.means == "joint", report.reason
+    for tensor in out.graph.initializer:
+        if tensor.name in scales:
+            assert np.array_equal(array_of(tensor), scales[tensor.name])
+
+
+def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
+    old = rng.standard_normal((64, 96)) * 0.1
+    new = old + 0.004 * rng.standard_normal((64, 96))
+    scale = np.abs(old).max(axis=0, keepdims=True) / 127
+    base = np.rint(old / scale).astype(np.int32)
+    layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
+    h = (rows.T @ rows / len(rows)).astype(np.float32)
+    energy = float(np.sum(new * (h @ new)))
+    levels = choose(layer, h, h, energy, 1e-7)
+
+    def error(chosen: np.ndarray) -> float:
+        difference = chosen * scale - new
+        return float(np.sum(difference * (h @ difference)) / energy)
+
+    assert entropy_bits(levels - base) < 0.5 * entropy_bits(layer.nearest() - base)
+    assert error(levels) < error(base)
+
+
+def test_four_bit_levels_survive_packing() -> None:
+    levels = np.random.default_rng(0).integers(0, 16, (5, 70)).astype(np.uint8)
+    assert np.array_equal(unpack(pack(levels, 32), 70), levels)
+
+
+def test_frequent_changes_are_cheaper_than_rare_ones() -> None:
+    bits = prices(np.array([0] * 90 + [1] * 9 + [2]))
+    middle = len(bits) // 2
+    assert bits[middle] < bits[middle + 1] < bits[middle + 2] < bits[middle + 5]
