@@ -156,6 +156,7 @@ class TrustSession:
                     f"this repository has no role {role!r}", remedy=f"is {request.family!r} the right family?"
                 )
         rollout = self._rollout()
+        self._check_packed(rollout_role(request.family))
         target = self._target(release_role(request.family), release_target(request.family, rollout.version))
         fleet = self._fleet()
         documents = [self._updater.verified(role) for role in roles]
@@ -217,22 +218,26 @@ class TrustSession:
         return claimed
 
     def _check_pack(self) -> None:
-        root, timestamp = self._updater.root, self._updater.timestamp
         is_local = self._request.metadata_url.startswith("file:")
         if self._is_memory_lost and is_local:
             raise TrustMemoryLostUnavailable(
                 "both trust memory slots are lost, and this is not an online repository",
                 remedy="check online once, or let the operator restore the device",
             )
-        if PACK not in timestamp.unrecognized_fields:
+        self._check_packed("timestamp")
+        self._check_packed("snapshot")
+
+    def _check_packed(self, role: str) -> None:
+        document = self._updater.verified(role)
+        if PACK not in document.unrecognized_fields:
             return
-        if not is_local:
-            raise PackOnlineRefused(f"metadata of an offline pack was offered by {self._request.metadata_url}")
-        issued = parse_time(timestamp.unrecognized_fields.get(ISSUED_AT))
-        limit = root.unrecognized_fields.get(PACK_MAX_DAYS, 0)
-        expires = int(timestamp.expires.timestamp())
+        if not self._request.metadata_url.startswith("file:"):
+            raise PackOnlineRefused(f"{role} of an offline pack was offered by {self._request.metadata_url}")
+        issued = parse_time(document.unrecognized_fields.get(ISSUED_AT))
+        limit = self._updater.root.unrecognized_fields.get(PACK_MAX_DAYS, 0)
+        expires = int(document.expires.timestamp())
         if issued is None or not isinstance(limit, int) or expires - issued > limit * DAY_S:
-            raise PackOnlineRefused(f"the pack is valid for more than the {limit} days that root allows")
+            raise PackOnlineRefused(f"{role} of the pack is valid for more than the {limit} days that root allows")
 
     def _rollout(self) -> Rollout:
         request = self._request

@@ -249,6 +249,43 @@ def refresh_command(repo: Path, key_dir: Path | None, passphrase_file: Path | No
     print_result(report.as_json(), as_json=as_json, text=publish_text(report))
 
 
+@repo.command("pack")
+@click.argument("out", type=PATH)
+@click.option("--family", "families", multiple=True, help="Only this model line; several times for several.")
+@click.option(
+    "--valid", "valid", default="30d", show_default=True, help="How long its metadata is valid, in days: 30d."
+)
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def pack_command(
+    out: Path,
+    families: tuple[str, ...],
+    valid: str,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make an offline pack in the new folder OUT: what devices without a network update from (a `file:` URL).
+
+    Exit status: 0 made, 2 wrong input, longer than root allows, or a key is missing, 4 a lock or no space.
+    """
+    from packager.errors import UsageInvalid
+    from packager.repository.pack import make_pack
+    from packager.repository.repository import Repository
+
+    days = valid.removesuffix("d")
+    if not days.isdigit():
+        raise UsageInvalid(f"--valid: found {valid!r}, expected days, for example 30d")
+    signers = load_signers((), key_dir, passphrase_file)
+    report = make_pack(Repository.open(repo), out, families, int(days), signers)
+    lines = [f"{family} {channel}: {version}" for family, channel, version in report.releases]
+    text = "\n".join([*lines, f"{out}: {report.files} files, {report.size:,} bytes, valid {report.valid_days} days"])
+    print_result(report.as_json(), as_json=as_json, text=text)
+
+
 @repo.command("withdraw")
 @click.argument("family")
 @click.argument("version")

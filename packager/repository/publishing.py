@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Metadata, Targets
 
 from bundle.errors import AirweightsError
 from bundle.fleet import TARGET as FLEET_TARGET
@@ -76,17 +75,29 @@ def publish(layout: Layout, published: Published, staging: Staging, *, rehearse:
     return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, rehearsed)
 
 
-def renewal(layout: Layout, published: Published, signers: Sequence[Signer]) -> Staging:
-    """Snapshot, timestamp, and the rollout roles whose keys are at hand, renewed; nothing of the staging folder."""
-    drafted = Staging(layout, is_blank=True)
+def renewal(
+    layout: Layout,
+    published: Published,
+    signers: Sequence[Signer],
+    *,
+    ahead: int = 1,
+    pack_valid_s: int | None = None,
+) -> Staging:
+    """Snapshot, timestamp, and the rollout roles whose keys are at hand, renewed; nothing of the staging folder.
+
+    Args:
+        layout, published: of the repository.
+        signers: at hand.
+        ahead: by how much the documents are newer than the published ones.
+        pack_valid_s: for an offline pack (packager.repository.pack).
+    """
+    drafted = Staging(layout, is_blank=True, ahead=ahead, pack_valid_s=pack_valid_s)
     drafted.base = published.timestamp_version
     held = {signer.public_key.keyid for signer in signers}
     now_s = int(time.time())
     for role, delegation in documents.delegated_roles(published.targets).items():
         if documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
-            before = published.role(role)
-            renewed = documents.next_targets(before, role, before.targets, now_s)
-            drafted.documents[role] = Metadata[Targets](renewed)
+            drafted.renew_rollout(role, published.role(role), now_s)
     drafted.sign(published, signers, now_s, is_renewal=True)
     return drafted
 

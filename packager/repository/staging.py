@@ -13,11 +13,13 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
+from bundle.trust.client import PACK
 from packager.errors import RepositoryDamaged
 from packager.repository import documents
 from packager.repository.chain import (
@@ -73,9 +75,14 @@ class Staging:
     Args:
         layout: of the repository.
         is_blank: do not look: begin with nothing, for documents that never touch the folder.
+        ahead: by how much snapshot and timestamp are newer than the published ones.
+        pack_valid_s: for an offline pack: mark snapshot and timestamp as its own, and how long they are valid.
     """
 
-    def __init__(self, layout: Layout, *, is_blank: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, *, is_blank: bool = False, ahead: int = 1, pack_valid_s: int | None = None
+    ) -> None:
+        self._ahead, self._pack_valid_s = ahead, pack_valid_s
         self._folder = layout.staging
         self.targets: dict[str, bytes] = {}
         self.withdrawn: set[str] = set()
@@ -160,9 +167,11 @@ class Staging:
             if role not in (*LAST, "root"):
                 files[role] = (document.signed.version, documents.serialise(document))
         before = published.documents.get("snapshot")
-        snapshot = documents.new_snapshot(1 if before is None else before.signed.version + 1, files, now_s)
+        version = self._ahead + (0 if before is None else before.signed.version)
+        snapshot = documents.new_snapshot(version, files, now_s)
         held = self.documents.get("snapshot")
-        if held is None or held.signed.meta != snapshot.meta:
+        if held is None or held.signed.meta != snapshot.meta or _is_aged(held, "snapshot", now_s):
+            self._as_packed(snapshot, now_s)
             self.documents["snapshot"] = Metadata[Snapshot](snapshot)
         used = add_signatures(published, self.documents, "snapshot", signers)
         document = self.documents["snapshot"]
@@ -170,11 +179,25 @@ class Staging:
             self.documents.pop("timestamp", None)
             return used
         named = (document.signed.version, documents.serialise(document))
-        timestamp = documents.new_timestamp(published.timestamp_version + 1, named, now_s)
+        timestamp = documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
         held = self.documents.get("timestamp")
-        if held is None or held.signed.snapshot_meta != timestamp.snapshot_meta:
+        if held is None or held.signed.snapshot_meta != timestamp.snapshot_meta or _is_aged(held, "timestamp", now_s):
+            self._as_packed(timestamp, now_s)
             self.documents["timestamp"] = Metadata[Timestamp](timestamp)
         return used | add_signatures(published, self.documents, "timestamp", signers)
+
+    def renew_rollout(self, role: str, before: Targets, now_s: int) -> None:
+        """A rollout role's document as it is, with a new version and expiry."""
+        renewed = documents.next_targets(before, role, before.targets, now_s)
+        renewed.version = before.version + self._ahead
+        self._as_packed(renewed, now_s)
+        self.documents[role] = Metadata[Targets](renewed)
+
+    def _as_packed(self, signed: Signed, now_s: int) -> None:
+        signed.unrecognized_fields.pop(PACK, None)
+        if self._pack_valid_s is not None:
+            signed.expires = datetime.fromtimestamp(now_s + self._pack_valid_s, UTC)
+            signed.unrecognized_fields[PACK] = True
 
     def _prepare_role(self, role: str, published: Published, changes: Mapping[str, bytes], now_s: int) -> None:
         before = published.documents.get(role)
@@ -234,6 +257,12 @@ class Staging:
             return -1
         except (ValueError, TypeError, KeyError) as error:
             raise RepositoryDamaged(f"{self._folder / 'base.json'} is damaged") from error
+
+
+def _is_aged(document: Document, role: str, now_s: int) -> bool:
+    # what was signed long before it is published would be out of date at once
+    life_s = documents.EXPIRY_DAYS[role] * documents.DAY_S
+    return bool(document.signed.expires.timestamp() - now_s < life_s / 2)
 
 
 def _role_of(target: str) -> str:

@@ -1,0 +1,93 @@
+"""An offline pack updates a device that has no network, and no other way."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundle.errors import MetadataExpiredUnavailable, PackOnlineRefused, RollbackRefused, TrustMemoryLostUnavailable
+from keys.passphrase import ENVIRONMENT
+from packager.cli import main
+from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
+from packager.repository.pack import make_pack
+from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, fetch_http, serve
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def pack(shop: Shop) -> Path:
+    out = shop.folder / "pack"
+    make_pack(shop.repository, out, [], 30, shop.signers)
+    return out
+
+
+def test_a_device_without_network_updates_from_a_pack_for_a_month(pack: Path, device: TestDevice) -> None:
+    later = device.at(NOW_S + 20 * DAY_S)
+    release = later.check(pack)
+    assert release.manifest.version == "1.0.0"
+    blob = release.manifest.variants[0][1].patches[0].blob
+    assert (pack / "blobs" / blob[:2] / blob).is_file()
+    with pytest.raises(MetadataExpiredUnavailable):
+        device.at(NOW_S + 40 * DAY_S).check(pack)
+
+
+def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: TestDevice) -> None:
+    url, stop = serve(pack)
+    try:
+        with pytest.raises(PackOnlineRefused) as refused:
+            device.check(url, fetch_http)
+    finally:
+        stop()
+    assert refused.value.reason == "pack-online"
+    assert device.slots.load() is None
+
+
+def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(
+    shop: Shop, pack: Path, device: TestDevice
+) -> None:
+    packed = device.check(pack)
+    online = device.check(shop.published)
+    assert online.facts.timestamp_version == packed.facts.timestamp_version + 1
+    with pytest.raises(RollbackRefused):
+        device.check(pack)
+    shop.release("1.1.0", 2)
+    assert device.check(shop.published).manifest.version == "1.1.0"
+
+
+def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Path, device: TestDevice) -> None:
+    device.check(pack)
+    for name in ("slot-a", "slot-b"):
+        (device.folder / "slots" / name).write_bytes(b"damaged")
+    with pytest.raises(TrustMemoryLostUnavailable) as lost:
+        device.check(pack)
+    assert lost.value.reason == "trust-memory-lost"
+
+
+def test_a_pack_lives_no_longer_than_root_allows(shop: Shop) -> None:
+    for days in (0, 91, 10_000):
+        with pytest.raises(StagingInvalid):
+            make_pack(shop.repository, shop.folder / "pack", [], days, shop.signers)
+    with pytest.raises(FamilyUnknown):
+        make_pack(shop.repository, shop.folder / "pack", ["speech"], 30, shop.signers)
+    online_only = shop.signers_of("snapshot", "timestamp")
+    with pytest.raises(StagingInvalid):
+        make_pack(shop.repository, shop.folder / "pack", [FAMILY], 30, online_only)
+    assert not (shop.folder / "pack").exists()
+    assert [path for path in shop.folder.iterdir() if path.name.startswith(".pack")] == []
+
+
+def test_the_command_makes_a_pack_once(
+    shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    out = shop.folder / "stick"
+    words = ["repo", "pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
+    assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
+    assert replace(device).at(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
+    assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code
+    assert json.loads(capfd.readouterr().err)["error"]["reason"] == "output-exists"
