@@ -1,12 +1,5 @@
 """Keys in a PKCS#11 token: a real SoftHSM signs, and every way to be without it has its own word."""
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from bundle.frames import Secret
@@ -14,47 +7,15 @@ from keys.errors import KeyUnreadable, TokenUnavailable, WrongPin
 from keys.files import load_signer
 from keys.roles import default_threshold
 from keys.tokens import LIBRARY
+from tests.keys.softhsm import PIN, make_token, needs_softhsm
 
-LIBRARIES = (
-    "/usr/lib/softhsm/libsofthsm2.so",
-    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
-    "/usr/lib64/softhsm/libsofthsm.so",
-)
-SOFTHSM = next((path for path in LIBRARIES if Path(path).exists()), None)
-PIN = Secret(b"1234")
 MESSAGE = b"message"
-
-needs_softhsm = pytest.mark.skipif(
-    SOFTHSM is None or shutil.which("softhsm2-util") is None or importlib.util.find_spec("pkcs11") is None,
-    reason="SoftHSM (Debian: softhsm2) or python-pkcs11 (extra pkcs11) is not installed",
-)
-
-MAKE_KEYS = """
-import os, pkcs11
-from pkcs11.util.ec import encode_named_curve_parameters as curve
-from pkcs11 import Attribute, KeyType, Mechanism
-token = pkcs11.lib(os.environ["PYKCS11LIB"]).get_token(token_label="test")
-with token.open(user_pin="1234", rw=True) as session:
-    def parameters(kind, name):
-        return session.create_domain_parameters(kind, {Attribute.EC_PARAMS: curve(name)}, local=True)
-    parameters(KeyType.EC, "secp256r1").generate_keypair(store=True, id=b"\\x02", label="p256")
-    edwards = parameters(KeyType.EC_EDWARDS, "1.3.101.112")
-    edwards.generate_keypair(mechanism=Mechanism.EC_EDWARDS_KEY_PAIR_GEN, store=True, id=b"\\x03", label="ed25519")
-"""
 
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a token with a P-256 key (2) and an Ed25519 key (3)."""
-    folder = tmp_path_factory.mktemp("softhsm")
-    (folder / "tokens").mkdir()
-    (folder / "conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n")
-    environment = {"SOFTHSM2_CONF": os.fspath(folder / "conf"), LIBRARY: str(SOFTHSM)}
-    both = {**os.environ, **environment}
-    words = ["softhsm2-util", "--init-token", "--free", "--label", "test", "--pin", "1234", "--so-pin", "5678"]
-    subprocess.run(words, env=both, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-c", MAKE_KEYS], env=both, check=True, capture_output=True)
-    return environment
+    """Environment of a token."""
+    return make_token(tmp_path_factory.mktemp("softhsm") / "token")
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""A python-tuf client that knows nothing of us reads the repository, hybrid or classical."""
+
+from pathlib import Path
+
+import pytest
+from tuf.ngclient import Updater
+
+from bundle.trust.client import release_target, rollout_target
+from tests.repository.shop import CHANNEL, FAMILY, Shop, build_shop, serve
+
+
+@pytest.mark.parametrize("classical", [False, True])
+def test_a_stock_client_reads_manifest_and_rollout(shop: Shop, tmp_path: Path, classical: bool) -> None:
+    if classical:
+        shop = build_shop(tmp_path / "classical", classical=True)
+        shop.release("1.0.0", 1)
+    url, stop = serve(shop.published)
+    try:
+        (tmp_path / "metadata").mkdir()
+        (tmp_path / "targets").mkdir()
+        client = Updater(
+            str(tmp_path / "metadata"),
+            f"{url}/metadata/",
+            str(tmp_path / "targets"),
+            f"{url}/targets/",
+            bootstrap=(shop.published / "metadata" / "1.root.json").read_bytes(),
+        )
+        client.refresh()
+        for name in (release_target(FAMILY, "1.0.0"), rollout_target(FAMILY, CHANNEL)):
+            found = client.get_targetinfo(name)
+            assert found is not None
+            assert Path(client.download_target(found)).stat().st_size == found.length
+        assert client.get_targetinfo(release_target(FAMILY, "9.9.9")) is None
+    finally:
+        stop()
