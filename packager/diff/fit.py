@@ -28,6 +28,7 @@ OVERSAMPLING: Final = 8
 MIN_SIDE: Final = 48
 MIN_ELEMENTS: Final = 16_384
 MAX_FACTOR_NUMBERS: Final = 1 << 17  # of the right side: one MiB in the decoder
+REWEIGHTINGS: Final = 3
 REFINEMENTS: Final = 5
 FLOAT32_ROUNDING: Final = 2.0**-24
 EXACT_STEPS: Final = (0.1, 0.2, 0.4, 1.2)  # of the rounding of a typical element
@@ -96,6 +97,29 @@ def spectrum(difference: Doubles, rows: int) -> Spectrum | None:
     matrix = (difference / scale).reshape(rows, columns)
     left, values, right = _decompose(matrix.astype(np.float32), limit)
     return Spectrum(matrix, left, values, right, scale)
+
+
+def robust(fit: Fit, base: Doubles, target: Doubles) -> Fit | None:
+    """The same gains, found again with large residuals counted less: a few elements that really moved do not tilt them.
+
+    Iteratively reweighted least squares, towards the least sum of absolute residuals.
+    """
+    assert fit.gain is not None
+    count, inner = len(fit.gain.factors), fit.gain.inner
+    x, y = base.reshape(-1, count, inner), target.reshape(-1, count, inner)
+    factors = fit.gain.factors
+    for _ in range(REWEIGHTINGS):
+        weights = np.abs(y - x * factors[None, :, None])
+        weights += 0.05 * weights.mean(axis=(0, 2), keepdims=True) + 1e-300
+        np.divide(x, weights, out=weights)
+        with np.errstate(all="ignore"):
+            found = (weights * y).sum(axis=(0, 2)) / (weights * x).sum(axis=(0, 2))
+        factors = np.where(np.isfinite(found), found, factors)
+    with np.errstate(over="ignore"):
+        rounded = factors.astype(np.float32).astype(np.float64)
+    if not np.isfinite(rounded).all():
+        return None
+    return Fit(Gain(rounded, inner), None, None, fit.name, fit.cost_bits)
 
 
 def low_rank(found: Spectrum, floor: float) -> Iterator[Fit]:

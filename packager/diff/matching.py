@@ -1,6 +1,6 @@
 """Pairs the arrays of the target with those of the base.
 
-Rules, the first that fits:
+Rules, the first that fits; before them, of an array that has gained or lost rows those are set apart:
 1. Same name, type and size. Rows and columns exchanged: transposed.
 2. Same content, whatever the name.
 3. Nearest content on a sample, among arrays of the same type and size that no other array has taken: renamed and
@@ -61,18 +61,48 @@ Content = Callable[[Array], memoryview]
 
 
 def match_arrays(targets: Iterable[Array], bases: Iterable[Array], target_of: Content, base_of: Content) -> list[Match]:
-    """One match for each of `targets`, in their order.
+    """One match for each of `targets`, in their order; an array that has grown or shrunk comes in two parts.
 
     Args:
         target_of, base_of: the bytes of an array.
     """
-    targets, bases = list(targets), list(bases)
+    targets, bases = split_resized(list(targets), list(bases))
     found: dict[int, Match] = {}
     taken: set[int] = set()
     _by_name(targets, bases, found, taken)
     _by_content(targets, bases, target_of, base_of, found, taken)
     _by_sample(targets, bases, target_of, base_of, found, taken)
     return [found.get(array.address, Match(array, None, False)) for array in targets]
+
+
+def split_resized(targets: list[Array], bases: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Rule 0: arrays of the same name and type whose rows are of one shape, but not as many, share their first rows."""
+    named = {(base.region.name, base.region.dtype): base for base in reversed(bases)}
+    ours: list[Array] = []
+    cut: dict[int, list[Array]] = {}
+    for array in targets:
+        base = named.get((array.region.name, array.region.dtype))
+        shape = array.region.shape
+        other = base.region.shape if base is not None else ()
+        rows = min(shape[0], other[0]) if shape and other else 0
+        if base is None or len(shape) < 2 or shape[1:] != other[1:] or shape[0] == other[0] or not rows:
+            ours.append(array)
+            continue
+        ours += _parts(array, rows)
+        cut[base.address] = _parts(base, rows)
+    return ours, [part for base in bases for part in cut.get(base.address, [base])]
+
+
+def _parts(array: Array, rows: int) -> list[Array]:
+    region = array.region
+    row = region.size // region.shape[0]
+    out = []
+    for name, begin, end in ((region.name, 0, rows), (f"{region.name} (rest)", rows, region.shape[0])):
+        if end > begin:
+            size, shape = (end - begin) * row, (end - begin, *region.shape[1:])
+            part = Region(region.offset + begin * row, size, region.dtype, name, shape)
+            out.append(Array(array.file, array.address + begin * row, part))
+    return out
 
 
 def _by_name(targets: list[Array], bases: list[Array], found: dict[int, Match], taken: set[int]) -> None:

@@ -31,6 +31,7 @@ from packager.diff.fit import (
     is_usable,
     low_rank,
     matrix_rows,
+    robust,
     rounding_variance,
     spectrum,
     values_of,
@@ -52,6 +53,7 @@ NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
 SLICE_ELEMENTS: Final = 1 << 22
 SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE: Final = 4096
+NARROW_SAMPLE_PIECE: Final = 8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
 LEFT_BYTES: Final = 1 << 19  # of a LEFT frame in the decoder
 MAX_PERIOD: Final = 1 << 13
 SUB_LOGS: Final = (6, 8, 11, ONE_CLASS)
@@ -159,12 +161,13 @@ class _Tensor:
 
     def sample(self) -> list[slice]:
         """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
-        if self.count <= SAMPLE_PIECES * SAMPLE_PIECE:
+        piece = SAMPLE_PIECE if self.kind.size > 2 else NARROW_SAMPLE_PIECE
+        if self.count <= SAMPLE_PIECES * piece:
             return [slice(0, self.count)]
-        step = (self.count - SAMPLE_PIECE) // (SAMPLE_PIECES - 1)
+        step = (self.count - piece) // (SAMPLE_PIECES - 1)
         length = max((period.inner * period.count for period in self.periods()), default=1)
-        starts = [i * step - (i * step - i * SAMPLE_PIECE) % length for i in range(SAMPLE_PIECES)]
-        return [slice(start, start + SAMPLE_PIECE) for start in starts]
+        starts = [i * step - (i * step - i * piece) % length for i in range(SAMPLE_PIECES)]
+        return [slice(start, start + piece) for start in starts]
 
     def periods(self) -> list[Period]:
         """Places that may matter: those of a kernel, input channels, columns."""
@@ -226,7 +229,7 @@ def _choose(tensor: _Tensor) -> _Plan:
             if trial < cost:
                 best, cost = replace(best, sub_log=sub_log), trial
         for period in tensor.periods():
-            for sub_log in {best.sub_log, ONE_CLASS}:
+            for sub_log in sorted({best.sub_log, ONE_CLASS}):
                 trial = packer.keyed(best.fit, sub_log, is_near=best.is_near, period=period) + fit_bits
                 if trial < cost * 0.99:
                     best, cost = replace(best, sub_log=sub_log, period=period), trial
@@ -306,6 +309,10 @@ def _fits(tensor: _Tensor, packer: _Sampler, cost: float) -> Iterator[Fit]:
         if trial < cost * 0.99:
             best_gain, cost = fit, trial
     if best_gain is not None:
+        refit = robust(best_gain, base, target)
+        if refit is not None:
+            trial = packer.keyed(refit, 8, is_near=False) + refit.cost_bits * sampled / count
+            best_gain = refit if trial < cost else best_gain
         yield best_gain
     rows = matrix_rows(tensor.job.shape, count)
     if not rows or count < MIN_ELEMENTS:
