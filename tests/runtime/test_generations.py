@@ -186,6 +186,8 @@ def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped
 
 def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
     bench = Bench()
+    bench.publish(1)
+    bench.kill(1)
     stranded = bench.request()
     bench.slot.give_up()
     assert failed_with(stranded) == 503
