@@ -174,7 +174,9 @@ def _trouble(o: OutputFidelity, limits: Thresholds, ordinary: float | None, stal
         return (
             f"relative RMS {o.relative_rms:.4f}, at most {limits.max_over_ordinary} x ordinary {ordinary:.4f} allowed"
         )
-    if stale is not None and o.relative_rms > limits.max_of_stale * stale:
+    # a base that is as near as ordinary quantization has lost nothing: there is no update to miss
+    as_ordinary = limits.max_over_ordinary * (ordinary or 0.0)
+    if stale is not None and o.relative_rms > max(limits.max_of_stale * stale, as_ordinary):
         return (
             f"relative RMS {o.relative_rms:.4f}, at most {limits.max_of_stale} x the stale model's {stale:.4f} allowed"
         )

@@ -1,0 +1,48 @@
+"""Golden vectors come from the shipped file, hold under other threads and optimisation levels, and catch damage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.golden import GoldenUnfit, check_answer, read_golden
+from packager.golden import make_golden
+from packager.inputs import random_samples
+from packager.quantize.runs import run, session
+from packager.quantize.schemes import Options, quantize
+from tests import models
+
+
+def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
+    model = models.save(models.conv_net(), tmp_path / "float.onnx")
+    samples = random_samples(model, 24)
+    quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    report = make_golden(tmp_path / "int8.onnx", samples, tmp_path / "golden.safetensors", count=6)
+    assert 1_000 <= report.tolerance_ppm <= 50_000
+    golden = read_golden((tmp_path / "golden.safetensors").read_bytes())
+    assert len(golden) == report.samples == 6
+    running = session(tmp_path / "int8.onnx")
+    for number, sample in enumerate(golden):
+        inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
+        answers = dict(zip(["logits"], run(running, inputs), strict=True))
+        check_answer(answers, sample, tolerance_ppm=report.tolerance_ppm, where=f"sample {number}")
+
+
+def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    samples = random_samples(model, 24)
+    make_golden(model, samples, tmp_path / "golden.safetensors", count=2)
+    golden = read_golden((tmp_path / "golden.safetensors").read_bytes())
+    lengths = {sample["input_ids"].shape[1] for sample in samples}
+    assert {sample.inputs["input_ids"].shape[1] for sample in golden} == {min(lengths), max(lengths)}
+
+
+def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
+    model = models.save(models.mlp(0), tmp_path / "model.onnx")
+    other = models.save(models.mlp(1), tmp_path / "other.onnx")
+    report = make_golden(model, random_samples(model, 8), tmp_path / "golden.safetensors")
+    sample = read_golden((tmp_path / "golden.safetensors").read_bytes())[0]
+    inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
+    answers = dict(zip(["probabilities"], run(session(other), inputs), strict=True))
+    with pytest.raises(GoldenUnfit):
+        check_answer(answers, sample, tolerance_ppm=report.tolerance_ppm, where="sample 0")

@@ -1,0 +1,146 @@
+"""Inputs are checked before a model runs: names, shapes, dtypes, counts; what is wrong is one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bundle.errors import AirweightsError
+from packager.errors import (
+    AlreadyQuantized,
+    ModelUnreadable,
+    NoWorkingInput,
+    SampleDtypeMismatch,
+    SampleNameMismatch,
+    SampleShapeMismatch,
+    SamplesUnreadable,
+    TooFewSamples,
+    WeightsNotFinite,
+)
+from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
+from packager.quantize.schemes import Options, quantize
+from tests import models
+
+
+@pytest.fixture
+def interface(tmp_path: Path) -> ModelInterface:
+    return ModelInterface.from_file(models.save(models.text_encoder(), tmp_path / "model.onnx"))
+
+
+def npz(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
+
+
+IDS = np.arange(6 * 5, dtype=np.int64).reshape(6, 1, 5) % 50
+MASK = np.ones((6, 1, 5), np.int64)
+
+
+def test_each_sample_is_fed_as_it_is(interface: ModelInterface, tmp_path: Path) -> None:
+    samples = load_samples(npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=MASK), interface)
+    assert len(samples) == 6
+    assert samples.origin == f"npz:{samples.digest}"
+    for number, sample in enumerate(samples):
+        assert np.array_equal(sample["input_ids"], IDS[number])
+
+
+def test_every_other_sample_is_held_back(interface: ModelInterface, tmp_path: Path) -> None:
+    samples = load_samples(npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=MASK), interface)
+    calibration, held_back = samples.halves()
+    assert [s["input_ids"][0, 0] for s in calibration] == [IDS[i, 0, 0] for i in (0, 2, 4)]
+    assert [s["input_ids"][0, 0] for s in held_back] == [IDS[i, 0, 0] for i in (1, 3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "error", "reason", "words"),
+    [
+        ({"input_ids": IDS}, SampleNameMismatch, "sample-name-mismatch", "attention_mask"),
+        (
+            {"input_ids": IDS, "attention_mask": MASK, "extra": MASK},
+            SampleNameMismatch,
+            "sample-name-mismatch",
+            "extra",
+        ),
+        (
+            {"input_ids": IDS.astype(np.int32), "attention_mask": MASK},
+            SampleDtypeMismatch,
+            "sample-dtype-mismatch",
+            "int32",
+        ),
+        ({"input_ids": IDS[:, 0], "attention_mask": MASK}, SampleShapeMismatch, "sample-shape-mismatch", "[5]"),
+        ({"input_ids": IDS[:4], "attention_mask": MASK}, SampleShapeMismatch, "sample-shape-mismatch", "input_ids 4"),
+        ({"input_ids": IDS[:0], "attention_mask": MASK[:0]}, TooFewSamples, "too-few-samples", "0 samples"),
+    ],
+)
+def test_wrong_arrays_are_named(
+    arrays: dict[str, np.ndarray],
+    error: type[AirweightsError],
+    reason: str,
+    words: str,
+    interface: ModelInterface,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error) as caught:
+        load_samples(npz(tmp_path / "x.npz", **arrays), interface)
+    assert caught.value.reason == reason
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_file_that_is_no_npz_is_refused(interface: ModelInterface, tmp_path: Path) -> None:
+    (tmp_path / "x.npz").write_bytes(b"not a zip")
+    with pytest.raises(SamplesUnreadable):
+        load_samples(tmp_path / "x.npz", interface)
+    with pytest.raises(SamplesUnreadable):
+        load_samples(tmp_path / "missing.npz", interface)
+
+
+def test_folder_holds_one_sample_a_file(interface: ModelInterface, tmp_path: Path) -> None:
+    for number in range(3):
+        npz(tmp_path / f"{number}.npz", input_ids=IDS[number], attention_mask=MASK[number])
+    samples = folder_samples(tmp_path, interface)
+    assert [s["input_ids"][0, 0] for s in samples] == [IDS[i, 0, 0] for i in range(3)]
+
+
+def test_random_samples_are_labelled_and_repeatable(tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    first, second = random_samples(model, 4, seed=7), random_samples(model, 4, seed=7)
+    assert first.origin == "random:7"
+    assert first.is_random
+    assert first.digest == second.digest != random_samples(model, 4, seed=8).digest
+
+
+def test_model_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
+    model = models.save(models.only_runs_at(5000), tmp_path / "model.onnx")
+    with pytest.raises(NoWorkingInput, match="length") as caught:
+        random_samples(model, 2, limit_s=6.0)
+    assert "--inputs" in (caught.value.remedy or "")
+
+
+def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"\x00garbage")
+    with pytest.raises(ModelUnreadable) as caught:
+        ModelInterface.from_file(tmp_path / "model.onnx")
+    assert "\n" not in caught.value.message
+    with pytest.raises(ModelUnreadable, match="no such file"):
+        ModelInterface.from_file(tmp_path / "missing.onnx")
+
+
+def test_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "model.onnx")
+    samples = random_samples(model, 32)
+    quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    with pytest.raises(AlreadyQuantized, match="already quantized"):
+        quantize(tmp_path / "int8.onnx", tmp_path / "again.onnx", "int8", samples)
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
+    model = models.mlp()
+    tensor = next(t for t in model.graph.initializer if t.name == "w1")
+    values = np.frombuffer(tensor.raw_data, np.float32).copy()
+    values[3] = np.nan
+    tensor.raw_data = values.tobytes()
+    path = models.save(model, tmp_path / "model.onnx")
+    with pytest.raises(WeightsNotFinite, match=r"1 of 8192 numbers of 'w1'"):
+        quantize(path, tmp_path / "int8.onnx", "int8", random_samples(path, 4))
