@@ -28,6 +28,7 @@ from packager.regions.region import Region
 
 MAX_PENDING_BYTES: Final = 2 << 20
 MAX_ITEMS: Final = 4096
+MAX_RUNS: Final = 2048  # of rows in one job
 SMALL_ELEMENTS: Final = 2048
 COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
 MIN_ROW_BYTES: Final = 32
@@ -45,6 +46,7 @@ class CopyJob:
         return sum(length for _, _, length in self.ranges)
 
 
+Run = tuple[int, int, bool]  # first row, end, did they change
 Job = CopyJob | RawJob | TensorJob
 
 
@@ -121,14 +123,17 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
         elif _elements(match.target.region) < SMALL_ELEMENTS and not match.is_transposed:
             small.append(match)
         else:
-            planned += _tensor_jobs(match, new, old, effort, copies)
+            planned += _tensor_jobs(match, new, old, effort)
     for file in target.files:
         if file.path not in handled:
             planned += _raw_jobs(file.path, new, old)
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
-        out = sorted(planned + shared + list(_copy_jobs(copies)), key=lambda plan: (plan.start, plan.job.size))
+        out = sorted(
+            planned + shared + list(_copy_jobs(copies)),
+            key=lambda plan: (plan.start, not isinstance(plan.job, CopyJob)),
+        )
         if group <= 1 or pending_bytes(out) <= MAX_PENDING_BYTES:
             return out
         group //= 2
@@ -156,9 +161,7 @@ def pending_bytes(plans: list[Planned]) -> int:
     return worst
 
 
-def _tensor_jobs(
-    match: Match, new: _Bundle, old: _Bundle | None, effort: Effort, copies: list[tuple[int, int, int]]
-) -> Iterator[Planned]:
+def _tensor_jobs(match: Match, new: _Bundle, old: _Bundle | None, effort: Effort) -> Iterator[Planned]:
     region = match.target.region
     path = new.directory.files[match.target.file].path
     runs = _changed_rows(match, new, old) if old is not None and match.base is not None else None
@@ -174,28 +177,52 @@ def _tensor_jobs(
                 return
         return
     assert old is not None
-    assert match.base is not None
-    row_bytes = region.size // region.shape[0]
-    segments: list[Segment] = []
+    for chunk in _chunks(runs, region):
+        yield from _rows_jobs(match, chunk, new, old, path, effort)
+
+
+def _chunks(runs: list[Run], region: Region) -> Iterator[list[Run]]:
+    limit = SLICE_ELEMENTS * BY_NAME[region.dtype].size // (region.size // region.shape[0])
+    chunk: list[Run] = []
     rows = 0
     for begin, end, is_changed in runs:
-        offset, size = begin * row_bytes, (end - begin) * row_bytes
-        if not is_changed:
-            copies.append((match.target.address + offset, match.base.address + offset, size))
-            continue
-        segments.append(Segment(new.place(match.target, offset), old.place(match.base, offset), size))
-        rows += end - begin
-        if len(segments) == MAX_ITEMS or rows * row_bytes >= SLICE_ELEMENTS * BY_NAME[region.dtype].size:
-            yield _rows_job(segments, rows, region, path, effort)
-            segments, rows = [], 0
-    if segments:
-        yield _rows_job(segments, rows, region, path, effort)
+        chunk.append((begin, end, is_changed))
+        rows += (end - begin) * is_changed
+        if len(chunk) == MAX_RUNS or rows >= limit:
+            yield chunk
+            chunk, rows = [], 0
+    if chunk:
+        yield chunk
 
 
-def _rows_job(segments: list[Segment], rows: int, region: Region, path: str, effort: Effort) -> Planned:
-    shape = (rows, *region.shape[1:])
-    job = TensorJob(region.dtype, tuple(segments), shape, False, True, effort)
-    return Planned(segments[0].target.address, job, path, region.name, region.dtype, shape)
+def _rows_jobs(
+    match: Match, runs: list[Run], new: _Bundle, old: _Bundle, path: str, effort: Effort
+) -> Iterator[Planned]:
+    """Rows that are copied, then those that are coded: so the latter never wait for the former in the decoder."""
+    assert match.base is not None
+    region = match.target.region
+    row_bytes = region.size // region.shape[0]
+    start = match.target.address + runs[0][0] * row_bytes
+    copied = tuple(
+        (match.target.address + begin * row_bytes, match.base.address + begin * row_bytes, (end - begin) * row_bytes)
+        for begin, end, is_changed in runs
+        if not is_changed
+    )
+    if copied:
+        yield Planned(start, CopyJob(copied), path, f"{region.name} (unchanged rows)", region.dtype, ())
+    changed = [(begin, end) for begin, end, is_changed in runs if is_changed]
+    if changed:
+        segments = tuple(
+            Segment(
+                new.place(match.target, begin * row_bytes),
+                old.place(match.base, begin * row_bytes),
+                (end - begin) * row_bytes,
+            )
+            for begin, end in changed
+        )
+        shape = (sum(end - begin for begin, end in changed), *region.shape[1:])
+        job = TensorJob(region.dtype, segments, shape, False, True, effort)
+        yield Planned(segments[0].target.address, job, path, region.name, region.dtype, shape)
 
 
 def _whole_transposed(match: Match, old: _Bundle | None) -> Place:
@@ -219,8 +246,8 @@ def _slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield begin * row * size, rows * row * size, (rows, *longer[1:]) if row > 1 else ()
 
 
-def _changed_rows(match: Match, new: _Bundle, old: _Bundle) -> list[tuple[int, int, bool]] | None:
-    """(first row, end, did they change) of runs of rows; None where rule 3 does not pay."""
+def _changed_rows(match: Match, new: _Bundle, old: _Bundle) -> list[Run] | None:
+    """Runs of rows; None where rule 3 does not pay."""
     region = match.target.region
     if match.base is None or match.is_transposed or len(region.shape) < 2 or region.shape[0] < 64:
         return None

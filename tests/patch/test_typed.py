@@ -170,3 +170,14 @@ def test_order_and_values_are_exact(kind: Any) -> None:
         doubles = to_doubles(bits, kind)
         keep = np.isfinite(doubles)
         assert (from_doubles(doubles[keep], kind) == bits[keep]).all()
+
+
+def test_rows_changed_here_and_there_do_not_make_the_decoder_wait(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    old = rng.normal(0, 0.05, (20_000, 100)).astype(np.float32)
+    new = old.copy()
+    new[::2] += rng.normal(0, 1e-4, new[::2].shape).astype(np.float32)
+    base, target = {"m": models.safetensors({"e": old})}, {"m": models.safetensors({"e": new})}
+    patch, report = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+    assert report.peak_memory_bytes < 24 << 20
