@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from packager.inputs import Samples
     from packager.quantize.fidelity import GateReport
     from packager.quantize.report import QuantizationReport
+    from packager.quantize.update.update import UpdateReport
 
 Progress = Callable[[int, int], None]
 
@@ -94,6 +95,15 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedUpdate:
+    """How a variant's numbers were chosen near those of an earlier release's, `version`."""
+
+    version: str
+    quantization: Quantization
+    report: "UpdateReport"
+
+
+@dataclass(frozen=True, slots=True)
 class PlainPatch:
     """A patch before encryption."""
 
@@ -117,6 +127,7 @@ class VariantDraft:
     model: Path
     dropped: str | None = None
     report: "QuantizationReport | None" = None
+    update: "QuantizedUpdate | None" = None
     gate: "GateReport | None" = None
     quantization: Quantization = field(default_factory=Quantization)
     golden: "GoldenReport | None" = None

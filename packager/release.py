@@ -258,10 +258,15 @@ def _variant_row(variant: VariantDraft) -> dict[str, object]:
         "patches": patches,
         "quantization": variant.quantization.as_json(),
         "report": variant.report.as_json() if variant.report is not None else None,
+        "update": _update_row(variant),
         "gate": variant.gate.as_json() if variant.gate is not None else None,
         "golden": variant.golden.as_json() if variant.golden is not None else None,
         "requires": variant.requires.as_json() if variant.requires is not None else None,
     }
+
+
+def _update_row(variant: VariantDraft) -> dict[str, object] | None:
+    return None if variant.update is None else {"of": variant.update.version, **variant.update.report.as_json()}
 
 
 __all__ = ["STEPS", "STEP_NAMES", "ReleasePlan", "ReleaseReport", "Step", "parse_release_file", "run_release"]

@@ -43,6 +43,7 @@ class VariantPlan:
         scheme: AS_IS, or a scheme of packager.quantize.
         model: its own model file where it has one, which is then compared with the release's; else None.
         required: refuse the whole release where this variant fails its gate.
+        update_aware: choose its numbers near those of the last release's, so that the patch is small.
         requires: fields of Requirements that are said rather than measured.
         health: fields of Health that differ from the default.
         gate: thresholds that differ from the default.
@@ -52,6 +53,7 @@ class VariantPlan:
     scheme: str = AS_IS
     model: Path | None = None
     required: bool = False
+    update_aware: bool = True
     requires: Overrides = ()
     health: Overrides = ()
     gate: tuple[tuple[str, float], ...] = ()
@@ -231,6 +233,7 @@ def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
         scheme=row.text("scheme", NAME) if row.has("scheme") else AS_IS,
         model=row.path("model", folder) if row.has("model") else None,
         required=row.flag("required") if row.has("required") else False,
+        update_aware=row.flag("update_aware") if row.has("update_aware") else True,
         requires=_requires(row.table("requires")),
         health=_health(row.table("health")),
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),

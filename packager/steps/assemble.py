@@ -63,6 +63,10 @@ def _provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
         "inputs": draft.samples.origin,
         **{tool: _version_of(tool) for tool in TOOLS},
     }
+    if variant.update is not None:
+        report = variant.update.report
+        out["update_of"] = variant.update.version
+        out["update"] = f"{report.means}, {report.bits_per_weight or 0:.4f} bits a weight over {report.weights} weights"
     if variant.report is not None:
         out["quantization"] = f"{variant.report.scheme} {variant.report.method} {variant.report.numerics}"
         if variant.report.kept_float:

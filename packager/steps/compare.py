@@ -38,6 +38,8 @@ def run(draft: Draft) -> None:
 
 
 def _measured(draft: Draft, variant: VariantDraft) -> GateReport | None:
+    if variant.update is not None:
+        return variant.update.report.gate
     known = variant.report.gate if variant.report is not None else None
     if variant.report is not None and not draft.plan.override_gate:
         return known
@@ -49,7 +51,9 @@ def _record(
     variant: VariantDraft, found: GateReport | None, verdict: Literal["pass", "none", "overridden"], calibration: str
 ) -> Quantization:
     report = variant.report
-    if report is None:
+    if variant.update is not None:
+        scheme, stability = variant.update.quantization.scheme, variant.update.quantization.stability
+    elif report is None:
         scheme, stability = SUPPLIED, "as supplied"
     else:
         scheme = report.scheme if report.method in ("float", "none") else f"{report.scheme}-{report.method}"
@@ -57,7 +61,7 @@ def _record(
     return Quantization(
         scheme=scheme,
         stability=stability,
-        calibration=calibration if report is not None and report.calibration_samples else None,
+        calibration=calibration if variant.update is not None or (report and report.calibration_samples) else None,
         verdict=verdict,
         relative_rms_ppm=_ppm(found.relative_rms if found else None),
         top1_agreement_ppm=_ppm(found.top1_agreement if found else None),

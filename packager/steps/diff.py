@@ -2,7 +2,8 @@
 
 Rules:
 1. A base is the same variant of an earlier release of the family whose plain bundle is still in the workspace. Asked
-   for by number, those that are no longer here are left out; asked for by version, each must be here.
+   for by number, fire drills do not count, and those that are no longer here are left out; asked for by version, each
+   must be here.
 2. No two patches of a variant start from the same bundle: releases with equal bundles are one base, and a base that is
    the new bundle itself is none.
 3. A patch that is not smaller than the one from nothing is left out: a device that has its base loses nothing.
@@ -36,7 +37,8 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
     assert variant.bundle is not None
     plan = draft.plan
     released = {manifest.version: manifest for manifest in reversed(draft.repository.releases(plan.family))}
-    wanted = list(released)[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
+    kept = [version for version, manifest in released.items() if not is_drill(manifest)]
+    wanted = kept[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
     found: dict[str, Base] = {}
     own = bundle_digest(variant.bundle.files)
     for version in wanted:
@@ -52,6 +54,11 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
                 remedy=f"restore {draft.workspace.folder} from a copy, or leave the version out",
             )
     return list(found.values())
+
+
+def is_drill(manifest: Manifest) -> bool:
+    """Is it a fire drill, which no device kept?"""
+    return any("drill" in dict(variant.provenance) for _, variant in manifest.variants)
 
 
 def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:

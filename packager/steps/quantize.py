@@ -3,19 +3,25 @@
 Rules:
 1. Every model that was given runs once in a process of its own first: one that crashes costs only that.
 2. A variant whose scheme does not fit the model is left out with its reason, unless it is required.
-3. Where the gate is overridden the quantizer accepts anything here; step 2 measures what it made all the same.
+3. Where an earlier release has the variant, its numbers are chosen near the earlier ones (packager.quantize.update); if
+   that does not fit the model or does not pass, it is quantized afresh.
+4. Where the gate is overridden the quantizer accepts anything here; step 2 measures what it made all the same.
 """
 
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from typing import Final
 
-from packager.draft import Draft, VariantDraft
+from bundle.manifest import Manifest
+from packager.draft import Draft, QuantizedUpdate, VariantDraft
 from packager.errors import (
     AlreadyQuantized,
     GateFailed,
     GateInconclusive,
     QuantizationRefused,
     ReleaseFileInvalid,
+    UpdateDoesNotFit,
     WeightsNotFinite,
 )
 from packager.model_package import external_data
@@ -23,7 +29,9 @@ from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run_in_child
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
+from packager.quantize.update.update import MAX_SOLUTIONS, update
 from packager.release_file import AS_IS, ReleasePlan, VariantPlan
+from packager.steps.diff import is_drill
 
 ANYTHING: Final = Thresholds(
     max_relative_rms=float("inf"),
@@ -66,10 +74,57 @@ def thresholds_of(plan: VariantPlan) -> Thresholds:
     return replace(DEFAULT_THRESHOLDS, **dict(plan.gate))
 
 
+def base_of(draft: Draft, variant: VariantDraft) -> tuple[Manifest, Path] | None:
+    """The last release that has this variant, quantized the same way and still kept, and its model file."""
+    for manifest in reversed(draft.repository.releases(draft.plan.family)):
+        earlier = manifest.variant(variant.name)
+        if earlier is None or not earlier.quantization.scheme.startswith(variant.plan.scheme):
+            continue
+        if is_drill(manifest):
+            continue  # no device kept it
+        directory = draft.workspace.open_bundle(manifest.family, earlier.digest)
+        return None if directory is None else (manifest, directory.root / earlier.only_file("model").path)
+    return None
+
+
+def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
+    """Rule 3; False where the variant is to be quantized afresh."""
+    base = base_of(draft, variant) if variant.plan.update_aware else None
+    if base is None:
+        return False
+    manifest, model = base
+    earlier = manifest.variant(variant.name)
+    assert earlier is not None
+    calibration, held_back = draft.samples.halves()
+    bar, solved = draft.reporter.bar(f"{variant.name} near {manifest.version}"), count(1)
+    try:
+        report = update(
+            draft.plan.model,
+            model,
+            out,
+            calibration,
+            held_back,
+            thresholds=thresholds_of(variant.plan),
+            on_solution=lambda _point: bar(next(solved), MAX_SOLUTIONS),
+        )
+    except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
+        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")
+        return False
+    if report.means != "joint" or report.gate.verdict != "pass":
+        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {report.reason}")
+        out.unlink()
+        return False
+    variant.update = QuantizedUpdate(manifest.version, earlier.quantization, report)
+    return True
+
+
 def _quantize(draft: Draft, variant: VariantDraft) -> None:
     thresholds = ANYTHING if draft.plan.override_gate else thresholds_of(variant.plan)
     options = replace(DEFAULT_OPTIONS, thresholds=thresholds)
     out = variant.folder / "model.onnx"
+    if _updated(draft, variant, out):
+        variant.model = out
+        return
     try:
         report = quantize(draft.plan.model, out, variant.plan.scheme, draft.samples, options)
     except (AlreadyQuantized, WeightsNotFinite) as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from bundle.envelope import CONTENT_KEY, EnvelopeContext, check_commitment, envelope_name, open_envelope
 from bundle.files import bundle_digest
@@ -65,9 +66,17 @@ class Bench:
         self.repository = Repository.open(site.folder / "repo")
         self.signers = signers_from(self.keys, None)
 
-    def release(self, version: str, body: str = WHOLE, *, seed: int = 0, until: str = "publish") -> ReleaseReport:
-        """Make one release."""
-        onnx.save(models.mlp(seed), self.folder / "model.onnx")
+    def release(
+        self,
+        version: str,
+        body: str = WHOLE,
+        *,
+        seed: int = 0,
+        model: onnx.ModelProto | None = None,
+        until: str = "publish",
+    ) -> ReleaseReport:
+        """Make one release, of `model` or of one drawn from `seed`."""
+        onnx.save(model or models.mlp(seed), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         place.write_text(f'family = "kws"\nversion = "{version}"\n{body}')
         return run_release(parse_release_file(place), self.repository, self.signers, until=until)
@@ -311,3 +320,25 @@ def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
     bench.repository.sign(bench.signers)
     bench.repository.publish()
     assert bench.release("1.2.0", SMALL, seed=1).counter == 3
+
+
+def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(bench: Bench, tmp_path: Path) -> None:
+    body = WHOLE.replace("[variants.fp32]\n", "")
+    bench.release("1.0.0", body)
+    tuned = models.mlp()
+    rng = np.random.default_rng(3)
+    for tensor in tuned.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.ndim == 2:
+            moved = weights + 0.001 * weights.std() * rng.standard_normal(weights.shape)
+            tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
+    report = bench.release("1.1.0", body, model=tuned)
+    assert report.variants["int8"]["update"] is not None
+    int8 = bench.manifest("1.1.0").variant("int8")
+    assert int8 is not None
+    assert dict(int8.provenance)["update_of"] == "1.0.0"
+    assert int8.quantization.verdict == "pass"
+    sizes = {patch.base is None: patch.size for patch in int8.patches}
+    assert sizes[False] < sizes[True] / 2
+    afresh = bench.release("1.2.0", body.replace('"int8"\n', '"int8"\nupdate_aware = false\n'), model=tuned)
+    assert afresh.variants["int8"]["update"] is None
