@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -14,12 +16,40 @@ from bundle.enrolment import EnrolmentRequest
 from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, open_envelope, public_of
 from keys.passphrase import ENVIRONMENT
 from packager.cli import main
+from tests.docs.generate import DOCS
 from tests.repository.shop import FAMILY, PASSPHRASE, Shop, TestDevice
 
 
 @pytest.fixture(autouse=True)
 def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+
+
+SCHEMAS = {
+    "repo sign": "repo-sign",
+    "repo merge": "repo-sign",
+    "repo publish": "repo-publish",
+    "repo refresh": "repo-publish",
+    "repo status": "repo-status",
+    "repo doctor": "repo-status",
+    "rollout set": "rollout",
+    "rollout halt": "rollout",
+    "device enrol": "device",
+    "device revoke": "device",
+}
+
+
+def check_schema(words: Sequence[str], found: dict[str, Any]) -> None:
+    """The output of a command is what docs/schemas says; what fails is the one error object."""
+    depth = 3 if list(words[:2]) in (["keys", "role"], ["keys", "family"]) else 2
+    command = " ".join(words[:depth])
+    if list(words) == ["repo", "sign", "request"]:
+        command = "repo sign-request"
+    if command.startswith("keys role ") and words[2] in ("add", "remove", "replace", "threshold"):
+        command = "keys role"
+    name = "error" if "error" in found else SCHEMAS.get(command, command.replace(" ", "-"))
+    schema = json.loads((DOCS / "schemas" / f"{name}.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(found)
 
 
 class Terminal:
@@ -34,6 +64,7 @@ class Terminal:
         assert code == status, (words, err)
         found = json.loads(out if code in (0, 4) and out else err)
         assert isinstance(found, dict)
+        check_schema(words, found)
         return found
 
     def text(self, *words: str, status: int = 0, keys: bool = False) -> str:
@@ -154,7 +185,10 @@ def test_keys_are_made_shown_and_checked(tmp_path: Path, capfd: pytest.CaptureFi
     shown = json.loads(capfd.readouterr().out)
     assert shown["key_id"] == made["key_id"]
     assert main(["keys", "check", file, "--json"]) == 0
-    assert json.loads(capfd.readouterr().out)["works"]
+    works = json.loads(capfd.readouterr().out)
+    assert works["works"]
+    for command, said in (("new", made), ("show", shown), ("check", works)):
+        check_schema(["keys", command], said)
     assert main(["keys", "new", file, "--algorithm", "ed25519", "--json"]) == 2
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "key-exists"
 
@@ -172,6 +206,7 @@ def test_init_makes_a_repository_whose_root_is_ready_to_ship(tmp_path: Path, cap
     ]
     assert main(words) == 0
     made = json.loads(capfd.readouterr().out)
+    check_schema(["repo", "init"], made)
     assert Path(made["root"]).name == "1.root.json"
     assert Path(made["root"]).is_file()
     assert len(list((tmp_path / "k").glob("*.key"))) == 18
@@ -187,3 +222,46 @@ def test_help_imports_no_cryptography_and_no_tuf(group: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, group, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_roles_and_families_change_by_command(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+    folder = shop.folder / "more"
+    for name, algorithm in (("a", "ed25519"), ("b", "ml-dsa-65")):
+        assert main(["keys", "new", os.fspath(folder / f"{name}.key"), "--algorithm", algorithm]) == 0
+    a, b = os.fspath(folder / "a.key"), os.fspath(folder / "b.key")
+    terminal.text("repo", "status")
+    added = terminal.json("keys", "role", "add", "timestamp", "--key", a, "--key", b)
+    assert (len(added["key_ids"]), added["threshold"]) == (4, 3)
+    removed = terminal.json("keys", "role", "remove", "timestamp", added["key_ids"][0])
+    assert removed["key_ids"] == added["key_ids"][1:]
+    assert (
+        terminal.json("keys", "role", "threshold", "timestamp", "1", status=2)["error"]["reason"] == "threshold-invalid"
+    )
+    assert terminal.json("keys", "role", "replace", "timestamp", "--key", a, "--key", b)["threshold"] == 2
+    assert (
+        terminal.json("keys", "role", "replace", "root", "x", "--key", a, "--key", b, status=2)["error"]["reason"]
+        == "usage"
+    )
+    assert terminal.json("keys", "role", "renew", "targets")["renewed"] == ["targets"]
+    assert terminal.json("keys", "role", "hybrid")["roles"][0]["threshold"] == 3
+    family = terminal.json(
+        "keys",
+        "family",
+        "add",
+        "speech",
+        "--release-key",
+        a,
+        "--release-key",
+        b,
+        "--rollout-key",
+        a,
+        "--rollout-key",
+        b,
+    )
+    assert family["roles"] == ["release-speech", "rollout-speech"]
+    assert terminal.json("keys", "family", "counter-epoch", FAMILY)["counter_epoch"] == 2
+    assert terminal.json("keys", "family", "remove", "speech") == {"family": "speech"}
+    assert not terminal.json("repo", "sign", keys=True)["complete"]
+    assert terminal.json("repo", "sign", "--key", a, "--key", b)["complete"]
+    terminal.json("repo", "publish")
+    assert device.check(shop.published).counter_epoch == 2

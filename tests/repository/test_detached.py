@@ -20,6 +20,7 @@ from packager.errors import NothingStaged, RequestReplayed, SignatureRefused
 from packager.repository.detached import Request, merge, parse_request, prepare, review, sign_request
 from packager.repository.rotation import replace_keys
 from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, rollout_of
+from tests.repository.test_commands import check_schema
 
 ROLE = f"release-{FAMILY}"
 
@@ -205,6 +206,7 @@ def test_the_commands_sign_only_what_was_reviewed(
         out, err = capfd.readouterr()
         assert code == status, err
         found: dict[str, Any] = json.loads(out if status == 0 else err)
+        check_schema([*words[:2], "request"] if words[1] == "sign" and status == 0 else words, found)
         return found
 
     request = os.fspath(shop.folder / "request.json")

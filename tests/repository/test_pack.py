@@ -13,6 +13,7 @@ from packager.cli import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository.pack import make_pack
 from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, fetch_http, serve
+from tests.repository.test_commands import check_schema
 
 DAY_S = 86_400
 
@@ -87,6 +88,7 @@ def test_the_command_makes_a_pack_once(
     words = ["repo", "pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
+    check_schema(["repo", "pack"], report)
     assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
     assert replace(device).at(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code

@@ -1,0 +1,49 @@
+"""The shell recipe of docs/keys.md is run as it stands there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from keys.passphrase import ENVIRONMENT
+from tests.docs.generate import DOCS
+from tests.repository.shop import PASSPHRASE, Shop, TestDevice, rollout_of
+
+
+def test_the_plain_shell_recipe_publishes_a_release(shop: Shop, device: TestDevice, tmp_path: Path) -> None:
+    page = (DOCS / "keys.md").read_text()
+    recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
+    assert recipe is not None
+    manifest = shop.manifest("1.1.0", 2)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+    online = tmp_path / "online"
+    online.mkdir()
+    for role in ("rollout-vision", "snapshot", "timestamp"):
+        for key in shop.keys.glob(f"{role}-*.key"):
+            shutil.copy(key, online)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "REPO": os.fspath(shop.repository.root),
+        "CI_KEY": os.fspath(shop.keys / "release-vision-ed25519-1.key"),
+        "CI_MEMORY": os.fspath(tmp_path / "ci-memory"),
+        "ENGINEER_KEY": os.fspath(shop.keys / "release-vision-ml-dsa-65-1.key"),
+        "ENGINEER_MEMORY": os.fspath(tmp_path / "engineer-memory"),
+        "ONLINE_KEYS": os.fspath(online),
+        ENVIRONMENT: PASSPHRASE.value.decode(),
+    }
+    done = subprocess.run(
+        ["bash", "-eu", "-o", "pipefail", "-c", recipe[1]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2" in done.stdout
+    assert PASSPHRASE.value.decode() not in done.stdout + done.stderr
+    assert device.check(shop.published).manifest.version == "1.1.0"
