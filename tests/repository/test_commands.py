@@ -32,10 +32,10 @@ SCHEMAS = {
     "repo refresh": "repo-publish",
     "repo status": "repo-status",
     "repo doctor": "repo-status",
-    "rollout set": "rollout",
-    "rollout halt": "rollout",
-    "device enrol": "device",
-    "device revoke": "device",
+    "rollout set": "rollout-change",
+    "rollout halt": "rollout-change",
+    "device enrol": "device-change",
+    "device revoke": "device-change",
 }
 
 
