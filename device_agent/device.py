@@ -103,11 +103,11 @@ class DeviceDirectory:
         return out
 
     def open_key(self, name: str) -> int:
-        """A descriptor of a key file (rule 2); the caller closes it. Raises IdentityInvalid."""
+        """A descriptor of a key file (rule 2); the caller closes it. Raises IdentityInvalid, OSError."""
         path = self.identity / name
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
+        except (FileNotFoundError, PermissionError) as error:
             raise IdentityInvalid(f"{path}: {error.strerror}") from error
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode) or mode & 0o077:

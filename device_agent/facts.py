@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,12 @@ def device_facts() -> DeviceFacts:
     return DeviceFacts(os.uname().machine, cpu_features(), runtime_version(), available_memory_bytes(), decoders)
 
 
+@cache
 def runtime_version() -> str:
-    """onnxruntime's version, from the name of its metadata folder: importlib.metadata would cost 3 MB of memory."""
+    """onnxruntime's version, from the name of its metadata folder: importlib.metadata would cost 3 MB of memory.
+
+    Read once: another runtime under a running agent takes effect when it starts again.
+    """
     for folder in map(Path, sys.path):
         for name in RUNTIME_DISTRIBUTIONS:
             for found in folder.glob(f"{name}-[0-9]*.dist-info"):

@@ -58,19 +58,17 @@ class Records:
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
+        # a reader too opens for writing: after a power cut it is SQLite that rolls the journal back
+        self._mode = "rw" if read_only else "rwc"
+        self._is_stuck = False
         try:
-            # a reader too opens for writing: after a power cut it is SQLite that rolls the journal back
-            uri = f"file:{path.absolute().as_posix().replace('?', '%3f').replace('#', '%23')}"
-            mode = "rw" if read_only else "rwc"
-            self._db = sqlite3.connect(
-                f"{uri}?mode={mode}", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False
-            )
+            self._db = self._connect()
             self._prepare(read_only=read_only)
         except sqlite3.Error as error:
-            self._db.close()
+            self._close_half_open()
             raise self._broken(error) from error
         except JournalUnavailable:
-            self._db.close()
+            self._close_half_open()
             raise
 
     def close(self) -> None:
@@ -81,6 +79,8 @@ class Records:
     def transaction(self) -> Iterator[None]:
         """All of what happens inside, or none of it; durable when it returns."""
         try:
+            if self._is_stuck:
+                self._reconnect()
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
@@ -137,9 +137,7 @@ class Records:
         self._db.execute(f"DELETE FROM record WHERE kind = ? AND key NOT IN ({kept})", (kind, kind, rows))  # noqa: S608  # a constant
 
     def _prepare(self, *, read_only: bool) -> None:
-        self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA journal_mode = DELETE")
-        self._db.execute("PRAGMA cell_size_check = ON")
         verdict = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if verdict != "ok":
             raise JournalDamaged(f"{self._path}: damaged: {str(verdict)[:200]}")
@@ -174,16 +172,35 @@ class Records:
         return Fields(decoded, f"journal.{kind}.{key}")
 
     def _undo(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
+        try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        except sqlite3.Error:
+            # the medium refuses that too: what is on it is a hot journal, which the next connection rolls back
+            self._is_stuck = True
+
+    def _close_half_open(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"file:{self._path.absolute().as_posix().replace('?', '%3f').replace('#', '%23')}?mode={self._mode}"
+        db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA cell_size_check = ON")
+        return db
+
+    def _reconnect(self) -> None:
+        self._db.close()
+        self._db = self._connect()
+        self._is_stuck = False
 
     def _broken(self, error: Exception) -> JournalUnavailable:
         if isinstance(error, JournalUnavailable):
             return error
-        # sqlite3.OperationalError is the system's: locked, full, no permission. The rest is about the file's content
-        is_damage = isinstance(error, (sqlite3.DatabaseError, AirweightsError, UnicodeDecodeError)) and not isinstance(
-            error, sqlite3.OperationalError
-        )
+        # these two are not about the file's content: locked, full, no permission; a connection that is closed
+        is_system = isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError))
+        is_damage = isinstance(error, (sqlite3.DatabaseError, AirweightsError, UnicodeDecodeError)) and not is_system
         return (JournalDamaged if is_damage else JournalUnavailable)(f"{self._path}: {error}")
 
 

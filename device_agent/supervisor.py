@@ -236,6 +236,13 @@ class Supervisor:
         recover(self._journal, runtime_version())
         self._needs_recovery = False
         collect(self._agent)
+        self._align()
+
+    def _align(self) -> None:
+        """After a recovery in mid-life: what was committed by it is what serves."""
+        active, current = self._journal.holding(self._journal.pointers.active), self._serving.current
+        if current is not None and active is not None and current.digest != active.digest and self._start(active):
+            self._serving.settle()
 
     # serving
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from bundle.acceptance import VerifiedRelease, eligible
 from bundle.canonical import JSON
-from bundle.errors import AirweightsError, Bug, PatchRefused, Refused, Unavailable, Unfit
+from bundle.errors import AirweightsError, Bug, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from device_agent.attempt import Attempt, Ended, Outcome, Verdict
 from device_agent.config import Config
@@ -27,6 +27,7 @@ from device_agent.device import DeviceDirectory, PublicIdentity
 from device_agent.errands import Errands
 from device_agent.errors import (
     ChildDied,
+    JournalUnavailable,
     NotEligibleUnavailable,
     OperatorUnfit,
     PatcherDiedUnfit,
@@ -70,6 +71,8 @@ _UNFIT: Final = End(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
 _BACK: Final = End(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
 
 ON_ERROR: Final[dict[tuple[State, type[AirweightsError]], End]] = {
+    **{(state, Invalid): _UNAVAILABLE for state in (State.CHECKING, State.FETCHING, State.PATCHING, State.PROBING)},
+    (State.SWAPPING, Invalid): _UNAVAILABLE,
     (State.CHECKING, Refused): _REFUSED,
     (State.CHECKING, Unavailable): _UNAVAILABLE,
     (State.FETCHING, Refused): _REFUSED,
@@ -133,9 +136,16 @@ class Agent:
 
 
 def run_update(agent: Agent, trigger: str) -> Ended:
-    """One attempt from its check on. Raises Bug, JournalUnavailable; every other error becomes the outcome."""
+    """One attempt from its check on.
+
+    Raises:
+        Bug.
+        Unavailable: nothing was begun, or the journal failed in the middle (JournalUnavailable); every other error
+            becomes the outcome.
+    """
+    facts = _facts(agent)
     with agent.errands() as errands:
-        update = _Update(agent, errands, agent.journal.begin(trigger))
+        update = _Update(agent, errands, facts, agent.journal.begin(trigger))
         return update.guarded(update.from_check)
 
 
@@ -144,16 +154,24 @@ def run_armed(agent: Agent) -> Ended | None:
     attempt = agent.journal.attempt
     if agent.journal.state is not State.ARMED or attempt is None:
         return None
+    facts = _facts(agent)
     with agent.errands() as errands:
-        update = _Update(agent, errands, attempt)
+        update = _Update(agent, errands, facts, attempt)
         return update.guarded(update.from_armed)
 
 
+def _facts(agent: Agent) -> DeviceFacts:
+    try:
+        return agent.facts()
+    except OSError as error:
+        raise system_error(error) from error
+
+
 class _Update:
-    def __init__(self, agent: Agent, errands: Errands, attempt: Attempt) -> None:
+    def __init__(self, agent: Agent, errands: Errands, facts: DeviceFacts, attempt: Attempt) -> None:
         self._agent, self._errands, self._attempt = agent, errands, attempt
         self._journal, self._store = agent.journal, agent.store
-        self._facts = agent.facts()
+        self._facts = facts
         self._candidate: Served | None = None
 
     def guarded(self, steps: Callable[[], Ended]) -> Ended:
@@ -163,7 +181,9 @@ class _Update:
                 ended = steps()
             except OSError as error:
                 raise system_error(error) from error
-        except (Refused, Unavailable, Unfit) as error:
+        except JournalUnavailable:
+            raise  # what can not be recorded is not decided: recovery goes on from what is recorded
+        except (Invalid, Refused, Unavailable, Unfit) as error:
             ended = self._end(error)
         self._log(ended)
         collect(self._agent)
@@ -454,6 +474,13 @@ def observe(serving: Serving, served: Served) -> Observed:
 
 def collect(agent: Agent) -> None:
     """Remove what no pointer names; a failure to remove is no failure of the update."""
+    try:
+        _collect(agent)
+    except (OSError, JournalUnavailable) as error:
+        logger.warning("the store could not be cleaned: %s", error)
+
+
+def _collect(agent: Agent) -> None:
     pointers, journal = agent.journal.pointers, agent.journal
     newest = sorted(journal.holdings(), key=lambda holding: (holding.counter_epoch, holding.counter))[-KNOWN_RELEASES:]
     journal.forget(pointers.all() | {holding.digest for holding in newest})
@@ -461,13 +488,9 @@ def collect(agent: Agent) -> None:
     blobs: set[str] = set()
     if candidate is not None:
         blobs = {edge.entry.blob for edge in edges_of(candidate.parsed()[0], candidate.counter_epoch)}
-    try:
-        gone = agent.store.collect(pointers.all(), blobs)
-    except OSError as error:
-        logger.warning("the store could not be cleaned: %s", error)
-    else:
-        if gone:
-            logger.info("collected", extra={"files": len(gone)})
+    gone = agent.store.collect(pointers.all(), blobs)
+    if gone:
+        logger.info("collected", extra={"files": len(gone)})
 
 
 def with_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:

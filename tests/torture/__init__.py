@@ -1,1 +1,1 @@
-"""Long enumerations of what can go wrong on a device: `python -m tests.torture`. A spread sample runs in `make test`."""
+"""Long enumerations of what can go wrong: `python -m tests.torture`. A spread sample runs in `make test`."""

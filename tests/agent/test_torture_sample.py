@@ -1,0 +1,44 @@
+"""A sample of `make torture`, spread evenly over its points: each fault, a few times."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.torture.__main__ import ROWS
+from tests.torture.cases import Site
+from tests.torture.site import make_site
+
+SAMPLE = {
+    "killed-commit": 16,
+    "killed-rollback": 10,
+    "child-killed": 9,
+    "error-once": 14,
+    "error-for-ever": 10,
+    "power-cut-flushed": 6,
+    "power-cut": 4,
+    "full-disk": 6,
+    "bit-rot": 12,
+    "fuzz-patch": 300,
+}
+
+
+@pytest.fixture(scope="module")
+def torture_site() -> Iterator[Site]:
+    shared_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as name:
+        yield make_site(Path(name) / "made", Path(name) / "scratch")
+
+
+def test_every_row_has_its_sample() -> None:
+    assert set(SAMPLE) == set(ROWS)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_no_point_of_the_sample_ends_badly(name: str, torture_site: Site) -> None:
+    row = ROWS[name](torture_site, SAMPLE[name])
+    if row.skipped:
+        pytest.skip(row.skipped)
+    assert row.bad == []
+    assert row.points > 0

@@ -1,0 +1,102 @@
+"""`python -m tests.torture`: every fault at every point; a table on the terminal, build/torture.json, docs/torture.md.
+
+--limit N    at most N points a row, spread evenly (default: all, within about an hour on two cores)
+--only WORD  rows whose name has the word
+--write-docs docs/torture.md from the result
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from tests.torture import rows
+from tests.torture.cases import Site
+from tests.torture.children import child_killed
+from tests.torture.rows import LOG_FLUSH, NO_LOG_FLUSH, Row
+from tests.torture.site import make_site
+
+ROOT: Final = Path(__file__).parents[2]
+RESULT: Final = ROOT / "build" / "torture.json"
+PAGE: Final = ROOT / "docs" / "torture.md"
+MIN_KILLS: Final = 500  # a run that injected fewer points proves nothing
+
+# name → how to make the row; the limit is of a full run, where all points would take more than a few minutes
+ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
+    "killed-commit": lambda site, limit: rows.killed(site, limit),
+    "killed-rollback": lambda site, limit: rows.killed(site, limit, fails_live=True),
+    "child-killed": lambda site, limit: child_killed(site, limit),
+    "error-once": lambda site, limit: rows.refused_calls(site, limit, for_ever=False),
+    "error-for-ever": lambda site, limit: rows.refused_calls(site, limit, for_ever=True),
+    "power-cut-flushed": lambda site, limit: rows.power_cut(site, limit, LOG_FLUSH),
+    "power-cut": lambda site, limit: rows.power_cut(site, limit, NO_LOG_FLUSH),
+    "full-disk": lambda site, limit: rows.full_disk(site, limit),
+    "bit-rot": lambda site, limit: rows.bit_rot(site, limit),
+    "fuzz-patch": lambda _site, limit: rows.fuzzed_patches(limit),
+}
+
+
+def main() -> int:
+    """Run; 1 if any point ended badly."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--write-docs", action="store_true")
+    arguments = parser.parse_args()
+    done = []
+    with tempfile.TemporaryDirectory(dir=_scratch()) as name:
+        site = make_site(Path(name) / "made", Path(name) / "scratch")
+        for key, make in ROWS.items():
+            if arguments.only in key:
+                row = rows.measured(lambda make=make: make(site, arguments.limit))  # type: ignore[misc]  # bound now
+                done.append(row.as_json())
+                print(line(done[-1]), flush=True)
+                _write(done, with_page=arguments.write_docs)
+    return 1 if any(row["bad_end_states"] for row in done) else 0
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table on a terminal."""
+    if row["skipped"]:
+        return f"{row['class']:<78} skipped: {row['skipped']}"
+    return f"{row['class']:<78} {row['points']:>6} points {row['bad_end_states']:>4} bad {row['seconds']:>8} s"
+
+
+def page(done: list[dict[str, Any]]) -> str:
+    """docs/torture.md."""
+    head = [
+        "# What a device was put through",
+        "",
+        "Written by `python -m tests.torture --write-docs` from its own result. After each point an agent starts again",
+        "on what is left: it must serve the old or the new release, whole; its trust memory must be valid; nothing may",
+        "be left behind; and a further update must complete.",
+        "",
+        "| fault | points | bad end states | seconds |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    body = [
+        f"| {row['class']} | {row['points'] or 'skipped: ' + row['skipped']} | {row['bad_end_states']} "
+        f"| {row['seconds']} |"
+        for row in done
+    ]
+    return "\n".join([*head, *body, ""])
+
+
+def _write(done: list[dict[str, Any]], *, with_page: bool) -> None:
+    # after each row: an hour's run that is cut off has told what it found
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps({"rows": done}, indent=2, ensure_ascii=False) + "\n")
+    if with_page:
+        PAGE.write_text(page(done))
+
+
+def _scratch() -> str | None:
+    # copies of a device are made for each point: in memory where there is some
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder of our own is made in it
+
+
+if __name__ == "__main__":
+    sys.exit(main())
