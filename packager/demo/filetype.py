@@ -22,7 +22,7 @@ from packager.errors import SamplesUnreadable
 INPUT_NAME: Final = "bytes"
 PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
 SAMPLES: Final = 96
-SKIPPED: Final = frozenset({"__pycache__", "build", "vectors"})  # made by machines: no kind of its own
+SKIPPED: Final = frozenset({"__pycache__", "build", "corpus", "vectors"})  # made by machines: no kind of its own
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 
 

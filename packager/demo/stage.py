@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 COHORT: Final = "default"
 CHANNEL: Final = "stable"
+VARIANTS: Final = '[variants.fp32]\n[variants.int8]\nscheme = "int8"\n'
 MAX_RATE_HZ: Final = 40.0
 LOAD_SHARE: Final = 0.25  # of one model process: the load is there to notice a swap, not to be the bottleneck
 RATE_PROBES: Final = 5
@@ -81,19 +82,31 @@ class Stage:
         model: Path,
         base: str | None,
         *,
+        again: str | None = None,
         drill: str | None = None,
         raises_floor: bool = False,
         publishes: bool = True,
     ) -> ReleaseReport:
+        """Make a release; `again` names the one whose variant the device's kind gets once more, quantized as it is."""
+        variants = VARIANTS if again is None else self._shipped_again(again)
         path = self._folder / f"release-{version}.toml"
         floor = self._repo.next_counter(self._subject.family) if raises_floor else None
-        path.write_text(_release_toml(self._subject, version, model, drill, floor, base), "utf-8")
+        path.write_text(_release_toml(self._subject, version, model, variants, drill, floor, base), "utf-8")
         with self._timed(f"release-{version}"):
             until = "publish" if publishes else "sign"
             report = run_release(parse_release_file(path), self._repo, self._signers(), until=until)
         assert report.manifest is not None
         self.report.bytes[version] = {name: _sizes(report.manifest, name) for name in report.variants}
         return report
+
+    def _shipped_again(self, version: str) -> str:
+        name = str(self._agent.status()["active"]["variant"])
+        if name == "fp32":
+            return "[variants.fp32]\n"
+        variant = self._manifest(version).variant(name)
+        assert variant is not None
+        kept = self._repository_folder / "private" / "bundles" / self._subject.family / variant.digest
+        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.only_file('model').path))}\n"
 
     def _signers(self) -> "list[Signer]":
         return signers_from(self._keys, self._passphrase)
@@ -236,7 +249,7 @@ class Load:
 
 
 def _release_toml(
-    subject: Subject, version: str, model: Path, drill: str | None, floor: int | None, base: str | None
+    subject: Subject, version: str, model: Path, variants: str, drill: str | None, floor: int | None, base: str | None
 ) -> str:
     def quoted(value: object) -> str:
         return json.dumps(str(value), ensure_ascii=False)  # a TOML basic string is written like a JSON string
@@ -253,9 +266,7 @@ def _release_toml(
             f"[[files]]\npath = {quoted(path)}\nrole = {quoted(role)}\nname = {quoted(name)}"
             for path, role, name in subject.files
         ),
-        "[variants.fp32]",
-        "[variants.int8]",
-        'scheme = "int8"',
+        variants,
         "[patches]",
         f"from = [{quoted(base) if base else ''}]",
         "[rollout]",

@@ -144,13 +144,13 @@ class Story(Stage):
 
     def refuse_damaged_weights(self) -> None:
         self._title("A release whose weights were damaged after the gate")
-        self._release("1.2.0", self._subject.new, "1.1.0", drill="damaged-weights")
+        self._release("1.2.0", self._subject.new, "1.1.0", again="1.1.0", drill="damaged-weights")
         update = self._update()
         self._refused("damaged weights", update, still="1.1.0")
 
     def roll_back_live_failure(self) -> None:
         self._title("A release that passes the trial and fails only under live requests")
-        self._release("1.3.0", self._subject.new, "1.1.0", drill="live-nan")
+        self._release("1.3.0", self._subject.new, "1.1.0", again="1.1.0", drill="live-nan")
         with self._load() as load:
             update = self._update()
         bad = sum(not (request.ok and request.finite) for request in load.requests)
@@ -165,7 +165,7 @@ class Story(Stage):
 
     def refuse_tampering(self) -> None:
         self._title("Tampering on the way")
-        self._release("1.4.0", self._subject.old, "1.1.0")
+        self._release("1.4.0", self._subject.old, "1.1.0", again="1.0.0")
         manifest = self._manifest("1.4.0")
         blobs = [patch.blob for _, variant in manifest.variants for patch in variant.patches]
         # the manifest first: a device that has verified it once does not ask for it again
