@@ -139,6 +139,10 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
         group //= 2
 
 
+def _order(plan: Planned) -> tuple[int, bool]:
+    return plan.start, not isinstance(plan.job, CopyJob)
+
+
 def pending_bytes(plans: list[Planned]) -> int:
     """Rule 2: the most bytes that ever wait in the decoder, where every shared job makes all its bytes at once."""
     worst = waiting = cursor = 0

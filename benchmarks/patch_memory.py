@@ -1,0 +1,116 @@
+"""Memory of applying a patch, over the size of the model.
+
+    python -m benchmarks.patch_memory [--gib 0.25 --gib 1 --gib 5] [--json OUT]
+
+The model is an ONNX file whose weights lie in a sparse external-data file of the size asked for; one tensor in eight is
+fine-tuned. The patch is applied in a process of its own to a target that keeps nothing; the figure is VmHWM minus what
+the process held after its imports. Both digests are checked, so the whole file is read and made.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROWS, COLUMNS = 4096, 4096
+TENSOR_BYTES = 4 * ROWS * COLUMNS
+REAL_ROWS = 64  # of each tensor; the rest is a hole in the file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, action="append")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--apply", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.apply:
+        apply(Path(arguments.apply[0]), Path(arguments.apply[1]))
+        return
+    rows = [measured(gib) for gib in arguments.gib or [0.25, 1.0, 5.0]]
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"memory": rows}, indent=1) + "\n")
+
+
+def measured(gib: float) -> dict[str, float]:
+    """Make, patch and apply one model."""
+    from packager.diff.directory import open_bundle
+    from packager.diff.encode import make_patch
+
+    count = max(1, round(gib * 2**30 / TENSOR_BYTES))
+    with tempfile.TemporaryDirectory() as folder:
+        base, target, patch = Path(folder) / "base", Path(folder) / "target", Path(folder) / "patch"
+        make_model(base, count, tuned=False)
+        make_model(target, count, tuned=True)
+        with patch.open("wb") as out:
+            report = make_patch(open_bundle(base), open_bundle(target), out, codec="typed")
+        child = [sys.executable, "-m", "benchmarks.patch_memory", "--apply", str(base), str(patch)]
+        found = json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
+    row = {
+        "target_bytes": count * TENSOR_BYTES,
+        "patch_bytes": report.plain_size,
+        "announced_bytes": report.peak_memory_bytes,
+        **found,
+    }
+    print(f"{gib:g} GiB: patch {report.plain_size:,} bytes, peak {found['peak_bytes'] / 2**20:.1f} MiB", flush=True)
+    return row
+
+
+def make_model(root: Path, count: int, *, tuned: bool) -> None:
+    """`count` tensors of 64 MiB in a sparse file."""
+    from onnx import TensorProto, helper
+    from onnx.external_data_helper import set_external_data
+
+    root.mkdir()
+    tensors = []
+    with (root / "weights.bin").open("wb") as stream:
+        os.truncate(stream.fileno(), count * TENSOR_BYTES)
+        for i in range(count):
+            rng = np.random.default_rng(i)
+            real = rng.normal(0, 0.02, (REAL_ROWS, COLUMNS)).astype(np.float32)
+            if tuned and i % 8 == 0:
+                real += rng.normal(0, 1e-5, real.shape).astype(np.float32)
+            stream.seek(i * TENSOR_BYTES)
+            stream.write(real.tobytes())
+            tensor = TensorProto(name=f"w{i}", data_type=TensorProto.FLOAT, dims=[ROWS, COLUMNS], raw_data=b"x")
+            set_external_data(tensor, "weights.bin", offset=i * TENSOR_BYTES, length=TENSOR_BYTES)
+            tensor.ClearField("raw_data")
+            tensors.append(tensor)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    model = helper.make_model(helper.make_graph([], "g", [value], [value], tensors))
+    (root / "model.onnx").write_bytes(model.SerializeToString())
+
+
+class _Nowhere:
+    """A target that keeps nothing."""
+
+    def begin_file(self, file: object) -> None:
+        pass
+
+    def write(self, data: bytes | memoryview) -> None:
+        pass
+
+    def end_file(self) -> None:
+        pass
+
+
+def apply(base: Path, patch: Path) -> None:
+    """In the child: apply, and print the peak above the imports."""
+    import pcodec  # noqa: F401 - an import of the codec: not to be counted as memory of the work
+
+    from benchmarks.patch_codecs import cpu_seconds, status_bytes
+    from bundle.patch.apply import apply_patch
+    from packager.diff.directory import DirectoryBase, open_bundle
+
+    held, before = status_bytes("VmRSS"), cpu_seconds()
+    with DirectoryBase(open_bundle(base)) as source, patch.open("rb") as stream:
+        apply_patch(stream, source, _Nowhere())
+    print(json.dumps({"peak_bytes": status_bytes("VmHWM") - held, "cpu_s": round(cpu_seconds() - before, 2)}))
+
+
+if __name__ == "__main__":
+    main()
