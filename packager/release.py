@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -236,10 +237,8 @@ def _report(draft: Draft, seconds: dict[str, float]) -> ReleaseReport:
 
 
 def _variant_row(variant: VariantDraft) -> dict[str, object]:
-    entries = {entry.base: entry for entry in variant.entries}
     patches: list[dict[str, object]] = []
-    for patch in variant.patches:
-        entry = entries.get(patch.base.digest if patch.base is not None else None)
+    for patch, entry in zip_longest(variant.patches, variant.entries):
         patches.append(
             {
                 "from": patch.base.digest if patch.base is not None else None,

@@ -7,7 +7,10 @@ Rules:
 2. No two patches of a variant start from the same bundle: releases with equal bundles are one base, and a base that is
    the new bundle itself is none.
 3. A patch that is not smaller than the one from nothing is left out: a device that has its base loses nothing.
+4. A device may lack an optional decoder: where the patch from nothing needs one, there is a second one that does not.
 """
+
+from typing import Final
 
 from bundle.files import bundle_digest
 from bundle.manifest import Manifest
@@ -16,14 +19,19 @@ from packager.draft import Base, Draft, PlainPatch, VariantDraft
 from packager.errors import BaseMissing
 from packager.release_file import ReleasePlan
 
+OPTIONAL_FEATURES: Final = frozenset({"pcodec"})  # its library has no wheel on some platforms
+PLAIN_CODEC: Final = "zstd"
+
 
 def run(draft: Draft) -> None:
     """Set `patches`. Raises BaseMissing, WorkspaceRefused."""
     for variant in draft.kept:
         assert variant.bundle is not None
-        variant.patches = [diff(draft, variant, None, 0)]
-        for number, base in enumerate(bases_of(draft, variant), start=1):
-            patch = diff(draft, variant, base, number)
+        variant.patches = [diff(draft, variant, None, "nothing")]
+        if OPTIONAL_FEATURES & set(variant.patches[0].report.features):
+            variant.patches.append(diff(draft, variant, None, "nothing-plain", codec=PLAIN_CODEC))
+        for base in bases_of(draft, variant):
+            patch = diff(draft, variant, base, base.version)
             if patch.report.plain_size < variant.patches[0].report.plain_size:
                 variant.patches.append(patch)
             else:
@@ -72,12 +80,12 @@ def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
             )
 
 
-def diff(draft: Draft, variant: VariantDraft, base: Base | None, number: int) -> PlainPatch:
+def diff(draft: Draft, variant: VariantDraft, base: Base | None, name: str, *, codec: str = "auto") -> PlainPatch:
     """One patch, written into the variant's folder."""
     assert variant.bundle is not None
-    path = variant.folder / f"{number}.patch"
+    path = variant.folder / f"{name}.patch"
     bar = draft.reporter.bar(f"{variant.name} from {base.version if base is not None else 'nothing'}")
     with path.open("wb") as out:
         directory = base.directory if base is not None else None
-        report = make_patch(directory, variant.bundle, out, executor=draft.executor, progress=bar)
+        report = make_patch(directory, variant.bundle, out, codec=codec, executor=draft.executor, progress=bar)
     return PlainPatch(base, path, report)

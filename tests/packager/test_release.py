@@ -108,7 +108,7 @@ class Bench:
         variant = manifest.variant(name)
         assert variant is not None
         start = bundle_digest(open_package(base).files) if base is not None else None
-        (entry,) = (patch for patch in variant.patches if patch.base == start)
+        entry = next(patch for patch in variant.patches if patch.base == start)
         blob = self.repository.published / "blobs" / entry.blob[:2] / entry.blob
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == entry.blob
         assert blob.stat().st_size == entry.size
@@ -245,6 +245,11 @@ def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -
     with pytest.raises(UnknownVariant, match="int4"):
         add_patches(shared.repository, "kws", "1.1.0", ["1.0.0"], variants=["int4"])
     assert everything_in(shared.repository.root) == before
+
+
+def test_a_device_without_the_optional_decoder_has_a_way_to_every_variant(shared: Bench) -> None:
+    for _, variant in shared.manifest("1.1.0").variants:
+        assert any(patch.base is None and "pcodec" not in patch.features for patch in variant.patches)
 
 
 IMPOSSIBLE = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ngate.max_relative_rms = 0.0')
