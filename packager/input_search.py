@@ -102,7 +102,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
             if isinstance(line, Recipe):
                 continue
             if "refused" in line:
-                raise ModelDoesNotRun(f"{model}: onnxruntime does not load it: {line['refused']}")
+                raise ModelDoesNotRun(line["refused"])
             last_error = line.get("error", last_error)
             skip = int(line.get("trying", skip))
         if child.is_complete or time.monotonic() >= deadline:

@@ -23,6 +23,7 @@ from google.protobuf.message import DecodeError
 
 from bundle.errors import Unavailable
 from packager.errors import (
+    ExternalDataMissing,
     InputUnsupported,
     ModelUnreadable,
     SampleDtypeMismatch,
@@ -255,10 +256,11 @@ def check_sample(sample: Sample, interface: ModelInterface, where: str) -> None:
 
 def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
     """Parse an ONNX file. Raises ModelUnreadable, ExternalDataMissing (a ModelUnreadable), Unavailable."""
-    from packager.errors import ExternalDataMissing
-
     try:
-        model = onnx.load(str(path), load_external_data=external_data)
+        model = onnx.load(str(path), load_external_data=False)
+        _check_external_data(model, path)
+        if external_data:
+            onnx.load_external_data_for_model(model, str(path.parent))
     except (FileNotFoundError, onnx.checker.ValidationError) as error:
         if path.exists():
             raise ExternalDataMissing(
@@ -272,6 +274,17 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
     if not model.graph.output or not model.opset_import:
         raise ModelUnreadable(f"{path}: not an ONNX model: it has no outputs or names no operator set")
     return model
+
+
+def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not (path.parent / location).is_file():
+                raise ExternalDataMissing(
+                    f"{path}: tensor {tensor.name!r} lies in {location!r}, and there is no such file beside the model",
+                    remedy="put the data files of the model beside it",
+                )
 
 
 class _Column:

@@ -49,6 +49,7 @@ TROUBLE: Final[tuple[type[Exception], ...]] = (
     onnx.checker.ValidationError,
     version_converter.ConvertError,
 )
+HALVES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 SAME_ANSWER: Final = 1e-3  # of the output's largest magnitude: float kernels differ by rounding after fusions
 
 
@@ -187,8 +188,12 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _optimise(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Rule 4, by onnxruntime's own basic level; None where the model is too large for one protobuf."""
-    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+    """Rule 4, by onnxruntime's own basic level; None where the model is too large for one protobuf, or half precision.
+
+    A half-precision model would come back with a Cast behind every weight: the CPU has few half-precision kernels.
+    """
+    is_half = any(tensor.data_type in HALVES for tensor in all_tensors(model))
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF or is_half:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimised.onnx"

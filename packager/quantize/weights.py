@@ -5,7 +5,9 @@ Rules:
    gives W back under its old name: readers in nested graphs need no change.
 2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after, one scale a column: the
    whole table is never dequantized.
-3. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
+3. DequantizeLinear gives float32 (other types came only with operator set 19); a Cast follows where the weight was
+   float16 or double.
+4. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
 """
 
 from typing import Final
@@ -85,24 +87,17 @@ def _readers(use: WeightUse) -> int:
 
 def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
     """Adds W_quantized, W_scale, W_zero_point to the owner graph; returns their names."""
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(use.tensor.data_type)
-    names = add_levels(use, weight_of(use), channel_axis(use), taken, signed=False, scale_dtype=dtype)
+    names = add_levels(use, weight_of(use), channel_axis(use), taken, signed=False)
     return names.levels, names.scale, names.zero_point
 
 
 def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
     levels, scale, zero_point = _add_levels(use, taken)
-    node = onnx.helper.make_node(
-        "DequantizeLinear",
-        [levels, scale, zero_point],
-        [use.tensor.name],
-        name=fresh_name(f"{use.tensor.name}_DequantizeLinear", taken),
-        axis=channel_axis(use),
-        domain=domain,
-    )
-    graph, name = use.owner.graph, use.tensor.name
+    graph, name, elem_type = use.owner.graph, use.tensor.name, use.tensor.data_type
+    made = _dequantize([levels, scale, zero_point], name, channel_axis(use), elem_type, taken, domain)
     _drop(graph, name)
-    graph.node.insert(0, node)
+    for node in reversed(made):
+        graph.node.insert(0, node)
 
 
 def _look_up_in_int8(use: WeightUse, taken: set[str], domain: str) -> None:
@@ -112,18 +107,25 @@ def _look_up_in_int8(use: WeightUse, taken: set[str], domain: str) -> None:
     names = (f"{base}_quantized", f"{base}_scale", f"{base}_zero_point")
     levels, scale, zero_point = names if set(names) <= existing else _add_levels(use, taken)
     looked_up = fresh_name(f"{node.output[0]}_quantized", taken)
-    dequantize = onnx.helper.make_node(
-        "DequantizeLinear",
-        [looked_up, scale, zero_point],
-        [node.output[0]],
-        name=fresh_name(f"{node.name}_DequantizeLinear", taken),
-        axis=-1,
-        domain=domain,
-    )
+    made = _dequantize([looked_up, scale, zero_point], node.output[0], -1, use.tensor.data_type, taken, domain)
     node.input[0] = levels
     node.output[0] = looked_up
     nodes = use.scope.graph.node
-    nodes.insert(next(i for i, other in enumerate(nodes) if other.name == node.name) + 1, dequantize)
+    spot = next(i for i, other in enumerate(nodes) if other.name == node.name) + 1
+    for extra in reversed(made):
+        nodes.insert(spot, extra)
+
+
+def _dequantize(
+    inputs: list[str], output: str, axis: int, elem_type: int, taken: set[str], domain: str
+) -> list[onnx.NodeProto]:
+    is_float = elem_type == onnx.TensorProto.FLOAT
+    result = output if is_float else fresh_name(f"{output}_float", taken)
+    name = fresh_name(f"{output}_DequantizeLinear", taken)
+    made = [onnx.helper.make_node("DequantizeLinear", inputs, [result], name=name, axis=axis, domain=domain)]
+    if not is_float:
+        made.append(onnx.helper.make_node("Cast", [result], [output], name=f"{name}_cast", to=elem_type))
+    return made
 
 
 def _drop(graph: onnx.GraphProto, name: str) -> None:
