@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from securesystemslib.signer import Signer
+from tuf.api.metadata import Targets
 
 from bundle.errors import AirweightsError
 from bundle.fleet import TARGET as FLEET_TARGET
@@ -64,6 +65,7 @@ def publish(layout: Layout, published: Published, staging: Staging, *, rehearse:
             remedy="sign again: `packager repo sign` builds on what is out now",
         )
     check_complete(published, staging.documents)
+    _check_all_signed(staging)
     files = files_of(staging)
     with Rehearsal(layout, files) as rehearsal:
         rehearsed = _rehearse(rehearsal, published, staging) if rehearse else ()
@@ -120,6 +122,24 @@ def check_complete(published: Published, drafted: Mapping[str, Document]) -> Non
                 f"{role} is not signed yet",
                 remedy=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
             )
+
+
+def _check_all_signed(staging: Staging) -> None:
+    # what was staged after the last `sign` is in no document; publishing now would forget it
+    listed = {
+        name: target
+        for document in staging.documents.values()
+        if isinstance(document.signed, Targets)
+        for name, target in document.signed.targets.items()
+    }
+    for name, data in staging.targets.items():
+        if listed.get(name) != documents.target_file(name, data):
+            raise BelowThreshold(
+                f"{name} was staged after the last signature", remedy="sign again: `packager repo sign`"
+            )
+    for name in staging.withdrawn:
+        if name in listed:
+            raise BelowThreshold(f"{name} was withdrawn after the last signature", remedy="sign again")
 
 
 def files_of(staging: Staging) -> dict[str, bytes]:

@@ -75,6 +75,24 @@ def test_a_changed_document_loses_its_signatures(shop: Shop) -> None:
     assert {role.role: len(role.signed) for role in report.roles}["release-vision"] == 0
 
 
+def test_what_was_staged_after_the_signature_is_not_forgotten(shop: Shop) -> None:
+    repository = shop.repository
+    repository.stage_manifest(shop.manifest("1.1.0", 2))
+    assert repository.sign(shop.signers).is_complete
+    late = shop.manifest("1.2.0", 3)
+    repository.stage_manifest(late)
+    with pytest.raises(BelowThreshold) as refused:
+        repository.publish()
+    assert "bundles/vision/1.2.0.json was staged after the last signature" in refused.value.message
+    repository.withdraw(FAMILY, "1.2.0")
+    repository.withdraw(FAMILY, "1.1.0")
+    with pytest.raises(BelowThreshold):
+        repository.publish()
+    repository.stage_manifest(late)
+    shop.publish()
+    assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.2.0"]
+
+
 def test_a_strangers_key_signs_nothing(shop: Shop, tmp_path: Path) -> None:
     stranger = Shop(tmp_path / "stranger", [])
     Repository.create_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
