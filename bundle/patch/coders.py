@@ -85,5 +85,10 @@ def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> Non
         progress = standalone.simple_decompress_into(bytes(stored), out)
     except (RuntimeError, ValueError, TypeError) as error:
         raise PatchCorruptRefused(f"{where}: {error}") from error
+    except BaseException as error:
+        # A panic inside the library arrives as a BaseException of a type that can not be imported.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise PatchCorruptRefused(f"{where}: pcodec gave up on the part") from error
     if progress.n_processed != len(out) or not progress.finished:
         raise PatchCorruptRefused(f"{where}: part of {progress.n_processed} numbers or more, expected {len(out)}")

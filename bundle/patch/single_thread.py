@@ -45,7 +45,11 @@ def single_threaded() -> Iterator[None]:
 @cache
 def _controls() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     folder = Path(np.__file__).parent.parent / "numpy.libs"
-    for library in sorted(folder.glob("*openblas*")):
+    try:
+        libraries = sorted(folder.glob("*openblas*"))
+    except OSError:  # a jail may hide the folder; then BLAS keeps its threads
+        return None
+    for library in libraries:
         try:
             loaded = ctypes.CDLL(str(library))
         except OSError:

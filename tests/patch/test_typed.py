@@ -1,6 +1,7 @@
 """The typed codec on models of every format and elements of every type: exact, and smaller than generic tools."""
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,10 @@ def test_the_executor_does_not_change_a_byte(tmp_path: Path) -> None:
         second = make_patch(base, target, together, executor=executor)
     assert alone.getvalue() == together.getvalue()
     assert first == second
+    elsewhere = BytesIO()
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        make_patch(base, target, elsewhere, executor=executor)
+    assert alone.getvalue() == elsewhere.getvalue()
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert calls[-1][0] == calls[-1][1]
 
