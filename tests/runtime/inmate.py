@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -72,5 +73,10 @@ def talk(parent: Parent, message: Message) -> Message:
     return Message({"length": answer.value["n"]}, (fd,))
 
 
+def environment(_parent: Parent, _message: Message) -> Value:
+    """Names and values; another process can not read them, since this one is not dumpable."""
+    return {"environment": dict(os.environ), "arguments": sys.orig_argv}
+
+
 if __name__ == "__main__":
-    serve(start()[0], {"attempts": attempts, "fail": fail, "talk": talk})
+    serve(start()[0], {"attempts": attempts, "environment": environment, "fail": fail, "talk": talk})

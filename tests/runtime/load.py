@@ -4,7 +4,9 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 from urllib.parse import urlsplit
 
@@ -42,6 +44,13 @@ def ask(address: str, body: bytes = REQUEST, path: str = INFER, **headers: str) 
         return response.status, fields, response.read()
     finally:
         connection.close()
+
+
+def until(condition: Callable[[], object], deadline_s: float = 60) -> None:
+    """Ask again and again until it holds; a test that waits for what never comes fails."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
 
 
 class Load:

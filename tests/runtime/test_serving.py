@@ -20,7 +20,7 @@ from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import Front, ModelProcess, Standby
 from tests import hostile_models as hostile
 from tests.runtime.bundles import floats, front, graph, plain, scale
-from tests.runtime.load import INFER, REQUEST, Load, ask, connect
+from tests.runtime.load import INFER, REQUEST, Load, ask, connect, until
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 
@@ -164,7 +164,11 @@ def test_a_gzip_request_gets_a_gzip_answer() -> None:
 
 
 def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
-    with front(max_body_bytes=1000, max_waiting=1, wait_s=60.0, families=("toy",)) as served:
+    with plain(scale(2.0)) as bundle, front(max_body_bytes=1000, max_waiting=1, wait_s=60.0) as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        process.kill()  # from here on requests wait for its successor
+        until(lambda: not served.state()["slots"]["toy"]["ready"])
         status, fields, _ = ask(served.address, b"x" * 1001)
         assert (status, fields["connection"]) == (413, "close")
         chunked = connect(served.address)
@@ -173,8 +177,7 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         chunked.close()
         waiting = connect(served.address)
         waiting.request("POST", INFER, REQUEST)
-        while not served.state()["slots"]["toy"]["waiting"]:
-            pass
+        until(lambda: served.state()["slots"]["toy"]["waiting"])
         status, fields, body = ask(served.address)
         assert (status, fields["retry-after"]) == (503, "1")
         assert "1 requests wait already" in json.loads(body)["error"]
@@ -190,15 +193,14 @@ def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
         served.publish("other", other)
         assert get(served.address, "/v2/health/ready")[0] == 200
         other.stop()
-        while served.state()["slots"]["other"]["ready"]:
-            pass
+        until(lambda: not served.state()["slots"]["other"]["ready"])
         assert get(served.address, "/v2/health/ready")[0] == 400
         assert get(served.address, "/v2/health/live")[0] == 200
         process.stop()
 
 
 def test_no_request_fails_while_models_are_swapped_under_load() -> None:
-    swaps = 12
+    swaps = 6
     with plain(scale(2.0), list(SAMPLE)) as even, plain(scale(3.0), list(SAMPLE)) as odd, front() as served:
         current = even.process(0)
         served.publish("toy", current)
@@ -398,8 +400,7 @@ def test_requests_wait_for_a_front_that_is_stopped_to_answer_them() -> None:
             answers: list[int] = []
             client = threading.Thread(target=lambda: answers.append(ask(served.address)[0]))
             client.start()
-            while not served.window("toy", 1).in_flight:
-                pass
+            until(lambda: served.window("toy", 1).in_flight)
             served.stop()
             client.join()
             assert answers == [200]

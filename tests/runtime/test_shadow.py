@@ -13,12 +13,16 @@ from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import NO_JSON
 from tests import hostile_models as hostile
 from tests.runtime.bundles import floats, front, plain, scale
-from tests.runtime.load import Load, ask
+from tests.runtime.load import Load, ask, until
 
 
 def wait_for(served: Front, count: int) -> None:
-    while (stats := served.shadow_stats("toy")).compared + stats.errors + stats.crashes < count:
+    def heard() -> bool:
         assert ask(served.address)[0] == 200
+        stats = served.shadow_stats("toy")
+        return stats.compared + stats.errors + stats.crashes >= count
+
+    until(heard)
 
 
 @pytest.mark.parametrize(
