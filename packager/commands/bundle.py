@@ -59,8 +59,9 @@ def build_command(
 @click.argument("target", type=PATH)
 @click.option("-o", "--output", "out", type=PATH, required=True, help="The patch to write; must not exist.")
 @click.option("--codec", default="auto", show_default=True, help="A codec of docs/format.md, or auto.")
+@click.option("--html", type=PATH, help="Also write a page that shows where the bytes went.")
 @JSON_OPTION
-def diff_command(base: Path, target: Path, out: Path, codec: str, as_json: bool) -> None:
+def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | None, as_json: bool) -> None:
     """Write the patch that makes TARGET from BASE. Both are bundle folders or single files; BASE "-" is nothing.
 
     Exit status: 0 written, 2 wrong input, 4 no space.
@@ -69,9 +70,14 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, as_json: bool)
 
     start = None if str(base) == NOTHING else base
     report = diff_bundles(start, target, out, codec=codec, progress=progress_bar("diff"))
+    from packager.diff.html import write_html
+    from packager.diff.table import as_table
+
+    if html is not None:
+        write_html(report, html)
     share = 100 * report.plain_size / max(1, report.target_bytes)
     text = f"{out}: {report.plain_size:,} bytes ({report.codec}), {share:.1f} % of the target's {report.target_bytes:,}"
-    print_result(report.as_json(), as_json=as_json, text=text)
+    print_result(report.as_json(), as_json=as_json, text=f"{as_table(report)}\n{text}")
 
 
 @bundle.command("apply")

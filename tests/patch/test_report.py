@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from packager.diff.html import bits_per_element, write_html
+from packager.diff.table import as_table
 from tests.patch import models
 from tests.patch.bundles import patch_between
 
@@ -46,3 +47,12 @@ def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
     for name in arrays:
         assert name in page.text
     assert f"{report.plain_size:,} bytes" in page.text
+
+
+def test_the_table_lists_the_largest_rows_and_sums_up_the_rest(tmp_path: Path) -> None:
+    arrays = models.weights(1)
+    _, report = patch_between(tmp_path, None, {"m": models.safetensors(arrays)}, "typed")
+    lines = as_table(report, shown=3).splitlines()
+    assert len(lines) == 5
+    assert "embedding" in lines[1]
+    assert lines[-1].startswith(f"{len(report.rows) - 3} more")
