@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from keys.registry import Device
     from packager.repository.repository import Repository
 
-MAX_REQUEST_BYTES = 64 * 1024
+MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_LIST_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 
 @click.group("device")
@@ -54,17 +55,81 @@ def enrol_command(
 
     if key_dir is None:
         raise UsageInvalid("--keys is missing: the cohort's key lies there")
-    try:
-        with request.open("rb") as file:
-            data = file.read(MAX_REQUEST_BYTES)
-    except FileNotFoundError as error:
-        raise UsageInvalid(f"there is no request file {request}") from error
+    data = _read(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     admitted = admit_device(repository, data, fingerprint, cohort, key_dir, passphrase)
     state = _publish(repository, key_dir, passphrase)
     result = {**_row(admitted), "published": state}
     text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(state)}"
+    print_result(result, as_json=as_json, text=text)
+
+
+@device.command("sign-list")
+@click.argument("requests", type=PATH, nargs=-1, required=True)
+@click.option("--key", "uri", required=True, help="The factory's enrolment key: a key file or a key URI.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="The list to write.")
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def sign_list_command(
+    requests: tuple[Path, ...], uri: str, out: Path, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """At the factory: make a signed list of the REQUESTS of the devices that were made.
+
+    Exit status: 0 written, 2 wrong input, 3 a request does not prove its keys, 4 a token is not available.
+    """
+    from keys.batch import sign_batch
+    from packager.commands.repo import load_signers
+    from packager.repository.layout import write_file
+
+    (signer,) = load_signers((uri,), None, passphrase_file)
+    write_file(out, sign_batch([_read(request) for request in requests], signer))
+    result = {"list": str(out), "devices": len(requests), "key_id": signer.public_key.keyid}
+    print_result(result, as_json=as_json, text=f"{out}: {len(requests)} devices")
+
+
+@device.command("enrol-list")
+@click.argument("file", type=PATH)
+@click.option(
+    "--enrolment-key", "enrolment_keys", type=PATH, multiple=True, required=True, help="Whose lists to admit."
+)
+@click.option("--cohort", default="default", show_default=True, help="The cohort to admit them to.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def enrol_list_command(
+    file: Path,
+    enrolment_keys: tuple[Path, ...],
+    cohort: str,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Admit all devices of a signed list, or none.
+
+    Exit status: 0 admitted (also if they were before), 2 wrong input, 3 not signed by an enrolment key, or a label is
+    registered with other keys.
+    """
+    from keys.batch import parse_batch
+    from keys.files import load_public
+    from packager.commands.repo import read_key_passphrase
+    from packager.errors import UsageInvalid
+    from packager.repository.devices import admit_batch
+    from packager.repository.repository import Repository
+
+    if key_dir is None:
+        raise UsageInvalid("--keys is missing: the cohort's key lies there")
+    requests = parse_batch(_read(file, MAX_LIST_BYTES), [load_public(key) for key in enrolment_keys])
+    repository = Repository.open(repo)
+    passphrase = read_key_passphrase(passphrase_file, key_dir)
+    workers = os.cpu_count() or 1
+    bar = progress_bar("sealing")
+    new = admit_batch(repository, requests, cohort, key_dir, passphrase, workers=workers, progress=bar)
+    state = _publish(repository, key_dir, passphrase)
+    result = {"devices": len(requests), "new": new, "cohort": cohort, "published": state}
+    text = f"{len(requests)} devices, {new} of them new, are in cohort {cohort!r}; {_state_text(state)}"
     print_result(result, as_json=as_json, text=text)
 
 
@@ -153,6 +218,16 @@ def epoch_command(
     state = _publish(repository, key_dir, passphrase)
     text = f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(state)}"
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
+
+
+def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
+    from packager.errors import UsageInvalid
+
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes)
+    except FileNotFoundError as error:
+        raise UsageInvalid(f"there is no file {path}") from error
 
 
 def _publish(repository: "Repository", key_dir: Path | None, passphrase: "Secret | None") -> dict[str, object] | None:

@@ -5,15 +5,16 @@ Rules:
    document with the new registry digest is staged. It is the officer's to sign.
 2. A new epoch: a new key pair, an envelope for every device of the cohort that is not revoked, the fleet document
    staged. Content keys of later releases are sealed to it; those of earlier ones are not sealed again.
-3. Revoking marks the device; it loses access with the next epoch, which the officer begins.
+3. A factory's list is admitted like its devices one by one, but whole or not at all.
+4. Revoking marks the device; it loses access with the next epoch, which the officer begins.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.enrolment import parse_enrolment
+from bundle.enrolment import EnrolmentRequest, parse_enrolment
 from bundle.fleet import Cohort
 from bundle.frames import Secret
 from keys.cohorts import load_private, new_epoch, seal_epoch
@@ -67,6 +68,49 @@ def admit_device(
     return device
 
 
+def admit_batch(
+    repository: Repository,
+    requests: Sequence[EnrolmentRequest],
+    cohort: str,
+    key_dir: Path,
+    passphrase: Secret | None,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> int:
+    """Rule 3. Returns how many devices are new.
+
+    Args:
+        repository: whose registry it is.
+        requests: of a list whose signature was checked (keys.batch).
+        cohort, key_dir, passphrase: as `admit_device`.
+        workers: processes that seal.
+        progress: called with (done, total).
+
+    Raises:
+        EnrolmentRefused: a label or key of the list is registered otherwise; nothing is admitted then.
+        CohortUnknown, and errors of key files.
+    """
+    listed = _cohort(repository, cohort)
+    private = load_private(key_dir, listed, passphrase)
+    registry = Registry(repository.registry_path)
+    before = len(registry)
+    devices = [registry.admit_confirmed(request, cohort).x_wing_public for request in requests]
+    seal_epoch(
+        private,
+        listed,
+        repository.repository_id,
+        devices,
+        lambda relative, envelope: repository.put_envelope(relative, envelope, is_synced=False),
+        workers=workers,
+        progress=progress,
+    )
+    os.sync()
+    registry.save()
+    repository.stage_registry()
+    return len(registry) - before
+
+
 def begin_epoch(
     repository: Repository,
     cohort: str,
@@ -98,7 +142,7 @@ def begin_epoch(
 
 
 def revoke_device(repository: Repository, label_or_id: str) -> Device:
-    """Rule 3. Raises DeviceUnknown."""
+    """Rule 4. Raises DeviceUnknown."""
     registry = Registry(repository.registry_path)
     device = registry.revoke(label_or_id)
     registry.save()

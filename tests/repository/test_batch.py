@@ -1,0 +1,90 @@
+"""A factory's list admits its devices whole, once, and only if the enrolment key signed it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.signer import CryptoSigner
+
+from bundle.enrolment import EnrolmentRequest
+from bundle.envelope import generate_private, public_of
+from bundle.errors import EnrolmentRefused, MalformedRefused, Refused
+from keys.batch import parse_batch, sign_batch
+from keys.files import generate_key_file
+from keys.passphrase import ENVIRONMENT
+from keys.registry import Registry
+from packager.cli import main
+from tests.repository.shop import PASSPHRASE, Shop
+from tests.repository.test_commands import check_schema
+
+FACTORY = CryptoSigner.generate_mldsa()
+
+
+def request(label: str) -> bytes:
+    signing = Ed25519PrivateKey.generate()
+    public = public_of(generate_private())
+    return EnrolmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing)
+
+
+REQUESTS = [request(f"cam-{n}") for n in range(3)]
+
+
+def test_a_list_comes_back_whole() -> None:
+    parsed = parse_batch(sign_batch(REQUESTS, FACTORY), [FACTORY.public_key])
+    assert [entry.label for entry in parsed] == ["cam-0", "cam-1", "cam-2"]
+
+
+def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
+    data = sign_batch(REQUESTS, FACTORY)
+    with pytest.raises(EnrolmentRefused):
+        parse_batch(data, [CryptoSigner.generate_mldsa().public_key])
+    for place in range(0, len(data), 251):
+        with pytest.raises(Refused):
+            parse_batch(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], [FACTORY.public_key])
+    lines = data.splitlines(keepends=True)
+    for changed in (b"", b"x", data[:-1], b"".join(lines[:2] + lines[3:]), b"".join([*lines[:4], lines[1], lines[4]])):
+        with pytest.raises(Refused):
+            parse_batch(changed, [FACTORY.public_key])
+    with pytest.raises(MalformedRefused):
+        sign_batch([b"{}"], FACTORY)
+
+
+def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
+    shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    key = tmp_path / "factory" / "enrolment.key"
+    generate_key_file(key, "ml-dsa-65", PASSPHRASE)
+
+    def run(*words: str, status: int = 0) -> dict[str, Any]:
+        code = main([*words, "--json"])
+        out, err = capfd.readouterr()
+        assert code == status, err
+        found: dict[str, Any] = json.loads(out if status == 0 else err)
+        check_schema(words, found)
+        return found
+
+    def signed(name: str, requests: list[bytes]) -> str:
+        files = []
+        for number, data in enumerate(requests):
+            file = tmp_path / f"{name}-{number}.json"
+            file.write_bytes(data)
+            files.append(os.fspath(file))
+        out = os.fspath(tmp_path / f"{name}.list")
+        assert run("device", "sign-list", *files, "--key", os.fspath(key), "-o", out)["devices"] == len(requests)
+        return out
+
+    def enrol(name: str, status: int = 0) -> dict[str, Any]:
+        words = ["device", "enrol-list", name, "--enrolment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
+        return run(*words, "--repo", os.fspath(shop.repository.root), status=status)
+
+    first = signed("first", REQUESTS)
+    assert (enrol(first)["new"], enrol(first)["new"]) == (3, 0)
+    assert shop.repository.fleet().devices == 3
+    assert len(list((shop.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
+    stolen = signed("stolen", [request("cam-9"), request("cam-1")])
+    assert enrol(stolen, status=3)["error"]["reason"] == "enrolment"
+    assert len(Registry(shop.repository.registry_path)) == 3
