@@ -1,0 +1,81 @@
+"""`make bench`: every benchmark, one after the other, on models that a stranger can get too.
+
+    python -m benchmarks [--only NAME]... [--out DIR]
+
+Results go to `build/bench/NAME.json`, tables to stdout. Nothing is asserted: machines differ, compare within a run.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+SILERO_OLD: Final = "silero-6.0-6.2/base.onnx"
+SILERO_NEW: Final = "silero-6.0-6.2/target.onnx"
+QUANTIZED: Final = (
+    SILERO_NEW,
+    "magika-0.6.1-0.6.2/target.onnx",
+    "ocr-rec-v3-v4/target.onnx",
+    "ocr-det-v3-v4/target.onnx",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the number of benchmarks that failed is the exit code's truth."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=tuple(BENCHMARKS))
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    from benchmarks import published_pairs
+
+    pairs = published_pairs.fetch()
+    failed = []
+    for name, words in BENCHMARKS.items():
+        if options.only and name not in options.only:
+            continue
+        print(f"\n== {name}", flush=True)
+        start = time.monotonic()
+        command = [sys.executable, "-m", f"benchmarks.{name.partition('-')[0]}", *words(pairs, options.out)]
+        code = subprocess.run([*command, "--json", str(options.out / f"{name}.json")], check=False).returncode
+        print(f"({name}: {time.monotonic() - start:.0f} s, exit code {code})", flush=True)
+        failed += [name] if code else []
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _models(pairs: Path, out: Path) -> list[str]:
+    folder = out / "models"
+    folder.mkdir(exist_ok=True)
+    for name in QUANTIZED:
+        shutil.copy(pairs / name, folder / f"{name.partition('/')[0]}.onnx")
+    return ["--models", str(folder)]
+
+
+def _swap(isolation: str, swaps: int) -> Callable[[Path, Path], list[str]]:
+    def words(pairs: Path, _out: Path) -> list[str]:
+        models = ["--model", str(pairs / SILERO_OLD), "--model", str(pairs / SILERO_NEW)]
+        return [*models, "--swaps", str(swaps), "--rate", "100", "--isolation", isolation]
+
+    return words
+
+
+# name → words after `python -m benchmarks.<name up to the first dash>`
+BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
+    "whole": lambda _pairs, _out: [],
+    "patches": lambda _pairs, _out: ["--peer-timeout", "120"],
+    "quantization": _models,
+    "swap-inproc": _swap("inproc", 100),
+    "swap-worker": _swap("worker", 20),
+    "serve": lambda _pairs, _out: ["--seconds", "5"],
+    "epochs": lambda _pairs, _out: ["--devices", "10000"],
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
