@@ -142,11 +142,17 @@ class Serving:
             served.process.stop()
 
     def _watch(self, generation: int, pidfd: int) -> None:
-        def sleep() -> None:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            poll.poll()
-            os.close(pidfd)
-            self._on_death(generation)
+        when_ended(pidfd, lambda: self._on_death(generation))
 
-        threading.Thread(target=sleep, name=f"generation-{generation}", daemon=True).start()
+
+def when_ended(pidfd: int, act: Callable[[], None]) -> None:
+    """Call `act` from a thread once a process has ended; the pidfd is closed then."""
+
+    def sleep() -> None:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll()
+        os.close(pidfd)
+        act()
+
+    threading.Thread(target=sleep, name=f"pidfd-{pidfd}", daemon=True).start()

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import os
 import queue
 import random
 import signal
@@ -39,10 +40,11 @@ from device_agent.errors import (
 from device_agent.facts import device_facts, runtime_version
 from device_agent.holdings import Holding
 from device_agent.journal import Journal
+from device_agent.notify import Notifier
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
-from device_agent.serving import Serving
+from device_agent.serving import Serving, when_ended
 from device_agent.status import status_of
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
@@ -91,7 +93,9 @@ class Supervisor:
         self._failures = self._restarts = 0
         self._started_s = 0.0
         self._errands = Errands(config, device, self._store)
+        self._notifier = Notifier()
         self._switchboard = Switchboard(config)
+        self._watch_front()
         self._serving = Serving(self._switchboard, lambda number: self._words.put(_Word("died", generation=number)))
         self._agent = Agent(
             config=config,
@@ -119,6 +123,8 @@ class Supervisor:
             self._serve_active()
             self._guarded(lambda: run_armed(self._agent))
             self._announce("started", self._switchboard.address)
+            self._notifier.tell("READY=1", f"STATUS=serving at {self._switchboard.address}")
+            self._notifier.watch(self._switchboard.is_answering)
             next_poll = time.monotonic()
             while not self._stopping:
                 word = self._next(next_poll)
@@ -129,6 +135,8 @@ class Supervisor:
                 if word is None or word.command == "update":
                     next_poll = time.monotonic() + self._pause_s()
         finally:
+            self._stopping = True
+            self._notifier.end()
             self._control.close()
             self._dismiss()
             self._switchboard.stop()
@@ -184,6 +192,8 @@ class Supervisor:
                     self._stopping = True
                 case "died":
                     self._revive(word.generation)
+                case "front-died":
+                    self._revive_front()
                 case "told":
                     # the rollback that ended a probation is answered with how that attempt ended
                     word = word.fields["rollback"]
@@ -219,7 +229,7 @@ class Supervisor:
             self._recover()
         try:
             ended = run_update(self._agent, trigger)
-        except JournalUnavailable:
+        except AirweightsError:
             # nothing was decided that is not recorded: what serves goes on, and the next update begins with recovery
             self._needs_recovery = True
             raise
@@ -279,6 +289,17 @@ class Supervisor:
             "serving", extra={"release": holding.version, "variant": holding.variant, "pid": served.process.pid}
         )
         return True
+
+    def _watch_front(self) -> None:
+        pidfd = os.dup(self._switchboard.front.fileno())
+        when_ended(pidfd, lambda: self._words.put(_Word("front-died")))
+
+    def _revive_front(self) -> None:
+        if self._stopping:
+            return
+        logger.error("the front died, its requests are lost; it is started again")
+        self._switchboard.revive()
+        self._watch_front()
 
     def _revive(self, generation: int) -> None:
         current = self._serving.current

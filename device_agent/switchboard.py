@@ -6,19 +6,23 @@ Rules:
 """
 
 import contextlib
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from bundle.errors import Unavailable
 from bundle.manifest import Variant
 from device_agent.config import Config
-from device_agent.errors import DrainUnavailable
+from device_agent.errors import ChildDied, ChildTimeout, DrainUnavailable
 from device_agent.holdings import Holding
 from device_agent.jail import JailPolicy
 from device_agent.probation import Observed
 from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.serving import Process
 
+T = TypeVar("T")
+
 DRAIN_S: Final = 30.0
+ANSWER_S: Final = 30.0  # half of what the front lets a request wait for its answer
 
 
 class Switchboard:
@@ -67,16 +71,16 @@ class Switchboard:
         assert isinstance(process, ModelProcess)
         assert process.spec.generation == generation
         self._published = process
-        return round(self.front.publish(self._config.family, process) * 1e6)
+        return round(self._with_front(lambda front: front.publish(self._config.family, process)) * 1e6)
 
     def retire(self, generation: int) -> None:
         """Take it out and wait for its last answer, at most DRAIN_S."""
         with contextlib.suppress(DrainUnavailable):
-            self.front.retire(self._config.family, generation, DRAIN_S)
+            self._with_front(lambda front: front.retire(self._config.family, generation, DRAIN_S))
 
     def observe(self, generation: int) -> Observed:
         """Since it was published."""
-        window = self.front.window(self._config.family, generation)
+        window = self._with_front(lambda front: front.window(self._config.family, generation))
         return Observed(
             requests=window.requests - window.client_errors,
             errors=window.errors,
@@ -84,6 +88,17 @@ class Switchboard:
             p50_us=window.p50_us or 0,
             crashes=window.crashes,
         )
+
+    def is_answering(self) -> bool:
+        """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""
+        process = self._published
+        if process is None:
+            return self.front.alive()
+        try:
+            window = self.front.window(self._config.family, process.spec.generation)
+        except Unavailable:
+            return False
+        return process.alive() and window.oldest_in_flight_s < ANSWER_S
 
     def revive(self) -> None:
         """Start the front again where it has died, with what was published. Raises Unavailable."""
@@ -98,6 +113,14 @@ class Switchboard:
     def stop(self) -> None:
         """Stop accepting, answer what is here, end."""
         self.front.stop()
+
+    def _with_front(self, act: Callable[[Front], T]) -> T:
+        try:
+            return act(self.front)
+        except (ChildDied, ChildTimeout):
+            # rule 1: in the middle of a switch too
+            self.revive()
+            return act(self.front)
 
     def _start_front(self) -> Front:
         return Front.start(ServeConfig(self._listen, (self._config.family,), jail=self._jail))

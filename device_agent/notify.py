@@ -1,0 +1,62 @@
+"""Tells systemd what the daemon is doing (sd_notify(3)), where it was started by systemd.
+
+Rules:
+1. `READY=1` once what is held serves, `STOPPING=1` when the end begins, `STATUS=` for people.
+2. `WATCHDOG=1` twice an interval, and only while the model answers: an agent whose model hangs is started again.
+3. Without NOTIFY_SOCKET nothing happens; without WATCHDOG_USEC no thread is started.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+MICROSECONDS: Final = 1_000_000
+
+
+class Notifier:
+    """Sends to the socket that systemd named.
+
+    Args:
+        environment: of the process.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        usec = environment.get("WATCHDOG_USEC", "") if is_for_us else ""
+        self._interval_s = int(usec) / MICROSECONDS / 2 if usec.isdecimal() and int(usec) else None
+        self._ended = threading.Event()
+
+    def tell(self, *words: str) -> None:
+        """One message of words such as "READY=1"; a systemd that does not listen is no failure of ours."""
+        if not self._address:
+            return
+        # a leading @ names an abstract socket
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.sendto("\n".join(words).encode(), address)
+        except OSError as error:
+            logger.warning("systemd does not listen: %s", error)
+
+    def watch(self, answers: Callable[[], bool]) -> None:
+        """Start to say that all is well, for as long as `answers` says so (rule 2)."""
+        if self._interval_s is not None and self._address:
+            threading.Thread(target=self._watch, args=(answers,), name="watchdog", daemon=True).start()
+
+    def end(self) -> None:
+        """Rule 1; no further watchdog messages."""
+        self._ended.set()
+        self.tell("STOPPING=1")
+
+    def _watch(self, answers: Callable[[], bool]) -> None:
+        while not self._ended.wait(self._interval_s):
+            if answers():
+                self.tell("WATCHDOG=1")
+            else:
+                logger.error("the model does not answer: no watchdog message")

@@ -1,0 +1,114 @@
+"""systemd's side of the daemon: a real notify socket, the real daemon, and the unit file."""
+
+import configparser
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from device_agent.notify import Notifier
+from tests.agent.client import infer
+from tests.agent.lab import Device
+
+UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "airweights-agent.service"
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(60)
+        yield listener
+
+
+def _heard(systemd: socket.socket, word: str) -> bytes:
+    while word.encode() not in (message := systemd.recv(4096)):
+        pass
+    return message
+
+
+def test_the_daemon_is_ready_when_it_serves_and_says_so_while_the_model_answers(
+    installed: Device, systemd: socket.socket
+) -> None:
+    environment = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "200000"}
+    installed.start(environment=environment)
+    assert b"STATUS=serving at" in _heard(systemd, "READY=1")
+    _heard(systemd, "WATCHDOG=1")
+    assert infer(installed)["model_version"] == "1.0.0"
+    pid = installed.ask("status")["serving"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert infer(installed)["model_version"] == "1.0.0", "the request waits for the next process"
+    _heard(systemd, "WATCHDOG=1")
+    assert installed.stop() == 0
+    _heard(systemd, "STOPPING=1")
+
+
+def test_a_model_that_does_not_answer_earns_no_watchdog_message(systemd: socket.socket) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000"})
+    answers = iter([False, False, True])
+    asked = []
+
+    def is_answering() -> bool:
+        asked.append(next(answers, True))
+        return asked[-1]
+
+    notifier.watch(is_answering)
+    assert systemd.recv(100) == b"WATCHDOG=1"
+    assert asked[:3] == [False, False, True]
+    notifier.end()
+
+
+def test_without_systemd_nothing_is_said() -> None:
+    notifier = Notifier({})
+    notifier.tell("READY=1")
+    notifier.watch(lambda: True)
+    notifier.end()
+
+
+def test_a_watchdog_for_another_process_is_not_ours(systemd: socket.socket) -> None:
+    words = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"}
+    notifier = Notifier(words)
+    notifier.watch(lambda: True)
+    notifier.tell("READY=1")
+    assert systemd.recv(100) == b"READY=1"
+    notifier.end()
+
+
+def test_the_unit_file_says_what_the_daemon_does() -> None:
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # systemd's keys have capitals
+    unit.read_string(UNIT.read_text())
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert service["ExecStart"].endswith("/device-agent --config /etc/airweights/config.toml run")
+    assert service["NoNewPrivileges"] == "yes"
+    assert service["LimitCORE"] == "0"
+
+
+def test_a_dead_front_is_started_again_at_the_same_address(installed: Device) -> None:
+    installed.start()
+    assert infer(installed)["model_version"] == "1.0.0"
+    for pid in _children(installed):
+        if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    assert _infer_soon(installed)["model_version"] == "1.0.0"
+
+
+def _infer_soon(device: Device) -> dict[str, Any]:
+    for _ in range(50):
+        try:
+            return infer(device)
+        except OSError:
+            device.ask("pause")  # answered by the main thread, in turn with the news of the front
+    raise AssertionError("the front did not come back")
+
+
+def _children(device: Device) -> list[int]:
+    assert device.daemon is not None
+    tasks = Path(f"/proc/{device.daemon.pid}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]

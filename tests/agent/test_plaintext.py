@@ -1,0 +1,72 @@
+"""No plain model on the device's disk: every file, after and during an update, and the search itself is searched."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.client import infer
+from tests.agent.lab import Device, Publisher, near
+
+WINDOW_BYTES = 64
+MIN_DISTINCT = 32  # windows of zeros or of one repeated value are in every file
+
+
+def windows_of(data: bytes) -> set[bytes]:
+    """Every window of a plain model that is worth looking for, on the grid of WINDOW_BYTES."""
+    cut = (data[start : start + WINDOW_BYTES] for start in range(0, len(data) - WINDOW_BYTES, WINDOW_BYTES))
+    return {window for window in cut if len(set(window)) >= MIN_DISTINCT}
+
+
+def holds_any(data: bytes, windows: set[bytes]) -> bool:
+    """Does a window occur anywhere in `data`, at any offset?"""
+    heads = {window[:8] for window in windows}
+    for start in range(len(data) - WINDOW_BYTES + 1):
+        if data[start : start + 8] in heads and data[start : start + WINDOW_BYTES] in windows:
+            return True
+    return False
+
+
+def files_below(*folders: Path) -> Iterator[Path]:
+    """Regular files, hidden ones too; those that vanish meanwhile are skipped."""
+    for folder in folders:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                yield path
+
+
+@pytest.fixture
+def windows() -> set[bytes]:
+    found = set().union(*(windows_of(near(seed).SerializeToString()) for seed in (0, 1)))
+    assert len(found) > 100
+    return found
+
+
+def test_no_file_of_the_device_or_of_the_temporary_folder_holds_a_piece_of_the_model(
+    installed: Device, publisher: Publisher, windows: set[bytes], tmp_path: Path
+) -> None:
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    publisher.offer("1.1.0")
+    installed.start(environment={"TMPDIR": str(scratch)})
+    assert installed.ask("update")["outcome"] == "updated"
+    assert infer(installed)["model_version"] == "1.1.0"
+    searched = list(files_below(installed.directory.root, scratch))
+    assert len(searched) > 10
+    assert [path for path in searched if holds_any(path.read_bytes(), windows)] == []
+
+
+def test_a_planted_piece_is_found(windows: set[bytes], tmp_path: Path) -> None:
+    model = near(0).SerializeToString()
+    piece = model[len(model) // 2 : len(model) // 2 + 3 * WINDOW_BYTES]
+    (tmp_path / "planted").write_bytes(os.urandom(1001) + piece + os.urandom(77))
+    assert [path.name for path in files_below(tmp_path) if holds_any(path.read_bytes(), windows)] == ["planted"]
+
+
+def test_no_model_process_leaves_a_core(installed: Device) -> None:
+    installed.start()
+    pid = installed.ask("status")["serving"]["pid"]
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    (core,) = (line for line in limits.splitlines() if line.startswith("Max core file size"))
+    assert core.split()[4:6] == ["0", "0"]
