@@ -3,6 +3,7 @@
 Each child calls `enter_jail` after its imports. In this order, each step on its own:
 1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files;
 2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
+   for everybody: no capabilities, not even those that a service manager lent;
 3. `PR_SET_DUMPABLE` 0: another process of the same user can not read its memory or its descriptors (opening one's own
    `/proc/self/fd/N` still works). It comes after 2, since a change of user resets it;
 4. `PR_SET_NO_NEW_PRIVS`;
@@ -133,6 +134,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
             status = replace(status, network_namespace=_LIBC.unshare(sys_.CLONE_NEWNET) == 0)
         if policy.own_user:
             status = replace(status, own_uid=_become_own_user())
+    _drop_capabilities()
     status = replace(status, undumpable=_prctl(sys_.PR_SET_DUMPABLE, 0) and _LIBC.prctl(sys_.PR_GET_DUMPABLE) == 0)
     if _prctl(sys_.PR_SET_NO_NEW_PRIVS, 1):
         status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
@@ -199,6 +201,12 @@ def _become_own_user() -> int | None:
     except PermissionError:  # root of a container without CAP_SETUID
         return None
     return uid
+
+
+def _drop_capabilities() -> None:
+    _LIBC.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    # effective, permitted, inheritable, twice 32 bits each
+    _LIBC.capset(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), bytes(24))
 
 
 def _landlock_abi() -> int:
