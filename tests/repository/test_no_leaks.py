@@ -11,9 +11,15 @@ import pytest
 from bundle.frames import Secret
 from keys.files import read_key_file
 from keys.passphrase import ENVIRONMENT
-from tests.repository.shop import FAMILY, PASSPHRASE, Shop
+from tests.repository.shop import PASSPHRASE, Shop
 
 WRONG = "a wrong passphrase, also secret"
+
+
+@pytest.fixture(scope="module")
+def secrets(pristine_shop: Shop) -> list[str]:
+    """Of every copy of the shop."""
+    return private_strings(pristine_shop)
 
 
 def private_strings(shop: Shop) -> list[str]:
@@ -27,34 +33,32 @@ def private_strings(shop: Shop) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("words", "passphrase"),
-    [
-        (("repo", "refresh", "--keys", "KEYS"), PASSPHRASE.value.decode()),
-        (("repo", "refresh", "--keys", "KEYS", "--json"), WRONG),
-        (("repo", "refresh", "--keys", "KEYS"), WRONG),
-        (("repo", "sign", "--keys", "KEYS"), PASSPHRASE.value.decode()),
-        (("rollout", "set", FAMILY, "stable", "1.0.0", "--keys", "KEYS", "--json"), PASSPHRASE.value.decode()),
-        (("device", "epoch", "default", "--keys", "KEYS", "--json"), PASSPHRASE.value.decode()),
-        (("keys", "check", "KEYS/root-ed25519-1.key"), WRONG),
-        (("keys", "show", "KEYS/root-ml-dsa-65-1.key", "--json"), PASSPHRASE.value.decode()),
-    ],
+COMMANDS = (
+    (("repo", "refresh", "--keys", "KEYS"), PASSPHRASE.value.decode()),
+    (("repo", "refresh", "--keys", "KEYS", "--json"), WRONG),
+    (("repo", "sign", "--keys", "KEYS"), PASSPHRASE.value.decode()),
+    (("device", "epoch", "default", "--keys", "KEYS", "--json"), PASSPHRASE.value.decode()),
+    (("keys", "check", "KEYS/root-ed25519-1.key"), WRONG),
+    (("keys", "show", "KEYS/root-ml-dsa-65-1.key", "--json"), PASSPHRASE.value.decode()),
 )
-def test_nothing_secret_is_printed(shop: Shop, words: tuple[str, ...], passphrase: str) -> None:
-    environment = {
-        **os.environ,
-        ENVIRONMENT: passphrase,
-        "AIRWEIGHTS_TRACEBACK": "1",
-        "PACKAGER_REPO": os.fspath(shop.repository.root),
-    }
-    command = [word.replace("KEYS", os.fspath(shop.keys)) for word in words]
-    done = subprocess.run(
-        [sys.executable, "-m", "packager", *command], env=environment, capture_output=True, text=True, check=False
-    )
-    said = done.stdout + done.stderr
-    assert said
-    for secret in private_strings(shop):
-        assert secret not in said
+
+
+def test_nothing_secret_is_printed(shop: Shop, secrets: list[str]) -> None:
+    for words, passphrase in COMMANDS:
+        environment = {
+            **os.environ,
+            ENVIRONMENT: passphrase,
+            "AIRWEIGHTS_TRACEBACK": "1",
+            "PACKAGER_REPO": os.fspath(shop.repository.root),
+        }
+        command = [word.replace("KEYS", os.fspath(shop.keys)) for word in words]
+        done = subprocess.run(
+            [sys.executable, "-m", "packager", *command], env=environment, capture_output=True, text=True, check=False
+        )
+        said = done.stdout + done.stderr
+        assert said
+        for secret in secrets:
+            assert secret not in said
     for path in shop.repository.root.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
@@ -66,7 +70,6 @@ def test_a_secret_does_not_show_itself() -> None:
     assert "secret" not in f"{Secret(b'secret')!r} {Secret(b'secret')} {[Secret(b'secret')]}"
 
 
-def test_the_search_would_find_a_leak(shop: Shop, tmp_path: Path) -> None:
-    leaked = private_strings(shop)[2]
-    (tmp_path / "log").write_text(f"debug: key {leaked}")
-    assert any(secret in (tmp_path / "log").read_text() for secret in private_strings(shop))
+def test_the_search_would_find_a_leak(secrets: list[str], tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(f"debug: key {secrets[2]}")
+    assert any(secret in (tmp_path / "log").read_text() for secret in secrets)
