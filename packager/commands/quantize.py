@@ -152,6 +152,21 @@ def compare_command(
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
 
 
+@click.command("lint")
+@click.argument("model", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def lint_command(model: Path, as_json: bool) -> None:
+    """Say what about MODEL will bring trouble: numbers that differ between CPUs, operators that runtimes lack.
+
+    Exit status: 0 also where there are findings, 2 not a model.
+    """
+    from packager.quantize.lint import lint
+
+    found = lint(model)
+    text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "nothing found"
+    print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
+
+
 def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
     from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
 

@@ -18,9 +18,11 @@ import numpy as np
 
 ANNEALING: Final = (8.0, 4.0, 2.0, 1.4)
 PASSES: Final = 4
-DAMPING: Final = 0.01  # of the mean of H's diagonal
+DAMPING: Final = 0.1  # of the mean of H's diagonal: with less, levels are fitted to the calibration samples
 MAX_CHANGE: Final = 20  # changes beyond it share one price
 SETTLED: Final = 3e-5  # share of levels that changed in a pass
+TABLE_PASSES: Final = 3
+TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
 NEVER: Final = 0.5  # pseudo-count of a change that was not seen
 
 
@@ -47,9 +49,8 @@ class Layer:
 
 def prices(change: np.ndarray) -> np.ndarray:
     """float32 [2 * MAX_CHANGE + 1]: bits for each change from -MAX_CHANGE on, by the histogram of `change` (rule 3)."""
-    seen = np.bincount(
-        np.clip(change, -MAX_CHANGE, MAX_CHANGE).astype(np.int64).ravel() + MAX_CHANGE, minlength=2 * MAX_CHANGE + 1
-    )
+    spots = np.clip(change, -MAX_CHANGE, MAX_CHANGE).astype(np.int8).ravel() + np.int8(MAX_CHANGE)
+    seen = np.bincount(spots, minlength=2 * MAX_CHANGE + 1)
     count = seen + NEVER * np.exp(-np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1)) / 2)
     return np.asarray(-np.log2(count / count.sum()), dtype=np.float32)
 
@@ -57,7 +58,7 @@ def prices(change: np.ndarray) -> np.ndarray:
 def choose(
     layer: Layer, h: np.ndarray, c: np.ndarray, energy: float, price: float, start: np.ndarray | None = None
 ) -> np.ndarray:
-    """int32 levels [inputs, channels] (rules 1 to 3).
+    """int16 levels [inputs, channels] (rules 1 to 3).
 
     Args:
         layer: the matrix and its grid.
@@ -88,25 +89,35 @@ def choose(
         bits = prices(levels - base)
         if turn >= len(schedule) - PASSES and changed < levels.size * SETTLED:
             break
-    return levels.astype(np.int32)
+    return levels.astype(np.int16)
 
 
 def choose_diagonal(layer: Layer, importance: np.ndarray, price: float) -> np.ndarray:
-    """Levels of a table whose rows stand alone: each by its own error, weighed by `importance` [rows, 1], and price."""
-    exact, base = layer.exact(), layer.base.astype(np.float64)
-    nearest = layer.nearest().astype(np.float64)
-    gain = importance * np.square(np.broadcast_to(layer.scale, exact.shape))
-    levels = nearest
-    for _ in range(3):
-        bits = prices(levels - base)
-        best, cost = base.copy(), gain * np.square(exact - base) + price * bits[MAX_CHANGE]
-        for candidate in (nearest, nearest - np.sign(nearest - base)):
-            spot = np.clip(candidate - base, -MAX_CHANGE, MAX_CHANGE).astype(np.int64) + MAX_CHANGE
-            other = gain * np.square(exact - candidate) + price * bits[spot]
-            better = other < cost
-            best, cost = np.where(better, candidate, best), np.where(better, other, cost)
-        levels = best
-    return levels.astype(np.int32)
+    """int16 levels of a table whose rows stand alone: each by its own error, weighed by `importance` [rows]."""
+    levels = np.empty(layer.base.shape, np.int16)
+    bits = _first_prices()
+    for _ in range(TABLE_PASSES):
+        for start in range(0, len(levels), TABLE_ROWS):
+            rows = slice(start, start + TABLE_ROWS)
+            levels[rows] = _rows(layer, importance, price, bits, rows)
+        bits = prices(levels - layer.base)
+    return levels
+
+
+def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, rows: slice) -> np.ndarray:
+    shape = layer.base.shape
+    scale = np.broadcast_to(layer.scale, shape)[rows].astype(np.float32)
+    exact = layer.weight[rows].astype(np.float32) / scale + np.broadcast_to(layer.zero, shape)[rows].astype(np.float32)
+    base = layer.base[rows].astype(np.float32)
+    gain = importance[rows].astype(np.float32).reshape(-1, *[1] * (len(shape) - 1)) * scale * scale
+    nearest = np.clip(np.rint(exact), layer.low, layer.high)
+    best, cost = base.copy(), gain * np.square(exact - base) + np.float32(price) * bits[MAX_CHANGE]
+    for candidate in (nearest, nearest - np.sign(nearest - base)):
+        spot = np.clip(candidate - base, -MAX_CHANGE, MAX_CHANGE).astype(np.int32) + MAX_CHANGE
+        other = gain * np.square(exact - candidate) + np.float32(price) * bits[spot]
+        better = other < cost
+        best, cost = np.where(better, candidate, best), np.where(better, other, cost)
+    return best
 
 
 def _row(

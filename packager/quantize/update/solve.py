@@ -84,16 +84,16 @@ class Grid:
         return [Layer(v, s, z, b, low, high) for v, s, z, b in zip(*parts, strict=True)]
 
     def nearest(self) -> np.ndarray:
-        """int32 levels by rounding, in the layout of the weight."""
+        """int16 levels by rounding, in the layout of the weight."""
         low, high = self.weight.limits()
         levels: np.ndarray = np.clip(np.rint(self.values / self.scales + self.zeros), low, high)
-        return levels.astype(np.int32)
+        return levels.astype(np.int16)
 
 
 def grid_of(weight: QuantizedWeight) -> Grid:
     """Rules 1 and 2 for one weight."""
-    values, scales, zeros = weight.float_values().astype(np.float64), weight.scales(), weight.zeros()
-    base = weight.base_levels()
+    values, scales, zeros = weight.float_values(), weight.scales(), weight.zeros()
+    base = weight.base_levels().astype(np.int16)
     low, high = weight.limits()
     exact = values / scales + zeros
     steps = float(np.median(np.abs(exact - base))) if weight.kind != "nbits" else 0.0
@@ -205,12 +205,11 @@ class Solver:
     def _table(self, grid: Grid, price: float) -> np.ndarray:
         counts = self._counts(grid)
         share = (counts + UNSEEN) / (counts + UNSEEN).sum()
-        importance = share.reshape(-1, *[1] * (grid.values.ndim - 1))
-        energy = float((importance * np.square(grid.values)).sum()) or 1.0
+        energy = float(share @ np.square(grid.values).reshape(len(share), -1).sum(axis=1)) or 1.0
         energy /= self.sensitivity.get(grid.key, 1.0)
         low, high = grid.weight.limits()
         layer = Layer(grid.values, grid.scales, grid.zeros, grid.base, low, high)
-        return choose_diagonal(layer, importance / energy, price)
+        return choose_diagonal(layer, share / energy, price)
 
     def _counts(self, grid: Grid) -> np.ndarray:
         if grid.key not in self.counts:

@@ -21,8 +21,8 @@ from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.template import QuantizedWeight
 
-MAX_ROWS: Final = 8_192
-MAX_STAGES: Final = 28
+MAX_ROWS: Final = 16_384
+MAX_STAGES: Final = 16
 
 
 @dataclass(slots=True)

@@ -219,7 +219,8 @@ def entropy_bits(change: np.ndarray) -> float:
     """Bits that `change` costs by its own histogram."""
     bits = prices(change)
     middle = len(bits) // 2
-    return float(bits[np.clip(change, -middle, middle).astype(np.int64) + middle].sum())
+    spots = np.clip(change, -middle, middle).astype(np.int8).ravel() + np.int8(middle)
+    return float(np.bincount(spots, minlength=len(bits)) @ bits)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,147 @@
+"""What about a model will bring trouble on a device: numbers that differ between CPUs, operators that old runtimes
+lack.
+
+Rules:
+1. A finding is one line that says what was found, where, and what to do; nothing is repaired here.
+2. "warning" is for what changes answers or fails to load somewhere; "note" for what costs speed or size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import onnx
+
+from packager.inputs import load_proto
+from packager.quantize.graphs import (
+    FLOATS,
+    QUANTIZED_OPS,
+    STANDARD_DOMAINS,
+    all_nodes,
+    array_of,
+    opset,
+    scopes,
+    weight_uses,
+)
+
+Severity = Literal["warning", "note"]
+
+SATURATING: Final = 64  # signed weight levels beyond it overflow 16-bit sums of CPUs without VNNI
+PER_CHANNEL_OPSET: Final = 13
+NEWEST_OPSET: Final = 23  # operator sets above it are in few runtimes yet
+CONTRIB: Final = "com.microsoft"
+HALF_LIMIT: Final = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line about a model; `code` is its stable name."""
+
+    severity: Severity
+    code: str
+    message: str
+
+    def as_json(self) -> dict[str, str]:
+        """Plain values."""
+        return {"severity": self.severity, "code": self.code, "message": self.message}
+
+
+def lint(path: Path) -> list[Finding]:
+    """Everything that is known to bring trouble, warnings first. Raises ModelUnreadable, Unavailable."""
+    model = load_proto(path)
+    found = [*_portability(model), *_numbers(model), *_weights(model)]
+    return sorted(found, key=lambda finding: finding.severity != "warning")
+
+
+def _portability(model: onnx.ModelProto) -> list[Finding]:
+    found = []
+    domains = {node.domain for node in all_nodes(model)} - set(STANDARD_DOMAINS)
+    if domains:
+        found.append(
+            Finding("warning", "custom-domain", f"operators of {', '.join(sorted(domains))}: no stock runtime has them")
+        )
+    if any(node.domain == CONTRIB for node in all_nodes(model)):
+        names = sorted({node.op_type for node in all_nodes(model) if node.domain == CONTRIB})
+        found.append(Finding("note", "contrib-operators", f"{', '.join(names)}: onnxruntime alone has them"))
+    version = opset(model)
+    if version > NEWEST_OPSET:
+        found.append(
+            Finding(
+                "warning",
+                "new-operator-set",
+                f"operator set {version}: older runtimes do not load above {NEWEST_OPSET}",
+            )
+        )
+    per_channel = any(
+        node.op_type in ("QuantizeLinear", "DequantizeLinear") and any(a.name == "axis" for a in node.attribute)
+        for node in all_nodes(model)
+        if node.domain != CONTRIB
+    )
+    if per_channel and version < PER_CHANNEL_OPSET:
+        found.append(
+            Finding("warning", "axis-too-early", f"per-channel scales in operator set {version}: they came with 13")
+        )
+    for value in model.graph.input:
+        if any(not dim.HasField("dim_value") and not dim.dim_param for dim in value.type.tensor_type.shape.dim):
+            found.append(Finding("note", "unnamed-size", f"input {value.name!r} has sizes without name or bound"))
+    return found
+
+
+def _numbers(model: onnx.ModelProto) -> list[Finding]:
+    """Integer kernels whose sums depend on the CPU: signed weights of full range against unsigned activations."""
+    found = []
+    constants = {tensor.name: tensor for scope in scopes(model.graph) for tensor in scope.graph.initializer}
+    wide = []
+    for node in all_nodes(model):
+        place = {"MatMulInteger": 1, "ConvInteger": 1, "QLinearConv": 3, "QLinearMatMul": 3, "DequantizeLinear": 0}
+        if node.op_type not in place or len(node.input) <= place[node.op_type]:
+            continue
+        weight = constants.get(node.input[place[node.op_type]])
+        if weight is not None and weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) >= 2:
+            levels = array_of(weight).astype(np.int16)
+            if int(np.abs(levels).max(initial=0)) > SATURATING:
+                wide.append(weight.name)
+    activations_are_unsigned = any(
+        tensor.data_type == onnx.TensorProto.UINT8 and not tensor.dims for tensor in constants.values()
+    ) or any(node.op_type == "DynamicQuantizeLinear" for node in all_nodes(model))
+    if wide and activations_are_unsigned:
+        found.append(
+            Finding(
+                "warning",
+                "saturates-without-vnni",
+                f"{len(wide)} signed 8-bit weights of full range meet unsigned activations (first: {wide[0]}): other "
+                "numbers on x86 CPUs without VNNI; quantize with unsigned weights or --signed-weights (7 bits)",
+            )
+        )
+    for node in all_nodes(model):
+        if node.op_type == "MatMulNBits" and any(a.name == "accuracy_level" and a.i > 1 for a in node.attribute):
+            found.append(
+                Finding("warning", "nbits-accuracy", f"{node.name!r} quantizes activations in the kernel: set level 0")
+            )
+            break
+    return found
+
+
+def _weights(model: onnx.ModelProto) -> list[Finding]:
+    found = []
+    for scope in scopes(model.graph):
+        for tensor in scope.graph.initializer:
+            if tensor.data_type not in FLOATS or not tensor.dims:
+                continue
+            values = array_of(tensor).astype(np.float32, copy=False)
+            if np.isnan(values).any():
+                found.append(Finding("warning", "nan-weights", f"{tensor.name!r} holds NaN"))
+            elif len(tensor.dims) >= 2 and float(np.abs(values[np.isfinite(values)]).max(initial=0)) > HALF_LIMIT:
+                found.append(Finding("note", "beyond-half", f"{tensor.name!r} is beyond fp16: it stays float32 there"))
+    is_quantized = any(node.op_type in QUANTIZED_OPS for node in all_nodes(model))
+    left = [use for use in weight_uses(model) if use.elements >= 65_536]
+    if is_quantized and left:
+        total = sum(use.elements for use in left) * 4
+        found.append(Finding("note", "float-left", f"{len(left)} large weights are float, {total:,} bytes"))
+    nested = [use for use in weight_uses(model) if use.owner.depth]
+    if nested:
+        found.append(
+            Finding("note", "nested-weights", f"{len(nested)} weights lie in nested graphs: other quantizers skip them")
+        )
+    return found

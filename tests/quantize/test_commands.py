@@ -1,0 +1,81 @@
+"""`packager quantize`, `compare` and `lint` as a person or a script calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from packager.quantize.lint import lint
+from tests import models
+
+
+def packager(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "packager", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    out = tmp_path / "int8.onnx"
+    done = packager("quantize", model, "-o", out, "--json", "--report", tmp_path / "report.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["outcome"] == "quantized"
+    assert report["origin"] == "random:0"
+    assert report["bytes"] == out.stat().st_size
+    assert json.loads((tmp_path / "report.json").read_text())["gate"]["verdict"] == "pass"
+    compared = packager("compare", out, "--teacher", model, "--json")
+    assert compared.returncode == 0, compared.stderr
+    assert json.loads(compared.stdout)["verdict"] == "pass"
+    linted = packager("lint", out, "--json")
+    assert [finding for finding in json.loads(linted.stdout)["findings"] if finding["severity"] == "warning"] == []
+
+
+def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    model = models.save(models.constant_answer(), tmp_path / "float.onnx")
+    done = packager("quantize", model, "-o", tmp_path / "int8.onnx", "--json")
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert json.loads(done.stderr)["error"]["reason"] == "gate-inconclusive"
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path) -> None:
+    teacher = models.save(models.mlp(0), tmp_path / "teacher.onnx")
+    student = models.save(models.mlp(1), tmp_path / "student.onnx")
+    done = packager("compare", student, "--teacher", teacher)
+    assert done.returncode == 5
+    assert done.stderr.startswith("error:")
+    assert "relative RMS" in done.stderr
+
+
+def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "old.onnx")
+    base, out = tmp_path / "base.onnx", tmp_path / "new-int8.onnx"
+    assert packager("quantize", model, "-o", base).returncode == 0
+    done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["means"] == "joint"
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp32"])
+def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    done = packager("quantize", model, "-o", tmp_path / "out.onnx", "--scheme", scheme, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["scheme"] == scheme
+    onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
+
+
+def test_signed_weights_of_full_range_are_a_warning(tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    quantized = tmp_path / "int8.onnx"
+    assert packager("quantize", model, "-o", quantized).returncode == 0
+    changed = onnx.load(quantized)
+    for tensor in changed.graph.initializer:
+        if tensor.name.endswith(("w1_quantized", "w1_zero_point")):
+            tensor.data_type = onnx.TensorProto.INT8
+    assert "saturates-without-vnni" in [finding.code for finding in lint(models.save(changed, tmp_path / "s8.onnx"))]
