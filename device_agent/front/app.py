@@ -84,15 +84,15 @@ class App:
             status, headers, body = _json(error.status, {"error": error.message})
             if error.status == 503:
                 headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-            if error.status in (408, 413):
-                headers.append((b"connection", b"close"))  # the rest of the body is not read
+            if error.closes:
+                headers.append((b"connection", b"close"))
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _route(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
         if self._connections() > self._limits.max_connections:
-            raise RequestFailed(503, f"more than {self._limits.max_connections} connections are open")
+            raise RequestFailed(503, f"more than {self._limits.max_connections} connections are open", closes=True)
         # split before unquoting: a %2F in a name is not a separator
         parts = [urllib.parse.unquote(part) for part in bytes(scope["raw_path"]).decode("ascii").strip("/").split("/")]
         if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
@@ -161,7 +161,7 @@ class App:
     ) -> tuple[int, Headers, bytes]:
         flags, json_bytes, length = _framing(scope["headers"])
         if length > self._limits.max_body_bytes:
-            raise RequestFailed(413, f"body of {length} bytes, at most {self._limits.max_body_bytes} are allowed")
+            raise self._too_large()
         kept = self._keep(length)
         try:
             body = await self._body(receive, length)
@@ -196,17 +196,21 @@ class App:
         while message.get("more_body", False):
             message = await receive()
             if message["type"] != "http.request":
-                raise RequestFailed(408, "the client went away within its request")
+                raise RequestFailed(408, "the client went away within its request", closes=True)
             body += message["body"]
             if len(body) > self._limits.max_body_bytes:
-                raise RequestFailed(413, f"body of more than {self._limits.max_body_bytes} bytes")
+                raise self._too_large()
         return self._checked(body, length)
+
+    def _too_large(self) -> RequestFailed:
+        # closed: the rest of the body is not read
+        return RequestFailed(413, f"a body is at most {self._limits.max_body_bytes} bytes here", closes=True)
 
     def _checked(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
         if len(body) > self._limits.max_body_bytes:
-            raise RequestFailed(413, f"body of more than {self._limits.max_body_bytes} bytes")
+            raise self._too_large()
         if length >= 0 and len(body) != length:
-            raise RequestFailed(408, "the client went away within its request")
+            raise RequestFailed(408, "the client went away within its request", closes=True)
         return body
 
 

@@ -27,12 +27,13 @@ MAX_VERSIONS_KEPT: Final = 8  # in the metrics: a device that updates for years 
 
 
 class RequestFailed(Exception):
-    """A request gets this answer instead of the model's."""
+    """A request gets this answer instead of the model's; with `closes`, its connection ends too."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, closes: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.closes = closes
 
 
 class Sender(Protocol):

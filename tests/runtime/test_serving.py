@@ -184,6 +184,19 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         waiting.close()
 
 
+def test_a_connection_beyond_the_limit_is_told_and_closed() -> None:
+    with front(max_connections=1) as served:
+        first = connect(served.address)
+        first.request("GET", "/v2/health/live")
+        assert first.getresponse().read() == b'{"live": true}'
+        status, fields, body = ask(served.address)
+        assert (status, fields["connection"], fields["retry-after"]) == (503, "close", "1")
+        assert b"more than 1 connections" in body
+        first.request("GET", "/v2/health/live")
+        assert first.getresponse().status == 200
+        first.close()
+
+
 def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
     with plain(scale(2.0)) as bundle, front(families=("toy", "other")) as served:
         process, other = bundle.process(1), bundle.process(1, family="other")
