@@ -14,7 +14,7 @@ Rules:
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from bundle.canonical import NAME, SHA256_HEX, VERSION, Fields
 from bundle.errors import Refused
 from bundle.files import BundleDigest, BundleDirectory, bundle_digest
 from bundle.frames import KEY_BYTES, Secret
+from bundle.manifest import Manifest
 from packager.errors import WorkspaceRefused
 from packager.model_package import open_package
 
@@ -117,14 +118,25 @@ class Workspace:
             )
         return directory
 
-    def forget(self, family: str, keep: frozenset[BundleDigest]) -> tuple[BundleDigest, ...]:
+    def forget(self, family: str, keep: frozenset[BundleDigest], *, dry_run: bool = False) -> tuple[BundleDigest, ...]:
         """Remove the plain bundles of a family that are not in `keep`; records and keys stay. Returns their digests."""
         folder = self.folder / "bundles" / family
         gone = []
         for place in sorted(folder.iterdir()) if folder.is_dir() else []:
             if place.name not in keep:
-                shutil.rmtree(place)
+                if not dry_run:
+                    shutil.rmtree(place)
                 gone.append(BundleDigest(place.name))
+        return tuple(gone)
+
+    def forget_unlisted(
+        self, listed: Mapping[str, Sequence[Manifest]], *, dry_run: bool = False
+    ) -> tuple[BundleDigest, ...]:
+        """`forget` for every family, keeping the bundles of its listed releases."""
+        gone: list[BundleDigest] = []
+        for family, releases in listed.items():
+            keep = frozenset(variant.digest for manifest in releases for _, variant in manifest.variants)
+            gone += self.forget(family, keep, dry_run=dry_run)
         return tuple(gone)
 
     def _bundle_place(self, family: str, digest: BundleDigest) -> Path:

@@ -325,14 +325,25 @@ def discard_command(repo: Path, as_json: bool) -> None:
 def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
     """Remove blobs, envelopes and old metadata that no listed release names. Roots are kept for ever.
 
+    The private workspace lets go of the plain bundles of releases that are no longer listed; content keys are kept.
+
     Exit status: 0 done, 2 wrong input, 4 a lock is held.
     """
     from packager.repository.repository import Repository
+    from packager.workspace import Workspace
 
-    report = Repository.open(repo).collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)
+    repository = Repository.open(repo)
+    report = repository.collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)
+    listed = {family: repository.releases(family) for family in repository.families()}
+    forgotten = Workspace(repository.root).forget_unlisted(listed, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
-    text = "\n".join([*report.removed, f"{verb} {len(report.removed)} files, {report.freed_bytes:,} bytes"])
-    print_result(report.as_json(), as_json=as_json, text=text)
+    text = "\n".join(
+        [
+            *report.removed,
+            f"{verb} {len(report.removed)} files, {report.freed_bytes:,} bytes, and {len(forgotten)} plain bundles",
+        ]
+    )
+    print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)
 
 
 def _sign_request(

@@ -324,7 +324,16 @@ def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
     bench.repository.withdraw("kws", "1.1.0")
     bench.repository.sign(bench.signers)
     bench.repository.publish()
+    withdrawn, kept = (Workspace(bench.repository.root).find("kws", counter, "fp32") for counter in (2, 1))
     assert bench.release("1.2.0", SMALL, seed=1).counter == 3
+    assert withdrawn is not None
+    assert kept is not None
+    listed = {"kws": bench.repository.releases("kws")}
+    workspace = Workspace(bench.repository.root)
+    assert workspace.forget_unlisted(listed, dry_run=True) == (withdrawn.bundle,)
+    assert workspace.forget_unlisted(listed) == (withdrawn.bundle,)
+    assert workspace.open_bundle("kws", withdrawn.bundle) is None
+    assert workspace.open_bundle("kws", kept.bundle) is not None
 
 
 def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(bench: Bench, tmp_path: Path) -> None:
