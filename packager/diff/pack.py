@@ -20,7 +20,7 @@ from bundle.patch.predict import Prediction, periodic, turn_signs
 from bundle.patch.sections import write_section
 from bundle.patch.typed import Flag
 
-PCODEC_LEVEL: Final = 8
+PCODEC_LEVEL: Final = 9
 ZSTD_LEVEL: Final = 12
 ONE_CLASS: Final = 30
 PART_NUMBERS: Final = 2048
