@@ -18,6 +18,7 @@ from tests.torture.cases import Site
 from tests.torture.children import child_killed
 from tests.torture.rows import LOG_FLUSH, NO_LOG_FLUSH, Row
 from tests.torture.site import make_site
+from tests.torture.swaps import swapped_behind_the_front, swapped_in_process
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "build" / "torture.json"
@@ -35,6 +36,8 @@ ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
     "power-cut": lambda site, limit: rows.power_cut(site, limit, NO_LOG_FLUSH),
     "full-disk": lambda site, limit: rows.full_disk(site, limit),
     "bit-rot": lambda site, limit: rows.bit_rot(site, limit),
+    "swap-worker": lambda _site, limit: swapped_behind_the_front(limit),
+    "swap-inproc": lambda _site, limit: swapped_in_process(limit),
     "fuzz-patch": lambda _site, limit: rows.fuzzed_patches(limit),
 }
 
