@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result, progress_bar
-from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
     from bundle.frames import Secret
@@ -48,7 +48,7 @@ def enrol_command(
 
     Exit status: 0 admitted (also if it was before), 2 wrong input or fingerprint, 3 the request proves no keys.
     """
-    from packager.commands.repo import read_key_passphrase
+    from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
     from packager.repository.devices import admit_device
     from packager.repository.repository import Repository
@@ -79,7 +79,7 @@ def sign_list_command(
     Exit status: 0 written, 2 wrong input, 3 a request does not prove its keys, 4 a token is not available.
     """
     from keys.batch import sign_batch
-    from packager.commands.repo import load_signers
+    from packager.commands.options import load_signers
     from packager.repository.layout import write_file
 
     (signer,) = load_signers((uri,), None, passphrase_file)
@@ -114,7 +114,7 @@ def enrol_list_command(
     """
     from keys.batch import parse_batch
     from keys.files import load_public
-    from packager.commands.repo import read_key_passphrase
+    from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
     from packager.repository.devices import admit_batch
     from packager.repository.repository import Repository
@@ -164,7 +164,7 @@ def revoke_command(
 
     Exit status: 0 revoked, 2 no such device.
     """
-    from packager.commands.repo import read_key_passphrase
+    from packager.commands.options import read_key_passphrase
     from packager.repository.devices import revoke_device
     from packager.repository.repository import Repository
 

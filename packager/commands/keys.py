@@ -10,7 +10,7 @@ import click
 
 from bundle.console import print_result
 from keys.cli import keys
-from packager.commands.repo import JSON_OPTION, REPO_OPTION
+from packager.commands.options import JSON_OPTION, REPO_OPTION
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key

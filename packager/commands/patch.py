@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from bundle.console import print_result
-from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
 
 
 @click.group("patch")

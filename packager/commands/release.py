@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from bundle.console import Progress, print_result, progress_bar
-from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
 
 PATH: Final = click.Path(path_type=Path)
 

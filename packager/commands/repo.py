@@ -6,25 +6,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION, load_signers
+from packager.commands.signing import merge_command, prepare_command, sign_command
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
-
-    from bundle.frames import Secret
     from packager.repository.publishing import PublishReport
-    from packager.repository.staging import SignReport
     from packager.repository.status import StatusReport
 
-PATH: Final = click.Path(path_type=Path)
-JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-REPO_OPTION: Final = click.option(
-    "--repo", type=PATH, default=Path(), envvar="PACKAGER_REPO", help="The repository's folder; default: here."
-)
-KEYS_OPTION: Final = click.option("--keys", "key_dir", type=PATH, help="Folder with the keys that are here.")
-PASSPHRASE_OPTION: Final = click.option(
-    "--passphrase-file", type=PATH, help="File with the passphrase; else PACKAGER_PASSPHRASE, else a prompt."
-)
-DEFAULT_MEMORY: Final = Path("~/.local/share/airweights/signed")
 DUE: Final = 4
 UNSOUND: Final = 3
 
@@ -32,6 +20,11 @@ UNSOUND: Final = 3
 @click.group("repo")
 def repo() -> None:
     """Make, sign, publish and look after a repository."""
+
+
+repo.add_command(prepare_command)
+repo.add_command(sign_command)
+repo.add_command(merge_command)
 
 
 @repo.command("init")
@@ -84,102 +77,6 @@ def init_command(
     }
     text = f"repository {made.repository_id[:16]}… in {folder}; serve {made.published}, ship {result['root']}"
     print_result(result, as_json=as_json, text=text)
-
-
-@repo.command("sign")
-@click.argument("request_file", type=PATH, required=False)
-@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
-@click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
-@click.option("--memory", type=PATH, default=DEFAULT_MEMORY, show_default=True, help="What was signed here before.")
-@click.option("--expect", help="Sign only if the summary's digest is this: what somebody reviewed is what is signed.")
-@click.option("--replace", is_flag=True, help="Sign a corrected document of a version that was signed here already.")
-@REPO_OPTION
-@KEYS_OPTION
-@PASSPHRASE_OPTION
-@JSON_OPTION
-def sign_command(
-    request_file: Path | None,
-    uris: tuple[str, ...],
-    out: Path | None,
-    memory: Path,
-    expect: str | None,
-    replace: bool,
-    repo: Path,
-    key_dir: Path | None,
-    passphrase_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Sign what is staged in --repo, or, away from it, what REQUEST_FILE (`repo prepare`) asks for.
-
-    With REQUEST_FILE no repository and no network are needed: what would change is recomputed from the request's bytes
-    and from what was signed here before, and shown; it is signed where -o names the file for the signatures.
-
-    Exit status: 0 signed or shown, 2 wrong input, another digest than expected, or no key that may sign,
-    3 a request contradicts itself or what was signed before, 4 a token or a lock is not available.
-    """
-    from keys.errors import SignerNotInRole
-    from packager.repository.repository import Repository
-
-    signers = load_signers(uris, key_dir, passphrase_file)
-    if request_file is not None:
-        _sign_request(request_file, signers, out, memory.expanduser(), expect, replace=replace, as_json=as_json)
-        return
-    report = Repository.open(repo).sign(signers)
-    if uris and len(report.unused) == len(signers):
-        raise SignerNotInRole(
-            f"none of the {len(signers)} keys may sign what is staged",
-            remedy="`packager repo status` shows which keys may",
-        )
-    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
-
-
-@repo.command("prepare")
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The request file to write.")
-@REPO_OPTION
-@JSON_OPTION
-def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
-    """Write a request for signatures over what is staged, to be signed where keys live (`repo sign REQUEST`).
-
-    Exit status: 0 written, 2 nothing is staged, 4 a lock or no space.
-    """
-    import time
-
-    from packager.repository.detached import prepare
-    from packager.repository.layout import write_file
-    from packager.repository.repository import Repository
-
-    request = prepare(Repository.open(repo).layout, int(time.time()))
-    write_file(out, request.as_bytes())
-    result = {"request": str(out), "documents": {role: doc.signed.version for role, doc in request.new.items()}}
-    print_result(result, as_json=as_json, text=f"{out}: {', '.join(sorted(request.new))}")
-
-
-@repo.command("merge")
-@click.argument("files", type=PATH, nargs=-1, required=True)
-@REPO_OPTION
-@KEYS_OPTION
-@PASSPHRASE_OPTION
-@JSON_OPTION
-def merge_command(
-    files: tuple[Path, ...], repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool
-) -> None:
-    """Add signature FILES to what is staged, and sign with the keys in --keys (snapshot and timestamp, as a rule).
-
-    Exit status: 0 merged, 2 wrong input, 3 a signature is not over what is staged, 4 a lock.
-    """
-    import time
-
-    from packager.errors import UsageInvalid
-    from packager.repository.detached import merge
-    from packager.repository.repository import Repository
-
-    signers = [] if key_dir is None else load_signers((), key_dir, passphrase_file)
-    try:
-        data = [file.read_bytes() for file in files]
-    except FileNotFoundError as error:
-        raise UsageInvalid(f"there is no signature file {error.filename}") from error
-    report = merge(Repository.open(repo).layout, data, signers, int(time.time()))
-    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
 
 @repo.command("publish")
@@ -344,80 +241,6 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
         ]
     )
     print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)
-
-
-def _sign_request(
-    request_file: Path,
-    signers: "list[Signer]",
-    out: Path | None,
-    memory: Path,
-    expect: str | None,
-    *,
-    replace: bool,
-    as_json: bool,
-) -> None:
-    from packager.errors import UsageInvalid
-    from packager.repository.detached import parse_request, review, sign_request
-    from packager.repository.layout import write_file
-
-    try:
-        request = parse_request(request_file.read_bytes())
-    except FileNotFoundError as error:
-        raise UsageInvalid(f"there is no request file {request_file}") from error
-    reviewed = review(request, [signer.public_key for signer in signers], memory, replace=replace)
-    if expect is not None and expect != reviewed.digest:
-        raise UsageInvalid(
-            f"the summary's digest is {reviewed.digest}, expected {expect}",
-            remedy="without -o the summary is shown: compare it with the one that was reviewed",
-        )
-    if out is not None:
-        write_file(out, sign_request(request, reviewed, signers, memory))
-    result = {
-        "roles": list(reviewed.roles),
-        "summary": list(reviewed.lines),
-        "digest": reviewed.digest,
-        "signatures": None if out is None else str(out),
-    }
-    text = "\n".join([*reviewed.lines, f"digest {reviewed.digest}", "not signed" if out is None else f"signed: {out}"])
-    print_result(result, as_json=as_json, text=text)
-
-
-def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
-    """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
-    from keys.files import load_signer
-    from keys.signers import signers_from
-    from packager.errors import UsageInvalid
-
-    if not uris and key_dir is None:
-        raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
-    passphrase = read_key_passphrase(passphrase_file, key_dir, uris)
-    found = [load_signer(uri, passphrase) for uri in uris]
-    return found + (signers_from(key_dir, passphrase) if key_dir is not None else [])
-
-
-def read_key_passphrase(
-    passphrase_file: Path | None, key_dir: Path | None, uris: tuple[str, ...] = ()
-) -> "Secret | None":
-    """The passphrase of keys, or None where no key file is encrypted."""
-    from keys.files import URI, is_encrypted
-    from keys.passphrase import read_passphrase
-    from keys.signers import key_files
-
-    files = [Path(uri) for uri in uris if not URI.fullmatch(uri)] + (key_files(key_dir) if key_dir else [])
-    if passphrase_file is None and files and not any(is_encrypted(file) for file in files):
-        return None
-    return read_passphrase(passphrase_file, what="signing keys")
-
-
-def sign_text(report: "SignReport") -> str:
-    """For people."""
-    lines = [
-        f"{role.role} {role.version}: {len(role.signed)} signatures"
-        + (f", {role.missing} more needed" if role.missing else "")
-        for role in report.roles
-    ]
-    lines.append("ready to publish" if report.is_complete else "not complete: other keys must sign")
-    return "\n".join(lines)
 
 
 def publish_text(report: "PublishReport") -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundle.console import print_result
-from packager.commands.repo import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION
 
 if TYPE_CHECKING:
     from bundle.rollout import Rollout
@@ -127,7 +127,7 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
 
 
 def _stage(repo: Path, wanted: "Rollout", key_dir: Path | None, passphrase_file: Path | None, *, as_json: bool) -> None:
-    from packager.commands.repo import load_signers
+    from packager.commands.options import load_signers
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)

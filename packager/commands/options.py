@@ -1,0 +1,48 @@
+"""Options that several commands share, and the keys that they name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
+    from bundle.frames import Secret
+
+PATH: Final = click.Path(path_type=Path)
+JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+REPO_OPTION: Final = click.option(
+    "--repo", type=PATH, default=Path(), envvar="PACKAGER_REPO", help="The repository's folder; default: here."
+)
+KEYS_OPTION: Final = click.option("--keys", "key_dir", type=PATH, help="Folder with the keys that are here.")
+PASSPHRASE_OPTION: Final = click.option(
+    "--passphrase-file", type=PATH, help="File with the passphrase; else PACKAGER_PASSPHRASE, else a prompt."
+)
+
+
+def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
+    """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
+    from keys.files import load_signer
+    from keys.signers import signers_from
+    from packager.errors import UsageInvalid
+
+    if not uris and key_dir is None:
+        raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
+    passphrase = read_key_passphrase(passphrase_file, key_dir, uris)
+    found = [load_signer(uri, passphrase) for uri in uris]
+    return found + (signers_from(key_dir, passphrase) if key_dir is not None else [])
+
+
+def read_key_passphrase(
+    passphrase_file: Path | None, key_dir: Path | None, uris: tuple[str, ...] = ()
+) -> "Secret | None":
+    """The passphrase of keys, or None where no key file is encrypted."""
+    from keys.files import URI, is_encrypted
+    from keys.passphrase import read_passphrase
+    from keys.signers import key_files
+
+    files = [Path(uri) for uri in uris if not URI.fullmatch(uri)] + (key_files(key_dir) if key_dir else [])
+    if passphrase_file is None and files and not any(is_encrypted(file) for file in files):
+        return None
+    return read_passphrase(passphrase_file, what="signing keys")

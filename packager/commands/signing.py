@@ -1,0 +1,159 @@
+"""`packager repo sign`, `prepare` and `merge`: signatures, here or where a key lives."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from bundle.console import print_result
+from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION, load_signers
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
+    from packager.repository.staging import SignReport
+
+DEFAULT_MEMORY: Final = Path("~/.local/share/airweights/signed")
+
+
+@click.command("sign")
+@click.argument("request_file", type=PATH, required=False)
+@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
+@click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
+@click.option("--memory", type=PATH, default=DEFAULT_MEMORY, show_default=True, help="What was signed here before.")
+@click.option("--expect", help="Sign only if the summary's digest is this: what somebody reviewed is what is signed.")
+@click.option("--replace", is_flag=True, help="Sign a corrected document of a version that was signed here already.")
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def sign_command(
+    request_file: Path | None,
+    uris: tuple[str, ...],
+    out: Path | None,
+    memory: Path,
+    expect: str | None,
+    replace: bool,
+    repo: Path,
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Sign what is staged in --repo, or, away from it, what REQUEST_FILE (`repo prepare`) asks for.
+
+    With REQUEST_FILE no repository and no network are needed: what would change is recomputed from the request's bytes
+    and from what was signed here before, and shown; it is signed where -o names the file for the signatures.
+
+    Exit status: 0 signed or shown, 2 wrong input, another digest than expected, or no key that may sign,
+    3 a request contradicts itself or what was signed before, 4 a token or a lock is not available.
+    """
+    from keys.errors import SignerNotInRole
+    from packager.repository.repository import Repository
+
+    signers = load_signers(uris, key_dir, passphrase_file)
+    if request_file is not None:
+        _sign_request(request_file, signers, out, memory.expanduser(), expect, replace=replace, as_json=as_json)
+        return
+    report = Repository.open(repo).sign(signers)
+    if uris and len(report.unused) == len(signers):
+        raise SignerNotInRole(
+            f"none of the {len(signers)} keys may sign what is staged",
+            remedy="`packager repo status` shows which keys may",
+        )
+    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
+
+
+@click.command("prepare")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="The request file to write.")
+@REPO_OPTION
+@JSON_OPTION
+def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
+    """Write a request for signatures over what is staged, to be signed where keys live (`repo sign REQUEST`).
+
+    Exit status: 0 written, 2 nothing is staged, 4 a lock or no space.
+    """
+    import time
+
+    from packager.repository.detached import prepare
+    from packager.repository.layout import write_file
+    from packager.repository.repository import Repository
+
+    request = prepare(Repository.open(repo).layout, int(time.time()))
+    write_file(out, request.as_bytes())
+    result = {"request": str(out), "documents": {role: doc.signed.version for role, doc in request.new.items()}}
+    print_result(result, as_json=as_json, text=f"{out}: {', '.join(sorted(request.new))}")
+
+
+@click.command("merge")
+@click.argument("files", type=PATH, nargs=-1, required=True)
+@REPO_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def merge_command(
+    files: tuple[Path, ...], repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool
+) -> None:
+    """Add signature FILES to what is staged, and sign with the keys in --keys (snapshot and timestamp, as a rule).
+
+    Exit status: 0 merged, 2 wrong input, 3 a signature is not over what is staged, 4 a lock.
+    """
+    import time
+
+    from packager.errors import UsageInvalid
+    from packager.repository.detached import merge
+    from packager.repository.repository import Repository
+
+    signers = [] if key_dir is None else load_signers((), key_dir, passphrase_file)
+    try:
+        data = [file.read_bytes() for file in files]
+    except FileNotFoundError as error:
+        raise UsageInvalid(f"there is no signature file {error.filename}") from error
+    report = merge(Repository.open(repo).layout, data, signers, int(time.time()))
+    print_result(report.as_json(), as_json=as_json, text=sign_text(report))
+
+
+def _sign_request(
+    request_file: Path,
+    signers: "list[Signer]",
+    out: Path | None,
+    memory: Path,
+    expect: str | None,
+    *,
+    replace: bool,
+    as_json: bool,
+) -> None:
+    from packager.errors import UsageInvalid
+    from packager.repository.detached import parse_request, review, sign_request
+    from packager.repository.layout import write_file
+
+    try:
+        request = parse_request(request_file.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageInvalid(f"there is no request file {request_file}") from error
+    reviewed = review(request, [signer.public_key for signer in signers], memory, replace=replace)
+    if expect is not None and expect != reviewed.digest:
+        raise UsageInvalid(
+            f"the summary's digest is {reviewed.digest}, expected {expect}",
+            remedy="without -o the summary is shown: compare it with the one that was reviewed",
+        )
+    if out is not None:
+        write_file(out, sign_request(request, reviewed, signers, memory))
+    result = {
+        "roles": list(reviewed.roles),
+        "summary": list(reviewed.lines),
+        "digest": reviewed.digest,
+        "signatures": None if out is None else str(out),
+    }
+    text = "\n".join([*reviewed.lines, f"digest {reviewed.digest}", "not signed" if out is None else f"signed: {out}"])
+    print_result(result, as_json=as_json, text=text)
+
+
+def sign_text(report: "SignReport") -> str:
+    """For people."""
+    lines = [
+        f"{role.role} {role.version}: {len(role.signed)} signatures"
+        + (f", {role.missing} more needed" if role.missing else "")
+        for role in report.roles
+    ]
+    lines.append("ready to publish" if report.is_complete else "not complete: other keys must sign")
+    return "\n".join(lines)
