@@ -164,7 +164,7 @@ class Device:
             probation=ProbationSettings(window_s=0, min_requests=0),
         )
         device = cls(folder, config)
-        initialise(device.directory, root, "lab")
+        initialise(device.directory, root, f"lab-{os.urandom(4).hex()}")
         device.write_config()
         return device
 

@@ -1,9 +1,25 @@
 """The daemon, as a process: it serves, updates under way, goes back, obeys the control socket, and ends."""
 
+import contextlib
 import json
+import os
+import signal
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import pytest
+
+from bundle.errors import AirweightsError
+from device_agent.config import ProbationSettings
+from device_agent.errors import PausedUnavailable
+from tests.agent import server
 from tests.agent.client import infer
 from tests.agent.lab import Device, Publisher
+from tests.agent.server import Site
 
 
 def test_the_daemon_installs_serves_updates_and_goes_back(device: Device, publisher: Publisher) -> None:
@@ -35,3 +51,159 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: Device, publis
     assert device.stop() == 0
     assert json.loads(device.command("status", "--json").stdout)["daemon"] is False
     assert not device.directory.control.exists()
+
+
+def _watched(device: Device, requests: int) -> None:
+    """Restart with a probation that needs so many requests."""
+    device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
+    device.write_config()
+    device.start()
+
+
+def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(installed: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=2, drill="live-nan")
+    _watched(installed, requests=1000)
+    with _requests(installed) as versions:
+        ended = installed.ask("update")
+    assert (ended["outcome"], ended["reason"], ended["release"]) == ("rolled-back", "probation-failed", "1.2.0")
+    assert "NaN" in ended["detail"]
+    assert "1.2.0" in versions
+    assert infer(installed)["model_version"] == "1.0.0"
+    assert installed.ask("status")["quarantine"][0]["reason"] == "probation-failed"
+
+
+def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    _watched(installed, requests=1000)
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update.start()
+    os.kill(_probationer(installed), signal.SIGKILL)
+    update.join(60)
+    assert (result["outcome"], result["reason"]) == ("rolled-back", "probation-failed")
+    assert "died" in result["detail"]
+    assert infer(installed)["model_version"] == "1.0.0"
+
+
+def test_an_operator_ends_a_probation(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    _watched(installed, requests=1000)
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update.start()
+    _probationer(installed)
+    back = installed.ask("rollback")
+    update.join(60)
+    assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
+    assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
+    assert infer(installed)["model_version"] == "1.0.0"
+
+
+def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwards(
+    installed: Device, publisher: Publisher
+) -> None:
+    publisher.offer("1.1.0")
+    _watched(installed, requests=1000)
+    update = threading.Thread(target=_ignoring_the_end, args=(installed,))
+    update.start()
+    _probationer(installed)
+    assert installed.stop() == 0
+    update.join(60)
+    installed.start()
+    assert infer(installed)["model_version"] == "1.0.0"
+    last = installed.ask("status")["last_update"]
+    assert (last["outcome"], last["reason"]) == ("interrupted", "stopped")
+
+
+def test_a_first_install_that_fails_is_told_and_tried_again(device: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    device.start()
+    ended = device.ask("update")
+    assert (ended["outcome"], ended["reason"], ended["exit_code"]) == ("unfit", "golden-mismatch", 5)
+    assert device.ask("status")["ready"] is False
+    publisher.offer("1.1.0")
+    assert device.ask("update")["outcome"] == "updated"
+    assert infer(device)["model_version"] == "1.1.0"
+
+
+def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: Device, publisher: Publisher) -> None:
+    text = installed.config_path.read_text().replace("automatic = false", "automatic = true\npoll_interval_s = 1")
+    installed.config_path.write_text(text)
+    installed.start()
+    assert installed.ask("pause") == {"paused": True}
+    with pytest.raises(PausedUnavailable):
+        installed.ask("update")
+    publisher.offer("1.1.0")
+    installed.ask("resume")
+    deadline = time.monotonic() + 60
+    while installed.ask("status")["active"]["release"] != "1.1.0":
+        assert time.monotonic() < deadline
+    assert installed.ask("history")["history"][0]["trigger"] == "poll"
+
+
+def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publisher: Publisher, site: Site) -> None:
+    publisher.offer("1.1.0")
+    release, arrived = threading.Event(), threading.Event()
+
+    def hanging(exchange: server.Exchange) -> bool:
+        arrived.set()
+        return server.hang(release)(exchange)
+
+    site.faults = [server.below("blobs/", hanging)]
+    installed.start()
+    update = threading.Thread(target=_ignoring_the_end, args=(installed,))
+    update.start()
+    assert arrived.wait(60)
+    try:
+        assert installed.stop() == 0
+    finally:
+        release.set()
+        update.join(60)
+
+
+def test_a_second_daemon_finds_the_directory_taken(installed: Device) -> None:
+    installed.start()
+    second = installed.command("run")
+    assert second.returncode == 4
+    assert '"busy"' in second.stderr
+
+
+def test_the_control_socket_is_for_its_owner_alone(installed: Device) -> None:
+    installed.start()
+    assert stat.S_IMODE(installed.directory.control.stat().st_mode) == 0o600
+
+
+def _ignoring_the_end(device: Device) -> None:
+    with contextlib.suppress(AirweightsError):
+        device.ask("update")
+
+
+def _probationer(device: Device) -> int:
+    """The process of the candidate, once it is on probation."""
+    deadline = time.monotonic() + 60
+    while True:
+        status = device.ask("status")
+        if status["state"] == "probation":
+            return int(status["serving"]["pid"])
+        assert time.monotonic() < deadline, status["state"]
+
+
+@contextlib.contextmanager
+def _requests(device: Device) -> Iterator[list[str]]:
+    """Requests one after the other in a thread; the versions that answered."""
+    versions: list[str] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        value = 0.1
+        while not done.is_set():
+            value += 0.01
+            versions.append(infer(device, value)["model_version"])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield versions
+    finally:
+        done.set()
+        thread.join(60)

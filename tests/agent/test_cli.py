@@ -1,0 +1,165 @@
+"""The command line `device-agent`: what it prints, its exit codes, its errors in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from device_agent import cli
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import Site
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def _refused(capsys: pytest.CaptureFixture[str], code: int, reason: str, *words: object) -> str:
+    """A failure: nothing on stdout, one line of JSON on stderr."""
+    found, out, err = _run(capsys, *words, "--json")
+    error = json.loads(err)["error"]
+    assert (found, out, error["reason"], error["exit_code"]) == (code, "", reason, code), err
+    return str(error["message"])
+
+
+@pytest.fixture
+def words(publisher: Publisher, tmp_path: Path) -> list[str]:
+    """`init` with everything that it needs."""
+    return [
+        *("--config", str(tmp_path / "config.toml"), "init", "--directory", str(tmp_path / "device")),
+        *("--root", str(publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", "kws"),
+    ]
+
+
+def test_init_makes_a_device_once(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = _run(capsys, *words, "--json")
+    assert code == 0
+    assert len(json.loads(out)["device_id"]) == 64
+    assert _refused(capsys, 2, "already-initialised", *words).endswith("config.toml exists")
+    (tmp_path / "config.toml").unlink()
+    assert "identity exists" in _refused(capsys, 2, "already-initialised", *words)
+
+
+def test_init_with_a_wrong_root_leaves_nothing_behind(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text("{}")
+    message = _refused(capsys, 2, "config-invalid", *words, "--root", wrong)
+    assert "not root metadata" in message
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "site") == ["wrong.json"]
+
+
+def test_init_refuses_a_setting_that_the_agent_could_not_read(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "family is 'K W S'" in _refused(capsys, 2, "config-invalid", *words, "--family", "K W S")
+
+
+def test_enrol_prints_a_request_and_its_fingerprint(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(capsys, *words)
+    config = ("--config", tmp_path / "config.toml")
+    code, out, _ = _run(capsys, *config, "enrol", "--output", tmp_path / "request.json", "--json")
+    assert code == 0
+    assert json.loads(out)["request"] == (tmp_path / "request.json").read_text()
+    assert len(json.loads(out)["fingerprint"].split()) == 10
+
+
+@pytest.mark.parametrize("command", ["status", "update", "history", "rollback", "pause", "forgive", "run", "enrol"])
+def test_a_directory_that_was_not_made_is_said_to_be_so(
+    command: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(capsys, *words)
+    (tmp_path / "device" / "identity" / "device.json").unlink()
+    message = _refused(capsys, 2, "not-initialised", "--config", tmp_path / "config.toml", command)
+    assert message.endswith("identity/device.json is missing")
+
+
+def test_a_missing_configuration_and_a_wrong_option_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "No such file" in _refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
+    assert "No such option" in _refused(capsys, 2, "usage", "status", "--colour")
+    code, out, err = _run(capsys, "--config", tmp_path / "no.toml", "status")
+    assert (code, out) == (2, "")
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+
+
+def test_check_config_does_nothing_but_read(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(capsys, *words)
+    config = tmp_path / "config.toml"
+    assert _run(capsys, "--config", config, "check-config", "--json")[0] == 0
+    config.write_text(config.read_text() + "\ncolour = 1\n")
+    assert "unknown key 'update.colour'" in _refused(capsys, 2, "config-invalid", "--config", config, "check-config")
+
+
+def test_each_outcome_of_an_update_has_its_exit_code(
+    installed: Device, publisher: Publisher, site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ("--config", installed.config_path)
+
+    def update() -> tuple[int, str]:
+        code, out, _ = _run(capsys, *config, "update", "--json")
+        return code, str(json.loads(out)["outcome"])
+
+    assert update() == (0, "nothing-new")
+    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    assert update() == (5, "unfit")
+    assert update() == (3, "refused")
+    site.faults = [lambda exchange: exchange.path.startswith("metadata/timestamp") and _busy(exchange)]
+    assert update() == (4, "unavailable")
+    rows = json.loads(_run(capsys, *config, "history", "--json")[1])["history"]
+    assert [row["outcome"] for row in rows] == ["unavailable", "refused", "unfit", "updated"]
+    assert _run(capsys, *config, "history", "--limit", 1)[1].startswith("unavailable")
+
+
+def _busy(exchange: object) -> bool:
+    from tests.agent.server import Exchange, status
+
+    assert isinstance(exchange, Exchange)
+    return status(503, {"Retry-After": "0"})(exchange)
+
+
+def test_without_a_daemon_the_commands_work_on_the_directory(
+    installed: Device, publisher: Publisher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ("--config", installed.config_path)
+    status = json.loads(_run(capsys, *config, "status", "--json")[1])
+    assert (status["daemon"], status["ready"], status["active"]["release"]) == (False, False, "1.0.0")
+    assert "the daemon is not running" in _run(capsys, *config, "status")[1]
+    assert _run(capsys, *config, "pause")[1] == "updates are paused\n"
+    assert "updates are paused" in _refused(capsys, 4, "paused", *config, "update")
+    assert _run(capsys, *config, "resume")[0] == 0
+    assert "no previous release" in _refused(capsys, 2, "nothing-to-roll-back", *config, "rollback")
+    assert json.loads(_run(capsys, *config, "forgive", "--json")[1]) == {"forgiven": 0}
+
+
+def test_a_rollback_without_a_daemon_moves_the_pointers(
+    updated: tuple[Publisher, Device], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, device = updated
+    config = ("--config", device.config_path)
+    ended = json.loads(_run(capsys, *config, "rollback", "--json")[1])
+    assert (ended["outcome"], ended["release"]) == ("rolled-back", "1.1.0")
+    status = json.loads(_run(capsys, *config, "status", "--json")[1])
+    assert (status["active"]["release"], status["previous"]) == ("1.0.0", None)
+
+
+def test_a_key_file_that_others_can_read_is_refused(installed: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    (installed.directory.identity / "ed25519.key").chmod(0o644)
+    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
+    assert "has mode 0644, expected 0600" in message
+
+
+def test_a_damaged_key_file_says_nothing_of_its_content(installed: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    path = installed.directory.identity / "ed25519.key"
+    text = path.read_text()
+    path.write_text(text.replace('"value":"', '"value":"0'))
+    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
+    assert message == "the ed25519 key file of this device is damaged"
