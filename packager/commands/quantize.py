@@ -31,6 +31,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
 @click.option("--update-of", "base", type=PATH, help="Quantized model that devices hold: make the difference small.")
 @click.option("--report", type=PATH, help="Write the whole report as JSON, also where the gate fails.")
+@click.option("--html", type=PATH, help="Write the report as one HTML page, also where the gate fails.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def quantize_command(
     model: Path,
@@ -45,6 +46,7 @@ def quantize_command(
     max_relative_rms: float | None,
     base: Path | None,
     report: Path | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """Quantize MODEL and check its answers against the float model's.
@@ -69,6 +71,10 @@ def quantize_command(
     found = quantize(model, out, scheme, samples, options)
     if report is not None:
         report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+    if html is not None:
+        from packager.quantize.page import write_page
+
+        write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
         raise GateInconclusive(
             f"{model}: {found.reason}", remedy="give real inputs of several kinds with --inputs FILE.npz"

@@ -8,7 +8,7 @@ import onnx
 from packager.inputs import Sample, Samples
 from packager.quantize.runs import run, session_of
 
-SAMPLES: Final = 24
+SAMPLES: Final = 12
 TINY: Final = 1e-30
 
 

@@ -5,7 +5,7 @@ Rules:
 2. The float model's rows are the same for every solution: they are written to a folder once. The quantized model's are
    never stored, only their moments.
 3. Layers that share an input share its moments. Neighbouring layers are measured together where a model has more than
-   MAX_STAGES of them, or where their moments fit STAGE_BYTES anyway: fewer runs, hardly less exact.
+   MAX_STAGES of them: fewer runs, less exact (relative RMS .083 became .086 with two layers a stage).
 """
 
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.template import QuantizedWeight
 
 MAX_ROWS: Final = 16_384
-MAX_STAGES: Final = 16
+MAX_STAGES: Final = 40
 
 
 @dataclass(slots=True)
