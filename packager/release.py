@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Final
 from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.draft import Draft, ReleaseRepository, Reporter, SilentReporter, VariantDraft
-from packager.errors import BelowThreshold, NoVariantLeft, PublishConflict, UsageInvalid, VersionTaken
+from packager.errors import (
+    BelowThreshold,
+    NoVariantLeft,
+    PublishConflict,
+    ReleaseFileInvalid,
+    UsageInvalid,
+    VersionTaken,
+)
 from packager.inputs import ModelInterface, Samples, folder_samples, load_samples, random_samples
 from packager.model_package import external_data
 from packager.release_file import ReleasePlan, parse_release_file
@@ -133,16 +140,17 @@ def run_release(
     """
     if until not in STEP_NAMES:
         raise UsageInvalid(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
-    check_plan(plan, repository)
-    reporter = progress if progress is not None else SilentReporter()
     workspace = Workspace(repository.root)
+    counter = max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1)
+    check_plan(plan, repository, counter)
+    reporter = progress if progress is not None else SilentReporter()
     with workspace.building() as folder:
         draft = Draft(
             plan=plan,
             repository=repository,
             signers=signers,
             workspace=workspace,
-            counter=max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1),
+            counter=counter,
             created=datetime.fromtimestamp(clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             folder=folder,
             samples=samples_for(plan),
@@ -155,7 +163,7 @@ def run_release(
         return _report(draft, seconds)
 
 
-def check_plan(plan: ReleasePlan, repository: ReleaseRepository) -> None:
+def check_plan(plan: ReleasePlan, repository: ReleaseRepository, counter: int) -> None:
     """All that can be told before any work is done.
 
     Raises:
@@ -167,6 +175,11 @@ def check_plan(plan: ReleasePlan, repository: ReleaseRepository) -> None:
         raise VersionTaken(
             f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
             remedy="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
+        )
+    if plan.min_counter is not None and plan.min_counter > counter:
+        raise ReleaseFileInvalid(
+            f"min_counter: found {plan.min_counter}, the release will have counter {counter}",
+            remedy="a floor is at most the release's own counter",
         )
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))

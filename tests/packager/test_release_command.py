@@ -21,6 +21,7 @@ from tests.packager.running import everything_in, packager, refused
         (("percent = 10", 'percent = 10\ncohorts = ["attic"]'), 2, "cohort-unknown", "attic"),
         (("[rollout]", '[patches]\nfrom = ["0.1.0"]\n[rollout]'), 2, "base-missing", "0.1.0"),
         (('"1.1.0.onnx"', '"labels.txt"'), 2, "model-unreadable", "labels.txt"),
+        (("golden = 4", "golden = 4\nmin_counter = 900"), 2, "release-file", "900"),
         (('"inputs.npz"', '"labels.txt"'), 2, "samples-unreadable", "labels.txt"),
     ],
 )
