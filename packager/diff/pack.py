@@ -23,7 +23,7 @@ from bundle.patch.typed import Flag
 PCODEC_LEVEL: Final = 9
 ZSTD_LEVEL: Final = 12
 ONE_CLASS: Final = 30
-PART_NUMBERS: Final = 2048
+PART_NUMBERS: Final = 8192
 
 
 @dataclass(frozen=True, slots=True)
