@@ -10,6 +10,8 @@ from bundle.console import print_result, progress_bar
 from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Signer
+
     from bundle.frames import Secret
     from keys.registry import Device
     from packager.repository.repository import Repository
@@ -58,8 +60,9 @@ def enrol_command(
     data = _read(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
+    signers = _signers(key_dir, passphrase)
     admitted = admit_device(repository, data, fingerprint, cohort, key_dir, passphrase)
-    state = _publish(repository, key_dir, passphrase)
+    state = _publish(repository, signers)
     result = {**_row(admitted), "published": state}
     text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(state)}"
     print_result(result, as_json=as_json, text=text)
@@ -126,8 +129,9 @@ def enrol_list_command(
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     workers = os.cpu_count() or 1
     bar = progress_bar("sealing")
+    signers = _signers(key_dir, passphrase)
     new = admit_batch(repository, requests, cohort, key_dir, passphrase, workers=workers, progress=bar)
-    state = _publish(repository, key_dir, passphrase)
+    state = _publish(repository, signers)
     result = {"devices": len(requests), "new": new, "cohort": cohort, "published": state}
     text = f"{len(requests)} devices, {new} of them new, are in cohort {cohort!r}; {_state_text(state)}"
     print_result(result, as_json=as_json, text=text)
@@ -170,8 +174,9 @@ def revoke_command(
 
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir) if key_dir else None
+    signers = _signers(key_dir, passphrase) if key_dir else []
     revoked = revoke_device(repository, label_or_id)
-    state = _publish(repository, key_dir, passphrase) if key_dir else None
+    state = _publish(repository, signers)
     text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(state)}"
     print_result({**_row(revoked), "published": state}, as_json=as_json, text=text)
 
@@ -206,6 +211,7 @@ def epoch_command(
         raise UsageInvalid("--keys is missing: the cohort's new key goes there")
     repository = Repository.open(repo)
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="keys")
+    signers = _signers(key_dir, passphrase)
     report = begin_epoch(
         repository,
         cohort,
@@ -215,7 +221,7 @@ def epoch_command(
         progress=progress_bar("sealing"),
         insecure_plaintext=insecure_plaintext,
     )
-    state = _publish(repository, key_dir, passphrase)
+    state = _publish(repository, signers)
     text = f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(state)}"
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
 
@@ -230,15 +236,15 @@ def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
         raise UsageInvalid(f"there is no file {path}") from error
 
 
-def _publish(repository: "Repository", key_dir: Path | None, passphrase: "Secret | None") -> dict[str, object] | None:
-    from keys.errors import KeyMissing
-    from keys.signers import signers_from
+def _signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
+    # read before anything is changed: a damaged key file must not leave a half-made change
+    from keys.signers import key_files, signers_from
 
-    if key_dir is None:
-        return None
-    try:
-        signers = signers_from(key_dir, passphrase)
-    except KeyMissing:
+    return signers_from(key_dir, passphrase) if key_files(key_dir) else []
+
+
+def _publish(repository: "Repository", signers: "list[Signer]") -> dict[str, object] | None:
+    if not signers:
         return None
     return repository.publish().as_json() if repository.sign(signers).is_complete else None
 

@@ -13,29 +13,26 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 from securesystemslib.signer import Key, Signer
-from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.metadata import Metadata, Targets
 
-from bundle import canonical
 from bundle.fleet import TARGET as FLEET_TARGET
 from bundle.fleet import Cohort, Fleet, parse_fleet
 from bundle.frames import Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.client import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
-from keys.cohorts import new_epoch
 from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
     NothingStaged,
-    RepositoryExists,
     RepositoryMissing,
     StagingInvalid,
 )
 from packager.repository import documents
 from packager.repository.chain import Published
+from packager.repository.creation import check_names, create, create_with_new_keys
 from packager.repository.garbage import GarbageReport, collect_garbage
 from packager.repository.layout import (
     Layout,
@@ -44,14 +41,11 @@ from packager.repository.layout import (
     sync_folder,
     write_file,
 )
-from packager.repository.new_keys import make_role_keys
 from packager.repository.publishing import PublishReport, publish, renewal
 from packager.repository.rotation import next_targets
 from packager.repository.staging import SignReport, Staging
 from packager.repository.status import StatusReport, status_of
 from packager.repository.view import View
-
-FIRST_ROLES: Final = ("root", "targets", "snapshot", "timestamp", FLEET_ROLE)
 
 
 class Repository:
@@ -80,29 +74,7 @@ class Repository:
         Raises:
             RepositoryExists, ThresholdInvalid, FamilyUnknown (a role has no signers).
         """
-        repository = cls(root)
-        layout = repository._layout
-        if layout.metadata.exists():
-            raise RepositoryExists(f"{root} holds a repository already")
-        roles = [*FIRST_ROLES, *(role for family in families for role in documents.family_roles(family))]
-        for role in roles:
-            if not signers.get(role):
-                raise FamilyUnknown(f"no signer is given for role {role!r}")
-        _check_names(families)
-        now_s = int(time.time())
-        keys: dict[str, list[Key]] = {role: [signer.public_key for signer in signers[role]] for role in roles}
-        first_root = documents.new_root(keys, now_s, classical=classical)
-        targets = documents.new_targets(now_s)
-        for role in roles[len(documents.TOP_LEVEL) :]:
-            documents.delegate(targets, role, keys[role], classical=classical)
-        layout.metadata.mkdir(parents=True)
-        staging = Staging(layout)
-        staging.put_document("root", Metadata[Root](first_root))
-        staging.put_document("targets", Metadata[Targets](targets))
-        staging.base = 0
-        repository.sign([signer for role in roles for signer in signers[role]])
-        repository.publish()
-        return repository
+        return create(cls(root), signers, families, classical=classical)
 
     @classmethod
     def create_with_new_keys(
@@ -121,17 +93,15 @@ class Repository:
         Raises:
             as `create`; KeyExists, PlaintextKey.
         """
-        _check_names([*families, cohort])
-        if Layout(root).metadata.exists():
-            raise RepositoryExists(f"{root} holds a repository already")
-        roles = [*FIRST_ROLES, *(role for family in families for role in documents.family_roles(family))]
-        signers = make_role_keys(key_dir, roles, passphrase, classical=classical, insecure_plaintext=insecure_plaintext)
-        repository = cls.create(root, signers=signers, families=families, classical=classical)
-        first = new_epoch(key_dir, cohort, None, passphrase, insecure_plaintext=insecure_plaintext)
-        repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (first,)))
-        repository.sign([signer for group in signers.values() for signer in group])
-        repository.publish()
-        return repository
+        return create_with_new_keys(
+            cls(root),
+            key_dir,
+            passphrase,
+            families,
+            cohort,
+            classical=classical,
+            insecure_plaintext=insecure_plaintext,
+        )
 
     @classmethod
     def open(cls, root: Path) -> "Repository":
@@ -324,7 +294,7 @@ class Repository:
         Raises:
             StagingInvalid: it is there; ThresholdInvalid; FamilyUnknown: a role has no keys.
         """
-        _check_names([family])
+        check_names([family])
         if family in self.families():
             raise StagingInvalid(f"family {family!r} is delegated already")
         with locked(self._layout):
@@ -418,9 +388,3 @@ class Repository:
                 remedy="`packager keys role add` delegates one",
             )
         return view
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if not canonical.NAME.fullmatch(name):
-            raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")
