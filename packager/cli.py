@@ -62,6 +62,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = {
     "patch": LazyCommand("packager.commands.patch", "patch", "Add patches to a release that is out."),
     "quantize": LazyCommand("packager.commands.quantize", "quantize_command", "Quantize a model, behind a gate."),
     "compare": LazyCommand("packager.commands.quantize", "compare_command", "Compare a model with its teacher."),
+    "prune": LazyCommand("packager.commands.quantize", "prune_command", "Set small weights to zero, behind the gate."),
     "lint": LazyCommand("packager.commands.quantize", "lint_command", "Say what will bring trouble on devices."),
     "repo": LazyCommand("packager.commands.repo", "repo", "Make, sign, publish and look after a repository."),
     "rollout": LazyCommand("packager.commands.rollout", "rollout", "Say which release a channel runs, and for whom."),

@@ -9,6 +9,7 @@ from bundle.console import print_result
 
 if TYPE_CHECKING:
     from packager.inputs import Samples
+    from packager.quantize.prune import Pattern
     from packager.quantize.schemes import Options
 
 PATH = click.Path(path_type=Path)
@@ -156,6 +157,42 @@ def compare_command(
                 f"  {output.name}: relative RMS {output.relative_rms:.4f}, worst sample {output.worst_relative:.4f}"
             )
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
+
+
+@click.command("prune")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", "out", type=PATH, required=True, help="The file to write.")
+@click.option("--sparsity", type=float, default=0.5, show_default=True, help="Share of weights that become zero.")
+@click.option("--pattern", type=click.Choice(["unstructured", "2:4"]), default="unstructured", show_default=True)
+@click.option(
+    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+)
+@click.option(
+    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def prune_command(
+    model: Path,
+    out: Path,
+    sparsity: float,
+    pattern: "Pattern",
+    inputs: Path | None,
+    random_count: int,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Set the smallest weights of MODEL to zero, under the same gate as quantization.
+
+    Exit status: 0 written, 2 wrong input, 5 gate failed or inconclusive (nothing is written then).
+    """
+    from packager.quantize.prune import prune
+
+    samples = _samples(model, inputs, random_count, seed)
+    found = prune(model, out, samples, sparsity=sparsity, pattern=pattern)
+    error = found.gate.relative_rms or 0.0
+    text = f"{found.sparsity:.1%} of {found.weights:,} weights are zero, relative RMS {error:.4f}"
+    print_result(found.as_json(), as_json=as_json, text=text)
 
 
 @click.command("lint")

@@ -1,0 +1,101 @@
+"""Magnitude pruning: the smallest weights become zero, as an explicit step under the same gate as quantization.
+
+Rules:
+1. Unstructured: in each weight, the given share of smallest magnitudes becomes zero (ties by position, so that the same
+   model gives the same bytes). 2:4: of each four neighbours along the inputs, the two smallest.
+2. Zeros make files and patches smaller, not faster: no CPU kernel of the runtime uses them. The report does not claim
+   it.
+3. The result is written only where the gate passes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
+from packager.inputs import Samples, load_proto
+from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
+from packager.quantize.graphs import WeightUse, array_of, weight_uses
+from packager.quantize.prepare import check_quantizable, lift_constants
+from packager.quantize.runs import run_in_child, session, session_of
+from packager.quantize.schemes import save
+from packager.quantize.update.template import set_array
+from packager.quantize.weights import MIN_ELEMENTS, channel_axis
+
+Pattern = Literal["unstructured", "2:4"]
+
+QUAD: Final = 4
+KEPT_OF_QUAD: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PruningReport:
+    """Share of zeros among the pruned weights, and the gate on the held-back half of the samples."""
+
+    sparsity: float
+    weights: int
+    gate: GateReport
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {"sparsity": self.sparsity, "weights": self.weights, "gate": self.gate.as_json()}
+
+
+def prune(
+    model: Path,
+    out: Path,
+    samples: Samples,
+    *,
+    sparsity: float = 0.5,
+    pattern: Pattern = "unstructured",
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+) -> PruningReport:
+    """Write `model` with small weights set to zero into `out` (rules above).
+
+    Raises:
+        QuantizationRefused: nothing to prune, or a sparsity outside 0..1; GateFailed, GateInconclusive; Invalid kinds.
+    """
+    if not 0.0 < sparsity < 1.0:
+        raise QuantizationRefused(f"sparsity {sparsity} is not between 0 and 1")
+    run_in_child(model, samples)
+    pruned = lift_constants(load_proto(model))
+    check_quantizable(pruned, str(model))
+    zeros = total = 0
+    seen: set[int] = set()
+    for use in weight_uses(pruned):
+        if use.elements < MIN_ELEMENTS or id(use.tensor) in seen or use.node.op_type == "Gather":
+            continue
+        seen.add(id(use.tensor))
+        values = pruned_values(use, sparsity, pattern)
+        set_array(use.tensor, values)
+        zeros += int(np.count_nonzero(values == 0))
+        total += values.size
+    if not total:
+        raise QuantizationRefused(f"{model}: found no weight of {MIN_ELEMENTS} or more numbers to prune")
+    verdict = judge(session(model), session_of(pruned), samples.halves()[1], thresholds)
+    if verdict.verdict == "fail":
+        raise GateFailed(f"{model}: {verdict.why}", remedy="ask for less sparsity, or train the model for it")
+    if verdict.verdict == "inconclusive":
+        raise GateInconclusive(f"{model}: {verdict.why}", remedy="give real inputs of several kinds with --inputs")
+    save(pruned, out)
+    return PruningReport(zeros / total, total, verdict)
+
+
+def pruned_values(use: WeightUse, sparsity: float, pattern: Pattern) -> np.ndarray:
+    """The weight with its smallest magnitudes set to zero (rule 1)."""
+    values = array_of(use.tensor).copy()
+    if pattern == "unstructured":
+        flat = values.reshape(-1)
+        order = np.argsort(np.abs(flat), kind="stable")
+        flat[order[: int(sparsity * flat.size)]] = 0
+        return flat.reshape(values.shape)
+    channels_first = np.moveaxis(values, channel_axis(use), 0)
+    rows = channels_first.reshape(channels_first.shape[0], -1)
+    whole = rows.shape[1] // QUAD * QUAD
+    quads = rows[:, :whole].reshape(rows.shape[0], -1, QUAD).copy()
+    smallest = np.argsort(np.abs(quads), axis=2, kind="stable")[..., : QUAD - KEPT_OF_QUAD]
+    np.put_along_axis(quads, smallest, 0, axis=2)
+    full = np.concatenate([quads.reshape(rows.shape[0], -1), rows[:, whole:]], axis=1)
+    return np.moveaxis(full.reshape(channels_first.shape), 0, channel_axis(use))
