@@ -31,10 +31,13 @@ class ServeSettings:
     Attributes:
         listen: "unix:/path" or "tcp:127.0.0.1:PORT"; port 0 takes a free one.
         threads: of one model process; 0 leaves it to the runtime.
+        standby: keep a second loaded process of the same release, which takes over at once when the first one dies; it
+            costs the model's memory once more.
     """
 
     listen: str = "tcp:127.0.0.1:0"
     threads: int = 0
+    standby: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,9 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         cohort=top.text("cohort", "default", NAME),
         allow_unjailed=jail.flag("allow_unjailed", False),
         serve=ServeSettings(
-            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN), threads=serve.integer("threads", 0, 0, 1024)
+            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN),
+            threads=serve.integer("threads", 0, 0, 1024),
+            standby=serve.flag("standby", False),
         ),
         update=_update(update),
         probation=ProbationSettings(

@@ -90,6 +90,7 @@ class Serving:
         self._number = 0
         self.current: Served | None = None
         self.previous: Served | None = None
+        self.spare: Served | None = None
 
     def start(self, holding: Holding, fds: BundleFds) -> Served:
         """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
@@ -121,6 +122,25 @@ class Serving:
         before, self.previous = self.previous, None
         self._drop(before)
 
+    def needs_spare(self) -> bool:
+        """There is a current generation, and no live process of the same bundle beside it."""
+        current, spare = self.current, self.spare
+        return current is not None and not (spare and spare.process.alive() and spare.digest == current.digest)
+
+    def keep_spare(self, served: Served) -> None:
+        """Hold a loaded process back; what was held before is stopped."""
+        if self.spare is not None:
+            self.spare.process.stop()
+        self.spare = served
+
+    def take_spare(self, digest: BundleDigest) -> Served | None:
+        """The spare, if it is of this bundle and alive; it is no spare any more then."""
+        spare = self.spare
+        if spare is None or spare.digest != digest or not spare.process.alive():
+            return None
+        self.spare = None
+        return spare
+
     def observe(self, served: Served) -> Observed:
         """What was seen of a generation."""
         return self._runtime.observe(served.generation)
@@ -131,10 +151,10 @@ class Serving:
 
     def stop(self) -> None:
         """Stop all."""
-        for served in (self.previous, self.current):
+        for served in (self.spare, self.previous, self.current):
             if served is not None:
                 served.process.stop()
-        self.current = self.previous = None
+        self.current = self.previous = self.spare = None
 
     def _drop(self, served: Served | None) -> None:
         if served is not None:

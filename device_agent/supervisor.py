@@ -44,7 +44,7 @@ from device_agent.notify import Notifier
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
-from device_agent.serving import Serving, when_ended
+from device_agent.serving import Served, Serving, when_ended
 from device_agent.status import status_of
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
@@ -125,6 +125,7 @@ class Supervisor:
             self._announce("started", self._switchboard.address)
             self._notifier.tell("READY=1", f"STATUS=serving at {self._switchboard.address}")
             self._notifier.watch(self._switchboard.is_answering)
+            self._stock()
             next_poll = time.monotonic()
             while not self._stopping:
                 word = self._next(next_poll)
@@ -132,6 +133,7 @@ class Supervisor:
                     self._poll()
                 else:
                     self._obey(word)
+                self._stock()
                 if word is None or word.command == "update":
                     next_poll = time.monotonic() + self._pause_s()
         finally:
@@ -268,14 +270,22 @@ class Supervisor:
                 return
         logger.warning("nothing to serve yet")
 
+    def _stock(self) -> None:
+        current = self._serving.current
+        if self._config.serve.standby and current is not None and self._serving.needs_spare() and not self._stopping:
+            self._guarded(lambda: self._serving.keep_spare(self._load(current.holding)))
+
+    def _load(self, holding: Holding) -> Served:
+        with self._send() as errands:
+            fds = errands.unseal(holding)
+        try:
+            return self._serving.start(holding, fds)
+        finally:
+            fds.close()
+
     def _start(self, holding: Holding) -> bool:
         try:
-            with self._send() as errands:
-                fds = errands.unseal(holding)
-            try:
-                served = self._serving.start(holding, fds)
-            finally:
-                fds.close()
+            served = self._load(holding)
         except StoreDamagedRefused as error:
             logger.error("a bundle is damaged: %s", error.message)
             self._journal.remember(with_damaged(holding.digest))
@@ -307,6 +317,11 @@ class Supervisor:
             return
         self._restarts = 0 if time.monotonic() - self._started_s > STEADY_S else self._restarts + 1
         logger.error("the model process died", extra={"release": current.holding.version, "restarts": self._restarts})
+        spare = self._serving.take_spare(current.digest)
+        if spare is not None:
+            self._serving.publish(spare)
+            self._serving.settle()
+            return
         if self._restarts > MAX_RESTARTS:
             return
         if self._restarts > 1:
@@ -320,12 +335,7 @@ class Supervisor:
         verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
         assert active is not None
         assert previous is not None
-        with self._send() as errands:
-            fds = errands.unseal(previous)
-        try:
-            served = self._serving.start(previous, fds)
-        finally:
-            fds.close()
+        served = self._load(previous)
         attempt = self._journal.begin_rollback(active, verdict)
         self._serving.publish(served)
         ended = self._journal.give_back(attempt, runtime_version())

@@ -161,6 +161,24 @@ def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publi
         update.join(60)
 
 
+def test_a_standby_takes_over_when_the_model_process_dies(installed: Device) -> None:
+    text = installed.config_path.read_text().replace("[serve]\n", "[serve]\nstandby = true\n")
+    installed.config_path.write_text(text)
+    installed.start()
+    seen = set()
+    for _ in range(3):
+        pid = installed.ask("status")["serving"]["pid"]
+        seen.add(pid)
+        with _requests(installed) as versions:
+            installed.ask("pause")  # answered in turn: the spare of before is in its place
+            os.kill(pid, signal.SIGKILL)
+            while installed.ask("status")["serving"]["pid"] == pid:
+                pass
+            installed.ask("resume")
+        assert set(versions) == {"1.0.0"}
+    assert len(seen) == 3
+
+
 def test_a_second_daemon_finds_the_directory_taken(installed: Device) -> None:
     installed.start()
     second = installed.command("run")
