@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+AGENT: Final = (sys.executable, "-P", "-m", "device_agent")
 STARTS: Final = 7
 REST_S: Final = 5.0
 READY_TIMEOUT_S: Final = 60.0
@@ -38,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rest": at_rest(kept / "device" / "config.toml"),
             "startup_s": {
                 "packager --help": start_up([sys.executable, "-m", "packager", "--help"]),
-                "device-agent status": start_up(
-                    [sys.executable, "-P", "-m", "device_agent", "--config", str(kept / "device" / "config.toml"), "status"]
-                ),
+                "device-agent status": start_up([*AGENT, "--config", str(kept / "device" / "config.toml"), "status"]),
             },
         }
     options.out.write_text(json.dumps(figures, indent=2) + "\n")
@@ -61,7 +60,7 @@ def run_demo(kept: Path, models: Sequence[str], inputs: str | None) -> dict[str,
 def at_rest(config: Path) -> list[dict[str, Any]]:
     """Resident memory and CPU of each process of a serving agent that nobody asks anything."""
     daemon = subprocess.Popen(
-        [sys.executable, "-P", "-m", "device_agent", "--config", str(config), "run"],
+        [*AGENT, "--config", str(config), "run"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,15 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 def test_every_configuration_key_is_documented() -> None:
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    sections = {"": Config, "serve.": ServeSettings, "update.": UpdateSettings, "probation.": ProbationSettings}
+    sections: dict[str, type[Config | ServeSettings | UpdateSettings | ProbationSettings]] = {
+        "": Config,
+        "serve.": ServeSettings,
+        "update.": UpdateSettings,
+        "probation.": ProbationSettings,
+    }
     for prefix, settings in sections.items():
-        for key in settings.__dataclass_fields__:
+        for field in fields(settings):
+            key = field.name
             if key in ("serve", "update", "probation"):
                 continue
             name = "jail.allow_unjailed" if key == "allow_unjailed" else prefix + key
