@@ -19,10 +19,10 @@ from bundle.files import BundleDirectory
 from bundle.patch.elements import BY_NAME
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.directory import path_of
+from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob
 from packager.diff.matching import Array, Match, match_arrays
 from packager.diff.pack import Effort
 from packager.diff.raw import FRAME_BYTES, Piece, RawJob, cut
-from packager.diff.tensor import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob
 from packager.regions.find import find_regions
 from packager.regions.region import Region
 

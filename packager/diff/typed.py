@@ -8,12 +8,13 @@ from typing import Final
 from bundle.files import BundleDirectory
 from bundle.patch.elements import BY_NAME
 from packager.diff.generic import copy_frame
+from packager.diff.jobs import TensorJob, block_elements
 from packager.diff.pack import Effort
 from packager.diff.plan import CopyJob, Job, Planned, pending_bytes, plan_jobs
 from packager.diff.raw import RawEncoded, RawJob, encode_raw
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
-from packager.diff.tensor import Encoded, TensorJob, block_elements, encode_job
+from packager.diff.tensor import Encoded, encode_job
 
 IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
 

@@ -1,0 +1,203 @@
+"""Chooses how a tensor is coded: tries predictors and coders on a sample, and keeps what is cheapest on it.
+
+Rules:
+1. What parameters cost is counted in full: a fit has to pay for itself.
+2. A later proposal must beat the best so far by a margin where it is likely to flatter itself on a sample.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from bundle.patch.coders import zigzag
+from bundle.patch.elements import Bits, Doubles, ElementType, Signed, ordered
+from bundle.patch.parameters import Parameters
+from bundle.patch.predict import Prediction, parameter_prediction
+from bundle.patch.typed import Coder, Predictor
+from packager.diff.fit import (
+    MIN_ELEMENTS,
+    Fit,
+    exact_low_rank,
+    gains,
+    is_usable,
+    low_rank,
+    matrix_rows,
+    robust,
+    rounding_variance,
+    spectrum,
+    values_of,
+)
+from packager.diff.jobs import Tensor, block_elements
+from packager.diff.pack import (
+    ONE_CLASS,
+    Effort,
+    Period,
+    residual_of,
+    write_keyed,
+    write_part,
+    write_planes,
+)
+
+SUB_LOGS: Final = (6, 8, 11, ONE_CLASS)
+NEAR_BELOW_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
+FITTED: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    predictor: Predictor
+    fit: Fit | None
+    coder: Coder
+    sub_log: int
+    is_near: bool
+    name: str
+    period: Period | None = None
+
+
+def choose(tensor: Tensor) -> Plan:
+    effort, kind, count = tensor.job.effort, tensor.kind, tensor.count
+    pieces = tensor.sample()
+    sampled = sum(piece.stop - piece.start for piece in pieces)
+    goal = np.concatenate([ordered(tensor.target[piece], kind) for piece in pieces])
+    packer = _Sampler(tensor, pieces, goal, effort)
+
+    best = Plan(Predictor.NONE, None, Coder.KEYED, 8, False, "none")
+    cost = float("inf")
+    if tensor.base is not None:
+        best = replace(best, predictor=Predictor.BASE, name="transposed base" if tensor.job.is_transposed else "base")
+        cost = packer.keyed(None, 8, is_near=False)
+        if tensor.job.can_fit and effort.with_fits and kind.name in FITTED and count >= 256:
+            for fit in _fits(tensor, packer, cost):
+                trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
+                is_near = False
+                if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
+                    near = packer.keyed(fit, 8, is_near=True) + fit.cost_bits * sampled / count
+                    is_near, trial = near < trial, min(near, trial)
+                if trial < cost * 0.995:
+                    best = replace(best, predictor=Predictor.PARAM, fit=fit, is_near=is_near, name=fit.name)
+                    cost = trial
+        fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
+        for sub_log in SUB_LOGS:
+            trial = packer.keyed(best.fit, sub_log, is_near=best.is_near) + fit_bits
+            if trial < cost:
+                best, cost = replace(best, sub_log=sub_log), trial
+        for period in tensor.periods():
+            for sub_log in sorted({best.sub_log, ONE_CLASS}):
+                trial = packer.keyed(best.fit, sub_log, is_near=best.is_near, period=period) + fit_bits
+                if trial < cost * 0.99:
+                    best, cost = replace(best, sub_log=sub_log, period=period), trial
+        trial = packer.planes(best.fit, is_near=best.is_near) + fit_bits
+        if trial < cost * 0.98:
+            best, cost = replace(best, coder=Coder.PLANES), trial
+    if tensor.base is None or cost > 0.5 * 8 * kind.size * sampled:
+        for coder, sub_log in ((Coder.KEYED, 6), (Coder.KEYED, 8), (Coder.PLAIN, 0), (Coder.PLANES, 0)):
+            trial = packer.without_base(coder, sub_log)
+            if trial < cost:
+                best, cost = Plan(Predictor.NONE, None, coder, sub_log, False, "none"), trial
+    return best
+
+
+class _Sampler:
+    """What plans cost on the sample, in bits."""
+
+    def __init__(self, tensor: Tensor, pieces: list[slice], goal: Signed, effort: Effort) -> None:
+        self.tensor, self.pieces, self.goal, self.effort = tensor, pieces, goal, effort
+
+    def prediction(self, fit: Fit | None, *, is_near: bool) -> Prediction:
+        tensor = self.tensor
+        assert tensor.base is not None
+        parts = [
+            predict_block(tensor.base[piece], tensor.kind, fit, piece.start, is_near=is_near) for piece in self.pieces
+        ]
+        bits = np.concatenate([part.bits for part in parts])
+        if not is_near:
+            return Prediction(bits, None, None)
+        nearness = np.concatenate([part.nearness for part in parts if part.nearness is not None])
+        above = np.concatenate([part.is_above for part in parts if part.is_above is not None])
+        return Prediction(bits, nearness, above)
+
+    def keyed(self, fit: Fit | None, sub_log: int, *, is_near: bool, period: Period | None = None) -> float:
+        prediction = self.prediction(fit, is_near=is_near)
+        residual = residual_of(self.goal, prediction, self.tensor.kind)
+        tables, parts = write_keyed(residual, prediction, self.tensor.kind, sub_log, self.effort, period)
+        # A period's table does not grow with the block, unlike the classes of sub-blocks.
+        block = min(block_elements(self.tensor.kind.name), self.tensor.count)
+        share = len(self.goal) / block if period is not None and sub_log == ONE_CLASS else 1.0
+        return 8.0 * (len(tables) * share + len(parts))
+
+    def planes(self, fit: Fit | None, *, is_near: bool) -> float:
+        residual = residual_of(self.goal, self.prediction(fit, is_near=is_near), self.tensor.kind)
+        return 8.0 * len(write_planes(zigzag(residual), self.effort))
+
+    def without_base(self, coder: Coder, sub_log: int) -> float:
+        kind = self.tensor.kind
+        if coder is Coder.KEYED:
+            return 8.0 * sum(map(len, write_keyed(self.goal, None, kind, sub_log, self.effort)))
+        if coder is Coder.PLAIN:
+            return 8.0 * len(write_part(self.goal, self.effort))
+        bits = np.concatenate([self.tensor.target[piece] for piece in self.pieces])
+        return 8.0 * len(write_planes(bits, self.effort))
+
+
+def predict_block(base: Bits, kind: ElementType, fit: Fit | None, first: int, *, is_near: bool) -> Prediction:
+    if fit is None:
+        return Prediction(base, None, None)
+    return parameter_prediction(base, kind, _in_force(fit), first, is_near=is_near)
+
+
+def _in_force(fit: Fit) -> Parameters:
+    parameters = Parameters(1 << 40)
+    parameters.gain, parameters.left, parameters.right = fit.gain, fit.left, fit.right
+    return parameters
+
+
+def _fits(tensor: Tensor, packer: _Sampler, cost: float) -> Iterator[Fit]:
+    """Proposals, the later ones built on the best of the earlier ones."""
+    assert tensor.base is not None
+    base, target = values_of(tensor.base, tensor.kind), values_of(tensor.target, tensor.kind)
+    if base is None or target is None or (len(tensor.job.segments) > 1 and not tensor.job.shape):
+        return
+    sampled, count = len(packer.goal), tensor.count
+    best_gain: Fit | None = None
+    for fit in gains(base, target, tensor.job.shape):
+        trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
+        if trial < cost * 0.99:
+            best_gain, cost = fit, trial
+    if best_gain is not None:
+        refit = robust(best_gain, base, target)
+        if refit is not None:
+            trial = packer.keyed(refit, 8, is_near=False) + refit.cost_bits * sampled / count
+            best_gain = refit if trial < cost else best_gain
+        yield best_gain
+    rows = matrix_rows(tensor.job.shape, count)
+    if not rows or count < MIN_ELEMENTS:
+        return
+    difference = target - (base if best_gain is None else _gained(base, best_gain))
+    variance = rounding_variance(tensor.target, tensor.kind)
+    if tensor.kind.size < 4 or not tensor.kind.is_float:
+        variance = variance + rounding_variance(tensor.base, tensor.kind)
+    floor = float(variance.mean())
+    found = spectrum(difference, rows)
+    if found is None:
+        return
+    proposals = list(low_rank(found, floor))
+    if tensor.kind.is_float:
+        proposals += exact_low_rank(found, variance)
+    for fit in proposals:
+        if is_usable(fit):
+            yield _with_gain(fit, best_gain)
+
+
+def _gained(base: Doubles, fit: Fit) -> Doubles:
+    assert fit.gain is not None
+    factors = fit.gain.factors
+    out: Doubles = (base.reshape(-1, len(factors), fit.gain.inner) * factors[None, :, None]).reshape(-1)
+    return out
+
+
+def _with_gain(fit: Fit, gain: Fit | None) -> Fit:
+    if gain is None:
+        return fit
+    return replace(fit, gain=gain.gain, name=f"{gain.name}, {fit.name}", cost_bits=fit.cost_bits + gain.cost_bits)
