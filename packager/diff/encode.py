@@ -63,10 +63,10 @@ def make_patch(
         effort = Effort(with_pcodec=codec != "planes", with_fits=codec != "unfitted")
         used = codec if codec in ("bsdiff4", "zstd") else "typed"
         spool = _spooled(stack, used, base, target, effort, executor, progress)
-        if codec == "auto" and not is_surely_smaller(spool.size, base, target):
+        if codec == "auto" and not (spool.is_allowed() and is_surely_smaller(spool.size, base, target)):
             for other in _generic(base, target):
                 trial = _spooled(stack, other, base, target, effort, executor, None)
-                if trial.size < spool.size:
+                if trial.size < spool.size or not spool.is_allowed():
                     used, spool = other, trial
         return _finish(spool, used, None if used == "zstd" else base, target, out)
 

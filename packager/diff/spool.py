@@ -1,9 +1,9 @@
 """Frames on their way into a patch, and what they ask of the decoder."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import IO
 
-from bundle.patch.limits import Announced
+from bundle.patch.limits import DEFAULT, Announced
 from packager.diff.report import PatchRow
 
 
@@ -50,6 +50,11 @@ class Spool:
         self.parameter_bytes = max(self.parameter_bytes, parameter_bytes)
         self.block_elements = max(self.block_elements, block_elements)
         self.window_log = max(self.window_log, window_log)
+
+    def is_allowed(self) -> bool:
+        """Would a decoder with the default limits take it?"""
+        announced = self.announced()
+        return all(getattr(announced, limit.name) <= getattr(DEFAULT, limit.name) for limit in fields(announced))
 
     def announced(self) -> Announced:
         """For the header."""
