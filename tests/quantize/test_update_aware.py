@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnxruntime import quantization as foreign
 
 from packager.errors import UpdateDoesNotFit
 from packager.inputs import Samples, random_samples
@@ -148,3 +149,28 @@ def test_frequent_changes_are_cheaper_than_rare_ones() -> None:
     bits = prices(np.array([0] * 90 + [1] * 9 + [2]))
     middle = len(bits) // 2
     assert bits[middle] < bits[middle + 1] < bits[middle + 2] < bits[middle + 5]
+
+
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+def test_base_that_onnxruntime_quantized_is_updated_too(how: str, tmp_path: Path) -> None:
+    model = models.text_encoder(width=128)
+    old, base = models.save(model, tmp_path / "old.onnx"), tmp_path / "base.onnx"
+    new = models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    samples = random_samples(old, 64)
+
+    class Reader(foreign.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types
+        def __init__(self) -> None:
+            self.left = iter(samples)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.left, None)
+
+    if how == "static":
+        foreign.quantize_static(old, base, Reader(), per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    else:
+        foreign.quantize_dynamic(old, base, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"])
+    report = update(new, base, tmp_path / "out.onnx", *samples.halves(), max_over_ordinary=2.0)
+    assert report.means == "joint", report.reason
+    assert report.gate.relative_rms is not None
+    assert report.stale.relative_rms is not None
+    assert report.gate.relative_rms < 2.5 * (report.ordinary.relative_rms or 0.0)

@@ -24,6 +24,7 @@ from packager.quantize.update.nbits import unpack
 Kind = Literal["matrix", "transposed", "conv", "table", "recurrent", "nbits", "other"]
 
 SUFFIX: Final = re.compile(r"^(?P<name>.*?)_(?:quantized|Q4)(?:_\d+)?$")
+SYMMETRIC_ZERO: Final = 128
 EIGHT_BITS: Final = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 
 
@@ -71,6 +72,12 @@ class QuantizedWeight:
         """float64, shaped to broadcast over `base_levels`."""
         if self.zero is None:
             return np.asarray(8.0 if self.kind == "nbits" else 0.0)
+        if self.kind == "nbits":
+            # two to a byte, one a block, as the levels are
+            channels, inputs = self.float_values().shape
+            block = next(int(a.i) for a in self.node.attribute if a.name == "block_size")
+            zeros = unpack(array_of(self.zero).reshape(channels, -1), -(-inputs // block))
+            return np.repeat(zeros.astype(np.float64), block, axis=1)[:, :inputs]
         return self._spread(array_of(self.zero).astype(np.float64))
 
     def limits(self) -> tuple[int, int]:
@@ -79,7 +86,8 @@ class QuantizedWeight:
             return 0, 15
         base = self.base_levels()
         if self.levels.data_type == onnx.TensorProto.UINT8:
-            return 1, 255
+            is_symmetric = bool((np.asarray(self.zeros()) == SYMMETRIC_ZERO).all())
+            return (1, 255) if is_symmetric else (0, 255)
         largest = int(np.abs(base).max(initial=0))
         return (-63, 63) if largest <= 63 else (-127, 127)
 
@@ -130,6 +138,8 @@ def _weight(
     if reader is None:
         return None
     holder, node, index = reader
+    # onnxruntime's quantizer turns Gemm into MatMul and names the weight so
+    name = name if name in other.initializers else name.removesuffix("_Transposed")
     counterpart = other.initializers.get(name)
     if counterpart is None:
         raise UpdateDoesNotFit(f"weight {name!r} of the base is not in the new model")
@@ -148,7 +158,7 @@ def _weight(
                 return None
             holder, node, index = consumer
         case "MatMulInteger" | "ConvInteger":
-            scale, zero = f"{name}_scale", node.input[3] if len(node.input) > 3 else ""
+            zero = node.input[3] if len(node.input) > 3 else ""
             scale = tensor.name.replace("_quantized", "_scale")
             axis = 0 if node.op_type == "ConvInteger" else 1
         case "Gather":
@@ -158,7 +168,7 @@ def _weight(
             scale, zero = behind[1].input[1], behind[1].input[2] if len(behind[1].input) > 2 else ""
             axis = len(tensor.dims) - 1
         case "MatMulNBits":
-            scale, zero = node.input[2], ""
+            scale, zero = node.input[2], node.input[3] if len(node.input) > 3 else ""
         case _:
             return None
     if scale not in scope.initializers:
