@@ -25,6 +25,7 @@ bench: $(VENV)/.installed-dev
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.torture
+	$(BIN)/python -m tests.torture.fuzz_patch --runs 200000
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 (Debian: apt install python3 python3-venv) or say PYTHON=/path/to/python3"; exit 1; }
