@@ -19,6 +19,7 @@ from tests.torture.children import child_killed
 from tests.torture.rows import LOG_FLUSH, NO_LOG_FLUSH, Row
 from tests.torture.site import make_site
 from tests.torture.swaps import swapped_behind_the_front, swapped_in_process
+from tests.torture.trust_cache import damaged_cache
 
 ROOT: Final = Path(__file__).parents[2]
 RESULT: Final = ROOT / "build" / "torture.json"
@@ -36,6 +37,7 @@ ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
     "power-cut": lambda site, limit: rows.power_cut(site, limit, NO_LOG_FLUSH),
     "full-disk": lambda site, limit: rows.full_disk(site, limit),
     "bit-rot": lambda site, limit: rows.bit_rot(site, limit),
+    "trust-cache": lambda _site, limit: damaged_cache(limit),
     "swap-worker": lambda _site, limit: swapped_behind_the_front(limit),
     "swap-inproc": lambda _site, limit: swapped_in_process(limit),
     "fuzz-patch": lambda _site, limit: rows.fuzzed_patches(limit),
