@@ -93,6 +93,9 @@ def test_external_data_with_another_kind_of_name_is_refused(model: Path, tmp_pat
             if entry.key == "location":
                 entry.value = name
     model.write_bytes(proto.SerializeToString())
+    if not Path(name).is_absolute():
+        (model.parent / "a").mkdir()
+        (model.parent / name).write_bytes((model.parent / "net.bin").read_bytes())
     with pytest.raises(BundleNameInvalid) as caught:
         build(model, tmp_path / "out")
     assert name in caught.value.message

@@ -33,6 +33,7 @@ class Faulty:
 
     def __init__(self, real: Repository, number: int, *, is_done_first: bool) -> None:
         self._real, self._left, self._is_done_first = real, number, is_done_first
+        self.failed = ""
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._real, name)
@@ -43,6 +44,7 @@ class Faulty:
             self._left -= 1
             if self._left:
                 return found(*arguments)
+            self.failed = name
             if self._is_done_first:
                 found(*arguments)
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -73,7 +75,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
         try:
             report = run_release(plan, faulty, signers)
         except OSError:
-            if is_done_first and number == len(WRITES):
+            if is_done_first and faulty.failed == "publish":
                 break  # it was published before the fault: a release of that version is out
             assert everything_in(repository.published / "metadata") == before
             assert repository.is_staging_empty
@@ -81,7 +83,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
         else:
             assert report.is_published
             break
-    assert number == len(WRITES) + (not is_done_first)
+    assert number >= len(WRITES)
     released = repository.manifest("kws", "1.0.0")
     assert released is not None
     assert repository.releases("kws") == (released,)
