@@ -106,7 +106,7 @@ def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
             lambda: program(["xdelta3", "-9", "-f", "-e", "-B", window, "-s", str(base), str(target), str(patch)]),
             lambda: program(["xdelta3", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)]),
         )
-    import xdelta3  # type: ignore[import-not-found] # optional, no stubs
+    import xdelta3  # optional
 
     def encode() -> None:
         patch.write_bytes(xdelta3.encode(base.read_bytes(), target.read_bytes(), xdelta3.Flags.COMPLEVEL_9))
@@ -152,7 +152,7 @@ def hdiffpatch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
 
 
 def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
-    import detools  # type: ignore[import-not-found] # optional, no stubs
+    import detools  # optional
 
     def encode() -> None:
         with base.open("rb") as old, target.open("rb") as new, patch.open("wb") as made:
