@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from bundle.files import BundleDigest
+from device_agent.agent import Agent
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
@@ -17,7 +18,7 @@ from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
 from device_agent.store import Store
-from device_agent.update import Agent, run_update
+from device_agent.update import run_update
 
 Progress = Callable[[int, int], None]
 

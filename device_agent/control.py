@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +23,22 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # for the request to arrive; the answer takes as long as it takes
+COMMANDS: Final = ("update", "rollback", "pause", "resume", "forgive", "stop")  # that wait for the main thread
 SOCKET_PATH_BYTES: Final = 107  # sun_path
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Word:
+    """What reaches the main thread: a command with somebody who waits, or a generation that died."""
+
+    command: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    generation: int = 0
+    answered: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Any] | None = None
+    error: AirweightsError | None = None
 
 
 class ControlServer:

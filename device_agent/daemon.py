@@ -5,14 +5,17 @@ It is a program of its own because it stays: nothing that only a command line ne
 
 import json
 import logging
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.config import load_config
-from device_agent.supervisor import run_daemon
+from device_agent.config import Config, load_config
+from device_agent.device import DeviceDirectory
+from device_agent.supervisor import Supervisor
 
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -33,6 +36,17 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iterable[int] = ()) -> None:
+    """Serve until one of the signals `stops`. Raises AirweightsError."""
+    device = DeviceDirectory(config.directory)
+    device.check_initialised()
+    with device.locked():
+        supervisor = Supervisor(config, device, announce)
+        for number in stops or (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        supervisor.run()
 
 
 def main(arguments: list[str]) -> int:

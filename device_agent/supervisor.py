@@ -16,19 +16,18 @@ import gc
 import logging
 import os
 import queue
-import random
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
+from device_agent.agent import Agent, collect, with_damaged
 from device_agent.attempt import Outcome
 from device_agent.config import Config
-from device_agent.control import ControlServer
+from device_agent.control import COMMANDS, ControlServer, Word
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
 from device_agent.errors import (
@@ -41,6 +40,7 @@ from device_agent.facts import device_facts, runtime_version
 from device_agent.holdings import Holding
 from device_agent.journal import Journal
 from device_agent.notify import Notifier
+from device_agent.polling import pause_s
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
@@ -48,29 +48,13 @@ from device_agent.serving import Served, Serving, when_ended
 from device_agent.status import status_of
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
-from device_agent.update import Agent, collect, run_armed, run_update, with_damaged
+from device_agent.update import run_armed, run_update
 
 logger = logging.getLogger(__name__)
 
-JITTER: Final = 0.2
-FIRST_RETRY_S: Final = 15.0
-MAX_RETRY_FACTOR: Final = 4  # of the poll interval
 RESTART_PAUSE_S: Final = 1.0
 MAX_RESTARTS: Final = 5  # in a row, of a model process that dies soon after its start
 STEADY_S: Final = 60.0
-COMMANDS: Final = ("update", "rollback", "pause", "resume", "forgive", "stop")
-
-
-@dataclass(slots=True)
-class _Word:
-    """What reaches the main thread: a command with somebody who waits, or a generation that died."""
-
-    command: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    generation: int = 0
-    answered: threading.Event = field(default_factory=threading.Event)
-    answer: dict[str, Any] | None = None
-    error: AirweightsError | None = None
 
 
 class Supervisor:
@@ -84,8 +68,8 @@ class Supervisor:
 
     def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
         self._config, self._device, self._announce = config, device, announce
-        self._words: queue.SimpleQueue[_Word] = queue.SimpleQueue()
-        self._deferred: list[_Word] = []
+        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
+        self._deferred: list[Word] = []
         self._identity = device.public_identity()
         self._store = Store(device.root)
         self._journal = open_journal(device, self._store, lambda: Errands(config, device, self._store))
@@ -96,7 +80,7 @@ class Supervisor:
         self._notifier = Notifier()
         self._switchboard = Switchboard(config)
         self._watch_front()
-        self._serving = Serving(self._switchboard, lambda number: self._words.put(_Word("died", generation=number)))
+        self._serving = Serving(self._switchboard, lambda number: self._words.put(Word("died", generation=number)))
         self._agent = Agent(
             config=config,
             device=device,
@@ -135,7 +119,7 @@ class Supervisor:
                     self._obey(word)
                 self._stock()
                 if word is None or word.command == "update":
-                    next_poll = time.monotonic() + self._pause_s()
+                    next_poll = time.monotonic() + pause_s(self._config.update.poll_interval_s, self._failures)
         finally:
             self._stopping = True
             self._notifier.end()
@@ -147,7 +131,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """Ask the main thread to end; from any thread or a signal handler."""
-        self._words.put(_Word("stop"))
+        self._words.put(Word("stop"))
         # in a thread: a signal handler may have come in the middle of a call to just these children
         threading.Thread(target=self._errands.interrupt, name="stop", daemon=True).start()
 
@@ -163,7 +147,7 @@ class Supervisor:
         if word.command == "stop":
             self._stopping = True
         else:
-            self._deferred.append(_Word("told", fields={"rollback": word}))
+            self._deferred.append(Word("told", fields={"rollback": word}))
         return word.command
 
     # the loop
@@ -175,7 +159,7 @@ class Supervisor:
         for word in words:
             word.answered.set()
 
-    def _next(self, next_poll: float) -> _Word | None:
+    def _next(self, next_poll: float) -> Word | None:
         if self._deferred:
             return self._deferred.pop(0)
         release_memory()
@@ -187,7 +171,7 @@ class Supervisor:
         except queue.Empty:
             return None
 
-    def _obey(self, word: _Word) -> None:
+    def _obey(self, word: Word) -> None:
         try:
             match word.command:
                 case "stop":
@@ -302,7 +286,7 @@ class Supervisor:
 
     def _watch_front(self) -> None:
         pidfd = os.dup(self._switchboard.front.fileno())
-        when_ended(pidfd, lambda: self._words.put(_Word("front-died")))
+        when_ended(pidfd, lambda: self._words.put(Word("front-died")))
 
     def _revive_front(self) -> None:
         if self._stopping:
@@ -353,7 +337,7 @@ class Supervisor:
             return {"history": [row.summary() for row in self._reader(lambda journal: journal.history())]}
         if command not in COMMANDS:
             raise Bug(f"unknown command {command!r}")
-        word = _Word(str(command), fields=request)
+        word = Word(str(command), fields=request)
         self._words.put(word)
         word.answered.wait()
         if word.error is not None:
@@ -411,27 +395,9 @@ class Supervisor:
             logger.error("%s", error.message)
             return False
 
-    def _pause_s(self) -> float:
-        interval = self._config.update.poll_interval_s
-        if not self._failures:
-            return random.uniform(1 - JITTER, 1 + JITTER) * interval  # noqa: S311  # jitter, not a secret
-        ceiling = min(FIRST_RETRY_S * float(1 << min(self._failures - 1, 20)), float(MAX_RETRY_FACTOR * interval))
-        return random.uniform(0.5, 1.0) * ceiling  # noqa: S311
-
 
 def release_memory() -> None:
     """Give back to the system what an update took: this process then sleeps for an hour."""
     gc.collect()
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iterable[int] = ()) -> None:
-    """Serve until one of the signals `stops`. Raises AirweightsError."""
-    device = DeviceDirectory(config.directory)
-    device.check_initialised()
-    with device.locked():
-        supervisor = Supervisor(config, device, announce)
-        for number in stops or (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: supervisor.stop())
-        supervisor.run()

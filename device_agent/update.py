@@ -2,9 +2,7 @@
 
 Rules:
 1. Intent is recorded before acting: the journal's state says what is under way, and every step can run twice.
-2. How an error ends an attempt depends on the state that it happened in, and on its kind: ON_ERROR. Bytes that nothing
-   signed (envelopes, a mirror's blob) are refused without blaming the release; what is wrong with signed bytes, or with
-   the model, puts the bundle into quarantine.
+2. How an error ends an attempt depends on the state that it happened in, and on its kind: device_agent.endings.
 3. A blob whose patch turns out bad, or whose base is damaged, does not end the attempt while another path is there.
 4. The rollout is checked again right before the swap.
 5. Without a daemon nothing is served: the candidate is probed and armed for the next start.
@@ -14,16 +12,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 
 from bundle.acceptance import VerifiedRelease, eligible
 from bundle.canonical import JSON
-from bundle.errors import AirweightsError, Bug, Invalid, PatchRefused, Refused, Unavailable, Unfit
+from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
+from device_agent.agent import Agent, collect, with_damaged, without_damaged
 from device_agent.attempt import Attempt, Ended, Outcome, Verdict
-from device_agent.config import Config
-from device_agent.device import DeviceDirectory, PublicIdentity
+from device_agent.endings import ending_of
 from device_agent.errands import Errands
 from device_agent.errors import (
     ChildDied,
@@ -33,106 +31,21 @@ from device_agent.errors import (
     PatcherDiedUnfit,
     ProbationInconclusiveUnfit,
     ProbationUnfit,
-    ProbeInconclusiveUnfit,
     QuarantinedRefused,
     StoppedUnavailable,
     StoreDamagedRefused,
     system_error,
 )
-from device_agent.holdings import Holding, Remembered
-from device_agent.journal import Journal
+from device_agent.holdings import Holding
 from device_agent.machine import MAX_KILLS, Event, State
 from device_agent.planner import DeviceFacts, Edge, Plan, Policy, choose_variant, edges_of, plan_update
 from device_agent.probation import Judgement, Limits, Observed, judge
-from device_agent.prober import Prober
 from device_agent.serving import Served, Serving
-from device_agent.store import Store
 
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S: Final = 0.25  # of the front's counters during probation; asking costs the front about 0.1 ms
 REPLANS: Final = 4
-KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How an error ends an attempt."""
-
-    event: Event
-    outcome: Outcome
-    quarantines: bool = False
-
-
-_REFUSED: Final = End(Event.GIVEN_UP, Outcome.REFUSED)
-_UNAVAILABLE: Final = End(Event.GIVEN_UP, Outcome.UNAVAILABLE)
-_BLAMED: Final = End(Event.UNHEALTHY, Outcome.REFUSED, quarantines=True)
-_UNFIT: Final = End(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
-_BACK: Final = End(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
-
-ON_ERROR: Final[dict[tuple[State, type[AirweightsError]], End]] = {
-    **{(state, Invalid): _UNAVAILABLE for state in (State.CHECKING, State.FETCHING, State.PATCHING, State.PROBING)},
-    (State.SWAPPING, Invalid): _UNAVAILABLE,
-    (State.CHECKING, Refused): _REFUSED,
-    (State.CHECKING, Unavailable): _UNAVAILABLE,
-    (State.FETCHING, Refused): _REFUSED,
-    (State.FETCHING, Unavailable): _UNAVAILABLE,
-    (State.PATCHING, Refused): _BLAMED,
-    (State.PATCHING, Unavailable): _UNAVAILABLE,
-    (State.PATCHING, Unfit): _UNFIT,
-    (State.PROBING, Refused): _REFUSED,
-    (State.PROBING, Unavailable): _UNAVAILABLE,
-    (State.PROBING, Unfit): _UNFIT,
-    (State.PROBING, ProbeInconclusiveUnfit): End(Event.GIVEN_UP, Outcome.INCONCLUSIVE),
-    (State.SWAPPING, Refused): _REFUSED,
-    (State.SWAPPING, Unavailable): _UNAVAILABLE,
-    (State.SWAPPING, Unfit): _BACK,
-    (State.PROBATION, Unfit): _BACK,
-    (State.PROBATION, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
-    (State.PROBATION, OperatorUnfit): End(Event.OPERATOR, Outcome.ROLLED_BACK, quarantines=True),
-    (State.PROBATION, Unavailable): End(Event.GIVEN_UP, Outcome.INTERRUPTED),
-}
-
-
-class Signals(Protocol):
-    """What can reach an update from outside."""
-
-    def wait(self, timeout_s: float) -> str | None:
-        """Sleep, or return earlier with "rollback" or "stop"."""
-        ...
-
-
-class NoSignals:
-    """Of an update without a daemon: nothing reaches it."""
-
-    def wait(self, timeout_s: float) -> str | None:
-        """Sleep."""
-        time.sleep(timeout_s)
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """What an update works with.
-
-    Attributes:
-        facts: of the device, as it is now.
-        errands: a fresh set of children.
-        serving: None without a daemon.
-        progress: told (phase, done, total).
-    """
-
-    config: Config
-    device: DeviceDirectory
-    identity: PublicIdentity
-    store: Store
-    journal: Journal
-    prober: Prober
-    facts: Callable[[], DeviceFacts]
-    errands: Callable[[], Errands]
-    serving: Serving | None = None
-    signals: Signals = field(default_factory=NoSignals)
-    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
 
 
 def run_update(agent: Agent, trigger: str) -> Ended:
@@ -417,13 +330,9 @@ class _Update:
 
     def _end(self, error: AirweightsError) -> Ended:
         state = self._journal.state
-        end = next((ON_ERROR[state, kind] for kind in type(error).__mro__ if (state, kind) in ON_ERROR), None)
-        if end is None:
-            raise Bug(f"{error.reason!r} in state {state.value!r}: {error.message}") from error
+        end = ending_of(state, error)
         if end.outcome is Outcome.ROLLED_BACK and self._candidate is None:
             end = replace(end, outcome=Outcome.UNFIT)  # it never served
-        if isinstance(error, NotEligibleUnavailable):
-            end = End(Event.GIVEN_UP, Outcome.WAITING)
         if end.event is Event.GIVEN_UP and state is not State.PROBATION:
             self._abandon()
             return self._journal.end(self._attempt, end.event, end.outcome, error.reason, error.message)
@@ -470,34 +379,3 @@ def observe(serving: Serving, served: Served) -> Observed:
     """What was seen of a generation; its process's end counts even before the front has noticed."""
     seen = serving.observe(served)
     return seen if served.process.alive() else replace(seen, crashes=max(1, seen.crashes))
-
-
-def collect(agent: Agent) -> None:
-    """Remove what no pointer names; a failure to remove is no failure of the update."""
-    try:
-        _collect(agent)
-    except (OSError, JournalUnavailable) as error:
-        logger.warning("the store could not be cleaned: %s", error)
-
-
-def _collect(agent: Agent) -> None:
-    pointers, journal = agent.journal.pointers, agent.journal
-    newest = sorted(journal.holdings(), key=lambda holding: (holding.counter_epoch, holding.counter))[-KNOWN_RELEASES:]
-    journal.forget(pointers.all() | {holding.digest for holding in newest})
-    candidate = journal.holding(pointers.candidate)
-    blobs: set[str] = set()
-    if candidate is not None:
-        blobs = {edge.entry.blob for edge in edges_of(candidate.parsed()[0], candidate.counter_epoch)}
-    gone = agent.store.collect(pointers.all(), blobs)
-    if gone:
-        logger.info("collected", extra={"files": len(gone)})
-
-
-def with_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
-    """Remember that a sealed bundle does not open."""
-    return lambda before: replace(before, damaged=tuple(dict.fromkeys((*before.damaged, digest))))
-
-
-def without_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
-    """A sealed bundle was made anew."""
-    return lambda before: replace(before, damaged=tuple(d for d in before.damaged if d != digest))

@@ -17,6 +17,7 @@ import onnx
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
+from device_agent.agent import Agent
 from device_agent.attempt import Ended
 from device_agent.config import Config, ProbationSettings, ServeSettings, UpdateSettings, render_config
 from device_agent.control import ask
@@ -29,7 +30,7 @@ from device_agent.journal import Journal
 from device_agent.prober import Prober
 from device_agent.recovery import recover
 from device_agent.store import Store
-from device_agent.update import Agent, run_update
+from device_agent.update import run_update
 from keys.signers import signers_from
 from packager.release import parse_release_file, run_release
 from packager.repository.devices import admit_device

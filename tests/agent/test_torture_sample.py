@@ -10,6 +10,7 @@ from tests.torture.__main__ import ROWS
 from tests.torture.cases import Site
 from tests.torture.site import make_site
 
+FEW = 5  # of a row that has no number of its own here
 SAMPLE = {
     "killed-commit": 16,
     "killed-rollback": 10,
@@ -31,13 +32,9 @@ def torture_site() -> Iterator[Site]:
         yield make_site(Path(name) / "made", Path(name) / "scratch")
 
 
-def test_every_row_has_its_sample() -> None:
-    assert set(SAMPLE) == set(ROWS)
-
-
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", ROWS)
 def test_no_point_of_the_sample_ends_badly(name: str, torture_site: Site) -> None:
-    row = ROWS[name](torture_site, SAMPLE[name])
+    row = ROWS[name](torture_site, SAMPLE.get(name, FEW))
     if row.skipped:
         pytest.skip(row.skipped)
     assert row.bad == []

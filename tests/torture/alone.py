@@ -12,6 +12,7 @@ from typing import Any
 
 from bundle.manifest import Variant
 from device_agent import fetcher, patcher, verifier
+from device_agent.agent import Agent, collect
 from device_agent.attempt import Ended
 from device_agent.config import load_config
 from device_agent.device import DeviceDirectory
@@ -26,7 +27,7 @@ from device_agent.recovery import open_journal, recover
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving import Process, Serving
 from device_agent.store import Store
-from device_agent.update import Agent, collect, run_armed, run_update
+from device_agent.update import run_armed, run_update
 
 Ask = Callable[[Message], tuple[dict[str, Any], Sequence[int]]]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
+from device_agent.agent import Agent
 from device_agent.config import load_config
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
 from device_agent.facts import device_facts, runtime_version
 from device_agent.recovery import open_journal, recover
 from device_agent.store import Store
-from device_agent.update import Agent, run_update
+from device_agent.update import run_update
 from tests.torture.alone import NoProber
 from tests.torture.cases import Site, look, spread
 from tests.torture.rows import Row, inject, without_strace

@@ -1,0 +1,95 @@
+"""What an update works with, and what it leaves behind."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from bundle.files import BundleDigest
+from device_agent.config import Config
+from device_agent.device import DeviceDirectory, PublicIdentity
+from device_agent.errands import Errands
+from device_agent.errors import JournalUnavailable
+from device_agent.holdings import Remembered
+from device_agent.journal import Journal
+from device_agent.planner import DeviceFacts, edges_of
+from device_agent.prober import Prober
+from device_agent.serving import Serving
+from device_agent.store import Store
+
+logger = logging.getLogger(__name__)
+
+KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
+
+
+class Signals(Protocol):
+    """What can reach an update from outside."""
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Sleep, or return earlier with "rollback" or "stop"."""
+        ...
+
+
+class NoSignals:
+    """Of an update without a daemon: nothing reaches it."""
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Sleep."""
+        time.sleep(timeout_s)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What an update works with.
+
+    Attributes:
+        facts: of the device, as it is now.
+        errands: a fresh set of children.
+        serving: None without a daemon.
+        progress: told (phase, done, total).
+    """
+
+    config: Config
+    device: DeviceDirectory
+    identity: PublicIdentity
+    store: Store
+    journal: Journal
+    prober: Prober
+    facts: Callable[[], DeviceFacts]
+    errands: Callable[[], Errands]
+    serving: Serving | None = None
+    signals: Signals = field(default_factory=NoSignals)
+    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+
+
+def collect(agent: Agent) -> None:
+    """Remove what no pointer names; a failure to remove is no failure of the update."""
+    try:
+        _collect(agent)
+    except (OSError, JournalUnavailable) as error:
+        logger.warning("the store could not be cleaned: %s", error)
+
+
+def _collect(agent: Agent) -> None:
+    pointers, journal = agent.journal.pointers, agent.journal
+    newest = sorted(journal.holdings(), key=lambda holding: (holding.counter_epoch, holding.counter))[-KNOWN_RELEASES:]
+    journal.forget(pointers.all() | {holding.digest for holding in newest})
+    candidate = journal.holding(pointers.candidate)
+    blobs: set[str] = set()
+    if candidate is not None:
+        blobs = {edge.entry.blob for edge in edges_of(candidate.parsed()[0], candidate.counter_epoch)}
+    gone = agent.store.collect(pointers.all(), blobs)
+    if gone:
+        logger.info("collected", extra={"files": len(gone)})
+
+
+def with_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+    """Remember that a sealed bundle does not open."""
+    return lambda before: replace(before, damaged=tuple(dict.fromkeys((*before.damaged, digest))))
+
+
+def without_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+    """A sealed bundle was made anew."""
+    return lambda before: replace(before, damaged=tuple(d for d in before.damaged if d != digest))
