@@ -338,13 +338,14 @@ def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
 
 def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(bench: Bench, tmp_path: Path) -> None:
     body = WHOLE.replace("[variants.fp32]\n", "")
+    rng = np.random.default_rng(3)
+    np.savez(bench.folder / "inputs.npz", x=rng.standard_normal((256, 1, 64)).astype(np.float32))
     bench.release("1.0.0", body)
     tuned = models.mlp()
-    rng = np.random.default_rng(3)
     for tensor in tuned.graph.initializer:
         weights = numpy_helper.to_array(tensor)
         if weights.ndim == 2:
-            moved = weights + 0.001 * weights.std() * rng.standard_normal(weights.shape)
+            moved = weights + 0.002 * weights.std() * rng.standard_normal(weights.shape)
             tensor.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), tensor.name))
     report = bench.release("1.1.0", body, model=tuned)
     assert report.variants["int8"]["update"] is not None
