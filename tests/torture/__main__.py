@@ -60,6 +60,10 @@ def main() -> int:
                 done.append(row.as_json())
                 print(line(done[-1]), flush=True)
                 _write(done, with_page=arguments.write_docs)
+    kills = sum(row["points"] for row in done if row["class"].startswith("killed at"))
+    if not arguments.limit and not arguments.only and 0 < kills < MIN_KILLS:
+        print(f"only {kills} kills were injected, {MIN_KILLS} are the least that proves anything", file=sys.stderr)
+        return 1
     return 1 if any(row["bad_end_states"] for row in done) else 0
 
 
