@@ -93,7 +93,10 @@ def walk(words: str, command: click.Command) -> Iterator[tuple[str, click.Comman
 
 
 def _context(words: str, command: click.Command) -> click.Context:
-    return click.Context(command, info_name=words, terminal_width=WIDTH, max_content_width=WIDTH)
+    names = ["-h", "--help"]  # a command keeps the names that it was first used with
+    return click.Context(
+        command, info_name=words, terminal_width=WIDTH, max_content_width=WIDTH, help_option_names=names
+    )
 
 
 PAGES: Final = {"exit-codes.md": exit_codes_page, "cli.md": command_line_page}
