@@ -59,7 +59,7 @@ def main() -> int:
                 row = rows.measured(lambda make=make: make(site, arguments.limit))  # type: ignore[misc]  # bound now
                 done.append(row.as_json())
                 print(line(done[-1]), flush=True)
-                _write(done, with_page=arguments.write_docs)
+                _write(done, arguments.limit, with_page=arguments.write_docs)
     kills = sum(row["points"] for row in done if row["class"].startswith("killed at"))
     if not arguments.limit and not arguments.only and 0 < kills < MIN_KILLS:
         print(f"only {kills} kills were injected, {MIN_KILLS} are the least that proves anything", file=sys.stderr)
@@ -74,7 +74,7 @@ def line(row: dict[str, Any]) -> str:
     return f"{row['class']:<78} {row['points']:>6} points {row['bad_end_states']:>4} bad {row['seconds']:>8} s"
 
 
-def page(done: list[dict[str, Any]]) -> str:
+def page(done: list[dict[str, Any]], limit: int | None) -> str:
     """docs/torture.md."""
     head = [
         "# What a device was put through",
@@ -82,6 +82,7 @@ def page(done: list[dict[str, Any]]) -> str:
         "Written by `python -m tests.torture --write-docs` from its own result. After each point an agent starts again",
         "on what is left: it must serve the old or the new release, whole; its trust memory must be valid; nothing may",
         "be left behind; and a further update must complete.",
+        f"At most {limit} points a row, spread evenly over all." if limit else "All points.",
         "",
         "| fault | points | bad end states | seconds |",
         "| --- | ---: | ---: | ---: |",
@@ -94,12 +95,12 @@ def page(done: list[dict[str, Any]]) -> str:
     return "\n".join([*head, *body, ""])
 
 
-def _write(done: list[dict[str, Any]], *, with_page: bool) -> None:
+def _write(done: list[dict[str, Any]], limit: int | None, *, with_page: bool) -> None:
     # after each row: an hour's run that is cut off has told what it found
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"rows": done}, indent=2, ensure_ascii=False) + "\n")
     if with_page:
-        PAGE.write_text(page(done))
+        PAGE.write_text(page(done, limit))
 
 
 def _scratch() -> str | None:
