@@ -139,7 +139,7 @@ def zstd_codec(base: Path | None, target: Path, patch: Path, out: Path) -> tuple
 
 
 def hdiffpatch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
-    import hdiffpatch  # type: ignore[import-not-found] # optional
+    import hdiffpatch  # optional
 
     def encode() -> None:
         packed = hdiffpatch.diff(base.read_bytes(), target.read_bytes(), hdiffpatch.COMPRESSION_ZSTD, validate=False)
