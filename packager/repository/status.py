@@ -1,6 +1,5 @@
 """What a repository's operator needs to know: keys, thresholds, expiries, what waits for whose signature."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Final
@@ -119,7 +118,7 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
     if document is None:
         wrong.append("it was never signed")
         return RoleStatus(
-            role, 0, "", -math.inf, True, keys.threshold, keys.classical, keys.post_quantum, 0, tuple(wrong), ""
+            role, 0, "", 0.0, True, keys.threshold, keys.classical, keys.post_quantum, 0, tuple(wrong), ""
         )
     state = verification(published, {}, role, document)
     if state.missing:
