@@ -17,19 +17,13 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
-from bundle.errors import AirweightsError, Bug, Unavailable
+from bundle.errors import AirweightsError, Bug, SystemUnavailable
 
 INTERRUPTED: Final = 130
 BAR_CHARACTERS: Final = 30
 REDRAW_S: Final = 0.1
 
 Progress = Callable[[int, int], None]
-
-
-class SystemUnavailable(Unavailable):
-    """The operating system refused: no space, no permission, no such file where one was promised."""
-
-    reason = "system"
 
 
 def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> None:

@@ -78,6 +78,18 @@ class Bug(AirweightsError):
 KINDS: tuple[type[AirweightsError], ...] = (Invalid, Refused, Unavailable, Unfit, Bug)
 
 
+class UsageInvalid(Invalid):
+    """An option or argument that the command does not take."""
+
+    reason = "usage"
+
+
+class SystemUnavailable(Unavailable):
+    """The operating system refused: no permission, an error of the medium, no such file where one was promised."""
+
+    reason = "system"
+
+
 class MalformedRefused(Refused):
     """A document that is not of its schema: unknown version, unknown or missing field, duplicate key, trailing byte."""
 

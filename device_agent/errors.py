@@ -29,7 +29,7 @@ AirweightsError
 │   ├── SlowUnavailable         too-slow-server         a transfer below the configured rate; what came is kept
 │   │   └── JournalDamaged      journal-damaged         its bytes are not as they were written; it is made anew
 │   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
-│   ├── DeviceUnavailable       system                  the operating system refuses: a full disk, an I/O error
+│   ├── SystemUnavailable       system                  the operating system refuses: a full disk, an I/O error
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
 │   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
 │   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
@@ -52,18 +52,14 @@ AirweightsError
 import errno
 
 from bundle.errors import Bug, FetchUnavailable, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import SystemUnavailable as SystemUnavailable
+from bundle.errors import UsageInvalid as UsageInvalid
 
 
 class ConfigInvalid(Invalid):
     """A setting is missing, unknown or out of its range."""
 
     reason = "config-invalid"
-
-
-class UsageInvalid(Invalid):
-    """An option or argument of the command line is wrong."""
-
-    reason = "usage"
 
 
 class IdentityInvalid(Invalid):
@@ -198,12 +194,6 @@ class StoppedUnavailable(Unavailable):
     reason = "stopped"
 
 
-class DeviceUnavailable(Unavailable):
-    """The operating system refuses: an error of the medium, a read-only file system."""
-
-    reason = "system"
-
-
 class JournalDamaged(JournalUnavailable):
     """The state database's bytes are not as they were written."""
 
@@ -305,4 +295,4 @@ def system_error(error: OSError) -> Unavailable:
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpaceUnavailable(f"{error.strerror}{place}", remedy="free space on the device")
-    return DeviceUnavailable(f"{error.strerror or error}{place}")
+    return SystemUnavailable(f"{error.strerror or error}{place}")

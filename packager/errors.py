@@ -52,6 +52,7 @@ AirweightsError
 """
 
 from bundle.errors import DigestMismatchRefused, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import UsageInvalid as UsageInvalid
 
 
 class ModelUnreadable(Invalid):
@@ -166,12 +167,6 @@ class DrillInvalid(Invalid):
     """A fire drill that is not known, or that the model offers no place for."""
 
     reason = "drill-invalid"
-
-
-class UsageInvalid(Invalid):
-    """An option or argument that the command does not take."""
-
-    reason = "usage"
 
 
 class ReleaseFileInvalid(Invalid):
