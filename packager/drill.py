@@ -3,8 +3,9 @@
 Rules:
 1. A drill changes the model of a built variant after gate and golden vectors; all before it is an ordinary release.
 2. It is recorded in the release's provenance (`drill`), which is signed: nobody can take it for an ordinary release.
-3. `damaged-weights` answers wrongly at once: the probe must refuse it. `live-nan` answers the golden inputs as before
-   and every other input with NaN (a failing kernel where no output is a float): only live requests can tell.
+3. `damaged-weights` answers wrongly at once: the probe must refuse it. Where weights do not matter to the golden
+   answers, the outputs are turned instead. `live-nan` answers the golden inputs as before and every other input with
+   NaN (a failing kernel where no output is a float): only live requests can tell.
 4. Graph surgery only: no switch in the agent knows of drills.
 """
 
@@ -17,8 +18,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from bundle.golden import GoldenSample
-from packager.errors import DrillInvalid
+from bundle.golden import GoldenSample, GoldenUnfit, check_answer
+from packager.errors import DrillInvalid, ModelDoesNotRun
+from packager.quantize.runs import run, session
 
 DRILLS: Final = ("damaged-weights", "live-nan")
 FIXED_POINT: Final = 65_536.0  # a power of two: scaling a float by it is exact
@@ -36,6 +38,8 @@ _NUMBERS: Final = (
     onnx.TensorProto.INT64,
     onnx.TensorProto.BOOL,
 )
+TURNED: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # what Sub takes on every runtime
+MAX_TOLERANCE_PPM: Final = 50_000  # of a release's golden vectors (packager.golden)
 MIN_OPSET: Final = 9  # NonZero and Where
 
 
@@ -60,8 +64,18 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
     locations = {entry.value for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"}
     proto = onnx.load(model)
     drills[kind](proto, golden)
+    _save(proto, model, locations)
+    if kind == "damaged-weights" and _answers_as_before(model, golden):
+        turn_answers(proto)
+        _save(proto, model, locations)
+
+
+def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
+    if locations:
+        whole, proto = proto, onnx.ModelProto()
+        proto.CopyFrom(whole)  # saving moves the tensors out of what is saved
     for location in locations:
-        (model.parent / location).unlink()
+        (model.parent / location).unlink(missing_ok=True)
     onnx.save_model(
         proto,
         model,
@@ -69,6 +83,29 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
         all_tensors_to_one_file=True,
         location=min(locations, default=None),
     )
+
+
+def _answers_as_before(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
+    """Do weights not matter here: are the golden answers still right, within any tolerance a release may have?"""
+    try:
+        running = session(model)
+        for number, sample in enumerate(golden):
+            names = list(sample.outputs)
+            answers = dict(zip(names, run(running, sample.inputs, names), strict=True))
+            check_answer(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
+    except (GoldenUnfit, ModelDoesNotRun):
+        return False
+    return True
+
+
+def turn_answers(proto: onnx.ModelProto) -> None:
+    """Replace every numeric output by one minus itself, for models whose answers do not hang on their weights."""
+    graph = _Graph(proto.graph)
+    numeric = [out for out in proto.graph.output if out.type.tensor_type.elem_type in TURNED]
+    if not numeric:
+        raise DrillInvalid("the model has no weights to damage and no numeric output to turn")
+    for out in numeric:
+        graph.turn_output(out)
 
 
 def damage_weights(proto: onnx.ModelProto) -> None:
@@ -84,8 +121,6 @@ def damage_weights(proto: onnx.ModelProto) -> None:
         damaged = np.ascontiguousarray(-turned if array.dtype.kind == "f" else turned).reshape(array.shape)
         tensor.raw_data = numpy_helper.from_array(damaged, tensor.name).raw_data
         done += len(tensor.raw_data)
-    if not done:
-        raise DrillInvalid("the model has no weights to damage")
 
 
 def break_live_answers(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
@@ -163,11 +198,20 @@ class _Graph:
         weights = self.add("Add", self.add("Sub", index, turns), one)
         return self.add("ReduceSum", self.add("Mul", whole, weights), keepdims=0)
 
-    def spoil_output(self, out: onnx.ValueInfoProto, spoil: str) -> None:
+    def turn_output(self, out: onnx.ValueInfoProto) -> None:
+        inner = self._inner(out)
+        one = self.add("Cast", self.constant(np.float32(1)), to=out.type.tensor_type.elem_type)
+        self._graph.node.append(helper.make_node("Sub", [one, inner], [out.name]))
+
+    def _inner(self, out: onnx.ValueInfoProto) -> str:
         inner = self._fresh()
         for node in self._graph.node:
             node.output[:] = [inner if name == out.name else name for name in node.output]
             node.input[:] = [inner if name == out.name else name for name in node.input]
+        return inner
+
+    def spoil_output(self, out: onnx.ValueInfoProto, spoil: str) -> None:
+        inner = self._inner(out)
         dtype = out.type.tensor_type.elem_type
         if dtype == onnx.TensorProto.BOOL:
             whole = self.add("Cast", inner, to=_INT32)
