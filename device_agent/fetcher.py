@@ -19,6 +19,7 @@ descriptors of part file and note → {received, resumed_at}; events {"done", "t
 """
 
 import encodings.idna  # noqa: F401  # the resolver loads it at its first use, when the jail has closed the files
+import functools
 import hashlib
 import logging
 import os
@@ -61,14 +62,18 @@ STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
 HEADERS: Final = {"User-Agent": f"airweights-device-agent/{VERSION}", "Accept-Encoding": "identity"}
 
-_pool: Final = urllib3.PoolManager(
-    num_pools=4,
-    maxsize=1,
-    retries=False,
-    headers=HEADERS,
-    ssl_context=ssl.create_default_context(),  # loads the system's authorities before the jail closes the files
-    timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
-)
+
+@functools.cache
+def connections() -> urllib3.PoolManager:
+    """This process's. The first call loads the system's authorities: it must come before the jail closes the files."""
+    return urllib3.PoolManager(
+        num_pools=4,
+        maxsize=1,
+        retries=False,
+        headers=HEADERS,
+        ssl_context=ssl.create_default_context(),
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+    )
 
 
 @dataclass(slots=True)
@@ -338,7 +343,7 @@ def _file(path: str, url: str, headers: dict[str, str]) -> Iterator[_Body]:
 
 def _request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
     for _ in range(MAX_REDIRECTS + 1):
-        response = _pool.request(
+        response = connections().request(
             "GET", url, headers={**HEADERS, **headers}, redirect=False, preload_content=False, decode_content=False
         )
         location = response.get_redirect_location()
@@ -398,4 +403,4 @@ def _cause(error: HTTPError) -> str:
 
 
 if __name__ == "__main__":
-    serve(start()[0], {"get": get, "blob": blob})
+    serve(start(connections)[0], {"get": get, "blob": blob})

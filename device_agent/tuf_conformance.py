@@ -5,13 +5,15 @@
     python -m device_agent.tuf_conformance --metadata-dir D --metadata-url U --target-name T --target-base-url B \\
         --target-dir X download
 
-Exit status: 0 done, 1 refused or not available (one line on stderr says why).
+`--target-name` may be given several times: all are looked up by one client, in that order.
+Exit status: 0 done, 1 refused or not available (one line on stderr says why), 2 misused.
 
 Rules:
 1. The updater, its limits, its transport and its errors are the device's (bundle.trust.updater, device_agent.fetcher).
 2. What is ours and not TUF's stays out: the acceptance of releases, and the durable memory, which is stricter than TUF
    where targets are to be recovered by rotating the snapshot key.
 3. `init` keeps ROOT as the shipped root; every later command starts from it, never from the cache.
+4. Whatever the repository serves ends in exit status 0 or 1, never in a traceback.
 """
 
 import argparse
@@ -20,12 +22,12 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bundle.errors import AirweightsError, MalformedRefused, NotFoundUnavailable
-from bundle.trust.clock import ClockFacts, TimeFloor, current_time
-from bundle.trust.updater import TrustedUpdater, translated
-from device_agent.fetcher import document
+
+if TYPE_CHECKING:
+    from bundle.trust.updater import TrustedUpdater
 
 SHIPPED_ROOT: Final = "shipped-root"  # no .json: the suite counts those as cached roles
 CACHED_ROOT: Final = "root.json"
@@ -35,13 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        match options.command:
-            case "init":
-                _init(options.metadata_dir, options.root)
-            case "refresh":
-                _refresh(_updater(options))
-            case _:
-                _download(_updater(options), options.target_name, options.target_dir)
+        if options.command == "init":
+            _init(options.metadata_dir, options.root)
+        else:
+            _follow(options)
     except (AirweightsError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -54,25 +53,33 @@ def _init(metadata_dir: Path, root: Path) -> None:
     shutil.copyfile(root, metadata_dir / CACHED_ROOT)
 
 
-def _refresh(updater: TrustedUpdater) -> None:
-    with translated(updater):
-        updater.refresh()
+def _follow(options: argparse.Namespace) -> None:
+    # only a device's verifier and fetcher need these; the suite starts this program a thousand times
+    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # tuf loads what signs, where it is installed
+    from bundle.trust.updater import translated
 
-
-def _download(updater: TrustedUpdater, name: str, folder: Path) -> None:
-    updater.target_dir = os.fspath(folder)
-    with translated(updater):
-        target = updater.get_targetinfo(name)
-        if target is None:
-            raise NotFoundUnavailable(f"no role lists target {name!r}")
-        updater.find_cached_target(target) or updater.download_target(target)
-
-
-def _updater(options: argparse.Namespace) -> TrustedUpdater:
     if options.metadata_url is None:
         raise MalformedRefused("--metadata-url is missing")
+    updater = _updater(options)
+    with translated(updater):
+        updater.refresh()
+        for name in options.target_name if options.command == "download" else ():
+            _download(updater, name)
+
+
+def _download(updater: "TrustedUpdater", name: str) -> None:
+    target = updater.get_targetinfo(name)
+    if target is None:
+        raise NotFoundUnavailable(f"no role lists target {name!r}")
+    updater.find_cached_target(target) or updater.download_target(target)
+
+
+def _updater(options: argparse.Namespace) -> "TrustedUpdater":
+    from bundle.trust.clock import ClockFacts, TimeFloor, current_time
+    from bundle.trust.updater import TrustedUpdater
+
     clock = ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0)
-    return TrustedUpdater(
+    updater = TrustedUpdater(
         options.metadata_dir,
         (options.metadata_dir / SHIPPED_ROOT).read_bytes(),
         options.metadata_url,
@@ -80,9 +87,13 @@ def _updater(options: argparse.Namespace) -> TrustedUpdater:
         _fetch,
         lambda _root: current_time(clock, TimeFloor()),
     )
+    updater.target_dir = options.target_dir and os.fspath(options.target_dir)
+    return updater
 
 
 def _fetch(url: str, max_bytes: int) -> bytes:
+    from device_agent.fetcher import document
+
     descriptor = document(url, max_bytes)
     with open(descriptor, "rb") as file:
         file.seek(0)
@@ -93,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m device_agent.tuf_conformance")
     parser.add_argument("--metadata-dir", type=Path, required=True)
     parser.add_argument("--metadata-url")
-    parser.add_argument("--target-name")
+    parser.add_argument("--target-name", action="append", default=[])
     parser.add_argument("--target-base-url")
     parser.add_argument("--target-dir", type=Path)
     commands = parser.add_subparsers(dest="command", required=True)
