@@ -7,7 +7,8 @@ Rules:
 3. One call at a time, under a lock, with a deadline on the clock that does not jump; past it the child is killed and
    reaped, and the call raises ChildTimeout. A child that dies or breaks the protocol raises ChildDied with how it
    ended and its last words.
-4. What the child raised is raised here (device_agent.messages rule 3).
+4. What the child raised is raised here (device_agent.messages rule 3). But a child handles bytes that somebody else
+   wrote: what it calls a bug, and an answer that has no form, is its own end (ChildFailed) and never the supervisor's.
 5. stderr goes to the log, line by line, bounded; the last lines are kept for the message of rule 3.
 6. Nothing here polls: a child at rest costs no wake-up.
 """
@@ -22,13 +23,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
 from bundle.errors import AirweightsError, Bug
 from device_agent import messages
-from device_agent.errors import ChildDied, ChildTimeout
+from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
 from device_agent.jail import JailPolicy, JailStatus
 from device_agent.messages import ChannelClosed, Message, Value
 from device_agent.parent import CHANNEL_OPTION
@@ -153,7 +154,7 @@ class Child:
             the result; the caller owns its descriptors.
 
         Raises:
-            AirweightsError: the child's own, ChildDied or ChildTimeout.
+            AirweightsError: the child's own, ChildDied, ChildFailed or ChildTimeout.
         """
         return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_ask)
 
@@ -244,7 +245,8 @@ class Child:
                     if "event" in message.value:
                         message.close()
                         if on_event is not None:
-                            on_event(message.value["event"])
+                            with well_formed(self.name):
+                                on_event(message.value["event"])
                     elif "ask" in message.value:
                         answer, answer_fds = self._answer(message, on_ask)
                         self._set_timeout(deadline)
@@ -255,7 +257,7 @@ class Child:
                         return Message(message.value["ok"], message.fds)
                     else:
                         message.close()
-                        raise messages.error_from(message.value.get("error"))
+                        raise self._raised(message.value.get("error"))
             except TimeoutError as error:
                 self._end()
                 raise ChildTimeout(
@@ -267,12 +269,17 @@ class Child:
                     f"{self.name} did not answer {request.get('call', 'its start')!r}, it {self.ended_how()} ({error})"
                 ) from error
 
+    def _raised(self, error: object) -> AirweightsError:
+        found = messages.error_from(error)
+        return ChildFailed(f"{self.name}: {found.message}") if isinstance(found, Bug) else found
+
     def _answer(self, message: Message, on_ask: OnAsk | None) -> tuple[Value, Sequence[int]]:
         if on_ask is None:
             message.close()
             return {"error": Bug(f"{self.name} asked a question and nobody listens").as_dict()}, ()
         try:
-            value, fds = on_ask(Message(message.value["ask"], message.fds))
+            with well_formed(self.name):
+                value, fds = on_ask(Message(message.value["ask"], message.fds))
         except AirweightsError as error:
             return {"error": error.as_dict()}, ()
         return {"ok": value}, fds
@@ -310,6 +317,15 @@ class Child:
                     log.warning("%s", text)
                 elif number == MAX_LINES_LOGGED:
                     log.warning("further lines are dropped")
+
+
+@contextlib.contextmanager
+def well_formed(name: str) -> Iterator[None]:
+    """Around whatever takes a child's message apart: one without the form that was agreed raises ChildFailed."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ChildFailed(f"{name} sent what is no answer ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:

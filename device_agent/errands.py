@@ -19,7 +19,7 @@ from bundle.errors import NotFoundUnavailable
 from bundle.files import BundleDigest
 from bundle.layout import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
-from device_agent.children import Child
+from device_agent.children import Child, well_formed
 from device_agent.clock import clock_facts
 from device_agent.config import Config
 from device_agent.device import DEVICE_KEY_FILE, STORAGE_KEY_FILE, DeviceDirectory
@@ -103,7 +103,8 @@ class Errands:
             },
         }
         reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_ask=self._answer)
-        return VerifiedRelease.from_verifier(reply.value["release"])
+        with well_formed("verifier"):
+            return VerifiedRelease.from_verifier(reply.value["release"])
 
     def fetch_blob(self, edge: Edge, on_progress: OnProgress | None = None) -> Fetched:
         """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
@@ -127,7 +128,8 @@ class Errands:
                 deadline_s=BLOB_DEADLINE_S,
                 on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
             )
-        return Fetched(int(reply.value["received"]), int(reply.value["resumed_at"]))
+        with well_formed("fetcher"):
+            return Fetched(int(reply.value["received"]), int(reply.value["resumed_at"]))
 
     def unlock(self, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
         """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
@@ -165,7 +167,8 @@ class Errands:
             request = {**_release_fields(edge), "patch": edge.entry.as_json()}
             reply = self._call("patcher", "apply", request, (key, part, output, *base), deadline_s=PATCH_DEADLINE_S)
             self._store.finish(edge.target, output)
-        return int(reply.value["sealed_bytes"])
+        with well_formed("patcher"):
+            return int(reply.value["sealed_bytes"])
 
     def unseal(self, holding: Holding) -> BundleFds:
         """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
@@ -175,7 +178,8 @@ class Errands:
             sealed = fds.own(self._store.open(holding.digest))
             request = {"digest": holding.digest, "roles": SERVED_ROLES}
             reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
-        return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+        with well_formed("patcher"):
+            return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
 
     def describe(self, digest: BundleDigest) -> Holding:
         """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""
@@ -185,8 +189,9 @@ class Errands:
             key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
             sealed = fds.own(self._store.open(digest))
             reply = self._call("patcher", "describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
-        manifest = parse_manifest(str(reply.value["manifest"]).encode())
-        return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+        with well_formed("patcher"):
+            manifest = parse_manifest(str(reply.value["manifest"]).encode())
+            return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
 
     def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
         question.close()
@@ -204,7 +209,8 @@ class Errands:
         except NotFoundUnavailable as error:
             raise EnvelopeUnavailable(missing, remedy="is the device enrolled, and its cohort sealed?") from error
         try:
-            return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
+            with well_formed("fetcher"):
+                return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
         finally:
             document.close()
 

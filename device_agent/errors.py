@@ -31,6 +31,7 @@ AirweightsError
 │   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
 │   ├── SystemUnavailable       system                  the operating system refuses: a full disk, an I/O error
 │   ├── ChildDied               child-died              a child process ended in the middle of a call
+│   │   └── ChildFailed         child-failed            it raised, or sent, what is no answer of ours
 │   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
 │   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
 │   ├── DrainUnavailable        drain                   a retired generation still has requests
@@ -204,6 +205,12 @@ class ChildDied(Unavailable):
     """A child process ended in the middle of a call."""
 
     reason = "child-died"
+
+
+class ChildFailed(ChildDied):
+    """A child raised what is no error of ours, or sent what is no answer: it is as good as dead."""
+
+    reason = "child-failed"
 
 
 class ChildTimeout(Unavailable):

@@ -1,7 +1,8 @@
 """What a child process gives up before it reads a byte that somebody else wrote.
 
 Each child calls `enter_jail` after its imports. In this order, each step on its own:
-1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files;
+1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files; and whom the
+   system ends first when memory is short;
 2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
    for everybody: no capabilities, not even those that a service manager lent;
 3. `PR_SET_DUMPABLE` 0: another process of the same user can not read its memory or its descriptors (opening one's own
@@ -16,6 +17,7 @@ possible `enter_jail` refuses, unless the policy allows to go on; the status say
 Landlock binds the calling thread and those it starts, so `enter_jail` must be called before any thread is started.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -32,6 +34,7 @@ from device_agent.errors import JailUnavailable
 
 SOCKETS: Final = ("none", "unix", "inet")
 MAX_OPEN_FILES: Final = 1024
+EXPENDABLE: Final = "1000"  # proc(5): the highest there is
 # systemd's table of user ids (docs "UIDS-GIDS"): from here up nobody assigns any; the process id makes it our own
 OWN_UIDS_FROM: Final = 1_879_048_192
 # where a container maps only 65,536 ids: systemd's range for dynamic users
@@ -51,6 +54,7 @@ class JailPolicy:
         file_bytes: RLIMIT_FSIZE, or None; counts for memfds too.
         open_files: RLIMIT_NOFILE.
         nice: added to the niceness, before the child's imports.
+        expendable: where memory is short, the system ends this child before any other process.
         allow_unjailed: go on where the kernel offers too little.
     """
 
@@ -63,6 +67,7 @@ class JailPolicy:
     file_bytes: int | None = None
     open_files: int = MAX_OPEN_FILES
     nice: int = 0
+    expendable: bool = False
     allow_unjailed: bool = False
 
     def as_json(self) -> dict[str, Any]:
@@ -175,6 +180,9 @@ def _limit(policy: JailPolicy) -> None:
         lower(resource.RLIMIT_CPU, policy.cpu_s)
     if policy.file_bytes is not None:
         lower(resource.RLIMIT_FSIZE, policy.file_bytes)
+    if policy.expendable:
+        with contextlib.suppress(OSError):  # no /proc
+            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE)
 
 
 def _free_uid() -> int | None:

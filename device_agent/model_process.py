@@ -86,7 +86,7 @@ class ModelServer:
             loaded = time.monotonic_ns()
             samples = golden_of(bundle)
             for sample in samples:
-                model.run(sample.inputs)
+                model.ask(sample.inputs)
         finally:
             message.close()
         self._max_body_bytes = value["max_body_bytes"]

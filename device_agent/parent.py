@@ -24,18 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from bundle.errors import AirweightsError, Bug
+from device_agent.errors import ChildFailed
 from device_agent.jail import JailPolicy, JailStatus, enter_jail
 from device_agent.messages import ChannelClosed, Message, Value, error_from, receive, send
 
 logger = logging.getLogger(__name__)
 
 CHANNEL_OPTION: Final = "--channel"
-
-
-class ChildBug(Bug):
-    """A child raised what is no error of ours."""
-
-    reason = "child-bug"
 
 
 class Parent:
@@ -125,7 +120,7 @@ def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailSta
 
 def serve(parent: Parent, handlers: Mapping[str, Handler]) -> None:
     """Step 4: answer calls by their operation until the channel closes. A handler's Bug and a foreign exception are
-    told to the supervisor and the child goes on."""
+    told to the supervisor, as ChildFailed, and the child goes on."""
     while True:
         try:
             message = parent.receive()
@@ -157,7 +152,7 @@ def answer(parent: Parent, message: Message, handlers: Mapping[str, Handler]) ->
         raise
     except Exception as error:
         logger.exception("call %s", operation)
-        parent.fail(ChildBug(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}"))
+        parent.fail(ChildFailed(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}"))
 
 
 def _end_with_the_parent(fd: int) -> None:

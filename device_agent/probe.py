@@ -5,9 +5,13 @@ Rules:
    latency.
 2. Answers are compared as bundle.golden rule 2 says.
 3. After the golden runs come more of them, at least MIN_RUNS and at most MAX_RUNS: for the latency, and because some
-   models fail only later. Without golden vectors, zeros are asked where that works, and no answer is compared.
+   models fail only later. Without golden vectors zeros are asked, and no answer is compared. Where every size is fixed
+   they must be answered, unless onnxruntime blames the values; where a size is free, one might be asked that the model
+   can not take, so a failure is no verdict.
+4. A model whose memory grows over these further runs, of inputs that it has all seen, leaks.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,9 +19,9 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.canonical import Fields
-from bundle.errors import AirweightsError
 from bundle.golden import check_answer
 from bundle.manifest import Contract
+from device_agent.errors import InferenceUnfit, RequestInvalid
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
 from device_agent.runtime.bundle_fds import BundleFds
@@ -27,7 +31,9 @@ from device_agent.runtime.tensors import Array, has_non_finite
 
 MIN_RUNS: Final = 10
 MAX_RUNS: Final = 128
+MAX_GROWTH_BYTES: Final = 64 * 1024 * 1024  # arenas settle in the first pass; a leak of 5 MB a run is beyond it
 BUDGET_S: Final = 1.5  # the whole gate of a 3 MB model is to take less than three seconds
+_STATM: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def run_probe(parent: Parent, message: Message) -> Value:
@@ -53,7 +59,7 @@ def run_probe(parent: Parent, message: Message) -> Value:
     worst = 0.0
     for number, sample in enumerate(samples):
         stage(f"golden {number}")
-        answers = model.run(sample.inputs)
+        answers = model.ask(sample.inputs)
         for name, golden in sample.outputs.items():
             if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
                 # its own reason, whatever the tolerance
@@ -62,12 +68,24 @@ def run_probe(parent: Parent, message: Message) -> Value:
         worst = max(worst, check_answer(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
     questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zeros(model, contract)
     stage("latency")
+    grown_bytes, measured = growth_bytes(model, questions)
+    if grown_bytes > MAX_GROWTH_BYTES:
+        detail = f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} are allowed"
+        return {"failed": "leaks-memory", "detail": detail}
     return {
         "load_us": load_us,
         "samples": len(samples),
         "worst_relative_rms_ppm": round(worst * 1e6),
-        **_latency(model, questions),
+        **measured,
     }
+
+
+def growth_bytes(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> tuple[int, Value]:
+    """Rule 3's further runs: by how much resident memory grew, and {"latency_us", "runs", "cpu_share"}.
+    Raises InferenceUnfit."""
+    before_bytes = _resident_bytes()
+    measured = _latency(model, questions)
+    return _resident_bytes() - before_bytes, measured
 
 
 def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Value:
@@ -75,13 +93,18 @@ def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Va
     cpu, wall = time.process_time(), time.perf_counter()
     while questions and len(durations) < MAX_RUNS:
         before = time.perf_counter_ns()
-        model.run(questions[len(durations) % len(questions)])
+        model.ask(questions[len(durations) % len(questions)])
         durations.append((time.perf_counter_ns() - before) // 1000)
         if len(durations) >= MIN_RUNS and time.perf_counter() - wall > BUDGET_S:
             break
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     latency_us = sorted(durations)[len(durations) // 2] if durations else None
     return {"latency_us": latency_us, "runs": len(durations), "cpu_share": cpu / wall if wall > 0 else 1.0}
+
+
+def _resident_bytes() -> int:
+    # statm's second field, in pages; open since before the jail, which closes /proc
+    return int(os.pread(_STATM, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
@@ -91,8 +114,12 @@ def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
         zeros[tensor.name] = np.full(shape, "", object) if tensor.dtype == "string" else np.zeros(shape, tensor.dtype)
     try:
         model.run(zeros)
-    except AirweightsError:
+    except RequestInvalid:
         return []  # not every model takes zeros; this one promised nothing about them
+    except InferenceUnfit:
+        if all(isinstance(size, int) for tensor in contract.inputs for size in tensor.shape):
+            raise
+        return []
     return [zeros]
 
 

@@ -93,6 +93,142 @@ def reads_a_file(location: str) -> onnx.ModelProto:
     return _model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
 
 
+def of_ending_operators() -> dict[str, onnx.ModelProto]:
+    """x: float32 [4] -> y: float32 [4]; each loads, and its one run asks for what can not be had."""
+    total = [helper.make_node("ReduceSum", ["a"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
+
+    def through(nodes: list[onnx.NodeProto], **constants: "np.typing.ArrayLike") -> onnx.ModelProto:
+        held = [_constant(name, np.asarray(value)) for name, value in constants.items()]
+        return _model([*nodes, *total], [4], [4], held)
+
+    doubling = [
+        helper.make_node("Concat", [f"c{n}" if n else "x"] * 2, [f"c{n + 1}" if n < 49 else "a"], axis=0)
+        for n in range(50)
+    ]
+    image = helper.make_node("Reshape", ["x", "square"], ["i"])
+    square, one = np.array([1, 1, 2, 2]), np.ones((1, 1, 1, 1), np.float32)
+    return {
+        "constant": through([helper.make_node("ConstantOfShape", ["n"], ["a"])], n=[1 << 20, 1 << 20]),
+        "constant beyond 64 bits": through([helper.make_node("ConstantOfShape", ["n"], ["a"])], n=[2**62, 2**62]),
+        "tile": through([helper.make_node("Tile", ["x", "n"], ["a"])], n=[2**33]),
+        "pad": through([helper.make_node("Pad", ["x", "n"], ["a"])], n=[2**40, 2**40]),
+        "resize": through(
+            [image, helper.make_node("Resize", ["i", "", "n"], ["a"], mode="linear")],
+            square=square,
+            n=np.array([1, 1, 1e5, 1e5], np.float32),
+        ),
+        "stride": through(
+            [image, helper.make_node("ConvTranspose", ["i", "w"], ["a"], strides=[2**30, 2**30])], square=square, w=one
+        ),
+        "doubling": through(doubling),
+        "range": through(
+            [
+                helper.make_node("Range", ["n0", "n1", "n2"], ["r"]),
+                helper.make_node("Cast", ["r"], ["a"], to=FLOAT),
+            ],
+            n0=0,
+            n1=2**60,
+            n2=1,
+        ),
+        "index": through([helper.make_node("Gather", ["x", "n"], ["a"])], n=[0, 10**9]),
+        "split": through([helper.make_node("Split", ["x", "n"], ["a", "b"])], n=[2**40, 4 - 2**40]),
+    }
+
+
+def of_broken_graphs() -> dict[str, onnx.ModelProto | bytes]:
+    """Each is refused while it is loaded."""
+    good = _model([helper.make_node("Add", ["x", "x"], ["y"])], [4], [4])
+    twice, recursive, sparse = onnx.ModelProto(), onnx.ModelProto(), onnx.ModelProto()
+    twice.CopyFrom(good)
+    twice.graph.input.append(_value("x", [4]))
+    recursive.CopyFrom(_model([helper.make_node("R", ["x"], ["y"], domain="f")], [4], [4]))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    recursive.opset_import.append(opsets[1])
+    again = helper.make_node("R", ["a"], ["b"], domain="f")
+    recursive.functions.append(helper.make_function("f", "R", ["a"], ["b"], [again], opsets))
+    sparse.CopyFrom(_model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4]))
+    held = sparse.graph.sparse_initializer.add()
+    held.values.CopyFrom(TensorProto(name="w", dims=[2], data_type=FLOAT, raw_data=bytes(8)))
+    held.indices.CopyFrom(TensorProto(dims=[2], data_type=TensorProto.INT64, raw_data=np.array([2**40, -7]).tobytes()))
+    held.dims.append(4)
+
+    def weight(dims: list[int], data_type: int = FLOAT) -> onnx.ModelProto:
+        tensor = TensorProto(name="w", dims=dims, data_type=data_type, raw_data=bytes(16))
+        return _model([helper.make_node("Add", ["x", "w"], ["y"])], [4], [4], [tensor])
+
+    circle = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Add", ["x", "a"], ["b"])]
+    training = helper.make_node("Gradient", ["x"], ["y"], domain="ai.onnx.preview.training", xs=["x"], y="x")
+    return {
+        "an input twice": twice,
+        "a result twice": _model([helper.make_node(name, ["x", "x"], ["y"]) for name in ("Add", "Mul")], [4], [4]),
+        "a circle": _model([*circle, helper.make_node("Neg", ["b"], ["y"])], [4], [4]),
+        "a function of itself": recursive,
+        "an operator of training": _model([training], [4], [4]),
+        "a weight larger than its bytes": weight([1 << 40]),
+        "a weight of negative size": weight([-4]),
+        "a weight beyond 64 bits": weight([2**32, 2**32, 2**32]),
+        "a weight of no known type": weight([4], 99),
+        "sparse indices outside": sparse,
+        "no graph": helper.make_model(helper.make_graph([], "", [], []), opset_imports=opsets[:1], ir_version=9),
+        "cut off": good.SerializeToString()[:-7],
+        "more than a model": good.SerializeToString() + b"\xff" * 50,
+        "names that are no text": good.SerializeToString().replace(b"x", b"\xff"),
+        "another format": b"\x18\0\0\0ORTM" + bytes(2000),
+    }
+
+
+def of_other_contracts() -> dict[str, onnx.ModelProto]:
+    """Sound models that are not float32 [4] -> float32 [4]."""
+
+    def shaped(
+        node: onnx.NodeProto, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
+    ) -> onnx.ModelProto:
+        graph = helper.make_graph([node], "other", inputs, outputs)
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+    x, y = _value("x", [4]), _value("y", [4])
+    double, constant = helper.make_node("Add", ["x", "x"], ["y"]), np.ones(4, np.float32)
+    tensor = helper.make_tensor_type_proto(FLOAT, [4])
+    sequence = helper.make_value_info("y", helper.make_sequence_type_proto(tensor))
+    optional = helper.make_value_info("y", helper.make_optional_type_proto(tensor))
+    return {
+        "strings": shaped(
+            helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING), [x], [_value("y", [4], TensorProto.STRING)]
+        ),
+        "a sequence": shaped(helper.make_node("SequenceConstruct", ["x"], ["y"]), [x], [sequence]),
+        "an optional": shaped(helper.make_node("Optional", ["x"], ["y"]), [x], [optional]),
+        "nothing to ask": shaped(
+            helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(constant)), [], [y]
+        ),
+        "no answer": shaped(double, [x], []),
+        "an answer twice": shaped(double, [x], [y, y]),
+        "no elements": shaped(double, [_value("x", [0])], [_value("y", [0])]),
+        "2^40 elements": shaped(helper.make_node("Neg", ["x"], ["y"]), [_value("x", [1 << 40])], [y]),
+        "another rank": shaped(double, [_value("x", [4, 1])], [_value("y", [4, 1])]),
+        "another type": shaped(double, [_value("x", [4], TensorProto.DOUBLE)], [_value("y", [4], TensorProto.DOUBLE)]),
+    }
+
+
+def takes_for_ever_to_load() -> dict[str, onnx.ModelProto]:
+    """A few kilobytes each, but for the chain of nodes: work without end before the first inference."""
+    folding = [helper.make_node("ConstantOfShape", ["n"], ["a0"])]
+    folding += [helper.make_node("Tanh", [f"a{n}"], [f"a{n + 1}"]) for n in range(40)]
+    folding += [helper.make_node("ReduceSum", ["a40"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
+    growing = _model([helper.make_node("F0", ["x"], ["y"], domain="f")], [4], [4])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    growing.opset_import.append(opsets[1])
+    for n in range(30):
+        name, domain = ("Neg", "") if n == 29 else (f"F{n + 1}", "f")
+        body = [helper.make_node(name, [a], [b], domain=domain) for a, b in (("a", "t"), ("t", "b"))]
+        growing.functions.append(helper.make_function("f", f"F{n}", ["a"], ["b"], body, opsets))
+    chain = [helper.make_node("Neg", [f"c{n}" if n else "x"], [f"c{n + 1}"]) for n in range(200_000)]
+    return {
+        "constants to fold": _model(folding, [4], [4], [_constant("n", np.array([1 << 13, 1 << 13]))]),
+        "functions that double": growing,
+        "a chain of nodes": _model([*chain, helper.make_node("Neg", ["c200000"], ["y"])], [4], [4]),
+    }
+
+
 def nested(depth: int) -> bytes:
     """If within If, beyond what a parser's stack may take; written byte by byte, since onnx itself refuses to."""
     graph = _field(2, b"g")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.manifest import Contract
-from device_agent.children import Child
-from device_agent.errors import ChildDied, ChildTimeout, ModelProcessUnfit
+from device_agent.children import Child, well_formed
+from device_agent.errors import ChildDied, ChildFailed, ChildTimeout, ModelProcessUnfit
 from device_agent.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
 
@@ -144,7 +144,13 @@ class ModelProcess:
         except BaseException:
             child.kill()
             raise
-        return cls(child, spec, loaded.value, loaded.fds[0])
+        try:
+            with well_formed(MODULE):
+                return cls(child, spec, loaded.value, loaded.fds[0])
+        except ChildFailed as error:
+            child.kill()
+            loaded.close()
+            raise ModelProcessUnfit(error.message) from error
 
     @property
     def pid(self) -> int:

@@ -4,8 +4,8 @@ Rules:
 1. `pass`: it loads, keeps its contract, answers the golden questions, and is neither much slower nor much fatter than
    the model that runs here. `fail`: it does not. `inconclusive`: nothing was learned about the model (no child, no
    memory for it, a processor too busy to time anything): the caller keeps the old one and marks nothing.
-2. A crash is the model's: it is native code that a model's bytes drive. Only a SIGKILL from elsewhere (the system's
-   out-of-memory killer) says nothing about it.
+2. A crash is the model's: it is native code that a model's bytes drive; so is an exception that nobody foresaw, and an
+   answer without form. Only a SIGKILL from elsewhere (the system's out-of-memory killer) says nothing about it.
 3. The deadline is the health contract's, over everything from the start of the child; past it the child is killed.
 4. Latency and memory are compared with the baseline's as the health contract's percentages, plus a fixed allowance
    below which a difference is noise. Memory is the peak (VmHWM) over what the process had before it saw the model;
@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from bundle.errors import Refused, Unavailable, Unfit
 from bundle.manifest import Contract, Health
-from device_agent.children import Child
-from device_agent.errors import ChildDied, ChildTimeout
+from device_agent.children import Child, well_formed
+from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
 from device_agent.jail import JailPolicy
 from device_agent.messages import Value
 from device_agent.runtime.bundle_fds import BundleFds
@@ -54,8 +54,8 @@ class ProbeReport:
     Attributes:
         verdict: "pass", "fail" or "inconclusive".
         reason: "" for a pass, else stable: model-does-not-load, contract-mismatch, golden-mismatch, nan,
-            inference-failed, probe-crashed, probe-timeout, too-slow, too-fat, the reason of a Refused bundle; and for
-            inconclusive: probe-killed, busy, or why no child could be started.
+            inference-failed, leaks-memory, probe-crashed, probe-timeout, too-slow, too-fat, the reason of a Refused
+            bundle; and for inconclusive: probe-killed, busy, or why no child could be started.
         detail: one line for a person.
         latency_us: median of a run, or None.
         peak_bytes: memory that the model took at its highest.
@@ -107,6 +107,7 @@ def probe(
     jail = jail or JailPolicy(nice=PROBE_NICE)
     jail = replace(
         jail,
+        expendable=True,
         memory_bytes=jail.memory_bytes or _memory_limit(),
         cpu_s=jail.cpu_s or 4 * health.probe_deadline_s + 60,
         file_bytes=jail.file_bytes or 0,
@@ -148,6 +149,8 @@ def _judge(
     except ChildTimeout:
         detail = f"no end within {health.probe_deadline_s} s, at {stage}"
         return _report("fail", "probe-timeout", detail, started)
+    except ChildFailed as error:
+        return _report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
     except ChildDied as error:
         killed = child.ended_how().startswith("ended by SIGKILL")
         detail = f"at {stage}: {error.message}"
@@ -157,19 +160,23 @@ def _judge(
     except (Unfit, Refused) as error:
         return _report("fail", error.reason, error.message, started)
     peak_bytes = max(child.memory_bytes("VmHWM") - before_bytes, 0)
-    if "failed" in found:
-        return _report("fail", str(found["failed"]), str(found["detail"]), started)
-    report = ProbeReport(
-        "pass",
-        latency_us=found["latency_us"],
-        peak_bytes=peak_bytes,
-        worst_relative_rms_ppm=found["worst_relative_rms_ppm"] if found["samples"] else None,
-        samples=found["samples"],
-        runs=found["runs"],
-        load_us=found["load_us"],
-        elapsed_s=round(time.monotonic() - started, 3),
-    )
-    return compare(report, health, baseline, cpu_share=found["cpu_share"])
+    try:
+        with well_formed(MODULE):
+            if "failed" in found:
+                return _report("fail", str(found["failed"]), str(found["detail"]), started)
+            report = ProbeReport(
+                "pass",
+                latency_us=None if found["latency_us"] is None else int(found["latency_us"]),
+                peak_bytes=peak_bytes,
+                worst_relative_rms_ppm=int(found["worst_relative_rms_ppm"]) if found["samples"] else None,
+                samples=int(found["samples"]),
+                runs=int(found["runs"]),
+                load_us=int(found["load_us"]),
+                elapsed_s=round(time.monotonic() - started, 3),
+            )
+            return compare(report, health, baseline, cpu_share=float(found["cpu_share"]))
+    except ChildFailed as error:
+        return _report("fail", "probe-crashed", error.message, started)
 
 
 def compare(
@@ -201,9 +208,28 @@ def _report(verdict: str, reason: str, detail: str, started: float) -> ProbeRepo
 
 
 def _memory_limit() -> int | None:
+    left = [*_left_in_groups(), *_left_in_system()]
+    return int(min(left) * MEMORY_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES if left else None
+
+
+def _left_in_system() -> list[int]:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except (OSError, ValueError):
+        return []
+
+
+def _left_in_groups() -> list[int]:
+    """What each control group above this process (cgroup v2) has left, bytes; none where there is no limit."""
+    left = []
+    try:
+        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        group = Path(f"/sys/fs/cgroup{own}")
+        for folder in (group, *group.parents[: len(Path(own).parts) - 1]):
+            limit = (folder / "memory.max").read_text().strip() if (folder / "memory.max").exists() else "max"
+            if limit != "max":
+                left.append(max(int(limit) - int((folder / "memory.current").read_text()), 0))
     except (OSError, StopIteration, ValueError):
-        return None
-    return int(available * MEMORY_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES
+        pass  # no cgroup v2 here: the system's number has to do
+    return left

@@ -93,11 +93,11 @@ class LoadedModel:
                     )
                 path = f"/proc/self/fd/{bundle.files[bundle.model]}"
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except (*ORT_ERRORS, ValueError, MemoryError) as error:
+            return cls(session)
+        except (*ORT_ERRORS, ValueError, MemoryError) as error:  # a ValueError: names that are not UTF-8
             raise ModelUnfit(
                 f"onnxruntime {ort.__version__} does not load {bundle.model!r}: {_one_line(error)}"
             ) from error
-        return cls(session)
 
     def check_contract(self, contract: Contract) -> None:
         """Rule 3. Raises ContractUnfit."""
@@ -116,6 +116,14 @@ class LoadedModel:
                         f"model {side}: {tensor.name!r} is {actual.dtype}{list(actual.shape)}, "
                         f"expected {tensor.dtype}{list(tensor.shape)}"
                     )
+
+    def ask(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference on inputs that the contract allows, all outputs: whatever is wrong then is the model's fault.
+        Raises InferenceUnfit."""
+        try:
+            return self.run(inputs)
+        except RequestInvalid as error:
+            raise InferenceUnfit(f"inference failed: {error.message}") from error
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """One inference.

@@ -13,7 +13,7 @@ import pytest
 from bundle.errors import Bug, Unfit
 from device_agent import messages
 from device_agent.children import Child
-from device_agent.errors import BusyUnavailable, ChildDied, ChildTimeout
+from device_agent.errors import BusyUnavailable, ChildDied, ChildFailed, ChildTimeout
 from device_agent.jail import JailPolicy, available
 
 INMATE = "tests.runtime.inmate"
@@ -72,10 +72,10 @@ def test_an_error_of_the_child_is_raised_as_its_class() -> None:
         with pytest.raises(BusyUnavailable, match="found 1, expected 0") as caught:
             child.call("fail", {"how": "busy"}, deadline_s=10)
         assert caught.value.remedy == "wait"
-        with pytest.raises(Bug, match="KeyError in 'fail'") as foreign:
+        with pytest.raises(ChildFailed, match="KeyError in 'fail'") as foreign:
             child.call("fail", {"how": "foreign"}, deadline_s=10)
-        assert foreign.value.reason == "child-bug"
-        with pytest.raises(Bug, match="knows attempts, environment, fail, talk, not 'dance'"):
+        assert foreign.value.reason == "child-failed"
+        with pytest.raises(ChildFailed, match="knows attempts, environment, fail, talk, not 'dance'"):
             child.call("dance", deadline_s=10)
         assert child.alive()
 
