@@ -1,0 +1,122 @@
+"""Properly signed releases whose model does harm: refused for their own reason, while the old one goes on answering."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from packager import drill
+from tests import hostile_models as hostile
+from tests.agent.client import infer
+from tests.agent.lab import Device, Publisher
+
+SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
+
+
+def burdened(size: int) -> Callable[[onnx.ModelProto], bytes]:
+    """The genuine model, with a tensor of size × size elements on the way to its answer."""
+
+    def burden(model: onnx.ModelProto) -> bytes:
+        out = model.graph.output[0].name
+        for node in model.graph.node:
+            node.output[:] = [f"{name}_before" if name == out else name for name in node.output]
+        model.graph.initializer.append(numpy_helper.from_array(np.array([size, size]), "burden_shape"))
+        model.graph.node.extend(
+            [
+                helper.make_node("ConstantOfShape", ["burden_shape"], ["burden"]),
+                helper.make_node("ReduceSum", ["burden"], ["burden_sum"], keepdims=0),
+                helper.make_node("Add", [f"{out}_before", "burden_sum"], [out]),
+            ]
+        )
+        return bytes(model.SerializeToString())
+
+    return burden
+
+
+def endless(model: onnx.ModelProto) -> bytes:
+    """The genuine model, with a loop without end before its answer."""
+    out = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = [f"{name}_before" if name == out else name for name in node.output]
+    loop = hostile.hangs().graph
+    (node,) = loop.node
+    node.output[0] = "turned"
+    node.input[2] = "four"
+    model.graph.initializer.extend([*loop.initializer, numpy_helper.from_array(np.zeros(4, np.float32), "four")])
+    model.graph.node.extend(
+        [
+            node,
+            helper.make_node("ReduceSum", ["turned"], ["turned_sum"], keepdims=0),
+            helper.make_node("Add", [f"{out}_before", "turned_sum"], [out]),
+        ]
+    )
+    return bytes(model.SerializeToString())
+
+
+CASES: dict[str, tuple[Callable[[onnx.ModelProto], bytes], str]] = {
+    "6.0.0": (lambda _: os.urandom(5000), "model-does-not-load"),
+    "6.1.0": (lambda _: hostile.answers_nan().SerializeToString(), "contract-mismatch"),
+    "6.2.0": (burdened(1 << 20), "inference-failed"),
+    "6.3.0": (endless, "probe-timeout"),
+}
+
+
+def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
+    installed: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed.start()
+    assert installed.daemon is not None
+    with asked_all_the_time(installed) as versions:
+        for version, (harm, reason) in CASES.items():
+
+            def spoil(
+                _kind: str, model: Path, _golden: object, harm: Callable[[onnx.ModelProto], bytes] = harm
+            ) -> None:
+                model.write_bytes(harm(onnx.load(model)))
+
+            # a drill is where a signed release becomes other than it says
+            monkeypatch.setattr(drill, "apply_drill", spoil)
+            publisher.release(version, seed=2, drill="damaged-weights", extra=SOON)
+            ended = installed.ask("update")
+            assert (ended["outcome"], ended["reason"], ended["release"]) == ("unfit", reason, version), ended
+            again = installed.ask("update")
+            assert (again["outcome"], again["reason"]) == ("refused", "quarantined")
+    assert versions == {"1.0.0"}
+    status = installed.ask("status")
+    assert {row["reason"] for row in status["quarantine"]} == {reason for _, reason in CASES.values()}
+    assert (status["ready"], status["serving"]["release"]) == (True, "1.0.0")
+    children = Path(f"/proc/{installed.daemon.pid}/task/{installed.daemon.pid}/children").read_text().split()
+    assert len(children) == 2, "the front and the model, and no zombie"
+    publisher.offer("1.1.0")
+    assert installed.ask("update")["outcome"] == "updated"
+
+
+@contextmanager
+def asked_all_the_time(device: Device) -> Iterator[set[str]]:
+    """Requests one after the other in the background; the versions that answered. A request that fails is raised."""
+    versions: set[str] = set()
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not stop.wait(0.05):
+                versions.add(infer(device)["model_version"])
+        except BaseException as error:  # noqa: BLE001  # raised below, in the test's thread
+            failures.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield versions
+    finally:
+        stop.set()
+        thread.join()
+    if failures:
+        raise failures[0]
