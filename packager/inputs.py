@@ -1,9 +1,10 @@
 """What a model takes, and the samples that are fed to it: from an `.npz` file, from a folder, or random.
 
 Rules:
-1. Everywhere in the product an `.npz` of inputs holds one array per model input; the first axis counts samples, and
-   each sample is fed as it is (it has the model's own rank, batch axis included).
-2. Names, shapes and dtypes are checked before a model runs; nothing is cast, reshaped or broadcast silently.
+1. Everywhere in the product an `.npz` of inputs holds one array per model input; the first axis counts samples. Each
+   sample is fed as it is where it has the model's own rank; where it has one axis less, and the input's first axis is
+   free or 1, that axis is the batch and the sample becomes a batch of one.
+2. Names, shapes and dtypes are checked before a model runs; beyond rule 1 nothing is cast, reshaped or broadcast.
 3. An array is read row by row from the file, so memory holds one sample, not the file.
 4. Random samples say that they are random (`origin`), are equal for equal seeds, and have sizes that were seen to run.
 5. Every other sample is held back from calibration, so that sorted files split evenly.
@@ -138,15 +139,15 @@ class NpzSource:
     """One `.npz` file, read forward (rule 3)."""
 
     path: Path
-    names: tuple[str, ...]
+    inputs: tuple[TensorInfo, ...]
 
     def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
         """See SampleSource; an index below the one before starts the file over."""
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
-            columns = {name: _Column(stack.enter_context(archive.open(f"{name}.npy"))) for name in self.names}
+            columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
             for index in indices:
-                yield {name: column.row(index) for name, column in columns.items()}
+                yield {info.name: batched(column.row(index), info) for info, column in columns.items()}
 
 
 def load_samples(path: Path, interface: ModelInterface) -> Samples:
@@ -173,7 +174,7 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
     if count == 0:
         raise TooFewSamples(f"{path}: holds 0 samples, expected at least 1")
     digest = _file_digest(path)
-    return Samples(NpzSource(path, tuple(expected)), tuple(range(count)), f"npz:{digest}", digest)
+    return Samples(NpzSource(path, interface.inputs), tuple(range(count)), f"npz:{digest}", digest)
 
 
 def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
@@ -216,9 +217,11 @@ class FolderSource:
                         f"{path}: one bare array, expected {len(self.interface.inputs)} named ones",
                         remedy="write an .npz with one array per input",
                     )
-                return {self.interface.inputs[0].name: loaded}
+                return {self.interface.inputs[0].name: batched(loaded, self.interface.inputs[0])}
             with loaded:
-                return {name: loaded[name] for name in loaded.files}
+                known = {info.name: info for info in self.interface.inputs}
+                found = {name: loaded[name] for name in loaded.files}
+                return {name: batched(a, known[name]) if name in known else a for name, a in found.items()}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SamplesUnreadable(f"{path}: not a numpy file that can be read: {error}") from error
 
@@ -243,6 +246,11 @@ def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 1
     from packager.input_search import drawn_samples  # it starts a child: not needed by readers of files
 
     return drawn_samples(model, count, seed, limit_s)
+
+
+def batched(array: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """One sample of an input with the axis of its batch (rule 1)."""
+    return array[None] if _lacks_batch(array.shape, info) else array
 
 
 def check_sample(sample: Sample, interface: ModelInterface, where: str) -> None:
@@ -321,7 +329,7 @@ def _checked_header(archive: zipfile.ZipFile, info: TensorInfo, path: Path) -> t
     _check_dtype(dtype, info, path)
     if not shape:
         raise SampleShapeMismatch(f"{path}: array {info.name!r} is a scalar, expected samples along its first axis")
-    _check_shape(shape[1:], info, path)
+    _check_shape((1, *shape[1:]) if _lacks_batch(shape[1:], info) else shape[1:], info, path)
     return shape
 
 
@@ -342,6 +350,10 @@ def _check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
         )
 
 
+def _lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:
+    return len(found) + 1 == len(info.shape) and (not isinstance(info.shape[0], int) or info.shape[0] == 1)
+
+
 def _check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None:
     fits = len(found) == len(info.shape) and all(
         not isinstance(want, int) or want == size for want, size in zip(info.shape, found, strict=True)
@@ -349,7 +361,7 @@ def _check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> Non
     if not fits:
         raise SampleShapeMismatch(
             f"{where}: one sample of {info.name!r} has shape {list(found)}, the model takes {info}",
-            remedy="the first axis counts samples; each sample has the model's own rank, batch axis included",
+            remedy="the first axis counts samples; each sample has the model's own rank, or lacks a batch axis of 1",
         )
 
 

@@ -33,6 +33,7 @@ MAX_ONE_CLASS: Final = 0.9
 TINY: Final = 1e-30
 STILL: Final = 0.01  # spread of values that all lie in 0..1
 MAX_DRIFT: Final = 0.1  # of an output that does not vary: in probability, or of its magnitude
+MIN_SAMPLES: Final = 2
 FAINT: Final = 0.1  # samples whose output is below this share of the usual norm have no meaningful direction
 
 
@@ -140,6 +141,8 @@ def judge(
             tally.add(a, b)
     outputs = tuple(tally.result() for tally in tallies)
     verdict, why = _verdict(outputs, thresholds, ordinary_rms, stale_rms)
+    if verdict == "inconclusive" and len(samples) < MIN_SAMPLES:
+        why = f"{len(samples)} sample to judge by, at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
     return GateReport(verdict, why, outputs, len(samples), samples.origin)
 
 

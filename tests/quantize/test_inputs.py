@@ -44,6 +44,21 @@ def test_each_sample_is_fed_as_it_is(interface: ModelInterface, tmp_path: Path) 
         assert np.array_equal(sample["input_ids"], IDS[number])
 
 
+def test_sample_without_its_batch_axis_is_a_batch_of_one(interface: ModelInterface, tmp_path: Path) -> None:
+    samples = load_samples(npz(tmp_path / "x.npz", input_ids=IDS[:, 0], attention_mask=MASK), interface)
+    assert [sample["input_ids"].shape for sample in samples] == [(1, 5)] * 6
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    npz(folder / "one.npz", input_ids=IDS[0, 0], attention_mask=MASK[0])
+    assert next(iter(folder_samples(folder, interface)))["input_ids"].shape == (1, 5)
+
+
+def test_axis_of_fixed_size_is_never_taken_for_a_batch(tmp_path: Path) -> None:
+    model = models.save(models.mlp(batch=4), tmp_path / "float.onnx")
+    with pytest.raises(SampleShapeMismatch, match=r"shape \[64\].*\[4, 64\]"):
+        load_samples(npz(tmp_path / "x.npz", x=np.zeros((4, 64), np.float32)), ModelInterface.from_file(model))
+
+
 def test_every_other_sample_is_held_back(interface: ModelInterface, tmp_path: Path) -> None:
     samples = load_samples(npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=MASK), interface)
     calibration, held_back = samples.halves()
@@ -67,7 +82,13 @@ def test_every_other_sample_is_held_back(interface: ModelInterface, tmp_path: Pa
             "sample-dtype-mismatch",
             "int32",
         ),
-        ({"input_ids": IDS[:, 0], "attention_mask": MASK}, SampleShapeMismatch, "sample-shape-mismatch", "[5]"),
+        ({"input_ids": IDS[:, 0, 0], "attention_mask": MASK}, SampleShapeMismatch, "sample-shape-mismatch", "[]"),
+        (
+            {"input_ids": IDS[..., None], "attention_mask": MASK},
+            SampleShapeMismatch,
+            "sample-shape-mismatch",
+            "[1, 5, 1]",
+        ),
         ({"input_ids": IDS[:4], "attention_mask": MASK}, SampleShapeMismatch, "sample-shape-mismatch", "input_ids 4"),
         ({"input_ids": IDS[:0], "attention_mask": MASK[:0]}, TooFewSamples, "too-few-samples", "0 samples"),
     ],
