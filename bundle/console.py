@@ -5,7 +5,8 @@ Rules:
 2. `--json`: exactly one object on stdout; on failure nothing on stdout and one error object on stderr.
 3. A user's mistake is one line `error: …` and, where there is a remedy, one line `hint: …`. No traceback. Only a `Bug`
    shows where it happened, and only with AIRWEIGHTS_TRACEBACK=1.
-4. The exit code is the error class's (bundle.errors); 130 after an interrupt.
+4. The exit code is the error class's (bundle.errors); 130 after an interrupt. A reader that goes away early, as
+   `head` does, ends the command without a word and with 141, as it ends any Unix tool.
 5. A progress bar only where stderr is a terminal.
 """
 
@@ -20,6 +21,7 @@ from typing import Final, TextIO
 from bundle.errors import AirweightsError, Bug, SystemUnavailable
 
 INTERRUPTED: Final = 130
+READER_LEFT: Final = 141  # 128 + SIGPIPE: what a shell reports of a tool that the signal ended
 BAR_CHARACTERS: Final = 30
 REDRAW_S: Final = 0.1
 
@@ -44,6 +46,21 @@ def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None 
 
 def run(main: Callable[[], None], *, as_json: bool) -> int:
     """Call `main` and turn what it raises into an exit code (rules 2 to 4)."""
+    stdout = sys.stdout
+    try:
+        code = _run(main, as_json=as_json)
+        sys.stdout.flush()  # here, and not at the interpreter's exit, where nobody can answer for it
+        return code
+    except BrokenPipeError:
+        return _reader_left()
+    except SystemExit:
+        # click turns a broken pipe into an exit of its own, and puts a stream in place that forgives
+        if sys.stdout is not stdout:
+            return _reader_left()
+        raise
+
+
+def _run(main: Callable[[], None], *, as_json: bool) -> int:
     try:
         main()
     except AirweightsError as error:
@@ -51,9 +68,7 @@ def run(main: Callable[[], None], *, as_json: bool) -> int:
         print_error(error, as_json=as_json)
         return error.exit_code
     except BrokenPipeError:
-        # the reader of stdout went away: the interpreter must not complain about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return SystemUnavailable.exit_code
+        raise
     except OSError as error:
         _show_traceback()
         place = f" ({error.filename})" if error.filename else ""
@@ -68,6 +83,19 @@ def run(main: Callable[[], None], *, as_json: bool) -> int:
         print_error(bug, as_json=as_json)
         return Bug.exit_code
     return 0
+
+
+def _reader_left() -> int:
+    # whatever is still in the buffers goes nowhere: the interpreter must not complain about it at exit
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            try:
+                stream.flush()
+            except BrokenPipeError:
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return READER_LEFT
 
 
 def progress_bar(label: str) -> Progress:

@@ -146,7 +146,7 @@ def update(path: Path, *, as_json: bool) -> None:
 
     ended = _ask(path, "update", lambda config: update_once(config, console.progress_bar))
     console.print_result(ended, as_json=as_json, text=_ended_text(ended))
-    raise SystemExit(ended["exit_code"])
+    click.get_current_context().exit(ended["exit_code"])
 
 
 @cli.command()
@@ -235,15 +235,15 @@ def main(arguments: list[str]) -> int:
     def call() -> None:
         nonlocal exit_code
         try:
-            cli.main(arguments, prog_name="device-agent", standalone_mode=False)
-        except click.exceptions.Exit as ended:
-            exit_code = ended.exit_code
+            result = cli.main(arguments, prog_name="device-agent", standalone_mode=False)
+            exit_code = result if isinstance(result, int) else 0
+        except click.exceptions.NoArgsIsHelpError as error:
+            print(error.format_message(), file=sys.stderr)
+            exit_code = UsageInvalid.exit_code
         except click.ClickException as error:
             raise UsageInvalid(error.format_message(), remedy="device-agent --help") from error
         except click.Abort:
             raise KeyboardInterrupt from None
-        except SystemExit as ended:
-            exit_code = int(ended.code or 0)
 
     code = console.run(call, as_json="--json" in arguments)
     return code or exit_code

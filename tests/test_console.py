@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +97,37 @@ def test_every_error_class_has_a_reason_of_its_own_and_its_kinds_exit_code() -> 
         assert error.reason not in seen, (error, seen.get(error.reason))
         seen[error.reason] = error
     assert seen["unavailable"] is Unavailable
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("packager", "--help"),
+        ("packager", "quantize", "--help"),
+        ("device_agent", "--help"),
+        ("device_agent", "--config", "/nowhere", "status", "--json"),
+    ],
+)
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_ends_a_command_without_a_word(words: tuple[str, ...], closed: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
+    # the shell that starts a command may have SIGPIPE ignored or not: Python ignores it either way
+    done = subprocess.run([sys.executable, "-m", *words], check=False, timeout=60, **streams)  # type: ignore[call-overload]
+    os.close(writing)
+    fails = "status" in words
+    if (closed == "stderr") == fails:
+        assert done.returncode == console.READER_LEFT
+        assert not done.stdout
+        assert not done.stderr
+    else:
+        assert done.returncode == (2 if fails else 0)
+
+
+@pytest.mark.parametrize("words", [["packager"], ["packager", "bundle"], ["device_agent"]])
+def test_no_words_at_all_show_the_help_as_it_is(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "\nCommands:\n" in done.stderr

@@ -57,6 +57,7 @@ def exit_codes_page() -> str:
         "| 0 | done |",
         *[f"| {kind.exit_code} | {kind.reason}: {KIND_WORDS[kind.exit_code]} |" for kind in KINDS],
         "| 130 | interrupted |",
+        "| 141 | the reader of the output went away, as `head` does |",
         "",
         "| exit | reason | what it means | where |",
         "| --- | --- | --- | --- |",
