@@ -67,6 +67,9 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = {
     "repo": LazyCommand("packager.commands.repo", "repo", "Make, sign, publish and look after a repository."),
     "rollout": LazyCommand("packager.commands.rollout", "rollout", "Say which release a channel runs, and for whom."),
     "device": LazyCommand("packager.commands.device", "device", "Enrol, list and revoke devices."),
+    "attestation": LazyCommand(
+        "packager.commands.attestation", "attestation", "Write and check provenance and bill of materials."
+    ),
     "keys": LazyCommand("packager.commands.keys", "keys", "Make signing keys, and say which a role has."),
     "demo": LazyCommand("packager.commands.demo", "demo", "See the whole product work, on this machine."),
 }

@@ -26,6 +26,8 @@ AirweightsError
 │   ├── VersionTaken             version-taken             the version was released before
 │   ├── NoSuchPlace              no-such-place             a file or folder that was named is not there
 │   ├── OutputExists             output-exists             what would be written is there already
+│   ├── ReleaseUnknown           release-unknown           the family has no release of that version
+│   ├── ExtraMissing             extra-missing             a library of one of the extras is not installed
 │   ├── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
 │   ├── RepositoryMissing        repository-missing        no repository in this folder
 │   ├── RepositoryExists         repository-exists         a repository is never made over another
@@ -38,6 +40,8 @@ AirweightsError
 │   ├── RequestReplayed          request-replayed          an old signing request, or a second one on the same base
 │   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
+│   ├── AttestationRefused       attestation               attestations that do not hold, or are of another release
+│   ├── ModelSignatureRefused    model-signature           an OpenSSF model signature that does not hold
 │   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
 ├── Unavailable
 │   └── PublishConflict          publish-conflict          somebody else published, or is publishing
@@ -227,6 +231,30 @@ class OutputExists(Invalid):
     """What would be written is there already."""
 
     reason = "output-exists"
+
+
+class ReleaseUnknown(Invalid):
+    """The family has no release of that version."""
+
+    reason = "release-unknown"
+
+
+class ExtraMissing(Invalid):
+    """A library of one of the extras is not installed."""
+
+    reason = "extra-missing"
+
+
+class AttestationRefused(Refused):
+    """Attestations that are not signed as they should be, or are of another release."""
+
+    reason = "attestation"
+
+
+class ModelSignatureRefused(Refused):
+    """An OpenSSF model signature that does not hold, or a folder that can not be signed."""
+
+    reason = "model-signature"
 
 
 class BundleMismatchRefused(DigestMismatchRefused):

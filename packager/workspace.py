@@ -3,6 +3,7 @@
     private/                                     0700, beside the published files and never served
         bundles/<family>/<bundle digest>/        a plain bundle
         releases/<family>/<counter>/<variant>.json   0600: version, bundle digest, content key
+        builds/<family>/<counter>.json           0600: how the release was built (packager.attestation)
 
 Rules:
 1. A plain bundle is named by its digest and never changed; it is checked against that name when it is opened.
@@ -77,6 +78,17 @@ class Workspace:
         record = {"version": kept.version, "bundle": kept.bundle, "content_key": kept.content_key.value.hex()}
         self._write(self._record_place(kept.family, kept.counter, kept.variant), canonical.encode({**record}))
 
+    def keep_build(self, family: str, counter: int, record: bytes) -> None:
+        """Keep the record of a build."""
+        self._write(self._build_place(family, counter), record)
+
+    def find_build(self, family: str, counter: int) -> bytes | None:
+        """The record of a build, or None."""
+        try:
+            return self._build_place(family, counter).read_bytes()
+        except FileNotFoundError:
+            return None
+
     def find(self, family: str, counter: int, variant: str) -> KeptVariant | None:
         """What is kept of a variant, or None. Raises WorkspaceRefused for a damaged record."""
         place = self._record_place(family, counter, variant)
@@ -147,6 +159,10 @@ class Workspace:
         assert NAME.fullmatch(family)
         assert NAME.fullmatch(variant)
         return self.folder / "releases" / family / str(counter) / f"{variant}.json"
+
+    def _build_place(self, family: str, counter: int) -> Path:
+        assert NAME.fullmatch(family)
+        return self.folder / "builds" / family / f"{counter}.json"
 
     def _make(self, folder: Path) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)

@@ -6,9 +6,8 @@ from typing import Final
 import click
 
 from bundle.console import print_result, progress_bar
+from packager.commands.options import JSON_OPTION, PASSPHRASE_OPTION, PATH
 
-PATH: Final = click.Path(path_type=Path)
-JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 NOTHING: Final = "-"  # as BASE: a patch from nothing
 
 
@@ -132,3 +131,42 @@ def verify_command(folder: Path, manifest: Path, variant: str, as_json: bool) ->
     result = verify_bundle(folder, manifest, variant)
     text = f"{folder}: {result['family']} {result['version']} {variant}, {result['files']} files, as in the manifest"
     print_result(result, as_json=as_json, text=text)
+
+
+@bundle.command("sign-oms")
+@click.argument("folder", type=PATH)
+@click.option("--key", type=PATH, required=True, help="An ecdsa-p256 key file: the format knows elliptic curves only.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="The signature to write, outside of FOLDER.")
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def sign_oms_command(folder: Path, key: Path, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
+    """Sign all files of FOLDER in the OpenSSF Model Signing format; the public key goes to OUTPUT.pub.pem.
+
+    For others' tools: `model_signing verify key --no-ignore-git-paths` checks it, and no device does.
+
+    Exit status: 0 signed, 2 wrong input, 3 the folder holds what can not be signed, for example a symbolic link.
+    """
+    from packager.attestation.model_signature import sign_model
+    from packager.commands.options import read_key_passphrase
+
+    signed = sign_model(folder, key, read_key_passphrase(passphrase_file, None, (str(key),)), out)
+    print_result(
+        signed.as_json(), as_json=as_json, text=f"{out}: {signed.files} files signed, key in {signed.public_key}"
+    )
+
+
+@bundle.command("verify-oms")
+@click.argument("folder", type=PATH)
+@click.argument("signature", type=PATH)
+@click.option("--public-key", type=PATH, required=True, help="In PEM.")
+@JSON_OPTION
+def verify_oms_command(folder: Path, signature: Path, public_key: Path, as_json: bool) -> None:
+    """Check an OpenSSF Model Signing SIGNATURE over FOLDER: every file, no more and no less.
+
+    Exit status: 0 it holds, 2 wrong input, 3 it does not hold.
+    """
+    from packager.attestation.model_signature import verify_model
+
+    verify_model(folder, signature, public_key)
+    result = {"folder": str(folder), "signature": str(signature), "ok": True}
+    print_result(result, as_json=as_json, text=f"{signature} holds over {folder}")

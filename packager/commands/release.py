@@ -21,6 +21,8 @@ PATH: Final = click.Path(path_type=Path)
 @click.option("--from", "bases", multiple=True, help="Patch from this version, instead of what the file says.")
 @click.option("--until", help="Stop after this step: `sign` stages it for others to sign and publish.")
 @click.option("--dry-run", is_flag=True, help="Stop after diff: show all sizes, change nothing.")
+@click.option("--attest", is_flag=True, help="Also write and sign provenance and bill of materials.")
+@click.option("--builder", help="With --attest: URI of who runs the build, for example of a CI system.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
 @JSON_OPTION
 def release(
@@ -32,6 +34,8 @@ def release(
     passphrase_file: Path | None,
     until: str | None,
     dry_run: bool,
+    attest: bool,
+    builder: str | None,
     jobs: int,
     as_json: bool,
 ) -> None:
@@ -63,13 +67,30 @@ def release(
         raise UsageInvalid(
             "no key is given to sign with", remedy="--keys FOLDER; or --until sign, and others sign later"
         )
+    if attest:
+        if last not in ("sign", "publish") or (not uris and key_dir is None):
+            raise UsageInvalid(
+                "--attest: nothing is signed here", remedy="give keys; `packager attestation make` writes them later"
+            )
+        from packager.attestation.provenance import check_installed
+
+        check_installed()
     has_keys = bool(uris) or key_dir is not None
     signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()  # with --json, stderr is for one error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
-    print_result(report.as_json(), as_json=as_json, text=report.as_text())
+    result, text = report.as_json(), report.as_text()
+    if attest and report.manifest is not None:
+        from packager.attestation.attest import attest as write
+        from packager.commands.attestation import default_folder, text_of
+
+        folder = default_folder(repo, report.family, report.version)
+        written = write(repository, report.manifest, signers, folder, builder)
+        result["attestations"] = written.as_json()
+        text += "\n" + text_of(written, "written")
+    print_result(result, as_json=as_json, text=text)
 
 
 class ConsoleReporter:

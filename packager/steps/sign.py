@@ -2,7 +2,7 @@
 
 Rules, in order:
 1. The manifest that will be signed is read back by the device's own strict reader before anything is written.
-2. Keys and plain bundles go to the workspace first: no blob is ever out whose key is lost.
+2. Keys, plain bundles and the record of the build go to the workspace first: no blob is ever out whose key is lost.
 3. Then blobs and envelopes, then manifest and rollouts, then signatures by the keys that are here.
 """
 
@@ -12,6 +12,7 @@ from bundle.frames import Secret
 from bundle.manifest import Manifest, Variant, parse_manifest
 from bundle.rollout import Rollout
 from keys.errors import CohortUnknown
+from packager.attestation.build_record import build_record
 from packager.draft import Draft, VariantDraft
 from packager.release_file import RolloutPlan
 from packager.steps.encrypt import blob_path, seal_to_cohorts
@@ -24,6 +25,7 @@ def run(draft: Draft) -> None:
     parse_manifest(manifest.as_bytes())
     fleet = draft.repository.fleet()
     check_cohorts(draft.plan.rollout, tuple(cohort.name for cohort in fleet.cohorts))
+    draft.workspace.keep_build(manifest.family, manifest.counter, build_record(draft).as_bytes())
     for variant in draft.kept:
         _keep(draft, variant)
         for patch in variant.patches:

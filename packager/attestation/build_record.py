@@ -1,0 +1,132 @@
+"""How a release was built, written down while it is built and kept beside its keys: the source of its attestations.
+
+Rules:
+1. Files are named without their folders: a record goes to others, and where things lay on a build machine is nobody's
+   business.
+2. The signed manifest is what counts; the record says more about the same release and is of no use without it.
+"""
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from bundle.version import VERSION
+from packager.draft import Draft, VariantDraft
+from packager.errors import WorkspaceRefused
+from packager.model_package import external_data
+from packager.release_file import ReleasePlan
+
+SCHEMA: Final = "airweights.build-record/1"
+TOOLS: Final = ("onnx", "onnxruntime", "numpy", "cryptography", "tuf")
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A file that went into the release.
+
+    Attributes:
+        role: "model", "external-data", "inputs", or the role of a further file.
+        name: without folders.
+        sha256: of its content; of the whole list for a folder of inputs.
+    """
+
+    role: str
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRecord:
+    """See above.
+
+    Attributes:
+        plan: the release file as it was understood.
+        materials: what went in, without doubles.
+        tools: versions by name.
+        variants: by name: the quantizer's report, the gate's, the update's; each plain JSON, or None.
+    """
+
+    plan: dict[str, Any] = field(default_factory=dict)
+    materials: tuple[Material, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def as_bytes(self) -> bytes:
+        """The file's content."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> "BuildRecord":
+        """Inverse of `as_bytes`. Raises WorkspaceRefused."""
+        try:
+            value = json.loads(data)
+            if value.pop("schema") != SCHEMA:
+                raise ValueError("another schema")
+            materials = tuple(Material(**row) for row in value.pop("materials"))
+            return cls(materials=materials, **value)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise WorkspaceRefused(f"a build record is damaged: {error}", remedy="restore it from a copy") from error
+
+
+def build_record(draft: Draft) -> BuildRecord:
+    """Of a draft whose variants are assembled."""
+    return BuildRecord(
+        plan=_plan(draft.plan),
+        materials=_materials(draft),
+        tools={"packager": VERSION, "python": platform.python_version(), **{tool: _version(tool) for tool in TOOLS}},
+        variants={variant.name: _variant(variant) for variant in draft.kept},
+    )
+
+
+def _variant(variant: VariantDraft) -> dict[str, Any]:
+    update = variant.update
+    return {
+        "quantization": None if variant.report is None else variant.report.as_json(),
+        "gate": None if variant.gate is None else variant.gate.as_json(),
+        "update": None if update is None else {"of": update.version, **update.report.as_json()},
+    }
+
+
+def _materials(draft: Draft) -> tuple[Material, ...]:
+    plan = draft.plan
+    found = []
+    for model in dict.fromkeys((plan.model, *(v.model for v in plan.variants if v.model is not None))):
+        found.append(Material("model", model.name, _sha256(model)))
+        found += [Material("external-data", name, _sha256(model.parent / name)) for name in external_data(model)]
+    if not draft.samples.is_random:
+        name = "inputs" if plan.inputs is None else plan.inputs.name
+        found.append(Material("inputs", name, draft.samples.digest))
+    found += [Material(extra.role, extra.name, _sha256(extra.source)) for extra in plan.files]
+    return tuple(dict.fromkeys(found))
+
+
+def _plan(plan: ReleasePlan) -> dict[str, Any]:
+    out: dict[str, Any] = _plain(asdict(plan))
+    return {key: value for key, value in out.items() if value not in (None, [], {})}
+
+
+def _plain(value: Any) -> Any:
+    """Rule 1; tuples become lists, pairs of names and values stay lists."""
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _version(tool: str) -> str:
+    try:
+        return version(tool)
+    except PackageNotFoundError:  # onnxruntime has builds under other names
+        return "unknown"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,183 @@
+"""The attestations of one release, as files for others: written, signed, and checked again.
+
+    attestations.intoto.jsonl   two DSSE envelopes, a line each: SLSA provenance, and the bill of materials
+    bom.cdx.json                the bill of materials alone, for tools that read CycloneDX
+
+Rules:
+1. Both envelopes are signed by every key that is given (DSSE v1); who checks them asks for the threshold of the
+   release's own role, or names keys.
+2. A checked attestation is about the very release that the repository lists: all subjects, no more and no less.
+3. Devices never read any of it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import FormatError, VerificationError
+from securesystemslib.signer import Key, Signer
+
+from bundle.manifest import Manifest
+from packager.attestation.bill_of_materials import bill_of_materials
+from packager.attestation.build_record import BuildRecord
+from packager.attestation.provenance import (
+    DEFAULT_BUILDER,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
+    check_statement,
+    statement_of,
+    subjects_of,
+)
+from packager.errors import AttestationRefused, NoSuchPlace
+from packager.repository.layout import write_file
+
+ATTESTATIONS: Final = "attestations.intoto.jsonl"
+BILL: Final = "bom.cdx.json"
+BILL_PREDICATE: Final = "https://cyclonedx.org/bom"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+MAX_BYTES: Final = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationReport:
+    """What was written or checked.
+
+    Attributes:
+        folder: where it lies.
+        key_ids: of the keys that signed.
+        subjects: files that are attested.
+        predicates: types, in the order of the file.
+    """
+
+    folder: Path
+    family: str
+    version: str
+    key_ids: tuple[str, ...]
+    subjects: int
+    predicates: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        return {
+            "folder": str(self.folder),
+            "family": self.family,
+            "version": self.version,
+            "key_ids": list(self.key_ids),
+            "subjects": self.subjects,
+            "predicates": list(self.predicates),
+        }
+
+
+def write_attestations(
+    folder: Path, manifest: Manifest, record: BuildRecord, signers: Sequence[Signer], builder: str = DEFAULT_BUILDER
+) -> AttestationReport:
+    """Write and sign the attestations of a release; what was in their place before is replaced.
+
+    Raises:
+        ExtraMissing, and errors of signers.
+    """
+    bill = bill_of_materials(manifest, record)
+    statements = [
+        statement_of(manifest, record, builder),
+        {
+            "_type": STATEMENT_TYPE,
+            "subject": subjects_of(manifest),
+            "predicateType": BILL_PREDICATE,
+            "predicate": bill,
+        },
+    ]
+    lines, key_ids = [], set()
+    for statement in statements:
+        envelope = Envelope(json.dumps(statement, sort_keys=True).encode(), PAYLOAD_TYPE, {})
+        for signer in signers:
+            key_ids.add(envelope.sign(signer).keyid)
+        lines.append(json.dumps(envelope.to_dict(), sort_keys=True) + "\n")
+    write_file(folder / BILL, json.dumps(bill, indent=2, sort_keys=True).encode() + b"\n")
+    write_file(folder / ATTESTATIONS, "".join(lines).encode())
+    return AttestationReport(
+        folder,
+        manifest.family,
+        manifest.version,
+        tuple(sorted(key_ids)),
+        len(subjects_of(manifest)),
+        tuple(str(statement["predicateType"]) for statement in statements),
+    )
+
+
+def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], threshold: int) -> AttestationReport:
+    """Check the attestations of a release (rules 1 and 2).
+
+    Args:
+        folder: as `write_attestations` filled it.
+        manifest: as the repository lists it.
+        keys, threshold: how many of which keys must have signed each envelope.
+
+    Raises:
+        NoSuchPlace; AttestationRefused; ExtraMissing.
+    """
+    path = folder / ATTESTATIONS
+    lines = _read(path).splitlines()
+    predicates, accepted = [], set()
+    for number, line in enumerate(lines, 1):
+        statement, key_ids = _open(line, keys, threshold, where=f"{path} line {number}")
+        if statement.get("subject") != subjects_of(manifest):
+            raise AttestationRefused(
+                f"{path} line {number}: it attests other files than those of {manifest.family} {manifest.version}"
+            )
+        predicates.append(str(statement.get("predicateType")))
+        accepted |= key_ids
+        if predicates[-1] == BILL_PREDICATE and json.loads(_read(folder / BILL)) != statement["predicate"]:
+            raise AttestationRefused(f"{folder / BILL} is not the bill of materials that was signed")
+    for wanted in (PREDICATE_TYPE, BILL_PREDICATE):
+        if predicates.count(wanted) != 1:
+            raise AttestationRefused(f"{path}: found {predicates.count(wanted)} of {wanted}, expected one")
+    return AttestationReport(
+        folder,
+        manifest.family,
+        manifest.version,
+        tuple(sorted(accepted)),
+        len(subjects_of(manifest)),
+        tuple(predicates),
+    )
+
+
+def _open(line: bytes, keys: Sequence[Key], threshold: int, where: str) -> tuple[dict[str, Any], set[str]]:
+    try:
+        envelope = Envelope.from_dict(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError, FormatError, RecursionError) as error:
+        raise AttestationRefused(f"{where}: not a DSSE envelope") from error
+    try:
+        # every key is asked, so that the report names all that signed
+        accepted = {key.keyid for key in keys if _has_signed(envelope, key)}
+        if len(accepted) < threshold:
+            raise AttestationRefused(f"{where}: signed by {len(accepted)} of the keys, expected {threshold}")
+        if envelope.payload_type != PAYLOAD_TYPE:
+            raise AttestationRefused(f"{where}: payload of type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
+        statement = json.loads(envelope.payload)
+        if statement["predicateType"] == PREDICATE_TYPE:
+            check_statement(statement)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AttestationRefused(f"{where}: its payload is not a statement") from error
+    return statement, accepted
+
+
+def _has_signed(envelope: Envelope, key: Key) -> bool:
+    try:
+        envelope.verify([key], 1)
+    except VerificationError:
+        return False
+    return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise NoSuchPlace(f"there is no file {path}", remedy="`packager attestation make` writes it") from error
+    if len(data) > MAX_BYTES:
+        raise AttestationRefused(f"{path}: longer than {MAX_BYTES} bytes")
+    return data
