@@ -38,6 +38,8 @@ AirweightsError
 ├── Refused
 │   ├── RepositoryDamaged        repository-damaged        a published or staged file is not what was signed
 │   ├── RequestReplayed          request-replayed          an old signing request, or a second one on the same base
+│   ├── RepositoryUnfamiliar     repository-unfamiliar     a key that signed for one repository is to sign for another
+│   ├── SignerMemoryDamaged      signer-memory-damaged     what was signed here before can not be read
 │   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
 │   ├── AttestationRefused       attestation               attestations that do not hold, or are of another release
@@ -327,6 +329,18 @@ class RequestReplayed(Refused):
     """A signing request that is older than what was signed last, or another one on the same base."""
 
     reason = "request-replayed"
+
+
+class RepositoryUnfamiliar(Refused):
+    """A request of a repository that is new here, for a key that signed here for another one."""
+
+    reason = "repository-unfamiliar"
+
+
+class SignerMemoryDamaged(Refused):
+    """A signer's own copy of what it signed last can not be read."""
+
+    reason = "signer-memory-damaged"
 
 
 class SignatureRefused(Refused):

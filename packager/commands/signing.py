@@ -21,8 +21,9 @@ DEFAULT_MEMORY: Final = Path("~/.local/share/airweights/signed")
 @click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
 @click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
 @click.option("--memory", type=PATH, default=DEFAULT_MEMORY, show_default=True, help="What was signed here before.")
-@click.option("--expect", help="Sign only if the summary's digest is this: what somebody reviewed is what is signed.")
+@click.option("--expect", help="Sign only if the request's digest is this: what somebody reviewed is what is signed.")
 @click.option("--replace", is_flag=True, help="Sign a corrected document of a version that was signed here already.")
+@click.option("--new-repository", is_flag=True, help="Sign for a repository that is new to a key used here.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -34,6 +35,7 @@ def sign_command(
     memory: Path,
     expect: str | None,
     replace: bool,
+    new_repository: bool,
     repo: Path,
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -52,7 +54,8 @@ def sign_command(
 
     signers = load_signers(uris, key_dir, passphrase_file)
     if request_file is not None:
-        _sign_request(request_file, signers, out, memory.expanduser(), expect, replace=replace, as_json=as_json)
+        allowed = {"replace": replace, "new_repository": new_repository}
+        _sign_request(request_file, signers, out, memory.expanduser(), expect, allowed, as_json=as_json)
         return
     report = Repository.open(repo).sign(signers)
     if uris and len(report.unused) == len(signers):
@@ -70,18 +73,28 @@ def sign_command(
 def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
     """Write a request for signatures over what is staged, to be signed where keys live (`repo sign REQUEST`).
 
+    Shows what the request changes against what is published, and its digest: every signer's machine computes both anew.
+
     Exit status: 0 written, 2 nothing is staged, 4 a lock or no space.
     """
     import time
 
-    from packager.repository.detached import prepare
+    from packager.repository.detached import overview, prepare
     from packager.repository.layout import write_file
     from packager.repository.repository import Repository
 
-    request = prepare(Repository.open(repo).layout, int(time.time()))
+    now_s = int(time.time())
+    request = prepare(Repository.open(repo).layout, now_s)
+    lines = overview(request, now_s)
     write_file(out, request.as_bytes())
-    result = {"request": str(out), "documents": {role: doc.signed.version for role, doc in request.new.items()}}
-    print_result(result, as_json=as_json, text=f"{out}: {', '.join(sorted(request.new))}")
+    result = {
+        "request": str(out),
+        "documents": {role: doc.signed.version for role, doc in request.new.items()},
+        "summary": list(lines),
+        "digest": request.digest,
+    }
+    text = "\n".join([*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new))}"])
+    print_result(result, as_json=as_json, text=text)
 
 
 @click.command("merge")
@@ -118,22 +131,26 @@ def _sign_request(
     out: Path | None,
     memory: Path,
     expect: str | None,
+    allowed: dict[str, bool],
     *,
-    replace: bool,
     as_json: bool,
 ) -> None:
+    import time
+
     from packager.errors import UsageInvalid
-    from packager.repository.detached import parse_request, review, sign_request
+    from packager.repository.detached import review, sign_request
     from packager.repository.layout import write_file
+    from packager.repository.request import parse_request
 
     try:
         request = parse_request(request_file.read_bytes())
     except FileNotFoundError as error:
         raise UsageInvalid(f"there is no request file {request_file}") from error
-    reviewed = review(request, [signer.public_key for signer in signers], memory, replace=replace)
+    keys = [signer.public_key for signer in signers]
+    reviewed = review(request, keys, memory, int(time.time()), **allowed)
     if expect is not None and expect != reviewed.digest:
         raise UsageInvalid(
-            f"the summary's digest is {reviewed.digest}, expected {expect}",
+            f"the request's digest is {reviewed.digest}, expected {expect}",
             remedy="without -o the summary is shown: compare it with the one that was reviewed",
         )
     if out is not None:

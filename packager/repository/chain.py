@@ -72,7 +72,12 @@ class Published:
     @property
     def repository_id(self) -> str:
         """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryDamaged."""
-        return hashlib.sha256(read_document_bytes(self._layout.metadata / "1.root.json")).hexdigest()
+        return hashlib.sha256(self.first_root).hexdigest()
+
+    @property
+    def first_root(self) -> bytes:
+        """The file of root 1. Raises RepositoryDamaged."""
+        return read_document_bytes(self._layout.metadata / "1.root.json")
 
     @property
     def root(self) -> Root:

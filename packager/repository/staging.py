@@ -6,7 +6,8 @@ Rules:
 2. A staged document whose content would come out the same is kept, so that its signatures count; any change of content
    makes a new document without signatures.
 3. Snapshot and timestamp come last, when all below them is signed, since they name the others' digests.
-4. What was built on another publication than the present one is built anew.
+4. What was built on a document that is no longer the published one is built anew. A document whose predecessor is still
+   out keeps its signatures, whatever else was published meanwhile: a daily refresh undoes nobody's signature.
 """
 
 import json
@@ -223,7 +224,7 @@ class Staging:
         for role in list(self.documents):
             before = published.documents.get(role)
             is_successor = self.documents[role].signed.version == (0 if before is None else before.signed.version) + 1
-            if role in LAST or not is_successor or role not in ("root", "targets"):
+            if role in LAST or not is_successor:
                 del self.documents[role]
 
     def _missing(self, published: Published) -> int:

@@ -6,8 +6,9 @@ from typing import Final
 
 from tuf.api.metadata import Root, Targets
 
-from keys.roles import RoleKeys, problems, role_keys, still_needed
+from keys.roles import problems, still_needed
 from packager.repository import documents
+from packager.repository.bounds import keys_of
 from packager.repository.chain import Published, verification
 from packager.repository.staging import Staging
 
@@ -102,12 +103,6 @@ def status_of(published: Published, staging: Staging, repository_id: str, now_s:
         staged_targets=tuple(sorted(staging.targets)),
         withdrawn=tuple(sorted(staging.withdrawn)),
     )
-
-
-def keys_of(delegator: Root | Targets, role: str) -> RoleKeys:
-    """A role's keys and threshold as its delegator lists them."""
-    listed = delegator.get_delegated_role(role)
-    return role_keys(role, [delegator.get_key(keyid) for keyid in listed.keyids], listed.threshold)
 
 
 def _role(published: Published, role: str, now_s: int, *, classical: bool) -> RoleStatus:

@@ -24,6 +24,7 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.memory import SlotStore
 from bundle.trust.updater import Fetch
 from keys.signers import signers_from
+from packager.repository.chain import Published
 from packager.repository.publishing import PublishReport
 from packager.repository.repository import Repository
 
@@ -95,6 +96,10 @@ class Shop:
         """Sign with all keys and publish."""
         assert self.repository.sign(self.signers).is_complete
         return self.repository.publish(rehearse=rehearse)
+
+    def repository_document(self, role: str) -> bytes:
+        """The file of a role's document that is out."""
+        return Published(self.repository.layout).files[role][1]
 
     def copy_published(self, name: str) -> Path:
         """What is served now, kept aside."""

@@ -12,8 +12,9 @@ from keys.cohorts import new_epoch
 from keys.files import generate_key_file, load_signer
 from keys.registry import Registry
 from packager.errors import BelowThreshold
-from packager.repository.detached import merge, parse_request, prepare, review, sign_request
+from packager.repository.detached import merge, prepare, review, sign_request
 from packager.repository.repository import Repository
+from packager.repository.request import parse_request
 from packager.repository.rotation import replace_key, replace_keys
 from tests.keys.softhsm import PIN, make_token, needs_softhsm
 from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, new_device, rollout_of
@@ -37,7 +38,7 @@ def signed_at_desks(shop: Shop, desks: dict[str, Sequence[Signer]], online: Sequ
     files = []
     for desk, signers in desks.items():
         memory = shop.folder / "desks" / desk
-        reviewed = review(request, [signer.public_key for signer in signers], memory)
+        reviewed = review(request, [signer.public_key for signer in signers], memory, NOW_S)
         files.append(sign_request(request, reviewed, signers, memory))
     return merge(shop.repository.layout, files, online, NOW_S).is_complete
 

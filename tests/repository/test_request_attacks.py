@@ -1,0 +1,425 @@
+"""A malicious build server against those who sign: what it asks for is refused, or shown; never hidden."""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.formats import encode_canonical
+from securesystemslib.signer import CryptoSigner, Key, Signer
+from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, SuccinctRoles, TargetFile, Targets
+
+from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefused
+from keys.errors import SignerNotInRole, ThresholdInvalid
+from packager.errors import RepositoryUnfamiliar, RequestReplayed, SignerMemoryDamaged
+from packager.repository.chain import Document
+from packager.repository.detached import overview, prepare, review, sign_request
+from packager.repository.documents import target_file
+from packager.repository.request import Request, parse_request
+from packager.repository.rotation import renew, replace_key
+from packager.repository.signer_memory import SignerMemory
+from tests.repository.shop import FAMILY, NOW_S, Shop, build_shop, copy_shop, rollout_of
+
+RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
+NAME = f"bundles/{FAMILY}/1.1.0.json"
+CHANNEL_FILE = f"rollouts/{FAMILY}/stable.json"
+Change = Callable[[Any], object]
+
+
+def honest(shop: Shop, version: str = "1.1.0", counter: int = 2) -> Request:
+    """What the build server should ask for: a release, its rollout, and renewed offline roles."""
+    manifest = shop.manifest(version, counter)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+    renew(shop.repository.layout, ["root", "targets", "fleet"])
+    return prepare(shop.repository.layout, NOW_S)
+
+
+def evil(request: Request, role: str, change: Change) -> Request:
+    """The same request with one document changed, as it arrives."""
+    document: Document = Metadata.from_bytes(request.new[role].to_bytes())
+    change(document.signed)
+    return parse_request(replace(request, new={**request.new, role: document}).as_bytes())
+
+
+def delegated(targets: Targets, name: str = RELEASE) -> DelegatedRole:
+    assert targets.delegations is not None
+    assert targets.delegations.roles is not None
+    return targets.delegations.roles[name]
+
+
+def delegations(signed: Targets) -> Delegations:
+    assert signed.delegations is not None
+    return signed.delegations
+
+
+def add_key(signed: Any, role: str, key: Key, keyid: str | None = None) -> None:
+    holder = signed if isinstance(signed, Root) else delegations(signed)
+    name = keyid or key.keyid
+    holder.keys[name] = Key.from_dict(name, key.to_dict())
+    signed.get_delegated_role(role).keyids.append(name)
+
+
+def new_delegation(targets: Targets, name: str, path: str) -> None:
+    roles = delegations(targets).roles
+    assert roles is not None
+    roles[name] = DelegatedRole(name, list(delegated(targets).keyids), 2, terminating=True, paths=[path])
+
+
+def hash_bins(targets: Targets) -> None:
+    held = delegations(targets)
+    targets.delegations = Delegations(held.keys, succinct_roles=SuccinctRoles(list(held.keys)[:2], 2, 8, "bin"))
+
+
+def steal_key_id(signed: Any, role: str) -> None:
+    """Another public key under the id of a key that people know."""
+    holder = signed if isinstance(signed, Root) else delegations(signed)
+    known = signed.get_delegated_role(role).keyids[0]
+    holder.keys[known] = Key.from_dict(known, CryptoSigner.generate_ed25519().public_key.to_dict())
+
+
+def same_key_twice(signed: Any, role: str) -> None:
+    holder = signed if isinstance(signed, Root) else delegations(signed)
+    key = holder.keys[signed.get_delegated_role(role).keyids[0]]
+    again = copy.deepcopy(key.to_dict())
+    again["keyval"]["x"] = "1"
+    own_id = hashlib.sha256(str(encode_canonical(again)).encode()).hexdigest()
+    add_key(signed, role, Key.from_dict(own_id, again))
+
+
+def become_classical(root: Root) -> None:
+    root.unrecognized_fields["x-classical"] = True
+    root.roles["root"].threshold = 2
+
+
+def list_file(signed: Targets, name: str, data: bytes = b"{}") -> None:
+    signed.targets[name] = target_file(name, data)
+
+
+STRANGER = CryptoSigner.generate_ed25519().public_key
+REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
+    # targets: who may sign what
+    "an-added-delegation-of-another-kind": (
+        "targets",
+        lambda t: new_delegation(t, "backdoor", "bundles/vision/*"),
+        MalformedRefused,
+        "'backdoor'",
+    ),
+    "a-widened-path-pattern": (
+        "targets",
+        lambda t: setattr(delegated(t), "paths", ["bundles/*/*"]),
+        MalformedRefused,
+        "'bundles/*/*'",
+    ),
+    "a-second-path-pattern": (
+        "targets",
+        lambda t: setattr(delegated(t), "paths", ["bundles/vision/*", "rollouts/vision/*"]),
+        MalformedRefused,
+        "rollouts/vision/*",
+    ),
+    "a-delegation-of-another-familys-paths": (
+        "targets",
+        lambda t: new_delegation(t, "release-speech", "bundles/vision/*"),
+        MalformedRefused,
+        "release-speech",
+    ),
+    "a-delegation-that-does-not-end": (
+        "targets",
+        lambda t: setattr(delegated(t), "terminating", False),
+        MalformedRefused,
+        "terminating",
+    ),
+    "hash-bins": ("targets", hash_bins, MalformedRefused, "hash bins"),
+    "a-file-in-targets": ("targets", lambda t: list_file(t, NAME), MalformedRefused, "lists files itself"),
+    "an-unknown-field-of-delegations": (
+        "targets",
+        lambda t: delegations(t).unrecognized_fields.update({"x": 1}),
+        MalformedRefused,
+        "['x']",
+    ),
+    "a-lowered-threshold": (
+        "targets",
+        lambda t: setattr(delegated(t), "threshold", 1),
+        ThresholdInvalid,
+        "alone meet the threshold 1",
+    ),
+    "a-key-under-anothers-id": (
+        "targets",
+        lambda t: steal_key_id(t, RELEASE),
+        MalformedRefused,
+        "the id of another key",
+    ),
+    "a-key-added-so-that-one-kind-suffices": (
+        "targets",
+        lambda t: add_key(t, RELEASE, STRANGER),
+        ThresholdInvalid,
+        "2 classical keys alone",
+    ),
+    "a-key-listed-twice": ("targets", lambda t: same_key_twice(t, RELEASE), MalformedRefused, "the same public key"),
+    # root
+    "a-lowered-root-threshold": (
+        "root",
+        lambda r: setattr(r.roles["root"], "threshold", 1),
+        ThresholdInvalid,
+        "alone meet the threshold 1",
+    ),
+    "a-root-threshold-that-one-lost-key-ends": (
+        "root",
+        lambda r: setattr(r.roles["targets"], "threshold", 4),
+        ThresholdInvalid,
+        "one lost key",
+    ),
+    "a-key-under-anothers-id-in-root": (
+        "root",
+        lambda r: steal_key_id(r, "root"),
+        MalformedRefused,
+        "the id of another",
+    ),
+    # a family
+    "another-familys-file": (
+        RELEASE,
+        lambda t: list_file(t, "bundles/speech/1.1.0.json"),
+        MalformedRefused,
+        "none of bundles/vision/*",
+    ),
+    "a-file-of-another-kind": (
+        RELEASE,
+        lambda t: list_file(t, CHANNEL_FILE),
+        MalformedRefused,
+        "none of bundles/vision",
+    ),
+    "a-name-that-draws-on-the-terminal": (
+        RELEASE,
+        lambda t: list_file(t, f"bundles/{FAMILY}/1.1.0\x1b[2K\n.json"),
+        MalformedRefused,
+        "\\x1b[2K\\n",
+    ),
+    "a-delegation-below-a-release-role": (
+        RELEASE,
+        lambda t: setattr(t, "delegations", Delegations({}, {})),
+        MalformedRefused,
+        "which only targets may",
+    ),
+    "custom-fields-of-a-file": (
+        RELEASE,
+        lambda t: t.targets[NAME].unrecognized_fields.update({"custom": {}}),
+        MalformedRefused,
+        "alone",
+    ),
+    "a-second-digest": (
+        RELEASE,
+        lambda t: t.targets[NAME].hashes.update({"sha512": "0" * 128}),
+        MalformedRefused,
+        "SHA-256 alone",
+    ),
+    "a-digest-of-something-else": (
+        RELEASE,
+        lambda t: t.targets.update({NAME: TargetFile(2, {"sha256": "0" * 64}, NAME)}),
+        DigestMismatchRefused,
+        NAME,
+    ),
+    "a-length-of-something-else": (
+        RELEASE,
+        lambda t: setattr(t.targets[NAME], "length", 7),
+        DigestMismatchRefused,
+        NAME,
+    ),
+    "a-file-whose-content-is-kept-back": (
+        RELEASE,
+        lambda t: list_file(t, f"bundles/{FAMILY}/6.6.6.json"),
+        MalformedRefused,
+        "not at hand",
+    ),
+    "an-older-version": (RELEASE, lambda t: setattr(t, "version", 1), RequestReplayed, "2 is published already"),
+}
+
+SHOWN: dict[str, tuple[str, Change, str]] = {
+    "a-later-expiry": (RELEASE, lambda t: setattr(t, "expires", t.expires.replace(year=2090)), "VALID FOR"),
+    "an-expiry-in-the-past": (
+        RELEASE,
+        lambda t: setattr(t, "expires", t.expires.replace(year=2020)),
+        "EXPIRED already",
+    ),
+    "a-withdrawn-release": (RELEASE, lambda t: t.targets.pop(f"bundles/{FAMILY}/1.0.0.json"), "is no longer listed"),
+    "an-unknown-field": (
+        RELEASE,
+        lambda t: t.unrecognized_fields.update({"x-new": "a\nb"}),
+        "field x-new None -> 'a\\nb'",
+    ),
+    "a-jump-of-version": (RELEASE, lambda t: setattr(t, "version", 2**40), f"version 2 -> {2**40}"),
+    "another-specification": (RELEASE, lambda t: setattr(t, "spec_version", "1.0.9"), "field spec_version"),
+    "a-counter-epoch": (
+        "targets",
+        lambda t: delegated(t).unrecognized_fields.update({"x-counter-epoch": 9}),
+        "'x-counter-epoch': 9",
+    ),
+    "a-new-family": (
+        "targets",
+        lambda t: new_delegation(t, "release-speech", "bundles/speech/*"),
+        "release-speech: threshold none -> 2",
+    ),
+    "a-delegation-taken-away": ("targets", lambda t: setattr(delegations(t), "roles", {}), f"{RELEASE} removed"),
+    "delegations-in-another-order": (
+        "targets",
+        lambda t: setattr(t.delegations, "roles", dict(reversed(t.delegations.roles.items()))),
+        "another order",
+    ),
+    "packs-without-a-limit": ("root", lambda r: r.unrecognized_fields.update({"x-pack-max-days": 9999}), "-> 9999"),
+    "a-repository-that-calls-itself-classical": ("root", become_classical, "UNSOUND: 2 classical keys alone"),
+    "without-consistent-snapshots": ("root", lambda r: setattr(r, "consistent_snapshot", False), "consistent_snapshot"),
+}
+
+
+def desk(shop: Shop) -> Path:
+    return shop.folder / "desk"
+
+
+def public(signers: list[Signer]) -> list[Key]:
+    return [signer.public_key for signer in signers]
+
+
+@pytest.fixture(scope="module")
+def asked(pristine_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Request]:
+    """A shop and its honest request, for tests that change neither."""
+    shop = copy_shop(pristine_shop, tmp_path_factory.mktemp("asked") / "shop")
+    return shop, honest(shop)
+
+
+@pytest.mark.parametrize("attack", REFUSED)
+def test_what_no_honest_request_asks_for_is_not_signed(asked: tuple[Shop, Request], attack: str) -> None:
+    role, change, error, words = REFUSED[attack]
+    shop, request = asked[0], evil(asked[1], role, change)
+    with pytest.raises(error) as refused:
+        review(request, public(shop.signers_of(role)), desk(shop), NOW_S)
+    assert words in refused.value.message
+    assert refused.value.message.isprintable()
+
+
+@pytest.mark.parametrize("attack", SHOWN)
+def test_what_differs_is_shown_and_has_another_digest(asked: tuple[Shop, Request], attack: str) -> None:
+    role, change, words = SHOWN[attack]
+    shop, request = asked
+    changed = evil(request, role, change)
+    keys = public(shop.signers_of(role))
+    before = review(request, keys, desk(shop), NOW_S)
+    after = review(changed, keys, desk(shop), NOW_S)
+    assert any(words in line for line in after.lines), after.lines
+    assert not any(words in line for line in before.lines)
+    assert before.digest != after.digest
+    assert all(line.isprintable() for line in after.lines)
+
+
+def test_a_repository_that_only_claims_to_be_another_finds_no_signature(shop: Shop, tmp_path: Path) -> None:
+    """Without a memory to compare with, an old counter or a withdrawn release would pass as news."""
+    keys = shop.signers_of(RELEASE)
+    first = honest(shop)
+    sign_request(first, review(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    other = build_shop(tmp_path / "other")
+    claimed = replace(first, first_root=(other.published / "metadata" / "1.root.json").read_bytes())
+    with pytest.raises(RepositoryUnfamiliar) as refused:
+        review(claimed, public(keys), desk(shop), NOW_S)
+    assert "--new-repository" in str(refused.value.remedy)
+    said = review(claimed, public(keys), desk(shop), NOW_S, new_repository=True)
+    assert any("FIRST TIME" in line for line in said.lines)
+    # a key that never signed here is free to begin
+    strangers = other.signers_of(RELEASE)
+    there = honest(other)
+    assert review(there, public(strangers), desk(shop), NOW_S).roles == (RELEASE,)
+
+
+def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: Shop) -> None:
+    keys = shop.signers_of(ROLLOUT)
+    first = honest(shop)
+    sign_request(first, review(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    shop.publish()
+    old = shop.repository.manifest(FAMILY, "1.0.0")
+    assert old is not None
+    shop.repository.stage_rollout(rollout_of(old))
+    request = prepare(shop.repository.layout, NOW_S)
+    text = "\n".join(review(request, public(keys), desk(shop), NOW_S).lines)
+    assert f"DOWNGRADE: {CHANNEL_FILE} goes from counter 2 to 1" in text
+    assert f"before: {CHANNEL_FILE}: vision stable runs 1.1.0, counter 2" in text
+    # the server keeps back what was before, or gives something else: that is said, not believed
+    for earlier in ({}, {CHANNEL_FILE: request.contents[CHANNEL_FILE]}):
+        lines = review(replace(request, earlier=earlier), public(keys), desk(shop), NOW_S).lines
+        assert f"{ROLLOUT}: before: {CHANNEL_FILE}: not at hand here" in lines
+
+
+def test_a_release_below_one_that_is_listed_is_shown(shop: Shop) -> None:
+    shop.release("3.0.0", 9)
+    request = honest(shop, "3.1.0", 10)
+    low = shop.manifest("3.1.0", 4).as_bytes()
+    name = f"bundles/{FAMILY}/3.1.0.json"
+    changed = evil(request, RELEASE, lambda t: list_file(t, name, low))
+    changed = replace(changed, contents={**changed.contents, name: low})
+    lines = review(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S).lines
+    assert f"{RELEASE}: COUNTER 4 of {name} is not above that of every release before it" in lines
+
+
+def test_a_manifest_under_another_name_is_refused(shop: Shop) -> None:
+    request = honest(shop)
+    other = shop.manifest("6.6.6", 666).as_bytes()
+    changed = evil(request, RELEASE, lambda t: list_file(t, NAME, other))
+    changed = replace(changed, contents={**changed.contents, NAME: other})
+    with pytest.raises(MalformedRefused) as refused:
+        review(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S)
+    assert "is the manifest of vision 6.6.6" in refused.value.message
+
+
+@pytest.mark.parametrize("role", ["snapshot", "timestamp"])
+def test_snapshot_and_timestamp_are_not_signed_by_request(shop: Shop, role: str) -> None:
+    request = honest(shop)
+    online: Document = Metadata.from_bytes(shop.repository_document(role))
+    asked = replace(request, new={**request.new, role: online})
+    with pytest.raises(MalformedRefused) as refused:
+        review(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+    assert "never by request" in refused.value.message
+
+
+def test_a_document_of_another_role_does_not_pass_for_this_one(shop: Shop) -> None:
+    request = honest(shop)
+    for role, other in (("targets", RELEASE), (RELEASE, ROLLOUT), (RELEASE, "root"), ("root", "targets")):
+        asked = replace(request, new={**request.new, role: request.new[other]})
+        with pytest.raises(MalformedRefused):
+            review(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+
+
+def test_a_new_keys_public_half_is_named(shop: Shop) -> None:
+    fresh = CryptoSigner.generate_ed25519().public_key
+    old = shop.signers_of(RELEASE)[0].public_key
+    replace_key(shop.repository.layout, RELEASE, old.keyid, fresh)
+    request = prepare(shop.repository.layout, NOW_S)
+    text = "\n".join(review(request, public(shop.signers_of("targets")), desk(shop), NOW_S).lines)
+    assert f"key added: ed25519 {fresh.keyid} (public key " in text
+    assert f"key removed: ed25519 {old.keyid}" in text
+    assert "if classical signatures fall: 1 ML-DSA keys" in text
+    assert "\n".join(overview(request, NOW_S)).count("key added") == 1
+
+
+def test_a_damaged_memory_is_said_and_not_taken_for_none(shop: Shop) -> None:
+    keys = shop.signers_of(RELEASE)
+    request = honest(shop)
+    sign_request(request, review(request, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    (path,) = desk(shop).rglob(f"{RELEASE}.json")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(SignerMemoryDamaged) as refused:
+        review(request, public(keys), desk(shop), NOW_S)
+    assert refused.value.reason == "signer-memory-damaged"
+    assert str(path) in refused.value.message
+    (known,) = desk(shop).rglob("keys.json")
+    known.write_text("{")
+    with pytest.raises(SignerMemoryDamaged):
+        SignerMemory(desk(shop), "0" * 64).strangers(public(keys))
+
+
+def test_a_key_gains_no_say_by_being_put_into_the_request(shop: Shop) -> None:
+    """The engineer's key listed for root in the request: asked to sign it, and her summary says what it is."""
+    (engineer, *_) = shop.signers_of(RELEASE)
+    request = evil(honest(shop), "root", lambda r: add_key(r, "root", engineer.public_key))
+    with pytest.raises(ThresholdInvalid):
+        review(request, [engineer.public_key], desk(shop), NOW_S)
+    with pytest.raises(SignerNotInRole):
+        review(replace(request, new={"targets": request.new["targets"]}), [engineer.public_key], desk(shop), NOW_S)
