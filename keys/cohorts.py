@@ -18,7 +18,7 @@ from typing import Final
 from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, public_of, seal
 from bundle.fleet import Cohort
 from bundle.frames import Secret
-from keys.errors import CohortUnknown, KeyMissing
+from keys.errors import CohortUnknown, KeyExists, KeyMissing
 from keys.files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_components, x_wing_secret
 
 FOLDER: Final = "cohorts"
@@ -52,14 +52,14 @@ def new_epoch(
         KeyExists, PlaintextKey.
     """
     epoch = 1 if previous is None else previous.epoch + 1
-    private = generate_private()
-    write_key_file(
-        key_path(key_dir, name, epoch),
-        X_WING,
-        x_wing_components(private),
-        passphrase,
-        insecure_plaintext=insecure_plaintext,
-    )
+    private, path = generate_private(), key_path(key_dir, name, epoch)
+    if path.exists():
+        # not used again: devices that were revoked meanwhile may have envelopes with it
+        raise KeyExists(
+            f"{path} is there already, and epoch {epoch} of cohort {name!r} is not",
+            remedy="left by an attempt that was cut off or discarded: move the file away, and begin the epoch again",
+        )
+    write_key_file(path, X_WING, x_wing_components(private), passphrase, insecure_plaintext=insecure_plaintext)
     return Cohort(name, epoch, public_of(private))
 
 

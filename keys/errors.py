@@ -16,6 +16,7 @@ AirweightsError
 │   ├── FingerprintMismatch   fingerprint-mismatch   what was confirmed is not what was requested
 │   └── RegistryDamaged       registry-damaged       not the registry whose digest is signed, or not a registry
 └── Unavailable
+    ├── KeyServiceUnavailable  key-service-unavailable  no library, no credentials, no answer, or no such key
     └── TokenUnavailable      token-unavailable      no token, no library, wrong PIN, or it was removed
         └── WrongPin          wrong-pin
 """
@@ -111,3 +112,9 @@ class WrongPin(TokenUnavailable):
     """The token refuses the PIN."""
 
     reason = "wrong-pin"
+
+
+class KeyServiceUnavailable(Unavailable):
+    """A cloud's key service that does not answer, has no such key, or whose library is not installed."""
+
+    reason = "key-service-unavailable"

@@ -27,7 +27,7 @@ from typing import Final, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -40,7 +40,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )
-from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
+from securesystemslib.signer import CryptoSigner, Key, Signer, SSlibKey
 
 from bundle.envelope import MLKEM_SEED_BYTES
 from bundle.frames import Secret
@@ -142,21 +142,35 @@ def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
     """The signer behind a key file or a key URI (`hsm:`, `awskms:`, `gcpkms:`, `azurekms:`, `hv:`).
 
     Args:
-        path_or_uri: a file's path, or a URI that securesystemslib knows.
+        path_or_uri: a file's path, or a URI (keys.uris).
         passphrase: of the file, or the PIN of a token; None if it needs none.
 
     Raises:
-        KeyMissing, KeyUnreadable, KeyDamaged, WrongPassphrase, TokenUnavailable, WrongPin.
+        KeyMissing, KeyUnreadable, KeyDamaged, WrongPassphrase, TokenUnavailable, WrongPin, KeyServiceUnavailable.
     """
-    if isinstance(path_or_uri, str) and URI.fullmatch(path_or_uri) and not Path(path_or_uri).exists():
-        from keys.tokens import load_uri  # its libraries are extras
+    if is_uri(path_or_uri):
+        from keys.uris import load_uri  # its libraries are extras
 
-        return load_uri(path_or_uri, passphrase)
+        return load_uri(str(path_or_uri), passphrase)
     path = Path(path_or_uri)
     algorithm, components = read_key_file(path, passphrase)
     if len(components) != 1 or algorithm == X_WING:
         raise KeyUnreadable(f"{path} is a {algorithm} key, expected a signing key")
     return FileSigner(components[0], _public(components[0]))
+
+
+def is_uri(path_or_uri: str | Path) -> bool:
+    """Is it a key URI, not the path of a file?"""
+    return isinstance(path_or_uri, str) and bool(URI.fullmatch(path_or_uri)) and not Path(path_or_uri).exists()
+
+
+def public_pem(public: Key) -> bytes:
+    """The PEM file (SubjectPublicKeyInfo) of a signing key's public half, as `load_public` reads it."""
+    text = str(public.keyval["public"])
+    if public.keytype == "ed25519":
+        loaded = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
+        return loaded.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return f"{text.strip()}\n".encode()
 
 
 def load_public(path: Path) -> SSlibKey:

@@ -1,7 +1,8 @@
 """Where a passphrase comes from: a file, the environment, or a prompt. Never the command line, which others can read.
 
 Rules:
-1. In this order: the file that was named, the variable PACKAGER_PASSPHRASE, a prompt where there is a terminal.
+1. In this order: the file that was named, the variable PACKAGER_PASSPHRASE, a prompt where there is a terminal. A
+   token's PIN: before these the variable PACKAGER_PIN, since a machine may use a token and key files at once.
 2. A file's first line counts, without its line end. A file that others may read is refused.
 3. A new passphrase is asked for twice, and is at least MIN_CHARACTERS long.
 """
@@ -17,6 +18,7 @@ from bundle.frames import Secret
 from keys.errors import KeyMissing, PassphraseMissing
 
 ENVIRONMENT: Final = "PACKAGER_PASSPHRASE"
+PIN_ENVIRONMENT: Final = "PACKAGER_PIN"
 MIN_CHARACTERS: Final = 8
 MAX_BYTES: Final = 1024
 
@@ -51,12 +53,21 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
     return Secret(found.encode())
 
 
+def read_pin(file: Path | None, *, uri: str) -> Secret:
+    """The PIN of the token that a key URI names (rule 1). Raises as `read_passphrase`."""
+    if PIN_ENVIRONMENT in os.environ:
+        return Secret(os.environ[PIN_ENVIRONMENT].encode())
+    return read_passphrase(file, what=f"the token of {uri} (its PIN)")
+
+
 def _from_file(file: Path) -> str:
     try:
         mode = file.stat().st_mode
         data = file.read_bytes()
     except FileNotFoundError as error:
         raise KeyMissing(f"there is no passphrase file {file}") from error
+    except IsADirectoryError as error:
+        raise KeyMissing(f"{file} is a folder, expected a passphrase file") from error
     if stat.S_ISREG(mode) and mode & 0o077:
         raise PassphraseMissing(
             f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", remedy=f"chmod 600 {file}"

@@ -1,12 +1,37 @@
-"""All signing keys of a folder."""
+"""Signing keys from wherever they are named: a file, a URI, all files of a folder."""
 
 from pathlib import Path
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import HSMSigner, Key, Signer
 
 from bundle.frames import Secret
 from keys.errors import KeyMissing
-from keys.files import SUFFIX, load_signer
+from keys.files import SUFFIX, is_uri, load_public, load_signer
+from keys.passphrase import read_pin
+
+
+def load_source(path_or_uri: str, passphrase: Secret | None, pin_file: Path | None) -> Signer:
+    """The signer of a `--key` option.
+
+    Args:
+        path_or_uri: a key file or a key URI.
+        passphrase: of key files; a token's PIN is read on its own (keys.passphrase).
+        pin_file: `--passphrase-file`.
+
+    Raises: as `load_signer`, and PassphraseMissing.
+    """
+    if is_uri(path_or_uri) and path_or_uri.startswith(f"{HSMSigner.SCHEME}:"):
+        passphrase = read_pin(pin_file, uri=path_or_uri)
+    return load_signer(path_or_uri, passphrase)
+
+
+def public_of(path_or_uri: str) -> Key:
+    """The public half of a key file, a PEM file of a public key, or a key URI; no passphrase and no PIN is needed.
+
+    Raises:
+        as `load_public` and `load_signer`.
+    """
+    return load_signer(path_or_uri, None).public_key if is_uri(path_or_uri) else load_public(Path(path_or_uri))
 
 
 def signers_from(key_dir: Path, passphrase: Secret | None) -> list[Signer]:

@@ -1,15 +1,18 @@
-"""Signing keys that live elsewhere: in a PKCS#11 token (`hsm:`), or a cloud's key service, through securesystemslib.
+"""Signing keys in a PKCS#11 token: `hsm:[key id][?label=TOKEN]`.
 
 Rules:
-1. A URI names the key and never holds a secret; the PIN comes from where passphrases come from.
-2. `hsm:[key id][?label=…]` needs the extra `pkcs11` and PYKCS11LIB, the path of the token's library. P-256 and P-384
-   keys sign through securesystemslib, Ed25519 keys through a small signer here.
-3. What securesystemslib and the token raise is translated here, once.
+1. A URI names the key and never holds a secret; the PIN comes from keys.passphrase.
+2. The extra `pkcs11` is needed, and PYKCS11LIB, the path of the token's library. P-256 and P-384 keys sign through
+   securesystemslib, Ed25519 keys through a small signer here.
+3. A key that is made here is made in the token and can not be taken out of it; one that is there is never written over.
+4. What securesystemslib and the token raise is translated here, once.
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from securesystemslib.exceptions import UnsupportedLibraryError
@@ -17,11 +20,35 @@ from securesystemslib.signer import HSMSigner, Signature, Signer, SSlibKey
 from securesystemslib.signer import Key as PublicKey
 
 from bundle.frames import Secret
-from keys.errors import KeyUnreadable, TokenUnavailable, WrongPin
+from keys.errors import KeyExists, KeyUnreadable, TokenUnavailable, WrongPin
 
 LIBRARY: Final = "PYKCS11LIB"
 ED25519_BYTES: Final = 32
 DEFAULT_KEY_ID: Final = 2  # PIV slot 9c, digital signature
+MAX_REASON_CHARACTERS: Final = 200
+CURVES: Final = {"ecdsa-p256": ("EC", "secp256r1"), "ed25519": ("EC_EDWARDS", "1.3.101.112")}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKey:
+    """What an `hsm:` URI says: key id (CKA_ID as a number) and the token's label, None for the only token."""
+
+    number: int
+    label: str | None
+
+    @property
+    def id_bytes(self) -> bytes:
+        """CKA_ID."""
+        return self.number.to_bytes(max(1, (self.number.bit_length() + 7) // 8), "big")
+
+    @classmethod
+    def parse(cls, uri: str) -> "TokenKey":
+        """Raises KeyUnreadable."""
+        number, _, query = uri.removeprefix(f"{HSMSigner.SCHEME}:").partition("?")
+        fields = parse_qs(query, keep_blank_values=True)
+        if (number and not (number.isascii() and number.isdigit())) or set(fields) - {"label"}:
+            raise KeyUnreadable(f"key URI {uri!r}: expected hsm:NUMBER?label=TOKEN, for example hsm:2?label=OFFICER")
+        return cls(int(number) if number else DEFAULT_KEY_ID, fields.get("label", [None])[0])
 
 
 class TokenSigner(Signer):
@@ -58,18 +85,17 @@ class Ed25519TokenSigner(Signer):
         self._token, self._key_id, self._public, self._pin = token, key_id, public_key, pin
 
     @classmethod
-    def import_(cls, number: int, label: str | None, pin: Callable[[str], str]) -> "Ed25519TokenSigner":
+    def import_(cls, key: TokenKey, pin: Callable[[str], str]) -> "Ed25519TokenSigner":
         """Find the public key on the token. Raises what python-pkcs11 raises."""
         import pkcs11
 
-        token = pkcs11.lib(os.environ[LIBRARY]).get_token(token_label=label)
-        key_id = number.to_bytes(max(1, (number.bit_length() + 7) // 8), "big")
+        token = pkcs11.lib(os.environ[LIBRARY]).get_token(token_label=key.label)
         with token.open() as session:
-            found = session.get_key(pkcs11.ObjectClass.PUBLIC_KEY, pkcs11.KeyType.EC_EDWARDS, id=key_id)
+            found = session.get_key(pkcs11.ObjectClass.PUBLIC_KEY, pkcs11.KeyType.EC_EDWARDS, id=key.id_bytes)
             point = bytes(found[pkcs11.Attribute.EC_POINT])
         # a DER octet string around the 32 bytes (PKCS#11 2.40), or the bytes alone (3.0)
         public = Ed25519PublicKey.from_public_bytes(point[-ED25519_BYTES:])
-        return cls(token, key_id, SSlibKey.from_crypto(public), pin)
+        return cls(token, key.id_bytes, SSlibKey.from_crypto(public), pin)
 
     @classmethod
     def from_priv_key_uri(cls, priv_key_uri: str, public_key: PublicKey, secrets_handler: object = None) -> Signer:
@@ -90,28 +116,16 @@ class Ed25519TokenSigner(Signer):
             return Signature(self._public.keyid, key.sign(payload, mechanism=pkcs11.Mechanism.EDDSA).hex())
 
 
-def load_uri(uri: str, pin: Secret | None) -> Signer:
-    """The signer behind a key URI.
-
-    Raises:
-        KeyUnreadable: a scheme that is not supported, or a key of another kind.
-        TokenUnavailable, WrongPin.
-    """
-    scheme, _, rest = uri.partition(":")
-    if scheme != HSMSigner.SCHEME:
-        raise KeyUnreadable(f"key URI {uri!r}: scheme {scheme!r} is not supported", remedy="a key file, or hsm:…")
-    if LIBRARY not in os.environ:
-        raise TokenUnavailable(f"{uri}: {LIBRARY} is not set", remedy=f"set {LIBRARY} to the token's PKCS#11 library")
-    number, _, query = rest.partition("?")
-    label = query.removeprefix("label=") if query.startswith("label=") else None
-    if number and not number.isdigit():
-        raise KeyUnreadable(f"key URI {uri!r}: found key id {number!r}, expected a number")
+def load_token(uri: str, pin: Secret | None) -> Signer:
+    """The signer behind an `hsm:` URI. Raises KeyUnreadable, TokenUnavailable, WrongPin."""
+    key = TokenKey.parse(uri)
+    _check_library(uri)
 
     def answer(_question: str) -> str:
         return "" if pin is None else pin.value.decode()
 
     try:
-        inner = _find(int(number) if number else DEFAULT_KEY_ID, label, answer)
+        inner = _find(key, answer, has_pin=pin is not None)
     except Exception as error:  # as above
         raise _translate(uri, error) from error
     public = inner.public_key
@@ -119,22 +133,91 @@ def load_uri(uri: str, pin: Secret | None) -> Signer:
     return TokenSigner(uri, public, inner)
 
 
-def _find(number: int, label: str | None, pin: Callable[[str], str]) -> Signer:
+def generate_token_key(uri: str, algorithm: str, pin: Secret) -> SSlibKey:
+    """Make a key pair in a token (rule 3). Returns the public half.
+
+    Args:
+        uri: of the key that is to be, with a key id that is free.
+        algorithm: one of CURVES; what the token can do of these is its own matter.
+        pin: of the token's user.
+
+    Raises:
+        KeyUnreadable: not an algorithm for tokens. KeyExists: the key id is taken. TokenUnavailable, WrongPin.
+    """
+    key = TokenKey.parse(uri)
+    if algorithm not in CURVES:
+        raise KeyUnreadable(f"algorithm {algorithm!r}, expected one of {', '.join(CURVES)} in a token")
+    _check_library(uri)
     try:
-        found, public = HSMSigner.import_(number, label, pin)
-        return HSMSigner.from_priv_key_uri(found, public, pin)
-    except ValueError as error:
-        # no elliptic-curve key of that id: an Edwards one is of another type to PKCS#11
+        is_made = _generate(key, algorithm, pin)
+    except Exception as error:  # as above
+        raise _translate(uri, error) from error
+    if not is_made:
+        raise KeyExists(f"{uri}: the token holds a key of id {key.number} already", remedy="choose another key id")
+    public = load_token(uri, pin).public_key
+    assert isinstance(public, SSlibKey)
+    return public
+
+
+def _generate(key: TokenKey, algorithm: str, pin: Secret) -> bool:
+    import pkcs11
+    from pkcs11.util.ec import encode_named_curve_parameters
+
+    kind, curve = CURVES[algorithm]
+    key_type = getattr(pkcs11.KeyType, kind)
+    with (
+        pkcs11.lib(os.environ[LIBRARY])
+        .get_token(token_label=key.label)
+        .open(user_pin=pin.value.decode(), rw=True) as session
+    ):
+        if any(True for _ in session.get_objects({pkcs11.Attribute.ID: key.id_bytes})):
+            return False
+        parameters = session.create_domain_parameters(
+            key_type, {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}, local=True
+        )
+        mechanism = pkcs11.Mechanism.EC_EDWARDS_KEY_PAIR_GEN if algorithm == "ed25519" else None
+        sealed = {
+            pkcs11.Attribute.SENSITIVE: True,
+            pkcs11.Attribute.EXTRACTABLE: False,
+            pkcs11.Attribute.PRIVATE: True,
+        }
+        parameters.generate_keypair(
+            store=True, id=key.id_bytes, label=f"airweights-{key.number}", private_template=sealed, mechanism=mechanism
+        )
+    return True
+
+
+def _check_library(uri: str) -> None:
+    if LIBRARY not in os.environ:
+        raise TokenUnavailable(
+            f"{uri}: {LIBRARY} is not set", remedy=f"set {LIBRARY} to the path of the token's PKCS#11 library"
+        )
+
+
+def _find(key: TokenKey, pin: Callable[[str], str], *, has_pin: bool) -> Signer:
+    # the PIN only where the public half does not show without it: a wrong one counts against the token
+    for ask in (None, pin) if has_pin else (None,):
         try:
-            return Ed25519TokenSigner.import_(number, label, pin)
-        except Exception:  # noqa: BLE001  # the first error says more than that the second way failed too
-            raise error from None
+            found, public = HSMSigner.import_(key.number, key.label, ask)
+            return HSMSigner.from_priv_key_uri(found, public, pin)
+        except ValueError as error:
+            # no elliptic-curve key of that id: an Edwards one is of another type to PKCS#11
+            first = error
+        try:
+            return Ed25519TokenSigner.import_(key, pin)
+        except Exception:  # noqa: BLE001, S112  # the first error says more than that the second way failed too
+            continue
+    raise first
 
 
 def _translate(uri: str, error: Exception) -> TokenUnavailable:
     name = type(error).__name__
     if name.startswith("Pin"):
         return WrongPin(f"{uri}: the token refuses the PIN ({name})", remedy="tokens lock after a few wrong PINs")
-    if isinstance(error, UnsupportedLibraryError):
+    if isinstance(error, UnsupportedLibraryError | ImportError):
         return TokenUnavailable(f"{uri}: python-pkcs11 is not installed", remedy="pip install 'airweights[pkcs11]'")
-    return TokenUnavailable(f"{uri}: {name}: {str(error)[:200] or 'no further word from the token'}")
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no further word from the token"
+    kind = "" if isinstance(error, ValueError) else f"{name}: "
+    return TokenUnavailable(
+        f"{uri}: {kind}{reason}", remedy=f"is the token there, its label and key id right, {LIBRARY} its library?"
+    )

@@ -197,15 +197,10 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
     print_result({"family": family, "counter_epoch": epoch}, as_json=as_json, text=text)
 
 
-def _public(files: tuple[str, ...]) -> "list[Key]":
-    from keys.files import URI, load_public, load_signer
+def _public(sources: tuple[str, ...]) -> "list[Key]":
+    from keys.signers import public_of
 
-    return [
-        load_signer(file, None).public_key
-        if URI.fullmatch(file) and not Path(file).exists()
-        else load_public(Path(file))
-        for file in files
-    ]
+    return [public_of(source) for source in sources]
 
 
 def _print(change: "RoleChange", *, as_json: bool) -> None:

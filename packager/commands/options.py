@@ -15,6 +15,9 @@ JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="One J
 REPO_OPTION: Final = click.option(
     "--repo", type=PATH, default=Path(), envvar="PACKAGER_REPO", help="The repository's folder; default: here."
 )
+KEY_OPTION: Final = click.option(
+    "--key", "uris", multiple=True, help="A key file or key URI (hsm:…, awskms:…, hv:…); several times for several."
+)
 KEYS_OPTION: Final = click.option("--keys", "key_dir", type=PATH, help="Folder with the keys that are here.")
 PASSPHRASE_OPTION: Final = click.option(
     "--passphrase-file", type=PATH, help="File with the passphrase; else PACKAGER_PASSPHRASE, else a prompt."
@@ -23,26 +26,27 @@ PASSPHRASE_OPTION: Final = click.option(
 
 def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
     """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
-    from keys.files import load_signer
-    from keys.signers import signers_from
+    from keys.files import is_uri
+    from keys.signers import load_source, signers_from
     from packager.errors import UsageInvalid
 
     if not uris and key_dir is None:
         raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
-    passphrase = read_key_passphrase(passphrase_file, key_dir, uris)
-    found = [load_signer(uri, passphrase) for uri in uris]
+    files = tuple(uri for uri in uris if not is_uri(uri))
+    passphrase = read_key_passphrase(passphrase_file, key_dir, files) if files or key_dir else None
+    found = [load_source(uri, passphrase, passphrase_file) for uri in uris]
     return found + (signers_from(key_dir, passphrase) if key_dir is not None else [])
 
 
 def read_key_passphrase(
-    passphrase_file: Path | None, key_dir: Path | None, uris: tuple[str, ...] = ()
+    passphrase_file: Path | None, key_dir: Path | None, files: tuple[str, ...] = ()
 ) -> "Secret | None":
-    """The passphrase of keys, or None where no key file is encrypted."""
-    from keys.files import URI, is_encrypted
+    """The passphrase of key files, or None where none of them is encrypted."""
+    from keys.files import is_encrypted
     from keys.passphrase import read_passphrase
     from keys.signers import key_files
 
-    files = [Path(uri) for uri in uris if not URI.fullmatch(uri)] + (key_files(key_dir) if key_dir else [])
-    if passphrase_file is None and files and not any(is_encrypted(file) for file in files):
+    paths = [Path(file) for file in files] + (key_files(key_dir) if key_dir else [])
+    if passphrase_file is None and paths and not any(is_encrypted(path) for path in paths):
         return None
     return read_passphrase(passphrase_file, what="signing keys")

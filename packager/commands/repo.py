@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result
-from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION, load_signers
+from packager.commands.options import (
+    JSON_OPTION,
+    KEY_OPTION,
+    KEYS_OPTION,
+    PASSPHRASE_OPTION,
+    PATH,
+    REPO_OPTION,
+    load_signers,
+)
 from packager.commands.signing import merge_command, prepare_command, sign_command
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import Key
+
     from packager.repository.publishing import PublishReport
     from packager.repository.status import StatusReport
 
@@ -32,6 +42,13 @@ repo.add_command(merge_command)
 @click.option("--keys", "key_dir", type=PATH, required=True, help="Folder for the new keys.")
 @click.option("--family", "families", multiple=True, required=True, help="A model line; several times for several.")
 @click.option("--cohort", default="default", show_default=True, help="Name of the first cohort of devices.")
+@click.option(
+    "--public",
+    "public",
+    multiple=True,
+    metavar="ROLE=KEY",
+    help="A key of ROLE that lives elsewhere: its PEM file (`keys public`), key file or URI; several times.",
+)
 @click.option("--classical", is_flag=True, help="Ed25519 only, for clients that know no ML-DSA.")
 @click.option("--insecure-plaintext", is_flag=True, help="Write the keys without encryption. For trying out only.")
 @PASSPHRASE_OPTION
@@ -41,6 +58,7 @@ def init_command(
     key_dir: Path,
     families: tuple[str, ...],
     cohort: str,
+    public: tuple[str, ...],
     classical: bool,
     insecure_plaintext: bool,
     passphrase_file: Path | None,
@@ -48,8 +66,9 @@ def init_command(
 ) -> None:
     """Make keys of every role and a repository in FOLDER. Devices are shipped FOLDER/published/metadata/1.root.json.
 
-    All keys land in one folder, which is fine for trying out: in earnest move the files of root and targets away,
-    each to another place, before the first release.
+    All keys land in one folder, which is fine for trying out. In earnest name the keys of root, targets and the
+    families with --public: then none is made for those roles, and the first publication waits for the signatures of
+    their owners (`repo prepare`, `sign`, `merge`, `publish`).
 
     Exit status: 0 made, 2 wrong input, 4 not available now.
     """
@@ -63,20 +82,24 @@ def init_command(
         passphrase,
         families,
         cohort,
+        public=_public_keys(public),
         classical=classical,
         insecure_plaintext=insecure_plaintext,
     )
+    status = made.status()
     result = {
         "repository": str(made.root),
-        "repository_id": made.repository_id,
+        "repository_id": status.repository_id,
         "published": str(made.published),
         "root": str(made.published / "metadata" / "1.root.json"),
         "keys": str(key_dir),
         "families": list(families),
         "cohort": cohort,
+        "complete": bool(status.roles),
     }
-    text = f"repository {made.repository_id[:16]}… in {folder}; serve {made.published}, ship {result['root']}"
-    print_result(result, as_json=as_json, text=text)
+    text = f"repository {status.repository_id[:16]}… in {folder}; serve {made.published}, ship {result['root']}"
+    waiting = f"a repository in {folder}, not published yet: `packager repo prepare --repo {folder} -o request.json`"
+    print_result(result, as_json=as_json, text=text if status.roles else waiting)
 
 
 @repo.command("publish")
@@ -132,17 +155,20 @@ def doctor_command(repo: Path, as_json: bool) -> int:
 
 @repo.command("refresh")
 @REPO_OPTION
+@KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def refresh_command(repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool) -> None:
+def refresh_command(
+    repo: Path, uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None, as_json: bool
+) -> None:
     """Renew snapshot, timestamp and the unchanged rollout roles, and nothing else. For a daily cron job.
 
     Exit status: 0 renewed, 2 wrong input or a key is missing, 4 somebody else is publishing.
     """
     from packager.repository.repository import Repository
 
-    report = Repository.open(repo).refresh(load_signers((), key_dir, passphrase_file))
+    report = Repository.open(repo).refresh(load_signers(uris, key_dir, passphrase_file))
     print_result(report.as_json(), as_json=as_json, text=publish_text(report))
 
 
@@ -153,6 +179,7 @@ def refresh_command(repo: Path, key_dir: Path | None, passphrase_file: Path | No
     "--valid", "valid", default="30d", show_default=True, help="How long its metadata is valid, in days: 30d."
 )
 @REPO_OPTION
+@KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
@@ -161,6 +188,7 @@ def pack_command(
     families: tuple[str, ...],
     valid: str,
     repo: Path,
+    uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -176,7 +204,7 @@ def pack_command(
     days = valid.removesuffix("d")
     if not days.isdigit():
         raise UsageInvalid(f"--valid: found {valid!r}, expected days, for example 30d")
-    signers = load_signers((), key_dir, passphrase_file)
+    signers = load_signers(uris, key_dir, passphrase_file)
     report = make_pack(Repository.open(repo), out, families, int(days), signers)
     lines = [f"{family} {channel}: {version}" for family, channel, version in report.releases]
     text = "\n".join([*lines, f"{out}: {report.files} files, {report.size:,} bytes, valid {report.valid_days} days"])
@@ -243,6 +271,19 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
     print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)
 
 
+def _public_keys(words: tuple[str, ...]) -> "dict[str, list[Key]]":
+    from keys.signers import public_of
+    from packager.errors import UsageInvalid
+
+    out: dict[str, list[Key]] = {}
+    for word in words:
+        role, equals, key = word.partition("=")
+        if not role or not equals or not key:
+            raise UsageInvalid(f"--public: found {word!r}, expected ROLE=KEY, for example root=officer.pem")
+        out.setdefault(role, []).append(public_of(key))
+    return out
+
+
 def publish_text(report: "PublishReport") -> str:
     """For people."""
     lines = [f"published: timestamp {report.timestamp_version}"]
@@ -252,16 +293,19 @@ def publish_text(report: "PublishReport") -> str:
 
 def status_text(report: "StatusReport") -> str:
     """For people."""
-    lines = [f"repository {report.repository_id}, timestamp {report.timestamp_version}"]
+    lines = ["nothing is published yet: the first publication waits for signatures"]
+    if report.roles:
+        lines = [f"repository {report.repository_id}, timestamp {report.timestamp_version}"]
     for role in report.roles:
         due = " DUE" if role.is_due else ""
         keys = f"{role.threshold} of {role.classical} classical + {role.post_quantum} ML-DSA"
         lines.append(f"{role.name:<24} v{role.version:<5} {role.days_left:>7.1f} days left{due}  {keys}")
+        lines += [f"  {key.scheme:<20} {key.key_id}{'' if key.has_signed else '  not signed'}" for key in role.keys]
         lines += [f"  problem: {problem}" for problem in role.problems]
     for staged in report.staged:
-        who = ", ".join(key[:16] for key in staged.may_sign)
-        waits = f"{staged.missing} more signatures, of: {who}" if staged.missing else "complete"
+        waits = f"{staged.missing} more signatures, of:" if staged.missing else "complete"
         lines.append(f"staged {staged.name} {staged.version}: {waits}")
+        lines += [f"  {key.scheme:<20} {key.key_id}" for key in staged.may_sign if staged.missing]
     lines += [f"staged file {name}" for name in report.staged_targets]
     lines += [f"to be withdrawn: {name}" for name in report.withdrawn]
     return "\n".join(lines)

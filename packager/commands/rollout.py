@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundle.console import print_result
-from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION
+from packager.commands.options import JSON_OPTION, KEY_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION
 
 if TYPE_CHECKING:
     from bundle.rollout import Rollout
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def rollout() -> None:
     """Say which release a channel runs, and for whom.
 
-    With --keys a change is signed and published at once; without, it is staged.
+    With --key or --keys a change is signed and published at once; without, it is staged.
     """
 
 
@@ -30,6 +30,7 @@ def rollout() -> None:
 @click.option("--salt", help="Draws the devices anew; kept as it is otherwise.")
 @click.option("--note", default="", help="For people.")
 @REPO_OPTION
+@KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
@@ -42,6 +43,7 @@ def set_command(
     salt: str | None,
     note: str,
     repo: Path,
+    uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -73,7 +75,7 @@ def set_command(
         cohorts=cohorts,
         note=note,
     )
-    _stage(repo, wanted, key_dir, passphrase_file, as_json=as_json)
+    _stage(repo, wanted, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("halt")
@@ -82,6 +84,7 @@ def set_command(
 @click.option("--resume", is_flag=True, help="The opposite: let it go on.")
 @click.option("--note", default="", help="Why, for people.")
 @REPO_OPTION
+@KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
@@ -91,6 +94,7 @@ def halt_command(
     resume: bool,
     note: str,
     repo: Path,
+    uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
     as_json: bool,
@@ -105,7 +109,7 @@ def halt_command(
     before = Repository.open(repo).rollout(family, channel)
     if before is None:
         raise StagingInvalid(f"{family} has no rollout on channel {channel!r}")
-    _stage(repo, replace(before, halted=not resume, note=note), key_dir, passphrase_file, as_json=as_json)
+    _stage(repo, replace(before, halted=not resume, note=note), uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("status")
@@ -126,12 +130,20 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
     print_result({"rollouts": [entry.as_json() for entry in found]}, as_json=as_json, text=text)
 
 
-def _stage(repo: Path, wanted: "Rollout", key_dir: Path | None, passphrase_file: Path | None, *, as_json: bool) -> None:
+def _stage(
+    repo: Path,
+    wanted: "Rollout",
+    uris: tuple[str, ...],
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     from packager.commands.options import load_signers
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)
-    signers = None if key_dir is None else load_signers((), key_dir, passphrase_file)
+    signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else None
     repository.stage_rollout(wanted)
     published = None
     if signers is not None:

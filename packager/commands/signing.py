@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from bundle.console import print_result
-from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, PATH, REPO_OPTION, load_signers
+from packager.commands.options import (
+    JSON_OPTION,
+    KEY_OPTION,
+    KEYS_OPTION,
+    PASSPHRASE_OPTION,
+    PATH,
+    REPO_OPTION,
+    load_signers,
+)
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -18,7 +26,7 @@ DEFAULT_MEMORY: Final = Path("~/.local/share/airweights/signed")
 
 @click.command("sign")
 @click.argument("request_file", type=PATH, required=False)
-@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
+@KEY_OPTION
 @click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
 @click.option("--memory", type=PATH, default=DEFAULT_MEMORY, show_default=True, help="What was signed here before.")
 @click.option("--expect", help="Sign only if the request's digest is this: what somebody reviewed is what is signed.")
@@ -100,13 +108,19 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
 @click.command("merge")
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @REPO_OPTION
+@KEY_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def merge_command(
-    files: tuple[Path, ...], repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool
+    files: tuple[Path, ...],
+    repo: Path,
+    uris: tuple[str, ...],
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
 ) -> None:
-    """Add signature FILES to what is staged, and sign with the keys in --keys (snapshot and timestamp, as a rule).
+    """Add signature FILES to what is staged, and sign with the keys that are here (snapshot and timestamp, as a rule).
 
     Exit status: 0 merged, 2 wrong input, 3 a signature is not over what is staged, 4 a lock.
     """
@@ -116,7 +130,7 @@ def merge_command(
     from packager.repository.detached import merge
     from packager.repository.repository import Repository
 
-    signers = [] if key_dir is None else load_signers((), key_dir, passphrase_file)
+    signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else []
     try:
         data = [file.read_bytes() for file in files]
     except FileNotFoundError as error:

@@ -17,7 +17,7 @@ from securesystemslib.signer import Key, Signer
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp, VerificationResult
 
-from packager.errors import RepositoryDamaged
+from packager.errors import RepositoryDamaged, RepositoryMissing
 from packager.repository.documents import TOP_LEVEL, delegated_roles, target_path
 from packager.repository.layout import Layout
 
@@ -81,8 +81,8 @@ class Published:
 
     @property
     def root(self) -> Root:
-        """The newest root."""
-        signed = self.documents["root"].signed
+        """The newest root. Raises RepositoryMissing before the first publication."""
+        signed = self._document("root").signed
         assert isinstance(signed, Root)
         return signed
 
@@ -92,8 +92,8 @@ class Published:
         return self.role("targets")
 
     def role(self, name: str) -> Targets:
-        """A targets-type document."""
-        signed = self.documents[name].signed
+        """A targets-type document. Raises RepositoryMissing before the first publication."""
+        signed = self._document(name).signed
         assert isinstance(signed, Targets)
         return signed
 
@@ -106,6 +106,14 @@ class Published:
         except (OSError, LengthOrHashMismatchError) as error:
             raise RepositoryDamaged(f"published target {path}: {error}") from error
         return data
+
+    def _document(self, role: str) -> Document:
+        if not self.documents:
+            raise RepositoryMissing(
+                "nothing is published yet",
+                remedy="`packager repo status` shows whose signatures the first publication waits for",
+            )
+        return self.documents[role]
 
     def _load(self, role: str, version: int, path: Path) -> object:
         data = read_document_bytes(path)

@@ -4,6 +4,8 @@ Rules:
 1. Names and thresholds are checked before anything is written; key files of an attempt that fails are taken back.
 2. The first publication is empty but whole: every role is signed, so that each later one is an ordinary publication.
 3. The first fleet document names one cohort, whose private half lies encrypted with the other keys.
+4. Keys that live elsewhere are named by their public halves. Then the first publication waits for their signatures like
+   any other one (packager.repository.detached), and until then nothing is published.
 """
 
 import time
@@ -21,6 +23,7 @@ from bundle.trust.client import FLEET_ROLE
 from keys.cohorts import key_path, new_epoch
 from keys.errors import KeyExists
 from keys.registry import Registry
+from keys.roles import default_threshold
 from packager.errors import FamilyUnknown, RepositoryExists
 from packager.repository import documents
 from packager.repository.new_keys import make_role_keys
@@ -40,21 +43,9 @@ def create(
     if layout.metadata.exists():
         raise RepositoryExists(f"{repository.root} holds a repository already")
     check_names(families)
-    roles = all_roles(families)
-    for role in roles:
-        if not signers.get(role):
-            raise FamilyUnknown(f"no signer is given for role {role!r}")
-    now_s = int(time.time())
-    keys: dict[str, list[Key]] = {role: [signer.public_key for signer in signers[role]] for role in roles}
-    first_root = documents.new_root(keys, now_s, classical=classical)
-    targets = documents.new_targets(now_s)
-    for role in roles[len(documents.TOP_LEVEL) :]:
-        documents.delegate(targets, role, keys[role], classical=classical)
-    layout.metadata.mkdir(parents=True)
-    staging = Staging(layout)
-    staging.put_document("root", Metadata[Root](first_root))
-    staging.put_document("targets", Metadata[Targets](targets))
-    repository.sign([signer for role in roles for signer in signers[role]])
+    keys = {role: [signer.public_key for signer in group] for role, group in signers.items()}
+    _stage_first(repository, keys, families, classical=classical)
+    repository.sign([signer for role in all_roles(families) for signer in signers[role]])
     repository.publish()
     return repository
 
@@ -66,6 +57,7 @@ def create_with_new_keys(
     families: Sequence[str],
     cohort: str,
     *,
+    public: Mapping[str, Sequence[Key]],
     classical: bool,
     insecure_plaintext: bool,
 ) -> "Repository":
@@ -77,13 +69,47 @@ def create_with_new_keys(
     if first_key.exists():
         raise KeyExists(f"{first_key} is there already", remedy="keys are never written over; choose another folder")
     roles = all_roles(families)
-    signers = make_role_keys(key_dir, roles, passphrase, classical=classical, insecure_plaintext=insecure_plaintext)
-    create(repository, signers, families, classical=classical)
+    for role in public:
+        if role not in roles:
+            raise FamilyUnknown(f"there is no role {role!r}, found {', '.join(roles)}")
+    for role, given in public.items():
+        default_threshold(role, given, classical=classical)  # rule 1
+    made = make_role_keys(
+        key_dir,
+        [role for role in roles if role not in public],
+        passphrase,
+        classical=classical,
+        insecure_plaintext=insecure_plaintext,
+    )
+    signers = [signer for group in made.values() for signer in group]
+    keys = {role: [signer.public_key for signer in group] for role, group in made.items()}
+    _stage_first(repository, {**keys, **public}, families, classical=classical)
+    if not public:
+        repository.sign(signers)
+        repository.publish()
     first = new_epoch(key_dir, cohort, None, passphrase, insecure_plaintext=insecure_plaintext)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (first,)))
-    repository.sign([signer for group in signers.values() for signer in group])
-    repository.publish()
+    if repository.sign(signers).is_complete:
+        repository.publish()
     return repository
+
+
+def _stage_first(
+    repository: "Repository", keys: Mapping[str, Sequence[Key]], families: Sequence[str], *, classical: bool
+) -> None:
+    roles = all_roles(families)
+    for role in roles:
+        if not keys.get(role):
+            raise FamilyUnknown(f"no signer is given for role {role!r}")
+    now_s = int(time.time())
+    first_root = documents.new_root(keys, now_s, classical=classical)
+    targets = documents.new_targets(now_s)
+    for role in roles[len(documents.TOP_LEVEL) :]:
+        documents.delegate(targets, role, keys[role], classical=classical)
+    repository.layout.metadata.mkdir(parents=True)
+    staging = Staging(repository.layout)
+    staging.put_document("root", Metadata[Root](first_root))
+    staging.put_document("targets", Metadata[Targets](targets))
 
 
 def all_roles(families: Sequence[str]) -> list[str]:

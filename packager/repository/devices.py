@@ -122,7 +122,7 @@ def begin_epoch(
     insecure_plaintext: bool = False,
 ) -> EpochReport:
     """Rule 2; also makes a new cohort. Raises KeyExists, PlaintextKey, StagingInvalid."""
-    fleet = repository.fleet()
+    repository_id, fleet = repository.repository_id, repository.fleet()  # before a key is made
     registry = Registry(repository.registry_path)
     current = new_epoch(key_dir, cohort, fleet.cohort(cohort), passphrase, insecure_plaintext=insecure_plaintext)
     private = load_private(key_dir, current, passphrase)
@@ -130,7 +130,7 @@ def begin_epoch(
     made = seal_epoch(
         private,
         current,
-        repository.repository_id,
+        repository_id,
         devices,
         lambda relative, envelope: repository.put_envelope(relative, envelope, is_synced=False),
         workers=workers,

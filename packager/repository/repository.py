@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Targets
@@ -85,10 +86,22 @@ class Repository:
         families: Sequence[str],
         cohort: str = "default",
         *,
+        public: Mapping[str, Sequence[Key]] = MappingProxyType({}),
         classical: bool = False,
         insecure_plaintext: bool = False,
     ) -> "Repository":
         """Make key files of every role, the repository, and the first fleet document with one cohort.
+
+        Args:
+            root: its folder; must not hold a repository.
+            key_dir: for the new key files.
+            passphrase: encrypts them.
+            families: at least none.
+            cohort: name of the first one.
+            public: public halves of a role's keys that live elsewhere. No key file is made for that role, and the
+                first publication is staged and waits for their signatures.
+            classical: without ML-DSA, for foreign clients.
+            insecure_plaintext: write the key files without encryption.
 
         Raises:
             as `create`; KeyExists, PlaintextKey.
@@ -99,6 +112,7 @@ class Repository:
             passphrase,
             families,
             cohort,
+            public=public,
             classical=classical,
             insecure_plaintext=insecure_plaintext,
         )
@@ -138,7 +152,10 @@ class Repository:
         """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryMissing."""
         first = self._layout.metadata / "1.root.json"
         if not first.exists():
-            raise RepositoryMissing(f"{first} is missing")
+            raise RepositoryMissing(
+                f"{first} is missing: nothing is published yet",
+                remedy="`packager repo status` shows whose signatures the first publication waits for",
+            )
         return hashlib.sha256(first.read_bytes()).hexdigest()
 
     def families(self) -> tuple[str, ...]:
@@ -179,7 +196,7 @@ class Repository:
 
     def status(self) -> StatusReport:
         """Every role: keys, threshold, expiry, what is staged."""
-        return status_of(Published(self._layout), Staging(self._layout), self.repository_id, int(time.time()))
+        return status_of(Published(self._layout), Staging(self._layout), int(time.time()))
 
     # -- staging -------------------------------------------------------------------------------------------------------
 

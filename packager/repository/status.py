@@ -1,6 +1,6 @@
 """What a repository's operator needs to know: keys, thresholds, expiries, what waits for whose signature."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -16,6 +16,20 @@ SOON_SHARE: Final = 0.25  # of a role's life: from then on it is time to renew
 
 
 @dataclass(frozen=True, slots=True)
+class RoleKey:
+    """A key of a role.
+
+    Attributes:
+        key_id, scheme: as the role lists it.
+        has_signed: the document in question.
+    """
+
+    key_id: str
+    scheme: str
+    has_signed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RoleStatus:
     """One published role.
 
@@ -24,6 +38,7 @@ class RoleStatus:
         days_left: until it expires; negative when it has.
         is_due: is it time to renew it?
         threshold, classical, post_quantum: how many keys of each kind there are, by public key.
+        keys: of each distinct public key its id and scheme, and whether it signed the published document.
         signatures: valid ones.
         problems: broken rules of keys.roles, one line each.
         still_needed: what a forger still needs once one algorithm has fallen.
@@ -37,6 +52,7 @@ class RoleStatus:
     threshold: int
     classical: int
     post_quantum: int
+    keys: tuple[RoleKey, ...]
     signatures: int
     problems: tuple[str, ...]
     still_needed: str
@@ -44,13 +60,13 @@ class RoleStatus:
 
 @dataclass(frozen=True, slots=True)
 class StagedRole:
-    """One staged document."""
+    """One staged document; `may_sign` are the keys whose signatures it still takes."""
 
     name: str
     version: int
     signatures: int
     missing: int
-    may_sign: tuple[str, ...]
+    may_sign: tuple[RoleKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +74,7 @@ class StatusReport:
     """The whole repository.
 
     Attributes:
-        repository_id: as envelopes bind it.
+        repository_id: as envelopes bind it; "" before the first publication.
         timestamp_version: of the publication that is out.
         is_classical: made without ML-DSA?
         roles: published ones, from root down.
@@ -77,25 +93,27 @@ class StatusReport:
 
     @property
     def is_due(self) -> bool:
-        """Is any role expired, or soon to be?"""
-        return any(role.is_due for role in self.roles)
+        """Is any role expired, or soon to be? Also while nothing is published."""
+        return not self.roles or any(role.is_due for role in self.roles)
 
     @property
     def is_sound(self) -> bool:
-        """Does every role keep the threshold rules, and carry its signatures?"""
-        return not any(role.problems for role in self.roles)
+        """Does every role keep the threshold rules, and carry its signatures? Not while nothing is published."""
+        return bool(self.roles) and not any(role.problems for role in self.roles)
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
         return {**asdict(self), "is_due": self.is_due, "is_sound": self.is_sound}
 
 
-def status_of(published: Published, staging: Staging, repository_id: str, now_s: int) -> StatusReport:
+def status_of(published: Published, staging: Staging, now_s: int) -> StatusReport:
     """Look at everything once."""
-    is_classical = documents.is_classical(published.root)
-    order = [*documents.TOP_LEVEL, *sorted(documents.delegated_roles(published.targets))]
+    is_published = bool(published.documents)
+    is_classical = is_published and documents.is_classical(published.root)
+    delegated = sorted(documents.delegated_roles(published.targets)) if is_published else []
+    order = [*documents.TOP_LEVEL, *delegated] if is_published else []
     return StatusReport(
-        repository_id=repository_id,
+        repository_id=published.repository_id if is_published else "",
         timestamp_version=published.timestamp_version,
         is_classical=is_classical,
         roles=tuple(_role(published, role, now_s, classical=is_classical) for role in order),
@@ -108,12 +126,16 @@ def status_of(published: Published, staging: Staging, repository_id: str, now_s:
 def _role(published: Published, role: str, now_s: int, *, classical: bool) -> RoleStatus:
     delegator: Root | Targets = published.root if role in documents.TOP_LEVEL else published.targets
     keys = keys_of(delegator, role)
+
+    def listed(signed: Collection[str] = ()) -> tuple[RoleKey, ...]:
+        return tuple(RoleKey(keyid, str(key.scheme), keyid in signed) for keyid, key in keys.keys.items())
+
     document = published.documents.get(role)
     wrong = list(problems(keys, classical=classical))
     if document is None:
         wrong.append("it was never signed")
         return RoleStatus(
-            role, 0, "", 0.0, True, keys.threshold, keys.classical, keys.post_quantum, 0, tuple(wrong), ""
+            role, 0, "", 0.0, True, keys.threshold, keys.classical, keys.post_quantum, listed(), 0, tuple(wrong), ""
         )
     state = verification(published, {}, role, document)
     if state.missing:
@@ -129,6 +151,7 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
         threshold=keys.threshold,
         classical=keys.classical,
         post_quantum=keys.post_quantum,
+        keys=listed(state.signed),
         signatures=len(state.signed),
         problems=tuple(wrong),
         still_needed=still_needed(keys),
@@ -137,5 +160,5 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
 
 def _staged(published: Published, staging: Staging, role: str) -> StagedRole:
     state = verification(published, staging.documents, role, staging.documents[role])
-    unsigned: Mapping[str, object] = state.unsigned
-    return StagedRole(role, state.version, len(state.signed), state.missing, tuple(sorted(unsigned)))
+    may_sign = tuple(RoleKey(keyid, str(key.scheme), False) for keyid, key in sorted(state.unsigned.items()))
+    return StagedRole(role, state.version, len(state.signed), state.missing, may_sign)

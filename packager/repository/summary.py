@@ -28,7 +28,7 @@ from packager.repository.bounds import keys_of
 from packager.repository.chain import Document
 from packager.repository.request import Request, content_digest
 
-SAID: Final = ("version", "expires", "keys", "roles", "targets", "delegations")  # by lines of their own
+SAID: Final = ("_type", "version", "expires", "keys", "roles", "targets", "delegations")  # by lines of their own
 GRACE_S: Final = 3600  # between the build machine's clock and the signer's
 
 

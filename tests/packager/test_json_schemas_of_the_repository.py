@@ -30,6 +30,8 @@ def done(*words: object) -> Said:
 def test_keys(here: Path) -> None:
     check("keys-new", done("keys", "new", "k.key", "--algorithm", "ml-dsa-65").json)
     check("keys-show", done("keys", "show", "k.key").json)
+    check("keys-public", done("keys", "public", "k.key", "-o", "k.pem").json)
+    assert done("keys", "show", "k.pem").json["key_id"] == done("keys", "show", "k.key").json["key_id"]
     check("keys-check", done("keys", "check", "k.key").json)
 
 
