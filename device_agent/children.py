@@ -119,6 +119,9 @@ class Child:
             raise
         finally:
             theirs.close()
+        if policy.nice:
+            # from here and not in the child: what a module imports at its top comes before its first message
+            os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + policy.nice, 19))
         child = cls(module.rpartition(".")[2], process, ours)
         try:
             child.jail = JailStatus.parse(child._exchange(policy.as_json(), (), deadline_s, None, None).value)

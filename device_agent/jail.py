@@ -55,6 +55,7 @@ class JailPolicy:
         open_files: RLIMIT_NOFILE.
         nice: added to the niceness, before the child's imports.
         expendable: where memory is short, the system ends this child before any other process.
+        is_paced: rests between the steps of its imports (device_agent.pace).
         allow_unjailed: go on where the kernel offers too little.
     """
 
@@ -68,6 +69,7 @@ class JailPolicy:
     open_files: int = MAX_OPEN_FILES
     nice: int = 0
     expendable: bool = False
+    is_paced: bool = False
     allow_unjailed: bool = False
 
     def as_json(self) -> dict[str, Any]:

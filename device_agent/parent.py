@@ -27,6 +27,7 @@ from bundle.errors import AirweightsError, Bug
 from device_agent.errors import ChildFailed
 from device_agent.jail import JailPolicy, JailStatus, enter_jail
 from device_agent.messages import ChannelClosed, Message, Value, error_from, receive, send
+from device_agent.pace import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +84,8 @@ class Handler(Protocol):
     def __call__(self, parent: Parent, message: Message, /) -> Value | Message: ...
 
 
-def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailStatus]:
-    """Steps 1 to 3. `prepare` does the heavy imports.
+def start(prepare: Callable[[Pace], object] = lambda _pace: None) -> tuple[Parent, JailStatus]:
+    """Steps 1 to 3. `prepare` does the heavy imports, at the pace that it is given.
 
     Raises:
         SystemExit: 2 where nobody passed a channel; 0 where the supervisor is gone; 1 where the jail is refused (the
@@ -102,8 +103,7 @@ def start(prepare: Callable[[], object] = lambda: None) -> tuple[Parent, JailSta
     parent = Parent(channel)
     try:
         policy = JailPolicy.parse(parent.receive().value)
-        os.nice(policy.nice)
-        prepare()
+        prepare(Pace(is_paced=policy.is_paced))
         with contextlib.suppress(OSError):  # glibc opens it when a thread ends with the interpreter: too late then
             ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)

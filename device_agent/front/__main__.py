@@ -225,7 +225,7 @@ def _window(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _import_all(prepare: Callable[[], object] = lambda: None) -> None:
+def _import_all() -> None:
     """Every module that the first request would otherwise import: the jail has closed their files by then."""
 
     async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
@@ -235,7 +235,6 @@ def _import_all(prepare: Callable[[], object] = lambda: None) -> None:
 
     asyncio.run(load())
     metrics.open_statm()
-    prepare()
 
 
 async def _run(parent: Parent) -> None:
@@ -244,7 +243,7 @@ async def _run(parent: Parent) -> None:
 
 def main() -> None:
     """The process."""
-    parent, _ = start(_import_all)
+    parent, _ = start(lambda _pace: _import_all())
     asyncio.run(_run(parent))
 
 

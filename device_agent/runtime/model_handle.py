@@ -118,8 +118,8 @@ class ModelProcess:
             jail: of the process.
             standby: to use instead of a new process, with the jail that it has; a dead one is as none. It is this
                 process's from here on.
-            in_background: start, load and warm at a low priority, so that requests to the running model do not feel it;
-                only where this process may take niceness back (CAP_SYS_NICE).
+            in_background: start, load and warm in steps with rests between, so that requests to the running model do
+                not feel it; also at a low priority where this process may take niceness back (CAP_SYS_NICE).
             deadline_s: for loading and warming.
 
         Raises:
@@ -132,10 +132,12 @@ class ModelProcess:
         if standby is not None and standby.alive():
             child = standby.child
         else:
-            child = Child.start(MODULE, jail if nice is None else replace(jail, nice=jail.nice + LOADING_NICE))
+            lowered = jail.nice if nice is None else jail.nice + LOADING_NICE
+            child = Child.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
         value, fds = bundle.as_message()
         try:
-            loaded = child.call("load", {**spec.as_json(), "bundle": value}, fds, deadline_s=deadline_s)
+            request = {**spec.as_json(), "is_paced": in_background, "bundle": value}
+            loaded = child.call("load", request, fds, deadline_s=deadline_s)
             if nice is not None:
                 child.set_nice(nice)
         except (ChildDied, ChildTimeout) as error:

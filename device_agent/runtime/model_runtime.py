@@ -8,17 +8,24 @@ Rules:
 1. A call runs on exactly one generation, the current one at its start, and holds a lease on it until it ends.
 2. `swap` loads beside the running model, warms on the golden inputs, switches by one assignment, and keeps the old
    generation for `rollback`. What was kept before it is drained and destroyed, in the caller's thread and not in a
-   request's. A candidate that does not load, or answers its golden questions wrongly, changes nothing.
+   request's. A candidate that does not load, or answers its golden questions wrongly, changes nothing. While a model
+   runs, the work of a swap is done in steps with rests between (device_agent.pace).
 3. `isolation="inproc"`: sessions in this process. "worker": a jailed child process per generation; a death of it costs
    one retry on its successor, which is started from the same memfds.
-4. At most two generations are resident, three while a swap is under way.
+4. `rollback` is one assignment; what it leaves is drained and destroyed by a thread of its own, which the next swap
+   waits for. So at most two generations are resident, three while a swap is under way.
+5. A swap in this process shortens the interpreter's switch interval while it lasts: a call must not wait 5 ms for the
+   interpreter because the swap's thread has it.
 """
 
 import dataclasses
 import os
+import queue
+import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +35,7 @@ from bundle.errors import Invalid
 from bundle.golden import check_answer
 from bundle.manifest import Contract
 from device_agent.errors import NothingToRollBack
+from device_agent.pace import Pace
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
 from device_agent.runtime.session import LoadedModel, golden_of, trim_heap
@@ -36,6 +44,7 @@ from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import WireError
 
 ISOLATIONS: Final = ("inproc", "worker")
+SWAP_SWITCH_INTERVAL_S: Final = 0.0005
 DEFAULT_TOLERANCE_PPM: Final = 1_000  # bundle.manifest.Health.golden_relative_rms_ppm
 
 
@@ -59,7 +68,7 @@ class SwapReport:
 
     Attributes:
         generation: number of the new one.
-        load_s: session creation, and the child's start with isolation "worker".
+        load_s: session creation, and the child's start with isolation "worker"; rests included, here and below.
         warm_s: golden runs and their comparison.
         publish_s: the switch.
         drain_s: until the last lease of the generation that went is back.
@@ -121,6 +130,7 @@ class ModelRuntime:
         self._changing = threading.Lock()  # of swap, rollback and close
         self._current: _Generation | None = None
         self._previous: _Generation | None = None
+        self._reaper: _Reaper | None = None
         self._numbers = 0
 
     @property
@@ -161,15 +171,21 @@ class ModelRuntime:
         Raises:
             ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit: nothing has changed.
         """
-        with self._changing:
+        with self._changing, _short_turns():
+            if self._reaper is None:
+                self._reaper = _Reaper(self._destroy)
+            self._reaper.wait()
+            pace = Pace(is_paced=self._current is not None)
             started = time.perf_counter()
             self._numbers += 1
             generation = _Generation(self._numbers, self._load(bundle, contract), self._lock)
+            pace.rest()
             loaded = time.perf_counter()
             try:
                 for number, sample in enumerate(golden_of(bundle)):
                     answers = generation.backend.run(sample.inputs, None)
                     check_answer(answers, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
+                    pace.rest()
             except BaseException:
                 generation.backend.close()
                 raise
@@ -177,13 +193,14 @@ class ModelRuntime:
             with self._lock:
                 gone, self._previous, self._current = self._previous, self._current, generation
             published = time.perf_counter()
+            pace.rest()
             drain_s, destroy_s = self._destroy(gone)
             return SwapReport(
                 generation.number, loaded - started, warmed - loaded, published - warmed, drain_s, destroy_s
             )
 
     def rollback(self) -> int:
-        """Back to the generation before; the current one is drained and destroyed.
+        """Back to the generation before; the current one is drained and destroyed afterwards (rule 4).
 
         Returns:
             the number of the generation that is current again.
@@ -193,16 +210,21 @@ class ModelRuntime:
         """
         with self._changing:
             with self._lock:
-                if self._previous is None:
+                gone = self._current
+                if self._previous is None or gone is None:
                     raise NothingToRollBack("no previous generation is resident")
-                gone, self._current, self._previous = self._current, self._previous, None
+                self._current, self._previous = self._previous, None
                 number = self._current.number
-            self._destroy(gone)
+            # not here: the caller wants its model back, and may itself hold a lease on the one that goes
+            assert self._reaper is not None
+            self._reaper.take(gone)
             return number
 
     def forget_previous(self) -> None:
         """Free the generation that is kept for `rollback`."""
         with self._changing:
+            if self._reaper is not None:
+                self._reaper.wait()
             with self._lock:
                 gone, self._previous = self._previous, None
             self._destroy(gone)
@@ -210,6 +232,9 @@ class ModelRuntime:
     def close(self) -> None:
         """Drain and destroy everything; any number of times."""
         with self._changing:
+            if self._reaper is not None:
+                self._reaper.end()
+                self._reaper = None
             with self._lock:
                 gone = (self._current, self._previous)
                 self._current = self._previous = None
@@ -226,7 +251,7 @@ class ModelRuntime:
 
     def _load(self, bundle: BundleFds, contract: Contract | None) -> Backend:
         if self._isolation == "worker":
-            return _Worker(bundle, contract, self._threads)
+            return _Worker(bundle, contract, self._threads, in_background=self._current is not None)
         model = LoadedModel.load(bundle, threads=self._threads)
         if contract is not None:
             model.check_contract(contract)
@@ -242,6 +267,29 @@ class ModelRuntime:
         if self._isolation == "inproc":
             trim_heap()
         return drained - started, time.perf_counter() - drained
+
+
+_turns = threading.Lock()
+_swaps_under_way = 0
+_usual_interval_s = 0.0
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Rule 5; the last of several swaps at a time puts the interval back."""
+    global _swaps_under_way, _usual_interval_s
+    with _turns:
+        if not _swaps_under_way:
+            _usual_interval_s = sys.getswitchinterval()
+            sys.setswitchinterval(min(_usual_interval_s, SWAP_SWITCH_INTERVAL_S))
+        _swaps_under_way += 1
+    try:
+        yield
+    finally:
+        with _turns:
+            _swaps_under_way -= 1
+            if not _swaps_under_way:
+                sys.setswitchinterval(_usual_interval_s)
 
 
 class _Generation:
@@ -268,6 +316,35 @@ class _Generation:
         self._drained.wait()
 
 
+class _Reaper:
+    """Destroys generations in a thread that is there already: starting one would take the caller milliseconds."""
+
+    def __init__(self, destroy: Callable[[_Generation], object]) -> None:
+        self._destroy = destroy
+        self._doomed: queue.SimpleQueue[_Generation | threading.Event | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="reaper", daemon=True).start()
+
+    def take(self, generation: _Generation) -> None:
+        self._doomed.put(generation)
+
+    def wait(self) -> None:
+        """Until all that was taken is gone."""
+        reached = threading.Event()
+        self._doomed.put(reached)
+        reached.wait()
+
+    def end(self) -> None:
+        self.wait()
+        self._doomed.put(None)
+
+    def _run(self) -> None:
+        while (item := self._doomed.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+            else:
+                self._destroy(item)
+
+
 class _InProcess:
     def __init__(self, model: LoadedModel) -> None:
         self._model: LoadedModel | None = model
@@ -281,11 +358,11 @@ class _InProcess:
 
 
 class _Worker:
-    def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int) -> None:
+    def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int, *, in_background: bool) -> None:
         self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
         self._bundle = _duplicate(bundle)
         self._restarting = threading.Lock()
-        self._start(in_background=True)
+        self._start(in_background=in_background)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
         client = self._client

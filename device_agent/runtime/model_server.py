@@ -1,0 +1,200 @@
+"""The loop of a model process: answers requests that the front passes on, and the supervisor's calls.
+
+Rules:
+1. Born as every child (device_agent.parent); then one call `load`, with the bundle's memfds; its result carries one end
+   of the request channel (device_agent.runtime.wire).
+2. Loading means: session, contract, and one run of every golden input, so that the first live request finds warm
+   kernels and arenas; with rests between the steps where another generation serves meanwhile (device_agent.pace). A
+   failure is the reply; the supervisor then ends the process.
+3. One thread takes requests and supervisor's calls in turn. Unloading the model is the end of the process.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import mmap
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from bundle.canonical import Fields
+from bundle.errors import AirweightsError, Bug, Invalid
+from bundle.manifest import Contract
+from device_agent.messages import ChannelClosed, Message, Value
+from device_agent.pace import Pace
+from device_agent.parent import Handler, Parent, answer
+from device_agent.runtime import wire
+from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.inference import Inference, gunzip, gzip, servable
+from device_agent.runtime.session import LoadedModel, golden_of, non_finite_in, trim_heap
+from device_agent.runtime.tensor_channel import TensorServer
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Head, Part, WireError
+
+logger = logging.getLogger(__name__)
+
+MAX_BUSY_US: Final = 2**32 - 1
+
+
+class ModelServer:
+    """The loop of rule 3."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._poll = select.poll()
+        self._poll.register(parent.fileno(), select.POLLIN)
+        self._requests: socket.socket | None = None
+        self._inference: Inference | None = None
+        self._tensors: TensorServer | None = None
+        self._max_body_bytes = 0
+        buffer = np.empty(wire.MESSAGE_BYTES + wire.ALIGNMENT, np.uint8)
+        start_at = -buffer.ctypes.data % wire.ALIGNMENT
+        self._buffer = buffer.data[start_at : start_at + wire.MESSAGE_BYTES]
+
+    def run(self) -> None:
+        """Until the supervisor closes its end."""
+        handlers: dict[str, Handler] = {"load": self.load, "facts": self.facts}
+        while True:
+            for fd, _ in self._poll.poll():
+                if fd == self._parent.fileno():
+                    try:
+                        answer(self._parent, self._parent.receive(), handlers)
+                    except ChannelClosed:
+                        return
+                else:
+                    self._take_request()
+
+    def load(self, _parent: Parent, message: Message) -> Message:
+        """Call `load`: rules 1 and 2. Raises Unfit, Refused."""
+        value = message.value
+        try:
+            if self._inference is not None:
+                raise Bug("a model process loads one model in its life")
+            bundle = BundleFds.from_message(value["bundle"], message.fds)
+            pace = Pace(is_paced=value["is_paced"])
+            started = time.monotonic_ns()
+            model = LoadedModel.load(bundle, threads=value["threads"])
+            contract = Contract(model.inputs, model.outputs)
+            if value["contract"] is not None:
+                contract = Contract.parse(Fields(value["contract"], "contract"))
+                model.check_contract(contract)
+            servable(contract)
+            loaded = time.monotonic_ns()
+            pace.rest()
+            samples = golden_of(bundle)
+            for sample in samples:
+                model.ask(sample.inputs)
+                pace.rest()
+        finally:
+            message.close()
+        self._max_body_bytes = value["max_body_bytes"]
+        self._inference = Inference(model, contract, value["family"], value["version"], non_finite_in(samples))
+        self._tensors = TensorServer(model)
+        warmed = time.monotonic_ns()
+        trim_heap()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests = ours
+        self._poll.register(ours.fileno(), select.POLLIN)
+        result = {"load_us": (loaded - started) // 1000, "warm_us": (warmed - loaded) // 1000}
+        return Message(result, (theirs.detach(),))
+
+    def facts(self, _parent: Parent, message: Message) -> Value:
+        """Call `facts`: what is loaded into this process, for tests and `status`."""
+        message.close()
+        return {"modules": sorted(sys.modules), "uid": os.geteuid()}
+
+    def _take_request(self) -> None:
+        assert self._requests is not None
+        arrived = time.monotonic_ns()
+        try:
+            size, ancillary, _, _ = self._requests.recvmsg_into(
+                [self._buffer], socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionError:
+            size, ancillary = 0, []
+        if not size:
+            self._poll.unregister(self._requests.fileno())
+            return
+        fds = [struct.unpack("i", payload[:4])[0] for *_, payload in ancillary]
+        try:
+            head = Head.unpack(self._buffer[:size])
+            with contextlib.ExitStack() as cleanup:
+                body = self._body(head, size, fds, cleanup)
+                if head.kind == wire.TENSORS:
+                    status, json_bytes, parts, flags = self._answer_tensors(head, body, fds)
+                else:
+                    status, json_bytes, parts, flags = self._answer(head, body)
+                busy_us = min((time.monotonic_ns() - arrived) // 1000, MAX_BUSY_US)
+                length = sum(len(part) for part in parts)
+                reply = Head(wire.ANSWER, flags, 0, json_bytes, head.number, length, busy_us, status)
+                wire.send_frame(self._requests, reply, parts)
+        except WireError as error:
+            logger.warning("request channel: %s", error)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _body(self, head: Head, size: int, fds: Sequence[int], cleanup: contextlib.ExitStack) -> memoryview:
+        if not head.flags & wire.IN_MEMFD:
+            return self._buffer[HEAD_BYTES + head.padding : min(HEAD_BYTES + head.padding + head.size, size)]
+        if len(fds) != 1 or fcntl.fcntl(fds[0], fcntl.F_GETFD) < 0:
+            raise WireError("a large body without its memfd")
+        # the front is trusted not to cut it; arrays point into the mapping, so its end waits for theirs
+        mapping = mmap.mmap(fds[0], head.padding + head.size, prot=mmap.PROT_READ)
+        cleanup.callback(_close_when_free, mapping)
+        return memoryview(mapping)[head.padding :]
+
+    def _answer(self, head: Head, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
+        assert self._inference is not None
+        try:
+            if head.flags & wire.GZIP_BODY:
+                body = gunzip(body, self._max_body_bytes)
+            if head.flags & wire.SHADOW:
+                live_bytes, live_json, limit_ppm = wire.SHADOW_TRAILER.unpack(body[-wire.SHADOW_TRAILER.size :])
+                request, live = (
+                    body[: -wire.SHADOW_TRAILER.size - live_bytes],
+                    body[-wire.SHADOW_TRAILER.size - live_bytes :],
+                )
+                live = live[:live_bytes]
+                result = self._inference.shadow(request, head.json_bytes, live, live_json, limit_ppm)
+            else:
+                result = self._inference.answer(body, head.json_bytes)
+        except Invalid as error:
+            return 400, NO_JSON, (_error_body(error.message),), 0
+        except AirweightsError as error:
+            logger.warning("%s", error.message)
+            return 500, NO_JSON, (_error_body(error.message),), 0
+        except Exception as error:
+            logger.exception("request")
+            return 500, NO_JSON, (_error_body(f"the model process failed: {type(error).__name__}"),), 0
+        flags = wire.HAS_NAN if result.has_nan else 0
+        if head.flags & wire.GZIP_ANSWER:
+            return 200, result.json_bytes, (gzip(result.parts),), flags | wire.GZIP_ANSWER
+        return 200, result.json_bytes, result.parts, flags
+
+    def _answer_tensors(self, head: Head, body: memoryview, fds: Sequence[int]) -> tuple[int, int, Sequence[Part], int]:
+        assert self._tensors is not None
+        try:
+            json_bytes, parts = self._tensors.answer(body, head.json_bytes, fds)
+        except Invalid as error:
+            return 400, NO_JSON, (_error_body(error.message),), 0
+        except AirweightsError as error:
+            return 500, NO_JSON, (_error_body(error.message),), 0
+        return 200, json_bytes, parts, 0
+
+
+def _close_when_free(mapping: mmap.mmap) -> None:
+    # BufferError: an array of the request still lives in a traceback; the garbage collector unmaps it
+    with contextlib.suppress(BufferError):
+        mapping.close()
+
+
+def _error_body(message: str) -> bytes:
+    return json.dumps({"error": message}).encode()
