@@ -15,8 +15,8 @@ from bundle.trust.client import release_role
 from packager.attestation.build_record import BuildRecord
 from packager.attestation.folder import AttestationReport, write_attestations
 from packager.attestation.provenance import DEFAULT_BUILDER
+from packager.repository.bounds import keys_of
 from packager.repository.repository import Repository
-from packager.repository.status import keys_of
 from packager.repository.view import View
 from packager.workspace import Workspace
 

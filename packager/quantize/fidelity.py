@@ -142,7 +142,8 @@ def judge(
     outputs = tuple(tally.result() for tally in tallies)
     verdict, why = _verdict(outputs, thresholds, ordinary_rms, stale_rms)
     if verdict == "inconclusive" and len(samples) < MIN_SAMPLES:
-        why = f"{len(samples)} sample to judge by, at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
+        needed = f"at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
+        why = f"{len(samples)} sample to judge by, {needed}"
     return GateReport(verdict, why, outputs, len(samples), samples.origin)
 
 
