@@ -403,4 +403,4 @@ def _cause(error: HTTPError) -> str:
 
 
 if __name__ == "__main__":
-    serve(start(connections)[0], {"get": get, "blob": blob})
+    serve(start(lambda _pace: connections())[0], {"get": get, "blob": blob})
