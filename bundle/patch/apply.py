@@ -23,6 +23,7 @@ from bundle.patch.parameters import Parameters
 from bundle.patch.ranges import read_base_ranges, read_count, read_target_ranges
 from bundle.patch.sections import read_section, unpack_zstd
 from bundle.patch.single_thread import single_threaded
+from bundle.patch.steady_heap import steady_heap
 from bundle.patch.stream import decode_stream
 from bundle.patch.typed import decode_typed
 
@@ -48,7 +49,7 @@ def apply_patch(
     """
     header = read_header(patch, limits)
     _check_base(header, base)
-    with single_threaded():
+    with single_threaded(), steady_heap():
         _Applier(header, base, target, limits).run(read_frames(patch, header))
     return header.target
 

@@ -1,8 +1,9 @@
 """How numbers are packed: pcodec where it is there, byte planes everywhere.
 
 Rules:
-1. A part is coder (byte), stored length (varint), then the bytes. Coder 0 is pcodec (a standalone file of exactly as
-   many numbers as are expected), coder 1 byte planes: a section for each byte of the zigzag numbers, lowest byte first.
+1. A part is coder (byte), stored length (varint), then the bytes. Coder 0 is pcodec (a standalone file), coder 1 byte
+   planes: a section for each byte of the zigzag numbers, lowest byte first. Both tell how many numbers they hold: at
+   least one, and no more than are expected.
 2. Nothing is allocated before the count of numbers is known from the frame and within its limit.
 3. pcodec is imported when the first of its parts is met; without it a patch that needs it is refused as a whole.
 """
@@ -28,15 +29,20 @@ def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
         PatchCorruptRefused: damaged, or another count of numbers.
         PatchFeatureRefused: pcodec is not installed.
     """
+    found = read_some(cursor, out)
+    if found != len(out):
+        raise PatchCorruptRefused(f"{cursor.where}: part of {found} numbers, expected {len(out)}")
+
+
+def read_some(cursor: Cursor, out: npt.NDArray[Any]) -> int:
+    """Fill the start of `out` from the part at the cursor; how many numbers it held. Raises as `read_part` does."""
     coder = cursor.byte()
-    stored = Cursor(cursor.take(cursor.varint()), cursor.where)
+    stored = cursor.take(cursor.varint())
     if coder == PCODEC:
-        _unpack_pcodec(stored.rest(), out, cursor.where)
-    elif coder == PLANES:
-        out[:] = unzigzag(read_planes(stored, len(out), out.dtype.itemsize), out.dtype)
-        stored.end()
-    else:
-        raise PatchCorruptRefused(f"{cursor.where}: part with coder {coder}, expected 0 or 1")
+        return _unpack_pcodec(stored, out, cursor.where)
+    if coder == PLANES:
+        return _unpack_planes(Cursor(stored, cursor.where), out)
+    raise PatchCorruptRefused(f"{cursor.where}: part with coder {coder}, expected 0 or 1")
 
 
 def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
@@ -56,10 +62,7 @@ def read_planes(cursor: Cursor, count: int, size: int) -> npt.NDArray[Any]:
     """Unsigned integers of `size` bytes from their byte planes."""
     out = np.empty((count, size), np.uint8)
     for byte in range(size):
-        plane = read_section(cursor, count, f"plane {byte}")
-        if len(plane) != count:
-            raise PatchCorruptRefused(f"{cursor.where}: plane {byte} of {len(plane)} bytes, expected {count}")
-        out[:, byte] = np.frombuffer(plane, np.uint8)
+        out[:, byte] = _plane(cursor, byte, count)
     return out.reshape(-1).view(f"<u{size}")
 
 
@@ -76,7 +79,29 @@ def zigzag(numbers: Signed) -> npt.NDArray[Any]:
     return ((numbers << 1) ^ (numbers >> (width - 1))).view(f"<u{numbers.dtype.itemsize}")
 
 
-def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> None:
+def _unpack_planes(stored: Cursor, out: npt.NDArray[Any]) -> int:
+    size = out.dtype.itemsize
+    lowest = read_section(stored, len(out), "plane 0")
+    count = len(lowest)
+    if not count:
+        raise PatchCorruptRefused(f"{stored.where}: part without numbers")
+    planes = np.empty((count, size), np.uint8)
+    planes[:, 0] = np.frombuffer(lowest, np.uint8)
+    for byte in range(1, size):
+        planes[:, byte] = _plane(stored, byte, count)
+    stored.end()
+    out[:count] = unzigzag(planes.reshape(-1).view(f"<u{size}"), out.dtype)
+    return count
+
+
+def _plane(cursor: Cursor, byte: int, count: int) -> npt.NDArray[np.uint8]:
+    plane = read_section(cursor, count, f"plane {byte}")
+    if len(plane) != count:
+        raise PatchCorruptRefused(f"{cursor.where}: plane {byte} of {len(plane)} bytes, expected {count}")
+    return np.frombuffer(plane, np.uint8)
+
+
+def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> int:
     try:
         from pcodec import standalone
     except ImportError as error:
@@ -90,5 +115,6 @@ def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> Non
         if type(error).__name__ != "PanicException":
             raise
         raise PatchCorruptRefused(f"{where}: pcodec gave up on the part") from error
-    if progress.n_processed != len(out) or not progress.finished:
-        raise PatchCorruptRefused(f"{where}: part of {progress.n_processed} numbers or more, expected {len(out)}")
+    if not progress.finished or not progress.n_processed:
+        raise PatchCorruptRefused(f"{where}: part of {progress.n_processed} numbers or more, expected 1 to {len(out)}")
+    return int(progress.n_processed)

@@ -4,8 +4,9 @@ Rules:
 1. Elements travel as little-endian unsigned integers of their width ("bits").
 2. Order: a float's bits are mapped to a signed integer that grows with its value (negative floats have their lower
    bits inverted); integers stay as they are. Differences of ordered integers wrap around.
-3. Values are IEEE doubles. A double goes back to an element by one rounding to nearest, ties to even (bfloat16: by way
-   of float32); integers saturate. A value that is not finite counts as zero: the bits of computed NaNs differ by CPU.
+3. Values are IEEE doubles. A double goes back to an element by one rounding to nearest, ties to even (types of two
+   bytes: by way of float32); integers saturate. A value that is not finite counts as zero: the bits of computed NaNs
+   differ by CPU.
 """
 
 from dataclasses import dataclass
@@ -107,14 +108,41 @@ def from_doubles(values: Doubles, kind: ElementType) -> Bits:
     """Rule 3. `values` is used up: what is not finite in it becomes zero."""
     if not np.isfinite(values).all():
         values[~np.isfinite(values)] = 0.0
-    with np.errstate(over="ignore"):
-        if kind.native is None:
+    if kind.is_float:
+        if kind.size > 2:
+            with np.errstate(over="ignore"):
+                return values.astype(kind.native, copy=False).view(kind.bits)
+        with np.errstate(over="ignore"):
             single = values.astype(np.float32).view(np.uint32)
-            single += 0x7FFF + ((single >> 16) & 1)
-            return (single >> 16).astype(np.uint16)
-        if kind.is_float:
-            return values.astype(kind.native).view(kind.bits)
+        return _to_half(single) if kind.native is not None else _to_upper_half(single)
     limits = np.iinfo(kind.native)
     rounded = np.rint(values)
     np.clip(rounded, float(limits.min), float(limits.max), out=rounded)
     return rounded.astype(kind.native).view(kind.bits)
+
+
+def _to_upper_half(single: npt.NDArray[np.uint32]) -> Bits:
+    """bfloat16 from the bits of float32, which are used up."""
+    odd = np.right_shift(single, 16)
+    odd &= 1
+    odd += 0x7FFF
+    single += odd
+    return np.right_shift(single, 16, out=single).astype(np.uint16)
+
+
+def _to_half(single: npt.NDArray[np.uint32]) -> Bits:
+    """float16 from the bits of float32, which are used up. Vector operations: numpy's own conversion is scalar."""
+    sign = np.right_shift(single, 16)
+    sign &= 0x8000
+    single &= 0x7FFFFFFF
+    np.minimum(single, 0x47800000, out=single)  # 2^16, which becomes infinity, as all above it
+    power = single & 0x7F800000
+    np.maximum(power, 0x38800000, out=power)  # 2^-14: below it float16 has the places of this exponent
+    # The last place of float32 in x + 2^13 times its power of two is the last one of float16 in x.
+    single = (single.view(np.float32) + (power + (13 << 23)).view(np.float32)).view(np.uint32)
+    single -= power + (13 << 23)
+    power >>= 13
+    single += power
+    single -= 113 << 10  # the exponent's bias from 127 to 15, and the leading one that `single` holds
+    single |= sign
+    return single.astype(np.uint16)

@@ -3,8 +3,9 @@
 Payload: kind (byte), then
     CLEAR  nothing: all parameters are dropped.
     GAIN   count, inner (varints), numbers: the gain of element i is factor (i // inner) % count.
-    LEFT   first row, rows, rank (varints), rank shifts (signed varints), numbers (rank runs of `rows` integers).
-    RIGHT  columns, rank (varints), rank shifts, numbers (rank runs of `columns` integers).
+    LEFT   first row, rows, rank (varints), shift (signed varint), rank finer shifts (bytes), numbers (rank runs of
+           `rows` integers). The shift of a rank is the sum of the two.
+    RIGHT  columns, rank, shift, finer shifts, numbers (rank runs of `columns` integers).
 Element i of the tensor lies at row i // columns, column i % columns; what LEFT and RIGHT add to it is the sum over k of
 (left[k, row] / 2^shift) * (right[k, column] / 2^shift). Numbers are parts, as `coders.read_numbers` reads them.
 
@@ -95,24 +96,32 @@ class Parameters:
                 raise PatchCorruptRefused(f"{where}: unknown parameter kind {kind}")
         cursor.end()
 
-    def product(self, first: int, count: int, where: str) -> Doubles | None:
-        """What the low-rank factors add to elements `first` to `first + count`; None where there are none in force."""
+    def columns(self, first: int, count: int, where: str) -> int:
+        """Columns of the low-rank product in force, 0 where there is none; checks that it covers these elements."""
         if self.left is None and self.right is None:
-            return None
+            return 0
         if self.left is None or self.right is None:
             raise PatchCorruptRefused(f"{where}: only one side of a low-rank product is in force")
         self._check_exact(self.left, self.right, where)
+        columns = int(self.right.values.shape[1])
+        row, end = first // columns, -(-(first + count) // columns)
+        if row < self.left.first or end > self.left.first + self.left.values.shape[1]:
+            raise PatchCorruptRefused(f"{where}: rows {row} to {end} are not those of the left factor")
+        return columns
+
+    def product(self, first: int, count: int) -> Doubles:
+        """What the low-rank factors add to elements `first` to `first + count`, which `columns` has checked."""
+        assert self.left is not None
+        assert self.right is not None
         columns = self.right.values.shape[1]
-        row = first // columns
-        rows = -(-(first + count) // columns) - row
-        at = row - self.left.first
-        if at < 0 or at + rows > self.left.values.shape[1]:
-            raise PatchCorruptRefused(f"{where}: rows {row} to {row + rows} are not those of the left factor")
-        if rows * columns > count + 2 * columns:
-            raise PatchCorruptRefused(f"{where}: low-rank product is longer than its block")
-        product = self.left.values[:, at : at + rows].T @ self.right.values
+        row, end = first // columns, -(-(first + count) // columns)
         skip = first - row * columns
-        return product.reshape(-1)[skip : skip + count]
+        rows = self.left.values[:, row - self.left.first : end - self.left.first]
+        if end - row == 1:
+            # Not more columns than asked for: a row may be far longer than a block.
+            return (rows.T @ self.right.values[:, skip : skip + count]).reshape(-1)
+        product: Doubles = (rows.T @ self.right.values).reshape(-1)
+        return product[skip : skip + count]
 
     def _gain(self, cursor: Cursor) -> Gain:
         count, inner = cursor.varint(), cursor.varint()
@@ -129,8 +138,9 @@ class Parameters:
         if not 0 < rank <= MAX_RANK or length == 0:
             raise PatchCorruptRefused(f"{cursor.where}: a factor of rank {rank} and length {length}")
         self._reserve(rank * length, cursor.where)
-        shifts = tuple(cursor.signed_varint() for _ in range(rank))
-        if any(abs(shift) > MAX_SHIFT for shift in shifts):
+        lowest = cursor.signed_varint()
+        shifts = tuple(lowest + finer for finer in cursor.take(rank))
+        if lowest < -MAX_SHIFT or max(shifts) > MAX_SHIFT:
             raise PatchCorruptRefused(f"{cursor.where}: a shift beyond {MAX_SHIFT}")
         values = read_numbers(cursor, rank * length).astype(np.float64).reshape(rank, length)
         values *= np.ldexp(1.0, [-shift for shift in shifts])[:, None]

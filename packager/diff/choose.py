@@ -41,6 +41,7 @@ from packager.diff.pack import (
 )
 
 SUB_LOGS: Final = (6, 8, 11, ONE_CLASS)
+SIMPLER: Final = 1.005  # a lower rank may cost this much more: it is applied faster
 NEAR_BELOW_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
 FITTED: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
 
@@ -75,7 +76,8 @@ def choose(tensor: Tensor) -> Plan:
                 if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
                     near = packer.keyed(fit, 8, is_near=True) + fit.cost_bits * sampled / count
                     is_near, trial = near < trial, min(near, trial)
-                if trial < cost * 0.995:
+                # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
+                if trial < cost * (SIMPLER if best.fit is not None and fit.rank < best.fit.rank else 0.995):
                     best = replace(best, predictor=Predictor.PARAM, fit=fit, is_near=is_near, name=fit.name)
                     cost = trial
         fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0

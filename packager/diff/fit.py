@@ -30,6 +30,7 @@ MIN_ELEMENTS: Final = 16_384
 MAX_FACTOR_NUMBERS: Final = 1 << 17  # of the right side: one MiB in the decoder
 REWEIGHTINGS: Final = 3
 REFINEMENTS: Final = 5
+MAX_FINER_SHIFT: Final = 255  # a byte
 FLOAT32_ROUNDING: Final = 2.0**-24
 EXACT_STEPS: Final = (0.1, 0.2, 0.4, 1.2)  # of the rounding of a typical element
 ENTROPY_OF_UNIT_GAUSSIAN: Final = 2.05  # bits, log2(sqrt(2 pi e))
@@ -50,6 +51,11 @@ class Fit:
     right: Factor | None
     name: str
     cost_bits: float
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank product; 0 where there is none."""
+        return 0 if self.left is None else len(self.left.shifts)
 
 
 def gains(base: Doubles, target: Doubles, shape: tuple[int, ...]) -> Iterator[Fit]:
@@ -282,6 +288,7 @@ def _rounded(u: Floats | Doubles, v: Floats | Doubles, sizes: Doubles, step: flo
 def _integers(values: Doubles, shifts: npt.NDArray[np.int64]) -> tuple[Doubles, tuple[int, ...]]:
     limits = 30 - np.ceil(np.log2(np.maximum(np.abs(values).max(axis=1), 1e-300))).astype(np.int64)
     used = np.clip(np.minimum(shifts, limits), -200, 200)
+    used = np.minimum(used, used.min() + MAX_FINER_SHIFT)
     scales = np.ldexp(1.0, used)[:, None]
     out: Doubles = np.rint(values * scales) / scales
     return out, tuple(int(shift) for shift in used)

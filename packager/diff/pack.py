@@ -7,6 +7,7 @@ Rules:
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -14,11 +15,12 @@ import numpy.typing as npt
 
 from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
-from bundle.patch.keyed import KEYS, Keying, Pattern, group_elements
+from bundle.patch.keyed import KEYS, Keying, Pattern, active_count, element_keys
 from bundle.patch.numbers import signed_varint, varint
-from bundle.patch.predict import Prediction, periodic, turn_signs
+from bundle.patch.predict import Prediction, apply_periodic, turn_signs
 from bundle.patch.sections import write_section
 from bundle.patch.typed import Flag
+from packager.diff.cuts import best_cuts
 
 PCODEC_LEVEL: Final = 9
 ZSTD_LEVEL: Final = 12
@@ -114,7 +116,8 @@ def write_keyed(
     head = b""
     if period is not None:
         pattern = _pattern(magnitude, period, phase % (period.inner * period.count), is_log=prediction is None)
-        place = periodic(pattern.steps, pattern.inner, pattern.phase, count)
+        place = np.zeros(count, np.int8)
+        apply_periodic(np.add, place, pattern.steps, pattern.inner, pattern.phase)
         if prediction is None:
             magnitude -= place / np.float32(4)
         else:
@@ -123,11 +126,15 @@ def write_keyed(
     classes = _classes(magnitude, sub_log, has_prediction=prediction is not None)
     offset = _offset(classes, fields, sub_log, count)
     keying = Keying(classes, sub_log, offset, pattern, fields is not None)
-    groups = group_elements(prediction, kind, keying, count)
     tables = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level) + head
-    used = residual if groups.order is None else residual[groups.order]
-    starts = [0, *groups.ends[:-1]]
-    return tables, b"".join(write_part(used[a:b], effort) for a, b in zip(starts, groups.ends, strict=False))
+    if not active_count(keying, count):
+        return tables, b""
+    keys, active = element_keys(prediction, kind, keying, count)
+    used = residual if active is None else residual[active]
+    cuts = best_cuts(keys, used)
+    if len(cuts) > 2:
+        used = used[np.argsort(keys, kind="stable")]
+    return tables, b"".join(write_part(used[a:b], effort) for a, b in pairwise(cuts))
 
 
 def keyed_flags(prediction: Prediction | None, kind: ElementType, period: Period | None) -> Flag:
@@ -155,7 +162,8 @@ def _magnitude(
 
 def _pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, is_log: bool) -> Pattern:
     """Steps that make elements at all places of the period alike, on the average."""
-    index = periodic(np.arange(period.count), period.inner, phase, len(magnitude))
+    index = np.zeros(len(magnitude), np.intp)
+    apply_periodic(np.add, index, np.arange(period.count), period.inner, phase)
     sums = np.bincount(index, weights=magnitude, minlength=period.count)
     means = sums / np.maximum(np.bincount(index, minlength=period.count), 1)
     if is_log:

@@ -7,6 +7,7 @@ Rules:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -66,9 +67,15 @@ def encode_job(job: TensorJob) -> Encoded:
 
 
 def _parameter_free_frames(tensor: Tensor, plan: Plan) -> Iterator[bytes]:
-    step = block_elements(tensor.kind.name)
-    for start in range(0, tensor.count, step):
-        yield _block(tensor, plan, start, min(tensor.count, start + step))
+    for start, end in _blocks(tensor, 0, tensor.count, 1):
+        yield _block(tensor, plan, start, end)
+
+
+def _blocks(tensor: Tensor, begin: int, end: int, row: int) -> Iterator[tuple[int, int]]:
+    """The largest blocks of whole rows, where these are not too long: a row cut in two is multiplied twice."""
+    limit = block_elements(tensor.kind.name)
+    step = limit // row * row or limit
+    return pairwise([*range(begin, end, step), end])
 
 
 def _fitted_frames(tensor: Tensor, plan: Plan) -> Iterator[bytes]:
@@ -90,14 +97,15 @@ def _fitted_frames(tensor: Tensor, plan: Plan) -> Iterator[bytes]:
     for row in range(0, rows, rows_of_chunk):
         end = min(rows, row + rows_of_chunk)
         yield frame_bytes(Op.PARAM, bytes([ParameterKind.LEFT]) + varint(row) + _factor(left, row, end, effort))
-        step = block_elements(tensor.kind.name)
-        for start in range(row * columns, end * columns, step):
-            yield _block(tensor, plan, start, min(end * columns, start + step))
+        for start, stop in _blocks(tensor, row * columns, end * columns, columns):
+            yield _block(tensor, plan, start, stop)
 
 
 def _factor(factor: Factor, begin: int, end: int, effort: Effort) -> bytes:
     integers = np.rint(factor.values[:, begin:end] * np.ldexp(1.0, factor.shifts)[:, None]).astype(np.int32)
-    head = varint(end - begin) + varint(len(factor.shifts)) + b"".join(signed_varint(s) for s in factor.shifts)
+    lowest = min(factor.shifts)
+    head = varint(end - begin) + varint(len(factor.shifts)) + signed_varint(lowest)
+    head += bytes(shift - lowest for shift in factor.shifts)
     return head + write_numbers(integers.reshape(-1), effort)
 
 

@@ -130,7 +130,7 @@ def factor(kind: int, numbers: list[int], rank: int, shift: int = 0, length: int
         bytes([kind]) + (varint(0) if kind == 2 else b"") + varint(len(numbers) // rank if length is None else length)
     )
     return frame_bytes(
-        Op.PARAM, head + varint(rank) + signed_varint(shift) * rank + varint(len(numbers)) + part(numbers)
+        Op.PARAM, head + varint(rank) + signed_varint(shift) + bytes(rank) + varint(len(numbers)) + part(numbers)
     )
 
 
@@ -217,7 +217,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=varint((1 << 14) + 1)))),
     "number-with-leading-zero": ("patch-corrupt", lambda: patch(copy(plain=b"\x81\x00\x00\x00\x01"))),
     "number-of-more-than-63-bits": ("patch-corrupt", lambda: patch(copy(plain=b"\xff" * 9 + b"\x01"))),
-    "decoded-bytes-differ-from-crc": (
+    "decoded-bytes-differ-from-sum": (
         "patch-corrupt",
         lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [], content=BASE["b"])),
     ),
@@ -337,6 +337,19 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
             )
         ),
     ),
+    "good-typed-keyed-in-two-parts": (
+        None,
+        # Two sub-blocks of 16 elements, the second one of the smaller class: its residuals come first.
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 0],
+                b"\x00\x04"
+                + write_section(b"\x02\x01")
+                + byte_part(DIFFERENCE[16:] + DIFFERENCE[:4])
+                + byte_part(DIFFERENCE[4:16]),
+            )
+        ),
+    ),
     "typed-pattern-empty": (
         "patch-corrupt",
         lambda: after_a(
@@ -403,6 +416,31 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "typed-keyed-classes-missing": (
         "patch-corrupt",
         lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x03" + write_section(b"\x01"))),
+    ),
+    "typed-keyed-part-missing": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]))),
+    ),
+    "typed-keyed-part-empty": (
+        "patch-corrupt",
+        lambda: after_a(
+            typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(b"") + byte_part(DIFFERENCE))
+        ),
+    ),
+    "typed-keyed-part-longer-than-left": (
+        "patch-limit",
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 0],
+                b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]) + byte_part(DIFFERENCE[19:]),
+            )
+        ),
+    ),
+    "typed-keyed-part-after-the-last": (
+        "patch-corrupt",
+        lambda: after_a(
+            typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE) + byte_part(b"\0"))
+        ),
     ),
     "typed-pcodec-damaged": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x00\x04pco!"))),
     "typed-rows-beyond-left-factor": (

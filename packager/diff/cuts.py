@@ -1,0 +1,89 @@
+"""Where sorted residuals are cut into parts, so that parts and what they cost in themselves are smallest together.
+
+Rules:
+1. A part's size is estimated from the entropy of its residuals' classes: exact values where they are small, else sign,
+   bit length and two bits more. What is below the class is noise, and costs the same in every part.
+2. Cuts lie between keys. Neighbouring keys are first joined into at most `ATOMS` runs; then dynamic programming finds
+   the cheapest cuts between these.
+3. Each part is charged what pcodec's tables take, and a little for the device's time.
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.patch.elements import Signed
+
+ATOMS: Final = 32
+MIN_ELEMENTS: Final = 1024
+PART_BITS: Final = 8.0 * 40
+CLASS_BITS: Final = 12.0
+EXACT: Final = 32  # magnitudes below it are classes of their own
+CLASSES: Final = 2 * (EXACT + 4 * 64)
+
+
+def best_cuts(keys: npt.NDArray[np.uint8], residual: Signed) -> list[int]:
+    """Positions among the sorted residuals where parts begin and end: 0, …, their count.
+
+    Args:
+        keys, residual: of the same elements, in any order.
+    """
+    count = len(keys)
+    histogram = np.bincount(keys, minlength=256)
+    edges = _atoms(histogram)
+    if len(edges) < 3:
+        return [0, count]
+    atom_of_key = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+    classes = _classes(residual)
+    flat = atom_of_key[keys] * CLASSES + classes
+    table = np.bincount(flat, minlength=(len(edges) - 1) * CLASSES).reshape(-1, CLASSES)
+    table = table[:, table.any(axis=0)]
+    chosen = _cheapest(table)
+    ends = np.cumsum(histogram)
+    return [0, *(int(ends[edges[i] - 1]) for i in chosen)]
+
+
+def _atoms(histogram: npt.NDArray[np.intp]) -> list[int]:
+    """Keys at which the runs of rule 2 begin, and 256."""
+    total = int(histogram.sum())
+    least = max(MIN_ELEMENTS, total // ATOMS)
+    edges, held, left = [0], 0, total
+    for key, number in enumerate(histogram.tolist()):
+        held += number
+        left -= number
+        if held >= least and left >= least:
+            edges.append(key + 1)
+            held = 0
+    return [*edges, 256]
+
+
+def _classes(residual: Signed) -> npt.NDArray[np.intp]:
+    """Rule 1: 0 to `CLASSES`."""
+    if residual.dtype.itemsize == 1:
+        return residual.astype(np.intp) + 128
+    magnitude = np.abs(residual.astype(np.float64))
+    raw = magnitude.view(np.int64) >> 50  # exponent and two bits of the mantissa
+    steps = np.where(magnitude < EXACT, magnitude.astype(np.int64), EXACT + raw - ((1023 + 5) << 2))
+    signed: npt.NDArray[np.intp] = 2 * steps + (residual < 0)
+    return signed
+
+
+def _cheapest(table: npt.NDArray[np.intp]) -> list[int]:
+    """Rule 2: ends of the parts, as numbers of atoms."""
+    atoms = len(table)
+    sums = np.concatenate([np.zeros((1, table.shape[1])), np.cumsum(table, axis=0)])
+    best = np.zeros(atoms + 1)
+    previous = np.zeros(atoms + 1, np.intp)
+    for end in range(1, atoms + 1):
+        inside = sums[end] - sums[:end]
+        totals = inside.sum(axis=1)
+        bits = totals * np.log2(np.maximum(totals, 1)) - (inside * np.log2(np.maximum(inside, 1))).sum(axis=1)
+        bits += PART_BITS + CLASS_BITS * np.minimum((inside > 0).sum(axis=1), 64)
+        costs = best[:end] + bits
+        previous[end] = int(np.argmin(costs))
+        best[end] = costs[previous[end]]
+    out = [atoms]
+    while previous[out[-1]]:
+        out.append(int(previous[out[-1]]))
+    return out[::-1]
