@@ -8,15 +8,17 @@ or program is absent prints {"absent": why}.
 | codec | what runs |
 | --- | --- |
 | bsdiff4 | the package bsdiff4 |
-| xdelta3 | the program, or the package, at level 9 |
-| zstd_patch | the package zstandard at level 19, window 2^27, long distance matching, the base as prefix |
-| zstd_full | the same without a base |
-| hdiffpatch | the package, with zstd compression |
-| detools | the package, sequential patch with LZMA |
+| xdelta3 | the program at level 9, a source window of 4 times the base or more; secondary compression lzma or djw |
+| zstd_patch | level 19, a window over both files, long distances: package zstandard, or program with --patch-from |
+| zstd_full | the package zstandard at level 19 |
+| hdiffpatch | the package, compressed by LZMA2, bzip2 or zstd |
+| detools | the package with LZMA: sequential by bsdiff, or its hdiffpatch |
 | airweights | `packager.diff`, as `packager bundle diff` runs it |
 | airweights_no_predictors | the same without fitted predictor parameters |
+Where a line names several ways, all are tried and the smallest patch counts; the CPU time is that of all of them.
 """
 
+import io
 import json
 import os
 import resource
@@ -31,6 +33,9 @@ from typing import Any
 GENERIC = ("bsdiff4", "xdelta3", "zstd_patch", "zstd_full", "hdiffpatch", "detools")
 OURS = ("airweights", "airweights_no_predictors")
 CODECS = GENERIC + OURS
+
+XDELTA3_INPUT_WINDOW = 1 << 24  # the largest that it takes
+ZSTD_PROGRAM_WINDOW_LOG = 27  # a wider one has to be asked for
 
 Run = Callable[[], None]
 
@@ -100,40 +105,65 @@ def bsdiff4_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
 
 def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
-    if shutil.which("xdelta3"):
-        window = str(max(1 << 19, 1 << (base.stat().st_size - 1).bit_length()))
-        return (
-            lambda: program(["xdelta3", "-9", "-f", "-e", "-B", window, "-s", str(base), str(target), str(patch)]),
-            lambda: program(["xdelta3", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)]),
-        )
-    import xdelta3  # optional
+    if shutil.which("xdelta3") is None:
+        raise ImportError("no program xdelta3 (Debian: apt install xdelta3)")
+    window = str(max(1 << 27, 4 << base.stat().st_size.bit_length()))  # its tables grow with it: wider finds more
+    command = ["xdelta3", "-9", "-f", "-e", "-B", window, "-W", str(XDELTA3_INPUT_WINDOW), "-I", "0"]
 
     def encode() -> None:
-        patch.write_bytes(xdelta3.encode(base.read_bytes(), target.read_bytes(), xdelta3.Flags.COMPLEVEL_9))
+        def trial(secondary: str) -> bytes:
+            program([*command, "-S", secondary, "-s", str(base), str(target), str(patch)])
+            return patch.read_bytes()
+
+        patch.write_bytes(min((trial(secondary) for secondary in ("lzma", "djw")), key=len))
+
+    return encode, lambda: program(["xdelta3", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)])
+
+
+def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
+    """The library with the base as a dictionary, and the program where there is one: neither is always the smaller."""
+    import zstandard
+
+    reach = base.stat().st_size + target.stat().st_size  # from the last byte of the target to the first of the base
+    window_log = min(31, max(10, reach.bit_length()))
+
+    def library() -> bytes:
+        data = target.read_bytes()
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            19, source_size=len(data), window_log=window_log, enable_ldm=True
+        )
+        return zstandard.ZstdCompressor(compression_params=parameters, dict_data=_dictionary(base)).compress(data)
+
+    def encode() -> None:
+        found = [library()]
+        if shutil.which("zstd") and base.stat().st_size:
+            wide = [f"--long={window_log}"] if window_log > ZSTD_PROGRAM_WINDOW_LOG else []
+            program(["zstd", "-q", "-f", "-19", *wide, f"--patch-from={base}", str(target), "-o", str(patch)])
+            found.append(patch.read_bytes())
+        patch.write_bytes(min(found, key=len))
 
     def apply() -> None:
-        out.write_bytes(xdelta3.decode(base.read_bytes(), patch.read_bytes()))
+        decoder = zstandard.ZstdDecompressor(dict_data=_dictionary(base), max_window_size=1 << window_log)
+        out.write_bytes(decoder.decompressobj().decompress(patch.read_bytes()))
 
     return encode, apply
 
 
-def zstd_codec(base: Path | None, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
+def _dictionary(base: Path) -> Any:
     import zstandard
 
-    def prefix() -> Any:
-        data = base.read_bytes() if base is not None else b""
-        return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(data) > 8 else None
+    data = base.read_bytes()
+    return zstandard.ZstdCompressionDict(data, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(data) > 8 else None
+
+
+def zstd_full_codec(_base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
+    import zstandard
 
     def encode() -> None:
-        data = target.read_bytes()
-        parameters = zstandard.ZstdCompressionParameters.from_level(
-            19, source_size=len(data), window_log=27 if base is not None else 0, enable_ldm=base is not None
-        )
-        patch.write_bytes(zstandard.ZstdCompressor(compression_params=parameters, dict_data=prefix()).compress(data))
+        patch.write_bytes(zstandard.ZstdCompressor(level=19).compress(target.read_bytes()))
 
     def apply() -> None:
-        decoder = zstandard.ZstdDecompressor(dict_data=prefix(), max_window_size=1 << 27)
-        out.write_bytes(decoder.decompress(patch.read_bytes()))
+        out.write_bytes(zstandard.ZstdDecompressor().decompress(patch.read_bytes()))
 
     return encode, apply
 
@@ -142,8 +172,9 @@ def hdiffpatch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
     import hdiffpatch  # optional
 
     def encode() -> None:
-        packed = hdiffpatch.diff(base.read_bytes(), target.read_bytes(), hdiffpatch.COMPRESSION_ZSTD, validate=False)
-        patch.write_bytes(packed)
+        plain = hdiffpatch.diff(base.read_bytes(), target.read_bytes(), hdiffpatch.COMPRESSION_NONE, validate=False)
+        ways = (hdiffpatch.COMPRESSION_LZMA2, hdiffpatch.COMPRESSION_BZIP2, hdiffpatch.COMPRESSION_ZSTD)
+        patch.write_bytes(min((hdiffpatch.recompress(plain, way) for way in ways), key=len))
 
     def apply() -> None:
         out.write_bytes(hdiffpatch.apply(base.read_bytes(), patch.read_bytes()))
@@ -154,9 +185,15 @@ def hdiffpatch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[
 def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
     import detools  # optional
 
+    def trial(algorithm: str, patch_type: str) -> bytes:
+        made = io.BytesIO()
+        with base.open("rb") as old, target.open("rb") as new:
+            detools.create_patch(old, new, made, algorithm=algorithm, patch_type=patch_type, match_score=0)
+        return made.getvalue()
+
     def encode() -> None:
-        with base.open("rb") as old, target.open("rb") as new, patch.open("wb") as made:
-            detools.create_patch(old, new, made)
+        ways = (("bsdiff", "sequential"), ("hdiffpatch", "hdiffpatch"))
+        patch.write_bytes(min((trial(*way) for way in ways), key=len))
 
     def apply() -> None:
         with base.open("rb") as old, patch.open("rb") as made, out.open("wb") as new:
@@ -186,14 +223,10 @@ def unfitted_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Ru
     return airweights_codec(base, target, patch, out, codec="unfitted")
 
 
-def zstd_full_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
-    return zstd_codec(None, target, patch, out)
-
-
 BUILDERS: dict[str, Callable[[Path, Path, Path, Path], tuple[Run, Run]]] = {
     "bsdiff4": bsdiff4_codec,
     "xdelta3": xdelta3_codec,
-    "zstd_patch": zstd_codec,
+    "zstd_patch": zstd_patch_codec,
     "zstd_full": zstd_full_codec,
     "hdiffpatch": hdiffpatch_codec,
     "detools": detools_codec,

@@ -1,13 +1,15 @@
 """Patch sizes, time and memory against generic tools.
 
-    python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md]
+    python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md] [--keep DIR]
 
 A pair is a folder of `DIR` with one `base.*` and one `target.*` file. Without `--pairs`, published successive releases
-are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py). Every codec runs alone in a process
-of its own; its result is applied and compared, byte for byte.
+are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py), and models are trained where
+PyTorch is installed (benchmarks/trained_pairs.py). Every codec runs alone in a process of its own; its result is
+applied and compared, byte for byte. With `--keep`, what a peer needed for a pair is kept there and not measured again.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,9 +17,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.patch_codecs import CODECS, GENERIC, OURS
+from benchmarks.patch_codecs import CODECS, OURS
+from benchmarks.patch_report import best_generic, markdown
 
-GOALS = {"fp32": 0.62, "fp16": 0.62, "bf16": 0.60, "int8": 0.76}
 LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
 
 
@@ -27,13 +29,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--peer-timeout", type=float, default=900.0, help="seconds for each run of a peer")
     parser.add_argument("--markdown", type=Path, help="write the table there too")
+    parser.add_argument("--keep", type=Path, help="a folder for what peers needed, to be used again")
     parser.add_argument("--only", action="append", help="a pair's name; may be repeated")
     arguments = parser.parse_args()
     folder = arguments.pairs
     if folder is None:
-        from benchmarks.published_pairs import fetch
-
-        folder = fetch()
+        folder = strangers_pairs()
     rows: list[dict[str, Any]] = []
     for pair in sorted(place for place in folder.iterdir() if place.is_dir()):
         if arguments.only and pair.name not in arguments.only:
@@ -42,11 +43,27 @@ def main() -> None:
         if found is None:
             print(f"{pair.name}: skipped, expected one base.* and one target.*", file=sys.stderr)
             continue
-        rows.append(measured(pair.name, *found, arguments.peer_timeout))
+        rows.append(measured(pair.name, *found, arguments.peer_timeout, arguments.keep))
         print(line(rows[-1]), flush=True)
         arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
     if arguments.markdown:
         arguments.markdown.write_text(markdown(rows))
+
+
+def strangers_pairs() -> Path:
+    """The pairs that anyone can have: published ones, and trained ones where PyTorch is installed."""
+    from benchmarks import published_pairs
+
+    folder = published_pairs.fetch()
+    try:
+        import torch  # noqa: F401 - only asked for
+    except ImportError:
+        print("trained pairs: skipped, PyTorch is absent (pip install -e '.[train]')", file=sys.stderr)
+    else:
+        from benchmarks import trained_pairs
+
+        trained_pairs.make(folder)
+    return folder
 
 
 def files_of(pair: Path) -> tuple[Path, Path] | None:
@@ -64,7 +81,7 @@ def files_of(pair: Path) -> tuple[Path, Path] | None:
     return base, targets[0]
 
 
-def measured(name: str, base: Path, target: Path, peer_timeout_s: float) -> dict[str, Any]:
+def measured(name: str, base: Path, target: Path, peer_timeout_s: float, keep: Path | None = None) -> dict[str, Any]:
     """One row of the result."""
     row: dict[str, Any] = {
         "pair": name,
@@ -79,6 +96,11 @@ def measured(name: str, base: Path, target: Path, peer_timeout_s: float) -> dict
         for codec in CODECS:
             patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
             limit = None if codec in OURS else peer_timeout_s
+            kept = None if keep is None or codec in OURS else keep / f"{codec}-{digest_of(base, target)}.json"
+            if kept is not None and kept.exists():
+                found = json.loads(kept.read_text())
+                row["sizes"][codec], row["encode"][codec], row["apply"][codec] = found
+                continue
             encoded = run("encode", codec, base, target, patch, out, limit)
             if encoded is None:
                 continue
@@ -90,9 +112,21 @@ def measured(name: str, base: Path, target: Path, peer_timeout_s: float) -> dict
                 print(f"{name}: {codec} does not give the target back", file=sys.stderr)
             if codec in OURS and not is_same:
                 row["identical"] = False
+            if kept is not None and is_same:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps([row["sizes"][codec], encoded, row["apply"][codec]]) + "\n")
             for place in (patch, out):
                 place.unlink(missing_ok=True)
     return row
+
+
+def digest_of(base: Path, target: Path) -> str:
+    """Stands for the content of both files."""
+    both = hashlib.sha256()
+    for path in (base, target):
+        with path.open("rb") as stream:
+            both.update(hashlib.file_digest(stream, "sha256").digest())
+    return both.hexdigest()[:32]
 
 
 def run(
@@ -127,12 +161,6 @@ def same(one: Path, other: Path) -> bool:
                 return True
 
 
-def best_generic(row: dict[str, Any]) -> tuple[str, int] | None:
-    """The generic codec with the smallest patch."""
-    sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
-    return (min(sizes)[1], min(sizes)[0]) if sizes else None
-
-
 def line(row: dict[str, Any]) -> str:
     """One line for a person."""
     ours, best = row["sizes"]["airweights"], best_generic(row)
@@ -142,32 +170,6 @@ def line(row: dict[str, Any]) -> str:
     encode = row["encode"]["airweights"]
     spent = f"encode {encode['cpu_s']:.2f} CPU s" if encode else ""
     return f"{row['pair']}: target {row['target_bytes']:,}, patch {ours:,}, {ratio}; {spent}, apply {rate}"
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The table of docs/benchmarks.md."""
-    out = [
-        "| pair | target | best generic | airweights | ratio | unfitted | encode CPU s | bsdiff4 | apply MB/s | MiB |",
-        "| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-    ]
-    for row in rows:
-        best, sizes = best_generic(row), row["sizes"]
-        encode, apply = row["encode"]["airweights"], row["apply"]["airweights"]
-        peer = row["encode"]["bsdiff4"]
-        cells = [
-            row["pair"],
-            f"{row['target_bytes']:,}",
-            f"{best[1]:,} ({best[0]})" if best else "",
-            f"{sizes['airweights']:,}",
-            f"{sizes['airweights'] / best[1]:.3f}" if best else "",
-            f"{sizes['airweights_no_predictors']:,}" if sizes["airweights_no_predictors"] else "",
-            f"{encode['cpu_s']:.2f}",
-            f"{peer['cpu_s']:.1f}" if peer else "",
-            f"{row['target_bytes'] / 1e6 / max(apply['cpu_s'], 1e-3):.0f}",
-            f"{apply['peak_bytes'] / 2**20:.1f}",
-        ]
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out) + "\n"
 
 
 if __name__ == "__main__":

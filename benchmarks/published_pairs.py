@@ -100,6 +100,7 @@ def _wheel(requirement: str) -> Path:
     place = CACHE / f"{digest}.whl"
     if place.exists():
         return place
+    place.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {requirement}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         command = [

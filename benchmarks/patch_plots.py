@@ -1,0 +1,80 @@
+"""Pictures of the patch benchmark: size ratio by pair, speed of applying, memory over the size of the model."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+
+from benchmarks.patch_report import APPLY_MB_S, MEMORY_MIB, Row, apply_mb_s, goal_of, kind_of, ratio_of
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+COLOURS: Final = {"fp32": "#1c4e80", "fp16": "#3d8ec9", "bf16": "#7a5ea8", "int8": "#d9822b"}
+GOAL: Final[dict[str, Any]] = {"color": "black", "marker": "|", "s": 160, "linewidths": 2, "zorder": 3, "label": "goal"}
+DPI: Final = 110
+
+
+def draw(folder: Path, rows: list[Row], memory: list[Row]) -> None:
+    """Write `patch-sizes.png`, `patch-apply.png` and, where memory was measured, `patch-memory.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sized = [(row, ratio) for row in rows if (ratio := ratio_of(row)) is not None]
+    _bars(
+        folder / "patch-sizes.png",
+        [(row["pair"], ratio, goal_of(row["pair"])) for row, ratio in sized],
+        "bytes of the patch over those of the best generic tool (smaller is better)",
+    )
+    _bars(
+        folder / "patch-apply.png",
+        [(row["pair"], apply_mb_s(row), APPLY_MB_S[kind_of(row["pair"])]) for row in rows],
+        "megabytes of target a CPU second, both digests included (larger is better)",
+    )
+    if memory:
+        _memory(folder / "patch-memory.png", rows, memory)
+
+
+def _bars(path: Path, bars: list[tuple[str, float, float | None]], title: str) -> None:
+    figure, axes = plt.subplots(figsize=(9, 1.3 + 0.26 * len(bars)), layout="constrained")
+    places = range(len(bars))
+    axes.barh(places, [value for _, value, _ in bars], color=[COLOURS[kind_of(name)] for name, _, _ in bars])
+    for place, (_, value, _) in enumerate(bars):
+        text = f" {value:.2f}" if value < 10 else f" {value:.0f}"
+        axes.text(value, place, text, va="center", ha="left", fontsize=8)
+    goals = [(goal, place) for place, (_, _, goal) in enumerate(bars) if goal is not None]
+    axes.scatter([goal for goal, _ in goals], [place for _, place in goals], **GOAL)
+    axes.set_yticks(places, [name for name, _, _ in bars], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1 * max([value for _, value, _ in bars] + [goal for goal, _ in goals], default=1))
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    kinds: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    marks: list[Any] = [axes.collections[-1]] if goals else []
+    names = [*COLOURS, *["goal"] * len(marks)]
+    figure.legend(kinds + marks, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _memory(path: Path, rows: list[Row], memory: list[Row]) -> None:
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    for kind, colour in COLOURS.items():
+        of_kind = [row for row in rows if kind_of(row["pair"]) == kind]
+        peaks = [row["apply"]["airweights"]["peak_bytes"] / 2**20 for row in of_kind]
+        axes.scatter(
+            [row["target_bytes"] / 2**20 for row in of_kind], peaks, color=colour, label=f"pairs, {kind}", s=22
+        )
+    sparse = sorted((row["target_bytes"] / 2**20, row["peak_bytes"] / 2**20) for row in memory)
+    axes.plot(*zip(*sparse, strict=True), color="black", marker="s", label="model with external data")
+    axes.axhline(MEMORY_MIB, color="black", linestyle="--", linewidth=1, label=f"goal, {MEMORY_MIB} MiB")
+    axes.set_xscale("log")
+    ticks = {1: "1 MiB", 10: "10 MiB", 100: "100 MiB", 1024: "1 GiB", 5120: "5 GiB"}
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set_ylim(0, max(MEMORY_MIB * 1.2, *(peak for _, peak in sparse)))
+    axes.set_xlabel("size of the target")
+    axes.set_title("memory of applying a patch, MiB above the process after its imports", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)

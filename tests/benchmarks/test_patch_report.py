@@ -1,0 +1,62 @@
+"""The patch benchmark's tables say what was measured, and take their place in a page."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.patch_codecs import CODECS
+from benchmarks.patch_report import between_markers, costs, goal_of, kind_of, markdown, verdicts
+
+
+def row(pair: str, ours: int, peer: int) -> dict[str, Any]:
+    cost = {"cpu_s": 0.5, "peak_bytes": 4 << 20}
+    sizes = {**dict.fromkeys(CODECS), "bsdiff4": peer, "airweights": ours}
+    costs_of = {codec: cost if sizes[codec] else None for codec in CODECS}
+    return {
+        "pair": pair,
+        "target_bytes": 10**8,
+        "sizes": sizes,
+        "encode": costs_of,
+        "apply": costs_of,
+        "identical": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "kind", "goal"),
+    [
+        ("minilm-fine-tune-bf16-safetensors", "bf16", 0.60),
+        ("minilm-lora-int8-channel", "int8", 0.45),
+        ("cnn-anew-fp16", "fp16", 0.91),
+        ("cnn-fp16", "fp16", 0.13),
+        ("silero-half-6.0-6.2", "fp16", 0.91),
+        ("minilm-renamed-fp32", "fp32", None),
+        ("somebody's", "fp32", None),
+    ],
+)
+def test_a_pair_has_the_goal_of_its_kind(pair: str, kind: str, goal: float | None) -> None:
+    assert kind_of(pair) == kind
+    assert goal_of(pair) == goal
+
+
+def test_a_missed_goal_is_named() -> None:
+    rows = [row("minilm-fine-tune-fp32", 70, 100), row("minilm-renamed-fp32", 71, 100), row("other", 2000, 900)]
+    assert "| minilm-fine-tune-fp32 | 100,000,000 | 100 (bsdiff4) | 70 | 0.700 | 0.62 |" in markdown(rows)
+    assert "| minilm-fine-tune-fp32 | 0.50 | 0.5 | 4 | 200 | 250 | 4.0 |" in costs(rows)
+    told = verdicts(rows, [{"target_bytes": 5 << 30, "peak_bytes": 13 << 20}])
+    for expected in (
+        "minilm-fine-tune-fp32 (0.7; 0.62)",
+        "| 1 of 1 |",
+        "other (1.1e+03; 1.02e+03)",
+        "5.00 GiB (13; 12)",
+    ):
+        assert expected in told
+
+
+def test_a_table_takes_its_place_and_nothing_else() -> None:
+    page = "before\n<!-- sizes, made by x -->\nold\n<!-- end of sizes -->\nafter\n"
+    made = between_markers(page, "sizes", "| new |\n")
+    assert made == "before\n<!-- sizes, made by x -->\n| new |\n<!-- end of sizes -->\nafter\n"
+    assert between_markers(made, "sizes", "| new |\n") == made
+    with pytest.raises(ValueError, match="'costs'"):
+        between_markers(page, "costs", "")
