@@ -14,6 +14,7 @@ AirweightsError
 │   ├── TooFewSamples            too-few-samples
 │   ├── AlreadyQuantized         already-quantized         the model holds quantized weights
 │   ├── WeightsNotFinite         weights-not-finite        NaN or infinity among the weights
+│   ├── InterfaceMismatch        interface-mismatch        models that are compared differ in inputs or outputs
 │   ├── MetricUnusable           metric-unusable           the user's metric cannot be called, or gives no number
 │   ├── UsageInvalid             usage                     an option or argument that the command does not take
 │   ├── ReleaseFileInvalid       release-file              a release.toml that is missing, or says what has no meaning
@@ -131,6 +132,12 @@ class WeightsNotFinite(Invalid):
     """NaN or infinity among the weights."""
 
     reason = "weights-not-finite"
+
+
+class InterfaceMismatch(Invalid):
+    """Two models that are compared do not take the same inputs, or do not give the same outputs."""
+
+    reason = "interface-mismatch"
 
 
 class MetricUnusable(Invalid):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -53,6 +53,7 @@ LIKELY_SIZES: Final = (
     2048,
 )
 SPATIAL_SIZES: Final = (64, 224, 32, 128, 96, 48, 256, 320, 640, 512, 16, 299, 384, 416, 28, 8, 1, 1024)
+LIKELY_RANKS: Final = (2, 3, 4, 1, 0)
 INTEGER_BOUNDS: Final = (64, 2)  # exclusive; a larger one falls out of small vocabularies
 SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, the two sampling rates of speech models
 EXTRA_SIZES: Final = 2  # further sizes beside the first that runs, for golden vectors of smallest and largest shapes
@@ -66,17 +67,25 @@ STATE_SCALE: Final = 0.1  # states are bounded by tanh in most recurrent nets
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to draw inputs: a size for every symbol, an exclusive bound for integers, a value for integer scalars."""
+    """How to draw inputs: a size for every symbol, an exclusive bound for integers, a value for integer scalars, and
+    how many axes inputs have that do not say it."""
 
     sizes: Sizes
     integer_bound: int = INTEGER_BOUNDS[0]
     scalar: int = SCALARS[0]
+    rank: int = 0
 
 
 def draw(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
     """Sample number `index`: the same for the same arguments, unlike its neighbours, to tell models apart."""
     rng = np.random.default_rng([seed, index])
-    return {info.name: _draw_one(info, recipe, rng, index) for info in interface.inputs}
+    return {info.name: _draw_one(info, recipe, rng, index) for info in ranked(interface, recipe.rank).inputs}
+
+
+def ranked(interface: ModelInterface, rank: int) -> ModelInterface:
+    """The interface with `rank` axes of unknown size for inputs that do not say how many they have."""
+    inputs = (i if i.is_ranked else replace(i, shape=(None,) * rank, is_ranked=True) for i in interface.inputs)
+    return replace(interface, inputs=tuple(inputs))
 
 
 def drawn_samples(model: Path, count: int, seed: int, limit_s: float) -> Samples:
@@ -121,6 +130,15 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
 
 def candidates(interface: ModelInterface) -> Iterator[Recipe]:
     """All recipes worth a try, likely ones first (rule 2)."""
+    if all(info.is_ranked for info in interface.inputs):
+        yield from _candidates(interface)
+        return
+    for rank in LIKELY_RANKS:
+        for recipe in _candidates(ranked(interface, rank)):
+            yield replace(recipe, rank=rank)
+
+
+def _candidates(interface: ModelInterface) -> Iterator[Recipe]:
     batch, free = _symbols(interface)
     has_integers = any(np.dtype(info.dtype).kind in "iu" and not _is_scalar(info) for info in interface.inputs)
     has_scalars = any(np.dtype(info.dtype).kind in "iu" and _is_scalar(info) for info in interface.inputs)
@@ -216,11 +234,11 @@ def _draw_one(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index:
     if dtype.kind in "iu":
         return _draw_integers(info, shape, recipe, rng)
     if any(word in name for word in STATE_WORDS):
-        return (STATE_SCALE * (index // 2 % 2) * rng.standard_normal(shape)).astype(dtype)
+        return np.asarray(STATE_SCALE * (index // 2 % 2) * rng.standard_normal(shape), dtype)
     if len(shape) == 4 and shape[1] in (1, 3, 4):
         return _picture(shape, rng).astype(dtype)
     signal: np.ndarray = (rng.standard_normal(shape) + _tones(shape, rng)) * 2.0 ** rng.uniform(-1.5, 1.0)
-    return signal.astype(dtype)
+    return np.asarray(signal, dtype)
 
 
 def _picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -291,14 +309,13 @@ def _search(model: str, skip: int) -> None:
 
 
 def _tell(recipe: Recipe) -> None:
-    found = {"sizes": recipe.sizes, "integer_bound": recipe.integer_bound, "scalar": recipe.scalar}
-    print(json.dumps({"found": found}), flush=True)
+    print(json.dumps({"found": asdict(recipe)}), flush=True)
 
 
 def _tell_more(
     interface: ModelInterface, recipe: Recipe, elapsed_s: float, runs: Callable[[Recipe], float | None]
 ) -> None:
-    _, free = _symbols(interface)
+    _, free = _symbols(ranked(interface, recipe.rank))
     found = 0
     for factor in (2.0, 0.5, 4.0):
         larger = {name: int(size * factor) if name in free else size for name, size in recipe.sizes.items()}

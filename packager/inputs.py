@@ -41,13 +41,19 @@ FOLDER_SUFFIXES: Final = (".npz", ".npy")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One input or output: its name, numpy dtype name, and shape (int fixed, str symbolic, None unknown)."""
+    """One input or output: its name, numpy dtype name, and shape (int fixed, str symbolic, None unknown).
+
+    Where the model does not even say how many axes there are, `is_ranked` is false and `shape` is empty.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
+    is_ranked: bool = True
 
     def __str__(self) -> str:
+        if not self.is_ranked:
+            return f"{self.name}: {self.dtype} of any shape"
         sizes = ", ".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name}: {self.dtype} [{sizes}]"
 
@@ -351,12 +357,17 @@ def _check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
 
 
 def _lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:
-    return len(found) + 1 == len(info.shape) and (not isinstance(info.shape[0], int) or info.shape[0] == 1)
+    return (
+        len(found) + 1 == len(info.shape)
+        and info.is_ranked
+        and (not isinstance(info.shape[0], int) or info.shape[0] == 1)
+    )
 
 
 def _check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None:
-    fits = len(found) == len(info.shape) and all(
-        not isinstance(want, int) or want == size for want, size in zip(info.shape, found, strict=True)
+    fits = not info.is_ranked or (
+        len(found) == len(info.shape)
+        and all(not isinstance(want, int) or want == size for want, size in zip(info.shape, found, strict=True))
     )
     if not fits:
         raise SampleShapeMismatch(
@@ -373,7 +384,7 @@ def _tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
     dtype = "object" if tensor.elem_type == onnx.TensorProto.STRING else _dtype_name(tensor.elem_type)
     if dtype == "object" and role == "input":
         raise InputUnsupported(f"input {value.name!r} takes strings, expected numbers")
-    return TensorInfo(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim))
+    return TensorInfo(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim), tensor.HasField("shape"))
 
 
 def _dtype_name(elem_type: int) -> str:

@@ -29,7 +29,18 @@ MAX_RELEASE_FILE_BYTES: Final = 256 * 1024
 MAX_BASES: Final = 60  # with the one from nothing below bundle.manifest.MAX_PATCHES
 DRILLS: Final = ("damaged-weights", "live-nan")  # packager.drill.DRILLS; not imported here, since that is heavy
 
-GATE_LIMITS: Final = ("max_relative_rms", "min_top1_agreement", "min_cosine_p1", "max_over_ordinary", "max_of_stale")
+GATE_LIMITS: Final = (
+    "max_relative_rms",
+    "min_top1_agreement",
+    "min_cosine_p1",
+    "max_over_ordinary",
+    "max_of_stale",
+    "max_metric_loss",
+)
+
+DEFAULT_TARGET: Final = "any"
+TARGETS: Final = (DEFAULT_TARGET, "arm")
+ARM: Final = ("aarch64", "armv7l", "armv8l")  # `uname -m` of the devices that a variant for "arm" is offered to
 
 Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
 
@@ -47,6 +58,7 @@ class VariantPlan:
         requires: fields of Requirements that are said rather than measured.
         health: fields of Health that differ from the default.
         gate: thresholds that differ from the default.
+        target: whose integer kernels to quantize for.
     """
 
     name: str
@@ -57,9 +69,12 @@ class VariantPlan:
     requires: Overrides = ()
     health: Overrides = ()
     gate: tuple[tuple[str, float], ...] = ()
+    target: str = DEFAULT_TARGET
 
     def apply_requires(self, measured: Requirements) -> Requirements:
-        """`measured`, with what the file says instead."""
+        """`measured`, with what the file says instead; a variant for ARM is for nothing else."""
+        if self.target == "arm":
+            measured = replace(measured, arch=ARM)
         return replace(measured, **dict(self.requires))  # type: ignore[arg-type]  # parsed field by field below
 
     def apply_health(self, default: Health) -> Health:
@@ -94,6 +109,7 @@ class ReleasePlan:
         model: the float model, with its external data beside it.
         inputs: an `.npz` or a folder; None draws `samples` random ones from `seed`.
         golden: how many golden vectors; 0 ships none.
+        metric: the user's own measure beside the gate (packager.quantize.metric), or None.
         files: that travel with the model.
         variants: in the order of the file.
         bases: how many of the last releases to make patches from, or which versions.
@@ -114,6 +130,7 @@ class ReleasePlan:
     samples: int = DEFAULT_SAMPLES
     seed: int = 0
     golden: int = DEFAULT_GOLDEN
+    metric: str | None = None
     files: tuple[ExtraFile, ...] = ()
     bases: int | tuple[str, ...] = DEFAULT_BASES
     rollout: RolloutPlan | None = None
@@ -209,6 +226,7 @@ def _plan(table: _Table, folder: Path) -> ReleasePlan:
         samples=table.integer("samples", 2, 100_000) if table.has("samples") else DEFAULT_SAMPLES,
         seed=table.integer("seed") if table.has("seed") else 0,
         golden=table.integer("golden", 0, 1000) if table.has("golden") else DEFAULT_GOLDEN,
+        metric=table.text("metric", max_length=1024) if table.has("metric") else None,
         files=tuple(_file(row, folder) for row in table.rows("files")),
         bases=_bases(table),
         rollout=_rollout(table, channels),
@@ -237,6 +255,7 @@ def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
         requires=_requires(row.table("requires")),
         health=_health(row.table("health")),
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),
+        target=row.choice("target", TARGETS) if row.has("target") else DEFAULT_TARGET,
     )
     gate.end()
     row.end()

@@ -163,6 +163,38 @@ def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers
     return _model(nodes, inputs, [_value("logits", ["batch", 8])], weights, 17)
 
 
+def with_outlier_feature(size: float, seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [batch, 32] -> y: float32 [batch, 16]; one hidden feature is `size` times as large as the others, and
+    does not matter: 8-bit activations lose all but it."""
+    rng = np.random.default_rng(seed)
+    first, second = rng.standard_normal((32, 64)) / 6, rng.standard_normal((64, 16)) / 8
+    first[:, 0] *= size
+    second[0] = 0
+    weights = [_tensor("w1", first), _tensor("w2", second), _weight("w3", rng, 16, 32), _weight("w4", rng, 32, 16)]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["h0"]),
+        helper.make_node("Relu", ["h0"], ["h1"]),
+        helper.make_node("MatMul", ["h1", "w2"], ["h2"], name="behind the outlier"),
+        helper.make_node("MatMul", ["h2", "w3"], ["h3"]),
+        helper.make_node("Relu", ["h3"], ["h4"]),
+        helper.make_node("MatMul", ["h4", "w4"], ["y"]),
+    ]
+    return _model(nodes, [_value("x", ["batch", 32])], [_value("y", ["batch", 16])], weights, 17)
+
+
+def boxes(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [1, 64] -> found: float32 [how many]: as a detector, the answer's shape depends on values."""
+    rng = np.random.default_rng(seed)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"]),
+        helper.make_node("Flatten", ["scores"], ["flat"], axis=0),
+        helper.make_node("Greater", ["flat", "least"], ["is_found"]),
+        helper.make_node("Compress", ["flat", "is_found"], ["found"]),
+    ]
+    weights = [_weight("w", rng, 64, 64, gain=2.0), _tensor("least", np.array(0.5))]
+    return _model(nodes, [_value("x", [1, 64])], [_value("found", ["many"])], weights, 17)
+
+
 def only_runs_at(size: int) -> onnx.ModelProto:
     """x: float32 [batch, length] -> y: float32 [batch, 32]; runs only where length is `size`."""
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from bundle.console import print_result
 
 if TYPE_CHECKING:
     from packager.inputs import Samples
+    from packager.quantize.fidelity import Thresholds
     from packager.quantize.prune import Pattern
     from packager.quantize.schemes import Options
 
@@ -28,8 +29,17 @@ PATH = click.Path(path_type=Path)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--per-tensor", is_flag=True, help="One scale a weight instead of one a channel.")
 @click.option("--signed-weights", is_flag=True, help="7-bit signed weights (U8S7): faster on CPUs without VNNI.")
+@click.option(
+    "--target",
+    type=click.Choice(["any", "arm"]),
+    default="any",
+    show_default=True,
+    help="any: the same numbers on every CPU. arm: signed 8 bits (S8S8), exact on ARM alone.",
+)
 @click.option("--no-optimise", is_flag=True, help="Leave the graph as it is before quantizing.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
+@click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
 @click.option("--update-of", "base", type=PATH, help="Quantized model that devices hold: make the difference small.")
 @click.option("--report", type=PATH, help="Write the whole report as JSON, also where the gate fails.")
 @click.option("--html", type=PATH, help="Write the report as one HTML page, also where the gate fails.")
@@ -43,8 +53,11 @@ def quantize_command(
     seed: int,
     per_tensor: bool,
     signed_weights: bool,
+    target: str,
     no_optimise: bool,
     max_relative_rms: float | None,
+    metric_text: str | None,
+    max_metric_loss: float | None,
     base: Path | None,
     report: Path | None,
     html: Path | None,
@@ -58,14 +71,19 @@ def quantize_command(
     from dataclasses import replace
 
     from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
+    from packager.quantize.metric import Metric
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
 
-    samples = _samples(model, inputs, random_count, seed)
     options = replace(
-        DEFAULT_OPTIONS, per_channel=not per_tensor, signed_weights=signed_weights, optimise=not no_optimise
+        DEFAULT_OPTIONS,
+        per_channel=not per_tensor,
+        signed_weights=signed_weights,
+        signed_activations=target == "arm",
+        optimise=not no_optimise,
+        thresholds=_thresholds(max_relative_rms, max_metric_loss),
+        metric=None if metric_text is None else Metric.parse(metric_text),
     )
-    if max_relative_rms is not None:
-        options = replace(options, thresholds=replace(options.thresholds, max_relative_rms=max_relative_rms))
+    samples = _samples(model, inputs, random_count, seed)
     if base is not None:
         _update(model, base, out, samples, options, report, as_json=as_json)
         return
@@ -81,6 +99,8 @@ def quantize_command(
             f"{model}: {found.reason}", remedy="give real inputs of several kinds with --inputs FILE.npz"
         )
     if found.outcome == "refused":
+        if not as_json and found.trials:
+            click.echo(found.trials_as_text(), err=True)
         failed_gate = found.gate is not None
         raise (GateFailed if failed_gate else QuantizationRefused)(
             f"{model}: {found.reason}",
@@ -121,6 +141,8 @@ def _update(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
+@click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare_command(
     candidate: Path,
@@ -129,33 +151,33 @@ def compare_command(
     random_count: int,
     seed: int,
     max_relative_rms: float | None,
+    metric_text: str | None,
+    max_metric_loss: float | None,
     as_json: bool,
 ) -> None:
     """Compare CANDIDATE (quantized, pruned or a distilled student) with its teacher on the same inputs.
 
     Exit status: 0 pass, 2 wrong input, 5 gate failed or inconclusive.
     """
-    from dataclasses import replace
-
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.fidelity import DEFAULT_THRESHOLDS, gate
+    from packager.quantize.fidelity import gate
+    from packager.quantize.metric import Metric
+    from packager.quantize.search import Measure
 
-    thresholds = DEFAULT_THRESHOLDS
-    if max_relative_rms is not None:
-        thresholds = replace(thresholds, max_relative_rms=max_relative_rms)
-    found = gate(teacher, candidate, _samples(teacher, inputs, random_count, seed), thresholds)
+    metric = None if metric_text is None else Metric.parse(metric_text)
+    thresholds = _thresholds(max_relative_rms, max_metric_loss)
+    samples = _samples(teacher, inputs, random_count, seed)
+    measure = Measure.of(metric, teacher, samples)
+    found = gate(teacher, candidate, samples, thresholds, shapes_vary=measure is not None)
+    if measure is not None:
+        found = measure.added_to(found, candidate, samples, thresholds.max_metric_loss)
     if found.verdict == "fail":
         raise GateFailed(f"{candidate}: {found.why}")
     if found.verdict == "inconclusive":
         raise GateInconclusive(
             f"{candidate}: {found.why}", remedy="give real inputs of several kinds with --inputs FILE.npz"
         )
-    rows = [f"{found.verdict}: {found.why}"]
-    for output in found.outputs:
-        if output.relative_rms is not None:
-            rows.append(
-                f"  {output.name}: relative RMS {output.relative_rms:.4f}, worst sample {output.worst_relative:.4f}"
-            )
+    rows = [f"{found.verdict}: {found.why}", *(f"  {output.as_line()}" for output in found.outputs)]
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
 
 
@@ -208,6 +230,15 @@ def lint_command(model: Path, as_json: bool) -> None:
     found = lint(model)
     text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "nothing found"
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
+
+
+def _thresholds(max_relative_rms: float | None, max_metric_loss: float | None) -> "Thresholds":
+    from dataclasses import replace
+
+    from packager.quantize.fidelity import DEFAULT_THRESHOLDS
+
+    given = {"max_relative_rms": max_relative_rms, "max_metric_loss": max_metric_loss}
+    return replace(DEFAULT_THRESHOLDS, **{name: value for name, value in given.items() if value is not None})
 
 
 def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":

@@ -18,6 +18,7 @@ from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
 from packager.quantize.half import quantize_half
 from packager.quantize.int4 import quantize_int4
+from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
 from packager.quantize.ranges import Range
 from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
@@ -29,6 +30,7 @@ INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
 # onnxruntime.quantization fails in all of these ways on published models
 TROUBLE: Final[tuple[type[Exception], ...]] = (
     *RUNTIME_ERRORS,
+    StopIteration,
     KeyError,
     TypeError,
     AttributeError,
@@ -41,23 +43,33 @@ METADATA_KEY: Final = "airweights.quantization"
 
 @dataclass(slots=True)
 class Workshop:
-    """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for."""
+    """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for.
+
+    `signed_weights` alone makes them 7 bits (x86); with `signed_activations` they have the full range (ARM).
+    """
 
     prepared: onnx.ModelProto
     calibration: Samples
     float_bytes: int
     per_channel: bool = True
     signed_weights: bool = False
+    signed_activations: bool = False
     _ranges: dict[str, Range] | None = field(default=None, repr=False)
 
-    @property
-    def numerics(self) -> str:
-        """What the integer kernels multiply."""
+    def numerics_of(self, method: Method) -> str:
+        """What the kernels of `method` multiply: integers (activations, then weights), or floats."""
+        if method not in ("static", "dynamic"):
+            return "float"
+        if self.signed_activations:
+            return "s8s8" if method == "static" else "u8s8"  # DynamicQuantizeLinear gives unsigned levels only
         return "u8s7" if self.signed_weights else "u8u8"
 
-    def numerics_of(self, method: Method) -> str:
-        """What the kernels of `method` multiply: integers, or floats."""
-        return self.numerics if method in ("static", "dynamic") else "float"
+    @property
+    def levels(self) -> LevelRange:
+        """Of the weights that integer kernels read."""
+        if self.signed_activations:
+            return SIGNED
+        return REDUCED if self.signed_weights else UNSIGNED
 
     def methods(self) -> tuple[Method, ...]:
         """Methods that this model has anything for. Raises QuantizationRefused where it is none."""
@@ -87,12 +99,21 @@ class Workshop:
         reached |= {use.node.name for use in uses}
         return [node.name for node in all_nodes(self.prepared) if node.name in reached]
 
+    def wide_nodes(self) -> list[str]:
+        """Names of the nodes that can read their activation in 16 bits."""
+        return [use.node.name for use in static_nodes(self.prepared)]
+
     def build(
-        self, method: Method, keep_float: frozenset[str] = frozenset(), *, is_partial: bool = False
+        self,
+        method: Method,
+        keep_float: frozenset[str] = frozenset(),
+        wide: frozenset[str] = frozenset(),
+        *,
+        is_partial: bool = False,
     ) -> onnx.ModelProto:
         """One candidate; a partial one (to measure a node's blame) may be large. Raises QuantizationRefused."""
         try:
-            model = self._build(method, keep_float)
+            model = self._build(method, keep_float, wide)
         except TROUBLE as error:
             raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line(error)}") from error
         if method != "fp16" and not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
@@ -106,7 +127,7 @@ class Workshop:
         entry.key, entry.value = METADATA_KEY, f"{method} {self.numerics_of(method)}"
         return model
 
-    def _build(self, method: Method, keep_float: frozenset[str]) -> onnx.ModelProto:
+    def _build(self, method: Method, keep_float: frozenset[str], wide: frozenset[str]) -> onnx.ModelProto:
         match method:
             case "static":
                 if self._ranges is None:
@@ -115,14 +136,16 @@ class Workshop:
                     self.prepared,
                     self._ranges,
                     per_channel=self.per_channel,
-                    signed_weights=self.signed_weights,
+                    levels=self.levels,
+                    signed_activations=self.signed_activations,
                     keep_float=keep_float,
+                    wide=wide,
                 )
             case "dynamic":
                 return quantize_dynamic(
                     self.prepared,
                     per_channel=self.per_channel,
-                    signed_weights=self.signed_weights,
+                    levels=self.levels,
                     keep_float=keep_float,
                 )
             case "int4":

@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from packager.quantize.graphs import Scope, WeightUse, fresh_name, names_in, weight_uses
-from packager.quantize.integer_weights import LevelNames, add_levels, drop_unread, weight_of
+from packager.quantize.integer_weights import LevelNames, LevelRange, add_levels, drop_unread, weight_of
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
@@ -40,13 +40,13 @@ def quantize_dynamic(
     model: onnx.ModelProto,
     *,
     per_channel: bool,
-    signed_weights: bool,
+    levels: LevelRange,
     keep_float: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    rewrite = _Rewrite(names_in(quantized), per_channel, signed_weights)
+    rewrite = _Rewrite(names_in(quantized), per_channel, levels)
     by_graph: dict[int, tuple[Scope, list[WeightUse]]] = {}
     for use in dynamic_nodes(quantized):
         if use.node.name not in keep_float:
@@ -62,7 +62,7 @@ def quantize_dynamic(
 class _Rewrite:
     taken: set[str]
     per_channel: bool
-    signed_weights: bool
+    levels: LevelRange
     replaced: set[str] = field(default_factory=set)
     weights: dict[tuple[int, str, str], LevelNames] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ class _Rewrite:
         alpha = _number(use.node, "alpha", 1.0) if use.node.op_type == "Gemm" else 1.0
         key = (id(use.owner.graph), use.tensor.name, f"{axis} {weight.shape} {alpha}")
         if key not in self.weights:
-            names = add_levels(use, weight, axis, self.taken, signed=self.signed_weights)
+            names = add_levels(use, weight, axis, self.taken, levels=self.levels)
             owner = use.owner.graph.initializer
             if is_conv:
                 # ConvInteger takes one zero point a tensor; its scales multiply axis 1 of the output

@@ -21,7 +21,9 @@ from typing import Final, Literal
 import numpy as np
 import onnxruntime
 
+from packager.errors import InterfaceMismatch
 from packager.inputs import Samples
+from packager.quantize.metric import MetricFigures
 from packager.quantize.runs import run, session
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -46,6 +48,7 @@ class Thresholds:
     min_cosine_p1: float = 0.90
     max_over_ordinary: float = 1.15
     max_of_stale: float = 0.5
+    max_metric_loss: float = 0.01
 
 
 DEFAULT_THRESHOLDS: Final = Thresholds()
@@ -67,6 +70,25 @@ class OutputFidelity:
     drift: float
     exact_share: float
     broken_samples: int
+    reshaped_samples: int
+
+    def as_line(self) -> str:
+        """The figures for a person."""
+        figures = {
+            "relative RMS": self.relative_rms,
+            "cosine p1": self.cosine_p1,
+            "top-1": self.top1_agreement,
+            "KL": self.kl_mean,
+            "worst sample": self.worst_relative,
+            "equal": self.exact_share if self.relative_rms is None else None,
+        }
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        return f"{self.name}: {shown}{'' if self.varies else ' (does not vary)'}"
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values; what is no number is None."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {name: finite(value) if isinstance(value, float) else value for name, value in plain.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +100,7 @@ class GateReport:
     outputs: tuple[OutputFidelity, ...]
     samples: int
     origin: str
+    metric: MetricFigures | None = None
 
     @property
     def relative_rms(self) -> float | None:
@@ -101,11 +124,17 @@ class GateReport:
             "why": self.why,
             "samples": self.samples,
             "origin": self.origin,
-            "relative_rms": self.relative_rms,
-            "cosine_p1": self.cosine_p1,
+            "relative_rms": finite(self.relative_rms),
+            "cosine_p1": finite(self.cosine_p1),
             "top1_agreement": self.top1_agreement,
-            "outputs": [{name: getattr(output, name) for name in output.__slots__} for output in self.outputs],
+            "metric": self.metric.as_json() if self.metric else None,
+            "outputs": [output.as_json() for output in self.outputs],
         }
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None where it is no number: JSON has neither infinity nor NaN."""
+    return value if value is not None and np.isfinite(value) else None
 
 
 def gate(
@@ -116,10 +145,18 @@ def gate(
     *,
     ordinary_rms: float | None = None,
     stale_rms: float | None = None,
+    shapes_vary: bool = False,
 ) -> GateReport:
-    """Run both models over `samples` and judge. Raises ModelDoesNotRun where the float model does not run."""
+    """Run both models over `samples` and judge.
+
+    Raises:
+        ModelDoesNotRun: one of them does not load, or not run.
+        InterfaceMismatch: they do not take the same inputs, or do not give the same outputs.
+    """
+    left, right = session(float_model), session(candidate)
+    _check_interfaces(left, right, candidate)
     return judge(
-        session(float_model), session(candidate), samples, thresholds, ordinary_rms=ordinary_rms, stale_rms=stale_rms
+        left, right, samples, thresholds, ordinary_rms=ordinary_rms, stale_rms=stale_rms, shapes_vary=shapes_vary
     )
 
 
@@ -131,28 +168,58 @@ def judge(
     *,
     ordinary_rms: float | None = None,
     stale_rms: float | None = None,
+    shapes_vary: bool = False,
 ) -> GateReport:
-    """`gate` for models that are loaded already."""
-    tallies = [_Tally(output.name) for output in reference.get_outputs()]
+    """`gate` for models that are loaded already; with `shapes_vary`, outputs that come back in another shape prove
+    nothing, instead of failing."""
+    names = [output.name for output in reference.get_outputs()]
+    tallies = [_Tally(name) for name in names]
     for sample in samples:
         left = run(reference, sample, where="float model")
-        right = run(candidate, sample, where="candidate")
+        right = run(candidate, sample, names, where="candidate")
         for tally, a, b in zip(tallies, left, right, strict=True):
             tally.add(a, b)
     outputs = tuple(tally.result() for tally in tallies)
-    verdict, why = _verdict(outputs, thresholds, ordinary_rms, stale_rms)
+    limits = _Limits(thresholds, ordinary_rms, stale_rms, shapes_vary)
+    verdict, why = _verdict(outputs, limits)
     if verdict == "inconclusive" and len(samples) < MIN_SAMPLES:
         needed = f"at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
         why = f"{len(samples)} sample to judge by, {needed}"
     return GateReport(verdict, why, outputs, len(samples), samples.origin)
 
 
-def _verdict(
-    outputs: tuple[OutputFidelity, ...], thresholds: Thresholds, ordinary: float | None, stale: float | None
-) -> tuple[Verdict, str]:
+def _check_interfaces(left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, candidate: Path) -> None:
+    for what, ours, theirs in (
+        ("takes inputs", right.get_inputs(), left.get_inputs()),
+        ("gives outputs", right.get_outputs(), left.get_outputs()),
+    ):
+        found, expected = [value.name for value in ours], [value.name for value in theirs]
+        if set(found) != set(expected):
+            raise InterfaceMismatch(
+                f"{candidate}: {what} {found}, the model that it is compared with {expected}",
+                remedy="compare models that take the same inputs and give the same outputs, by name",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    thresholds: Thresholds
+    ordinary: float | None
+    stale: float | None
+    shapes_vary: bool
+
+
+def _verdict(outputs: tuple[OutputFidelity, ...], limits: _Limits) -> tuple[Verdict, str]:
     broken = next((o for o in outputs if o.broken_samples), None)
     if broken is not None:
-        return "fail", f"output {broken.name!r} has another shape, or NaN, on {broken.broken_samples} samples"
+        return "fail", f"output {broken.name!r} holds NaN or infinity on {broken.broken_samples} samples"
+    reshaped = next((o for o in outputs if o.reshaped_samples), None)
+    if reshaped is not None and not limits.shapes_vary:
+        return "fail", (
+            f"output {reshaped.name!r} has another shape on {reshaped.reshaped_samples} samples; where its shape "
+            "depends on values, give a metric"
+        )
+    outputs = tuple(o for o in outputs if not o.reshaped_samples)
     drifted = next((o for o in outputs if not o.varies and o.drift > MAX_DRIFT), None)
     if drifted is not None:
         return "fail", f"output {drifted.name!r} does not vary, but is off by {drifted.drift:.3f} of its magnitude"
@@ -160,7 +227,7 @@ def _verdict(
     if not telling:
         return "inconclusive", "no output varies over the samples, so they cannot tell a good model from a bad one"
     for o in telling:
-        trouble = _trouble(o, thresholds, ordinary, stale)
+        trouble = _trouble(o, limits.thresholds, limits.ordinary, limits.stale)
         if trouble:
             return "fail", f"output {o.name!r}: {trouble}"
     return "pass", f"{len(telling)} of {len(outputs)} outputs vary, all within the thresholds"
@@ -239,10 +306,11 @@ class _Tally:
     first: bytes | None = None
     differs: bool = False
     broken: int = 0
+    reshaped: int = 0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         if a.shape != b.shape:
-            self.broken += 1
+            self.reshaped += 1
             return
         data = a.tobytes()
         self.differs |= self.first is not None and data != self.first
@@ -312,6 +380,7 @@ class _Tally:
                 drift=0.0,
                 exact_share=share,
                 broken_samples=self.broken,
+                reshaped_samples=self.reshaped,
             )
         spread = self.by_element.spread() if self.is_fixed else self.by_channel.spread()
         magnitude = float(np.sqrt(np.square(self.norms).sum() / sum(self.sizes)))
@@ -337,6 +406,7 @@ class _Tally:
             drift=self.max_abs_error / (1.0 if is_probability else max(magnitude, TINY)),
             exact_share=float(np.mean(np.array(self.errors) == 0)),
             broken_samples=self.broken,
+            reshaped_samples=self.reshaped,
         )
 
     def _cosine_p1(self) -> float | None:

@@ -2,7 +2,7 @@
 
 Rules:
 1. A name is looked up from the innermost graph outwards, as ONNX scopes it.
-2. A weight is a float initializer with at least two axes that a node of WEIGHT_INPUTS reads as its weight input.
+2. A weight is a float initializer with at least two axes that a node reads as its weight input (`weight_inputs`).
 3. Nodes and tensors that we add get names that occur nowhere in the model, in any graph.
 """
 
@@ -24,6 +24,15 @@ WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "LSTM": (1, 2),
     "GRU": (1, 2),
     "RNN": (1, 2),
+    "Einsum": (0, 1),
+}
+# of onnxruntime's own operators, which its exporters and optimisers write
+CONTRIB_WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
+    "FusedMatMul": (0, 1),
+    "FusedGemm": (1,),
+    "FusedConv": (1,),
+    "Attention": (1,),
+    "EmbedLayerNormalization": (2, 3, 4),
 }
 QUANTIZED_OPS: Final = frozenset(
     {
@@ -94,12 +103,19 @@ def scopes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[Scope
                     yield from scopes(nested, here)
 
 
+def weight_inputs(node: onnx.NodeProto) -> tuple[int, ...]:
+    """The inputs of `node` that can hold a weight."""
+    if node.domain == "com.microsoft":
+        return CONTRIB_WEIGHT_INPUTS.get(node.op_type, ())
+    return WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+
+
 def weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
     """Every use of a weight (rule 2), in graph order."""
     found = []
     for scope in scopes(model.graph):
         for node in scope.graph.node:
-            for index in WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ():
+            for index in weight_inputs(node):
                 behind = scope.find(node.input[index]) if index < len(node.input) else None
                 if behind is not None and behind[1].data_type in FLOATS and len(behind[1].dims) >= 2:
                     found.append(WeightUse(scope, node, index, behind[0], behind[1]))

@@ -1,9 +1,10 @@
-"""Weights as unsigned 8-bit levels for integer kernels, and the names that every scheme gives them.
+"""Weights as 8-bit levels for integer kernels, and the names that every scheme gives them.
 
 Rules:
 1. Levels are symmetric around the middle of their range, one scale a channel; a channel of zeros has scale 1.
-2. Unsigned (0..255 around 128) is exact on every CPU. Signed is 7 bits (-63..63): pairs of full 8-bit products overflow
-   the 16-bit sums of CPUs without VNNI (relative L2 0.034, more than the quantization error itself).
+2. UNSIGNED (1..255 around 128) is exact on every CPU. REDUCED is signed and of 7 bits (-63..63): pairs of full 8-bit
+   products overflow the 16-bit sums of x86 CPUs without VNNI (relative L2 0.034, more than the quantization error
+   itself). SIGNED is the full range (-127..127): for ARM, whose kernels have wider sums.
 3. W becomes W_quantized, W_scale, W_zero_point. An update finds the weights of its base by these names.
 """
 
@@ -16,9 +17,22 @@ from onnx import numpy_helper
 
 from packager.quantize.graphs import WeightUse, array_of, fresh_name
 
-UNSIGNED_LEVELS: Final = 127
-SIGNED_LEVELS: Final = 63
-MIDDLE: Final = 128
+
+@dataclass(frozen=True, slots=True)
+class LevelRange:
+    """Integers from `middle - outermost` to `middle + outermost`, stored as `dtype` (rule 2)."""
+
+    dtype: type[np.signedinteger] | type[np.unsignedinteger]
+    outermost: int
+    middle: int
+
+
+UNSIGNED: Final = LevelRange(np.uint8, 127, 128)
+REDUCED: Final = LevelRange(np.int8, 63, 0)
+SIGNED: Final = LevelRange(np.int8, 127, 0)
+
+
+TINY: Final = float(np.finfo(np.float32).smallest_subnormal)  # a scale of zero would divide by zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +45,18 @@ class LevelNames:
     scales: np.ndarray
 
 
-def to_scales(weight: np.ndarray, axis: int | None, levels: int) -> np.ndarray:
+def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
     """float32 [channels], or [] where `axis` is None: the largest magnitude falls on the outermost level (rule 1)."""
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     largest = np.asarray(np.abs(weight.astype(np.float64)).max(axis=others))
-    return np.asarray(np.where(largest > 0, largest / levels, 1.0), np.float32)
+    return np.asarray(np.where(largest > 0, np.maximum(largest / levels.outermost, TINY), 1.0), np.float32)
 
 
-def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, *, signed: bool) -> np.ndarray:
-    """int8 or uint8 levels by rounding to nearest, clipped to the symmetric range."""
-    levels = SIGNED_LEVELS if signed else UNSIGNED_LEVELS
+def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
+    """Levels by rounding to nearest, clipped to the symmetric range."""
     exact = weight.astype(np.float64) / along(scales, axis, weight.ndim)
-    ratio: np.ndarray = np.clip(np.rint(exact), -levels, levels)
-    return ratio.astype(np.int8) if signed else (ratio + MIDDLE).astype(np.uint8)
+    rounded: np.ndarray = np.clip(np.rint(exact), -levels.outermost, levels.outermost) + levels.middle
+    return rounded.astype(levels.dtype)
 
 
 def along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
@@ -61,7 +74,7 @@ def add_levels(
     axis: int | None,
     taken: set[str],
     *,
-    signed: bool,
+    levels: LevelRange = UNSIGNED,
     min_scales: np.ndarray | None = None,
     scale_dtype: np.dtype | None = None,
 ) -> LevelNames:
@@ -72,17 +85,17 @@ def add_levels(
         weight: the numbers to quantize, perhaps transposed.
         axis: of the channels, or None for one scale.
         taken: names that are in use.
-        signed: rule 2.
+        levels: rule 2.
         min_scales: scales are raised to these where given.
         scale_dtype: of the scales in the file; float32 where not given.
     """
-    scales = to_scales(weight, axis, SIGNED_LEVELS if signed else UNSIGNED_LEVELS)
+    scales = to_scales(weight, axis, levels)
     if min_scales is not None:
         scales = np.maximum(scales, min_scales.astype(np.float32))
-    levels = to_levels(weight, scales, axis, signed=signed)
+    integers = to_levels(weight, scales, axis, levels)
     names = [fresh_name(f"{use.tensor.name}_{part}", taken) for part in ("quantized", "scale", "zero_point")]
-    zero = np.full(scales.shape, 0 if signed else MIDDLE, levels.dtype)
-    for name, array in zip(names, (levels, scales.astype(scale_dtype or np.float32), zero), strict=True):
+    zero = np.full(scales.shape, levels.middle, levels.dtype)
+    for name, array in zip(names, (integers, scales.astype(scale_dtype or np.float32), zero), strict=True):
         use.owner.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
     return LevelNames(names[0], names[1], names[2], scales)
 

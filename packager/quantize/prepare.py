@@ -2,7 +2,8 @@
 
 Rules:
 1. What cannot be quantized is said first: already quantized, weights that are not finite.
-2. Constant nodes become initializers, in every graph; initializers stop being overridable inputs.
+2. Constant nodes become initializers, in every graph; initializers stop being overridable inputs; a weight that is
+   stored in another type and cast to float32 when the model is loaded becomes float32.
 3. Operator sets below 13 know no per-channel scales: the model is converted to 17 (else 15, else 13).
 4. Offline optimisation stays at the level that is independent of the hardware; it may not bring new operator domains.
 5. Each of steps 2 to 4 must leave the answers on a sample as they were, else that step is left out and noted.
@@ -10,7 +11,7 @@ Rules:
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +35,7 @@ from packager.quantize.graphs import (
     names_in,
     opset,
     scopes,
-    weight_uses,
+    weight_inputs,
 )
 from packager.quantize.runs import RUNTIME_ERRORS, one_line, run, session_of
 
@@ -73,6 +74,7 @@ def prepare(path: Path, sample: Sample, *, optimise: bool = True) -> Prepared:
     notes: list[str] = []
     steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
         ("constants to initializers", lift_constants),
+        ("weights stored in half precision", _widen_stored_weights),
         ("operator set", _raise_opset),
         ("offline optimisation", _optimise if optimise else lambda _: None),
         ("constants to initializers", lift_constants),
@@ -94,18 +96,26 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
             f"{where}: already quantized (it holds {', '.join(found)}), expected a float model",
             remedy="quantize the float model that it was made from, or ship it as it is with scheme fp32",
         )
-    weights = {id(use.tensor) for use in weight_uses(model)}
-    for tensor in all_tensors(model):
+    weights = {node.input[i] for node in all_nodes(model) for i in weight_inputs(node) if i < len(node.input)}
+    for name, tensor in _constants(model):
         if tensor.data_type not in FLOATS:
             continue
-        values = array_of(tensor).astype(np.float32, copy=False)
+        values = array_of(tensor)
         # infinity outside of weights can be meant: the -inf of an attention mask, the start of a running maximum
-        bad = int(np.isnan(values).sum() if id(tensor) not in weights else (~np.isfinite(values)).sum())
+        bad = int((np.isnan(values) if name not in weights or len(tensor.dims) < 2 else ~np.isfinite(values)).sum())
         if bad:
             raise WeightsNotFinite(
-                f"{where}: {bad} of {values.size} numbers of {tensor.name!r} are not finite",
+                f"{where}: {bad} of {values.size} numbers of {name!r} are not finite",
                 remedy="export the model again from a checkpoint that trained without NaN",
             )
+
+
+def _constants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Initializers and Constant nodes of every graph, by the name under which they are read."""
+    for scope in scopes(model.graph):
+        yield from ((tensor.name, tensor) for tensor in scope.graph.initializer)
+        for node in scope.graph.node:
+            yield from ((", ".join(node.output), a.t) for a in node.attribute if a.type == onnx.AttributeProto.TENSOR)
 
 
 def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -127,6 +137,32 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     fixed = {tensor.name for tensor in changed.graph.initializer}
     _replace(changed.graph.input, [value for value in changed.graph.input if value.name not in fixed])
     return changed
+
+
+def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """A constant behind a Cast to float32 becomes float32 (rule 2); None where there is none."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    is_changed = False
+    for scope in scopes(changed.graph):
+        kept = []
+        given = {value.name for value in scope.graph.output}
+        for node in scope.graph.node:
+            behind = scope.find(node.input[0]) if node.op_type == "Cast" and not node.domain else None
+            to = next((a.i for a in node.attribute if a.name == "to"), None)
+            if behind is None or to != onnx.TensorProto.FLOAT or behind[1].data_type not in FLOATS:
+                kept.append(node)
+                continue
+            values = array_of(behind[1]).astype(np.float32)
+            scope.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            is_changed = True
+        if is_changed and len(kept) < len(scope.graph.node):
+            stored = {node.input[0] for node in scope.graph.node} - {name for node in kept for name in node.input}
+            _replace(scope.graph.node, kept)
+            still_read = {name for node in all_nodes(changed) for name in node.input} | given
+            unread = {name for name in stored if name not in still_read}
+            _replace(scope.graph.initializer, [t for t in scope.graph.initializer if t.name not in unread])
+    return changed if is_changed else None
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -20,7 +20,7 @@ from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Threshold
 from packager.quantize.graphs import WeightUse, array_of, weight_uses
 from packager.quantize.prepare import check_quantizable, lift_constants
 from packager.quantize.runs import run_in_child, session, session_of
-from packager.quantize.schemes import save
+from packager.quantize.storage import save
 from packager.quantize.update.template import set_array
 from packager.quantize.weights import MIN_ELEMENTS, channel_axis
 

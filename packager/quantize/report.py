@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from packager.quantize.fidelity import GateReport
+from packager.quantize.fidelity import GateReport, finite
+from packager.quantize.sensitivity import Blame
 
 Outcome = Literal["quantized", "refused", "inconclusive"]
 
@@ -14,14 +15,16 @@ class Trial:
 
     method: str
     kept_float: tuple[str, ...]
+    wide_activations: tuple[str, ...]
     bytes: int | None
     relative_rms: float | None
     verdict: str
     why: str
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        """Plain values; an error that is no number is None."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"relative_rms": finite(self.relative_rms)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +56,28 @@ class QuantizationReport:
 
     `outcome` is "quantized" (the file was written), "refused" or "inconclusive" (no file was written; `reason`
     says why, in one line). `method` is how it was done ("static", "dynamic", "weights", "float"); `numerics` what the
-    integer kernels multiply ("u8u8", "u8s7", "float"). `gate` was measured on the held-back half.
+    integer kernels multiply ("u8u8", "u8s7", "s8s8", "u8s8", "float"). `gate` was measured on the held-back half.
+    Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations. `sensitivity` is what each
+    node, or group of neighbours, costs alone; empty where no repair was needed.
     """
 
     scheme: str
-    outcome: Outcome
-    reason: str
-    method: str
-    numerics: str
     float_bytes: int
-    bytes: int | None
-    gate: GateReport | None
-    calibration_gate: GateReport | None
-    kept_float: tuple[str, ...]
-    trials: tuple[Trial, ...]
-    notes: tuple[str, ...]
-    latency: Latency | None
-    calibration_samples: int
     origin: str
+    outcome: Outcome = "refused"
+    reason: str = ""
+    method: str = "none"
+    numerics: str = "float"
+    bytes: int | None = None
+    gate: GateReport | None = None
+    calibration_gate: GateReport | None = None
+    kept_float: tuple[str, ...] = ()
+    wide_activations: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    sensitivity: tuple[Blame, ...] = ()
+    notes: tuple[str, ...] = ()
+    latency: Latency | None = None
+    calibration_samples: int = 0
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
@@ -85,12 +92,34 @@ class QuantizationReport:
             "gate": self.gate.as_json() if self.gate else None,
             "calibration_gate": self.calibration_gate.as_json() if self.calibration_gate else None,
             "kept_float": list(self.kept_float),
+            "wide_activations": list(self.wide_activations),
             "trials": [trial.as_json() for trial in self.trials],
+            "sensitivity": [blamed.as_json() for blamed in self.sensitivity],
             "notes": list(self.notes),
             "latency": self.latency.as_json() if self.latency else None,
             "calibration_samples": self.calibration_samples,
             "origin": self.origin,
         }
+
+    def trials_as_text(self) -> str:
+        """Every trial in one line, for a person: what was tried, and what it cost."""
+        head = ("method", "float", "16-bit", "bytes", "error", "verdict")
+        rows = [
+            (
+                trial.method,
+                str(len(trial.kept_float)),
+                str(len(trial.wide_activations)),
+                "" if trial.bytes is None else f"{trial.bytes:,}",
+                "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
+                f"{trial.verdict}: {trial.why}",
+            )
+            for trial in self.trials
+        ]
+        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head) - 1)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
+            for row in (head, *rows)
+        )
 
     def as_text(self) -> str:
         """A few lines for a person."""
@@ -100,19 +129,16 @@ class QuantizationReport:
             lines.append(
                 f"gate on {self.gate.samples} held-back samples ({self.gate.origin[:20]}): {self.gate.verdict}"
             )
-            for output in self.gate.outputs:
-                figures = {
-                    "relative RMS": output.relative_rms,
-                    "cosine p1": output.cosine_p1,
-                    "top-1": output.top1_agreement,
-                }
-                shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
-                lines.append(f"  {output.name}: {shown}{'' if output.varies else ' (does not vary)'}")
+            lines.extend(f"  {output.as_line()}" for output in self.gate.outputs)
+            if self.gate.metric is not None:
+                lines.append(f"  {self.gate.metric.why}")
         if self.latency is not None:
             lines.append(
                 f"latency: {self.latency.float_ms:.2f} ms float, {self.latency.quantized_ms:.2f} ms {self.scheme}"
             )
         if self.kept_float:
             lines.append(f"kept in float: {', '.join(self.kept_float)}")
+        if self.wide_activations:
+            lines.append(f"16-bit activations: {', '.join(self.wide_activations)}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)

@@ -18,7 +18,7 @@ import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.inputs import Samples
-from packager.quantize.fidelity import judge
+from packager.quantize.fidelity import finite, judge
 from packager.quantize.runs import session_of
 
 SAMPLES: Final = 8
@@ -32,6 +32,10 @@ class Blame:
 
     nodes: tuple[str, ...]
     squared: float
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values; `relative_rms` is None where the answers broke."""
+        return {"nodes": list(self.nodes), "relative_rms": finite(float(np.sqrt(self.squared)))}
 
 
 def blame(
@@ -59,7 +63,9 @@ def blame(
         except ModelDoesNotRun:
             found.append(Blame(names, float("inf")))
             continue
-        worst = max((o.relative_rms for o in report.outputs if o.relative_rms is not None), default=0.0)
+        # an output of whole numbers has no RMS: the share of values that changed ranks its nodes
+        errors = [1 - o.exact_share if o.relative_rms is None else o.relative_rms for o in report.outputs]
+        worst = max(errors, default=0.0)
         broken = any(o.broken_samples for o in report.outputs)
         found.append(Blame(names, float("inf") if broken else worst**2))
     return sorted(found, key=lambda blamed: -blamed.squared)

@@ -8,7 +8,9 @@ Rules:
    Outputs of MatMul and Gemm stay float: their integer kernels give float.
 3. A bias becomes int32 at the scale activation x weight. Where it would not fit, its channel's weight scale is raised
    (onnxruntime.quantization clips it, or crashes on weights without a plain bias).
-4. Weights that this does not reach (nested graphs, recurrent layers, tables) become int8 by `weights`.
+4. Where 8 bits of an activation are too few, a node may read it in 16 (`wide`): it then computes in float, and its bias
+   and output stay float. Operator sets below 21 have 16-bit levels only as onnxruntime's own operator (1.16 and later).
+5. Weights that this does not reach (nested graphs, recurrent layers, tables) become int8 by `weights`.
 """
 
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from packager.inputs import Samples
-from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, scopes, weight_uses
-from packager.quantize.integer_weights import LevelNames, add_levels, drop_unread, weight_of
+from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, opset, scopes, weight_uses
+from packager.quantize.integer_weights import UNSIGNED, LevelNames, LevelRange, add_levels, drop_unread, weight_of
 from packager.quantize.ranges import Range, activation_ranges
 from packager.quantize.weights import MIN_ELEMENTS, channel_axis, quantize_weights
 
@@ -28,6 +30,10 @@ OPERATORS: Final = ("Conv", "MatMul", "Gemm")
 SHAPE_READERS: Final = ("Shape", "Size")
 CLIPPING: Final = ("Relu", "Clip")
 ACTIVATION_LEVELS: Final = 255
+SIGNED_OFFSET: Final = 128
+WIDE_LEVELS: Final = 65_535
+SIXTEEN_BIT_OPSET: Final = 21
+CONTRIB: Final = "com.microsoft"
 BIAS_LIMIT: Final = 2**30  # half of int32: room for the sum of products beside the bias
 TINY: Final = float(np.finfo(np.float32).tiny)
 
@@ -62,13 +68,18 @@ def quantize_static(
     ranges: dict[str, Range],
     *,
     per_channel: bool,
-    signed_weights: bool,
+    levels: LevelRange = UNSIGNED,
+    signed_activations: bool = False,
     keep_float: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
+    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are, those in `wide` get 16-bit
+    activations (rule 4)."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
-    rewrite = _Rewrite(quantized, ranges, names_in(quantized), _readers(quantized), per_channel, signed_weights)
+    rewrite = _Rewrite(
+        quantized, ranges, names_in(quantized), _readers(quantized), per_channel, levels, signed_activations, wide
+    )
     uses = [u for u in static_nodes(quantized) if u.node.name not in keep_float and u.node.input[0] in ranges]
     for use in uses:
         rewrite.node(use)
@@ -85,9 +96,11 @@ class _Rewrite:
     taken: set[str]
     readers: dict[str, list[onnx.NodeProto]]
     per_channel: bool
-    signed_weights: bool
+    weight_levels: LevelRange
+    signed_activations: bool
+    wide: frozenset[str]
     replaced: set[str] = field(default_factory=set)
-    activations: dict[str, tuple[str, float]] = field(default_factory=dict)
+    activations: dict[tuple[str, bool], tuple[str, float]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     weights: dict[tuple[str, str, bytes], LevelNames] = field(default_factory=dict)
     before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
@@ -95,13 +108,18 @@ class _Rewrite:
 
     def node(self, use: WeightUse) -> None:
         node = use.node
-        end = _end_of_conv(node, self.readers) if node.op_type == "Conv" else None
-        dequantized, input_scale = self._activation(node.input[0])
+        is_wide = node.name in self.wide
+        end = _end_of_conv(node, self.readers) if node.op_type == "Conv" and not is_wide else None
+        if end is not None and any(reader.name in self.wide for reader in self.readers.get(end, [])):
+            end = None  # 8 bits here would leave the reader nothing to read in 16
+        dequantized, input_scale = self._activation(node.input[0], is_wide=is_wide)
         axis = channel_axis(use) if self.per_channel else None
-        bias = self._bias(use)
+        bias = None if is_wide else self._bias(use)
         names = self._levels(use, axis, input_scale, bias)
         node.input[0] = dequantized
-        node.input[1] = self._dequantize(node, names.levels, names.scale, names.zero_point, axis)
+        # a float MatMul must not be fused with its weights: rule 4 of packager.quantize.weights
+        counted = axis - len(use.tensor.dims) if axis is not None and is_wide else axis
+        node.input[1] = self._dequantize(node, names.levels, names.scale, names.zero_point, counted)
         if bias is not None:
             self._int32_bias(node, bias, input_scale * names.scales.astype(np.float64))
         if end is not None and end in self.ranges and not any(v.name == end for v in self.model.graph.output):
@@ -124,26 +142,34 @@ class _Rewrite:
         del self.model.graph.node[:]
         self.model.graph.node.extend(copies)
 
-    def _activation(self, name: str) -> tuple[str, float]:
+    def _activation(self, name: str, *, is_wide: bool = False) -> tuple[str, float]:
         if name in self.scales:
             return name, self.scales[name]
-        if name not in self.activations:
-            scale, zero = scale_of(self.ranges[name])
+        if (name, is_wide) not in self.activations:
+            scale, zero = scale_of(self.ranges[name], WIDE_LEVELS if is_wide else ACTIVATION_LEVELS)
             made = {output for node in self.model.graph.node for output in node.output}
-            self.activations[name] = (self._pair(name, name, scale, zero, name if name in made else ""), scale)
-        return self.activations[name]
+            pair = self._pair(name, scale, zero, name if name in made else "", is_wide=is_wide)
+            self.activations[name, is_wide] = pair, scale
+        return self.activations[name, is_wide]
 
-    def _pair(self, source: str, base: str, scale: float, zero: int, behind: str) -> str:
+    def _pair(self, source: str, scale: float, zero: int, behind: str, *, is_wide: bool) -> str:
         """QuantizeLinear and DequantizeLinear on `source`, placed after the maker of `behind` ("" = graph input)."""
-        scale_name, zero_name = (fresh_name(f"{base}_{part}", self.taken) for part in ("scale", "zero_point"))
-        levels = fresh_name(f"{base}_levels", self.taken)
-        out = fresh_name(f"{base}_dequantized", self.taken)
+        scale_name, zero_name = (fresh_name(f"{source}_{part}", self.taken) for part in ("scale", "zero_point"))
+        levels = fresh_name(f"{source}_levels", self.taken)
+        out = fresh_name(f"{source}_dequantized", self.taken)
+        zeros = np.array(zero, np.uint16 if is_wide else np.uint8)
+        if self.signed_activations and not is_wide:
+            zeros = np.array(zero - SIGNED_OFFSET, np.int8)
         initializers = self.model.graph.initializer
         initializers.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
-        initializers.append(numpy_helper.from_array(np.array(zero, np.uint8), zero_name))
+        initializers.append(numpy_helper.from_array(zeros, zero_name))
+        domain = CONTRIB if is_wide and opset(self.model) < SIXTEEN_BIT_OPSET else ""
+        if domain and all(entry.domain != domain for entry in self.model.opset_import):
+            self.model.opset_import.append(helper.make_opsetid(domain, 1))
+        parts = [scale_name, zero_name]
         pair = [
-            helper.make_node("QuantizeLinear", [source, scale_name, zero_name], [levels], name=f"{levels}_q"),
-            helper.make_node("DequantizeLinear", [levels, scale_name, zero_name], [out], name=f"{levels}_dq"),
+            helper.make_node("QuantizeLinear", [source, *parts], [levels], name=f"{levels}_q", domain=domain),
+            helper.make_node("DequantizeLinear", [levels, *parts], [out], name=f"{levels}_dq", domain=domain),
         ]
         self.after.setdefault(behind, []).extend(pair)
         self.scales[out] = scale
@@ -174,7 +200,7 @@ class _Rewrite:
         key = (use.tensor.name, str(axis), b"" if smallest is None else smallest.tobytes())
         if key not in self.weights:
             self.weights[key] = add_levels(
-                use, weight_of(use), axis, self.taken, signed=self.signed_weights, min_scales=smallest
+                use, weight_of(use), axis, self.taken, levels=self.weight_levels, min_scales=smallest
             )
             self.replaced.add(use.tensor.name)
         return self.weights[key]
@@ -198,13 +224,13 @@ class _Rewrite:
         return out
 
 
-def scale_of(found: Range) -> tuple[float, int]:
-    """(scale, zero point) of uint8 levels that hold the range and zero itself."""
+def scale_of(found: Range, levels: int = ACTIVATION_LEVELS) -> tuple[float, int]:
+    """(scale, zero point) of unsigned levels 0..`levels` that hold the range and zero itself."""
     low, high = min(0.0, found.low), max(0.0, found.high)
-    scale = float(np.float32(max((high - low) / ACTIVATION_LEVELS, TINY)))
+    scale = float(np.float32(max((high - low) / levels, TINY)))
     if high == low:
         return 1.0, 0
-    return scale, int(np.clip(np.rint(-low / scale), 0, ACTIVATION_LEVELS))
+    return scale, int(np.clip(np.rint(-low / scale), 0, levels))
 
 
 def _channels(use: WeightUse) -> int:

@@ -7,7 +7,10 @@ Rules:
    whole table is never dequantized.
 3. DequantizeLinear gives float32 (other types came only with operator set 19); a Cast follows where the weight was
    float16 or double.
-4. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
+4. Axes are counted from the end: newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
+   MatMul into MatMulNBits at accuracy level 4, which quantizes the activations inside the kernel, in another way on
+   each CPU (an error of 0.85 was seen where the weights alone cost 0.01).
+5. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
 """
 
 from typing import Final
@@ -58,11 +61,11 @@ def channel_axis(use: WeightUse) -> int:
             return rank - 1 if use.input_index == 1 else rank - 2
         case "Gemm":
             return int(bool(flags.get("transB")) != (use.input_index == 1))
-        case "Conv":
+        case "Conv" | "FusedConv":
             return 0
         case "ConvTranspose":
             return 1 if flags.get("group", 1) == 1 else 0
-        case "Gather":
+        case "Gather" | "Einsum" | "FusedMatMul" | "FusedGemm" | "EmbedLayerNormalization":
             return rank - 1
         case _:
             return 1
@@ -87,14 +90,15 @@ def _readers(use: WeightUse) -> int:
 
 def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
     """Adds W_quantized, W_scale, W_zero_point to the owner graph; returns their names."""
-    names = add_levels(use, weight_of(use), channel_axis(use), taken, signed=False)
+    names = add_levels(use, weight_of(use), channel_axis(use), taken)
     return names.levels, names.scale, names.zero_point
 
 
 def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
     levels, scale, zero_point = _add_levels(use, taken)
     graph, name, elem_type = use.owner.graph, use.tensor.name, use.tensor.data_type
-    made = _dequantize([levels, scale, zero_point], name, channel_axis(use), elem_type, taken, domain)
+    axis = channel_axis(use) - len(use.tensor.dims)  # rule 4
+    made = _dequantize([levels, scale, zero_point], name, axis, elem_type, taken, domain)
     _drop(graph, name)
     for node in reversed(made):
         graph.node.insert(0, node)

@@ -71,6 +71,8 @@ def _provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
         out["quantization"] = f"{variant.report.scheme} {variant.report.method} {variant.report.numerics}"
         if variant.report.kept_float:
             out["kept_float"] = ", ".join(variant.report.kept_float)
+        if variant.report.wide_activations:
+            out["wide_activations"] = ", ".join(variant.report.wide_activations)
         for number, note in enumerate(variant.report.notes):
             out[f"note_{number}"] = note
     if draft.plan.override_gate is not None:

@@ -11,11 +11,19 @@ from bundle.manifest import PPM, Quantization
 from packager.draft import Draft, VariantDraft
 from packager.errors import GateFailed, GateInconclusive
 from packager.quantize.fidelity import GateReport, gate
+from packager.quantize.search import Measure
 from packager.release_file import AS_IS
-from packager.steps.quantize import thresholds_of
+from packager.steps.quantize import metric_of, thresholds_of
 
 SUPPLIED: Final = "supplied"  # the scheme of a variant with a model file of its own
-EXACT: Final = "exact"
+# by what the integer kernels multiply: does every CPU give the same integers?
+STABILITY: Final = {
+    "u8u8": "exact",
+    "u8s7": "exact",
+    "s8s8": "exact on ARM; saturates on x86 without VNNI",
+    "u8s8": "exact on ARM; saturates on x86 without VNNI",
+    "float": "float",
+}
 
 
 def run(draft: Draft) -> None:
@@ -44,7 +52,10 @@ def _measured(draft: Draft, variant: VariantDraft) -> GateReport | None:
     if variant.report is not None and not draft.plan.override_gate:
         return known
     _, held_back = draft.samples.halves()
-    return gate(draft.plan.model, variant.model, held_back, thresholds_of(variant.plan))
+    limits = thresholds_of(variant.plan)
+    found = gate(draft.plan.model, variant.model, held_back, limits)
+    measure = Measure.of(metric_of(draft.plan), draft.plan.model, held_back)
+    return found if measure is None else measure.added_to(found, variant.model, held_back, limits.max_metric_loss)
 
 
 def _record(
@@ -57,7 +68,7 @@ def _record(
         scheme, stability = SUPPLIED, "as supplied"
     else:
         scheme = report.scheme if report.method in ("float", "none") else f"{report.scheme}-{report.method}"
-        stability = "float" if report.numerics == "float" else EXACT
+        stability = STABILITY[report.numerics]
     return Quantization(
         scheme=scheme,
         stability=stability,

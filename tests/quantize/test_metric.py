@@ -1,0 +1,103 @@
+"""A user's own measure stands beside the gate: it can fail what the gate passed, and speak where the gate cannot."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from packager.errors import MetricUnusable
+from packager.inputs import random_samples
+from packager.quantize.metric import Answer, Metric
+from packager.quantize.schemes import Options, quantize
+from tests import models
+from tests.quantize.test_commands import packager
+
+HERE = f"python:{__name__}"
+
+
+def mean_of_largest(answers: Iterator[Answer]) -> float:
+    return float(np.mean([float(next(iter(a.outputs.values())).max(initial=0.0)) for a in answers]))
+
+
+def positions(answers: Iterator[Answer]) -> float:
+    return float(sum(answer.position for answer in answers))
+
+
+def no_number(_answers: Iterator[Answer]) -> float:
+    return float("nan")
+
+
+def raises(_answers: Iterator[Answer]) -> float:
+    raise KeyError("label")
+
+
+def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> None:
+    model = models.save(models.boxes(), tmp_path / "float.onnx")
+    samples = random_samples(model, 64)
+    alone = quantize(model, tmp_path / "a.onnx", "int8", samples, Options(measure_latency=False))
+    assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_text()
+    metric = Metric.parse(f"{HERE}:mean_of_largest")
+    report = quantize(model, tmp_path / "b.onnx", "int8", samples, Options(measure_latency=False, metric=metric))
+    assert report.outcome == "quantized", report.as_text()
+    assert report.gate is not None
+    assert report.gate.metric is not None
+    assert report.gate.metric.value == pytest.approx(report.gate.metric.float_value, rel=0.01)
+
+
+def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    values = iter([1.0, *[0.5] * 99])  # the float model is measured first
+    metric = Metric("falling", lambda _answers: next(values), ())
+    report = quantize(
+        model, tmp_path / "out.onnx", "int8", random_samples(model, 32), Options(measure_latency=False, metric=metric)
+    )
+    assert report.outcome == "refused"
+    assert "metric 0.5000, float model 1.0000, at least 0.9900 asked" in report.reason
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_function_is_told_where_each_sample_lies_in_the_file(tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    _, held_back = random_samples(model, 8).halves()
+    assert Metric.parse(f"{HERE}:positions").value_of(model, held_back) == 1 + 3 + 5 + 7
+
+
+def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    script = tmp_path / "metric.py"
+    script.write_text(
+        "import os, sys\nprint('measured')\nprint(1 if os.path.getsize(sys.argv[1]) > 20_000 else 0.25)\n"
+    )
+    options = ["--metric", f"{sys.executable} {script}", "--scheme", "int8"]
+    failed = packager("quantize", model, "-o", tmp_path / "out.onnx", *options)
+    assert failed.returncode == 5
+    assert "metric 0.2500, float model 1.0000" in failed.stderr
+    done = packager("quantize", model, "-o", tmp_path / "out.onnx", *options, "--max-metric-loss", "0.8")
+    assert done.returncode == 0, done.stderr
+    assert "metric 0.2500" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("python:no.such.module:f", "cannot be imported: ModuleNotFoundError"),
+        ("python:json:no_such_function", "cannot be imported: AttributeError"),
+        ("python:json", "does not name a module and a function"),
+        ("python:json:__name__", "expected a function"),
+        (f"{HERE}:raises", "failed: KeyError: 'label'"),
+        (f"{HERE}:no_number", "gave nan for float.onnx, expected a finite number"),
+        ("/no/such/program", "cannot be run"),
+        ("false", "exit status 1"),
+        ("echo", "as its last line, expected a number"),
+        ("'", "cannot be split into words"),
+        ("", "metric is empty"),
+    ],
+)
+def test_metric_that_cannot_be_used_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    with pytest.raises(MetricUnusable) as caught:
+        Metric.parse(text).value_of(model, random_samples(model, 2))
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message

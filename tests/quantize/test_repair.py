@@ -1,0 +1,94 @@
+"""Where plain int8 fails, the nodes that spoil most get more bits; the report says which, and what each trial cost."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from packager.inputs import random_samples
+from packager.quantize.fidelity import Thresholds, gate
+from packager.quantize.graphs import all_nodes
+from packager.quantize.report import QuantizationReport
+from packager.quantize.schemes import Options, quantize
+from tests import models
+
+
+def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
+    path = models.save(model, folder / "float.onnx")
+    return quantize(
+        path,
+        folder / "int8.onnx",
+        "int8",
+        random_samples(path, 64),
+        Options(measure_latency=False, **options),  # type: ignore[arg-type]
+    )
+
+
+def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
+    report = quantized(models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
+    assert report.outcome == "quantized", report.as_text()
+    assert (report.method, report.kept_float) == ("static", ())
+    assert report.wide_activations == ("behind the outlier",)
+    assert report.sensitivity[0].nodes == ("behind the outlier",)
+    plain, *repaired = [trial for trial in report.trials if trial.method == "static"]
+    assert (plain.verdict, plain.wide_activations) == ("fail", ())
+    assert repaired[-1].relative_rms is not None
+    assert plain.relative_rms is not None
+    assert repaired[-1].relative_rms < 0.2 * plain.relative_rms
+    made = onnx.load(tmp_path / "int8.onnx")
+    zeros = {numpy_helper.to_array(t).dtype for t in made.graph.initializer if t.name.startswith("h1_zero_point")}
+    assert zeros == {np.dtype(np.uint16)}
+
+
+def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:
+    strict = Thresholds(max_relative_rms=0.03)
+    report = quantized(models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
+    assert report.outcome == "quantized", report.as_text()
+    assert report.kept_float
+    kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.kept_float]
+    assert {node.op_type for node in kept} <= {"MatMul", "Gemm", "Gather"}
+    assert all(trial.bytes is not None for trial in report.trials if trial.verdict == "pass")
+
+
+def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) -> None:
+    report = quantized(models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
+    assert report.outcome == "refused"
+    assert "gate failed" in report.reason
+    table = report.trials_as_text().splitlines()
+    assert len(table) == len(report.trials) + 1
+    assert {line.split()[0] for line in table[1:]} == {"static", "dynamic", "weights"}
+    assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
+    model = models.mlp()
+    noise = onnx.helper.make_node("RandomNormalLike", ["logits"], ["noise"])
+    added = onnx.helper.make_node("Add", ["logits", "noise"], ["noisy"])
+    model.graph.node[-1].input[0] = "noisy"
+    model.graph.node.insert(4, noise)
+    model.graph.node.insert(5, added)
+    report = quantized(model, tmp_path)
+    assert report.outcome == "refused"
+    assert "differs from run to run" in report.reason
+
+
+def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -> None:
+    report = quantized(
+        models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
+    )
+    assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_text()
+    made = onnx.load(tmp_path / "int8.onnx")
+    arrays = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
+    read = [n for n in made.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {arrays[n.input[2]].dtype for n in read} <= {np.dtype(np.int8), np.dtype(np.int32), np.dtype(np.uint8)}
+    assert {arrays[n.input[2]].dtype for n in read if n.op_type == "QuantizeLinear"} == {np.dtype(np.int8)}
+    assert (
+        max(int(np.abs(a.astype(np.int16)).max()) for a in arrays.values() if a.dtype == np.int8 and a.ndim == 4) == 127
+    )
+    assert (
+        gate(
+            tmp_path / "float.onnx", tmp_path / "int8.onnx", random_samples(tmp_path / "float.onnx", 8), Thresholds(0.3)
+        ).verdict
+        == "pass"
+    )
