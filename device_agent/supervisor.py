@@ -5,7 +5,8 @@ Rules:
    poll is due: at rest it costs no wake-up.
 2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
    to serve what is here.
-3. Whatever fails in an update, what serves goes on serving. A process that dies is started again from the store.
+3. Whatever fails in an update, what serves goes on serving. A process that dies is started again from the store; as
+   long as nothing serves that could, it is tried again and again, with growing pauses.
 4. A damaged active bundle is not the end: the previous one serves (`degraded`), and the next update heals it.
 5. Polls are jittered, so that a fleet does not come at once; after failures they back off.
 """
@@ -53,7 +54,8 @@ from device_agent.update import run_armed, run_update
 logger = logging.getLogger(__name__)
 
 RESTART_PAUSE_S: Final = 1.0
-MAX_RESTARTS: Final = 5  # in a row, of a model process that dies soon after its start
+MAX_RESTARTS: Final = 5  # in a row and at once, of a model process that dies soon after its start
+MAX_START_PAUSE_S: Final = 300.0
 STEADY_S: Final = 60.0
 
 
@@ -166,10 +168,14 @@ class Supervisor:
         timeout = None
         if self._config.update.automatic and not self._journal_paused():
             timeout = max(0.0, next_poll - time.monotonic())
+        overdue = None
+        pause_s = min(RESTART_PAUSE_S * 2.0 ** min(self._restarts, 10), MAX_START_PAUSE_S)
+        if self._is_down() and (timeout is None or pause_s < timeout):
+            timeout, overdue = pause_s, Word("serve")
         try:
             return self._words.get(timeout=timeout)
         except queue.Empty:
-            return None
+            return overdue
 
     def _obey(self, word: Word) -> None:
         try:
@@ -178,6 +184,9 @@ class Supervisor:
                     self._stopping = True
                 case "died":
                     self._revive(word.generation)
+                case "serve":
+                    self._restarts += 1
+                    self._serve_active()
                 case "front-died":
                     self._revive_front()
                 case "told":
@@ -250,9 +259,17 @@ class Supervisor:
             if holding is None or digest in self._journal.remembered.damaged:
                 continue
             if self._start(holding):
+                self._serving.settle()
                 self._degraded = role == "previous"
                 return
         logger.warning("nothing to serve yet")
+
+    def _is_down(self) -> bool:
+        current = self._serving.current
+        try:
+            return (current is None or not current.process.alive()) and self._journal.pointers.active is not None
+        except JournalUnavailable:
+            return False
 
     def _stock(self) -> None:
         current = self._serving.current

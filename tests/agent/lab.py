@@ -235,6 +235,11 @@ class Device:
         raise AssertionError(f"the daemon ended with {self.daemon.wait()}")
 
     @property
+    def daemon_pid(self) -> int:
+        """0 while there is none."""
+        return 0 if self.daemon is None else self.daemon.pid
+
+    @property
     def _stderr(self) -> Any:
         assert self.daemon is not None
         return self.daemon.stderr

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,30 @@ def test_an_operator_ends_a_probation(installed: Device, publisher: Publisher) -
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
     assert infer(installed)["model_version"] == "1.0.0"
+
+
+def test_what_could_not_be_started_at_once_is_started_later(installed: Device) -> None:
+    killed = threading.Event()
+
+    def kill_the_first_patcher() -> None:
+        while not killed.is_set():
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line, parent = path.read_bytes(), path.with_name("stat").read_text().rpartition(")")[2].split()[1]
+                    if b"device_agent.patcher" in line and int(parent) == installed.daemon_pid:
+                        os.kill(int(path.parent.name), signal.SIGKILL)
+                        killed.set()
+
+    killer = threading.Thread(target=kill_the_first_patcher)
+    killer.start()
+    installed.start()
+    killer.join()
+    for _ in range(600):
+        if installed.ask("status")["ready"]:
+            break
+        time.sleep(0.05)
+    assert infer(installed)["model_version"] == "1.0.0"
+    assert installed.ask("status")["degraded"] is False
 
 
 def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwards(

@@ -14,7 +14,10 @@ FEW = 5  # of a row that has no number of its own here
 SAMPLE = {
     "killed-commit": 16,
     "killed-rollback": 10,
-    "child-killed": 9,
+    "alone-killed-commit": 8,
+    "alone-killed-rollback": 4,
+    "child-killed-commit": 9,
+    "child-killed-rollback": 4,
     "error-once": 14,
     "error-for-ever": 10,
     "power-cut-flushed": 6,

@@ -30,7 +30,10 @@ MIN_KILLS: Final = 500  # a run that injected fewer points proves nothing
 ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
     "killed-commit": lambda site, limit: rows.killed(site, limit),
     "killed-rollback": lambda site, limit: rows.killed(site, limit, fails_live=True),
-    "child-killed": lambda site, limit: child_killed(site, limit),
+    "alone-killed-commit": lambda site, limit: rows.killed(site, limit, has_children=True),
+    "alone-killed-rollback": lambda site, limit: rows.killed(site, limit, fails_live=True, has_children=True),
+    "child-killed-commit": lambda site, limit: child_killed(site, limit),
+    "child-killed-rollback": lambda site, limit: child_killed(site, limit, fails_live=True),
     "error-once": lambda site, limit: rows.refused_calls(site, limit, for_ever=False),
     "error-for-ever": lambda site, limit: rows.refused_calls(site, limit, for_ever=True),
     "power-cut-flushed": lambda site, limit: rows.power_cut(site, limit, LOG_FLUSH),
@@ -60,7 +63,7 @@ def main() -> int:
                 done.append(row.as_json())
                 print(line(done[-1]), flush=True)
                 _write(done, arguments.limit, with_page=arguments.write_docs)
-    kills = sum(row["points"] for row in done if row["class"].startswith("killed at"))
+    kills = sum(row["points"] for row in done if "killed at a system call" in row["class"])
     if not arguments.limit and not arguments.only and 0 < kills < MIN_KILLS:
         print(f"only {kills} kills were injected, {MIN_KILLS} are the least that proves anything", file=sys.stderr)
         return 1

@@ -1,7 +1,9 @@
 """An update in one process: the agent's own code, with its children's calls made here instead of in their processes.
 
 So every call of the system that changes something below the device's directory is made by one process, which a tracer
-can kill at any of them, and a case costs a fraction of a second. What is left out writes nothing: jails and models.
+can kill at any of them: the whole agent at that instant. A case costs a fraction of a second. What is left out writes
+nothing: jails and models. With `has_children` fetcher, verifier and patcher are the real processes, and outlive a kill
+by as long as it takes them to notice.
 """
 
 import os
@@ -128,9 +130,11 @@ class Alone:
     Args:
         config_path: of the device.
         fails_live: whether a candidate shows errors under live requests.
+        has_children: with real processes for fetcher, verifier and patcher.
     """
 
-    def __init__(self, config_path: Path, *, fails_live: bool = False) -> None:
+    def __init__(self, config_path: Path, *, fails_live: bool = False, has_children: bool = False) -> None:
+        self._has_children = has_children
         self.config = load_config(config_path)
         self.device = DeviceDirectory(self.config.directory)
         self.store = Store(self.device.root)
@@ -195,7 +199,7 @@ class Alone:
         self.journal.close()
 
     def _errands(self) -> Errands:
-        return ErrandsHere(self.config, self.device, self.store)
+        return (Errands if self._has_children else ErrandsHere)(self.config, self.device, self.store)
 
 
 def copy_device(source: Path, target: Path, url: str | None = None) -> Path:

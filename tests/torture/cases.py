@@ -4,6 +4,8 @@ A case forks twice from a process that has imported everything: once for the wor
 look, as an agent that starts again. Nothing of the first is known to the second but what lies on the disk.
 """
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -27,6 +29,7 @@ CALLS: Final = (
     *("ftruncate", "link", "symlink"),
 )
 CASE_TIMEOUT_S: Final = 60
+PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 READY: Final = b"."
 OLD, NEW = "1.0.0", "1.1.0"
 
@@ -88,12 +91,14 @@ def forked(
     work: Work,
     *,
     fails_live: bool = False,
+    has_children: bool = False,
     tracer: list[str] | None = None,
     prepare: Callable[[Alone], None] | None = None,
 ) -> dict[str, Any]:
     """Do the work in a fork.
 
     Args:
+        has_children: as Alone's; whoever outlives the work is waited for.
         prepare: done before the tracer is attached.
         tracer: words of a strace command that is attached before the work begins.
 
@@ -102,12 +107,14 @@ def forked(
     """
     # a socket, since a refused `write` is the case's business and not the harness's
     answer, theirs = socket.socketpair()
+    if has_children:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         answer.close()
         os.close(go_write)
-        _in_child(config, work, prepare, theirs, go_read, fails_live=fails_live)
+        _in_child(config, work, prepare, theirs, go_read, fails_live=fails_live, has_children=has_children)
     theirs.close()
     os.close(go_read)
     attached = None
@@ -125,6 +132,11 @@ def forked(
     _, status = os.waitpid(pid, 0)
     if attached is not None:
         attached.communicate(timeout=CASE_TIMEOUT_S)
+    if has_children:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
     if os.WIFSIGNALED(status):
         return {"killed": os.WTERMSIG(status)}
     return dict(json.loads(said)) if said else {"bad": f"no answer, status {status}"}
@@ -138,6 +150,7 @@ def _in_child(
     go: int,
     *,
     fails_live: bool,
+    has_children: bool,
 ) -> None:
     code = 1
     try:
@@ -145,11 +158,11 @@ def _in_child(
         try:
             prepared = None
             if prepare is not None:
-                prepared = Alone(config, fails_live=fails_live)
+                prepared = Alone(config, fails_live=fails_live, has_children=has_children)
                 prepare(prepared)
                 answer.send(READY)
             os.read(go, 1)
-            said = work(prepared or Alone(config, fails_live=fails_live))
+            said = work(prepared or Alone(config, fails_live=fails_live, has_children=has_children))
         except Exception:  # noqa: BLE001  # whatever it is, it is what the case is about
             said = {"bad": traceback.format_exc()}
         answer.sendall(json.dumps(said).encode())
@@ -196,12 +209,12 @@ def _look(alone: Alone) -> dict[str, Any]:
     }
 
 
-def count_calls(site: Site, *, fails_live: bool = False) -> dict[str, int]:
-    """How often each of CALLS is made in one undisturbed case."""
+def count_calls(site: Site, *, fails_live: bool = False, has_children: bool = False) -> dict[str, int]:
+    """How often each of CALLS is made in one undisturbed case, by the process that decides."""
     trace = site.scratch / "trace"
     tracer = ["strace", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", "-e", "signal=none"]
     config = site.copy()
-    said = forked(config, update, fails_live=fails_live, tracer=tracer)
+    said = forked(config, update, fails_live=fails_live, has_children=has_children, tracer=tracer)
     assert "bad" not in said, said["bad"]
     counts = dict.fromkeys(CALLS, 0)
     for row in trace.read_text().splitlines():

@@ -3,20 +3,10 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from device_agent.agent import Agent
-from device_agent.config import load_config
-from device_agent.device import DeviceDirectory
-from device_agent.errands import Errands
-from device_agent.facts import device_facts, runtime_version
-from device_agent.recovery import open_journal, recover
-from device_agent.store import Store
-from device_agent.update import run_update
-from tests.torture.alone import NoProber
-from tests.torture.cases import Site, look, spread
+from tests.torture.cases import Site, boot_only, endure, forked, look, spread
 from tests.torture.rows import Row, inject, without_strace
 
 # not openat: a child's own imports make hundreds of them before its first call
@@ -25,9 +15,10 @@ MODULES: Final = ("fetcher", "verifier", "patcher")
 MAX_CALLS: Final = 12  # of one name that is tried in one child; most are made less often, and then nothing is killed
 
 
-def child_killed(site: Site, limit: int | None) -> Row:
+def child_killed(site: Site, limit: int | None, *, fails_live: bool = False) -> Row:
     """Each of MODULES at each of CALLS: the update ends as unavailable, and the next one completes."""
-    row = Row("a child alone is killed at a system call")
+    way = "probation to rollback" if fails_live else "poll to commit"
+    row = Row(f"fetcher, verifier or patcher alone killed at a system call, {way}")
     why = without_strace()
     if why is not None:
         row.skipped = why
@@ -40,14 +31,15 @@ def child_killed(site: Site, limit: int | None) -> Row:
         module, call = point.split(":")
         config = site.copy()
         with _traced(module, inject(call, f"signal=KILL:when={number}")):
-            outcome = _update(config)
-        if outcome in ("staged", "updated"):
+            said = forked(config, endure, fails_live=fails_live, has_children=True, prepare=boot_only)
+        outcome = said.get("outcomes", [said])[0]
+        if outcome in ("rolled-back", "updated"):
             exhausted.add(point)  # it makes no more calls of this name
             continue
         row.points += 1
         if outcome != "unavailable":
-            row.bad.append(f"{point} {number}: {outcome}")
-        elif wrong := look(config):
+            row.bad.append(f"{point} {number}: {said}")
+        elif wrong := look(config, fails_live=fails_live):
             row.bad.append(f"{point} {number}: {wrong}")
     return row
 
@@ -62,29 +54,3 @@ def _traced(module: str, tracer: list[str]) -> Iterator[None]:
 
     with mock.patch("subprocess.Popen", popen):
         yield
-
-
-def _update(config_path: Path) -> str:
-    config = load_config(config_path)
-    device = DeviceDirectory(config.directory)
-    store = Store(device.root)
-
-    def errands() -> Errands:
-        return Errands(config, device, store)
-
-    journal = open_journal(device, store, errands)
-    try:
-        recover(journal, runtime_version())
-        agent = Agent(
-            config=config,
-            device=device,
-            identity=device.public_identity(),
-            store=store,
-            journal=journal,
-            prober=NoProber(),  # type: ignore[arg-type]  # nothing of it is killed here
-            facts=device_facts,
-            errands=errands,
-        )
-        return run_update(agent, "operator").outcome.value
-    finally:
-        journal.close()

@@ -47,16 +47,18 @@ class Row:
         return {"class": values.pop("name"), **values, "bad_end_states": len(bad), "examples": bad[:5]}
 
 
-def killed(site: Site, limit: int | None, *, fails_live: bool = False) -> Row:
-    """The whole process is killed when it makes a call for the N-th time."""
+def killed(site: Site, limit: int | None, *, fails_live: bool = False, has_children: bool = False) -> Row:
+    """The process that decides is killed when it makes a call for the N-th time: with all that its children do at that
+    instant, or alone."""
     way = "probation to rollback" if fails_live else "poll to commit"
-    row = Row(f"killed at a system call, {way}")
+    row = Row(f"{'supervisor alone' if has_children else 'whole process tree'} killed at a system call, {way}")
     if (why := without_strace()) is not None:
         return replace(row, skipped=why)
-    counts = count_calls(site, fails_live=fails_live)
+    counts = count_calls(site, fails_live=fails_live, has_children=has_children)
     for call, number in spread(every(counts), limit):
         config = site.copy()
-        said = forked(config, update, fails_live=fails_live, tracer=inject(call, f"signal=KILL:when={number}"))
+        tracer = inject(call, f"signal=KILL:when={number}")
+        said = forked(config, update, fails_live=fails_live, has_children=has_children, tracer=tracer)
         if "killed" not in said:
             if "bad" in said:
                 row.bad.append(f"{call} {number}: {said['bad']}")
