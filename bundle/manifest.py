@@ -29,6 +29,7 @@ PPM: Final = 1_000_000
 PLAIN_VERSION: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){0,3}")
 DTYPE: Final = re.compile(r"bool|u?int(?:8|16|32|64)|float(?:16|32|64)|bfloat16|string")
 FEATURE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+SHADOW_LIMITS: Final = ("shadow_agreement_ppm", "shadow_relative_rms_ppm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,11 @@ class Health:
         probation_nan_ppm: answers with NaN or infinity where the goldens have none, at most.
         probation_latency_percent: median latency against the previous generation's, at most.
         inconclusive: what an inconclusive probation becomes: "commit", "extend" or "rollback".
-        shadow_ppm: share of live inputs that also run on the candidate before the swap; 0 is off.
+        shadow_ppm: share of live inputs that also run on the candidate before the swap; 0 is off, and the two limits
+            below are not written then.
+        shadow_agreement_ppm: of the compared answers, at least.
+        shadow_relative_rms_ppm: relative RMS difference up to which float answers agree; those that have their largest
+            element at the same place agree too.
     """
 
     probe_deadline_s: int = 60
@@ -218,14 +223,19 @@ class Health:
     probation_latency_percent: int = 400
     inconclusive: str = "commit"
     shadow_ppm: int = 0
+    shadow_agreement_ppm: int = 900_000
+    shadow_relative_rms_ppm: int = 50_000
 
     def as_json(self) -> dict[str, JSON]:
         """The `health` object."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        names = [name for name in self.__dataclass_fields__ if self.shadow_ppm or name not in SHADOW_LIMITS]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def parse(cls, fields: Fields) -> "Health":
         """Inverse of `as_json`. Raises MalformedRefused."""
+        shadow_ppm = fields.integer("shadow_ppm", 0, PPM)
+        limits = {name: fields.integer(name, 0, PPM) for name in SHADOW_LIMITS} if shadow_ppm else {}
         out = cls(
             probe_deadline_s=fields.integer("probe_deadline_s", 1, 3600),
             probe_latency_percent=fields.integer("probe_latency_percent", 1, 1_000_000),
@@ -237,7 +247,8 @@ class Health:
             probation_nan_ppm=fields.integer("probation_nan_ppm", 0, PPM),
             probation_latency_percent=fields.integer("probation_latency_percent", 1, 1_000_000),
             inconclusive=fields.choice("inconclusive", ("commit", "extend", "rollback")),
-            shadow_ppm=fields.integer("shadow_ppm", 0, PPM),
+            shadow_ppm=shadow_ppm,
+            **limits,
         )
         fields.end()
         return out

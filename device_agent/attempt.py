@@ -15,7 +15,8 @@ from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
 
 MAX_DETAIL_CHARACTERS: Final = 1000
-PHASES: Final = ("check", "fetch", "patch", "probe", "swap", "probation")
+PHASES: Final = ("check", "fetch", "patch", "probe", "swap", "shadow", "probation")
+DOWNTIME: Final = "downtime"  # kept among the phases: how long nothing served because two models did not fit
 
 
 class Outcome(StrEnum):
@@ -104,7 +105,7 @@ class Attempt:
         target: bundle digest, once it is known; likewise release, counter and variant.
         download_bytes: that came over the wire in this attempt (blobs only).
         patch_bytes: of the plan's blobs; full_bytes: of the cheapest way from nothing.
-        phases_ms: milliseconds by name (PHASES).
+        phases_ms: milliseconds by name (PHASES, and DOWNTIME).
         swap_us: from "publish" to the first request that the new generation can take.
         states: the chain of states gone through.
         verdict: recorded before undoing.
@@ -241,6 +242,7 @@ class Ended:
             "full_bytes": a.full_bytes,
             "phases_ms": {name: a.phases_ms[name] for name in PHASES if name in a.phases_ms},
             "swap_us": a.swap_us,
+            "downtime_ms": a.phases_ms.get(DOWNTIME, 0),
             "states": list(a.states),
             "started_ms": a.started_ms,
             "finished_ms": self.finished_ms,

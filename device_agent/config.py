@@ -33,11 +33,14 @@ class ServeSettings:
         threads: of one model process; 0 leaves it to the runtime.
         standby: keep a second loaded process of the same release, which takes over at once when the first one dies; it
             costs the model's memory once more.
+        memory_bytes: that the model processes may hold together while one is swapped for another, or None: what the
+            system has. Where two do not fit, the running one is stopped first.
     """
 
     listen: str = "tcp:127.0.0.1:0"
     threads: int = 0
     standby: bool = False
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +190,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
             listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN),
             threads=serve.integer("threads", 0, 0, 1024),
             standby=serve.flag("standby", False),
+            memory_bytes=serve.optional_integer("memory_bytes", 2**20, 2**50),
         ),
         update=_update(update),
         probation=ProbationSettings(

@@ -50,6 +50,7 @@ ON_ERROR: Final[dict[tuple[State, type[AirweightsError]], End]] = {
     (State.SWAPPING, Refused): _REFUSED,
     (State.SWAPPING, Unavailable): _UNAVAILABLE,
     (State.SWAPPING, Unfit): _BACK,
+    (State.SWAPPING, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
     (State.PROBATION, Unfit): _BACK,
     (State.PROBATION, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
     (State.PROBATION, OperatorUnfit): End(Event.OPERATOR, Outcome.ROLLED_BACK, quarantines=True),

@@ -18,6 +18,7 @@ AirweightsError
 │   └── NoVariantRefused        no-variant              no variant of the release fits this device
 ├── Unavailable
 │   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
+│   ├── NoMemoryUnavailable     no-memory               the candidate does not fit into memory, even alone
 │   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
 │   ├── NoPathUnavailable       no-path                 no published patch leads here from what is held
 │   ├── EnvelopeUnavailable     envelope-missing        no envelope for this device or cohort is published
@@ -41,6 +42,7 @@ AirweightsError
 │   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
 │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
 │   ├── ProbationInconclusiveUnfit probation-inconclusive too few requests to tell, and the contract says to go back
+│   ├── ShadowUnfit             shadow-failed           its answers to live requests are not the running model's
 │   ├── OperatorUnfit           operator-rollback       an operator sent the device back
 │   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
 │   ├── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
@@ -133,6 +135,12 @@ class NoSpaceUnavailable(Unavailable):
     """The store's file system is too full for the plan."""
 
     reason = "no-space"
+
+
+class NoMemoryUnavailable(Unavailable):
+    """The candidate does not fit into memory, even alone."""
+
+    reason = "no-memory"
 
 
 class MeteredUnavailable(Unavailable):
@@ -253,6 +261,12 @@ class ProbationUnfit(Unfit):
     """The candidate failed under live requests: errors, NaN, latency or a crash."""
 
     reason = "probation-failed"
+
+
+class ShadowUnfit(Unfit):
+    """The candidate failed in the shadow: errors, NaN, a crash, or answers that are not the running model's."""
+
+    reason = "shadow-failed"
 
 
 class ProbationInconclusiveUnfit(Unfit):

@@ -50,7 +50,17 @@ def available_memory_bytes() -> int:
         for line in lines:
             if line.startswith("MemAvailable:"):
                 available = int(line.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()).isdecimal():
-        available = min(available, max(0, int(text) - int(used.read_text())))
+        available = min(available, max(0, int(text) - int(used.read_text()) + _reclaimable_bytes(group)))
     return available
+
+
+def _reclaimable_bytes(group: Path) -> int:
+    # the page cache counts as used, though the kernel gives it up before it kills anybody
+    try:
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "active_file ")))

@@ -24,6 +24,9 @@ RELATIVE: Final = ("too-slow", "too-fat")
 class Prober:
     """Keeps the numbers of what was probed, by bundle.
 
+    Attributes:
+        last: the last report that passed.
+
     Args:
         threads: of a model process.
         allow_unjailed: go on where the kernel offers no jail.
@@ -33,6 +36,7 @@ class Prober:
         self._threads = threads
         self._jail = JailPolicy(nice=PROBE_NICE, allow_unjailed=allow_unjailed)
         self._known: dict[BundleDigest, ProbeBaseline] = {}
+        self.last: ProbeReport | None = None
 
     def probe(self, fds: BundleFds, variant: Variant, running: Served | None, errands: Errands) -> ProbeReport:
         """Rules 1 and 2.
@@ -58,6 +62,7 @@ class Prober:
         measured = report.baseline()
         if measured is not None:
             self._known[variant.digest] = measured
+        self.last = report
         return report
 
     def _try(self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None) -> ProbeReport:

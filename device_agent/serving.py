@@ -5,13 +5,15 @@ Rules:
    resident until `settle`. So going back (`restore`) is one more switch.
 2. A process that ends is reported by its generation number, once, from a thread that sleeps on its pidfd.
 3. Stopping a process that serves nothing any more waits until its requests are answered.
+4. Where two generations do not fit into memory the current one is stopped first (`stop_current`): requests wait for its
+   successor, and going back means loading it again.
 """
 
 import os
 import select
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from bundle.files import BundleDigest
@@ -19,6 +21,7 @@ from bundle.manifest import Variant
 from device_agent.holdings import Holding
 from device_agent.probation import Observed
 from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.shadowing import Heard
 
 
 class Process(Protocol):
@@ -53,6 +56,14 @@ class Runtime(Protocol):
 
     def observe(self, generation: int) -> Observed:
         """What was seen of it since it was published."""
+        ...
+
+    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+        """Let it hear a share of the live requests at a low priority; 0 ends that."""
+        ...
+
+    def heard(self) -> Heard:
+        """What the candidate in the shadow did so far."""
         ...
 
 
@@ -121,6 +132,31 @@ class Serving:
         """The current one stays: what it replaced is stopped."""
         before, self.previous = self.previous, None
         self._drop(before)
+
+    def stop_current(self) -> None:
+        """Rule 4."""
+        stopped, self.current = self.current, None
+        self._drop(stopped)
+
+    def drop_spare(self) -> None:
+        """Free what a standby holds."""
+        if self.spare is not None:
+            self.spare.process.stop()
+            self.spare = None
+
+    def resident_bytes(self) -> int:
+        """Of all its processes."""
+        served = (self.current, self.previous, self.spare)
+        return sum(one.process.resident_bytes() for one in served if one is not None)
+
+    def shadow(self, served: Served, share_ppm: int, limit_ppm: int) -> None:
+        """Let a generation that serves nothing yet hear a share of the live requests; 0 ends that."""
+        self._runtime.shadow(served.process, share_ppm, limit_ppm)
+
+    def heard(self, served: Served) -> Heard:
+        """What it did in the shadow; its process's end counts even before the front has noticed."""
+        heard = self._runtime.heard()
+        return heard if served.process.alive() else replace(heard, crashes=1)
 
     def needs_spare(self) -> bool:
         """There is a current generation, and no live process of the same bundle beside it."""

@@ -26,7 +26,7 @@ from typing import Any, Final
 from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from device_agent.agent import Agent, collect, with_damaged
-from device_agent.attempt import Outcome
+from device_agent.attempt import Ended, Outcome
 from device_agent.config import Config
 from device_agent.control import COMMANDS, ControlServer, Word
 from device_agent.device import DeviceDirectory
@@ -49,6 +49,7 @@ from device_agent.serving import Served, Serving, when_ended
 from device_agent.status import status_of
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
+from device_agent.tally import Tally
 from device_agent.update import run_armed, run_update
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class Supervisor:
             signals=self,
             errands=self._send,
         )
+        self._tally = Tally(config.family)
+        self._tell_metrics()
         self._control = ControlServer(device.control, self._answer)
 
     def _send(self) -> Errands:
@@ -107,7 +110,7 @@ class Supervisor:
             self._announce("serving", self._switchboard.address)
             self._recover()
             self._serve_active()
-            self._guarded(lambda: run_armed(self._agent))
+            self._guarded(self._go_on)
             self._announce("started", self._switchboard.address)
             self._notifier.tell("READY=1", f"STATUS=serving at {self._switchboard.address}")
             self._notifier.watch(self._switchboard.is_answering)
@@ -213,6 +216,20 @@ class Supervisor:
         finally:
             word.answered.set()
 
+    def _go_on(self) -> None:
+        ended = run_armed(self._agent)
+        if ended is not None:
+            self._count(ended)
+
+    def _count(self, ended: Ended) -> None:
+        self._tally.count(ended)
+        self._tally.count_probe(self._agent.prober.last)
+        self._tell_metrics()
+
+    def _tell_metrics(self) -> None:
+        with contextlib.suppress(Unavailable):  # a front that has died is told when it is back
+            self._switchboard.front.tell_metrics(self._tally.render())
+
     def _poll(self) -> None:
         if not self._journal_paused():
             self._guarded(lambda: self._update("poll"))
@@ -231,6 +248,10 @@ class Supervisor:
         finally:
             if self._serving.previous is not None and self._needs_recovery:
                 self._serving.restore()
+            if self._serving.current is None and not self._stopping:
+                # it was stopped to make room, and did not come back
+                self._guarded(self._serve_active)
+        self._count(ended)
         failed = ended.outcome is Outcome.UNAVAILABLE
         self._failures = self._failures + 1 if failed else 0
         if ended.outcome is Outcome.UPDATED:
@@ -311,6 +332,7 @@ class Supervisor:
         logger.error("the front died, its requests are lost; it is started again")
         self._switchboard.revive()
         self._watch_front()
+        self._tell_metrics()
 
     def _revive(self, generation: int) -> None:
         current = self._serving.current
@@ -341,6 +363,7 @@ class Supervisor:
         self._serving.publish(served)
         ended = self._journal.give_back(attempt, runtime_version())
         self._serving.settle()
+        self._count(ended)
         collect(self._agent)
         return ended.summary()
 

@@ -18,6 +18,7 @@ from device_agent.jail import JailPolicy
 from device_agent.probation import Observed
 from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.serving import Process
+from device_agent.shadowing import Heard
 
 T = TypeVar("T")
 
@@ -75,6 +76,8 @@ class Switchboard:
 
     def retire(self, generation: int) -> None:
         """Take it out and wait for its last answer, at most DRAIN_S."""
+        if self._published is not None and self._published.spec.generation == generation:
+            self._published = None  # nothing is expected to answer until the next `publish`
         with contextlib.suppress(DrainUnavailable):
             self._with_front(lambda front: front.retire(self._config.family, generation, DRAIN_S))
 
@@ -88,6 +91,17 @@ class Switchboard:
             p50_us=window.p50_us or 0,
             crashes=window.crashes,
         )
+
+    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+        """Let a candidate hear a share of the live requests at a low priority; 0 ends that."""
+        assert isinstance(process, ModelProcess)
+        process.set_background(is_background=share_ppm > 0)
+        self._with_front(lambda front: front.shadow(self._config.family, process, share_ppm, limit_ppm))
+
+    def heard(self) -> Heard:
+        """What the candidate in the shadow did so far; nothing after a restart of the front."""
+        stats = self._with_front(lambda front: front.shadow_stats(self._config.family))
+        return Heard(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 
     def is_answering(self) -> bool:
         """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""

@@ -20,31 +20,25 @@ from bundle.canonical import JSON
 from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from device_agent.agent import Agent, collect, with_damaged, without_damaged
-from device_agent.attempt import Attempt, Ended, Outcome, Verdict
+from device_agent.attempt import DOWNTIME, Attempt, Ended, Outcome, Verdict
 from device_agent.endings import ending_of
 from device_agent.errands import Errands
 from device_agent.errors import (
     ChildDied,
     JournalUnavailable,
     NotEligibleUnavailable,
-    OperatorUnfit,
     PatcherDiedUnfit,
-    ProbationInconclusiveUnfit,
-    ProbationUnfit,
     QuarantinedRefused,
-    StoppedUnavailable,
     StoreDamagedRefused,
     system_error,
 )
 from device_agent.holdings import Holding
 from device_agent.machine import MAX_KILLS, Event, State
 from device_agent.planner import DeviceFacts, Edge, Plan, Policy, choose_variant, edges_of, plan_update
-from device_agent.probation import Judgement, Limits, Observed, judge
-from device_agent.serving import Served, Serving
+from device_agent.trial import Trial
 
 logger = logging.getLogger(__name__)
 
-WATCH_INTERVAL_S: Final = 0.25  # of the front's counters during probation; asking costs the front about 0.1 ms
 REPLANS: Final = 4
 
 
@@ -85,7 +79,7 @@ class _Update:
         self._agent, self._errands, self._attempt = agent, errands, attempt
         self._journal, self._store = agent.journal, agent.store
         self._facts = facts
-        self._candidate: Served | None = None
+        self._trial = Trial(agent, errands)
 
     def guarded(self, steps: Callable[[], Ended]) -> Ended:
         """Run the steps; what they raise becomes an outcome (rule 2)."""
@@ -121,7 +115,7 @@ class _Update:
         self._attempt = self._journal.aim(self._attempt, holding)
         self._make(release, holding)
         with self._phase("probe"):
-            self._probe(holding)
+            self._trial.probe(holding)
         with self._phase("check"):
             self._check_again(release)
         if self._agent.serving is None:
@@ -264,74 +258,37 @@ class _Update:
 
     # probe, swap, watch
 
-    def _probe(self, holding: Holding) -> None:
-        try:
-            fds = self._errands.unseal(holding)
-        except StoreDamagedRefused:
-            self._journal.remember(with_damaged(holding.digest))
-            raise
-        try:
-            serving = self._agent.serving
-            running = None if serving is None else serving.current
-            _, variant = holding.parsed()
-            self._agent.prober.probe(fds, variant, running, self._errands)
-        finally:
-            fds.close()
-
     def _activate(self, holding: Holding, event: Event) -> Ended:
-        serving = self._agent.serving
+        serving, trial = self._agent.serving, self._trial
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
+        is_first = serving.current is None
         with self._phase("swap"):
-            fds = self._errands.unseal(holding)
-            try:
-                candidate = serving.start(holding, fds)
-            finally:
-                fds.close()
-            is_first = serving.current is None
-            took_us = serving.publish(candidate)
-        self._candidate = candidate
+            trial.make_room(serving, holding)
+            candidate = trial.load(serving, holding)
+        if candidate.variant.health.shadow_ppm and serving.current is not None:
+            with self._phase("shadow"):
+                trial.shadow(serving, candidate)
+        with self._phase("swap"):
+            took_us = trial.publish(serving, candidate)
+        self._note_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # with nothing to go back to, a probation could only take the service away
         self._attempt = self._journal.advance(Event.ADOPTED if is_first else Event.SWAPPED, self._attempt)
         if not is_first:
             with self._phase("probation"):
-                self._watch(serving, candidate)
+                trial.watch(serving, candidate)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         ended = self._journal.commit(self._attempt)
         serving.settle()
         return ended
-
-    def _watch(self, serving: Serving, candidate: Served) -> None:
-        settings = self._agent.config.probation
-        limits = Limits.of(candidate.variant.health, settings.window_s, settings.min_requests)
-        baseline = Observed() if serving.previous is None else serving.observe(serving.previous)
-        started = time.monotonic()
-        while True:
-            elapsed = time.monotonic() - started
-            verdict = judge(limits, observe(serving, candidate), baseline, elapsed)
-            match verdict.judgement:
-                case Judgement.COMMIT:
-                    logger.info("probation passed", extra={"detail": verdict.detail})
-                    return
-                case Judgement.ROLL_BACK:
-                    raise ProbationUnfit(f"release {candidate.holding.version}: {verdict.detail}")
-                case Judgement.INCONCLUSIVE:
-                    raise ProbationInconclusiveUnfit(f"release {candidate.holding.version}: {verdict.detail}")
-                case Judgement.WATCH:
-                    left = max(0.0, limits.window_s - elapsed)
-                    signal = self._agent.signals.wait(min(WATCH_INTERVAL_S, left) or WATCH_INTERVAL_S)
-            if signal == "rollback":
-                raise OperatorUnfit(f"release {candidate.holding.version}: an operator ended its probation")
-            if signal == "stop":
-                raise StoppedUnavailable(f"the agent was stopped in the probation of {candidate.holding.version}")
 
     # the end
 
     def _end(self, error: AirweightsError) -> Ended:
         state = self._journal.state
         end = ending_of(state, error)
-        if end.outcome is Outcome.ROLLED_BACK and self._candidate is None:
+        if end.outcome is Outcome.ROLLED_BACK and self._trial.candidate is None:
             end = replace(end, outcome=Outcome.UNFIT)  # it never served
         if end.event is Event.GIVEN_UP and state is not State.PROBATION:
             self._abandon()
@@ -342,10 +299,14 @@ class _Update:
         return self._journal.give_back(self._attempt, self._facts.runtime)
 
     def _abandon(self) -> None:
-        serving = self._agent.serving
-        if serving is not None and self._candidate is not None and serving.current is self._candidate:
-            serving.restore()
-            self._candidate = None
+        if self._agent.serving is not None:
+            self._trial.withdraw(self._agent.serving)
+            self._note_downtime()
+
+    def _note_downtime(self) -> None:
+        if self._trial.downtime_ms:
+            self._attempt = self._attempt.with_phase(DOWNTIME, self._trial.downtime_ms)
+            self._trial.downtime_ms = 0
 
     # facts
 
@@ -373,9 +334,3 @@ class _Update:
             "detail": ended.detail,
         }
         logger.info("update ended", extra=fields)
-
-
-def observe(serving: Serving, served: Served) -> Observed:
-    """What was seen of a generation; its process's end counts even before the front has noticed."""
-    seen = serving.observe(served)
-    return seen if served.process.alive() else replace(seen, crashes=max(1, seen.crashes))

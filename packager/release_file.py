@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from bundle import canonical
 from bundle.canonical import NAME, Fields
 from bundle.errors import MalformedRefused
-from bundle.manifest import FEATURE, PLAIN_VERSION, Health, Requirements
+from bundle.manifest import FEATURE, PLAIN_VERSION, SHADOW_LIMITS, Health, Requirements
 from bundle.rollout import BASIS_POINTS
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
 from packager.model_package import FILE_ROLES, ExtraFile
@@ -283,9 +283,12 @@ def _requires(row: _Table) -> Overrides:
 
 def _health(row: _Table) -> Overrides:
     """The fields of Health that are there; its own parser checks them in the company of the defaults."""
-    defaults = Health().as_json()
-    given = {name: row.take(name) for name in row.names() if name in defaults}
+    names = [field.name for field in fields(Health)]
+    given = {name: row.take(name) for name in row.names() if name in names}
     row.end()
+    # limits of a shadow are there where one is asked for, or where somebody wrote one without asking for it
+    shadowed = replace(Health(), shadow_ppm=1) if given.get("shadow_ppm") or given.keys() & set(SHADOW_LIMITS) else None
+    defaults = {**(shadowed or Health()).as_json(), "shadow_ppm": 0}
     checked = Health.parse(Fields({**defaults, **given}, row.where))
     return tuple((field.name, getattr(checked, field.name)) for field in fields(Health) if field.name in given)
 

@@ -20,6 +20,7 @@ from device_agent.front.generations import Generation, Slot, Window
 from device_agent.front.server import FrontServer, server_for
 from device_agent.front.shadow import Shadow
 from device_agent.messages import ChannelClosed, Message, Value
+from device_agent.meters import ProcessMeter, energy_meters
 from device_agent.parent import Handler, Parent, answer, start
 from device_agent.runtime.wire import Answer
 
@@ -29,8 +30,8 @@ SWEEP_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept whi
 class FrontProcess:
     """The supervisor's calls on the event loop."""
 
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
+    def __init__(self, parent: Parent, meters: metrics.Meters) -> None:
+        self._parent, self._meters = parent, meters
         self._loop = asyncio.get_running_loop()
         self._app: App | None = None
         self._server: FrontServer | None = None
@@ -78,6 +79,8 @@ class FrontProcess:
         """Start to answer on the listening socket that comes along."""
         self._limits = limits = Limits(**message.value["limits"])
         self._app = App(limits, lambda: self._server.connections if self._server else 0, self._watch_deadlines)
+        self._app.meters = self._meters
+        self._meters.put('process="supervisor"', ProcessMeter(*message.fds[1:]))
         for family in message.value["families"]:
             self._slot(family)
         self._server = server_for(self._app)
@@ -100,6 +103,8 @@ class FrontProcess:
                 slot.lost(generation)
             generation.sender = self._channel(slot, generation, message.fds[0])
             generation.process = value["process"]
+            if len(message.fds) == 3:
+                self._meters.put(_labels(slot, generation), ProcessMeter(*message.fds[1:]))
         else:
             message.close()
         before = time.perf_counter_ns()
@@ -109,7 +114,14 @@ class FrontProcess:
     def retire(self, _parent: Parent, message: Message) -> Value:
         """Rule 4 of `generations`."""
         slot = self._slot(message.value["family"])
-        slot.retire(message.value["generation"], lambda: os.close(message.fds[0]))
+        generation = slot.generations.get(message.value["generation"])
+
+        def drained() -> None:
+            os.close(message.fds[0])
+            if generation is not None and not any(g.version == generation.version for g in slot.generations.values()):
+                self._meters.drop(_labels(slot, generation))
+
+        slot.retire(message.value["generation"], drained)
         return {}
 
     def window(self, _parent: Parent, message: Message) -> Value:
@@ -207,6 +219,10 @@ class FrontProcess:
             self._watch_deadlines()
 
 
+def _labels(slot: Slot, generation: Generation) -> str:
+    return f'process="model",family="{slot.family}",version="{generation.version}"'
+
+
 def _window(generation: Generation) -> dict[str, Any]:
     window, now = generation.window, time.monotonic()
     return {
@@ -225,8 +241,9 @@ def _window(generation: Generation) -> dict[str, Any]:
     }
 
 
-def _import_all() -> None:
-    """Every module that the first request would otherwise import: the jail has closed their files by then."""
+def _import_all() -> metrics.Meters:
+    """Every module that the first request would otherwise import: the jail has closed their files by then. What is
+    read later is opened here."""
 
     async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
 
@@ -234,17 +251,18 @@ def _import_all() -> None:
         server_for(nothing)
 
     asyncio.run(load())
-    metrics.open_statm()
+    return metrics.Meters(energy_meters(), {'process="front"': ProcessMeter.open()})
 
 
-async def _run(parent: Parent) -> None:
-    await FrontProcess(parent).run()
+async def _run(parent: Parent, meters: metrics.Meters) -> None:
+    await FrontProcess(parent, meters).run()
 
 
 def main() -> None:
     """The process."""
-    parent, _ = start(lambda _pace: _import_all())
-    asyncio.run(_run(parent))
+    meters: list[metrics.Meters] = []
+    parent, _ = start(lambda _pace: meters.append(_import_all()))
+    asyncio.run(_run(parent, meters[0]))
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ class App:
     def __init__(self, limits: Limits, connections: Callable[[], int], on_work: Callable[[], None]) -> None:
         self.slots: dict[str, Slot] = {}
         self.further_metrics = b""
+        self.meters = metrics.Meters()
         self._limits = limits
         self._connections = connections
         self._on_work = on_work
@@ -123,7 +124,7 @@ class App:
                 return (
                     200,
                     [metrics.CONTENT_TYPE],
-                    metrics.render(self.slots, self._connections(), self.further_metrics),
+                    metrics.render(self.slots, self._connections(), self.meters, self.further_metrics),
                 )
             case ["v2", "models", "stats"]:
                 return _json(200, statistics(self.slots.values(), None))

@@ -4,13 +4,13 @@ Labels are `family` and `version`; versions that are gone stay for a while (gene
 rate over a swap adds up.
 """
 
-import os
-import resource
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from bundle.version import VERSION
 from device_agent.front.generations import Slot, Window
+from device_agent.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
 
 CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -19,19 +19,35 @@ BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 
 Sample = tuple[str, str, float]  # suffix of the name, labels, value
 
-_statm = -1
+
+@dataclass(eq=False, slots=True)
+class Meters:
+    """What is read when somebody asks, from files that were opened before the jail or came from the supervisor.
+
+    Attributes:
+        energy: of the machine.
+        processes: by the labels that name them.
+    """
+
+    energy: tuple[EnergyMeter, ...] = ()
+    processes: dict[str, ProcessMeter] = field(default_factory=dict)
+
+    def put(self, labels: str, meter: ProcessMeter) -> None:
+        """Of a process; one of the same labels before it is closed."""
+        self.drop(labels)
+        self.processes[labels] = meter
+
+    def drop(self, labels: str) -> None:
+        """A process is no longer told of."""
+        before = self.processes.pop(labels, None)
+        if before is not None:
+            before.close()
 
 
-def open_statm() -> None:
-    """Before the jail: afterwards no file of /proc can be opened, and this one can still be read."""
-    global _statm
-    _statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def render(slots: Mapping[str, Slot], connections: int, further: bytes) -> bytes:
+def render(slots: Mapping[str, Slot], connections: int, meters: Meters, further: bytes) -> bytes:
     """All of it; `further` is the supervisor's."""
     lines: list[str] = []
-    for name, kind, text, samples in _families(slots, connections):
+    for name, kind, text, samples in (*_families(slots, connections), *_metered(meters)):
         lines += [f"# HELP airweights_{name} {text}", f"# TYPE airweights_{name} {kind}"]
         lines += [f"airweights_{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in samples]
     return ("\n".join(lines) + "\n").encode() + further
@@ -113,21 +129,29 @@ def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str
         [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in slots.values()],
     )
     yield "connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+
+
+def _metered(meters: Meters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+    processes = meters.processes.items()
     yield (
-        "front_cpu_seconds_total",
+        "cpu_seconds_total",
         "counter",
-        "Processor time of the front.",
-        [("", "", usage.ru_utime + usage.ru_stime)],
+        "Processor time of a process.",
+        [("", f"{{{labels}}}", meter.cpu_s()) for labels, meter in processes],
     )
-    if _statm >= 0:
-        pages = int(os.pread(_statm, 200, 0).split()[1])
-        yield (
-            "front_resident_bytes",
-            "gauge",
-            "Resident memory of the front.",
-            [("", "", pages * resource.getpagesize())],
-        )
+    yield (
+        "resident_bytes",
+        "gauge",
+        "Resident memory of a process.",
+        [("", f"{{{labels}}}", meter.resident_bytes()) for labels, meter in processes],
+    )
+    joules = [(meter.zone, meter.joules()) for meter in meters.energy]
+    yield (
+        "energy_joules_total",
+        "counter",
+        "Of the machine, where it has a counter.",
+        [("", f'{{zone="{zone}"}}', found) for zone, found in joules if found is not None],
+    )
 
 
 def _by_code(counted: Iterable[tuple[Slot, str, Window]]) -> Iterator[Sample]:

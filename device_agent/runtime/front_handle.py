@@ -1,11 +1,11 @@
 """The front, as the supervisor holds it."""
 
-import contextlib
 import os
 import select
 import socket
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +14,7 @@ from bundle.errors import AirweightsError
 from device_agent.children import Child
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable
 from device_agent.jail import JailPolicy
+from device_agent.meters import ProcessMeter
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
 from device_agent.runtime.oip import metadata
 
@@ -133,12 +134,13 @@ class Front:
             child = Child.start(MODULE, config.jail)
             limits = {name: getattr(config, name) for name in _LIMITS}
             try:
-                child.call(
-                    "serve",
-                    {"limits": limits, "families": config.families},
-                    (listener.fileno(),),
-                    deadline_s=CALL_DEADLINE_S,
-                )
+                meter = ProcessMeter.open()
+                try:
+                    fds = (listener.fileno(), meter.statm, meter.stat)
+                    request = {"limits": limits, "families": config.families}
+                    child.call("serve", request, fds, deadline_s=CALL_DEADLINE_S)
+                finally:
+                    meter.close()
             except BaseException:
                 child.kill()
                 raise
@@ -169,7 +171,13 @@ class Front:
             "process": _name(process),
             "meta": {**metadata(spec), **(meta or {})},
         }
-        reply = self._child.call("publish", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
+        with ExitStack() as stack:
+            fds = [process.channel]
+            with suppress(OSError):  # it has just ended: the front will see that for itself
+                meter = ProcessMeter.open(process.pid)
+                stack.callback(meter.close)
+                fds += [meter.statm, meter.stat]
+            reply = self._child.call("publish", request, fds, deadline_s=CALL_DEADLINE_S)
         return float(reply.value["publish_ns"]) / 1e9
 
     def retire(self, family: str, generation: int, timeout_s: float) -> None:
@@ -253,7 +261,7 @@ class Front:
     def stop(self) -> None:
         """Stop accepting, answer what is here, end; any number of times."""
         if self._child.alive():
-            with contextlib.suppress(AirweightsError):
+            with suppress(AirweightsError):
                 self._child.call("stop", deadline_s=STOP_DEADLINE_S)
         self._child.stop()
         if self._unix_path is not None:
@@ -292,7 +300,7 @@ def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str
 
 
 def _listen_unix(path: Path, group: str | None) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         if stat.S_ISSOCK(path.stat().st_mode):
             try:
                 probe.connect(str(path))

@@ -27,7 +27,9 @@ from device_agent.parent import Handler
 from device_agent.probation import Observed
 from device_agent.recovery import open_journal, recover
 from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.probing import ProbeReport
 from device_agent.serving import Process, Serving
+from device_agent.shadowing import Heard
 from device_agent.store import Store
 from device_agent.update import run_armed, run_update
 
@@ -109,12 +111,19 @@ class _NoRuntime:
     def observe(self, generation: int) -> Observed:
         return self._seen
 
+    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+        """Nobody hears."""
+
+    def heard(self) -> Heard:
+        return Heard()
+
 
 class NoProber:
     """Every candidate passes."""
 
-    def probe(self, *_: object) -> None:
+    def probe(self, *_: object) -> ProbeReport:
         """See above."""
+        return ProbeReport("pass")
 
 
 class _Serving(Serving):

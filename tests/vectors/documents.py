@@ -110,6 +110,11 @@ def spoiled_text(data: bytes) -> Vectors:
     }
 
 
+def _shadowed(manifest: Any, **changes: int) -> None:
+    shadow = {"shadow_ppm": 100_000, "shadow_agreement_ppm": 950_000, "shadow_relative_rms_ppm": 50_000}
+    manifest["variants"]["int8"]["health"].update({**shadow, **changes})
+
+
 def manifest_vectors() -> Vectors:
     data = good_manifest().as_bytes()
     out = spoiled_text(data)
@@ -192,6 +197,13 @@ def manifest_vectors() -> Vectors:
         "shape-of-17-dimensions": variant(lambda v: v["contract"]["outputs"][0].update(shape=[1] * 17)),
         "health-missing": variant(lambda v: v.pop("health")),
         "health-ratio-above-one": variant(lambda v: v["health"].update(shadow_ppm=1_000_001)),
+        "good-with-shadow": (changed(data, _shadowed), None),
+        "health-shadow-without-its-limits": variant(lambda v: v["health"].update(shadow_ppm=1)),
+        "health-shadow-limit-without-shadow": variant(lambda v: v["health"].update(shadow_agreement_ppm=1)),
+        "health-shadow-limit-above-one": (
+            changed(data, lambda v: _shadowed(v, shadow_agreement_ppm=1_000_001)),
+            "malformed",
+        ),
         "health-deadline-zero": variant(lambda v: v["health"].update(probe_deadline_s=0)),
         "health-unknown-verdict": variant(lambda v: v["health"].update(inconclusive="hope")),
         "quantization-verdict-unknown": variant(lambda v: v["quantization"].update(verdict="fail")),
