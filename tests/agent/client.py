@@ -19,6 +19,18 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def get(device: Device, path: str) -> bytes:
+    """The body of what is at a path."""
+    connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == 200
+        return response.read()
+    finally:
+        connection.close()
+
+
 def infer(device: Device, value: float = 0.5) -> dict[str, Any]:
     """One inference; the answer's JSON. Raises AssertionError for a status other than 200."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [value] * 64}]}

@@ -78,9 +78,18 @@ class Publisher:
         shutil.copytree(self.folder, folder)
         return Publisher(folder)
 
-    def release(self, version: str, *, seed: int = 0, extra: str = "", drill: str = "", size: int = 128) -> Manifest:
-        """Make, sign, publish and offer a release to all devices."""
-        onnx.save(near(seed, size), self.folder / "model.onnx")
+    def release(
+        self,
+        version: str,
+        *,
+        seed: int = 0,
+        extra: str = "",
+        drill: str = "",
+        size: int = 128,
+        model: onnx.ModelProto | None = None,
+    ) -> Manifest:
+        """Make, sign, publish and offer a release to all devices; `model` instead of one by seed and size."""
+        onnx.save(model or near(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
         place.write_text(f'family = "{FAMILY}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')

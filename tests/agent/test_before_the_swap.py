@@ -1,0 +1,124 @@
+"""What stands between a good probe and the swap: the shadow that a contract asks for, and room in memory."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from device_agent.config import ProbationSettings
+from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES
+from tests import models
+from tests.agent.client import get, infer
+from tests.agent.lab import Device, Publisher
+
+SHADOW = "\n[variants.fp32.health]\nshadow_ppm = 1_000_000\nshadow_relative_rms_ppm = {limit}\n"
+SHADOW += "shadow_agreement_ppm = 990_000\n"
+
+
+@contextmanager
+def requests(device: Device) -> Iterator[Counter[str]]:
+    """Asks all the time; counts answers by version, and failures."""
+    answers: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.02):
+            try:
+                answers[infer(device)["model_version"]] += 1
+            except Exception as error:  # noqa: BLE001  whatever a client sees is the result
+                answers[f"failed: {error!r}"] += 1
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        client.join()
+
+
+def _start(device: Device, *, requests: int, serve: str = "") -> None:
+    device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
+    device.write_config()
+    text = device.config_path.read_text()
+    device.config_path.write_text(text.replace("[serve]", f"[serve]\n{serve}"))
+    device.start()
+
+
+def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
+    _start(installed, requests=5)
+    with requests(installed) as answers:
+        ended = installed.ask("update")
+    assert ended["outcome"] == "updated", ended
+    assert list(ended["phases_ms"]) == ["check", "fetch", "patch", "probe", "swap", "shadow", "probation"]
+    assert set(answers) == {"1.0.0", "1.2.0"}, answers
+
+
+def test_a_candidate_that_answers_otherwise_never_serves(installed: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=0, model=models.mlp(7), extra=SHADOW.format(limit=50_000))
+    _start(installed, requests=5)
+    with requests(installed) as answers:
+        ended = installed.ask("update")
+    assert (ended["outcome"], ended["reason"]) == ("unfit", "shadow-failed"), ended
+    assert "agree" in ended["detail"]
+    assert set(answers) == {"1.0.0"}, answers
+    assert installed.ask("status")["quarantine"][0]["reason"] == "shadow-failed"
+    assert metric(installed, "swaps_total", result="failed") == 1
+    assert metric(installed, "updates_total", outcome="unfit") == 1
+
+
+def test_an_operator_ends_a_shadow(installed: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
+    _start(installed, requests=10**6)
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(installed.ask("update")))
+    update.start()
+    while installed.ask("status")["state"] != "swapping":
+        pass
+    installed.ask("rollback")
+    update.join(60)
+    assert (result["outcome"], result["reason"]) == ("unfit", "operator-rollback"), result
+    assert infer(installed)["model_version"] == "1.0.0"
+
+
+@pytest.mark.parametrize("drill", ["", "live-nan"])
+def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
+    installed: Device, publisher: Publisher, drill: str
+) -> None:
+    publisher.release("1.2.0", seed=1, drill=drill)
+    budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
+    _start(installed, requests=5, serve=f"memory_bytes = {budget}")
+    with requests(installed) as answers:
+        ended = installed.ask("update")
+    good = "1.0.0" if drill else "1.2.0"
+    assert ended["outcome"] == ("rolled-back" if drill else "updated"), ended
+    assert 0 < ended["downtime_ms"] < 60_000
+    assert infer(installed)["model_version"] == good
+    assert set(answers) == {"1.0.0", "1.2.0"}, "requests wait for the next model, they do not fail"
+    status = json.loads(installed.command("status", "--json").stdout)
+    assert status["last_update"]["downtime_ms"] == ended["downtime_ms"]
+    assert metric(installed, "swap_downtime_seconds_total") == pytest.approx(ended["downtime_ms"] / 1000)
+    assert metric(installed, "swaps_total", result="rolled-back" if drill else "committed") == 1
+
+
+def test_a_candidate_that_fits_nowhere_is_not_tried(installed: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    _start(installed, requests=0, serve=f"memory_bytes = {2**20}")
+    ended = installed.ask("update")
+    assert (ended["outcome"], ended["reason"], ended["downtime_ms"]) == ("unavailable", "no-memory", 0), ended
+    assert infer(installed)["model_version"] == "1.0.0"
+
+
+def metric(device: Device, name: str, **labels: str) -> float:
+    """One value of /metrics; `labels` beside the family."""
+    wanted = ",".join(f'{key}="{value}"' for key, value in {"family": "kws", **labels}.items())
+    for line in get(device, "/metrics").decode().splitlines():
+        if line.startswith(f"airweights_{name}{{{wanted}}} "):
+            return float(line.split()[-1])
+    raise AssertionError(f"{name}{{{wanted}}} is not among the metrics")
