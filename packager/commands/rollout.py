@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def rollout() -> None:
     """Say which release a channel runs, and for whom.
 
-    With --key or --keys a change is signed and published at once; without, it is staged.
+    With --key or --keys a change of a published release's rollout is signed and published at once, whatever else is
+    staged; without, it is staged.
     """
 
 
@@ -61,6 +62,7 @@ def set_command(
     if manifest is None:
         known = ", ".join(found.version for found in repository.releases(family)) or "none"
         raise StagingInvalid(f"{family} has no release {version}, found {known}")
+    seen = repository.published_rollout(family, channel)
     before = repository.rollout(family, channel)
     is_same = before is not None and before.version == version
     kept = before.salt if before is not None and is_same else f"{family}-{manifest.counter}"
@@ -75,7 +77,7 @@ def set_command(
         cohorts=cohorts,
         note=note,
     )
-    _stage(repo, wanted, uris, key_dir, passphrase_file, as_json=as_json)
+    _stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("halt")
@@ -106,10 +108,14 @@ def halt_command(
     from packager.errors import StagingInvalid
     from packager.repository.repository import Repository
 
-    before = Repository.open(repo).rollout(family, channel)
+    repository = Repository.open(repo)
+    # what devices see is what is halted; only without keys it is what waits to be signed
+    seen = repository.published_rollout(family, channel)
+    before = seen if seen is not None and (uris or key_dir) else repository.rollout(family, channel)
     if before is None:
         raise StagingInvalid(f"{family} has no rollout on channel {channel!r}")
-    _stage(repo, replace(before, halted=not resume, note=note), uris, key_dir, passphrase_file, as_json=as_json)
+    wanted = replace(before, halted=not resume, note=note)
+    _stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("status")
@@ -133,6 +139,7 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
 def _stage(
     repo: Path,
     wanted: "Rollout",
+    seen: "Rollout | None",
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -144,11 +151,14 @@ def _stage(
 
     repository = Repository.open(repo)
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else None
-    repository.stage_rollout(wanted)
     published = None
-    if signers is not None:
-        repository.sign(signers)
-        published = repository.publish()
+    if signers is not None and repository.published_manifest(wanted.family, wanted.version) is not None:
+        published = repository.publish_rollout(wanted, seen, signers)
+    else:
+        repository.stage_rollout(wanted)
+        if signers is not None:
+            repository.sign(signers)
+            published = repository.publish()
     state = (
         "staged: sign and publish it" if published is None else f"published, timestamp {published.timestamp_version}"
     )

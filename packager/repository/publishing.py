@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from securesystemslib.signer import Signer
-from tuf.api.metadata import Targets
+from tuf.api.metadata import Metadata, Targets
 
 from bundle.errors import AirweightsError
 from bundle.fleet import TARGET as FLEET_TARGET
-from bundle.trust.client import FLEET_ROLE, rollout_role
+from bundle.rollout import Rollout
+from bundle.trust.client import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict
 from packager.repository import documents
 from packager.repository.chain import TIMESTAMP_FILE, Document, Published, delegator_of, effective, verification
@@ -101,6 +102,20 @@ def renewal(
         if documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
             drafted.renew_rollout(role, published.role(role), now_s)
     drafted.sign(published, signers, now_s, is_renewal=True)
+    return drafted
+
+
+def rollout_change(layout: Layout, published: Published, rollout: Rollout, signers: Sequence[Signer]) -> Staging:
+    """One channel's rollout, its role, snapshot and timestamp; nothing of the staging folder."""
+    drafted = Staging(layout, is_blank=True)
+    drafted.base = published.timestamp_version
+    role, name = rollout_role(rollout.family), rollout_target(rollout.family, rollout.channel)
+    now_s, data = int(time.time()), rollout.as_bytes()
+    before = published.role(role)
+    listed = {**before.targets, name: documents.target_file(name, data)}
+    drafted.targets[name] = data
+    drafted.documents[role] = Metadata[Targets](documents.next_targets(before, role, listed, now_s))
+    drafted.sign(published, signers, now_s)
     return drafted
 
 

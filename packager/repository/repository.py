@@ -28,6 +28,7 @@ from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
     NothingStaged,
+    PublishConflict,
     RepositoryMissing,
     StagingInvalid,
 )
@@ -38,11 +39,12 @@ from packager.repository.garbage import GarbageReport, collect_garbage
 from packager.repository.layout import (
     Layout,
     copy_in,
+    last_publisher,
     locked,
     sync_folder,
     write_file,
 )
-from packager.repository.publishing import PublishReport, publish, renewal
+from packager.repository.publishing import PublishReport, publish, renewal, rollout_change
 from packager.repository.rotation import next_targets
 from packager.repository.staging import SignReport, Staging
 from packager.repository.status import StatusReport, status_of
@@ -174,6 +176,16 @@ class Repository:
         data = self._view(family).target(release_role(family), release_target(family, version))
         return None if data is None else parse_manifest(data)
 
+    def published_manifest(self, family: str, version: str) -> Manifest | None:
+        """A release that devices can see, or None. Raises FamilyUnknown."""
+        data = self._view(family).published_target(release_role(family), release_target(family, version))
+        return None if data is None else parse_manifest(data)
+
+    def published_rollout(self, family: str, channel: str) -> Rollout | None:
+        """What devices see that a channel runs, or None. Raises FamilyUnknown."""
+        data = self._view(family).published_target(rollout_role(family), rollout_target(family, channel))
+        return None if data is None else parse_rollout(data)
+
     def releases(self, family: str) -> tuple[Manifest, ...]:
         """All listed releases, staged ones included, by counter. Raises FamilyUnknown."""
         view, role = self._view(family), release_role(family)
@@ -253,16 +265,8 @@ class Repository:
         Raises:
             FamilyUnknown; StagingInvalid: no such release, another identity, not made for the channel.
         """
-        manifest = self.manifest(rollout.family, rollout.version)
         if not forged:
-            if manifest is None:
-                raise StagingInvalid(f"{rollout.family} has no release {rollout.version}")
-            agreed = (manifest.counter, manifest.digest_without_patches())
-            if agreed != (rollout.counter, rollout.manifest_digest):
-                raise StagingInvalid(f"the rollout's counter or digest is not that of release {rollout.version}")
-            if rollout.channel not in manifest.channels:
-                listed = ", ".join(manifest.channels) or "no channel"
-                raise StagingInvalid(f"release {rollout.version} is made for {listed}, not for {rollout.channel!r}")
+            _check_rollout(rollout, self.manifest(rollout.family, rollout.version))
         parse_rollout(rollout.as_bytes())
         self._stage(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
 
@@ -364,6 +368,30 @@ class Repository:
             published = Published(self._layout)
             return publish(self._layout, published, renewal(self._layout, published, signers), rehearse=True)
 
+    def publish_rollout(self, rollout: Rollout, seen: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
+        """Publish what a channel runs, at once and alone: what is staged neither goes out nor stands in the way.
+
+        Args:
+            rollout: names a release that is published.
+            seen: what devices saw on the channel when the change was decided; None for a new channel.
+            signers: of the family's rollout role, snapshot and timestamp.
+
+        Raises:
+            as `stage_rollout`; BelowThreshold, and what a device would raise; PublishConflict: devices see another
+            rollout by now.
+        """
+        with locked(self._layout):
+            published = Published(self._layout)
+            if self.published_rollout(rollout.family, rollout.channel) != seen:
+                raise PublishConflict(
+                    f"the rollout of {rollout.family} {rollout.channel} was changed meanwhile:"
+                    f" {last_publisher(self._layout)}",
+                    remedy="`packager rollout status` shows it: decide again",
+                )
+            _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
+            drafted = rollout_change(self._layout, published, rollout, signers)
+            return publish(self._layout, published, drafted, rehearse=True)
+
     @property
     def is_staging_empty(self) -> bool:
         """Does nothing wait to be signed or published?"""
@@ -402,6 +430,17 @@ class Repository:
         if family not in known:
             raise FamilyUnknown(
                 f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",
-                remedy="`packager keys role add` delegates one",
+                remedy="`packager keys family add` delegates one",
             )
         return view
+
+
+def _check_rollout(rollout: Rollout, manifest: Manifest | None) -> None:
+    if manifest is None:
+        raise StagingInvalid(f"{rollout.family} has no release {rollout.version}")
+    agreed = (manifest.counter, manifest.digest_without_patches())
+    if agreed != (rollout.counter, rollout.manifest_digest):
+        raise StagingInvalid(f"the rollout's counter or digest is not that of release {rollout.version}")
+    if rollout.channel not in manifest.channels:
+        listed = ", ".join(manifest.channels) or "no channel"
+        raise StagingInvalid(f"release {rollout.version} is made for {listed}, not for {rollout.channel!r}")

@@ -35,7 +35,11 @@ class View:
         """Content of a target, or None. Raises RepositoryDamaged."""
         if name in self.staging.targets:
             return self.staging.targets[name]
-        if name in self.staging.withdrawn or role not in self.published.documents:
+        return None if name in self.staging.withdrawn else self.published_target(role, name)
+
+    def published_target(self, role: str, name: str) -> bytes | None:
+        """Content of a target that devices see, or None. Raises RepositoryDamaged."""
+        if role not in self.published.documents:
             return None
         listed = self.published.role(role).targets.get(name)
         return None if listed is None else self.published.target(listed)
