@@ -1,0 +1,37 @@
+"""An online key that lives in a key service, with its ML-DSA partner in a file: both sign, by command."""
+
+import json
+import os
+
+import pytest
+from securesystemslib.signer import Key
+
+from keys.files import load_signer
+from keys.passphrase import ENVIRONMENT
+from packager.cli import main
+from packager.repository.rotation import replace_keys
+from tests.keys.vault import TOKEN, vault
+from tests.repository.shop import PASSPHRASE, Shop, TestDevice
+
+
+def test_a_repository_is_refreshed_with_a_key_in_vault(
+    shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with vault() as running:
+        running.rotate("online")
+        monkeypatch.setenv("VAULT_ADDR", running.url)
+        monkeypatch.setenv("VAULT_TOKEN", TOKEN)
+        monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+        held = load_signer("hv:online", None)
+        partner = [signer for signer in shop.signers_of("timestamp") if signer.public_key.keytype != "ed25519"]
+        keys: list[Key] = [held.public_key, *(signer.public_key for signer in partner)]
+        replace_keys(shop.repository.layout, "timestamp", keys)
+        shop.signers.append(held)
+        shop.publish()
+        running.signed.clear()
+        words = ["repo", "refresh", "--repo", os.fspath(shop.repository.root), "--keys", os.fspath(shop.keys)]
+        assert main([*words, "--json"]) == 2
+        assert json.loads(capfd.readouterr().err)["error"]["reason"] == "below-threshold"
+        assert main([*words, "--key", "hv:online"]) == 0
+        assert running.signed == [("online", 1)]
+    assert device.check(shop.published).manifest.version == "1.0.0"
