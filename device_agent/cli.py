@@ -58,6 +58,7 @@ def cli(context: click.Context, config: Path) -> None:
 @click.option("--variant", default="auto", show_default=True)
 @click.option("--listen", default="tcp:127.0.0.1:0", show_default=True, help="unix:/path or tcp:127.0.0.1:PORT.")
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("/var/lib/airweights"), show_default=True)
+@click.option("--identity", default="file", show_default=True, help="Where its keys rest: file, tpm:… or pkcs11:….")
 @click.option("--label", help="What people call the device.  [default: the host's name]")
 @as_json
 @click.pass_obj
@@ -71,6 +72,7 @@ def init(
     variant: str,
     listen: str,
     directory: Path,
+    identity: str,
     label: str | None,
     *,
     as_json: bool,
@@ -88,12 +90,13 @@ def init(
         family=family,
         channel=channel,
         cohort=cohort,
+        identity=identity,
         serve=ServeSettings(listen=listen),
         update=replace(UpdateSettings(), variant=variant),
     )
     text = render_config(config)
     parse_config(text.encode(), where="the options given", folder=Path("/"))
-    public = initialise(DeviceDirectory(config.directory), root, label or default_label())
+    public = initialise(DeviceDirectory(config.directory), root, label or default_label(), identity)
     _write_config(path, text)
     result = {"device_id": public.device_id, "label": public.label, "config": str(path), "directory": str(directory)}
     click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enrol"
@@ -109,7 +112,8 @@ def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
     from device_agent.device import DeviceDirectory
     from device_agent.identity import enrolment_request
 
-    request, data = enrolment_request(DeviceDirectory(load_config(path).directory))
+    config = load_config(path)
+    request, data = enrolment_request(DeviceDirectory(config.directory), config.identity)
     if output is not None:
         output.write_bytes(data)
     result: dict[str, object] = {
@@ -216,6 +220,22 @@ def forgive(path: Path, bundle: str | None, *, as_json: bool) -> None:
 
     done = _ask(path, "forgive", lambda config: forgive_once(config, bundle), bundle=bundle)
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
+
+
+@cli.command()
+@as_json
+@click.pass_obj
+def reseal(path: Path, *, as_json: bool) -> None:
+    """Bring this device's keys to where `identity` in the configuration says: files, a TPM, or a token.
+
+    Also after a planned change of what a TPM's PCRs measure: before it, to fewer PCRs; after it, to all of them again.
+    """
+    from device_agent.enrolment import reseal as move
+
+    config = load_config(path)
+    move(config)
+    result = {"identity": config.identity, "directory": str(config.directory)}
+    console.print_result(result, as_json=as_json, text=f"the keys rest in {config.identity} now")
 
 
 @cli.command("check-config")

@@ -4,7 +4,7 @@ Rules:
 1. An unknown key, a wrong type or a value out of its range is an error that names the key, what was found and what is
    expected; nothing is corrected silently.
 2. Paths are absolute, or relative to the folder of the file.
-3. No secret is ever here: keys live in `directory`/identity.
+3. No secret is ever here: keys live in `directory`/identity, sealed where `identity` says so.
 """
 
 import re
@@ -15,11 +15,13 @@ from typing import Final
 
 from bundle.canonical import NAME
 from device_agent.errors import ConfigInvalid
+from device_agent.home import parse_home
 
 MAX_CONFIG_BYTES: Final = 64 * 1024
 DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
 URL: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
 LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+IDENTITY: Final = re.compile(r"[ -~]{1,1024}")
 MIN_POLL_S: Final = 1
 MAX_S: Final = 30 * 86400
 
@@ -87,6 +89,7 @@ class Config:
         directory: the device's own folder.
         repository_url: where `metadata/`, `targets/`, `blobs/` and `envelopes/` are.
         family, channel, cohort: what this device follows.
+        identity: where the device's own keys rest: "file", "tpm:…" or "pkcs11:…" (device_agent.home).
         allow_unjailed: `[jail]`; whether children may run where the kernel offers no jail.
     """
 
@@ -95,6 +98,7 @@ class Config:
     family: str
     channel: str = "stable"
     cohort: str = "default"
+    identity: str = "file"
     allow_unjailed: bool = False
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
@@ -185,6 +189,7 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         family=top.text("family", None, NAME),
         channel=top.text("channel", "stable", NAME),
         cohort=top.text("cohort", "default", NAME),
+        identity=_identity(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         serve=ServeSettings(
             listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN),
@@ -201,6 +206,15 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
     for table in (top, serve, update, probation, jail):
         table.end()
     return config
+
+
+def _identity(table: _Table, where: str) -> str:
+    uri = table.text("identity", "file", IDENTITY)
+    try:
+        parse_home(uri)
+    except ValueError as error:
+        raise ConfigInvalid(f"{where}: identity is {uri!r}: {error}") from error
+    return uri
 
 
 def _update(table: _Table) -> UpdateSettings:
@@ -224,6 +238,7 @@ repository_url = {repository_url}
 family = {family}
 channel = {channel}
 cohort = {cohort}
+identity = {identity}
 
 [serve]
 listen = {listen}
@@ -242,6 +257,7 @@ def render_config(config: Config) -> str:
         family=_quote(config.family),
         channel=_quote(config.channel),
         cohort=_quote(config.cohort),
+        identity=_quote(config.identity),
         listen=_quote(config.serve.listen),
         variant=_quote(config.update.variant),
     )

@@ -29,6 +29,10 @@ MAX_IDENTITY_BYTES: Final = 16 * 1024
 DEVICE_KEY_FILE: Final = "x-wing.key"
 SIGNING_KEY_FILE: Final = "ed25519.key"
 STORAGE_KEY_FILE: Final = "storage.key"
+DEVICE_KEY: Final = "x-wing"
+SIGNING_KEY: Final = "ed25519"
+STORAGE_KEY: Final = "storage"
+KEY_FILES: Final = {DEVICE_KEY: DEVICE_KEY_FILE, SIGNING_KEY: SIGNING_KEY_FILE, STORAGE_KEY: STORAGE_KEY_FILE}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,21 +4,27 @@ import os
 import re
 from pathlib import Path
 
+from device_agent.config import Config
 from device_agent.device import DeviceDirectory, PublicIdentity
 from device_agent.errors import AlreadyInitialised, ConfigInvalid
-from device_agent.identity import check_root, create_identity
+from device_agent.holdings import Witness
+from device_agent.home import FILE
+from device_agent.identity import check_root, counter_behind_the_floor, create_identity, home_of_keys
+from device_agent.identity import reseal as move_keys
+from device_agent.journal import Journal
 from device_agent.store import Store, sync_folder, write_durably
 
 
-def initialise(device: DeviceDirectory, shipped_root: Path, label: str) -> PublicIdentity:
+def initialise(device: DeviceDirectory, shipped_root: Path, label: str, home: str = FILE) -> PublicIdentity:
     """Make the directory.
 
     Args:
         shipped_root: root metadata as the publisher hands it out; the first trust of the device.
         label: what people call the device.
+        home: of its keys (device_agent.home).
 
     Raises:
-        AlreadyInitialised, ConfigInvalid; nothing is left behind then.
+        AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; nothing is left behind then.
     """
     if device.identity.exists():
         raise AlreadyInitialised(f"{device.identity} exists", remedy="remove the device directory to start over")
@@ -33,7 +39,32 @@ def initialise(device: DeviceDirectory, shipped_root: Path, label: str) -> Publi
         raise ConfigInvalid(
             f"{device.root}: {error.strerror}", remedy="name another folder with --directory"
         ) from error
-    return create_identity(device, label)
+    public = create_identity(device, label, home)
+    witness_from_here(device, home)
+    return public
+
+
+def witness_from_here(device: DeviceDirectory, home: str) -> None:
+    """A TPM's counter may stand anywhere when a device begins with it: what counts is that it grows from here on."""
+    counter = counter_behind_the_floor(home)
+    if counter is None:
+        return
+    journal = Journal(device.journal)
+    try:
+        journal.witness_floor(Witness(counter))
+    finally:
+        journal.close()
+
+
+def reseal(config: Config) -> None:
+    """Bring the keys to the home that the configuration names. No daemon may run. Raises as `identity.reseal`; Busy."""
+    device = DeviceDirectory(config.directory)
+    device.check_initialised()
+    with device.locked():
+        had_counter = home_of_keys(device).startswith("tpm:")
+        move_keys(device, config.identity)
+        if not had_counter:
+            witness_from_here(device, config.identity)
 
 
 def default_label() -> str:

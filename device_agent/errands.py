@@ -22,7 +22,7 @@ from bundle.version import VERSION
 from device_agent.children import Child, well_formed
 from device_agent.clock import clock_facts
 from device_agent.config import Config
-from device_agent.device import DEVICE_KEY_FILE, STORAGE_KEY_FILE, DeviceDirectory
+from device_agent.device import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
 from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable
 from device_agent.holdings import Holding, Remembered
 from device_agent.jail import JailPolicy
@@ -36,6 +36,7 @@ DOCUMENT_DEADLINE_S: Final = 180.0
 BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's own rate window ends it long before
 PATCH_DEADLINE_S: Final = 3600.0
 UNSEAL_DEADLINE_S: Final = 600.0
+KEEPER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
 MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
 SERVED_ROLES: Final = ("model", "external-data", "golden")
@@ -152,14 +153,14 @@ class Errands:
             "content_envelope": self._envelope(content, f"release {manifest.version} is not sealed to {name!r}"),
         }
         with _Fds() as fds:
-            key = fds.own(self._device.open_key(DEVICE_KEY_FILE))
+            key = fds.own(self._key(DEVICE_KEY))
             self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
 
     def apply(self, edge: Edge) -> int:
         """One step of a plan: from the spool, and the base in the store, into the store. Returns the sealed bytes.
         Raises Refused, ChildDied, ChildTimeout."""
         with _Fds() as fds:
-            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            key = fds.own(self._key(STORAGE_KEY))
             part, note = (fds.own(fd) for fd in self._store.open_part(edge.entry.blob))
             del note
             output = fds.own(self._store.begin(edge.target))
@@ -174,7 +175,7 @@ class Errands:
         """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
         _, variant = holding.parsed()
         with _Fds() as fds:
-            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            key = fds.own(self._key(STORAGE_KEY))
             sealed = fds.own(self._store.open(holding.digest))
             request = {"digest": holding.digest, "roles": SERVED_ROLES}
             reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
@@ -186,12 +187,32 @@ class Errands:
         from bundle.manifest import parse_manifest
 
         with _Fds() as fds:
-            key = fds.own(self._device.open_key(STORAGE_KEY_FILE))
+            key = fds.own(self._key(STORAGE_KEY))
             sealed = fds.own(self._store.open(digest))
             reply = self._call("patcher", "describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
         with well_formed("patcher"):
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
             return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+
+    def counter(self) -> int | None:
+        """The TPM's counter behind the floor; None where the identity is in no TPM. Raises TpmUnavailable."""
+        if not self._config.identity.startswith("tpm:"):
+            return None
+        return _optional(self._call("keeper", "counter", {}, deadline_s=KEEPER_DEADLINE_S))
+
+    def raise_counter(self, value: int) -> int | None:
+        """Raise it to at least `value`. Raises TpmUnavailable."""
+        return _optional(self._call("keeper", "raise", {"value": value}, deadline_s=KEEPER_DEADLINE_S))
+
+    def _key(self, use: str) -> int:
+        """A descriptor of a plain key file, which this process does not read (device_agent.device rule 2)."""
+        fd = self._device.open_key(KEY_FILES[use])
+        if self._config.identity == "file":
+            return fd
+        try:
+            return self._call("keeper", "open", {"use": use}, (fd,), deadline_s=KEEPER_DEADLINE_S).fds[0]
+        finally:
+            os.close(fd)
 
     def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
         question.close()
@@ -219,7 +240,10 @@ class Errands:
         if self._is_interrupted:
             raise StoppedUnavailable(f"the agent is stopping, {operation!r} is not begun")
         if child is None:
-            child = self._children[name] = Child.start(f"device_agent.{name}", self._policy(name))
+            environment = self._environment(name)
+            child = self._children[name] = Child.start(
+                f"device_agent.{name}", self._policy(name), environment=environment
+            )
         try:
             return child.call(operation, request, fds, **how)
         except (ChildDied, ChildTimeout):
@@ -229,8 +253,14 @@ class Errands:
                 raise StoppedUnavailable(f"the agent is stopping, {operation!r} was cut off") from None
             raise
 
+    def _environment(self, name: str) -> dict[str, str]:
+        # a token's library is set up by variables that nobody can list beforehand
+        return {**os.environ, "AIRWEIGHTS_IDENTITY": self._config.identity} if name == "keeper" else {}
+
     def _policy(self, name: str) -> JailPolicy:
         allow = self._config.allow_unjailed
+        if name == "keeper":
+            return keeper_policy(self._config.identity, allow_unjailed=allow)
         if name == "verifier":
             return JailPolicy(write=(str(self._device.trust),), own_user=False, allow_unjailed=allow)
         if name == "patcher":
@@ -248,6 +278,22 @@ class _Fds(ExitStack):
     def own(self, fd: int) -> int:
         self.callback(os.close, fd)
         return fd
+
+
+def keeper_policy(identity: str, *, allow_unjailed: bool) -> JailPolicy:
+    """What the keeper needs for a home (device_agent.keeper)."""
+    if identity.startswith("pkcs11:"):
+        return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
+    if identity.startswith("tpm:device:"):
+        return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
+    # a resource manager or a simulator is connected to anew for each command
+    sockets = "inet" if "host=" in identity or "port=" in identity else "unix"
+    return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
+
+
+def _optional(message: Message) -> int | None:
+    value = message.value["value"]
+    return None if value is None else int(value)
 
 
 def _release_fields(edge: Edge) -> dict[str, Any]:

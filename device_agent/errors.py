@@ -17,6 +17,10 @@ AirweightsError
 │   ├── CohortKeyRefused        cohort-key              an unsealed cohort key is not the one that the fleet signs
 │   └── NoVariantRefused        no-variant              no variant of the release fits this device
 ├── Unavailable
+│   ├── TpmUnavailable          tpm-unavailable         the TPM that holds the identity does not answer
+│   ├── TpmPolicyUnavailable    tpm-policy              the PCRs are not what they were when the identity was sealed
+│   ├── DeviceTokenUnavailable  device-token-unavailable nor does the token
+│   ├── FloorUnprovenUnavailable floor-unproven         the TPM has seen a higher floor than this disk remembers
 │   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
 │   ├── NoMemoryUnavailable     no-memory               the candidate does not fit into memory, even alone
 │   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
@@ -131,6 +135,24 @@ class NoVariantRefused(Refused):
     reason = "no-variant"
 
 
+class TpmUnavailable(Unavailable):
+    """The TPM that holds the identity is not there, or does not answer."""
+
+    reason = "tpm-unavailable"
+
+
+class TpmPolicyUnavailable(Unavailable):
+    """The TPM does not unseal the identity: the PCRs are not what they were when it was sealed."""
+
+    reason = "tpm-policy"
+
+
+class DeviceTokenUnavailable(Unavailable):
+    """The PKCS#11 token that holds the identity's key is not there, or does not answer."""
+
+    reason = "device-token-unavailable"
+
+
 class NoSpaceUnavailable(Unavailable):
     """The store's file system is too full for the plan."""
 
@@ -147,6 +169,12 @@ class MeteredUnavailable(Unavailable):
     """The cheapest path costs more than the metered limit."""
 
     reason = "metered-limit"
+
+
+class FloorUnprovenUnavailable(Unavailable):
+    """The TPM has seen a higher floor than this disk remembers: only metadata from the network is believed now."""
+
+    reason = "floor-unproven"
 
 
 class NoPathUnavailable(Unavailable):

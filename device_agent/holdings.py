@@ -201,6 +201,30 @@ class Remembered:
         return out
 
 
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What a TPM's counter had to be when the floor rose last: a copy of the disk from before says less than the TPM.
+
+    Attributes:
+        counter: recorded before the TPM's is raised to it; 0 where there is no TPM.
+        is_unproven: the TPM's was higher when it was last looked at, and no check has proven the floor anew since.
+    """
+
+    counter: int = 0
+    is_unproven: bool = False
+
+    def as_json(self) -> dict[str, JSON]:
+        """The journal's record."""
+        return {"counter": self.counter, "is_unproven": self.is_unproven}
+
+    @classmethod
+    def parse(cls, fields: Fields) -> "Witness":
+        """Inverse of `as_json`. Raises MalformedRefused."""
+        out = cls(fields.integer("counter"), fields.flag("is_unproven"))
+        fields.end()
+        return out
+
+
 def _digest(fields: Fields, name: str) -> BundleDigest | None:
     value = fields.optional_text(name, SHA256_HEX)
     return None if value is None else BundleDigest(value)

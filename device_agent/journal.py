@@ -15,7 +15,7 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from device_agent.attempt import Attempt, Ended, Outcome, Verdict, line
-from device_agent.holdings import Holding, Pointers, Quarantined, Remembered
+from device_agent.holdings import Holding, Pointers, Quarantined, Remembered, Witness
 from device_agent.machine import TRIALS, Event, State, next_state, recover
 from device_agent.records import Records
 
@@ -74,6 +74,12 @@ class Journal:
         """What is remembered besides."""
         row = self._records.get("machine", "remembered")
         return Remembered() if row is None else Remembered.parse(row)
+
+    @property
+    def witness(self) -> Witness:
+        """What the TPM's counter had to be."""
+        row = self._records.get("machine", "witness")
+        return Witness() if row is None else Witness.parse(row)
 
     def holding(self, digest: BundleDigest | None) -> Holding | None:
         """What is known of a bundle, or None."""
@@ -244,6 +250,12 @@ class Journal:
             with self._records.transaction():
                 self._records.put("machine", "remembered", after.as_json())
         return after
+
+    def witness_floor(self, witness: Witness) -> None:
+        """Remember what the TPM's counter has to be; no write where it stays the same."""
+        if witness != self.witness:
+            with self._records.transaction():
+                self._records.put("machine", "witness", witness.as_json())
 
     def rebuild(self, holdings: Iterable[Holding], pointers: Pointers) -> None:
         """Fill an empty journal with what other stores still know."""

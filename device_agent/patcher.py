@@ -32,8 +32,9 @@ from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
 from bundle.patch.apply import apply_patch
+from device_agent.device import DEVICE_KEY, STORAGE_KEY
 from device_agent.errors import CohortKeyRefused
-from device_agent.identity import DEVICE_KEY, STORAGE_KEY, read_key
+from device_agent.identity import read_key
 from device_agent.messages import MAX_FDS, Message, Value
 from device_agent.parent import Handler, Parent, serve, start
 from device_agent.sealed import Head, SealedBundle, SealedWriter

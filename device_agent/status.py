@@ -25,6 +25,8 @@ def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dic
         "channel": config.channel,
         "cohort": config.cohort,
         "directory": str(config.directory),
+        "identity": config.identity.partition(":")[0],
+        "floor_unproven": journal.witness.is_unproven,
         "state": journal.state.value,
         "active": _row(journal.holding(pointers.active)),
         "previous": _row(journal.holding(pointers.previous)),
@@ -74,6 +76,10 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append("degraded: the previous release serves, since the active one is damaged")
     if status["stale_since_ms"]:
         lines.append("stale: the repository's metadata has expired")
+    if status["identity"] != "file":
+        lines.append(f"identity: sealed, {status['identity']}")
+    if status["floor_unproven"]:
+        lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
     if not status["clock_synchronised"]:
         lines.append("clock suspect: it is not synchronised")
     if status.get("unjailed"):

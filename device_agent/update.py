@@ -25,6 +25,7 @@ from device_agent.endings import ending_of
 from device_agent.errands import Errands
 from device_agent.errors import (
     ChildDied,
+    FloorUnprovenUnavailable,
     JournalUnavailable,
     NotEligibleUnavailable,
     PatcherDiedUnfit,
@@ -32,7 +33,7 @@ from device_agent.errors import (
     StoreDamagedRefused,
     system_error,
 )
-from device_agent.holdings import Holding
+from device_agent.holdings import Holding, Witness
 from device_agent.machine import MAX_KILLS, Event, State
 from device_agent.planner import DeviceFacts, Edge, Plan, Policy, choose_variant, edges_of, plan_update
 from device_agent.trial import Trial
@@ -132,14 +133,17 @@ class _Update:
     # check
 
     def _check(self) -> VerifiedRelease:
+        seen = self._counter()
         try:
             release = self._errands.check(self._journal.remembered, self._journal.holdings())
         except (Refused, Unavailable) as error:
             reason = error.reason
             self._journal.remember(lambda before: replace(before, last_error=reason))
             raise
+        before = self._journal.remembered
+        is_raised = (release.floor.epoch, release.floor.counter) > (before.floor_epoch, before.floor_counter)
         checked = replace(
-            self._journal.remembered,
+            before,
             floor_epoch=release.floor.epoch,
             floor_counter=release.floor.counter,
             checked_ms=release.checked_at_s * 1000,
@@ -148,7 +152,26 @@ class _Update:
             last_error="",
         )
         self._journal.remember(lambda _: checked)
+        if seen is not None and (is_raised or self._journal.witness.is_unproven):
+            # recorded before the TPM's is raised: cut off in between, the record is ahead, which accuses nobody
+            target = max(seen, self._journal.witness.counter) + 1
+            self._journal.witness_floor(Witness(target))
+            self._errands.raise_counter(target)
         return release
+
+    def _counter(self) -> int | None:
+        """The TPM's counter behind the floor, where there is one. Raises FloorUnprovenUnavailable."""
+        seen, witness = self._errands.counter(), self._journal.witness
+        if seen is None or seen <= witness.counter:
+            return seen
+        self._journal.witness_floor(replace(witness, is_unproven=True))
+        logger.warning("floor unproven", extra={"tpm_counter": seen, "remembered": witness.counter})
+        if self._agent.config.repository_url.startswith("file:"):
+            raise FloorUnprovenUnavailable(
+                f"the TPM's counter is {seen}, this disk remembers {witness.counter}: an old copy, or damaged",
+                remedy="update from the network once, which proves the floor anew; packs are taken again then",
+            )
+        return seen
 
     def _check_quarantine(self, holding: Holding) -> None:
         row = self._journal.in_quarantine(holding.digest, self._facts.runtime)

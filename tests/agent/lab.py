@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from bundle.enrolment import EnrolmentRequest
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
@@ -96,6 +97,10 @@ class Publisher:
         run_release(parse_release_file(place), self.repository, self.signers)
         return self.manifest(version)
 
+    def release_file(self) -> None:
+        """Release what stands in release.toml now."""
+        run_release(parse_release_file(self.folder / "release.toml"), self.repository, self.signers)
+
     def manifest(self, version: str) -> Manifest:
         found = self.repository.manifest(FAMILY, version)
         assert found is not None
@@ -129,9 +134,9 @@ class Publisher:
         self.repository.sign(self.signers)
         self.repository.publish(rehearse=False)
 
-    def admit(self, device: DeviceDirectory) -> None:
-        """Enrol a device."""
-        request, data = enrolment_request(device)
+    def admit(self, device: DeviceDirectory, asked: tuple[EnrolmentRequest, bytes] | None = None) -> None:
+        """Enrol a device; `asked` is its request, where its keys are not in files."""
+        request, data = asked or enrolment_request(device)
         admit_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
         self.publish()
 

@@ -1,0 +1,89 @@
+"""The device's keys wrapped by a key in a real PKCS#11 token (SoftHSM)."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent.enrolment import initialise
+from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
+from device_agent.identity import enrolment_request, signing_key
+from keys.tokens import LIBRARY
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import serving
+from tests.keys.softhsm import PIN, make_token, needs_softhsm
+
+pytestmark = needs_softhsm
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return make_token(tmp_path_factory.mktemp("device-token") / "token")
+
+
+@pytest.fixture
+def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI; the variables that SoftHSM is set up by are those of this process, as a service's would be."""
+    for name, value in token.items():
+        monkeypatch.setenv(name, value)
+    pin = tmp_path / "pin"
+    pin.touch(0o600)
+    pin.write_bytes(PIN.value + b"\n")
+    return f"pkcs11:test?module={token[LIBRARY]}&pin-file={pin}"
+
+
+def make(folder: Path, url: str, publisher: Publisher, identity: str) -> Device:
+    device = Device(folder, replace(Device.make(folder / "plain", url, publisher.root).config, identity=identity))
+    device.config = replace(device.config, directory=folder / "device")
+    initialise(device.directory, publisher.root, f"token-{folder.parent.name[-8:].strip('_')}", identity)
+    device.write_config()
+    return device
+
+
+def test_a_device_with_a_token_enrols_updates_and_serves(
+    first_publisher: Publisher, identity: str, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, identity)
+        publisher.admit(device.directory, enrolment_request(device.directory, identity))
+        device.start()
+        try:
+            ended = device.ask("update")
+            assert ended["outcome"] == "updated", ended
+            status = device.ask("status")
+            assert (status["identity"], status["ready"]) == ("pkcs11", True)
+        finally:
+            device.stop()
+    secret = signing_key(device.directory, identity).private_bytes_raw()
+    for path in device.config.directory.rglob("*"):
+        if path.is_file():
+            assert secret not in path.read_bytes(), path
+            assert secret.hex().encode() not in path.read_bytes(), path
+
+
+def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
+    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
+    with pytest.raises(DeviceTokenUnavailable, match="elsewhere"):
+        signing_key(device.directory, identity.replace("pkcs11:test", "pkcs11:elsewhere"))
+    with pytest.raises(DeviceTokenUnavailable, match="nothing"):
+        signing_key(device.directory, identity.replace("libsofthsm2.so", "nothing.so"))
+    pin = tmp_path / "pin"
+    pin.write_bytes(b"4321")
+    with pytest.raises(DeviceTokenUnavailable, match="PinIncorrect"):
+        signing_key(device.directory, identity)
+    pin.chmod(0o644)
+    with pytest.raises(IdentityInvalid, match="readable by others"):
+        signing_key(device.directory, identity)
+    pin.unlink()
+    with pytest.raises(IdentityInvalid, match="can not be read"):
+        signing_key(device.directory, identity)
+
+
+def test_a_key_of_one_use_does_not_open_as_another(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
+    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
+    folder = device.directory.identity
+    text = (folder / "storage.key").read_text()
+    (folder / "ed25519.key").write_text(text)
+    with pytest.raises(IdentityInvalid, match="ed25519"):
+        signing_key(device.directory, identity)

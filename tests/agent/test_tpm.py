@@ -1,0 +1,257 @@
+"""The device's keys in a real TPM 2.0, and its counter behind the floor."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent.attempt import Outcome
+from device_agent.children import Child
+from device_agent.enrolment import initialise, reseal
+from device_agent.errands import keeper_policy
+from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
+from device_agent.home import TokenSettings, TpmSettings, parse_home
+from device_agent.identity import enrolment_request, home_of_keys, signing_key
+from device_agent.tpm import Tpm
+from tests.agent.lab import FAMILY, Device, Publisher
+from tests.agent.server import serving
+from tests.agent.swtpm import extend, held, needs_swtpm, running
+
+pytestmark = needs_swtpm
+
+PCR = 16  # for debugging: a test may extend it
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder with a short name: a Unix socket's address has 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="tpm"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def tcti(place: Path) -> Iterator[str]:
+    with running(place / "state") as found:
+        yield found
+
+
+def make(folder: Path, url: str, publisher: Publisher, identity: str) -> Device:
+    device = Device.make(folder, url, publisher.root)
+    shutil.rmtree(device.config.directory)
+    device.config = replace(device.config, identity=identity)
+    initialise(device.directory, publisher.root, f"tpm-{folder.name}", identity)
+    device.write_config()
+    return device
+
+
+def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
+    first_publisher: Publisher, tcti: str, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs=7,{PCR}")
+        request, data = enrolment_request(device.directory, device.config.identity)
+        publisher.admit(device.directory, (request, data))
+        device.start()
+        try:
+            ended = device.ask("update")
+            assert ended["outcome"] == "updated", ended
+            status = device.ask("status")
+            assert (status["identity"], status["floor_unproven"], status["ready"]) == ("tpm", False, True)
+        finally:
+            device.stop()
+        private = signing_key(device.directory, device.config.identity)
+        assert private.public_key().public_bytes_raw() == device.directory.public_identity().ed25519_public
+        secret = private.private_bytes_raw()
+        for path in device.config.directory.rglob("*"):
+            if path.is_file():
+                data = path.read_bytes()
+                assert secret not in data, path
+                assert secret.hex().encode() not in data, path
+    assert held(tcti) == 0
+    assert "identity: sealed, tpm" in device.command("status").stdout
+
+
+def test_another_boot_state_unseals_nothing_and_condemns_no_release(
+    first_publisher: Publisher, tcti: str, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
+        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        extend(tcti, PCR)
+        ended = device.update()
+        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy")
+        assert not device.journal().quarantined()
+        with pytest.raises(TpmPolicyUnavailable, match=str(PCR)):
+            signing_key(device.directory, device.config.identity)
+        said = device.command("enrol", "--json")
+        assert said.returncode == 4
+        assert '"tpm-policy"' in said.stderr
+    assert held(tcti) == 0
+
+
+def test_pcrs_are_as_before_after_the_next_power_on(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
+    with running(place / "state") as tcti:
+        device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}?pcrs={PCR}")
+        before = signing_key(device.directory, device.config.identity).private_bytes_raw()
+        extend(tcti, PCR)
+    with running(place / "state"):
+        assert signing_key(device.directory, device.config.identity).private_bytes_raw() == before
+
+
+def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
+    with running(place / "a") as tcti:
+        device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
+    with running(place / "b") as other:
+        with pytest.raises(IdentityInvalid, match="another TPM"):
+            signing_key(device.directory, f"tpm:{other}")
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "another-use"])
+def test_a_damaged_sealed_key_is_told(first_publisher: Publisher, tcti: str, tmp_path: Path, damage: str) -> None:
+    device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
+    path = device.directory.identity / "ed25519.key"
+    data = path.read_bytes()
+    if damage == "another-use":
+        data = (device.directory.identity / "storage.key").read_bytes()
+    path.write_bytes({"flipped": data.replace(b"a", b"b"), "truncated": data[:-9], "another-use": data}[damage])
+    with pytest.raises(IdentityInvalid, match="ed25519 key"):
+        signing_key(device.directory, device.config.identity)
+
+
+def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher: Publisher, tmp_path: Path) -> None:
+    words = ("init", "--root", str(first_publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", FAMILY)
+    device = Device(tmp_path, replace(Device.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config))
+    where = ("--directory", str(tmp_path / "device"), "--identity", f"tpm:swtpm:path={tmp_path}/no", "--json")
+    said = device.command(*words, *where)
+    assert said.returncode == 4, said.stderr
+    assert '"tpm-unavailable"' in said.stderr
+    assert not (tmp_path / "device" / "identity").exists()
+
+
+def test_no_unseal_leaves_anything_behind(tcti: str) -> None:
+    with Tpm(TpmSettings(tcti, (PCR,))) as tpm:
+        sealed = tpm.seal(b"k" * 96)
+        for _ in range(8):  # a TPM holds three transient objects
+            assert tpm.unseal(sealed) == b"k" * 96
+        tpm._esys.pcr_event(tpm._tss.ESYS_TR(PCR), b"x")
+        for _ in range(8):
+            with pytest.raises(TpmPolicyUnavailable):
+                tpm.unseal(sealed)
+        assert tpm.transient_handles() == 0
+
+
+def test_a_counter_only_grows(tcti: str) -> None:
+    with Tpm(TpmSettings(tcti)) as tpm:
+        assert tpm.counter() == 0
+        assert tpm.raise_counter(5) == 5
+        assert tpm.raise_counter(3) == 5
+        index = tpm._index()
+        tpm._esys.nv_undefine_space(index)
+        assert tpm.counter() == 0
+        assert tpm.raise_counter(1) > 5
+
+
+def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
+    first_publisher: Publisher, tcti: str, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        assert device.update().outcome is Outcome.STAGED
+        old = tmp_path / "old"
+        shutil.copytree(device.config.directory, old)
+        publisher.release("1.2.0", seed=2, extra="")
+        place = publisher.folder / "release.toml"
+        place.write_text(place.read_text().replace('version = "1.2.0"', 'version = "1.3.0"\nmin_counter = 3'))
+        publisher.release_file()
+        assert device.update().outcome is Outcome.STAGED
+        with Tpm(TpmSettings(tcti)) as tpm:
+            risen = tpm.counter()
+        assert device.journal().witness.counter == risen > 1
+        # the thief puts the old copy back and comes with a stick
+        shutil.rmtree(device.config.directory)
+        shutil.copytree(old, device.config.directory)
+        ended = device.update(repository_url=publisher.published.as_uri())
+        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "floor-unproven")
+        assert "floor unproven" in device.command("status").stdout
+        assert device.update().outcome is Outcome.STAGED
+        assert not device.journal().witness.is_unproven
+        assert device.journal().remembered.floor_counter == 3
+        again = device.update(repository_url=publisher.published.as_uri())
+        assert again.reason != "floor-unproven"
+
+
+def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
+    first_publisher: Publisher, tcti: str, tmp_path: Path
+) -> None:
+    device = Device.make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
+    plain = {path.name: path.read_bytes() for path in device.directory.identity.glob("*.key")}
+    private = signing_key(device.directory).private_bytes_raw()
+    device.config = replace(device.config, identity=f"tpm:{tcti}")
+    device.write_config()
+    said = device.command("reseal", "--json")
+    assert said.returncode == 0, said.stderr
+    assert home_of_keys(device.directory) == device.config.identity
+    assert signing_key(device.directory, device.config.identity).private_bytes_raw() == private
+    # cut off: one of the three is still as it was
+    (device.directory.identity / "x-wing.key").write_bytes(plain["x-wing.key"])
+    reseal(device.config)
+    assert b"x-wing" in (device.directory.identity / "x-wing.key").read_bytes()
+    assert plain["x-wing.key"] != (device.directory.identity / "x-wing.key").read_bytes()
+    reseal(replace(device.config, identity="file"))
+    assert {path.name: path.read_bytes() for path in device.directory.identity.glob("*.key")} == plain
+
+
+def test_the_keeper_is_jailed_and_knows_nothing_of_metadata_or_models(tcti: str) -> None:
+    identity = f"tpm:{tcti}"
+    policy = keeper_policy(identity, allow_unjailed=False)
+    with Child.start("device_agent.keeper", policy, environment={"AIRWEIGHTS_IDENTITY": identity}) as child:
+        assert child.jail.confined
+        assert child.call("counter", deadline_s=30).value == {"value": 0}
+        maps = Path(f"/proc/{child.pid}/maps").read_text()
+        assert "onnxruntime" not in maps
+
+
+def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "tpm2_pytss", None)
+    with pytest.raises(TpmUnavailable, match="tpm2_pytss") as caught:
+        Tpm(TpmSettings())
+    assert "airweights[tpm]" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("file", None),
+        ("tpm:", TpmSettings()),
+        ("tpm:?pcrs=7,0,7", TpmSettings("", (0, 7))),
+        ("tpm:device:/dev/tpmrm0?pcrs=7&nv=0x1800001", TpmSettings("device:/dev/tpmrm0", (7,), 0x1800001)),
+        (
+            "pkcs11:my token?module=/usr/lib/x.so&pin-file=/etc/pin",
+            TokenSettings("my token", Path("/usr/lib/x.so"), Path("/etc/pin")),
+        ),
+    ],
+)
+def test_homes(uri: str, expected: object) -> None:
+    assert parse_home(uri) == expected
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("", "tpm", "files", "vault:x", "tpm:?pcrs=24", "tpm:?pcrs=", "tpm:?pcrs=a", "tpm:?nv=0x81000001", "tpm:?x=1"),
+        *("tpm:a b", "pkcs11:a", "pkcs11:a?module=x.so&pin-file=/p", "pkcs11:a?module=/x.so"),
+    ],
+)
+def test_what_is_no_home_says_what_is_expected(uri: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        parse_home(uri)
