@@ -3,8 +3,8 @@
     python -m benchmarks [--only NAME]... [--out DIR]
 
 Results go to `build/bench/NAME.json`, tables to stdout; the tables and plots of docs/benchmarks.md are written anew.
-Nothing is asserted: machines differ, compare within a run. All of it takes hours, most of them bsdiff4's and detools' on
-90 MB; what peers needed once is kept in the cache.
+Nothing is asserted: machines differ, compare within a run. All of it takes hours, most of them bsdiff4's and detools'
+on 90 MB; what peers needed once is kept in the cache.
 """
 
 import argparse

