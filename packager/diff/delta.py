@@ -1,7 +1,8 @@
 """Encodes DELTA frames from the matches that bsdiff finds (bundle/patch/delta.py has the layout).
 
 Rules:
-1. A frame makes at most `FRAME_BYTES` target bytes: about one of bzip2's blocks, so that memory stays small.
+1. A frame makes at most `FRAME_BYTES` target bytes: about one of bzip2's blocks, so that memory stays small. Where
+   little has changed in a long file, frames four times as long save more than a few of their heads: then these.
 2. Each section takes the smaller of bzip2 and zstd: so a frame is never much above what bsdiff4 itself would need.
 """
 
@@ -18,6 +19,8 @@ from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.sections import write_section
 
 FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
+LONG_FRAME_BYTES: Final = 4 * FRAME_BYTES
+WORTH_BYTES: Final = 128  # what long frames have to save
 MAX_PIECES: Final = MAX_CONTROL_BYTES // 27  # three numbers of nine bytes each
 
 
@@ -37,15 +40,32 @@ class _Piece:
 
 
 def delta_frames(
-    base: bytes, target: bytes, base_start: int, target_start: int, frame_limit: int = FRAME_BYTES
-) -> Iterator[tuple[int, bytes]]:
+    base: bytes, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
+) -> list[tuple[int, bytes]]:
     """Frames that make `target` from `base`, each with the number of target bytes that it makes.
 
     Args:
         base, target: whole content; bsdiff needs about 17 bytes of memory for each byte of `base`.
         base_start, target_start: addresses of their first bytes.
+        frame_limit: most target bytes of a frame; None for rule 1.
     """
-    control, difference, extra = bsdiff4.core.diff(base, target)
+    found = bsdiff4.core.diff(base, target)
+    made = list(_encoded(found, target, base_start, target_start, frame_limit or FRAME_BYTES))
+    if frame_limit is None and len(made) > 1:
+        longer = list(_encoded(found, target, base_start, target_start, LONG_FRAME_BYTES))
+        if _size(longer) + WORTH_BYTES < _size(made):
+            return longer
+    return made
+
+
+def _size(frames: list[tuple[int, bytes]]) -> int:
+    return sum(len(frame) for _, frame in frames)
+
+
+def _encoded(
+    found: tuple[bytes, bytes, bytes], target: bytes, base_start: int, target_start: int, frame_limit: int
+) -> Iterator[tuple[int, bytes]]:
+    control, difference, extra = found
     done = added = inserted = 0
     for pieces in _frames(_pieces(control), frame_limit):
         adds, extras = sum(piece.add for piece in pieces), sum(piece.extra for piece in pieces)

@@ -19,7 +19,7 @@ from packager.diff.pack import (
 
 BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
 NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
-SLICE_ELEMENTS: Final = 1 << 22
+SLICE_ELEMENTS: Final = 1 << 21
 SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE: Final = 4096
 NARROW_SAMPLE_PIECE: Final = 8192  # of elements of one or two bytes: they take few bits, so that a sample needs more

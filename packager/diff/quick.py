@@ -1,5 +1,6 @@
 """Is a typed patch surely smaller than what generic tools would make? Asked before minutes are spent on them."""
 
+from pathlib import Path
 from typing import Final
 
 import zstandard
@@ -7,7 +8,7 @@ import zstandard
 from bundle.files import BundleDirectory
 from packager.diff.counterpart import counterpart
 from packager.diff.directory import path_of
-from packager.regions.find import find_regions, mapped
+from packager.regions.find import find_regions
 
 LEVEL: Final = 1
 # How far below a quick generic patch (zstd -1, the base as prefix) a typed one has to be. zstd -19 gains a tenth on
@@ -18,7 +19,8 @@ SHARE_FROM_NOTHING: Final = 0.97  # on floats zstd -19 gains next to nothing on 
 BYTES_SHARE: Final = 0.2
 TYPED_SHARE: Final = 0.95
 SURE_SHARE_OF_TARGET: Final = 0.01
-MAX_PREFIX_BYTES: Final = 128 << 20
+PIECE_BYTES: Final = 24 << 20
+PREFIX_BYTES: Final = 48 << 20
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -46,14 +48,30 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
             continue
         like = counterpart(file, base.files) if base is not None else None
         if like is None or (like.size, like.sha256) != (file.size, file.sha256):
-            has_prefix = like is not None and like.size <= MAX_PREFIX_BYTES
-            prefix = path_of(base, like).read_bytes() if base is not None and like is not None and has_prefix else b""
-            with mapped(path_of(target, file)) as data:
-                quick += _quick_size(data, prefix)
+            alike = path_of(base, like) if base is not None and like is not None else None
+            quick += _quick_size(path_of(target, file), alike)
     return size < share * quick
 
 
-def _quick_size(data: memoryview, prefix: bytes) -> int:
+def _quick_size(place: Path, alike: Path | None) -> int:
+    """Piece by piece, each with the part of the base that lies where it lies: so memory does not follow the file."""
+    size, total = 0, place.stat().st_size
+    held = alike.stat().st_size if alike is not None else 0
+    for start in range(0, total, PIECE_BYTES):
+        middle = (start + PIECE_BYTES // 2) * held // total
+        begin = max(0, min(middle - PREFIX_BYTES // 2, held - PREFIX_BYTES))
+        prefix = _read(alike, begin, PREFIX_BYTES) if alike is not None else b""
+        size += _packed_size(_read(place, start, PIECE_BYTES), prefix)
+    return size
+
+
+def _read(place: Path, start: int, length: int) -> bytes:
+    with place.open("rb") as stream:
+        stream.seek(start)
+        return stream.read(length)
+
+
+def _packed_size(data: bytes, prefix: bytes) -> int:
     window_log = min(27, max(20, (len(data) + len(prefix)).bit_length()))
     parameters = zstandard.ZstdCompressionParameters.from_level(
         LEVEL, source_size=len(data), window_log=window_log, enable_ldm=bool(prefix)

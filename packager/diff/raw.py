@@ -141,7 +141,7 @@ def _as_stream(job: RawJob, target: bytes) -> RawEncoded:
 
 
 def _as_delta(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
-    made = list(delta_frames(base, target, job.base[0].address, job.target[0].address))
+    made = delta_frames(base, target, job.base[0].address, job.target[0].address)
     return RawEncoded(
         tuple(frame for _, frame in made), "bsdiff", "delta", max((size for size, _ in made), default=0), 0, 0
     )
