@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import struct
 from typing import Final, TypeGuard
 
@@ -44,7 +45,8 @@ def find_safetensors(data: memoryview) -> list[Region]:
     return out
 
 
-# ggml_type → (our type, elements in a block, bytes in a block). Quantized blocks mix scales and levels: bytes to us.
+# ggml_type → (our type, elements in a block, bytes in a block). Quantized blocks mix scales and levels: bytes to us, in
+# rows of a block, so that the place in the block can tell scales from levels.
 GGUF_TYPES: Final = {
     0: ("f32", 1, 4), 1: ("f16", 1, 2), 2: ("u8", 32, 18), 3: ("u8", 32, 20), 6: ("u8", 32, 22), 7: ("u8", 32, 24),
     8: ("u8", 32, 34), 9: ("u8", 32, 36), 10: ("u8", 256, 84), 11: ("u8", 256, 110), 12: ("u8", 256, 144),
@@ -75,11 +77,11 @@ def find_gguf(data: memoryview) -> list[Region]:
     entries = []
     for _ in range(tensors):
         name, position = _gguf_string(data, position)
-        dimensions = _unpack("<I", data, position)
-        if dimensions > 8:
+        axes = _unpack("<I", data, position)
+        if axes > 8:
             raise MalformedFile("GGUF dimensions")
-        shape = [_unpack("<Q", data, position + 4 + 8 * i) for i in range(dimensions)]
-        position += 4 + 8 * dimensions
+        shape = [_unpack("<Q", data, position + 4 + 8 * i) for i in range(axes)]
+        position += 4 + 8 * axes
         entries.append((name, shape, _unpack("<I", data, position), _unpack("<Q", data, position + 4)))
         position += 12
     start = -(-position // alignment) * alignment
@@ -88,11 +90,10 @@ def find_gguf(data: memoryview) -> list[Region]:
         if code not in GGUF_TYPES:
             continue
         dtype, elements, size = GGUF_TYPES[code]
-        count = 1
-        for dimension in shape:
-            count *= dimension
+        blocks = math.prod(shape) // elements
         # GGUF writes the fastest dimension first; ours comes last.
-        out.append(Region(start + offset, count // elements * size, dtype, name, tuple(reversed(shape))))
+        dimensions = tuple(reversed(shape)) if elements == 1 else (blocks, size)
+        out.append(Region(start + offset, blocks * size, dtype, name, dimensions))
     return out
 
 
