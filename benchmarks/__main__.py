@@ -3,7 +3,7 @@
     python -m benchmarks [--only NAME]... [--out DIR]
 
 Results go to `build/bench/NAME.json`, tables to stdout; the tables and plots of docs/benchmarks.md are written anew.
-Nothing is asserted: machines differ, compare within a run. All of it takes hours, most of them bsdiff4's and detools'
+Nothing is asserted: machines differ, compare within a run. All of it takes hours, most of them for bsdiff4 and detools
 on 90 MB; what peers needed once is kept in the cache.
 """
 
@@ -82,6 +82,7 @@ BENCHMARKS: Final[dict[str, Callable[[Path, Path], list[str]]]] = {
     "whole": lambda _pairs, _out: [],
     "patches": lambda pairs, _out: ["--peer-timeout", "1800", "--keep", str(pairs.parent / "peers")],
     "patch_memory": lambda _pairs, _out: ["--gib", "0.25", "--gib", "5"],
+    "headline": lambda pairs, _out: ["--keep", str(pairs.parent / "peers")],
     "quantization": _models,
     "swap-inproc": _swap("inproc", 100),
     "swap-worker": _swap("worker", 20),

@@ -81,7 +81,14 @@ def files_of(pair: Path) -> tuple[Path, Path] | None:
     return base, targets[0]
 
 
-def measured(name: str, base: Path, target: Path, peer_timeout_s: float, keep: Path | None = None) -> dict[str, Any]:
+def measured(
+    name: str,
+    base: Path,
+    target: Path,
+    peer_timeout_s: float | None,
+    keep: Path | None = None,
+    codecs: tuple[str, ...] = CODECS,
+) -> dict[str, Any]:
     """One row of the result."""
     row: dict[str, Any] = {
         "pair": name,
@@ -93,7 +100,7 @@ def measured(name: str, base: Path, target: Path, peer_timeout_s: float, keep: P
         "identical": True,
     }
     with tempfile.TemporaryDirectory() as folder:
-        for codec in CODECS:
+        for codec in codecs:
             patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
             limit = None if codec in OURS else peer_timeout_s
             kept = None if keep is None or codec in OURS else keep / f"{codec}-{digest_of(base, target)}.json"

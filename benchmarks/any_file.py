@@ -1,0 +1,136 @@
+"""Patches between files of any kind, against the best generic tool: never more than 1 KiB above it?
+
+    python -m benchmarks.any_file [--json OUT] [--seed N] [--only WORD]... [--worst N]
+
+Files of many kinds (text, tables, code, archives, images, databases, tensors of every type) are each changed in many
+ways; published wheels give real successive releases. Prints the rows where the product's patch is largest compared with
+the best of zstd, zstd with the base as prefix, bsdiff4, hdiffpatch, detools and xdelta3, and applies every patch.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks import published_pairs
+from benchmarks.file_changes import CHANGES
+from benchmarks.file_kinds import kinds
+from benchmarks.patch_codecs import BUILDERS, GENERIC
+from benchmarks.patch_report import SLACK_BYTES
+
+Case = tuple[str, bytes, bytes]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", default=[], help="a part of the case's name")
+    parser.add_argument("--worst", type=int, default=20, help="rows to print")
+    arguments = parser.parse_args()
+    rows = []
+    for name, base, target in cases(arguments.seed, tuple(arguments.only)):
+        rows.append(row := measured(name, base, target))
+        if row["excess"] > SLACK_BYTES or not row["identical"]:
+            print(told(row), file=sys.stderr, flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"files": rows}, indent=1) + "\n")
+    for row in sorted(rows, key=lambda row: -row["excess"])[: arguments.worst]:
+        print(told(row))
+    missed = sum(row["excess"] > SLACK_BYTES or not row["identical"] for row in rows)
+    print(f"{len(rows)} pairs of files, {missed} more than {SLACK_BYTES:,} bytes above the best generic tool")
+
+
+def told(row: dict[str, Any]) -> str:
+    """One line for a person."""
+    best = f"{row['best']} {row['sizes'][row['best']]:,}"
+    wrong = "" if row["identical"] else " NOT IDENTICAL"
+    sizes = f"{row['base_bytes']:,} to {row['target_bytes']:,}"
+    return f"{row['name']}: {sizes}, patch {row['sizes']['airweights']:,}, {best}, excess {row['excess']:,}{wrong}"
+
+
+def cases(seed: int, only: tuple[str, ...] = ()) -> Iterator[Case]:
+    """Name, base and target of each case whose name holds one of the words `only`; all of them without words."""
+    for kind, data, other in kinds(seed):
+        for change, apply in CHANGES.items():
+            if _is_wanted(f"{kind}, {change}", only):
+                yield f"{kind}, {change}", data, apply(data, seed)
+        for name, base, target in ((f"{kind}, another", data, other), (f"{kind}, from nothing", b"", data)):
+            if _is_wanted(name, only):
+                yield name, base, target
+    yield from released(only)
+
+
+def _is_wanted(name: str, only: tuple[str, ...]) -> bool:
+    return not only or any(word in name for word in only)
+
+
+def released(only: tuple[str, ...] = ()) -> Iterator[Case]:
+    """Members of wheels and whole wheels of two releases, where the registry can be reached."""
+    wheels = [*published_pairs.WHEELS]
+    for old, new in pairwise(wheels):
+        if old.partition("==")[0] != new.partition("==")[0] or not _is_wanted(f"{old} to {new}", only):
+            continue
+        try:
+            paths = [published_pairs._wheel(requirement) for requirement in (old, new)]
+        except RuntimeError as error:
+            print(f"{old}: skipped, {error}", file=sys.stderr)
+            continue
+        contents = [_members(path) for path in paths]
+        for member in sorted(contents[0].keys() & contents[1].keys()):
+            if contents[0][member] != contents[1][member]:
+                yield f"{old} to {new}: {member}", contents[0][member], contents[1][member]
+        yield f"{old} to {new}: whole", paths[0].read_bytes(), paths[1].read_bytes()
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """Content by name, the name without versions."""
+    with zipfile.ZipFile(path) as archive:
+        return {
+            "/".join(part for part in name.split("/") if ".dist-info" not in part): archive.read(name)
+            for name in archive.namelist()
+        }
+
+
+def measured(name: str, base: bytes, target: bytes) -> dict[str, Any]:
+    """Sizes of every codec; the product's patch is applied too."""
+    sizes: dict[str, int | None] = {}
+    is_identical = True
+    with tempfile.TemporaryDirectory() as folder:
+        old, new, patch, out = (Path(folder) / name for name in ("base", "target", "patch", "out"))
+        old.write_bytes(base)
+        new.write_bytes(target)
+        for codec in (*GENERIC, "airweights"):
+            try:
+                encode, apply = BUILDERS[codec](old, new, patch, out)
+                encode()
+            except Exception as error:  # peers fail in their own ways, on empty files for one
+                if codec == "airweights":
+                    raise
+                sizes[codec] = None
+                if not isinstance(error, ImportError):
+                    print(f"{name}: {codec} left out, {error}", file=sys.stderr)
+                continue
+            sizes[codec] = patch.stat().st_size
+            if codec == "airweights":
+                apply()
+                is_identical = out.read_bytes() == target
+    best = min((size, codec) for codec in GENERIC if (size := sizes[codec]) is not None)
+    return {
+        "name": name,
+        "base_bytes": len(base),
+        "target_bytes": len(target),
+        "sizes": sizes,
+        "best": best[1],
+        "excess": (sizes["airweights"] or 0) - best[0],
+        "identical": is_identical,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Ways in which one file becomes another: each takes the old bytes and a seed."""
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+Change = Callable[[bytes, int], bytes]
+
+
+def _edited(data: bytes, seed: int, share: float) -> bytes:
+    """Single bytes overwritten."""
+    rng, out = random.Random(seed), bytearray(data)
+    for _ in range(max(1, int(len(out) * share)) if out else 0):
+        out[rng.randrange(len(out))] = rng.randrange(256)
+    return bytes(out)
+
+
+def _inserted(data: bytes, seed: int) -> bytes:
+    """Ten short insertions: everything behind them moves."""
+    rng, out = random.Random(seed), data
+    for _ in range(10):
+        at = rng.randrange(len(out) + 1)
+        out = out[:at] + rng.randbytes(rng.randrange(1, 40)) + out[at:]
+    return out
+
+
+def _shuffled(data: bytes, seed: int) -> bytes:
+    """Blocks of 1 to 8 KiB in another order."""
+    rng, blocks, at = random.Random(seed), [], 0
+    while at < len(data):
+        size = rng.randrange(1024, 8192)
+        blocks.append(data[at : at + size])
+        at += size
+    rng.shuffle(blocks)
+    return b"".join(blocks)
+
+
+def _shifted(data: bytes, _seed: int) -> bytes:
+    """Every byte one higher, as counters and indices are."""
+    return bytes((byte + 1) & 255 for byte in data)
+
+
+def _lines(data: bytes, seed: int) -> bytes:
+    """Lines left out, doubled and swapped."""
+    rng, lines = random.Random(seed), data.split(b"\n")
+    for _ in range(max(1, len(lines) // 50)):
+        at = rng.randrange(len(lines))
+        lines[at : at + 1] = rng.choice(([], [lines[at]] * 2, [lines[rng.randrange(len(lines))]]))
+        lines = lines or [b""]
+    return b"\n".join(lines)
+
+
+CHANGES: Final[dict[str, Change]] = {
+    "the same": lambda data, _seed: data,
+    "one byte edited": lambda data, seed: _edited(data, seed, 0.0),
+    "1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.01),
+    "20 % of bytes edited": lambda data, seed: _edited(data, seed, 0.2),
+    "insertions": _inserted,
+    "blocks shuffled": _shuffled,
+    "lines moved": _lines,
+    "cut to half": lambda data, _seed: data[: len(data) // 2],
+    "a head in front": lambda data, seed: random.Random(seed).randbytes(37) + data,
+    "twice": lambda data, _seed: data * 2,
+    "every byte one higher": _shifted,
+    "nothing": lambda _data, _seed: b"",
+}

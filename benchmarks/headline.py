@@ -1,0 +1,98 @@
+"""The whole chain in one table: bytes that bring a fine-tuned model to a device.
+
+    python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz] [--json OUT]
+
+Without files: the classifier on MiniLM of benchmarks/fine_tunes.py and its next fine-tune. The float file in full, and
+by bsdiff4; quantized in the ordinary way, by bsdiff4 and by the typed patch; quantized for the update, by the same.
+Errors are of the outputs over their spread, against the new float model, on texts that nobody calibrated on.
+bsdiff4 on 90 MB takes minutes; with `--keep DIR` it is run once.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.patches import measured
+from benchmarks.published_pairs import CACHE
+
+FILES: Final = ("base", "new", "calibration", "held")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in FILES:
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path, help="a folder for what bsdiff4 needed, to be used again")
+    arguments = parser.parse_args()
+    files = {name: getattr(arguments, name) for name in FILES}
+    if not all(files.values()):
+        if any(files.values()):
+            parser.error("--base, --new, --calibration and --held go together")
+        files = trained()
+    found = chain(files, arguments.keep)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(markdown(found))
+
+
+def trained() -> dict[str, Path]:
+    """The files of benchmarks/fine_tunes.py, trained now unless they are there."""
+    try:
+        from benchmarks import fine_tunes
+
+        folder = CACHE.parent / "classifier"
+        fine_tunes.write(folder, ("base", "new"))
+    except ImportError as error:
+        sys.exit(f"headline: {error}; pip install -e '.[train]', or give the four files")
+    suffixes = {"base": "onnx", "new": "onnx", "calibration": "npz", "held": "npz"}
+    return {name: folder / f"{name}.{suffix}" for name, suffix in suffixes.items()}
+
+
+def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
+    """What the table holds, and the two benchmarks' own results."""
+    row = measured("float", files["base"], files["new"], None, keep, ("zstd_full", "bsdiff4", "airweights"))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "update.json"
+        words = [word for name in FILES for word in (f"--{name}", str(files[name]))]
+        subprocess.run([sys.executable, "-m", "benchmarks.update_aware", *words, "--json", str(out)], check=True)
+        update = json.loads(out.read_text())
+    ordinary, chosen = update["ordinary"], update["chosen"]
+    ways = [
+        ("fp32, in full", row["target_bytes"], 0.0),
+        ("fp32, in full, zstd -19", row["sizes"]["zstd_full"], 0.0),
+        ("fp32, bsdiff4", row["sizes"]["bsdiff4"], 0.0),
+        ("fp32, typed patch", row["sizes"]["airweights"], 0.0),
+        ("int8, in full", update["quantized_bytes"], ordinary["relative_rms"]),
+        ("int8, bsdiff4", ordinary["bsdiff4_bytes"], ordinary["relative_rms"]),
+        ("int8, typed patch", ordinary["typed_bytes"], ordinary["relative_rms"]),
+        ("int8 quantized for the update, typed patch", chosen["patch_bytes"], chosen["relative_rms"]),
+    ]
+    return {
+        "ways": [{"way": way, "bytes": size, "relative_rms": error} for way, size, error in ways],
+        "stale_relative_rms": update["stale"]["relative_rms"],
+        "float": row,
+        "update": update,
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """One row for each way."""
+    full = found["ways"][0]["bytes"]
+    lines = [
+        "| to bring a fine-tuned model to a device | bytes | of the fp32 file | error |",
+        "| --- | --: | --: | --: |",
+    ]
+    for way in found["ways"]:
+        share = f"1 / {full / way['bytes']:,.0f}" if way["bytes"] * 2 < full else f"{way['bytes'] / full:.2f}"
+        lines.append(f"| {way['way']} | {way['bytes']:,} | {share} | {way['relative_rms']:.3f} |")
+    lines.append(f"| nothing: the old model stays | 0 | | {found['stale_relative_rms']:.3f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The sweep over files of any kind: what it makes is real, and no patch in a sample is far above the best tool."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks.any_file import told
+from benchmarks.file_changes import CHANGES
+from benchmarks.file_kinds import kinds
+
+
+def test_each_kind_is_two_files_and_repeats() -> None:
+    once, again = [*kinds(1)], [*kinds(1)]
+    names = [name for name, _, _ in once]
+    assert len(set(names)) == len(names) > 60
+    assert all(old != new for _, old, new in once)
+    # SQLite stamps its own version counters; all else is the same bytes for the same seed
+    assert [file for file in once if file[0] != "sqlite"] == [file for file in again if file[0] != "sqlite"]
+
+
+def test_files_are_what_they_are_called() -> None:
+    files = {name: old for name, old, _ in kinds(1)}
+    onnx.checker.check_model(onnx.load_from_string(files["ONNX of float16"]), full_check=False)
+    assert np.load(io.BytesIO(files["npz of float64"]))["w"].dtype == np.float64
+    with tarfile.open(fileobj=io.BytesIO(files["tar.xz"])) as archive:
+        assert len(archive.getnames()) == 8
+    assert files["GGUF of Q4_0"].startswith(b"GGUF")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_takes_files_of_any_length(change: str) -> None:
+    for data in (b"", b"x", b"one\ntwo\n" * 40):
+        assert CHANGES[change](data, 7) == CHANGES[change](data, 7)
+    counted = "\n".join(map(str, range(9000))).encode()
+    assert (CHANGES[change](counted, 7) == counted) == (change == "the same")
+
+
+def test_the_sweep_applies_every_patch(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-m", "benchmarks.any_file", "--only", "a few bytes", "--json", str(out)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    rows = json.loads(out.read_text())["files"]
+    assert len(rows) == len(CHANGES) + 2
+    assert all(row["identical"] and row["excess"] <= 1024 for row in rows)
+    assert told(rows[0]) in done.stdout
+    assert f"{len(rows)} pairs of files, 0 more than 1,024 bytes" in done.stdout
