@@ -45,6 +45,7 @@ def add_patches(
     version: str,
     bases: Sequence[str],
     *,
+    last: int = 0,
     variants: Sequence[str] = (),
     reporter: Reporter | None = None,
     executor: "Executor | None" = None,
@@ -52,6 +53,7 @@ def add_patches(
     """Make patches to `version` from the versions of `bases`, put their blobs, and stage the manifest with them.
 
     Args:
+        last: and from as many releases that came right before it.
         variants: only these; none is every variant that the base has too.
 
     Returns:
@@ -62,6 +64,8 @@ def add_patches(
         UnknownVariant, TooManyPatches, KeyCommitmentRefused, WorkspaceRefused, and FamilyUnknown of the repository.
     """
     manifest = _released(repository, family, version)
+    earlier = sorted((m for m in repository.releases(family) if m.counter < manifest.counter), key=lambda m: -m.counter)
+    starts = [*(_released(repository, family, base) for base in bases), *earlier[:last]]
     workspace = Workspace(repository.root)
     reporter = reporter if reporter is not None else SilentReporter()
     added: list[AddedPatch] = []
@@ -70,7 +74,7 @@ def add_patches(
             variant = manifest.variant(name)
             assert variant is not None
             fresh = _Fresh(workspace, manifest, name, variant, folder, reporter, executor)
-            found = fresh.patches([_released(repository, family, base) for base in bases])
+            found = fresh.patches(starts)
             if not found:
                 continue
             entries = variant.patches + tuple(patch.entry for patch, _ in found)

@@ -5,7 +5,14 @@ from pathlib import Path
 import click
 
 from bundle.console import print_result
-from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
+from packager.commands.options import (
+    JSON_OPTION,
+    KEYS_OPTION,
+    MAX_BASES,
+    PASSPHRASE_OPTION,
+    REPO_OPTION,
+    load_signers,
+)
 
 
 @click.group("patch")
@@ -16,7 +23,8 @@ def patch() -> None:
 @patch.command("add")
 @click.argument("family")
 @click.argument("version")
-@click.option("--from", "bases", multiple=True, required=True, help="A released version; several times for several.")
+@click.option("--from", "bases", multiple=True, help="A released version; several times for several.")
+@click.option("--last", type=click.IntRange(1, MAX_BASES), help="Also from the last so many releases before VERSION.")
 @click.option("--variant", "variants", multiple=True, help="Only this variant; several times for several.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
 @REPO_OPTION
@@ -27,6 +35,7 @@ def add_command(
     family: str,
     version: str,
     bases: tuple[str, ...],
+    last: int | None,
     variants: tuple[str, ...],
     jobs: int,
     repo: Path,
@@ -45,15 +54,27 @@ def add_command(
     from contextlib import ExitStack
 
     from packager.commands.release import ConsoleReporter
+    from packager.errors import UsageInvalid
     from packager.patches import add_patches
     from packager.repository.repository import Repository
 
+    if not bases and last is None:
+        raise UsageInvalid("no base is given to patch from", remedy="--from VERSION, several times, or --last N")
     repository = Repository.open(repo)
     signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
         reporter = None if as_json else ConsoleReporter()
-        added = add_patches(repository, family, version, bases, variants=variants, reporter=reporter, executor=executor)
+        added = add_patches(
+            repository,
+            family,
+            version,
+            bases,
+            last=last or 0,
+            variants=variants,
+            reporter=reporter,
+            executor=executor,
+        )
     published = None
     if added and signers is not None:
         repository.sign(signers)

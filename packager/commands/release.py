@@ -7,7 +7,14 @@ from typing import Final
 import click
 
 from bundle.console import Progress, print_result, progress_bar
-from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTION, REPO_OPTION, load_signers
+from packager.commands.options import (
+    JSON_OPTION,
+    KEYS_OPTION,
+    MAX_BASES,
+    PASSPHRASE_OPTION,
+    REPO_OPTION,
+    load_signers,
+)
 
 PATH: Final = click.Path(path_type=Path)
 
@@ -19,6 +26,9 @@ PATH: Final = click.Path(path_type=Path)
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @click.option("--from", "bases", multiple=True, help="Patch from this version, instead of what the file says.")
+@click.option(
+    "--last", "newest", type=click.IntRange(0, MAX_BASES), help="Patch from the last so many releases instead."
+)
 @click.option("--until", help="Stop after this step: `sign` stages it for others to sign and publish.")
 @click.option("--dry-run", is_flag=True, help="Stop after diff: show all sizes, change nothing.")
 @click.option("--attest", is_flag=True, help="Also write and sign provenance and bill of materials.")
@@ -28,6 +38,7 @@ PATH: Final = click.Path(path_type=Path)
 def release(
     release_file: Path,
     bases: tuple[str, ...],
+    newest: int | None,
     uris: tuple[str, ...],
     repo: Path,
     key_dir: Path | None,
@@ -57,11 +68,15 @@ def release(
     last = "diff" if dry_run else until or "publish"
     if dry_run and until is not None:
         raise UsageInvalid("--dry-run and --until: found both, expected at most one")
+    if bases and newest is not None:
+        raise UsageInvalid("--from and --last: found both, expected at most one")
     if last not in STEP_NAMES:
         raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
     plan = parse_release_file(release_file)
     if bases:
         plan = replace(plan, bases=bases)
+    elif newest is not None:
+        plan = replace(plan, bases=newest)
     repository = Repository.open(repo)
     if last == "publish" and not uris and key_dir is None:
         raise UsageInvalid(

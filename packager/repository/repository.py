@@ -237,11 +237,13 @@ class Repository:
         Raises:
             FamilyUnknown; StagingInvalid: the version or the counter belongs to another release, or a blob is missing.
         """
-        for known in self.releases(manifest.family):
-            is_same = known.digest_without_patches() == manifest.digest_without_patches()
-            if known.version == manifest.version and not is_same:
-                raise StagingInvalid(f"{manifest.family} {manifest.version} is listed with other content")
-            if known.version != manifest.version and known.counter >= manifest.counter:
+        listed = {known.version: known for known in self.releases(manifest.family)}
+        same = listed.pop(manifest.version, None)
+        if same is not None and same.digest_without_patches() != manifest.digest_without_patches():
+            raise StagingInvalid(f"{manifest.family} {manifest.version} is listed with other content")
+        # more patches to a release that is out are more ways to it, however many releases came after it
+        for known in listed.values() if same is None else ():
+            if known.counter >= manifest.counter:
                 raise StagingInvalid(
                     f"{manifest.family} {manifest.version} has counter {manifest.counter},"
                     f" and {known.version} has {known.counter} already",

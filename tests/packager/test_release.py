@@ -237,6 +237,22 @@ def test_patches_can_be_added_to_a_release_that_is_out_and_nothing_else_changes(
     assert bench.repository.is_staging_empty
 
 
+def test_patches_can_be_added_to_a_release_that_others_came_after(bench: Bench, tmp_path: Path) -> None:
+    body = SMALL.replace("[rollout]", "[[files]]\npath = 'labels.txt'\nrole = 'labels'\n[patches]\nfrom = 0\n[rollout]")
+    for number in range(4):
+        (bench.folder / "labels.txt").write_text("a\nb\n" * (number + 1))
+        bench.release(f"1.{number}.0", body, seed=0)
+    added = add_patches(bench.repository, "kws", "1.2.0", [], last=1)
+    assert [row.version for row in added] == ["1.1.0"]
+    added = add_patches(bench.repository, "kws", "1.2.0", ["1.3.0"], last=5)
+    assert [row.version for row in added] == ["1.3.0", "1.0.0"]
+    bench.repository.sign(bench.signers)
+    bench.repository.publish()
+    later = bench.install(bench.manifest("1.3.0"), "fp32", None, tmp_path / "later")
+    bench.install(bench.manifest("1.2.0"), "fp32", later, tmp_path / "back")
+    assert bench.repository.next_counter("kws") == 5
+
+
 def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -> None:
     before = everything_in(shared.repository.root)
     for version, base in (("9.0.0", "1.0.0"), ("1.1.0", "9.0.0")):

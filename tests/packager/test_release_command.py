@@ -50,6 +50,8 @@ def test_bad_input_is_one_line_and_changes_nothing(
         (["release", "1.2.0.toml", "--repo", "repo"], 2, "usage", "no key"),
         (["release", "1.2.0.toml", "--repo", "repo", "--until", "later"], 2, "usage", "later"),
         (["release", "1.2.0.toml", "--repo", "repo", "--until", "sign", "--dry-run"], 2, "usage", "--until"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--from", "1.0.0", "--last", "1"], 2, "usage", "--last"),
+        (["patch", "add", "kws", "1.1.0", "--repo", "repo"], 2, "usage", "no base"),
     ],
 )
 def test_wrong_words_are_one_line(
