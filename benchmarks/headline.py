@@ -19,6 +19,7 @@ from typing import Any, Final
 from benchmarks.patches import measured
 from benchmarks.published_pairs import CACHE
 
+CODECS: Final = ("zstd_full", "bsdiff4", "airweights")
 FILES: Final = ("base", "new", "calibration", "held")
 
 
@@ -55,7 +56,7 @@ def trained() -> dict[str, Path]:
 
 def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     """What the table holds, and the two benchmarks' own results."""
-    row = measured("float", files["base"], files["new"], None, keep, ("zstd_full", "bsdiff4", "airweights"))
+    row = measured("float", files["base"], files["new"], None, keep=keep, codecs=CODECS)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "update.json"
         words = [word for name in FILES for word in (f"--{name}", str(files[name]))]

@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument("--docs", type=Path)
     arguments = parser.parse_args()
     rows: list[Row] = json.loads(arguments.json.read_text())["pairs"]
+    for row in rows:
+        if not row["apply"]["airweights"]:
+            sys.exit(f"{row['pair']}: the product's own patch failed; there is no report without it")
     memory: list[Row] = json.loads(arguments.memory.read_text())["memory"] if arguments.memory else []
     tables = {"sizes": markdown(rows), "costs": costs(rows), "verdicts": verdicts(rows, memory)}
     print("\n".join(tables.values()))
@@ -116,7 +119,7 @@ def markdown(rows: list[Row]) -> str:
             row["pair"],
             f"{row['target_bytes']:,}",
             f"{best[1]:,} ({best[0]})" if best else "",
-            f"{sizes['airweights']:,}",
+            f"{sizes['airweights']:,}" if sizes["airweights"] else "failed",
             f"{ratio:.3f}" if ratio is not None else "",
             f"{goal:.2f}" if goal is not None else "",
             f"{sizes['airweights_no_predictors']:,}" if sizes["airweights_no_predictors"] else "",

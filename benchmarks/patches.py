@@ -1,6 +1,7 @@
 """Patch sizes, time and memory against generic tools.
 
-    python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md] [--keep DIR]
+    python -m benchmarks.patches [--pairs DIR] --json OUT [--peer-timeout S] [--markdown OUT.md]
+        [--keep DIR] [--jobs N] [--only PAIR]...
 
 A pair is a folder of `DIR` with one `base.*` and one `target.*` file. Without `--pairs`, published successive releases
 are fetched by pip with pinned digests into a cache (benchmarks/published_pairs.py), and models are trained where
@@ -14,11 +15,13 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.patch_codecs import CODECS, OURS
-from benchmarks.patch_report import best_generic, markdown
+from benchmarks.patch_report import apply_mb_s, best_generic, markdown
 
 LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
 
@@ -30,12 +33,14 @@ def main() -> None:
     parser.add_argument("--peer-timeout", type=float, default=900.0, help="seconds for each run of a peer")
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     parser.add_argument("--keep", type=Path, help="a folder for what peers needed, to be used again")
+    parser.add_argument("--jobs", type=int, default=1, help="peers at a time; sizes and CPU seconds stay what they are")
     parser.add_argument("--only", action="append", help="a pair's name; may be repeated")
     arguments = parser.parse_args()
     folder = arguments.pairs
     if folder is None:
         folder = strangers_pairs()
     rows: list[dict[str, Any]] = []
+    limit = arguments.peer_timeout
     for pair in sorted(place for place in folder.iterdir() if place.is_dir()):
         if arguments.only and pair.name not in arguments.only:
             continue
@@ -43,7 +48,7 @@ def main() -> None:
         if found is None:
             print(f"{pair.name}: skipped, expected one base.* and one target.*", file=sys.stderr)
             continue
-        rows.append(measured(pair.name, *found, arguments.peer_timeout, arguments.keep))
+        rows.append(measured(pair.name, *found, limit, keep=arguments.keep, jobs=arguments.jobs))
         print(line(rows[-1]), flush=True)
         arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
     if arguments.markdown:
@@ -86,10 +91,12 @@ def measured(
     base: Path,
     target: Path,
     peer_timeout_s: float | None,
+    *,
     keep: Path | None = None,
     codecs: tuple[str, ...] = CODECS,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """One row of the result."""
+    """One row of the result. Peers run `jobs` at a time; the product's codecs run alone, one after the other."""
     row: dict[str, Any] = {
         "pair": name,
         "base_bytes": base.stat().st_size,
@@ -99,32 +106,48 @@ def measured(
         "apply": dict.fromkeys(CODECS),
         "identical": True,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for codec in codecs:
-            patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
-            limit = None if codec in OURS else peer_timeout_s
-            kept = None if keep is None or codec in OURS else keep / f"{codec}-{digest_of(base, target)}.json"
-            if kept is not None and kept.exists():
-                found = json.loads(kept.read_text())
-                row["sizes"][codec], row["encode"][codec], row["apply"][codec] = found
-                continue
-            encoded = run("encode", codec, base, target, patch, out, limit)
-            if encoded is None:
-                continue
-            row["sizes"][codec] = patch.stat().st_size
-            row["encode"][codec] = encoded
-            row["apply"][codec] = run("apply", codec, base, target, patch, out, limit)
-            is_same = out.is_file() and same(out, target)
-            if not is_same and row["apply"][codec] is not None:
-                print(f"{name}: {codec} does not give the target back", file=sys.stderr)
-            if codec in OURS and not is_same:
-                row["identical"] = False
-            if kept is not None and is_same:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                kept.write_text(json.dumps([row["sizes"][codec], encoded, row["apply"][codec]]) + "\n")
-            for place in (patch, out):
-                place.unlink(missing_ok=True)
+
+    def peer(codec: str) -> Trial:
+        place = None if keep is None else keep / f"{codec}-{digest_of(base, target)}.json"
+        if place is not None and place.exists():
+            return Trial(*json.loads(place.read_text()))
+        found = trial(codec, base, target, peer_timeout_s)
+        if place is not None and found.is_same:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps(astuple(found)) + "\n")
+        return found
+
+    peers = [codec for codec in codecs if codec not in OURS]
+    with ThreadPoolExecutor(jobs) as executor:
+        trials = dict(zip(peers, executor.map(peer, peers), strict=True))
+    trials |= {codec: trial(codec, base, target, None) for codec in codecs if codec in OURS}
+    for codec, found in trials.items():
+        row["sizes"][codec], row["encode"][codec], row["apply"][codec] = found.size, found.encode, found.apply
+        if not found.is_same and (codec in OURS or found.apply is not None):
+            print(f"{name}: {codec} does not give the target back", file=sys.stderr)
+    row["identical"] = all(trials[codec].is_same for codec in codecs if codec in OURS)
     return row
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One codec on one pair: bytes of its patch, costs, and whether the patch gave the target back."""
+
+    size: int | None
+    encode: dict[str, Any] | None
+    apply: dict[str, Any] | None
+    is_same: bool
+
+
+def trial(codec: str, base: Path, target: Path, limit_s: float | None) -> Trial:
+    """Encode and apply, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        patch, out = Path(folder) / f"{codec}.patch", Path(folder) / f"{codec}.out"
+        encoded = run("encode", codec, base, target, patch, out, limit_s)
+        if encoded is None:
+            return Trial(None, None, None, is_same=False)
+        applied = run("apply", codec, base, target, patch, out, limit_s)
+        return Trial(patch.stat().st_size, encoded, applied, is_same=out.is_file() and same(out, target))
 
 
 def digest_of(base: Path, target: Path) -> str:
@@ -171,12 +194,12 @@ def same(one: Path, other: Path) -> bool:
 def line(row: dict[str, Any]) -> str:
     """One line for a person."""
     ours, best = row["sizes"]["airweights"], best_generic(row)
-    ratio = f"{ours / best[1]:.3f} of {best[0]} {best[1]:,}" if best and ours is not None else ""
-    speed = row["apply"]["airweights"]
-    rate = f"{row['target_bytes'] / 1e6 / max(speed['cpu_s'], 1e-3):.0f} MB/s" if speed else ""
-    encode = row["encode"]["airweights"]
-    spent = f"encode {encode['cpu_s']:.2f} CPU s" if encode else ""
-    return f"{row['pair']}: target {row['target_bytes']:,}, patch {ours:,}, {ratio}; {spent}, apply {rate}"
+    if ours is None:
+        return f"{row['pair']}: target {row['target_bytes']:,}, no patch"
+    ratio = f"{ours / best[1]:.3f} of {best[0]} {best[1]:,}" if best else "no peer"
+    spent = f"encode {row['encode']['airweights']['cpu_s']:.2f} CPU s"
+    rate = f"apply {apply_mb_s(row):.0f} MB/s" if row["apply"]["airweights"] else "not applied"
+    return f"{row['pair']}: target {row['target_bytes']:,}, patch {ours:,}, {ratio}; {spent}, {rate}"
 
 
 if __name__ == "__main__":
