@@ -3,8 +3,8 @@
 Rules:
 1. Inputs and outputs are those that the runtime reports, since they are what a caller of the device will meet.
 2. Memory is measured (packager.memory), with the runtime that is here.
-3. Operator sets up to KNOWN_OPSET and IR versions up to KNOWN_IR loaded in runtimes older than the first that an agent
-   takes; what is newer asks for at least the runtime that loaded it here.
+3. A model asks for the runtime that its operators came with (packager.quantize.oldest_runtime), and never for one that
+   is older than the first that an agent takes.
 """
 
 from dataclasses import replace
@@ -18,11 +18,9 @@ from bundle.manifest import MAX_RANK, MAX_TENSORS, Contract, Requirements, Tenso
 from packager.errors import InputUnsupported
 from packager.inputs import Samples, load_proto
 from packager.memory import measure_memory
-from packager.quantize.graphs import opset
+from packager.quantize.oldest_runtime import oldest_runtime, parsed
 from packager.quantize.runs import session
 
-KNOWN_OPSET: Final = 23  # onnxruntime 1.22
-KNOWN_IR: Final = 11
 MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
 
 # onnxruntime's names of element types; the others (sequences, maps, 4-bit and 8-bit floats) have no place in a contract
@@ -76,11 +74,9 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
 
 
 def onnxruntime_min(model: Path, oldest: str) -> str:
-    """Rule 3: `oldest`, or the major and minor version of the runtime that is here."""
-    proto = load_proto(model, external_data=False)
-    if opset(proto) <= KNOWN_OPSET and proto.ir_version <= KNOWN_IR:
-        return oldest
-    return ".".join(onnxruntime.__version__.split(".")[:2])
+    """Rule 3: the newer one of `oldest` and what the operators ask for."""
+    asked = oldest_runtime(load_proto(model, external_data=False))
+    return oldest if asked.version <= parsed(oldest) else str(asked)
 
 
 def _spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 
 from packager.inputs import Samples, load_proto
 from packager.quantize.graphs import array_of, weight_uses
+from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
+from packager.quantize.weights import MIN_ELEMENTS
 
 SAMPLES: Final = 8
 BINS: Final = 48
@@ -38,24 +41,62 @@ svg { display: block; } rect { fill: #3a7bd5; } .good { color: #188038; } .bad {
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """One layer: relative RMS error of its output in the quantized model, histograms of its weight and its output."""
+    """One layer: relative RMS error of its output in the quantized model, histograms of its weight and its output.
+
+    A layer in a nested graph, or one whose output has another name in the quantized model, has neither error nor
+    `activation`. `bits` says what it became: "8 bits", "16-bit activations", "float".
+    """
 
     node: str
     operator: str
-    relative_rms: float
-    weight: np.ndarray
-    activation: np.ndarray
-    is_float: bool
+    relative_rms: float | None
+    weight: "Histogram"
+    activation: "Histogram | None"
+    bits: str
 
 
-def layer_errors(float_model: Path, quantized: Path, samples: Samples, kept: tuple[str, ...]) -> list[LayerError]:
-    """Layers with weights whose outputs have the same name in both models, in graph order. Raises ModelDoesNotRun."""
-    left, right = load_proto(float_model), load_proto(quantized)
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Counts in BINS equal parts of `low`..`high`."""
+
+    counts: np.ndarray
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Histogram":
+        """Of the finite ones among `values`."""
+        finite = values[np.isfinite(values)].astype(np.float64)
+        counts, edges = np.histogram(finite, BINS)
+        return cls(counts, float(edges[0]), float(edges[-1]))
+
+
+def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: QuantizationReport) -> list[LayerError]:
+    """Every layer with weights, at most MAX_LAYERS, in graph order. Raises ModelDoesNotRun."""
+    # as the quantizer saw it: its simplification renames values and gives every node a name
+    left, right = prepare(float_model, next(iter(samples.take(1)))).model, load_proto(quantized)
     theirs = {name for node in right.graph.node for name in node.output}
-    uses = {use.node.output[0]: use for use in weight_uses(left) if use.scope.depth == 0}
-    names = [name for name in uses if name in theirs][:MAX_LAYERS]
-    if not names:
-        return []
+    uses = {use.node.output[0]: use for use in weight_uses(left)[:MAX_LAYERS]}
+    names = [name for name, use in uses.items() if use.scope.depth == 0 and name in theirs]
+    measured = _measured(left, right, names, samples) if names else {}
+    bits = dict.fromkeys(report.kept_float, "float") | dict.fromkeys(report.wide_activations, "16-bit activations")
+    return [
+        LayerError(
+            node=use.node.name or name,
+            operator=use.node.op_type,
+            relative_rms=measured[name][0] if name in measured else None,
+            weight=Histogram.of(array_of(use.tensor)),
+            activation=measured[name][1] if name in measured else None,
+            bits=bits.get(use.node.name, "float" if use.elements < MIN_ELEMENTS else ""),
+        )
+        for name, use in uses.items()
+    ]
+
+
+def _measured(
+    left: onnx.ModelProto, right: onnx.ModelProto, names: list[str], samples: Samples
+) -> dict[str, tuple[float, Histogram]]:
+    """Relative RMS of the values `names` of two models, and a histogram of the float model's."""
     runs = session_of(with_outputs(left, names)), session_of(with_outputs(right, names))
     error, power = np.zeros(len(names)), np.zeros(len(names))
     seen: list[np.ndarray] = [np.zeros(0)] * len(names)
@@ -65,17 +106,9 @@ def layer_errors(float_model: Path, quantized: Path, samples: Samples, kept: tup
                 error[i] += float(np.square(a.astype(np.float64) - b).sum())
                 power[i] += float(np.square(a.astype(np.float64)).sum())
                 seen[i] = a.ravel()
-    return [
-        LayerError(
-            node=uses[name].node.name or name,
-            operator=uses[name].node.op_type,
-            relative_rms=float(np.sqrt(error[i] / max(power[i], TINY))),
-            weight=np.histogram(array_of(uses[name].tensor).astype(np.float64), BINS)[0],
-            activation=np.histogram(seen[i], BINS)[0],
-            is_float=uses[name].node.name in kept,
-        )
-        for i, name in enumerate(names)
-    ]
+    return {
+        name: (float(np.sqrt(error[i] / max(power[i], TINY))), Histogram.of(seen[i])) for i, name in enumerate(names)
+    }
 
 
 def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) -> str:
@@ -92,11 +125,23 @@ def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) ->
         _table(("output", "relative RMS", "cosine p1", "top-1", "KL", "worst sample", "varies"), _outputs(report)),
         "<h2>Kept in float</h2>",
         f"<p>{escape(', '.join(report.kept_float)) or 'nothing'}</p>",
+        "<h2>Activations in 16 bits</h2>",
+        f"<p>{escape(', '.join(report.wide_activations)) or 'none'}</p>",
         "<h2>Layers</h2>",
+        "<p>Relative RMS is the error of the layer's output over its size, all layers before it quantized too. "
+        "Histograms have square-root heights, so that tails are seen.</p>",
         _table(("layer", "operator", "relative RMS", "error", "weights", "activations"), _layers(layers)),
         "<h2>Trials</h2>",
-        _table(("method", "kept", "bytes", "relative RMS", "verdict", "why"), _trials(report)),
+        _table(
+            ("method", "float", "16-bit", "bytes", "relative RMS", "calibration half", "why", "held-back half"),
+            _trials(report),
+        ),
     ]
+    if report.sensitivity:
+        parts += [
+            "<h2>What each layer costs alone</h2>",
+            _table(("layers", "relative RMS of the answers"), _sensitivity(report)),
+        ]
     if report.notes:
         parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}" for note in report.notes) + "</ul>")
     return "\n".join([*parts, "</body></html>\n"])
@@ -104,7 +149,7 @@ def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) ->
 
 def write_page(report: QuantizationReport, float_model: Path, quantized: Path, samples: Samples, out: Path) -> None:
     """Measure the layers where there is a quantized model, and write the page."""
-    layers = layer_errors(float_model, quantized, samples, report.kept_float) if quantized.is_file() else []
+    layers = layer_errors(float_model, quantized, samples, report) if quantized.is_file() else []
     out.write_text(as_html(report, float_model.name, layers), encoding="utf-8")
 
 
@@ -113,6 +158,11 @@ def _summary(report: QuantizationReport) -> list[tuple[str, ...]]:
     if report.latency is not None:
         rows.append(("latency", f"{report.latency.float_ms:.2f} ms", f"{report.latency.quantized_ms:.2f} ms"))
     rows.append(("method", "", f"{report.method} ({report.numerics})"))
+    if report.oldest_runtime is not None:
+        rows.append(("loads on onnxruntime", "", f"{report.oldest_runtime} and later"))
+    if report.gate is not None and report.gate.metric is not None:
+        figures = report.gate.metric
+        rows.append((f"metric {figures.name}", f"{figures.float_value:.4f}", f"{figures.value:.4f}"))
     rows.append(("samples", "", f"{report.calibration_samples} for calibration, {report.origin[:24]}"))
     return [tuple(map(escape, row)) for row in rows]
 
@@ -134,16 +184,15 @@ def _outputs(report: QuantizationReport) -> list[tuple[str, ...]]:
 
 
 def _layers(layers: list[LayerError]) -> list[tuple[str, ...]]:
-    worst = max((layer.relative_rms for layer in layers), default=1.0) or 1.0
+    worst = max((layer.relative_rms or 0.0 for layer in layers), default=1.0) or 1.0
     return [
         (
-            escape(layer.node) + (" (float)" if layer.is_float else ""),
+            escape(layer.node) + (f" ({layer.bits})" if layer.bits else ""),
             escape(layer.operator),
             _number(layer.relative_rms),
-            f'<svg width=120 height=12 role=img aria-label="{layer.relative_rms:.4f}">'
-            f"<rect width={120 * min(1.0, layer.relative_rms / worst):.1f} height=12 /></svg>",
+            _bar(layer.relative_rms, worst),
             _bars(layer.weight),
-            _bars(layer.activation),
+            _bars(layer.activation) if layer.activation is not None else "",
         )
         for layer in layers
     ]
@@ -154,17 +203,31 @@ def _trials(report: QuantizationReport) -> list[tuple[str, ...]]:
         (
             escape(trial.method),
             str(len(trial.kept_float)),
+            str(len(trial.wide_activations)),
             "" if trial.bytes is None else f"{trial.bytes:,}",
             _number(trial.relative_rms),
             escape(trial.verdict),
             escape(trial.why),
+            escape(trial.held_back or ""),
         )
         for trial in report.trials
     ]
 
 
-def _bars(counts: np.ndarray) -> str:
-    """A histogram; heights are square roots, so that tails are seen."""
+def _sensitivity(report: QuantizationReport) -> list[tuple[str, ...]]:
+    return [(escape(", ".join(blamed.nodes)), _number(float(np.sqrt(blamed.squared)))) for blamed in report.sensitivity]
+
+
+def _bar(value: float | None, worst: float) -> str:
+    if value is None:
+        return ""
+    width = 120 * min(1.0, value / worst)
+    return f'<svg width=120 height=12 role=img aria-label="{value:.4f}"><rect width={width:.1f} height=12 /></svg>'
+
+
+def _bars(found: Histogram) -> str:
+    """A histogram with its range; heights are square roots, so that tails are seen."""
+    counts = found.counts
     heights = np.sqrt(counts / max(1, int(counts.max(initial=0)))) * HEIGHT
     step = WIDTH / len(counts)
     bars = "".join(
@@ -172,8 +235,10 @@ def _bars(counts: np.ndarray) -> str:
         for i, h in enumerate(heights)
         if h
     )
+    label = f"histogram of {int(counts.sum())} values from {found.low:.3g} to {found.high:.3g}"
     return (
-        f'<svg width={WIDTH} height={HEIGHT} role=img aria-label="histogram of {int(counts.sum())} values">{bars}</svg>'
+        f'<svg width={WIDTH} height={HEIGHT} role=img aria-label="{label}">{bars}</svg>'
+        f"<small>{found.low:.3g} … {found.high:.3g}</small>"
     )
 
 

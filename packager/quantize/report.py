@@ -11,7 +11,10 @@ Outcome = Literal["quantized", "refused", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate: how it was made, how large and how good it was on the calibration half, or why it is none."""
+    """One candidate: how it was made, how large and how good it was on the calibration half, or why it is none.
+
+    `held_back` is the verdict on the held-back half, of those that came so far.
+    """
 
     method: str
     kept_float: tuple[str, ...]
@@ -20,6 +23,7 @@ class Trial:
     relative_rms: float | None
     verdict: str
     why: str
+    held_back: str | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain values; an error that is no number is None."""
@@ -58,7 +62,8 @@ class QuantizationReport:
     says why, in one line). `method` is how it was done ("static", "dynamic", "weights", "float"); `numerics` what the
     integer kernels multiply ("u8u8", "u8s7", "s8s8", "u8s8", "float"). `gate` was measured on the held-back half.
     Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations. `sensitivity` is what each
-    node, or group of neighbours, costs alone; empty where no repair was needed.
+    node, or group of neighbours, costs alone; empty where no repair was needed. `oldest_runtime` is the first version
+    of onnxruntime that has the operators of the quantized model.
     """
 
     scheme: str
@@ -78,6 +83,7 @@ class QuantizationReport:
     notes: tuple[str, ...] = ()
     latency: Latency | None = None
     calibration_samples: int = 0
+    oldest_runtime: str | None = None
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
@@ -98,6 +104,7 @@ class QuantizationReport:
             "notes": list(self.notes),
             "latency": self.latency.as_json() if self.latency else None,
             "calibration_samples": self.calibration_samples,
+            "oldest_runtime": self.oldest_runtime,
             "origin": self.origin,
         }
 
@@ -111,7 +118,7 @@ class QuantizationReport:
                 str(len(trial.wide_activations)),
                 "" if trial.bytes is None else f"{trial.bytes:,}",
                 "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
-                f"{trial.verdict}: {trial.why}",
+                f"{trial.verdict}: {trial.why}" if trial.held_back is None else f"held back {trial.held_back}",
             )
             for trial in self.trials
         ]
@@ -136,6 +143,8 @@ class QuantizationReport:
             lines.append(
                 f"latency: {self.latency.float_ms:.2f} ms float, {self.latency.quantized_ms:.2f} ms {self.scheme}"
             )
+        if self.oldest_runtime is not None:
+            lines.append(f"loads on: onnxruntime {self.oldest_runtime} and later")
         if self.kept_float:
             lines.append(f"kept in float: {', '.join(self.kept_float)}")
         if self.wide_activations:

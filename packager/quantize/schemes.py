@@ -22,6 +22,7 @@ from packager.inputs import ModelInterface, Samples, check_sample, load_proto
 from packager.quantize.candidates import INT8_METHODS, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.metric import Metric
+from packager.quantize.oldest_runtime import oldest_runtime
 from packager.quantize.prepare import prepare
 from packager.quantize.report import Latency, QuantizationReport
 from packager.quantize.runs import THREADS, run, run_in_child, session
@@ -119,6 +120,7 @@ def quantize(
         method=chosen.method,
         numerics=workshop.numerics_of(chosen.method),
         bytes=chosen.model.ByteSize(),
+        oldest_runtime=str(oldest_runtime(chosen.model)),
         gate=verdict,
         calibration_gate=chosen.calibration,
         kept_float=chosen.kept,

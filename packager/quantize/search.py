@@ -60,13 +60,15 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A quantized model, what it keeps in float or reads in 16 bits, and its gate on the calibration half."""
+    """A quantized model, what it keeps in float or reads in 16 bits, its gate on the calibration half, and the number
+    of its trial."""
 
     method: Method
     model: onnx.ModelProto
     kept: tuple[str, ...]
     wide: tuple[str, ...]
     calibration: GateReport
+    trial: int
 
     @property
     def error(self) -> float:
@@ -95,6 +97,8 @@ class Search:
         last: tuple[Candidate, GateReport] | None = None
         for candidate in self._candidates(possible):
             verdict = self._final(candidate)
+            told = f"{verdict.verdict}: {verdict.why}"
+            self.trials[candidate.trial] = replace(self.trials[candidate.trial], held_back=told)
             if verdict.verdict != "fail":
                 return candidate, verdict
             if last is None or candidate.error < last[0].error:
@@ -168,7 +172,7 @@ class Search:
             return None
         size, error_ = model.ByteSize(), verdict.relative_rms
         self.trials.append(Trial(method, kept, wide, size, error_, verdict.verdict, verdict.why))
-        return Candidate(method, model, kept, wide, verdict)
+        return Candidate(method, model, kept, wide, verdict, len(self.trials) - 1)
 
     def _judged(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
         shapes_vary = self.measure is not None

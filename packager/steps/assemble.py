@@ -13,8 +13,11 @@ from typing import Final
 from bundle.golden import read_golden
 from bundle.version import VERSION
 from packager.draft import Draft, VariantDraft
+from packager.errors import ReleaseFileInvalid
+from packager.inputs import load_proto
 from packager.model_facts import requirements_of
 from packager.model_package import build_package, open_package
+from packager.quantize.oldest_runtime import oldest_runtime, parsed
 
 TOOLS: Final = ("onnx", "onnxruntime", "numpy")
 MAX_PROVENANCE_CHARACTERS: Final = 512  # bundle.manifest
@@ -24,7 +27,8 @@ def run(draft: Draft) -> None:
     """Set `bundle`, `requires` and `provenance`.
 
     Raises:
-        BundleNameInvalid, ExternalDataMissing, ReleaseFileMissing, DrillInvalid, ModelDoesNotRun, ModelCrashes.
+        BundleNameInvalid, ExternalDataMissing, ReleaseFileInvalid, ReleaseFileMissing, DrillInvalid, ModelDoesNotRun,
+        ModelCrashes.
     """
     for variant in draft.kept:
         root = variant.folder / "bundle"
@@ -39,10 +43,23 @@ def run(draft: Draft) -> None:
         )
         measured = requirements_of(variant.model, draft.samples, sum(file.size for file in built.files))
         variant.requires = variant.plan.apply_requires(measured)
+        _check_runtime(variant)
         if draft.plan.drill is not None:
             _drill(draft, variant, draft.plan.drill, root)
         variant.bundle = open_package(root)
         variant.provenance = {**_provenance(draft, variant), **variant.provenance}
+
+
+def _check_runtime(variant: VariantDraft) -> None:
+    """What the release file says of the runtime must not be older than the operators. Raises ReleaseFileInvalid."""
+    assert variant.requires is not None
+    asked = oldest_runtime(load_proto(variant.model, external_data=False))
+    if parsed(variant.requires.onnxruntime_min) < asked.version:
+        raise ReleaseFileInvalid(
+            f"variants.{variant.name}: requires.onnxruntime_min: found {variant.requires.onnxruntime_min}, "
+            f"its {asked.why} came with {asked}",
+            remedy=f"say {asked} or newer, or leave it out",
+        )
 
 
 def _drill(draft: Draft, variant: VariantDraft, kind: str, root: Path) -> None:

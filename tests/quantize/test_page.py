@@ -1,12 +1,34 @@
-"""The HTML page tells the whole story in one file, and names from a model cannot break out of it."""
+"""The HTML page tells the whole story in one file, no name from a model breaks out of it, and a browser shows it."""
 
+import json
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-from packager.inputs import random_samples
+import pytest
+
+from packager.inputs import Samples, random_samples
 from packager.quantize.page import write_page
+from packager.quantize.report import QuantizationReport
 from packager.quantize.schemes import Options, quantize
 from tests import models
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# asked of the page in the browser: what a person would see
+PROBE = """<script>
+const boxes = [...document.querySelectorAll("svg rect")].map(r => r.getBoundingClientRect());
+const found = {
+  title: document.title,
+  drawn: boxes.filter(b => b.width > 0 && b.height > 0).length,
+  outside: boxes.filter(b => b.left < -1 || b.right > innerWidth + 1).length,
+  rows: document.querySelectorAll("tbody tr").length,
+  overflow: document.documentElement.scrollWidth - innerWidth,
+  scripts: document.scripts.length,
+};
+document.body.innerHTML = "<pre id=found>" + JSON.stringify(found) + "</pre>";
+</script>"""
 
 
 class Tags(HTMLParser):
@@ -21,17 +43,60 @@ class Tags(HTMLParser):
         assert tag not in ("script", "img", "link", "iframe")
 
 
-def test_page_holds_outputs_layers_and_trials(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, Path]:
+    """(report, page) of a network with a hostile name in it."""
+    folder = tmp_path_factory.mktemp("page")
     model = models.conv_net()
     model.graph.node[1].name = "<script>alert(1)</script>"
-    path = models.save(model, tmp_path / "float.onnx")
+    path = models.save(model, folder / "float.onnx")
     samples = random_samples(path, 24)
-    report = quantize(path, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
-    write_page(report, path, tmp_path / "int8.onnx", samples, tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
+    return written(path, folder, samples)
+
+
+def written(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationReport, Path]:
+    report = quantize(path, folder / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    write_page(report, path, folder / "int8.onnx", samples, folder / "page.html")
+    return report, folder / "page.html"
+
+
+def test_page_holds_outputs_layers_and_trials(told: tuple[QuantizationReport, Path]) -> None:
+    report, path = told
+    page = path.read_text()
     tags = Tags()
     tags.feed(page)
-    assert tags.found.count("svg") >= 3
-    assert tags.found.count("table") == 4
+    assert tags.found.count("svg") >= 3 * 4  # four layers: error, weights, activations
+    assert tags.found.count("table") == 4 + bool(report.sensitivity)
     assert "logits" in page
     assert all(trial.method in page for trial in report.trials)
+
+
+def test_layers_of_nested_graphs_are_shown_by_their_weights(tmp_path: Path) -> None:
+    path = models.save(models.branching(), tmp_path / "float.onnx")
+    _, page = written(path, tmp_path, random_samples(path, 16))
+    assert len(re.findall("histogram of 6144 values", page.read_text())) == 4
+
+
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed (Debian: chromium)")
+@pytest.mark.parametrize("width", [1280, 480])
+def test_browser_draws_every_histogram_inside_the_window(
+    width: int, told: tuple[QuantizationReport, Path], tmp_path: Path
+) -> None:
+    report, path = told
+    copy = tmp_path / "probed.html"
+    copy.write_text(path.read_text().replace("</body>", f"{PROBE}</body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path / 'profile'}", copy.as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    match = re.search(r"<pre id=\"found\">(.*?)</pre>", done.stdout, re.DOTALL)
+    assert match is not None, done.stderr[-2000:]
+    found = json.loads(match[1])
+    assert found["title"] == "float.onnx: int8"
+    assert found["scripts"] == 1  # ours alone: the name of a node is no script
+    assert found["drawn"] > 100
+    assert found["rows"] >= len(report.trials) + 4
+    if width > 1000:
+        assert found["outside"] == 0
+        assert found["overflow"] <= 0  # below zero where a scroll bar takes room

@@ -1,0 +1,143 @@
+"""Does a quantized model load on the runtimes that it claims, and give the same answers there?
+
+    python -m benchmarks.older_runtimes --models DIR --json OUT [--runtime 1.17.3]... [--scheme int8]...
+
+Every `DIR/NAME.onnx` (with `DIR/NAME.npz`, or random inputs) is quantized here; each runtime gets an environment of its
+own under `--environments` (made by venv and pip on the first run) and loads what it should be able to load by its
+operators, and runs it on a few samples. `relative_rms` is the distance of its answers from this runtime's.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime
+
+from bundle.errors import AirweightsError
+from packager.inputs import ModelInterface, Samples, load_samples, random_samples
+from packager.quantize.oldest_runtime import parsed
+from packager.quantize.runs import run, session
+from packager.quantize.schemes import Options, quantize
+
+RUNTIMES: Final = ("1.17.3", "1.20.1", "1.31.0")
+SCHEMES: Final = ("int8", "int4", "fp16")
+COMPARED: Final = 4
+# what runs in the other environment: numpy and onnxruntime are all that it has
+CHILD: Final = """
+import sys
+import numpy, onnxruntime
+model, inputs, outputs = sys.argv[1:]
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+options.intra_op_num_threads = 2
+running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+arrays = numpy.load(inputs)
+found = {}
+for key in arrays.files:
+    number, _, name = key.partition(":")
+    found.setdefault(int(number), {})[name] = arrays[key]
+answers = {}
+for number, sample in found.items():
+    for i, array in enumerate(running.run(None, sample)):
+        answers[f"{number}:{i}"] = array
+numpy.savez(outputs, **answers)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--runtime", action="append", help=f"Versions of onnxruntime; {', '.join(RUNTIMES)}.")
+    parser.add_argument("--scheme", action="append", choices=SCHEMES)
+    parser.add_argument("--environments", type=Path, default=Path("build/runtimes"), metavar="DIR")
+    arguments = parser.parse_args()
+    pythons = {version: environment(arguments.environments, version) for version in arguments.runtime or RUNTIMES}
+    rows: list[dict[str, object]] = []
+    for model in sorted(arguments.models.glob("*.onnx")):
+        for scheme in arguments.scheme or SCHEMES:
+            for found in measured(model, scheme, pythons):
+                rows.append(found)
+                print({name: value for name, value in found.items() if value is not None}, flush=True)
+                arguments.json.write_text(json.dumps({"here": onnxruntime.__version__, "rows": rows}, indent=2) + "\n")
+    bad = [found for found in rows if found["verdict"] == "does not load"]
+    return 1 if bad else 0
+
+
+def environment(folder: Path, version: str) -> Path | None:
+    """The Python of an environment with that runtime; None where there is no such build for this Python."""
+    home = folder / version
+    python = home / "bin" / "python"
+    if not (home / "ready").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        numpy_range = "numpy<2" if parsed(version) < (1, 19) else "numpy"
+        words = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", f"onnxruntime=={version}", numpy_range]
+        done = subprocess.run([str(python), *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"onnxruntime {version}: {done.stderr.strip().splitlines()[-1][:200]}", file=sys.stderr)
+            return None
+        (home / "ready").touch()
+    return python
+
+
+def measured(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[dict[str, object]]:
+    """One row for each runtime."""
+    row: dict[str, object] = {"model": model.name, "scheme": scheme, "runtime": None, "oldest": None}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "quantized.onnx"
+        try:
+            samples = samples_of(model)
+            report = quantize(model, out, scheme, samples, Options(measure_latency=False))
+        except AirweightsError as error:
+            return [row | {"verdict": "not quantized", "reason": error.message}]
+        if report.outcome != "quantized":
+            return [row | {"verdict": "not quantized", "reason": report.reason}]
+        row["oldest"] = report.oldest_runtime
+        return [
+            row | {"runtime": v} | held_against(out, samples, v, p, report.oldest_runtime or "")
+            for v, p in pythons.items()
+        ]
+
+
+def held_against(model: Path, samples: Samples, version: str, python: Path | None, oldest: str) -> dict[str, object]:
+    """Load and run `model` in another environment, and compare the answers with this runtime's."""
+    if python is None:
+        return {"verdict": "no such build", "relative_rms": None, "reason": None}
+    few = list(samples.take(COMPARED))
+    inputs, outputs = model.with_suffix(".in.npz"), model.with_suffix(f".{version}.npz")
+    np.savez(inputs, allow_pickle=False, **{f"{i}:{name}": a for i, s in enumerate(few) for name, a in s.items()})
+    command = [str(python), "-c", CHILD, str(model), str(inputs), str(outputs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
+        is_claimed = parsed(oldest) <= parsed(version)
+        return {
+            "verdict": "does not load" if is_claimed else "older than claimed",
+            "relative_rms": None,
+            "reason": reason,
+        }
+    here = session(model)
+    worst = 0.0
+    with np.load(outputs) as answers:
+        for i, sample in enumerate(few):
+            for j, ours in enumerate(run(here, sample)):
+                if ours.dtype.kind == "f":
+                    error = np.asarray(answers[f"{i}:{j}"], np.float64) - ours
+                    size = float(np.sqrt(np.mean(np.square(ours.astype(np.float64)))))
+                    worst = max(worst, float(np.sqrt(np.mean(np.square(error)))) / (size or 1.0))
+    return {"verdict": "loads", "relative_rms": worst, "reason": None}
+
+
+def samples_of(model: Path) -> Samples:
+    """The `.npz` beside the model, or random ones."""
+    inputs = model.with_suffix(".npz")
+    return load_samples(inputs, ModelInterface.from_file(model)) if inputs.exists() else random_samples(model, 32)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""A model asks for the runtime that its operators came with, and a release file cannot claim an older one."""
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+
+from packager.inputs import random_samples
+from packager.model_facts import onnxruntime_min
+from packager.quantize.fidelity import Thresholds
+from packager.quantize.oldest_runtime import oldest_runtime, parsed
+from packager.quantize.schemes import Options, quantize
+from tests import models
+
+
+@pytest.mark.parametrize(("opset", "oldest"), [(13, "1.10"), (17, "1.12"), (20, "1.17"), (21, "1.18")])
+def test_operator_set_and_file_version_name_the_runtime(opset: int, oldest: str) -> None:
+    assert str(oldest_runtime(models.mlp(opset=opset))) == oldest
+
+
+def test_operator_set_of_the_future_asks_for_the_runtime_that_is_here() -> None:
+    model = models.mlp()
+    model.opset_import[0].version = 99
+    assert oldest_runtime(model).version == parsed(onnxruntime.__version__)
+    assert oldest_runtime(model).why == "operator set 99"
+
+
+@pytest.mark.parametrize(("scheme", "oldest"), [("int8", "1.12"), ("int4", "1.17"), ("fp16", "1.12")])
+def test_quantized_model_says_where_it_loads(scheme: str, oldest: str, tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    lenient = Options(measure_latency=False, thresholds=Thresholds(2.0, 0.0, -1.0))  # four bits of noise are noise
+    report = quantize(model, tmp_path / "out.onnx", scheme, random_samples(model, 32), lenient)
+    assert (report.outcome, report.oldest_runtime) == ("quantized", oldest), report.as_text()
+    assert str(oldest_runtime(onnx.load(tmp_path / "out.onnx"))) == oldest
+    assert onnxruntime_min(tmp_path / "out.onnx", "1.31") == "1.31"
+    assert onnxruntime_min(tmp_path / "out.onnx", "1.0") == oldest
