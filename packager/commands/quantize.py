@@ -14,17 +14,23 @@ if TYPE_CHECKING:
     from packager.quantize.schemes import Options
 
 PATH = click.Path(path_type=Path)
+INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
 
 
 @click.command("quantize")
 @click.argument("model", type=PATH)
 @click.option("-o", "--output", "out", type=PATH, required=True, help="The file to write.")
-@click.option("--scheme", default="int8", show_default=True, help="fp32, fp16, int8 or int4.")
+@click.option("--scheme", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True)
 @click.option(
     "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
 )
 @click.option(
-    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+    "--random",
+    "random_count",
+    type=click.IntRange(2, 100_000),
+    default=32,
+    show_default=True,
+    help="Random samples without --inputs.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--per-tensor", is_flag=True, help="One scale a weight instead of one a channel.")
@@ -70,10 +76,13 @@ def quantize_command(
     import json
     from dataclasses import replace
 
-    from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
+    from packager.errors import GateFailed, GateInconclusive, QuantizationRefused, UsageInvalid
     from packager.quantize.metric import Metric
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
 
+    _check_places(model, out, report, html)
+    if base is not None and (html is not None or metric_text is not None):
+        raise UsageInvalid("--update-of: found --html or --metric beside it, expected neither")
     options = replace(
         DEFAULT_OPTIONS,
         per_channel=not per_tensor,
@@ -95,9 +104,7 @@ def quantize_command(
 
         write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
-        raise GateInconclusive(
-            f"{model}: {found.reason}", remedy="give real inputs of several kinds with --inputs FILE.npz"
-        )
+        raise GateInconclusive(f"{model}: {found.reason}", remedy=INCONCLUSIVE)
     if found.outcome == "refused":
         if not as_json and found.trials:
             click.echo(found.trials_as_text(), err=True)
@@ -114,7 +121,7 @@ def _update(
 ) -> None:
     import json
 
-    from packager.errors import GateFailed
+    from packager.errors import GateFailed, GateInconclusive
     from packager.quantize.update.update import update
 
     calibration, held_back = samples.halves()
@@ -124,6 +131,9 @@ def _update(
     if found.gate.verdict == "fail":
         out.unlink(missing_ok=True)
         raise GateFailed(f"{model}: {found.gate.why}", remedy="leave --update-of out: the update would not pass")
+    if found.gate.verdict == "inconclusive":
+        out.unlink(missing_ok=True)
+        raise GateInconclusive(f"{model}: {found.gate.why}", remedy=INCONCLUSIVE)
     bits = "" if found.bits_per_weight is None else f", {found.bits_per_weight:.4f} bits a weight"
     error, ordinary = found.gate.relative_rms or 0.0, found.ordinary.relative_rms or 0.0
     text = f"{found.means}: {found.reason}{bits}\nrelative RMS {error:.4f}, ordinary quantization {ordinary:.4f}"
@@ -137,12 +147,18 @@ def _update(
     "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
 )
 @click.option(
-    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+    "--random",
+    "random_count",
+    type=click.IntRange(2, 100_000),
+    default=32,
+    show_default=True,
+    help="Random samples without --inputs.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
 @click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
 @click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
+@click.option("--no-ordinary", is_flag=True, help="Do not hold an int8 model to ordinary quantization of its teacher.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare_command(
     candidate: Path,
@@ -153,6 +169,7 @@ def compare_command(
     max_relative_rms: float | None,
     metric_text: str | None,
     max_metric_loss: float | None,
+    no_ordinary: bool,
     as_json: bool,
 ) -> None:
     """Compare CANDIDATE (quantized, pruned or a distilled student) with its teacher on the same inputs.
@@ -162,23 +179,35 @@ def compare_command(
     from packager.errors import GateFailed, GateInconclusive
     from packager.quantize.fidelity import gate
     from packager.quantize.metric import Metric
+    from packager.quantize.ordinary import ordinary_error
     from packager.quantize.search import Measure
 
     metric = None if metric_text is None else Metric.parse(metric_text)
     thresholds = _thresholds(max_relative_rms, max_metric_loss)
     samples = _samples(teacher, inputs, random_count, seed)
     measure = Measure.of(metric, teacher, samples)
-    found = gate(teacher, candidate, samples, thresholds, shapes_vary=measure is not None)
+    ordinary = (
+        ordinary_error(teacher, samples, thresholds) if _is_int8_of(candidate, teacher) and not no_ordinary else None
+    )
+    found = gate(teacher, candidate, samples, thresholds, ordinary_rms=ordinary, shapes_vary=measure is not None)
     if measure is not None:
         found = measure.added_to(found, candidate, samples, thresholds.max_metric_loss)
     if found.verdict == "fail":
         raise GateFailed(f"{candidate}: {found.why}")
     if found.verdict == "inconclusive":
-        raise GateInconclusive(
-            f"{candidate}: {found.why}", remedy="give real inputs of several kinds with --inputs FILE.npz"
-        )
+        raise GateInconclusive(f"{candidate}: {found.why}", remedy=INCONCLUSIVE)
     rows = [f"{found.verdict}: {found.why}", *(f"  {output.as_line()}" for output in found.outputs)]
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
+
+
+def _is_int8_of(candidate: Path, teacher: Path) -> bool:
+    """An int8 model beside a float one; 4-bit weights are another yardstick."""
+    from packager.inputs import load_proto
+    from packager.quantize.graphs import all_nodes, is_quantized
+
+    small, large = (load_proto(path, external_data=False) for path in (candidate, teacher))
+    has_four_bits = any(node.op_type == "MatMulNBits" for node in all_nodes(small))
+    return is_quantized(small) and not has_four_bits and not is_quantized(large)
 
 
 @click.command("prune")
@@ -190,7 +219,12 @@ def compare_command(
     "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
 )
 @click.option(
-    "--random", "random_count", type=int, default=32, show_default=True, help="Random samples without --inputs."
+    "--random",
+    "random_count",
+    type=click.IntRange(2, 100_000),
+    default=32,
+    show_default=True,
+    help="Random samples without --inputs.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -210,6 +244,7 @@ def prune_command(
     """
     from packager.quantize.prune import prune
 
+    _check_places(model, out)
     samples = _samples(model, inputs, random_count, seed)
     found = prune(model, out, samples, sparsity=sparsity, pattern=pattern)
     error = found.gate.relative_rms or 0.0
@@ -230,6 +265,21 @@ def lint_command(model: Path, as_json: bool) -> None:
     found = lint(model)
     text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "nothing found"
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
+
+
+def _check_places(model: Path, *written: Path | None) -> None:
+    """Before any work: what will be written has a folder, is none, and is not the model. Raises Invalid kinds."""
+    from packager.errors import NoSuchPlace, OutputExists
+
+    for path in written:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise NoSuchPlace(f"{path}: found no folder {path.parent}", remedy="make it first")
+        if path.is_dir():
+            raise OutputExists(f"{path}: found a folder, expected the name of a file to write")
+        if path.exists() and model.exists() and path.samefile(model):
+            raise OutputExists(f"{path}: is the model itself, expected another file to write")
 
 
 def _thresholds(max_relative_rms: float | None, max_metric_loss: float | None) -> "Thresholds":

@@ -240,16 +240,16 @@ def _trouble(o: OutputFidelity, limits: Thresholds, ordinary: float | None, stal
             f"{o.exact_share:.3f} of values equal, at least {limits.min_top1_agreement:.3f} asked" if too_few else None
         )
     if not o.relative_rms <= limits.max_relative_rms:
-        return f"relative RMS {o.relative_rms:.4f}, at most {limits.max_relative_rms:.4f} allowed"
+        return f"relative RMS {o.relative_rms:.4g}, at most {limits.max_relative_rms:.4g} allowed"
     if ordinary is not None and o.relative_rms > limits.max_over_ordinary * ordinary:
         return (
-            f"relative RMS {o.relative_rms:.4f}, at most {limits.max_over_ordinary} x ordinary {ordinary:.4f} allowed"
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_ordinary} x ordinary {ordinary:.4g} allowed"
         )
     # a base that is as near as ordinary quantization has lost nothing: there is no update to miss
     as_ordinary = limits.max_over_ordinary * (ordinary or 0.0)
     if stale is not None and o.relative_rms > max(limits.max_of_stale * stale, as_ordinary):
         return (
-            f"relative RMS {o.relative_rms:.4f}, at most {limits.max_of_stale} x the stale model's {stale:.4f} allowed"
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_of_stale} x the stale model's {stale:.4g} allowed"
         )
     if o.top1_agreement is not None and o.top1_agreement < limits.min_top1_agreement:
         return f"top-1 agreement {o.top1_agreement:.4f}, at least {limits.min_top1_agreement:.4f} asked"

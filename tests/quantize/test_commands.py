@@ -12,9 +12,9 @@ from packager.quantize.lint import lint
 from tests import models
 
 
-def packager(*arguments: object) -> "subprocess.CompletedProcess[str]":
+def packager(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "packager", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
@@ -41,6 +41,56 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
     assert done.stdout == ""
     assert json.loads(done.stderr)["error"]["reason"] == "gate-inconclusive"
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason", "words"),
+    [
+        (["float.onnx", "-o", "no/such/out.onnx"], "no-such-place", "found no folder"),
+        (["float.onnx", "-o", "."], "output-exists", "found a folder"),
+        (["float.onnx", "-o", "./float.onnx"], "output-exists", "is the model itself"),
+        (["float.onnx", "-o", "out.onnx", "--report", "no/report.json"], "no-such-place", "no/report.json"),
+        (["float.onnx", "-o", "out.onnx", "--scheme", "int3"], "usage", "int3"),
+        (["float.onnx", "-o", "out.onnx", "--random", "0"], "usage", "not in the range"),
+        (["float.onnx", "-o", "out.onnx", "--inputs", "none.npz"], "samples-unreadable", "none.npz"),
+        (["float.onnx", "-o", "out.onnx", "--metric", "no-such-program"], "metric-unusable", "cannot be run"),
+        (["float.onnx", "-o", "out.onnx", "--update-of", "float.onnx", "--html", "x.html"], "usage", "--html"),
+        (["none.onnx", "-o", "out.onnx"], "model-unreadable", "no such file"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_anything_is_written(
+    arguments: list[str], reason: str, words: str, tmp_path: Path
+) -> None:
+    models.save(models.mlp(), tmp_path / "float.onnx")
+    before = sorted(tmp_path.iterdir())
+    done = packager("quantize", *arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    error = json.loads(done.stderr)["error"]
+    assert (error["reason"], words in error["message"]) == (reason, True), error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: Path) -> None:
+    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    assert packager("quantize", model, "-o", tmp_path / "int8.onnx").returncode == 0
+    good = packager("compare", tmp_path / "int8.onnx", "--teacher", model)
+    assert good.returncode == 0, good.stderr
+    # within the floor of 0.15, and yet no layer of an honest quantization is off by a percent
+    broken = onnx.load(tmp_path / "int8.onnx")
+    scale = next(t for t in broken.graph.initializer if t.name == "down0_scale")
+    values = onnx.numpy_helper.to_array(scale) * 0.985
+    scale.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), scale.name))
+    bad = packager("compare", models.save(broken, tmp_path / "bad.onnx"), "--teacher", model)
+    assert bad.returncode == 5
+    assert "at most 1.15 x ordinary" in bad.stderr
+    assert packager("compare", tmp_path / "bad.onnx", "--teacher", model, "--no-ordinary").returncode == 0
+
+
+def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) -> None:
+    teacher = models.save(models.mlp(), tmp_path / "teacher.onnx")
+    done = packager("compare", models.save(models.conv_net(), tmp_path / "other.onnx"), "--teacher", teacher, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stderr)["error"]["reason"] == "interface-mismatch"
 
 
 def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path) -> None:
