@@ -264,7 +264,7 @@ class Errands:
         if name == "verifier":
             return JailPolicy(write=(str(self._device.trust),), own_user=False, allow_unjailed=allow)
         if name == "patcher":
-            return JailPolicy(allow_unjailed=allow)
+            return JailPolicy(lock_memory=True, allow_unjailed=allow)
         if self._config.repository_url.startswith("file:"):
             from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
 

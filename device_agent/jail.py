@@ -1,8 +1,8 @@
 """What a child process gives up before it reads a byte that somebody else wrote.
 
 Each child calls `enter_jail` after its imports. In this order, each step on its own:
-1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files; and whom the
-   system ends first when memory is short;
+1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files; whom the
+   system ends first when memory is short; and memory that is locked, where the policy says so and the kernel allows;
 2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
    for everybody: no capabilities, not even those that a service manager lent;
 3. `PR_SET_DUMPABLE` 0: another process of the same user can not read its memory or its descriptors (opening one's own
@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from device_agent import syscalls as sys_
 from device_agent.errors import JailUnavailable
+from device_agent.swap import lock_memory
 
 SOCKETS: Final = ("none", "unix", "inet")
 MAX_OPEN_FILES: Final = 1024
@@ -55,6 +56,7 @@ class JailPolicy:
         open_files: RLIMIT_NOFILE.
         nice: added to the niceness, before the child's imports.
         expendable: where memory is short, the system ends this child before any other process.
+        lock_memory: keep its memory out of swap, where that is allowed (device_agent.swap).
         is_paced: rests between the steps of its imports (device_agent.pace).
         allow_unjailed: go on where the kernel offers too little.
     """
@@ -69,6 +71,7 @@ class JailPolicy:
     open_files: int = MAX_OPEN_FILES
     nice: int = 0
     expendable: bool = False
+    lock_memory: bool = False
     is_paced: bool = False
     allow_unjailed: bool = False
 
@@ -93,6 +96,7 @@ class JailStatus:
         network_namespace: it has an empty network of its own.
         undumpable: PR_SET_DUMPABLE is 0.
         threads: threads at the time; Landlock binds only the calling one.
+        memory_locked: none of its memory can be swapped out.
     """
 
     own_uid: int | None = None
@@ -101,6 +105,7 @@ class JailStatus:
     network_namespace: bool = False
     undumpable: bool = False
     threads: int = 1
+    memory_locked: bool = False
 
     @property
     def confined(self) -> bool:
@@ -136,6 +141,8 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     """
     _limit(policy)
     status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
+    if policy.lock_memory:
+        status = replace(status, memory_locked=lock_memory())
     if os.geteuid() == 0:
         if policy.sockets != "inet":
             status = replace(status, network_namespace=_LIBC.unshare(sys_.CLONE_NEWNET) == 0)

@@ -34,7 +34,7 @@ class Prober:
 
     def __init__(self, threads: int, *, allow_unjailed: bool) -> None:
         self._threads = threads
-        self._jail = JailPolicy(nice=PROBE_NICE, allow_unjailed=allow_unjailed)
+        self._jail = JailPolicy(nice=PROBE_NICE, lock_memory=True, allow_unjailed=allow_unjailed)
         self._known: dict[BundleDigest, ProbeBaseline] = {}
         self.last: ProbeReport | None = None
 

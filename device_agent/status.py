@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from device_agent.clock import clock_facts
@@ -39,6 +40,8 @@ def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dic
         "stale_since_ms": remembered.fresh_until_ms if is_stale else None,
         "last_error": remembered.last_error or None,
         "clock_synchronised": bool(clock["synchronised"]),
+        # a clock that has been turned back behind what was seen to be true
+        "clock_suspect": not clock["synchronised"] or now_ms < remembered.checked_ms,
         "damaged": list(remembered.damaged),
         "quarantine": [row.as_json() for row in journal.quarantined()],
         "last_update": last[0].summary() if last else None,
@@ -50,7 +53,8 @@ def read_status(config: Config) -> dict[str, Any]:
     device = DeviceDirectory(config.directory)
     with _reader(device) as journal:
         status = status_of(config, device.public_identity(), journal)
-    return {**status, "address": None, "serving": None, "ready": False, "degraded": False, "unjailed": False}
+    nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
+    return {**status, "address": None, "serving": None, **nothing_runs}
 
 
 def read_history(config: Config) -> dict[str, Any]:
@@ -75,15 +79,20 @@ def status_text(status: dict[str, Any]) -> str:
     if status.get("degraded"):
         lines.append("degraded: the previous release serves, since the active one is damaged")
     if status["stale_since_ms"]:
-        lines.append("stale: the repository's metadata has expired")
+        since = datetime.fromtimestamp(status["stale_since_ms"] / 1000, UTC)
+        lines.append(f"stale since {since:%Y-%m-%dT%H:%M:%SZ}: the metadata has expired, nothing new is activated")
     if status["identity"] != "file":
         lines.append(f"identity: sealed, {status['identity']}")
     if status["floor_unproven"]:
         lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
     if not status["clock_synchronised"]:
         lines.append("clock suspect: it is not synchronised")
+    elif status["clock_suspect"]:
+        lines.append("clock suspect: it is behind the time of the last check")
     if status.get("unjailed"):
         lines.append("unjailed: the kernel does not confine the agent's children")
+    if status.get("swappable"):
+        lines.append("swappable: the kernel does not let the agent keep models out of swap")
     last = status["last_update"]
     if last:
         lines.append(f"last update: {last['outcome']} {last['release'] or ''} {last['reason'] or ''}".rstrip())

@@ -416,6 +416,7 @@ class Supervisor:
             "ready": serving is not None and serving["alive"],
             "degraded": self._degraded,
             "unjailed": not self._switchboard.is_jailed,
+            "swappable": self._switchboard.is_swappable,
         }
 
     # facts

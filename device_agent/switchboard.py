@@ -7,6 +7,7 @@ Rules:
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from bundle.errors import Unavailable
@@ -19,6 +20,7 @@ from device_agent.probation import Observed
 from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.serving import Process
 from device_agent.shadowing import Heard
+from device_agent.swap import is_there_swap
 
 T = TypeVar("T")
 
@@ -36,6 +38,7 @@ class Switchboard:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
+        self._model_jail = replace(self._jail, lock_memory=True)
         self._published: ModelProcess | None = None
         self._listen = config.serve.listen
         self.front = self._start_front()
@@ -53,6 +56,11 @@ class Switchboard:
         """The model process is confined; true where there is none."""
         return self._published is None or self._published.jailed
 
+    @property
+    def is_swappable(self) -> bool:
+        """Memory of the model process may be swapped out."""
+        return self._published is not None and not self._published.memory_locked and is_there_swap()
+
     def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> ModelProcess:
         """Load and warm. Raises Unfit, Refused, Unavailable."""
         spec = GenerationSpec(
@@ -65,7 +73,7 @@ class Switchboard:
         )
         # what nobody waits for does not take the processor from requests; after a crash everybody waits
         is_serving = self._published is not None and self._published.alive()
-        return ModelProcess.start(fds, spec, self._jail, in_background=is_serving)
+        return ModelProcess.start(fds, spec, self._model_jail, in_background=is_serving)
 
     def publish(self, generation: int, process: Process) -> int:
         """Requests go there from now on. Returns microseconds that the switch took within the front."""

@@ -164,6 +164,11 @@ class ModelProcess:
         """It is confined."""
         return self._child.jail.confined
 
+    @property
+    def memory_locked(self) -> bool:
+        """None of its memory can be swapped out."""
+        return self._child.jail.memory_locked
+
     def alive(self) -> bool:
         """It has not ended."""
         return self._child.alive()

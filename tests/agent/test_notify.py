@@ -2,8 +2,10 @@
 
 import configparser
 import os
+import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,17 @@ def test_the_unit_file_says_what_the_daemon_does() -> None:
     assert service["ExecStart"].endswith("/device-agent --config /etc/airweights/config.toml run")
     assert service["NoNewPrivileges"] == "yes"
     assert service["LimitCORE"] == "0"
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit_file(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    # only the program is not where the unit expects it
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/usr/bin/device-agent", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    said = [row for row in done.stderr.splitlines() if UNIT.name in row]
+    assert said == []
 
 
 def test_a_dead_front_is_started_again_at_the_same_address(installed: Device) -> None:

@@ -1,0 +1,81 @@
+"""What `status` says of time, of freshness and of memory."""
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent import status, swap
+from device_agent.clock import clock_facts
+from device_agent.jail import JailPolicy
+from device_agent.journal import Journal
+from device_agent.status import status_of, status_text
+from tests.agent.lab import Device
+from tests.runtime.test_children import start
+
+
+def told(device: Device, **clock: object) -> dict[str, object]:
+    """`status` under another clock."""
+    facts = {**clock_facts(), **clock}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(status, "clock_facts", lambda: facts)
+        journal = Journal(device.directory.journal)
+        try:
+            return status_of(device.config, device.directory.public_identity(), journal)
+        finally:
+            journal.close()
+
+
+def test_stale_metadata_is_said_with_its_date(installed: Device) -> None:
+    now_s = int(time.time())
+    fresh = told(installed, now_s=now_s, synchronised=True)
+    assert (fresh["stale_since_ms"], fresh["clock_suspect"]) == (None, False)
+    years_later = told(installed, now_s=now_s + 5 * 365 * 86_400, synchronised=True)
+    assert years_later["stale_since_ms"] == years_later["fresh_until_ms"]
+    lines = {"daemon": False, **years_later}
+    assert re.search(r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(lines), re.MULTILINE)
+
+
+@pytest.mark.parametrize("now_s", [0, 1, 1_700_000_000])
+def test_a_clock_that_was_turned_back_is_suspect(installed: Device, now_s: int) -> None:
+    behind = told(installed, now_s=now_s, synchronised=True)
+    assert behind["clock_suspect"] is True
+    assert "clock suspect: it is behind the time of the last check" in status_text({"daemon": False, **behind})
+
+
+def test_a_clock_that_nobody_set_is_suspect(installed: Device) -> None:
+    unset = told(installed, now_s=int(time.time()), synchronised=False)
+    assert (unset["clock_suspect"], unset["clock_synchronised"]) == (True, False)
+    assert "clock suspect: it is not synchronised" in status_text({"daemon": False, **unset})
+
+
+def test_memory_that_can_be_swapped_out_is_said(installed: Device) -> None:
+    told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "swappable": True}
+    assert "swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
+
+
+def test_a_child_locks_its_memory_where_it_may() -> None:
+    with start(replace(JailPolicy(), lock_memory=True)) as child:
+        locked_bytes = child.memory_bytes("VmLck")
+        if not child.jail.memory_locked:
+            assert locked_bytes == 0
+            pytest.skip("memory may not be locked here (RLIMIT_MEMLOCK)")
+        assert locked_bytes > 1024 * 1024
+    with start() as child:
+        assert child.memory_bytes("VmLck") == 0
+
+
+def test_whether_there_is_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swaps = tmp_path / "swaps"
+    monkeypatch.setattr(swap, "SWAPS", swaps)
+    monkeypatch.setattr(swap, "GROUPS", tmp_path / "groups")
+    assert swap.is_there_swap()
+    swaps.write_text("Filename Type Size Used Priority\n")
+    assert not swap.is_there_swap()
+    swaps.write_text("Filename Type Size Used Priority\n/dev/sda2 partition 1000 0 -2\n")
+    assert swap.is_there_swap()
+    (tmp_path / "groups").mkdir()
+    (tmp_path / "groups" / "memory.swap.max").write_text("0\n")
+    assert not swap.is_there_swap()
