@@ -47,7 +47,33 @@ def test_every_field_of_the_health_contract_is_specified() -> None:
 def test_the_evidence_that_the_threat_model_names_is_there() -> None:
     text = (ROOT / "docs" / "threat-model.md").read_text("utf-8")
     for name in set(re.findall(r"`(tests/[^`]+)`", text)):
-        assert (ROOT / name).exists(), name
+        path, _, test = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert not test or re.search(rf"^def {test}\b", (ROOT / path).read_text("utf-8"), re.MULTILINE), name
+
+
+def test_every_row_of_the_threat_model_has_an_attacker_an_asset_a_defence_and_a_test() -> None:
+    attackers, defences = _tables((ROOT / "docs" / "threat-model.md").read_text("utf-8"))
+    known = {row[0] for row in attackers[1:]}
+    assert defences[0] == ["asset", "attacker", "attack", "defence", "shown by"]
+    for row in defences[1:]:
+        assert len(row) == 5, row
+        assert all(row), row
+        assert set(row[1].split(", ")) <= known, row
+        assert "`tests/" in row[4], row
+
+
+def _tables(text: str) -> tuple[list[list[str]], list[list[str]]]:
+    """The first two tables of a page, by row and cell, without the line below their heads."""
+    found: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = [cell.strip() for cell in line.strip("|").split("|")]
+            found[-1].append(cells)
+        elif found[-1]:
+            found.append([])
+    first, second = ([row for row in table if set(row[0]) != {"-"}] for table in found[:2])
+    return first, second
 
 
 def test_the_make_targets_that_the_readme_names_are_there() -> None:

@@ -47,7 +47,7 @@ def _call(number: int, *arguments: int) -> int:
     return result
 
 
-def fail(_parent: Parent, message: Message) -> Value:
+def fail(parent: Parent, message: Message) -> Value:
     """Fail in the way that the call names."""
     match message.value["how"]:
         case "busy":
@@ -58,6 +58,8 @@ def fail(_parent: Parent, message: Message) -> Value:
             ctypes.string_at(0)
         case "exit":
             os._exit(3)
+        case "nonsense":
+            parent.event("done")  # type: ignore[arg-type]  # what a child would send that was taken over
         case _:
             time.sleep(1000)
     return {}

@@ -97,6 +97,11 @@ def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: 
         assert select.select([child], [], [], 0)[0]
 
 
+def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None:
+    with start() as child, pytest.raises(ChildFailed, match="inmate sent what is no answer"):
+        child.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
+
+
 def test_a_silent_child_is_killed_at_the_deadline() -> None:
     with start() as child:
         before = time.monotonic()

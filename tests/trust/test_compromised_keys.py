@@ -1,0 +1,109 @@
+"""For each subset of roles whose keys are all stolen: exactly what the design allows, and nothing else.
+
+The design's table. A release that was never made needs the keys of targets (which can hand the family to itself), or
+those of release and rollout together. A release that was made, for this channel and above the floor, needs those of
+targets or of rollout. Both need snapshot and timestamp as well, or nobody hears of it.
+"""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+from securesystemslib.signer import CryptoSigner, Signer
+from tuf.api.metadata import Targets
+
+from bundle.acceptance import ReleaseCounter
+from bundle.errors import AirweightsError, Refused, Unavailable
+from bundle.manifest import Manifest
+from packager.repository import documents
+from tests.repository.shop import NOW_S, Shop, TestDevice, new_device, rollout_of
+from tests.trust.thief import Thief
+
+ROLES = ("timestamp", "snapshot", "targets", "release-vision", "rollout-vision")
+SUBSETS = [set(roles) for size in range(len(ROLES) + 1) for roles in itertools.combinations(ROLES, size)]
+
+
+def may_install_anything(stolen: set[str]) -> bool:
+    """The table's first line."""
+    return {"timestamp", "snapshot"} <= stolen and (
+        "targets" in stolen or {"release-vision", "rollout-vision"} <= stolen
+    )
+
+
+def may_choose_a_release(stolen: set[str]) -> bool:
+    """The table's second line."""
+    return {"timestamp", "snapshot"} <= stolen and bool({"targets", "rollout-vision"} & stolen)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, TestDevice, list[Signer]]:
+    """A shop with 1.0.0 and 1.1.0, a device that has accepted 1.1.0, and keys of the thief's own."""
+    from tests.repository.shop import build_shop
+
+    shop = build_shop(tmp_path_factory.mktemp("attacked") / "shop")
+    shop.release("1.0.0", 1)
+    shop.release("1.1.0", 2)
+    device = new_device(shop)
+    device.check(shop.published)
+    return shop, device, [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
+
+
+def attempt(shop: Shop, device: TestDevice, thief: Thief, tried: Path) -> ReleaseCounter | AirweightsError:
+    """What a copy of the device makes of the thief's mirror."""
+    shutil.rmtree(tried, ignore_errors=True)
+    shutil.copytree(device.folder, tried, symlinks=True)
+    try:
+        return TestDevice(tried, device.root).check(thief.publish()).counter
+    except (Refused, Unavailable) as error:
+        return error
+    finally:
+        shutil.rmtree(thief.mirror)
+
+
+def redelegate(thief: Thief, role: str, own: list[Signer]) -> None:
+    """What a thief of targets does: gives a role to keys of its own."""
+    held: Targets = thief.changed.get("targets") or documents.next_targets(
+        thief.published.role("targets"), "targets", {}, NOW_S
+    )
+    assert held.delegations is not None
+    assert held.delegations.roles is not None
+    for keyid in list(held.delegations.roles[role].keyids):
+        held.revoke_key(keyid, role)
+    for signer in own:
+        held.add_key(signer.public_key, role)
+    thief.changed["targets"] = held
+
+
+def equipped(shop: Shop, stolen: set[str], own: list[Signer]) -> Thief:
+    """With the stolen keys, and its own."""
+    thief = Thief.of(shop, *sorted(stolen))
+    thief.signers = [*thief.signers, *own]
+    return thief
+
+
+@pytest.mark.parametrize("stolen", SUBSETS, ids=["+".join(sorted(roles)) or "none" for roles in SUBSETS])
+def test_a_subset_of_stolen_keys(
+    attacked: tuple[Shop, TestDevice, list[Signer]], stolen: set[str], tmp_path: Path
+) -> None:
+    shop, device, own = attacked
+    evil = shop.manifest("6.6.6", 666)
+    anything = equipped(shop, stolen, own)
+    if "targets" in stolen:
+        redelegate(anything, "release-vision", own)
+        redelegate(anything, "rollout-vision", own)
+    anything.release(evil)
+    anything.roll_out(rollout_of(evil))
+    found = attempt(shop, device, anything, tmp_path / "anything")
+    assert (found == ReleaseCounter(1, 666)) == may_install_anything(stolen), found
+
+    old = shop.repository.manifest("vision", "1.0.0")
+    assert isinstance(old, Manifest)
+    choosing = equipped(shop, stolen, own)
+    if "targets" in stolen:
+        redelegate(choosing, "rollout-vision", own)
+    choosing.roll_out(rollout_of(old))
+    found = attempt(shop, device, choosing, tmp_path / "choosing")
+    assert (found == ReleaseCounter(1, 1)) == may_choose_a_release(stolen), found
+    if not may_choose_a_release(stolen):
+        assert isinstance(found, AirweightsError)
