@@ -22,6 +22,8 @@ DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
 URL: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
 LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 IDENTITY: Final = re.compile(r"[ -~]{1,1024}")
+MIRROR: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
+MAX_MIRRORS: Final = 16
 MIN_POLL_S: Final = 1
 MAX_S: Final = 30 * 86400
 
@@ -88,6 +90,7 @@ class Config:
     Attributes:
         directory: the device's own folder.
         repository_url: where `metadata/`, `targets/`, `blobs/` and `envelopes/` are.
+        mirrors: further places of the same files, in the order in which they are asked where the first one fails.
         family, channel, cohort: what this device follows.
         identity: where the device's own keys rest: "file", "tpm:…" or "pkcs11:…" (device_agent.home).
         allow_unjailed: `[jail]`; whether children may run where the kernel offers no jail.
@@ -98,6 +101,7 @@ class Config:
     family: str
     channel: str = "stable"
     cohort: str = "default"
+    mirrors: tuple[str, ...] = ()
     identity: str = "file"
     allow_unjailed: bool = False
     serve: ServeSettings = field(default_factory=ServeSettings)
@@ -116,6 +120,15 @@ class _Table:
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise self._wrong(key, value, f"a match of {pattern.pattern}")
         return value
+
+    def texts(self, key: str, pattern: re.Pattern[str], most: int) -> tuple[str, ...]:
+        value = self._take(key, [])
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(key, value, f"a list of at most {most}")
+        for item in value:
+            if not isinstance(item, str) or not pattern.fullmatch(item):
+                raise self._wrong(key, item, f"a match of {pattern.pattern}")
+        return tuple(item.rstrip("/") for item in value)
 
     def path(self, key: str, folder: Path) -> Path:
         value = self._take(key, None)
@@ -183,12 +196,15 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
         raise ConfigInvalid(f"{where}: not TOML: {error}") from error
     top = _Table(values, where)
     serve, update, probation, jail = (top.table(name) for name in ("serve", "update", "probation", "jail"))
+    directory = top.path("directory", folder)
+    repository_url = top.text("repository_url", None, URL).rstrip("/")
     config = Config(
-        directory=top.path("directory", folder),
-        repository_url=top.text("repository_url", None, URL).rstrip("/"),
+        directory=directory,
+        repository_url=repository_url,
         family=top.text("family", None, NAME),
         channel=top.text("channel", "stable", NAME),
         cohort=top.text("cohort", "default", NAME),
+        mirrors=_mirrors(top, where, repository_url),
         identity=_identity(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         serve=ServeSettings(
@@ -206,6 +222,14 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
     for table in (top, serve, update, probation, jail):
         table.end()
     return config
+
+
+def _mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
+    mirrors = table.texts("mirrors", MIRROR, MAX_MIRRORS)
+    if mirrors and repository_url.startswith("file:"):
+        # a fetcher has either the network or one folder
+        raise ConfigInvalid(f"{where}: mirrors are for a repository on the network, found {repository_url!r}")
+    return mirrors
 
 
 def _identity(table: _Table, where: str) -> str:

@@ -5,8 +5,11 @@ Rules:
 2. Each gets only what it needs: the fetcher the network and two descriptors, the verifier the trust folder, the patcher
    descriptors of keys, blob and bundles. The supervisor reads none of what is in them.
 3. `fetch` and `patch` take a `VerifiedRelease` or a plan made from one.
+4. What one mirror does not have, or has wrong, is asked of the next; the one that was right is asked first from then
+   on. All are believed alike, which is not at all: signatures decide, wherever the bytes came from.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bundle.acceptance import VerifiedRelease
-from bundle.errors import NotFoundUnavailable
+from bundle.errors import AirweightsError, NotFoundUnavailable, Refused, Unavailable
 from bundle.files import BundleDigest
 from bundle.layout import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
@@ -30,6 +33,8 @@ from device_agent.messages import Message
 from device_agent.planner import Edge
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.store import Store
+
+logger = logging.getLogger(__name__)
 
 CHECK_DEADLINE_S: Final = 900.0  # a walk over years of roots on a slow line
 DOCUMENT_DEADLINE_S: Final = 180.0
@@ -65,6 +70,7 @@ class Errands:
         self._config, self._device, self._store = config, device, store
         self._children: dict[str, Child] = {}
         self._is_interrupted = False
+        self._sources = [config.repository_url, *config.mirrors]
 
     def __enter__(self) -> "Errands":
         return self
@@ -85,10 +91,13 @@ class Errands:
 
     def check(self, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
         """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.client.check)."""
+        return self._from_any(lambda source: self._check(source, remembered, holdings))
+
+    def _check(self, source: str, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
         config = self._config
         request = {
             "trust_dir": str(self._device.trust),
-            "repository_url": config.repository_url,
+            "repository_url": source,
             "family": config.family,
             "channel": config.channel,
             "clock": clock_facts(),
@@ -109,10 +118,13 @@ class Errands:
 
     def fetch_blob(self, edge: Edge, on_progress: OnProgress | None = None) -> Fetched:
         """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
+        return self._from_any(lambda source: self._fetch_blob(source, edge, on_progress))
+
+    def _fetch_blob(self, source: str, edge: Edge, on_progress: OnProgress | None) -> Fetched:
         update = self._config.update
         entry = edge.entry
         request = {
-            "url": f"{self._config.repository_url}/{blob_path(entry.blob)}",
+            "url": f"{source}/{blob_path(entry.blob)}",
             "sha256": entry.blob,
             "size": entry.size,
             "min_rate_bytes_s": update.min_rate_bytes_s,
@@ -134,6 +146,9 @@ class Errands:
 
     def unlock(self, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
         """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
+        self._from_any(lambda source: self._unlock(source, release, edge, x_wing_public))
+
+    def _unlock(self, source: str, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
@@ -149,8 +164,12 @@ class Errands:
             "cohort": name,
             "epoch": cohort.epoch,
             "cohort_public_key": cohort.public_key.hex(),
-            "cohort_envelope": self._envelope(device, f"this device is not in epoch {cohort.epoch} of {name!r}"),
-            "content_envelope": self._envelope(content, f"release {manifest.version} is not sealed to {name!r}"),
+            "cohort_envelope": self._envelope(
+                source, device, f"this device is not in epoch {cohort.epoch} of {name!r}"
+            ),
+            "content_envelope": self._envelope(
+                source, content, f"release {manifest.version} is not sealed to {name!r}"
+            ),
         }
         with _Fds() as fds:
             key = fds.own(self._key(DEVICE_KEY))
@@ -214,6 +233,23 @@ class Errands:
         finally:
             os.close(fd)
 
+    def _from_any(self, act: Callable[[str], T]) -> T:
+        """Rule 4. Raises what the first source raised, where all fail."""
+        errors: list[AirweightsError] = []
+        for source in list(self._sources):
+            try:
+                done = act(source)
+            except StoppedUnavailable:
+                raise
+            except (Refused, Unavailable) as error:
+                errors.append(error)
+                if len(self._sources) > 1:
+                    logger.warning("mirror failed", extra={"mirror": source, "reason": error.reason})
+                continue
+            self._sources.sort(key=lambda each: each != source)
+            return done
+        raise errors[0]
+
     def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
         question.close()
         document = self._document(str(question.value["url"]), int(question.value["max_bytes"]))
@@ -223,8 +259,8 @@ class Errands:
         request = {"url": url, "max_bytes": max_bytes}
         return self._call("fetcher", "get", request, deadline_s=DOCUMENT_DEADLINE_S)
 
-    def _envelope(self, path: str, missing: str) -> str:
-        url = f"{self._config.repository_url}/{path}"
+    def _envelope(self, source: str, path: str, missing: str) -> str:
+        url = f"{source}/{path}"
         try:
             document = self._document(url, MAX_ENVELOPE_BYTES)
         except NotFoundUnavailable as error:

@@ -1,0 +1,115 @@
+"""Some of the mirrors are stale, poisoned, empty or gone: one honest one is enough, and none is believed."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from device_agent.attempt import Outcome
+from device_agent.config import parse_config
+from device_agent.errors import ConfigInvalid
+from tests.agent import server
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import Exchange, Site, serving
+
+Lie = Callable[[Site], None]
+
+
+def poison(exchange: Exchange) -> bool:
+    data = bytearray(exchange.data)
+    data[len(data) // 2] ^= 0x20
+    exchange.data = bytes(data)
+    return False
+
+
+def noise(exchange: Exchange) -> bool:
+    exchange.data = os.urandom(900)
+    return False
+
+
+LIES: dict[str, Lie] = {
+    "poisoned": lambda site: site.faults.append(poison),
+    "poisoned blobs": lambda site: site.faults.append(server.below("blobs/", poison)),
+    "poisoned envelopes": lambda site: site.faults.append(server.below("envelopes/", poison)),
+    "empty": lambda site: site.faults.append(server.status(404)),
+    "in trouble": lambda site: site.faults.append(server.below("metadata/", server.status(500))),
+    "noise": lambda site: site.faults.append(noise),
+}
+
+
+@pytest.fixture
+def mirrors(publisher: Publisher, tmp_path: Path) -> Iterator[list[Site]]:
+    """Three mirrors of what the channel offers: 1.1.0."""
+    publisher.offer("1.1.0")
+    with ExitStack() as stack:
+        yield [stack.enter_context(serving(publisher.published)) for _ in range(3)]
+
+
+def following(device: Device, sites: list[Site]) -> Device:
+    first, *others = [site.url for site in sites]
+    device.config = replace(device.config, repository_url=first, mirrors=tuple(others))
+    return device
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_two_of_three_mirrors_lie(installed: Device, mirrors: list[Site], name: str) -> None:
+    for site in mirrors[:2]:
+        LIES[name](site)
+    ended = following(installed, mirrors).update()
+    assert (ended.outcome, ended.attempt.release) == (Outcome.STAGED, "1.1.0"), ended
+
+
+def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
+    installed: Device, publisher: Publisher, tmp_path: Path
+) -> None:
+    stale_files = tmp_path / "stale"
+    shutil.copytree(publisher.published, stale_files)
+    publisher.offer("1.1.0")
+    with serving(publisher.published) as honest, serving(stale_files) as stale:
+        assert following(installed, [honest, stale]).update().outcome is Outcome.STAGED
+        journal = installed.journal()
+        before = journal.remembered
+        journal.close()
+        ended = following(installed, [stale, honest]).update()
+        assert (ended.outcome, ended.attempt.release) == (Outcome.STAGED, "1.1.0"), ended
+        journal = installed.journal()
+        assert journal.remembered.offered == before.offered == "1.1.0"
+        journal.close()
+
+
+def test_all_mirrors_lie(installed: Device, publisher: Publisher, mirrors: list[Site]) -> None:
+    for site in mirrors:
+        LIES["poisoned"](site)
+    ended = following(installed, mirrors).update()
+    assert ended.outcome in (Outcome.REFUSED, Outcome.UNAVAILABLE)
+    journal = installed.journal()
+    assert journal.pointers.active == publisher.digest("1.0.0")
+    journal.close()
+
+
+def test_a_download_goes_on_at_the_next_mirror(installed: Device, publisher: Publisher, mirrors: list[Site]) -> None:
+    for site in mirrors[:2]:
+        site.faults.append(server.below("blobs/", server.first(50, server.cut_after(100))))
+    ended = following(installed, mirrors).update()
+    assert ended.outcome is Outcome.STAGED
+    starts = [seen.start for site in mirrors for seen in site.seen if seen.path.startswith("blobs/")]
+    assert starts == sorted(starts), "no byte that is here is asked for again"
+
+
+@pytest.mark.parametrize(
+    ("repository_url", "mirrors"),
+    [
+        ("https://a", '["ftp://b"]'),
+        ("file:///stick", '["https://b"]'),
+        ("https://a", '"https://b"'),
+        ("https://a", "[1]"),
+    ],
+)
+def test_what_is_no_list_of_mirrors_is_refused(repository_url: str, mirrors: str) -> None:
+    text = f'directory = "d"\nrepository_url = "{repository_url}"\nfamily = "f"\nmirrors = {mirrors}\n'
+    with pytest.raises(ConfigInvalid, match="mirrors"):
+        parse_config(text.encode(), where="config.toml", folder=Path("/"))
