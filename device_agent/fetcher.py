@@ -378,6 +378,8 @@ def _body(url: str, response: urllib3.BaseHTTPResponse, headers: dict[str, str])
     etag = etag if STRONG_ETAG.fullmatch(etag) and len(etag) <= MAX_ETAG_CHARACTERS else ""
     start = total = None
     if response.status == RANGE_NOT_SATISFIABLE:
+        if "Range" not in headers:
+            raise FetchUnavailable(f"{url}: HTTP 416 without a range that was asked for")
         start = -1
     if response.status == 206:
         found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))

@@ -24,6 +24,7 @@ SAMPLE = {
     "power-cut": 4,
     "full-disk": 6,
     "bit-rot": 12,
+    "network": 40,
     "fuzz-patch": 300,
 }
 

@@ -3,9 +3,11 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 from unittest import mock
 
+from tests.torture.alone import Alone
 from tests.torture.cases import Site, boot_only, endure, forked, look, spread
 from tests.torture.rows import Row, inject, without_strace
 
@@ -30,8 +32,8 @@ def child_killed(site: Site, limit: int | None, *, fails_live: bool = False) -> 
             continue
         module, call = point.split(":")
         config = site.copy()
-        with _traced(module, inject(call, f"signal=KILL:when={number}")):
-            said = forked(config, endure, fails_live=fails_live, has_children=True, prepare=boot_only)
+        work = partial(_traced_update, module, inject(call, f"signal=KILL:when={number}"))
+        said = forked(config, work, fails_live=fails_live, has_children=True, prepare=boot_only)
         outcome = said.get("outcomes", [said])[0]
         if outcome in ("rolled-back", "updated"):
             exhausted.add(point)  # it makes no more calls of this name
@@ -42,6 +44,11 @@ def child_killed(site: Site, limit: int | None, *, fails_live: bool = False) -> 
         elif wrong := look(config, fails_live=fails_live):
             row.bad.append(f"{point} {number}: {wrong}")
     return row
+
+
+def _traced_update(module: str, tracer: list[str], alone: Alone) -> dict[str, Any]:
+    with _traced(module, tracer):
+        return endure(alone)
 
 
 @contextmanager
