@@ -56,7 +56,8 @@ class HttpClient:
             while (end := data.find(b"\r\n\r\n")) < 0:
                 data += self._more()
             head = data[:end].lower()
-            length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+            # its own line: an answer also has an Inference-Header-Content-Length
+            length = int(head.split(b"\r\ncontent-length:")[1].split(b"\r\n")[0])
             left = length - (len(data) - end - 4)
             while left > 0:
                 left -= len(self._more())

@@ -1,6 +1,7 @@
 """A scatter plot as PNG, drawn with numpy alone: latency of every request over time, swap windows shaded.
 
-The x axis is time, a tick each 5 s; the y axis is latency on a logarithmic scale, a line each decade of milliseconds.
+The x axis is time in seconds; the y axis is latency in milliseconds, logarithmic. A dot is a request. Below the axis a
+black mark stands where a swap ended.
 """
 
 import struct
@@ -9,8 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-WIDTH, HEIGHT, MARGIN = 1400, 420, 20
-WHITE, GREY, SHADE, INK = (255, 255, 255), (205, 205, 205), (255, 236, 205), (28, 78, 128)
+WIDTH, HEIGHT = 1400, 460
+LEFT, RIGHT, TOP, BOTTOM = 90, 20, 20, 60
+WHITE, GREY, SHADE, INK, BLACK = (255, 255, 255), (215, 215, 215), (255, 240, 215), (28, 78, 128), (40, 40, 40)
+SCALE = 2  # pixels of a glyph's dot
+# five rows of three dots, a bit each
+_ROWS = {
+    "0": (7, 5, 5, 5, 7),
+    "1": (2, 6, 2, 2, 7),
+    "2": (7, 1, 7, 4, 7),
+    "3": (7, 1, 7, 1, 7),
+    "4": (5, 5, 7, 1, 1),
+    "5": (7, 4, 7, 1, 7),
+    "6": (7, 4, 7, 5, 7),
+    "7": (7, 1, 1, 1, 1),
+    "8": (7, 5, 7, 5, 7),
+    "9": (7, 5, 7, 1, 7),
+    ".": (0, 0, 0, 0, 2),
+    "s": (3, 4, 2, 1, 6),
+    "m": (0, 5, 7, 5, 5),
+    " ": (0, 0, 0, 0, 0),
+}
+
+Image = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 
 
 def draw_latencies(path: Path, requests: list[tuple[float, float]], windows: list[tuple[float, float]]) -> None:
@@ -25,27 +47,41 @@ def draw_latencies(path: Path, requests: list[tuple[float, float]], windows: lis
     times = np.array([start for start, _ in requests])
     millis = np.maximum(np.array([latency for _, latency in requests]) * 1e3, 1e-3)
     low, high = np.floor(np.log10(millis.min())), np.ceil(np.log10(millis.max()))
-    end = float(times.max()) or 1.0
+    end_s = float(times.max()) or 1.0
+    floor = HEIGHT - BOTTOM
 
     def column(seconds: float) -> int:
-        return int(np.clip(MARGIN + seconds / end * (WIDTH - 2 * MARGIN), MARGIN, WIDTH - MARGIN))
+        return int(np.clip(LEFT + seconds / end_s * (WIDTH - LEFT - RIGHT), LEFT, WIDTH - RIGHT))
 
     def row(log_ms: float) -> int:
-        return int(HEIGHT - MARGIN - (log_ms - low) / max(high - low, 1) * (HEIGHT - 2 * MARGIN))
+        return int(floor - (log_ms - low) / max(high - low, 1) * (floor - TOP))
 
     for start, stop in windows:
-        image[MARGIN : HEIGHT - MARGIN, column(start) : column(stop) + 1] = SHADE
+        image[TOP:floor, column(start) : column(stop) + 1] = SHADE
+        image[floor + 2 : floor + 8, column(stop) - 1 : column(stop) + 1] = BLACK
     for decade in range(int(low), int(high) + 1):
-        image[row(decade), MARGIN : WIDTH - MARGIN] = GREY
-    for second in range(0, int(end) + 1, 5):
-        image[HEIGHT - MARGIN : HEIGHT - MARGIN + 6, column(second)] = INK
+        image[row(decade), LEFT : WIDTH - RIGHT] = GREY
+        _write(image, f"{10.0**decade:g} ms", row(decade) - 5, 8)
+    step_s = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if end_s / step <= 14), 500)
+    for second in range(0, int(end_s) + 1, step_s):
+        image[floor : floor + 5, column(second)] = GREY
+        _write(image, f"{second} s", floor + 14, column(second) - 4)
     for seconds, log_ms in zip(times, np.log10(millis), strict=True):
         x, y = column(seconds), row(log_ms)
         image[max(y - 1, 0) : y + 1, x - 1 : x + 1] = INK
     path.write_bytes(_png(image))
 
 
-def _png(image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> bytes:
+def _write(image: Image, text: str, top: int, left: int) -> None:
+    for number, character in enumerate(text):
+        for y, bits in enumerate(_ROWS[character]):
+            for x in range(3):
+                if bits >> (2 - x) & 1:
+                    at = left + (4 * number + x) * SCALE
+                    image[top + y * SCALE : top + (y + 1) * SCALE, at : at + SCALE] = BLACK
+
+
+def _png(image: Image) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -180,6 +180,9 @@ def summary(measured: Measured, rows: list[Row], counted_from: float) -> dict[st
     touched = ((planned[:, None] <= ends) & ((planned + latency)[:, None] >= starts)).any(axis=1)
     # a slow request touches a window more likely than a fast one: medians are of those that began in one
     steady, swapping, worst = latency[~touched] * 1e3, latency[began_in] * 1e3, latency[touched] * 1e3
+    if not len(swapping) or not len(worst):
+        # swaps so short, or requests so few, that none met one
+        swapping, worst = (values if len(values) else steady for values in (swapping, worst))
     # the same number of swaps at both ends, alternating models in equal shares
     tenth = max(2, len(measured.resident_bytes) // 10 // 2 * 2)
     first, last = measured.resident_bytes[tenth : 2 * tenth], measured.resident_bytes[-tenth:]

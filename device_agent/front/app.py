@@ -37,6 +37,7 @@ DECIMAL: Final = re.compile(rb"[0-9]{1,15}")
 JSON_TYPE: Final = (b"content-type", b"application/json")
 BYTES_TYPE: Final = (b"content-type", b"application/octet-stream")
 JSON_LENGTH: Final = b"inference-header-content-length"
+BODY_S: Final = 60  # for a body to arrive; who sends slower on a local link holds memory that others wait for
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,11 @@ class App:
             raise self._too_large()
         kept = self._keep(length)
         try:
-            body = await self._body(receive, length)
+            try:
+                async with asyncio.timeout(BODY_S):
+                    body = await self._body(receive, length)
+            except TimeoutError as error:
+                raise RequestFailed(408, f"the body did not arrive within {BODY_S} s", closes=True) from error
             request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
             slot.submit(request)
             self._on_work()
@@ -176,8 +181,8 @@ class App:
             headers: Headers = [JSON_TYPE]
         else:
             headers = [BYTES_TYPE, (JSON_LENGTH, b"%d" % answer.json_bytes)]
-        if answer.is_gzip:
-            headers.append((b"content-encoding", b"gzip"))
+        if answer.encoding:
+            headers.append((b"content-encoding", answer.encoding.encode()))
         return answer.status, headers, answer.body
 
     def _keep(self, length: int) -> int:
@@ -226,20 +231,28 @@ def _framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:
             if json_bytes >= NO_JSON:
                 raise RequestFailed(400, "Inference-Header-Content-Length is too large")
         elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
-            if value.strip().lower() != b"gzip":
-                raise RequestFailed(415, "Content-Encoding: expected gzip or identity")
-            flags |= wire.GZIP_BODY
-        elif name == b"accept-encoding" and _accepts_gzip(value):
-            flags |= wire.GZIP_ANSWER
+            coding = value.strip().lower()
+            if coding not in _BODY_FLAGS:
+                raise RequestFailed(415, "Content-Encoding: expected gzip, deflate or identity")
+            flags |= _BODY_FLAGS[coding]
+        elif name == b"accept-encoding":
+            flags |= _answer_flag(value)
     return flags, json_bytes, length
 
 
-def _accepts_gzip(value: bytes) -> bool:
+_BODY_FLAGS: Final = {b"gzip": wire.GZIP_BODY, b"deflate": wire.DEFLATE_BODY}
+
+
+def _answer_flag(value: bytes) -> int:
+    """Of an Accept-Encoding: gzip where it is taken, else deflate where that is."""
+    accepted = set()
     for item in value.lower().split(b","):
         coding, _, weight = item.partition(b";")
-        if coding.strip() == b"gzip" and not re.fullmatch(rb"\s*q=0(\.0*)?\s*", weight):
-            return True
-    return False
+        if not re.fullmatch(rb"\s*q=0(\.0*)?\s*", weight):
+            accepted.add(coding.strip())
+    if b"gzip" in accepted:
+        return wire.GZIP_ANSWER
+    return wire.DEFLATE_ANSWER if b"deflate" in accepted else 0
 
 
 def _decimal(name: bytes, value: bytes) -> int:

@@ -1,6 +1,7 @@
 """The front's end of a request channel: frames to a model process and its answers, on the event loop."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -103,7 +104,9 @@ class RequestChannel:
             head = Head.unpack(data)
             if head.kind != wire.ANSWER or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise WireError("not an answer")
-            if not 200 <= head.status < 600 or (head.json_bytes != NO_JSON and head.json_bytes > head.size):
+            # the JSON part of a compressed body may be longer than all of it is now
+            is_cut = head.json_bytes != NO_JSON and head.json_bytes > head.size and not head.flags & wire.COMPRESSED
+            if not 200 <= head.status < 600 or is_cut:
                 raise WireError(f"answer with status {head.status} and {head.json_bytes} bytes of JSON")
             if head.flags & wire.IN_MEMFD:
                 if len(fds) != 1:
@@ -116,10 +119,14 @@ class RequestChannel:
         finally:
             for fd in fds:
                 os.close(fd)
-        has_nan, is_gzip = bool(head.flags & wire.HAS_NAN), bool(head.flags & wire.GZIP_ANSWER)
-        return head.number, Answer(head.status, head.json_bytes, body, has_nan, head.busy_us, is_gzip)
+        has_nan = bool(head.flags & wire.HAS_NAN)
+        encoding = "gzip" if head.flags & wire.GZIP_ANSWER else "deflate" if head.flags & wire.DEFLATE_ANSWER else ""
+        return head.number, Answer(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
 
     def _end(self) -> None:
         if self._is_open:
+            # for the supervisor's copy of the socket too: a process that broke the rules sees the end, and ends
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self.close()
             self._lost()

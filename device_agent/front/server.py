@@ -4,12 +4,14 @@ Rules:
 1. No tick: stock uvicorn wakes ten times a second to refresh a Date header and look at a flag. Here the server waits
    for an event, and answers have no Date header (RFC 9110 section 6.6.1: an origin server without a good clock sends
    none).
-2. Head and body of an answer leave in one write, on a socket with TCP_NODELAY. In two, Nagle's algorithm holds the
+2. What is no HTTP is answered in JSON, as every other error. A head has a size and a time in which it has to be here.
+3. Head and body of an answer leave in one write, on a socket with TCP_NODELAY. In two, Nagle's algorithm holds the
    second back until the client's delayed acknowledgement of the first.
 """
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import Generator
 from typing import Any, Final
@@ -19,12 +21,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
 KEEP_ALIVE_S: Final = 75  # nginx's default; the timer is the only wake-up that an idle connection causes, once
+MAX_HEAD_BYTES: Final = 512 * 1024  # twice what asyncio reads at a time: a short head may begin in such a piece
 SHUTDOWN_GRACE_S: Final = 10
 JOINED_BYTES: Final = 256 * 1024  # above it a copy costs more than a second write
 
 
 class JoiningTransport:
-    """A transport that keeps an answer's head until its body comes (rule 2)."""
+    """A transport that keeps an answer's head until its body comes (rule 3)."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -58,13 +61,60 @@ class JoiningTransport:
 
 
 class FrontProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over a JoiningTransport."""
+    """uvicorn's protocol over a JoiningTransport, with rule 2."""
+
+    _in_head = True
+    _head_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(JoiningTransport(transport))  # type: ignore[arg-type]  # all that uvicorn calls of one
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn's."""
+        self._head_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's; a head that has no end is refused."""
+        super().data_received(data)
+        if not self._in_head or self.transport.is_closing():
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self.send_400_response(f"a request's head is longer than {MAX_HEAD_BYTES} bytes")
+        elif self._head_timer is None:
+            self._expect_head()
+
+    def on_message_begin(self) -> None:
+        """As uvicorn's."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """As uvicorn's."""
+        self._in_head = False
+        self._head_is_here()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """In JSON; the connection ends."""
+        body = json.dumps({"error": msg}).encode()
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._head_timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self.transport.close)
+
+    def _head_is_here(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class FrontServer(Server):

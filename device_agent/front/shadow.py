@@ -85,7 +85,7 @@ class Shadow:
         self._credit = min(self._credit + self._share_ppm, PPM)
         if self._credit < PPM or self._is_busy or self._sender is None or answer.status != 200:
             return
-        if request.flags & (wire.GZIP_BODY | wire.GZIP_ANSWER):
+        if request.flags & wire.COMPRESSED:
             return
         self._credit -= PPM
         self._sent += 1

@@ -29,14 +29,16 @@ from device_agent.runtime.tensors import (
     from_bytes,
     from_json,
     has_non_finite,
+    is_text,
     to_bytes,
     to_json,
 )
 from device_agent.runtime.wire import NO_JSON
 
 MAX_ID_CHARACTERS: Final = 256
-GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS  # zlib's code for a gzip header
-GZIP_LEVEL: Final = 1  # a local link: time matters more than bytes
+# zlib's codes for a gzip header, and for its own: HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
+WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+COMPRESSION_LEVEL: Final = 1  # a local link: time matters more than bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,23 +222,23 @@ def servable(contract: Contract) -> None:
             raise ContractUnfit(f"tensor {tensor.name!r} is {tensor.dtype}, which requests can not carry")
 
 
-def gunzip(body: memoryview, max_bytes: int) -> memoryview:
-    """The body of a `Content-Encoding: gzip` request. Raises RequestInvalid, also past `max_bytes`."""
-    engine = zlib.decompressobj(GZIP_WINDOW)
+def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
+    """The body of a request with a Content-Encoding of WINDOWS. Raises RequestInvalid, also past `max_bytes`."""
+    engine = zlib.decompressobj(WINDOWS[encoding])
     try:
         plain = engine.decompress(body, max_bytes + 1)
     except zlib.error as error:
-        raise RequestInvalid(f"body is not gzip: {error}") from error
+        raise RequestInvalid(f"body is not {encoding}: {error}") from error
     if len(plain) > max_bytes or engine.unconsumed_tail:
         raise RequestInvalid(f"body is more than {max_bytes} bytes once decompressed")
     if not engine.eof or engine.unused_data:
-        raise RequestInvalid("body is cut, or something follows its gzip stream")
+        raise RequestInvalid("body is cut, or something follows its compressed stream")
     return memoryview(plain)
 
 
-def gzip(parts: Sequence[bytes | memoryview]) -> bytes:
-    """A `Content-Encoding: gzip` body."""
-    engine = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
+    """A body with a Content-Encoding of WINDOWS."""
+    engine = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, WINDOWS[encoding])
     return b"".join([*(engine.compress(part) for part in parts), engine.flush()])
 
 
@@ -280,7 +282,7 @@ def _boolean(value: Mapping[str, Any], key: str, *, default: bool) -> bool:
 
 def _id(head: Mapping[str, Any]) -> str | None:
     found = head.get("id")
-    if found is not None and (not isinstance(found, str) or len(found) > MAX_ID_CHARACTERS):
+    if found is not None and (not isinstance(found, str) or len(found) > MAX_ID_CHARACTERS or not is_text(found)):
         raise RequestInvalid(f"id: expected a string of at most {MAX_ID_CHARACTERS} characters")
     return found
 

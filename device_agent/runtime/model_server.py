@@ -33,7 +33,7 @@ from device_agent.pace import Pace
 from device_agent.parent import Handler, Parent, answer
 from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.inference import Inference, gunzip, gzip, servable
+from device_agent.runtime.inference import Inference, compress, decompress, servable
 from device_agent.runtime.session import LoadedModel, golden_of, non_finite_in, trim_heap
 from device_agent.runtime.tensor_channel import TensorServer
 from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Head, Part, WireError
@@ -59,7 +59,7 @@ class ModelServer:
         self._buffer = buffer.data[start_at : start_at + wire.MESSAGE_BYTES]
 
     def run(self) -> None:
-        """Until the supervisor closes its end."""
+        """Until the supervisor, or the front for good, closes its end."""
         handlers: dict[str, Handler] = {"load": self.load, "facts": self.facts}
         while True:
             for fd, _ in self._poll.poll():
@@ -69,7 +69,10 @@ class ModelServer:
                     except ChannelClosed:
                         return
                 else:
-                    self._take_request()
+                    try:
+                        self._take_request()
+                    except ChannelClosed:
+                        return
 
     def load(self, _parent: Parent, message: Message) -> Message:
         """Call `load`: rules 1 and 2. Raises Unfit, Refused."""
@@ -120,8 +123,8 @@ class ModelServer:
         except ConnectionError:
             size, ancillary = 0, []
         if not size:
-            self._poll.unregister(self._requests.fileno())
-            return
+            # not the front's end, which leaves the supervisor's copy open: the front wants no more of this process
+            raise ChannelClosed
         fds = [struct.unpack("i", payload[:4])[0] for *_, payload in ancillary]
         try:
             head = Head.unpack(self._buffer[:size])
@@ -155,7 +158,9 @@ class ModelServer:
         assert self._inference is not None
         try:
             if head.flags & wire.GZIP_BODY:
-                body = gunzip(body, self._max_body_bytes)
+                body = decompress(body, "gzip", self._max_body_bytes)
+            elif head.flags & wire.DEFLATE_BODY:
+                body = decompress(body, "deflate", self._max_body_bytes)
             if head.flags & wire.SHADOW:
                 live_bytes, live_json, limit_ppm = wire.SHADOW_TRAILER.unpack(body[-wire.SHADOW_TRAILER.size :])
                 request, live = (
@@ -176,7 +181,9 @@ class ModelServer:
             return 500, NO_JSON, (_error_body(f"the model process failed: {type(error).__name__}"),), 0
         flags = wire.HAS_NAN if result.has_nan else 0
         if head.flags & wire.GZIP_ANSWER:
-            return 200, result.json_bytes, (gzip(result.parts),), flags | wire.GZIP_ANSWER
+            return 200, result.json_bytes, (compress(result.parts, "gzip"),), flags | wire.GZIP_ANSWER
+        if head.flags & wire.DEFLATE_ANSWER:
+            return 200, result.json_bytes, (compress(result.parts, "deflate"),), flags | wire.DEFLATE_ANSWER
         return 200, result.json_bytes, result.parts, flags
 
     def _answer_tensors(self, head: Head, body: memoryview, fds: Sequence[int]) -> tuple[int, int, Sequence[Part], int]:

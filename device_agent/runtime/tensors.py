@@ -85,7 +85,10 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
             raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
     with np.errstate(over="ignore"):
         # not ascontiguousarray: it makes a scalar an array of one
-        return found.reshape(tuple(shape)).astype(dtype, order="C")
+        array = found.reshape(tuple(shape)).astype(dtype, order="C")
+    if has_non_finite(array):
+        raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
+    return array
 
 
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
@@ -123,6 +126,11 @@ def to_bytes(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
+def is_text(value: str) -> bool:
+    """JSON's escapes can write half of a surrogate pair, which is no character and has no UTF-8."""
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def has_non_finite(array: Array) -> bool:
     """A float array with NaN or infinity in it."""
     if array.dtype.kind != "f" or not array.size:
@@ -138,8 +146,10 @@ def _flat_strings(data: list[object], name: str) -> "list[str]":
     for item in data:
         if isinstance(item, list):
             flat.extend(_flat_strings(item, name))
-        elif isinstance(item, str):
+        elif isinstance(item, str) and is_text(item):
             flat.append(item)
+        elif isinstance(item, str):
+            raise RequestInvalid(f"input {name!r}: data holds a string with half of a surrogate pair")
         else:
             raise RequestInvalid(f"input {name!r}: data holds {type(item).__name__}, expected strings")
     return flat

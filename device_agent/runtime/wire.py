@@ -33,6 +33,9 @@ IN_MEMFD: Final = 1
 HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
 GZIP_BODY: Final = 4
 GZIP_ANSWER: Final = 8
+DEFLATE_BODY: Final = 32
+DEFLATE_ANSWER: Final = 64
+COMPRESSED: Final = GZIP_BODY | GZIP_ANSWER | DEFLATE_BODY | DEFLATE_ANSWER
 SHADOW: Final = 16  # a request: the live answer follows its body (device_agent.front.shadow)
 
 _HEAD: Final = struct.Struct("!BBBxIQQIH")
@@ -92,7 +95,7 @@ class Answer:
         body: the response body.
         has_nan: HAS_NAN was set.
         busy_us: as in Head.
-        is_gzip: the body is compressed.
+        encoding: "gzip" or "deflate" of a compressed body, else "".
     """
 
     status: int
@@ -100,7 +103,7 @@ class Answer:
     body: bytes
     has_nan: bool = False
     busy_us: int = 0
-    is_gzip: bool = False
+    encoding: str = ""
 
 
 def padding_for(json_bytes: int, start: int) -> int:

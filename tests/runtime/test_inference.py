@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -216,13 +217,14 @@ def test_external_data_comes_from_memory() -> None:
         assert LoadedModel.load(bundle.fds).run({"x": floats(1, 1, 1, 1)})["y"].tolist() == [1, 2, 3, 4]
 
 
-def test_gzip_bodies_are_bounded() -> None:
+@pytest.mark.parametrize(("encoding", "module"), [("gzip", gzip), ("deflate", zlib)])
+def test_compressed_bodies_are_bounded(encoding: str, module: Any) -> None:
     plain_body = b"x" * 10_000
-    packed = gzip.compress(plain_body)
-    assert bytes(inference.gunzip(memoryview(packed), 10_000)) == plain_body
+    packed = module.compress(plain_body)
+    assert bytes(inference.decompress(memoryview(packed), encoding, 10_000)) == plain_body
     for bad in (packed[:-1], packed + b"x", b"nonsense"):
-        with pytest.raises(RequestInvalid, match=r"gzip|cut"):
-            inference.gunzip(memoryview(bad), 10_000)
+        with pytest.raises(RequestInvalid, match=r"gzip|deflate|cut"):
+            inference.decompress(memoryview(bad), encoding, 10_000)
     with pytest.raises(RequestInvalid, match="more than 9999 bytes"):
-        inference.gunzip(memoryview(packed), 9_999)
-    assert gzip.decompress(inference.gzip([b"ab", memoryview(b"cd")])) == b"abcd"
+        inference.decompress(memoryview(packed), encoding, 9_999)
+    assert module.decompress(inference.compress([b"ab", memoryview(b"cd")], encoding)) == b"abcd"

@@ -1,9 +1,11 @@
 """The endpoint and its processes: real requests, swaps and deaths under load, and what each process can reach."""
 
+import contextlib
 import gzip
 import json
 import os
 import signal
+import socket
 import stat
 import threading
 import time
@@ -65,13 +67,13 @@ def test_tritonclient_is_served_in_all_four_combinations_of_json_and_bytes() -> 
                 result = client.infer("toy", [tensor], outputs=[wanted], request_id="a", model_version="1.0.1")
                 assert result.as_numpy("y").tolist() == [2, 4, 6, 8]
                 assert result.get_response()["id"] == "a"
-        for algorithm in ("gzip",):
+        for algorithm in ("gzip", "deflate"):
             result = client.infer(
                 "toy", [tensor], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
             )
             assert result.as_numpy("y").tolist() == [2, 4, 6, 8]
         [row] = client.get_inference_statistics("toy", "1.0.1")["model_stats"]
-        assert row["inference_stats"]["success"]["count"] == 5
+        assert row["inference_stats"]["success"]["count"] == 6
         assert row["inference_stats"]["compute_infer"]["ns"] > 0
         assert client.get_inference_statistics("toy", "9.9")["model_stats"] == []
         with pytest.raises(triton.InferenceServerException, match="loaded by updates"):
@@ -138,6 +140,8 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
             (REQUEST, "/v2/models/toy/ready", {}, 405, "expected GET or HEAD"),
             (REQUEST, INFER, {"Inference-Header-Content-Length": "x"}, 400, "expected a decimal number"),
             (REQUEST, INFER, {"Inference-Header-Content-Length": "9999"}, 400, "is 9999, the body has"),
+            (REQUEST.replace(b"{", b'{"id": "\\ud800", ', 1), INFER, {}, 400, "id: expected a string"),
+            (REQUEST.replace(b"4]}", b"1e999]}", 1), INFER, {}, 400, "beyond FP32"),
             (REQUEST, INFER, {"Content-Encoding": "br"}, 415, "expected gzip"),
             (REQUEST, INFER, {"Content-Encoding": "gzip"}, 400, "not gzip"),
         ]
@@ -147,9 +151,30 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
             assert words in json.loads(text)["error"]
         assert get(served.address, "/v3")[0] == 404
         window = served.window("toy", 1)
-        assert (window.requests, window.client_errors, window.errors) == (4, 4, 0)
+        assert (window.requests, window.client_errors, window.errors) == (6, 6, 0)
         assert served_value(served.address) == 2.0
         process.stop()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"POST /v2/models/toy/infer HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /v2/models/toy/infer HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"POST /v2/models/toy/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v2 HTTP/1.1\r\nX: " + b"a" * 2**21,
+    ],
+)
+def test_what_is_no_http_is_answered_in_json(data: bytes) -> None:
+    with front() as served:
+        host, _, port = served.address.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            with contextlib.suppress(ConnectionError):  # the server may have closed before all of it was sent
+                connection.sendall(data)
+            with connection.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+        assert get(served.address, "/v2/health/live")[0] == 200
 
 
 def test_a_gzip_request_gets_a_gzip_answer() -> None:
