@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from bundle.files import BundleDigest
+from bundle.manifest import Manifest
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory, PublicIdentity
 from device_agent.errands import Errands
 from device_agent.errors import JournalUnavailable
 from device_agent.holdings import Remembered
 from device_agent.journal import Journal
-from device_agent.planner import DeviceFacts, edges_of
+from device_agent.planner import DeviceFacts, Plan, Policy, edges_of, plan_update
 from device_agent.prober import Prober
 from device_agent.serving import Serving
 from device_agent.store import Store
@@ -62,6 +63,34 @@ class Agent:
     serving: Serving | None = None
     signals: Signals = field(default_factory=NoSignals)
     progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+
+
+def plan_to(
+    agent: Agent,
+    manifest: Manifest,
+    counter_epoch: int,
+    target: BundleDigest,
+    facts: DeviceFacts,
+    avoided: frozenset[str] = frozenset(),
+) -> Plan:
+    """The cheapest path to a bundle of a release, by what is held, spooled and configured.
+
+    Args:
+        avoided: blobs that turned out bad.
+
+    Raises:
+        NoPathUnavailable, MeteredUnavailable.
+    """
+    update = agent.config.update
+    edges = edges_of(manifest, counter_epoch)
+    for known in agent.journal.holdings():
+        if known.family == manifest.family and known.version != manifest.version:
+            edges += edges_of(known.parsed()[0], known.counter_epoch)
+    edges = [edge for edge in edges if edge.entry.blob not in avoided]
+    held = agent.store.held() - set(agent.journal.remembered.damaged)
+    spooled = {edge.entry.blob: agent.store.spooled_bytes(edge.entry.blob) for edge in edges}
+    limit = update.metered_limit_bytes if update.metered else None
+    return plan_update(target, edges, held, spooled, facts, Policy(update.max_chain, limit))
 
 
 def collect(agent: Agent) -> None:

@@ -11,6 +11,7 @@ from device_agent.config import Config
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
 from device_agent.errors import PausedUnavailable
+from device_agent.explanation import explain
 from device_agent.facts import device_facts, runtime_version
 from device_agent.journal import Journal
 from device_agent.machine import State
@@ -25,23 +26,18 @@ Progress = Callable[[int, int], None]
 
 def update_once(config: Config, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
     """One update; a new release is armed for the next start. Raises BusyUnavailable, PausedUnavailable, Bug."""
-    device = DeviceDirectory(config.directory)
     with _journal(config) as journal:
         if journal.remembered.paused:
             raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
-        store, bars = Store(device.root), {"fetch": progress_bar("fetch")}
-        agent = Agent(
-            config=config,
-            device=device,
-            identity=device.public_identity(),
-            store=store,
-            journal=journal,
-            prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
-            facts=device_facts,
-            errands=lambda: Errands(config, device, store),
-            progress=lambda phase, done, total: bars[phase](done, total),
-        )
+        bars = {"fetch": progress_bar("fetch")}
+        agent = _agent(config, journal, lambda phase, done, total: bars[phase](done, total))
         return run_update(agent, "operator").summary()
+
+
+def explain_once(config: Config) -> dict[str, Any]:
+    """What an update would do. Raises BusyUnavailable, Refused, Unavailable."""
+    with _journal(config) as journal:
+        return explain(_agent(config, journal))
 
 
 def roll_back_once(config: Config) -> dict[str, Any]:
@@ -66,6 +62,24 @@ def forgive_once(config: Config, digest: str | None) -> dict[str, Any]:
     """Clear the quarantine of one bundle, or all of it."""
     with _journal(config) as journal:
         return {"forgiven": journal.forgive(None if digest is None else BundleDigest(digest))}
+
+
+def _agent(
+    config: Config, journal: Journal, progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+) -> Agent:
+    device = DeviceDirectory(config.directory)
+    store = Store(device.root)
+    return Agent(
+        config=config,
+        device=device,
+        identity=device.public_identity(),
+        store=store,
+        journal=journal,
+        prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
+        facts=device_facts,
+        errands=lambda: Errands(config, device, store),
+        progress=progress,
+    )
 
 
 @contextmanager

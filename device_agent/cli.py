@@ -2,8 +2,8 @@
 
 Rules:
 1. Every command reads its settings from one TOML file (`--config`) and has `--json`.
-2. `status`, `history`, `update`, `rollback`, `pause`, `resume` and `forgive` ask the daemon; where none runs they work
-   on the device directory themselves, under its lock.
+2. `status`, `history`, `update`, `plan`, `rollback`, `pause`, `resume` and `forgive` ask the daemon; where none runs
+   they work on the device directory themselves, under its lock.
 3. What a command needs is imported when it runs.
 """
 
@@ -186,6 +186,37 @@ def rollback(path: Path, *, as_json: bool) -> None:
 
     ended = _ask(path, "rollback", roll_back_once)
     console.print_result(ended, as_json=as_json, text=_ended_text(ended))
+
+
+@cli.command()
+@click.option("--explain", is_flag=True, help="Say for every variant what speaks for or against it here.")
+@as_json
+@click.pass_obj
+def plan(path: Path, *, explain: bool, as_json: bool) -> None:
+    """What an update would do now: which variant, by which patches, how many bytes."""
+    from device_agent.by_hand import explain_once
+    from device_agent.explanation import explanation_text
+
+    found = _ask(path, "plan", explain_once)
+    console.print_result(found, as_json=as_json, text=explanation_text(found, with_reasons=explain))
+
+
+@cli.command()
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=9.0, show_default=True, help="For each bundle.")
+@click.option("--connections", type=click.IntRange(1, 64), default=2, show_default=True, help="That ask at a time.")
+@click.option(
+    "--mix",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Requests, one JSON body a line.  [default: the golden inputs]",
+)
+@as_json
+@click.pass_obj
+def bench(path: Path, seconds: float, connections: int, mix: Path | None, *, as_json: bool) -> None:
+    """Measure the bundles that are held: latency, throughput, memory, processor time, energy."""
+    from device_agent.bench import measure, table
+
+    result = measure(load_config(path), seconds=seconds, connections=connections, mix=mix)
+    console.print_result(result, as_json=as_json, text=table(result))
 
 
 @cli.command()

@@ -33,6 +33,12 @@ def runtime_version() -> str:
     return "0"
 
 
+def providers() -> tuple[str, ...]:
+    """Execution providers that models run on here. The agent asks for no other than the processor's: a variant is
+    probed, measured and compared on what it will serve on."""
+    return ("CPUExecutionProvider",)
+
+
 def cpu_features() -> frozenset[str]:
     """Flags of the first processor ("Features" on ARM)."""
     with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:

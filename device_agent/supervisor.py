@@ -37,6 +37,7 @@ from device_agent.errors import (
     StoppedUnavailable,
     StoreDamagedRefused,
 )
+from device_agent.explanation import explain
 from device_agent.facts import device_facts, runtime_version
 from device_agent.holdings import Holding
 from device_agent.journal import Journal
@@ -204,6 +205,8 @@ class Supervisor:
                     is_paused = word.command == "pause"
                     self._journal.remember(lambda before: replace(before, paused=is_paused))
                     word.answer = {"paused": is_paused}
+                case "plan":
+                    word.answer = explain(self._agent)
                 case "forgive":
                     digest = word.fields.get("bundle")
                     word.answer = {"forgiven": self._journal.forgive(None if digest is None else BundleDigest(digest))}

@@ -19,7 +19,7 @@ from bundle.acceptance import VerifiedRelease, eligible
 from bundle.canonical import JSON
 from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
-from device_agent.agent import Agent, collect, with_damaged, without_damaged
+from device_agent.agent import Agent, collect, plan_to, with_damaged, without_damaged
 from device_agent.attempt import DOWNTIME, Attempt, Ended, Outcome, Verdict
 from device_agent.endings import ending_of
 from device_agent.errands import Errands
@@ -35,7 +35,7 @@ from device_agent.errors import (
 )
 from device_agent.holdings import Holding, Witness
 from device_agent.machine import MAX_KILLS, Event, State
-from device_agent.planner import DeviceFacts, Edge, Plan, Policy, choose_variant, edges_of, plan_update
+from device_agent.planner import DeviceFacts, Edge, Plan, choose_variant
 from device_agent.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -223,16 +223,7 @@ class _Update:
     _applying: Edge | None = None
 
     def _plan(self, release: VerifiedRelease, target: BundleDigest, avoided: set[str]) -> Plan:
-        update = self._agent.config.update
-        edges = edges_of(release.manifest, release.counter_epoch)
-        for known in self._journal.holdings():
-            if known.family == release.manifest.family and known.version != release.manifest.version:
-                edges += edges_of(known.parsed()[0], known.counter_epoch)
-        edges = [edge for edge in edges if edge.entry.blob not in avoided]
-        held = self._store.held() - set(self._journal.remembered.damaged)
-        spooled = {edge.entry.blob: self._store.spooled_bytes(edge.entry.blob) for edge in edges}
-        limit = update.metered_limit_bytes if update.metered else None
-        plan = plan_update(target, edges, held, spooled, self._facts, Policy(update.max_chain, limit))
+        plan = plan_to(self._agent, release.manifest, release.counter_epoch, target, self._facts, frozenset(avoided))
         if plan.steps:
             self._store.check_space(plan.storage_bytes)
         self._attempt = replace(self._attempt, patch_bytes=plan.patch_bytes, full_bytes=plan.full_bytes)
