@@ -47,32 +47,34 @@ def add_command(role: str, files: tuple[str, ...], threshold: int | None, repo: 
 
 @role_group.command("remove")
 @click.argument("role")
-@click.argument("key_id")
+@click.argument("old")
 @THRESHOLD_OPTION
 @REPO_OPTION
 @JSON_OPTION
-def remove_command(role: str, key_id: str, threshold: int | None, repo: Path, as_json: bool) -> None:
-    """Stage that ROLE loses the key whose id begins with KEY_ID.
+def remove_command(role: str, old: str, threshold: int | None, repo: Path, as_json: bool) -> None:
+    """Stage that ROLE loses the key OLD: the beginning of its id, or its public half in a file.
 
     Exit status: 0 staged, 2 wrong input, or the role would be unsound.
     """
     from packager.repository.repository import Repository
     from packager.repository.rotation import remove_keys
 
-    _print(remove_keys(Repository.open(repo).layout, role, [key_id], threshold), as_json=as_json)
+    _print(remove_keys(Repository.open(repo).layout, role, [_key_id(old)], threshold), as_json=as_json)
 
 
 @role_group.command("replace")
 @click.argument("role")
-@click.argument("key_id", required=False)
+@click.argument("old", required=False)
 @KEY_FILES
 @THRESHOLD_OPTION
 @REPO_OPTION
 @JSON_OPTION
 def replace_command(
-    role: str, key_id: str | None, files: tuple[str, ...], threshold: int | None, repo: Path, as_json: bool
+    role: str, old: str | None, files: tuple[str, ...], threshold: int | None, repo: Path, as_json: bool
 ) -> None:
-    """Stage a new key of ROLE in place of KEY_ID; without KEY_ID all keys of ROLE are replaced by the given ones.
+    """Stage a new key of ROLE in place of OLD: the beginning of its id, or its public half in a file.
+
+    Without OLD all keys of ROLE are replaced by the given ones.
 
     Exit status: 0 staged, 2 wrong input, or the role would be unsound.
     """
@@ -82,12 +84,12 @@ def replace_command(
 
     layout = Repository.open(repo).layout
     new = _public(files)
-    if key_id is None:
+    if old is None:
         _print(replace_keys(layout, role, new, threshold), as_json=as_json)
         return
     if len(new) != 1:
-        raise UsageInvalid(f"--key: found {len(new)}, expected one in place of {key_id}")
-    _print(replace_key(layout, role, key_id, new[0], threshold), as_json=as_json)
+        raise UsageInvalid(f"--key: found {len(new)}, expected one in place of {old}")
+    _print(replace_key(layout, role, _key_id(old), new[0], threshold), as_json=as_json)
 
 
 @role_group.command("threshold")
@@ -195,6 +197,13 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
     epoch = raise_counter_epoch(Repository.open(repo).layout, family)
     text = f"{family}: counter epoch {epoch}; sign and publish, together with the replaced release keys"
     print_result({"family": family, "counter_epoch": epoch}, as_json=as_json, text=text)
+
+
+def _key_id(word: str) -> str:
+    from keys.files import is_uri
+    from keys.signers import public_of
+
+    return public_of(word).keyid if is_uri(word) or Path(word).is_file() else word
 
 
 def _public(sources: tuple[str, ...]) -> "list[Key]":

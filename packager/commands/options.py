@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
+    from securesystemslib.signer import Key, Signer
 
     from bundle.frames import Secret
 
@@ -37,6 +37,18 @@ def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: P
     passphrase = read_key_passphrase(passphrase_file, key_dir, files) if files or key_dir else None
     found = [load_source(uri, passphrase, passphrase_file) for uri in uris]
     return found + (signers_from(key_dir, passphrase) if key_dir is not None else [])
+
+
+def load_public_keys(uris: tuple[str, ...], key_dir: Path | None) -> "list[Key]":
+    """Public halves of `--key` and `--keys`; needs no passphrase. Raises UsageInvalid, and errors of keys."""
+    from keys.files import load_public
+    from keys.signers import key_files, public_of
+    from packager.errors import UsageInvalid
+
+    if not uris and key_dir is None:
+        raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
+    found = [public_of(uri) for uri in uris]
+    return found + ([load_public(file) for file in key_files(key_dir)] if key_dir is not None else [])
 
 
 def read_key_passphrase(

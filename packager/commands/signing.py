@@ -13,11 +13,12 @@ from packager.commands.options import (
     PASSPHRASE_OPTION,
     PATH,
     REPO_OPTION,
+    load_public_keys,
     load_signers,
 )
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import Signer
+    from securesystemslib.signer import Key, Signer
 
     from packager.repository.staging import SignReport
 
@@ -52,7 +53,8 @@ def sign_command(
     """Sign what is staged in --repo, or, away from it, what REQUEST_FILE (`repo prepare`) asks for.
 
     With REQUEST_FILE no repository and no network are needed: what would change is recomputed from the request's bytes
-    and from what was signed here before, and shown; it is signed where -o names the file for the signatures.
+    and from what was signed here before, and shown; it is signed where -o names the file for the signatures. Without -o
+    a public half is enough, and no passphrase is asked.
 
     Exit status: 0 signed or shown, 2 wrong input, another digest than expected, or no key that may sign,
     3 a request contradicts itself or what was signed before, 4 a token or a lock is not available.
@@ -60,11 +62,13 @@ def sign_command(
     from keys.errors import SignerNotInRole
     from packager.repository.repository import Repository
 
-    signers = load_signers(uris, key_dir, passphrase_file)
     if request_file is not None:
+        signers = [] if out is None else load_signers(uris, key_dir, passphrase_file)
+        public = load_public_keys(uris, key_dir) if out is None else [signer.public_key for signer in signers]
         allowed = {"replace": replace, "new_repository": new_repository}
-        _sign_request(request_file, signers, out, memory.expanduser(), expect, allowed, as_json=as_json)
+        _sign_request(request_file, signers, public, out, memory.expanduser(), expect, allowed, as_json=as_json)
         return
+    signers = load_signers(uris, key_dir, passphrase_file)
     report = Repository.open(repo).sign(signers)
     if uris and len(report.unused) == len(signers):
         raise SignerNotInRole(
@@ -142,6 +146,7 @@ def merge_command(
 def _sign_request(
     request_file: Path,
     signers: "list[Signer]",
+    public: "list[Key]",
     out: Path | None,
     memory: Path,
     expect: str | None,
@@ -160,8 +165,7 @@ def _sign_request(
         request = parse_request(request_file.read_bytes())
     except FileNotFoundError as error:
         raise UsageInvalid(f"there is no request file {request_file}") from error
-    keys = [signer.public_key for signer in signers]
-    reviewed = review(request, keys, memory, int(time.time()), **allowed)
+    reviewed = review(request, public, memory, int(time.time()), **allowed)
     if expect is not None and expect != reviewed.digest:
         raise UsageInvalid(
             f"the request's digest is {reviewed.digest}, expected {expect}",

@@ -39,13 +39,14 @@ with token.open(user_pin="1234", rw=True) as session:
 """
 
 
-def make_token(folder: Path) -> dict[str, str]:
+def make_token(folder: Path, label: str = "test", *, with_keys: bool = True) -> dict[str, str]:
     """Initialise a token in `folder`. Returns the environment that it needs."""
     (folder / "tokens").mkdir(parents=True)
     (folder / "conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n")
     environment = {"SOFTHSM2_CONF": os.fspath(folder / "conf"), LIBRARY: str(SOFTHSM)}
     both = {**os.environ, **environment}
-    words = ["softhsm2-util", "--init-token", "--free", "--label", "test", "--pin", "1234", "--so-pin", "5678"]
+    words = ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", "1234", "--so-pin", "5678"]
     subprocess.run(words, env=both, check=True, capture_output=True)
-    subprocess.run([sys.executable, "-c", MAKE_KEYS], env=both, check=True, capture_output=True)
+    if with_keys:
+        subprocess.run([sys.executable, "-c", MAKE_KEYS], env=both, check=True, capture_output=True)
     return environment

@@ -1,138 +1,132 @@
-"""A key ceremony to its end: a token, files, two people and a build machine; rotation, theft, a late device."""
+"""The ceremony of docs/operations.md, command by command: a token, files, two machines; rotation, theft, lateness."""
 
-from collections.abc import Sequence
+import json
+import os
 from pathlib import Path
 
 import pytest
-from securesystemslib.signer import Signer
 
 from bundle.errors import UntrustedMetadataRefused
-from bundle.fleet import Fleet
-from keys.cohorts import new_epoch
-from keys.files import generate_key_file, load_signer
-from keys.registry import Registry
-from packager.errors import BelowThreshold
-from packager.repository.detached import merge, prepare, review, sign_request
-from packager.repository.repository import Repository
-from packager.repository.request import parse_request
-from packager.repository.rotation import replace_key, replace_keys
+from keys.files import load_signer
+from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
+from keys.signers import signers_from
+from packager.cli import main
 from tests.keys.softhsm import PIN, make_token, needs_softhsm
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, new_device, rollout_of
+from tests.repository.page import run_block
+from tests.repository.shop import PASSPHRASE, Shop, new_device, rollout_of
 from tests.trust.thief import Thief
 
-
-def key(folder: Path, name: str, algorithm: str) -> Signer:
-    """A new key file, as its owner opens it."""
-    path = folder / f"{name}.key"
-    generate_key_file(path, algorithm, PASSPHRASE)
-    return load_signer(path, PASSPHRASE)
+PAGE = "operations.md"
+pytestmark = needs_softhsm
 
 
-def pair(folder: Path, name: str) -> list[Signer]:
-    return [key(folder, f"{name}-ed25519", "ed25519"), key(folder, f"{name}-ml-dsa-65", "ml-dsa-65")]
+class Team:
+    """The people of the page, in one folder; each command is run as it would be typed."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+
+    def run(self, *words: str, status: int = 0) -> str:
+        code = main(list(words))
+        out, err = self._capfd.readouterr()
+        assert code == status, (words, err)
+        return out + err
+
+    def release(self, shop: Shop, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
+        """A release of the family, signed by the build machine and the engineer, each with its own memory."""
+        manifest = shop.manifest(version, counter)
+        shop.repository.stage_manifest(manifest)
+        shop.repository.stage_rollout(rollout_of(manifest))
+        self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
+        for key, desk in ((ci, "ci"), (engineer, "engineer")):
+            shown = self.run("repo", "sign", "request.json", "--key", key, "--memory", f"{desk}/memory")
+            assert f"new: bundles/vision/{version}.json: vision {version}, counter {counter}" in shown
+            assert "UNSOUND" not in shown
+            words = ["--key", key, "--memory", f"{desk}/memory", "-o", f"{desk}.signatures"]
+            self.run("repo", "sign", "request.json", *words)
+        files = ("ci.signatures", "engineer.signatures")
+        self.run("repo", "merge", *files, "--repo", "repository", "--keys", online)
+        self.run("repo", "publish", "--repo", "repository")
 
 
-def signed_at_desks(shop: Shop, desks: dict[str, Sequence[Signer]], online: Sequence[Signer]) -> bool:
-    """One request goes round; each desk sees it and signs; the build machine merges. Returns whether it is complete."""
-    request = parse_request(prepare(shop.repository.layout, NOW_S).as_bytes())
-    files = []
-    for desk, signers in desks.items():
-        memory = shop.folder / "desks" / desk
-        reviewed = review(request, [signer.public_key for signer in signers], memory, NOW_S)
-        files.append(sign_request(request, reviewed, signers, memory))
-    return merge(shop.repository.layout, files, online, NOW_S).is_complete
-
-
-@needs_softhsm
-def test_a_ceremony_and_ten_years_in_one_afternoon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in make_token(tmp_path / "token").items():
+def test_the_ceremony_and_ten_years_in_one_afternoon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in make_token(tmp_path / "token", "OFFICER", with_keys=False).items():
         monkeypatch.setenv(name, value)
-    safe = tmp_path / "safe"
-    token = load_signer("hsm:2?label=test", PIN)
-    root: list[Signer] = [
-        token,
-        key(safe, "root-ed25519", "ed25519"),
-        *(key(safe, f"root-{n}", "ml-dsa-65") for n in "ab"),
-    ]
-    targets = [
-        load_signer("hsm:3?label=test", PIN),
-        key(safe, "t-c", "ed25519"),
-        *(key(safe, f"t-{n}", "ml-dsa-65") for n in "ab"),
-    ]
-    engineer, ci = key(safe, "engineer", "ml-dsa-65"), key(safe, "ci", "ed25519")
-    online = {role: pair(tmp_path / "ci", role) for role in ("snapshot", "timestamp", "rollout-vision")}
-    fleet = pair(safe, "fleet")
-    signers = {"root": root, "targets": targets, "fleet": fleet, "release-vision": [ci, engineer], **online}
-    repository = Repository.create(tmp_path / "repository", signers=signers, families=[FAMILY])
-    assert [(role.threshold, role.classical, role.post_quantum) for role in repository.status().roles[:2]] == [
-        (3, 2, 2)
-    ] * 2
-    machine = [signer for group in online.values() for signer in group]
-    shop = Shop(tmp_path, [])
-    repository.stage_fleet(
-        Fleet(Registry(repository.registry_path).digest(), 0, (new_epoch(safe, "default", None, PASSPHRASE),))
-    )
-    repository.sign([*fleet, *machine])
-    repository.publish()
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PIN_ENVIRONMENT, PIN.value.decode())
+    team, shop = Team(capfd), Shop(tmp_path, [])
 
-    late = new_device(shop, "late")
-    manifest = shop.manifest("1.0.0", 1)
-    repository.stage_manifest(manifest)
-    repository.stage_rollout(rollout_of(manifest))
-    assert not signed_at_desks(shop, {"ci": [ci]}, machine)
-    with pytest.raises(BelowThreshold):
-        repository.publish()
-    assert signed_at_desks(shop, {"ci": [ci], "engineer": [engineer]}, machine)
-    repository.publish()
-    assert late.check(shop.published).manifest.version == "1.0.0"
-
-    # the token is replaced: three of the four old keys and three of the four new ones sign the next root
-    successor = key(safe, "root-ed25519-2", "ed25519")
-    replace_key(repository.layout, "root", token.public_key.keyid, successor.public_key)
-    assert signed_at_desks(shop, {"officer": root[1:3], "second": [root[3]], "third": [successor]}, machine)
-    repository.publish()
-    root = [*root[1:], successor]
-
-    # the machine is stolen: its online keys go, and what the thief signed with them is worth nothing afterwards
-    stolen, machine = machine, []
-    for role in online:
-        online[role] = pair(tmp_path / "ci-2", role)
-        replace_keys(repository.layout, role, [signer.public_key for signer in online[role]])
-        machine += online[role]
-    desks: dict[str, Sequence[Signer]] = {
-        "officer": root[:2],
-        "second": [root[2]],
-        "t1": targets[:2],
-        "t2": [targets[2]],
+    run_block(PAGE, "ceremony: keys")
+    run_block(PAGE, "ceremony: init")
+    capfd.readouterr()
+    waiting = json.loads(team.run("repo", "status", "--repo", "repository", "--json", status=4))
+    assert {role["name"]: role["missing"] for role in waiting["staged"] if role["missing"]} == {
+        "root": 3,
+        "targets": 3,
+        "release-vision": 2,
     }
-    assert signed_at_desks(shop, {**desks, "ci": machine}, machine)
-    repository.publish()
+    assert "more must sign" in team.run("repo", "publish", "--repo", "repository", status=2)
+    run_block(PAGE, "ceremony: sign")
+    run_block(PAGE, "ceremony: publish")
+    root = next(role for role in shop.repository.status().roles if role.name == "root")
+    assert (root.threshold, root.classical, root.post_quantum) == (3, 2, 2)
+    assert [key.scheme for key in root.keys] == ["ecdsa-sha2-nistp256", "ed25519", "ml-dsa-65/1", "ml-dsa-65/1"]
+    assert [key.has_signed for key in root.keys] == [True, True, True, False]
+    late, regular = new_device(shop, "late"), new_device(shop, "regular")
+    team.release(shop, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
+    assert regular.check(shop.published).manifest.version == "1.0.0"
+
+    run_block(PAGE, "ceremony: rotate")
+    for gone, desk in (("ci/release.key", "ci"), ("engineer/release.key", "engineer")):
+        manifest = shop.manifest("6.6.6", 666)
+        shop.repository.stage_manifest(manifest)
+        team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
+        words = ("--key", gone, "--memory", f"{desk}/another", "-o", "late.signatures")
+        assert "none of the keys" in team.run("repo", "sign", "request.json", *words, status=2)
+        team.run("repo", "discard", "--repo", "repository")
+    team.release(shop, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
+    assert regular.check(shop.published).manifest.version == "2.0.0"
+
+    stolen = signers_from(tmp_path / "online", PASSPHRASE)
+    run_block(PAGE, "ceremony: compromise")
     thief = Thief(shop, stolen, shop.copy_published("thief"))
-    thief.roll_out(rollout_of(manifest))
-    witness = new_device(shop, "witness")
-    witness.check(shop.published)
+    first = shop.repository.manifest("vision", "1.0.0")
+    assert first is not None
+    thief.roll_out(rollout_of(first))
+    assert regular.check(shop.published).manifest.version == "2.0.0"
     with pytest.raises(UntrustedMetadataRefused):
-        witness.check(thief.publish())
+        regular.check(thief.publish())
 
-    # the engineer leaves: her key is replaced on the family, the build machine's stays
-    heir = key(safe, "heir", "ml-dsa-65")
-    replace_key(repository.layout, "release-vision", engineer.public_key.keyid, heir.public_key)
-    assert signed_at_desks(shop, {"t1": targets[:2], "t2": [targets[2]], "heir": [heir], "ci": [ci]}, machine)
-    repository.publish()
-    shop_manifest = shop.manifest("2.0.0", 2)
-    repository.stage_manifest(shop_manifest)
-    repository.stage_rollout(rollout_of(shop_manifest))
-    assert signed_at_desks(shop, {"ci": [ci], "heir": [heir]}, machine)
-    repository.publish()
+    # the other three root keys go one after the other, each lost by its owner: three sign, and the new one
+    for name, algorithm, others in (
+        ("bea", "ed25519", ("carl/root.key", "dora/root.key")),
+        ("carl", "ml-dsa-65", ("bea/root-2.key", "dora/root.key")),
+        ("dora", "ml-dsa-65", ("bea/root-2.key", "carl/root-2.key")),
+    ):
+        team.run("keys", "new", f"{name}/root-2.key", "--algorithm", algorithm)
+        team.run(
+            "keys", "role", "replace", "root", f"{name}-root.pem", "--key", f"{name}/root-2.key", "--repo", "repository"
+        )
+        team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
+        files = []
+        for number, key in enumerate(("hsm:4?label=OFFICER", *others, f"{name}/root-2.key")):
+            files.append(f"{number}.signatures")
+            words = ("--key", key, "--memory", f"{name}/memory-{number}", "-o", files[-1])
+            team.run("repo", "sign", "request.json", *words)
+        team.run("repo", "merge", *files, "--repo", "repository", "--keys", "online-2")
+        team.run("repo", "publish", "--repo", "repository")
+    team.release(shop, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
 
-    # a lost key of root: the other three go on, and name a new fourth
-    spare = key(safe, "root-spare", "ml-dsa-65")
-    lost = root[1]
-    remaining = [signer for signer in root if signer is not lost]
-    assert replace_key(repository.layout, "root", lost.public_key.keyid, spare.public_key).threshold == 3
-    assert signed_at_desks(shop, {"officer": remaining, "spare": [spare]}, machine)
-    repository.publish()
-
-    assert repository.status().is_sound
-    assert late.check(shop.published).manifest.version == "2.0.0"
-    assert all(path.stat().st_mode & 0o077 == 0 for path in safe.rglob("*.key"))
+    assert late.check(shop.published).manifest.version == "3.0.0"
+    assert regular.check(shop.published).manifest.version == "3.0.0"
+    report = json.loads(team.run("repo", "doctor", "--repo", "repository", "--json"))
+    assert report["is_sound"]
+    assert report["roles"][0]["version"] == 6
+    assert len(list((shop.published / "metadata").glob("*.root.json"))) == 6
+    held = load_signer("hsm:4?label=OFFICER", PIN).public_key
+    assert held.keyid in {key["key_id"] for key in report["roles"][0]["keys"]}
+    secret = [path for path in tmp_path.rglob("*.key") if path.stat().st_mode & 0o077]
+    assert not secret, [os.fspath(path) for path in secret]

@@ -1,4 +1,4 @@
-"""The shell recipe of docs/keys.md is run as it stands there."""
+"""The shell recipe of docs/operations.md is run as it stands there."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from tests.repository.shop import PASSPHRASE, Shop, TestDevice, rollout_of
 
 
 def test_the_plain_shell_recipe_publishes_a_release(shop: Shop, device: TestDevice, tmp_path: Path) -> None:
-    page = (DOCS / "keys.md").read_text()
+    page = (DOCS / "operations.md").read_text()
     recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
     assert recipe is not None
     manifest = shop.manifest("1.1.0", 2)
