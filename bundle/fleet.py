@@ -2,7 +2,8 @@
 
 Rules:
 1. The target `fleet/fleet.json` of the `fleet` role. A device believes a cohort private key only if its public half is
-   the one here, for this epoch, and never goes back to a lower epoch.
+   the one here, for this epoch. Epochs do not go back because the document's version does not (bundle.trust.client rule
+   3), and because what goes back is refused where it is staged and shown where it is signed.
 2. It lists no device: the registry itself stays with the release team, only its digest is signed.
 """
 

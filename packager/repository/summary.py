@@ -18,6 +18,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import Root, TargetFile, Targets
 
 from bundle.errors import DigestMismatchRefused, MalformedRefused
+from bundle.fleet import TARGET as FLEET_TARGET
 from bundle.fleet import parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
@@ -182,9 +183,24 @@ def _targets(
             was = earlier.get(name)
             is_at_hand = was is not None and _is_of(ago[name], was)
             yield f"{role}: before: {name}: {_content(name, was) if was and is_at_hand else 'not at hand here'}"
-            if was and is_at_hand and _counter(name, data) < _counter(name, was):
-                yield f"{role}: DOWNGRADE: {name} goes from counter {_counter(name, was)} to {_counter(name, data)}"
+            if was and is_at_hand:
+                yield from _goes_back(role, name, was, data)
     yield from _counters(role, new, ago, contents)
+
+
+def _goes_back(role: str, name: str, was: bytes, data: bytes) -> Iterator[str]:
+    if _counter(name, data) < _counter(name, was):
+        yield f"{role}: DOWNGRADE: {name} goes from counter {_counter(name, was)} to {_counter(name, data)}"
+    if name == FLEET_TARGET:
+        now = parse_fleet(data)
+        for cohort in parse_fleet(was).cohorts:
+            after = now.cohort(cohort.name)
+            if after is None:
+                yield f"{role}: cohort {cohort.name} is no longer listed"
+            elif after.epoch < cohort.epoch:
+                yield f"{role}: DOWNGRADE: cohort {cohort.name} goes from epoch {cohort.epoch} to {after.epoch}"
+            elif after.epoch == cohort.epoch and after.public_key != cohort.public_key:
+                yield f"{role}: COHORT {cohort.name} HAS ANOTHER KEY in the same epoch {cohort.epoch}"
 
 
 def _counters(role: str, new: Targets, ago: Mapping[str, TargetFile], contents: Mapping[str, bytes]) -> Iterator[str]:

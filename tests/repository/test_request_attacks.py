@@ -12,16 +12,19 @@ from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner, Key, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, SuccinctRoles, TargetFile, Targets
 
+from bundle.envelope import generate_private, public_of
 from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefused
+from bundle.fleet import Fleet
 from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import RepositoryUnfamiliar, RequestReplayed, SignerMemoryDamaged
 from packager.repository.chain import Document
 from packager.repository.detached import overview, prepare, review, sign_request
+from packager.repository.devices import begin_epoch
 from packager.repository.documents import target_file
 from packager.repository.request import Request, parse_request
 from packager.repository.rotation import renew, replace_key
 from packager.repository.signer_memory import SignerMemory
-from tests.repository.shop import FAMILY, NOW_S, Shop, build_shop, copy_shop, rollout_of
+from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, copy_shop, rollout_of
 
 RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 NAME = f"bundles/{FAMILY}/1.1.0.json"
@@ -346,6 +349,36 @@ def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: Shop) -> None:
     for earlier in ({}, {CHANNEL_FILE: request.contents[CHANNEL_FILE]}):
         lines = review(replace(request, earlier=earlier), public(keys), desk(shop), NOW_S).lines
         assert f"{ROLLOUT}: before: {CHANNEL_FILE}: not at hand here" in lines
+
+
+def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: Shop) -> None:
+    signers = shop.signers_of("fleet")
+    epoch = begin_epoch(shop.repository, "default", shop.folder / "cohorts-2", PASSPHRASE).epoch
+    assert epoch == 2
+    shop.publish()
+    now = shop.repository.fleet()
+    (cohort,) = now.cohorts
+    honest_request = evil_fleet(shop, replace(now, devices=1))
+    sign_request(honest_request, review(honest_request, public(signers), desk(shop), NOW_S), signers, desk(shop))
+    for change, words in (
+        (replace(cohort, epoch=1), "DOWNGRADE: cohort default goes from epoch 2 to 1"),
+        (
+            replace(cohort, public_key=public_of(generate_private())),
+            "COHORT default HAS ANOTHER KEY in the same epoch 2",
+        ),
+    ):
+        lines = overview(evil_fleet(shop, replace(now, cohorts=(change,))), NOW_S)
+        assert f"fleet: {words}" in lines
+    assert "fleet: cohort default is no longer listed" in overview(evil_fleet(shop, replace(now, cohorts=())), NOW_S)
+
+
+def evil_fleet(shop: Shop, fleet: Fleet) -> Request:
+    """A request for a fleet document that nobody staged."""
+    renew(shop.repository.layout, ["fleet"])
+    request = prepare(shop.repository.layout, NOW_S)
+    earlier = {"fleet/fleet.json": request.contents["fleet/fleet.json"]}
+    changed = evil(request, "fleet", lambda t: list_file(t, "fleet/fleet.json", fleet.as_bytes()))
+    return replace(changed, contents={"fleet/fleet.json": fleet.as_bytes()}, earlier=earlier)
 
 
 def test_a_release_below_one_that_is_listed_is_shown(shop: Shop) -> None:
