@@ -1,10 +1,12 @@
 """What the docs promise is there: links, configuration keys, make targets, tests named as evidence."""
 
 import re
+import shlex
 import subprocess
 from dataclasses import fields
 from pathlib import Path
 
+import click
 import pytest
 
 from bundle.manifest import Health
@@ -19,6 +21,32 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", ["operations.md", "keys.md"])
+def test_every_command_line_of_the_page_is_one(name: str) -> None:
+    """Commands, options and required arguments are those of the command line; nothing is run."""
+    from packager.cli import cli
+
+    lines = commands_of((ROOT / "docs" / name).read_text("utf-8"))
+    assert lines or name == "keys.md"
+    for line in lines:
+        words = shlex.split(line, comments=True)[1:]
+        command: click.Command = cli
+        context = click.Context(cli, info_name="packager")
+        while isinstance(command, click.Group):
+            found = command.get_command(context, words[0])
+            assert found is not None, line
+            command, words = found, words[1:]
+        command.make_context(command.name, words, parent=context, resilient_parsing=False).close()
+
+
+def commands_of(text: str) -> list[str]:
+    """Every `packager …` line of the fenced blocks, continued lines joined, without redirections and placeholders."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    found = re.findall(r"^(?:\s*(?:- )?(?:run: )?|DIGEST=\$\()(packager [^|>#\n]+)", joined, re.MULTILINE)
+    return [line.strip().rstrip(")") for line in found]
 
 
 def test_every_configuration_key_is_documented() -> None:
