@@ -253,6 +253,45 @@ def forgive(path: Path, bundle: str | None, *, as_json: bool) -> None:
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
 
 
+@cli.group()
+def report() -> None:
+    """Show and hand out this device's signed reports of how attempts ended. Nothing is sent from here."""
+
+
+AFTER: Final = click.option("--after", type=click.IntRange(0), default=0, help="Only those with a higher number.")
+
+
+@report.command("list")
+@AFTER
+@as_json
+@click.pass_obj
+def list_command(path: Path, after: int, *, as_json: bool) -> None:
+    """The reports that are kept, oldest first."""
+    from device_agent.reports import read_reports, row_of
+
+    found = read_reports(load_config(path), after)
+    lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
+    text = "\n".join(lines) or "no report yet"
+    console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
+
+
+@report.command("export")
+@AFTER
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
+)
+@as_json
+@click.pass_obj
+def export_command(path: Path, after: int, output: Path, *, as_json: bool) -> None:
+    """Sign them with the device's key, and write them a line each for `packager device verify-report`."""
+    from device_agent.reports import export, write_export
+
+    data = export(load_config(path), after)
+    write_export(data, output)
+    result = {"output": str(output), "reports": data.count(b"\n")}
+    console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")
+
+
 @cli.command()
 @as_json
 @click.pass_obj

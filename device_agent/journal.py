@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Final
 
 from bundle.files import BundleDigest
+from bundle.report import Report
 from device_agent.attempt import Attempt, Ended, Outcome, Verdict, line
+from device_agent.facts import runtime_version
 from device_agent.holdings import Holding, Pointers, Quarantined, Remembered, Witness
 from device_agent.machine import TRIALS, Event, State, next_state, recover
 from device_agent.records import Records
+from device_agent.reports import MAX_REPORTS, next_report
 
 HISTORY_ROWS: Final = 200
 
@@ -107,6 +110,10 @@ class Journal:
     def history(self, limit: int = HISTORY_ROWS) -> tuple[Ended, ...]:
         """Finished attempts, newest first."""
         return tuple(Ended.parse(row) for row in self._records.last("history", limit))
+
+    def reports(self) -> tuple[Report, ...]:
+        """What is kept of the device's reports, oldest first."""
+        return tuple(Report.parse(row) for row in self._records.all("report"))
 
     # what changes
 
@@ -301,7 +308,17 @@ class Journal:
         if outcome is not Outcome.NOTHING_NEW and not self._is_told(ended):
             self._records.put("history", f"{attempt.number:012d}", ended.as_json())
             self._records.keep_last("history", HISTORY_ROWS)
+            self._report(ended)
         return ended
+
+    def _report(self, ended: Ended) -> None:
+        target = self.holding(ended.attempt.target)
+        newest = self._records.last("report", 1)
+        before = Report.parse(newest[0]) if newest else None
+        report = next_report(ended, None if target is None else target.family, before, runtime_version())
+        if report is not None:
+            self._records.put("report", f"{report.sequence:012d}", report.as_json())
+            self._records.keep_last("report", MAX_REPORTS)
 
     def _is_told(self, ended: Ended) -> bool:
         """A poll that meets the same obstacle every hour would push everything else out of the history."""

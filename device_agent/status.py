@@ -51,7 +51,7 @@ def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dic
 def read_status(config: Config) -> dict[str, Any]:
     """`status` without a daemon."""
     device = DeviceDirectory(config.directory)
-    with _reader(device) as journal:
+    with journal_of(device) as journal:
         status = status_of(config, device.public_identity(), journal)
     nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
     return {**status, "address": None, "serving": None, **nothing_runs}
@@ -59,7 +59,7 @@ def read_status(config: Config) -> dict[str, Any]:
 
 def read_history(config: Config) -> dict[str, Any]:
     """`history` without a daemon."""
-    with _reader(DeviceDirectory(config.directory)) as journal:
+    with journal_of(DeviceDirectory(config.directory)) as journal:
         return {"history": [row.summary() for row in journal.history()]}
 
 
@@ -116,7 +116,8 @@ def _name(row: dict[str, Any] | None) -> str:
 
 
 @contextmanager
-def _reader(device: DeviceDirectory) -> Iterator[Journal]:
+def journal_of(device: DeviceDirectory) -> Iterator[Journal]:
+    """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
     journal = Journal(device.journal, read_only=device.journal.exists())
     try:
         yield journal

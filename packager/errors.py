@@ -43,6 +43,9 @@ AirweightsError
 │   ├── SignerMemoryDamaged      signer-memory-damaged     what was signed here before can not be read
 │   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
+│   ├── ReportRefused            report                    of a device that is not ours, or with another's signature
+│   │   ├── ReportForked         report-forked             another report of the same number was accepted
+│   │   └── ReportGap            report-gap                reports before it are missing
 │   ├── AttestationRefused       attestation               attestations that do not hold, or are of another release
 │   ├── ModelSignatureRefused    model-signature           an OpenSSF model signature that does not hold
 │   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
@@ -252,6 +255,24 @@ class ExtraMissing(Invalid):
     """A library of one of the extras is not installed."""
 
     reason = "extra-missing"
+
+
+class ReportRefused(Refused):
+    """A report of a device that is not registered or is revoked, or whose signature does not hold."""
+
+    reason = "report"
+
+
+class ReportForked(ReportRefused):
+    """A device that reports two different things under one number: its disk was put back, or copied."""
+
+    reason = "report-forked"
+
+
+class ReportGap(ReportRefused):
+    """Reports before this one are missing."""
+
+    reason = "report-gap"
 
 
 class AttestationRefused(Refused):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from packager.repository.repository import Repository
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
+MAX_REPORTS_BYTES: Final = 256 * 1024**2
 MAX_LIST_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 
@@ -224,6 +225,31 @@ def epoch_command(
     state = _publish(repository, signers)
     text = f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(state)}"
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
+
+
+@device.command("verify-report")
+@click.argument("file", type=PATH)
+@click.option("--allow-gap", is_flag=True, help="Go on where reports are missing, and say which.")
+@click.option("--dry-run", is_flag=True, help="Check, and remember nothing.")
+@REPO_OPTION
+@JSON_OPTION
+def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path, as_json: bool) -> None:
+    """Check the reports in FILE (`device-agent report export`): right device, right signature, none missing or forged.
+
+    Exit status: 0 they hold, 2 wrong input, 3 one does not: nothing of the file is accepted then.
+    """
+    from packager.repository.reports import check_reports
+    from packager.repository.repository import Repository
+
+    data = _read(file, MAX_REPORTS_BYTES)
+    checked = check_reports(Repository.open(repo), data, allow_gap=allow_gap, is_kept=not dry_run)
+    lines = []
+    for signed in checked.new:
+        r = signed.report
+        lines.append(f"{checked.labels[signed.device_id]} {r.sequence} {r.outcome} {r.release or ''} {r.reason}")
+    lines += [f"missing: {first} to {last}" for first, last in checked.gaps]
+    lines.append(f"{len(checked.new)} new, {checked.known} known")
+    print_result(checked.as_json(), as_json=as_json, text="\n".join(line.rstrip() for line in lines))
 
 
 def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:

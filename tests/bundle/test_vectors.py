@@ -16,6 +16,7 @@ from bundle.errors import Refused
 from bundle.fleet import parse_fleet
 from bundle.frames import FrameRandomReader, FrameReader
 from bundle.manifest import parse_manifest
+from bundle.report import parse_report
 from bundle.rollout import parse_rollout
 from tests.vectors import documents, sealed
 
@@ -25,6 +26,7 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "rollout": parse_rollout,
     "fleet": parse_fleet,
     "enrolment": parse_enrolment,
+    "report": parse_report,
 }
 
 

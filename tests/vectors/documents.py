@@ -1,6 +1,6 @@
 """Writes the vectors of signed documents: `python -m tests.vectors.documents`.
 
-Folders `manifest`, `rollout`, `fleet`, `enrolment`: each file is one document; its name is its one defect,
+Folders `manifest`, `rollout`, `fleet`, `enrolment`, `report`: each file is one document; its name is its one defect,
 `expected` (JSON) the reason of its refusal; null: it is read, and comes out the same.
 """
 
@@ -14,11 +14,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle.enrolment import EnrolmentRequest
 from bundle.envelope import public_of
-from bundle.files import BundleFile
+from bundle.files import BundleDigest, BundleFile
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
 from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from bundle.report import Report
 from bundle.rollout import Rollout, Window
 
 FOLDER: Final = Path(__file__).parent
@@ -298,11 +299,60 @@ def enrolment_vectors() -> Vectors:
     }
 
 
+def good_report() -> bytes:
+    report = Report(
+        log="1" * 32,
+        sequence=2,
+        previous="a" * 64,
+        outcome="refused",
+        reason="golden-mismatch",
+        family="kws",
+        release="1.2.0",
+        counter=7,
+        variant="int8",
+        bundle=BundleDigest("b" * 64),
+        trigger="poll",
+        finished_ms=1_767_225_600_000,
+        agent="0.1.0",
+        runtime="1.32.0",
+    )
+    return report.encode("c" * 64, ED25519_PRIVATE.sign(report.signed_bytes("c" * 64)))
+
+
+def report_vectors() -> Vectors:
+    data = good_report()
+    signature = json.loads(data)["signature"]
+
+    def top(refusal: str | None = "malformed", **fields: Any) -> tuple[bytes, str | None]:
+        return changed(data, lambda v: v.update(fields)), refusal
+
+    return spoiled_text(data) | {
+        "good-first": top(None, sequence=1, previous=None),
+        "good-without-a-release": top(None, family=None, release=None, variant=None, bundle=None, counter=0),
+        "too-large": (data + b" " * 20_000, "too-large"),
+        "first-with-one-before": top(sequence=1),
+        "second-with-none-before": top(previous=None),
+        "sequence-zero": top(sequence=0, previous=None),
+        "log-short": top(log="1" * 31),
+        "outcome-of-no-end": top(outcome="waiting"),
+        "outcome-unknown": top(outcome="fine"),
+        "reason-with-a-space": top(reason="golden mismatch"),
+        "release-no-version": top(release="latest"),
+        "bundle-short": top(bundle="b" * 63),
+        "device-id-short": top(device_id="c" * 63),
+        "agent-with-escape-sequence": top(agent="\x1b[2J"),
+        "signature-short": top(signature=signature[:-2]),
+        "signature-in-capitals": top(signature=signature.upper()),
+        "signature-missing": (changed(data, lambda v: v.pop("signature")), "malformed"),
+    }
+
+
 GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
     "manifest": manifest_vectors,
     "rollout": rollout_vectors,
     "fleet": fleet_vectors,
     "enrolment": enrolment_vectors,
+    "report": report_vectors,
 }
 
 

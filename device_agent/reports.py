@@ -1,0 +1,83 @@
+"""The device's reports: kept in the journal, signed when they are handed out. Nothing here sends anything.
+
+Rules:
+1. A report is written in the same transaction as the outcome: there is none without the other.
+2. The journal keeps the last MAX_REPORTS; who collects them sees by their numbers whether some are gone.
+3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
+"""
+
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+from bundle.report import OUTCOMES, Report
+from bundle.version import VERSION
+from device_agent.attempt import Ended
+from device_agent.config import Config
+from device_agent.device import DeviceDirectory
+
+MAX_REPORTS: Final = 256
+
+
+def next_report(ended: Ended, family: str | None, before: Report | None, runtime: str) -> Report | None:
+    """The report of an outcome, or None where it is not terminal (bundle.report rule 1).
+
+    Args:
+        ended: what there is to tell.
+        family: of the release, where it is known.
+        before: the newest report; None begins a log.
+        runtime: onnxruntime's version.
+    """
+    if ended.outcome.value not in OUTCOMES:
+        return None
+    attempt = ended.attempt
+    return Report(
+        log=secrets.token_hex(16) if before is None else before.log,
+        sequence=1 if before is None else before.sequence + 1,
+        previous=None if before is None else before.digest(),
+        outcome=ended.outcome.value,
+        reason=ended.reason,
+        family=family,
+        release=attempt.release,
+        counter=attempt.counter,
+        variant=attempt.variant,
+        bundle=attempt.target,
+        trigger=attempt.trigger,
+        finished_ms=ended.finished_ms,
+        agent=VERSION,
+        runtime=runtime,
+    )
+
+
+def read_reports(config: Config, after: int = 0) -> tuple[Report, ...]:
+    """Those with a number above `after`, oldest first; also while the daemon runs. Raises JournalUnavailable."""
+    from device_agent.status import journal_of
+
+    with journal_of(DeviceDirectory(config.directory)) as journal:
+        return tuple(report for report in journal.reports() if report.sequence > after)
+
+
+def export(config: Config, after: int = 0) -> bytes:
+    """The signed reports, a line each. Raises as `device_agent.identity.signing_key`, and JournalUnavailable."""
+    from device_agent.identity import signing_key
+
+    device = DeviceDirectory(config.directory)
+    device_id = device.public_identity().device_id
+    reports = read_reports(config, after)
+    if not reports:
+        return b""
+    private = signing_key(device, config.identity)
+    lines = (report.encode(device_id, private.sign(report.signed_bytes(device_id))) for report in reports)
+    return b"".join(line + b"\n" for line in lines)
+
+
+def write_export(data: bytes, out: Path) -> None:
+    """A file with them, whole or not at all."""
+    from device_agent.store import write_durably
+
+    write_durably(out, data, 0o644)
+
+
+def row_of(report: Report) -> dict[str, Any]:
+    """What `report list --json` prints of one."""
+    return {**report.as_json(), "digest": report.digest()}

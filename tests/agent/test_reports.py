@@ -1,0 +1,77 @@
+"""The device's own reports: one for each terminal outcome, in a chain, and accepted by the release team."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from bundle.report import parse_report
+from device_agent.attempt import Outcome
+from device_agent.machine import Event
+from device_agent.reports import MAX_REPORTS, export, read_reports
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import serving
+from tests.packager.running import packager
+from tests.packager.test_json_schemas import check
+
+
+def test_what_a_device_went_through_is_reported_and_accepted(
+    first_publisher: Publisher, first_device: Device, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    with serving(publisher.published) as site:
+        device = first_device.copy(tmp_path / "lab", site.url)
+        ended = device.update()
+        assert (ended.outcome, ended.reason) == (Outcome.UNFIT, "golden-mismatch")
+        assert device.update().reason == "quarantined"
+        assert device.update().reason == "quarantined"  # the same again is no news
+    said = device.command("report", "list", "--json")
+    assert said.returncode == 0, said.stderr
+    check("agent-report-list", json.loads(said.stdout))
+    told = [(row["sequence"], row["outcome"], row["reason"]) for row in json.loads(said.stdout)["reports"]]
+    assert told == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "quarantined")]
+    out = tmp_path / "reports.jsonl"
+    exported = device.command("report", "export", "-o", str(out), "--json")
+    assert exported.returncode == 0, exported.stderr
+    check("agent-report-export", json.loads(exported.stdout))
+    verified = packager("device", "verify-report", out, "--repo", publisher.repository.root, "--json")
+    assert verified.code == 0, verified.stderr
+    assert len(verified.json["new"]) == 3
+    assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
+
+
+def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Device, tmp_path: Path) -> None:
+    device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
+    journal = device.journal()
+    try:
+        (first,) = journal.reports()
+        for number in range(MAX_REPORTS + 3):
+            attempt = journal.begin("operator")
+            journal.end(attempt, Event.GIVEN_UP, Outcome.REFUSED, f"reason-{number}")
+        held = journal.reports()
+    finally:
+        journal.close()
+    assert len(held) == MAX_REPORTS
+    assert held[-1].sequence == MAX_REPORTS + 4
+    assert held[0].sequence == 5
+    for before, after in pairwise(held):
+        assert after.previous == before.digest()
+        assert after.log == first.log
+    assert [report.sequence for report in read_reports(device.config, after=held[-2].sequence)] == [held[-1].sequence]
+
+
+def test_an_outcome_that_is_not_terminal_is_no_report(first_device: Device, tmp_path: Path) -> None:
+    device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
+    assert device.update().outcome is Outcome.UNAVAILABLE
+    assert len(read_reports(device.config)) == 1
+
+
+def test_a_report_is_there_with_its_outcome_or_not_at_all(first_device: Device, tmp_path: Path) -> None:
+    device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
+    (signed,) = (parse_report(line) for line in export(device.config).splitlines())
+    history = device.journal().history()
+    assert signed.report.outcome == history[0].outcome.value
+    assert signed.report.finished_ms == history[0].finished_ms
+    assert signed.device_id == device.directory.public_identity().device_id
+    assert replace(signed.report, reason="x").digest() != signed.report.digest()

@@ -1,0 +1,168 @@
+"""Reports of devices at the release team's: right device, right signature, none replayed, missing or forged."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bundle.enrolment import EnrolmentRequest, device_id
+from bundle.envelope import generate_private, public_of
+from bundle.report import Report
+from packager.repository.devices import admit_device, revoke_device
+from packager.repository.repository import Repository
+from tests.packager.running import Said, packager
+from tests.packager.test_json_schemas import check
+
+
+class Sender:
+    """A device as the registry sees it, and its log."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.x_wing, self.private = label, generate_private(), Ed25519PrivateKey.generate()
+        self.public = self.private.public_key().public_bytes_raw()
+        self.device_id = device_id(public_of(self.x_wing), self.public)
+        self.log = [self.first()]
+
+    def request(self) -> EnrolmentRequest:
+        return EnrolmentRequest(self.label, public_of(self.x_wing), self.public)
+
+    def first(self, log: str = "1" * 32, release: str = "1.0.0") -> Report:
+        return Report(
+            log, 1, None, "updated", "", "kws", release, 1, "int8", None, "poll", 1_767_225_600_000, "0.1.0", "1.32.0"
+        )
+
+    def next(self, **changes: object) -> Report:
+        before = self.log[-1]
+        report = replace(before, sequence=before.sequence + 1, previous=before.digest(), **changes)  # type: ignore[arg-type]
+        self.log.append(report)
+        return report
+
+    def line(self, report: Report, private: Ed25519PrivateKey | None = None, device: str | None = None) -> bytes:
+        name = device or self.device_id
+        return report.encode(name, (private or self.private).sign(report.signed_bytes(name))) + b"\n"
+
+    def lines(self, start: int = 0) -> bytes:
+        return b"".join(self.line(report) for report in self.log[start:])
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository.create_with_new_keys(
+        tmp_path / "repo", tmp_path / "keys", None, ["kws"], classical=True, insecure_plaintext=True
+    )
+
+
+def admit(repository: Repository, sender: Sender) -> Sender:
+    request = sender.request()
+    data = request.encode(sender.private)
+    admit_device(repository, data, request.fingerprint, "default", repository.root.parent / "keys", None)
+    return sender
+
+
+@pytest.fixture
+def camera(repository: Repository) -> Sender:
+    sender = admit(repository, Sender("camera"))
+    for release in ("1.1.0", "1.2.0", "1.3.0"):
+        sender.next(release=release)
+    return sender
+
+
+def verify(repository: Repository, data: bytes, *words: str) -> Said:
+    place = repository.root.parent / "reports.jsonl"
+    place.write_bytes(data)
+    return packager("device", "verify-report", place, "--repo", repository.root, "--json", *words)
+
+
+def test_reports_are_accepted_once_and_known_from_then_on(repository: Repository, camera: Sender) -> None:
+    said = verify(repository, camera.lines())
+    assert said.code == 0, said.stderr
+    check("device-verify-report", said.json)
+    assert [(row["label"], row["sequence"], row["release"]) for row in said.json["new"]] == [
+        ("camera", number, f"1.{number - 1}.0") for number in (1, 2, 3, 4)
+    ]
+    again = verify(repository, camera.lines())
+    assert (again.json["new"], again.json["known"]) == ([], 4)
+    camera.next(outcome="refused", reason="golden-mismatch")
+    last = verify(repository, camera.lines()).json
+    assert [row["reason"] for row in last["new"]] == ["golden-mismatch"]
+
+
+def test_a_dry_run_remembers_nothing(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.lines(), "--dry-run").code == 0
+    assert len(verify(repository, camera.lines()).json["new"]) == 4
+
+
+def test_a_missing_report_is_a_gap_until_that_is_allowed(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.line(camera.log[0])).code == 0
+    said = verify(repository, camera.lines(2))
+    assert (said.code, said.error["reason"]) == (3, "report-gap")
+    assert "report 3 came, 2 to 2 are missing" in said.error["message"]
+    allowed = verify(repository, camera.lines(2), "--allow-gap")
+    assert (allowed.code, allowed.json["gaps"]) == (0, [[2, 2]])
+
+
+def test_another_report_of_a_known_number_is_a_fork(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.lines()).code == 0
+    other = replace(camera.log[3], release="6.6.6")
+    said = verify(repository, camera.line(other))
+    assert (said.code, said.error["reason"]) == (3, "report-forked")
+    follows_another = replace(camera.log[3], sequence=5, previous="0" * 64)
+    assert verify(repository, camera.line(follows_another)).error["reason"] == "report-forked"
+
+
+def test_a_file_is_accepted_whole_or_not_at_all(repository: Repository, camera: Sender) -> None:
+    damaged = camera.lines()[:-20] + b"\n"
+    assert verify(repository, damaged).code == 3
+    assert len(verify(repository, camera.lines()).json["new"]) == 4
+
+
+def test_nobody_reports_for_another(repository: Repository, camera: Sender) -> None:
+    stranger, microphone = Sender("stranger"), admit(repository, Sender("microphone"))
+    cases = {
+        "unregistered": stranger.lines(),
+        "key-of-a-stranger": camera.line(camera.log[0], stranger.private),
+        "key-of-another-device": camera.line(camera.log[0], microphone.private),
+        "moved-to-another-device": camera.line(camera.log[0]).replace(
+            camera.device_id.encode(), microphone.device_id.encode()
+        ),
+        "changed": camera.line(camera.log[0]).replace(b'"1.0.0"', b'"1.0.1"'),
+    }
+    for name, data in cases.items():
+        said = verify(repository, data)
+        assert (said.code, said.error["reason"]) == (3, "report"), name
+
+
+def test_a_signed_enrolment_request_is_no_report(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.request().encode(camera.private)).error["reason"] == "malformed"
+
+
+def test_a_revoked_device_is_not_heard(repository: Repository, camera: Sender) -> None:
+    revoke_device(repository, "camera")
+    said = verify(repository, camera.lines())
+    assert (said.code, said.error["reason"]) == (3, "report")
+    assert "revoked" in said.error["message"]
+
+
+def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(repository: Repository, camera: Sender) -> None:
+    rows = repository.registry_path.read_text().splitlines()
+    assert len(rows) == 1
+    row = json.loads(rows[0])
+    row["label"] = "camera-2"
+    repository.registry_path.write_text(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n")
+    assert "is not the registry that the fleet document signs" in verify(repository, camera.lines()).error["message"]
+
+
+def test_a_device_that_lost_its_journal_begins_another_log(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.lines()).code == 0
+    said = verify(repository, camera.line(camera.first("2" * 32, "2.0.0")))
+    assert [row["log"] for row in said.json["new"]] == ["2" * 32]
+    assert verify(repository, camera.lines()).json["known"] == 4
+
+
+def test_what_was_seen_is_told_when_it_is_damaged(repository: Repository, camera: Sender) -> None:
+    assert verify(repository, camera.lines()).code == 0
+    (place,) = (repository.root / "private" / "reports").iterdir()
+    place.write_text(place.read_text()[:-10])
+    assert verify(repository, camera.lines()).error["reason"] == "workspace"
