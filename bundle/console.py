@@ -10,6 +10,7 @@ Rules:
 5. A progress bar only where stderr is a terminal.
 """
 
+import io
 import json
 import os
 import sys
@@ -30,14 +31,14 @@ Progress = Callable[[int, int], None]
 
 def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> None:
     """Rule 1: `result` as one JSON object, or `text` for a person."""
-    print(json.dumps(result, indent=2, ensure_ascii=False) if as_json else text)
+    print(json.dumps(result, indent=2, ensure_ascii=not _is_unicode(sys.stdout)) if as_json else text)
 
 
 def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None = None) -> None:
     """Rules 2 and 3."""
     stream = sys.stderr if stream is None else stream
     if as_json:
-        print(json.dumps({"error": error.as_dict()}, ensure_ascii=False), file=stream)
+        print(json.dumps({"error": error.as_dict()}, ensure_ascii=not _is_unicode(stream)), file=stream)
         return
     print("error:", " ".join(str(error.message).split()), file=stream)
     if error.remedy:
@@ -47,6 +48,10 @@ def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None 
 def run(main: Callable[[], None], *, as_json: bool) -> int:
     """Call `main` and turn what it raises into an exit code (rules 2 to 4)."""
     stdout = sys.stdout
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a character that the locale has not is no reason to fail after the work is done
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(main, as_json=as_json)
         sys.stdout.flush()  # here, and not at the interpreter's exit, where nobody can answer for it
@@ -83,6 +88,10 @@ def _run(main: Callable[[], None], *, as_json: bool) -> int:
         print_error(bug, as_json=as_json)
         return Bug.exit_code
     return 0
+
+
+def _is_unicode(stream: TextIO) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "") in ("utf8", "utf8sig")
 
 
 def _reader_left() -> int:

@@ -49,7 +49,7 @@ def cli(context: click.Context, config: Path) -> None:
     context.obj = config
 
 
-@cli.command()
+@cli.command(short_help="Make identity, folders and configuration.")
 @click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Shipped root metadata.")
 @click.option("--repository-url", required=True, help="Where the static files are: https:, http: or file:.")
 @click.option("--family", required=True, help="The model line to follow.")
@@ -103,7 +103,7 @@ def init(
     console.print_result(result, as_json=as_json, text=click_text)
 
 
-@cli.command()
+@cli.command(short_help="Print the enrolment request and its fingerprint.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the request there.")
 @as_json
 @click.pass_obj
@@ -141,7 +141,7 @@ def run(path: Path, *, as_json: bool) -> None:
     os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell, our own words
 
 
-@cli.command()
+@cli.command(short_help="Run one update now and wait for its end.")
 @as_json
 @click.pass_obj
 def update(path: Path, *, as_json: bool) -> None:
@@ -177,7 +177,7 @@ def history(path: Path, limit: int, *, as_json: bool) -> None:
     console.print_result({"history": rows}, as_json=as_json, text=text)
 
 
-@cli.command()
+@cli.command(short_help="Go back to the previous release.")
 @as_json
 @click.pass_obj
 def rollback(path: Path, *, as_json: bool) -> None:
@@ -219,7 +219,7 @@ def bench(path: Path, seconds: float, connections: int, mix: Path | None, *, as_
     console.print_result(result, as_json=as_json, text=table(result))
 
 
-@cli.command()
+@cli.command(short_help="Take no updates until `resume`.")
 @as_json
 @click.pass_obj
 def pause(path: Path, *, as_json: bool) -> None:
@@ -241,7 +241,7 @@ def resume(path: Path, *, as_json: bool) -> None:
     console.print_result({"paused": False}, as_json=as_json, text="updates are taken again")
 
 
-@cli.command()
+@cli.command(short_help="Take bundles out of quarantine.")
 @click.option("--bundle", help="Only this bundle digest.  [default: all]")
 @as_json
 @click.pass_obj
@@ -253,7 +253,7 @@ def forgive(path: Path, bundle: str | None, *, as_json: bool) -> None:
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
 
 
-@cli.group()
+@cli.group(short_help="Show and hand out signed reports.")
 def report() -> None:
     """Show and hand out this device's signed reports of how attempts ended. Nothing is sent from here."""
 
@@ -275,7 +275,7 @@ def list_command(path: Path, after: int, *, as_json: bool) -> None:
     console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
 
 
-@report.command("export")
+@report.command("export", short_help="Sign the reports and write them to a file.")
 @AFTER
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
@@ -292,7 +292,7 @@ def export_command(path: Path, after: int, output: Path, *, as_json: bool) -> No
     console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")
 
 
-@cli.command()
+@cli.command(short_help="Move the keys to where `identity` says.")
 @as_json
 @click.pass_obj
 def reseal(path: Path, *, as_json: bool) -> None:

@@ -131,3 +131,20 @@ def test_no_words_at_all_show_the_help_as_it_is(words: list[str]) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert "\nCommands:\n" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_that_lacks_a_character_gets_an_escape(encoding: str) -> None:
+    code = "from bundle import console\nimport sys\nrow = {'name': 'Gerät …'}\n"
+    code += (
+        "console.run(lambda: console.print_result(row, as_json='--json' in sys.argv, text=row['name']), as_json=False)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    said = []
+    for words in ([], ["--json"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, env=environment, check=True)
+        assert done.stderr == b""
+        said.append(done.stdout)
+    assert json.loads(said[1].decode(encoding)) == {"name": "Gerät …"}
+    shown = {"ascii": "Ger\\xe4t \\u2026\n", "latin-1": "Gerät \\u2026\n", "utf-8": "Gerät …\n"}[encoding]
+    assert said[0].decode(encoding) == shown

@@ -63,3 +63,12 @@ def read_key_passphrase(
     if passphrase_file is None and paths and not any(is_encrypted(path) for path in paths):
         return None
     return read_passphrase(passphrase_file, what="signing keys")
+
+
+def check_output(out: Path, *sources: Path | None) -> None:
+    """That nothing which is read would be written over. Raises OutputExists."""
+    from packager.errors import OutputExists
+
+    for source in sources:
+        if source is not None and source.exists() and out.exists() and out.samefile(source):
+            raise OutputExists(f"{out} is what would be read", remedy="name another file with -o")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundle.console import print_result
+from packager.commands.options import check_output
 
 if TYPE_CHECKING:
     from packager.inputs import Samples
@@ -80,7 +81,7 @@ def quantize_command(
     from packager.quantize.metric import Metric
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
 
-    _check_places(model, out, report, html)
+    _check_places((model, inputs, base), out, report, html)
     if base is not None and (html is not None or metric_text is not None):
         raise UsageInvalid("--update-of: found --html or --metric beside it, expected neither")
     options = replace(
@@ -244,7 +245,7 @@ def prune_command(
     """
     from packager.quantize.prune import prune
 
-    _check_places(model, out)
+    _check_places((model, inputs), out)
     samples = _samples(model, inputs, random_count, seed)
     found = prune(model, out, samples, sparsity=sparsity, pattern=pattern)
     error = found.gate.relative_rms or 0.0
@@ -267,8 +268,8 @@ def lint_command(model: Path, as_json: bool) -> None:
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
 
 
-def _check_places(model: Path, *written: Path | None) -> None:
-    """Before any work: what will be written has a folder, is none, and is not the model. Raises Invalid kinds."""
+def _check_places(read: tuple[Path | None, ...], *written: Path | None) -> None:
+    """Before any work: what is written has a folder, is none, and is nothing that is read. Raises Invalid kinds."""
     from packager.errors import NoSuchPlace, OutputExists
 
     for path in written:
@@ -278,8 +279,7 @@ def _check_places(model: Path, *written: Path | None) -> None:
             raise NoSuchPlace(f"{path}: found no folder {path.parent}", remedy="make it first")
         if path.is_dir():
             raise OutputExists(f"{path}: found a folder, expected the name of a file to write")
-        if path.exists() and model.exists() and path.samefile(model):
-            raise OutputExists(f"{path}: is the model itself, expected another file to write")
+        check_output(path, *read)
 
 
 def _thresholds(max_relative_rms: float | None, max_metric_loss: float | None) -> "Thresholds":

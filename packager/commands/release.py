@@ -82,6 +82,8 @@ def release(
         raise UsageInvalid(
             "no key is given to sign with", remedy="--keys FOLDER; or --until sign, and others sign later"
         )
+    if builder is not None and not attest:
+        raise UsageInvalid("--builder says who attests, and --attest is missing")
     if attest:
         if last not in ("sign", "publish") or (not uris and key_dir is None):
             raise UsageInvalid(

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
 
 from packager.cli import COMMANDS, cli
+from tests.packager.conftest import Site
 from tests.packager.running import packager, refused
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
@@ -85,3 +87,15 @@ def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> N
     said = packager()
     assert (said.code, said.stdout) == (2, "")
     assert "Commands:" in said.stderr
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("command", ["quantize", "prune"])
+def test_a_model_is_never_written_over_itself(site: Site, tmp_path: Path, command: str, link: bool) -> None:
+    model = tmp_path / "model.onnx"
+    model.write_bytes((site.folder / "1.0.0.onnx").read_bytes())
+    out = tmp_path / "out.onnx"
+    out.symlink_to(model)
+    said = packager(command, model, "-o", out if link else model, "--inputs", site.folder / "inputs.npz", "--json")
+    assert (said.code, said.error["reason"]) == (2, "output-exists")
+    assert model.read_bytes() == (site.folder / "1.0.0.onnx").read_bytes()

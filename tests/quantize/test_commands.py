@@ -48,7 +48,7 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
     [
         (["float.onnx", "-o", "no/such/out.onnx"], "no-such-place", "found no folder"),
         (["float.onnx", "-o", "."], "output-exists", "found a folder"),
-        (["float.onnx", "-o", "./float.onnx"], "output-exists", "is the model itself"),
+        (["float.onnx", "-o", "./float.onnx"], "output-exists", "is what would be read"),
         (["float.onnx", "-o", "out.onnx", "--report", "no/report.json"], "no-such-place", "no/report.json"),
         (["float.onnx", "-o", "out.onnx", "--scheme", "int3"], "usage", "int3"),
         (["float.onnx", "-o", "out.onnx", "--random", "0"], "usage", "not in the range"),
