@@ -5,8 +5,10 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from device_agent.cli import main as run
-
+    try:
+        from device_agent.cli import main as run
+    except KeyboardInterrupt:  # while it starts; later it is console.run that answers
+        sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 
 

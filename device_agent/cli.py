@@ -115,6 +115,8 @@ def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
     config = load_config(path)
     request, data = enrolment_request(DeviceDirectory(config.directory), config.identity)
     if output is not None:
+        if not output.parent.is_dir():
+            raise UsageInvalid(f"{output}: there is no folder {output.parent}")
         output.write_bytes(data)
     result: dict[str, object] = {
         "device_id": request.device_id,

@@ -15,6 +15,7 @@ from bundle.version import VERSION
 from device_agent.attempt import Ended
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory
+from device_agent.errors import UsageInvalid
 
 MAX_REPORTS: Final = 256
 
@@ -72,9 +73,11 @@ def export(config: Config, after: int = 0) -> bytes:
 
 
 def write_export(data: bytes, out: Path) -> None:
-    """A file with them, whole or not at all."""
+    """A file with them, whole or not at all. Raises UsageInvalid."""
     from device_agent.store import write_durably
 
+    if not out.parent.is_dir():
+        raise UsageInvalid(f"{out}: there is no folder {out.parent}")
     write_durably(out, data, 0o644)
 
 

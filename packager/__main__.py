@@ -2,11 +2,13 @@
 
 import sys
 
-from packager.cli import main as run
-
 
 def main() -> None:
     """Entry point of the script."""
+    try:
+        from packager.cli import main as run
+    except KeyboardInterrupt:  # while it starts; later it is console.run that answers
+        sys.exit(130)
     sys.exit(run())
 
 

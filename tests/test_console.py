@@ -148,3 +148,19 @@ def test_a_terminal_that_lacks_a_character_gets_an_escape(encoding: str) -> None
     assert json.loads(said[1].decode(encoding)) == {"name": "Gerät …"}
     shown = {"ascii": "Ger\\xe4t \\u2026\n", "latin-1": "Gerät \\u2026\n", "utf-8": "Gerät …\n"}[encoding]
     assert said[0].decode(encoding) == shown
+
+
+@pytest.mark.parametrize("package", ["packager", "device_agent"])
+def test_an_interrupt_while_a_command_starts_is_no_traceback(package: str) -> None:
+    code = f"""
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "{package}.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from {package}.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (console.INTERRUPTED, "", "")

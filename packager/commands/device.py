@@ -65,7 +65,7 @@ def enrol_command(
     admitted = admit_device(repository, data, fingerprint, cohort, key_dir, passphrase)
     state = _publish(repository, signers)
     result = {**_row(admitted), "published": state}
-    text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(state)}"
+    text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(repository, state)}"
     print_result(result, as_json=as_json, text=text)
 
 
@@ -134,7 +134,7 @@ def enrol_list_command(
     new = admit_batch(repository, requests, cohort, key_dir, passphrase, workers=workers, progress=bar)
     state = _publish(repository, signers)
     result = {"devices": len(requests), "new": new, "cohort": cohort, "published": state}
-    text = f"{len(requests)} devices, {new} of them new, are in cohort {cohort!r}; {_state_text(state)}"
+    text = f"{len(requests)} devices, {new} of them new, are in cohort {cohort!r}; {_state_text(repository, state)}"
     print_result(result, as_json=as_json, text=text)
 
 
@@ -178,7 +178,7 @@ def revoke_command(
     signers = _signers(key_dir, passphrase) if key_dir else []
     revoked = revoke_device(repository, label_or_id)
     state = _publish(repository, signers)
-    text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(state)}"
+    text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(repository, state)}"
     print_result({**_row(revoked), "published": state}, as_json=as_json, text=text)
 
 
@@ -223,7 +223,9 @@ def epoch_command(
         insecure_plaintext=insecure_plaintext,
     )
     state = _publish(repository, signers)
-    text = f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(state)}"
+    text = (
+        f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(repository, state)}"
+    )
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
 
 
@@ -258,7 +260,7 @@ def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(max_bytes)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageInvalid(f"there is no file {path}") from error
 
 
@@ -270,13 +272,15 @@ def _signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
 
 
 def _publish(repository: "Repository", signers: "list[Signer]") -> dict[str, object] | None:
-    if not signers:
+    if not signers or repository.is_staging_empty:
         return None
     return repository.publish().as_json() if repository.sign(signers).is_complete else None
 
 
-def _state_text(state: dict[str, object] | None) -> str:
-    return "staged: sign and publish it" if state is None else f"published, timestamp {state['timestamp_version']}"
+def _state_text(repository: "Repository", state: dict[str, object] | None) -> str:
+    if state is not None:
+        return f"published, timestamp {state['timestamp_version']}"
+    return "nothing changed" if repository.is_staging_empty else "staged: sign and publish it"
 
 
 def _row(entry: "Device") -> dict[str, object]:

@@ -273,7 +273,7 @@ class Repository:
         self._stage(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
 
     def stage_fleet(self, fleet: Fleet) -> None:
-        """Stage the fleet document. Raises StagingInvalid: an epoch goes back."""
+        """Stage the fleet document, if it is another one. Raises StagingInvalid: an epoch goes back."""
         for before in self._cohorts():
             now = fleet.cohort(before.name)
             goes_back = now is not None and now.epoch < before.epoch
@@ -282,7 +282,8 @@ class Repository:
                 raise StagingInvalid(
                     f"cohort {before.name!r}: epoch {before.epoch} is listed, a new key needs epoch {before.epoch + 1}"
                 )
-        self._stage(FLEET_TARGET, fleet.as_bytes())
+        if View(self._layout).target(FLEET_ROLE, FLEET_TARGET) != fleet.as_bytes():
+            self._stage(FLEET_TARGET, fleet.as_bytes())
 
     def stage_cohort(self, cohort: Cohort) -> Fleet:
         """Stage the fleet document with one cohort's new epoch and the registry as it is now."""

@@ -137,6 +137,11 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal)
     assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
     again = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert again["device_id"] == request.device_id
+    # nothing is left behind that the next release would stumble over
+    assert again["published"] is None
+    assert shop.repository.is_staging_empty
+    words = ("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint)
+    assert terminal.text(*words, keys=True).endswith("nothing changed\n")
     assert terminal.json("device", "revoke", "cam-1", keys=True)["revoked"]
     epoch = terminal.json("device", "epoch", "default", keys=True)
     assert (epoch["epoch"], epoch["envelopes"]) == (2, 0)
