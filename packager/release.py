@@ -10,7 +10,7 @@ Rules:
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
@@ -59,6 +59,7 @@ STEPS: Final[tuple[Step, ...]] = (
     Step("publish", publish.run),
 )
 STEP_NAMES: Final = tuple(step.name for step in STEPS)
+WRITING: Final = ("sign", "publish")  # steps that change the repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +137,17 @@ def run_release(
         clock: Unix seconds; for the manifest's `created`.
 
     Raises:
-        VersionTaken, NoVariantLeft, and what the steps raise.
+        VersionTaken, NoVariantLeft, PublishConflict (another release is being made here), and what the steps raise.
     """
     if until not in STEP_NAMES:
         raise UsageInvalid(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
     workspace = Workspace(repository.root)
-    counter = max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1)
-    check_plan(plan, repository, counter)
-    reporter = progress if progress is not None else SilentReporter()
-    with workspace.building() as folder:
+    with ExitStack() as stack:
+        if until in WRITING:
+            stack.enter_context(workspace.releasing())
+        counter = max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1)
+        check_plan(plan, repository, counter)
+        folder = stack.enter_context(workspace.building())
         draft = Draft(
             plan=plan,
             repository=repository,
@@ -155,7 +158,7 @@ def run_release(
             folder=folder,
             samples=samples_for(plan),
             variants=_variants(plan, folder),
-            reporter=reporter,
+            reporter=progress if progress is not None else SilentReporter(),
             executor=executor,
         )
         with _taken_back(repository):

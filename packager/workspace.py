@@ -12,6 +12,7 @@ Rules:
 3. Everything is written under a name beside its place and renamed.
 """
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -27,10 +28,11 @@ from bundle.errors import Refused
 from bundle.files import BundleDigest, BundleDirectory, bundle_digest
 from bundle.frames import KEY_BYTES, Secret
 from bundle.manifest import Manifest
-from packager.errors import WorkspaceRefused
+from packager.errors import PublishConflict, WorkspaceRefused
 from packager.model_package import open_package
 
 FOLDER: Final = "private"
+RELEASE_LOCK: Final = ".releasing"
 MAX_RECORD_BYTES: Final = 4096
 
 
@@ -68,6 +70,25 @@ class Workspace:
         self._make(self.folder)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=self.folder) as place:
             yield Path(place)
+
+    @contextmanager
+    def releasing(self) -> Iterator[None]:
+        """One release at a time: two would draw the same counter, and the second would keep its keys over the first's.
+
+        The kernel lets go of it when the process ends. Raises PublishConflict.
+        """
+        self._make(self.folder)
+        descriptor = os.open(self.folder / RELEASE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PublishConflict(
+                    f"another release is being made in {self.folder.parent}", remedy="try again when it is done"
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
 
     def keep(self, directory: BundleDirectory, kept: KeptVariant) -> None:
         """Take a plain bundle and its record over; the bundle's folder is moved here. Once for each variant."""

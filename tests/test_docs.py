@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import click
 import pytest
 
 from bundle.manifest import Health
+from device_agent.cli import cli as device_agent
 from device_agent.config import Config, ProbationSettings, ServeSettings, UpdateSettings
+from packager.cli import cli as packager
 
+PROGRAMS: dict[str, click.Command] = {"packager": packager, "device-agent": device_agent}
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 
@@ -125,3 +129,45 @@ def test_no_committed_file_names_a_registry_host_or_a_path_of_one_machine() -> N
     if found.returncode == 128:
         pytest.skip("not a git checkout: nothing is committed")
     assert found.stdout == ""
+
+
+def commands_in(page: str) -> Iterator[list[str]]:
+    """What a page says to type: in code spans and in blocks, up to a pipe, a redirection or a comment."""
+    joined = page.replace("\\\n", " ")
+    for text in (*re.findall(r"`([^`\n]+)`", joined), *joined.splitlines()):
+        found = re.match(r"(?:\$ |> )?(?:[A-Z_]+=\S+ )*((?:packager|device-agent) [^|<>#;&…]*)", text.strip())
+        if found and not re.search(r"[.:,]\s", found[1]):
+            yield found[1].replace('"$(', "X ").replace(')"', "").split()
+
+
+def resolve(words: list[str]) -> str | None:
+    """Why this can not be typed, or None."""
+    command: click.Command = PROGRAMS[words[0]]
+    rest = words[1:]
+    while isinstance(command, click.Group):
+        while rest and rest[0].startswith("-"):
+            takes = next((p for p in command.params if rest[0] in (*p.opts, "-h", "--help", "--version")), None)
+            if rest[0] not in ("-h", "--help", "--version") and takes is None:
+                return f"{command.name} has no option {rest[0]}"
+            rest = rest[1 if rest[0] in ("-h", "--help", "--version") else 2 :]
+        if not rest or "|" in rest[0] or not re.fullmatch(r"[a-z-]+", rest[0]):
+            return None
+        found = command.get_command(click.Context(command), rest[0])
+        if found is None:
+            return f"{command.name} has no command {rest[0]}"
+        command, rest = found, rest[1:]
+    known = {name for parameter in command.params for name in parameter.opts} | {"-h", "--help"}
+    options = (word for word in rest if re.fullmatch(r"--[a-z-]+", word))
+    return next((f"{command.name} has no option {word}" for word in options if word not in known), None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_command_that_a_page_says_to_type_is_there(page: Path) -> None:
+    wrong = [(" ".join(words), why) for words in commands_in(page.read_text()) if (why := resolve(words)) is not None]
+    assert not wrong
+
+
+def test_a_command_that_is_not_there_is_found() -> None:
+    assert resolve(["packager", "repo", "sing"]) == "repo has no command sing"
+    assert resolve(["packager", "release", "--keyz", "k"]) == "release has no option --keyz"
+    assert resolve(["device-agent", "report", "export", "-o", "x"]) is None

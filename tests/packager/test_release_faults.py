@@ -1,6 +1,7 @@
 """A release that fails at any write to the repository leaves what devices see as it was, and the next try completes."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
+from bundle.envelope import check_commitment
 from keys.signers import signers_from
+from packager.errors import PublishConflict
 from packager.release import parse_release_file, run_release
 from packager.repository.repository import Repository
+from packager.workspace import Workspace
 from tests import models
 from tests.packager.running import everything_in
 
@@ -106,8 +110,29 @@ def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository
 
 
 def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository, tmp_path: Path) -> None:
-    repository.stage_registry()
+    repository.stage_fleet(replace(repository.fleet(), devices=7))
     faulty = Faulty(repository, 3, is_done_first=True)
     with pytest.raises(OSError, match="No space"):
         run_release(parse_release_file(tmp_path / "release.toml"), faulty, [])
     assert not repository.is_staging_empty
+
+
+def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(repository: Repository, tmp_path: Path) -> None:
+    plan, signers = parse_release_file(tmp_path / "release.toml"), signers_from(tmp_path / "keys", None)
+
+    class Overtaken(Faulty):
+        """While the first one puts its blob, the second one begins."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "put_blob":
+                with pytest.raises(PublishConflict, match="another release is being made"):
+                    run_release(plan, self._real, signers)
+                run_release(plan, self._real, signers, until="diff")  # a dry run is in nobody's way
+            return super().__getattr__(name)
+
+    report = run_release(plan, Overtaken(repository, -1, is_done_first=False), signers)
+    assert report.is_published
+    kept = Workspace(repository.root).find("kws", report.counter, "fp32")
+    assert kept is not None
+    assert report.manifest is not None
+    check_commitment(kept.content_key, report.manifest.variants[0][1].key_commitment)
