@@ -15,6 +15,7 @@ from device_agent.cli import cli as device_agent
 from device_agent.config import Config, ProbationSettings, ServeSettings, UpdateSettings
 from packager.cli import cli as packager
 
+HELP = ["-h", "--help"]  # a command keeps the names that it is first used with
 PROGRAMS: dict[str, click.Command] = {"packager": packager, "device-agent": device_agent}
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -37,7 +38,7 @@ def test_every_command_line_of_the_page_is_one(name: str) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         command: click.Command = cli
-        context = click.Context(cli, info_name="packager")
+        context = click.Context(cli, info_name="packager", help_option_names=HELP)
         while isinstance(command, click.Group):
             found = command.get_command(context, words[0])
             assert found is not None, line
@@ -152,7 +153,7 @@ def resolve(words: list[str]) -> str | None:
             rest = rest[1 if rest[0] in ("-h", "--help", "--version") else 2 :]
         if not rest or "|" in rest[0] or not re.fullmatch(r"[a-z-]+", rest[0]):
             return None
-        found = command.get_command(click.Context(command), rest[0])
+        found = command.get_command(click.Context(command, help_option_names=HELP), rest[0])
         if found is None:
             return f"{command.name} has no command {rest[0]}"
         command, rest = found, rest[1:]
