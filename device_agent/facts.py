@@ -11,12 +11,13 @@ from device_agent.planner import DeviceFacts
 
 # features that a decoder of this version has beyond the base set (bundle.patch.container, which needs numpy to load)
 DECODERS: Final = frozenset({"delta", "stream", "typed"})
+OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature → the module that it needs
 RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_openvino", "onnxruntime_qnn")
 
 
 def device_facts() -> DeviceFacts:
     """As it is now; memory changes."""
-    decoders = DECODERS | ({"pcodec"} if importlib.util.find_spec("pcodec") else frozenset())
+    decoders = DECODERS | {name for name, module in OPTIONAL_DECODERS.items() if importlib.util.find_spec(module)}
     return DeviceFacts(os.uname().machine, cpu_features(), runtime_version(), available_memory_bytes(), decoders)
 
 

@@ -39,7 +39,9 @@ from device_agent.messages import MAX_FDS, Message, Value
 from device_agent.parent import Handler, Parent, serve, start
 from device_agent.sealed import Head, SealedBundle, SealedWriter
 
-with suppress(ImportError):  # no wheel on every platform; the planner asks for no patch that needs it then
+with suppress(ImportError):  # some builds of Python lack it; the planner asks for no patch that needs it then
+    import lzma  # noqa: F401  # bundle.patch loads it at its first use
+with suppress(ImportError):  # no wheel on every platform; likewise
     import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
 
 READ_BYTES: Final = 1 << 20

@@ -107,7 +107,7 @@ class _Applier:
                 frame.check_plain(b"")
                 self._parameters.decode(frame.payload, frame.where)
             case Op.STREAM:
-                decode_stream(frame, frames, self._target, self._announced)
+                decode_stream(frame, frames, self._base, self._target, self._announced)
             case _:
                 raise PatchCorruptRefused(f"{frame.where}: not expected here")
 

@@ -39,7 +39,9 @@ from bundle.patch.sections import pack_zstd, unpack_zstd
 
 MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
 VERSION: Final = 1
-FEATURES: Final = ("delta", "pcodec", "stream", "typed")
+FEATURES: Final = ("delta", "lzma", "pcodec", "stream", "typed")
+
+MODULE_OF_FEATURE: Final = {"lzma": "_lzma", "pcodec": "pcodec"}
 
 _PREFIX: Final = struct.Struct("<8sHII")
 _CRC: Final = struct.Struct("<I")
@@ -249,10 +251,11 @@ def _check_feature(feature: str) -> None:
             f"patch needs the decoder feature {feature!r}, this decoder has {', '.join(FEATURES)}",
             remedy="update the device agent, or use another patch",
         )
-    if feature == "pcodec":
+    module = MODULE_OF_FEATURE.get(feature)
+    if module is not None:
         from importlib.util import find_spec
 
-        if find_spec("pcodec") is None:
+        if find_spec(module) is None:
             raise PatchFeatureRefused(
-                "patch needs the decoder feature 'pcodec', which is not installed here", remedy="use another patch"
+                f"patch needs the decoder feature {feature!r}, which is not installed here", remedy="use another patch"
             )

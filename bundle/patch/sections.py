@@ -1,7 +1,8 @@
 """A section: a run of bytes inside a payload, packed or not; its plain length is known, and bounded, before unpacking.
 
 Layout: coder (1 byte), plain length (varint), then for coder 0 the bytes; else stored length (varint) and that many.
-Coders: 0 stored, 1 zstd (one frame, RFC 8878), 2 bzip2 (one stream).
+Coders: 0 stored, 1 zstd (one frame, RFC 8878), 2 bzip2 (one stream), 3 LZMA (one raw LZMA2 stream, whose dictionary is
+the smallest power of two from 2^12 on that is not below the plain length).
 
 Rules:
 1. The plain length is compared with the caller's limit before anything is allocated.
@@ -13,12 +14,15 @@ from typing import Final
 
 import zstandard
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused
 from bundle.patch.numbers import Cursor, varint
 
 STORED: Final = 0
 ZSTD: Final = 1
 BZIP2: Final = 2
+LZMA: Final = 3
+
+LZMA2_FILTER: Final = 0x21  # its id in the .xz format
 
 _MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
 
@@ -44,16 +48,20 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
         return unpack_zstd(stored, plain, f"{cursor.where}: {what}")
     if coder == BZIP2:
         return unpack_bzip2(stored, plain, f"{cursor.where}: {what}")
-    raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0, 1 or 2")
+    if coder == LZMA:
+        return unpack_lzma(stored, plain, f"{cursor.where}: {what}")
+    raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
 
 
-def write_section(data: bytes, level: int = 19, *, with_bzip2: bool = False) -> bytes:
+def write_section(data: bytes, level: int = 19, *, with_bzip2: bool = False, with_lzma: bool = False) -> bytes:
     """The smallest section that holds `data`."""
     choices = [bytes([STORED]) + varint(len(data)) + data]
     if data:
         packed = {ZSTD: pack_zstd(data, level)}
         if with_bzip2:
             packed[BZIP2] = bz2.compress(data)
+        if with_lzma:
+            packed[LZMA] = pack_lzma(data, lzma_window_log(len(data)))
         choices += [bytes([k]) + varint(len(data)) + varint(len(part)) + part for k, part in packed.items()]
     return min(choices, key=len)
 
@@ -118,6 +126,48 @@ def unpack_bzip2(stored: bytes | memoryview, plain: int, where: str) -> bytes:
     if len(out) != plain or not decoder.eof or decoder.unused_data:
         raise PatchCorruptRefused(f"{where}: bzip2 stream is damaged or not {plain} bytes long")
     return bytes(out)
+
+
+def unpack_lzma(stored: bytes | memoryview, plain: int, where: str) -> bytes:
+    """Exactly `plain` bytes from one raw LZMA2 stream. Raises PatchCorruptRefused, PatchFeatureRefused."""
+    try:
+        import lzma
+    except ImportError as error:
+        raise PatchFeatureRefused("patch needs the decoder feature 'lzma', which this Python lacks") from error
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(lzma_window_log(plain)))
+    out = bytearray()
+    feed = bytes(stored)
+    try:
+        while not decoder.eof and len(out) <= plain:
+            # One byte more than expected tells a stream that is too long from one that fits.
+            piece = decoder.decompress(feed, max_length=plain + 1 - len(out))
+            feed = b""
+            out += piece
+            if not piece and decoder.needs_input:
+                break
+    except lzma.LZMAError as error:
+        raise PatchCorruptRefused(f"{where}: {error}") from error
+    if len(out) != plain or not decoder.eof or decoder.unused_data:
+        raise PatchCorruptRefused(f"{where}: LZMA stream is damaged or not {plain} bytes long")
+    return bytes(out)
+
+
+def pack_lzma(data: bytes, window_log: int) -> bytes:
+    """One raw LZMA2 stream."""
+    import lzma
+
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME))
+
+
+def lzma_window_log(length: int) -> int:
+    """Base-two logarithm of a section's dictionary."""
+    return max(12, (length - 1).bit_length())
+
+
+def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, int]]:
+    """For Python's lzma module; a preset is for packing."""
+    filters = {"id": LZMA2_FILTER, "dict_size": 1 << window_log}
+    return [filters if preset is None else {**filters, "preset": preset}]
 
 
 def _decompressor(dictionary: bytes) -> zstandard.ZstdDecompressor:

@@ -1,25 +1,39 @@
-"""The STREAM op: one long zstd frame with a window of its own, for bytes that no base helps with.
+"""The STREAM op: one long compressed stream, so that what repeats far apart in a file is still found.
 
-STREAM payload: target start (varint), length (varint), base-two logarithm of the window (byte), then a piece; while the
-piece is not the last, a MORE frame follows whose payload is the next piece. Piece: 1 if it is the last, else 0 (byte),
-compressed bytes. The pieces' bytes, joined, are one zstd frame; its content is written at the cursor as it comes.
+STREAM payload: target start (varint), length (varint), coder (byte: 1 zstd, 3 LZMA), base-two logarithm of the window
+(byte), form (byte), where the form is DELTA base start (varint), then a piece; while the piece is not the last, a MORE
+frame follows whose payload is the next piece. Piece: 1 if it is the last, else 0 (byte), compressed bytes. The pieces'
+bytes, joined, are one zstd frame, or one raw LZMA2 stream.
+
+Forms: 0 PLAIN, the content is target bytes; 1 DELTA, it is a run of (add, extra: varints; seek: signed varint; `add`
+difference bytes; `extra` bytes), as in bundle/patch/delta.py.
 
 Rules:
-1. The stream starts at the cursor and makes exactly its length.
-2. The window is at most the announced one; zstd refuses a frame that wants more.
+1. The stream starts at the cursor and makes exactly its length; the content goes to the target as it comes.
+2. The window is at most the announced one; zstd refuses a frame that wants more, LZMA is not given more.
 3. The frames' decoded length is zero: what the stream makes is checked by the files' digests alone.
+4. Eight times the triples are at most the length and 2^17: compressed triples of a byte each would cost a device hours.
 """
 
 from collections.abc import Iterator
-from typing import IO, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO, Any, Final, Protocol, cast
 
+import numpy as np
 import zstandard
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused, PatchRangeRefused
+from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused, PatchRangeRefused
 from bundle.patch.container import Frame, Op
-from bundle.patch.layout import TargetLine
+from bundle.patch.layout import BaseLine, TargetLine
 from bundle.patch.limits import IO_CHUNK_BYTES, Announced
-from bundle.patch.numbers import Cursor
+from bundle.patch.numbers import MAX_BYTES, Cursor
+from bundle.patch.sections import LZMA, ZSTD, lzma_filters
+
+PLAIN: Final = 0
+DELTA: Final = 1
+MIN_WINDOW_LOG: Final = 12
+BYTES_PER_TRIPLE: Final = 8
+FREE_TRIPLES: Final = 1 << 14
 
 
 class _Source:
@@ -53,38 +67,137 @@ def _is_last(piece: memoryview, where: str) -> bool:
     return piece[0] == 1
 
 
-def decode_stream(frame: Frame, frames: Iterator[Frame], target: TargetLine, announced: Announced) -> None:
+class _Reader(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class _LzmaReader:
+    """Decompresses as it is read; the dictionary is all that it holds."""
+
+    def __init__(self, source: _Source, window_log: int, where: str) -> None:
+        try:
+            import lzma
+        except ImportError as error:
+            raise PatchFeatureRefused("patch needs the decoder feature 'lzma', which this Python lacks") from error
+        self._source, self._where, self._error = source, where, lzma.LZMAError
+        self._decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log))
+
+    def read(self, size: int, /) -> bytes:
+        while not self._decoder.eof:
+            feed = self._source.read(IO_CHUNK_BYTES) if self._decoder.needs_input else b""
+            if self._decoder.needs_input and not feed:
+                raise PatchCorruptRefused(f"{self._where}: compressed stream ends before its end")
+            try:
+                piece = self._decoder.decompress(feed, max_length=size)
+            except self._error as error:
+                raise PatchCorruptRefused(f"{self._where}: {error}") from error
+            if piece:
+                return piece
+        if self._decoder.unused_data:
+            raise PatchCorruptRefused(f"{self._where}: bytes after the compressed stream")
+        return b""
+
+
+class _Content:
+    """The decompressed content, for those who need exactly so many bytes of it."""
+
+    def __init__(self, reader: _Reader, where: str) -> None:
+        self._reader, self._where = reader, where
+        self._held = b""
+
+    def up_to(self, size: int) -> bytes:
+        """At least one byte and at most `size`."""
+        piece = self._held or self._reader.read(min(IO_CHUNK_BYTES, size))
+        if not piece:
+            raise PatchCorruptRefused(f"{self._where}: stream ends too early")
+        self._held = piece[size:]
+        return piece[:size]
+
+    def varint(self) -> int:
+        number = bytearray()
+        while not number or (number[-1] > 0x7F and len(number) < MAX_BYTES):
+            number += self.up_to(1)
+        return Cursor(bytes(number), self._where).varint()
+
+    def is_used_up(self) -> bool:
+        return not self._held and not self._reader.read(1)
+
+
+def decode_stream(
+    frame: Frame, frames: Iterator[Frame], base: BaseLine, target: TargetLine, announced: Announced
+) -> None:
     """Write a STREAM frame and the MORE frames after it to the target.
 
     Raises:
-        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused.
+        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused, PatchFeatureRefused.
     """
     cursor = Cursor(frame.payload, frame.where)
-    start, length, window_log = cursor.varint(), cursor.varint(), cursor.byte()
+    start, length, coder, window_log, form = (
+        cursor.varint(), cursor.varint(), cursor.byte(), cursor.byte(), cursor.byte()
+    )  # fmt: skip
     if start != target.cursor or length == 0 or length > target.size - start:
         raise PatchRangeRefused(
             f"{frame.where}: stream of {length} bytes at {start}, expected one in [{target.cursor}, {target.size})"
         )
-    if not 10 <= window_log <= announced.window_log:
+    if not MIN_WINDOW_LOG <= window_log <= announced.window_log:
         raise PatchLimitRefused(
             f"{frame.where}: window of 2^{window_log} bytes, the header announced 2^{announced.window_log}"
         )
+    if coder not in (ZSTD, LZMA) or form not in (PLAIN, DELTA):
+        raise PatchCorruptRefused(f"{frame.where}: stream with coder {coder} and form {form}")
     frame.check_plain(b"")
+    position = cursor.varint() if form == DELTA else 0
     source = _Source(cursor.rest(), frames, frame.where)
-    decoder = zstandard.ZstdDecompressor(max_window_size=1 << window_log)
-    done = 0
     try:
-        # The stub wants all of IO; the library calls `read` only.
-        with decoder.stream_reader(
-            cast(IO[bytes], source), read_size=IO_CHUNK_BYTES, read_across_frames=False
-        ) as reader:
-            while done < length:
-                piece = reader.read(min(IO_CHUNK_BYTES, length - done))
-                if not piece:
-                    raise PatchCorruptRefused(f"{frame.where}: stream ends after {done} bytes, expected {length}")
-                target.write_here(piece, frame.where)
-                done += len(piece)
-            if reader.read(1) or not source.is_used_up():
+        with _opened(source, coder, window_log, frame.where) as reader:
+            content = _Content(reader, frame.where)
+            if form == PLAIN:
+                _plain(content, length, target, frame.where)
+            else:
+                _delta(content, position, length, base, target, frame.where)
+            if not content.is_used_up() or not source.is_used_up():
                 raise PatchCorruptRefused(f"{frame.where}: stream goes on after its {length} bytes")
     except zstandard.ZstdError as error:
         raise PatchCorruptRefused(f"{frame.where}: {error}") from error
+
+
+def most_triples(length: int) -> int:
+    """Rule 4."""
+    return length // BYTES_PER_TRIPLE + FREE_TRIPLES
+
+
+def _opened(source: _Source, coder: int, window_log: int, where: str) -> AbstractContextManager[Any]:
+    if coder == LZMA:
+        return nullcontext(_LzmaReader(source, window_log, where))
+    # The stub wants all of IO; the library calls `read` only.
+    return zstandard.ZstdDecompressor(max_window_size=1 << window_log).stream_reader(
+        cast(IO[bytes], source), read_size=IO_CHUNK_BYTES, read_across_frames=False
+    )
+
+
+def _plain(content: _Content, length: int, target: TargetLine, where: str) -> None:
+    while length:
+        piece = content.up_to(length)
+        target.write_here(piece, where)
+        length -= len(piece)
+
+
+def _delta(content: _Content, position: int, length: int, base: BaseLine, target: TargetLine, where: str) -> None:
+    left = most_triples(length)
+    while length:
+        if not left:
+            raise PatchLimitRefused(f"{where}: more triples than one for each {BYTES_PER_TRIPLE} bytes")
+        left -= 1
+        add, extra, seek = content.varint(), content.varint(), content.varint()
+        if add + extra == 0 or add + extra > length:
+            raise PatchCorruptRefused(f"{where}: triple makes {add + extra} bytes, {length} are left")
+        length -= add + extra
+        base.check(position, add, where)
+        end = position + add
+        while position < end:
+            difference = content.up_to(end - position)
+            bytes_ = base.read(position, len(difference))
+            target.write_here(np.add(np.frombuffer(bytes_, np.uint8), np.frombuffer(difference, np.uint8)).data, where)
+            position += len(difference)
+        _plain(content, extra, target, where)
+        position += -(seek + 1 >> 1) if seek & 1 else seek >> 1

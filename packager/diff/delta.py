@@ -6,7 +6,7 @@ Rules:
 2. Each section takes the smaller of bzip2 and zstd: so a frame is never much above what bsdiff4 itself would need.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,17 +39,31 @@ class _Piece:
         return _Piece(self.position, add, extra), _Piece(self.position + add, self.add - add, self.extra - extra)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What bsdiff found: its pieces, and all their difference bytes and extra bytes."""
+
+    pieces: tuple[_Piece, ...]
+    difference: bytes
+    extra: bytes
+
+
+def find_pieces(base: bytes, target: bytes) -> Found:
+    """Run bsdiff: about 17 bytes of memory for each byte of `base`."""
+    control, difference, extra = bsdiff4.core.diff(base, target)
+    return Found(tuple(_pieces(control)), difference, extra)
+
+
 def delta_frames(
-    base: bytes, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
+    found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
 ) -> list[tuple[int, bytes]]:
     """Frames that make `target` from `base`, each with the number of target bytes that it makes.
 
     Args:
-        base, target: whole content; bsdiff needs about 17 bytes of memory for each byte of `base`.
+        target: whole content.
         base_start, target_start: addresses of their first bytes.
         frame_limit: most target bytes of a frame; None for rule 1.
     """
-    found = bsdiff4.core.diff(base, target)
     made = list(_encoded(found, target, base_start, target_start, frame_limit or FRAME_BYTES))
     if frame_limit is None and len(made) > 1:
         longer = list(_encoded(found, target, base_start, target_start, LONG_FRAME_BYTES))
@@ -58,16 +72,30 @@ def delta_frames(
     return made
 
 
+def delta_content(found: Found) -> bytes:
+    """The content of a stream in the form DELTA; the base is read from the first piece's position on."""
+    out = []
+    added = inserted = 0
+    for piece, seek in zip(found.pieces, _seeks(found.pieces), strict=True):
+        out += [
+            varint(piece.add) + varint(piece.extra) + signed_varint(seek),
+            found.difference[added : added + piece.add],
+            found.extra[inserted : inserted + piece.extra],
+        ]
+        added, inserted = added + piece.add, inserted + piece.extra
+    return b"".join(out)
+
+
 def _size(frames: list[tuple[int, bytes]]) -> int:
     return sum(len(frame) for _, frame in frames)
 
 
 def _encoded(
-    found: tuple[bytes, bytes, bytes], target: bytes, base_start: int, target_start: int, frame_limit: int
+    found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int
 ) -> Iterator[tuple[int, bytes]]:
-    control, difference, extra = found
+    difference, extra = found.difference, found.extra
     done = added = inserted = 0
-    for pieces in _frames(_pieces(control), frame_limit):
+    for pieces in _frames(iter(found.pieces), frame_limit):
         adds, extras = sum(piece.add for piece in pieces), sum(piece.extra for piece in pieces)
         payload = [
             varint(target_start + done),
@@ -111,9 +139,14 @@ def _frames(pieces: Iterator[_Piece], limit: int) -> Iterator[list[_Piece]]:
         yield frame
 
 
-def _control(pieces: list[_Piece]) -> bytes:
-    nexts = [piece.position for piece in pieces[1:]] + [pieces[-1].position + pieces[-1].add]
+def _control(pieces: Sequence[_Piece]) -> bytes:
     return b"".join(
-        varint(piece.add) + varint(piece.extra) + signed_varint(following - piece.position - piece.add)
-        for piece, following in zip(pieces, nexts, strict=True)
+        varint(piece.add) + varint(piece.extra) + signed_varint(seek)
+        for piece, seek in zip(pieces, _seeks(pieces), strict=True)
     )
+
+
+def _seeks(pieces: Sequence[_Piece]) -> list[int]:
+    """How far the base position moves after each piece; not at all after the last."""
+    nexts = [piece.position for piece in pieces[1:]] + [pieces[-1].position + pieces[-1].add]
+    return [nxt - piece.position - piece.add for piece, nxt in zip(pieces, nexts, strict=True)]

@@ -7,12 +7,13 @@ from bundle.files import BundleDirectory
 from bundle.patch.container import Op, frame_bytes
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.sections import write_section
+from bundle.patch.stream import most_triples
 from packager.diff.counterpart import addresses, counterpart
-from packager.diff.delta import delta_frames
+from packager.diff.delta import delta_content, delta_frames, find_pieces
 from packager.diff.directory import path_of
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
-from packager.diff.stream import stream_frames, window_log_for
+from packager.diff.stream import delta_stream_frames, stream_frames, window_log_for
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -45,16 +46,28 @@ def write_delta(base: BundleDirectory, target: BundleDirectory, spool: Spool, pr
         else:
             old = path_of(base, like).read_bytes() if like is not None else b""
             start = starts[like.path] if like is not None else 0
-            stored = 0
-            for made, frame in delta_frames(old, path_of(target, file).read_bytes(), start, done):
-                stored += spool.write(frame)
-                spool.need(pending_bytes=made)
-            spool.features.add("delta")
-            row = PatchRow(file.path, "whole file", "", (), file.size, stored, "bsdiff", "bzip2, zstd")
+            stored, coder = _write_file_delta(old, path_of(target, file).read_bytes(), start, done, spool)
+            row = PatchRow(file.path, "whole file", "", (), file.size, stored, "bsdiff", coder)
         spool.rows.append(row)
         done += file.size
         if progress is not None:
             progress(done, total)
+
+
+def _write_file_delta(old: bytes, new: bytes, start: int, done: int, spool: Spool) -> tuple[int, str]:
+    """Bytes written, and the coder: frames of sections, or one LZMA stream where that is smaller."""
+    found = find_pieces(old, new)
+    frames = delta_frames(found, new, start, done)
+    content = delta_content(found)
+    stream = list(delta_stream_frames(content, start + found.pieces[0].position, done, len(new)))
+    is_taken = len(found.pieces) <= most_triples(len(new))
+    if is_taken and sum(map(len, stream)) < sum(len(frame) for _, frame in frames):
+        spool.features |= {"lzma", "stream"}
+        spool.need(window_log=window_log_for(len(content)))
+        return sum(spool.write(frame) for frame in stream), "LZMA"
+    spool.features.add("delta")
+    spool.need(pending_bytes=max(made for made, _ in frames))
+    return sum(spool.write(frame) for _, frame in frames), "bzip2, zstd"
 
 
 def copy_frame(ranges: list[tuple[int, int, int]]) -> bytes:

@@ -2,8 +2,9 @@
 
 Rules:
 1. Structure goes into BYTES frames with the base's structure as dictionary.
-2. A whole file takes the smallest of: BYTES with the base's file as dictionary, DELTA, STREAM. So it is never worse
-   than zstd, zstd --patch-from or bsdiff by more than the frames' heads, up to the sizes below.
+2. A whole file takes the smallest of: BYTES with the base's file as dictionary, DELTA, STREAM by zstd and by LZMA, and
+   bsdiff's triples in a STREAM by LZMA. So it is never worse than zstd, zstd --patch-from or bsdiff by more than the
+   frames' heads, up to the sizes below.
 """
 
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from bundle.patch.container import Op, frame_bytes
 from bundle.patch.layout import Range
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import pack_zstd, write_section
-from packager.diff.delta import delta_frames
-from packager.diff.stream import stream_frames, window_log_for
+from bundle.patch.stream import most_triples
+from packager.diff.delta import Found, delta_content, delta_frames, find_pieces
+from packager.diff.stream import delta_stream_frames, lzma_frames, stream_frames, window_log_for
 
 LEVEL: Final = 22
 FRAME_BYTES: Final = 1 << 20
 FILE_FRAME_BYTES: Final = 4 << 20
 DICTIONARY_BYTES: Final = 8 << 20
+LZMA_STREAM: Final = frozenset({"lzma", "stream"})
 DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
 
 
@@ -66,7 +69,7 @@ class RawEncoded:
 
     frames: tuple[bytes, ...]
     coder: str
-    feature: str | None
+    features: frozenset[str]
     largest_frame: int
     dictionary_bytes: int
     window_log: int
@@ -78,8 +81,13 @@ def encode_raw(job: RawJob) -> RawEncoded:
     choices = [_with_dictionary(job, target, base)]
     if job.is_file:
         choices.append(_as_stream(job, target))
-        if 0 < len(base) <= DELTA_BYTES and len(target) <= DELTA_BYTES:
-            choices.append(_as_delta(job, target, base))
+        if len(target) <= DELTA_BYTES:
+            choices.append(_as_lzma(job, target))
+            if 0 < len(base) <= DELTA_BYTES:
+                found = find_pieces(base, target)
+                choices.append(_as_delta(job, target, found))
+                if len(found.pieces) <= most_triples(len(target)):
+                    choices.append(_as_delta_stream(job, target, found))
     return min(choices, key=lambda choice: sum(map(len, choice.frames)))
 
 
@@ -115,7 +123,7 @@ def _with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
         frames.append(frame_bytes(Op.BYTES, write_section(table) + body, data))
         done += size
         largest, words = max(largest, size), max(words, len(dictionary))
-    return RawEncoded(tuple(frames), "zstd with dictionary" if base else "zstd", None, largest, words, 0)
+    return RawEncoded(tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, words, 0)
 
 
 def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -> tuple[list[Range], bytes]:
@@ -137,13 +145,30 @@ def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -
 
 def _as_stream(job: RawJob, target: bytes) -> RawEncoded:
     frames = tuple(stream_frames([target], job.target[0].address, len(target)))
-    return RawEncoded(frames, "zstd", "stream", 0, 0, window_log_for(len(target)))
+    return RawEncoded(frames, "zstd", frozenset({"stream"}), 0, 0, window_log_for(len(target)))
 
 
-def _as_delta(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
-    made = delta_frames(base, target, job.base[0].address, job.target[0].address)
+def _as_lzma(job: RawJob, target: bytes) -> RawEncoded:
+    frames = tuple(lzma_frames(target, job.target[0].address))
+    return RawEncoded(frames, "LZMA", LZMA_STREAM, 0, 0, window_log_for(len(target)))
+
+
+def _as_delta_stream(job: RawJob, target: bytes, found: Found) -> RawEncoded:
+    content = delta_content(found)
+    position = job.base[0].address + found.pieces[0].position
+    frames = delta_stream_frames(content, position, job.target[0].address, len(target))
+    return RawEncoded(tuple(frames), "bsdiff, LZMA", LZMA_STREAM, 0, 0, window_log_for(len(content)))
+
+
+def _as_delta(job: RawJob, target: bytes, found: Found) -> RawEncoded:
+    made = delta_frames(found, target, job.base[0].address, job.target[0].address)
     return RawEncoded(
-        tuple(frame for _, frame in made), "bsdiff", "delta", max((size for size, _ in made), default=0), 0, 0
+        tuple(frame for _, frame in made),
+        "bsdiff",
+        frozenset({"delta"}),
+        max((size for size, _ in made), default=0),
+        0,
+        0,
     )
 
 

@@ -1,12 +1,14 @@
 """Encodes bytes that no base helps with: a STREAM frame and its MORE frames (bundle/patch/stream.py)."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import zstandard
 
 from bundle.patch.container import Op, frame_bytes
 from bundle.patch.numbers import varint
+from bundle.patch.sections import LZMA, ZSTD, lzma_filters
+from bundle.patch.stream import DELTA, MIN_WINDOW_LOG, PLAIN
 
 LEVEL: Final = 19
 PIECE_BYTES: Final = 1 << 18
@@ -15,7 +17,7 @@ MAX_WINDOW_LOG: Final = 23  # what zstd -19 itself uses for large input; 8 MiB o
 
 def window_log_for(length: int) -> int:
     """The window that a stream of `length` bytes needs."""
-    return max(10, min(MAX_WINDOW_LOG, (length - 1).bit_length()))
+    return max(MIN_WINDOW_LOG, min(MAX_WINDOW_LOG, (length - 1).bit_length()))
 
 
 def stream_frames(chunks: Iterable[bytes], start: int, length: int, level: int = LEVEL) -> Iterator[bytes]:
@@ -31,7 +33,40 @@ def stream_frames(chunks: Iterable[bytes], start: int, length: int, level: int =
         level, source_size=length, window_log=window_log, write_content_size=False, write_checksum=False
     )
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    head = varint(start) + varint(length) + bytes([window_log])
+    yield from _pieces(packer, chunks, varint(start) + varint(length) + bytes([ZSTD, window_log, PLAIN]))
+
+
+def lzma_frames(data: bytes, start: int) -> Iterator[bytes]:
+    """Frames of one stream that is packed by LZMA; slow, and smaller than zstd on text and programs."""
+    import lzma
+
+    window_log = window_log_for(len(data))
+    filters = lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME)
+    packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
+    yield from _pieces(packer, [data], varint(start) + varint(len(data)) + bytes([LZMA, window_log, PLAIN]))
+
+
+def delta_stream_frames(content: bytes, base_start: int, start: int, length: int) -> Iterator[bytes]:
+    """Frames of one stream in the form DELTA, packed by LZMA.
+
+    Args:
+        content: the triples with their bytes.
+        length: target bytes that they make.
+    """
+    import lzma
+
+    window_log = window_log_for(len(content))
+    packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME))
+    head = varint(start) + varint(length) + bytes([LZMA, window_log, DELTA]) + varint(base_start)
+    yield from _pieces(packer, [content], head)
+
+
+class _Packer(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _pieces(packer: _Packer, chunks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
     stored = bytearray()
     op = Op.STREAM
     for chunk in chunks:

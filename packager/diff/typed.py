@@ -41,10 +41,10 @@ def write_typed(
         elif isinstance(encoded, RawEncoded):
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = (
-                "base" if "dictionary" in encoded.coder or encoded.feature == "delta" else "none",
+                "base" if "dictionary" in encoded.coder or "bsdiff" in encoded.coder else "none",
                 encoded.coder,
             )
-            spool.features |= {encoded.feature} if encoded.feature else set()
+            spool.features |= encoded.features
             spool.need(
                 pending_bytes=encoded.largest_frame,
                 dictionary_bytes=encoded.dictionary_bytes,

@@ -19,7 +19,7 @@ from packager.draft import Base, Draft, PlainPatch, VariantDraft
 from packager.errors import BaseMissing
 from packager.release_file import ReleasePlan
 
-OPTIONAL_FEATURES: Final = frozenset({"pcodec"})  # its library has no wheel on some platforms
+OPTIONAL_FEATURES: Final = frozenset({"lzma", "pcodec"})  # some platforms lack a wheel of pcodec, some builds lzma
 PLAIN_CODEC: Final = "zstd"
 
 

@@ -21,7 +21,8 @@ from bundle.patch.container import MAGIC, Header, Op, frame_bytes, header_bytes
 from bundle.patch.limits import Announced
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
-from bundle.patch.sections import pack_zstd, write_section
+from bundle.patch.sections import pack_lzma, pack_zstd, write_section
+from bundle.patch.stream import FREE_TRIPLES
 
 FOLDER: Final = Path(__file__).parent
 BASE: Final = {"a": bytes(range(256)) * 4, "b": b"the old text, the old text"}
@@ -33,7 +34,7 @@ ANNOUNCED: Final = Announced(
     dictionary_bytes=1 << 12,
     parameter_bytes=256,
     block_elements=1024,
-    window_log=10,
+    window_log=12,
 )
 
 
@@ -41,7 +42,7 @@ def table(files: dict[str, bytes]) -> tuple[BundleFile, ...]:
     return tuple(BundleFile(p, "other", len(d), hashlib.sha256(d).hexdigest()) for p, d in sorted(files.items()))
 
 
-HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "stream", "typed"), ANNOUNCED)
+HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "lzma", "stream", "typed"), ANNOUNCED)
 END: Final = frame_bytes(Op.END, b"")
 A, B, D = 1024, 26, 100
 
@@ -79,12 +80,29 @@ def bzip2_bomb() -> bytes:
     return frame_bytes(Op.DELTA, body, TARGET["b"])
 
 
-def stream(data: bytes, start: int, *, window_log: int = 10, length: int | None = None, last: int = 1) -> bytes:
+def stream(data: bytes, start: int, *, window_log: int = 12, length: int | None = None, coder: int = 1) -> bytes:
     parameters = zstandard.ZstdCompressionParameters(window_log=10, write_content_size=False, write_checksum=False)
     packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
-    content = packed.compress(data) + packed.flush()
-    head = varint(start) + varint(len(data) if length is None else length) + bytes([window_log, last])
+    content = pack_lzma(data, 12) if coder == 3 else packed.compress(data) + packed.flush()
+    head = varint(start) + varint(len(data) if length is None else length) + bytes([coder, window_log, 0, 1])
     return frame_bytes(Op.STREAM, head + content)
+
+
+def delta_stream(
+    content: bytes, *, start: int = 1024, length: int = 26, base: int = 1024, form: int = 1, rest: bytes = b""
+) -> bytes:
+    """LZMA, in the form DELTA."""
+    head = varint(start) + varint(length) + bytes([3, 12, form]) + varint(base) + b"\x01"
+    return frame_bytes(Op.STREAM, head + pack_lzma(content, 12) + rest)
+
+
+def triple(add: int, extra: int, seek: int = 0) -> bytes:
+    return varint(add) + varint(extra) + signed_varint(seek)
+
+
+def lzma_section(plain: bytes, stated: int) -> bytes:
+    stored = pack_lzma(plain, 12)
+    return bytes([3]) + varint(stated) + varint(len(stored)) + stored
 
 
 DIFFERENCE: Final = bytes((n - o) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
@@ -277,11 +295,95 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "stream-window-beyond-announced": (
         "patch-limit",
-        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=11)),
+        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=13)),
     ),
     "stream-without-last-piece": (
         "patch-corrupt",
-        lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x0a\x00")),
+        lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x01\x0c\x00\x00")),
+    ),
+    "stream-window-too-small": (
+        "patch-limit",
+        lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=11)),
+    ),
+    "stream-of-unknown-coder": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, coder=2))),
+    "stream-of-unknown-form": ("patch-corrupt", lambda: patch(COPY_A, delta_stream(b"", form=2))),
+    "stream-of-lzma-damaged": (
+        "patch-corrupt",
+        lambda: patch(
+            COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x03\x0c\x00\x01" + b"\x99" * 20)
+        ),
+    ),
+    "stream-of-lzma-cut": (
+        "patch-corrupt",
+        lambda: patch(
+            COPY_A,
+            DELTA_B,
+            frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x03\x0c\x00\x01" + pack_lzma(TARGET["d"], 12)[:-8]),
+        ),
+    ),
+    "stream-of-lzma-followed-by-bytes": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta_stream(triple(B, 0) + DIFFERENCE, rest=b"\0"), STREAM_D),
+    ),
+    "good-stream-of-lzma": (None, lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, coder=3))),
+    "good-stream-of-triples": (
+        None,
+        lambda: patch(
+            COPY_A,
+            delta_stream(triple(4, 3, 3) + DIFFERENCE[:4] + TARGET["b"][4:7] + triple(B - 7, 0, -2) + DIFFERENCE[7:]),
+            STREAM_D,
+        ),
+    ),
+    "stream-of-an-empty-triple": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta_stream(triple(0, 0) + triple(B, 0) + DIFFERENCE), STREAM_D),
+    ),
+    "stream-of-a-triple-too-long": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta_stream(triple(B, 1) + DIFFERENCE + b"x"), STREAM_D),
+    ),
+    "stream-of-too-many-triples": (
+        "patch-limit",
+        lambda: patch(
+            delta_stream((triple(0, 1) + b"x") * (2 * FREE_TRIPLES), start=0, base=0, length=2 * FREE_TRIPLES),
+            header=replace(HEADER, target=table({"a": b"x" * (2 * FREE_TRIPLES)})),
+        ),
+    ),
+    "stream-of-triples-outside-base": (
+        "patch-range",
+        lambda: patch(COPY_A, delta_stream(triple(B, 0) + DIFFERENCE, base=A + 1), STREAM_D),
+    ),
+    "stream-of-triples-before-base": (
+        "patch-range",
+        lambda: patch(
+            COPY_A,
+            delta_stream(triple(1, 0, -A - 2) + DIFFERENCE[:1] + triple(B - 1, 0) + DIFFERENCE[1:]),
+            STREAM_D,
+        ),
+    ),
+    "stream-of-triples-that-ends-early": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta_stream(triple(B, 0) + DIFFERENCE[:-1]), STREAM_D),
+    ),
+    "stream-of-triples-that-goes-on": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, delta_stream(triple(B, 0) + DIFFERENCE + b"\0"), STREAM_D),
+    ),
+    "section-of-lzma-longer-than-stated": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, _delta_with_extra(lzma_section(bytes(1 << 20), B)), STREAM_D),
+    ),
+    "section-of-lzma-shorter-than-stated": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, _delta_with_extra(lzma_section(TARGET["b"][:-1], B)), STREAM_D),
+    ),
+    "section-of-lzma-damaged": (
+        "patch-corrupt",
+        lambda: patch(COPY_A, _delta_with_extra(b"\x03" + varint(B) + varint(20) + b"\x99" * 20), STREAM_D),
+    ),
+    "good-section-of-lzma": (
+        None,
+        lambda: patch(COPY_A, _delta_with_extra(lzma_section(TARGET["b"], B)), STREAM_D),
     ),
     "more-without-stream": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.MORE, b"\x01"))),
     "good-typed-base": (None, lambda: after_a(TYPED_B)),
@@ -484,6 +586,13 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "file-digest": ("patch-target", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
 }
+
+
+def _delta_with_extra(section: bytes) -> bytes:
+    """A DELTA frame of extra bytes only."""
+    control = varint(0) + varint(B) + signed_varint(0)
+    body = varint(A) + varint(A) + write_section(control) + write_section(b"") + section
+    return frame_bytes(Op.DELTA, body, TARGET["b"])
 
 
 def _raw_frame(op: int) -> bytes:
