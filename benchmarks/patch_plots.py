@@ -10,8 +10,9 @@ from benchmarks.patch_report import APPLY_MB_S, MEMORY_MIB, Row, apply_mb_s, goa
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-COLOURS: Final = {"fp32": "#1c4e80", "fp16": "#3d8ec9", "bf16": "#7a5ea8", "int8": "#d9822b"}
+COLOURS: Final = {"fp32": "#1c4e80", "fp16": "#3d8ec9", "bf16": "#7a5ea8", "int8": "#d9822b", "text": "#888888"}
 GOAL: Final[dict[str, Any]] = {"color": "black", "marker": "|", "s": 160, "linewidths": 2, "zorder": 3, "label": "goal"}
+LABEL: Final = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
 DPI: Final = 110
 
 
@@ -26,7 +27,7 @@ def draw(folder: Path, rows: list[Row], memory: list[Row]) -> None:
     )
     _bars(
         folder / "patch-apply.png",
-        [(row["pair"], apply_mb_s(row), APPLY_MB_S[kind_of(row["pair"])]) for row in rows],
+        [(row["pair"], apply_mb_s(row), APPLY_MB_S.get(kind_of(row["pair"]))) for row in rows],
         "megabytes of target a CPU second, both digests included (larger is better)",
     )
     if memory:
@@ -39,11 +40,11 @@ def _bars(path: Path, bars: list[tuple[str, float, float | None]], title: str) -
     axes.barh(places, [value for _, value, _ in bars], color=[COLOURS[kind_of(name)] for name, _, _ in bars])
     for place, (_, value, _) in enumerate(bars):
         text = f" {value:.2f}" if value < 10 else f" {value:.0f}"
-        axes.text(value, place, text, va="center", ha="left", fontsize=8)
+        axes.text(value, place, text, va="center", ha="left", fontsize=8, zorder=4, bbox=LABEL)
     goals = [(goal, place) for place, (_, _, goal) in enumerate(bars) if goal is not None]
     axes.scatter([goal for goal, _ in goals], [place for _, place in goals], **GOAL)
     axes.set_yticks(places, [name for name, _, _ in bars], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xlim(0, 1.1 * max([value for _, value, _ in bars] + [goal for goal, _ in goals], default=1))
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
@@ -71,7 +72,8 @@ def _memory(path: Path, rows: list[Row], memory: list[Row]) -> None:
     ticks = {1: "1 MiB", 10: "10 MiB", 100: "100 MiB", 1024: "1 GiB", 5120: "5 GiB"}
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
-    axes.set_ylim(0, max(MEMORY_MIB * 1.2, *(peak for _, peak in sparse)))
+    peaks = [row["apply"]["airweights"]["peak_bytes"] / 2**20 for row in rows] + [peak for _, peak in sparse]
+    axes.set_ylim(0, 1.1 * max([MEMORY_MIB * 1.1, *peaks]))
     axes.set_xlabel("size of the target")
     axes.set_title("memory of applying a patch, MiB above the process after its imports", fontsize=10)
     axes.grid(alpha=0.3)

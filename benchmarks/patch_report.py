@@ -23,7 +23,7 @@ GOALS: Final = (
     (r"anew|silero|magika-0|ocr", {"fp32": 0.91, "fp16": 0.91}),
     (r"cnn", {"fp32": 0.25, "fp16": 0.13, "int8": 0.25}),
 )
-APPLY_MB_S: Final = {"fp32": 250, "fp16": 180, "bf16": 180, "int8": 120}
+APPLY_MB_S: Final = {"fp32": 250, "fp16": 180, "int8": 120}
 RENAMED: Final = {"minilm-renamed-fp32": "minilm-fine-tune-fp32", "minilm-renamed-fp16": "minilm-adapter-fp16"}
 RENAMED_GOAL: Final = 1.02
 ENCODE_GOAL: Final = 50  # times less CPU than bsdiff4
@@ -73,8 +73,8 @@ def between_markers(text: str, name: str, table: str) -> str:
 
 
 def kind_of(pair: str) -> str:
-    """fp32, fp16, bf16 or int8, by the pair's name; fp32 where it names none."""
-    for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8"}.items():
+    """fp32, fp16, bf16 or int8, by the pair's name; text for configurations, fp32 where it names none."""
+    for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
         if re.search(pattern, pair):
             return kind
     return "fp32"
@@ -142,7 +142,7 @@ def costs(rows: list[Row]) -> str:
             f"{peer['cpu_s']:.1f}" if peer else "",
             f"{encode['peak_bytes'] / 2**20:.0f}",
             f"{apply_mb_s(row):.0f}",
-            f"{APPLY_MB_S[kind_of(row['pair'])]}",
+            f"{APPLY_MB_S.get(kind_of(row['pair']), '')}",
             f"{apply['peak_bytes'] / 2**20:.1f}",
         ]
         out.append("| " + " | ".join(cells) + " |")
@@ -155,7 +155,7 @@ def verdicts(rows: list[Row], memory: list[Row]) -> str:
     tests = [(r["pair"], goal_of(r["pair"]), ratio_of(r)) for r in rows]
     renamed = [(p, RENAMED_GOAL, sizes[p] / sizes[q]) for p, q in RENAMED.items() if p in sizes and q in sizes]
     excess = [(r["pair"], SLACK_BYTES, r["sizes"]["airweights"] - best[1]) for r in rows if (best := best_generic(r))]
-    speed = [(r["pair"], 1.0, APPLY_MB_S[kind_of(r["pair"])] / apply_mb_s(r)) for r in rows]
+    speed = [(r["pair"], 1.0, goal / apply_mb_s(r)) for r in rows if (goal := APPLY_MB_S.get(kind_of(r["pair"])))]
     encode = [
         (r["pair"], 1 / ENCODE_GOAL, r["encode"]["airweights"]["cpu_s"] / r["encode"]["bsdiff4"]["cpu_s"])
         for r in rows
