@@ -28,7 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     from benchmarks import published_pairs
 
-    pairs = published_pairs.fetch()
+    try:
+        pairs = published_pairs.fetch()
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
     failed = []
     for name, words in BENCHMARKS.items():
         if options.only and name not in options.only:

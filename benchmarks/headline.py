@@ -1,6 +1,7 @@
 """The whole chain in one table: bytes that bring a fine-tuned model to a device.
 
     python -m benchmarks.headline [--base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz] [--json OUT]
+        [--page README.md] [--keep DIR]
 
 Without files: the classifier on MiniLM of benchmarks/fine_tunes.py and its next fine-tune. The float file in full, and
 by bsdiff4; quantized in the ordinary way, by bsdiff4 and by the typed patch; quantized for the update, by the same.
@@ -16,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.patch_report import between_markers
 from benchmarks.patches import measured
 from benchmarks.published_pairs import CACHE
 
@@ -28,28 +30,32 @@ def main() -> None:
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table there too, between its markers")
     parser.add_argument("--keep", type=Path, help="a folder for what bsdiff4 needed, to be used again")
     arguments = parser.parse_args()
     files = {name: getattr(arguments, name) for name in FILES}
     if not all(files.values()):
         if any(files.values()):
             parser.error("--base, --new, --calibration and --held go together")
-        files = trained()
+        try:
+            files = trained()
+        except ImportError as error:
+            print(f"headline: skipped, {error}; pip install -e '.[train]', or give the four files", file=sys.stderr)
+            return
     found = chain(files, arguments.keep)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
-    print(markdown(found))
+    print(table := markdown(found))
+    if arguments.page:
+        arguments.page.write_text(between_markers(arguments.page.read_text(), "headline", f"{table}\n"))
 
 
 def trained() -> dict[str, Path]:
-    """The files of benchmarks/fine_tunes.py, trained now unless they are there."""
-    try:
-        from benchmarks import fine_tunes
+    """The files of benchmarks/fine_tunes.py, trained now unless they are there. Raises ImportError without PyTorch."""
+    from benchmarks import fine_tunes
 
-        folder = CACHE.parent / "classifier"
-        fine_tunes.write(folder, ("base", "new"))
-    except ImportError as error:
-        sys.exit(f"headline: {error}; pip install -e '.[train]', or give the four files")
+    folder = CACHE.parent / "classifier"
+    fine_tunes.write(folder, ("base", "new"))
     suffixes = {"base": "onnx", "new": "onnx", "calibration": "npz", "held": "npz"}
     return {name: folder / f"{name}.{suffix}" for name, suffix in suffixes.items()}
 

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.patch_codecs import CODECS
+import pytest
+
+from benchmarks.patch_codecs import BUILDERS, CODECS, GENERIC
+from benchmarks.patches import measured
 from tests.patch import models
 
 
@@ -29,3 +32,35 @@ def test_the_benchmark_measures_a_pair(tmp_path: Path) -> None:
         assert row["encode"][codec].keys() == row["apply"][codec].keys() == {"cpu_s", "peak_bytes"}
     assert row["sizes"]["airweights"] < row["sizes"]["airweights_no_predictors"] < row["sizes"]["bsdiff4"]
     assert "small" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("codec", GENERIC)
+def test_a_peer_gives_the_target_back(codec: str, tmp_path: Path) -> None:
+    arrays = models.weights(1)
+    base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
+    base.write_bytes(models.safetensors(arrays))
+    target.write_bytes(models.safetensors(models.tuned(arrays, 2)))
+    patch, out = tmp_path / "patch", tmp_path / "out"
+    try:
+        encode, apply = BUILDERS[codec](base, target, patch, out)
+        encode()
+    except ImportError as error:
+        pytest.skip(f"{codec} is absent: {error}")
+    apply()
+    assert out.read_bytes() == target.read_bytes()
+    assert 0 < patch.stat().st_size < 1.05 * target.stat().st_size
+
+
+def test_what_a_peer_needed_is_kept_and_used_again(tmp_path: Path) -> None:
+    arrays = models.weights(1)
+    base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
+    base.write_bytes(models.safetensors(arrays))
+    target.write_bytes(models.safetensors(models.tuned(arrays, 2)))
+    keep, codecs = tmp_path / "keep", ("zstd_full", "airweights")
+    once = measured("small", base, target, None, keep=keep, codecs=codecs, jobs=2)
+    (kept,) = keep.iterdir()
+    kept.write_text(kept.read_text().replace(str(once["sizes"]["zstd_full"]), "7"))
+    again = measured("small", base, target, None, keep=keep, codecs=codecs)
+    assert (again["sizes"]["zstd_full"], again["sizes"]["airweights"]) == (7, once["sizes"]["airweights"])
+    assert again["identical"] is True
+    assert again["sizes"]["bsdiff4"] is None
