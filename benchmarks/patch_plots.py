@@ -16,22 +16,24 @@ LABEL: Final = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 
 DPI: Final = 110
 
 
-def draw(folder: Path, rows: list[Row], memory: list[Row]) -> None:
-    """Write `patch-sizes.png`, `patch-apply.png` and, where memory was measured, `patch-memory.png`."""
+def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
+    """Write the pictures, the last one where memory was measured. Returns file name → what it shows."""
     folder.mkdir(parents=True, exist_ok=True)
     sized = [(row, ratio) for row in rows if (ratio := ratio_of(row)) is not None]
-    _bars(
-        folder / "patch-sizes.png",
-        [(row["pair"], ratio, goal_of(row["pair"])) for row, ratio in sized],
-        "bytes of the patch over those of the best generic tool (smaller is better)",
-    )
-    _bars(
-        folder / "patch-apply.png",
-        [(row["pair"], apply_mb_s(row), APPLY_MB_S.get(kind_of(row["pair"]))) for row in rows],
-        "megabytes of target a CPU second, both digests included (larger is better)",
-    )
+    titles = {
+        "patch-sizes.png": "bytes of the patch over those of the best generic tool (smaller is better)",
+        "patch-apply.png": "megabytes of target a CPU second, both digests included (larger is better)",
+        "patch-memory.png": "memory of applying a patch, MiB above the process after its imports",
+    }
+    sizes = [(row["pair"], ratio, goal_of(row["pair"])) for row, ratio in sized]
+    speeds = [(row["pair"], apply_mb_s(row), APPLY_MB_S.get(kind_of(row["pair"]))) for row in rows]
+    for name, bars in (("patch-sizes.png", sizes), ("patch-apply.png", speeds)):
+        _bars(folder / name, bars, titles[name])
     if memory:
-        _memory(folder / "patch-memory.png", rows, memory)
+        _memory(folder / "patch-memory.png", rows, memory, titles["patch-memory.png"])
+    else:
+        del titles["patch-memory.png"]
+    return titles
 
 
 def _bars(path: Path, bars: list[tuple[str, float, float | None]], title: str) -> None:
@@ -57,7 +59,7 @@ def _bars(path: Path, bars: list[tuple[str, float, float | None]], title: str) -
     plt.close(figure)
 
 
-def _memory(path: Path, rows: list[Row], memory: list[Row]) -> None:
+def _memory(path: Path, rows: list[Row], memory: list[Row], title: str) -> None:
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     for kind, colour in COLOURS.items():
         of_kind = [row for row in rows if kind_of(row["pair"]) == kind]
@@ -75,7 +77,7 @@ def _memory(path: Path, rows: list[Row], memory: list[Row]) -> None:
     peaks = [row["apply"]["airweights"]["peak_bytes"] / 2**20 for row in rows] + [peak for _, peak in sparse]
     axes.set_ylim(0, 1.1 * max([MEMORY_MIB * 1.1, *peaks]))
     axes.set_xlabel("size of the target")
-    axes.set_title("memory of applying a patch, MiB above the process after its imports", fontsize=10)
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     figure.savefig(path, dpi=DPI, metadata={"Software": None})

@@ -49,17 +49,18 @@ def main() -> None:
     print("\n".join(tables.values()))
     if arguments.docs is None:
         return
+    try:
+        from benchmarks import patch_plots
+    except ImportError as error:
+        print(f"plots: skipped, {error}", file=sys.stderr)
+    else:
+        drawn = patch_plots.draw(arguments.docs / "plots", rows, memory)
+        tables["plots"] = "\n".join(f"![{title}](plots/{name})\n" for name, title in drawn.items())
     page = arguments.docs / "benchmarks.md"
     text = page.read_text()
     for name, table in tables.items():
         text = between_markers(text, name, table)
     page.write_text(text)
-    try:
-        from benchmarks import patch_plots
-    except ImportError as error:
-        print(f"plots: skipped, {error}", file=sys.stderr)
-        return
-    patch_plots.draw(arguments.docs / "plots", rows, memory)
 
 
 def between_markers(text: str, name: str, table: str) -> str:

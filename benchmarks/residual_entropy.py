@@ -1,0 +1,104 @@
+"""How near the coder is to the order-0 entropy of what changed, without any prediction.
+
+    python -m benchmarks.residual_entropy [--pairs DIR] [--only PAIR]... [--json OUT]
+
+For each array that both files hold under one name and shape, the residual is the difference of the ordered integers
+(units in the last place of floats). Its entropy is taken array by array, for floats given the exponent of the base.
+Residuals above 255 count by their 8 leading bits, the bits below them as they are, so that the figure does not fall
+where values are rare; and half a nat is added for each cell that occurs (Miller and Madow's correction). The patch that
+it is compared with is the product's without fitted parameters, with everything in it: headers, other bytes, checksums.
+"""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks.patches import files_of, strangers_pairs
+from bundle.patch.elements import BY_NAME, ElementType, exponents, ordered
+from packager.diff.directory import open_bundle
+from packager.diff.encode import make_patch
+from packager.regions.find import mapped, regions_of
+
+GOALS: Final = {True: 0.01, False: 0.02}  # floats, integers
+EXACT_BITS: Final = 8
+Array = np.ndarray[Any, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=Path)
+    parser.add_argument("--only", action="append", help="a pair's name; may be repeated")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    for pair in sorted((arguments.pairs or strangers_pairs()).iterdir()):
+        found = files_of(pair) if pair.is_dir() else None
+        if found is None or (arguments.only and pair.name not in arguments.only):
+            continue
+        rows.append(row := measured(pair.name, *found))
+        if row["elements"]:
+            bits = (8 * row[name] / row["elements"] for name in ("entropy_bytes", "unfitted_bytes"))
+            told = "entropy {:.3f}, patch {:.3f} bits an element".format(*bits)
+            print(f"{pair.name}: {told}, {row['distance']:+.2%} (goal {row['goal']:.0%})", flush=True)
+        else:
+            print(f"{pair.name}: no array in common", file=sys.stderr)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"pairs": rows}, indent=1) + "\n")
+
+
+def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
+    """Entropy of the residuals of all arrays in common, and the bytes of the patch without fitted parameters."""
+    bits, elements, floats = 0.0, 0, 0
+    old = {(r.name, r.dtype, r.shape): r for r in regions_of(base)[0]}
+    with mapped(base) as before, mapped(target) as after:
+        for region in regions_of(target)[0]:
+            twin = old.get((region.name, region.dtype, region.shape))
+            if twin is None:
+                continue
+            kind = BY_NAME[region.dtype]
+            sides = [
+                np.frombuffer(bytes(data[r.offset : r.offset + r.size]), kind.bits)
+                for data, r in ((before, twin), (after, region))
+            ]
+            bits += residual_bits(sides[0], sides[1], kind)
+            elements += sides[0].size
+            floats += sides[0].size * kind.is_float
+    out = io.BytesIO()
+    make_patch(open_bundle(base), open_bundle(target), out, codec="unfitted")
+    size, entropy = len(out.getvalue()), bits / 8
+    return {
+        "pair": name,
+        "elements": elements,
+        "entropy_bytes": round(entropy),
+        "unfitted_bytes": size,
+        "distance": size / entropy - 1 if entropy else 0.0,
+        "goal": GOALS[2 * floats > elements],
+    }
+
+
+def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
+    """Bits of one array's residuals, given the base's exponent where the array is of floats."""
+    change = (ordered(target, kind) - ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
+    size = np.abs(change)
+    spare = np.maximum(np.frexp(size.astype(np.float64))[1] - EXACT_BITS, 0).astype(np.int64)
+    cell = (np.sign(change) + 1) * (1 << 20) + spare * (1 << 10) + (size >> spare)
+    below = float(spare.sum())
+    if not kind.is_float:
+        return _entropy(cell) + below
+    exponent = exponents(base, kind).astype(np.int64)
+    return _entropy(exponent * (1 << 22) + cell) - _entropy(exponent) + below
+
+
+def _entropy(cells: Array) -> float:
+    """Bits of all of them."""
+    counts = np.unique(cells, return_counts=True)[1].astype(np.float64)
+    return float(-(counts * np.log2(counts / cells.size)).sum() + (counts.size - 1) / (2 * np.log(2)))
+
+
+if __name__ == "__main__":
+    main()

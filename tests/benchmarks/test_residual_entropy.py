@@ -1,0 +1,48 @@
+"""The entropy that the coder is held to is that of known distributions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.residual_entropy import measured, residual_bits
+from bundle.patch.elements import BY_NAME
+from tests.patch import models
+
+
+@pytest.mark.parametrize("spread", [1, 7, 40])
+def test_uniform_integers_have_the_entropy_of_their_range(spread: int) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.integers(-20, 20, 100_000).astype(np.int8)
+    target = (base + rng.integers(-spread, spread + 1, base.size)).astype(np.int8)
+    bits = residual_bits(base.view(np.uint8), target.view(np.uint8), BY_NAME["i8"]) / base.size
+    assert bits == pytest.approx(np.log2(2 * spread + 1), rel=0.002)
+
+
+def test_rare_large_residuals_are_not_taken_for_free() -> None:
+    rng = np.random.default_rng(0)
+    base = np.full(50_000, 0.02, np.float32)  # one exponent
+    residual = rng.integers(1 << 17, 1 << 18, base.size, dtype=np.int32)
+    target = base.view(np.int32) + residual
+    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), BY_NAME["f32"]) / base.size
+    assert bits == pytest.approx(17, rel=0.003)  # counted one by one, 50,000 values could not have more than 15.6
+
+
+def test_what_the_exponent_tells_does_not_count() -> None:
+    rng = np.random.default_rng(0)
+    exponent = rng.integers(0, 16, 100_000)
+    base = np.ldexp(1.0, exponent - 8).astype(np.float32)
+    target = (base.view(np.int32) + exponent.astype(np.int32)).view(np.float32)
+    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), BY_NAME["f32"])
+    assert bits / base.size < 0.002
+
+
+def test_a_pair_is_measured_against_its_patch(tmp_path: Path) -> None:
+    arrays = models.weights(1)
+    base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
+    base.write_bytes(models.safetensors(arrays))
+    target.write_bytes(models.safetensors(models.tuned(arrays, 2)))
+    row = measured("small", base, target)
+    assert row["elements"] > 0
+    assert row["goal"] == 0.01
+    assert abs(row["distance"]) < 0.1
