@@ -163,6 +163,28 @@ def text_encoder(seed: int = 0, *, vocabulary: int = 50, width: int = 64, layers
     return _model(nodes, inputs, [_value("logits", ["batch", 8])], weights, 17)
 
 
+def einsum(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [batch, 64] -> y: float32 [batch, 48]."""
+    rng = np.random.default_rng(seed)
+    nodes = [helper.make_node("Einsum", ["x", "w"], ["y"], equation="bi,io->bo")]
+    return _model(nodes, [_value("x", ["batch", 64])], [_value("y", ["batch", 48])], [_weight("w", rng, 64, 48)], 17)
+
+
+def with_function(seed: int = 0) -> onnx.ModelProto:
+    """x: float32 [batch, 64] -> y: float32 [batch, 32]; the layers are calls of a function of the model's own."""
+    rng = np.random.default_rng(seed)
+    body = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    dense = helper.make_function("own", "Dense", ["x", "w"], ["y"], body, [helper.make_opsetid("", 17)])
+    calls = [
+        helper.make_node("Dense", ["x", "w1"], ["a"], domain="own"),
+        helper.make_node("Dense", ["a", "w2"], ["y"], domain="own"),
+    ]
+    weights = [_weight("w1", rng, 64, 96), _weight("w2", rng, 96, 32)]
+    graph = helper.make_graph(calls, "model", [_value("x", ["batch", 64])], [_value("y", ["batch", 32])], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[dense])
+
+
 def with_outlier_feature(size: float, seed: int = 0) -> onnx.ModelProto:
     """x: float32 [batch, 32] -> y: float32 [batch, 16]; one hidden feature is `size` times as large as the others, and
     does not matter: 8-bit activations lose all but it."""

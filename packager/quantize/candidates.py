@@ -45,7 +45,8 @@ METADATA_KEY: Final = "airweights.quantization"
 class Workshop:
     """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for.
 
-    `signed_weights` alone makes them 7 bits (x86); with `signed_activations` they have the full range (ARM).
+    `beyond_half` names the weights that fp16 cannot hold, once it was built. `signed_weights` alone makes them 7 bits
+    (x86); with `signed_activations` they have the full range (ARM).
     """
 
     prepared: onnx.ModelProto
@@ -54,6 +55,7 @@ class Workshop:
     per_channel: bool = True
     signed_weights: bool = False
     signed_activations: bool = False
+    beyond_half: tuple[str, ...] = ()
     _ranges: dict[str, Range] | None = field(default=None, repr=False)
 
     def numerics_of(self, method: Method) -> str:
@@ -120,8 +122,9 @@ class Workshop:
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
         if size > WORTH_IT * self.float_bytes and not is_partial:
+            beyond = f", {len(self.beyond_half)} weights are beyond half precision" if method == "fp16" else ""
             raise QuantizationRefused(
-                f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}"
+                f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}{beyond}"
             )
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, f"{method} {self.numerics_of(method)}"
@@ -151,7 +154,8 @@ class Workshop:
             case "int4":
                 return quantize_int4(self.prepared, keep_float)
             case "fp16":
-                return quantize_half(self.prepared)[0]
+                halved, self.beyond_half = quantize_half(self.prepared)
+                return halved
             case "weights":
                 copy = onnx.ModelProto()
                 copy.CopyFrom(self.prepared)

@@ -46,6 +46,7 @@ QUANTIZED_OPS: Final = frozenset(
         "QGemm",
         "QAttention",
         "MatMulNBits",
+        "MatMulBnb4",
         "MatMulIntegerToFloat",
         "DynamicQuantizeMatMul",
         "DynamicQuantizeLSTM",

@@ -114,6 +114,16 @@ def _numbers(model: onnx.ModelProto) -> list[Finding]:
                 "numbers on x86 CPUs without VNNI; quantize with unsigned weights or --signed-weights (7 bits)",
             )
         )
+    fused = [node.name for node in all_nodes(model) if _is_fused(node, model, constants)]
+    if fused:
+        found.append(
+            Finding(
+                "warning",
+                "fused-with-its-weights",
+                f"{len(fused)} MatMul or Gemm read int8 weights by DequantizeLinear on axis 1 (first: {fused[0]!r}): "
+                "newer versions of onnxruntime quantize activations in the kernel then; count the axis from the end",
+            )
+        )
     for node in all_nodes(model):
         if node.op_type == "MatMulNBits" and any(a.name == "accuracy_level" and a.i > 1 for a in node.attribute):
             found.append(
@@ -121,6 +131,17 @@ def _numbers(model: onnx.ModelProto) -> list[Finding]:
             )
             break
     return found
+
+
+def _is_fused(node: onnx.NodeProto, model: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    """See rule 4 of packager.quantize.weights."""
+    if node.op_type not in ("MatMul", "Gemm") or any(a.name == "transB" and a.i for a in node.attribute):
+        return False
+    makers = {name: maker for maker in all_nodes(model) if maker.op_type == "DequantizeLinear" for name in maker.output}
+    weight = makers.get(node.input[1])
+    if weight is None or node.input[0] in makers or weight.input[0] not in constants:
+        return False
+    return any(a.name == "axis" and a.i == 1 for a in weight.attribute) and len(constants[weight.input[0]].dims) == 2
 
 
 def _weights(model: onnx.ModelProto) -> list[Finding]:

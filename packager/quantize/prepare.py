@@ -2,8 +2,9 @@
 
 Rules:
 1. What cannot be quantized is said first: already quantized, weights that are not finite.
-2. Constant nodes become initializers, in every graph; initializers stop being overridable inputs; a weight that is
-   stored in another type and cast to float32 when the model is loaded becomes float32.
+2. The model's own functions become nodes. Constant nodes become initializers, in every graph; initializers stop being
+   overridable inputs; a weight that is stored in another type and cast to float32 when the model is loaded becomes
+   float32.
 3. Operator sets below 13 know no per-channel scales: the model is converted to 17 (else 15, else 13).
 4. Offline optimisation stays at the level that is independent of the hardware; it may not bring new operator domains.
 5. Each of steps 2 to 4 must leave the answers on a sample as they were, else that step is left out and noted.
@@ -19,7 +20,7 @@ from typing import Final
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import version_converter
+from onnx import inliner, version_converter
 
 from bundle.errors import AirweightsError
 from packager.errors import AlreadyQuantized, ModelDoesNotRun, WeightsNotFinite
@@ -73,6 +74,7 @@ def prepare(path: Path, sample: Sample, *, optimise: bool = True) -> Prepared:
     reference = run(session_of(model), sample, where=str(path))
     notes: list[str] = []
     steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
+        ("functions of the model's own", _inline_functions),
         ("constants to initializers", lift_constants),
         ("weights stored in half precision", _widen_stored_weights),
         ("operator set", _raise_opset),
@@ -139,6 +141,11 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return changed
 
 
+def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Functions of the model's own become their nodes (rule 2); None where there is none."""
+    return inliner.inline_local_functions(model) if model.functions else None
+
+
 def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """A constant behind a Cast to float32 becomes float32 (rule 2); None where there is none."""
     changed = onnx.ModelProto()
@@ -150,7 +157,8 @@ def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
         for node in scope.graph.node:
             behind = scope.find(node.input[0]) if node.op_type == "Cast" and not node.domain else None
             to = next((a.i for a in node.attribute if a.name == "to"), None)
-            if behind is None or to != onnx.TensorProto.FLOAT or behind[1].data_type not in FLOATS:
+            is_weight = behind is not None and behind[1].data_type in FLOATS and node.output[0] not in given
+            if behind is None or not is_weight or to != onnx.TensorProto.FLOAT:
                 kept.append(node)
                 continue
             values = array_of(behind[1]).astype(np.float32)

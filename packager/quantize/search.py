@@ -170,6 +170,7 @@ class Search:
         except (QuantizationRefused, ModelDoesNotRun) as error:
             self.trials.append(Trial(method, kept, wide, None, None, "refused", error.message))
             return None
+        kept = self.workshop.beyond_half if method == "fp16" else kept
         size, error_ = model.ByteSize(), verdict.relative_rms
         self.trials.append(Trial(method, kept, wide, size, error_, verdict.verdict, verdict.why))
         return Candidate(method, model, kept, wide, verdict, len(self.trials) - 1)

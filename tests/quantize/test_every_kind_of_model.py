@@ -3,13 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
+from packager.errors import WeightsNotFinite
 from packager.inputs import ModelInterface, check_sample, random_samples
 from packager.quantize.fidelity import gate
 from packager.quantize.graphs import is_quantized
-from packager.quantize.schemes import quantize
+from packager.quantize.half import quantize_half
+from packager.quantize.lint import lint
+from packager.quantize.runs import RunSettings, run, session
+from packager.quantize.schemes import Options, quantize
 from tests import models
 
 QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -21,6 +27,9 @@ QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
     "GRU with state": lambda: models.recurrent("GRU"),
     "weights in the branches of an If": models.branching,
     "weights in a Loop": models.looping,
+    "a weight in an Einsum": models.einsum,
+    "a function of its own": models.with_function,
+    "weights stored in half precision": lambda: quantize_half(models.text_encoder())[0],
     "several inputs, dynamic shapes": models.text_encoder,
 }
 
@@ -29,11 +38,53 @@ QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_model_becomes_smaller_and_passes_the_gate(kind: str, tmp_path: Path) -> None:
     model = models.save(QUANTIZABLE[kind](), tmp_path / "float.onnx")
     samples = random_samples(model, 48)
-    report = quantize(model, tmp_path / "int8.onnx", "int8", samples)
+    report = quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(optimise=kind != "a function of its own"))
     assert (report.outcome, report.origin) == ("quantized", "random:0"), report.as_text()
     assert report.bytes == (tmp_path / "int8.onnx").stat().st_size < 0.75 * report.float_bytes
     assert is_quantized(onnx.load(tmp_path / "int8.onnx"))
     assert gate(model, tmp_path / "int8.onnx", samples).verdict == "pass"
+
+
+def test_weights_beyond_half_precision_stay_float_and_are_named(tmp_path: Path) -> None:
+    large = models.text_encoder()
+    tensor = next(t for t in large.graph.initializer if t.name == "up0")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), "up0"))
+    back = next(t for t in large.graph.initializer if t.name == "down0")
+    back.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(back) * np.float32(1e-6), "down0"))
+    model = models.save(large, tmp_path / "float.onnx")
+    report = quantize(model, tmp_path / "half.onnx", "fp16", random_samples(model, 32), Options(measure_latency=False))
+    assert report.outcome == "quantized", report.as_text()
+    assert report.kept_float == ("up0", "down0")  # too large, and too small to keep their energy
+
+
+def test_infinite_weight_is_told_before_any_work(tmp_path: Path) -> None:
+    broken = models.mlp()
+    values = numpy_helper.to_array(broken.graph.initializer[0]).copy()
+    values[3, 4] = np.inf
+    broken.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w1"))
+    model = models.save(broken, tmp_path / "float.onnx")
+    with pytest.raises(WeightsNotFinite, match="1 of 8192 numbers of 'w1'"):
+        quantize(model, tmp_path / "int8.onnx", "int8", random_samples(model, 8))
+
+
+def test_input_that_does_not_say_how_many_axes_it_has_is_searched(tmp_path: Path) -> None:
+    shapeless = models.mlp()
+    shapeless.graph.input[0].type.tensor_type.ClearField("shape")
+    model = models.save(shapeless, tmp_path / "float.onnx")
+    assert [sample["x"].shape for sample in random_samples(model, 2)] == [(1, 64), (1, 64)]
+
+
+def test_weights_only_model_computes_in_float_at_every_optimisation_level(tmp_path: Path) -> None:
+    model = models.save(models.with_outlier_feature(3000.0), tmp_path / "float.onnx")
+    samples = random_samples(model, 16)
+    options = Options(measure_latency=False, methods=("weights",))
+    report = quantize(model, tmp_path / "int8.onnx", "int8", samples, options)
+    assert report.outcome == "quantized", report.as_text()
+    plain, optimised = (session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
+    for sample in samples:
+        for a, b in zip(run(plain, sample), run(optimised, sample), strict=True):
+            assert np.allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
+    assert not [f.code for f in lint(tmp_path / "int8.onnx") if f.severity == "warning"]
 
 
 def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
