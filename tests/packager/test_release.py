@@ -1,6 +1,7 @@
 """From a release.toml to published files: real models, real keys, a real repository, read back as a device would."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,16 @@ from keys.cohorts import load_private
 from keys.errors import CohortUnknown
 from keys.signers import signers_from
 from packager.diff.directory import DirectoryBase, DirectoryTarget, open_bundle
-from packager.errors import BaseMissing, GateFailed, GateInconclusive, NoVariantLeft, UnknownVariant, VersionTaken
+from packager.errors import (
+    BaseMissing,
+    GateFailed,
+    GateInconclusive,
+    MetricUnusable,
+    NoVariantLeft,
+    ReleaseFileInvalid,
+    UnknownVariant,
+    VersionTaken,
+)
 from packager.model_package import open_package
 from packager.patches import add_patches
 from packager.release import ReleaseReport, parse_release_file, run_release
@@ -275,6 +285,34 @@ def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: Bench
     report = shared.release("1.2.0", IMPOSSIBLE, seed=2, until="diff")
     assert list(report.variants) == ["fp32"]
     assert "relative RMS" in report.dropped["int8"]
+
+
+def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(bench: Bench) -> None:
+    bench.release("1.0.0", WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
+    int8 = bench.manifest("1.0.0").variant("int8")
+    assert int8 is not None
+    assert "aarch64" in int8.requires.arch
+    assert "x86_64" not in int8.requires.arch
+    assert int8.quantization.stability == "exact on ARM; saturates on x86 without VNNI"
+
+
+def test_a_runtime_older_than_the_operators_cannot_be_claimed(shared: Bench) -> None:
+    before = everything_in(shared.repository.root)
+    body = WHOLE.replace('scheme = "int8"', 'scheme = "int8"\nrequires.onnxruntime_min = "1.5"')
+    with pytest.raises(ReleaseFileInvalid, match=r"int8: requires.onnxruntime_min: found 1.5, its .* came with 1.12"):
+        shared.release("1.2.0", body, seed=2)
+    assert everything_in(shared.repository.root) == before
+
+
+def test_a_metric_that_cannot_be_called_ends_the_release_before_any_work(shared: Bench) -> None:
+    with pytest.raises(MetricUnusable, match="no_such_module"):
+        shared.release("1.2.0", 'metric = "python:no_such_module:f"\n' + WHOLE, seed=2)
+
+
+def test_a_variant_below_the_metric_is_left_out(shared: Bench) -> None:
+    metric = f"{sys.executable} -c 'import os, sys; print(os.path.getsize(sys.argv[1]))'"
+    report = shared.release("1.2.0", f'metric = "{metric}"\n' + WHOLE, seed=2, until="diff")
+    assert "metric" in report.dropped["int8"]
 
 
 def test_a_required_variant_that_fails_ends_the_release(shared: Bench) -> None:
