@@ -309,6 +309,7 @@ class Supervisor:
             fds.close()
 
     def _start(self, holding: Holding) -> bool:
+        self._switchboard.warm_up()
         try:
             served = self._load(holding)
         except StoreDamagedRefused as error:
@@ -318,6 +319,8 @@ class Supervisor:
         except (Refused, Unavailable, Unfit) as error:
             logger.error("release %s does not start: %s", holding.version, error.message)
             return False
+        finally:
+            self._switchboard.cool_down()
         self._started_s = time.monotonic()
         self._serving.publish(served)
         logger.info(

@@ -3,9 +3,11 @@
 Rules:
 1. The front is started once. If it dies it is started again at the same address, and what serves is published again.
 2. A request outlives both a model process (the front sends it once more) and a switch (it holds a lease).
+3. Where everybody waits, the imports of the next model process run beside the unsealing of its bundle (`warm_up`).
 """
 
 import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -17,7 +19,7 @@ from device_agent.errors import ChildDied, ChildTimeout, DrainUnavailable
 from device_agent.holdings import Holding
 from device_agent.jail import JailPolicy
 from device_agent.probation import Observed
-from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig, Standby
 from device_agent.serving import Process
 from device_agent.shadowing import Heard
 from device_agent.swap import is_there_swap
@@ -40,6 +42,7 @@ class Switchboard:
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
         self._model_jail = replace(self._jail, lock_memory=True)
         self._published: ModelProcess | None = None
+        self._warming: tuple[threading.Thread, list[Standby]] | None = None
         self._listen = config.serve.listen
         self.front = self._start_front()
         if self.front.address.startswith("http://"):
@@ -61,6 +64,31 @@ class Switchboard:
         """Memory of the model process may be swapped out."""
         return self._published is not None and not self._published.memory_locked and is_there_swap()
 
+    def warm_up(self) -> None:
+        """Begin a model process, without its model, for the next `start` (rule 3); `cool_down` ends it unused."""
+        self.cool_down()
+        started: list[Standby] = []
+
+        def begin() -> None:
+            with contextlib.suppress(Unavailable):  # `start` tries again, and says why
+                started.append(Standby.start(self._model_jail))
+
+        thread = threading.Thread(target=begin, name="warm-up", daemon=True)
+        self._warming = thread, started
+        thread.start()
+
+    def cool_down(self) -> None:
+        """End what `warm_up` began and nobody took."""
+        if (unused := self._take_warm()) is not None:
+            unused.stop()
+
+    def _take_warm(self) -> Standby | None:
+        if self._warming is None:
+            return None
+        (thread, started), self._warming = self._warming, None
+        thread.join()
+        return started[0] if started else None
+
     def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> ModelProcess:
         """Load and warm. Raises Unfit, Refused, Unavailable."""
         spec = GenerationSpec(
@@ -73,7 +101,7 @@ class Switchboard:
         )
         # what nobody waits for does not take the processor from requests; after a crash everybody waits
         is_serving = self._published is not None and self._published.alive()
-        return ModelProcess.start(fds, spec, self._model_jail, in_background=is_serving)
+        return ModelProcess.start(fds, spec, self._model_jail, standby=self._take_warm(), in_background=is_serving)
 
     def publish(self, generation: int, process: Process) -> int:
         """Requests go there from now on. Returns microseconds that the switch took within the front."""
