@@ -27,9 +27,6 @@ _ROWS = {
     "8": (7, 5, 7, 5, 7),
     "9": (7, 5, 7, 1, 7),
     ".": (0, 0, 0, 0, 2),
-    "s": (3, 4, 2, 1, 6),
-    "m": (0, 5, 7, 5, 5),
-    " ": (0, 0, 0, 0, 0),
 }
 
 Image = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
@@ -61,11 +58,11 @@ def draw_latencies(path: Path, requests: list[tuple[float, float]], windows: lis
         image[floor + 2 : floor + 8, column(stop) - 1 : column(stop) + 1] = BLACK
     for decade in range(int(low), int(high) + 1):
         image[row(decade), LEFT : WIDTH - RIGHT] = GREY
-        _write(image, f"{10.0**decade:g} ms", row(decade) - 5, 8)
+        _write(image, f"{10.0**decade:g}", row(decade) - 5, 40)
     step_s = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if end_s / step <= 14), 500)
     for second in range(0, int(end_s) + 1, step_s):
         image[floor : floor + 5, column(second)] = GREY
-        _write(image, f"{second} s", floor + 14, column(second) - 4)
+        _write(image, str(second), floor + 14, column(second) - 4)
     for seconds, log_ms in zip(times, np.log10(millis), strict=True):
         x, y = column(seconds), row(log_ms)
         image[max(y - 1, 0) : y + 1, x - 1 : x + 1] = INK

@@ -1,7 +1,7 @@
 """Swaps models under open-loop load and tells what the requests noticed.
 
     python -m benchmarks.swap --model OLD.onnx --model NEW.onnx [--inputs X.npz] --swaps N --rate RPS
-                              --isolation worker|inproc --json OUT [--plot OUT.png]
+                              --isolation worker|inproc --json OUT [--plot OUT.png] [--gap S]
 
 `inproc`: `device_agent.runtime.ModelRuntime` in this process, called by threads. `worker`: what the agent runs, the
 front and a model process per generation, asked over HTTP by a load process. A swap's window is from the start of the
@@ -147,7 +147,9 @@ class Measured:
     rollback_s: list[float] = field(default_factory=list)
 
 
-def run(stage: Stage, bundles: list[BundleFds], swaps: int, rate: float) -> tuple[Measured, list[Row], float]:
+def run(
+    stage: Stage, bundles: list[BundleFds], swaps: int, rate: float, gap_s: float = GAP_S
+) -> tuple[Measured, list[Row], float]:
     """The swaps under load; the time from which requests count comes last."""
     measured = Measured()
     stage.swap(bundles[0])
@@ -155,13 +157,13 @@ def run(stage: Stage, bundles: list[BundleFds], swaps: int, rate: float) -> tupl
     time.sleep(WARM_UP_S)
     counted_from = time.monotonic()
     # as long steady before the first swap as the gaps are together, at the most a few seconds
-    time.sleep(min(3.0, max(1.0, swaps * GAP_S)))
+    time.sleep(min(3.0, max(1.0, swaps * gap_s)))
     for number in range(swaps):
         start = time.monotonic()
         measured.publish_s.append(stage.swap(bundles[(number + 1) % len(bundles)]))
         measured.windows.append((start, time.monotonic()))
         measured.resident_bytes.append(stage.resident_bytes())
-        time.sleep(GAP_S)
+        time.sleep(gap_s)
     start = time.monotonic()
     for number in range(min(5, swaps)):
         measured.rollback_s.append(stage.swap_and_back(bundles[(swaps + number + 1) % len(bundles)]))
@@ -210,6 +212,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--isolation", choices=["worker", "inproc"], default="worker")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gap", type=float, default=GAP_S, help="seconds between two swaps")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
@@ -217,7 +220,7 @@ def main() -> None:
     bundles = [bundle_for(model, inputs) for model in arguments.models]
     stage: Stage = (InProcess if arguments.isolation == "inproc" else Worker)(inputs, arguments.threads)
     try:
-        measured, rows, counted_from = run(stage, bundles, arguments.swaps, arguments.rate)
+        measured, rows, counted_from = run(stage, bundles, arguments.swaps, arguments.rate, arguments.gap)
     finally:
         stage.close()
         for bundle in bundles:

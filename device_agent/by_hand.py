@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from bundle.files import BundleDigest
+from device_agent.adapter import AdapterShelf
+from device_agent.adapter_change import change_adapter
 from device_agent.agent import Agent
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory
@@ -49,6 +51,14 @@ def roll_back_once(config: Config) -> dict[str, Any]:
         verdict = check_rollback(active, journal.holding(pointers.previous), floor)
         assert active is not None
         return journal.give_back(journal.begin_rollback(active, verdict), runtime_version()).summary()
+
+
+def adapter_once(config: Config, command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Attach, detach or list; the next start serves with it. Raises AdapterUnfit, NoAdapter, ConfigInvalid."""
+    with _journal(config) as journal:
+        if command != "adapter-list":
+            change_adapter(_agent(config, journal), command, fields)
+        return AdapterShelf(DeviceDirectory(config.directory)).listed(journal.pointers.active)
 
 
 def set_paused(config: Config, *, is_paused: bool) -> dict[str, Any]:

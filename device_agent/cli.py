@@ -310,6 +310,40 @@ def reseal(path: Path, *, as_json: bool) -> None:
     console.print_result(result, as_json=as_json, text=f"the keys rest in {config.identity} now")
 
 
+@cli.group()
+def adapter() -> None:
+    """A personal LoRA adapter of this device's user, kept across updates that it fits."""
+
+
+@adapter.command("attach")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option(
+    "--tolerance-ppm", type=click.IntRange(0, 1_000_000), help="Relative RMS change that a new base may make."
+)
+@as_json
+@click.pass_obj
+def adapter_attach(path: Path, file: Path | None, tolerance_ppm: int | None, *, as_json: bool) -> None:
+    """Attach an ONNX Runtime adapter file to what serves; without a file, the one that was detached."""
+    fields = {"file": None if file is None else str(file.absolute()), "tolerance_ppm": tolerance_ppm}
+    _print_adapters(path, "adapter-attach", fields, as_json=as_json)
+
+
+@adapter.command("detach")
+@as_json
+@click.pass_obj
+def adapter_detach(path: Path, *, as_json: bool) -> None:
+    """Serve without it; it is kept."""
+    _print_adapters(path, "adapter-detach", {}, as_json=as_json)
+
+
+@adapter.command("list")
+@as_json
+@click.pass_obj
+def adapter_list(path: Path, *, as_json: bool) -> None:
+    """The adapter that is held, and whether it is attached to what is active."""
+    _print_adapters(path, "adapter-list", {}, as_json=as_json)
+
+
 @cli.command("check-config")
 @as_json
 @click.pass_obj
@@ -359,6 +393,14 @@ def _ask(
         return ask(device.control, command, timeout_s, **fields)
     except DaemonUnavailable:
         return otherwise(config)
+
+
+def _print_adapters(path: Path, command: str, fields: dict[str, Any], *, as_json: bool) -> None:
+    from device_agent.by_hand import adapter_once
+
+    found = _ask(path, command, lambda config: adapter_once(config, command, fields), **fields)
+    lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
+    console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is held")
 
 
 def _ended_text(ended: dict[str, Any]) -> str:

@@ -23,7 +23,18 @@ logger = logging.getLogger(__name__)
 
 BACKLOG: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # for the request to arrive; the answer takes as long as it takes
-COMMANDS: Final = ("update", "rollback", "pause", "resume", "forgive", "plan", "stop")  # that wait for the main thread
+# that wait for the main thread
+COMMANDS: Final = (
+    "update",
+    "rollback",
+    "pause",
+    "resume",
+    "forgive",
+    "plan",
+    "adapter-attach",
+    "adapter-detach",
+    "stop",
+)
 SOCKET_PATH_BYTES: Final = 107  # sun_path
 
 Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]

@@ -22,11 +22,12 @@ from bundle.errors import AirweightsError, NotFoundUnavailable, Refused, Unavail
 from bundle.files import BundleDigest
 from bundle.layout import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
+from device_agent.adapter import Adapter, AdapterShelf, with_adapter
 from device_agent.children import Child, well_formed
 from device_agent.clock import clock_facts
 from device_agent.config import Config
 from device_agent.device import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
-from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable
+from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable, StoreDamagedRefused
 from device_agent.holdings import Holding, Remembered
 from device_agent.jail import JailPolicy
 from device_agent.messages import Message
@@ -200,6 +201,50 @@ class Errands:
             reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
         with well_formed("patcher"):
             return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+
+    def unseal_to_serve(self, holding: Holding) -> BundleFds:
+        """As `unseal`, with the personal adapter where one is attached to this bundle. An adapter that does not open is
+        left out: the model matters more."""
+        fds = self.unseal(holding)
+        adapter = AdapterShelf(self._device).attached_to(holding.digest)
+        if adapter is None:
+            return fds
+        try:
+            adapter_fd, golden_fd = self.unseal_adapter(adapter)
+        except (StoreDamagedRefused, OSError) as error:
+            logger.error("the adapter is left out: %s", error)
+            return fds
+        os.close(golden_fd)
+        return with_adapter(fds, adapter_fd)
+
+    def seal_adapter(self, adapter_fd: int, golden_fd: int) -> tuple[str, int]:
+        """Put an adapter and its golden answers on the shelf; its digest and size. Raises TooLargeRefused."""
+        shelf = AdapterShelf(self._device)
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            output = fds.own(os.open(shelf.incoming(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            request = {"family": self._config.family}
+            given = (key, adapter_fd, golden_fd, output)
+            reply = self._call("patcher", "seal-adapter", request, given, deadline_s=PATCH_DEADLINE_S)
+            os.fsync(output)
+        with well_formed("patcher"):
+            sha256, size = str(reply.value["sha256"]), int(reply.value["size"])
+        shelf.incoming().rename(shelf.sealed(sha256))
+        return sha256, size
+
+    def unseal_adapter(self, adapter: Adapter) -> tuple[int, int]:
+        """Descriptors of an adapter and its golden answers; the caller closes both. Raises StoreDamagedRefused."""
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            try:
+                sealed = fds.own(os.open(AdapterShelf(self._device).sealed(adapter.sha256), os.O_RDONLY | os.O_CLOEXEC))
+            except FileNotFoundError as error:
+                raise StoreDamagedRefused(f"adapter {adapter.sha256[:16]} is missing") from error
+            request = {"family": self._config.family, "sha256": adapter.sha256}
+            reply = self._call("patcher", "unseal-adapter", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        with well_formed("patcher"):
+            adapter_fd, golden_fd = reply.fds
+            return adapter_fd, golden_fd
 
     def describe(self, digest: BundleDigest) -> Holding:
         """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""

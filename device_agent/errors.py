@@ -7,6 +7,7 @@ AirweightsError
 │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
 │   ├── NotInitialised          not-initialised         the device directory has not been made yet
 │   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
+│   ├── NoAdapter               no-adapter              no adapter is held
 │   ├── NothingToMeasure        nothing-to-measure      no bundle is held that `bench` could run
 │   ├── NothingToRollBack       nothing-to-roll-back    no previous release is held
 │   └── RequestInvalid          request-invalid         an inference request that is the client's mistake
@@ -48,6 +49,7 @@ AirweightsError
 │   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
 │   ├── ProbationInconclusiveUnfit probation-inconclusive too few requests to tell, and the contract says to go back
 │   ├── ShadowUnfit             shadow-failed           its answers to live requests are not the running model's
+│   ├── AdapterUnfit            adapter-unfit           a personal adapter does not fit the release
 │   ├── BenchUnfit              bench-failed            a bundle does not answer the requests that `bench` sends
 │   ├── OperatorUnfit           operator-rollback       an operator sent the device back
 │   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
@@ -87,6 +89,12 @@ class AlreadyInitialised(Invalid):
     """The device directory has an identity, which a second one would orphan."""
 
     reason = "already-initialised"
+
+
+class NoAdapter(Invalid):
+    """No adapter is held."""
+
+    reason = "no-adapter"
 
 
 class NothingToMeasure(Invalid):
@@ -303,6 +311,12 @@ class ShadowUnfit(Unfit):
     """The candidate failed in the shadow: errors, NaN, a crash, or answers that are not the running model's."""
 
     reason = "shadow-failed"
+
+
+class AdapterUnfit(Unfit):
+    """A personal adapter does not fit the release: its inputs are other ones, or its answers are not what they were."""
+
+    reason = "adapter-unfit"
 
 
 class BenchUnfit(Unfit):

@@ -7,6 +7,8 @@ Calls:
 - `apply`: the blob is decrypted while its ciphertext is hashed again, the patch applied, the result sealed.
   Descriptors: storage key, blob, output, and the base's sealed bundle where the patch has one.
 - `unseal`: a sealed memfd for each wanted file. Descriptors: storage key, sealed bundle.
+- `seal-adapter`, `unseal-adapter`: a personal adapter and its golden answers (device_agent.adapter) into one sealed
+  file and back. Descriptors: storage key, and the adapter, its answers and the output; or the sealed file.
 - `describe`: what a sealed bundle says of itself, after reading all of it. Descriptors: storage key, sealed bundle.
 """
 
@@ -27,16 +29,17 @@ from bundle.envelope import (
     open_envelope,
     public_of,
 )
-from bundle.errors import DigestMismatchRefused, TooLargeRefused
+from bundle.errors import DigestMismatchRefused, Refused, TooLargeRefused
 from bundle.files import BundleDigest, bundle_digest
-from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
+from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
 from bundle.patch.apply import apply_patch
 from device_agent.device import DEVICE_KEY, STORAGE_KEY
-from device_agent.errors import CohortKeyRefused
+from device_agent.errors import CohortKeyRefused, StoreDamagedRefused
 from device_agent.identity import read_key
 from device_agent.messages import MAX_FDS, Message, Value
 from device_agent.parent import Handler, Parent, serve, start
+from device_agent.runtime.bundle_fds import sealed_memfd
 from device_agent.sealed import Head, SealedBundle, SealedWriter
 
 with suppress(ImportError):  # some builds of Python lack it; the planner asks for no patch that needs it then
@@ -45,6 +48,8 @@ with suppress(ImportError):  # no wheel on every platform; likewise
     import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
 
 READ_BYTES: Final = 1 << 20
+MAX_ADAPTER_BYTES: Final = 1 << 30
+ADAPTER_LABEL: Final = "airweights adapter v1"
 
 
 class _HashedFile:
@@ -161,6 +166,47 @@ def describe(_parent: Parent, message: Message) -> Value:
         message.close()
 
 
+def seal_adapter(_parent: Parent, message: Message) -> Value:
+    """Fields: `family`. Answers with the adapter's `sha256` and `size`. Raises TooLargeRefused."""
+    try:
+        storage_fd, adapter_fd, golden_fd, output_fd = message.fds
+        adapter = os.pread(adapter_fd, MAX_ADAPTER_BYTES + 1, 0)
+        if not 0 < len(adapter) <= MAX_ADAPTER_BYTES:
+            raise TooLargeRefused(f"an adapter of {len(adapter)} bytes, at most {MAX_ADAPTER_BYTES} are taken")
+        golden = os.pread(golden_fd, os.fstat(golden_fd).st_size, 0)
+        sha256 = hashlib.sha256(adapter).hexdigest()
+        with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
+            context = FrameContext(ADAPTER_LABEL, message.value["family"], 0, "", sha256)
+            writer = FrameWriter(out, read_key(storage_fd, STORAGE_KEY), context)
+            writer.write(len(adapter).to_bytes(8, "big"))
+            writer.write(adapter)
+            writer.write(golden)
+            writer.close()
+        return {"sha256": sha256, "size": len(adapter)}
+    finally:
+        message.close()
+
+
+def unseal_adapter(_parent: Parent, message: Message) -> Message:
+    """Fields: `family`, `sha256`. Answers with sealed memfds of the adapter and its golden answers. Raises
+    StoreDamagedRefused."""
+    try:
+        storage_fd, sealed_fd = message.fds
+        context = FrameContext(ADAPTER_LABEL, message.value["family"], 0, "", message.value["sha256"])
+        try:
+            reader = FrameReader(_HashedFile(sealed_fd), read_key(storage_fd, STORAGE_KEY), context)
+            size = int.from_bytes(reader.read(8), "big")
+            adapter, golden = reader.read(min(size, MAX_ADAPTER_BYTES)), reader.read(MAX_ADAPTER_BYTES)
+        except Refused as error:
+            raise StoreDamagedRefused(f"the adapter does not open: {error.message}") from error
+        if hashlib.sha256(adapter).hexdigest() != message.value["sha256"]:
+            raise StoreDamagedRefused("the adapter is not the one that it is named for")
+        adapter_fd = sealed_memfd("adapter", adapter)
+        return Message({}, (adapter_fd, sealed_memfd("golden-with-adapter", golden)))
+    finally:
+        message.close()
+
+
 def _release(value: Value) -> tuple[Manifest, Variant]:
     head = Head(value["manifest"], value["variant"], value["counter_epoch"])
     return parse_manifest(head.manifest.encode()), head.parsed_variant()
@@ -187,5 +233,7 @@ if __name__ == "__main__":
         "apply": patcher.apply,
         "unseal": unseal,
         "describe": describe,
+        "seal-adapter": seal_adapter,
+        "unseal-adapter": unseal_adapter,
     }
     serve(start()[0], calls)

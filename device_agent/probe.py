@@ -1,8 +1,8 @@
 """The probe's process: loads a candidate, asks it the golden questions, measures it. The verdict is the supervisor's.
 
 Rules:
-1. One call, `probe`. Before each stage it says which one, so that a death has a place: load, contract, golden N,
-   latency.
+1. One call, `probe`, or `adapter`. Before each stage `probe` says which one, so that a death has a place: load,
+   contract, golden N, latency.
 2. Answers are compared as bundle.golden rule 2 says.
 3. After the golden runs come more of them, at least MIN_RUNS and at most MAX_RUNS: for the latency, and because some
    models fail only later. Without golden vectors zeros are asked, and no answer is compared. Where every size is fixed
@@ -14,17 +14,18 @@ Rules:
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
 from bundle.canonical import Fields
-from bundle.golden import check_answer
+from bundle.golden import GoldenSample, check_answer, write_golden
 from bundle.manifest import Contract
-from device_agent.errors import InferenceUnfit, RequestInvalid
+from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
-from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.inference import servable
 from device_agent.runtime.session import LoadedModel, golden_of
 from device_agent.runtime.tensors import Array, has_non_finite
@@ -88,6 +89,34 @@ def growth_bytes(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -
     return _resident_bytes() - before_bytes, measured
 
 
+def run_adapter(_parent: Parent, message: Message) -> Value | Message:
+    """Call `adapter`: the golden questions of a bundle with an adapter. Without further descriptors the answers come
+    back as golden vectors; with one of such vectors they are compared. Raises AdapterUnfit, Unfit, MalformedRefused."""
+    value = message.value
+    try:
+        count = len(value["bundle"]["paths"])
+        bundle = BundleFds.from_message(value["bundle"], message.fds[:count])
+        model = LoadedModel.load(bundle)
+        wanted: tuple[GoldenSample, ...] = ()
+        if len(message.fds) > count:
+            files = {**bundle.files, "wanted": message.fds[count]}
+            wanted = golden_of(replace(bundle, files=files, golden="wanted"))
+        samples = wanted or golden_of(bundle)
+    finally:
+        message.close()
+    if not samples:
+        raise AdapterUnfit("the release has no golden inputs to try it with")
+    answered = tuple(GoldenSample(dict(sample.inputs), dict(model.ask(sample.inputs))) for sample in samples)
+    if not wanted:
+        return Message({}, (sealed_memfd("golden-with-adapter", write_golden(answered)),))
+    tolerance_ppm = value["tolerance_ppm"]
+    errors = [
+        check_answer(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
+        for number, (found, sample) in enumerate(zip(answered, wanted, strict=True))
+    ]
+    return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}
+
+
 def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Value:
     durations: list[int] = []
     cpu, wall = time.process_time(), time.perf_counter()
@@ -126,7 +155,7 @@ def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
 def main() -> None:
     """The process."""
     parent, _ = start()
-    serve(parent, {"probe": run_probe})
+    serve(parent, {"probe": run_probe, "adapter": run_adapter})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
+from device_agent.adapter import AdapterShelf
+from device_agent.adapter_change import change_adapter
 from device_agent.agent import Agent, collect, with_damaged
 from device_agent.attempt import Ended, Outcome
 from device_agent.config import Config
@@ -205,6 +207,8 @@ class Supervisor:
                     is_paused = word.command == "pause"
                     self._journal.remember(lambda before: replace(before, paused=is_paused))
                     word.answer = {"paused": is_paused}
+                case "adapter-attach" | "adapter-detach":
+                    word.answer = self._adapter(word)
                 case "plan":
                     word.answer = explain(self._agent)
                 case "forgive":
@@ -302,7 +306,7 @@ class Supervisor:
 
     def _load(self, holding: Holding) -> Served:
         with self._send() as errands:
-            fds = errands.unseal(holding)
+            fds = errands.unseal_to_serve(holding)
         try:
             return self._serving.start(holding, fds)
         finally:
@@ -358,6 +362,16 @@ class Supervisor:
         if self._start(current.holding):
             self._serving.settle()
 
+    def _adapter(self, word: Word) -> dict[str, Any]:
+        """Attach or detach; what serves is loaded anew then, beside the old one, as in a swap."""
+        change_adapter(self._agent, word.command, word.fields)
+        active = self._journal.holding(self._journal.pointers.active)
+        current = self._serving.current
+        self._serving.drop_spare()  # it was loaded as it was before
+        if active is not None and current is not None and current.digest == active.digest and self._start(active):
+            self._serving.settle()
+        return AdapterShelf(self._device).listed(self._journal.pointers.active)
+
     def _roll_back(self) -> dict[str, Any]:
         pointers, remembered = self._journal.pointers, self._journal.remembered
         active, previous = self._journal.holding(pointers.active), self._journal.holding(pointers.previous)
@@ -381,6 +395,8 @@ class Supervisor:
             return self._status()
         if command == "history":
             return {"history": [row.summary() for row in self._reader(lambda journal: journal.history())]}
+        if command == "adapter-list":
+            return AdapterShelf(self._device).listed(self._reader(lambda journal: journal.pointers.active))
         if command not in COMMANDS:
             raise Bug(f"unknown command {command!r}")
         word = Word(str(command), fields=request)

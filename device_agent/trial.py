@@ -5,19 +5,24 @@ Rules:
 2. Where two generations do not fit into memory, the running one is stopped before the candidate is loaded, and loaded
    again if the candidate fails; the outage is measured.
 3. Where the signed contract asks for it, the candidate hears a share of the live requests before the swap.
-4. A probation follows the swap. In both an operator's word, or the agent's own end, comes first.
+4. A personal adapter goes along with a candidate where it fits.
+5. A probation follows the swap. In both an operator's word, or the agent's own end, comes first.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
 from bundle.errors import AirweightsError, Unfit
+from device_agent.adapter import AdapterShelf, check_adapter, with_adapter
 from device_agent.agent import Agent, with_damaged
 from device_agent.errands import Errands
 from device_agent.errors import (
+    AdapterUnfit,
+    ChildTimeout,
     NoMemoryUnavailable,
     OperatorUnfit,
     ProbationInconclusiveUnfit,
@@ -29,6 +34,7 @@ from device_agent.errors import (
 from device_agent.holdings import Holding
 from device_agent.probation import Judgement, Limits, Observed, Verdict, judge
 from device_agent.runtime.admission import Admission, admit
+from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving import Served, Serving
 from device_agent.shadowing import judge_shadow
 
@@ -69,6 +75,7 @@ class Trial:
             running = None if serving is None else serving.current
             _, variant = holding.parsed()
             self._peak_bytes = self._agent.prober.probe(fds, variant, running, self._errands).peak_bytes
+            self._check_adapter(fds, holding)
         finally:
             fds.close()
 
@@ -91,7 +98,7 @@ class Trial:
 
     def load(self, serving: Serving, holding: Holding) -> Served:
         """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
-        fds = self._errands.unseal(holding)
+        fds = self._errands.unseal_to_serve(holding)
         try:
             return serving.start(holding, fds)
         finally:
@@ -120,7 +127,7 @@ class Trial:
         return took_us
 
     def watch(self, serving: Serving, candidate: Served) -> None:
-        """Rule 4. Raises ProbationUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
+        """Rule 5. Raises ProbationUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
         limits = self._limits(candidate)
         baseline = Observed() if serving.previous is None else serving.observe(serving.previous)
 
@@ -143,6 +150,27 @@ class Trial:
         except (AirweightsError, OSError) as error:
             logger.error("release %s does not come back: %s", self._stopped.version, error)
         self._is_up()
+
+    def _check_adapter(self, fds: BundleFds, holding: Holding) -> None:
+        """Rule 4: only if it still answers as it did (device_agent.adapter rule 1)."""
+        shelf = AdapterShelf(self._agent.device)
+        adapter = shelf.read()
+        if adapter is None or not adapter.is_wanted:
+            return
+        fits = False
+        try:
+            adapter_fd, golden_fd = self._errands.unseal_adapter(adapter)
+            try:
+                both, variant = with_adapter(fds, adapter_fd), holding.parsed()[1]
+                unjailed = self._agent.config.allow_unjailed
+                check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, allow_unjailed=unjailed)
+                fits = True
+            finally:
+                os.close(adapter_fd)
+                os.close(golden_fd)
+        except (AdapterUnfit, StoreDamagedRefused, ChildTimeout) as error:
+            logger.warning("release %s serves without the adapter: %s", holding.version, error.message)
+        shelf.write(adapter.checked(holding.digest, fits=fits))
 
     def _limits(self, candidate: Served) -> Limits:
         settings = self._agent.config.probation

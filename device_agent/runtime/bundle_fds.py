@@ -22,12 +22,14 @@ class BundleFds:
         model: path of the model.
         golden: path of the golden vectors, or None.
         external: paths of the model's external data.
+        adapter: name of a personal adapter (device_agent.adapter), or None.
     """
 
     files: Mapping[str, int]
     model: str
     golden: str | None = None
     external: tuple[str, ...] = ()
+    adapter: str | None = None
 
     @classmethod
     def from_files(cls, files: Iterable[BundleFile], fds: Mapping[str, int]) -> "BundleFds":
@@ -57,14 +59,15 @@ class BundleFds:
     def as_message(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         """For a child: an object and the descriptors beside it."""
         paths = tuple(self.files)
-        value = {"paths": paths, "model": self.model, "golden": self.golden, "external": self.external}
+        value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
+        value |= {"external": self.external, "adapter": self.adapter}
         return value, tuple(self.files[path] for path in paths)
 
     @classmethod
     def from_message(cls, value: Mapping[str, Any], fds: tuple[int, ...]) -> "BundleFds":
         """Inverse of `as_message`, in the child."""
         files = dict(zip(value["paths"], fds, strict=True))
-        return cls(files, value["model"], value["golden"], tuple(value["external"]))
+        return cls(files, value["model"], value["golden"], tuple(value["external"]), value["adapter"])
 
     def close(self) -> None:
         """Close all descriptors."""

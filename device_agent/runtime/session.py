@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bundle.golden import GoldenSample, read_golden
 from bundle.manifest import Contract, TensorSpec
-from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, RequestInvalid
+from device_agent.errors import AdapterUnfit, ContractUnfit, InferenceUnfit, ModelUnfit, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array, has_non_finite
 
@@ -58,10 +58,17 @@ class LoadedModel:
 
     Attributes:
         inputs, outputs: what the session says of itself.
+        has_adapter: every run is with a personal adapter.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, adapter: Any = None) -> None:
         self.session = session
+        self.has_adapter = adapter is not None
+        self._adapter = adapter  # the run options only point to it
+        self._options = None
+        if adapter is not None:
+            self._options = ort.RunOptions()
+            self._options.add_active_adapter(adapter)
         self.inputs = _specs(session.get_inputs())
         self.outputs = _specs(session.get_outputs())
 
@@ -93,7 +100,7 @@ class LoadedModel:
                     )
                 path = f"/proc/self/fd/{bundle.files[bundle.model]}"
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            return cls(session)
+            return cls(session, None if bundle.adapter is None else _adapter(bundle.files[bundle.adapter]))
         except (*ORT_ERRORS, ValueError, MemoryError) as error:  # a ValueError: names that are not UTF-8
             raise ModelUnfit(
                 f"onnxruntime {ort.__version__} does not load {bundle.model!r}: {_one_line(error)}"
@@ -138,7 +145,7 @@ class LoadedModel:
         """
         names = [tensor.name for tensor in self.outputs] if outputs is None else list(outputs)
         try:
-            values = self.session.run(names, dict(inputs))
+            values = self.session.run(names, dict(inputs), self._options)
         except state.InvalidArgument as error:
             raise RequestInvalid(f"the model does not take these inputs: {_one_line(error)}") from error
         except (*ORT_ERRORS, ValueError, RuntimeError, MemoryError) as error:
@@ -164,6 +171,8 @@ class OutputBinding:
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None
     ) -> tuple[tuple[str, Any, tuple[int, ...]], ...] | None:
         """Name, dtype and shape of each output as the last run with inputs of these shapes gave them, or None."""
+        if self._model.has_adapter:
+            return None  # onnxruntime leaves adapters out of a run with bindings, with no more than a warning
         return self._known.get(_shapes_key(inputs, outputs))
 
     def learn(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, found: Mapping[str, Array]) -> None:
@@ -195,6 +204,15 @@ class OutputBinding:
                 return False
             raise InferenceUnfit(f"inference failed: {_one_line(error)}") from error
         return True
+
+
+def _adapter(fd: int) -> Any:
+    adapter = ort.LoraAdapter()
+    try:
+        adapter.Load(f"/proc/self/fd/{fd}")
+    except (*ORT_ERRORS, RuntimeError, ValueError, MemoryError) as error:
+        raise AdapterUnfit(f"onnxruntime {ort.__version__} does not load the adapter: {_one_line(error)}") from error
+    return adapter
 
 
 def _shapes_key(inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> object:

@@ -69,6 +69,7 @@ def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
     check("agent-history", agent.says("history"))
     check("agent-plan", agent.says("plan"))
     check("agent-bench", agent.says("bench", "--seconds", "0.3"))
+    check("agent-adapter", agent.says("adapter", "list"))
     check("agent-forgive", agent.says("forgive"))
     check("error", agent.says("rollback", code=2))
     daemon = agent.start(tmp_path / "log")

@@ -1,0 +1,150 @@
+"""A user's own adapter: attached, kept across an update that it fits, away while it does not, back after a rollback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from device_agent.runtime.tensors import Array
+from tests.agent.client import infer
+from tests.agent.lab import Device, Publisher
+from tests.agent.server import Site, serving
+from tests.packager.test_json_schemas import check
+
+RANK = 2
+RNG = np.random.default_rng(3)
+WEIGHTS = RNG.standard_normal((64, 10)).astype(np.float32) / 8
+LORA_A = RNG.standard_normal((64, RANK)).astype(np.float32) / 8
+LORA_B = RNG.standard_normal((RANK, 10)).astype(np.float32)
+X = np.full((1, 64), 0.5, np.float32)
+
+
+def base(weights: Array, prefix: str = "lora") -> onnx.ModelProto:
+    """y = x W + x A B, where A and B are empty unless an adapter gives them; `prefix` names them."""
+    value, a, b = helper.make_tensor_value_info, f"{prefix}_a", f"{prefix}_b"
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["own"]),
+        helper.make_node("MatMul", ["x", a], ["low"]),
+        helper.make_node("MatMul", ["low", b], ["more"]),
+        helper.make_node("Add", ["own", "more"], ["y"]),
+    ]
+    inputs = [
+        value("x", TensorProto.FLOAT, [1, 64]),
+        value(a, TensorProto.FLOAT, [64, "rank"]),
+        value(b, TensorProto.FLOAT, ["rank", 10]),
+    ]
+    weights_of = {"w": weights, a: np.zeros((64, 0), np.float32), b: np.zeros((0, 10), np.float32)}
+    graph = helper.make_graph(
+        nodes,
+        "lora",
+        inputs,
+        [value("y", TensorProto.FLOAT, [1, 10])],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights_of.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.fixture
+def personal(tmp_path: Path) -> Path:
+    """An adapter file with LORA_A and LORA_B."""
+    file = ort.AdapterFormat()
+    file.set_adapter_version(1)
+    file.set_model_version(1)
+    parameters = {"lora_a": LORA_A, "lora_b": LORA_B}
+    file.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in parameters.items()})
+    path = tmp_path / "mine.onnx_adapter"
+    file.export_adapter(str(path))
+    return path
+
+
+def _says(device: Device, *words: str, code: int = 0) -> dict[str, Any]:
+    done = device.command(*words, "--json")
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        check("agent-adapter", json.loads(done.stdout))
+    return dict(json.loads(done.stdout)) if code == 0 else dict(json.loads(done.stderr)["error"])
+
+
+def _answers(device: Device) -> Array:
+    return np.array(infer(device)["outputs"][0]["data"], np.float32)
+
+
+def _is(found: Array, weights: Array, *, with_adapter: bool) -> None:
+    expected = X @ weights + (X @ LORA_A @ LORA_B if with_adapter else 0)
+    assert np.allclose(found, expected.reshape(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_it_does_not(
+    publisher: Publisher, tmp_path: Path, personal: Path
+) -> None:
+    publisher.release("2.0.0", model=base(WEIGHTS))
+    with serving(publisher.published) as site:
+        device = _serving_device(publisher, site, tmp_path)
+        try:
+            _is(_answers(device), WEIGHTS, with_adapter=False)
+            [row] = _says(device, "adapter", "attach", str(personal))["adapters"]
+            assert (row["name"], row["state"], row["fits_active"]) == ("mine.onnx_adapter", "attached", True)
+            _is(_answers(device), WEIGHTS, with_adapter=True)
+
+            near = WEIGHTS + np.float32(0.001)
+            publisher.release("2.1.0", model=base(near))
+            assert device.ask("update")["outcome"] == "updated"
+            _is(_answers(device), near, with_adapter=True)
+
+            publisher.release("2.2.0", model=base(near, prefix="other"))
+            assert device.ask("update")["outcome"] == "updated", "the release is good, only the adapter is not"
+            _is(_answers(device), near, with_adapter=False)
+            [row] = _says(device, "adapter", "list")["adapters"]
+            assert (row["state"], row["wanted"], row["fits_active"]) == ("kept", True, False)
+            assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-unfit"
+
+            assert device.ask("rollback")["outcome"] == "rolled-back"
+            _is(_answers(device), near, with_adapter=True)
+            device.stop()
+            device.start()
+            _is(_answers(device), near, with_adapter=True)
+
+            assert _says(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
+            _is(_answers(device), near, with_adapter=False)
+            assert _says(device, "adapter", "attach")["adapters"][0]["state"] == "attached"
+            _is(_answers(device), near, with_adapter=True)
+            _nothing_plain_lies_around(device)
+        finally:
+            device.stop()
+        # without a daemon the same words work on the directory
+        assert _says(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
+        assert _says(device, "adapter", "list")["adapters"][0]["wanted"] is False
+
+
+def test_what_is_no_adapter_changes_nothing(installed: Device, tmp_path: Path, personal: Path) -> None:
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_bytes(bytes(range(256)) * 20)
+    for place, reason, code in (
+        (str(nonsense), "adapter-unfit", 5),
+        (str(personal), "adapter-unfit", 5),  # the model has no inputs of these names
+        (str(tmp_path / "missing"), "config-invalid", 2),
+    ):
+        assert _says(installed, "adapter", "attach", place, code=code)["reason"] == reason
+    assert _says(installed, "adapter", "attach", code=2)["reason"] == "no-adapter"
+    assert _says(installed, "adapter", "detach", code=2)["reason"] == "no-adapter"
+    assert _says(installed, "adapter", "list") == {"adapters": []}
+
+
+def _serving_device(publisher: Publisher, site: Site, folder: Path) -> Device:
+    device = Device.make(folder / "lab", site.url, publisher.root)
+    publisher.admit(device.directory)
+    device.start()
+    assert device.ask("update")["outcome"] == "updated"
+    return device
+
+
+def _nothing_plain_lies_around(device: Device) -> None:
+    needle = LORA_B.tobytes()
+    for path in device.directory.root.rglob("*"):
+        if path.is_file():
+            assert needle not in path.read_bytes(), path
