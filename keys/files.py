@@ -64,6 +64,7 @@ SCRYPT_LOG2_N: Final = 14  # 16 MiB and some 30 ms a file; RFC 7914 section 2
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SCRYPT_MAX_LOG2_N: Final = 20
+LOST: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"
 URI: Final = re.compile(r"[a-z][a-z0-9]+:.*")
 BLOCK: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
 
@@ -233,7 +234,9 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(MAX_KEY_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise KeyMissing(f"there is no key file {path}") from error
+        raise KeyMissing(
+            f"there is no key file {path}", remedy="a lost key is replaced: `packager keys role replace`"
+        ) from error
     except IsADirectoryError as error:
         raise KeyMissing(f"{path} is a folder, expected a key file") from error
     if len(data) > MAX_KEY_FILE_BYTES:
@@ -268,15 +271,19 @@ def _checksum(algorithm: str, stretch: str, body: str) -> str:
 def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:
     is_sealed = "ENCRYPTED" in block.splitlines()[0]
     if is_sealed and secret is None:
-        raise WrongPassphrase(f"{path} is encrypted, and no passphrase was given")
+        raise WrongPassphrase(
+            f"{path} is encrypted, and no passphrase was given", remedy="--passphrase-file, or PACKAGER_PASSPHRASE"
+        )
     try:
         key = load_pem_private_key(block.encode(), secret if is_sealed else None)
     except (ValueError, TypeError) as error:
         if is_sealed and is_whole:
-            raise WrongPassphrase(f"the passphrase does not open {path}; the file itself is whole") from error
+            raise WrongPassphrase(
+                f"the passphrase does not open {path}; the file itself is whole", remedy=LOST
+            ) from error
         if is_sealed:
-            raise WrongPassphrase(f"{path} does not open: wrong passphrase, or damaged") from error
-        raise KeyDamaged(f"{path}: its private key can not be read") from error
+            raise WrongPassphrase(f"{path} does not open: wrong passphrase, or damaged", remedy=LOST) from error
+        raise KeyDamaged(f"{path}: its private key can not be read", remedy="restore it from a backup") from error
     except UnsupportedAlgorithm as error:
         raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
     if not isinstance(key, PrivateKey):

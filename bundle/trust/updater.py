@@ -215,7 +215,8 @@ def translated(updater: TrustedUpdater) -> Iterator[None]:
     except tuf_errors.ExpiredMetadataError as error:
         raise MetadataExpiredUnavailable(
             f"{error} (judged at Unix time {updater.time_s})",
-            remedy="the publisher must renew it (`packager repo refresh`); until then nothing new is activated",
+            remedy="the publisher must renew it (`packager repo refresh`, or `packager keys role renew ROLE` for root,"
+            " targets, fleet and releases); until then nothing new is activated",
         ) from error
     except tuf_errors.BadVersionNumberError as error:
         if updater.step in ("timestamp", "snapshot"):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Targets
 
-from bundle.errors import AirweightsError
+from bundle.errors import AirweightsError, MetadataExpiredUnavailable
 from bundle.fleet import TARGET as FLEET_TARGET
 from bundle.rollout import Rollout
 from bundle.trust.client import FLEET_ROLE, rollout_role, rollout_target
@@ -53,8 +53,15 @@ class PublishReport:
         }
 
 
-def publish(layout: Layout, published: Published, staging: Staging, *, rehearse: bool) -> PublishReport:
+def publish(
+    layout: Layout, published: Published, staging: Staging, *, rehearse: bool, is_renewal: bool = False
+) -> PublishReport:
     """All rules.
+
+    Args:
+        layout, published, staging: of the repository.
+        rehearse: False only to publish what devices must refuse.
+        is_renewal: nothing changes but freshness; then a role that has expired holds up nothing, and is reported.
 
     Raises:
         PublishConflict, BelowThreshold, and what a device would raise.
@@ -69,7 +76,7 @@ def publish(layout: Layout, published: Published, staging: Staging, *, rehearse:
     _check_all_signed(staging)
     files = files_of(staging)
     with Rehearsal(layout, files) as rehearsal:
-        rehearsed = _rehearse(rehearsal, published, staging) if rehearse else ()
+        rehearsed = _rehearse(rehearsal, published, staging, is_renewal=is_renewal) if rehearse else ()
         write_out(layout, files)
         if rehearse:
             rehearsal.keep()
@@ -178,11 +185,18 @@ def write_out(layout: Layout, files: Mapping[str, bytes]) -> None:
     write_file(layout.published / last, files[last])
 
 
-def _rehearse(rehearsal: Rehearsal, published: Published, staging: Staging) -> tuple[Rehearsed, ...]:
+def _rehearse(
+    rehearsal: Rehearsal, published: Published, staging: Staging, *, is_renewal: bool
+) -> tuple[Rehearsed, ...]:
     drafted = staging.documents
     fleet = effective(published, drafted, FLEET_ROLE)
     has_fleet = fleet is not None and FLEET_TARGET in fleet.signed.targets
-    rehearsal.metadata(has_fleet=has_fleet)
+    try:
+        rehearsal.metadata(has_fleet=has_fleet)
+    except MetadataExpiredUnavailable:
+        # what is online is renewed first, what is offline after it: neither waits for the other
+        if not is_renewal:
+            raise
     concerns_all = bool({"root", "targets", FLEET_ROLE} & set(drafted))
     targets = effective(published, drafted, "targets")
     assert targets is not None
@@ -195,7 +209,8 @@ def _rehearse(rehearsal: Rehearsal, published: Published, staging: Staging) -> t
                 out.append(rehearsal.channel(family, channel))
             except AirweightsError as error:
                 # another family's trouble (an expired role) must not hold up this publication
-                if concerns_all or set(documents.family_roles(family)) & set(drafted):
+                is_its_own = concerns_all or bool(set(documents.family_roles(family)) & set(drafted))
+                if is_its_own and not (is_renewal and isinstance(error, MetadataExpiredUnavailable)):
                     raise
                 out.append(Rehearsed(family, channel, None, error.message))
     return tuple(out)

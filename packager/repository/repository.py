@@ -369,7 +369,8 @@ class Repository:
         """
         with locked(self._layout):
             published = Published(self._layout)
-            return publish(self._layout, published, renewal(self._layout, published, signers), rehearse=True)
+            renewed = renewal(self._layout, published, signers)
+            return publish(self._layout, published, renewed, rehearse=True, is_renewal=True)
 
     def publish_rollout(self, rollout: Rollout, seen: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
         """Publish what a channel runs, at once and alone: what is staged neither goes out nor stands in the way.

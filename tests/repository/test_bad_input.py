@@ -1,0 +1,196 @@
+"""Every wrong key, wrong order and wrong file, as it is typed: its own reason, its own exit code, and a hint."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keys.errors import TokenUnavailable
+from keys.files import load_signer
+from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
+from packager.cli import main
+from packager.repository import documents
+from packager.repository.detached import prepare, review, sign_request
+from packager.repository.rotation import replace_key
+from tests.keys.softhsm import PIN, make_token, needs_softhsm
+from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, rollout_of
+
+RELEASE = f"release-{FAMILY}"
+
+
+class Desk:
+    """Types commands and reads how they fail."""
+
+    def __init__(self, shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+        self.shop, self._capfd = shop, capfd
+
+    def run(self, *words: str | Path) -> None:
+        assert main([str(word) for word in words]) == 0, (words, self._capfd.readouterr().err)
+        self._capfd.readouterr()
+
+    def fails(self, exit_code: int, reason: str, *words: str | Path) -> dict[str, Any]:
+        code = main([*(str(word) for word in words), "--json"])
+        out, err = self._capfd.readouterr()
+        error: dict[str, Any] = json.loads(err)["error"]
+        assert (code, error["reason"], error["exit_code"], out) == (exit_code, reason, exit_code, ""), error
+        assert error["hint"], error
+        assert PASSPHRASE.value.decode() not in err
+        return error
+
+    def key(self, role: str, algorithm: str = "ed25519") -> Path:
+        return self.shop.keys / f"{role}-{algorithm}-1.key"
+
+
+@pytest.fixture
+def desk(shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
+    return Desk(shop, capfd)
+
+
+def stage(shop: Shop, version: str = "1.1.0", counter: int = 2) -> None:
+    manifest = shop.manifest(version, counter)
+    shop.repository.stage_manifest(manifest)
+    shop.repository.stage_rollout(rollout_of(manifest))
+
+
+def test_keys_that_do_not_open(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(desk.shop)
+    key, damaged = desk.key(RELEASE), tmp_path / "damaged.key"
+    text = key.read_text()
+    damaged.write_text(text.replace(text[-100:-90], "A" * 10))
+    desk.fails(2, "key-damaged", "repo", "sign", "--key", damaged)
+    desk.fails(2, "key-missing", "repo", "sign", "--key", tmp_path / "nowhere.key")
+    monkeypatch.setenv(ENVIRONMENT, "not what it was")
+    desk.fails(2, "wrong-passphrase", "repo", "sign", "--key", key)
+    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115  # pytest puts its own back
+    desk.fails(2, "passphrase-missing", "repo", "sign", "--key", key)
+    assert not desk.shop.repository.status().staged
+
+
+def test_the_wrong_order_and_the_wrong_file(desk: Desk, tmp_path: Path) -> None:
+    shop = desk.shop
+    request, signatures, memory = tmp_path / "request.json", tmp_path / "a.signatures", tmp_path / "memory"
+    online = ("--keys", os.fspath(shop.keys))
+    desk.fails(2, "nothing-staged", "repo", "prepare", "-o", request)
+    desk.fails(2, "usage", "repo", "sign")
+    stage(shop)
+    desk.fails(2, "below-threshold", "repo", "publish")
+    desk.run("repo", "prepare", "-o", request)
+    sign = ("repo", "sign", request, "--memory", memory)
+    desk.fails(2, "signer-not-in-role", *sign, "--key", desk.key("root"), "-o", signatures)
+    desk.fails(2, "usage", *sign, "--key", desk.key(RELEASE), "--expect", "0" * 64, "-o", signatures)
+    assert not signatures.exists()
+    desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
+    old = tmp_path / "old.json"
+    shutil.copy(request, old)
+    desk.fails(3, "malformed", "repo", "sign", signatures, "--memory", memory, "--key", desk.key(RELEASE))
+    desk.fails(3, "malformed", "repo", "merge", request, *online)
+    desk.run("repo", "merge", signatures)
+    desk.fails(2, "below-threshold", "repo", "publish")
+    # another document under the same version
+    desk.run("repo", "discard")
+    desk.fails(2, "nothing-staged", "repo", "merge", signatures)
+    stage(shop, "1.9.0", 9)
+    desk.run("repo", "prepare", "-o", request)
+    desk.fails(3, "request-replayed", *sign, "--key", desk.key(RELEASE), "-o", signatures)
+    desk.fails(3, "signature-refused", "repo", "merge", signatures, *online)
+    # a key outside the role, whose signature is good
+    other = desk.key(RELEASE, "ml-dsa-65")
+    desk.run("repo", "sign", request, "--memory", tmp_path / "another", "--key", other, "-o", signatures)
+    value = json.loads(signatures.read_bytes())
+    value["signatures"][0]["key_id"] = shop.signers_of("fleet")[0].public_key.keyid
+    signatures.write_text(json.dumps(value))
+    desk.fails(3, "signature-refused", "repo", "merge", signatures, *online)
+    # an old request after a newer one
+    shop.publish()
+    stage(shop, "2.0.0", 10)
+    desk.run("repo", "prepare", "-o", request)
+    desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
+    desk.fails(3, "request-replayed", "repo", "sign", old, "--memory", memory, "--key", desk.key(RELEASE))
+
+
+def test_a_threshold_that_one_algorithm_meets_is_not_staged(desk: Desk) -> None:
+    desk.fails(2, "threshold-invalid", "keys", "role", "threshold", RELEASE, "1")
+    error = desk.fails(2, "signer-not-in-role", "keys", "role", "remove", RELEASE, "0000")
+    assert "matches 0 keys" in error["message"]
+
+
+def test_an_expired_role_is_told_and_holds_up_no_other_family(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = build_shop(tmp_path / "shop", families=(FAMILY, "speech"))
+    shop.release("1.0.0", 1)
+    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
+    desk = Desk(shop, capfd)
+    online = ("--keys", os.fspath(shop.keys))
+    later = NOW_S + 100 * documents.DAY_S
+    monkeypatch.setattr("time.time", lambda: later)
+    assert main(["repo", "status"]) == 4
+    capfd.readouterr()
+    # the fleet's and the families' roles lived 91 days: what is online is renewed, and the channel said to be without
+    assert main(["repo", "refresh", *online, "--json"]) == 0
+    (channel,) = json.loads(capfd.readouterr().out)["channels"]
+    assert (channel["version"], "is expired" in channel["refusal"]) == (None, True)
+    assert main(["repo", "status"]) == 4
+    desk.run("keys", "role", "renew", "fleet")
+    shop.repository.sign(shop.signers)
+    said = desk.fails(4, "metadata-expired", "repo", "publish")
+    assert RELEASE in said["message"]
+    assert "keys role renew" in said["hint"]
+    desk.run("keys", "role", "renew", "fleet", RELEASE, "release-speech")
+    shop.publish()
+    assert main(["repo", "status"]) == 0
+    # a year without a release of one family: the daily refresh goes on, and says which channel has no release
+    monkeypatch.setattr("time.time", lambda: later + 80 * documents.DAY_S)
+    desk.run("keys", "role", "renew", "fleet", "release-speech", "targets")
+    shop.publish(rehearse=False)
+    monkeypatch.setattr("time.time", lambda: later + 95 * documents.DAY_S)
+    capfd.readouterr()
+    assert main(["repo", "refresh", *online, "--json"]) == 0
+    (channel,) = json.loads(capfd.readouterr().out)["channels"]
+    assert channel["version"] is None
+    assert RELEASE in channel["refusal"]
+
+
+@needs_softhsm
+def test_a_token_that_is_pulled_out_in_mid_signing(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The officer's token signs one document, and is gone before the next: nothing is signed, nothing remembered."""
+    for name, value in make_token(tmp_path / "token").items():
+        monkeypatch.setenv(name, value)
+    token = load_signer("hsm:2?label=test", PIN)
+    old = shop.signers_of(RELEASE)[0]
+    replace_key(shop.repository.layout, RELEASE, old.public_key.keyid, token.public_key)
+    request = prepare(shop.repository.layout, NOW_S)
+    memory = tmp_path / "memory"
+    reviewed = review(request, [token.public_key], memory, NOW_S)
+    assert reviewed.roles == (RELEASE,)
+    token.sign(b"the first document")
+    shutil.rmtree(tmp_path / "token" / "tokens")
+    with pytest.raises(TokenUnavailable) as gone:
+        sign_request(request, reviewed, [token], memory)
+    assert gone.value.reason == "token-unavailable"
+    assert gone.value.remedy
+    assert not memory.exists()
+
+
+@needs_softhsm
+def test_a_token_with_another_pin_label_or_key(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in make_token(tmp_path / "token").items():
+        monkeypatch.setenv(name, value)
+    stage(desk.shop)
+    monkeypatch.setenv(PIN_ENVIRONMENT, "0000")
+    desk.fails(4, "wrong-pin", "keys", "check", "hsm:2?label=test")
+    monkeypatch.setenv(PIN_ENVIRONMENT, PIN.value.decode())
+    desk.run("keys", "check", "hsm:2?label=test")
+    desk.fails(4, "token-unavailable", "repo", "sign", "--key", "hsm:2?label=another")
+    desk.fails(4, "token-unavailable", "repo", "sign", "--key", "hsm:9?label=test")
+    desk.fails(2, "signer-not-in-role", "repo", "sign", "--key", "hsm:2?label=test")
+    desk.fails(2, "key-exists", "keys", "new", "hsm:3?label=test", "--algorithm", "ed25519")
+    monkeypatch.delenv("PYKCS11LIB")
+    desk.fails(4, "token-unavailable", "repo", "sign", "--key", "hsm:2?label=test")
