@@ -6,6 +6,9 @@ measured: making the devices' keys, which each device does for itself.
 
 OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall clock; CPU of all processes; bytes
 of all envelopes; peak resident bytes of the largest process; wall clock a device.
+
+`--plan M` measures a tenth of N first, and adds `plan`: the same object for M devices, on the straight line through
+both. That says what a million devices would take without making a million keys.
 """
 
 import argparse
@@ -24,9 +27,12 @@ from packager.repository.layout import write_file
 
 REPOSITORY = "0" * 64
 BATCH = 500
+TENTH = 10
+
+Row = dict[str, int | float]
 
 
-def measure(devices: int, workers: int) -> dict[str, int | float]:
+def measure(devices: int, workers: int) -> Row:
     """One epoch for `devices` devices."""
     public = _public_keys(devices, workers)
     private = generate_private()
@@ -50,6 +56,25 @@ def measure(devices: int, workers: int) -> dict[str, int | float]:
         "cpu_s": round(spent, 3),
         "bytes": written,
         "peak_bytes": _peak_bytes(),
+        "per_device_us": round(1e6 * seconds / devices, 1),
+    }
+
+
+def plan(small: Row, large: Row, devices: int) -> Row:
+    """What `devices` would take, on the straight line through two measurements; `per_device_us` is of the result."""
+    apart = large["devices"] - small["devices"]
+
+    def line(field: str) -> float:
+        slope = (large[field] - small[field]) / apart
+        return max(0.0, large[field] + slope * (devices - large["devices"]))
+
+    seconds = line("seconds")
+    return {
+        "devices": devices,
+        "seconds": round(seconds, 1),
+        "cpu_s": round(line("cpu_s"), 1),
+        "bytes": round(line("bytes")),
+        "peak_bytes": round(line("peak_bytes")),
         "per_device_us": round(1e6 * seconds / devices, 1),
     }
 
@@ -79,11 +104,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.epochs", description="Time a cohort's next epoch.")
     parser.add_argument("--devices", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plan", type=int, metavar="M", help="also extrapolate to M devices")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     if options.devices < 1 or options.workers < 1:
         parser.error("--devices and --workers must be at least 1")
-    result = json.dumps(measure(options.devices, options.workers), indent=2)
+    if options.plan is not None and (options.devices < 2 * TENTH or options.plan < options.devices):
+        parser.error(f"--plan needs at least {2 * TENTH} --devices, and more devices than these")
+    small = measure(options.devices // TENTH, options.workers) if options.plan is not None else None
+    large = measure(options.devices, options.workers)
+    rows = large if small is None else {**large, "plan": plan(small, large, options.plan)}
+    result = json.dumps(rows, indent=2)
     if options.json is None:
         print(result)
     else:

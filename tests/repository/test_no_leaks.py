@@ -1,9 +1,8 @@
 """No passphrase, PIN or private key shows in what the commands print, not even with a traceback."""
 
 import base64
+import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,10 @@ import pytest
 from bundle.frames import Secret
 from keys.files import read_key_file
 from keys.passphrase import ENVIRONMENT
-from tests.repository.shop import PASSPHRASE, Shop
+from packager.cli import main
+from tests.repository.shop import FAMILY, PASSPHRASE, Shop
 
+RELEASE = f"release-{FAMILY}"
 WRONG = "a wrong passphrase, also secret"
 
 
@@ -33,37 +34,71 @@ def private_strings(shop: Shop) -> list[str]:
     return found
 
 
+RIGHT = PASSPHRASE.value.decode()
+KEY = f"KEYS/{RELEASE}-ed25519-1.key"
 COMMANDS = (
-    (("repo", "refresh", "--keys", "KEYS"), PASSPHRASE.value.decode()),
-    (("repo", "refresh", "--keys", "KEYS", "--json"), WRONG),
-    (("repo", "sign", "--keys", "KEYS"), PASSPHRASE.value.decode()),
-    (("device", "epoch", "default", "--keys", "KEYS", "--json"), PASSPHRASE.value.decode()),
-    (("keys", "check", "KEYS/root-ed25519-1.key"), WRONG),
-    (("keys", "show", "KEYS/root-ml-dsa-65-1.key", "--json"), PASSPHRASE.value.decode()),
+    ("keys new NEW/a.key --algorithm ml-dsa-65", RIGHT),
+    ("keys show KEYS/root-ml-dsa-65-1.key --json", RIGHT),
+    ("keys public KEYS/root-ed25519-1.key -o NEW/root.pem", RIGHT),
+    ("keys check KEYS/root-ed25519-1.key", RIGHT),
+    ("keys check KEYS/root-ed25519-1.key", WRONG),
+    ("keys check KEYS/snapshot-ml-dsa-65-1.key --json", WRONG),
+    ("keys role add timestamp --key KEYS/root-ed25519-2.key --key KEYS/root-ml-dsa-65-2.key", RIGHT),
+    ("keys role renew targets --json", RIGHT),
+    (f"keys family counter-epoch {FAMILY}", RIGHT),
+    ("repo init NEW/repository --keys NEW/keys --family kws --json", RIGHT),
+    ("repo prepare -o NEW/request.json", RIGHT),
+    (f"repo sign NEW/request.json --key {KEY} --memory NEW/memory", RIGHT),
+    ("repo sign NEW/request.json --keys KEYS --memory NEW/memory -o NEW/signatures", RIGHT),
+    ("repo sign NEW/request.json --keys KEYS --memory NEW/memory -o NEW/signatures --json", WRONG),
+    ("repo merge NEW/signatures --keys KEYS --json", RIGHT),
+    ("repo merge NEW/signatures --keys KEYS", WRONG),
+    ("repo sign --keys KEYS --json", RIGHT),
+    ("repo publish --json", RIGHT),
+    ("repo refresh --keys KEYS", RIGHT),
+    ("repo refresh --keys KEYS --json", WRONG),
+    ("repo status", RIGHT),
+    ("repo doctor --json", RIGHT),
+    ("repo pack NEW/pack --keys KEYS", RIGHT),
+    ("repo collect-garbage --dry-run --json", RIGHT),
+    (f"rollout set {FAMILY} stable 1.0.0 --percent 50 --keys KEYS --json", RIGHT),
+    (f"rollout halt {FAMILY} stable --keys KEYS", WRONG),
+    ("device epoch default --keys KEYS --json", RIGHT),
+    ("device epoch default --keys KEYS", WRONG),
+    ("device list", RIGHT),
+    ("device revoke nobody --keys KEYS", RIGHT),
 )
 
 
-def test_nothing_secret_is_printed(shop: Shop, secrets: list[str]) -> None:
-    for words, passphrase in COMMANDS:
-        environment = {
-            **os.environ,
-            ENVIRONMENT: passphrase,
-            "AIRWEIGHTS_TRACEBACK": "1",
-            "PACKAGER_REPO": os.fspath(shop.repository.root),
-        }
-        command = [word.replace("KEYS", os.fspath(shop.keys)) for word in words]
-        done = subprocess.run(
-            [sys.executable, "-m", "packager", *command], env=environment, capture_output=True, text=True, check=False
-        )
-        said = done.stdout + done.stderr
-        assert said
+def test_nothing_secret_is_printed_or_written(
+    shop: Shop,
+    secrets: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every command about keys, right and wrong, with tracebacks and at the loudest log level."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("AIRWEIGHTS_TRACEBACK", "1")
+    monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
+    (tmp_path / "new").mkdir()
+    ended = []
+    for line, passphrase in COMMANDS:
+        monkeypatch.setenv(ENVIRONMENT, passphrase)
+        words = line.replace("KEYS", os.fspath(shop.keys)).replace("NEW", os.fspath(tmp_path / "new")).split()
+        ended.append(main(words))
+        out, err = capfd.readouterr()
+        assert out + err
         for secret in secrets:
-            assert secret not in said
-    for path in shop.repository.root.rglob("*"):
-        if path.is_file():
-            data = path.read_bytes()
-            assert b"PRIVATE KEY" not in data, path
-            assert PASSPHRASE.value not in data, path
+            assert secret not in out + err + caplog.text, line
+    assert [code for code, (_, passphrase) in zip(ended, COMMANDS, strict=True) if passphrase == RIGHT][-1:] == [2]
+    assert ended.count(0) >= len(COMMANDS) - 12
+    places = [shop.repository.root, tmp_path / "new"]
+    for path in (path for place in places for path in place.rglob("*") if path.is_file() and path.suffix != ".key"):
+        data = path.read_bytes()
+        assert b"PRIVATE KEY" not in data, path
+        assert PASSPHRASE.value not in data, path
 
 
 def test_a_secret_does_not_show_itself() -> None:
