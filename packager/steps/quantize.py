@@ -114,7 +114,7 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
             calibration,
             held_back,
             thresholds=thresholds_of(variant.plan),
-            on_solution=lambda _point: bar(next(solved), MAX_SOLUTIONS),
+            on_solution=lambda _point: bar(next(solved), MAX_SOLUTIONS + 1),
         )
     except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")

@@ -7,7 +7,7 @@ Rules:
 2. Float leftovers (norms, biases) move on a grid of LEFTOVER_STEP of their RMS change, a power of two: what is below it
    is not worth its bytes.
 3. A bias takes up the mean error of its layer; biases are sent anyway.
-4. An activation's pinned range is refitted where the new model's leaves it by more than RANGE_SLACK.
+4. Pinned ranges of activations change only where the caller says so (`activations`).
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +23,6 @@ from packager.quantize.update.nbits import pack
 from packager.quantize.update.template import SUFFIX, QuantizedWeight, set_array
 
 LEFTOVER_STEP: Final = 0.25
-RANGE_SLACK: Final = 0.1  # of the pinned span
 
 Levels = dict[tuple[int, str], np.ndarray]
 Corrections = dict[str, np.ndarray]
@@ -41,7 +40,7 @@ class Choice:
 class Draft:
     """A candidate that grows: made of a whole choice, then changed weight by weight (rules above).
 
-    `ranges` are the new model's, of the activations that the template pins.
+    `ranges` are new ones of activations that the template pins.
     """
 
     def __init__(
@@ -77,12 +76,6 @@ class Draft:
         for number, (base, ours, theirs) in enumerate(zip(self._base, self._ours, self._theirs, strict=True)):
             _leftovers(base, ours, theirs, self._protected[number], corrections)
         _int32_biases(self._base[0], self._ours[0], self._theirs[0], corrections)
-
-
-def pinned_activations(template: onnx.ModelProto) -> set[str]:
-    """Values of the top graph that the template quantizes with fixed scales."""
-    fixed = {tensor.name for tensor in template.graph.initializer}
-    return {n.input[0] for n in template.graph.node if n.op_type == "QuantizeLinear" and n.input[1] in fixed}
 
 
 def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
@@ -187,12 +180,7 @@ def _refit_activations(scope: Scope, ranges: dict[str, Range]) -> None:
         if node.op_type != "QuantizeLinear" or node.input[0] not in ranges or len(node.input) < 3:
             continue
         scale, zero = scope.initializers.get(node.input[1]), scope.initializers.get(node.input[2])
-        if scale is None or zero is None or zero.data_type != onnx.TensorProto.UINT8:
-            continue
-        step, middle = float(array_of(scale).reshape(())), int(array_of(zero).reshape(()))
-        low, high = -middle * step, (255 - middle) * step
-        found, slack = ranges[node.input[0]], RANGE_SLACK * (high - low)
-        if found.low < low - slack or found.high > high + slack or (found.high - found.low) < 0.5 * (high - low):
-            new_scale, new_zero = scale_of(found)
+        if scale is not None and zero is not None:
+            new_scale, new_zero = scale_of(ranges[node.input[0]])
             set_array(scale, np.array(new_scale, np.float32).reshape(tuple(scale.dims)))
             set_array(zero, np.array(new_zero, np.uint8).reshape(tuple(zero.dims)))

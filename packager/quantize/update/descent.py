@@ -1,8 +1,9 @@
 """Chooses integer levels jointly, by what they do to a layer's output and by what it costs to send them.
 
 Rules:
-1. Minimise over integers Q: (1/E) sum_n [v' H v - 2 v' C w] + lambda * R(Q - base), with v = s (Q - z), H = E[x_q
-   x_q'], C = E[x_q x_f'], both centred and damped; E is the energy of the layer's output over its sensitivity.
+1. Minimise over integers Q: (1/E) sum_n a_n [v' H v - 2 v' C w] + lambda * R(Q - base), with v = s (Q - z), H = E[x_q
+   x_q'], C = E[x_q x_f'], both centred and damped; E is the energy of the layer's output over its sensitivity, a_n says
+   how much channel n counts.
 2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the
    base.
 3. R is -log2 of the tensor's own histogram of changes, estimated anew in each pass; lambda is annealed from above, so
@@ -18,7 +19,9 @@ import numpy as np
 
 ANNEALING: Final = (8.0, 4.0, 2.0, 1.4)
 PASSES: Final = 4
-DAMPING: Final = 0.3  # of the mean of H's diagonal: with .01, relative RMS .060 on fitted samples was .086 on others
+DAMPING: Final = (
+    1.0  # of the mean of H's diagonal: few samples are fitted too well below it, .3 cost a third more bytes
+)
 MAX_CHANGE: Final = 20  # changes beyond it share one price
 SETTLED: Final = 3e-5  # share of levels that changed in a pass
 TABLE_PASSES: Final = 3
@@ -56,7 +59,13 @@ def prices(change: np.ndarray) -> np.ndarray:
 
 
 def choose(
-    layer: Layer, h: np.ndarray, c: np.ndarray, energy: float, price: float, start: np.ndarray | None = None
+    layer: Layer,
+    h: np.ndarray,
+    c: np.ndarray,
+    energy: float,
+    price: float,
+    start: np.ndarray | None = None,
+    channels: np.ndarray | None = None,
 ) -> np.ndarray:
     """int16 levels [inputs, channels] (rules 1 to 3).
 
@@ -67,9 +76,11 @@ def choose(
         energy: E of rule 1.
         price: lambda of rule 1, error energy a bit.
         start: levels to start from; the base's where not given.
+        channels: float64 [channels], a_n of rule 1; all 1 where not given.
     """
     inputs = layer.weight.shape[0]
     damping = np.float32(DAMPING * float(np.mean(np.diag(h))) + 1e-12)
+    each = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
     h = h.astype(np.float32) + np.eye(inputs, dtype=np.float32) * damping
     weight = layer.weight.astype(np.float32)
     scale = np.broadcast_to(layer.scale, weight.shape).astype(np.float32)
@@ -85,7 +96,7 @@ def choose(
     for turn, now in enumerate(schedule):
         changed = 0
         for k in order:
-            changed += _row(k, levels, residual, h, base, scale, bits, now * energy, layer.low, layer.high)
+            changed += _row(k, levels, residual, h, base, scale, bits, np.float32(now) * each, layer.low, layer.high)
         bits = prices(levels - base)
         if turn >= len(schedule) - PASSES and changed < levels.size * SETTLED:
             break
@@ -93,23 +104,37 @@ def choose(
 
 
 def choose_diagonal(layer: Layer, importance: np.ndarray, price: float) -> np.ndarray:
-    """int16 levels of a table whose rows stand alone: each by its own error, weighed by `importance` [rows]."""
-    levels = np.empty(layer.base.shape, np.int16)
+    """int16 levels of a table whose rows stand alone: each by its own error, weighed by `importance`, which has the
+    table's shape or broadcasts to it."""
+    levels = np.array(layer.base, np.int16)
     bits = _first_prices()
+    # rows whose every number rounds to the base's level stay: most of a vocabulary, after a fine-tune
+    moving = [
+        rows[np.any(np.rint(_exact(layer, rows)) != layer.base[rows], axis=tuple(range(1, levels.ndim)))]
+        for rows in np.array_split(np.arange(len(levels)), -(-len(levels) // TABLE_ROWS))
+    ]
     for _ in range(TABLE_PASSES):
-        for start in range(0, len(levels), TABLE_ROWS):
-            rows = slice(start, start + TABLE_ROWS)
-            levels[rows] = _rows(layer, importance, price, bits, rows)
+        for rows in moving:
+            if len(rows):
+                levels[rows] = _rows(layer, importance, price, bits, rows)
         bits = prices(levels - layer.base)
     return levels
 
 
-def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, rows: slice) -> np.ndarray:
+def _exact(layer: Layer, rows: np.ndarray) -> np.ndarray:
+    """float32: the numbers of `rows` in units of levels."""
+    shape = layer.base.shape
+    scale, zero = (np.broadcast_to(part, shape)[rows].astype(np.float32) for part in (layer.scale, layer.zero))
+    exact: np.ndarray = layer.weight[rows].astype(np.float32) / scale + zero
+    return exact
+
+
+def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, rows: np.ndarray) -> np.ndarray:
     shape = layer.base.shape
     scale = np.broadcast_to(layer.scale, shape)[rows].astype(np.float32)
-    exact = layer.weight[rows].astype(np.float32) / scale + np.broadcast_to(layer.zero, shape)[rows].astype(np.float32)
+    exact = _exact(layer, rows)
     base = layer.base[rows].astype(np.float32)
-    gain = importance[rows].astype(np.float32).reshape(-1, *[1] * (len(shape) - 1)) * scale * scale
+    gain = np.broadcast_to(importance, shape)[rows].astype(np.float32) * scale * scale
     nearest = np.clip(np.rint(exact), layer.low, layer.high)
     best, cost = base.copy(), gain * np.square(exact - base) + np.float32(price) * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest - base)):
@@ -117,7 +142,7 @@ def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, 
         other = gain * np.square(exact - candidate) + np.float32(price) * bits[spot]
         better = other < cost
         best, cost = np.where(better, candidate, best), np.where(better, other, cost)
-    return best
+    return np.asarray(best)
 
 
 def _row(
@@ -128,7 +153,7 @@ def _row(
     base: np.ndarray,
     scale: np.ndarray,
     bits: np.ndarray,
-    price: float,
+    price: np.ndarray | np.float32,
     low: int,
     high: int,
 ) -> int:
@@ -137,10 +162,10 @@ def _row(
     gain = own * step * step
     wanted = levels[k] + residual[k] / (own * step)
     nearest = np.clip(np.rint(wanted), np.maximum(low, old - 3), np.minimum(high, old + 3))
-    best, cost = old, gain * np.square(wanted - old) + np.float32(price) * bits[MAX_CHANGE]
+    best, cost = old, gain * np.square(wanted - old) + price * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest - old)):
         spot = np.clip(candidate - old, -MAX_CHANGE, MAX_CHANGE).astype(np.int32) + MAX_CHANGE
-        other = gain * np.square(wanted - candidate) + np.float32(price) * bits[spot]
+        other = gain * np.square(wanted - candidate) + price * bits[spot]
         better = other < cost
         best, cost = np.where(better, candidate, best), np.where(better, other, cost)
     moved = np.nonzero(best != levels[k])[0]

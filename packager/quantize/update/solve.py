@@ -20,18 +20,18 @@ import onnx
 from packager.inputs import Samples
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
+from packager.quantize.update.activations import pinned_ranges
 from packager.quantize.update.candidate import Choice, Draft, bias_of
 from packager.quantize.update.descent import Layer, choose, choose_diagonal
 from packager.quantize.update.probe import OutputProbe
 from packager.quantize.update.statistics import (
     Moments,
+    Rows,
     Shared,
     float_rows,
+    measure_rows,
     moments,
     stages,
-    store_float_rows,
-    values_at,
-    watching,
 )
 from packager.quantize.update.template import QuantizedWeight, from_matrices, to_matrices
 
@@ -134,15 +134,15 @@ class Solver:
     ranges: dict[str, Range]
     folder: Path
     stages: list[list[Shared]] = field(init=False)
+    rows: Rows = field(init=False)
     sensitivity: dict[Key, float] = field(init=False)
-    counts: dict[Key, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         watched = [grid.weight for grid in self.grids if grid.weight.source is not None and _has_rows(grid)]
         self.stages = stages(self.prepared, watched)
         everything = [shared for stage in self.stages for shared in stage]
-        if everything:
-            store_float_rows(self.prepared, everything, self.samples, self.folder)
+        tables = [g.weight for g in self.grids if g.weight.kind == "table" and g.weight.graph == 0]
+        self.rows = measure_rows(self.prepared, everything, tables, self.samples, self.folder)
         self.sensitivity = self._sensitivity(everything)
 
     def nearest(self) -> Choice:
@@ -150,16 +150,20 @@ class Solver:
         scales = {grid.key: grid.refitted for grid in self.grids if grid.refitted is not None}
         return Choice({grid.key: grid.nearest() for grid in self.grids}, scales, {})
 
-    def solve(self, price: float, start: Choice | None = None) -> Choice:
-        """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4)."""
+    def solve(self, price: float, start: Choice | None = None, spared: frozenset[int] = frozenset()) -> Choice:
+        """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4).
+
+        Samples whose numbers are in `spared` are not fitted.
+        """
         by_key = {grid.key: grid for grid in self.grids}
         choice = self.nearest()
         for grid in self.grids:
             if grid.weight.kind == "table" and not grid.is_fresh:
                 choice.levels[grid.key] = self._table(grid, price)
         draft = Draft(self.template, self.prepared, [grid.weight for grid in self.grids], choice, self.ranges)
+        limits = pinned_ranges(self.template) | self.ranges
         for stage in self.stages:
-            found = moments(draft.model, stage, self.samples, self.folder)
+            found = moments(draft.model, stage, self.samples, self.rows, self.folder, spared, limits)
             for shared, parts in zip(stage, found, strict=True):
                 for weight in shared.weights:
                     grid = by_key[(weight.graph, weight.levels.name)]
@@ -182,11 +186,21 @@ class Solver:
         starts = to_matrices(warm, grid.weight.kind, groups) if warm is not None else [None] * groups
         chosen = []
         layers = grid.layers()
-        energy = sum(_energy(layer, part) for layer, part in zip(layers, parts, strict=True))
+        shares = self._channels(grid)
+        energy = sum(_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True))
         energy /= self.sensitivity.get(grid.key, 1.0)
-        for layer, part, first in zip(layers, parts, starts, strict=True):
-            chosen.append(choose(layer, part.h, part.c, energy, price, first))
+        for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
+            chosen.append(choose(layer, part.h, part.c, energy, price, first, share))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
+
+    def _channels(self, grid: Grid) -> list[np.ndarray]:
+        """How much each channel counts, for each matrix of the weight."""
+        groups = groups_of(grid.weight)
+        matrices = to_matrices(grid.values, grid.weight.kind, groups)
+        known = self.rows.channels.get(grid.key)
+        if known is None or known.size != sum(matrix.shape[1] for matrix in matrices):
+            return [np.ones(matrix.shape[1]) for matrix in matrices]
+        return np.split(known, groups)
 
     def _correct(
         self, grid: Grid, levels: np.ndarray, parts: list[Moments], corrections: dict[str, np.ndarray]
@@ -203,27 +217,19 @@ class Solver:
         corrections[name] = np.concatenate(error)
 
     def _table(self, grid: Grid, price: float) -> np.ndarray:
-        counts = self._counts(grid)
-        share = (counts + UNSEEN) / (counts + UNSEEN).sum()
-        energy = float(share @ np.square(grid.values).reshape(len(share), -1).sum(axis=1)) or 1.0
+        importance = self._importance(grid)
+        energy = float((importance * np.square(grid.values)).sum()) or 1.0
         energy /= self.sensitivity.get(grid.key, 1.0)
         low, high = grid.weight.limits()
         layer = Layer(grid.values, grid.scales, grid.zeros, grid.base, low, high)
-        return choose_diagonal(layer, share / energy, price)
+        return choose_diagonal(layer, importance / energy, price)
 
-    def _counts(self, grid: Grid) -> np.ndarray:
-        if grid.key not in self.counts:
-            rows = grid.values.shape[0]
-            counts = np.zeros(rows)
-            name = grid.weight.float_source
-            known = {t.name for t in self.prepared.graph.initializer}
-            if name is not None and name not in known and grid.weight.graph == 0:
-                running = watching(self.prepared, [name])
-                for sample in self.samples:
-                    index = values_at(running, sample, [name])[name].ravel()
-                    counts += np.bincount(np.where(index < 0, index + rows, index), minlength=rows)[:rows]
-            self.counts[grid.key] = counts
-        return self.counts[grid.key]
+    def _importance(self, grid: Grid) -> np.ndarray:
+        """How much each number of a table counts, broadcast to its shape: by look-ups of its row, and by channel."""
+        counts = self.rows.looked_up.get(grid.key, np.zeros(grid.values.shape[0])) + UNSEEN
+        shares = self.rows.channels.get(grid.key, np.ones(1))
+        rows = (counts / counts.sum()).reshape(-1, *[1] * (grid.values.ndim - 1))
+        return np.asarray(rows * shares)
 
     def _sensitivity(self, everything: list[Shared]) -> dict[Key, float]:
         """Relative error energy of the output over that of the layer, with the base's weight in the float model."""
@@ -249,7 +255,7 @@ class Solver:
 
     def _local_error(self, grid: Grid, stale: np.ndarray, shared: Shared | None) -> float:
         if grid.weight.kind == "table":
-            share = (self._counts(grid) + UNSEEN).reshape(-1, *[1] * (grid.values.ndim - 1))
+            share = self._importance(grid)
             return float((share * np.square(stale - grid.values)).sum() / (share * np.square(grid.values)).sum())
         if shared is None:
             return 0.0
@@ -258,13 +264,16 @@ class Solver:
         parts = zip(
             to_matrices(stale - grid.values, grid.weight.kind, groups),
             to_matrices(grid.values, grid.weight.kind, groups),
+            self._channels(grid),
             strict=True,
         )
-        for group, (difference, exact) in enumerate(parts):
+        weights = np.concatenate(self.rows.weights[shared.number])
+        for group, (difference, exact, share) in enumerate(parts):
             rows = float_rows(shared, group, self.folder)
-            rows = rows[:: max(1, len(rows) // LOCAL_ROWS)]
-            error += float(np.square(rows @ difference.astype(np.float32)).sum())
-            energy += float(np.square(rows @ exact.astype(np.float32)).sum())
+            step = max(1, len(rows) // LOCAL_ROWS)
+            rows = rows[::step] * np.sqrt(weights[::step, None])
+            error += float(np.square(rows @ difference.astype(np.float32)).sum(axis=0) @ share)
+            energy += float(np.square(rows @ exact.astype(np.float32)).sum(axis=0) @ share)
         return error / energy
 
 
@@ -274,6 +283,6 @@ def _has_rows(grid: Grid) -> bool:
     return grid.weight.kind in kinds and inputs <= JOINT_INPUTS
 
 
-def _energy(layer: Layer, part: Moments) -> float:
+def _energy(layer: Layer, part: Moments, share: np.ndarray) -> float:
     weight = layer.weight.astype(np.float32)
-    return float(np.sum(weight * (part.h @ weight))) + 1e-12
+    return float((weight * (part.h @ weight)).sum(axis=0) @ share) + 1e-12

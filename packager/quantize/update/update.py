@@ -3,9 +3,9 @@
 Rules:
 1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
-2. A part of the calibration samples is kept from the solver: on what it fitted, the error looks a third smaller than it
-   is. The price of a bit is searched on that part, between prices that pass and prices that do not, in at most
-   MAX_SOLUTIONS solutions; the dearest price that passes wins.
+2. A part of the calibration samples is spared while the price of a bit is searched: on what was fitted, the error looks
+   smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
+   solutions; the dearest price that passes wins, and is solved once more with all samples.
 3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
 4. Nothing is random; same inputs, same bytes.
@@ -26,10 +26,10 @@ from packager.quantize.candidates import METADATA_KEY, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.graphs import all_nodes, float_bytes, weight_uses
 from packager.quantize.prepare import prepare
-from packager.quantize.ranges import activation_ranges
 from packager.quantize.runs import session, session_of
 from packager.quantize.schemes import save
-from packager.quantize.update.candidate import Choice, pinned_activations
+from packager.quantize.update.activations import refitted_ranges
+from packager.quantize.update.candidate import Choice
 from packager.quantize.update.descent import prices
 from packager.quantize.update.solve import Solver, grid_of
 from packager.quantize.update.template import read_template
@@ -53,12 +53,16 @@ FITTED_MARGIN: Final = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One solution: price of a bit, entropy of the changes in bits a weight, error on the calibration samples."""
+    """One solution: price of a bit, entropy of the changes in bits a weight, error on the samples that judge.
+
+    `is_whole` where all samples were fitted: its error is then that of fitted samples.
+    """
 
     price: float
     bits_per_weight: float
     relative_rms: float
     model: onnx.ModelProto
+    is_whole: bool = False
 
     def as_json(self) -> dict[str, float]:
         """Plain values."""
@@ -110,7 +114,7 @@ def update(
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
     max_over_ordinary: float | None = None,
     on_solution: Callable[[Point], None] | None = None,
-    tried: tuple[float, ...] = (),
+    around: tuple[float, ...] = (),
 ) -> UpdateReport:
     """Quantize the float model `new` near the quantized model `base` into `out`.
 
@@ -123,7 +127,7 @@ def update(
         thresholds: of the final gate.
         max_over_ordinary: error allowed over ordinary quantization's; the thresholds' where not given.
         on_solution: told of each solution as it is found.
-        tried: prices to solve at instead of searching; the last one that passes is written.
+        around: further prices to solve at, with all samples, in units of the chosen one; for a curve.
 
     Raises:
         UpdateDoesNotFit: the graphs differ.
@@ -136,7 +140,10 @@ def update(
     total = sum(grid.values.size for grid in grids)
     reference = session(new)
     ordinary = ordinary_of(template, prepared, calibration)
-    fitted, judged = split(calibration)
+    spared = spared_of(len(calibration))
+    judged = (
+        replace(calibration, indices=tuple(calibration.indices[i] for i in sorted(spared))) if spared else calibration
+    )
 
     def error_of(model: onnx.ModelProto, samples: Samples = judged) -> GateReport:
         return judge(reference, session_of(model), samples, thresholds)
@@ -148,13 +155,15 @@ def update(
     curve: list[Point] = []
     chosen: Point | None = None
     if share <= FRESH_SHARE:
-        ranges = activation_ranges(prepared, _made(prepared) & pinned_activations(template), calibration)
+        ranges = refitted_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
-            solver = Solver(template, prepared, grids, fitted, ranges, Path(folder))
-            margin = FITTED_MARGIN if fitted is judged else MARGIN
+            solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
+            margin = MARGIN if spared else FITTED_MARGIN
             first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
-            search = _Search(solver, error_of, ratio * ordinary_rms * margin, total, first, on_solution)
-            chosen = search.run(tried)
+            search = _Search(solver, error_of, spared, ratio * ordinary_rms * margin, total, first, on_solution)
+            chosen = search.run()
+            for factor in around:
+                search.solve((chosen.price if chosen else first) * factor, is_whole=True)
         curve = search.points
     gates = {
         "ordinary": error_of(ordinary, held_back),
@@ -205,14 +214,9 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
     return workshop.build(method, kept, is_partial=True)
 
 
-def split(calibration: Samples) -> tuple[Samples, Samples]:
-    """(fitted, judged) of rule 2; the same samples twice where they are few."""
-    if len(calibration) < FEW_SAMPLES:
-        return calibration, calibration
-    spots = calibration.indices
-    judged = replace(calibration, indices=spots[JUDGED_EVERY - 1 :: JUDGED_EVERY])
-    kept = set(judged.indices)
-    return replace(calibration, indices=tuple(i for i in spots if i not in kept)), judged
+def spared_of(count: int) -> frozenset[int]:
+    """Numbers of the samples that judge the search (rule 2); none where there are few."""
+    return frozenset(range(JUDGED_EVERY - 1, count, JUDGED_EVERY)) if count >= FEW_SAMPLES else frozenset()
 
 
 def entropy_bits(change: np.ndarray) -> float:
@@ -229,6 +233,7 @@ class _Search:
 
     solver: Solver
     error_of: Callable[[onnx.ModelProto], GateReport]
+    spared: frozenset[int]
     allowed: float
     total: int
     first_price: float
@@ -236,17 +241,36 @@ class _Search:
     points: list[Point] = field(default_factory=list)
     _last: Choice | None = None
 
-    def run(self, tried: tuple[float, ...]) -> Point | None:
-        """The dearest price that passes, or None."""
-        if tried:
-            found = [self._solve(price) for price in tried]
-            return next((point for point in reversed(found) if self._passes(point)), None)
+    def run(self) -> Point | None:
+        """The solution at the dearest price that passes, or None."""
+        good = self._searched()
+        if good is None or not self.spared:
+            return good
+        return self.solve(good.price, is_whole=True)
+
+    def solve(self, price: float, *, is_whole: bool) -> Point:
+        """One solution, started from the last one; with all samples, or without the spared ones."""
+        choice = self.solver.solve(price, self._last, frozenset() if is_whole else self.spared)
+        self._last = choice
+        model = self.solver.model(choice)
+        bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
+        rms = self.error_of(model).relative_rms
+        point = Point(price, bits / max(self.total, 1), rms if rms is not None else float("inf"), model, is_whole)
+        self.points.append(point)
+        logger.info(
+            "price %.3g: %.4f bits a weight, relative RMS %.4f", price, point.bits_per_weight, point.relative_rms
+        )
+        if self.on_solution is not None:
+            self.on_solution(point)
+        return point
+
+    def _searched(self) -> Point | None:
         price = self.first_price
         good: Point | None = None
         bad: float | None = None
         for _ in range(MAX_SOLUTIONS):
-            point = self._solve(price)
-            if self._passes(point):
+            point = self.solve(price, is_whole=not self.spared)
+            if point.relative_rms <= self.allowed:
                 good = point if good is None or point.price > good.price else good
             else:
                 bad = price if bad is None else min(bad, price)
@@ -257,25 +281,3 @@ class _Search:
             else:
                 price = good.price * STEP if good is not None else price / STEP
         return good
-
-    def _passes(self, point: Point) -> bool:
-        return point.relative_rms <= self.allowed
-
-    def _solve(self, price: float) -> Point:
-        choice = self.solver.solve(price, self._last)
-        self._last = choice
-        model = self.solver.model(choice)
-        bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
-        rms = self.error_of(model).relative_rms
-        point = Point(price, bits / max(self.total, 1), rms if rms is not None else float("inf"), model)
-        self.points.append(point)
-        logger.info(
-            "price %.3g: %.4f bits a weight, relative RMS %.4f", price, point.bits_per_weight, point.relative_rms
-        )
-        if self.on_solution is not None:
-            self.on_solution(point)
-        return point
-
-
-def _made(model: onnx.ModelProto) -> set[str]:
-    return {name for node in model.graph.node for name in node.output} | {value.name for value in model.graph.input}
