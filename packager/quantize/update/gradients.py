@@ -7,8 +7,10 @@ Rules:
 3. A value whose influence is not known as a whole, since an operator on one of its ways to the answers has no adjoint,
    has no gradient: half an influence would mislead.
 4. Only the top graph is walked; directions are drawn with a fixed seed.
+5. A model that cannot be walked back, or gives gradients that are not finite, has none: influence is a refinement.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,13 +19,18 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from packager.errors import ModelDoesNotRun
 from packager.inputs import Sample, Samples
 from packager.quantize.graphs import array_of, opset, scopes
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.adjoints import Step, adjoint_of, joined
 
+logger = logging.getLogger(__name__)
+
 SPREAD_SAMPLES: Final = 32
+# what numpy and the operators' definitions here run into on a model that no one thought of
+TROUBLE: Final = (ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError, ModelDoesNotRun)
 INTEGERS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.UINT8)
 # what these give does not change with small changes of what they read
 STEPS: Final = frozenset(
@@ -64,7 +71,12 @@ class Gradients:
         inner = {name for node in self._nodes for name in (*node.input, *node.output) if name}
         fed = {value.name for value in graph.input}
         self._names = sorted((inner - self._constants.keys() - fed) | answers)
-        self._running = session_of(with_outputs(self.model, self._names))
+        try:
+            self._running = session_of(with_outputs(self.model, self._names))
+        except ModelDoesNotRun as error:
+            logger.info("no influences: %s", error.message)
+            self.known, self._nodes, self._names = frozenset(), [], sorted(answers)
+            self._running = session_of(self.model)
 
     def floats(self, sample: Sample) -> int:
         """Inner values of one run, which is what a walk back costs."""
@@ -91,8 +103,14 @@ class Gradients:
                     signs = rng.integers(0, 2, answer.shape) * 2 - 1
                     # mean over an answer's numbers, as in its relative RMS
                     found[value.name] = (signs / (spread * np.sqrt(max(1, answer.size)))).astype(np.float32)
-            self._walk_back(values, found, version)
-            yield values, {name: found[name] for name in self.known if name in found}
+            try:
+                with np.errstate(all="ignore"):
+                    self._walk_back(values, found, version)
+            except TROUBLE as error:
+                logger.info("no influences: %s: %s", type(error).__name__, error)
+                found = {}
+            slopes = {name: found[name] for name in self.known if name in found}
+            yield values, {name: slope for name, slope in slopes.items() if np.isfinite(slope).all()}
 
     def _walk_back(self, values: dict[str, np.ndarray], found: dict[str, np.ndarray], version: int) -> None:
         for node in reversed(self._nodes):

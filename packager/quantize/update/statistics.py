@@ -34,7 +34,7 @@ MAX_STAGES: Final = 40
 EVERY_ROW: Final = 0.01
 EVERY_CHANNEL: Final = 0.1
 NO_INFLUENCE: Final = 1e-9  # of the mean
-MAX_GRADIENT_FLOATS: Final = 4_000_000_000  # inner values over all samples that are walked back
+MAX_GRADIENT_FLOATS: Final = 1_000_000_000  # inner values over all samples that are walked back
 
 Key = tuple[int, str]
 
@@ -204,6 +204,8 @@ def _row_weights(
     shared: Shared, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
 ) -> np.ndarray:
     """Squared gradients of each row of a layer, summed over its channels; adds those of each channel to `channels`."""
+    size = shape_of(shared.first)[0]
+    count = _places(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
     total: np.ndarray | None = None
     for weight in shared.weights:
         slope = slopes.get(weight.float_node.output[0])
@@ -212,17 +214,15 @@ def _row_weights(
         if weight.kind == "conv":
             slope = np.moveaxis(slope, 1, -1)
         squares = np.square(slope.reshape(-1, slope.shape[-1]).astype(np.float64))
+        if len(squares) != count:
+            continue
         key = (weight.graph, weight.levels.name)
         channels[key] = channels.get(key, 0.0) + squares.sum(axis=0)
         rows = squares.sum(axis=1)
         # the weights of one layer count alike, whatever the answers owe to each
         rows = rows / (rows.mean() or 1.0)
         total = rows if total is None else total + rows
-    if total is None:
-        size = shape_of(shared.first)[0]
-        count = _places(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
-        return np.ones(count)
-    return total
+    return np.ones(count) if total is None else total
 
 
 def float_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:

@@ -1,0 +1,60 @@
+"""The benchmark of updates writes its JSON for models that it has not seen, also where there is nothing to update."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import update_aware
+from tests import models
+from tests.quantize.test_update_aware import fine_tuned
+
+
+def inputs(path: Path, count: int, seed: int) -> Path:
+    """An `.npz` without a batch axis, as most people save one."""
+    ids = np.random.default_rng(seed).integers(0, 50, (count, 12))
+    np.savez(path, allow_pickle=False, input_ids=ids, attention_mask=np.ones((count, 12), np.int64))
+    return path
+
+
+def measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: onnx.ModelProto, new: onnx.ModelProto, *words: str
+) -> dict[str, Any]:
+    calibration, held = inputs(tmp_path / "c.npz", 40, 1), inputs(tmp_path / "h.npz", 30, 2)
+    out = tmp_path / "out.json"
+    files = [models.save(old, tmp_path / "old.onnx"), models.save(new, tmp_path / "new.onnx"), calibration, held, out]
+    flags = ("--base", "--new", "--calibration", "--held", "--json")
+    pairs = [word for flag, file in zip(flags, files, strict=True) for word in (flag, str(file))]
+    monkeypatch.setattr(sys, "argv", ["update_aware", *pairs, *words])
+    update_aware.main()
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.text_encoder(width=96)
+    monkeypatch.setattr(update_aware, "AROUND", (0.25,))
+    found = measured(tmp_path, monkeypatch, model, fine_tuned(model, 1, 0.01))
+    assert found.keys() >= {"ordinary", "stale", "curve", "chosen", "cpu_s", "peak_bytes"}
+    assert found["ordinary"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
+    keys = {"lambda", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}
+    assert all(point.keys() >= keys for point in found["curve"])
+    prices = [point["lambda"] for point in found["curve"]]
+    assert prices == sorted(prices)
+    assert found["chosen"]["means"] == "joint", found["chosen"]
+    assert found["chosen"]["patch_bytes"] < 0.5 * found["ordinary"]["bsdiff4_bytes"]
+    assert found["stale"]["relative_rms"] > found["chosen"]["relative_rms"]
+
+
+def test_another_graph_is_no_update_and_costs_no_more_than_the_ordinary_patch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measured(tmp_path, monkeypatch, models.text_encoder(layers=2), models.text_encoder(layers=1), "--no-curve")
+    assert found["chosen"]["means"] == "ordinary"
+    assert "is not in the new model" in found["chosen"]["reason"]
+    assert found["chosen"]["patch_bytes"] == found["ordinary"]["typed_bytes"]
+    assert found["curve"] == []
