@@ -15,6 +15,9 @@ GOAL: Final[dict[str, Any]] = {"color": "black", "marker": "|", "s": 160, "linew
 LABEL: Final = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
 DPI: Final = 110
 
+Bar = tuple[str, float, float | None]
+"""(pair, value, goal or None)"""
+
 
 def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
     """Write the pictures, the last one where memory was measured. Returns file name → what it shows."""
@@ -25,8 +28,8 @@ def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
         "patch-apply.png": "megabytes of target a CPU second, both digests included (larger is better)",
         "patch-memory.png": "memory of applying a patch, MiB above the process after its imports",
     }
-    sizes = [(row["pair"], ratio, goal_of(row["pair"])) for row, ratio in sized]
-    speeds = [(row["pair"], apply_mb_s(row), APPLY_MB_S.get(kind_of(row["pair"]))) for row in rows]
+    sizes: list[Bar] = [(row["pair"], ratio, goal_of(row["pair"])) for row, ratio in sized]
+    speeds: list[Bar] = [(row["pair"], apply_mb_s(row), APPLY_MB_S.get(kind_of(row["pair"]))) for row in rows]
     for name, bars in (("patch-sizes.png", sizes), ("patch-apply.png", speeds)):
         _bars(folder / name, bars, titles[name])
     if memory:
@@ -36,7 +39,7 @@ def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
     return titles
 
 
-def _bars(path: Path, bars: list[tuple[str, float, float | None]], title: str) -> None:
+def _bars(path: Path, bars: list[Bar], title: str) -> None:
     figure, axes = plt.subplots(figsize=(9, 1.3 + 0.26 * len(bars)), layout="constrained")
     places = range(len(bars))
     axes.barh(places, [value for _, value, _ in bars], color=[COLOURS[kind_of(name)] for name, _, _ in bars])
