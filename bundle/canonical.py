@@ -25,6 +25,18 @@ SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 VERSION: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){1,3}(?:-[0-9a-z.]{1,32})?")
 TIMESTAMP: Final = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
 
+WORDS: Final = {
+    NAME: "a plain name: at most 64 of a-z, 0-9, '.', '_' and '-', the first and last a letter or digit",
+    SHA256_HEX: "64 digits of 0-9 and a-f",
+    VERSION: "a version such as 1.2.0 or 1.2.0-rc.1",
+    TIMESTAMP: "a time such as 2026-01-31T12:00:00Z",
+}
+
+
+def words_of(pattern: re.Pattern[str]) -> str:
+    """What a pattern asks for, for a message."""
+    return WORDS.get(pattern, f"a match of {pattern.pattern}")
+
 
 def encode(value: JSON) -> bytes:
     """The canonical bytes of `value` (rule 1). TypeError or ValueError for what has none."""
@@ -122,7 +134,7 @@ class Fields:
         if len(value) > max_length or not value.isprintable():
             self._wrong(name, value, f"a printable string of at most {max_length} characters")
         if pattern is not None and not pattern.fullmatch(value):
-            self._wrong(name, value, f"a match of {pattern.pattern}")
+            self._wrong(name, value, words_of(pattern))
         return value
 
     def optional_text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bundle.canonical import NAME
+from bundle.canonical import NAME, words_of
 from device_agent.errors import ConfigInvalid
 from device_agent.home import parse_home
 
@@ -24,6 +24,11 @@ LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[
 IDENTITY: Final = re.compile(r"[ -~]{1,1024}")
 MIRROR: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
+EXPECTED: Final = {
+    URL: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
+    LISTEN: "unix:/path, or tcp:127.0.0.1:PORT (an endpoint is for this machine only)",
+    IDENTITY: "file, tpm:… or pkcs11:…",
+}
 MIN_POLL_S: Final = 1
 MAX_S: Final = 30 * 86400
 
@@ -118,7 +123,7 @@ class _Table:
     def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
         value = self._take(key, default)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self._wrong(key, value, f"a match of {pattern.pattern}")
+            raise self._wrong(key, value, EXPECTED.get(pattern) or words_of(pattern))
         return value
 
     def texts(self, key: str, pattern: re.Pattern[str], most: int) -> tuple[str, ...]:

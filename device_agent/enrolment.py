@@ -24,7 +24,7 @@ def initialise(device: DeviceDirectory, shipped_root: Path, label: str, home: st
         home: of its keys (device_agent.home).
 
     Raises:
-        AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; nothing is left behind then.
+        AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
     """
     if device.identity.exists():
         raise AlreadyInitialised(f"{device.identity} exists", remedy="remove the device directory to start over")

@@ -19,7 +19,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle import canonical
-from bundle.canonical import NAME, SHA256_HEX, Fields
+from bundle.canonical import NAME, SHA256_HEX, Fields, words_of
 from bundle.enrolment import EnrolmentRequest, device_id
 from bundle.envelope import generate_private, public_of
 from bundle.errors import MalformedRefused
@@ -48,7 +48,7 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
         TpmUnavailable, DeviceTokenUnavailable: nothing is left behind then.
     """
     if not NAME.fullmatch(label):
-        raise ConfigInvalid(f"label {label!r}: expected a match of {NAME.pattern}")
+        raise ConfigInvalid(f"label {label!r}: expected {words_of(NAME)}")
     if device.identity.exists():
         raise AlreadyInitialised(f"{device.identity} exists", remedy="remove the device directory to start over")
     x_wing, ed25519 = generate_private(), Ed25519PrivateKey.generate()
@@ -160,6 +160,11 @@ def read_key(fd: int, use: str) -> Secret:
 
 def parse_key(data: bytes, use: str) -> Secret:
     """The key in a plain key file. Raises IdentityInvalid, which says nothing of the content."""
+    if is_sealed(data):
+        raise IdentityInvalid(
+            f"the {use} key of this device is sealed, and `identity` in the configuration says files",
+            remedy="set `identity` to where the keys rest; `device-agent reseal` moves them",
+        )
     try:
         fields = Fields(canonical.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")
         fields.choice("schema", (KEY_SCHEMA,))

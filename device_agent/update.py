@@ -154,9 +154,8 @@ class _Update:
         self._journal.remember(lambda _: checked)
         if seen is not None and (is_raised or self._journal.witness.is_unproven):
             # recorded before the TPM's is raised: cut off in between, the record is ahead, which accuses nobody
-            target = max(seen, self._journal.witness.counter) + 1
-            self._journal.witness_floor(Witness(target))
-            self._errands.raise_counter(target)
+            self._journal.witness_floor(Witness(seen + 1))
+            self._errands.raise_counter(seen + 1)
         return release
 
     def _counter(self) -> int | None:

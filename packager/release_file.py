@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from bundle import canonical
-from bundle.canonical import NAME, Fields
+from bundle.canonical import NAME, Fields, words_of
 from bundle.errors import MalformedRefused
 from bundle.manifest import FEATURE, PLAIN_VERSION, SHADOW_LIMITS, Health, Requirements
 from bundle.rollout import BASIS_POINTS
@@ -188,7 +188,7 @@ class _Table(Fields):
         table = self.table(name)
         for entry in table.names():
             if not NAME.fullmatch(entry):
-                raise MalformedRefused(f"{self.where}: {name}: found {entry[:80]!r}, expected {NAME.pattern}")
+                raise MalformedRefused(f"{self.where}: {name}: found {entry[:80]!r}, expected {words_of(NAME)}")
         return {entry: _Table(table.take(entry), f"{self.where}: {name}.{entry}") for entry in table.names()}
 
     def rows(self, name: str) -> "list[_Table]":

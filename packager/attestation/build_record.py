@@ -57,7 +57,8 @@ class BuildRecord:
 
     def as_bytes(self) -> bytes:
         """The file's content."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1).encode()
+        # what JSON has no form for is told by its name: a record is no reason for a release to fail
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1, default=str).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> "BuildRecord":

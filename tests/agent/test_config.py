@@ -44,9 +44,15 @@ def test_what_init_writes_is_read_back() -> None:
         (GOOD + "[update]\npoll_interval_s = true", "update.poll_interval_s is True, expected an integer"),
         (GOOD + "[update]\nautomatic = 1", "update.automatic is 1, expected true or false"),
         (GOOD + "update = 1", "update is 1, expected a table"),
-        (GOOD + '[serve]\nlisten = "tcp:0.0.0.0:80"', "serve.listen is 'tcp:0.0.0.0:80', expected"),
-        (GOOD.replace("https", "ftp"), "repository_url is 'ftp://example.com/models/', expected"),
-        (GOOD.replace('"kws"', '"K W S"'), "family is 'K W S', expected"),
+        (
+            GOOD + '[serve]\nlisten = "tcp:0.0.0.0:80"',
+            "serve.listen is 'tcp:0.0.0.0:80', expected unix:/path",
+        ),
+        (
+            GOOD.replace("https", "ftp"),
+            "repository_url is 'ftp://example.com/models/', expected a URL such as https://",
+        ),
+        (GOOD.replace('"kws"', '"K W S"'), "family is 'K W S', expected a plain name"),
         (GOOD + "directory = 1", "not TOML"),
         ("\udc80", "not TOML"),
     ],

@@ -124,6 +124,23 @@ def test_a_damaged_sealed_key_is_told(first_publisher: Publisher, tcti: str, tmp
         signing_key(device.directory, device.config.identity)
 
 
+def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal(
+    first_publisher: Publisher, tcti: str, tmp_path: Path
+) -> None:
+    publisher = first_publisher.copy(tmp_path / "site")
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        ended = device.update(identity="file")
+        assert ended.reason == "identity-invalid"
+        assert "is sealed, and `identity` in the configuration says files" in ended.detail
+        assert not device.journal().quarantined()
+        device.config = replace(device.config, identity="file")
+        device.write_config()
+        assert device.command("reseal").returncode == 0
+        assert device.update().outcome is Outcome.STAGED
+
+
 def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher: Publisher, tmp_path: Path) -> None:
     words = ("init", "--root", str(first_publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", FAMILY)
     device = Device(tmp_path, replace(Device.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config))
