@@ -3,7 +3,8 @@
 Rules:
 1. A frame makes at most `FRAME_BYTES` target bytes: about one of bzip2's blocks, so that memory stays small. Where
    little has changed in a long file, frames four times as long save more than a few of their heads: then these.
-2. Each section takes the smaller of bzip2 and zstd: so a frame is never much above what bsdiff4 itself would need.
+2. Each section takes the smallest of bzip2, zstd and LZMA: so a frame is never much above what bsdiff4 itself would
+   need, and as control, difference and extra are apart, it is mostly below what LZMA makes of all of them in a row.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from bundle.patch.container import Op, frame_bytes
 from bundle.patch.delta import MAX_CONTROL_BYTES
 from bundle.patch.numbers import signed_varint, varint
-from bundle.patch.sections import write_section
+from bundle.patch.sections import LZMA, write_section
 
 FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
 LONG_FRAME_BYTES: Final = 4 * FRAME_BYTES
@@ -48,6 +49,20 @@ class Found:
     extra: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class DeltaFrame:
+    """One frame.
+
+    Attributes:
+        made: target bytes.
+        has_lzma: the decoder needs the feature.
+    """
+
+    frame: bytes
+    made: int
+    has_lzma: bool
+
+
 def find_pieces(base: bytes, target: bytes) -> Found:
     """Run bsdiff: about 17 bytes of memory for each byte of `base`."""
     control, difference, extra = bsdiff4.core.diff(base, target)
@@ -56,8 +71,8 @@ def find_pieces(base: bytes, target: bytes) -> Found:
 
 def delta_frames(
     found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
-) -> list[tuple[int, bytes]]:
-    """Frames that make `target` from `base`, each with the number of target bytes that it makes.
+) -> list[DeltaFrame]:
+    """Frames that make `target` from `base`.
 
     Args:
         target: whole content.
@@ -86,25 +101,20 @@ def delta_content(found: Found) -> bytes:
     return b"".join(out)
 
 
-def _size(frames: list[tuple[int, bytes]]) -> int:
-    return sum(len(frame) for _, frame in frames)
+def _size(frames: list[DeltaFrame]) -> int:
+    return sum(len(frame.frame) for frame in frames)
 
 
-def _encoded(
-    found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int
-) -> Iterator[tuple[int, bytes]]:
+def _encoded(found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int) -> Iterator[DeltaFrame]:
     difference, extra = found.difference, found.extra
     done = added = inserted = 0
     for pieces in _frames(iter(found.pieces), frame_limit):
         adds, extras = sum(piece.add for piece in pieces), sum(piece.extra for piece in pieces)
-        payload = [
-            varint(target_start + done),
-            varint(base_start + pieces[0].position),
-            write_section(_control(pieces), with_bzip2=True),
-            write_section(difference[added : added + adds], with_bzip2=True),
-            write_section(extra[inserted : inserted + extras], with_bzip2=True),
-        ]
-        yield adds + extras, frame_bytes(Op.DELTA, b"".join(payload), target[done : done + adds + extras])
+        parts = (_control(pieces), difference[added : added + adds], extra[inserted : inserted + extras])
+        sections = [write_section(part, with_bzip2=True, with_lzma=True) for part in parts]
+        head = varint(target_start + done) + varint(base_start + pieces[0].position)
+        frame = frame_bytes(Op.DELTA, head + b"".join(sections), target[done : done + adds + extras])
+        yield DeltaFrame(frame, adds + extras, any(section[0] == LZMA for section in sections))
         done, added, inserted = done + adds + extras, added + adds, inserted + extras
 
 

@@ -61,13 +61,13 @@ def _write_file_delta(old: bytes, new: bytes, start: int, done: int, spool: Spoo
     content = delta_content(found)
     stream = list(delta_stream_frames(content, start + found.pieces[0].position, done, len(new)))
     is_taken = len(found.pieces) <= most_triples(len(new))
-    if is_taken and sum(map(len, stream)) < sum(len(frame) for _, frame in frames):
+    if is_taken and sum(map(len, stream)) < sum(len(frame.frame) for frame in frames):
         spool.features |= {"lzma", "stream"}
         spool.need(window_log=window_log_for(len(content)))
         return sum(spool.write(frame) for frame in stream), "LZMA"
-    spool.features.add("delta")
-    spool.need(pending_bytes=max(made for made, _ in frames))
-    return sum(spool.write(frame) for _, frame in frames), "bzip2, zstd"
+    spool.features |= {"delta", "lzma"} if any(frame.has_lzma for frame in frames) else {"delta"}
+    spool.need(pending_bytes=max(frame.made for frame in frames))
+    return sum(spool.write(frame.frame) for frame in frames), "bzip2, zstd, LZMA"
 
 
 def copy_frame(ranges: list[tuple[int, int, int]]) -> bytes:

@@ -16,6 +16,8 @@ LEVEL: Final = 1
 SHARE_OF_BYTES: Final = 0.35
 SHARE_OF_WIDE: Final = 0.75
 SHARE_FROM_NOTHING: Final = 0.97  # on floats zstd -19 gains next to nothing on zstd -1
+ALWAYS_BYTES: Final = 1 << 20  # up to here trying all of them takes a second or two
+ALWAYS_FROM_NOTHING_BYTES: Final = 16 << 20  # zstd alone is fast
 BYTES_SHARE: Final = 0.2
 TYPED_SHARE: Final = 0.95
 SURE_SHARE_OF_TARGET: Final = 0.01
@@ -31,6 +33,8 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
         size: bytes of the typed patch.
     """
     total = sum(file.size for file in target.files)
+    if total <= (ALWAYS_BYTES if base is not None else ALWAYS_FROM_NOTHING_BYTES):
+        return False
     regions = [region for found in find_regions(target).values() for region in found]
     typed = sum(region.size for region in regions)
     if typed < TYPED_SHARE * total:

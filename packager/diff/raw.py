@@ -162,14 +162,9 @@ def _as_delta_stream(job: RawJob, target: bytes, found: Found) -> RawEncoded:
 
 def _as_delta(job: RawJob, target: bytes, found: Found) -> RawEncoded:
     made = delta_frames(found, target, job.base[0].address, job.target[0].address)
-    return RawEncoded(
-        tuple(frame for _, frame in made),
-        "bsdiff",
-        frozenset({"delta"}),
-        max((size for size, _ in made), default=0),
-        0,
-        0,
-    )
+    features = {"delta", "lzma"} if any(frame.has_lzma for frame in made) else {"delta"}
+    largest = max(frame.made for frame in made)
+    return RawEncoded(tuple(frame.frame for frame in made), "bsdiff", frozenset(features), largest, 0, 0)
 
 
 def _read(pieces: tuple[Piece, ...]) -> bytes:
