@@ -64,7 +64,7 @@ def _classes(residual: Signed) -> npt.NDArray[np.intp]:
         return residual.astype(np.intp) + 128
     magnitude = np.abs(residual.astype(np.float64))
     raw = magnitude.view(np.int64) >> 50  # exponent and two bits of the mantissa
-    steps = np.where(magnitude < EXACT, magnitude.astype(np.int64), EXACT + raw - ((1023 + 5) << 2))
+    steps = np.where(magnitude < EXACT, np.minimum(magnitude, EXACT).astype(np.int64), EXACT + raw - ((1023 + 5) << 2))
     signed: npt.NDArray[np.intp] = 2 * steps + (residual < 0)
     return signed
 

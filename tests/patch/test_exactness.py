@@ -1,0 +1,108 @@
+"""The arithmetic that a device and the packager must agree on, bit for bit, and how residuals are cut and streamed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bundle.patch.elements import BY_NAME, from_doubles, to_doubles
+from bundle.patch.predict import apply_periodic
+from packager.diff.cuts import best_cuts
+from tests.patch import models
+from tests.patch.bundles import applied, patch_between
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(1, 700),
+    st.sampled_from([1, 2, 9, 255, 256, 300, 5000]),
+    st.integers(1, 3000),
+    st.one_of(st.integers(0, 5000), st.integers(0, 2**62)),
+)
+def test_periodic_values_are_those_of_the_formula(values: int, inner: int, count: int, first: int) -> None:
+    steps = np.random.default_rng(values).integers(-50, 50, values).astype(np.int8)
+    out = np.arange(count, dtype=np.int32)
+    apply_periodic(np.add, out, steps, inner, first)
+    expected = [i + int(steps[((first + i) // inner) % values]) for i in range(count)]
+    assert out.tolist() == expected
+
+
+def _hard_doubles(name: str) -> np.ndarray[Any, Any]:
+    """All values of the type, all ties between neighbours, what lies just beside them, and numbers of every size."""
+    kind = BY_NAME[name]
+    values = np.sort(to_doubles(np.arange(1 << 16, dtype=np.uint16), kind))
+    values = values[np.isfinite(values)]
+    ties = (values[:-1] + values[1:]) / 2
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([rng.normal(0, 10.0**e, 2000) for e in range(-48, 40, 3)])
+    return np.concatenate([values, ties, np.nextafter(ties, -np.inf), np.nextafter(ties, np.inf), sizes])
+
+
+def test_float16_is_rounded_as_numpy_rounds_it_from_float32() -> None:
+    doubles = _hard_doubles("f16")
+    with np.errstate(over="ignore"):
+        expected = doubles.astype(np.float32).astype(np.float16).view(np.uint16)
+    assert (from_doubles(doubles.copy(), BY_NAME["f16"]) == expected).all()
+
+
+def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
+    doubles = _hard_doubles("bf16")
+    with np.errstate(over="ignore"):
+        single = doubles.astype(np.float32).view(np.uint32).astype(np.uint64)
+    low, high = single & 0xFFFF, single >> 16
+    expected = high + ((low > 0x8000) | ((low == 0x8000) & (high & 1 == 1)))
+    assert (from_doubles(doubles.copy(), BY_NAME["bf16"]) == expected.astype(np.uint16)).all()
+
+
+@pytest.mark.parametrize("name", ["i8", "u8", "i16", "f16", "bf16", "f32"])
+def test_what_is_not_finite_becomes_zero(name: str) -> None:
+    kind = BY_NAME[name]
+    assert not from_doubles(np.array([np.nan, np.inf, -np.inf]), kind).any()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_residuals_are_cut_between_keys_and_none_is_lost(dtype: Any) -> None:
+    rng = np.random.default_rng(3)
+    keys = rng.integers(0, 40, 60_000).astype(np.uint8)
+    limit = np.iinfo(dtype)
+    residual = np.clip(rng.normal(0, np.exp2(keys / 4)), limit.min, limit.max).astype(dtype)
+    residual[:2] = limit.min, limit.max
+    cuts = best_cuts(keys, residual)
+    ends = np.cumsum(np.bincount(keys))
+    assert cuts[0] == 0
+    assert cuts[-1] == len(keys)
+    assert cuts == sorted(set(cuts))
+    assert set(cuts[1:]) <= set(ends.tolist())
+    assert len(cuts) > 2, "residuals of many sizes in one part"
+
+
+def test_a_program_takes_lzma_and_bsdiff(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    words = [rng.bytes(int(n)) for n in rng.integers(3, 12, 400)]
+    old = b"".join(words[i] for i in rng.integers(0, 400, 30_000))
+    new = bytearray(old)
+    for position in range(0, len(old), 23):  # addresses that moved
+        new[position] = (new[position] + 64) % 256
+    new[70_000:70_000] = b"".join(words[i] for i in rng.integers(0, 400, 3_000))
+    patch, report = patch_between(tmp_path, {"f": old}, {"f": bytes(new)})
+    assert applied(patch, {"f": old}) == {"f": bytes(new)}
+    assert "lzma" in report.features
+    plain, report = patch_between(tmp_path / "plain", {"f": old}, {"f": bytes(new)}, "zstd")
+    assert "lzma" not in report.features
+    assert len(patch) < len(plain)
+
+
+def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) -> None:
+    def blocks(seed: int) -> bytes:
+        rng = np.random.default_rng(7)
+        levels = rng.integers(0, 256, (6000, 18)).astype(np.uint8)
+        levels[:, 0] = np.random.default_rng(seed).integers(0, 256, 6000)
+        return models.safetensors({"w": levels})
+
+    patch, report = patch_between(tmp_path, {"m": blocks(1)}, {"m": blocks(2)}, "typed")
+    assert applied(patch, {"m": blocks(1)}) == {"m": blocks(2)}
+    assert any("by place" in row.coder for row in report.rows)
+    assert len(patch) < 6000 + 600
