@@ -6,7 +6,8 @@ the smallest power of two from 2^12 on that is not below the plain length).
 
 Rules:
 1. The plain length is compared with the caller's limit before anything is allocated.
-2. Unpacking yields exactly the plain length, or the section is refused: a bomb costs its stated length at most.
+2. A section of LZMA is at most `MAX_LZMA_BYTES`, since its dictionary is as large again.
+3. Unpacking yields exactly the plain length, or the section is refused: a bomb costs its stated length at most.
 """
 
 import bz2
@@ -22,6 +23,7 @@ ZSTD: Final = 1
 BZIP2: Final = 2
 LZMA: Final = 3
 
+MAX_LZMA_BYTES: Final = 1 << 22
 LZMA2_FILTER: Final = 0x21  # its id in the .xz format
 
 _MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
@@ -49,6 +51,8 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
     if coder == BZIP2:
         return unpack_bzip2(stored, plain, f"{cursor.where}: {what}")
     if coder == LZMA:
+        if plain > MAX_LZMA_BYTES:
+            raise PatchLimitRefused(f"{cursor.where}: {what} of LZMA is {plain} bytes, at most {MAX_LZMA_BYTES} are")
         return unpack_lzma(stored, plain, f"{cursor.where}: {what}")
     raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
 
@@ -60,7 +64,7 @@ def write_section(data: bytes, level: int = 19, *, with_bzip2: bool = False, wit
         packed = {ZSTD: pack_zstd(data, level)}
         if with_bzip2:
             packed[BZIP2] = bz2.compress(data)
-        if with_lzma:
+        if with_lzma and len(data) <= MAX_LZMA_BYTES:
             packed[LZMA] = pack_lzma(data, lzma_window_log(len(data)))
         choices += [bytes([k]) + varint(len(data)) + varint(len(part)) + part for k, part in packed.items()]
     return min(choices, key=len)

@@ -381,6 +381,12 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         "patch-corrupt",
         lambda: patch(COPY_A, _delta_with_extra(b"\x03" + varint(B) + varint(20) + b"\x99" * 20), STREAM_D),
     ),
+    "section-of-lzma-too-long": (
+        "patch-limit",
+        lambda: patch(
+            frame_bytes(Op.COPY, b"\x03" + varint((1 << 22) + 1) + b"\x01\x00"), header=limits(payload_bytes=5 << 20)
+        ),
+    ),
     "good-section-of-lzma": (
         None,
         lambda: patch(COPY_A, _delta_with_extra(lzma_section(TARGET["b"], B)), STREAM_D),
