@@ -17,7 +17,7 @@ from packager.inputs import Samples
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
 from packager.quantize.half import quantize_half
-from packager.quantize.int4 import quantize_int4
+from packager.quantize.int4 import int4_nodes, quantize_int4
 from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
 from packager.quantize.ranges import Range
 from packager.quantize.runs import RUNTIME_ERRORS, one_line
@@ -87,7 +87,9 @@ class Workshop:
             found.append("static")
         if dynamic_nodes(self.prepared):
             found.append("dynamic")
-        return (*found, "weights", "int4", "fp16")
+        if int4_nodes(self.prepared):
+            found.append("int4")
+        return (*found, "weights", "fp16")
 
     def nodes(self, method: Method) -> list[str]:
         """Names of the nodes that `method` would quantize, in graph order."""
@@ -122,7 +124,8 @@ class Workshop:
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
         if size > WORTH_IT * self.float_bytes and not is_partial:
-            beyond = f", {len(self.beyond_half)} weights are beyond half precision" if method == "fp16" else ""
+            is_beyond = method == "fp16" and self.beyond_half
+            beyond = f", since {len(self.beyond_half)} weights are beyond half precision" if is_beyond else ""
             raise QuantizationRefused(
                 f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}{beyond}"
             )

@@ -32,6 +32,13 @@ from packager.quantize.storage import save
 MAX_OVER_DYNAMIC: Final = 1.5
 GOOD_SHARE: Final = 1 / 3  # of the allowed relative RMS
 REPAIRED_METHODS: Final = 2  # the two with the least error: others would not pass either
+NOTHING_FOR: Final[dict[Method, str]] = {
+    "static": "no Conv, MatMul or Gemm with a constant weight for static int8",
+    "dynamic": "no Conv, MatMul or Gemm with a constant weight for dynamic int8",
+    "weights": "no weight for int8",
+    "int4": "no MatMul or Gemm with a constant weight, which is what 4 bits need; int8 fits this model",
+    "fp16": "no weight for fp16",
+}
 NO_REPAIR: Final = ("fp16",)  # it has no nodes of its own: weights that do not fit stay float32
 
 
@@ -104,7 +111,7 @@ class Search:
             if last is None or candidate.error < last[0].error:
                 last = candidate, verdict
         if last is None:
-            why = "; ".join(trial.why for trial in self.trials) or f"none of {methods} applies"
+            why = "; ".join(trial.why for trial in self.trials) or "; ".join(NOTHING_FOR[method] for method in methods)
             raise QuantizationRefused(f"no quantized form of this model is possible: {why}")
         return last
 

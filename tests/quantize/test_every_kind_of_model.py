@@ -45,6 +45,14 @@ def test_model_becomes_smaller_and_passes_the_gate(kind: str, tmp_path: Path) ->
     assert gate(model, tmp_path / "int8.onnx", samples).verdict == "pass"
 
 
+def test_model_without_a_layer_for_four_bits_is_not_called_int4(tmp_path: Path) -> None:
+    model = models.save(models.einsum(), tmp_path / "float.onnx")
+    report = quantize(model, tmp_path / "int4.onnx", "int4", random_samples(model, 8))
+    assert report.outcome == "refused"
+    assert "which is what 4 bits need" in report.reason
+    assert not (tmp_path / "int4.onnx").exists()
+
+
 def test_weights_beyond_half_precision_stay_float_and_are_named(tmp_path: Path) -> None:
     large = models.text_encoder()
     tensor = next(t for t in large.graph.initializer if t.name == "up0")
