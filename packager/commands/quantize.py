@@ -45,6 +45,7 @@ INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
 )
 @click.option("--no-optimise", is_flag=True, help="Leave the graph as it is before quantizing.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
 @click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
 @click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
 @click.option("--update-of", "base", type=PATH, help="Quantized model that devices hold: make the difference small.")
@@ -63,6 +64,7 @@ def quantize_command(
     target: str,
     no_optimise: bool,
     max_relative_rms: float | None,
+    min_top1: float | None,
     metric_text: str | None,
     max_metric_loss: float | None,
     base: Path | None,
@@ -90,7 +92,7 @@ def quantize_command(
         signed_weights=signed_weights,
         signed_activations=target == "arm",
         optimise=not no_optimise,
-        thresholds=_thresholds(max_relative_rms, max_metric_loss),
+        thresholds=_thresholds(max_relative_rms, min_top1, max_metric_loss),
         metric=None if metric_text is None else Metric.parse(metric_text),
     )
     samples = _samples(model, inputs, random_count, seed)
@@ -157,6 +159,7 @@ def _update(
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
+@click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
 @click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
 @click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
 @click.option("--no-ordinary", is_flag=True, help="Do not hold an int8 model to ordinary quantization of its teacher.")
@@ -168,6 +171,7 @@ def compare_command(
     random_count: int,
     seed: int,
     max_relative_rms: float | None,
+    min_top1: float | None,
     metric_text: str | None,
     max_metric_loss: float | None,
     no_ordinary: bool,
@@ -184,7 +188,7 @@ def compare_command(
     from packager.quantize.search import Measure
 
     metric = None if metric_text is None else Metric.parse(metric_text)
-    thresholds = _thresholds(max_relative_rms, max_metric_loss)
+    thresholds = _thresholds(max_relative_rms, min_top1, max_metric_loss)
     samples = _samples(teacher, inputs, random_count, seed)
     measure = Measure.of(metric, teacher, samples)
     ordinary = (
@@ -282,12 +286,16 @@ def _check_places(read: tuple[Path | None, ...], *written: Path | None) -> None:
         check_output(path, *read)
 
 
-def _thresholds(max_relative_rms: float | None, max_metric_loss: float | None) -> "Thresholds":
+def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metric_loss: float | None) -> "Thresholds":
     from dataclasses import replace
 
     from packager.quantize.fidelity import DEFAULT_THRESHOLDS
 
-    given = {"max_relative_rms": max_relative_rms, "max_metric_loss": max_metric_loss}
+    given = {
+        "max_relative_rms": max_relative_rms,
+        "min_top1_agreement": min_top1,
+        "max_metric_loss": max_metric_loss,
+    }
     return replace(DEFAULT_THRESHOLDS, **{name: value for name, value in given.items() if value is not None})
 
 
