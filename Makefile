@@ -24,7 +24,7 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
 torture: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.torture
+	$(BIN)/python -m tests.torture --write-docs
 	$(BIN)/python -m tests.torture.fuzz_patch --runs 200000
 
 $(VENV)/.created:

@@ -82,8 +82,6 @@ def init(
     from device_agent.device import DeviceDirectory
     from device_agent.enrolment import default_label, initialise
 
-    if path.exists():
-        raise AlreadyInitialised(f"{path} exists", remedy="remove it, or name another with --config")
     config = Config(
         directory=directory.absolute(),
         repository_url=repository_url,
@@ -96,8 +94,19 @@ def init(
     )
     text = render_config(config)
     parse_config(text.encode(), where="the options given", folder=Path("/"))
-    public = initialise(DeviceDirectory(config.directory), root, label or default_label(), identity)
-    _write_config(path, text)
+    # the identity comes last: an `init` that was cut off before it is simply run again
+    device = DeviceDirectory(config.directory)
+    is_cut_off = path.exists() and not device.identity.exists() and path.read_bytes() == text.encode()
+    if path.exists() and not is_cut_off:
+        raise AlreadyInitialised(f"{path} exists", remedy="remove it, or name another with --config")
+    device.check_uninitialised()
+    if not is_cut_off:
+        _write_config(path, text)
+    try:
+        public = initialise(device, root, label or default_label(), identity)
+    except AirweightsError:
+        path.unlink()
+        raise
     result = {"device_id": public.device_id, "label": public.label, "config": str(path), "directory": str(directory)}
     click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enrol"
     console.print_result(result, as_json=as_json, text=click_text)
@@ -413,9 +422,11 @@ def _ended_text(ended: dict[str, Any]) -> str:
 
 
 def _write_config(path: Path, text: str) -> None:
+    from device_agent.store import write_durably
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_durably(path, text.encode(), 0o644)
     except OSError as error:
         raise ConfigInvalid(f"{path}: {error.strerror}", remedy="name another place with --config") from error
 

@@ -22,7 +22,7 @@ from typing import Final
 from bundle import canonical
 from bundle.canonical import NAME, SHA256_HEX, Fields
 from bundle.errors import MalformedRefused
-from device_agent.errors import BusyUnavailable, IdentityInvalid, NotInitialised
+from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
 MAX_IDENTITY_BYTES: Final = 16 * 1024
@@ -85,6 +85,11 @@ class DeviceDirectory:
         for path in (self.identity / "device.json", self.shipped_root):
             if not path.exists():
                 raise NotInitialised(f"{path} is missing", remedy="run `device-agent init` first")
+
+    def check_uninitialised(self) -> None:
+        """Raises AlreadyInitialised: there is an identity."""
+        if self.identity.exists():
+            raise AlreadyInitialised(f"{self.identity} exists", remedy="remove the device directory to start over")
 
     def public_identity(self) -> PublicIdentity:
         """Raises NotInitialised, IdentityInvalid."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory, PublicIdentity
-from device_agent.errors import AlreadyInitialised, ConfigInvalid
+from device_agent.errors import ConfigInvalid
 from device_agent.holdings import Witness
 from device_agent.home import FILE
 from device_agent.identity import check_root, counter_behind_the_floor, create_identity, home_of_keys
@@ -26,8 +26,7 @@ def initialise(device: DeviceDirectory, shipped_root: Path, label: str, home: st
     Raises:
         AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
     """
-    if device.identity.exists():
-        raise AlreadyInitialised(f"{device.identity} exists", remedy="remove the device directory to start over")
+    device.check_uninitialised()
     root = check_root(shipped_root)
     try:
         device.root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from bundle.envelope import generate_private, public_of
 from bundle.errors import MalformedRefused
 from bundle.frames import KEY_BYTES, Secret
 from device_agent.device import DEVICE_KEY, KEY_FILES, SIGNING_KEY, STORAGE_KEY, DeviceDirectory, PublicIdentity
-from device_agent.errors import AlreadyInitialised, ConfigInvalid, IdentityInvalid
+from device_agent.errors import ConfigInvalid, IdentityInvalid
 from device_agent.home import FILE, parse_home
 from device_agent.sealed_key import MAX_SEALED_FILE_BYTES, is_sealed, open_home, parse_sealed, sealed_file
 from device_agent.store import sync_folder, write_durably
@@ -49,8 +49,7 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
     """
     if not NAME.fullmatch(label):
         raise ConfigInvalid(f"label {label!r}: expected {words_of(NAME)}")
-    if device.identity.exists():
-        raise AlreadyInitialised(f"{device.identity} exists", remedy="remove the device directory to start over")
+    device.check_uninitialised()
     x_wing, ed25519 = generate_private(), Ed25519PrivateKey.generate()
     public = PublicIdentity(
         device_id=device_id(public_of(x_wing), ed25519.public_key().public_bytes_raw()),

@@ -1,6 +1,10 @@
 """The command line `device-agent`: what it prints, its exit codes, its errors in one line."""
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 from device_agent import cli
 from tests.agent.lab import Device, Publisher
 from tests.agent.server import Site
+from tests.torture.rows import inject, without_strace
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -40,6 +45,23 @@ def test_init_makes_a_device_once(words: list[str], tmp_path: Path, capsys: pyte
     assert _refused(capsys, 2, "already-initialised", *words).endswith("config.toml exists")
     (tmp_path / "config.toml").unlink()
     assert "identity exists" in _refused(capsys, 2, "already-initialised", *words)
+
+
+def test_init_that_was_killed_is_run_again(words: list[str], tmp_path: Path) -> None:
+    if (why := without_strace()) is not None:
+        pytest.skip(why)
+    command = [sys.executable, "-m", "device_agent", *map(str, words)]
+    killed = 0
+    for call, number in (("mkdir", 1), ("rename", 1), ("rename", 2), ("rename", 3), ("rename", 6), ("fsync", 3)):
+        for name in ("config.toml", "device"):
+            path = tmp_path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        done = subprocess.run([*inject(call, f"signal=KILL:when={number}"), *command], capture_output=True, check=False)
+        killed += done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        subprocess.run(command, capture_output=True, check=False)
+        status = [*command[:3], "--config", str(tmp_path / "config.toml"), "status", "--json"]
+        assert subprocess.run(status, capture_output=True, check=False).returncode == 0, (call, number)
+    assert killed >= 5
 
 
 def test_init_with_a_wrong_root_leaves_nothing_behind(
