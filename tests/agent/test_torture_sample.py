@@ -14,17 +14,17 @@ FEW = 5  # of a row that has no number of its own here
 SAMPLE = {
     "killed-commit": 16,
     "killed-rollback": 10,
-    "alone-killed-commit": 8,
-    "alone-killed-rollback": 4,
-    "child-killed-commit": 9,
-    "child-killed-rollback": 4,
+    "alone-killed-commit": 4,
+    "alone-killed-rollback": 2,
+    "child-killed-commit": 6,
+    "child-killed-rollback": 2,
     "error-once": 14,
     "error-for-ever": 10,
     "power-cut-flushed": 6,
     "power-cut": 4,
     "full-disk": 6,
     "bit-rot": 12,
-    "network": 40,
+    "network": 24,
     "fuzz-patch": 300,
 }
 
