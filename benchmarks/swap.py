@@ -234,11 +234,12 @@ def main() -> None:
             out.write(f"{planned - counted_from:.6f},{latency * 1e3:.4f},{int(answered)},{int(swapping)}\n")
     result = {**summary(measured, rows, counted_from), "latencies_csv": str(csv)}
     if arguments.plot is not None:
-        shift = counted_from
+        # up to the last swap: the rollbacks after it follow each other without a pause
+        shift, last = counted_from, windows[-1][0]
         draw_latencies(
             arguments.plot,
-            [(planned - shift, latency) for planned, latency, _ in rows if planned >= shift],
-            [(start - shift, end - shift) for start, end in windows],
+            [(planned - shift, latency) for planned, latency, _ in rows if shift <= planned < last],
+            [(start - shift, end - shift) for start, end in windows[:-1]],
         )
     arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
