@@ -1,0 +1,132 @@
+"""What `/metrics` says is what Prometheus reads: the text format, and the conventions for names."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from device_agent.attempt import DOWNTIME, Attempt, Ended, Outcome
+from device_agent.runtime.probing import ProbeReport
+from device_agent.tally import Tally
+from tests.runtime.bundles import front, plain, scale
+from tests.runtime.load import ask, connect
+
+SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^{}]*\})? (-?[0-9.e+-]+|NaN|[+-]Inf)")
+LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count"), "counter": ("",), "gauge": ("",)}
+UNITS = ("_seconds", "_bytes", "_joules", "_ratio", "_info")
+
+
+@dataclass
+class Metric:
+    """One family of samples: (suffix and labels) to value."""
+
+    kind: str = ""
+    words: str = ""
+    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
+
+
+def parse(text: str) -> dict[str, Metric]:
+    """Strictly, as the format's page says: HELP, TYPE, then the family's samples together. Raises AssertionError."""
+    assert text.endswith("\n")
+    found: dict[str, Metric] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            name, _, words = line.removeprefix("# HELP ").partition(" ")
+            assert name not in found, f"{name} comes twice"
+            found[name] = Metric(words=words)
+        elif line.startswith("# TYPE "):
+            assert line.split()[2] == name
+            found[name].kind = line.split()[3]
+        else:
+            match = SAMPLE.fullmatch(line)
+            assert match, line
+            assert match[1].startswith(name), f"{line} stands among the samples of {name}"
+            labels = tuple(LABEL.findall(match[2] or ""))
+            assert "{" + ",".join(f'{key}="{value}"' for key, value in labels) + "}" == (match[2] or "{}"), line
+            key = match[1].removeprefix(name), labels
+            assert key not in found[name].samples, f"{line} comes twice"
+            found[name].samples[key] = float(match[3])
+    return found
+
+
+def check_conventions(found: dict[str, Metric]) -> None:
+    """Names, kinds and units."""
+    for name, metric in found.items():
+        assert re.fullmatch(r"airweights_[a-z][a-z0-9_]*", name)
+        assert metric.words.endswith("."), f"{name} has no sentence"
+        assert name.endswith("_total") == (metric.kind == "counter"), name
+        assert not re.search(r"_(ms|us|milliseconds|mib|kb|percent|ppm)(_|$)", name), f"{name} is in no base unit"
+        if metric.kind in ("histogram", "summary"):
+            assert name.endswith(UNITS)
+        for suffix, labels in metric.samples:
+            assert suffix in SUFFIXES[metric.kind], (name, suffix)
+            assert not {"le", "quantile"} & {key for key, _ in labels} or suffix == "_bucket"
+
+
+def buckets_of(metric: Metric) -> Iterator[tuple[list[float], float]]:
+    """Cumulative counts of each series of a histogram, and its _count."""
+    series: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
+    for (suffix, labels), value in metric.samples.items():
+        if suffix == "_bucket":
+            rest = tuple(pair for pair in labels if pair[0] != "le")
+            series.setdefault(rest, []).append((float(dict(labels)["le"]), value))
+    for labels, rows in series.items():
+        yield [value for _, value in sorted(rows)], metric.samples["_count", labels]
+
+
+@pytest.fixture
+def tally() -> Tally:
+    """Of one update, one rollback, one failure that never swapped."""
+    tally = Tally("toy")
+    phases = {"check": 10, "probe": 1500, "swap": 20, "probation": 30_000}
+    good = Attempt(1, "poll", 0, download_bytes=7, patch_bytes=7, full_bytes=90, phases_ms=phases, swap_us=80)
+    bad = Attempt(2, "poll", 0, download_bytes=90, patch_bytes=90, full_bytes=90, phases_ms={"swap": 5, DOWNTIME: 250})
+    tally.count(Ended(good, Outcome.UPDATED, "", "", 1))
+    tally.count(Ended(bad, Outcome.ROLLED_BACK, "probation-failed", "NaN", 1))
+    tally.count(Ended(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "fetch", "", 1))
+    tally.count_probe(ProbeReport("pass", worst_relative_rms_ppm=120))
+    return tally
+
+
+def test_the_supervisors_counters_add_up(tally: Tally) -> None:
+    found = parse(tally.render())
+    check_conventions(found)
+
+    def value(name: str, suffix: str = "", **labels: str) -> float:
+        return found[f"airweights_{name}"].samples[suffix, (("family", "toy"), *labels.items())]
+
+    assert value("updates_total", outcome="updated") == 1
+    assert [value("swaps_total", result=result) for result in ("committed", "rolled-back", "failed")] == [1, 1, 0]
+    assert value("rollbacks_total", reason="probation-failed") == 1
+    assert (value("download_bytes_total", kind="patch"), value("download_bytes_total", kind="full")) == (7, 90)
+    assert value("update_phase_duration_seconds", "_sum", phase="swap") == pytest.approx(0.025)
+    assert value("update_phase_duration_seconds", "_count", phase="swap") == 2
+    assert value("swap_downtime_seconds_total") == 0.25
+    assert value("swap_publish_duration_seconds") == pytest.approx(8e-5)
+    assert value("probe_worst_relative_rms_ratio") == pytest.approx(1.2e-4)
+
+
+def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: Tally) -> None:
+    with plain(scale(2.0)) as bundle, front() as served:
+        process = bundle.process(1)
+        served.publish("toy", process)
+        served.tell_metrics(tally.render())
+        assert ask(served.address)[0] == 200
+        assert ask(served.address, b"{")[0] == 400
+        connection = connect(served.address)
+        connection.request("GET", "/metrics")
+        found = parse(connection.getresponse().read().decode())
+        connection.close()
+        check_conventions(found)
+        for name in ("request_duration_seconds", "inference_duration_seconds"):
+            for cumulative, count in buckets_of(found[f"airweights_{name}"]):
+                assert cumulative == sorted(cumulative)
+                assert cumulative[-1] == count
+        processes = {dict(labels)["process"] for _, labels in found["airweights_resident_bytes"].samples}
+        assert processes == {"supervisor", "front", "model"}
+        assert all(value > 10e6 for value in found["airweights_resident_bytes"].samples.values())
+        assert all(value > 0 for value in found["airweights_cpu_seconds_total"].samples.values())
+        process.stop()
