@@ -1,0 +1,95 @@
+"""`repo doctor` on published repositories that no command of ours would have made."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.signer import CryptoSigner, Key
+from tuf.api.metadata import Metadata, Root
+
+from packager.cli import main
+from packager.repository import documents
+from packager.repository.chain import Published
+from packager.repository.staging import Staging
+from tests.repository.shop import NOW_S, Shop, build_shop
+
+
+def change_root(shop: Shop, change: Any) -> None:
+    """Publish a root that is changed past all checks, signed by the keys of the old and the new one."""
+    published = Published(shop.repository.layout)
+    root = documents.next_root(published.root, published.repository_id, NOW_S)
+    change(root)
+    Staging(shop.repository.layout).put_document("root", Metadata[Root](root))
+    assert shop.repository.sign(shop.signers).is_complete
+    shop.repository.publish(rehearse=False)
+
+
+def doctor(shop: Shop, capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, list[str]]]:
+    code = main(["repo", "doctor", "--repo", os.fspath(shop.repository.root), "--json"])
+    report = json.loads(capfd.readouterr().out)
+    assert report["is_sound"] == (code == 0)
+    return code, {role["name"]: role["problems"] for role in report["roles"] if role["problems"]}
+
+
+def test_a_sound_repository_is_proven_role_by_role(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    assert doctor(shop, capfd) == (0, {})
+
+
+def test_a_role_that_one_algorithm_meets_is_found(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    change_root(shop, lambda root: setattr(root.roles["timestamp"], "threshold", 1))
+    assert doctor(shop, capfd) == (
+        3,
+        {
+            "timestamp": [
+                "1 classical keys alone meet the threshold 1",
+                "1 ML-DSA keys alone meet the threshold 1",
+            ]
+        },
+    )
+
+
+def test_one_key_under_two_ids_counts_once(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    """TUF counts key ids: two ids of one Ed25519 key meet a threshold of two. We count public keys."""
+    (held, *_) = shop.signers_of("snapshot")
+    twin_id = "f" * 64
+    twin = Key.from_dict(twin_id, copy.deepcopy(held.public_key.to_dict()))
+
+    class Twin(CryptoSigner):
+        """The same private key, under the other id."""
+
+    def twice(root: Root) -> None:
+        root.keys[twin_id] = twin
+        root.roles["snapshot"].keyids = [held.public_key.keyid, twin_id]
+
+    assert isinstance(held, CryptoSigner)
+    shop.signers.append(Twin(held._private_key, twin))  # type: ignore[arg-type]
+    change_root(shop, twice)
+    code, found = doctor(shop, capfd)
+    assert code == 3
+    assert found["snapshot"][0] == "the same public key is listed under 2 key ids"
+    assert "threshold 2 can not be met by 1 distinct keys" in found["snapshot"]
+
+
+def test_a_classical_repository_that_does_not_say_so_is_unsound(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shop = build_shop(tmp_path / "shop", classical=True)
+    assert doctor(shop, capfd) == (0, {})
+    assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root)]) == 0
+    assert "a break of Ed25519 is a break of all of it" in capfd.readouterr().out
+    change_root(shop, lambda root: root.unrecognized_fields.pop(documents.CLASSICAL))
+    code, found = doctor(shop, capfd)
+    assert code == 3
+    assert set(found) == {"root", "targets", "snapshot", "timestamp", "fleet", "release-vision", "rollout-vision"}
+
+
+def test_a_changed_file_is_found(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    (path,) = (shop.published / "metadata").glob("1.fleet.json")
+    newest = max((shop.published / "metadata").glob("*.fleet.json"), key=lambda file: int(file.name.split(".")[0]))
+    newest.write_bytes(newest.read_bytes().replace(b"fleet.json", b"fleet.jsom", 1))
+    assert path.exists()
+    assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root), "--json"]) == 3
+    assert json.loads(capfd.readouterr().err)["error"]["reason"] == "repository-damaged"
