@@ -123,24 +123,25 @@ def _update(
     model: Path, base: Path, out: Path, samples: "Samples", options: "Options", report: Path | None, *, as_json: bool
 ) -> None:
     import json
+    import tempfile
 
     from packager.errors import GateFailed, GateInconclusive
     from packager.quantize.update.update import update
 
     calibration, held_back = samples.halves()
-    found = update(model, base, out, calibration, held_back, thresholds=options.thresholds)
-    if report is not None:
-        report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
-    if found.gate.verdict == "fail":
-        out.unlink(missing_ok=True)
-        raise GateFailed(f"{model}: {found.gate.why}", remedy="leave --update-of out: the update would not pass")
-    if found.gate.verdict == "inconclusive":
-        out.unlink(missing_ok=True)
-        raise GateInconclusive(f"{model}: {found.gate.why}", remedy=INCONCLUSIVE)
-    bits = "" if found.bits_per_weight is None else f", {found.bits_per_weight:.4f} bits a weight"
-    error, ordinary = found.gate.relative_rms or 0.0, found.ordinary.relative_rms or 0.0
-    text = f"{found.means}: {found.reason}{bits}\nrelative RMS {error:.4f}, ordinary quantization {ordinary:.4f}"
-    print_result(found.as_json(), as_json=as_json, text=text)
+    # what stands at `out` stays until the update has passed
+    with tempfile.TemporaryDirectory(prefix=".airweights-", dir=out.parent) as folder:
+        made = Path(folder) / out.name
+        found = update(model, base, made, calibration, held_back, thresholds=options.thresholds)
+        if report is not None:
+            report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+        if found.gate.verdict == "fail":
+            raise GateFailed(f"{model}: {found.gate.why}", remedy="leave --update-of out: the update would not pass")
+        if found.gate.verdict == "inconclusive":
+            raise GateInconclusive(f"{model}: {found.gate.why}", remedy=INCONCLUSIVE)
+        for part in sorted(Path(folder).iterdir(), reverse=True):
+            part.replace(out.parent / part.name)
+    print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 
 @click.command("compare")

@@ -109,6 +109,12 @@ def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
     done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["means"] == "joint"
+    kept = out.read_bytes()
+    done = packager("quantize", model, "-o", out, "--update-of", base, "--max-relative-rms", 1e-6)
+    assert done.returncode == 5
+    assert "relative RMS" in done.stderr
+    assert out.read_bytes() == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"old.onnx", "base.onnx", "new-int8.onnx"}
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "fp32"])

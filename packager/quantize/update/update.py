@@ -49,6 +49,7 @@ MAX_SAMPLES: Final = 256
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
 FEW_SAMPLES: Final = 20  # below it none can be spared, and the margin is that of fitted samples
 FITTED_MARGIN: Final = 0.75
+NAMED: Final = 5  # weights that a text lists by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,20 @@ class UpdateReport:
             "refitted": list(self.refitted),
             "joint": list(self.joint),
         }
+
+    def as_text(self) -> str:
+        """For a person: what it came to, and which weights did not fit the base's scales."""
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
+        error, ordinary = self.gate.relative_rms or 0.0, self.ordinary.relative_rms or 0.0
+        lines = [
+            f"{self.means}: {self.reason}{bits}",
+            f"relative RMS {error:.4f}, ordinary quantization {ordinary:.4f}",
+        ]
+        for names, what in ((self.fresh, "quantized afresh"), (self.refitted, "scales of some channels fitted again")):
+            if names:
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                lines.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+        return "\n".join(lines)
 
 
 def update(

@@ -1,0 +1,62 @@
+"""Updates on top of updates: does the error build up, do the patches grow?
+
+    python -m benchmarks.update_chain --base OLD.onnx --new DAY1.onnx --new DAY2.onnx ...
+        --calibration C.npz --held H.npz --json OUT [--max-over-ordinary 1.1]
+
+Each update starts from the quantized model that the one before it left on the devices, and is judged against ordinary
+quantization of that day's float model, on inputs that were not used for calibration. A run of benchmarks.update_aware
+each.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("base", "calibration", "held", "json"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--new", type=Path, action="append", required=True, help="float models, first to last")
+    parser.add_argument("--max-over-ordinary", type=float, default=1.1)
+    arguments = parser.parse_args()
+    days = []
+    with tempfile.TemporaryDirectory() as folder:
+        base = arguments.base
+        for number, new in enumerate(arguments.new):
+            base, found = day(arguments, base, new, Path(folder), number)
+            days.append({"model": new.name, **found})
+            print(row(days[-1]), flush=True)
+    arguments.json.write_text(json.dumps({"days": days}, indent=2) + "\n")
+
+
+def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int) -> tuple[Path, dict[str, Any]]:
+    """One update: (the quantized model that devices hold after it, figures)."""
+    out, kept = folder / "update.json", folder / f"day-{number}.onnx"
+    words = [
+        *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(kept), "--no-curve"),
+        *("--calibration", str(arguments.calibration), "--held", str(arguments.held)),
+        *("--max-over-ordinary", str(arguments.max_over_ordinary)),
+    ]
+    subprocess.run([sys.executable, "-m", "benchmarks.update_aware", *words], check=True, stdout=subprocess.DEVNULL)
+    found = json.loads(out.read_text())
+    figures = {name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "peak_bytes")}
+    figures["over_ordinary"] = found["chosen"]["relative_rms"] / found["ordinary"]["relative_rms"]
+    return kept, figures
+
+
+def row(figures: dict[str, Any]) -> str:
+    """One line for a person."""
+    chosen, ordinary = figures["chosen"], figures["ordinary"]
+    return (
+        f"{figures['model']}: {chosen['means']}, {chosen['patch_bytes']:,} bytes "
+        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_ordinary']:.3f} of ordinary's error"
+    )
+
+
+if __name__ == "__main__":
+    main()
