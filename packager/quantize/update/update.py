@@ -42,6 +42,7 @@ MAX_SOLUTIONS: Final = 4
 FRESH_SHARE: Final = 0.5
 FIRST_PRICE: Final = 40.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
 STEP: Final = 3.0  # between prices while the border is not found
+FAR: Final = 0.8  # of the allowed error: below it a step is squared
 TINY: Final = 1e-4
 CLOSE: Final = 1.5  # ratio of prices at which the search ends
 MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
@@ -294,5 +295,6 @@ class _Search:
                     break
                 price = float(np.sqrt(bad * good.price))
             else:
-                price = good.price * STEP if good is not None else price / STEP
+                far = good is not None and good.relative_rms < FAR * self.allowed
+                price = good.price * (STEP**2 if far else STEP) if good is not None else price / STEP
         return good
