@@ -45,6 +45,18 @@ def test_init_makes_a_device_once(words: list[str], tmp_path: Path, capsys: pyte
     assert _refused(capsys, 2, "already-initialised", *words).endswith("config.toml exists")
     (tmp_path / "config.toml").unlink()
     assert "identity exists" in _refused(capsys, 2, "already-initialised", *words)
+    assert not (tmp_path / "config.toml").exists()
+
+
+def test_init_whose_configuration_can_not_be_written_can_be_tried_again(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    elsewhere = [str(tmp_path / "file" / "config.toml") if word.endswith("config.toml") else word for word in words]
+    _refused(capsys, 2, "config-invalid", *elsewhere)
+    assert not (tmp_path / "device" / "identity").exists()
+    code, _, err = _run(capsys, *words)
+    assert code == 0, err
 
 
 def test_init_that_was_killed_is_run_again(words: list[str], tmp_path: Path) -> None:
