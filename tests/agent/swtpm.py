@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ def running(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + START_DEADLINE_S
-        while not path.exists() and time.monotonic() < until:
+        while not (_listens(path.with_name("s.ctrl")) and _listens(path)):
             assert process.poll() is None, "swtpm ended"
+            assert time.monotonic() < until, "swtpm does not listen"
             time.sleep(0.01)
         yield f"swtpm:path={path}"
     finally:
@@ -39,6 +41,15 @@ def running(folder: Path) -> Iterator[str]:
         process.wait()
         for left in (path, path.with_name("s.ctrl")):
             left.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def extend(tcti: str, pcr: int) -> None:
