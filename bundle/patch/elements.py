@@ -90,7 +90,9 @@ def unordered(values: Signed, kind: ElementType) -> Bits:
 
 def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
     """The biased exponent field of each float, at least 1 (as denormals have it)."""
-    field = np.right_shift(bits, kind.mantissa_bits).astype(np.int16)
+    # Sign, exponent and the mantissa's first bits are the element's upper 16 bits, for every float type.
+    upper = bits.view("<u2")[kind.size // 2 - 1 :: kind.size // 2]
+    field: npt.NDArray[np.int16] = np.right_shift(upper, 16 - 8 * kind.size + kind.mantissa_bits).view(np.int16)
     np.bitwise_and(field, kind.exponent_mask, out=field)
     return np.maximum(field, 1, out=field)
 

@@ -98,7 +98,7 @@ def read_keyed(
     if parts == 1 and total == count:
         return packed
     order = active_elements(keying, count) if parts < 2 else sorted_elements(prediction, kind, keying, count)
-    residual = np.zeros(count, kind.signed)
+    residual = np.empty(count, kind.signed) if total == count else np.zeros(count, kind.signed)
     residual[order] = packed
     return residual
 
