@@ -5,7 +5,17 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
-from benchmarks.patch_report import APPLY_MB_S, MEMORY_MIB, Row, apply_mb_s, goal_of, kind_of, ratio_of
+from benchmarks.patch_report import (
+    APPLY_MB_S,
+    MEMORY_MIB,
+    SLACK_BYTES,
+    Row,
+    apply_mb_s,
+    best_generic,
+    goal_of,
+    kind_of,
+    ratio_of,
+)
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,7 +32,9 @@ Bar = tuple[str, float, float | None]
 def draw(folder: Path, rows: list[Row], memory: list[Row]) -> dict[str, str]:
     """Write the pictures, the last one where memory was measured. Returns file name → what it shows."""
     folder.mkdir(parents=True, exist_ok=True)
-    sized = [(row, ratio) for row in rows if (ratio := ratio_of(row)) is not None]
+    # a ratio of a few bytes to a few bytes says nothing: such pairs are in the table only
+    large = [row for row in rows if (best := best_generic(row)) and best[1] > 4 * SLACK_BYTES]
+    sized = [(row, ratio) for row in large if (ratio := ratio_of(row)) is not None]
     titles = {
         "patch-sizes.png": "bytes of the patch over those of the best generic tool (smaller is better)",
         "patch-apply.png": "megabytes of target a CPU second, both digests included (larger is better)",

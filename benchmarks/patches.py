@@ -39,6 +39,9 @@ def main() -> None:
     folder = arguments.pairs
     if folder is None:
         folder = strangers_pairs()
+    elif not folder.is_dir():
+        parser.error(f"--pairs: {folder} is not a folder")
+    arguments.json.write_text(json.dumps({"pairs": []}) + "\n")
     rows: list[dict[str, Any]] = []
     limit = arguments.peer_timeout
     for pair in sorted(place for place in folder.iterdir() if place.is_dir()):

@@ -34,6 +34,18 @@ def test_the_benchmark_measures_a_pair(tmp_path: Path) -> None:
     assert "small" in (tmp_path / "table.md").read_text()
 
 
+def test_a_folder_without_pairs_is_an_empty_result_and_none_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pairs" / "no target").mkdir(parents=True)
+    (tmp_path / "pairs" / "no target" / "base.onnx").write_bytes(b"x")
+    command = [sys.executable, "-m", "benchmarks.patches", "--json", str(tmp_path / "out.json"), "--pairs"]
+    done = subprocess.run([*command, str(tmp_path / "pairs")], check=True, capture_output=True, text=True)
+    assert json.loads((tmp_path / "out.json").read_text()) == {"pairs": []}
+    assert "no target: skipped" in done.stderr
+    done = subprocess.run([*command, str(tmp_path / "nowhere")], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("nowhere is not a folder\n")
+
+
 @pytest.mark.parametrize("codec", GENERIC)
 def test_a_peer_gives_the_target_back(codec: str, tmp_path: Path) -> None:
     arrays = models.weights(1)
