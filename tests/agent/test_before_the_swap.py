@@ -42,8 +42,8 @@ def requests(device: Device) -> Iterator[Counter[str]]:
         client.join()
 
 
-def _start(device: Device, *, requests: int, serve: str = "") -> None:
-    device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
+def _start(device: Device, *, requests: int, window_s: int = 3, serve: str = "") -> None:
+    device.config = replace(device.config, probation=ProbationSettings(window_s=window_s, min_requests=requests))
     device.write_config()
     text = device.config_path.read_text()
     device.config_path.write_text(text.replace("[serve]", f"[serve]\n{serve}"))
@@ -75,7 +75,7 @@ def test_a_candidate_that_answers_otherwise_never_serves(installed: Device, publ
 
 def test_an_operator_ends_a_shadow(installed: Device, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
-    _start(installed, requests=10**6)
+    _start(installed, requests=10**6, window_s=60)
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(installed.ask("update")))
     update.start()
