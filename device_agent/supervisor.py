@@ -26,7 +26,6 @@ from typing import Any, Final
 from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from device_agent.adapter import AdapterShelf
-from device_agent.adapter_change import change_adapter
 from device_agent.agent import Agent, collect, with_damaged
 from device_agent.attempt import Ended, Outcome
 from device_agent.config import Config
@@ -39,7 +38,6 @@ from device_agent.errors import (
     StoppedUnavailable,
     StoreDamagedRefused,
 )
-from device_agent.explanation import explain
 from device_agent.facts import device_facts, runtime_version
 from device_agent.holdings import Holding
 from device_agent.journal import Journal
@@ -210,6 +208,8 @@ class Supervisor:
                 case "adapter-attach" | "adapter-detach":
                     word.answer = self._adapter(word)
                 case "plan":
+                    from device_agent.explanation import explain  # seldom asked for: no memory at rest
+
                     word.answer = explain(self._agent)
                 case "forgive":
                     digest = word.fields.get("bundle")
@@ -364,6 +364,8 @@ class Supervisor:
 
     def _adapter(self, word: Word) -> dict[str, Any]:
         """Attach or detach; what serves is loaded anew then, beside the old one, as in a swap."""
+        from device_agent.adapter_change import change_adapter  # as `explain` above
+
         change_adapter(self._agent, word.command, word.fields)
         active = self._journal.holding(self._journal.pointers.active)
         current = self._serving.current

@@ -52,11 +52,15 @@ class JoiningTransport:
         else:
             self._transport.write(data)
 
-    def close(self) -> None:
-        """As the transport's."""
+    def flush(self) -> None:
+        """An answer is complete: a head without a body, as HEAD has it, goes now."""
         if self._head:
             self._transport.write(self._head)
             self._head = b""
+
+    def close(self) -> None:
+        """As the transport's."""
+        self.flush()
         self._transport.close()
 
 
@@ -100,6 +104,11 @@ class FrontProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_is_here()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's."""
+        self.transport.flush()  # type: ignore[attr-defined]  # a JoiningTransport
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """In JSON; the connection ends."""

@@ -177,6 +177,17 @@ def test_what_is_no_http_is_answered_in_json(data: bytes) -> None:
         assert get(served.address, "/v2/health/live")[0] == 200
 
 
+def test_head_is_answered_without_a_body_and_the_connection_goes_on() -> None:
+    with front() as served:
+        connection = connect(served.address)
+        for method, body in (("HEAD", b""), ("GET", b'{"live": true}')):
+            connection.request(method, "/v2/health/live")
+            response = connection.getresponse()
+            assert (response.status, response.getheader("content-length")) == (200, "14")
+            assert response.read() == body
+        connection.close()
+
+
 def test_a_gzip_request_gets_a_gzip_answer() -> None:
     with plain(scale(2.0)) as bundle, front() as served:
         process = bundle.process(1)
