@@ -1,7 +1,7 @@
 """Work beside live requests, in steps with rests between: most requests meet an idle machine, whatever a step costs.
 
 A step runs at full speed, and the rest after it is REST times the processor time that the step took: preparing a
-candidate takes at most a quarter of one processor, and the median request does not notice. Processor time and not wall
+candidate takes at most a fifth of one processor, and the median request does not notice. Processor time and not wall
 clock: a step that had to wait because the machine is busy has disturbed nobody. A rest ends after MAX_REST_S.
 """
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-REST: Final = 3.0
+REST: Final = 4.0
 MAX_REST_S: Final = 3.0
 
 
