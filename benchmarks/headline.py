@@ -72,7 +72,9 @@ def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "update.json"
         words = [word for name in FILES for word in (f"--{name}", str(files[name]))]
-        subprocess.run([sys.executable, "-m", "benchmarks.update_aware", *words, "--json", str(out)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.update_aware", *words, "--no-curve", "--json", str(out)], check=True
+        )
         update = json.loads(out.read_text())
     ordinary, chosen = update["ordinary"], update["chosen"]
     ways = [

@@ -207,6 +207,7 @@ def _row_weights(
     size = shape_of(shared.first)[0]
     count = _places(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
     total: np.ndarray | None = None
+    known = 0
     for weight in shared.weights:
         slope = slopes.get(weight.float_node.output[0])
         if slope is None:
@@ -222,7 +223,8 @@ def _row_weights(
         # the weights of one layer count alike, whatever the answers owe to each
         rows = rows / (rows.mean() or 1.0)
         total = rows if total is None else total + rows
-    return np.ones(count) if total is None else total
+        known += 1
+    return np.ones(count) if total is None else total / known
 
 
 def float_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:

@@ -42,6 +42,7 @@ MAX_SOLUTIONS: Final = 4
 FRESH_SHARE: Final = 0.5
 FIRST_PRICE: Final = 40.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
 STEP: Final = 3.0  # between prices while the border is not found
+AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
 FAR: Final = 0.8  # of the allowed error: below it a step is squared
 TINY: Final = 1e-4
 CLOSE: Final = 1.5  # ratio of prices at which the search ends
@@ -141,7 +142,8 @@ def update(
         calibration: inputs for moments, ranges and the search.
         held_back: inputs that only the final gates see.
         thresholds: of the final gate.
-        max_over_ordinary: error allowed over ordinary quantization's; the thresholds' where not given.
+        max_over_ordinary: error allowed over ordinary quantization's, which the search aims at; where not given the
+            gate allows what the thresholds say, and the search aims at AIM.
         on_solution: told of each solution as it is found.
         around: further prices to solve at, with all samples, in units of the chosen one; for a curve.
 
@@ -176,7 +178,8 @@ def update(
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
             margin = MARGIN if spared else FITTED_MARGIN
             first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
-            search = _Search(solver, error_of, spared, ratio * ordinary_rms * margin, total, first, on_solution)
+            aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
+            search = _Search(solver, error_of, spared, aim * ordinary_rms * margin, total, first, on_solution)
             chosen = search.run()
             for factor in around:
                 search.solve((chosen.price if chosen else first) * factor, is_whole=True)
