@@ -116,13 +116,14 @@ class Gradients:
         for node in reversed(self._nodes):
             parts = [found.get(name) for name in node.output]
             adjoint = adjoint_of(node)
-            if adjoint is None or all(part is None for part in parts):
-                continue
+            asked = [name in self._between for name in node.input]
+            if adjoint is None or all(part is None for part in parts) or not any(asked):
+                continue  # a look-up in a table, for one: nothing before it was asked for
             step = Step(
                 node,
                 [values.get(name) if name else None for name in node.input],
                 [values.get(name) if name else None for name in node.output],
-                [name in self._between for name in node.input],
+                asked,
                 version,
                 self._sessions,
             )
