@@ -21,6 +21,7 @@ ALWAYS_FROM_NOTHING_BYTES: Final = 16 << 20  # zstd alone is fast
 BYTES_SHARE: Final = 0.2
 TYPED_SHARE: Final = 0.95
 SURE_SHARE_OF_TARGET: Final = 0.01
+HASH_LOG: Final = 22  # the level's own remembers 16,384 places of the base, and so misses most of what was moved
 PIECE_BYTES: Final = 24 << 20
 PREFIX_BYTES: Final = 48 << 20
 _CHUNK_BYTES: Final = 1 << 20
@@ -78,7 +79,7 @@ def _read(place: Path, start: int, length: int) -> bytes:
 def _packed_size(data: bytes, prefix: bytes) -> int:
     window_log = min(27, max(20, (len(data) + len(prefix)).bit_length()))
     parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL, source_size=len(data), window_log=window_log, enable_ldm=bool(prefix)
+        LEVEL, source_size=len(data), window_log=window_log, enable_ldm=bool(prefix), hash_log=HASH_LOG
     )
     raw = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(prefix) >= 8 else None
     packer = zstandard.ZstdCompressor(compression_params=parameters, dict_data=raw).compressobj()

@@ -1,10 +1,12 @@
 """Frames on their way into a patch, and what they ask of the decoder."""
 
 from dataclasses import dataclass, field, fields
-from typing import IO
+from typing import IO, Final
 
 from bundle.patch.limits import DEFAULT, Announced
 from packager.diff.report import PatchRow
+
+TABLE_BYTES: Final = 1 << 18  # tables of ranges are packed: unpacked they may be longer than any frame
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class Spool:
     def announced(self) -> Announced:
         """For the header."""
         return Announced(
-            payload_bytes=self.payload_bytes,
+            payload_bytes=max(self.payload_bytes, TABLE_BYTES) if self.size else 0,
             pending_bytes=self.pending_bytes,
             dictionary_bytes=self.dictionary_bytes,
             parameter_bytes=self.parameter_bytes,

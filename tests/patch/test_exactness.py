@@ -95,6 +95,21 @@ def test_a_program_takes_lzma_and_bsdiff(tmp_path: Path) -> None:
     assert len(patch) < len(plain)
 
 
+def test_rows_put_in_between_and_elements_changed_here_and_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    old = rng.normal(0, 0.05, (1400, 300)).astype(np.float32)
+    longer = np.concatenate([old[:400], rng.normal(0, 0.05, (3, 300)).astype(np.float32), old[400:]])
+    base, target = {"m": models.safetensors({"e": old})}, {"m": models.safetensors({"e": longer})}
+    patch, _ = patch_between(tmp_path / "rows", base, target)
+    assert applied(patch, base) == target
+    assert len(patch) < 6000
+    sparse = np.where(rng.random(old.shape) < 0.001, old * 2, old)
+    target = {"m": models.safetensors({"e": sparse})}
+    patch, _ = patch_between(tmp_path / "sparse", base, target)
+    assert applied(patch, base) == target
+    assert len(patch) < 4500
+
+
 def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) -> None:
     def blocks(seed: int) -> bytes:
         rng = np.random.default_rng(7)
