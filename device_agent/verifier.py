@@ -6,6 +6,7 @@ Calls: `check` (see `check`) → {"release": VerifiedRelease.as_json()}; on the 
 answered with one descriptor.
 """
 
+import importlib
 import os
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +20,9 @@ from bundle.trust.memory import SlotStore, TrustMemory
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
 
-datetime.strptime("1970", "%Y")  # loads a module at its first use, when the jail has closed the files
+# loaded at their first use otherwise, when the jail has closed the files: strptime's module, and what ECDSA needs
+datetime.strptime("1970", "%Y")
+importlib.import_module("cryptography.hazmat.backends.openssl.backend")
 
 
 def check(parent: Parent, message: Message) -> Value:
