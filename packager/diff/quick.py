@@ -13,7 +13,7 @@ from packager.regions.find import find_regions
 LEVEL: Final = 1
 # How far below a quick generic patch (zstd -1, the base as prefix) a typed one has to be. zstd -19 gains a tenth on
 # that; bsdiff up to two thirds where elements are single bytes, a fifth where they are wider.
-SHARE_OF_BYTES: Final = 0.35
+SHARE_OF_BYTES: Final = 0.4
 SHARE_OF_WIDE: Final = 0.75
 SHARE_FROM_NOTHING: Final = 0.97  # on floats zstd -19 gains next to nothing on zstd -1
 ALWAYS_BYTES: Final = 1 << 20  # up to here trying all of them takes a second or two
