@@ -5,7 +5,8 @@ Rules:
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
 2. A part of the calibration samples is spared while the price of a bit is searched: on what was fitted, the error looks
    smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
-   solutions; the dearest price that passes wins, and is solved once more with all samples.
+   solutions; the dearest price that passes wins, and is solved once more with all samples. Where none passes, rounding
+   to nearest on the base's scales (price 0) is tried.
 3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
 4. Nothing is random; same inputs, same bytes.
@@ -43,7 +44,7 @@ FRESH_SHARE: Final = 0.5
 FIRST_PRICE: Final = 40.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
 STEP: Final = 3.0  # between prices while the border is not found
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
-FAR: Final = 0.8  # of the allowed error: below it a step is squared
+FAR: Final = 0.8  # of the allowed error: below it, and as far above, a step is squared
 TINY: Final = 1e-4
 CLOSE: Final = 1.5  # ratio of prices at which the search ends
 MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
@@ -182,7 +183,7 @@ def update(
             search = _Search(solver, error_of, spared, aim * ordinary_rms * margin, total, first, on_solution)
             chosen = search.run()
             for factor in around:
-                search.solve((chosen.price if chosen else first) * factor, is_whole=True)
+                search.solve(((chosen.price if chosen else 0.0) or first) * factor, is_whole=True)
         curve = search.points
     gates = {
         "ordinary": error_of(ordinary, held_back),
@@ -263,7 +264,10 @@ class _Search:
     def run(self) -> Point | None:
         """The solution at the dearest price that passes, or None."""
         good = self._searched()
-        if good is None or not self.spared:
+        if good is None:
+            nearest = self._point(0.0, self.solver.nearest(), is_whole=True)
+            return nearest if nearest.relative_rms <= self.allowed else None
+        if not self.spared:
             return good
         return self.solve(good.price, is_whole=True)
 
@@ -271,6 +275,9 @@ class _Search:
         """One solution, started from the last one; with all samples, or without the spared ones."""
         choice = self.solver.solve(price, self._last, frozenset() if is_whole else self.spared)
         self._last = choice
+        return self._point(price, choice, is_whole=is_whole)
+
+    def _point(self, price: float, choice: Choice, *, is_whole: bool) -> Point:
         model = self.solver.model(choice)
         bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
         rms = self.error_of(model).relative_rms
@@ -298,6 +305,7 @@ class _Search:
                     break
                 price = float(np.sqrt(bad * good.price))
             else:
-                far = good is not None and good.relative_rms < FAR * self.allowed
-                price = good.price * (STEP**2 if far else STEP) if good is not None else price / STEP
+                far = not self.allowed * FAR <= point.relative_rms <= self.allowed / FAR
+                step = STEP**2 if far else STEP
+                price = good.price * step if good is not None else price / step
         return good
