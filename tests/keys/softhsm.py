@@ -40,7 +40,12 @@ with token.open(user_pin="1234", rw=True) as session:
 
 
 def make_token(folder: Path, label: str = "test", *, with_keys: bool = True) -> dict[str, str]:
-    """Initialise a token in `folder`. Returns the environment that it needs."""
+    """Initialise a token in `folder`. Returns the environment that it needs.
+
+    SoftHSM reads its folder once in a process: what an earlier test loaded into this one is let go.
+    """
+    if "pkcs11" in sys.modules:
+        sys.modules["pkcs11"].unload(SOFTHSM)
     (folder / "tokens").mkdir(parents=True)
     (folder / "conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n")
     environment = {"SOFTHSM2_CONF": os.fspath(folder / "conf"), LIBRARY: str(SOFTHSM)}
