@@ -31,8 +31,8 @@ from packager.quantize.update.template import QuantizedWeight
 
 MAX_ROWS: Final = 16_384
 MAX_STAGES: Final = 40
-EVERY_ROW: Final = 0.01
-EVERY_CHANNEL: Final = 0.1
+EVERY_ROW: Final = 0.3
+EVERY_CHANNEL: Final = 0.3
 NO_INFLUENCE: Final = 1e-9  # of the mean
 MAX_GRADIENT_FLOATS: Final = 1_000_000_000  # inner values over all samples that are walked back
 

@@ -5,8 +5,8 @@ Rules:
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
 2. A part of the calibration samples is spared while the price of a bit is searched: on what was fitted, the error looks
    smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
-   solutions; the dearest price that passes wins, and is solved once more with all samples. Where none passes, rounding
-   to nearest on the base's scales (price 0) is tried.
+   solutions; the dearest price that passes wins, and is solved once more with all samples. Rounding to nearest on the
+   base's scales (price 0) is taken where it passes and costs fewer bits, or where no price passes.
 3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
 4. Nothing is random; same inputs, same bytes.
@@ -262,14 +262,14 @@ class _Search:
     _last: Choice | None = None
 
     def run(self) -> Point | None:
-        """The solution at the dearest price that passes, or None."""
+        """The solution at the dearest price that passes, or rounding to nearest where that is smaller, or None."""
         good = self._searched()
-        if good is None:
-            nearest = self._point(0.0, self.solver.nearest(), is_whole=True)
-            return nearest if nearest.relative_rms <= self.allowed else None
-        if not self.spared:
-            return good
-        return self.solve(good.price, is_whole=True)
+        if good is not None and self.spared:
+            good = self.solve(good.price, is_whole=True)
+        nearest = self._point(0.0, self.solver.nearest(), is_whole=True)
+        if nearest.relative_rms <= self.allowed and (good is None or nearest.bits_per_weight < good.bits_per_weight):
+            return nearest
+        return good
 
     def solve(self, price: float, *, is_whole: bool) -> Point:
         """One solution, started from the last one; with all samples, or without the spared ones."""
