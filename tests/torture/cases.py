@@ -66,11 +66,11 @@ def boot_only(alone: Alone) -> None:
     alone.boot()
 
 
-def endure(alone: Alone) -> dict[str, Any]:
+def endure(alone: Alone, times: int = 3) -> dict[str, Any]:
     """Updates as the supervisor does it, where the system refuses calls: never a bug, and what serves goes on."""
     outcomes = []
     needs_recovery = False
-    for _ in range(3):
+    for _ in range(times):
         try:
             if needs_recovery:
                 alone.recover()

@@ -47,8 +47,9 @@ def child_killed(site: Site, limit: int | None, *, fails_live: bool = False) -> 
 
 
 def _traced_update(module: str, tracer: list[str], alone: Alone) -> dict[str, Any]:
+    # once: the third child that dies over the same bundle refuses it, and rightly
     with _traced(module, tracer):
-        return endure(alone)
+        return endure(alone, times=1)
 
 
 @contextmanager
