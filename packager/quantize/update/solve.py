@@ -20,9 +20,9 @@ import onnx
 from packager.inputs import Samples
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
-from packager.quantize.update.activations import pinned_ranges
 from packager.quantize.update.candidate import Choice, Draft, bias_of
 from packager.quantize.update.descent import Layer, choose, choose_diagonal
+from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.probe import OutputProbe
 from packager.quantize.update.statistics import (
     Moments,
@@ -82,6 +82,10 @@ class Grid:
             for array in (self.values, self.scales, self.zeros, self.base)
         ]
         return [Layer(v, s, z, b, low, high) for v, s, z, b in zip(*parts, strict=True)]
+
+    def float_of(self, levels: np.ndarray) -> np.ndarray:
+        """float64 numbers behind `levels`, in the layout of the weight."""
+        return np.asarray((levels - self.zeros) * self.scales)
 
     def nearest(self) -> np.ndarray:
         """int16 levels by rounding, in the layout of the weight."""
@@ -157,22 +161,29 @@ class Solver:
         """
         by_key = {grid.key: grid for grid in self.grids}
         choice = self.nearest()
+        numbers = [number for number in range(len(self.samples)) if number not in spared]
+        prefix = Prefix(self.prepared, self.samples, numbers, self.folder)
+        watched = {(w.graph, w.levels.name) for stage in self.stages for shared in stage for w in shared.weights}
         for grid in self.grids:
             if grid.weight.kind == "table" and not grid.is_fresh:
                 choice.levels[grid.key] = self._table(grid, price)
-        draft = Draft(self.template, self.prepared, [grid.weight for grid in self.grids], choice, self.ranges)
-        limits = pinned_ranges(self.template) | self.ranges
+            if grid.key not in watched:
+                prefix.put(grid.weight, grid.float_of(choice.levels[grid.key]))
         for stage in self.stages:
-            found = moments(draft.model, stage, self.samples, self.rows, self.folder, spared, limits)
+            found = moments(prefix, stage, numbers, self.rows, self.folder)
             for shared, parts in zip(stage, found, strict=True):
                 for weight in shared.weights:
                     grid = by_key[(weight.graph, weight.levels.name)]
                     if grid.is_joint:
                         warm = start.levels.get(grid.key) if start is not None else None
                         choice.levels[grid.key] = self._joint(grid, parts, price, warm)
-                        draft.put_levels(weight, choice.levels[grid.key])
-                    self._correct(grid, choice.levels[grid.key], parts, choice.corrections)
-            draft.finish(choice.corrections)
+                    levels = choice.levels[grid.key]
+                    prefix.put(weight, grid.float_of(levels))
+                    correction = self._correction(grid, levels, parts)
+                    if correction is not None:
+                        name, values = correction
+                        choice.corrections[name] = values
+                        prefix.correct(name, values)
         return choice
 
     def model(self, choice: Choice) -> onnx.ModelProto:
@@ -190,7 +201,7 @@ class Solver:
         energy = sum(_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True))
         energy /= self.sensitivity.get(grid.key, 1.0)
         for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
-            chosen.append(choose(layer, part.h, part.c, energy, price, first, share))
+            chosen.append(choose(layer, part.h, part.c, energy, price, first, share, part.d))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
 
     def _channels(self, grid: Grid) -> list[np.ndarray]:
@@ -202,19 +213,18 @@ class Solver:
             return [np.ones(matrix.shape[1]) for matrix in matrices]
         return np.split(known, groups)
 
-    def _correct(
-        self, grid: Grid, levels: np.ndarray, parts: list[Moments], corrections: dict[str, np.ndarray]
-    ) -> None:
+    def _correction(self, grid: Grid, levels: np.ndarray, parts: list[Moments]) -> tuple[str, np.ndarray] | None:
+        """The bias of a layer, and the mean error that it takes up; None where it has none."""
         name = bias_of(grid.weight, self.prepared)
         if name is None or grid.weight.kind == "recurrent":
-            return
-        values = to_matrices((levels - grid.zeros) * grid.scales, grid.weight.kind, groups_of(grid.weight))
+            return None
+        values = to_matrices(grid.float_of(levels), grid.weight.kind, groups_of(grid.weight))
         exact = to_matrices(grid.values, grid.weight.kind, groups_of(grid.weight))
         error = [
-            part.mean_f @ float_part - part.mean_q @ part_values
+            part.mean_f @ float_part - part.mean_q @ part_values + (part.mean_r if part.mean_r.size else 0.0)
             for part, float_part, part_values in zip(parts, exact, values, strict=True)
         ]
-        corrections[name] = np.concatenate(error)
+        return name, np.concatenate(error)
 
     def _table(self, grid: Grid, price: float) -> np.ndarray:
         importance = self._importance(grid)

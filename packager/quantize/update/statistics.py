@@ -2,17 +2,17 @@
 
 Rules:
 1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples.
-2. The float model's rows are the same for every solution: they are written to a folder once. The quantized model's are
-   never stored, only their moments.
+2. The float model's rows are the same for every solution: they are written to a folder once. Those behind chosen levels
+   are never stored, only their moments.
 3. Layers that share an input share its moments. Neighbouring layers are measured together where a model has more than
-   MAX_STAGES of them: fewer runs, less exact (relative RMS .083 became .086 with two layers a stage).
+   MAX_STAGES of them: fewer steps, less exact (relative RMS .083 became .086 with two layers a stage).
 4. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
    the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
-5. What a pinned range clips is lost, and no weight should try to make up for it: such numbers are few and large, and
-   would rule every sum. Measured on a text classifier, making up for them more than doubled the error.
+5. Where something is added to a layer's output (a residual connection), what the prefix left over in it is made up for
+   too: the layer is the last that can.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -23,14 +23,14 @@ import onnx
 import onnxruntime
 
 from packager.inputs import Sample, Samples
-from packager.quantize.ranges import Range
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
+from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.template import QuantizedWeight
 
-MAX_ROWS: Final = 16_384
-MAX_STAGES: Final = 40
+MAX_ROWS: Final = 32_768
+MAX_STAGES: Final = 160
 EVERY_ROW: Final = 0.3
 EVERY_CHANNEL: Final = 0.3
 NO_INFLUENCE: Final = 1e-9  # of the mean
@@ -41,28 +41,40 @@ Key = tuple[int, str]
 
 @dataclass(slots=True)
 class Moments:
-    """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q x_f'] (centred by `finish`), and the means."""
+    """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q x_f'] (centred by `finish`), and the means.
+
+    `d` = E[x_q r'] and `mean_r` are of r, what the prefix left over in the value that is added to the layer's output
+    (rule 5), [size, channels] and [channels]; of no channels where there is no such value.
+    """
 
     size: int
+    channels: int = 0
     h: np.ndarray = field(init=False)
     c: np.ndarray = field(init=False)
     mean_q: np.ndarray = field(init=False)
     mean_f: np.ndarray = field(init=False)
+    d: np.ndarray = field(init=False)
+    mean_r: np.ndarray = field(init=False)
     total: float = 0.0
     waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.h = np.zeros((self.size, self.size), np.float32)
         self.c = np.zeros((self.size, self.size), np.float32)
+        self.d = np.zeros((self.size, self.channels), np.float32)
         self.mean_q, self.mean_f = np.zeros(self.size), np.zeros(self.size)
+        self.mean_r = np.zeros(self.channels)
 
-    def add(self, q: np.ndarray, f: np.ndarray, weights: np.ndarray) -> None:
-        """Rows [rows, size] of both models and their weights; multiplied in bundles, since adding to `h` costs as much
-        as many rows."""
+    def add(self, q: np.ndarray, f: np.ndarray, weights: np.ndarray, left: np.ndarray | None = None) -> None:
+        """Rows [rows, size] of both models, their weights, and what is left over [rows, channels]; multiplied in
+        bundles, since adding to `h` costs as much as many rows."""
         roots = np.sqrt(weights)[:, None]
         self.mean_q += weights @ q.astype(np.float64)
         self.mean_f += weights @ f.astype(np.float64)
         self.total += float(weights.sum(dtype=np.float64))
+        if left is not None:
+            self.mean_r += weights @ left.astype(np.float64)
+            self.d += (q * roots).T @ (left * roots)
         self.waiting.append((q * roots, f * roots))
         if sum(len(pair[0]) for pair in self.waiting) >= max(256, self.size):
             self._flush()
@@ -75,6 +87,9 @@ class Moments:
         self.mean_f /= total
         self.h /= np.float32(total)
         self.c /= np.float32(total)
+        self.mean_r /= total
+        self.d /= np.float32(total)
+        self.d -= np.outer(self.mean_q, self.mean_r).astype(np.float32)
         self.h -= np.outer(self.mean_q, self.mean_q).astype(np.float32)
         self.c -= np.outer(self.mean_q, self.mean_f).astype(np.float32)
 
@@ -89,10 +104,15 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Weights that multiply the same rows, and where the float model's rows of each sample lie."""
+    """Weights that multiply the same rows, the number of the first node that does so, and where the rows lie.
+
+    `beside` is the value that is added to the layer's output, rule 5; "" where there is none.
+    """
 
     number: int
+    place: int
     weights: tuple[QuantizedWeight, ...]
+    beside: str = ""
 
     @property
     def first(self) -> QuantizedWeight:
@@ -101,11 +121,15 @@ class Shared:
     def path(self, folder: Path, group: int) -> Path:
         return folder / f"{self.number}-{group}.npy"
 
+    def beside_path(self, folder: Path) -> Path:
+        return folder / f"{self.number}-beside.npy"
+
 
 @dataclass(slots=True)
 class Rows:
     """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 4).
 
+    `besides` are the numbers of the layers whose value beside them is of their outputs' shape.
     `channels` holds weights [channels] with mean 1 by weight; missing where the influence is not known. `looked_up`
     holds for each table how often each of its rows was looked up, a look-up counting 1 in the mean.
     """
@@ -114,6 +138,7 @@ class Rows:
     weights: dict[int, list[np.ndarray]]
     channels: dict[Key, np.ndarray]
     looked_up: dict[Key, np.ndarray] = field(default_factory=dict)
+    besides: set[int] = field(default_factory=set)
 
 
 def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[Shared]]:
@@ -122,7 +147,10 @@ def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[li
     layers: dict[tuple[str, ...], list[QuantizedWeight]] = {}
     for weight in sorted(weights, key=lambda w: place[w.float_node.name]):
         layers.setdefault(_layer_key(weight), []).append(weight)
-    shared = [Shared(i, tuple(group)) for i, group in enumerate(layers.values())]
+    shared = [
+        Shared(i, min(place[w.float_node.name] for w in group), tuple(group), _beside(prepared, group))
+        for i, group in enumerate(layers.values())
+    ]
     together = max(1, -(-len(shared) // MAX_STAGES))
     return [shared[i : i + together] for i in range(0, len(shared), together)]
 
@@ -133,12 +161,18 @@ def measure_rows(
     """Choose the rows of every layer and write the float model's into `folder` (rules 1, 2 and 4), float32."""
     constants = {tensor.name for tensor in prepared.graph.initializer}
     tables = [table for table in tables if table.float_source and table.float_source not in constants]
-    names = sorted({s.first.float_source or "" for s in everything} | {table.float_source or "" for table in tables})
+    names = sorted(
+        {s.first.float_source or "" for s in everything}
+        | {table.float_source or "" for table in tables}
+        | {s.beside for s in everything if s.beside}
+    )
     running = watching(prepared, names)
     limit = row_limit(samples)
     found = Rows({s.number: [] for s in everything}, {s.number: [] for s in everything}, {})
+    found.besides = {s.number for s in everything if s.beside}
     paths = {(s.number, g): s.path(folder, g) for s in everything for g in range(shape_of(s.first)[1])}
     streams = {key: path.open("wb") for key, path in paths.items()}
+    besides = {s.number: s.beside_path(folder).open("wb") for s in everything if s.beside}
     try:
         for sample, slopes in zip(samples, influences(prepared, everything, tables, samples), strict=True):
             values = values_at(running, sample, names)
@@ -153,8 +187,14 @@ def measure_rows(
                 found.weights[shared.number].append(weights[used].astype(np.float32))
                 for group, rows in enumerate(rows_of(source, shared.first, used)):
                     streams[shared.number, group].write(np.ascontiguousarray(rows, np.float32).tobytes())
+                if shared.number in found.besides:
+                    outputs = outputs_of(values[shared.beside], shared.first)
+                    if outputs.shape != (len(weights), channels_of(shared.first) * shape_of(shared.first)[1]):
+                        found.besides.remove(shared.number)
+                    else:
+                        besides[shared.number].write(np.ascontiguousarray(outputs[used]).tobytes())
     finally:
-        for stream in streams.values():
+        for stream in (*streams.values(), *besides.values()):
             stream.close()
     for parts in found.weights.values():
         mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
@@ -237,36 +277,42 @@ def float_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:
 
 
 def moments(
-    candidate: onnx.ModelProto,
-    stage: list[Shared],
-    samples: Samples,
-    rows: Rows,
-    folder: Path,
-    spared: frozenset[int],
-    limits: dict[str, Range],
+    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path
 ) -> list[list[Moments]]:
-    """For each of `stage`, the moments of each of its groups, behind `candidate`'s prefix; samples whose numbers are in
-    `spared` are left out. The float model's rows are clipped to `limits` by the name of the value (rule 5)."""
-    names = sorted({shared.first.source or "" for shared in stage})
-    running = watching(candidate, names)
-    found = [[Moments(shape_of(s.first)[0]) for _ in range(shape_of(s.first)[1])] for s in stage]
+    """For each of `stage`, the moments of each of its groups, behind what is chosen in `prefix`.
+
+    `numbers` are those of the samples that `prefix` walks with.
+    """
+    found = [
+        [
+            Moments(shape_of(s.first)[0], channels_of(s.first) if s.number in rows.besides else 0)
+            for _ in range(shape_of(s.first)[1])
+        ]
+        for s in stage
+    ]
     stored = [[float_rows(s, g, folder) for g in range(shape_of(s.first)[1])] for s in stage]
-    spots = [0] * len(stage)
-    for number, sample in enumerate(samples):
-        if number in spared:
-            spots = [spot + len(rows.places[shared.number][number]) for spot, shared in zip(spots, stage, strict=True)]
-            continue
-        values = values_at(running, sample, names)
+    starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
+    besides = [
+        np.memmap(s.beside_path(folder), np.float32, "r").reshape(-1, channels_of(s.first) * shape_of(s.first)[1])
+        if s.number in rows.besides
+        else None
+        for s in stage
+    ]
+    wanted = {shared.first.float_source or "" for shared in stage}
+    names = sorted(wanted | {shared.beside for shared in stage if shared.number in rows.besides})
+    first = min(shared.place for shared in stage)
+    for number, values in zip(numbers, prefix.walk(first, names), strict=True):
         for i, shared in enumerate(stage):
             places, weights = rows.places[shared.number][number], rows.weights[shared.number][number]
             if not len(places):
                 continue
-            limit = limits.get(shared.first.float_source or "")
-            for group, q in enumerate(rows_of(values[shared.first.source or ""], shared.first, places)):
-                f = stored[i][group][spots[i] : spots[i] + len(q)]
-                f = np.clip(f, np.float32(limit.low), np.float32(limit.high)) if limit is not None else f
-                found[i][group].add(q, f, weights)
-            spots[i] += len(places)
+            span = slice(starts[i][number], starts[i][number + 1])
+            exact, left = besides[i], None
+            if exact is not None:
+                outputs = outputs_of(values[shared.beside], shared.first)
+                left = np.split(exact[span] - outputs[places], len(found[i]), axis=1)
+            for group, q in enumerate(rows_of(values[shared.first.float_source or ""], shared.first, places)):
+                found[i][group].add(q, stored[i][group][span], weights, left[group] if left is not None else None)
     for parts in found:
         for part in parts:
             part.finish()
@@ -285,6 +331,12 @@ def rows_of(activation: np.ndarray, weight: QuantizedWeight, places: np.ndarray)
         kernel = tuple(weight.counterpart.dims[2:])
         return [patches(activation, weight.float_node, kernel, group, groups, places) for group in range(groups)]
     return [activation.reshape(-1, size)[places].astype(np.float32, copy=False)] * groups
+
+
+def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
+    """float32 [places, channels]: what is added to the outputs that `weight` makes."""
+    value = np.moveaxis(value, 1, -1) if weight.kind == "conv" and value.ndim > 1 else value
+    return value.reshape(-1, value.shape[-1] if value.ndim else 1).astype(np.float32, copy=False)
 
 
 def patches(
@@ -375,6 +427,32 @@ def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
             return dims[0], 1
         case _:
             return 0, 1
+
+
+def channels_of(weight: QuantizedWeight) -> int:
+    """Outputs of one group of a weight that `_beside` knows."""
+    dims = [int(size) for size in weight.counterpart.dims]
+    if weight.kind == "conv":
+        return dims[0] // shape_of(weight)[1]
+    return dims[0] if any(a.name == "transB" and a.i for a in weight.float_node.attribute) else dims[1]
+
+
+def _beside(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
+    """The value that is added to what a layer makes, behind its bias (rule 5)."""
+    if len(group) != 1 or group[0].kind not in ("matrix", "transposed", "conv", "nbits"):
+        return ""
+    constants = {tensor.name for tensor in prepared.graph.initializer}
+    outputs = {value.name for value in prepared.graph.output}
+    name = group[0].float_node.output[0]
+    for _ in range(2):
+        readers = [node for node in prepared.graph.node if name in node.input]
+        if name in outputs or len(readers) != 1 or readers[0].op_type != "Add":
+            return ""
+        other = next((str(each) for each in readers[0].input if each != name), "")
+        if other not in constants:
+            return other
+        name = readers[0].output[0]
+    return ""
 
 
 def _layer_key(weight: QuantizedWeight) -> tuple[str, ...]:
