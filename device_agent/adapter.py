@@ -99,10 +99,10 @@ class Adapter:
 
 
 class AdapterShelf:
-    """The folder `adapter/` of a device directory."""
+    """The folder `adapter/` of a family's part of a device directory."""
 
     def __init__(self, device: DeviceDirectory) -> None:
-        self._folder = device.root / FOLDER
+        self._folder = device.place / FOLDER
 
     def read(self) -> Adapter | None:
         """What lies here; None where nothing does, or its record is damaged: a model serves without it then."""

@@ -32,6 +32,38 @@ class Signals(Protocol):
         ...
 
 
+class Neighbours(Protocol):
+    """The other families of this device, with which this one shares memory."""
+
+    def resident_bytes(self) -> int:
+        """Of all their processes."""
+        ...
+
+    def are_serving(self) -> bool:
+        """Does one of them serve?"""
+        ...
+
+    def drop_spares(self) -> bool:
+        """Free what their standbys hold; whether there was any."""
+        ...
+
+
+class NoNeighbours:
+    """Of a device that follows one family, or serves nothing."""
+
+    def resident_bytes(self) -> int:
+        """None."""
+        return 0
+
+    def are_serving(self) -> bool:
+        """No."""
+        return False
+
+    def drop_spares(self) -> bool:
+        """None."""
+        return False
+
+
 class NoSignals:
     """Of an update without a daemon: nothing reaches it."""
 
@@ -50,6 +82,8 @@ class Agent:
         errands: a fresh set of children.
         serving: None without a daemon.
         progress: told (phase, done, total).
+        first_journal: of the device's first family, or None where `journal` is that one.
+        neighbours: that share the memory.
     """
 
     config: Config
@@ -63,6 +97,13 @@ class Agent:
     serving: Serving | None = None
     signals: Signals = field(default_factory=NoSignals)
     progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+    first_journal: Journal | None = None
+    neighbours: Neighbours = field(default_factory=NoNeighbours)
+
+    @property
+    def device_journal(self) -> Journal:
+        """The first family's: it remembers what is the device's, such as the TPM's counter and whether it is paused."""
+        return self.journal if self.first_journal is None else self.first_journal
 
 
 def plan_to(

@@ -104,7 +104,7 @@ def measure(config: Config, *, seconds: float, connections: int, mix: Path | Non
     """Measure every bundle that is active, staged or kept.
 
     Args:
-        config: of the device; a daemon may be running.
+        config: of one family; a daemon may be running.
         seconds: for each bundle, over all rounds.
         connections: that ask at a time, each waiting for its answer.
         mix: rule 3.
@@ -113,7 +113,7 @@ def measure(config: Config, *, seconds: float, connections: int, mix: Path | Non
         NothingToMeasure, ConfigInvalid, BenchUnfit: no bundle, a bad mix, a request that is not answered.
         Unfit, Refused, Unavailable: a bundle that does not open or load.
     """
-    device = DeviceDirectory(config.directory)
+    device = DeviceDirectory.of(config)
     found = _held(device)
     if not found:
         raise NothingToMeasure("this device holds no bundle", remedy="`device-agent update` installs one")
@@ -121,7 +121,7 @@ def measure(config: Config, *, seconds: float, connections: int, mix: Path | Non
     energy = energy_meters()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airweights-bench-")))
-        errands = stack.enter_context(Errands(config, device, Store(device.root)))
+        errands = stack.enter_context(Errands(config, device, Store(device.place)))
         rigs = [
             stack.enter_context(_rig(config, errands, folder / role, role, holding, requests))
             for role, holding in found.items()

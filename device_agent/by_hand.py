@@ -12,9 +12,10 @@ from device_agent.agent import Agent
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
-from device_agent.errors import PausedUnavailable
+from device_agent.errors import PausedUnavailable, system_error
 from device_agent.explanation import explain
 from device_agent.facts import device_facts, runtime_version
+from device_agent.families import check_family, of_each, one_family, total_forgiven
 from device_agent.journal import Journal
 from device_agent.machine import State
 from device_agent.prober import Prober
@@ -26,25 +27,33 @@ from device_agent.update import run_update
 Progress = Callable[[int, int], None]
 
 
-def update_once(config: Config, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
-    """One update; a new release is armed for the next start. Raises BusyUnavailable, PausedUnavailable, Bug."""
-    with _journal(config) as journal:
-        if journal.remembered.paused:
-            raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
+def update_once(config: Config, family: str | None, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
+    """One update of a family, or of each; a new release is armed for the next start. Raises BusyUnavailable,
+    PausedUnavailable, UsageInvalid, Bug; with one family what its update raises."""
+
+    def update(agent: Agent) -> dict[str, Any]:
         bars = {"fetch": progress_bar("fetch")}
-        agent = _agent(config, journal, lambda phase, done, total: bars[phase](done, total))
-        return run_update(agent, "operator").summary()
+        telling = replace(agent, progress=lambda phase, done, total: bars[phase](done, total))
+        return run_update(telling, "operator").summary()
+
+    with _device(config) as device_journal:
+        if device_journal.remembered.paused:
+            raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
+        return _of_each(config, family, device_journal, update)
 
 
-def explain_once(config: Config) -> dict[str, Any]:
-    """What an update would do. Raises BusyUnavailable, Refused, Unavailable."""
-    with _journal(config) as journal:
-        return explain(_agent(config, journal))
+def explain_once(config: Config, family: str | None) -> dict[str, Any]:
+    """What an update would do. Raises BusyUnavailable, Refused, Unavailable, UsageInvalid."""
+    with _device(config) as device_journal:
+        return _of_each(config, family, device_journal, explain)
 
 
-def roll_back_once(config: Config) -> dict[str, Any]:
-    """Move the pointers; the next start serves the previous release. Raises NothingToRollBack, BelowFloorRefused."""
-    with _journal(config) as journal:
+def roll_back_once(config: Config, family: str | None) -> dict[str, Any]:
+    """Move the pointers; the next start serves the previous release. Raises NothingToRollBack, BelowFloorRefused,
+    UsageInvalid."""
+
+    def roll_back(agent: Agent) -> dict[str, Any]:
+        journal = agent.journal
         pointers, remembered = journal.pointers, journal.remembered
         active = journal.holding(pointers.active)
         floor = (remembered.floor_epoch, remembered.floor_counter)
@@ -52,33 +61,61 @@ def roll_back_once(config: Config) -> dict[str, Any]:
         assert active is not None
         return journal.give_back(journal.begin_rollback(active, verdict), runtime_version()).summary()
 
+    chosen = one_family(config.families, family)
+    with _device(config) as device_journal:
+        return _of_each(config, chosen, device_journal, roll_back)
 
-def adapter_once(config: Config, command: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Attach, detach or list; the next start serves with it. Raises AdapterUnfit, NoAdapter, ConfigInvalid."""
-    with _journal(config) as journal:
+
+def adapter_once(config: Config, family: str | None, command: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Attach, detach or list; the next start serves with it. Raises AdapterUnfit, NoAdapter, ConfigInvalid,
+    UsageInvalid."""
+
+    def change(agent: Agent) -> dict[str, Any]:
         if command != "adapter-list":
-            change_adapter(_agent(config, journal), command, fields)
-        return AdapterShelf(DeviceDirectory(config.directory)).listed(journal.pointers.active)
+            change_adapter(agent, command, fields)
+        return AdapterShelf(agent.device).listed(agent.journal.pointers.active)
+
+    chosen = one_family(config.families, family)
+    with _device(config) as device_journal:
+        return _of_each(config, chosen, device_journal, change)
 
 
 def set_paused(config: Config, *, is_paused: bool) -> dict[str, Any]:
-    """Remember it for the next start."""
-    with _journal(config) as journal:
-        journal.remember(lambda before: replace(before, paused=is_paused))
+    """Remember it for the next start; for all families."""
+    with _device(config) as device_journal:
+        device_journal.remember(lambda before: replace(before, paused=is_paused))
     return {"paused": is_paused}
 
 
-def forgive_once(config: Config, digest: str | None) -> dict[str, Any]:
-    """Clear the quarantine of one bundle, or all of it."""
-    with _journal(config) as journal:
-        return {"forgiven": journal.forgive(None if digest is None else BundleDigest(digest))}
+def forgive_once(config: Config, family: str | None, digest: str | None) -> dict[str, Any]:
+    """Clear the quarantine of one bundle, or all of it. Raises UsageInvalid."""
+
+    def forgive(agent: Agent) -> dict[str, Any]:
+        return {"forgiven": agent.journal.forgive(None if digest is None else BundleDigest(digest))}
+
+    with _device(config) as device_journal:
+        return total_forgiven(_of_each(config, family, device_journal, forgive))
 
 
-def _agent(
-    config: Config, journal: Journal, progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
-) -> Agent:
-    device = DeviceDirectory(config.directory)
-    store = Store(device.root)
+def _of_each(
+    config: Config, family: str | None, device_journal: Journal, act: Callable[[Agent], dict[str, Any]]
+) -> dict[str, Any]:
+    check_family(config.families, family)
+    by_family = {one.family: one for one in config.by_family() if family in (None, one.family)}
+
+    def of_family(family: str) -> dict[str, Any]:
+        one = by_family[family]
+        if one.place is None:
+            return act(_agent(one, device_journal, None))
+        with _journal(one) as journal:
+            return act(_agent(one, journal, device_journal))
+
+    return of_each(by_family, of_family)
+
+
+def _agent(config: Config, journal: Journal, first_journal: Journal | None) -> Agent:
+    device = DeviceDirectory.of(config)
+    store = Store(device.place)
     return Agent(
         config=config,
         device=device,
@@ -88,21 +125,32 @@ def _agent(
         prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
         facts=device_facts,
         errands=lambda: Errands(config, device, store),
-        progress=progress,
+        first_journal=first_journal,
     )
 
 
 @contextmanager
-def _journal(config: Config) -> Iterator[Journal]:
-    """The journal for writing, recovered."""
+def _device(config: Config) -> Iterator[Journal]:
+    """The device's lock, and the first family's journal for writing, recovered. Raises BusyUnavailable."""
     device = DeviceDirectory(config.directory)
     device.check_initialised()
-    with device.locked():
-        store = Store(device.root)
-        journal = open_journal(device, store, lambda: Errands(config, device, store))
-        try:
-            if journal.state is not State.IDLE:
-                recover(journal, runtime_version())
-            yield journal
-        finally:
-            journal.close()
+    with device.locked(), _journal(config.by_family()[0]) as journal:
+        yield journal
+
+
+@contextmanager
+def _journal(config: Config) -> Iterator[Journal]:
+    """A family's journal for writing, recovered."""
+    device = DeviceDirectory.of(config)
+    try:
+        device.make_place()
+        store = Store(device.place)
+    except OSError as error:
+        raise system_error(error) from error
+    journal = open_journal(device, store, lambda: Errands(config, device, store))
+    try:
+        if journal.state is not State.IDLE:
+            recover(journal, runtime_version())
+        yield journal
+    finally:
+        journal.close()

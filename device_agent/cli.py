@@ -5,6 +5,8 @@ Rules:
 2. `status`, `history`, `update`, `plan`, `rollback`, `pause`, `resume` and `forgive` ask the daemon; where none runs
    they work on the device directory themselves, under its lock.
 3. What a command needs is imported when it runs.
+4. Where the device follows several families, a command without `--family` is for all of them (device_agent.families),
+   or asks for it.
 """
 
 import os
@@ -27,6 +29,8 @@ DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: 
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+one_of_them = click.option("--family", metavar="NAME", help="Where the device follows several: this one only.")
+named = click.option("--family", metavar="NAME", help="Where the device follows several: which one.")
 
 
 @click.group(context_settings=CONTEXT)
@@ -153,15 +157,17 @@ def run(path: Path, *, as_json: bool) -> None:
 
 
 @cli.command(short_help="Run one update now and wait for its end.")
+@one_of_them
 @as_json
 @click.pass_obj
-def update(path: Path, *, as_json: bool) -> None:
-    """Run one update now and wait for its end, probation included."""
+def update(path: Path, family: str | None, *, as_json: bool) -> None:
+    """Run one update now and wait for its end, probation included; of several families one after the other."""
     from device_agent.by_hand import update_once
+    from device_agent.families import exit_code_of, text_of_each
 
-    ended = _ask(path, "update", lambda config: update_once(config, console.progress_bar))
-    console.print_result(ended, as_json=as_json, text=_ended_text(ended))
-    click.get_current_context().exit(ended["exit_code"])
+    ended = _ask(path, "update", lambda config: update_once(config, family, console.progress_bar), family=family)
+    console.print_result(ended, as_json=as_json, text=text_of_each(ended, _ended_text))
+    click.get_current_context().exit(exit_code_of(ended))
 
 
 @cli.command()
@@ -177,39 +183,49 @@ def status(path: Path, *, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@one_of_them
 @as_json
 @click.pass_obj
-def history(path: Path, limit: int, *, as_json: bool) -> None:
+def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> None:
     """How each attempt ended, newest first."""
+    from device_agent.families import text_of_each
     from device_agent.status import read_history
 
-    rows = _ask(path, "history", read_history, timeout_s=STATUS_TIMEOUT_S)["history"][:limit]
-    text = "\n".join(_ended_text(row) for row in rows) or "no attempt yet"
-    console.print_result({"history": rows}, as_json=as_json, text=text)
+    found = _ask(
+        path, "history", lambda config: read_history(config, family), timeout_s=STATUS_TIMEOUT_S, family=family
+    )
+    for row in found.get("families", [found]):
+        if "history" in row:
+            row["history"] = row["history"][:limit]
+    console.print_result(found, as_json=as_json, text=text_of_each(found, _history_text))
 
 
 @cli.command(short_help="Go back to the previous release.")
+@named
 @as_json
 @click.pass_obj
-def rollback(path: Path, *, as_json: bool) -> None:
+def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
     """Go back to the previous release, and put the one that is left into quarantine."""
     from device_agent.by_hand import roll_back_once
 
-    ended = _ask(path, "rollback", roll_back_once)
+    ended = _ask(path, "rollback", lambda config: roll_back_once(config, family), family=family)
     console.print_result(ended, as_json=as_json, text=_ended_text(ended))
 
 
 @cli.command()
 @click.option("--explain", is_flag=True, help="Say for every variant what speaks for or against it here.")
+@one_of_them
 @as_json
 @click.pass_obj
-def plan(path: Path, *, explain: bool, as_json: bool) -> None:
+def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> None:
     """What an update would do now: which variant, by which patches, how many bytes."""
     from device_agent.by_hand import explain_once
     from device_agent.explanation import explanation_text
+    from device_agent.families import text_of_each
 
-    found = _ask(path, "plan", explain_once)
-    console.print_result(found, as_json=as_json, text=explanation_text(found, with_reasons=explain))
+    found = _ask(path, "plan", lambda config: explain_once(config, family), family=family)
+    text = text_of_each(found, lambda row: explanation_text(row, with_reasons=explain))
+    console.print_result(found, as_json=as_json, text=text)
 
 
 @cli.command()
@@ -220,14 +236,21 @@ def plan(path: Path, *, explain: bool, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Requests, one JSON body a line.  [default: the golden inputs]",
 )
+@one_of_them
 @as_json
 @click.pass_obj
-def bench(path: Path, seconds: float, connections: int, mix: Path | None, *, as_json: bool) -> None:
+def bench(path: Path, seconds: float, connections: int, mix: Path | None, family: str | None, *, as_json: bool) -> None:
     """Measure the bundles that are held: latency, throughput, memory, processor time, energy."""
     from device_agent.bench import measure, table
+    from device_agent.families import check_family, of_each, one_family, text_of_each
 
-    result = measure(load_config(path), seconds=seconds, connections=connections, mix=mix)
-    console.print_result(result, as_json=as_json, text=table(result))
+    config = load_config(path)
+    check_family(config.families, family)
+    if mix is not None:
+        family = one_family(config.families, family)  # a request is for one model
+    chosen = {one.family: one for one in config.by_family() if family in (None, one.family)}
+    result = of_each(chosen, lambda name: measure(chosen[name], seconds=seconds, connections=connections, mix=mix))
+    console.print_result(result, as_json=as_json, text=text_of_each(result, table))
 
 
 @cli.command(short_help="Take no updates until `resume`.")
@@ -254,13 +277,14 @@ def resume(path: Path, *, as_json: bool) -> None:
 
 @cli.command(short_help="Take bundles out of quarantine.")
 @click.option("--bundle", help="Only this bundle digest.  [default: all]")
+@one_of_them
 @as_json
 @click.pass_obj
-def forgive(path: Path, bundle: str | None, *, as_json: bool) -> None:
+def forgive(path: Path, bundle: str | None, family: str | None, *, as_json: bool) -> None:
     """Take bundles out of quarantine: the next update may try them again."""
     from device_agent.by_hand import forgive_once
 
-    done = _ask(path, "forgive", lambda config: forgive_once(config, bundle), bundle=bundle)
+    done = _ask(path, "forgive", lambda config: forgive_once(config, family, bundle), bundle=bundle, family=family)
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
 
 
@@ -274,13 +298,14 @@ AFTER: Final = click.option("--after", type=click.IntRange(0), default=0, help="
 
 @report.command("list")
 @AFTER
+@one_of_them
 @as_json
 @click.pass_obj
-def list_command(path: Path, after: int, *, as_json: bool) -> None:
+def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -> None:
     """The reports that are kept, oldest first."""
     from device_agent.reports import read_reports, row_of
 
-    found = read_reports(load_config(path), after)
+    found = read_reports(load_config(path), after, family)
     lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
     text = "\n".join(lines) or "no report yet"
     console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
@@ -288,16 +313,17 @@ def list_command(path: Path, after: int, *, as_json: bool) -> None:
 
 @report.command("export", short_help="Sign the reports and write them to a file.")
 @AFTER
+@one_of_them
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
 )
 @as_json
 @click.pass_obj
-def export_command(path: Path, after: int, output: Path, *, as_json: bool) -> None:
+def export_command(path: Path, after: int, family: str | None, output: Path, *, as_json: bool) -> None:
     """Sign them with the device's key, and write them a line each for `packager device verify-report`."""
     from device_agent.reports import export, write_export
 
-    data = export(load_config(path), after)
+    data = export(load_config(path), after, family)
     write_export(data, output)
     result = {"output": str(output), "reports": data.count(b"\n")}
     console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")
@@ -329,28 +355,33 @@ def adapter() -> None:
 @click.option(
     "--tolerance-ppm", type=click.IntRange(0, 1_000_000), help="Relative RMS change that a new base may make."
 )
+@named
 @as_json
 @click.pass_obj
-def adapter_attach(path: Path, file: Path | None, tolerance_ppm: int | None, *, as_json: bool) -> None:
+def adapter_attach(
+    path: Path, file: Path | None, tolerance_ppm: int | None, family: str | None, *, as_json: bool
+) -> None:
     """Attach an ONNX Runtime adapter file to what serves; without a file, the one that was detached."""
     fields = {"file": None if file is None else str(file.absolute()), "tolerance_ppm": tolerance_ppm}
-    _print_adapters(path, "adapter-attach", fields, as_json=as_json)
+    _print_adapters(path, "adapter-attach", fields, family, as_json=as_json)
 
 
 @adapter.command("detach")
+@named
 @as_json
 @click.pass_obj
-def adapter_detach(path: Path, *, as_json: bool) -> None:
+def adapter_detach(path: Path, family: str | None, *, as_json: bool) -> None:
     """Serve without it; it is kept."""
-    _print_adapters(path, "adapter-detach", {}, as_json=as_json)
+    _print_adapters(path, "adapter-detach", {}, family, as_json=as_json)
 
 
 @adapter.command("list")
+@named
 @as_json
 @click.pass_obj
-def adapter_list(path: Path, *, as_json: bool) -> None:
+def adapter_list(path: Path, family: str | None, *, as_json: bool) -> None:
     """The adapter that is held, and whether it is attached to what is active."""
-    _print_adapters(path, "adapter-list", {}, as_json=as_json)
+    _print_adapters(path, "adapter-list", {}, family, as_json=as_json)
 
 
 @cli.command("check-config")
@@ -360,6 +391,8 @@ def check_config(path: Path, *, as_json: bool) -> None:
     """Read the configuration and do nothing."""
     config = load_config(path)
     result = {"config": str(path), "ok": True, "directory": str(config.directory), "family": config.family}
+    if config.further:
+        result["families"] = list(config.families)
     console.print_result(result, as_json=as_json, text=f"{path} is good")
 
 
@@ -404,12 +437,16 @@ def _ask(
         return otherwise(config)
 
 
-def _print_adapters(path: Path, command: str, fields: dict[str, Any], *, as_json: bool) -> None:
+def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: str | None, *, as_json: bool) -> None:
     from device_agent.by_hand import adapter_once
 
-    found = _ask(path, command, lambda config: adapter_once(config, command, fields), **fields)
+    found = _ask(path, command, lambda config: adapter_once(config, family, command, fields), family=family, **fields)
     lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
     console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is held")
+
+
+def _history_text(found: dict[str, Any]) -> str:
+    return "\n".join(_ended_text(row) for row in found["history"]) or "no attempt yet"
 
 
 def _ended_text(ended: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ Rules:
 
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,8 @@ LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[
 IDENTITY: Final = re.compile(r"[ -~]{1,1024}")
 MIRROR: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
+MAX_FAMILIES: Final = 16
+FAMILIES: Final = "families"  # below `directory`: a folder for each further family
 EXPECTED: Final = {
     URL: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
     LISTEN: "unix:/path, or tcp:127.0.0.1:PORT (an endpoint is for this machine only)",
@@ -89,8 +91,23 @@ class ProbationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class FurtherFamily:
+    """`[[families]]`: a model line besides the first one; what its table leaves out is as for the first.
+
+    Attributes:
+        family, channel, cohort: what the device follows besides.
+        variant: a variant's name, or "auto".
+    """
+
+    family: str
+    channel: str = "stable"
+    cohort: str = "default"
+    variant: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """The whole file.
+    """The whole file, or what of it is for one family (`by_family`).
 
     Attributes:
         directory: the device's own folder.
@@ -99,6 +116,9 @@ class Config:
         family, channel, cohort: what this device follows.
         identity: where the device's own keys rest: "file", "tpm:…" or "pkcs11:…" (device_agent.home).
         allow_unjailed: `[jail]`; whether children may run where the kernel offers no jail.
+        further: families besides the first one.
+        place: where a further family keeps store, spool and journal; None for the first one, whose are in `directory`
+            itself: what a device has is where it was, whatever is added later.
     """
 
     directory: Path
@@ -112,6 +132,29 @@ class Config:
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
     probation: ProbationSettings = field(default_factory=ProbationSettings)
+    further: tuple[FurtherFamily, ...] = ()
+    place: Path | None = None
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names, the first one first."""
+        return self.family, *(one.family for one in self.further)
+
+    def by_family(self) -> "tuple[Config, ...]":
+        """One for each family, with no further ones."""
+        rest = (
+            replace(
+                self,
+                family=one.family,
+                channel=one.channel,
+                cohort=one.cohort,
+                update=replace(self.update, variant=one.variant),
+                further=(),
+                place=self.directory / FAMILIES / one.family,
+            )
+            for one in self.further
+        )
+        return replace(self, further=()), *rest
 
 
 class _Table:
@@ -161,6 +204,12 @@ class _Table:
         if not isinstance(value, dict):
             raise self._wrong(key, value, "a table")
         return _Table(value, self._where, f"{self._prefix}{key}")
+
+    def tables(self, key: str, most: int) -> "list[_Table]":
+        values = self._left.pop(key, [])
+        if not isinstance(values, list) or len(values) > most or not all(isinstance(value, dict) for value in values):
+            raise self._wrong(key, values, f"at most {most} tables, each headed [[{self._prefix}{key}]]")
+        return [_Table(value, self._where, f"{self._prefix}{key}[{number}]") for number, value in enumerate(values, 1)]
 
     def end(self) -> None:
         if self._left:
@@ -224,9 +273,27 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
             min_requests=probation.optional_integer("min_requests", 0, 10**9),
         ),
     )
+    config = replace(config, further=_further(top, where, config))
     for table in (top, serve, update, probation, jail):
         table.end()
     return config
+
+
+def _further(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...]:
+    names, further = {first.family}, []
+    for table in top.tables(FAMILIES, MAX_FAMILIES - 1):
+        one = FurtherFamily(
+            family=table.text("family", None, NAME),
+            channel=table.text("channel", first.channel, NAME),
+            cohort=table.text("cohort", first.cohort, NAME),
+            variant=table.text("variant", first.update.variant, NAME),
+        )
+        table.end()
+        if one.family in names:
+            raise ConfigInvalid(f"{where}: family {one.family!r} is named twice")
+        names.add(one.family)
+        further.append(one)
+    return tuple(further)
 
 
 def _mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
@@ -276,11 +343,18 @@ listen = {listen}
 poll_interval_s = 3600
 variant = {variant}
 """
+FURTHER_TEMPLATE: Final = """
+[[families]]
+family = {family}
+channel = {channel}
+cohort = {cohort}
+variant = {variant}
+"""
 
 
 def render_config(config: Config) -> str:
     """A first configuration file, as `init` writes it."""
-    return TEMPLATE.format(
+    first = TEMPLATE.format(
         directory=_quote(str(config.directory)),
         repository_url=_quote(config.repository_url),
         family=_quote(config.family),
@@ -290,6 +364,16 @@ def render_config(config: Config) -> str:
         listen=_quote(config.serve.listen),
         variant=_quote(config.update.variant),
     )
+    rest = (
+        FURTHER_TEMPLATE.format(
+            family=_quote(one.family),
+            channel=_quote(one.channel),
+            cohort=_quote(one.cohort),
+            variant=_quote(one.variant),
+        )
+        for one in config.further
+    )
+    return first + "".join(rest)
 
 
 def _quote(text: str) -> str:

@@ -42,9 +42,11 @@ Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(slots=True)
 class Word:
-    """What reaches the main thread: a command with somebody who waits, or a generation that died."""
+    """What reaches the main thread: a command with somebody who waits, or a generation that died; for one family, or,
+    where none is named, for all."""
 
     command: str
+    family: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     generation: int = 0
     answered: threading.Event = field(default_factory=threading.Event)

@@ -4,10 +4,12 @@
     trust/      root.json (shipped), cache/ (tuf's), slots/ (the trust memory)
     spool/      blobs on their way      store/  sealed bundles
     state.db    the journal             control.sock, lock
+    families/NAME/  spool, store, journal and adapter of each further family; the first one's are above
 
 Rules:
 1. One process works on a directory at a time: whoever holds `lock`. The kernel lets go of it when the process ends.
 2. The supervisor opens key files and passes the descriptors; it never reads a secret.
+3. Identity and trust memory are the device's: all its families come from one repository.
 """
 
 import fcntl
@@ -22,7 +24,9 @@ from typing import Final
 from bundle import canonical
 from bundle.canonical import NAME, SHA256_HEX, Fields
 from bundle.errors import MalformedRefused
+from device_agent.config import Config
 from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
+from device_agent.store import sync_folder
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
 MAX_IDENTITY_BYTES: Final = 16 * 1024
@@ -69,16 +73,30 @@ class DeviceDirectory:
 
     Args:
         root: the directory.
+        place: of one family's part of it; the first one's is `root` itself.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, place: Path | None = None) -> None:
         self.root = root
+        self.place = root if place is None else place
         self.identity = root / "identity"
         self.trust = root / "trust"
         self.shipped_root = self.trust / "root.json"
-        self.journal = root / "state.db"
+        self.journal = self.place / "state.db"
         self.control = root / "control.sock"
         self.lock = root / "lock"
+
+    @classmethod
+    def of(cls, config: Config) -> "DeviceDirectory":
+        """As the configuration of one family names it."""
+        return cls(config.directory, config.place)
+
+    def make_place(self) -> None:
+        """The family's folder, durable: what is committed into it later must not lose its path. Raises OSError."""
+        if not self.place.is_dir():
+            self.place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(self.place.parent)
+            sync_folder(self.root)
 
     def check_initialised(self) -> None:
         """Raises NotInitialised."""

@@ -103,15 +103,7 @@ class Errands:
             "channel": config.channel,
             "clock": clock_facts(),
             "agent_version": VERSION,
-            "known": {
-                "floor_epoch": remembered.floor_epoch,
-                "floor_counter": remembered.floor_counter,
-                "releases": [
-                    {"epoch": h.counter_epoch, "counter": h.counter, "identity": h.identity()}
-                    for h in holdings
-                    if h.family == config.family
-                ],
-            },
+            "known": _known(config.family, remembered, holdings),
         }
         reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_ask=self._answer)
         with well_formed("verifier"):
@@ -370,6 +362,17 @@ def keeper_policy(identity: str, *, allow_unjailed: bool) -> JailPolicy:
     # a resource manager or a simulator is connected to anew for each command
     sockets = "inet" if "host=" in identity or "port=" in identity else "unix"
     return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
+
+
+def _known(family: str, remembered: Remembered, holdings: Sequence[Holding]) -> dict[str, Any]:
+    own = [holding for holding in holdings if holding.family == family]
+    # a journal that followed another family until now remembers that one's floor
+    is_own_floor = bool(own) or not holdings
+    return {
+        "floor_epoch": remembered.floor_epoch if is_own_floor else 0,
+        "floor_counter": remembered.floor_counter if is_own_floor else 0,
+        "releases": [{"epoch": h.counter_epoch, "counter": h.counter, "identity": h.identity()} for h in own],
+    }
 
 
 def _optional(message: Message) -> int | None:

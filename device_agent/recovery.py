@@ -27,6 +27,7 @@ SET_ASIDE = "state.db.damaged"
 
 def open_journal(device: DeviceDirectory, store: Store, errands: Callable[[], Errands]) -> Journal:
     """The journal, made anew where it is damaged. Raises JournalUnavailable where it can not be opened otherwise."""
+    device.make_place()
     try:
         journal = Journal(device.journal)
         try:
@@ -70,9 +71,9 @@ def _rebuilt(device: DeviceDirectory, store: Store, errands: Callable[[], Errand
                 intact.append(children.describe(digest))
             except StoreDamagedRefused as error:
                 logger.error("a bundle in the store is damaged: %s", error.message)
-    device.journal.replace(device.root / SET_ASIDE)
+    device.journal.replace(device.place / SET_ASIDE)
     device.journal.with_name("state.db-journal").unlink(missing_ok=True)  # it belongs to the damaged file
-    sync_folder(device.root)
+    sync_folder(device.place)
     intact.sort(key=_age)
     journal = Journal(device.journal)
     journal.rebuild(intact, Pointers(active=intact[0].digest) if intact else Pointers())

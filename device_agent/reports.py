@@ -2,7 +2,8 @@
 
 Rules:
 1. A report is written in the same transaction as the outcome: there is none without the other.
-2. The journal keeps the last MAX_REPORTS; who collects them sees by their numbers whether some are gone.
+2. The journal of each family keeps a log of its last MAX_REPORTS; who collects them sees by their numbers whether some
+   are gone.
 3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
 """
 
@@ -50,21 +51,34 @@ def next_report(ended: Ended, family: str | None, before: Report | None, runtime
     )
 
 
-def read_reports(config: Config, after: int = 0) -> tuple[Report, ...]:
-    """Those with a number above `after`, oldest first; also while the daemon runs. Raises JournalUnavailable."""
+def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[Report, ...]:
+    """Those with a number above `after`, oldest first, one family after the other; also while the daemon runs.
+
+    Raises:
+        JournalUnavailable.
+        UsageInvalid: there is no such family, or `after` is for one of several logs and none is named.
+    """
+    from device_agent.families import check_family, one_family
     from device_agent.status import journal_of
 
-    with journal_of(DeviceDirectory(config.directory)) as journal:
-        return tuple(report for report in journal.reports() if report.sequence > after)
+    check_family(config.families, family)
+    if after:
+        family = one_family(config.families, family)
+    found: list[Report] = []
+    for one in config.by_family():
+        if family in (None, one.family):
+            with journal_of(DeviceDirectory.of(one)) as journal:
+                found += [report for report in journal.reports() if report.sequence > after]
+    return tuple(found)
 
 
-def export(config: Config, after: int = 0) -> bytes:
-    """The signed reports, a line each. Raises as `device_agent.identity.signing_key`, and JournalUnavailable."""
+def export(config: Config, after: int = 0, family: str | None = None) -> bytes:
+    """The signed reports, a line each. Raises as `device_agent.identity.signing_key`, and as `read_reports`."""
     from device_agent.identity import signing_key
 
     device = DeviceDirectory(config.directory)
     device_id = device.public_identity().device_id
-    reports = read_reports(config, after)
+    reports = read_reports(config, after, family)
     if not reports:
         return b""
     private = signing_key(device, config.identity)

@@ -1,6 +1,6 @@
 """What `status` and `history` tell, from the journal alone; a daemon adds what it knows besides."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -8,13 +8,28 @@ from typing import Any
 from device_agent.clock import clock_facts
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory, PublicIdentity
-from device_agent.holdings import Holding
+from device_agent.errors import system_error
+from device_agent.families import check_family, of_each
+from device_agent.holdings import Holding, Remembered, Witness
 from device_agent.journal import Journal
 
 
-def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dict[str, Any]:
-    """The object of `status --json`, without the daemon's part."""
+def status_of(
+    config: Config,
+    identity: PublicIdentity,
+    journal: Journal,
+    *,
+    of_device: tuple[Remembered, Witness] | None = None,
+) -> dict[str, Any]:
+    """The object of `status --json`, without the daemon's part.
+
+    Args:
+        config: of one family.
+        journal: the family's.
+        of_device: what the device's first family remembers for all; None where `journal` is that one's.
+    """
     pointers, remembered, clock = journal.pointers, journal.remembered, clock_facts()
+    first, witness = of_device or (remembered, journal.witness)
     now_ms = int(clock["now_s"]) * 1000
     last = journal.history(1)
     is_stale = 0 < remembered.fresh_until_ms < now_ms
@@ -27,12 +42,12 @@ def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dic
         "cohort": config.cohort,
         "directory": str(config.directory),
         "identity": config.identity.partition(":")[0],
-        "floor_unproven": journal.witness.is_unproven,
+        "floor_unproven": witness.is_unproven,
         "state": journal.state.value,
         "active": _row(journal.holding(pointers.active)),
         "previous": _row(journal.holding(pointers.previous)),
         "candidate": _row(journal.holding(pointers.candidate)),
-        "paused": remembered.paused,
+        "paused": first.paused,
         "floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
         "offered": remembered.offered,
         "checked_ms": remembered.checked_ms or None,
@@ -48,23 +63,60 @@ def status_of(config: Config, identity: PublicIdentity, journal: Journal) -> dic
     }
 
 
+def device_status(first: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`status` of a device from that of its families: what stands for the first one stays where it stands with one
+    family, `ready` speaks of all, and `families` has a row for each where there are several.
+
+    Args:
+        first: of the first family.
+        rows: of each, or of the one that was asked for.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    return {**first, "ready": all(row.get("ready", False) for row in rows), "families": list(rows)}
+
+
 def read_status(config: Config) -> dict[str, Any]:
     """`status` without a daemon."""
     device = DeviceDirectory(config.directory)
+    identity = device.public_identity()
     with journal_of(device) as journal:
-        status = status_of(config, device.public_identity(), journal)
-    nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
-    return {**status, "address": None, "serving": None, **nothing_runs}
+        shared = journal.remembered, journal.witness
+
+    def of_family(one: Config) -> dict[str, Any]:
+        with journal_of(DeviceDirectory.of(one)) as journal:
+            status = status_of(one, identity, journal, of_device=shared)
+        nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
+        return {**status, "address": None, "serving": None, **nothing_runs}
+
+    by_family = {one.family: one for one in config.by_family()}
+    found = of_each(by_family, lambda family: of_family(by_family[family]))
+    if "families" not in found:
+        return found
+    return device_status(of_family(by_family[config.family]), found["families"])
 
 
-def read_history(config: Config) -> dict[str, Any]:
-    """`history` without a daemon."""
-    with journal_of(DeviceDirectory(config.directory)) as journal:
-        return {"history": [row.summary() for row in journal.history()]}
+def read_history(config: Config, family: str | None = None) -> dict[str, Any]:
+    """`history` without a daemon. Raises UsageInvalid."""
+    check_family(config.families, family)
+    by_family = {one.family: one for one in config.by_family() if family in (None, one.family)}
+
+    def of_family(family: str) -> dict[str, Any]:
+        with journal_of(DeviceDirectory.of(by_family[family])) as journal:
+            return {"history": [row.summary() for row in journal.history()]}
+
+    return of_each(by_family, of_family)
 
 
 def status_text(status: dict[str, Any]) -> str:
     """The same for a person."""
+    if "families" in status:
+        return "\n\n".join(
+            f"{row['family']}: {row['error']['reason']}: {row['error']['message']}"
+            if "error" in row
+            else status_text(row)
+            for row in status["families"]
+        )
     active = status["active"]
     lines = [
         f"{status['family']} on channel {status['channel']}: {_name(active)}",
@@ -118,6 +170,11 @@ def _name(row: dict[str, Any] | None) -> str:
 @contextmanager
 def journal_of(device: DeviceDirectory) -> Iterator[Journal]:
     """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
+    if not device.journal.exists():
+        try:
+            device.make_place()
+        except OSError as error:
+            raise system_error(error) from error
     journal = Journal(device.journal, read_only=device.journal.exists())
     try:
         yield journal

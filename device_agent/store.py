@@ -25,10 +25,10 @@ RESERVE_BYTES: Final = 8 * 1024 * 1024  # for the journal and the trust memory: 
 
 
 class Store:
-    """The folders `store/` and `spool/` of a device directory.
+    """The folders `store/` and `spool/` of one family.
 
     Args:
-        directory: the device directory; the two are made when missing.
+        directory: the family's place in the device directory; the two are made when missing.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,14 +1,14 @@
 """The daemon: serves what is active, polls, updates, obeys the control socket.
 
 Rules:
-1. One main thread decides and acts; other threads only put words into its queue. It sleeps until one comes or the next
-   poll is due: at rest it costs no wake-up.
+1. One main thread decides and acts, for all families; other threads only put words into its queue. It sleeps until one
+   comes or the next poll is due: at rest it costs no wake-up.
 2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
    to serve what is here.
-3. Whatever fails in an update, what serves goes on serving. A process that dies is started again from the store; as
-   long as nothing serves that could, it is tried again and again, with growing pauses.
-4. A damaged active bundle is not the end: the previous one serves (`degraded`), and the next update heals it.
-5. Polls are jittered, so that a fleet does not come at once; after failures they back off.
+3. Families take turns, and what fails for one keeps no other from its turn (device_agent.line). While one is fetched
+   for or on trial, a process of another that dies is started again at once, and so is the front; all else waits.
+4. Polls are jittered, so that a fleet does not come at once; after failures they back off.
+5. What is remembered for the whole device (paused, the TPM's counter) is in the first family's journal.
 """
 
 import contextlib
@@ -22,47 +22,30 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
+from weakref import WeakSet
 
-from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
-from bundle.files import BundleDigest
-from device_agent.adapter import AdapterShelf
-from device_agent.agent import Agent, collect, with_damaged
-from device_agent.attempt import Ended, Outcome
+from bundle.errors import AirweightsError, Bug, Unavailable
 from device_agent.config import Config
 from device_agent.control import COMMANDS, ControlServer, Word
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands
-from device_agent.errors import (
-    JournalUnavailable,
-    PausedUnavailable,
-    StoppedUnavailable,
-    StoreDamagedRefused,
-)
-from device_agent.facts import device_facts, runtime_version
-from device_agent.holdings import Holding
-from device_agent.journal import Journal
+from device_agent.errors import JournalUnavailable, PausedUnavailable, StoppedUnavailable, system_error
+from device_agent.families import check_family, of_each, one_family, total_forgiven
+from device_agent.line import Line, guarded
 from device_agent.notify import Notifier
-from device_agent.polling import pause_s
-from device_agent.prober import Prober
-from device_agent.recovery import open_journal, recover
-from device_agent.rollback import check_rollback
-from device_agent.serving import Served, Serving, when_ended
-from device_agent.status import status_of
+from device_agent.serving import when_ended
+from device_agent.status import device_status
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
-from device_agent.tally import Tally
-from device_agent.update import run_armed, run_update
+from device_agent.tally import render
 
 logger = logging.getLogger(__name__)
 
-RESTART_PAUSE_S: Final = 1.0
-MAX_RESTARTS: Final = 5  # in a row and at once, of a model process that dies soon after its start
-MAX_START_PAUSE_S: Final = 300.0
-STEADY_S: Final = 60.0
+FOR_ONE_FAMILY: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
 
 
 class Supervisor:
-    """Made by `run_daemon`.
+    """Made by `run_daemon`. Implements `device_agent.line.Host`.
 
     Args:
         config: of the device.
@@ -71,92 +54,142 @@ class Supervisor:
     """
 
     def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
-        self._config, self._device, self._announce = config, device, announce
+        self._config, self._announce = config, announce
         self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
         self._deferred: list[Word] = []
-        self._identity = device.public_identity()
-        self._store = Store(device.root)
-        self._journal = open_journal(device, self._store, lambda: Errands(config, device, self._store))
-        self._degraded = self._stopping = self._needs_recovery = False
-        self._failures = self._restarts = 0
-        self._started_s = 0.0
-        self._errands = Errands(config, device, self._store)
+        self._out: WeakSet[Errands] = WeakSet()
+        self.is_stopping = False
+        self.identity = device.public_identity()
         self._notifier = Notifier()
-        self._switchboard = Switchboard(config)
+        self.switchboard = Switchboard(config)
         self._watch_front()
-        self._serving = Serving(self._switchboard, lambda number: self._words.put(Word("died", generation=number)))
-        self._agent = Agent(
-            config=config,
-            device=device,
-            identity=self._identity,
-            store=self._store,
-            journal=self._journal,
-            prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
-            facts=device_facts,
-            serving=self._serving,
-            signals=self,
-            errands=self._send,
-        )
-        self._tally = Tally(config.family)
-        self._tell_metrics()
-        self._control = ControlServer(device.control, self._answer)
-
-    def _send(self) -> Errands:
-        self._errands = Errands(self._config, self._device, self._store)
-        return self._errands
+        self._lines: dict[str, Line] = {}
+        self._closed = {one.family: one for one in config.by_family()}
+        try:
+            self._open(config.family)
+            self._open_rest()
+            self._tell_metrics()
+            self._control = ControlServer(device.control, self._answer)
+        except BaseException:
+            self.switchboard.stop()
+            raise
 
     def run(self) -> None:
         """Until `stop`. Raises Bug."""
         try:
-            self._announce("serving", self._switchboard.address)
-            self._recover()
-            self._serve_active()
-            self._guarded(self._go_on)
-            self._announce("started", self._switchboard.address)
-            self._notifier.tell("READY=1", f"STATUS=serving at {self._switchboard.address}")
-            self._notifier.watch(self._switchboard.is_answering)
+            self._announce("serving", self.switchboard.address)
+            self._begin()
+            self._tell_metrics()
+            self._announce("started", self.switchboard.address)
+            self._notifier.tell("READY=1", f"STATUS=serving at {self.switchboard.address}")
+            self._notifier.watch(self.switchboard.is_answering)
             self._stock()
-            next_poll = time.monotonic()
-            while not self._stopping:
-                word = self._next(next_poll)
-                if word is None:
-                    self._poll()
-                else:
+            while not self.is_stopping:
+                word = self._next()
+                if word is not None:
                     self._obey(word)
+                elif not self._start_what_is_down():
+                    self._poll()
                 self._stock()
-                if word is None or word.command == "update":
-                    next_poll = time.monotonic() + pause_s(self._config.update.poll_interval_s, self._failures)
         finally:
-            self._stopping = True
+            self.is_stopping = True
             self._notifier.end()
             self._control.close()
             self._dismiss()
-            self._switchboard.stop()
-            self._serving.stop()
-            self._journal.close()
+            self.switchboard.stop()
+            for line in self.lines:
+                line.close()
 
     def stop(self) -> None:
         """Ask the main thread to end; from any thread or a signal handler."""
         self._words.put(Word("stop"))
         # in a thread: a signal handler may have come in the middle of a call to just these children
-        threading.Thread(target=self._errands.interrupt, name="stop", daemon=True).start()
+        threading.Thread(target=self._interrupt, name="stop", daemon=True).start()
 
-    def wait(self, timeout_s: float) -> str | None:
-        """Signals of an update in its probation: "rollback" or "stop" end it, all else waits for its end."""
+    # for the lines
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Those that are open, in the configuration's order."""
+        return tuple(self._lines.values())
+
+    def put(self, word: Word) -> None:
+        """Into the main thread's queue; from any thread."""
+        self._words.put(word)
+
+    def errands(self, config: Config, device: DeviceDirectory, store: Store) -> Errands:
+        """Children that end when the daemon is asked to."""
+        errands = Errands(config, device, store)
+        self._out.add(errands)
+        return errands
+
+    def attend(self) -> None:
+        """What can not wait for the end of an update (rule 3); the rest is kept for later."""
+        while not self._words.empty():
+            self._hear(self._words.get_nowait(), None)
+
+    def wait(self, line: Line, timeout_s: float) -> str | None:
+        """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
+        if self.is_stopping:
+            return "stop"
         try:
             word = self._words.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if word.command not in ("rollback", "stop"):
-            self._deferred.append(word)
-            return None
-        if word.command == "stop":
-            self._stopping = True
-        else:
-            self._deferred.append(Word("told", fields={"rollback": word}))
-        return word.command
+        return self._hear(word, line)
+
+    def _hear(self, word: Word, on_trial: Line | None) -> str | None:
+        is_of_trial = on_trial is not None and word.family == on_trial.name
+        # in a probation a death is the candidate's verdict; in a shadow it is still the old release that serves
+        is_judged = is_of_trial and on_trial is not None and on_trial.is_on_probation()
+        match word.command:
+            case "stop":
+                self.is_stopping = True
+                return "stop"
+            case "front-died":
+                self._obey(word)
+            case "died" if not is_judged:
+                self._obey(word)
+            case "rollback" if is_of_trial:
+                self._deferred.append(Word("told", word.family, fields={"rollback": word}))
+                return "rollback"
+            case _:
+                self._deferred.append(word)
+        return None
 
     # the loop
+
+    def _open(self, family: str) -> None:
+        config = self._closed[family]
+        first = None if config.place is None else self._lines[self._config.family].journal
+        try:
+            self._lines[family] = Line(config, self, first)
+        except OSError as error:
+            raise system_error(error) from error
+        del self._closed[family]
+
+    def _open_rest(self) -> None:
+        """Further families whose journal did not open before. One that does not is told of in `status`."""
+        for family in tuple(self._closed):
+            guarded(lambda family=family: self._open(family))  # type: ignore[misc]  # bound now, not at the call
+        order = self._config.families
+        self._lines = dict(sorted(self._lines.items(), key=lambda item: order.index(item[0])))
+
+    def _begin(self) -> None:
+        """Rule 2. Raises what the only family raises."""
+        for line in self.lines:
+            if len(self._config.families) == 1:
+                line.begin()
+            else:
+                guarded(line.begin)
+        for line in self.lines:
+            if not self.is_stopping:
+                guarded(line.go_on)
+                self.attend()
+
+    def _interrupt(self) -> None:
+        for errands in list(self._out):
+            errands.interrupt()
 
     def _dismiss(self) -> None:
         words = list(self._deferred)
@@ -165,243 +198,157 @@ class Supervisor:
         for word in words:
             word.answered.set()
 
-    def _next(self, next_poll: float) -> Word | None:
+    def _next(self) -> Word | None:
+        """The next word, or None where something is due before one comes."""
         if self._deferred:
             return self._deferred.pop(0)
         release_memory()
-        timeout = None
-        if self._config.update.automatic and not self._journal_paused():
-            timeout = max(0.0, next_poll - time.monotonic())
-        overdue = None
-        pause_s = min(RESTART_PAUSE_S * 2.0 ** min(self._restarts, 10), MAX_START_PAUSE_S)
-        if self._is_down() and (timeout is None or pause_s < timeout):
-            timeout, overdue = pause_s, Word("serve")
+        due = []
+        for line in self.lines:
+            line.look()
+            if line.next_start is not None:
+                due.append(line.next_start)
+        if self._config.update.automatic and not self._is_paused():
+            due += [line.next_poll for line in self.lines]
         try:
-            return self._words.get(timeout=timeout)
+            return self._words.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
         except queue.Empty:
-            return overdue
+            return None
+
+    def _start_what_is_down(self) -> bool:
+        """Was anything due?"""
+        now = time.monotonic()
+        due = [line for line in self.lines if line.next_start is not None and line.next_start <= now]
+        for line in due:
+            guarded(line.serve_again)
+        return bool(due)
 
     def _obey(self, word: Word) -> None:
         try:
             match word.command:
                 case "stop":
-                    self._stopping = True
+                    self.is_stopping = True
                 case "died":
-                    self._revive(word.generation)
-                case "serve":
-                    self._restarts += 1
-                    self._serve_active()
+                    assert word.family is not None
+                    self._lines[word.family].revive(word.generation)
                 case "front-died":
                     self._revive_front()
                 case "told":
                     # the rollback that ended a probation is answered with how that attempt ended
-                    word = word.fields["rollback"]
-                    word.answer = self._journal.history(1)[0].summary()
+                    line, word = self._line(word), word.fields["rollback"]
+                    word.answer = line.last_ended()
                 case "update":
-                    word.answer = self._update("operator")
+                    word.answer = self._update_at_once(word)
                 case "rollback":
-                    word.answer = self._roll_back()
+                    word.answer = self._line(word).roll_back()
+                    self._tell_metrics()
                 case "pause" | "resume":
                     is_paused = word.command == "pause"
-                    self._journal.remember(lambda before: replace(before, paused=is_paused))
+                    self._first.journal.remember(lambda before: replace(before, paused=is_paused))
                     word.answer = {"paused": is_paused}
                 case "adapter-attach" | "adapter-detach":
-                    word.answer = self._adapter(word)
+                    word.answer = self._line(word).change_adapter(word.command, word.fields)
                 case "plan":
-                    from device_agent.explanation import explain  # seldom asked for: no memory at rest
-
-                    word.answer = explain(self._agent)
+                    word.answer = of_each(self._asked(word), lambda family: self._open_line(family).explain())
                 case "forgive":
                     digest = word.fields.get("bundle")
-                    word.answer = {"forgiven": self._journal.forgive(None if digest is None else BundleDigest(digest))}
+                    word.answer = total_forgiven(
+                        of_each(self._asked(word), lambda family: self._open_line(family).forgive(digest))
+                    )
                 case other:
                     raise Bug(f"unknown word {other!r}")
         except (Bug, SystemExit):
             raise
         except AirweightsError as error:
             word.error = error
+            if word.command in ("died", "front-died"):
+                logger.error("%s: %s", error.reason, error.message)
         finally:
             word.answered.set()
 
-    def _go_on(self) -> None:
-        ended = run_armed(self._agent)
-        if ended is not None:
-            self._count(ended)
+    @property
+    def _first(self) -> Line:
+        return self._lines[self._config.family]
 
-    def _count(self, ended: Ended) -> None:
-        self._tally.count(ended)
-        self._tally.count_probe(self._agent.prober.last)
-        self._tell_metrics()
+    def _line(self, word: Word) -> Line:
+        return self._open_line(one_family(self._config.families, word.family))
+
+    def _open_line(self, family: str) -> Line:
+        if family in self._closed:
+            self._open(family)
+        return self._lines[family]
+
+    def _asked(self, word: Word) -> tuple[str, ...]:
+        return self._config.families if word.family is None else (word.family,)
 
     def _tell_metrics(self) -> None:
         with contextlib.suppress(Unavailable):  # a front that has died is told when it is back
-            self._switchboard.front.tell_metrics(self._tally.render())
+            self.switchboard.front.tell_metrics(render(line.tally for line in self.lines))
 
     def _poll(self) -> None:
-        if not self._journal_paused():
-            self._guarded(lambda: self._update("poll"))
+        self._open_rest()
+        now, is_paused = time.monotonic(), self._is_paused()
+        for line in self.lines:
+            if line.next_poll <= now and not is_paused and not self.is_stopping:
+                guarded(lambda line=line: self._update(line, "poll"))  # type: ignore[misc]  # bound now
+                self.attend()
 
-    def _update(self, trigger: str) -> dict[str, Any]:
-        if trigger == "operator" and self._journal_paused():
+    def _update_at_once(self, word: Word) -> dict[str, Any]:
+        if self._is_paused():
             raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
-        if self._needs_recovery:
-            self._recover()
+
+        def act(family: str) -> dict[str, Any]:
+            if self.is_stopping:
+                raise StoppedUnavailable("the agent is stopping")
+            self.attend()
+            return self._update(self._open_line(family), "operator")
+
+        return of_each(self._asked(word), act)
+
+    def _update(self, line: Line, trigger: str) -> dict[str, Any]:
         try:
-            ended = run_update(self._agent, trigger)
-        except AirweightsError:
-            # nothing was decided that is not recorded: what serves goes on, and the next update begins with recovery
-            self._needs_recovery = True
-            raise
+            return line.update(trigger)
         finally:
-            if self._serving.previous is not None and self._needs_recovery:
-                self._serving.restore()
-            if self._serving.current is None and not self._stopping:
-                # it was stopped to make room, and did not come back
-                self._guarded(self._serve_active)
-        self._count(ended)
-        failed = ended.outcome is Outcome.UNAVAILABLE
-        self._failures = self._failures + 1 if failed else 0
-        if ended.outcome is Outcome.UPDATED:
-            self._degraded = False
-        return ended.summary()
-
-    def _recover(self) -> None:
-        recover(self._journal, runtime_version())
-        self._needs_recovery = False
-        collect(self._agent)
-        self._align()
-
-    def _align(self) -> None:
-        """After a recovery in mid-life: what was committed by it is what serves."""
-        active, current = self._journal.holding(self._journal.pointers.active), self._serving.current
-        if current is not None and active is not None and current.digest != active.digest and self._start(active):
-            self._serving.settle()
+            line.rest()
+            self._tell_metrics()
 
     # serving
 
-    def _serve_active(self) -> None:
-        pointers = self._journal.pointers
-        for role in ("active", "previous"):
-            digest = getattr(pointers, role)
-            holding = self._journal.holding(digest)
-            if holding is None or digest in self._journal.remembered.damaged:
-                continue
-            if self._start(holding):
-                self._serving.settle()
-                self._degraded = role == "previous"
-                return
-        logger.warning("nothing to serve yet")
-
-    def _is_down(self) -> bool:
-        current = self._serving.current
-        try:
-            return (current is None or not current.process.alive()) and self._journal.pointers.active is not None
-        except JournalUnavailable:
-            return False
-
     def _stock(self) -> None:
-        current = self._serving.current
-        if self._config.serve.standby and current is not None and self._serving.needs_spare() and not self._stopping:
-            self._guarded(lambda: self._serving.keep_spare(self._load(current.holding)))
-
-    def _load(self, holding: Holding) -> Served:
-        with self._send() as errands:
-            fds = errands.unseal_to_serve(holding)
-        try:
-            return self._serving.start(holding, fds)
-        finally:
-            fds.close()
-
-    def _start(self, holding: Holding) -> bool:
-        self._switchboard.warm_up()
-        try:
-            served = self._load(holding)
-        except StoreDamagedRefused as error:
-            logger.error("a bundle is damaged: %s", error.message)
-            self._journal.remember(with_damaged(holding.digest))
-            return False
-        except (Refused, Unavailable, Unfit) as error:
-            logger.error("release %s does not start: %s", holding.version, error.message)
-            return False
-        finally:
-            self._switchboard.cool_down()
-        self._started_s = time.monotonic()
-        self._serving.publish(served)
-        logger.info(
-            "serving", extra={"release": holding.version, "variant": holding.variant, "pid": served.process.pid}
-        )
-        return True
+        for line in self.lines:
+            if not self.is_stopping:
+                guarded(line.stock)
 
     def _watch_front(self) -> None:
-        pidfd = os.dup(self._switchboard.front.fileno())
+        pidfd = os.dup(self.switchboard.front.fileno())
         when_ended(pidfd, lambda: self._words.put(Word("front-died")))
 
     def _revive_front(self) -> None:
-        if self._stopping:
+        if self.is_stopping:
             return
         logger.error("the front died, its requests are lost; it is started again")
-        self._switchboard.revive()
+        self.switchboard.revive()
         self._watch_front()
         self._tell_metrics()
-
-    def _revive(self, generation: int) -> None:
-        current = self._serving.current
-        if current is None or current.generation != generation or self._stopping:
-            return
-        self._restarts = 0 if time.monotonic() - self._started_s > STEADY_S else self._restarts + 1
-        logger.error("the model process died", extra={"release": current.holding.version, "restarts": self._restarts})
-        spare = self._serving.take_spare(current.digest)
-        if spare is not None:
-            self._serving.publish(spare)
-            self._serving.settle()
-            return
-        if self._restarts > MAX_RESTARTS:
-            return
-        if self._restarts > 1:
-            time.sleep(RESTART_PAUSE_S)
-        if self._start(current.holding):
-            self._serving.settle()
-
-    def _adapter(self, word: Word) -> dict[str, Any]:
-        """Attach or detach; what serves is loaded anew then, beside the old one, as in a swap."""
-        from device_agent.adapter_change import change_adapter  # as `explain` above
-
-        change_adapter(self._agent, word.command, word.fields)
-        active = self._journal.holding(self._journal.pointers.active)
-        current = self._serving.current
-        self._serving.drop_spare()  # it was loaded as it was before
-        if active is not None and current is not None and current.digest == active.digest and self._start(active):
-            self._serving.settle()
-        return AdapterShelf(self._device).listed(self._journal.pointers.active)
-
-    def _roll_back(self) -> dict[str, Any]:
-        pointers, remembered = self._journal.pointers, self._journal.remembered
-        active, previous = self._journal.holding(pointers.active), self._journal.holding(pointers.previous)
-        verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
-        assert active is not None
-        assert previous is not None
-        served = self._load(previous)
-        attempt = self._journal.begin_rollback(active, verdict)
-        self._serving.publish(served)
-        ended = self._journal.give_back(attempt, runtime_version())
-        self._serving.settle()
-        self._count(ended)
-        collect(self._agent)
-        return ended.summary()
 
     # from other threads
 
     def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        command = request.get("command")
+        command, named = request.get("command"), request.get("family")
+        family = None if named is None else str(named)
+        check_family(self._config.families, family)
+        if command in FOR_ONE_FAMILY:
+            family = one_family(self._config.families, family)
+        asked = self._config.families if family is None else (family,)
         if command == "status":
             return self._status()
         if command == "history":
-            return {"history": [row.summary() for row in self._reader(lambda journal: journal.history())]}
+            return of_each(asked, lambda family: self._told(family).history())
         if command == "adapter-list":
-            return AdapterShelf(self._device).listed(self._reader(lambda journal: journal.pointers.active))
+            return of_each(asked, lambda family: self._told(family).adapters())
         if command not in COMMANDS:
             raise Bug(f"unknown command {command!r}")
-        word = Word(str(command), fields=request)
+        word = Word(str(command), family, fields=request)
         self._words.put(word)
         word.answered.wait()
         if word.error is not None:
@@ -410,52 +357,25 @@ class Supervisor:
             raise StoppedUnavailable("the agent is stopping")
         return word.answer
 
-    def _reader(self, read: Callable[[Journal], Any]) -> Any:
-        # SQLite connections are not shared between threads
-        journal = Journal(self._device.journal, read_only=True)
-        try:
-            return read(journal)
-        finally:
-            journal.close()
+    def _told(self, family: str) -> Line:
+        line = self._lines.get(family)
+        if line is None:
+            raise JournalUnavailable(
+                f"the journal of {family!r} does not open", remedy="see the log; it is tried again"
+            )
+        return line
 
     def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self._reader(lambda journal: status_of(self._config, self._identity, journal))
-        current = self._serving.current
-        serving = None
-        if current is not None:
-            serving = {
-                "release": current.holding.version,
-                "variant": current.holding.variant,
-                "bundle": current.digest,
-                "generation": current.generation,
-                "pid": current.process.pid,
-                "alive": current.process.alive(),
-                "resident_bytes": current.process.resident_bytes(),
-            }
-        return {
-            **status,
-            "daemon": True,
-            "address": self._switchboard.address,
-            "serving": serving,
-            "ready": serving is not None and serving["alive"],
-            "degraded": self._degraded,
-            "unjailed": not self._switchboard.is_jailed,
-            "swappable": self._switchboard.is_swappable,
-        }
+        found = of_each(self._config.families, lambda family: self._told(family).status())
+        if "families" not in found:
+            return found
+        return device_status(self._told(self._config.family).status(), found["families"])
 
     # facts
 
-    def _guarded(self, act: Callable[[], object]) -> None:
+    def _is_paused(self) -> bool:
         try:
-            act()
-        except Bug:
-            raise
-        except AirweightsError as error:
-            logger.error("%s: %s", error.reason, error.message)
-
-    def _journal_paused(self) -> bool:
-        try:
-            return self._journal.remembered.paused
+            return self._first.journal.remembered.paused
         except JournalUnavailable as error:
             logger.error("%s", error.message)
             return False

@@ -1,7 +1,8 @@
 """The real runtime behind `device_agent.serving`: the front's process, and a process for each generation.
 
 Rules:
-1. The front is started once. If it dies it is started again at the same address, and what serves is published again.
+1. The front is started once, for all families. If it dies it is started again at the same address, and what serves is
+   published again.
 2. A request outlives both a model process (the front sends it once more) and a switch (it holds a lease).
 3. Where everybody waits, the imports of the next model process run beside the unsealing of its bundle (`warm_up`).
 """
@@ -31,7 +32,7 @@ ANSWER_S: Final = 30.0  # half of what the front lets a request wait for its ans
 
 
 class Switchboard:
-    """Implements `device_agent.serving.Runtime`.
+    """What all families share: the front, and the model process that is begun beside other work.
 
     Args:
         config: of the device.
@@ -41,8 +42,8 @@ class Switchboard:
         self._config = config
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
         self._model_jail = replace(self._jail, lock_memory=True)
-        self._published: ModelProcess | None = None
         self._warming: tuple[threading.Thread, list[Standby]] | None = None
+        self._outlets = {family: Outlet(self, family, config.serve.threads) for family in config.families}
         self._listen = config.serve.listen
         self.front = self._start_front()
         if self.front.address.startswith("http://"):
@@ -54,15 +55,14 @@ class Switchboard:
         """Where clients connect."""
         return self.front.address
 
-    @property
-    def is_jailed(self) -> bool:
-        """The model process is confined; true where there is none."""
-        return self._published is None or self._published.jailed
+    def outlet(self, family: str) -> "Outlet":
+        """Of a family of the configuration."""
+        return self._outlets[family]
 
     @property
-    def is_swappable(self) -> bool:
-        """Memory of the model process may be swapped out."""
-        return self._published is not None and not self._published.memory_locked and is_there_swap()
+    def model_jail(self) -> JailPolicy:
+        """Of a model process."""
+        return self._model_jail
 
     def warm_up(self) -> None:
         """Begin a model process, without its model, for the next `start` (rule 3); `cool_down` ends it unused."""
@@ -79,15 +79,69 @@ class Switchboard:
 
     def cool_down(self) -> None:
         """End what `warm_up` began and nobody took."""
-        if (unused := self._take_warm()) is not None:
+        if (unused := self.take_warm()) is not None:
             unused.stop()
 
-    def _take_warm(self) -> Standby | None:
+    def take_warm(self) -> Standby | None:
+        """What `warm_up` began, or None."""
         if self._warming is None:
             return None
         (thread, started), self._warming = self._warming, None
         thread.join()
         return started[0] if started else None
+
+    def is_answering(self) -> bool:
+        """Every family that is published answers."""
+        return self.front.alive() and all(outlet.is_answering() for outlet in self._outlets.values())
+
+    def revive(self) -> None:
+        """Start the front again where it has died, with what was published. Raises Unavailable."""
+        if self.front.alive():
+            return
+        with contextlib.suppress(Unavailable):
+            self.front.stop()
+        self.front = self._start_front()
+        for outlet in self._outlets.values():
+            outlet.publish_again()
+
+    def stop(self) -> None:
+        """Stop accepting, answer what is here, end."""
+        self.front.stop()
+
+    def with_front(self, act: Callable[[Front], T]) -> T:
+        """Ask the front; rule 1, in the middle of a switch too."""
+        try:
+            return act(self.front)
+        except (ChildDied, ChildTimeout):
+            self.revive()
+            return act(self.front)
+
+    def _start_front(self) -> Front:
+        return Front.start(ServeConfig(self._listen, self._config.families, jail=self._jail))
+
+
+class Outlet:
+    """One family's part: implements `device_agent.serving.Runtime`. Made by a Switchboard.
+
+    Args:
+        switchboard: whose it is.
+        family: under whose name the front answers.
+        threads: of a model process.
+    """
+
+    def __init__(self, switchboard: Switchboard, family: str, threads: int) -> None:
+        self._switchboard, self._family, self._threads = switchboard, family, threads
+        self._published: ModelProcess | None = None
+
+    @property
+    def is_jailed(self) -> bool:
+        """The model process is confined; true where there is none."""
+        return self._published is None or self._published.jailed
+
+    @property
+    def is_swappable(self) -> bool:
+        """Memory of the model process may be swapped out."""
+        return self._published is not None and not self._published.memory_locked and is_there_swap()
 
     def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> ModelProcess:
         """Load and warm. Raises Unfit, Refused, Unavailable."""
@@ -97,29 +151,31 @@ class Switchboard:
             version=holding.version,
             variant=holding.variant,
             contract=variant.contract,
-            threads=self._config.serve.threads,
+            threads=self._threads,
         )
         # what nobody waits for does not take the processor from requests; after a crash everybody waits
         is_serving = self._published is not None and self._published.alive()
-        return ModelProcess.start(fds, spec, self._model_jail, standby=self._take_warm(), in_background=is_serving)
+        return ModelProcess.start(
+            fds, spec, self._switchboard.model_jail, standby=self._switchboard.take_warm(), in_background=is_serving
+        )
 
     def publish(self, generation: int, process: Process) -> int:
         """Requests go there from now on. Returns microseconds that the switch took within the front."""
         assert isinstance(process, ModelProcess)
         assert process.spec.generation == generation
         self._published = process
-        return round(self._with_front(lambda front: front.publish(self._config.family, process)) * 1e6)
+        return round(self._switchboard.with_front(lambda front: front.publish(self._family, process)) * 1e6)
 
     def retire(self, generation: int) -> None:
         """Take it out and wait for its last answer, at most DRAIN_S."""
         if self._published is not None and self._published.spec.generation == generation:
             self._published = None  # nothing is expected to answer until the next `publish`
         with contextlib.suppress(DrainUnavailable):
-            self._with_front(lambda front: front.retire(self._config.family, generation, DRAIN_S))
+            self._switchboard.with_front(lambda front: front.retire(self._family, generation, DRAIN_S))
 
     def observe(self, generation: int) -> Observed:
         """Since it was published."""
-        window = self._with_front(lambda front: front.window(self._config.family, generation))
+        window = self._switchboard.with_front(lambda front: front.window(self._family, generation))
         return Observed(
             requests=window.requests - window.client_errors,
             errors=window.errors,
@@ -132,45 +188,25 @@ class Switchboard:
         """Let a candidate hear a share of the live requests at a low priority; 0 ends that."""
         assert isinstance(process, ModelProcess)
         process.set_background(is_background=share_ppm > 0)
-        self._with_front(lambda front: front.shadow(self._config.family, process, share_ppm, limit_ppm))
+        self._switchboard.with_front(lambda front: front.shadow(self._family, process, share_ppm, limit_ppm))
 
     def heard(self) -> Heard:
         """What the candidate in the shadow did so far; nothing after a restart of the front."""
-        stats = self._with_front(lambda front: front.shadow_stats(self._config.family))
+        stats = self._switchboard.with_front(lambda front: front.shadow_stats(self._family))
         return Heard(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 
     def is_answering(self) -> bool:
         """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""
         process = self._published
         if process is None:
-            return self.front.alive()
+            return True
         try:
-            window = self.front.window(self._config.family, process.spec.generation)
+            window = self._switchboard.front.window(self._family, process.spec.generation)
         except Unavailable:
             return False
         return process.alive() and window.oldest_in_flight_s < ANSWER_S
 
-    def revive(self) -> None:
-        """Start the front again where it has died, with what was published. Raises Unavailable."""
-        if self.front.alive():
-            return
-        with contextlib.suppress(Unavailable):
-            self.front.stop()
-        self.front = self._start_front()
+    def publish_again(self) -> None:
+        """To a front that was started anew. Raises Unavailable."""
         if self._published is not None and self._published.alive():
-            self.front.publish(self._config.family, self._published)
-
-    def stop(self) -> None:
-        """Stop accepting, answer what is here, end."""
-        self.front.stop()
-
-    def _with_front(self, act: Callable[[Front], T]) -> T:
-        try:
-            return act(self.front)
-        except (ChildDied, ChildTimeout):
-            # rule 1: in the middle of a switch too
-            self.revive()
-            return act(self.front)
-
-    def _start_front(self) -> Front:
-        return Front.start(ServeConfig(self._listen, (self._config.family,), jail=self._jail))
+            self._switchboard.front.publish(self._family, self._published)

@@ -15,6 +15,7 @@ PREFIX: Final = "airweights_"
 SWAP_RESULTS: Final = {Outcome.UPDATED: "committed", Outcome.ROLLED_BACK: "rolled-back"}
 
 Sample = tuple[str, str, float]  # suffix of the name, labels, value
+Metric = tuple[str, str, str, Iterable[Sample]]  # name without the prefix, type, help text, samples
 
 
 class Tally:
@@ -61,15 +62,8 @@ class Tally:
         if report is not None and report.worst_relative_rms_ppm is not None:
             self._fidelity_ppm = report.worst_relative_rms_ppm
 
-    def render(self) -> str:
+    def metrics(self) -> Iterator[Metric]:
         """All of it."""
-        lines: list[str] = []
-        for name, kind, text, samples in self._metrics():
-            lines += [f"# HELP {PREFIX}{name} {text}", f"# TYPE {PREFIX}{name} {kind}"]
-            lines += [f"{PREFIX}{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in samples]
-        return "\n".join(lines) + "\n"
-
-    def _metrics(self) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
         yield "updates_total", "counter", "Attempts to update, by outcome.", self._by("outcome", self._outcomes)
         yield "swaps_total", "counter", "Swaps that were tried, by result.", self._by("result", self._swaps)
         yield "rollbacks_total", "counter", "Ways back, by reason.", self._by("reason", self._rollbacks)
@@ -114,3 +108,16 @@ class Tally:
     def _labels(self, **further: str) -> str:
         labels = {"family": self._family, **further}
         return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
+
+
+def render(tallies: Iterable[Tally]) -> str:
+    """All families' counters: a metric is headed once, whatever number of them has samples of it."""
+    found: dict[str, tuple[str, str, list[Sample]]] = {}
+    for tally in tallies:
+        for name, kind, text, samples in tally.metrics():
+            found.setdefault(name, (kind, text, []))[2].extend(samples)
+    lines: list[str] = []
+    for name, (kind, text, rows) in found.items():
+        lines += [f"# HELP {PREFIX}{name} {text}", f"# TYPE {PREFIX}{name} {kind}"]
+        lines += [f"{PREFIX}{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in rows]
+    return "\n".join(lines) + "\n"

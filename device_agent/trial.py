@@ -2,8 +2,9 @@
 
 Rules:
 1. Nothing here is recorded: the attempt (device_agent.update) writes down what is intended before it asks for it.
-2. Where two generations do not fit into memory, the running one is stopped before the candidate is loaded, and loaded
-   again if the candidate fails; the outage is measured.
+2. Where two generations do not fit into memory, beside what other families hold, the running one is stopped before the
+   candidate is loaded, and loaded again if the candidate fails; the outage is measured. Standbys of all families go
+   before that; another family's running model never does.
 3. Where the signed contract asks for it, the candidate hears a share of the live requests before the swap.
 4. A personal adapter goes along with a candidate where it fits.
 5. A probation follows the swap. In both an operator's word, or the agent's own end, comes first.
@@ -81,13 +82,15 @@ class Trial:
 
     def make_room(self, serving: Serving, holding: Holding) -> None:
         """Rule 2. Raises NoMemoryUnavailable: nothing has changed."""
-        running = serving.current
-        if running is None and self._agent.config.serve.memory_bytes is None:
+        running, neighbours = serving.current, self._agent.neighbours
+        if running is None and self._agent.config.serve.memory_bytes is None and not neighbours.are_serving():
             return  # there is nobody to protect
         needed_bytes = self._peak_bytes or holding.parsed()[1].requires.memory_bytes
         admission = self._admission(serving, running, needed_bytes)
         if admission.way != "beside" and serving.spare is not None:
             serving.drop_spare()
+            admission = self._admission(serving, running, needed_bytes)
+        if admission.way != "beside" and neighbours.drop_spares():
             admission = self._admission(serving, running, needed_bytes)
         if admission.way == "refuse":
             raise NoMemoryUnavailable(f"release {holding.version} {admission.detail}")
@@ -180,7 +183,8 @@ class Trial:
         available_bytes = self._agent.facts().memory_bytes
         budget_bytes = self._agent.config.serve.memory_bytes
         if budget_bytes is not None:
-            available_bytes = min(available_bytes, max(0, budget_bytes - serving.resident_bytes()))
+            held_bytes = serving.resident_bytes() + self._agent.neighbours.resident_bytes()
+            available_bytes = min(available_bytes, max(0, budget_bytes - held_bytes))
         return admit(available_bytes, needed_bytes, 0 if running is None else running.process.resident_bytes())
 
     def _is_up(self) -> None:

@@ -152,18 +152,18 @@ class _Update:
             last_error="",
         )
         self._journal.remember(lambda _: checked)
-        if seen is not None and (is_raised or self._journal.witness.is_unproven):
+        if seen is not None and (is_raised or self._agent.device_journal.witness.is_unproven):
             # recorded before the TPM's is raised: cut off in between, the record is ahead, which accuses nobody
-            self._journal.witness_floor(Witness(seen + 1))
+            self._agent.device_journal.witness_floor(Witness(seen + 1))
             self._errands.raise_counter(seen + 1)
         return release
 
     def _counter(self) -> int | None:
         """The TPM's counter behind the floor, where there is one. Raises FloorUnprovenUnavailable."""
-        seen, witness = self._errands.counter(), self._journal.witness
+        seen, witness = self._errands.counter(), self._agent.device_journal.witness
         if seen is None or seen <= witness.counter:
             return seen
-        self._journal.witness_floor(replace(witness, is_unproven=True))
+        self._agent.device_journal.witness_floor(replace(witness, is_unproven=True))
         logger.warning("floor unproven", extra={"tpm_counter": seen, "remembered": witness.counter})
         if self._agent.config.repository_url.startswith("file:"):
             raise FloorUnprovenUnavailable(

@@ -27,7 +27,8 @@ importlib.import_module("cryptography.hazmat.backends.openssl.backend")
 
 def check(parent: Parent, message: Message) -> Value:
     """One check. Fields of the call: `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`,
-    `known` (what the journal remembers, should both slots be lost). Raises what bundle.trust.client.check raises."""
+    `known` (what the family's journal remembers, should the slots know nothing of it). Raises what
+    bundle.trust.client.check raises."""
     value = message.value
     trust = Path(value["trust_dir"])
     request = CheckRequest(

@@ -12,7 +12,7 @@ import pytest
 
 from bundle.manifest import Health
 from device_agent.cli import cli as device_agent
-from device_agent.config import Config, ProbationSettings, ServeSettings, UpdateSettings
+from device_agent.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
 from packager.cli import cli as packager
 
 HELP = ["-h", "--help"]  # a command keeps the names that it is first used with
@@ -65,10 +65,12 @@ def test_every_configuration_key_is_documented() -> None:
     for prefix, settings in sections.items():
         for field in fields(settings):
             key = field.name
-            if key in ("serve", "update", "probation"):
+            if key in ("serve", "update", "probation", "place"):  # the last one is no key: it follows from `families`
                 continue
-            name = "jail.allow_unjailed" if key == "allow_unjailed" else prefix + key
+            name = {"allow_unjailed": "jail.allow_unjailed", "further": "[[families]]"}.get(key, prefix + key)
             assert f"`{name}`" in text, name
+    table = next(line for line in text.splitlines() if line.startswith("| `[[families]]` |"))
+    assert all(f"`{field.name}`" in table for field in fields(FurtherFamily))
 
 
 def test_every_field_of_the_health_contract_is_specified() -> None:

@@ -87,7 +87,7 @@ class CheckRequest:
         family, channel: what to check for.
         clock: what is known of time.
         agent_version: dotted numbers.
-        rebuilt: what other stores of the device still know when both slots are lost.
+        rebuilt: what other stores of the device still know, for what the slots know nothing of.
     """
 
     cache_dir: Path
@@ -122,7 +122,7 @@ class TrustSession:
         self._slots = slots
         stored = slots.load()
         self._is_memory_lost = stored is None and slots.is_lost
-        self.memory = request.rebuilt if stored is None else stored
+        self.memory = request.rebuilt if stored is None else stored.with_unknown_of(request.rebuilt)
         self._updater = TrustedUpdater(
             request.cache_dir / "tuf",
             request.bootstrap_root,

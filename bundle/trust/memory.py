@@ -10,6 +10,8 @@ Rules:
    fast-forward heals by rotating the keys. Therefore the public keys that signed it are remembered with it. Root's
    binds always.
 3. A floor never falls; a known counter keeps its identity.
+4. A memory that was made anew for one family knows nothing of the others: each of them brings its own back, from where
+   else the device keeps it, before its first release is accepted.
 """
 
 import hashlib
@@ -88,6 +90,13 @@ class TrustMemory:
         known = {**self.known.get(family, {}), release.counter: release.manifest.digest_without_patches()}
         kept = {counter: known[counter] for counter in sorted(known)[-MAX_KNOWN:] if counter >= floor}
         return replace(self, floors={**self.floors, family: floor}, known={**self.known, family: kept})
+
+    def with_unknown_of(self, rebuilt: "TrustMemory") -> "TrustMemory":
+        """With the families that only another store of the device knows (rule 4)."""
+        unknown = rebuilt.floors.keys() - self.floors.keys()
+        floors = {family: rebuilt.floor(family) for family in unknown if rebuilt.floor(family) > ZERO}
+        known = {family: rebuilt.known.get(family, {}) for family in floors}
+        return replace(self, floors={**self.floors, **floors}, known={**self.known, **known})
 
     def same_as(self, other: "TrustMemory") -> bool:
         """Equal but for the sequence."""

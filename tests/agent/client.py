@@ -19,24 +19,24 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def get(device: Device, path: str) -> bytes:
+def get(device: Device, path: str, wanted: int = 200) -> bytes:
     """The body of what is at a path."""
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        assert response.status == 200
+        assert response.status == wanted
         return response.read()
     finally:
         connection.close()
 
 
-def infer(device: Device, value: float = 0.5) -> dict[str, Any]:
+def infer(device: Device, value: float = 0.5, family: str = FAMILY) -> dict[str, Any]:
     """One inference; the answer's JSON. Raises AssertionError for a status other than 200."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [value] * 64}]}
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:
-        connection.request("POST", f"/v2/models/{FAMILY}/infer", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", f"/v2/models/{family}/infer", json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         data = response.read()
         assert response.status == 200, data

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,14 +54,14 @@ percent = 100
 class Publisher:
     """A repository below a folder; `copy` makes an independent one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, families: Sequence[str] = (FAMILY,)) -> None:
         self.folder, self.keys = folder, folder / "keys"
         if (folder / "repo").exists():
             self.repository = Repository.open(folder / "repo")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             self.repository = Repository.create_with_new_keys(
-                folder / "repo", self.keys, None, families=[FAMILY], cohort=COHORT, insecure_plaintext=True
+                folder / "repo", self.keys, None, families=families, cohort=COHORT, insecure_plaintext=True
             )
             samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
             np.savez(folder / "inputs.npz", x=samples)
@@ -88,21 +88,22 @@ class Publisher:
         drill: str = "",
         size: int = 128,
         model: onnx.ModelProto | None = None,
+        family: str = FAMILY,
     ) -> Manifest:
         """Make, sign, publish and offer a release to all devices; `model` instead of one by seed and size."""
         onnx.save(model or near(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
-        place.write_text(f'family = "{FAMILY}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')
+        place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')
         run_release(parse_release_file(place), self.repository, self.signers)
-        return self.manifest(version)
+        return self.manifest(version, family)
 
     def release_file(self) -> None:
         """Release what stands in release.toml now."""
         run_release(parse_release_file(self.folder / "release.toml"), self.repository, self.signers)
 
-    def manifest(self, version: str) -> Manifest:
-        found = self.repository.manifest(FAMILY, version)
+    def manifest(self, version: str, family: str = FAMILY) -> Manifest:
+        found = self.repository.manifest(family, version)
         assert found is not None
         return found
 
@@ -118,10 +119,10 @@ class Publisher:
         assert variant is not None
         return [f"blobs/{patch.blob[:2]}/{patch.blob}" for patch in variant.patches]
 
-    def offer(self, version: str, *, forged: bool = False, **changes: Any) -> None:
+    def offer(self, version: str, *, forged: bool = False, family: str = FAMILY, **changes: Any) -> None:
         """Point the channel at a release."""
-        manifest = self.manifest(version)
-        rollout = Rollout(FAMILY, "stable", version, manifest.counter, manifest.digest_without_patches())
+        manifest = self.manifest(version, family)
+        rollout = Rollout(family, "stable", version, manifest.counter, manifest.digest_without_patches())
         self.repository.stage_rollout(replace(rollout, **changes), forged=forged)
         self.publish()
 

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import Config, ServeSettings, UpdateSettings, load_config, parse_config, render_config
+from device_agent.config import (
+    Config,
+    FurtherFamily,
+    ServeSettings,
+    UpdateSettings,
+    load_config,
+    parse_config,
+    render_config,
+)
 from device_agent.errors import ConfigInvalid
 
 GOOD = 'directory = "d"\nrepository_url = "https://example.com/models/"\nfamily = "kws"\n'
@@ -33,6 +41,24 @@ def test_what_init_writes_is_read_back() -> None:
     assert _parse(render_config(config)) == config
 
 
+def test_a_further_family_shares_what_its_table_leaves_out() -> None:
+    config = _parse(
+        GOOD + 'channel = "beta"\ncohort = "lab"\n[update]\nvariant = "int8"\n'
+        '[[families]]\nfamily = "vision"\n[[families]]\nfamily = "asr"\nchannel = "stable"\nvariant = "auto"\n'
+    )
+    assert config.families == ("kws", "vision", "asr")
+    assert config.further == (
+        FurtherFamily("vision", "beta", "lab", "int8"),
+        FurtherFamily("asr", "stable", "lab", "auto"),
+    )
+    assert _parse(render_config(config)) == config
+    first, vision, asr = config.by_family()
+    assert first == replace(config, further=())
+    assert (first.place, vision.place) == (None, Path("/etc/agent/d/families/vision"))
+    assert (asr.family, asr.channel, asr.cohort, asr.update.variant) == ("asr", "stable", "lab", "auto")
+    assert (asr.directory, asr.repository_url, asr.further) == (first.directory, first.repository_url, ())
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -54,6 +80,14 @@ def test_what_init_writes_is_read_back() -> None:
         ),
         (GOOD.replace('"kws"', '"K W S"'), "family is 'K W S', expected a plain name"),
         (GOOD + "directory = 1", "not TOML"),
+        (GOOD + '[families]\nfamily = "vision"', "expected at most 15 tables, each headed [[families]]"),
+        (GOOD + "families = [1]", "expected at most 15 tables, each headed [[families]]"),
+        (GOOD + '[[families]]\nchannel = "beta"', "key 'families[1].family' is missing"),
+        (GOOD + '[[families]]\nfamily = "../x"', "families[1].family is '../x', expected a plain name"),
+        (GOOD + '[[families]]\nfamily = "v"\nlisten = "x"', "unknown key 'families[1].listen'"),
+        (GOOD + '[[families]]\nfamily = "kws"', "family 'kws' is named twice"),
+        (GOOD + '[[families]]\nfamily = "v"\n[[families]]\nfamily = "v"', "family 'v' is named twice"),
+        (GOOD + "".join(f'[[families]]\nfamily = "f{n}"\n' for n in range(16)), "expected at most 15 tables"),
         ("\udc80", "not TOML"),
     ],
 )

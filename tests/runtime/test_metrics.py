@@ -8,7 +8,7 @@ import pytest
 
 from device_agent.attempt import DOWNTIME, Attempt, Ended, Outcome
 from device_agent.runtime.probing import ProbeReport
-from device_agent.tally import Tally
+from device_agent.tally import Tally, render
 from tests.runtime.bundles import front, plain, scale
 from tests.runtime.load import ask, connect
 
@@ -92,7 +92,7 @@ def tally() -> Tally:
 
 
 def test_the_supervisors_counters_add_up(tally: Tally) -> None:
-    found = parse(tally.render())
+    found = parse(render([tally]))
     check_conventions(found)
 
     def value(name: str, suffix: str = "", **labels: str) -> float:
@@ -109,11 +109,23 @@ def test_the_supervisors_counters_add_up(tally: Tally) -> None:
     assert value("probe_worst_relative_rms_ratio") == pytest.approx(1.2e-4)
 
 
+def test_several_families_share_the_heading_of_a_metric(tally: Tally) -> None:
+    text = render([tally, Tally("other")])
+    found = parse(text)
+    check_conventions(found)
+    heads = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
+    assert len(heads) == len(set(heads))
+    samples = found["airweights_swaps_total"].samples
+    results = ("committed", "rolled-back", "failed")
+    assert [samples["", (("family", "toy"), ("result", result))] for result in results] == [1, 1, 0]
+    assert [samples["", (("family", "other"), ("result", result))] for result in results] == [0, 0, 0]
+
+
 def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: Tally) -> None:
     with plain(scale(2.0)) as bundle, front() as served:
         process = bundle.process(1)
         served.publish("toy", process)
-        served.tell_metrics(tally.render())
+        served.tell_metrics(render([tally]))
         assert ask(served.address)[0] == 200
         assert ask(served.address, b"{")[0] == 400
         connection = connect(served.address)

@@ -1,0 +1,344 @@
+"""Several families on one device: one front, one daemon, one memory budget, and none that stops another."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundle.acceptance import ReleaseCounter
+from bundle.errors import UsageInvalid
+from bundle.trust.memory import SlotStore
+from device_agent.config import FurtherFamily, ProbationSettings, ServeSettings
+from device_agent.store import Store
+from tests.agent.client import get, infer
+from tests.agent.lab import FAMILY, Device, Publisher
+from tests.agent.server import Site, serving
+from tests.agent.test_notify import _children
+from tests.packager.test_json_schemas import check
+from tests.runtime.test_metrics import parse
+
+OTHER = "vision"
+FIRST = {FAMILY: "1.0.0", OTHER: "2.0.0"}
+NEXT = {FAMILY: "1.1.0", OTHER: "2.1.0"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, Device]:
+    """Two families with two releases each, the channels at the first; a device that has installed both."""
+    folder = tmp_path_factory.mktemp("families")
+    publisher = Publisher(folder / "site", families=(FAMILY, OTHER))
+    for seed, versions in ((0, FIRST), (1, NEXT)):
+        for number, (family, version) in enumerate(versions.items()):
+            publisher.release(version, seed=seed + 10 * number, family=family)
+    for family, version in FIRST.items():
+        publisher.offer(version, family=family)
+    with serving(publisher.published) as site:
+        device = Device.make(folder / "lab", site.url, publisher.root)
+        device.config = replace(device.config, further=(FurtherFamily(OTHER, variant="fp32"),))
+        device.write_config()
+        publisher.admit(device.directory)
+        device.start()
+        try:
+            assert device.ask("update", family=FAMILY)["outcome"] == "updated"
+            assert infer(device)["model_version"] == "1.0.0", "one that has nothing keeps no other from serving"
+            get(device, "/v2/health/ready", wanted=400)
+            assert device.ask("status")["ready"] is False
+            rows = device.ask("update")["families"]
+            assert [(row["family"], row["outcome"]) for row in rows] == [(FAMILY, "nothing-new"), (OTHER, "updated")]
+            assert infer(device, family=OTHER)["model_version"] == "2.0.0"
+            get(device, "/v2/health/ready")
+        finally:
+            device.stop()
+    return publisher, device
+
+
+@pytest.fixture
+def publisher(made: tuple[Publisher, Device], tmp_path: Path) -> Publisher:
+    """A copy that the test may change."""
+    return made[0].copy(tmp_path / "site")
+
+
+@pytest.fixture
+def device(made: tuple[Publisher, Device], site: Site, tmp_path: Path) -> Iterator[Device]:
+    """A copy of the device, stopped."""
+    device = made[1].copy(tmp_path / "lab", site.url)
+    yield device
+    device.stop()
+
+
+def versions(device: Device) -> dict[str, str]:
+    """What answers."""
+    return {family: infer(device, family=family)["model_version"] for family in (FAMILY, OTHER)}
+
+
+def rows_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["family"]: row for row in found["families"]}
+
+
+@contextmanager
+def load(device: Device) -> Iterator[Counter[tuple[str, str]]]:
+    """Asks both families all the time; counts answers by family and version, and failures."""
+    answers: Counter[tuple[str, str]] = Counter()
+    stop = threading.Event()
+
+    def ask(family: str) -> None:
+        while not stop.wait(0.01):
+            try:
+                answers[family, infer(device, family=family)["model_version"]] += 1
+            except Exception as error:  # noqa: BLE001  whatever a client sees is the result
+                answers[family, f"failed: {error!r}"] += 1
+
+    clients = [threading.Thread(target=ask, args=(family,)) for family in (FAMILY, OTHER)]
+    for client in clients:
+        client.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        for client in clients:
+            client.join()
+
+
+def test_one_daemon_serves_both_and_tells_of_both(device: Device, publisher: Publisher) -> None:
+    device.start()
+    assert versions(device) == FIRST
+    said = json.loads(device.command("status", "--json").stdout)
+    check("agent-status", said)
+    assert (said["family"], said["ready"], said["active"]["release"]) == (FAMILY, True, "1.0.0")
+    assert {name: row["serving"]["release"] for name, row in rows_of(said).items()} == FIRST
+    for words, texts in (("status",), ("kws on", "vision on")), (("history",), ("updated 1.0.0", "updated 2.0.0")):
+        text = device.command(*words).stdout
+        assert all(found in text for found in texts), text
+    for command in ("history", "plan"):
+        check("agent-families", json.loads(device.command(command, "--json").stdout))
+    check("agent-plan", json.loads(device.command("plan", "--family", OTHER, "--json").stdout))
+    metrics = parse(get(device, "/metrics").decode())
+    swaps = metrics["airweights_swaps_total"].samples
+    assert {dict(labels)["family"] for _, labels in swaps} == {FAMILY, OTHER}
+    held = {place: Store(place).held() for place in (device.directory.root, device.directory.root / "families" / OTHER)}
+    kept = {publisher.manifest(version, family).variants[0][1].digest for family, version in FIRST.items()}
+    assert [len(found) for found in held.values()] == [1, 1]
+    assert set.union(*map(set, held.values())) == kept
+
+
+def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(device: Device, publisher: Publisher) -> None:
+    publisher.offer("2.1.0", family=OTHER)
+    device.config = replace(device.config, probation=ProbationSettings(window_s=1, min_requests=5))
+    device.write_config()
+    device.start()
+    with load(device) as answers:
+        assert device.ask("update", family=OTHER)["outcome"] == "updated"
+        assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
+        with pytest.raises(UsageInvalid, match="follows 2 families"):
+            device.ask("rollback")
+        back = device.ask("rollback", family=OTHER)
+    assert (back["outcome"], back["release"]) == ("rolled-back", "2.1.0")
+    assert set(answers) == {(FAMILY, "1.0.0"), (OTHER, "2.0.0"), (OTHER, "2.1.0")}, answers
+    assert versions(device) == FIRST
+    rows = rows_of(device.ask("status"))
+    assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
+    assert device.ask("forgive") == {"forgiven": 1}
+
+
+def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: Device, publisher: Publisher) -> None:
+    publisher.release("1.2.0", seed=2, drill="damaged-weights")
+    publisher.offer("2.1.0", family=OTHER)
+    device.start()
+    done = device.command("update", "--json")
+    said = json.loads(done.stdout)
+    check("agent-families", said)
+    rows = rows_of(said)
+    assert (rows[FAMILY]["outcome"], rows[FAMILY]["reason"]) == ("unfit", "golden-mismatch")
+    assert rows[OTHER]["outcome"] == "updated"
+    assert done.returncode == 5
+    assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
+
+
+def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
+    device.write_config()
+    device.start()
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
+    update.start()
+    while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
+        pass
+    before = rows_of(device.ask("status"))[OTHER]["serving"]["pid"]
+    os.kill(before, signal.SIGKILL)
+    assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
+    for pid in _children(device):
+        if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+    _until_answered(device, OTHER)
+    rows = rows_of(device.ask("status"))
+    assert rows[FAMILY]["state"] == "probation"
+    assert rows[OTHER]["serving"]["pid"] != before
+    back = device.ask("rollback", family=FAMILY)
+    update.join(60)
+    assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
+    assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
+    assert versions(device) == FIRST
+
+
+def test_a_rollback_of_another_waits_for_the_end_of_a_probation(device: Device, publisher: Publisher) -> None:
+    for family, version in NEXT.items():
+        publisher.offer(version, family=family)
+    device.start()
+    assert device.ask("update", family=OTHER)["outcome"] == "updated"
+    device.stop()
+    device.config = replace(device.config, probation=ProbationSettings(window_s=2, min_requests=0))
+    device.write_config()
+    device.start()
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
+    update.start()
+    while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
+        pass
+    assert device.ask("rollback", family=OTHER)["outcome"] == "rolled-back"
+    update.join(60)
+    assert result["outcome"] == "updated"
+    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
+
+
+def test_the_budget_is_for_all_and_only_the_own_model_makes_room(device: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    device.start()
+    held = {family: row["serving"]["resident_bytes"] for family, row in rows_of(device.ask("status")).items()}
+    device.stop()
+    # room for a candidate beside one model, not beside two
+    budget = sum(held.values()) + 60 * 2**20
+    serve = ServeSettings(listen=device.config.serve.listen)
+    device.config = replace(device.config, serve=serve, probation=ProbationSettings(window_s=1, min_requests=1))
+    device.write_config()
+    text = device.config_path.read_text()
+    device.config_path.write_text(text.replace("[serve]", f"[serve]\nmemory_bytes = {budget}"))
+    device.start()
+    before = rows_of(device.ask("status"))[OTHER]["serving"]["pid"]
+    with load(device) as answers:
+        ended = device.ask("update", family=FAMILY)
+    assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", True), ended
+    assert set(answers) == {(FAMILY, "1.0.0"), (FAMILY, "1.1.0"), (OTHER, "2.0.0")}, answers
+    assert rows_of(device.ask("status"))[OTHER]["serving"]["pid"] == before
+
+
+def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(device: Device) -> None:
+    journal = device.directory.root / "families" / OTHER / "state.db"
+    kept = journal.with_name("kept")
+    journal.rename(kept)
+    journal.mkdir()
+    device.start()
+    assert infer(device)["model_version"] == "1.0.0"
+    status = device.ask("status")
+    assert (status["ready"], rows_of(status)[OTHER]["error"]["reason"]) == (False, "journal")
+    assert rows_of(device.ask("update"))[OTHER]["error"]["reason"] == "journal"
+    get(device, "/v2/health/ready", wanted=400)
+    journal.rmdir()
+    kept.rename(journal)
+    assert device.ask("update", family=OTHER)["outcome"] == "nothing-new"
+    assert versions(device) == FIRST
+
+
+def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(device: Device) -> None:
+    journal = device.directory.root / "families" / OTHER / "state.db"
+    journal.write_bytes(b"x" * journal.stat().st_size)
+    device.start()
+    assert versions(device) == FIRST
+    rows = rows_of(device.ask("history"))
+    assert [len(rows[family]["history"]) for family in (FAMILY, OTHER)] == [1, 0]
+
+
+def test_by_hand_each_command_knows_both(device: Device, publisher: Publisher) -> None:
+    for family, version in NEXT.items():
+        publisher.offer(version, family=family)
+
+    def says(*words: str, code: int = 0) -> Any:
+        done = device.command(*words, "--json")
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return json.loads(done.stdout or done.stderr)
+
+    check("agent-status", says("status"))
+    check("agent-check-config", says("check-config"))
+    assert "kws, vision" in says("update", "--family", "nobody", code=2)["error"]["hint"]
+    for words in (("rollback",), ("adapter", "list"), ("adapter", "detach"), ("report", "list", "--after", "1")):
+        error = says(*words, code=2)["error"]
+        assert (error["reason"], error["hint"]) == ("usage", "one of: kws, vision"), words
+    assert rows_of(says("plan"))[OTHER]["release"] == "2.1.0"
+    assert says("pause") == {"paused": True}
+    assert [row["paused"] for row in says("status")["families"]] == [True, True]
+    assert says("update", "--family", OTHER, code=4)["error"]["reason"] == "paused"
+    says("resume")
+    assert {family: row["outcome"] for family, row in rows_of(says("update")).items()} == dict.fromkeys(NEXT, "staged")
+    device.start()
+    assert versions(device) == NEXT
+    device.stop()
+    assert says("rollback", "--family", OTHER)["release"] == "2.1.0"
+    assert says("forgive", "--family", FAMILY) == {"forgiven": 0}
+    assert says("forgive") == {"forgiven": 1}
+    assert says("adapter", "list", "--family", OTHER) == {"adapters": []}
+    assert {row["family"] for row in says("report", "list")["reports"]} == {FAMILY, OTHER}
+    assert {row["family"] for row in says("report", "list", "--family", OTHER)["reports"]} == {OTHER}
+    device.start()
+    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
+
+
+def test_no_family_loses_its_floor_with_the_trust_memory(device: Device, publisher: Publisher) -> None:
+    floors = {FAMILY: 4, OTHER: 5}
+    for number, (family, floor) in enumerate(floors.items()):
+        publisher.release(f"3.0.{number}", seed=3 + number, extra="", family=family)
+        place = publisher.folder / "release.toml"
+        place.write_text(place.read_text().replace(f'"3.0.{number}"', f'"3.1.{number}"\nmin_counter = {floor - 1}'))
+        publisher.release_file()
+    assert device.command("update").returncode == 0
+    slots = device.directory.trust / "slots"
+
+    def remembered() -> dict[str, ReleaseCounter]:
+        memory = SlotStore(slots).load()
+        return {} if memory is None else dict(memory.floors)
+
+    before = remembered()
+    assert all(before[family].counter > 0 for family in (FAMILY, OTHER)), before
+    shutil.rmtree(slots)
+    assert device.command("update", "--family", FAMILY).returncode == 0
+    assert remembered() == {FAMILY: before[FAMILY]}
+    assert device.command("update", "--family", OTHER).returncode == 0
+    assert remembered() == before
+
+
+def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Device) -> None:
+    alone = replace(device.config, further=())
+    both, device.config = device.config, alone
+    shutil.rmtree(device.directory.root / "families")
+    device.write_config()
+    device.start()
+    assert device.ask("status")["active"]["release"] == "1.0.0"
+    assert "families" not in device.ask("status")
+    device.stop()
+    device.config = both
+    device.write_config()
+    device.start()
+    assert infer(device)["model_version"] == "1.0.0"
+    assert rows_of(device.ask("update"))[OTHER]["outcome"] == "updated"
+    assert versions(device) == FIRST
+
+
+def _until_answered(device: Device, family: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            infer(device, family=family)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError("the front did not come back")
