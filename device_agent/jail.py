@@ -21,7 +21,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import platform
 import resource
 import struct
 from collections.abc import Mapping
@@ -273,11 +272,11 @@ def _allow_below(ruleset: int, path: str, rights: int) -> None:
 
 
 def _seccomp_offered() -> bool:
-    return platform.machine() in sys_.ARCHITECTURES and "Seccomp:" in Path("/proc/self/status").read_text()
+    return os.uname().machine in sys_.ARCHITECTURES and "Seccomp:" in Path("/proc/self/status").read_text()
 
 
 def _install_filter(policy: JailPolicy) -> bool:
-    arch = sys_.ARCHITECTURES.get(platform.machine())
+    arch = sys_.ARCHITECTURES.get(os.uname().machine)
     if arch is None or struct.calcsize("P") != 8:
         return False
     program = _program(arch, policy.sockets)
@@ -292,7 +291,7 @@ def _program(arch: sys_.Architecture, sockets: str) -> bytes:
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     denied, unknown = sys_.SECCOMP_RET_ERRNO | errno.EPERM, sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
     lines = [(load, 0, 0, 4), (equal, 1, 0, arch.audit), (ret, 0, 0, sys_.SECCOMP_RET_KILL_PROCESS), (load, 0, 0, 0)]
-    if platform.machine() == "x86_64":
+    if os.uname().machine == "x86_64":
         lines += [(at_least, 0, 1, sys_.X32_BIT), (ret, 0, 0, denied)]
     for number in arch.denied:
         lines += [(equal, 0, 1, number), (ret, 0, 0, denied)]

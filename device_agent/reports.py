@@ -7,7 +7,7 @@ Rules:
 3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
 """
 
-import secrets
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ def next_report(ended: Ended, family: str | None, before: Report | None, runtime
         return None
     attempt = ended.attempt
     return Report(
-        log=secrets.token_hex(16) if before is None else before.log,
+        log=os.urandom(16).hex() if before is None else before.log,
         sequence=1 if before is None else before.sequence + 1,
         previous=None if before is None else before.digest(),
         outcome=ended.outcome.value,
