@@ -66,8 +66,8 @@ class Host(Protocol):
         """Children that end when the daemon is asked to."""
         ...
 
-    def attend(self) -> None:
-        """What can not wait for the end of an update: processes that died."""
+    def attend(self, busy: "Line | None" = None) -> None:
+        """What can not wait for the end of an update of `busy`: processes that died, a rollback of another family."""
         ...
 
     def wait(self, line: "Line", timeout_s: float) -> str | None:
@@ -111,7 +111,7 @@ class Line:
             errands=self._errands,
             serving=self.serving,
             signals=_Signals(host, self),
-            progress=lambda _phase, _done, _total: host.attend(),
+            progress=lambda _phase, _done, _total: host.attend(self),
             first_journal=first_journal,
             neighbours=_Neighbours(host, self),
         )
@@ -224,7 +224,7 @@ class Line:
 
     def _align(self) -> None:
         """After a recovery in mid-life: what was committed by it is what serves."""
-        active, current = self.journal.holding(self.journal.pointers.active), self.serving.current
+        active, current = self._own(self.journal.pointers.active), self.serving.current
         if current is not None and active is not None and current.digest != active.digest and self._start(active):
             self.serving.settle()
 
@@ -236,17 +236,19 @@ class Line:
 
     def serve_active(self) -> None:
         """What the journal names, the previous release where the active one is damaged. Raises JournalUnavailable."""
-        pointers = self.journal.pointers
-        for role in ("active", "previous"):
-            digest = getattr(pointers, role)
-            holding = self.journal.holding(digest)
-            if holding is None or digest in self.journal.remembered.damaged:
-                continue
-            if self._start(holding):
+        pointers, damaged = self.journal.pointers, self.journal.remembered.damaged
+        for digest in (pointers.active, pointers.previous):
+            holding = self._own(digest)
+            if holding is not None and digest not in damaged and self._start(holding):
                 self.serving.settle()
-                self._is_degraded = role == "previous"
+                self._is_degraded = digest != pointers.active
                 return
         logger.warning("nothing to serve yet", extra={"family": self.name})
+
+    def _own(self, digest: BundleDigest | None) -> Holding | None:
+        # the configuration may have given this place to another family: its model would answer under a wrong name
+        holding = self.journal.holding(digest)
+        return holding if holding is not None and holding.family == self.name else None
 
     def serve_again(self) -> None:
         """What is down, after its pause. Raises JournalUnavailable."""
@@ -266,7 +268,9 @@ class Line:
     def _is_down(self) -> bool:
         current = self.serving.current
         try:
-            return (current is None or not current.process.alive()) and self.journal.pointers.active is not None
+            return (current is None or not current.process.alive()) and self._own(
+                self.journal.pointers.active
+            ) is not None
         except JournalUnavailable:
             return False
 

@@ -15,7 +15,7 @@ def check_rollback(active: Holding | None, previous: Holding | None, floor: tupl
     Raises:
         NothingToRollBack, BelowFloorRefused.
     """
-    if active is None or previous is None:
+    if active is None or previous is None or active.family != previous.family:
         raise NothingToRollBack("no previous release is held", remedy="`device-agent status` shows what is")
     if (previous.counter_epoch, previous.counter) < floor:
         raise BelowFloorRefused(

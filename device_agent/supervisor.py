@@ -6,7 +6,8 @@ Rules:
 2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
    to serve what is here.
 3. Families take turns, and what fails for one keeps no other from its turn (device_agent.line). While one is fetched
-   for or on trial, a process of another that dies is started again at once, and so is the front; all else waits.
+   for or on trial, a process of another that dies is started again at once, and so is the front, and an operator can
+   send another back; all else waits.
 4. Polls are jittered, so that a fleet does not come at once; after failures they back off.
 5. What is remembered for the whole device (paused, the TPM's counter) is in the first family's journal.
 """
@@ -123,10 +124,10 @@ class Supervisor:
         self._out.add(errands)
         return errands
 
-    def attend(self) -> None:
-        """What can not wait for the end of an update (rule 3); the rest is kept for later."""
+    def attend(self, busy: Line | None = None) -> None:
+        """What can not wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
         while not self._words.empty():
-            self._hear(self._words.get_nowait(), None)
+            self._hear(self._words.get_nowait(), busy)
 
     def wait(self, line: Line, timeout_s: float) -> str | None:
         """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
@@ -136,12 +137,12 @@ class Supervisor:
             word = self._words.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        return self._hear(word, line)
+        return self._hear(word, line, is_on_trial=True)
 
-    def _hear(self, word: Word, on_trial: Line | None) -> str | None:
-        is_of_trial = on_trial is not None and word.family == on_trial.name
+    def _hear(self, word: Word, busy: Line | None, *, is_on_trial: bool = False) -> str | None:
+        is_own = busy is not None and word.family == busy.name
         # in a probation a death is the candidate's verdict; in a shadow it is still the old release that serves
-        is_judged = is_of_trial and on_trial is not None and on_trial.is_on_probation()
+        is_judged = is_own and is_on_trial and busy is not None and busy.is_on_probation()
         match word.command:
             case "stop":
                 self.is_stopping = True
@@ -150,9 +151,11 @@ class Supervisor:
                 self._obey(word)
             case "died" if not is_judged:
                 self._obey(word)
-            case "rollback" if is_of_trial:
+            case "rollback" if is_own and is_on_trial:
                 self._deferred.append(Word("told", word.family, fields={"rollback": word}))
                 return "rollback"
+            case "rollback" if not is_own:
+                self._obey(word)
             case _:
                 self._deferred.append(word)
         return None

@@ -18,7 +18,8 @@ import pytest
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import UsageInvalid
 from bundle.trust.memory import SlotStore
-from device_agent.config import FurtherFamily, ProbationSettings, ServeSettings
+from device_agent.config import FurtherFamily, ProbationSettings
+from device_agent.errors import NothingToRollBack
 from device_agent.store import Store
 from tests.agent.client import get, infer
 from tests.agent.lab import FAMILY, Device, Publisher
@@ -191,13 +192,13 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, 
     assert versions(device) == FIRST
 
 
-def test_a_rollback_of_another_waits_for_the_end_of_a_probation(device: Device, publisher: Publisher) -> None:
+def test_one_is_sent_back_while_another_is_in_its_probation(device: Device, publisher: Publisher) -> None:
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
     device.start()
     assert device.ask("update", family=OTHER)["outcome"] == "updated"
     device.stop()
-    device.config = replace(device.config, probation=ProbationSettings(window_s=2, min_requests=0))
+    device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
     device.write_config()
     device.start()
     result: dict[str, Any] = {}
@@ -206,28 +207,34 @@ def test_a_rollback_of_another_waits_for_the_end_of_a_probation(device: Device, 
     while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
         pass
     assert device.ask("rollback", family=OTHER)["outcome"] == "rolled-back"
-    update.join(60)
-    assert result["outcome"] == "updated"
     assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
+    assert rows_of(device.ask("status"))[FAMILY]["state"] == "probation"
+    device.ask("rollback", family=FAMILY)
+    update.join(60)
+    assert versions(device) == FIRST
 
 
-def test_the_budget_is_for_all_and_only_the_own_model_makes_room(device: Device, publisher: Publisher) -> None:
+@pytest.mark.parametrize("standby", [False, True])
+def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room(
+    device: Device, publisher: Publisher, standby: bool
+) -> None:
     publisher.offer("1.1.0")
     device.start()
-    held = {family: row["serving"]["resident_bytes"] for family, row in rows_of(device.ask("status")).items()}
+    held = sum(row["serving"]["resident_bytes"] for row in rows_of(device.ask("status")).values())
     device.stop()
-    # room for a candidate beside one model, not beside two
-    budget = sum(held.values()) + 60 * 2**20
-    serve = ServeSettings(listen=device.config.serve.listen)
-    device.config = replace(device.config, serve=serve, probation=ProbationSettings(window_s=1, min_requests=1))
+    # room for a candidate beside one model, not beside two; or, where there are standbys, beside two without them
+    budget = held * (2 if standby else 1) + (10 if standby else 60) * 2**20
+    device.config = replace(device.config, probation=ProbationSettings(window_s=1, min_requests=1))
     device.write_config()
-    text = device.config_path.read_text()
-    device.config_path.write_text(text.replace("[serve]", f"[serve]\nmemory_bytes = {budget}"))
+    settings = f"[serve]\nmemory_bytes = {budget}\nstandby = {json.dumps(standby)}"
+    device.config_path.write_text(device.config_path.read_text().replace("[serve]", settings))
     device.start()
+    device.ask("resume")  # answered in turn: standbys are in their places
+    assert _models(device) == (4 if standby else 2)
     before = rows_of(device.ask("status"))[OTHER]["serving"]["pid"]
     with load(device) as answers:
         ended = device.ask("update", family=FAMILY)
-    assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", True), ended
+    assert (ended["outcome"], ended["downtime_ms"] > 0) == ("updated", not standby), ended
     assert set(answers) == {(FAMILY, "1.0.0"), (FAMILY, "1.1.0"), (OTHER, "2.0.0")}, answers
     assert rows_of(device.ask("status"))[OTHER]["serving"]["pid"] == before
 
@@ -330,6 +337,24 @@ def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Devic
     assert infer(device)["model_version"] == "1.0.0"
     assert rows_of(device.ask("update"))[OTHER]["outcome"] == "updated"
     assert versions(device) == FIRST
+
+
+def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(device: Device) -> None:
+    device.config = replace(device.config, family=OTHER, further=(FurtherFamily(FAMILY, variant="fp32"),))
+    device.write_config()
+    device.start()
+    status = device.ask("status")
+    assert (status["family"], status["serving"], status["ready"]) == (OTHER, None, False)
+    assert all(row["outcome"] == "updated" for row in device.ask("update")["families"])
+    assert versions(device) == FIRST
+    with pytest.raises(NothingToRollBack):
+        device.ask("rollback", family=OTHER)
+
+
+def _models(device: Device) -> int:
+    """Model processes of the daemon."""
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _children(device)]
+    return sum(b"device_agent.model_process" in line for line in lines)
 
 
 def _until_answered(device: Device, family: str) -> None:

@@ -1,5 +1,6 @@
 """The device's keys in a real TPM 2.0, and its counter behind the floor."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from device_agent.attempt import Outcome
 from device_agent.children import Child
+from device_agent.config import FurtherFamily
 from device_agent.enrolment import initialise, reseal
 from device_agent.errands import keeper_policy
 from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
@@ -203,6 +205,29 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         assert device.journal().remembered.floor_counter == 3
         again = device.update(repository_url=publisher.published.as_uri())
         assert again.reason != "floor-unproven"
+
+
+def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Path) -> None:
+    publisher = Publisher(tmp_path / "site", families=(FAMILY, "vision"))
+    for family, version in ((FAMILY, "1.0.0"), ("vision", "2.0.0")):
+        publisher.release(version, family=family)
+        place = publisher.folder / "release.toml"
+        place.write_text(place.read_text().replace(f'"{version}"', f'"{version[0]}.1.0"\nmin_counter = 2'))
+        publisher.release_file()
+    with serving(publisher.published) as site:
+        device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
+        device.config = replace(device.config, further=(FurtherFamily("vision", variant="fp32"),))
+        device.write_config()
+        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        for _ in range(2):
+            done = device.command("update", "--json")
+            assert done.returncode == 0, done.stdout
+            assert "floor unproven" not in done.stderr
+        status = json.loads(device.command("status", "--json").stdout)
+        assert [row["floor"]["counter"] for row in status["families"]] == [2, 2]
+        assert [row["floor_unproven"] for row in status["families"]] == [False, False]
+        with Tpm(TpmSettings(tcti)) as tpm:
+            assert device.journal().witness.counter == tpm.counter() > 2
 
 
 def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
