@@ -305,8 +305,11 @@ def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -
     """The reports that are kept, oldest first."""
     from device_agent.reports import read_reports, row_of
 
-    found = read_reports(load_config(path), after, family)
+    config = load_config(path)
+    found = read_reports(config, after, family)
     lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
+    if config.further:
+        lines = [f"{r.family or ''} {line}".lstrip() for r, line in zip(found, lines, strict=True)]
     text = "\n".join(lines) or "no report yet"
     console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
 

@@ -68,7 +68,8 @@ class Supervisor:
         self._closed = {one.family: one for one in config.by_family()}
         try:
             self._open(config.family)
-            self._open_rest()
+            for family in tuple(self._closed):
+                guarded(lambda family=family: self._open(family))  # type: ignore[misc]  # bound now, not at the call
             self._tell_metrics()
             self._control = ControlServer(device.control, self._answer)
         except BaseException:
@@ -170,13 +171,16 @@ class Supervisor:
         except OSError as error:
             raise system_error(error) from error
         del self._closed[family]
-
-    def _open_rest(self) -> None:
-        """Further families whose journal did not open before. One that does not is told of in `status`."""
-        for family in tuple(self._closed):
-            guarded(lambda family=family: self._open(family))  # type: ignore[misc]  # bound now, not at the call
         order = self._config.families
         self._lines = dict(sorted(self._lines.items(), key=lambda item: order.index(item[0])))
+
+    def _open_line(self, family: str) -> Line:
+        """A further family whose journal did not open before is tried again. Raises JournalUnavailable."""
+        if family in self._closed:
+            self._open(family)
+            guarded(self._lines[family].begin)
+            guarded(self._lines[family].go_on)
+        return self._lines[family]
 
     def _begin(self) -> None:
         """Rule 2. Raises what the only family raises."""
@@ -276,11 +280,6 @@ class Supervisor:
     def _line(self, word: Word) -> Line:
         return self._open_line(one_family(self._config.families, word.family))
 
-    def _open_line(self, family: str) -> Line:
-        if family in self._closed:
-            self._open(family)
-        return self._lines[family]
-
     def _asked(self, word: Word) -> tuple[str, ...]:
         return self._config.families if word.family is None else (word.family,)
 
@@ -289,7 +288,8 @@ class Supervisor:
             self.switchboard.front.tell_metrics(render(line.tally for line in self.lines))
 
     def _poll(self) -> None:
-        self._open_rest()
+        for family in tuple(self._closed):
+            guarded(lambda family=family: self._open_line(family))  # type: ignore[misc]  # bound now, not at the call
         now, is_paused = time.monotonic(), self._is_paused()
         for line in self.lines:
             if line.next_poll <= now and not is_paused and not self.is_stopping:

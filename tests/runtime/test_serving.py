@@ -17,9 +17,11 @@ import pytest
 import tritonclient.http as triton
 from onnx import helper
 
+from device_agent.config import Config, FurtherFamily, ServeSettings
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
 from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import Front, ModelProcess, Standby
+from device_agent.switchboard import Switchboard
 from tests import hostile_models as hostile
 from tests.runtime.bundles import floats, front, graph, plain, scale
 from tests.runtime.load import INFER, REQUEST, Load, ask, connect, until
@@ -506,3 +508,23 @@ def _switches(*pids: int) -> list[str]:
 def _switches_after_a_second(*pids: int) -> list[str]:
     threading.Event().wait(1.0)
     return _switches(*pids)
+
+
+def test_a_switchboard_answers_as_long_as_each_family_does(tmp_path: Path) -> None:
+    config = Config(tmp_path, "https://models.example.com", "a", serve=ServeSettings(), further=(FurtherFamily("b"),))
+    with plain(scale(2.0)) as bundle:
+        switchboard = Switchboard(config)
+        try:
+            processes = {family: bundle.process(1) for family in ("a", "b")}
+            for family, process in processes.items():
+                assert get(switchboard.address, "/v2/health/ready")[0] == 400
+                switchboard.outlet(family).publish(1, process)
+                assert switchboard.is_answering()
+            assert get(switchboard.address, "/v2/health/ready")[0] == 200
+            processes["b"].kill()
+            assert not switchboard.is_answering()
+            switchboard.outlet("b").retire(1)
+            assert switchboard.is_answering(), "nothing is expected of what was taken out"
+        finally:
+            switchboard.stop()
+        processes["a"].stop()
