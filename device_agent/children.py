@@ -10,12 +10,13 @@ Rules:
 4. What the child raised is raised here (device_agent.messages rule 3). But a child handles bytes that somebody else
    wrote: what it calls a bug, and an answer that has no form, is its own end (ChildFailed) and never the supervisor's.
 5. stderr goes to the log, line by line, bounded; the last lines are kept for the message of rule 3.
-6. Nothing here polls: a child at rest costs no wake-up.
+6. A child at rest costs no wake-up. In a long call, who has to see to other things is called every IDLE_S.
 """
 
 import contextlib
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 START_DEADLINE_S: Final = 60.0  # imports from a cold SD card; 0.4 s on the machine of the measurements
 STOP_GRACE_S: Final = 5.0
+IDLE_S: Final = 0.5
 MAX_LINE_BYTES: Final = 2000
 MAX_LINES_LOGGED: Final = 1000  # of one child's life: a broken model must not fill a disk with its log
 LAST_WORDS: Final = 5
@@ -141,6 +143,7 @@ class Child:
         deadline_s: float,
         on_event: OnEvent | None = None,
         on_ask: OnAsk | None = None,
+        on_idle: Callable[[], None] | None = None,
     ) -> Message:
         """Send a call and wait for its result.
 
@@ -152,6 +155,7 @@ class Child:
             on_event: called for each event on the way.
             on_ask: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it raises of
                 AirweightsError goes to the child.
+            on_idle: called every IDLE_S in which the child says nothing; it must not call this child.
 
         Returns:
             the result; the caller owns its descriptors.
@@ -159,7 +163,7 @@ class Child:
         Raises:
             AirweightsError: the child's own, ChildDied, ChildFailed or ChildTimeout.
         """
-        return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_ask)
+        return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_ask, on_idle)
 
     def alive(self) -> bool:
         """It has not ended."""
@@ -236,6 +240,7 @@ class Child:
         deadline_s: float,
         on_event: OnEvent | None,
         on_ask: OnAsk | None,
+        on_idle: Callable[[], None] | None = None,
     ) -> Message:
         deadline = time.monotonic() + deadline_s
         with self._lock:
@@ -243,6 +248,8 @@ class Child:
                 self._set_timeout(deadline)
                 messages.send(self._channel, request, fds)
                 while True:
+                    if on_idle is not None:
+                        self._await(deadline, on_idle)
                     self._set_timeout(deadline)
                     message = messages.receive(self._channel)
                     if "event" in message.value:
@@ -286,6 +293,12 @@ class Child:
         except AirweightsError as error:
             return {"error": error.as_dict()}, ()
         return {"ok": value}, fds
+
+    def _await(self, deadline: float, on_idle: Callable[[], None]) -> None:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while not poll.poll(IDLE_S * 1000) and time.monotonic() < deadline:
+            on_idle()
 
     def _set_timeout(self, deadline: float) -> None:
         left = deadline - time.monotonic()

@@ -65,10 +65,17 @@ class Fetched:
 
 
 class Errands:
-    """Use as a context manager; one thread at a time."""
+    """Use as a context manager; one thread at a time.
 
-    def __init__(self, config: Config, device: DeviceDirectory, store: Store) -> None:
-        self._config, self._device, self._store = config, device, store
+    Args:
+        config, device, store: of one family.
+        on_idle: called now and then while a child is at work, to see to what can not wait for it.
+    """
+
+    def __init__(
+        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
+    ) -> None:
+        self._config, self._device, self._store, self._on_idle = config, device, store, on_idle
         self._children: dict[str, Child] = {}
         self._is_interrupted = False
         self._sources = [config.repository_url, *config.mirrors]
@@ -318,7 +325,7 @@ class Errands:
                 f"device_agent.{name}", self._policy(name), environment=environment
             )
         try:
-            return child.call(operation, request, fds, **how)
+            return child.call(operation, request, fds, on_idle=self._on_idle, **how)
         except (ChildDied, ChildTimeout):
             if self._children.get(name) is child:
                 self._children.pop(name).stop()

@@ -62,7 +62,9 @@ class Host(Protocol):
         """Into the main thread's queue; from any thread."""
         ...
 
-    def errands(self, config: Config, device: DeviceDirectory, store: Store) -> Errands:
+    def errands(
+        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
+    ) -> Errands:
         """Children that end when the daemon is asked to."""
         ...
 
@@ -108,10 +110,9 @@ class Line:
             journal=self.journal,
             prober=Prober(config.serve.threads, allow_unjailed=config.allow_unjailed),
             facts=device_facts,
-            errands=self._errands,
+            errands=lambda: host.errands(config, self.device, self._store, lambda: host.attend(self)),
             serving=self.serving,
             signals=_Signals(host, self),
-            progress=lambda _phase, _done, _total: host.attend(self),
             first_journal=first_journal,
             neighbours=_Neighbours(host, self),
         )

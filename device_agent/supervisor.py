@@ -5,8 +5,8 @@ Rules:
    comes or the next poll is due: at rest it costs no wake-up.
 2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
    to serve what is here.
-3. Families take turns, and what fails for one keeps no other from its turn (device_agent.line). While one is fetched
-   for or on trial, a process of another that dies is started again at once, and so is the front, and an operator can
+3. Families take turns, and what fails for one keeps no other from its turn (device_agent.line). While one is fetched,
+   patched or watched, a process of another that dies is started again at once, and so is the front, and an operator can
    send another back; all else waits.
 4. Polls are jittered, so that a fleet does not come at once; after failures they back off.
 5. What is remembered for the whole device (paused, the TPM's counter) is in the first family's journal.
@@ -119,9 +119,11 @@ class Supervisor:
         """Into the main thread's queue; from any thread."""
         self._words.put(word)
 
-    def errands(self, config: Config, device: DeviceDirectory, store: Store) -> Errands:
+    def errands(
+        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
+    ) -> Errands:
         """Children that end when the daemon is asked to."""
-        errands = Errands(config, device, store)
+        errands = Errands(config, device, store, on_idle)
         self._out.add(errands)
         return errands
 

@@ -21,6 +21,7 @@ from bundle.trust.memory import SlotStore
 from device_agent.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
 from device_agent.store import Store
+from tests.agent import server
 from tests.agent.client import get, infer
 from tests.agent.lab import FAMILY, Device, Publisher
 from tests.agent.server import Site, serving
@@ -190,6 +191,36 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, 
     assert (result["outcome"], result["reason"]) == ("rolled-back", "operator-rollback")
     assert (back["outcome"], back["release"]) == ("rolled-back", "1.1.0")
     assert versions(device) == FIRST
+
+
+def test_what_dies_while_another_is_fetched_for_is_back_at_once(
+    device: Device, publisher: Publisher, site: Site
+) -> None:
+    publisher.offer("1.1.0")
+    release, arrived = threading.Event(), threading.Event()
+
+    def hanging(exchange: server.Exchange) -> bool:
+        arrived.set()
+        return server.hang(release)(exchange)
+
+    site.faults = [server.below("blobs/", hanging)]
+    device.start()
+    result: dict[str, Any] = {}
+    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
+    update.start()
+    try:
+        assert arrived.wait(60)
+        for family in FIRST:
+            before = rows_of(device.ask("status"))[family]["serving"]["pid"]
+            os.kill(before, signal.SIGKILL)
+            assert infer(device, family=family)["model_version"] == FIRST[family]
+            assert rows_of(device.ask("status"))[family]["serving"]["pid"] != before
+        assert not result
+    finally:
+        site.faults = []
+        release.set()
+        update.join(60)
+    assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}, result
 
 
 def test_one_is_sent_back_while_another_is_in_its_probation(device: Device, publisher: Publisher) -> None:
