@@ -152,6 +152,24 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(device: Devi
     assert device.ask("forgive") == {"forgiven": 1}
 
 
+def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
+    device: Device, publisher: Publisher
+) -> None:
+    device.config = replace(device.config, further=(FurtherFamily("ghost"), *device.config.further))
+    device.write_config()
+    text = device.config_path.read_text()
+    device.config_path.write_text(text.replace("automatic = false", "automatic = true\npoll_interval_s = 1"))
+    device.start()
+    for family, version in NEXT.items():
+        publisher.offer(version, family=family)
+    deadline = time.monotonic() + 60
+    while versions(device) != NEXT:
+        assert time.monotonic() < deadline
+    rows = rows_of(device.ask("status"))
+    assert rows["ghost"]["last_error"] == "no-rollout"
+    assert [rows[family]["last_update"]["trigger"] for family in (FAMILY, OTHER)] == ["poll", "poll"]
+
+
 def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: Device, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     publisher.offer("2.1.0", family=OTHER)
