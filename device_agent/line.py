@@ -2,48 +2,40 @@
 
 Rules:
 1. Called by the supervisor's main thread; `status` and `read` by any.
-2. Whatever fails in an update, what serves goes on serving. A process that dies is started again from the store; as
-   long as nothing serves that could, it is tried again and again, with growing pauses.
-3. A damaged active bundle is not the end: the previous one serves (`degraded`), and the next update heals it.
-4. Nothing here stops what another family serves: only their standbys make room (device_agent.trial).
+2. Whatever fails in an update, what serves goes on serving (device_agent.upkeep).
+3. Nothing here stops what another family serves: only their standbys make room (device_agent.trial).
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from bundle.errors import AirweightsError, Bug, Refused, Unavailable, Unfit
+from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleDigest
 from device_agent.adapter import AdapterShelf
-from device_agent.agent import Agent, collect, with_damaged
+from device_agent.agent import Agent, collect
 from device_agent.attempt import Ended, Outcome
 from device_agent.config import Config
 from device_agent.control import Word
 from device_agent.device import DeviceDirectory, PublicIdentity
 from device_agent.errands import Errands
-from device_agent.errors import JournalUnavailable, StoreDamagedRefused
 from device_agent.facts import device_facts, runtime_version
-from device_agent.holdings import Holding
 from device_agent.journal import Journal
 from device_agent.machine import State
 from device_agent.polling import pause_s
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
 from device_agent.rollback import check_rollback
-from device_agent.serving import Served, Serving
+from device_agent.serving import Serving
 from device_agent.status import status_of
 from device_agent.store import Store
 from device_agent.switchboard import Switchboard
 from device_agent.tally import Tally
 from device_agent.update import run_armed, run_update
+from device_agent.upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
-
-RESTART_PAUSE_S: Final = 1.0
-MAX_RESTARTS: Final = 5  # in a row and at once, of a model process that dies soon after its start
-MAX_START_PAUSE_S: Final = 300.0
-STEADY_S: Final = 60.0
 
 
 class Host(Protocol):
@@ -88,7 +80,7 @@ class Line:
     Attributes:
         name: of the family.
         next_poll: when it is due, by the monotonic clock.
-        next_start: when what is down is tried again, or None.
+        upkeep: keeps it serving.
 
     Raises:
         JournalUnavailable, SystemUnavailable.
@@ -116,13 +108,19 @@ class Line:
             first_journal=first_journal,
             neighbours=_Neighbours(host, self),
         )
+        self.upkeep = Upkeep(
+            config,
+            self.journal,
+            self.serving,
+            host.switchboard,
+            errands=self._errands,
+            held_bytes=lambda: sum(line.serving.resident_bytes() for line in host.lines),
+            is_stopping=lambda: host.is_stopping,
+        )
         self.tally = Tally(self.name)
         self.next_poll = time.monotonic()
-        self.next_start: float | None = None
-        self._is_degraded = False
         self._needs_recovery = True
-        self._failures = self._restarts = 0
-        self._started_s = 0.0
+        self._failures = 0
 
     def _errands(self) -> Errands:
         return self._host.errands(self.config, self.device, self._store)
@@ -130,7 +128,7 @@ class Line:
     def begin(self) -> None:
         """Recover, and serve what is here. Raises JournalUnavailable."""
         self._recover()
-        self.serve_active()
+        self.upkeep.serve_active()
 
     def close(self) -> None:
         """Stop what serves, release the journal."""
@@ -160,12 +158,12 @@ class Line:
                 self.serving.restore()
             if self.serving.current is None and not self._host.is_stopping:
                 # it was stopped to make room, and did not come back
-                guarded(self.serve_active)
+                guarded(self.upkeep.serve_active)
         self._count(ended)
         failed = ended.outcome is Outcome.UNAVAILABLE
         self._failures = self._failures + 1 if failed else 0
         if ended.outcome is Outcome.UPDATED:
-            self._is_degraded = False
+            self.upkeep.is_degraded = False
         return ended.summary()
 
     def rest(self) -> None:
@@ -179,7 +177,7 @@ class Line:
         verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
         assert active is not None
         assert previous is not None
-        served = self._load(previous)
+        served = self.upkeep.load(previous)
         attempt = self.journal.begin_rollback(active, verdict)
         self.serving.publish(served)
         ended = self.journal.give_back(attempt, runtime_version())
@@ -209,7 +207,7 @@ class Line:
         change_adapter(self.agent, command, fields)
         active, current = self.journal.holding(self.journal.pointers.active), self.serving.current
         self.serving.drop_spare()  # it was loaded as it was before
-        if active is not None and current is not None and current.digest == active.digest and self._start(active):
+        if active is not None and current is not None and current.digest == active.digest and self.upkeep.start(active):
             self.serving.settle()
         return AdapterShelf(self.device).listed(self.journal.pointers.active)
 
@@ -225,114 +223,13 @@ class Line:
 
     def _align(self) -> None:
         """After a recovery in mid-life: what was committed by it is what serves."""
-        active, current = self._own(self.journal.pointers.active), self.serving.current
-        if current is not None and active is not None and current.digest != active.digest and self._start(active):
+        active, current = self.upkeep.own(self.journal.pointers.active), self.serving.current
+        if current is not None and active is not None and current.digest != active.digest and self.upkeep.start(active):
             self.serving.settle()
 
     def is_on_probation(self) -> bool:
         """Is a candidate that serves being watched? Raises JournalUnavailable."""
         return self.journal.state is State.PROBATION
-
-    # serving
-
-    def serve_active(self) -> None:
-        """What the journal names, the previous release where the active one is damaged. Raises JournalUnavailable."""
-        pointers, damaged = self.journal.pointers, self.journal.remembered.damaged
-        for digest in (pointers.active, pointers.previous):
-            holding = self._own(digest)
-            if holding is not None and digest not in damaged and self._start(holding):
-                self.serving.settle()
-                self._is_degraded = digest != pointers.active
-                return
-        logger.warning("nothing to serve yet", extra={"family": self.name})
-
-    def _own(self, digest: BundleDigest | None) -> Holding | None:
-        # the configuration may have given this place to another family: its model would answer under a wrong name
-        holding = self.journal.holding(digest)
-        return holding if holding is not None and holding.family == self.name else None
-
-    def serve_again(self) -> None:
-        """What is down, after its pause. Raises JournalUnavailable."""
-        self._restarts += 1
-        self.next_start = None
-        self.serve_active()
-
-    def look(self) -> None:
-        """Set `next_start` where something should serve and does not."""
-        if not self._is_down():
-            self.next_start = None
-        elif self.next_start is None:
-            self.next_start = time.monotonic() + min(
-                RESTART_PAUSE_S * 2.0 ** min(self._restarts, 10), MAX_START_PAUSE_S
-            )
-
-    def _is_down(self) -> bool:
-        current = self.serving.current
-        try:
-            return (current is None or not current.process.alive()) and self._own(
-                self.journal.pointers.active
-            ) is not None
-        except JournalUnavailable:
-            return False
-
-    def revive(self, generation: int) -> None:
-        """A process that served has died: the standby takes over, or another is started. Raises JournalUnavailable."""
-        current = self.serving.current
-        if current is None or current.generation != generation or self._host.is_stopping:
-            return
-        self._restarts = 0 if time.monotonic() - self._started_s > STEADY_S else self._restarts + 1
-        fields = {"family": self.name, "release": current.holding.version, "restarts": self._restarts}
-        logger.error("the model process died", extra=fields)
-        spare = self.serving.take_spare(current.digest)
-        if spare is not None:
-            self.serving.publish(spare)
-            self.serving.settle()
-            return
-        if self._restarts > MAX_RESTARTS:
-            return
-        if self._restarts > 1:
-            time.sleep(RESTART_PAUSE_S)
-        if self._start(current.holding):
-            self.serving.settle()
-
-    def stock(self) -> None:
-        """Hold a standby, where the settings ask for one and the budget has room for it."""
-        current = self.serving.current
-        if self.config.serve.standby and current is not None and self.serving.needs_spare() and self._has_room(current):
-            self.serving.keep_spare(self._load(current.holding))
-
-    def _has_room(self, current: Served) -> bool:
-        budget_bytes = self.config.serve.memory_bytes
-        held_bytes = sum(line.serving.resident_bytes() for line in self._host.lines)
-        return budget_bytes is None or held_bytes + current.process.resident_bytes() <= budget_bytes
-
-    def _load(self, holding: Holding) -> Served:
-        with self._errands() as errands:
-            fds = errands.unseal_to_serve(holding)
-        try:
-            return self.serving.start(holding, fds)
-        finally:
-            fds.close()
-
-    def _start(self, holding: Holding) -> bool:
-        switchboard = self._host.switchboard
-        switchboard.warm_up()
-        try:
-            served = self._load(holding)
-        except StoreDamagedRefused as error:
-            logger.error("a bundle is damaged: %s", error.message, extra={"family": self.name})
-            self.journal.remember(with_damaged(holding.digest))
-            return False
-        except (Refused, Unavailable, Unfit) as error:
-            logger.error("release %s does not start: %s", holding.version, error.message, extra={"family": self.name})
-            return False
-        finally:
-            switchboard.cool_down()
-        self._started_s = time.monotonic()
-        self.serving.publish(served)
-        fields = {"release": holding.version, "variant": holding.variant, "pid": served.process.pid}
-        logger.info("serving", extra={"family": self.name, **fields})
-        return True
 
     # from other threads
 
@@ -375,7 +272,7 @@ class Line:
             "address": self._host.switchboard.address,
             "serving": serving,
             "ready": serving is not None and serving["alive"],
-            "degraded": self._is_degraded,
+            "degraded": self.upkeep.is_degraded,
             "unjailed": not self._outlet.is_jailed,
             "swappable": self._outlet.is_swappable,
         }

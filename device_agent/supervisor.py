@@ -214,9 +214,9 @@ class Supervisor:
         release_memory()
         due = []
         for line in self.lines:
-            line.look()
-            if line.next_start is not None:
-                due.append(line.next_start)
+            line.upkeep.look()
+            if line.upkeep.next_start is not None:
+                due.append(line.upkeep.next_start)
         if self._config.update.automatic and not self._is_paused():
             due += [line.next_poll for line in self.lines]
         try:
@@ -227,9 +227,9 @@ class Supervisor:
     def _start_what_is_down(self) -> bool:
         """Was anything due?"""
         now = time.monotonic()
-        due = [line for line in self.lines if line.next_start is not None and line.next_start <= now]
+        due = [line for line in self.lines if line.upkeep.next_start is not None and line.upkeep.next_start <= now]
         for line in due:
-            guarded(line.serve_again)
+            guarded(line.upkeep.serve_again)
         return bool(due)
 
     def _obey(self, word: Word) -> None:
@@ -239,7 +239,7 @@ class Supervisor:
                     self.is_stopping = True
                 case "died":
                     assert word.family is not None
-                    self._lines[word.family].revive(word.generation)
+                    self._lines[word.family].upkeep.revive(word.generation)
                 case "front-died":
                     self._revive_front()
                 case "told":
@@ -322,7 +322,7 @@ class Supervisor:
     def _stock(self) -> None:
         for line in self.lines:
             if not self.is_stopping:
-                guarded(line.stock)
+                guarded(line.upkeep.stock)
 
     def _watch_front(self) -> None:
         pidfd = os.dup(self.switchboard.front.fileno())
