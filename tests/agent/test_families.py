@@ -1,5 +1,6 @@
 """Several families on one device: one front, one daemon, one memory budget, and none that stops another."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def rows_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["family"]: row for row in found["families"]}
 
 
-@contextmanager
+@contextlib.contextmanager
 def load(device: Device) -> Iterator[Counter[tuple[str, str]]]:
     """Asks both families all the time; counts answers by family and version, and failures."""
     answers: Counter[tuple[str, str]] = Counter()
@@ -199,8 +199,9 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, 
     os.kill(before, signal.SIGKILL)
     assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
     for pid in _children(device):
-        if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if b"device_agent.front" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
     _until_answered(device, OTHER)
     rows = rows_of(device.ask("status"))
     assert rows[FAMILY]["state"] == "probation"
@@ -403,8 +404,11 @@ def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(devic
 
 def _models(device: Device) -> int:
     """Model processes of the daemon."""
-    lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in _children(device)]
-    return sum(b"device_agent.model_process" in line for line in lines)
+    count = 0
+    for pid in _children(device):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has just done its errand
+            count += b"device_agent.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return count
 
 
 def _until_answered(device: Device, family: str) -> None:
