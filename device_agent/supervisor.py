@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
-from weakref import WeakSet
+from weakref import ref
 
 from bundle.errors import AirweightsError, Bug, Unavailable
 from device_agent.config import Config
@@ -58,7 +58,7 @@ class Supervisor:
         self._config, self._announce = config, announce
         self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
         self._deferred: list[Word] = []
-        self._out: WeakSet[Errands] = WeakSet()
+        self._out: tuple[ref[Errands], ...] = ()
         self.is_stopping = False
         self.identity = device.public_identity()
         self._notifier = Notifier()
@@ -124,35 +124,38 @@ class Supervisor:
     ) -> Errands:
         """Children that end when the daemon is asked to."""
         errands = Errands(config, device, store, on_idle)
-        self._out.add(errands)
+        # replaced as a whole: `stop` reads it from another thread
+        self._out = (*(known for known in self._out if known() is not None), ref(errands))
         return errands
 
     def attend(self, busy: Line | None = None) -> None:
         """What can not wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
         while not self._words.empty():
             self._hear(self._words.get_nowait(), busy)
+        self._start_what_is_down(busy)
 
     def wait(self, line: Line, timeout_s: float) -> str | None:
         """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
         if self.is_stopping:
             return "stop"
         try:
-            word = self._words.get(timeout=timeout_s)
+            return self._hear(self._words.get(timeout=timeout_s), line, is_on_trial=True)
         except queue.Empty:
+            self._start_what_is_down(line)
             return None
-        return self._hear(word, line, is_on_trial=True)
 
     def _hear(self, word: Word, busy: Line | None, *, is_on_trial: bool = False) -> str | None:
         is_own = busy is not None and word.family == busy.name
-        # in a probation a death is the candidate's verdict; in a shadow it is still the old release that serves
-        is_judged = is_own and is_on_trial and busy is not None and busy.is_on_probation()
         match word.command:
             case "stop":
                 self.is_stopping = True
                 return "stop"
             case "front-died":
                 self._obey(word)
-            case "died" if not is_judged:
+            case "died" if busy is not None and is_own and is_on_trial and busy.is_on_probation():
+                # the candidate's verdict; in a shadow it is still the old release that serves
+                self._deferred.append(word)
+            case "died":
                 self._obey(word)
             case "rollback" if is_own and is_on_trial:
                 self._deferred.append(Word("told", word.family, fields={"rollback": word}))
@@ -197,8 +200,9 @@ class Supervisor:
                 self.attend()
 
     def _interrupt(self) -> None:
-        for errands in list(self._out):
-            errands.interrupt()
+        for known in self._out:
+            if (errands := known()) is not None:
+                errands.interrupt()
 
     def _dismiss(self) -> None:
         words = list(self._deferred)
@@ -212,11 +216,7 @@ class Supervisor:
         if self._deferred:
             return self._deferred.pop(0)
         release_memory()
-        due = []
-        for line in self.lines:
-            line.upkeep.look()
-            if line.upkeep.next_start is not None:
-                due.append(line.upkeep.next_start)
+        due = [at for line in self.lines if (at := line.upkeep.look()) is not None]
         if self._config.update.automatic and not self._is_paused():
             due += [line.next_poll for line in self.lines]
         try:
@@ -224,13 +224,15 @@ class Supervisor:
         except queue.Empty:
             return None
 
-    def _start_what_is_down(self) -> bool:
-        """Was anything due?"""
-        now = time.monotonic()
-        due = [line for line in self.lines if line.upkeep.next_start is not None and line.upkeep.next_start <= now]
-        for line in due:
-            guarded(line.upkeep.serve_again)
-        return bool(due)
+    def _start_what_is_down(self, busy: Line | None = None) -> bool:
+        """After its pause; of `busy` its own update decides. Was anything due?"""
+        is_any = False
+        for line in self.lines:
+            at = None if line is busy or self.is_stopping else line.upkeep.look()
+            if at is not None and at <= time.monotonic():
+                is_any = True
+                guarded(line.upkeep.serve_again)
+        return is_any
 
     def _obey(self, word: Word) -> None:
         try:

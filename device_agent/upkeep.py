@@ -42,7 +42,6 @@ class Upkeep:
         is_stopping: whether the daemon is about to end.
 
     Attributes:
-        next_start: when what is down is tried again, by the monotonic clock, or None.
         is_degraded: rule 2.
     """
 
@@ -60,7 +59,7 @@ class Upkeep:
         self._config, self._journal, self._serving, self._switchboard = config, journal, serving, switchboard
         self._errands, self._held_bytes, self._is_stopping = errands, held_bytes, is_stopping
         self._family = config.family
-        self.next_start: float | None = None
+        self._next_start: float | None = None
         self.is_degraded = False
         self._restarts = 0
         self._started_s = 0.0
@@ -85,16 +84,17 @@ class Upkeep:
     def serve_again(self) -> None:
         """What is down, after its pause. Raises JournalUnavailable."""
         self._restarts += 1
-        self.next_start = None
+        self._next_start = None
         self.serve_active()
 
-    def look(self) -> None:
-        """Set `next_start` where something should serve and does not."""
+    def look(self) -> float | None:
+        """When to try `serve_again`, by the monotonic clock; None where something serves, or nothing is to."""
         if not self._is_down():
-            self.next_start = None
-        elif self.next_start is None:
+            self._next_start = None
+        elif self._next_start is None:
             pause_s = min(RESTART_PAUSE_S * 2.0 ** min(self._restarts, 10), MAX_START_PAUSE_S)
-            self.next_start = time.monotonic() + pause_s
+            self._next_start = time.monotonic() + pause_s
+        return self._next_start
 
     def _is_down(self) -> bool:
         current = self._serving.current
