@@ -117,7 +117,8 @@ class Switchboard:
             return act(self.front)
 
     def _start_front(self) -> Front:
-        return Front.start(ServeConfig(self._listen, self._config.families, jail=self._jail))
+        awaited = tuple(family for family, outlet in self._outlets.items() if outlet.is_published)
+        return Front.start(ServeConfig(self._listen, self._config.families, awaited, jail=self._jail))
 
 
 class Outlet:
@@ -132,6 +133,11 @@ class Outlet:
     def __init__(self, switchboard: Switchboard, family: str, threads: int) -> None:
         self._switchboard, self._family, self._threads = switchboard, family, threads
         self._published: ModelProcess | None = None
+
+    @property
+    def is_published(self) -> bool:
+        """Something serves, or is about to again."""
+        return self._published is not None
 
     @property
     def is_jailed(self) -> bool:

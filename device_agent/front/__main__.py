@@ -82,7 +82,7 @@ class FrontProcess:
         self._app.meters = self._meters
         self._meters.put('process="supervisor"', ProcessMeter(*message.fds[1:]))
         for family in message.value["families"]:
-            self._slot(family)
+            self._slot(family, is_awaited=family in message.value["awaited"])
         self._server = server_for(self._app)
         listener = socket.socket(fileno=message.fds[0])
         self._serving = self._loop.create_task(self._server.serve(sockets=[listener]))
@@ -173,14 +173,18 @@ class FrontProcess:
         """What is loaded into this process, for tests and `status`."""
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
 
-    def _slot(self, family: str) -> Slot:
+    def _slot(self, family: str, *, is_awaited: bool = False) -> Slot:
         assert self._app is not None
         assert self._limits is not None
         if family not in self._app.slots:
             first = int.from_bytes(os.urandom(7), "big")
             limits = self._limits
             self._app.slots[family] = Slot(
-                family, max_waiting=limits.max_waiting, wait_s=limits.wait_s, first_number=first
+                family,
+                max_waiting=limits.max_waiting,
+                wait_s=limits.wait_s,
+                first_number=first,
+                is_awaited=is_awaited,
             )
         return self._app.slots[family]
 

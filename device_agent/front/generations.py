@@ -185,6 +185,7 @@ class Slot:
         wait_s: rule 3.
         clock: monotonic seconds.
         first_number: of the first request; another front may have left requests with a process.
+        is_awaited: another front had a generation, which is about to be published here: requests wait for it.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class Slot:
         wait_s: float,
         clock: Callable[[], float] = time.monotonic,
         first_number: int = 0,
+        is_awaited: bool = False,
     ) -> None:
         self.family = family
         self.current: Generation | None = None
@@ -208,6 +210,7 @@ class Slot:
         self._wait_s = wait_s
         self._clock = clock
         self._next_number = first_number
+        self._is_awaited = is_awaited
 
     @property
     def is_ready(self) -> bool:
@@ -243,7 +246,7 @@ class Slot:
         generation = self.current if request.version is None else self.of_version(request.version)
         if request.version is not None and generation is None:
             raise RequestFailed(404, f"model {self.family!r} has no loaded version {request.version!r}")
-        if generation is None and not self.swaps:
+        if generation is None and not self.swaps and not self._is_awaited:
             # nothing was ever published: there is no swap or restart in sight that a wait could bridge
             self.refused += 1
             raise RequestFailed(503, f"model {self.family!r} is not installed yet")

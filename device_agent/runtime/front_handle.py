@@ -30,6 +30,7 @@ class ServeConfig:
     """Attributes:
     listen: "unix:/path" or "tcp:HOST:PORT", port 0 for a free one.
     families: that must be loaded for `ready`, whether they are yet or not.
+    awaited: of these, what served behind the front before this one: its requests wait until it is published again.
     group: that the Unix socket is for besides its owner, or None.
     max_body_bytes: of one request.
     max_kept_bytes: of all request bodies that the front holds at a time.
@@ -42,6 +43,7 @@ class ServeConfig:
 
     listen: str
     families: tuple[str, ...] = ()
+    awaited: tuple[str, ...] = ()
     group: str | None = None
     max_body_bytes: int = MAX_BODY_BYTES
     max_kept_bytes: int = 4 * MAX_BODY_BYTES
@@ -137,7 +139,7 @@ class Front:
                 meter = ProcessMeter.open()
                 try:
                     fds = (listener.fileno(), meter.statm, meter.stat)
-                    request = {"limits": limits, "families": config.families}
+                    request = {"limits": limits, "families": config.families, "awaited": config.awaited}
                     child.call("serve", request, fds, deadline_s=CALL_DEADLINE_S)
                 finally:
                     meter.close()
