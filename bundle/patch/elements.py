@@ -4,9 +4,9 @@ Rules:
 1. Elements travel as little-endian unsigned integers of their width ("bits").
 2. Order: a float's bits are mapped to a signed integer that grows with its value (negative floats have their lower
    bits inverted); integers stay as they are. Differences of ordered integers wrap around.
-3. Values are IEEE doubles. A double goes back to an element by one rounding to nearest, ties to even (types of two
-   bytes: by way of float32); integers saturate. A value that is not finite counts as zero: the bits of computed NaNs
-   differ by CPU.
+3. Values are IEEE doubles, of elements of one byte singles. They go back to an element by one rounding to nearest, ties
+   to even (types of two bytes: by way of float32); integers saturate. A value that is not finite counts as zero: the
+   bits of computed NaNs differ by CPU.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import numpy.typing as npt
 Bits = npt.NDArray[np.unsignedinteger[Any]]
 Signed = npt.NDArray[np.signedinteger[Any]]
 Doubles = npt.NDArray[np.float64]
+Values = npt.NDArray[np.floating[Any]]  # float64, or float32 of elements of one byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +75,25 @@ BY_NAME: Final = {kind.name: kind for kind in TYPES}
 def ordered(bits: Bits, kind: ElementType) -> Signed:
     """Rule 2: bits to ordered integers."""
     values: Signed = bits.view(kind.signed)
+    return _mirrored(values, kind, None) if kind.is_float else values
+
+
+def unordered(values: Signed, kind: ElementType, out: Bits | None = None) -> Bits:
+    """Rule 2, back: the map is its own inverse. Into `out` where there is one."""
     if not kind.is_float:
-        return values
-    lower: Signed = np.right_shift(values, 8 * kind.size - 1)
-    np.bitwise_and(lower, np.iinfo(kind.signed).max, out=lower)
-    np.bitwise_xor(lower, values, out=lower)
-    return lower
-
-
-def unordered(values: Signed, kind: ElementType) -> Bits:
-    """Rule 2, back: the map is its own inverse."""
-    bits: Bits = ordered(values.view(kind.bits), kind).view(kind.bits)
+        if out is None:
+            return values.view(kind.bits)
+        out[:] = values.view(kind.bits)
+        return out
+    bits: Bits = _mirrored(values, kind, None if out is None else out.view(kind.signed)).view(kind.bits)
     return bits
+
+
+def _mirrored(values: Signed, kind: ElementType, out: Signed | None) -> Signed:
+    lower = np.right_shift(values, 8 * kind.size - 1, out=out)
+    np.bitwise_and(lower, np.iinfo(kind.signed).max, out=lower)
+    mirrored: Signed = np.bitwise_xor(lower, values, out=lower)
+    return mirrored
 
 
 def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
@@ -97,6 +105,16 @@ def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
     return np.maximum(field, 1, out=field)
 
 
+def exponent_bytes(bits: Bits, kind: ElementType) -> bytes:
+    """Each float's exponent field in the lower bits of a byte, what is above it undefined; not of f64."""
+    return np.right_shift(bits, kind.mantissa_bits).astype(np.uint8).tobytes()
+
+
+def to_values(bits: Bits, kind: ElementType) -> Values:
+    """Rule 3: what is computed with."""
+    return bits.view(kind.native).astype(np.float32) if kind.size == 1 else to_doubles(bits, kind)
+
+
 def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
     """The elements' values; 64-bit integers are rounded."""
     with np.errstate(invalid="ignore"):  # signalling NaNs
@@ -106,21 +124,31 @@ def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
     return values
 
 
-def from_doubles(values: Doubles, kind: ElementType) -> Bits:
-    """Rule 3. `values` is used up: what is not finite in it becomes zero."""
-    if not np.isfinite(values).all():
-        values[~np.isfinite(values)] = 0.0
-    if kind.is_float:
+def from_values(values: Values, kind: ElementType) -> Bits:
+    """Rule 3, back. `values` is used up: what is not finite in it becomes zero."""
+    if not kind.is_float:
+        return nearest_integers(values, kind).astype(kind.native).view(kind.bits)
+    _without_infinities(values)
+    with np.errstate(over="ignore"):
         if kind.size > 2:
-            with np.errstate(over="ignore"):
-                return values.astype(kind.native, copy=False).view(kind.bits)
-        with np.errstate(over="ignore"):
-            single = values.astype(np.float32).view(np.uint32)
-        return _to_half(single) if kind.native is not None else _to_upper_half(single)
+            return values.astype(kind.native, copy=False).view(kind.bits)
+        single = values.astype(np.float32).view(np.uint32)
+    return _to_half(single) if kind.native is not None else _to_upper_half(single)
+
+
+def nearest_integers(values: Values, kind: ElementType) -> Values:
+    """Rule 3 for integers, before they are converted: rounded and saturated. What is not finite becomes zero."""
+    _without_infinities(values)
     limits = np.iinfo(kind.native)
-    rounded = np.rint(values)
-    np.clip(rounded, float(limits.min), float(limits.max), out=rounded)
-    return rounded.astype(kind.native).view(kind.bits)
+    rounded: Values = np.rint(values)
+    np.maximum(rounded, float(limits.min), out=rounded)
+    return np.minimum(rounded, float(limits.max), out=rounded)
+
+
+def _without_infinities(values: Values) -> None:
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        values[~is_finite] = 0.0
 
 
 def _to_upper_half(single: npt.NDArray[np.uint32]) -> Bits:

@@ -16,24 +16,28 @@ fall as the exponent of what they are added to rises; and in a convolution some 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import PatchCorruptRefused
 from bundle.patch.coders import read_some
-from bundle.patch.elements import ElementType, Signed, exponents
+from bundle.patch.elements import ElementType, Signed, exponent_bytes, exponents
 from bundle.patch.numbers import Cursor
 from bundle.patch.predict import Prediction, apply_periodic
 from bundle.patch.sections import read_section
 
 KEYS: Final = 64
-NEARNESS: Final = 4
+NEARNESS_BITS: Final = 2
 MAX_SUB_LOG: Final = 30
 MAX_OFFSET: Final = 1 << 14
+MAX_TABLE_BITS: Final = 8  # of an exponent that a table of bytes is looked up by
 
-Order = npt.NDArray[np.intp]
+Keys = npt.NDArray[np.uint8]
+Places = npt.NDArray[np.intp]
+Item = TypeVar("Item", bound=np.generic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,37 +74,57 @@ class Keying:
     has_exponent: bool
 
 
-def read_keyed(
-    cursor: Cursor,
-    kind: ElementType,
-    prediction: Prediction | None,
-    count: int,
-    *,
-    has_exponent: bool,
-    has_pattern: bool,
-) -> Signed:
-    """`count` residuals from the coder's data at the cursor. Raises PatchCorruptRefused, PatchLimitRefused."""
-    offset, sub_log = cursor.signed_varint(), cursor.byte()
-    if sub_log > MAX_SUB_LOG or abs(offset) > MAX_OFFSET:
-        raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of 2^{sub_log}")
-    blocks = -(-count >> sub_log)
-    classes = np.frombuffer(read_section(cursor, blocks, "classes"), np.uint8)
-    if len(classes) != blocks:
-        raise PatchCorruptRefused(f"{cursor.where}: {len(classes)} classes, expected {blocks}")
-    pattern = _read_pattern(cursor, count) if has_pattern else None
-    keying = Keying(classes, sub_log, offset, pattern, has_exponent)
-    total = active_count(keying, count)
-    packed = np.empty(total, kind.signed)
-    done = parts = 0
-    while done < total:
-        done += read_some(cursor, packed[done:])
-        parts += 1
-    if parts == 1 and total == count:
-        return packed
-    order = active_elements(keying, count) if parts < 2 else sorted_elements(prediction, kind, keying, count)
-    residual = np.empty(count, kind.signed) if total == count else np.zeros(count, kind.signed)
-    residual[order] = packed
-    return residual
+class KeyedResiduals:
+    """The residuals of a block: all are read at once, and put in order when all keys are known.
+
+    Args:
+        cursor: at the coder's data, which is read to its end.
+        count: elements of the block.
+
+    Raises:
+        PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
+    """
+
+    def __init__(self, cursor: Cursor, kind: ElementType, count: int, *, has_exponent: bool, has_pattern: bool) -> None:
+        offset, sub_log = cursor.signed_varint(), cursor.byte()
+        if sub_log > MAX_SUB_LOG or abs(offset) > MAX_OFFSET:
+            raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of 2^{sub_log}")
+        blocks = -(-count >> sub_log)
+        classes = np.frombuffer(read_section(cursor, blocks, "classes"), np.uint8)
+        if len(classes) != blocks:
+            raise PatchCorruptRefused(f"{cursor.where}: {len(classes)} classes, expected {blocks}")
+        pattern = _read_pattern(cursor, count) if has_pattern else None
+        self._keying = Keying(classes, sub_log, offset, pattern, has_exponent)
+        self._kind, self._count = kind, count
+        total = active_count(self._keying, count)
+        self._packed = np.empty(total, kind.signed)
+        done = parts = 0
+        while done < total:
+            done += read_some(cursor, self._packed[done:])
+            parts += 1
+        self._keys = np.empty(count, np.uint8) if parts > 1 else None
+
+    def learn(self, prediction: Prediction | None, start: int, end: int) -> None:
+        """Take note of the keys of elements `start` to `end`, whose prediction this is."""
+        if self._keys is not None:
+            self._keys[start:end] = element_keys(prediction, self._kind, self._keying, start, end)
+
+    def in_order(self) -> Signed:
+        """The residual of each element, for the caller to change; the keys of all have been learnt."""
+        if len(self._packed) == self._count and self._keys is None:
+            return self._packed
+        places = active_elements(self._keying, self._count)
+        if self._keys is not None:
+            keys = self._keys if places is None else self._keys[places]
+            # One pass of numpy's radix sort; how fast wider integers are sorted depends on a CPU's vector units.
+            order = keys.argsort(kind="stable")
+            places = order if places is None else places[order]
+        is_all = len(self._packed) == self._count
+        residual: Signed = (
+            np.empty(self._count, self._kind.signed) if is_all else np.zeros(self._count, self._kind.signed)
+        )
+        residual[places] = self._packed
+        return residual
 
 
 def active_count(keying: Keying, count: int) -> int:
@@ -110,24 +134,52 @@ def active_count(keying: Keying, count: int) -> int:
     return (int(np.count_nonzero(classes)) << keying.sub_log) - missing
 
 
-def active_elements(keying: Keying, count: int) -> Order:
-    """Those that are not left out, as they come."""
-    blocks = np.flatnonzero(keying.classes)
-    return _elements_of(blocks, keying, count)
+def active_elements(keying: Keying, count: int) -> Places | None:
+    """Those that are not left out; None: all."""
+    if keying.classes.all():
+        return None
+    return _by_element(keying.classes != 0, keying, 0, count).nonzero()[0]
 
 
-def sorted_elements(prediction: Prediction | None, kind: ElementType, keying: Keying, count: int) -> Order:
-    """Rules 2 and 3: the elements that are not left out, in the order of their residuals in the parts."""
-    has_nearness = prediction is not None and prediction.nearness is not None
-    if not (keying.has_exponent or has_nearness or keying.pattern is not None):
-        # All elements of a sub-block have the same key: sub-blocks are sorted rather than elements.
-        blocks = np.flatnonzero(keying.classes)
-        keys = _clipped(keying.classes[blocks].astype(np.int16) - np.int16(keying.offset))
-        return _elements_of(blocks[np.argsort(keys, kind="stable")], keying, count)
-    keys, active = element_keys(prediction, kind, keying, count)
-    # One pass of numpy's radix sort; a sort of wider integers depends on a CPU's vector units and is slow on some.
-    order = np.argsort(keys, kind="stable")
-    return order if active is None else active[order]
+def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keying, start: int, end: int) -> Keys:
+    """Rule 2: the keys of the elements `start` to `end`; of those that are left out they are undefined.
+
+    Args:
+        prediction: of these elements.
+    """
+    classes = keying.classes[start >> keying.sub_log : -(-end >> keying.sub_log)]
+    nearness = prediction.nearness if prediction is not None else None
+    bits = prediction.bits if prediction is not None and keying.has_exponent else None
+    first = int(classes[0])
+    if keying.pattern is None and (classes == first).all() and kind.exponent_mask < 1 << MAX_TABLE_BITS:
+        # One class: the key depends on the exponent alone.
+        table = _table(kind, first - keying.offset, NEARNESS_BITS if nearness is not None else 0)
+        if bits is None:
+            keys: Keys = np.full(end - start, table[0], np.uint8)
+        else:
+            keys = np.frombuffer(exponent_bytes(bits, kind).translate(table), np.uint8)
+        return keys if nearness is None else keys | nearness
+    if bits is not None:
+        sums = exponents(bits, kind)
+        np.multiply(sums, -2, out=sums)
+    else:
+        sums = np.zeros(end - start, np.int16)
+    sums += _by_element(classes - np.int16(keying.offset), keying, start, end)
+    if keying.pattern is not None:
+        apply_periodic(np.add, sums, keying.pattern.steps, keying.pattern.inner, keying.pattern.phase + start)
+    keys = _clipped(sums)
+    if nearness is not None:
+        np.left_shift(keys, NEARNESS_BITS, out=keys)
+        keys |= nearness
+    return keys
+
+
+@lru_cache(64)
+def _table(kind: ElementType, term: int, shift: int) -> bytes:
+    """The key for each byte of `exponent_bytes`; the first one is that of integers."""
+    fields = np.arange(1 << MAX_TABLE_BITS, dtype=np.int16) & kind.exponent_mask
+    keys = _clipped(np.int16(term) - 2 * np.maximum(fields, 1 if kind.is_float else 0))
+    return (keys << shift).tobytes()
 
 
 def _read_pattern(cursor: Cursor, count: int) -> Pattern:
@@ -138,39 +190,15 @@ def _read_pattern(cursor: Cursor, count: int) -> Pattern:
     return Pattern(steps, inner, phase)
 
 
-def _elements_of(blocks: npt.NDArray[np.intp], keying: Keying, count: int) -> Order:
-    size = min(1 << keying.sub_log, count)
-    order = (blocks[:, None] * size + np.arange(size)).reshape(-1)
-    has_rest = count % size and keying.classes[-1]
-    return order[order < count] if has_rest else order
+def _by_element(values: npt.NDArray[Item], keying: Keying, start: int, end: int) -> npt.NDArray[Item]:
+    """Values of the sub-blocks from that of `start` on, for each element."""
+    skip = start & ((1 << keying.sub_log) - 1)
+    if len(values) == 1:
+        return np.broadcast_to(values, end - start)
+    return values.repeat(1 << keying.sub_log)[skip : skip + end - start]
 
 
-def element_keys(
-    prediction: Prediction | None, kind: ElementType, keying: Keying, count: int
-) -> tuple[npt.NDArray[np.uint8], Order | None]:
-    """Rule 2: the keys of the elements that are not left out, and which these are (None: all)."""
-    classes = keying.classes.astype(np.int16)
-    size = min(1 << keying.sub_log, count)
-    active = None if keying.classes.all() else np.flatnonzero(np.repeat(classes, size)[:count])
-    if keying.has_exponent and prediction is not None:
-        keys = exponents(prediction.bits, kind)
-        np.multiply(keys, -2, out=keys)
-    else:
-        keys = np.zeros(count, np.int16)
-    if len(classes) == 1:
-        keys += classes[0] - np.int16(keying.offset)
-    else:
-        keys += np.repeat(classes - np.int16(keying.offset), size)[:count]
-    if keying.pattern is not None:
-        apply_periodic(np.add, keys, keying.pattern.steps, keying.pattern.inner, keying.pattern.phase)
-    small = _clipped(keys)
-    if prediction is not None and prediction.nearness is not None:
-        np.left_shift(small, 2, out=small)
-        small |= prediction.nearness
-    return (small, None) if active is None else (small[active], active)
-
-
-def _clipped(keys: npt.NDArray[np.int16]) -> npt.NDArray[np.uint8]:
+def _clipped(keys: npt.NDArray[np.int16]) -> Keys:
     np.maximum(keys, 0, out=keys)
     np.minimum(keys, KEYS - 1, out=keys)
     return keys.astype(np.uint8)

@@ -58,9 +58,10 @@ class Announced:
         """Bytes that applying takes at most above an idle decoder; what the manifest states as `peak_memory`.
 
         A TYPED frame holds, an element: base, prediction, residual and sorted residual (8 bytes each at most), the
-        sort order (8) and three small arrays; a stream holds its window and a bzip2 section 3.7 MB of its own.
+        sort order (8) and three small arrays; parameters may be held as singles too; a stream holds its window and a
+        bzip2 section 3.7 MB of its own.
         """
         block = self.block_elements * 48
         stream = (1 << self.window_log) + (1 << 20) if self.window_log else 0
         plain = self.payload_bytes + 2 * self.pending_bytes + 2 * self.dictionary_bytes + (4 << 20)
-        return max(block, stream, plain) + self.payload_bytes + self.pending_bytes + self.parameter_bytes
+        return max(block, stream, plain) + self.payload_bytes + self.pending_bytes + self.parameter_bytes * 3 // 2

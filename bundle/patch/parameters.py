@@ -12,7 +12,8 @@ Element i of the tensor lies at row i // columns, column i % columns; what LEFT 
 Rules:
 1. Gains are bits of float32, stored as differences from 1.0 and finite.
 2. The sums of products are exact in doubles, in any order: the decoder checks that they stay below 2^53 units of the
-   smallest product, and refuses parameters where they may not. So no BLAS and no fused multiply changes a bit.
+   smallest product, and refuses parameters where they may not. So no BLAS and no fused multiply changes a bit. Where
+   they stay below 2^24 it computes with singles, which are as exact then and twice as fast.
 3. All parameters in force, at eight bytes a number, stay within the announced `parameter_bytes`.
 """
 
@@ -24,13 +25,15 @@ import numpy as np
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
 from bundle.patch.coders import read_numbers
-from bundle.patch.elements import Doubles
+from bundle.patch.elements import Doubles, Values
 from bundle.patch.numbers import Cursor
 
 MAX_SHIFT: Final = 256
 MAX_RANK: Final = 1024
 ONE: Final = 0x3F800000  # the bits of 1.0 in float32
 EXACT_BITS: Final = 53
+EXACT_SINGLE_BITS: Final = 24
+MAX_SINGLE_SHIFT: Final = 60  # products of singles stay far from the smallest and largest of them
 
 
 class ParameterKind(IntEnum):
@@ -74,12 +77,13 @@ class Parameters:
         self.left: Factor | None = None
         self.right: Factor | None = None
         self._checked = False
+        self._single: tuple[Values, Values] | None = None
 
     def decode(self, payload: bytes, where: str) -> None:
         """Take a PARAM frame's payload. Raises PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused."""
         cursor = Cursor(payload, where)
         kind = cursor.byte()
-        self._checked = False
+        self._checked, self._single = False, None
         match kind:
             case ParameterKind.CLEAR:
                 self.gain = self.left = self.right = None
@@ -109,18 +113,19 @@ class Parameters:
             raise PatchCorruptRefused(f"{where}: rows {row} to {end} are not those of the left factor")
         return columns
 
-    def product(self, first: int, count: int) -> Doubles:
+    def product(self, first: int, count: int) -> Values:
         """What the low-rank factors add to elements `first` to `first + count`, which `columns` has checked."""
         assert self.left is not None
         assert self.right is not None
-        columns = self.right.values.shape[1]
+        left, right = self._single or (self.left.values, self.right.values)
+        columns = right.shape[1]
         row, end = first // columns, -(-(first + count) // columns)
         skip = first - row * columns
-        rows = self.left.values[:, row - self.left.first : end - self.left.first]
+        rows = left[:, row - self.left.first : end - self.left.first]
         if end - row == 1:
             # Not more columns than asked for: a row may be far longer than a block.
-            return (rows.T @ self.right.values[:, skip : skip + count]).reshape(-1)
-        product: Doubles = (rows.T @ self.right.values).reshape(-1)
+            return (rows.T @ right[:, skip : skip + count]).reshape(-1)
+        product: Values = (rows.T @ right).reshape(-1)
         return product[skip : skip + count]
 
     def _gain(self, cursor: Cursor) -> Gain:
@@ -159,11 +164,15 @@ class Parameters:
             raise PatchCorruptRefused(f"{where}: factors of rank {len(left.shifts)} and {len(right.shifts)}")
         if not is_exact(left, right):
             raise PatchCorruptRefused(f"{where}: low-rank sums may not be exact in doubles")
+        self._single = None
+        shifts = left.shifts + right.shifts
+        if max(map(abs, shifts)) <= MAX_SINGLE_SHIFT and is_exact(left, right, EXACT_SINGLE_BITS):
+            self._single = left.values.astype(np.float32), right.values.astype(np.float32)
         self._checked = True
 
 
-def is_exact(left: Factor, right: Factor) -> bool:
-    """Rule 2."""
+def is_exact(left: Factor, right: Factor, bits: int = EXACT_BITS) -> bool:
+    """Rule 2: are the sums of products below 2^(bits - 1) units of the smallest?"""
     unit = max(a + b for a, b in zip(left.shifts, right.shifts, strict=True))
     largest = (np.abs(left.values).max(axis=1) * np.abs(right.values).max(axis=1)).sum()
-    return bool(largest < np.ldexp(1.0, EXACT_BITS - 1 - unit))
+    return bool(largest < np.ldexp(1.0, bits - 1 - unit))

@@ -1,10 +1,12 @@
 """Predictions: elements computed from the base's, bit for bit the same on every CPU.
 
 Rules:
-1. Each operation is one IEEE operation on doubles: base * gain, + product, one rounding; none are fused.
+1. Each operation is one IEEE operation on values (bundle/patch/elements.py, rule 3): base * gain, + product, one
+   rounding; none are fused. With singles the product is rounded to one first, and so are AFFINE's numbers.
 2. Nearness of a float is e or, where e > 3, 7 - e, for the number e of the three bits of the double that follow those
    that the element's mantissa keeps; it was rounded up where e > 3 and the double is positive, or neither. Of an
-   integer it is floor(8 * |double - rounded|), at most 3; it was rounded up where double < rounded. f64 has none.
+   integer it is floor(8 * |value - rounded|), at most 3; it was rounded up where value < rounded. f64 has none.
+3. A block is computed chunk by chunk, so that what is computed on the way stays in the processor's cache.
 """
 
 from collections.abc import Callable
@@ -14,10 +16,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bundle.patch.elements import Bits, Doubles, ElementType, Signed, from_doubles, to_doubles
+from bundle.patch.elements import Bits, ElementType, Signed, Values, from_values, nearest_integers, to_values
 from bundle.patch.parameters import Parameters
 
 Item = TypeVar("Item", bound=np.generic)
+Compute = Callable[[Values, int], None]  # changes values in place; the index of the first of them
+
 MIN_ROW: Final = 256
 CHUNK: Final = 1 << 15
 
@@ -41,70 +45,102 @@ class Prediction:
         self.is_above = is_above
 
 
-def affine_prediction(bits: Bits, kind: ElementType, factor: float, offset: float, *, is_near: bool) -> Prediction:
-    """base * factor + offset; one multiplication, one addition, one rounding."""
+def affine(factor: float, offset: float) -> Compute:
+    """base * factor + offset; one multiplication, one addition."""
 
-    def compute(values: Doubles, _: int) -> None:
-        values *= factor
-        values += offset
+    def compute(values: Values, _: int) -> None:
+        values *= values.dtype.type(factor)
+        values += values.dtype.type(offset)
 
-    return _computed(bits, kind, compute, range(0, len(bits), CHUNK), is_near=is_near)
+    return compute
+
+
+def with_parameters(parameters: Parameters, has_product: bool) -> Compute:
+    """base * gain + low-rank product, for the elements of the tensor that the parameters are for."""
+    gain = parameters.gain
+    factors = (
+        {dtype: gain.factors.astype(dtype) for dtype in (np.dtype(np.float32), np.dtype(np.float64))} if gain else {}
+    )
+
+    def compute(values: Values, start: int) -> None:
+        if gain is not None:
+            apply_periodic(np.multiply, values, factors[values.dtype], gain.inner, start)
+        if has_product:
+            values += parameters.product(start, len(values)).astype(values.dtype, copy=False)
+
+    return compute
+
+
+def chunks(first: int, count: int, columns: int) -> list[tuple[int, int]]:
+    """Rule 3: how a block is cut, from 0 to `count`.
+
+    Args:
+        first: index of the block's first element in its tensor.
+        columns: of a low-rank product; 0 where there is none. Cuts are between rows then, or they would be multiplied
+            twice.
+    """
+    step = max(1, CHUNK // columns) * columns if columns else CHUNK
+    begin = step - first % columns if columns and first % columns else 0
+    return list(pairwise(sorted({0, *range(begin, count, step), count})))
+
+
+def computed(bits: Bits, kind: ElementType, compute: Compute, start: int, *, is_near: bool) -> Prediction:
+    """The prediction for one chunk.
+
+    Args:
+        bits: the base's elements.
+        start: index of the first, for `compute`.
+    """
+    values = to_values(bits, kind)
+    compute(values, start)
+    if not is_near:
+        return Prediction(from_values(values, kind), None, None)
+    if kind.is_float:
+        rounded = from_values(values, kind)
+        return Prediction(rounded, *_nearness_of_floats(values, rounded, kind))
+    # Both are floats still: an integer type's own values would have to be converted once more.
+    nearest = nearest_integers(values, kind)
+    np.subtract(values, nearest, out=values)
+    is_above = values < 0
+    np.abs(values, out=values)
+    np.multiply(values, 8.0, out=values)
+    np.minimum(values, 3.0, out=values)
+    return Prediction(nearest.astype(kind.native).view(kind.bits), values.astype(np.uint8), is_above)
 
 
 def parameter_prediction(
-    bits: Bits, kind: ElementType, parameters: Parameters, first: int, *, is_near: bool, where: str = ""
+    bits: Bits, kind: ElementType, parameters: Parameters, first: int, *, is_near: bool
 ) -> Prediction:
-    """base * gain + low-rank product, for the elements of a tensor from `first` on."""
-    gain = parameters.gain
-    columns = parameters.columns(first, len(bits), where)
-
-    def compute(values: Doubles, start: int) -> None:
-        if gain is not None:
-            apply_periodic(np.multiply, values, gain.factors, gain.inner, first + start)
-        if columns:
-            values += parameters.product(first + start, len(values))
-
-    starts = range(0, len(bits), CHUNK)
-    if columns:
-        # Cut between rows: those cut in two would be multiplied twice.
-        step = max(1, CHUNK // columns) * columns
-        starts = range(step - first % columns if first % columns else 0, len(bits), step)
-    return _computed(bits, kind, compute, starts, is_near=is_near)
-
-
-def _computed(
-    bits: Bits, kind: ElementType, compute: Callable[[Doubles, int], None], starts: range, *, is_near: bool
-) -> Prediction:
-    """Chunk by chunk, so that doubles stay in the processor's cache and take little memory."""
+    """The prediction for a whole block: base * gain + product, for the elements of a tensor from `first` on."""
+    count = len(bits)
+    columns = parameters.columns(first, count, "parameters")
+    compute = with_parameters(parameters, bool(columns))
     out = np.empty_like(bits)
-    nearness = np.empty(len(bits), np.uint8) if is_near else None
-    is_above = np.empty(len(bits), np.bool_) if is_near else None
+    nearness = np.empty(count, np.uint8) if is_near else None
+    is_above = np.empty(count, np.bool_) if is_near else None
     with np.errstate(all="ignore"):
-        for start, end in pairwise(sorted({0, *starts, len(bits)})):
-            values = to_doubles(bits[start:end], kind)
-            compute(values, start)
-            rounded = out[start:end]
-            rounded[:] = from_doubles(values, kind)
-            if nearness is not None and is_above is not None:
-                nearness[start:end], is_above[start:end] = _nearness(values, rounded, kind)
+        for start, end in chunks(first, count, columns):
+            part = computed(bits[start:end], kind, compute, first + start, is_near=is_near)
+            out[start:end] = part.bits
+            if nearness is not None and part.nearness is not None:
+                nearness[start:end] = part.nearness
+            if is_above is not None and part.is_above is not None:
+                is_above[start:end] = part.is_above
     return Prediction(out, nearness, is_above)
 
 
-def _nearness(values: Doubles, bits: Bits, kind: ElementType) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Rule 2. `values` are used up."""
-    if kind.is_float:
-        # The three bits of the double under the last one that the element keeps; the sign turns with the number's.
-        word, shift = divmod(52 - kind.mantissa_bits - 3, 16)
-        eighths = np.right_shift(values.view("<u2")[word::4], shift).astype(np.uint8)
-        eighths &= 7
-        is_above = eighths > 3
-        np.minimum(eighths, 7 - eighths, out=eighths)
-        is_above ^= bits.view(kind.signed) < 0
-        return eighths, is_above
-    values -= bits.view(kind.native)
-    is_above = values < 0
-    np.abs(values, out=values)
-    return np.minimum(np.multiply(values, 8.0, out=values), 3.0, out=values).astype(np.uint8), is_above
+def _nearness_of_floats(
+    values: Values, bits: Bits, kind: ElementType
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Rule 2."""
+    # The three bits of the double under the last one that the element keeps; the sign turns with the number's.
+    word, shift = divmod(52 - kind.mantissa_bits - 3, 16)
+    eighths = np.right_shift(values.view("<u2")[word::4], shift).astype(np.uint8)
+    eighths &= 7
+    is_above = eighths > 3
+    np.minimum(eighths, 7 - eighths, out=eighths)
+    is_above ^= bits.view(kind.signed) < 0
+    return eighths, is_above
 
 
 def apply_periodic(

@@ -19,6 +19,7 @@ Rules:
 """
 
 import struct
+from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
@@ -31,15 +32,16 @@ from bundle.patch.elements import (
     TYPES,
     Bits,
     ElementType,
+    Signed,
     ordered,
     unordered,
 )
-from bundle.patch.keyed import read_keyed
+from bundle.patch.keyed import KeyedResiduals
 from bundle.patch.layout import BaseLine, Range
 from bundle.patch.limits import Announced
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters
-from bundle.patch.predict import Prediction, affine_prediction, parameter_prediction, turn_signs
+from bundle.patch.predict import Compute, Prediction, affine, chunks, computed, turn_signs, with_parameters
 from bundle.patch.ranges import read_count
 from bundle.patch.sections import read_section
 
@@ -93,8 +95,12 @@ def decode_typed(
     table = Cursor(read_section(cursor, announced.payload_bytes, "segments"), frame.where)
     targets, sources = _read_segments(table, kind, predictor, count, items)
     table.end()
-    prediction = _predict(cursor, kind, predictor, flags, sources, count, base, parameters)
-    bits = _decode(cursor, coder, flags, kind, prediction, count)
+    if predictor is Predictor.NONE:
+        _check_plain_flags(flags, cursor.where)
+        old = None
+    else:
+        old = _read_old(cursor, kind, predictor, flags, sources, count, base, parameters)
+    bits = _decode(cursor, coder, flags, kind, old, count)
     cursor.end()
     return targets, bits.data.cast("B")
 
@@ -122,7 +128,35 @@ def _read_segments(
     return targets, sources
 
 
-def _predict(
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """What a block is predicted from.
+
+    Attributes:
+        bits: the base's elements.
+        compute: what makes predictions of them; None where they are predictions themselves.
+        first: index of the first among those that parameters are for.
+        columns: of a low-rank product, or 0.
+    """
+
+    bits: Bits
+    compute: Compute | None
+    first: int
+    columns: int
+
+    def predict(self, kind: ElementType, start: int, end: int, *, is_near: bool) -> Prediction:
+        bits = self.bits[start:end]
+        if self.compute is None:
+            return Prediction(bits, None, None)
+        return computed(bits, kind, self.compute, self.first + start, is_near=is_near)
+
+
+def _check_plain_flags(flags: Flag, where: str) -> None:
+    if flags & ~Flag.PATTERN:
+        raise PatchCorruptRefused(f"{where}: flags {flags:d} without a prediction")
+
+
+def _read_old(
     cursor: Cursor,
     kind: ElementType,
     predictor: Predictor,
@@ -131,11 +165,7 @@ def _predict(
     count: int,
     base: BaseLine,
     parameters: Parameters,
-) -> Prediction | None:
-    if predictor is Predictor.NONE:
-        if flags & ~Flag.PATTERN:
-            raise PatchCorruptRefused(f"{cursor.where}: flags {flags:d} without a prediction")
-        return None
+) -> _Old:
     first = 0
     if predictor is Predictor.PARAM or flags & Flag.TRANSPOSED:
         first = cursor.varint()
@@ -154,11 +184,11 @@ def _predict(
     if predictor is Predictor.BASE:
         if flags & Flag.NEAR:
             raise PatchCorruptRefused(f"{cursor.where}: NEAR without a computed prediction")
-        return Prediction(bits, None, None)
+        return _Old(bits, None, first, 0)
     if predictor is Predictor.AFFINE:
-        factor, offset = _AFFINE.unpack(cursor.take(_AFFINE.size))
-        return affine_prediction(bits, kind, factor, offset, is_near=bool(flags & Flag.NEAR))
-    return parameter_prediction(bits, kind, parameters, first, is_near=bool(flags & Flag.NEAR), where=cursor.where)
+        return _Old(bits, affine(*_AFFINE.unpack(cursor.take(_AFFINE.size))), first, 0)
+    columns = parameters.columns(first, count, cursor.where)
+    return _Old(bits, with_parameters(parameters, bool(columns)), first, columns)
 
 
 def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, count: int, base: BaseLine) -> Bits:
@@ -178,23 +208,55 @@ def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, 
     return out.reshape(-1)[skip : skip + count]
 
 
-def _decode(
-    cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, prediction: Prediction | None, count: int
-) -> Bits:
+def _decode(cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, old: _Old | None, count: int) -> Bits:
+    keyed: KeyedResiduals | None = None
+    residual: Signed | None = None
     if coder is Coder.PLANES:
         planes = read_planes(cursor, count, kind.size)
-        if prediction is None:
+        if old is None:
             return planes
         residual = unzigzag(planes, kind.signed)
     elif coder is Coder.PLAIN:
         residual = np.empty(count, kind.signed)
         read_part(cursor, residual)
     else:
-        has_exponent, has_pattern = bool(flags & Flag.EXPONENT), bool(flags & Flag.PATTERN)
-        residual = read_keyed(cursor, kind, prediction, count, has_exponent=has_exponent, has_pattern=has_pattern)
-    if prediction is None:
+        has_exponent, has_pattern = Flag.EXPONENT in flags, Flag.PATTERN in flags
+        keyed = KeyedResiduals(cursor, kind, count, has_exponent=has_exponent, has_pattern=has_pattern)
+    out = np.empty(count, kind.bits)
+    with np.errstate(all="ignore"):
+        return _computed_block(old, kind, keyed, residual, out, is_near=Flag.NEAR in flags)
+
+
+def _computed_block(
+    old: _Old | None,
+    kind: ElementType,
+    keyed: KeyedResiduals | None,
+    residual: Signed | None,
+    out: Bits,
+    *,
+    is_near: bool,
+) -> Bits:
+    """Fills `out` twice: with predictions, which tell where residuals belong, then with the elements."""
+    count = len(out)
+    is_above = np.empty(count, np.bool_) if is_near else None
+    spans = chunks(old.first, count, old.columns) if old is not None else [(0, count)]
+    for start, end in spans:
+        prediction = old.predict(kind, start, end, is_near=is_near) if old is not None else None
+        if prediction is not None:
+            out[start:end] = prediction.bits
+            if is_above is not None:
+                is_above[start:end] = prediction.is_above
+        if keyed is not None:
+            keyed.learn(prediction, start, end)
+    if keyed is not None:
+        residual = keyed.in_order()
+    assert residual is not None
+    if old is None:
         return unordered(residual, kind)
-    if prediction.is_above is not None:
-        turn_signs(residual, prediction.is_above)
-    residual += ordered(prediction.bits, kind)
-    return unordered(residual, kind)
+    for start, end in spans:
+        part, bits = residual[start:end], out[start:end]
+        if is_above is not None:
+            turn_signs(part, is_above[start:end])
+        part += ordered(bits, kind)
+        unordered(part, kind, bits)
+    return out

@@ -40,8 +40,12 @@ from packager.diff.pack import (
     write_planes,
 )
 
-SUB_LOGS: Final = (6, 8, 11, ONE_CLASS)
+SUB_LOGS: Final = (6, 8, 11)
 SIMPLER: Final = 1.005  # a lower rank may cost this much more: it is applied faster
+NEAR_SHARE: Final = (
+    0.995  # how a prediction was rounded has to save this much: a seventh of the device's time is for it
+)
+ONE_CLASS_SHARE: Final = 1.003  # a single class may cost this much more, likewise
 NEAR_BELOW_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
 FITTED: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
 
@@ -75,16 +79,21 @@ def choose(tensor: Tensor) -> Plan:
                 is_near = False
                 if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
                     near = packer.keyed(fit, 8, is_near=True) + fit.cost_bits * sampled / count
-                    is_near, trial = near < trial, min(near, trial)
+                    is_near = near < NEAR_SHARE * trial
+                    trial = near if is_near else trial
                 # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
                 if trial < cost * (SIMPLER if best.fit is not None and fit.rank < best.fit.rank else 0.995):
                     best = replace(best, predictor=Predictor.PARAM, fit=fit, is_near=is_near, name=fit.name)
                     cost = trial
         fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
-        for sub_log in SUB_LOGS:
-            trial = packer.keyed(best.fit, sub_log, is_near=best.is_near) + fit_bits
-            if trial < cost:
-                best, cost = replace(best, sub_log=sub_log), trial
+        trials = {
+            sub_log: packer.keyed(best.fit, sub_log, is_near=best.is_near) + fit_bits
+            for sub_log in (*SUB_LOGS, ONE_CLASS)
+        }
+        sub_log = min(trials, key=lambda log: trials[log])
+        if trials[ONE_CLASS] < ONE_CLASS_SHARE * trials[sub_log]:
+            sub_log = ONE_CLASS
+        best, cost = replace(best, sub_log=sub_log), trials[sub_log]
         for period in tensor.periods():
             for sub_log in sorted({best.sub_log, ONE_CLASS}):
                 trial = packer.keyed(best.fit, sub_log, is_near=best.is_near, period=period) + fit_bits

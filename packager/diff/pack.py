@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
-from bundle.patch.keyed import KEYS, Keying, Pattern, active_count, element_keys
+from bundle.patch.keyed import KEYS, Keying, Pattern, active_count, active_elements, element_keys
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.predict import Prediction, apply_periodic, turn_signs
 from bundle.patch.sections import write_section
@@ -129,11 +129,14 @@ def write_keyed(
     tables = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level) + head
     if not active_count(keying, count):
         return tables, b""
-    keys, active = element_keys(prediction, kind, keying, count)
-    used = residual if active is None else residual[active]
+    places = active_elements(keying, count)
+    keys = element_keys(prediction, kind, keying, 0, count)
+    used = residual
+    if places is not None:
+        keys, used = keys[places], residual[places]
     cuts = best_cuts(keys, used)
     if len(cuts) > 2:
-        used = used[np.argsort(keys, kind="stable")]
+        used = used[keys.argsort(kind="stable")]
     return tables, b"".join(write_part(used[a:b], effort) for a, b in pairwise(cuts))
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.patch.elements import BY_NAME, from_doubles, to_doubles
+from bundle.patch.elements import BY_NAME, from_values, to_doubles
 from bundle.patch.predict import apply_periodic
 from packager.diff.cuts import best_cuts
 from tests.patch import models
@@ -45,7 +45,7 @@ def test_float16_is_rounded_as_numpy_rounds_it_from_float32() -> None:
     doubles = _hard_doubles("f16")
     with np.errstate(over="ignore"):
         expected = doubles.astype(np.float32).astype(np.float16).view(np.uint16)
-    assert (from_doubles(doubles.copy(), BY_NAME["f16"]) == expected).all()
+    assert (from_values(doubles.copy(), BY_NAME["f16"]) == expected).all()
 
 
 def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
@@ -54,13 +54,13 @@ def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
         single = doubles.astype(np.float32).view(np.uint32).astype(np.uint64)
     low, high = single & 0xFFFF, single >> 16
     expected = high + ((low > 0x8000) | ((low == 0x8000) & (high & 1 == 1)))
-    assert (from_doubles(doubles.copy(), BY_NAME["bf16"]) == expected.astype(np.uint16)).all()
+    assert (from_values(doubles.copy(), BY_NAME["bf16"]) == expected.astype(np.uint16)).all()
 
 
 @pytest.mark.parametrize("name", ["i8", "u8", "i16", "f16", "bf16", "f32"])
 def test_what_is_not_finite_becomes_zero(name: str) -> None:
     kind = BY_NAME[name]
-    assert not from_doubles(np.array([np.nan, np.inf, -np.inf]), kind).any()
+    assert not from_values(np.array([np.nan, np.inf, -np.inf]), kind).any()
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])

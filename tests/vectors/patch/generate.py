@@ -176,6 +176,16 @@ TYPED_B: Final = typed([U8, BASE_, 0, 0], one_segment(A, B, A), planes(DIFFERENC
 DOUBLED: Final = bytes((2 * byte if byte < 128 else 255) for byte in BASE["b"])
 HALF_GAIN: Final = 0x3F000000 - 0x3F800000
 GAINED: Final = bytes((n - round(o / 2)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
+TIE_GAIN: Final = -83055  # times the "e" of the base just above 100.5 in doubles, a tie in singles
+
+
+def _times_tie_gain(byte: int) -> int:
+    factor = float(struct.unpack("<f", struct.pack("<I", 0x3F800000 + TIE_GAIN))[0])
+    single = float(struct.unpack("<f", struct.pack("<f", byte * factor))[0])
+    return min(255, round(single))
+
+
+TIED: Final = bytes((n - _times_tie_gain(o)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
 LOW_RANK: Final = bytes((n - min(255, o + 3)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
 
 
@@ -410,6 +420,10 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "good-typed-gain": (
         None,
         lambda: after_a(gain([HALF_GAIN]), typed_b([U8, PARAM, 0, 0], varint(0) + planes(GAINED))),
+    ),
+    "good-typed-gain-of-singles": (
+        None,
+        lambda: after_a(gain([TIE_GAIN]), typed_b([U8, PARAM, 0, 0], varint(0) + planes(TIED))),
     ),
     "good-typed-low-rank": (
         None,
