@@ -3,6 +3,8 @@
 Rules:
 1. Parameters come before the blocks that they are for, and are cleared first.
 2. Blocks are cut so that the decoder holds one at a time.
+3. What has no base and repeats is packed as bytes too, and the smaller is kept: tables of sines, masks and codebooks
+   repeat what lies far apart, which no coder of numbers sees.
 """
 
 from collections.abc import Iterator
@@ -31,8 +33,12 @@ from packager.diff.pack import (
     write_part,
     write_planes,
 )
+from packager.diff.stream import lzma_frames, stream_frames, window_log_for
 
 LEFT_BYTES: Final = 1 << 19  # of a LEFT frame in the decoder
+SAMPLED_WORDS: Final = 1 << 18
+DISTINCT_SHARE: Final = 0.7  # of words of 32 bits; of trained weights nine tenths and more are, of any type
+LZMA_BYTES: Final = 16 << 20  # it takes a second and a half for each MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +48,17 @@ class Encoded:
     Attributes:
         frames: (frame, target bytes that it makes).
         predictor, coder: for the report.
+        features: of the decoder.
         parameter_bytes: most parameter bytes in force in the decoder.
+        window_log: of a stream; 0 where there is none.
     """
 
     frames: tuple[bytes, ...]
     predictor: str
     coder: str
-    parameter_bytes: int
+    features: frozenset[str]
+    parameter_bytes: int = 0
+    window_log: int = 0
 
 
 def encode_job(job: TensorJob) -> Encoded:
@@ -57,13 +67,36 @@ def encode_job(job: TensorJob) -> Encoded:
         tensor = Tensor(job)
         plan = choose(tensor)
         frames = list(_parameter_free_frames(tensor, plan) if plan.fit is None else _fitted_frames(tensor, plan))
+    if plan.predictor is Predictor.NONE:
+        repeating = _as_bytes(tensor, sum(map(len, frames)))
+        if repeating is not None:
+            return repeating
     held = 0
     if plan.fit is not None:
         fit = plan.fit
         held += 8 * len(fit.gain.factors) if fit.gain is not None else 0
         if fit.left is not None and fit.right is not None:
             held += 8 * fit.right.values.size + max(LEFT_BYTES, 8 * fit.left.values.shape[0])
-    return Encoded(tuple(frames), plan.name, _coder_name(plan, job.effort), held)
+    features = frozenset({"typed", "pcodec"} if job.effort.with_pcodec else {"typed"})
+    return Encoded(tuple(frames), plan.name, _coder_name(plan, job.effort), features, held)
+
+
+def _as_bytes(tensor: Tensor, size: int) -> Encoded | None:
+    """Rule 3; None where that is not below `size`, or the tensor's bytes are not one run."""
+    if len(tensor.job.segments) > 1:
+        return None
+    data, start = tensor.target.tobytes(), tensor.job.segments[0].target.address
+    words = np.frombuffer(data, np.uint32, min(len(data) // 4, SAMPLED_WORDS))
+    if len(np.unique(words)) > DISTINCT_SHARE * len(words):
+        return None
+    packed = {"zstd": list(stream_frames([data], start, len(data)))}
+    if len(data) <= LZMA_BYTES:
+        packed["LZMA"] = list(lzma_frames(data, start))
+    coder = min(packed, key=lambda name: sum(map(len, packed[name])))
+    if sum(map(len, packed[coder])) >= size:
+        return None
+    features = frozenset({"stream", "lzma"} if coder == "LZMA" else {"stream"})
+    return Encoded(tuple(packed[coder]), "none", coder, features, window_log=window_log_for(len(data)))
 
 
 def _parameter_free_frames(tensor: Tensor, plan: Plan) -> Iterator[bytes]:

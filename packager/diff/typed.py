@@ -54,12 +54,13 @@ def write_typed(
             assert isinstance(encoded, Encoded)
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = encoded.predictor, encoded.coder
-            spool.features |= {"typed", "pcodec"} if effort.with_pcodec else {"typed"}
+            spool.features |= encoded.features
             block = min(block_elements(plan.dtype), plan.job.size // BY_NAME[plan.dtype].size)
             spool.need(
                 parameter_bytes=encoded.parameter_bytes,
                 block_elements=block,
                 pending_bytes=block * BY_NAME[plan.dtype].size,
+                window_log=encoded.window_log,
             )
         spool.rows.append(
             PatchRow(plan.path, plan.name, plan.dtype, plan.shape, plan.job.size, stored, predictor, coder)

@@ -9,6 +9,7 @@ from typing import Any
 import bsdiff4
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -40,6 +41,17 @@ def test_from_nothing_beats_zstd_on_floats(tmp_path: Path) -> None:
     zstd, _ = patch_between(tmp_path / "2", None, target, "zstd")
     assert applied(typed, None) == target
     assert len(typed) < len(zstd)
+
+
+def test_from_nothing_a_table_that_repeats_is_packed_as_bytes(tmp_path: Path) -> None:
+    angles = 2 * np.pi * np.outer(np.arange(128), np.arange(64)) / 128
+    target = {
+        "m": models.safetensors({"table": np.cos(angles).astype(np.float32), "w": models.weights(3)["embedding"]})
+    }
+    patch, report = patch_between(tmp_path, None, target, "auto")
+    assert applied(patch, None) == target
+    assert {row.name: row.coder for row in report.rows}["table"] in ("LZMA", "zstd")
+    assert len(patch) < len(zstandard.ZstdCompressor(level=19).compress(target["m"]))
 
 
 def test_what_the_predictors_are_for_is_found(tmp_path: Path) -> None:
