@@ -14,6 +14,8 @@ from packager.diff.report import PatchReport, PatchRow
 
 WIDTH: Final = 1000  # of the picture, in CSS pixels
 BAR_HEIGHT: Final = 16
+BAR_SHARE: Final = 0.55  # of the picture's width, for the longest bar; the rest is for its label
+LABEL_LENGTH: Final = 54  # characters
 MAX_BARS: Final = 200
 COLOURS: Final = {
     "copy": "#9aa5b1",
@@ -30,7 +32,7 @@ h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}
 table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem;border-bottom:1px solid #e4e7eb;text-align:left}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.key span{display:inline-block;margin-right:1.2rem}
 .key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}
-svg{max-width:100%;height:auto}
+.wide{overflow-x:auto}svg{width:100%;min-width:44rem;height:auto}td.name{overflow-wrap:anywhere;min-width:6rem}
 """
 
 
@@ -55,8 +57,8 @@ def html(report: PatchReport) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Patch report</title>'
         f"<style>{_STYLE}</style><h1>Where the bytes of a patch went</h1><table>{listed}</table>"
-        f"<h2>Bytes in the patch, by tensor</h2><p class=key>{_key()}</p>{_picture(rows)}"
-        f"<h2>All tensors</h2>{_table(rows)}</html>\n"
+        f"<h2>Bytes in the patch, by tensor</h2><p class=key>{_key()}</p><div class=wide>{_picture(rows)}</div>"
+        f"<h2>All tensors</h2><div class=wide>{_table(rows)}</div></html>\n"
     )
 
 
@@ -77,9 +79,9 @@ def _picture(rows: list[PatchRow]) -> str:
     largest = max((row.patch_bytes for row in shown), default=1) or 1
     parts = [f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT * max(1, len(shown))}" role="img" aria-label="bytes by tensor">']
     for i, row in enumerate(shown):
-        width = max(1.0, row.patch_bytes / largest * WIDTH * 0.6)
+        width = max(1.0, row.patch_bytes / largest * WIDTH * BAR_SHARE)
         y = i * BAR_HEIGHT
-        label = escape(row.name if len(row.name) <= 60 else "…" + row.name[-59:])
+        label = escape(row.name if len(row.name) <= LABEL_LENGTH else "…" + row.name[1 - LABEL_LENGTH :])
         title = escape(f"{row.path} {row.name}: {row.target_bytes:,} → {row.patch_bytes:,} bytes, {row.predictor}")
         parts.append(
             f'<rect x="0" y="{y + 1}" width="{width:.1f}" height="{BAR_HEIGHT - 3}" rx="2" '
@@ -96,8 +98,14 @@ def _colour(predictor: str) -> str:
 
 def _table(rows: list[PatchRow]) -> str:
     names = ("file", "tensor", "type", "shape", "before", "after", "bits", "predictor", "coder")
-    numeric = {"before", "after", "bits"}
-    head = "".join(f"<th{' class=n' if name in numeric else ''}>{name}</th>" for name in names)
+    kinds = {
+        "before": " class=n",
+        "after": " class=n",
+        "bits": " class=n",
+        "file": " class=name",
+        "tensor": " class=name",
+    }
+    head = "".join(f"<th{kinds.get(name, '')}>{name}</th>" for name in names)
     body = []
     for row in rows:
         bits = bits_per_element(row)
@@ -112,10 +120,5 @@ def _table(rows: list[PatchRow]) -> str:
             escape(row.predictor),
             escape(row.coder),
         ]
-        body.append(
-            "".join(
-                f"<td{' class=n' if name in numeric else ''}>{cell}</td>"
-                for name, cell in zip(names, cells, strict=True)
-            )
-        )
+        body.append("".join(f"<td{kinds.get(name, '')}>{cell}</td>" for name, cell in zip(names, cells, strict=True)))
     return f"<table><tr>{head}</tr>" + "".join(f"<tr>{cells}</tr>" for cells in body) + "</table>"
