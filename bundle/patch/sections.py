@@ -25,6 +25,8 @@ LZMA: Final = 3
 
 MAX_LZMA_BYTES: Final = 1 << 22
 LZMA2_FILTER: Final = 0x21  # its id in the .xz format
+# of its literals and positions: the preset's own, for text, for words of 32 bits
+LZMA_CONTEXTS: Final[tuple[dict[str, int], ...]] = ({}, {"lc": 4, "pb": 0}, {"lc": 0, "lp": 2})
 
 _MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
 
@@ -157,10 +159,12 @@ def unpack_lzma(stored: bytes | memoryview, plain: int, where: str) -> bytes:
 
 
 def pack_lzma(data: bytes, window_log: int) -> bytes:
-    """One raw LZMA2 stream."""
+    """One raw LZMA2 stream, which says itself which contexts it was packed with; the smallest of several."""
     import lzma
 
-    return lzma.compress(data, lzma.FORMAT_RAW, filters=lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME))
+    ways = LZMA_CONTEXTS if len(data) <= MAX_LZMA_BYTES else LZMA_CONTEXTS[:1]
+    (filters,) = lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME)
+    return min((lzma.compress(data, lzma.FORMAT_RAW, filters=[{**filters, **way}]) for way in ways), key=len)
 
 
 def lzma_window_log(length: int) -> int:

@@ -69,6 +69,11 @@ def find_pieces(base: bytes, target: bytes) -> Found:
     return Found(tuple(_pieces(control)), difference, extra)
 
 
+def nothing_found(target: bytes) -> Found:
+    """As if no byte of the base were of use: all is extra."""
+    return Found((_Piece(0, 0, len(target)),), b"", target)
+
+
 def delta_frames(
     found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
 ) -> list[DeltaFrame]:

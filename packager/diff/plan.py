@@ -126,7 +126,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
             planned += _tensor_jobs(match, new, old, effort)
     for file in target.files:
         if file.path not in handled:
-            planned += _raw_jobs(file.path, new, old)
+            planned += _raw_jobs(file.path, new, old, effort)
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
@@ -293,18 +293,18 @@ def _group(dtype: str, segments: list[Segment], effort: Effort) -> Planned:
     return Planned(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
 
 
-def _raw_jobs(path: str, new: _Bundle, old: _Bundle | None) -> Iterator[Planned]:
+def _raw_jobs(path: str, new: _Bundle, old: _Bundle | None, effort: Effort) -> Iterator[Planned]:
     file = next(file for file in new.directory.files if file.path == path)
     like = counterpart(file, old.directory.files) if old is not None else None
     base = tuple(old.gaps(like.path)) if old is not None and like is not None else ()
     if new.regions[path]:
         for run in cut(new.gaps(path), FRAME_BYTES, MAX_ITEMS):
-            yield Planned(run[0].address, RawJob(run, base, False), path, "structure", "", ())
+            yield Planned(run[0].address, RawJob(run, base, False, effort), path, "structure", "", ())
         return
     if like is not None and old is not None and old.regions[like.path]:
         whole = path_of(old.directory, like)
         base = (Piece(whole, 0, old.starts[like.path], like.size),)
-    yield Planned(new.starts[path], RawJob(tuple(new.gaps(path)), base, True), path, "whole file", "", ())
+    yield Planned(new.starts[path], RawJob(tuple(new.gaps(path)), base, True, effort), path, "whole file", "", ())
 
 
 def _copy_jobs(copies: list[tuple[int, int, int]]) -> Iterator[Planned]:

@@ -2,9 +2,10 @@
 
 Rules:
 1. Structure goes into BYTES frames with the base's structure as dictionary.
-2. A whole file takes the smallest of: BYTES with the base's file as dictionary, DELTA, STREAM by zstd and by LZMA, and
-   bsdiff's triples in a STREAM by LZMA. So it is never worse than zstd, zstd --patch-from or bsdiff by more than the
-   frames' heads, up to the sizes below.
+2. A whole file takes the smallest of: BYTES with the base's file as dictionary; DELTA, also as if there were no base,
+   for its bzip2, which is good at digits; STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA; and where both
+   files are equally long TYPED bytes, which code what was edited in place nearest to its entropy. So it is never worse
+   than zstd, zstd --patch-from or bsdiff by more than the frames' heads, up to the sizes below.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from bundle.patch.layout import Range
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import pack_zstd, write_section
 from bundle.patch.stream import most_triples
-from packager.diff.delta import Found, delta_content, delta_frames, find_pieces
+from packager.diff.delta import Found, delta_content, delta_frames, find_pieces, nothing_found
+from packager.diff.jobs import Place, Segment, TensorJob, block_elements
+from packager.diff.pack import Effort
 from packager.diff.stream import delta_stream_frames, lzma_frames, stream_frames, window_log_for
+from packager.diff.tensor import encode_job
 
 LEVEL: Final = 22
 FRAME_BYTES: Final = 1 << 20
@@ -45,11 +49,13 @@ class RawJob:
         target: ascending; together at most `FRAME_BYTES` for structure.
         base: where similar bytes are.
         is_file: rule 2 rather than rule 1.
+        effort: how hard to pack what is TYPED.
     """
 
     target: tuple[Piece, ...]
     base: tuple[Piece, ...]
     is_file: bool
+    effort: Effort
 
     @property
     def size(self) -> int:
@@ -64,7 +70,7 @@ class RawEncoded:
     Attributes:
         coder: for the report.
         largest_frame: most target bytes of a frame.
-        dictionary_bytes, window_log: what the decoder needs for it.
+        dictionary_bytes, window_log, block_elements: what the decoder needs for it.
     """
 
     frames: tuple[bytes, ...]
@@ -73,6 +79,7 @@ class RawEncoded:
     largest_frame: int
     dictionary_bytes: int
     window_log: int
+    block_elements: int = 0
 
 
 def encode_raw(job: RawJob) -> RawEncoded:
@@ -83,11 +90,15 @@ def encode_raw(job: RawJob) -> RawEncoded:
         choices.append(_as_stream(job, target))
         if len(target) <= DELTA_BYTES:
             choices.append(_as_lzma(job, target))
+            if target:
+                choices.append(_as_delta(job, target, nothing_found(target)))
             if 0 < len(base) <= DELTA_BYTES:
                 found = find_pieces(base, target)
                 choices.append(_as_delta(job, target, found))
                 if len(found.pieces) <= most_triples(len(target)):
                     choices.append(_as_delta_stream(job, target, found))
+        if target and len(base) == len(target) and len(job.base) == len(job.target) == 1:
+            choices.append(_in_place(job))
     return min(choices, key=lambda choice: sum(map(len, choice.frames)))
 
 
@@ -161,10 +172,19 @@ def _as_delta_stream(job: RawJob, target: bytes, found: Found) -> RawEncoded:
 
 
 def _as_delta(job: RawJob, target: bytes, found: Found) -> RawEncoded:
-    made = delta_frames(found, target, job.base[0].address, job.target[0].address)
+    made = delta_frames(found, target, job.base[0].address if job.base else 0, job.target[0].address)
     features = {"delta", "lzma"} if any(frame.has_lzma for frame in made) else {"delta"}
     largest = max(frame.made for frame in made)
-    return RawEncoded(tuple(frame.frame for frame in made), "bsdiff", frozenset(features), largest, 0, 0)
+    coder = "bsdiff" if found.difference else "bzip2, zstd, LZMA"
+    return RawEncoded(tuple(frame.frame for frame in made), coder, frozenset(features), largest, 0, 0)
+
+
+def _in_place(job: RawJob) -> RawEncoded:
+    new, old = job.target[0], job.base[0]
+    segment = Segment(Place(new.file, new.offset, new.address), Place(old.file, old.offset, old.address), new.size)
+    made = encode_job(TensorJob("u8", (segment,), (), False, False, job.effort))
+    block = min(block_elements("u8"), new.size)
+    return RawEncoded(made.frames, f"in place, {made.coder}", made.features, block, 0, made.window_log, block)
 
 
 def _read(pieces: tuple[Piece, ...]) -> bytes:

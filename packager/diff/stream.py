@@ -7,7 +7,7 @@ import zstandard
 
 from bundle.patch.container import Op, frame_bytes
 from bundle.patch.numbers import varint
-from bundle.patch.sections import LZMA, ZSTD, lzma_filters
+from bundle.patch.sections import LZMA, ZSTD, pack_lzma
 from bundle.patch.stream import DELTA, MIN_WINDOW_LOG, PLAIN
 
 LEVEL: Final = 19
@@ -38,12 +38,9 @@ def stream_frames(chunks: Iterable[bytes], start: int, length: int, level: int =
 
 def lzma_frames(data: bytes, start: int) -> Iterator[bytes]:
     """Frames of one stream that is packed by LZMA; slow, and smaller than zstd on text and programs."""
-    import lzma
-
     window_log = window_log_for(len(data))
-    filters = lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME)
-    packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
-    yield from _pieces(packer, [data], varint(start) + varint(len(data)) + bytes([LZMA, window_log, PLAIN]))
+    head = varint(start) + varint(len(data)) + bytes([LZMA, window_log, PLAIN])
+    yield from _pieces(None, [pack_lzma(data, window_log)], head)
 
 
 def delta_stream_frames(content: bytes, base_start: int, start: int, length: int) -> Iterator[bytes]:
@@ -53,12 +50,9 @@ def delta_stream_frames(content: bytes, base_start: int, start: int, length: int
         content: the triples with their bytes.
         length: target bytes that they make.
     """
-    import lzma
-
     window_log = window_log_for(len(content))
-    packer = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log, preset=9 | lzma.PRESET_EXTREME))
     head = varint(start) + varint(length) + bytes([LZMA, window_log, DELTA]) + varint(base_start)
-    yield from _pieces(packer, [content], head)
+    yield from _pieces(None, [pack_lzma(content, window_log)], head)
 
 
 class _Packer(Protocol):
@@ -66,16 +60,16 @@ class _Packer(Protocol):
     def flush(self) -> bytes: ...
 
 
-def _pieces(packer: _Packer, chunks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
+def _pieces(packer: _Packer | None, chunks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
     stored = bytearray()
     op = Op.STREAM
     for chunk in chunks:
-        stored += packer.compress(chunk)
+        stored += chunk if packer is None else packer.compress(chunk)
         while len(stored) > PIECE_BYTES:
             yield frame_bytes(op, head + b"\x00" + bytes(stored[:PIECE_BYTES]))
             del stored[:PIECE_BYTES]
             op, head = Op.MORE, b""
-    stored += packer.flush()
+    stored += b"" if packer is None else packer.flush()
     while len(stored) > PIECE_BYTES:
         yield frame_bytes(op, head + b"\x00" + bytes(stored[:PIECE_BYTES]))
         del stored[:PIECE_BYTES]

@@ -41,13 +41,14 @@ def write_typed(
         elif isinstance(encoded, RawEncoded):
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = (
-                "base" if "dictionary" in encoded.coder or "bsdiff" in encoded.coder else "none",
+                "base" if any(word in encoded.coder for word in ("dictionary", "bsdiff", "in place")) else "none",
                 encoded.coder,
             )
             spool.features |= encoded.features
             spool.need(
                 pending_bytes=encoded.largest_frame,
                 dictionary_bytes=encoded.dictionary_bytes,
+                block_elements=encoded.block_elements,
                 window_log=encoded.window_log,
             )
         else:

@@ -33,6 +33,19 @@ def test_files_may_be_added_removed_renamed_and_changed(tmp_path: Path, codec: s
     assert report.target_bytes == sum(map(len, NEW.values()))
 
 
+@pytest.mark.parametrize("codec", ["auto", "planes"])
+def test_bytes_that_were_edited_in_place_cost_about_their_entropy(tmp_path: Path, codec: str) -> None:
+    rng = np.random.default_rng(2)
+    old = np.frombuffer(NOISE[:100_000], np.uint8)
+    new = np.where(rng.random(len(old)) < 0.2, rng.integers(0, 256, len(old)), old).astype(np.uint8)
+    base, target = {"f": old.tobytes()}, {"f": new.tobytes()}
+    patch, report = patch_between(tmp_path, base, target, codec)
+    assert applied(patch, base) == target
+    assert ("pcodec" in report.features) == (codec == "auto")
+    entropy_bytes = (0.722 + 0.2 * 8) / 8 * len(new)  # which bytes, and what they became
+    assert len(patch) < 1.03 * entropy_bytes if codec == "auto" else len(patch) < 1.25 * entropy_bytes
+
+
 def test_from_nothing_needs_no_base(tmp_path: Path) -> None:
     patch, _ = patch_between(tmp_path, None, NEW)
     assert applied(patch, None) == NEW
