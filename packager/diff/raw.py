@@ -2,10 +2,12 @@
 
 Rules:
 1. Structure goes into BYTES frames with the base's structure as dictionary.
-2. A whole file takes the smallest of: BYTES with the base's file as dictionary; DELTA, also as if there were no base,
-   for its bzip2, which is good at digits; STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA; and where both
-   files are equally long TYPED bytes, which code what was edited in place nearest to its entropy. So it is never worse
-   than zstd, zstd --patch-from or bsdiff by more than the frames' heads, up to the sizes below.
+2. A whole file takes the smallest of these, so that it is never worse than zstd, zstd --patch-from or bsdiff by more
+   than the frames' heads, up to the sizes below:
+   - BYTES with the base's file as dictionary;
+   - DELTA, also as if there were no base, for its bzip2, which is good at digits;
+   - STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA;
+   - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so.
 """
 
 from dataclasses import dataclass
