@@ -116,7 +116,8 @@ class Tensor:
         kernel = math.prod(shape[2:])
         if kernel == 1:
             return [Period(1, row)]
-        return [period for period in (Period(1, kernel), Period(kernel, shape[1])) if period.count > 1]
+        found = [period for period in (Period(1, kernel), Period(kernel, shape[1])) if period.count > 1]
+        return [*found, Period(1, row)] if len(found) > 1 else found
 
 
 def block_elements(dtype: str) -> int:
