@@ -98,16 +98,22 @@ def _mirrored(values: Signed, kind: ElementType, out: Signed | None) -> Signed:
 
 def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
     """The biased exponent field of each float, at least 1 (as denormals have it)."""
-    # Sign, exponent and the mantissa's first bits are the element's upper 16 bits, for every float type.
-    upper = bits.view("<u2")[kind.size // 2 - 1 :: kind.size // 2]
-    field: npt.NDArray[np.int16] = np.right_shift(upper, 16 - 8 * kind.size + kind.mantissa_bits).view(np.int16)
-    np.bitwise_and(field, kind.exponent_mask, out=field)
-    return np.maximum(field, 1, out=field)
+    if kind.exponent_mask > 255:
+        field = np.right_shift(bits, kind.mantissa_bits).astype(np.int16)
+        np.bitwise_and(field, kind.exponent_mask, out=field)
+        return np.maximum(field, 1, out=field)
+    small = _exponent_bytes(bits, kind)
+    np.bitwise_and(small, kind.exponent_mask, out=small)
+    return np.maximum(small, 1, out=small).astype(np.int16)
 
 
 def exponent_bytes(bits: Bits, kind: ElementType) -> bytes:
     """Each float's exponent field in the lower bits of a byte, what is above it undefined; not of f64."""
-    return np.right_shift(bits, kind.mantissa_bits).astype(np.uint8).tobytes()
+    return _exponent_bytes(bits, kind).tobytes()
+
+
+def _exponent_bytes(bits: Bits, kind: ElementType) -> npt.NDArray[np.uint8]:
+    return np.right_shift(bits, kind.mantissa_bits).astype(np.uint8)
 
 
 def to_values(bits: Bits, kind: ElementType) -> Values:

@@ -164,9 +164,14 @@ def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keyin
         np.multiply(sums, -2, out=sums)
     else:
         sums = np.zeros(end - start, np.int16)
-    sums += _by_element(classes - np.int16(keying.offset), keying, start, end)
-    if keying.pattern is not None:
-        apply_periodic(np.add, sums, keying.pattern.steps, keying.pattern.inner, keying.pattern.phase + start)
+    terms = classes - np.int16(keying.offset)
+    pattern = keying.pattern
+    if pattern is not None:
+        is_one = len(terms) == 1
+        steps = pattern.steps + (terms[0] if is_one else np.int16(0))
+        apply_periodic(np.add, sums, steps, pattern.inner, pattern.phase + start)
+    if pattern is None or not is_one:
+        sums += _by_element(terms, keying, start, end)
     keys = _clipped(sums)
     if nearness is not None:
         np.left_shift(keys, NEARNESS_BITS, out=keys)
