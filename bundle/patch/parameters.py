@@ -174,5 +174,11 @@ class Parameters:
 def is_exact(left: Factor, right: Factor, bits: int = EXACT_BITS) -> bool:
     """Rule 2: are the sums of products below 2^(bits - 1) units of the smallest?"""
     unit = max(a + b for a, b in zip(left.shifts, right.shifts, strict=True))
-    largest = (np.abs(left.values).max(axis=1) * np.abs(right.values).max(axis=1)).sum()
+    largest = (_largest(left.values) * _largest(right.values)).sum()
     return bool(largest < np.ldexp(1.0, bits - 1 - unit))
+
+
+def _largest(values: Doubles) -> Doubles:
+    """Of each row, the largest magnitude."""
+    largest: Doubles = np.maximum(values.max(axis=1), -values.min(axis=1))
+    return largest

@@ -2,7 +2,7 @@
 
 A block's arrays are some hundred kilobytes each, just above the size from which the C library maps memory afresh and
 returns it at once: without this, a fifth to a third of the time of applying goes into page faults. What is held at the
-same time, and so the peak, stays as it is. Memory is given back at the end.
+same time, and so the peak, stays as it is. The C library gives memory back as it always does once the block is left.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 HELD_BYTES: Final = 64 << 20  # far above what the limits let a patch hold
 DEFAULT_BYTES: Final = 128 << 10  # both thresholds of the GNU C library before anything sets them
@@ -24,11 +24,10 @@ _INSIDE: Final[list[None]] = []
 @contextmanager
 def steady_heap() -> Iterator[None]:
     """Inside the block memory is reused; where the C library is not GNU's nothing changes."""
-    found = _controls()
-    if found is None:
+    mallopt = _control()
+    if mallopt is None:
         yield
         return
-    mallopt, malloc_trim = found
     with _LOCK:
         # The thresholds are the process's: the first one in raises them, the last one out lowers them.
         if not _INSIDE:
@@ -41,7 +40,6 @@ def steady_heap() -> Iterator[None]:
             _INSIDE.pop()
             if not _INSIDE:
                 _set(mallopt, DEFAULT_BYTES)
-                malloc_trim(0)
 
 
 def _set(mallopt: Callable[[int, int], int], size: int) -> None:
@@ -50,12 +48,12 @@ def _set(mallopt: Callable[[int, int], int], size: int) -> None:
 
 
 @cache
-def _controls() -> tuple[Callable[[int, int], int], Callable[[int], Any]] | None:
+def _control() -> Callable[[int, int], int] | None:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version.restype = ctypes.c_char_p
-        mallopt, malloc_trim = library.mallopt, library.malloc_trim
+        mallopt: Callable[[int, int], int] = library.mallopt
     except (OSError, AttributeError):
         return None
-    mallopt.argtypes, malloc_trim.argtypes = [ctypes.c_int, ctypes.c_int], [ctypes.c_size_t]
-    return mallopt, malloc_trim
+    library.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+    return mallopt
