@@ -8,14 +8,16 @@ or program is absent prints {"absent": why}.
 | codec | what runs |
 | --- | --- |
 | bsdiff4 | the package bsdiff4 |
-| xdelta3 | the program at level 9, a source window of 4 times the base or more; secondary compression lzma or djw |
+| xdelta3 | the program at level 9, a source window of 4 times the base or more; secondary compression lzma or djw; -D |
 | zstd_patch | level 19, a window over both files, long distances: package zstandard, or program with --patch-from |
 | zstd_full | the package zstandard at level 19 |
 | hdiffpatch | the package, compressed by LZMA2, bzip2 or zstd |
 | detools | the package with LZMA: sequential by bsdiff, or its hdiffpatch |
 | airweights | `packager.diff`, as `packager bundle diff` runs it |
 | airweights_no_predictors | the same without fitted predictor parameters |
-Where a line names several ways, all are tried and the smallest patch counts; the CPU time is that of all of them.
+Without -D xdelta3 has other programs unpack gzip, bzip2 and xz and pack them again on the device, and a .tar.gz made by
+Python does not come back as it was. Where a line names several ways, all are tried and the smallest patch counts; the
+CPU time is that of all of them.
 """
 
 import io
@@ -108,7 +110,7 @@ def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
     if shutil.which("xdelta3") is None:
         raise ImportError("no program xdelta3 (Debian: apt install xdelta3)")
     window = str(max(1 << 27, 4 << base.stat().st_size.bit_length()))  # its tables grow with it: wider finds more
-    command = ["xdelta3", "-9", "-f", "-e", "-B", window, "-W", str(XDELTA3_INPUT_WINDOW), "-I", "0"]
+    command = ["xdelta3", "-9", "-D", "-f", "-e", "-B", window, "-W", str(XDELTA3_INPUT_WINDOW), "-I", "0"]
 
     def encode() -> None:
         def trial(secondary: str) -> bytes:
@@ -117,7 +119,7 @@ def xdelta3_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 
         patch.write_bytes(min((trial(secondary) for secondary in ("lzma", "djw")), key=len))
 
-    return encode, lambda: program(["xdelta3", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)])
+    return encode, lambda: program(["xdelta3", "-D", "-f", "-d", "-B", window, "-s", str(base), str(patch), str(out)])
 
 
 def zstd_patch_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run, Run]:
