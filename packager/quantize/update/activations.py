@@ -32,7 +32,7 @@ WORTH_A_CHANGE: Final = 0.95
 RANGE_SLACK: Final = 0.1  # of the pinned span
 CLIPPING_COUNTS: Final = 10.0
 MAX_SAMPLES: Final = 48
-TRIED_SAMPLES: Final = 16
+TRIED_SAMPLES: Final = 32
 
 
 def pinned_ranges(template: onnx.ModelProto) -> dict[str, Range]:

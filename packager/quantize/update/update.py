@@ -7,9 +7,10 @@ Rules:
    smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
    solutions; the dearest price that passes wins, and is solved once more with all samples. Rounding to nearest on the
    base's scales (price 0) is taken where it passes and costs fewer bits, or where no price passes.
-3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
+3. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
+4. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
-4. Nothing is random; same inputs, same bytes.
+5. Nothing is random; same inputs, same bytes.
 """
 
 import logging
@@ -177,6 +178,11 @@ def update(
         ranges = refitted_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
+            fitted = error_of(solver.model(solver.nearest())).relative_rms
+            solver.ranges = {}
+            pinned = error_of(solver.model(solver.nearest())).relative_rms
+            if fitted is not None and pinned is not None and fitted <= pinned:
+                solver.ranges = ranges
             margin = MARGIN if spared else FITTED_MARGIN
             first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
             aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
