@@ -42,12 +42,12 @@ Means = Literal["joint", "ordinary"]
 
 MAX_SOLUTIONS: Final = 4
 FRESH_SHARE: Final = 0.5
-FIRST_PRICE: Final = 40.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
+FIRST_PRICE: Final = 10.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
 STEP: Final = 3.0  # between prices while the border is not found
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
 FAR: Final = 0.8  # of the allowed error: below it, and as far above, a step is squared
 TINY: Final = 1e-4
-CLOSE: Final = 1.5  # ratio of prices at which the search ends
+CLOSE: Final = 1.25  # ratio of prices at which the search ends
 MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
 MAX_SAMPLES: Final = 1024
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
@@ -299,19 +299,27 @@ class _Search:
     def _searched(self) -> Point | None:
         price = self.first_price
         good: Point | None = None
-        bad: float | None = None
+        bad: Point | None = None
         for _ in range(MAX_SOLUTIONS):
             point = self.solve(price, is_whole=not self.spared)
             if point.relative_rms <= self.allowed:
                 good = point if good is None or point.price > good.price else good
             else:
-                bad = price if bad is None else min(bad, price)
+                bad = point if bad is None or point.price < bad.price else bad
             if good is not None and bad is not None:
-                if bad / good.price < CLOSE:
+                if bad.price / good.price < CLOSE:
                     break
-                price = float(np.sqrt(bad * good.price))
+                price = self._between(good, bad)
             else:
                 far = not self.allowed * FAR <= point.relative_rms <= self.allowed / FAR
                 step = STEP**2 if far else STEP
                 price = good.price * step if good is not None else price / step
         return good
+
+    def _between(self, good: Point, bad: Point) -> float:
+        """Where the error would reach what is allowed if it grew evenly with the price's logarithm; never close to
+        either end."""
+        share = 0.5
+        if np.isfinite(bad.relative_rms) and bad.relative_rms > good.relative_rms:
+            share = (self.allowed - good.relative_rms) / (bad.relative_rms - good.relative_rms)
+        return float(good.price * (bad.price / good.price) ** min(max(share, 0.25), 0.75))
