@@ -24,7 +24,7 @@ def inputs(path: Path, count: int, seed: int) -> Path:
 def measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: onnx.ModelProto, new: onnx.ModelProto, *words: str
 ) -> dict[str, Any]:
-    calibration, held = inputs(tmp_path / "c.npz", 40, 1), inputs(tmp_path / "h.npz", 30, 2)
+    calibration, held = inputs(tmp_path / "c.npz", 160, 1), inputs(tmp_path / "h.npz", 60, 2)
     out = tmp_path / "out.json"
     files = [models.save(old, tmp_path / "old.onnx"), models.save(new, tmp_path / "new.onnx"), calibration, held, out]
     flags = ("--base", "--new", "--calibration", "--held", "--json")
