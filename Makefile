@@ -9,9 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed-packager
 	$(BIN)/packager demo
 
-# Every processor has tests to run; what fails beside others is tried once more alone, for a full machine is no verdict.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto --dist loadfile || $(BIN)/python -m pytest --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -107,6 +107,7 @@ def forked(
     """
     # a socket, since a refused `write` is the case's business and not the harness's
     answer, theirs = socket.socketpair()
+    others = children_here()
     if has_children:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
@@ -133,13 +134,23 @@ def forked(
     if attached is not None:
         attached.communicate(timeout=CASE_TIMEOUT_S)
     if has_children:
+        # by their numbers: this process may have children that have nothing to do with the case, and never end
+        while orphans := children_here() - others:
+            for orphan in orphans:
+                os.waitpid(orphan, 0)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
     if os.WIFSIGNALED(status):
         return {"killed": os.WTERMSIG(status)}
     return dict(json.loads(said)) if said else {"bad": f"no answer, status {status}"}
+
+
+def children_here() -> set[int]:
+    """Processes whose parent this one is."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= {int(number) for number in (task / "children").read_text().split()}
+    return found
 
 
 def _in_child(
