@@ -60,8 +60,8 @@ def write(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
     """The models and the inputs in `out`, those that are not there yet."""
     out.mkdir(parents=True, exist_ok=True)
     parts = splits()
-    np.savez(out / "calibration.npz", **parts.calibration.tokens)  # type: ignore[arg-type]
-    np.savez(out / "held.npz", **parts.held.tokens)  # type: ignore[arg-type]
+    np.savez(out / "calibration.npz", allow_pickle=False, **parts.calibration.tokens)
+    np.savez(out / "held.npz", allow_pickle=False, **parts.held.tokens)
     np.save(out / "held_labels.npy", parts.held.labels)
     for name in names:
         place = out / f"{name}.onnx"
@@ -87,7 +87,7 @@ def weights(name: str) -> minilm.Arrays:
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         partial = place.with_suffix(".partial.npz")
-        np.savez(partial, **_trained(RUNS[name]))  # type: ignore[arg-type]
+        np.savez(partial, allow_pickle=False, **_trained(RUNS[name]))
         partial.rename(place)
     with np.load(place) as archive:
         return dict(archive)

@@ -106,7 +106,7 @@ def _cnn_weights(which: str) -> resnet.Weights:
         kept = resnet.train(EPOCHS, (EPOCHS,) if which == "anew" else (EPOCHS - APART, EPOCHS), seed)
         for name, checkpoint in zip(names, kept, strict=True):
             print(f"cnn-{name}: {checkpoint.accuracy:.3f} of fresh images right", flush=True)
-            np.savez(place.with_name(f"cnn-{name}.npz"), **checkpoint.weights)  # type: ignore[arg-type]
+            np.savez(place.with_name(f"cnn-{name}.npz"), allow_pickle=False, **checkpoint.weights)
     with np.load(place) as archive:
         return dict(archive)
 

@@ -209,10 +209,12 @@ def status(code: int, headers: dict[str, str] | None = None) -> Fault:
     return fault
 
 
-def hang(release: threading.Event) -> Fault:
-    """No answer until the event is set, or a minute has passed."""
+def hang(release: threading.Event, arrived: threading.Event | None = None) -> Fault:
+    """No answer until `release` is set, or a minute has passed; `arrived` is set when a request is here."""
 
     def fault(exchange: Exchange) -> bool:
+        if arrived is not None:
+            arrived.set()
         release.wait(60)
         exchange.cut()
         return True

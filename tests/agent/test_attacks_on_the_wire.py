@@ -55,6 +55,7 @@ def test_eavesdropping(device: Device, publisher: Publisher, site: Site) -> None
 
 def test_slow_retrieval(installed: Device, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then, for ever: cut by the average rate, what came is kept, and the next attempt goes on there."""
+    # the same rule over a shorter window: a test can not wait for half a minute
     monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)
     publisher.offer("1.1.0")
     site.faults = [server.below("blobs/", server.trickle(0.02))]

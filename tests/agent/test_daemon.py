@@ -169,12 +169,7 @@ def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: Device, publi
 def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-
-    def hanging(exchange: server.Exchange) -> bool:
-        arrived.set()
-        return server.hang(release)(exchange)
-
-    site.faults = [server.below("blobs/", hanging)]
+    site.faults = [server.below("blobs/", server.hang(release, arrived))]
     installed.start()
     update = threading.Thread(target=_ignoring_the_end, args=(installed,))
     update.start()

@@ -185,16 +185,23 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: Device, 
     assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
 
 
-def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, publisher: Publisher) -> None:
-    publisher.offer("1.1.0")
+def _in_probation(device: Device) -> tuple[threading.Thread, dict[str, Any]]:
+    """Start a device that updates FAMILY and waits in a probation; the update, and where its end is told."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
     device.write_config()
     device.start()
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
     update.start()
+    deadline = time.monotonic() + 60
     while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
-        pass
+        assert time.monotonic() < deadline
+    return update, result
+
+
+def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, publisher: Publisher) -> None:
+    publisher.offer("1.1.0")
+    update, result = _in_probation(device)
     before = _pid(device, OTHER)
     os.kill(before, signal.SIGKILL)
     assert infer(device, family=OTHER)["model_version"] == "2.0.0", "the request waits for the next process"
@@ -217,12 +224,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
 ) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-
-    def hanging(exchange: server.Exchange) -> bool:
-        arrived.set()
-        return server.hang(release)(exchange)
-
-    site.faults = [server.below("blobs/", hanging)]
+    site.faults = [server.below("blobs/", server.hang(release, arrived))]
     device.start()
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
@@ -247,19 +249,13 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: Device, publ
     device.start()
     assert device.ask("update", family=OTHER)["outcome"] == "updated"
     device.stop()
-    device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
-    device.write_config()
-    device.start()
-    result: dict[str, Any] = {}
-    update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
-    update.start()
-    while rows_of(device.ask("status"))[FAMILY]["state"] != "probation":
-        pass
+    update, ended = _in_probation(device)
     assert device.ask("rollback", family=OTHER)["outcome"] == "rolled-back"
     assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
     assert rows_of(device.ask("status"))[FAMILY]["state"] == "probation"
     device.ask("rollback", family=FAMILY)
     update.join(60)
+    assert ended["outcome"] == "rolled-back"
     assert versions(device) == FIRST
 
 
