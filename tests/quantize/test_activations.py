@@ -10,7 +10,7 @@ from packager.quantize.graphs import float_bytes
 from packager.quantize.prepare import prepare
 from packager.quantize.ranges import Range
 from packager.quantize.update.activations import best_range, noise, pinned_ranges, refitted_ranges
-from packager.quantize.update.candidate import Choice, Draft
+from packager.quantize.update.candidate import Choice, candidate
 from tests import models
 
 VALUES = np.linspace(-1, 9, 1001)
@@ -50,5 +50,5 @@ def test_ranges_that_serve_stay_as_they_are(tmp_path: Path) -> None:
     quantized = Workshop(model, samples, float_bytes(model)).build("static")
     changed = refitted_ranges(quantized, model, quantized, samples)
     assert changed.keys() <= pinned_ranges(quantized).keys()
-    again = Draft(quantized, model, [], Choice(), changed).model
+    again = candidate(quantized, model, [], Choice(), changed)
     assert not refitted_ranges(again, model, again, samples)

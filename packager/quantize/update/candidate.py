@@ -37,45 +37,38 @@ class Choice:
     corrections: Corrections = field(default_factory=dict)
 
 
-class Draft:
-    """A candidate that grows: made of a whole choice, then changed weight by weight (rules above).
+def candidate(
+    template: onnx.ModelProto,
+    prepared: onnx.ModelProto,
+    weights: list[QuantizedWeight],
+    choice: Choice,
+    ranges: dict[str, Range],
+) -> onnx.ModelProto:
+    """The template with the choice in it (rules above).
 
-    `ranges` are new ones of activations that the template pins.
+    Args:
+        template: the base's quantized model.
+        prepared: the new float model.
+        weights: of the template.
+        choice: what changes.
+        ranges: new ones of activations that the template pins.
     """
-
-    def __init__(
-        self,
-        template: onnx.ModelProto,
-        prepared: onnx.ModelProto,
-        weights: list[QuantizedWeight],
-        choice: Choice,
-        ranges: dict[str, Range],
-    ) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(template)
-        self._base = list(scopes(template.graph))
-        self._ours, self._theirs = list(scopes(self.model.graph)), list(scopes(prepared.graph))
-        for weight in weights:
-            key = (weight.graph, weight.levels.name)
-            if key in choice.scales:
-                tensor = self._ours[weight.graph].initializers[weight.scale.name]
-                set_array(tensor, choice.scales[key].astype(array_of(tensor).dtype).reshape(tuple(tensor.dims)))
-            if key in choice.levels:
-                self.put_levels(weight, choice.levels[key])
-        if ranges:
-            _refit_activations(self._ours[0], ranges)
-        self._protected = _protected(self._ours)
-        self.finish(choice.corrections)
-
-    def put_levels(self, weight: QuantizedWeight, levels: np.ndarray) -> None:
-        """Replace the levels of one weight (layout of the weight)."""
-        _write_levels(self._ours[weight.graph].initializers[weight.levels.name], weight, levels)
-
-    def finish(self, corrections: Corrections) -> None:
-        """Set float leftovers and biases, from the base's numbers, with `corrections` by bias name."""
-        for number, (base, ours, theirs) in enumerate(zip(self._base, self._ours, self._theirs, strict=True)):
-            _leftovers(base, ours, theirs, self._protected[number], corrections)
-        _int32_biases(self._base[0], self._ours[0], self._theirs[0], corrections)
+    model = onnx.ModelProto()
+    model.CopyFrom(template)
+    base, ours, theirs = list(scopes(template.graph)), list(scopes(model.graph)), list(scopes(prepared.graph))
+    for weight in weights:
+        key = (weight.graph, weight.levels.name)
+        if key in choice.scales:
+            tensor = ours[weight.graph].initializers[weight.scale.name]
+            set_array(tensor, choice.scales[key].astype(array_of(tensor).dtype).reshape(tuple(tensor.dims)))
+        if key in choice.levels:
+            _write_levels(ours[weight.graph].initializers[weight.levels.name], weight, choice.levels[key])
+    if ranges:
+        _refit_activations(ours[0], ranges)
+    for old, new, float_scope, protected in zip(base, ours, theirs, _protected(ours), strict=True):
+        _leftovers(old, new, float_scope, protected, choice.corrections)
+    _int32_biases(base[0], ours[0], theirs[0], choice.corrections)
+    return model
 
 
 def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
@@ -85,13 +78,19 @@ def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
     if node.op_type in ("Gemm", "Conv"):
         name = str(node.input[2]) if len(node.input) > 2 else ""
         return name if name in constants else None
-    readers = [other for other in prepared.graph.node if node.output[0] in other.input]
-    if len(readers) != 1 or readers[0].op_type != "Add":
-        return None
-    name = next((str(i) for i in readers[0].input if i != node.output[0]), "")
+    _, name = added_to(prepared, node.output[0])
     channels = weight.counterpart.dims[-1]
     fits = name in constants and constants[name].dims and int(np.prod(constants[name].dims)) == channels
     return name if fits else None
+
+
+def added_to(model: onnx.ModelProto, value: str) -> tuple[str, str]:
+    """(sum, what is added) where an Add is all that reads `value`; ("", "") elsewhere."""
+    readers = [node for node in model.graph.node if value in node.input]
+    is_told = any(value == output.name for output in model.graph.output)
+    if is_told or len(readers) != 1 or readers[0].op_type != "Add":
+        return "", ""
+    return readers[0].output[0], next((str(name) for name in readers[0].input if name != value), "")
 
 
 def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:

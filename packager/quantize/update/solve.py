@@ -20,19 +20,12 @@ import onnx
 from packager.inputs import Samples
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
-from packager.quantize.update.candidate import Choice, Draft, bias_of
+from packager.quantize.update.candidate import Choice, bias_of, candidate
 from packager.quantize.update.descent import Layer, choose, choose_diagonal
+from packager.quantize.update.layers import Shared, stages
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.probe import OutputProbe
-from packager.quantize.update.statistics import (
-    Moments,
-    Rows,
-    Shared,
-    float_rows,
-    measure_rows,
-    moments,
-    stages,
-)
+from packager.quantize.update.statistics import Moments, Rows, float_rows, measure_rows, moments
 from packager.quantize.update.template import QuantizedWeight, from_matrices, to_matrices
 
 FRESH_STEPS: Final = 8.0
@@ -189,8 +182,7 @@ class Solver:
     def model(self, choice: Choice) -> onnx.ModelProto:
         """The quantized model of a choice."""
         weights = [grid.weight for grid in self.grids]
-        draft = Draft(self.template, self.prepared, weights, choice, self.ranges)
-        return draft.model
+        return candidate(self.template, self.prepared, weights, choice, self.ranges)
 
     def _joint(self, grid: Grid, parts: list[Moments], price: float, warm: np.ndarray | None) -> np.ndarray:
         groups = groups_of(grid.weight)

@@ -4,12 +4,8 @@ Rules:
 1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples.
 2. The float model's rows are the same for every solution: they are written to a folder once. Those behind chosen levels
    are never stored, only their moments.
-3. Layers that share an input share its moments. Neighbouring layers are measured together where a model has more than
-   MAX_STAGES of them: fewer steps, less exact (relative RMS .083 became .086 with two layers a stage).
-4. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
+3. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
    the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
-5. Where something is added to a layer's output (a residual connection), what the prefix left over in it is made up for
-   too: the layer is the last that can.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +22,11 @@ from packager.inputs import Sample, Samples
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
+from packager.quantize.update.layers import Shared, channels_of, outputs_of, places_of, rows_of, shape_of
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.template import QuantizedWeight
 
 MAX_ROWS: Final = 32_768
-MAX_STAGES: Final = 160
 EVERY_ROW: Final = 0.3
 EVERY_CHANNEL: Final = 0.3
 NO_INFLUENCE: Final = 1e-9  # of the mean
@@ -44,7 +40,7 @@ class Moments:
     """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q x_f'] (centred by `finish`), and the means.
 
     `d` = E[x_q r'] and `mean_r` are of r, what the prefix left over in the value that is added to the layer's output
-    (rule 5), [size, channels] and [channels]; of no channels where there is no such value.
+    (layers, rule 3), [size, channels] and [channels]; of no channels where there is no such value.
     """
 
     size: int
@@ -102,32 +98,9 @@ class Moments:
             self.c += q.T @ f
 
 
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """Weights that multiply the same rows, the number of the first node that does so, and where the rows lie.
-
-    `beside` is the value that is added to the layer's output, rule 5; "" where there is none.
-    """
-
-    number: int
-    place: int
-    weights: tuple[QuantizedWeight, ...]
-    beside: str = ""
-
-    @property
-    def first(self) -> QuantizedWeight:
-        return self.weights[0]
-
-    def path(self, folder: Path, group: int) -> Path:
-        return folder / f"{self.number}-{group}.npy"
-
-    def beside_path(self, folder: Path) -> Path:
-        return folder / f"{self.number}-beside.npy"
-
-
 @dataclass(slots=True)
 class Rows:
-    """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 4).
+    """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 3).
 
     `besides` are the numbers of the layers whose value beside them is of their outputs' shape.
     `channels` holds weights [channels] with mean 1 by weight; missing where the influence is not known. `looked_up`
@@ -139,20 +112,6 @@ class Rows:
     channels: dict[Key, np.ndarray]
     looked_up: dict[Key, np.ndarray] = field(default_factory=dict)
     besides: set[int] = field(default_factory=set)
-
-
-def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[Shared]]:
-    """Watched weights in the order in which the float model reads them, grouped by rule 3."""
-    place = {node.name: i for i, node in enumerate(prepared.graph.node)}
-    layers: dict[tuple[str, ...], list[QuantizedWeight]] = {}
-    for weight in sorted(weights, key=lambda w: place[w.float_node.name]):
-        layers.setdefault(_layer_key(weight), []).append(weight)
-    shared = [
-        Shared(i, min(place[w.float_node.name] for w in group), tuple(group), _beside(prepared, group))
-        for i, group in enumerate(layers.values())
-    ]
-    together = max(1, -(-len(shared) // MAX_STAGES))
-    return [shared[i : i + together] for i in range(0, len(shared), together)]
 
 
 def measure_rows(
@@ -245,7 +204,7 @@ def _row_weights(
 ) -> np.ndarray:
     """Squared gradients of each row of a layer, summed over its channels; adds those of each channel to `channels`."""
     size = shape_of(shared.first)[0]
-    count = _places(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
+    count = places_of(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
     total: np.ndarray | None = None
     known = 0
     for weight in shared.weights:
@@ -324,69 +283,6 @@ def row_limit(samples: Samples) -> int:
     return max(1, MAX_ROWS // max(1, len(samples)))
 
 
-def rows_of(activation: np.ndarray, weight: QuantizedWeight, places: np.ndarray) -> list[np.ndarray]:
-    """float32 [places, inputs] for each group: what `weight` multiplies at `places`."""
-    size, groups = shape_of(weight)
-    if weight.kind == "conv":
-        kernel = tuple(weight.counterpart.dims[2:])
-        return [patches(activation, weight.float_node, kernel, group, groups, places) for group in range(groups)]
-    return [activation.reshape(-1, size)[places].astype(np.float32, copy=False)] * groups
-
-
-def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
-    """float32 [places, channels]: what is added to the outputs that `weight` makes."""
-    value = np.moveaxis(value, 1, -1) if weight.kind == "conv" and value.ndim > 1 else value
-    return value.reshape(-1, value.shape[-1] if value.ndim else 1).astype(np.float32, copy=False)
-
-
-def patches(
-    image: np.ndarray, node: onnx.NodeProto, kernel: tuple[int, ...], group: int, groups: int, places: np.ndarray
-) -> np.ndarray:
-    """float32 [places, channels / groups * kernel]: the patches that a Conv multiplies for the outputs at `places`."""
-    rank = len(kernel)
-    strides, dilations, spans, pads = _geometry(image.shape, node, kernel)
-    per_group = image.shape[1] // groups
-    part = image[:, group * per_group : (group + 1) * per_group].astype(np.float32, copy=False)
-    part = np.pad(part, [(0, 0), (0, 0), *[(pads[i], pads[i + rank]) for i in range(rank)]])
-    windows = np.lib.stride_tricks.sliding_window_view(part, spans, axis=tuple(range(2, 2 + rank)))
-    steps = tuple(slice(None, None, s) for s in strides)
-    inner = tuple(slice(None, None, d) for d in dilations)
-    windows = windows[(slice(None), slice(None), *steps, *inner)]
-    # [batch, channels, places..., kernel...] -> [batch, places..., channels, kernel...]
-    moved = np.moveaxis(windows, 1, 1 + rank)
-    spots = np.unravel_index(places, moved.shape[: 1 + rank])
-    return np.asarray(moved[spots].reshape(len(places), -1))
-
-
-def _geometry(
-    shape: tuple[int, ...], node: onnx.NodeProto, kernel: tuple[int, ...]
-) -> tuple[list[int], list[int], tuple[int, ...], list[int]]:
-    """(strides, dilations, spans of the dilated kernel, pads) of a Conv on an image of `shape`."""
-    attributes = {a.name: list(a.ints) for a in node.attribute if a.ints}
-    rank = len(kernel)
-    strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
-    spans = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    pads = attributes.get("pads", [0] * 2 * rank)
-    auto = next((a.s.decode() for a in node.attribute if a.name == "auto_pad"), "NOTSET")
-    if auto.startswith("SAME"):
-        total = [max(0, (-(-n // s) - 1) * s + e - n) for n, s, e in zip(shape[2:], strides, spans, strict=True)]
-        first = [t // 2 if auto == "SAME_UPPER" else -(-t // 2) for t in total]
-        pads = [*first, *[t - f for t, f in zip(total, first, strict=True)]]
-    return strides, dilations, spans, pads
-
-
-def _places(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
-    """Outputs a channel that a Conv has for an image of `shape`, batch included."""
-    kernel = tuple(weight.counterpart.dims[2:])
-    strides, _, spans, pads = _geometry(shape, weight.float_node, kernel)
-    rank = len(kernel)
-    sizes = [
-        (n + pads[i] + pads[i + rank] - e) // s + 1
-        for i, (n, e, s) in enumerate(zip(shape[2:], spans, strides, strict=True))
-    ]
-    return int(shape[0] * np.prod(sizes))
-
-
 def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
     """The values `names`: from the sample itself where they are inputs, else from one run."""
     outputs = [name for name in names if name not in sample]
@@ -409,56 +305,3 @@ def watching(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceS
         del copy.graph.output[:]
         copy.graph.output.extend(kept)
     return session_of(copy)
-
-
-def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
-    """(inputs of one group, groups) of a weight's matrices."""
-    dims = list(weight.counterpart.dims)
-    match weight.kind:
-        case "conv":
-            groups = next((int(a.i) for a in weight.float_node.attribute if a.name == "group"), 1)
-            return int(np.prod(dims[1:])), groups
-        case "recurrent":
-            return dims[2], dims[0]
-        case "matrix" | "transposed" | "nbits":
-            flags = {a.name: a.i for a in weight.float_node.attribute}
-            return (dims[1] if flags.get("transB") else dims[0]), 1
-        case "table":
-            return dims[0], 1
-        case _:
-            return 0, 1
-
-
-def channels_of(weight: QuantizedWeight) -> int:
-    """Outputs of one group of a weight that `_beside` knows."""
-    dims = [int(size) for size in weight.counterpart.dims]
-    if weight.kind == "conv":
-        return dims[0] // shape_of(weight)[1]
-    return dims[0] if any(a.name == "transB" and a.i for a in weight.float_node.attribute) else dims[1]
-
-
-def _beside(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
-    """The value that is added to what a layer makes, behind its bias (rule 5)."""
-    if len(group) != 1 or group[0].kind not in ("matrix", "transposed", "conv", "nbits"):
-        return ""
-    constants = {tensor.name for tensor in prepared.graph.initializer}
-    outputs = {value.name for value in prepared.graph.output}
-    name = group[0].float_node.output[0]
-    for _ in range(2):
-        readers = [node for node in prepared.graph.node if name in node.input]
-        if name in outputs or len(readers) != 1 or readers[0].op_type != "Add":
-            return ""
-        other = next((str(each) for each in readers[0].input if each != name), "")
-        if other not in constants:
-            return other
-        name = readers[0].output[0]
-    return ""
-
-
-def _layer_key(weight: QuantizedWeight) -> tuple[str, ...]:
-    cut = ""
-    if weight.kind == "conv":
-        # the same image is cut into other patches by another kernel, stride or padding
-        cut = f"{list(weight.counterpart.dims)[1:]}"
-        cut += "".join(sorted(a.SerializeToString().hex() for a in weight.float_node.attribute))
-    return weight.float_source or "", weight.source or "", cut

@@ -178,11 +178,6 @@ def update(
         ranges = refitted_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
-            fitted = error_of(solver.model(solver.nearest())).relative_rms
-            solver.ranges = {}
-            pinned = error_of(solver.model(solver.nearest())).relative_rms
-            if fitted is not None and pinned is not None and fitted <= pinned:
-                solver.ranges = ranges
             margin = MARGIN if spared else FITTED_MARGIN
             first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
             aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
@@ -269,10 +264,11 @@ class _Search:
 
     def run(self) -> Point | None:
         """The solution at the dearest price that passes, or rounding to nearest where that is smaller, or None."""
+        nearest = self._nearest()
         good = self._searched()
         if good is not None and self.spared:
             good = self.solve(good.price, is_whole=True)
-        nearest = self._point(0.0, self.solver.nearest(), is_whole=True)
+        self._note(nearest)
         if nearest.relative_rms <= self.allowed and (good is None or nearest.bits_per_weight < good.bits_per_weight):
             return nearest
         return good
@@ -281,20 +277,35 @@ class _Search:
         """One solution, started from the last one; with all samples, or without the spared ones."""
         choice = self.solver.solve(price, self._last, frozenset() if is_whole else self.spared)
         self._last = choice
-        return self._point(price, choice, is_whole=is_whole)
+        point = self._point(price, choice, is_whole=is_whole)
+        self._note(point)
+        return point
+
+    def _nearest(self) -> Point:
+        """Rounding to nearest, on the ranges that serve it better (rule 3): the solver keeps these."""
+        choice, fitted = self.solver.nearest(), self.solver.ranges
+        found = self._point(0.0, choice, is_whole=True)
+        if fitted:
+            self.solver.ranges = {}
+            pinned = self._point(0.0, choice, is_whole=True)
+            if found.relative_rms > pinned.relative_rms:
+                return pinned
+            self.solver.ranges = fitted
+        return found
 
     def _point(self, price: float, choice: Choice, *, is_whole: bool) -> Point:
         model = self.solver.model(choice)
         bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
         rms = self.error_of(model).relative_rms
-        point = Point(price, bits / max(self.total, 1), rms if rms is not None else float("inf"), model, is_whole)
+        return Point(price, bits / max(self.total, 1), rms if rms is not None else float("inf"), model, is_whole)
+
+    def _note(self, point: Point) -> None:
         self.points.append(point)
         logger.info(
-            "price %.3g: %.4f bits a weight, relative RMS %.4f", price, point.bits_per_weight, point.relative_rms
+            "price %.3g: %.4f bits a weight, relative RMS %.4f", point.price, point.bits_per_weight, point.relative_rms
         )
         if self.on_solution is not None:
             self.on_solution(point)
-        return point
 
     def _searched(self) -> Point | None:
         price = self.first_price
