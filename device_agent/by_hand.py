@@ -20,7 +20,7 @@ from device_agent.journal import Journal
 from device_agent.machine import State
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
-from device_agent.rollback import check_rollback
+from device_agent.rollback import way_back
 from device_agent.store import Store
 from device_agent.update import run_update
 
@@ -53,13 +53,8 @@ def roll_back_once(config: Config, family: str | None) -> dict[str, Any]:
     UsageInvalid."""
 
     def roll_back(agent: Agent) -> dict[str, Any]:
-        journal = agent.journal
-        pointers, remembered = journal.pointers, journal.remembered
-        active = journal.holding(pointers.active)
-        floor = (remembered.floor_epoch, remembered.floor_counter)
-        verdict = check_rollback(active, journal.holding(pointers.previous), floor)
-        assert active is not None
-        return journal.give_back(journal.begin_rollback(active, verdict), runtime_version()).summary()
+        active, _, verdict = way_back(agent.journal)
+        return agent.journal.give_back(agent.journal.begin_rollback(active, verdict), runtime_version()).summary()
 
     chosen = one_family(config.families, family)
     with _device(config) as device_journal:

@@ -11,7 +11,6 @@ Rules:
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,16 +20,15 @@ import click
 from bundle import console
 from bundle.errors import AirweightsError
 from bundle.version import VERSION
+from device_agent.adapter_commands import adapter
+from device_agent.asking import as_json, asked, named, one_of_them
 from device_agent.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
-from device_agent.errors import AlreadyInitialised, ConfigInvalid, DaemonUnavailable, UsageInvalid
+from device_agent.errors import AlreadyInitialised, ConfigInvalid, UsageInvalid
+from device_agent.report_commands import report
 
 STATUS_TIMEOUT_S: Final = 10.0
 DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: an arena for each is memory for nothing
 CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-one_of_them = click.option("--family", metavar="NAME", help="Where the device follows several: this one only.")
-named = click.option("--family", metavar="NAME", help="Where the device follows several: which one.")
 
 
 @click.group(context_settings=CONTEXT)
@@ -165,7 +163,7 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
     from device_agent.by_hand import update_once
     from device_agent.families import exit_code_of, text_of_each
 
-    ended = _ask(path, "update", lambda config: update_once(config, family, console.progress_bar), family=family)
+    ended = asked(path, "update", lambda config: update_once(config, family, console.progress_bar), family=family)
     console.print_result(ended, as_json=as_json, text=text_of_each(ended, _ended_text))
     click.get_current_context().exit(exit_code_of(ended))
 
@@ -177,7 +175,7 @@ def status(path: Path, *, as_json: bool) -> None:
     """What serves, what is held, what is remembered."""
     from device_agent.status import read_status, status_text
 
-    found = _ask(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
+    found = asked(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
     console.print_result(found, as_json=as_json, text=status_text(found))
 
 
@@ -191,7 +189,7 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
     from device_agent.families import text_of_each
     from device_agent.status import read_history
 
-    found = _ask(
+    found = asked(
         path, "history", lambda config: read_history(config, family), timeout_s=STATUS_TIMEOUT_S, family=family
     )
     for row in found.get("families", [found]):
@@ -208,7 +206,7 @@ def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
     """Go back to the previous release, and put the one that is left into quarantine."""
     from device_agent.by_hand import roll_back_once
 
-    ended = _ask(path, "rollback", lambda config: roll_back_once(config, family), family=family)
+    ended = asked(path, "rollback", lambda config: roll_back_once(config, family), family=family)
     console.print_result(ended, as_json=as_json, text=_ended_text(ended))
 
 
@@ -223,7 +221,7 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
     from device_agent.explanation import explanation_text
     from device_agent.families import text_of_each
 
-    found = _ask(path, "plan", lambda config: explain_once(config, family), family=family)
+    found = asked(path, "plan", lambda config: explain_once(config, family), family=family)
     text = text_of_each(found, lambda row: explanation_text(row, with_reasons=explain))
     console.print_result(found, as_json=as_json, text=text)
 
@@ -260,7 +258,7 @@ def pause(path: Path, *, as_json: bool) -> None:
     """Take no updates until `resume`; what serves goes on serving."""
     from device_agent.by_hand import set_paused
 
-    _ask(path, "pause", lambda config: set_paused(config, is_paused=True))
+    asked(path, "pause", lambda config: set_paused(config, is_paused=True))
     console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
 
 
@@ -271,7 +269,7 @@ def resume(path: Path, *, as_json: bool) -> None:
     """Take updates again."""
     from device_agent.by_hand import set_paused
 
-    _ask(path, "resume", lambda config: set_paused(config, is_paused=False))
+    asked(path, "resume", lambda config: set_paused(config, is_paused=False))
     console.print_result({"paused": False}, as_json=as_json, text="updates are taken again")
 
 
@@ -284,52 +282,8 @@ def forgive(path: Path, bundle: str | None, family: str | None, *, as_json: bool
     """Take bundles out of quarantine: the next update may try them again."""
     from device_agent.by_hand import forgive_once
 
-    done = _ask(path, "forgive", lambda config: forgive_once(config, family, bundle), bundle=bundle, family=family)
+    done = asked(path, "forgive", lambda config: forgive_once(config, family, bundle), bundle=bundle, family=family)
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
-
-
-@cli.group(short_help="Show and hand out signed reports.")
-def report() -> None:
-    """Show and hand out this device's signed reports of how attempts ended. Nothing is sent from here."""
-
-
-AFTER: Final = click.option("--after", type=click.IntRange(0), default=0, help="Only those with a higher number.")
-
-
-@report.command("list")
-@AFTER
-@one_of_them
-@as_json
-@click.pass_obj
-def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -> None:
-    """The reports that are kept, oldest first."""
-    from device_agent.reports import read_reports, row_of
-
-    config = load_config(path)
-    found = read_reports(config, after, family)
-    lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
-    if config.further:
-        lines = [f"{r.family or ''} {line}".lstrip() for r, line in zip(found, lines, strict=True)]
-    text = "\n".join(lines) or "no report yet"
-    console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
-
-
-@report.command("export", short_help="Sign the reports and write them to a file.")
-@AFTER
-@one_of_them
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
-)
-@as_json
-@click.pass_obj
-def export_command(path: Path, after: int, family: str | None, output: Path, *, as_json: bool) -> None:
-    """Sign them with the device's key, and write them a line each for `packager device verify-report`."""
-    from device_agent.reports import export, write_export
-
-    data = export(load_config(path), after, family)
-    write_export(data, output)
-    result = {"output": str(output), "reports": data.count(b"\n")}
-    console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")
 
 
 @cli.command(short_help="Move the keys to where `identity` says.")
@@ -348,45 +302,6 @@ def reseal(path: Path, *, as_json: bool) -> None:
     console.print_result(result, as_json=as_json, text=f"the keys rest in {config.identity} now")
 
 
-@cli.group()
-def adapter() -> None:
-    """A personal LoRA adapter of this device's user, kept across updates that it fits."""
-
-
-@adapter.command("attach")
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), required=False)
-@click.option(
-    "--tolerance-ppm", type=click.IntRange(0, 1_000_000), help="Relative RMS change that a new base may make."
-)
-@named
-@as_json
-@click.pass_obj
-def adapter_attach(
-    path: Path, file: Path | None, tolerance_ppm: int | None, family: str | None, *, as_json: bool
-) -> None:
-    """Attach an ONNX Runtime adapter file to what serves; without a file, the one that was detached."""
-    fields = {"file": None if file is None else str(file.absolute()), "tolerance_ppm": tolerance_ppm}
-    _print_adapters(path, "adapter-attach", fields, family, as_json=as_json)
-
-
-@adapter.command("detach")
-@named
-@as_json
-@click.pass_obj
-def adapter_detach(path: Path, family: str | None, *, as_json: bool) -> None:
-    """Serve without it; it is kept."""
-    _print_adapters(path, "adapter-detach", {}, family, as_json=as_json)
-
-
-@adapter.command("list")
-@named
-@as_json
-@click.pass_obj
-def adapter_list(path: Path, family: str | None, *, as_json: bool) -> None:
-    """The adapter that is held, and whether it is attached to what is active."""
-    _print_adapters(path, "adapter-list", {}, family, as_json=as_json)
-
-
 @cli.command("check-config")
 @as_json
 @click.pass_obj
@@ -397,6 +312,10 @@ def check_config(path: Path, *, as_json: bool) -> None:
     if config.further:
         result["families"] = list(config.families)
     console.print_result(result, as_json=as_json, text=f"{path} is good")
+
+
+cli.add_command(adapter)
+cli.add_command(report)
 
 
 def main(arguments: list[str]) -> int:
@@ -418,34 +337,6 @@ def main(arguments: list[str]) -> int:
 
     code = console.run(call, as_json="--json" in arguments)
     return code or exit_code
-
-
-def _ask(
-    path: Path,
-    command: str,
-    otherwise: Callable[[Config], dict[str, Any]],
-    *,
-    timeout_s: float | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    from device_agent.control import ask
-    from device_agent.device import DeviceDirectory
-
-    config = load_config(path)
-    device = DeviceDirectory(config.directory)
-    device.check_initialised()
-    try:
-        return ask(device.control, command, timeout_s, **fields)
-    except DaemonUnavailable:
-        return otherwise(config)
-
-
-def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: str | None, *, as_json: bool) -> None:
-    from device_agent.by_hand import adapter_once
-
-    found = _ask(path, command, lambda config: adapter_once(config, family, command, fields), family=family, **fields)
-    lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
-    console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is held")
 
 
 def _history_text(found: dict[str, Any]) -> str:

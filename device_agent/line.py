@@ -27,7 +27,7 @@ from device_agent.machine import State
 from device_agent.polling import pause_s
 from device_agent.prober import Prober
 from device_agent.recovery import open_journal, recover
-from device_agent.rollback import check_rollback
+from device_agent.rollback import way_back
 from device_agent.serving import Serving
 from device_agent.status import status_of
 from device_agent.store import Store
@@ -173,11 +173,7 @@ class Line:
 
     def roll_back(self) -> dict[str, Any]:
         """To the previous release. Raises NothingToRollBack, BelowFloorRefused, Unfit, Refused, Unavailable."""
-        pointers, remembered = self.journal.pointers, self.journal.remembered
-        active, previous = self.journal.holding(pointers.active), self.journal.holding(pointers.previous)
-        verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
-        assert active is not None
-        assert previous is not None
+        active, previous, verdict = way_back(self.journal)
         served = self.upkeep.load(previous)
         attempt = self.journal.begin_rollback(active, verdict)
         self.serving.publish(served)

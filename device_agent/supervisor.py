@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 from weakref import ref
 
@@ -69,7 +70,7 @@ class Supervisor:
         try:
             self._open(config.family)
             for family in tuple(self._closed):
-                guarded(lambda family=family: self._open(family))  # type: ignore[misc]  # bound now, not at the call
+                guarded(partial(self._open, family))
             self._tell_metrics()
             self._control = ControlServer(device.control, self._answer)
         except BaseException:
@@ -293,11 +294,11 @@ class Supervisor:
 
     def _poll(self) -> None:
         for family in tuple(self._closed):
-            guarded(lambda family=family: self._open_line(family))  # type: ignore[misc]  # bound now, not at the call
+            guarded(partial(self._open_line, family))
         now, is_paused = time.monotonic(), self._is_paused()
         for line in self.lines:
             if line.next_poll <= now and not is_paused and not self.is_stopping:
-                guarded(lambda line=line: self._update(line, "poll"))  # type: ignore[misc]  # bound now
+                guarded(partial(self._update, line, "poll"))
                 self.attend()
 
     def _update_at_once(self, word: Word) -> dict[str, Any]:
