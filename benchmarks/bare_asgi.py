@@ -10,7 +10,7 @@ from typing import Any
 
 import uvicorn
 
-from bundle.manifest import Contract
+from bundle.contract import Contract
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel

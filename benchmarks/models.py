@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from bundle.contract import TensorSpec
 from bundle.golden import GoldenSample, write_golden
-from bundle.manifest import TensorSpec
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
-from packager.inputs import ModelInterface, load_samples, random_samples
+from packager.inputs import ModelInterface
+from packager.samples import load_samples, random_samples
 
 SAMPLES = 4
 

@@ -84,10 +84,11 @@ def measured(model: Path, scheme: str) -> dict[str, object]:
 
 def one(model: Path, scheme: str) -> dict[str, object]:
     """Quantize `model`; runs in the child."""
-    from packager.inputs import ModelInterface, load_samples, random_samples
-    from packager.quantize.fidelity import finite
+    from packager.inputs import ModelInterface
+    from packager.quantize.agreement import finite
     from packager.quantize.schemes import quantize
     from packager.quantize.storage import model_bytes
+    from packager.samples import load_samples, random_samples
 
     found = row(model, scheme, "refused", "")
     try:

@@ -26,7 +26,7 @@ from benchmarks.quantization import peak_bytes
 from packager.diff.directory import open_bundle
 from packager.diff.encode import make_patch
 from packager.errors import QuantizationRefused, UpdateDoesNotFit
-from packager.inputs import ModelInterface, Samples, load_proto, load_samples
+from packager.inputs import ModelInterface, load_proto
 from packager.quantize.candidates import Workshop
 from packager.quantize.fidelity import GateReport, judge
 from packager.quantize.graphs import float_bytes, is_quantized
@@ -35,6 +35,7 @@ from packager.quantize.prepare import prepare
 from packager.quantize.runs import session, session_of
 from packager.quantize.schemes import quantize, save
 from packager.quantize.update.update import Point, UpdateReport, ordinary_of, update
+from packager.samples import Samples, load_samples
 
 AROUND: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)
 

@@ -18,9 +18,10 @@ from typing import Any, Final
 
 from bundle import canonical
 from bundle.canonical import JSON, SHA256_HEX, Fields
+from bundle.contract import PPM
 from bundle.errors import Bug, MalformedRefused, Unavailable, Unfit
 from bundle.files import BundleDigest
-from bundle.manifest import PPM, Variant
+from bundle.manifest import Variant
 from device_agent.children import Child
 from device_agent.device import DeviceDirectory
 from device_agent.errors import AdapterUnfit, ChildDied, NoAdapter

@@ -22,8 +22,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, Final
 
+from bundle.contract import Contract
 from bundle.golden import GoldenSample, read_golden
-from bundle.manifest import Contract
 from device_agent.config import Config
 from device_agent.device import DeviceDirectory
 from device_agent.errands import Errands

@@ -20,7 +20,6 @@ descriptors of part file and note → {received, resumed_at}; events {"done", "t
 
 import encodings.idna  # noqa: F401  # the resolver loads it at its first use, when the jail has closed the files
 import functools
-import hashlib
 import logging
 import os
 import random
@@ -41,6 +40,7 @@ from bundle.version import VERSION
 from device_agent.errors import SlowUnavailable
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start
+from device_agent.partial import MAX_ETAG_CHARACTERS, STRONG_ETAG, PartialBlob
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +50,12 @@ DOCUMENT_DEADLINE_S: Final = 120.0  # metadata is at most a few MiB
 RATE_WINDOW_S: Final = 30.0
 CHUNK_BYTES: Final = 64 * 1024
 RANGE_NOT_SATISFIABLE: Final = 416
-SYNC_BYTES: Final = 8 * 1024 * 1024  # what a cut of power may cost of a download
 REPORT_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 5
 TRIES: Final = 5
 BACKOFF_MS: Final = 500
 MAX_BACKOFF_S: Final = 30.0
 MAX_RETRY_AFTER_S: Final = 60.0
-MAX_ETAG_CHARACTERS: Final = 256
-STRONG_ETAG: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
 HEADERS: Final = {"User-Agent": f"airweights-device-agent/{VERSION}", "Accept-Encoding": "identity"}
 
@@ -105,70 +102,6 @@ class _Rate:
                 time.sleep(ahead)
 
 
-@dataclass(slots=True)
-class _Part:
-    """A blob's part file: what is here, hashed."""
-
-    fd: int
-    note_fd: int
-    size: int
-    have: int = 0
-    hash: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-    unsynced: int = 0
-    resumed: bool = False
-    restarts: int = 0
-
-    def load(self) -> None:
-        """Hash what is here."""
-        length = os.fstat(self.fd).st_size
-        if length > self.size:
-            self.clear()
-            length = 0
-        while self.have < length:
-            data = os.pread(self.fd, CHUNK_BYTES, self.have)
-            self._count(data)
-        self.restarts = 0
-
-    def append(self, data: bytes) -> None:
-        """Write on."""
-        view = memoryview(data)
-        offset = self.have
-        while view:
-            written = os.pwrite(self.fd, view, offset)
-            offset += written
-            view = view[written:]
-        self._count(data)
-        self.unsynced += len(data)
-        if self.unsynced >= SYNC_BYTES:
-            self.sync()
-
-    def sync(self) -> None:
-        """Make it durable."""
-        os.fdatasync(self.fd)
-        self.unsynced = 0
-
-    def clear(self) -> None:
-        """From the beginning."""
-        os.ftruncate(self.fd, 0)
-        self.restarts += 1
-        self.have, self.hash = 0, hashlib.sha256()
-        self.note("")
-
-    def note(self, etag: str) -> None:
-        """Remember the validator that belongs to what is here."""
-        os.ftruncate(self.note_fd, 0)
-        os.pwrite(self.note_fd, etag.encode("ascii", "replace"), 0)
-
-    def etag(self) -> str:
-        """The validator, or ""."""
-        text = os.pread(self.note_fd, MAX_ETAG_CHARACTERS, 0).decode("ascii", "replace")
-        return text if STRONG_ETAG.fullmatch(text) else ""
-
-    def _count(self, data: bytes) -> None:
-        self.hash.update(data)
-        self.have += len(data)
-
-
 def get(_parent: Parent, message: Message) -> Message:
     """A small document. Raises NotFoundUnavailable, FetchUnavailable, TooLargeRefused."""
     message.close()
@@ -204,7 +137,7 @@ def blob(parent: Parent, message: Message) -> Value:
     """One blob, to its end. Raises NotFoundUnavailable, FetchUnavailable, DigestMismatchRefused."""
     value = message.value
     try:
-        part = _Part(message.fds[0], message.fds[1], int(value["size"]))
+        part = PartialBlob(message.fds[0], message.fds[1], int(value["size"]))
         part.load()
         resumed_at, received = part.have, 0
         url, sha256 = str(value["url"]), str(value["sha256"])
@@ -228,7 +161,7 @@ def blob(parent: Parent, message: Message) -> Value:
         message.close()
 
 
-def _complete(parent: Parent, url: str, part: _Part, rate: _Rate, backoff_ms: int) -> None:
+def _complete(parent: Parent, url: str, part: PartialBlob, rate: _Rate, backoff_ms: int) -> None:
     failures = 0
     while part.have < part.size:
         before = part.have
@@ -245,7 +178,7 @@ def _complete(parent: Parent, url: str, part: _Part, rate: _Rate, backoff_ms: in
             time.sleep(_pause(failures, backoff_ms, error))
 
 
-def _transfer(parent: Parent, url: str, part: _Part, rate: _Rate) -> None:
+def _transfer(parent: Parent, url: str, part: PartialBlob, rate: _Rate) -> None:
     headers = {}
     if part.have:
         part.resumed = True
@@ -274,7 +207,7 @@ def _transfer(parent: Parent, url: str, part: _Part, rate: _Rate) -> None:
             raise FetchUnavailable(f"{url}: ends after {part.have} of {part.size} bytes")
 
 
-def _place(url: str, body: "_Body", part: _Part) -> int:
+def _place(url: str, body: "_Body", part: PartialBlob) -> int:
     """How many bytes of the body are already here."""
     if body.start == -1:
         if part.restarts:

@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.canonical import Fields
+from bundle.contract import Contract
 from bundle.golden import GoldenSample, check_answer, write_golden
-from bundle.manifest import Contract
 from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
 from device_agent.messages import Message, Value
 from device_agent.parent import Parent, serve, start

@@ -11,7 +11,7 @@ Rules, in this order:
 
 from dataclasses import dataclass
 
-from bundle.manifest import PPM, Health
+from bundle.contract import PPM, Health
 from device_agent.probation import MAX_EXTENSIONS, Judgement, Limits, Verdict
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bundle.canonical import NAME, VERSION
+from bundle.contract import Contract
 from bundle.errors import Unavailable
 from bundle.files import BundleDirectory, BundleFile, bundle_digest
-from bundle.manifest import MAX_MANIFEST_BYTES, Contract, Manifest, parse_manifest
+from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from packager.diff.directory import open_bundle
 from packager.diff.report import PatchReport
 from packager.errors import (
@@ -29,7 +30,8 @@ from packager.errors import (
 from packager.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
 
 if TYPE_CHECKING:
-    from packager.inputs import ModelInterface, Samples
+    from packager.inputs import ModelInterface
+    from packager.samples import Samples
 
 Progress = Callable[[int, int], None]
 
@@ -214,7 +216,7 @@ def _check_names(request: BuildRequest) -> None:
 
 
 def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
-    from packager.inputs import folder_samples, load_samples, random_samples
+    from packager.samples import folder_samples, load_samples, random_samples
 
     if request.inputs is None:
         return random_samples(request.model, max(1, request.golden), request.seed)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bundle.contract import Contract, Health
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.fleet import Fleet
 from bundle.frames import Secret
-from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements
+from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements
 from bundle.rollout import Rollout
 from packager.release_file import ReleasePlan, VariantPlan
 from packager.workspace import Workspace
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
     from packager.diff.report import PatchReport
     from packager.golden import GoldenReport
-    from packager.inputs import Samples
     from packager.quantize.fidelity import GateReport
     from packager.quantize.report import QuantizationReport
     from packager.quantize.update.update import UpdateReport
+    from packager.samples import Samples
 
 Progress = Callable[[int, int], None]
 

@@ -22,9 +22,10 @@ import numpy as np
 from bundle.errors import AirweightsError
 from bundle.golden import MAX_GOLDEN_BYTES, GoldenSample, read_golden, relative_rms, write_golden
 from packager.errors import GoldenUnstable, ModelCrashes
-from packager.inputs import Sample, Samples, load_proto
+from packager.inputs import Sample, load_proto
 from packager.quantize.graphs import is_quantized
 from packager.quantize.runs import RunSettings, run, session
+from packager.samples import Samples
 
 SETTINGS: Final = (
     RunSettings(1, True),

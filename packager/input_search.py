@@ -23,7 +23,8 @@ from typing import Final, TypeAlias
 import numpy as np
 
 from packager.errors import ModelCrashes, ModelDoesNotRun, NoWorkingInput
-from packager.inputs import ModelInterface, Sample, Samples, TensorInfo, samples_from
+from packager.inputs import ModelInterface, Sample, TensorInfo
+from packager.samples import Samples, samples_from
 
 Sizes: TypeAlias = dict[str, int]
 
@@ -89,7 +90,7 @@ def ranked(interface: ModelInterface, rank: int) -> ModelInterface:
 
 
 def drawn_samples(model: Path, count: int, seed: int, limit_s: float) -> Samples:
-    """See packager.inputs.random_samples."""
+    """See packager.samples.random_samples."""
     interface = ModelInterface.from_file(model)
     recipes = find_recipes(model, interface, limit_s)
     # in pairs: every other sample is held back, and both halves must see every size and state

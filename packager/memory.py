@@ -17,7 +17,7 @@ import numpy as np
 from packager.errors import ModelCrashes, ModelDoesNotRun
 
 if TYPE_CHECKING:
-    from packager.inputs import Samples
+    from packager.samples import Samples
 
 SAMPLES: Final = 3
 THREADS: Final = 2  # as packager.quantize.runs

@@ -13,13 +13,15 @@ from typing import Final
 
 import onnxruntime
 
+from bundle.contract import MAX_RANK, MAX_TENSORS, Contract, TensorSpec
 from bundle.frames import sealed_size
-from bundle.manifest import MAX_RANK, MAX_TENSORS, Contract, Requirements, TensorSpec
+from bundle.manifest import Requirements
 from packager.errors import InputUnsupported
-from packager.inputs import Samples, load_proto
+from packager.inputs import load_proto
 from packager.memory import measure_memory
 from packager.quantize.oldest_runtime import oldest_runtime, parsed
 from packager.quantize.runs import session
+from packager.samples import Samples
 
 MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
 

@@ -123,7 +123,7 @@ def external_data(model: Path) -> tuple[str, ...]:
     Raises:
         ModelUnreadable, ExternalDataMissing, BundleNameInvalid.
     """
-    from packager.inputs import load_proto  # heavy: onnx
+    from packager.inputs import load_proto
 
     names = sorted(_locations(load_proto(model, external_data=False)))
     for name in names:

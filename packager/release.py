@@ -28,9 +28,10 @@ from packager.errors import (
     UsageInvalid,
     VersionTaken,
 )
-from packager.inputs import ModelInterface, Samples, folder_samples, load_samples, random_samples
+from packager.inputs import ModelInterface
 from packager.model_package import external_data
 from packager.release_file import ReleasePlan, parse_release_file
+from packager.samples import Samples, folder_samples, load_samples, random_samples
 from packager.steps import assemble, compare, diff, encrypt, golden, publish, quantize, sign
 from packager.workspace import Workspace
 

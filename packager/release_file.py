@@ -14,8 +14,9 @@ from typing import Final, TypeAlias
 
 from bundle import canonical
 from bundle.canonical import NAME, Fields, words_of
+from bundle.contract import SHADOW_LIMITS, Health
 from bundle.errors import MalformedRefused
-from bundle.manifest import FEATURE, PLAIN_VERSION, SHADOW_LIMITS, Health, Requirements
+from bundle.manifest import FEATURE, PLAIN_VERSION, Requirements
 from bundle.rollout import BASIS_POINTS
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
 from packager.model_package import FILE_ROLES, ExtraFile

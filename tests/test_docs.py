@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from bundle.manifest import Health
+from bundle.contract import Health
 from device_agent.cli import cli as device_agent
 from device_agent.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
 from packager.cli import cli as packager

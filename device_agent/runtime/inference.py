@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from bundle.manifest import MAX_RANK, Contract, TensorSpec
+from bundle.contract import MAX_RANK, Contract, TensorSpec
 from device_agent.errors import ContractUnfit, RequestInvalid
 from device_agent.runtime.comparison import compare, decode_answer
 from device_agent.runtime.oip import oip_datatype

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bundle.manifest import Contract
+from bundle.contract import Contract
 from device_agent.children import Child, well_formed
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout, ModelProcessUnfit
 from device_agent.jail import JailPolicy

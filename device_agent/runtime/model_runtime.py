@@ -18,8 +18,6 @@ Rules:
    interpreter because the swap's thread has it.
 """
 
-import dataclasses
-import os
 import queue
 import sys
 import threading
@@ -29,37 +27,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Final
 
+from bundle.contract import Contract
 from bundle.errors import Invalid
 from bundle.golden import check_answer
-from bundle.manifest import Contract
 from device_agent.errors import NothingToRollBack
 from device_agent.pace import Pace
+from device_agent.runtime.backends import Backend, InProcess, Worker
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.model_handle import GenerationSpec, ModelProcess
 from device_agent.runtime.session import LoadedModel, golden_of, trim_heap
-from device_agent.runtime.tensor_channel import TensorClient
 from device_agent.runtime.tensors import Array
-from device_agent.runtime.wire import WireError
 
 ISOLATIONS: Final = ("inproc", "worker")
 SWAP_SWITCH_INTERVAL_S: Final = 0.0005
-DEFAULT_TOLERANCE_PPM: Final = 1_000  # bundle.manifest.Health.golden_relative_rms_ppm
+DEFAULT_TOLERANCE_PPM: Final = 1_000  # bundle.contract.Health.golden_relative_rms_ppm
 
 
 class NoModelLoaded(Invalid):
     """`run`, `lease` or `rollback` before the first `swap`, or after `close`."""
 
     reason = "no-model-loaded"
-
-
-class Backend(Protocol):
-    """One loaded model."""
-
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,11 +239,11 @@ class ModelRuntime:
 
     def _load(self, bundle: BundleFds, contract: Contract | None) -> Backend:
         if self._isolation == "worker":
-            return _Worker(bundle, contract, self._threads, in_background=self._current is not None)
+            return Worker(bundle, contract, self._threads, in_background=self._current is not None)
         model = LoadedModel.load(bundle, threads=self._threads)
         if contract is not None:
             model.check_contract(contract)
-        return _InProcess(model)
+        return InProcess(model)
 
     def _destroy(self, generation: "_Generation | None") -> tuple[float, float]:
         if generation is None:
@@ -345,47 +333,6 @@ class _Reaper:
                 self._destroy(item)
 
 
-class _InProcess:
-    def __init__(self, model: LoadedModel) -> None:
-        self._model: LoadedModel | None = model
-
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        assert self._model is not None
-        return self._model.run(inputs, outputs)
-
-    def close(self) -> None:
-        self._model = None
-
-
-class _Worker:
-    def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int, *, in_background: bool) -> None:
-        self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
-        self._bundle = _duplicate(bundle)
-        self._restarting = threading.Lock()
-        self._start(in_background=in_background)
-
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        client = self._client
-        try:
-            return client.run(inputs, outputs)
-        except (WireError, OSError):
-            with self._restarting:
-                if self._client is client:
-                    self._process.kill()
-                    client.close()
-                    self._start(in_background=False)
-            return self._client.run(inputs, outputs)
-
-    def close(self) -> None:
-        self._client.close()
-        self._process.stop()
-        self._bundle.close()
-
-    def _start(self, *, in_background: bool) -> None:
-        self._process = ModelProcess.start(self._bundle, self._spec, in_background=in_background)
-        self._client = TensorClient(self._process.channel)
-
-
 def bundle_of(model: Path, golden: Path | None = None, external: Sequence[Path] = ()) -> BundleFds:
     """A bundle from plain files, for apps that have them; `external` lies beside the model. The caller closes it.
 
@@ -396,7 +343,3 @@ def bundle_of(model: Path, golden: Path | None = None, external: Sequence[Path] 
     if golden is not None:
         files[golden.name] = sealed_memfd(golden.name, golden.read_bytes())
     return BundleFds(files, model.name, None if golden is None else golden.name, tuple(p.name for p in external))
-
-
-def _duplicate(bundle: BundleFds) -> BundleFds:
-    return dataclasses.replace(bundle, files={path: os.dup(fd) for path, fd in bundle.files.items()})

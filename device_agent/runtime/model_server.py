@@ -26,8 +26,8 @@ from typing import Final
 import numpy as np
 
 from bundle.canonical import Fields
+from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
-from bundle.manifest import Contract
 from device_agent.messages import ChannelClosed, Message, Value
 from device_agent.pace import Pace
 from device_agent.parent import Handler, Parent, answer

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from bundle.manifest import Contract, TensorSpec
+from bundle.contract import Contract, TensorSpec
 
 
 class Described(Protocol):

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
-from bundle.manifest import Contract, Health
 from device_agent.children import Child, well_formed
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
 from device_agent.jail import JailPolicy

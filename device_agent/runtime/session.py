@@ -19,8 +19,8 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from bundle.contract import Contract, TensorSpec
 from bundle.golden import GoldenSample, read_golden
-from bundle.manifest import Contract, TensorSpec
 from device_agent.errors import AdapterUnfit, ContractUnfit, InferenceUnfit, ModelUnfit, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array, has_non_finite

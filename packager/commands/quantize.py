@@ -9,10 +9,10 @@ from bundle.console import print_result
 from packager.commands.options import check_output
 
 if TYPE_CHECKING:
-    from packager.inputs import Samples
     from packager.quantize.fidelity import Thresholds
     from packager.quantize.prune import Pattern
     from packager.quantize.schemes import Options
+    from packager.samples import Samples
 
 PATH = click.Path(path_type=Path)
 INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
@@ -301,7 +301,8 @@ def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metr
 
 
 def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
-    from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
+    from packager.inputs import ModelInterface
+    from packager.samples import folder_samples, load_samples, random_samples
 
     if inputs is None:
         return random_samples(model, count, seed)

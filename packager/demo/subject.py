@@ -20,7 +20,8 @@ import numpy.typing as npt
 from packager.demo import filetype
 from packager.demo.published import MAGIKA_NEW, MAGIKA_OLD, cache_directory, fetch_published
 from packager.errors import TooFewSamples
-from packager.inputs import ModelInterface, Samples, load_samples, random_samples
+from packager.inputs import ModelInterface
+from packager.samples import Samples, load_samples, random_samples
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]

@@ -13,7 +13,6 @@ from typing import Final, Literal
 import onnx
 
 from packager.errors import QuantizationRefused
-from packager.inputs import Samples
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
 from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
 from packager.quantize.half import quantize_half
@@ -23,6 +22,7 @@ from packager.quantize.ranges import Range
 from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+from packager.samples import Samples
 
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 

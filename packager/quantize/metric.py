@@ -22,8 +22,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from packager.errors import MetricUnusable
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
 from packager.quantize.runs import one_line, run, session
+from packager.samples import Samples
 
 PREFIX: Final = "python:"
 COMMAND_LIMIT_S: Final = 3600.0

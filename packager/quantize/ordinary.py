@@ -9,12 +9,12 @@ Rules:
 from pathlib import Path
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
-from packager.inputs import Samples
 from packager.quantize.candidates import Method, Workshop
 from packager.quantize.fidelity import Thresholds, judge
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import session, session_of
 from packager.quantize.storage import model_bytes
+from packager.samples import Samples
 
 METHODS: tuple[Method, ...] = ("static", "dynamic")
 

@@ -14,13 +14,14 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.inputs import Samples, load_proto
+from packager.inputs import load_proto
 from packager.quantize.graphs import array_of, weight_uses
 from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.weights import MIN_ELEMENTS
+from packager.samples import Samples
 
 SAMPLES: Final = 8
 BINS: Final = 48

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import numpy as np
 
 from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
-from packager.inputs import Samples, load_proto
+from packager.inputs import load_proto
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.graphs import WeightUse, array_of, weight_uses
 from packager.quantize.prepare import check_quantizable, lift_constants
@@ -23,6 +23,7 @@ from packager.quantize.runs import run_in_child, session, session_of
 from packager.quantize.storage import save
 from packager.quantize.update.template import set_array
 from packager.quantize.weights import MIN_ELEMENTS, channel_axis
+from packager.samples import Samples
 
 Pattern = Literal["unstructured", "2:4"]
 

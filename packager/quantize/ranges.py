@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.inputs import Samples
 from packager.quantize.graphs import fresh_name, names_in
 from packager.quantize.runs import run, session_of
+from packager.samples import Samples
 
 REDUCTIONS: Final = ("ReduceMin", "ReduceMax")
 

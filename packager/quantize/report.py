@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from packager.quantize.fidelity import GateReport, finite
+from packager.quantize.agreement import finite
+from packager.quantize.fidelity import GateReport
 from packager.quantize.sensitivity import Blame
 
 Outcome = Literal["quantized", "refused", "inconclusive"]

@@ -19,7 +19,8 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from packager.errors import ModelCrashes, ModelDoesNotRun
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
+from packager.samples import Samples
 
 THREADS: Final = 2
 SILENT: Final = 4  # onnxruntime log level "fatal": its warnings are about models, not about us

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 from packager.errors import QuantizationRefused, TooFewSamples
-from packager.inputs import ModelInterface, Samples, check_sample, load_proto
+from packager.inputs import ModelInterface, check_sample, load_proto
 from packager.quantize.candidates import INT8_METHODS, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.metric import Metric
@@ -29,6 +29,7 @@ from packager.quantize.runs import THREADS, run, run_in_child, session
 from packager.quantize.search import Measure, Search
 from packager.quantize.storage import model_bytes
 from packager.quantize.storage import save as save
+from packager.samples import Samples
 
 METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
 SCHEMES: Final = ("fp32", *METHODS_OF)

@@ -20,7 +20,6 @@ import onnx
 import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
-from packager.inputs import Samples
 from packager.quantize.candidates import Method, Workshop
 from packager.quantize.fidelity import GateReport, Thresholds, judge
 from packager.quantize.metric import Metric
@@ -28,6 +27,7 @@ from packager.quantize.report import Trial
 from packager.quantize.runs import session_of
 from packager.quantize.sensitivity import Blame, blame, repairs
 from packager.quantize.storage import save
+from packager.samples import Samples
 
 MAX_OVER_DYNAMIC: Final = 1.5
 GOOD_SHARE: Final = 1 / 3  # of the allowed relative RMS

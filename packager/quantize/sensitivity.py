@@ -17,9 +17,10 @@ import onnx
 import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
-from packager.inputs import Samples
-from packager.quantize.fidelity import finite, judge
+from packager.quantize.agreement import finite
+from packager.quantize.fidelity import judge
 from packager.quantize.runs import session_of
+from packager.samples import Samples
 
 SAMPLES: Final = 8
 MAX_TRIED: Final = 48

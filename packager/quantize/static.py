@@ -20,11 +20,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.inputs import Samples
 from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, opset, scopes, weight_uses
 from packager.quantize.integer_weights import UNSIGNED, LevelNames, LevelRange, add_levels, drop_unread, weight_of
 from packager.quantize.ranges import Range, activation_ranges
 from packager.quantize.weights import MIN_ELEMENTS, channel_axis, quantize_weights
+from packager.samples import Samples
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
 SHAPE_READERS: Final = ("Shape", "Size")

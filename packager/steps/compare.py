@@ -7,7 +7,8 @@ Rules:
 
 from typing import Final, Literal
 
-from bundle.manifest import PPM, Quantization
+from bundle.contract import PPM
+from bundle.manifest import Quantization
 from packager.draft import Draft, VariantDraft
 from packager.errors import GateFailed, GateInconclusive
 from packager.quantize.fidelity import GateReport, gate

@@ -9,7 +9,7 @@ Rules:
 
 from dataclasses import replace
 
-from bundle.manifest import Contract, Health
+from bundle.contract import Contract, Health
 from packager.draft import Draft, VariantDraft
 from packager.errors import GoldenUnstable
 from packager.golden import GoldenReport, make_golden

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
-from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
 from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
 from device_agent.planner import DeviceFacts, Edge, Policy, choose_variant, edges_of, misfit, plan_update
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bundle.manifest import Health
+from bundle.contract import Health
 from device_agent.probation import LATENCY_ALLOWANCE_US, MAX_EXTENSIONS, Judgement, Limits, Observed, judge
 
 LIMITS = Limits.of(replace(Health(), probation_window_s=100, probation_min_requests=50), None, None)

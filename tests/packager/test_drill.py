@@ -10,7 +10,7 @@ import pytest
 from bundle.golden import GoldenSample, GoldenUnfit, check_answer
 from packager.drill import apply_drill
 from packager.errors import DrillInvalid
-from packager.inputs import random_samples
+from packager.samples import random_samples
 from tests import models
 
 MODELS = {

@@ -5,7 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bundle.manifest import Health, Requirements
+from bundle.contract import Health
+from bundle.manifest import Requirements
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
 from packager.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
 from tests import models

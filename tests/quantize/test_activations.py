@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from packager.inputs import samples_from
 from packager.quantize.candidates import Workshop
 from packager.quantize.graphs import float_bytes
 from packager.quantize.prepare import prepare
 from packager.quantize.ranges import Range
 from packager.quantize.update.activations import best_range, noise, pinned_ranges, refitted_ranges
 from packager.quantize.update.candidate import Choice, candidate
+from packager.samples import samples_from
 from tests import models
 
 VALUES = np.linspace(-1, 9, 1001)

@@ -9,13 +9,14 @@ import pytest
 from onnx import numpy_helper
 
 from packager.errors import WeightsNotFinite
-from packager.inputs import ModelInterface, check_sample, random_samples
+from packager.inputs import ModelInterface, check_sample
 from packager.quantize.fidelity import gate
 from packager.quantize.graphs import is_quantized
 from packager.quantize.half import quantize_half
 from packager.quantize.lint import lint
 from packager.quantize.runs import RunSettings, run, session
 from packager.quantize.schemes import Options, quantize
+from packager.samples import random_samples
 from tests import models
 
 QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from packager.inputs import Samples, random_samples, samples_from
 from packager.quantize.fidelity import gate
 from packager.quantize.graphs import array_of
 from packager.quantize.schemes import Options, quantize
+from packager.samples import Samples, random_samples, samples_from
 from tests import models
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from bundle.golden import GoldenUnfit, check_answer, read_golden
 from packager.golden import make_golden
-from packager.inputs import random_samples
 from packager.quantize.runs import run, session
 from packager.quantize.schemes import Options, quantize
+from packager.samples import random_samples
 from tests import models
 
 

@@ -8,11 +8,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from packager.inputs import Samples, random_samples, samples_from
 from packager.quantize.graphs import array_of
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import run, session_of
 from packager.quantize.update.gradients import Gradients, spreads_of
+from packager.samples import Samples, random_samples, samples_from
 from tests import models
 
 STEP = 1e-3

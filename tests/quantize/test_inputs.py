@@ -17,8 +17,9 @@ from packager.errors import (
     TooFewSamples,
     WeightsNotFinite,
 )
-from packager.inputs import ModelInterface, folder_samples, load_samples, random_samples
+from packager.inputs import ModelInterface
 from packager.quantize.schemes import Options, quantize
+from packager.samples import folder_samples, load_samples, random_samples
 from tests import models
 
 

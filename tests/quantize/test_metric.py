@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from packager.errors import MetricUnusable
-from packager.inputs import random_samples
 from packager.quantize.metric import Answer, Metric
 from packager.quantize.schemes import Options, quantize
+from packager.samples import random_samples
 from tests import models
 from tests.quantize.test_commands import packager
 

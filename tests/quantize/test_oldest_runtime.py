@@ -6,11 +6,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from packager.inputs import random_samples
 from packager.model_facts import onnxruntime_min
 from packager.quantize.fidelity import Thresholds
 from packager.quantize.oldest_runtime import oldest_runtime, parsed
 from packager.quantize.schemes import Options, quantize
+from packager.samples import random_samples
 from tests import models
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from packager.inputs import Samples, random_samples
 from packager.quantize.page import write_page
 from packager.quantize.report import QuantizationReport
 from packager.quantize.schemes import Options, quantize
+from packager.samples import Samples, random_samples
 from tests import models
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

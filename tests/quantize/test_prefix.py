@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from packager.inputs import random_samples
 from packager.quantize.graphs import array_of
 from packager.quantize.runs import run
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.statistics import watching
+from packager.samples import random_samples
 from tests import models
 
 NESTED = """

@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 from packager.errors import GateFailed, QuantizationRefused
-from packager.inputs import random_samples
 from packager.quantize.fidelity import Thresholds
 from packager.quantize.graphs import array_of
 from packager.quantize.prune import prune
+from packager.samples import random_samples
 from tests import models
 
 

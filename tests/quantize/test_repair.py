@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.inputs import random_samples
 from packager.quantize.fidelity import Thresholds, gate
 from packager.quantize.graphs import all_nodes
 from packager.quantize.report import QuantizationReport
 from packager.quantize.schemes import Options, quantize
+from packager.samples import random_samples
 from tests import models
 
 

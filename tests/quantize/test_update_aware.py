@@ -9,7 +9,6 @@ from onnx import numpy_helper
 from onnxruntime import quantization as foreign
 
 from packager.errors import UpdateDoesNotFit
-from packager.inputs import Samples, random_samples
 from packager.quantize.graphs import array_of
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.prepare import prepare
@@ -17,6 +16,7 @@ from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
 from packager.quantize.update.descent import Layer, choose, prices
 from packager.quantize.update.nbits import pack, unpack
 from packager.quantize.update.update import UpdateReport, entropy_bits, update
+from packager.samples import Samples, random_samples
 from tests import models
 
 STATIC = Options(methods=("static",), measure_latency=False)

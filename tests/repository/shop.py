@@ -14,10 +14,11 @@ from pathlib import Path
 from securesystemslib.signer import Signer
 
 from bundle.acceptance import VerifiedRelease
+from bundle.contract import Contract, Health, TensorSpec
 from bundle.errors import NotFoundUnavailable
 from bundle.files import BundleFile
 from bundle.frames import Secret
-from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
 from bundle.rollout import Rollout
 from bundle.trust.client import CheckRequest, check
 from bundle.trust.clock import ClockFacts

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from bundle.contract import Contract, TensorSpec
 from bundle.golden import GoldenSample, write_golden
-from bundle.manifest import Contract, TensorSpec
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.session import LoadedModel

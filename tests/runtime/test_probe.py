@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bundle.manifest import Contract, Health, TensorSpec
+from bundle.contract import Contract, Health, TensorSpec
 from device_agent import probe as probe_process
 from device_agent.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd

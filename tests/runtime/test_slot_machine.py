@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 from bundle.errors import Unfit
 from device_agent.errors import NothingToRollBack
 from device_agent.runtime import ModelRuntime
-from device_agent.runtime.model_runtime import Lease, NoModelLoaded, _Worker
+from device_agent.runtime.backends import Worker
+from device_agent.runtime.model_runtime import Lease, NoModelLoaded
 from tests import hostile_models as hostile
 from tests.runtime.bundles import Plain, floats, plain, scale
 
@@ -98,7 +99,7 @@ class Slot(RuleBasedStateMachine):
     def the_process_dies(self) -> None:
         current = self.runtime._current
         assert current is not None
-        assert isinstance(current.backend, _Worker)
+        assert isinstance(current.backend, Worker)
         os.kill(current.backend._process.pid, signal.SIGKILL)
 
     @invariant()

@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from bundle.contract import Contract, Health, TensorSpec
 from bundle.enrolment import EnrolmentRequest
 from bundle.envelope import public_of
 from bundle.files import BundleDigest, BundleFile
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
-from bundle.manifest import Contract, Health, Manifest, PatchEntry, Quantization, Requirements, TensorSpec, Variant
+from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
 from bundle.report import Report
 from bundle.rollout import Rollout, Window
 

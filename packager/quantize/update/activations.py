@@ -18,12 +18,12 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.inputs import Samples
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range, activation_ranges
 from packager.quantize.runs import run, session_of
 from packager.quantize.static import ACTIVATION_LEVELS, scale_of
 from packager.quantize.update.gradients import Gradients, spread, spreads_of
+from packager.samples import Samples
 
 BINS: Final = 4_096
 SHRINKING: Final = 0.93

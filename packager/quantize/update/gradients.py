@@ -20,11 +20,12 @@ import onnx
 import onnxruntime
 
 from packager.errors import ModelDoesNotRun
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
 from packager.quantize.graphs import array_of, opset, scopes
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.adjoints import Step, adjoint_of, joined
+from packager.samples import Samples
 
 logger = logging.getLogger(__name__)
 

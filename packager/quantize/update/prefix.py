@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
 from packager.quantize.graphs import array_of, scopes
 from packager.quantize.runs import run, session_of
 from packager.quantize.update.template import QuantizedWeight, set_array
+from packager.samples import Samples
 
 Values = dict[str, np.ndarray]
 

@@ -5,8 +5,9 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
 from packager.quantize.runs import run, session_of
+from packager.samples import Samples
 
 SAMPLES: Final = 12
 TINY: Final = 1e-30

@@ -17,7 +17,6 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.inputs import Samples
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
 from packager.quantize.update.candidate import Choice, bias_of, candidate
@@ -27,6 +26,7 @@ from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.probe import OutputProbe
 from packager.quantize.update.statistics import Moments, Rows, float_rows, measure_rows, moments
 from packager.quantize.update.template import QuantizedWeight, from_matrices, to_matrices
+from packager.samples import Samples
 
 FRESH_STEPS: Final = 8.0
 HALF_STEP: Final = 0.5

@@ -18,13 +18,14 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from packager.inputs import Sample, Samples
+from packager.inputs import Sample
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
 from packager.quantize.update.layers import Shared, channels_of, outputs_of, places_of, rows_of, shape_of
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.template import QuantizedWeight
+from packager.samples import Samples
 
 MAX_ROWS: Final = 32_768
 EVERY_ROW: Final = 0.3

@@ -23,7 +23,7 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 
-from packager.inputs import Samples, load_proto
+from packager.inputs import load_proto
 from packager.quantize.candidates import METADATA_KEY, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.graphs import all_nodes, float_bytes, weight_uses
@@ -35,6 +35,7 @@ from packager.quantize.update.candidate import Choice
 from packager.quantize.update.descent import prices
 from packager.quantize.update.solve import Solver, grid_of
 from packager.quantize.update.template import read_template
+from packager.samples import Samples
 
 logger = logging.getLogger(__name__)
 
