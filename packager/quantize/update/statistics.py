@@ -1,7 +1,8 @@
 """What layers multiply, in both models: rows of the float model's inputs on disk, second moments of both in memory.
 
 Rules:
-1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples.
+1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples, and no more
+   than MAX_STORED_BYTES of them all.
 2. The float model's rows are the same for every solution: they are written to a folder once. Those behind chosen levels
    are never stored, only their moments.
 3. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
@@ -28,6 +29,7 @@ from packager.quantize.update.template import QuantizedWeight
 from packager.samples import Samples
 
 MAX_ROWS: Final = 32_768
+MAX_STORED_BYTES: Final = 4 << 30  # on disk, while an update is solved
 EVERY_ROW: Final = 0.3
 EVERY_CHANNEL: Final = 0.3
 NO_INFLUENCE: Final = 1e-9  # of the mean
@@ -118,7 +120,7 @@ class Rows:
 def measure_rows(
     prepared: onnx.ModelProto, everything: list[Shared], tables: list[QuantizedWeight], samples: Samples, folder: Path
 ) -> Rows:
-    """Choose the rows of every layer and write the float model's into `folder` (rules 1, 2 and 4), float32."""
+    """Choose the rows of every layer and write the float model's into `folder` (rules 1 to 3), float32."""
     constants = {tensor.name for tensor in prepared.graph.initializer}
     tables = [table for table in tables if table.float_source and table.float_source not in constants]
     names = sorted(
@@ -127,7 +129,7 @@ def measure_rows(
         | {s.beside for s in everything if s.beside}
     )
     running = watching(prepared, names)
-    limit = row_limit(samples)
+    limit = row_limit(samples, everything)
     found = Rows({s.number: [] for s in everything}, {s.number: [] for s in everything}, {})
     found.besides = {s.number for s in everything if s.beside}
     paths = {(s.number, g): s.path(folder, g) for s in everything for g in range(shape_of(s.first)[1])}
@@ -279,9 +281,14 @@ def moments(
     return found
 
 
-def row_limit(samples: Samples) -> int:
-    """Rows a sample (rule 1)."""
-    return max(1, MAX_ROWS // max(1, len(samples)))
+def row_limit(samples: Samples, everything: list[Shared]) -> int:
+    """Rows of a layer and sample (rule 1)."""
+    floats = 0
+    for shared in everything:
+        size, groups = shape_of(shared.first)
+        floats += size * groups + (channels_of(shared.first) * groups if shared.beside else 0)
+    rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
+    return max(1, rows // max(1, len(samples)))
 
 
 def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
