@@ -1,10 +1,10 @@
 """The coder KEYED: residuals sorted by a key that tells how large they are likely to be, packed group by group.
 
-Data: offset (signed varint), log (byte), a section of classes; where PATTERN is set inner and phase (varints) and a
-section of steps (signed bytes); then parts, until all residuals are there.
+Data: offset (signed varint), elements of a sub-block (varint), a section of classes; where PATTERN is set inner and
+phase (varints) and a section of steps (signed bytes); then parts, until all residuals are there.
 
 Rules:
-1. Sub-blocks of 2^log elements have a class each. Elements whose class is 0 equal the prediction and are left out.
+1. Sub-blocks, often rows, have a class each. Elements whose class is 0 equal the prediction and are left out.
 2. key = clip(class + step - 2 * exponent(prediction) - offset, 0, 63), then 4 * key + nearness. The step of element i
    is steps[((phase + i) // inner) % their count]; it is 0 without PATTERN, the exponent is left out without EXPONENT,
    nearness without NEAR.
@@ -31,7 +31,7 @@ from bundle.patch.sections import read_section
 
 KEYS: Final = 64
 NEARNESS_BITS: Final = 2
-MAX_SUB_LOG: Final = 30
+MAX_SUB_BLOCK: Final = 1 << 30
 MAX_OFFSET: Final = 1 << 14
 MAX_TABLE_BITS: Final = 8  # of an exponent that a table of bytes is looked up by
 
@@ -61,14 +61,14 @@ class Keying:
 
     Attributes:
         classes: uint8 by sub-block.
-        sub_log: base-two logarithm of a sub-block's elements.
+        sub_block: elements of one.
         offset: subtracted from all keys.
         pattern: or None.
         has_exponent: use the prediction's exponent.
     """
 
     classes: npt.NDArray[np.uint8]
-    sub_log: int
+    sub_block: int
     offset: int
     pattern: Pattern | None
     has_exponent: bool
@@ -86,15 +86,15 @@ class KeyedResiduals:
     """
 
     def __init__(self, cursor: Cursor, kind: ElementType, count: int, *, has_exponent: bool, has_pattern: bool) -> None:
-        offset, sub_log = cursor.signed_varint(), cursor.byte()
-        if sub_log > MAX_SUB_LOG or abs(offset) > MAX_OFFSET:
-            raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of 2^{sub_log}")
-        blocks = -(-count >> sub_log)
+        offset, sub_block = cursor.signed_varint(), cursor.varint()
+        if not 1 <= sub_block <= MAX_SUB_BLOCK or abs(offset) > MAX_OFFSET:
+            raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of {sub_block}")
+        blocks = -(-count // sub_block)
         classes = np.frombuffer(read_section(cursor, blocks, "classes"), np.uint8)
         if len(classes) != blocks:
             raise PatchCorruptRefused(f"{cursor.where}: {len(classes)} classes, expected {blocks}")
         pattern = _read_pattern(cursor, count) if has_pattern else None
-        self._keying = Keying(classes, sub_log, offset, pattern, has_exponent)
+        self._keying = Keying(classes, sub_block, offset, pattern, has_exponent)
         self._kind, self._count = kind, count
         total = active_count(self._keying, count)
         self._packed = np.empty(total, kind.signed)
@@ -130,8 +130,8 @@ class KeyedResiduals:
 def active_count(keying: Keying, count: int) -> int:
     """How many elements are not left out (rule 1)."""
     classes = keying.classes
-    missing = (len(classes) << keying.sub_log) - count if classes[-1] else 0
-    return (int(np.count_nonzero(classes)) << keying.sub_log) - missing
+    missing = len(classes) * keying.sub_block - count if classes[-1] else 0
+    return int(np.count_nonzero(classes)) * keying.sub_block - missing
 
 
 def active_elements(keying: Keying, count: int) -> Places | None:
@@ -147,7 +147,7 @@ def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keyin
     Args:
         prediction: of these elements.
     """
-    classes = keying.classes[start >> keying.sub_log : -(-end >> keying.sub_log)]
+    classes = keying.classes[start // keying.sub_block : -(-end // keying.sub_block)]
     nearness = prediction.nearness if prediction is not None else None
     bits = prediction.bits if prediction is not None and keying.has_exponent else None
     first = int(classes[0])
@@ -197,10 +197,10 @@ def _read_pattern(cursor: Cursor, count: int) -> Pattern:
 
 def _by_element(values: npt.NDArray[Item], keying: Keying, start: int, end: int) -> npt.NDArray[Item]:
     """Values of the sub-blocks from that of `start` on, for each element."""
-    skip = start & ((1 << keying.sub_log) - 1)
+    skip = start % keying.sub_block
     if len(values) == 1:
         return np.broadcast_to(values, end - start)
-    return values.repeat(1 << keying.sub_log)[skip : skip + end - start]
+    return values.repeat(keying.sub_block)[skip : skip + end - start]
 
 
 def _clipped(keys: npt.NDArray[np.int16]) -> Keys:

@@ -40,7 +40,8 @@ from packager.diff.pack import (
     write_planes,
 )
 
-SUB_LOGS: Final = (6, 8, 11)
+USUAL: Final = 256  # elements of a sub-block
+SUB_BLOCKS: Final = (64, USUAL, 2048)
 SIMPLER: Final = 1.005  # a lower rank may cost this much more: it is applied faster
 NEAR_SHARE: Final = (
     0.995  # how a prediction was rounded has to save this much: a seventh of the device's time is for it
@@ -55,7 +56,7 @@ class Plan:
     predictor: Predictor
     fit: Fit | None
     coder: Coder
-    sub_log: int
+    sub_block: int
     is_near: bool
     name: str
     period: Period | None = None
@@ -68,17 +69,17 @@ def choose(tensor: Tensor) -> Plan:
     goal = np.concatenate([ordered(tensor.target[piece], kind) for piece in pieces])
     packer = _Sampler(tensor, pieces, goal, effort)
 
-    best = Plan(Predictor.NONE, None, Coder.KEYED, 8, False, "none")
+    best = Plan(Predictor.NONE, None, Coder.KEYED, USUAL, False, "none")
     cost = float("inf")
     if tensor.base is not None:
         best = replace(best, predictor=Predictor.BASE, name="transposed base" if tensor.job.is_transposed else "base")
-        cost = packer.keyed(None, 8, is_near=False)
+        cost = packer.keyed(None, USUAL, is_near=False)
         if tensor.job.can_fit and effort.with_fits and kind.name in FITTED and count >= 256:
             for fit in _fits(tensor, packer, cost):
-                trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
+                trial = packer.keyed(fit, USUAL, is_near=False) + fit.cost_bits * sampled / count
                 is_near = False
                 if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
-                    near = packer.keyed(fit, 8, is_near=True) + fit.cost_bits * sampled / count
+                    near = packer.keyed(fit, USUAL, is_near=True) + fit.cost_bits * sampled / count
                     is_near = near < NEAR_SHARE * trial
                     trial = near if is_near else trial
                 # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
@@ -87,26 +88,27 @@ def choose(tensor: Tensor) -> Plan:
                     cost = trial
         fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
         trials = {
-            sub_log: packer.keyed(best.fit, sub_log, is_near=best.is_near) + fit_bits
-            for sub_log in (*SUB_LOGS, ONE_CLASS)
+            sub_block: packer.keyed(best.fit, sub_block, is_near=best.is_near) + fit_bits
+            for sub_block in (*SUB_BLOCKS, ONE_CLASS)
         }
-        sub_log = min(trials, key=lambda log: trials[log])
-        if trials[ONE_CLASS] < ONE_CLASS_SHARE * trials[sub_log]:
-            sub_log = ONE_CLASS
-        best, cost = replace(best, sub_log=sub_log), trials[sub_log]
-        for period in tensor.periods():
-            for sub_log in sorted({best.sub_log, ONE_CLASS}):
-                trial = packer.keyed(best.fit, sub_log, is_near=best.is_near, period=period) + fit_bits
+        sub_block = min(trials, key=lambda size: trials[size])
+        if trials[ONE_CLASS] < ONE_CLASS_SHARE * trials[sub_block]:
+            sub_block = ONE_CLASS
+        best, cost = replace(best, sub_block=sub_block), trials[sub_block]
+        rows = [tensor.row] if tensor.row else []
+        for period in (None, *tensor.periods()):
+            for sub_block in sorted({best.sub_block, ONE_CLASS, *rows}):
+                trial = packer.keyed(best.fit, sub_block, is_near=best.is_near, period=period) + fit_bits
                 if trial < cost * 0.99:
-                    best, cost = replace(best, sub_log=sub_log, period=period), trial
+                    best, cost = replace(best, sub_block=sub_block, period=period), trial
         trial = packer.planes(best.fit, is_near=best.is_near) + fit_bits
         if trial < cost * 0.98:
             best, cost = replace(best, coder=Coder.PLANES), trial
     if tensor.base is None or cost > 0.5 * 8 * kind.size * sampled:
-        for coder, sub_log in ((Coder.KEYED, 6), (Coder.KEYED, 8), (Coder.PLAIN, 0), (Coder.PLANES, 0)):
-            trial = packer.without_base(coder, sub_log)
+        for coder, sub_block in ((Coder.KEYED, 64), (Coder.KEYED, USUAL), (Coder.PLAIN, 0), (Coder.PLANES, 0)):
+            trial = packer.without_base(coder, sub_block)
             if trial < cost:
-                best, cost = Plan(Predictor.NONE, None, coder, sub_log, False, "none"), trial
+                best, cost = Plan(Predictor.NONE, None, coder, sub_block, False, "none"), trial
     return best
 
 
@@ -129,23 +131,23 @@ class _Sampler:
         above = np.concatenate([part.is_above for part in parts if part.is_above is not None])
         return Prediction(bits, nearness, above)
 
-    def keyed(self, fit: Fit | None, sub_log: int, *, is_near: bool, period: Period | None = None) -> float:
+    def keyed(self, fit: Fit | None, sub_block: int, *, is_near: bool, period: Period | None = None) -> float:
         prediction = self.prediction(fit, is_near=is_near)
         residual = residual_of(self.goal, prediction, self.tensor.kind)
-        tables, parts = write_keyed(residual, prediction, self.tensor.kind, sub_log, self.effort, period)
+        tables, parts = write_keyed(residual, prediction, self.tensor.kind, sub_block, self.effort, period)
         # A period's table does not grow with the block, unlike the classes of sub-blocks.
         block = min(block_elements(self.tensor.kind.name), self.tensor.count)
-        share = len(self.goal) / block if period is not None and sub_log == ONE_CLASS else 1.0
+        share = len(self.goal) / block if period is not None and sub_block == ONE_CLASS else 1.0
         return 8.0 * (len(tables) * share + len(parts))
 
     def planes(self, fit: Fit | None, *, is_near: bool) -> float:
         residual = residual_of(self.goal, self.prediction(fit, is_near=is_near), self.tensor.kind)
         return 8.0 * len(write_planes(zigzag(residual), self.effort))
 
-    def without_base(self, coder: Coder, sub_log: int) -> float:
+    def without_base(self, coder: Coder, sub_block: int) -> float:
         kind = self.tensor.kind
         if coder is Coder.KEYED:
-            return 8.0 * sum(map(len, write_keyed(self.goal, None, kind, sub_log, self.effort)))
+            return 8.0 * sum(map(len, write_keyed(self.goal, None, kind, sub_block, self.effort)))
         if coder is Coder.PLAIN:
             return 8.0 * len(write_part(self.goal, self.effort))
         bits = np.concatenate([self.tensor.target[piece] for piece in self.pieces])
@@ -173,13 +175,13 @@ def _fits(tensor: Tensor, packer: _Sampler, cost: float) -> Iterator[Fit]:
     sampled, count = len(packer.goal), tensor.count
     best_gain: Fit | None = None
     for fit in gains(base, target, tensor.job.shape):
-        trial = packer.keyed(fit, 8, is_near=False) + fit.cost_bits * sampled / count
+        trial = packer.keyed(fit, USUAL, is_near=False) + fit.cost_bits * sampled / count
         if trial < cost * 0.99:
             best_gain, cost = fit, trial
     if best_gain is not None:
         refit = robust(best_gain, base, target)
         if refit is not None:
-            trial = packer.keyed(refit, 8, is_near=False) + refit.cost_bits * sampled / count
+            trial = packer.keyed(refit, USUAL, is_near=False) + refit.cost_bits * sampled / count
             best_gain = refit if trial < cost else best_gain
         yield best_gain
     rows = matrix_rows(tensor.job.shape, count)

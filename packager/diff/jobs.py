@@ -13,6 +13,7 @@ import numpy as np
 
 from bundle.patch.elements import BY_NAME, Bits, ElementType
 from packager.diff.pack import (
+    SPARSE,
     Effort,
     Period,
 )
@@ -100,12 +101,23 @@ class Tensor:
     def sample(self) -> list[slice]:
         """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
         piece = SAMPLE_PIECE if self.kind.size > 2 else NARROW_SAMPLE_PIECE
+        if self.is_sparse:
+            return [slice(0, min(self.count, block_elements(self.kind.name)))]
         if self.count <= SAMPLE_PIECES * piece:
             return [slice(0, self.count)]
         step = (self.count - piece) // (SAMPLE_PIECES - 1)
         length = max((period.inner * period.count for period in self.periods()), default=1)
         starts = [i * step - (i * step - i * piece) % length for i in range(SAMPLE_PIECES)]
         return [slice(start, start + piece) for start in starts]
+
+    @property
+    def is_sparse(self) -> bool:
+        return self.base is not None and int(np.count_nonzero(self.base != self.target)) < SPARSE * self.count
+
+    @property
+    def row(self) -> int:
+        """Elements of a row; 0 where there are no rows."""
+        return math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
 
     def periods(self) -> list[Period]:
         """Places that may matter: those of a kernel, input channels, columns."""

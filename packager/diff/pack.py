@@ -4,6 +4,8 @@ Rules:
 1. pcodec where it is at hand; a patch without the feature is made of planes only.
 2. A class byte says how large the residuals of a sub-block are: half octaves of their mean, in units that do not depend
    on the exponent. 0 stands for a sub-block whose prediction is exact.
+3. Where fewer than SPARSE of the residuals are not 0, what is seen of a sub-block is how many these are: their places
+   are not weighed by how often there is anything, or a rare one would count as many.
 """
 
 from dataclasses import dataclass
@@ -24,8 +26,9 @@ from packager.diff.cuts import best_cuts
 
 PCODEC_LEVEL: Final = 9
 ZSTD_LEVEL: Final = 12
-ONE_CLASS: Final = 30
+ONE_CLASS: Final = 1 << 30
 PART_NUMBERS: Final = 8192
+SPARSE: Final = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ def write_keyed(
     residual: Signed,
     prediction: Prediction | None,
     kind: ElementType,
-    sub_log: int,
+    sub_block: int,
     effort: Effort,
     period: Period | None = None,
     phase: int = 0,
@@ -106,7 +109,7 @@ def write_keyed(
     """The data of the coder KEYED: its tables, and its parts.
 
     Args:
-        sub_log: base-two logarithm of a sub-block's elements.
+        sub_block: elements of one.
         phase: index of the first element in its tensor.
     """
     count = len(residual)
@@ -120,13 +123,13 @@ def write_keyed(
         apply_periodic(np.add, place, pattern.steps, pattern.inner, pattern.phase)
         if prediction is None:
             magnitude -= place / np.float32(4)
-        else:
+        elif not is_sparse(residual):
             magnitude *= _half_octaves(place)
         head = varint(pattern.inner) + varint(pattern.phase) + write_section(pattern.steps.tobytes(), effort.zstd_level)
-    classes = _classes(magnitude, sub_log, has_prediction=prediction is not None)
-    offset = _offset(classes, fields, sub_log, count)
-    keying = Keying(classes, sub_log, offset, pattern, fields is not None)
-    tables = signed_varint(offset) + bytes([sub_log]) + write_section(classes.tobytes(), effort.zstd_level) + head
+    classes = _classes(magnitude, sub_block, has_prediction=prediction is not None)
+    offset = _offset(classes, fields, sub_block, count)
+    keying = Keying(classes, sub_block, offset, pattern, fields is not None)
+    tables = signed_varint(offset) + varint(sub_block) + write_section(classes.tobytes(), effort.zstd_level) + head
     if not active_count(keying, count):
         return tables, b""
     places = active_elements(keying, count)
@@ -138,6 +141,11 @@ def write_keyed(
     if len(cuts) > 2:
         used = used[keys.argsort(kind="stable")]
     return tables, b"".join(write_part(used[a:b], effort) for a, b in pairwise(cuts))
+
+
+def is_sparse(residual: Signed) -> bool:
+    """Rule 3."""
+    return int(np.count_nonzero(residual)) < SPARSE * len(residual)
 
 
 def keyed_flags(prediction: Prediction | None, kind: ElementType, period: Period | None) -> Flag:
@@ -183,9 +191,9 @@ def _half_octaves(steps: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
     return out
 
 
-def _classes(magnitude: npt.NDArray[np.float32], sub_log: int, *, has_prediction: bool) -> npt.NDArray[np.uint8]:
+def _classes(magnitude: npt.NDArray[np.float32], sub_block: int, *, has_prediction: bool) -> npt.NDArray[np.uint8]:
     count = len(magnitude)
-    size = min(1 << sub_log, count)
+    size = min(sub_block, count)
     blocks = -(-count // size)
     padded = np.zeros(blocks * size, np.float32)
     padded[:count] = magnitude
@@ -221,9 +229,9 @@ def _exponent_of(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
     return levels
 
 
-def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None, sub_log: int, count: int) -> int:
+def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None, sub_block: int, count: int) -> int:
     step = max(1, count // 8192)
-    keys = classes.astype(np.int64)[np.arange(0, count, step) >> sub_log]
+    keys = classes.astype(np.int64)[np.arange(0, count, step) // sub_block]
     is_active = keys > 0
     if fields is not None:
         keys = keys - 2 * fields[::step].astype(np.int64)

@@ -100,7 +100,7 @@ def _as_bytes(tensor: Tensor, size: int) -> Encoded | None:
 
 
 def _parameter_free_frames(tensor: Tensor, plan: Plan) -> Iterator[bytes]:
-    for start, end in _blocks(tensor, 0, tensor.count, 1):
+    for start, end in _blocks(tensor, 0, tensor.count, tensor.row or 1):
         yield _block(tensor, plan, start, end)
 
 
@@ -155,7 +155,7 @@ def _block(tensor: Tensor, plan: Plan, start: int, end: int) -> bytes:
         flags |= Flag.TRANSPOSED
     if coder is Coder.KEYED:
         flags |= keyed_flags(prediction, kind, plan.period)
-        data = b"".join(write_keyed(residual, prediction, kind, plan.sub_log, effort, plan.period, start))
+        data = b"".join(write_keyed(residual, prediction, kind, plan.sub_block, effort, plan.period, start))
     elif coder is Coder.PLAIN:
         data = write_part(residual, effort)
     else:

@@ -451,7 +451,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 8],
-                b"\x00\x05"
+                b"\x00\x20"
                 + write_section(b"\x01")
                 + b"\x01\x03"
                 + write_section(b"\x00\x02\xff")
@@ -465,10 +465,23 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 0],
-                b"\x00\x04"
+                b"\x00\x10"
                 + write_section(b"\x02\x01")
                 + byte_part(DIFFERENCE[16:] + DIFFERENCE[:4])
                 + byte_part(DIFFERENCE[4:16]),
+            )
+        ),
+    ),
+    "good-typed-keyed-by-rows": (
+        None,
+        # Rows of 13 elements, the second one of the smaller class.
+        lambda: after_a(
+            typed_b(
+                [U8, BASE_, 2, 0],
+                b"\x00\x0d"
+                + write_section(b"\x02\x01")
+                + byte_part(DIFFERENCE[13:] + DIFFERENCE[:4])
+                + byte_part(DIFFERENCE[4:13]),
             )
         ),
     ),
@@ -477,7 +490,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 8],
-                b"\x00\x05" + write_section(b"\x01") + b"\x01\x00" + write_section(b"") + byte_part(DIFFERENCE),
+                b"\x00\x20" + write_section(b"\x01") + b"\x01\x00" + write_section(b"") + byte_part(DIFFERENCE),
             )
         ),
     ),
@@ -486,14 +499,14 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 8],
-                b"\x00\x05" + write_section(b"\x01") + b"\x00\x00" + write_section(b"\x00") + byte_part(DIFFERENCE),
+                b"\x00\x20" + write_section(b"\x01") + b"\x00\x00" + write_section(b"\x00") + byte_part(DIFFERENCE),
             )
         ),
     ),
     "typed-exponent-of-integers": (
         "patch-corrupt",
         lambda: after_a(
-            typed_b([U8, BASE_, 2, 4], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE)),
+            typed_b([U8, BASE_, 2, 4], b"\x00\x20" + write_section(b"\x01") + byte_part(DIFFERENCE)),
         ),
     ),
     "typed-feature-not-named": (
@@ -533,20 +546,24 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "typed-part-of-unknown-coder": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x02\x00"))),
     "typed-keyed-sub-block-too-large": (
         "patch-corrupt",
-        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x1f" + write_section(b"\x01"))),
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00" + varint((1 << 30) + 1) + write_section(b"\x01"))),
+    ),
+    "typed-keyed-sub-block-of-nothing": (
+        "patch-corrupt",
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x00" + write_section(b"\x01"))),
     ),
     "typed-keyed-classes-missing": (
         "patch-corrupt",
-        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x03" + write_section(b"\x01"))),
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x08" + write_section(b"\x01"))),
     ),
     "typed-keyed-part-missing": (
         "patch-corrupt",
-        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]))),
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00\x20" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]))),
     ),
     "typed-keyed-part-empty": (
         "patch-corrupt",
         lambda: after_a(
-            typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(b"") + byte_part(DIFFERENCE))
+            typed_b([U8, BASE_, 2, 0], b"\x00\x20" + write_section(b"\x01") + byte_part(b"") + byte_part(DIFFERENCE))
         ),
     ),
     "typed-keyed-part-longer-than-left": (
@@ -554,14 +571,14 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 0],
-                b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]) + byte_part(DIFFERENCE[19:]),
+                b"\x00\x20" + write_section(b"\x01") + byte_part(DIFFERENCE[:20]) + byte_part(DIFFERENCE[19:]),
             )
         ),
     ),
     "typed-keyed-part-after-the-last": (
         "patch-corrupt",
         lambda: after_a(
-            typed_b([U8, BASE_, 2, 0], b"\x00\x05" + write_section(b"\x01") + byte_part(DIFFERENCE) + byte_part(b"\0"))
+            typed_b([U8, BASE_, 2, 0], b"\x00\x20" + write_section(b"\x01") + byte_part(DIFFERENCE) + byte_part(b"\0"))
         ),
     ),
     "typed-pcodec-damaged": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x00\x04pco!"))),
