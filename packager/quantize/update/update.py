@@ -5,8 +5,9 @@ Rules:
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
 2. A part of the calibration samples is spared while the price of a bit is searched: on what was fitted, the error looks
    smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
-   solutions; the dearest price that passes wins, and is solved once more with all samples. Rounding to nearest on the
-   base's scales (price 0) is taken where it passes and costs fewer bits, or where no price passes.
+   solutions; at the price where the error would reach what is allowed it is solved once more, with all samples.
+   Rounding to nearest on the base's scales (price 0) is taken where it passes and costs fewer bits, or where no price
+   passes.
 3. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
 4. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
@@ -48,7 +49,7 @@ STEP: Final = 3.0  # between prices while the border is not found
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
 FAR: Final = 0.8  # of the allowed error: below it, and as far above, a step is squared
 TINY: Final = 1e-4
-CLOSE: Final = 1.25  # ratio of prices at which the search ends
+CLOSE: Final = 2.0  # ratio of prices between which the error is taken as even in the price's logarithm
 MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
 MAX_SAMPLES: Final = 1024
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
@@ -264,11 +265,11 @@ class _Search:
     _last: Choice | None = None
 
     def run(self) -> Point | None:
-        """The solution at the dearest price that passes, or rounding to nearest where that is smaller, or None."""
+        """The solution where the error is what is allowed, or rounding to nearest where that is smaller, or None."""
         nearest = self._nearest()
         good = self._searched()
         if good is not None and self.spared:
-            good = self.solve(good.price, is_whole=True)
+            good = self.solve(self._aimed(good), is_whole=True)
         self._note(nearest)
         if nearest.relative_rms <= self.allowed and (good is None or nearest.bits_per_weight < good.bits_per_weight):
             return nearest
@@ -321,17 +322,27 @@ class _Search:
             if good is not None and bad is not None:
                 if bad.price / good.price < CLOSE:
                     break
-                price = self._between(good, bad)
+                price = self._between(good, bad, 0.25)
             else:
                 far = not self.allowed * FAR <= point.relative_rms <= self.allowed / FAR
                 step = STEP**2 if far else STEP
                 price = good.price * step if good is not None else price / step
         return good
 
-    def _between(self, good: Point, bad: Point) -> float:
-        """Where the error would reach what is allowed if it grew evenly with the price's logarithm; never close to
-        either end."""
+    def _aimed(self, good: Point) -> float:
+        """The price to solve at with all samples: between `good` and the cheapest that did not pass, where these are
+        close."""
+        bad = min((point for point in self.points if point.relative_rms > self.allowed), key=_price, default=None)
+        return self._between(good, bad, 0.0) if bad is not None and bad.price <= good.price * STEP else good.price
+
+    def _between(self, good: Point, bad: Point, end: float) -> float:
+        """Where the error would reach what is allowed if it grew evenly with the price's logarithm; never within the
+        share `end` of either price."""
         share = 0.5
         if np.isfinite(bad.relative_rms) and bad.relative_rms > good.relative_rms:
             share = (self.allowed - good.relative_rms) / (bad.relative_rms - good.relative_rms)
-        return float(good.price * (bad.price / good.price) ** min(max(share, 0.25), 0.75))
+        return float(good.price * (bad.price / good.price) ** min(max(share, end), 1.0 - end))
+
+
+def _price(point: Point) -> float:
+    return point.price
