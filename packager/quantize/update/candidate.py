@@ -97,7 +97,8 @@ def added_to(model: onnx.ModelProto, value: str) -> tuple[str, str]:
 
 def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """float32 like `new`, moved from `old` in whole steps (rule 2)."""
-    change = new.astype(np.float64) - old.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        change = new.astype(np.float64) - old.astype(np.float64)
     moved = change != 0.0
     size = float(np.sqrt(np.mean(np.square(change[moved])))) if moved.any() else 0.0
     if size == 0.0 or not np.isfinite(size):
