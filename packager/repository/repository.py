@@ -8,7 +8,6 @@ Rules:
 4. One publisher at a time, and a publication builds on the one that is out: else the loser is told who won.
 """
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +18,11 @@ from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Targets
 
 from bundle.fleet import TARGET as FLEET_TARGET
-from bundle.fleet import Cohort, Fleet, parse_fleet
+from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.client import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
+from bundle.trust.client import FLEET_ROLE, release_target, rollout_target
 from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
@@ -37,25 +36,21 @@ from packager.repository.chain import Published
 from packager.repository.creation import check_names, create, create_with_new_keys
 from packager.repository.garbage import GarbageReport, collect_garbage
 from packager.repository.layout import (
-    Layout,
     copy_in,
     last_publisher,
     locked,
     sync_folder,
     write_file,
 )
+from packager.repository.listing import Listing
 from packager.repository.publishing import PublishReport, publish, renewal, rollout_change
 from packager.repository.rotation import next_targets
 from packager.repository.staging import SignReport, Staging
-from packager.repository.status import StatusReport, status_of
 from packager.repository.view import View
 
 
-class Repository:
-    """The repository in a folder; see packager.repository.layout. Made by `create`, `create_with_new_keys`, `open`."""
-
-    def __init__(self, root: Path) -> None:
-        self._layout = Layout(root)
+class Repository(Listing):
+    """A listing that can be changed. Made by `create`, `create_with_new_keys`, `open`."""
 
     @classmethod
     def create(
@@ -126,89 +121,6 @@ class Repository:
         if not repository._layout.metadata.is_dir():
             raise RepositoryMissing(f"there is no repository in {root}", remedy="`packager repo init` makes one")
         return repository
-
-    # -- what there is -------------------------------------------------------------------------------------------------
-
-    @property
-    def root(self) -> Path:
-        """Its folder."""
-        return self._layout.root
-
-    @property
-    def layout(self) -> Layout:
-        """Where things lie, for packager.repository.rotation."""
-        return self._layout
-
-    @property
-    def published(self) -> Path:
-        """The folder to serve."""
-        return self._layout.published
-
-    @property
-    def registry_path(self) -> Path:
-        """The device registry's file; not served."""
-        return self._layout.registry
-
-    @property
-    def repository_id(self) -> str:
-        """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryMissing."""
-        first = self._layout.metadata / "1.root.json"
-        if not first.exists():
-            raise RepositoryMissing(
-                f"{first} is missing: nothing is published yet",
-                remedy="`packager repo status` shows whose signatures the first publication waits for",
-            )
-        return hashlib.sha256(first.read_bytes()).hexdigest()
-
-    def families(self) -> tuple[str, ...]:
-        """Delegated families, staged ones included."""
-        return documents.families_of(View(self._layout).targets)
-
-    def fleet(self) -> Fleet:
-        """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
-        data = View(self._layout).target(FLEET_ROLE, FLEET_TARGET)
-        if data is None:
-            raise StagingInvalid("the repository has no fleet document yet", remedy="`packager device epoch` makes one")
-        return parse_fleet(data)
-
-    def manifest(self, family: str, version: str) -> Manifest | None:
-        """A listed release, staged ones included, or None. Raises FamilyUnknown."""
-        data = self._view(family).target(release_role(family), release_target(family, version))
-        return None if data is None else parse_manifest(data)
-
-    def published_manifest(self, family: str, version: str) -> Manifest | None:
-        """A release that devices can see, or None. Raises FamilyUnknown."""
-        data = self._view(family).published_target(release_role(family), release_target(family, version))
-        return None if data is None else parse_manifest(data)
-
-    def published_rollout(self, family: str, channel: str) -> Rollout | None:
-        """What devices see that a channel runs, or None. Raises FamilyUnknown."""
-        data = self._view(family).published_target(rollout_role(family), rollout_target(family, channel))
-        return None if data is None else parse_rollout(data)
-
-    def releases(self, family: str) -> tuple[Manifest, ...]:
-        """All listed releases, staged ones included, by counter. Raises FamilyUnknown."""
-        view, role = self._view(family), release_role(family)
-        found = [parse_manifest(data) for data in (view.target(role, name) for name in view.listed(role)) if data]
-        return tuple(sorted(found, key=lambda manifest: manifest.counter))
-
-    def rollout(self, family: str, channel: str) -> Rollout | None:
-        """What a channel runs, staged or published, or None. Raises FamilyUnknown."""
-        data = self._view(family).target(rollout_role(family), rollout_target(family, channel))
-        return None if data is None else parse_rollout(data)
-
-    def rollouts(self, family: str) -> tuple[Rollout, ...]:
-        """Of all channels, by name. Raises FamilyUnknown."""
-        view, role = self._view(family), rollout_role(family)
-        return tuple(parse_rollout(data) for data in (view.target(role, name) for name in view.listed(role)) if data)
-
-    def next_counter(self, family: str) -> int:
-        """One more than the highest listed counter."""
-        return max((manifest.counter for manifest in self.releases(family)), default=0) + 1
-
-    def status(self) -> StatusReport:
-        """Every role: keys, threshold, expiry, what is staged."""
-        return status_of(Published(self._layout), Staging(self._layout), int(time.time()))
 
     # -- staging -------------------------------------------------------------------------------------------------------
 
@@ -421,22 +333,6 @@ class Repository:
     def _stage(self, name: str, data: bytes) -> None:
         with locked(self._layout):
             Staging(self._layout).put_target(name, data)
-
-    def _cohorts(self) -> tuple[Cohort, ...]:
-        try:
-            return self.fleet().cohorts
-        except StagingInvalid:
-            return ()
-
-    def _view(self, family: str) -> View:
-        view = View(self._layout)
-        known = documents.families_of(view.targets)
-        if family not in known:
-            raise FamilyUnknown(
-                f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",
-                remedy="`packager keys family add` delegates one",
-            )
-        return view
 
 
 def _check_rollout(rollout: Rollout, manifest: Manifest | None) -> None:
