@@ -97,7 +97,8 @@ def choose(tensor: Tensor) -> Plan:
         best, cost = replace(best, sub_block=sub_block), trials[sub_block]
         rows = [tensor.row] if tensor.row else []
         for period in (None, *tensor.periods()):
-            for sub_block in sorted({best.sub_block, ONE_CLASS, *rows}):
+            known = [best.sub_block, ONE_CLASS] if period is not None else []
+            for sub_block in sorted({*known, *rows}):
                 trial = packer.keyed(best.fit, sub_block, is_near=best.is_near, period=period) + fit_bits
                 if trial < cost * 0.99:
                     best, cost = replace(best, sub_block=sub_block, period=period), trial

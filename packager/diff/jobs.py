@@ -12,11 +12,7 @@ from typing import Final
 import numpy as np
 
 from bundle.patch.elements import BY_NAME, Bits, ElementType
-from packager.diff.pack import (
-    SPARSE,
-    Effort,
-    Period,
-)
+from packager.diff.pack import Effort, Period, is_sparse
 
 BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
 NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
@@ -25,6 +21,7 @@ SAMPLE_PIECES: Final = 4
 SAMPLE_PIECE: Final = 4096
 NARROW_SAMPLE_PIECE: Final = 8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
 MAX_PERIOD: Final = 1 << 13
+MIN_ROW: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +109,14 @@ class Tensor:
 
     @property
     def is_sparse(self) -> bool:
-        return self.base is not None and int(np.count_nonzero(self.base != self.target)) < SPARSE * self.count
+        """Do few elements differ from the base's? A sample of pieces would see next to nothing."""
+        return self.base is not None and is_sparse(self.base != self.target)
 
     @property
     def row(self) -> int:
-        """Elements of a row; 0 where there are no rows."""
-        return math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
+        """Elements of a row; 0 where there are no rows, or such that a class of its own is more than they cost."""
+        row = math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
+        return row if row >= MIN_ROW else 0
 
     def periods(self) -> list[Period]:
         """Places that may matter: those of a kernel, input channels, columns."""

@@ -143,9 +143,9 @@ def write_keyed(
     return tables, b"".join(write_part(used[a:b], effort) for a, b in pairwise(cuts))
 
 
-def is_sparse(residual: Signed) -> bool:
-    """Rule 3."""
-    return int(np.count_nonzero(residual)) < SPARSE * len(residual)
+def is_sparse(changes: npt.NDArray[Any]) -> bool:
+    """Rule 3: residuals, or whether there are any."""
+    return int(np.count_nonzero(changes)) < SPARSE * len(changes)
 
 
 def keyed_flags(prediction: Prediction | None, kind: ElementType, period: Period | None) -> Flag:

@@ -197,6 +197,14 @@ def typed_b(codes: list[int], data: bytes, segments: bytes = one_segment(A, B, A
     return typed(codes, segments, data, TARGET["b"])
 
 
+def keyed_in_two_parts(sub_block: int) -> bytes:
+    """Two sub-blocks, the second one of the smaller class: its residuals come first."""
+    in_order = DIFFERENCE[sub_block:] + DIFFERENCE[:sub_block]
+    cut = B - sub_block + 4
+    data = b"\x00" + varint(sub_block) + write_section(b"\x02\x01")
+    return typed_b([U8, BASE_, 2, 0], data + byte_part(in_order[:cut]) + byte_part(in_order[cut:]))
+
+
 GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
 HEAD: Final = len(header_bytes(HEADER))
 
@@ -461,29 +469,11 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "good-typed-keyed-in-two-parts": (
         None,
-        # Two sub-blocks of 16 elements, the second one of the smaller class: its residuals come first.
-        lambda: after_a(
-            typed_b(
-                [U8, BASE_, 2, 0],
-                b"\x00\x10"
-                + write_section(b"\x02\x01")
-                + byte_part(DIFFERENCE[16:] + DIFFERENCE[:4])
-                + byte_part(DIFFERENCE[4:16]),
-            )
-        ),
+        lambda: after_a(keyed_in_two_parts(16)),
     ),
     "good-typed-keyed-by-rows": (
         None,
-        # Rows of 13 elements, the second one of the smaller class.
-        lambda: after_a(
-            typed_b(
-                [U8, BASE_, 2, 0],
-                b"\x00\x0d"
-                + write_section(b"\x02\x01")
-                + byte_part(DIFFERENCE[13:] + DIFFERENCE[:4])
-                + byte_part(DIFFERENCE[4:13]),
-            )
-        ),
+        lambda: after_a(keyed_in_two_parts(13)),
     ),
     "typed-pattern-empty": (
         "patch-corrupt",
