@@ -33,6 +33,12 @@ def test_changes_are_whole_steps_of_the_bit_pattern() -> None:
     assert 3 <= len(np.unique(change)) <= 12
 
 
+def test_what_was_zero_comes_in_few_values() -> None:
+    old = np.zeros(1000, np.float32)
+    new = np.random.default_rng(6).normal(0, 0.01, 1000).astype(np.float32)
+    assert len(np.unique(on_grid(old, new))) < 60
+
+
 def test_without_a_change_nothing_moves() -> None:
     old = np.array([0.0, -0.0, 1.5, np.inf], np.float32)
     assert on_grid(old, old.copy()).tobytes() == old.tobytes()

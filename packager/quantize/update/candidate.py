@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import onnx
 
+from bundle.patch.elements import BY_NAME, ordered, unordered
 from packager.quantize.graphs import FLOATS, Scope, array_of, scopes
 from packager.quantize.ranges import Range
 from packager.quantize.static import scale_of
@@ -24,7 +25,7 @@ from packager.quantize.update.nbits import pack
 from packager.quantize.update.template import SUFFIX, QuantizedWeight, set_array
 
 LEFTOVER_STEP: Final = 1.0
-MANTISSA_BITS: Final = 23  # of float32
+F32: Final = BY_NAME["f32"]
 
 Levels = dict[tuple[int, str], np.ndarray]
 Corrections = dict[str, np.ndarray]
@@ -104,19 +105,13 @@ def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     if size == 0.0 or not np.isfinite(size):
         return new
     step = np.floor(np.log2(LEFTOVER_STEP * size))
-    exponent = np.frexp(old)[1] - 1
-    zeros = np.clip(step - (exponent - MANTISSA_BITS), 0, MANTISSA_BITS - 1).astype(np.int64)
-    start, goal = _ordered(old), _ordered(new)
+    exponent = np.where(old == 0, np.iinfo(np.int16).min, np.frexp(old)[1] - 1)
+    zeros = np.clip(step - (exponent - F32.mantissa_bits), 0, F32.mantissa_bits - 1).astype(np.int64)
+    start, goal = (ordered(np.ascontiguousarray(side).view(F32.bits), F32).astype(np.int64) for side in (old, new))
     # the difference of the bit patterns, which is what a patch holds, ends in that many zeros
     whole = start + (((goal - start) + ((1 << zeros) >> 1)) >> zeros << zeros)
-    back = np.where(whole < 0, whole ^ 0x7FFF_FFFF, whole).astype(np.int32).view(np.float32)
+    back = unordered(whole.astype(F32.signed), F32).view(np.float32)
     return np.where(moved & np.isfinite(back), back, np.where(moved, new, old))
-
-
-def _ordered(values: np.ndarray) -> np.ndarray:
-    """int64: bits of float32 in the order of their values (docs/format.md, section 9.5)."""
-    bits = np.ascontiguousarray(values).view(np.int32).astype(np.int64)
-    return np.where(bits < 0, bits ^ 0x7FFF_FFFF, bits)
 
 
 def _write_levels(tensor: onnx.TensorProto, weight: QuantizedWeight, levels: np.ndarray) -> None:

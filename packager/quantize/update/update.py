@@ -18,6 +18,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal
 
@@ -332,7 +333,9 @@ class _Search:
     def _aimed(self, good: Point) -> float:
         """The price to solve at with all samples: between `good` and the cheapest that did not pass, where these are
         close."""
-        bad = min((point for point in self.points if point.relative_rms > self.allowed), key=_price, default=None)
+        bad = min(
+            (point for point in self.points if point.relative_rms > self.allowed), key=attrgetter("price"), default=None
+        )
         return self._between(good, bad, 0.0) if bad is not None and bad.price <= good.price * STEP else good.price
 
     def _between(self, good: Point, bad: Point, end: float) -> float:
@@ -342,7 +345,3 @@ class _Search:
         if np.isfinite(bad.relative_rms) and bad.relative_rms > good.relative_rms:
             share = (self.allowed - good.relative_rms) / (bad.relative_rms - good.relative_rms)
         return float(good.price * (bad.price / good.price) ** min(max(share, end), 1.0 - end))
-
-
-def _price(point: Point) -> float:
-    return point.price
