@@ -106,7 +106,8 @@ def _varied(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]
     seen: dict[str, int] = {}
     taken = 0
     for root in roots:
-        for path in sorted(root.rglob("*")):
+        # what lies next to the root first: that changes least
+        for path in sorted(root.rglob("*"), key=lambda path: (len(path.parts), path)):
             if taken == count:
                 return
             parts = path.relative_to(root).parts
