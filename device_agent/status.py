@@ -124,7 +124,9 @@ def status_text(status: dict[str, Any]) -> str:
         f"state: {status['state']}" + (", paused" if status["paused"] else ""),
     ]
     serving = status.get("serving")
-    if serving:
+    if serving and not serving["alive"]:
+        lines.append(f"not serving: the process of {serving['release']} has died again and again, and is started later")
+    elif serving:
         lines.append(f"serving {serving['release']} at {status['address']} (process {serving['pid']})")
     else:
         lines.append("serving nothing" if status["daemon"] else "the daemon is not running")

@@ -51,6 +51,16 @@ def test_a_clock_that_nobody_set_is_suspect(installed: Device) -> None:
     assert "clock suspect: it is not synchronised" in status_text({"daemon": False, **unset})
 
 
+@pytest.mark.parametrize(
+    ("alive", "line"),
+    [(True, "serving 1.0.0 at a (process 7)"), (False, "not serving: the process of 1.0.0 has died again and again")],
+)
+def test_a_process_that_is_down_does_not_serve(installed: Device, *, alive: bool, line: str) -> None:
+    serving = {"release": "1.0.0", "pid": 7, "alive": alive}
+    lines = status_text({**told(installed), "daemon": True, "address": "a", "serving": serving}).splitlines()
+    assert next(text for text in lines if "serving" in text).startswith(line)
+
+
 def test_memory_that_can_be_swapped_out_is_said(installed: Device) -> None:
     told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "swappable": True}
     assert "swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
