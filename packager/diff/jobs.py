@@ -99,7 +99,7 @@ class Tensor:
         """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
         piece = SAMPLE_PIECE if self.kind.size > 2 else NARROW_SAMPLE_PIECE
         if self.is_sparse:
-            return [slice(0, min(self.count, block_elements(self.kind.name)))]
+            piece = block_elements(self.kind.name) // SAMPLE_PIECES
         if self.count <= SAMPLE_PIECES * piece:
             return [slice(0, self.count)]
         step = (self.count - piece) // (SAMPLE_PIECES - 1)
@@ -109,8 +109,8 @@ class Tensor:
 
     @property
     def is_sparse(self) -> bool:
-        """Do few elements differ from the base's? A sample of pieces would see next to nothing."""
-        return self.base is not None and is_sparse(self.base != self.target)
+        """Do few integers differ from the base's? A small sample would see next to nothing."""
+        return self.base is not None and not self.kind.is_float and is_sparse(self.base != self.target)
 
     @property
     def row(self) -> int:

@@ -4,8 +4,8 @@ Rules:
 1. pcodec where it is at hand; a patch without the feature is made of planes only.
 2. A class byte says how large the residuals of a sub-block are: half octaves of their mean, in units that do not depend
    on the exponent. 0 stands for a sub-block whose prediction is exact.
-3. Where fewer than SPARSE of the residuals are not 0, what is seen of a sub-block is how many these are: their places
-   are not weighed by how often there is anything, or a rare one would count as many.
+3. Where fewer than SPARSE of integers' residuals are not 0, what is seen of a sub-block is how many these are: their
+   places are not weighed by how often there is anything, or a rare one would count as many.
 """
 
 from dataclasses import dataclass
@@ -123,7 +123,7 @@ def write_keyed(
         apply_periodic(np.add, place, pattern.steps, pattern.inner, pattern.phase)
         if prediction is None:
             magnitude -= place / np.float32(4)
-        elif not is_sparse(residual):
+        elif fields is not None or not is_sparse(residual):
             magnitude *= _half_octaves(place)
         head = varint(pattern.inner) + varint(pattern.phase) + write_section(pattern.steps.tobytes(), effort.zstd_level)
     classes = _classes(magnitude, sub_block, has_prediction=prediction is not None)
