@@ -1,18 +1,22 @@
 """The coder KEYED: residuals sorted by a key that tells how large they are likely to be, packed group by group.
 
-Data: offset (signed varint), elements of a sub-block (varint), a section of classes; where PATTERN is set inner and
-phase (varints) and a section of steps (signed bytes); then parts, until all residuals are there.
+Data: offset (signed varint), elements of a sub-block (varint), a section of classes; where UNIT is set a section of
+units (bytes, by sub-block); where PATTERN is set inner and phase (varints) and a section of steps (signed bytes); then
+parts, until all residuals are there.
 
 Rules:
 1. Sub-blocks, often rows, have a class each. Elements whose class is 0 equal the prediction and are left out.
 2. key = clip(class + step - 2 * exponent(prediction) - offset, 0, 63), then 4 * key + nearness. The step of element i
    is steps[((phase + i) // inner) % their count]; it is 0 without PATTERN, the exponent is left out without EXPONENT,
    nearness without NEAR.
-3. The sort is stable, and the parts are the sorted residuals, cut where the encoder likes. Where there is only one
+3. Where UNIT is set, the parts hold the residuals divided by 2^clip(unit - exponent(prediction), 0, mantissa bits - 1):
+   they are whole multiples of it.
+4. The sort is stable, and the parts are the sorted residuals, cut where the encoder likes. Where there is only one
    part, its elements stay in their order.
 
 Why: the steps of an optimizer have about the same absolute size everywhere, so that in units of the last place they
 fall as the exponent of what they are added to rises; and in a convolution some positions of the kernel hardly move.
+What a quantizer leaves in float moves in steps that it chose, of one absolute size.
 """
 
 from dataclasses import dataclass
@@ -65,6 +69,7 @@ class Keying:
         offset: subtracted from all keys.
         pattern: or None.
         has_exponent: use the prediction's exponent.
+        units: uint8 by sub-block (rule 3), or None.
     """
 
     classes: npt.NDArray[np.uint8]
@@ -72,6 +77,7 @@ class Keying:
     offset: int
     pattern: Pattern | None
     has_exponent: bool
+    units: npt.NDArray[np.uint8] | None = None
 
 
 class KeyedResiduals:
@@ -85,16 +91,24 @@ class KeyedResiduals:
         PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
     """
 
-    def __init__(self, cursor: Cursor, kind: ElementType, count: int, *, has_exponent: bool, has_pattern: bool) -> None:
+    def __init__(
+        self,
+        cursor: Cursor,
+        kind: ElementType,
+        count: int,
+        *,
+        has_exponent: bool,
+        has_pattern: bool,
+        has_units: bool,
+    ) -> None:
         offset, sub_block = cursor.signed_varint(), cursor.varint()
         if not 1 <= sub_block <= MAX_SUB_BLOCK or abs(offset) > MAX_OFFSET:
             raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of {sub_block}")
         blocks = -(-count // sub_block)
-        classes = np.frombuffer(read_section(cursor, blocks, "classes"), np.uint8)
-        if len(classes) != blocks:
-            raise PatchCorruptRefused(f"{cursor.where}: {len(classes)} classes, expected {blocks}")
+        classes = _read_bytes(cursor, blocks, "classes")
+        units = _read_bytes(cursor, blocks, "units") if has_units else None
         pattern = _read_pattern(cursor, count) if has_pattern else None
-        self._keying = Keying(classes, sub_block, offset, pattern, has_exponent)
+        self._keying = Keying(classes, sub_block, offset, pattern, has_exponent, units)
         self._kind, self._count = kind, count
         total = active_count(self._keying, count)
         self._packed = np.empty(total, kind.signed)
@@ -103,14 +117,23 @@ class KeyedResiduals:
             done += read_some(cursor, self._packed[done:])
             parts += 1
         self._keys = np.empty(count, np.uint8) if parts > 1 else None
+        self._zeros = np.empty(count, kind.signed) if has_units else None
 
     def learn(self, prediction: Prediction | None, start: int, end: int) -> None:
-        """Take note of the keys of elements `start` to `end`, whose prediction this is."""
+        """Take note of the keys and units of elements `start` to `end`, whose prediction this is."""
+        if self._zeros is not None and prediction is not None:
+            self._zeros[start:end] = unit_zeros(prediction, self._kind, self._keying, start, end)
         if self._keys is not None:
             self._keys[start:end] = element_keys(prediction, self._kind, self._keying, start, end)
 
     def in_order(self) -> Signed:
         """The residual of each element, for the caller to change; the keys of all have been learnt."""
+        residual = self._sorted_back()
+        if self._zeros is not None:
+            np.left_shift(residual, self._zeros, out=residual)
+        return residual
+
+    def _sorted_back(self) -> Signed:
         if len(self._packed) == self._count and self._keys is None:
             return self._packed
         places = active_elements(self._keying, self._count)
@@ -179,12 +202,29 @@ def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keyin
     return keys
 
 
+def unit_zeros(
+    prediction: Prediction, kind: ElementType, keying: Keying, start: int, end: int
+) -> npt.NDArray[np.int16]:
+    """Rule 3: how many zeros each of the residuals of elements `start` to `end` ends in at least."""
+    assert keying.units is not None
+    units = keying.units[start // keying.sub_block : -(-end // keying.sub_block)].astype(np.int16)
+    zeros: npt.NDArray[np.int16] = _by_element(units, keying, start, end) - exponents(prediction.bits, kind)
+    return np.clip(zeros, 0, kind.mantissa_bits - 1, out=zeros)
+
+
 @lru_cache(64)
 def _table(kind: ElementType, term: int, shift: int) -> bytes:
     """The key for each byte of `exponent_bytes`; the first one is that of integers."""
     fields = np.arange(1 << MAX_TABLE_BITS, dtype=np.int16) & kind.exponent_mask
     keys = _clipped(np.int16(term) - 2 * np.maximum(fields, 1 if kind.is_float else 0))
     return (keys << shift).tobytes()
+
+
+def _read_bytes(cursor: Cursor, count: int, what: str) -> npt.NDArray[np.uint8]:
+    found = np.frombuffer(read_section(cursor, count, what), np.uint8)
+    if len(found) != count:
+        raise PatchCorruptRefused(f"{cursor.where}: {len(found)} {what}, expected {count}")
+    return found
 
 
 def _read_pattern(cursor: Cursor, count: int) -> Pattern:

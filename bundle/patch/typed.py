@@ -14,8 +14,8 @@ KEYED, elements sorted by a key that tells how large a residual to expect, a par
 Rules:
 1. residual = ordered(target) - ordered(prediction), wrapping; its sign is turned where NEAR is set and the prediction
    was rounded up. A predictor NONE counts as a prediction of zero.
-2. NEAR needs a computed prediction (AFFINE, PARAM), and EXPONENT a prediction; NEAR, EXPONENT and PATTERN matter to the
-   coder KEYED (bundle/patch/keyed.py), NEAR to the others by rule 1 alone.
+2. NEAR needs a computed prediction (AFFINE, PARAM), EXPONENT and UNIT a prediction of floats; all of them and PATTERN
+   matter to the coder KEYED (bundle/patch/keyed.py), NEAR to the others by rule 1 alone.
 """
 
 import struct
@@ -72,6 +72,7 @@ class Flag(IntFlag):
     NEAR = 2
     EXPONENT = 4
     PATTERN = 8
+    UNIT = 16
 
 
 def decode_typed(
@@ -84,7 +85,7 @@ def decode_typed(
     """
     cursor = Cursor(frame.payload, frame.where)
     codes = [cursor.byte() for _ in range(4)]
-    if codes[0] >= len(TYPES) or codes[1] > max(Predictor) or codes[2] > max(Coder) or codes[3] >= 2 * Flag.PATTERN:
+    if codes[0] >= len(TYPES) or codes[1] > max(Predictor) or codes[2] > max(Coder) or codes[3] >= 2 * Flag.UNIT:
         raise PatchCorruptRefused(f"{frame.where}: unknown type, predictor, coder or flags {codes}")
     kind, predictor, coder, flags = TYPES[codes[0]], Predictor(codes[1]), Coder(codes[2]), Flag(codes[3])
     if announced.block_elements * kind.size < frame.plain_bytes or frame.plain_bytes % kind.size:
@@ -177,10 +178,13 @@ def _read_old(
         for start, length in sources:
             base.check(start, length, cursor.where)
         bits = np.frombuffer(base.gather(sources), kind.bits)
-    if flags & Flag.EXPONENT and not kind.is_float:
-        raise PatchCorruptRefused(f"{cursor.where}: EXPONENT of {kind.name}")
-    if flags & Flag.NEAR and kind.mantissa_bits > 49:
-        raise PatchCorruptRefused(f"{cursor.where}: NEAR of {kind.name}")
+    for flag, fits in (
+        (Flag.EXPONENT, kind.is_float),
+        (Flag.UNIT, kind.is_float and kind.exponent_mask < 256),
+        (Flag.NEAR, kind.mantissa_bits <= 49),
+    ):
+        if flags & flag and not fits:
+            raise PatchCorruptRefused(f"{cursor.where}: {flag.name} of {kind.name}")
     if predictor is Predictor.BASE:
         if flags & Flag.NEAR:
             raise PatchCorruptRefused(f"{cursor.where}: NEAR without a computed prediction")
@@ -220,8 +224,14 @@ def _decode(cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, old: _
         residual = np.empty(count, kind.signed)
         read_part(cursor, residual)
     else:
-        has_exponent, has_pattern = Flag.EXPONENT in flags, Flag.PATTERN in flags
-        keyed = KeyedResiduals(cursor, kind, count, has_exponent=has_exponent, has_pattern=has_pattern)
+        keyed = KeyedResiduals(
+            cursor,
+            kind,
+            count,
+            has_exponent=Flag.EXPONENT in flags,
+            has_pattern=Flag.PATTERN in flags,
+            has_units=Flag.UNIT in flags,
+        )
     out = np.empty(count, kind.bits)
     with np.errstate(all="ignore"):
         return _computed_block(old, kind, keyed, residual, out, is_near=Flag.NEAR in flags)

@@ -34,6 +34,7 @@ from packager.diff.pack import (
     ONE_CLASS,
     Effort,
     Period,
+    in_units,
     residual_of,
     write_keyed,
     write_part,
@@ -60,6 +61,7 @@ class Plan:
     is_near: bool
     name: str
     period: Period | None = None
+    has_units: bool = False
 
 
 def choose(tensor: Tensor) -> Plan:
@@ -102,6 +104,11 @@ def choose(tensor: Tensor) -> Plan:
                 trial = packer.keyed(best.fit, sub_block, is_near=best.is_near, period=period) + fit_bits
                 if trial < cost * 0.99:
                     best, cost = replace(best, sub_block=sub_block, period=period), trial
+        if best.fit is None and in_units(packer.residual, kind):
+            for sub_block in SUB_BLOCKS:
+                trial = packer.keyed(None, sub_block, is_near=False, has_units=True)
+                if trial < cost * 0.99:
+                    best, cost = replace(best, sub_block=sub_block, period=None, has_units=True), trial
         trial = packer.planes(best.fit, is_near=best.is_near) + fit_bits
         if trial < cost * 0.98:
             best, cost = replace(best, coder=Coder.PLANES), trial
@@ -132,10 +139,25 @@ class _Sampler:
         above = np.concatenate([part.is_above for part in parts if part.is_above is not None])
         return Prediction(bits, nearness, above)
 
-    def keyed(self, fit: Fit | None, sub_block: int, *, is_near: bool, period: Period | None = None) -> float:
+    @property
+    def residual(self) -> Signed:
+        """From the base as it is."""
+        return residual_of(self.goal, self.prediction(None, is_near=False), self.tensor.kind)
+
+    def keyed(
+        self,
+        fit: Fit | None,
+        sub_block: int,
+        *,
+        is_near: bool,
+        period: Period | None = None,
+        has_units: bool = False,
+    ) -> float:
         prediction = self.prediction(fit, is_near=is_near)
         residual = residual_of(self.goal, prediction, self.tensor.kind)
-        tables, parts = write_keyed(residual, prediction, self.tensor.kind, sub_block, self.effort, period)
+        tables, parts = write_keyed(
+            residual, prediction, self.tensor.kind, sub_block, self.effort, period, has_units=has_units
+        )
         # A period's table does not grow with the block, unlike the classes of sub-blocks.
         block = min(block_elements(self.tensor.kind.name), self.tensor.count)
         share = len(self.goal) / block if period is not None and sub_block == ONE_CLASS else 1.0

@@ -6,6 +6,8 @@ Rules:
    on the exponent. 0 stands for a sub-block whose prediction is exact.
 3. Where fewer than SPARSE of integers' residuals are not 0, what is seen of a sub-block is how many these are: their
    places are not weighed by how often there is anything, or a rare one would count as many.
+4. Numbers that are nearly all multiples of a power of two, as those of floats that were widened, are packed as
+   multiples.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,15 @@ import numpy.typing as npt
 
 from bundle.patch.coders import PCODEC, PLANES, zigzag
 from bundle.patch.elements import ElementType, Signed, exponents, ordered
-from bundle.patch.keyed import KEYS, Keying, Pattern, active_count, active_elements, element_keys
+from bundle.patch.keyed import (
+    KEYS,
+    Keying,
+    Pattern,
+    active_count,
+    active_elements,
+    element_keys,
+    unit_zeros,
+)
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.predict import Prediction, apply_periodic, turn_signs
 from bundle.patch.sections import write_section
@@ -29,6 +39,8 @@ ZSTD_LEVEL: Final = 12
 ONE_CLASS: Final = 1 << 30
 PART_NUMBERS: Final = 8192
 SPARSE: Final = 0.3
+FACTOR_SAMPLE: Final = 4096
+FACTOR_EXCEPTIONS: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +117,24 @@ def write_keyed(
     effort: Effort,
     period: Period | None = None,
     phase: int = 0,
+    *,
+    has_units: bool = False,
 ) -> tuple[bytes, bytes]:
     """The data of the coder KEYED: its tables, and its parts.
 
     Args:
         sub_block: elements of one.
         phase: index of the first element in its tensor.
+        has_units: with the flag UNIT.
     """
     count = len(residual)
-    fields = exponents(prediction.bits, kind) if prediction is not None and kind.is_float else None
+    units = None
+    if has_units and prediction is not None:
+        units = _units(residual, prediction, kind, sub_block)
+        keying = Keying(units, sub_block, 0, None, has_exponent=False, units=units)
+        residual = residual >> unit_zeros(prediction, kind, keying, 0, count).astype(kind.signed)
+    is_floating = prediction is not None and kind.is_float and units is None
+    fields = exponents(prediction.bits, kind) if prediction is not None and is_floating else None
     magnitude = _magnitude(residual, fields, kind, has_prediction=prediction is not None)
     pattern = None
     head = b""
@@ -128,8 +149,10 @@ def write_keyed(
         head = varint(pattern.inner) + varint(pattern.phase) + write_section(pattern.steps.tobytes(), effort.zstd_level)
     classes = _classes(magnitude, sub_block, has_prediction=prediction is not None)
     offset = _offset(classes, fields, sub_block, count)
-    keying = Keying(classes, sub_block, offset, pattern, fields is not None)
-    tables = signed_varint(offset) + varint(sub_block) + write_section(classes.tobytes(), effort.zstd_level) + head
+    keying = Keying(classes, sub_block, offset, pattern, fields is not None, units)
+    by_block = [classes] if units is None else [classes, units]
+    tables = signed_varint(offset) + varint(sub_block)
+    tables += b"".join(write_section(table.tobytes(), effort.zstd_level) for table in by_block) + head
     if not active_count(keying, count):
         return tables, b""
     places = active_elements(keying, count)
@@ -148,14 +171,47 @@ def is_sparse(changes: npt.NDArray[Any]) -> bool:
     return int(np.count_nonzero(changes)) < SPARSE * len(changes)
 
 
-def keyed_flags(prediction: Prediction | None, kind: ElementType, period: Period | None) -> Flag:
+def in_units(residual: Signed, kind: ElementType) -> bool:
+    """Does most of what is not 0 end in more zeros than chance gives?"""
+    if not kind.is_float or kind.exponent_mask > 255:
+        return False
+    zeros = _last_zeros(residual[residual != 0])
+    return bool(len(zeros)) and float((zeros >= 3).mean()) > 0.5
+
+
+def keyed_flags(
+    prediction: Prediction | None, kind: ElementType, period: Period | None, *, has_units: bool = False
+) -> Flag:
     """The flags that go with `write_keyed`."""
     flags = Flag(0) if period is None else Flag.PATTERN
-    if prediction is not None and kind.is_float:
+    if has_units:
+        flags |= Flag.UNIT
+    elif prediction is not None and kind.is_float:
         flags |= Flag.EXPONENT
     if prediction is not None and prediction.nearness is not None:
         flags |= Flag.NEAR
     return flags
+
+
+def _units(residual: Signed, prediction: Prediction, kind: ElementType, sub_block: int) -> npt.NDArray[np.uint8]:
+    """The largest unit that each sub-block's residuals are multiples of; where it has none, that of the one before."""
+    count = len(residual)
+    size = min(sub_block, count)
+    most = np.int16(kind.mantissa_bits - 1)
+    zeros = np.where(residual == 0, most, _last_zeros(residual))
+    largest = np.full(-(-count // size) * size, 255, np.int16)
+    largest[:count] = np.where(zeros >= most, 255, zeros + exponents(prediction.bits, kind))
+    units = np.minimum(largest.reshape(-1, size).min(axis=1), 255).astype(np.uint8)
+    known = np.maximum.accumulate(np.where(units < 255, np.arange(len(units)), 0))
+    found: npt.NDArray[np.uint8] = units[known]
+    return found
+
+
+def _last_zeros(numbers: Signed) -> npt.NDArray[np.int16]:
+    """Zeros at the end of each number's bits; undefined for 0."""
+    lowest = (numbers & -numbers).astype(np.float64)
+    zeros: npt.NDArray[np.int16] = (np.frexp(np.abs(lowest))[1] - 1).astype(np.int16)
+    return zeros
 
 
 def _magnitude(
@@ -241,12 +297,21 @@ def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None
     return int(np.percentile(keys, 99.9)) - (KEYS - 2)
 
 
+def _common_factor(numbers: Signed) -> int:
+    """The power of two that nearly all are multiples of (rule 4); those that are not cost a remainder."""
+    some = numbers[:: max(1, len(numbers) // FACTOR_SAMPLE)]
+    some = some[some != 0]
+    zeros = int(np.quantile(_last_zeros(some), FACTOR_EXCEPTIONS, method="lower")) if len(some) else 0
+    return 1 << min(zeros, 8 * numbers.dtype.itemsize - 2)
+
+
 def _pcodec(numbers: Signed) -> bytes:
     from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
+    factor = _common_factor(numbers)
     config = ChunkConfig(
         compression_level=PCODEC_LEVEL,
-        mode_spec=ModeSpec.classic(),
+        mode_spec=ModeSpec.try_int_mult(factor) if factor > 1 else ModeSpec.classic(),
         delta_spec=DeltaSpec.no_op(),
         **({"enable_8_bit": True} if numbers.dtype.itemsize == 1 else {}),
     )

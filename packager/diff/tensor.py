@@ -154,8 +154,11 @@ def _block(tensor: Tensor, plan: Plan, start: int, end: int) -> bytes:
     if tensor.job.is_transposed and prediction is not None:
         flags |= Flag.TRANSPOSED
     if coder is Coder.KEYED:
-        flags |= keyed_flags(prediction, kind, plan.period)
-        data = b"".join(write_keyed(residual, prediction, kind, plan.sub_block, effort, plan.period, start))
+        flags |= keyed_flags(prediction, kind, plan.period, has_units=plan.has_units)
+        tables, parts = write_keyed(
+            residual, prediction, kind, plan.sub_block, effort, plan.period, start, has_units=plan.has_units
+        )
+        data = tables + parts
     elif coder is Coder.PLAIN:
         data = write_part(residual, effort)
     else:
@@ -194,5 +197,6 @@ def _coder_name(plan: Plan, effort: Effort) -> str:
     if plan.coder is Coder.PLANES:
         return "planes"
     kind = "keyed" if plan.coder is Coder.KEYED else "plain"
-    near = (", near" if plan.is_near else "") + (", by place" if plan.period is not None else "")
-    return f"{kind} {'pcodec' if effort.with_pcodec else 'planes'}{near}"
+    more = (", near" if plan.is_near else "") + (", by place" if plan.period is not None else "")
+    more += ", in units" if plan.has_units else ""
+    return f"{kind} {'pcodec' if effort.with_pcodec else 'planes'}{more}"

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from bundle.patch.elements import TYPES, from_values, ordered, to_doubles, unordered
 from packager.diff.encode import make_patch
+from packager.quantize.update.candidate import on_grid
 from tests.patch import models
 from tests.patch.bundles import applied, patch_between, written
 
@@ -213,3 +214,31 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
         sizes[name] = len(patch)
     # 0.89 of it by the entropy of places given their row, and the rows' classes take a bit or two each
     assert sizes["rows"] < 0.95 * sizes["anywhere"]
+
+
+def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> None:
+    dice = np.random.default_rng(12)
+    old = {f"bias{i}": dice.normal(0, 0.1 * 4.0**-i, 384).astype(np.float32) for i in range(6)}
+    moved = {name: (value + dice.normal(0, 1e-4, 384)).astype(np.float32) for name, value in old.items()}
+    sizes = {}
+    for name, new in (("steps", {key: on_grid(old[key], moved[key]) for key in old}), ("any", moved)):
+        base, target = {"m": models.safetensors(old)}, {"m": models.safetensors(new)}
+        patch, _ = patch_between(tmp_path / name, base, target)
+        assert applied(patch, base) == target
+        sizes[name] = len(patch)
+    # steps of half to one standard deviation: 2.1 to 3.1 bits a number, and what patch and tables take
+    assert 8 * (sizes["steps"] - 600) < 3.4 * 6 * 384
+    assert sizes["steps"] < 0.4 * sizes["any"]
+
+
+def test_widened_floats_cost_little_more_than_narrow_ones(tmp_path: Path) -> None:
+    dice = np.random.default_rng(13)
+    old = dice.normal(0, 0.05, (256, 384)).astype(np.float16)
+    new = (old + dice.normal(0, 0.002, old.shape)).astype(np.float16)
+    sizes = {}
+    for dtype in (np.float16, np.float32):
+        base, target = ({"m": models.safetensors({"w": side.astype(dtype)})} for side in (old, new))
+        patch, _ = patch_between(tmp_path / dtype.__name__, base, target)
+        assert applied(patch, base) == target
+        sizes[dtype] = len(patch)
+    assert sizes[np.float32] < 1.2 * sizes[np.float16]

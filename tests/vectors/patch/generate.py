@@ -170,7 +170,9 @@ def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
+F16: Final = 1
 U8: Final = 4
+U16: Final = 6
 NONE, BASE_, AFFINE, PARAM = range(4)
 TYPED_B: Final = typed([U8, BASE_, 0, 0], one_segment(A, B, A), planes(DIFFERENCE), TARGET["b"])
 DOUBLED: Final = bytes((2 * byte if byte < 128 else 255) for byte in BASE["b"])
@@ -203,6 +205,34 @@ def keyed_in_two_parts(sub_block: int) -> bytes:
     cut = B - sub_block + 4
     data = b"\x00" + varint(sub_block) + write_section(b"\x02\x01")
     return typed_b([U8, BASE_, 2, 0], data + byte_part(in_order[:cut]) + byte_part(in_order[cut:]))
+
+
+def ordered_f16(bits: int) -> int:
+    return bits if bits < 0x8000 else (bits ^ 0x7FFF) - 0x10000
+
+
+def in_units(codes: tuple[int, int, int, int] = (F16, 1, 2, 16), missing: int = 0) -> bytes:
+    """Floats of 16 bits predicted from two bytes further back; each is a sub-block, its unit as large as can be."""
+    start = A - 2
+    old = struct.unpack(f"<{B // 2}H", (BASE["a"] + BASE["b"])[start : start + B])
+    new = struct.unpack(f"<{B // 2}H", TARGET["b"])
+    classes, units, numbers = b"", b"", []
+    for before, after in zip(old, new, strict=True):
+        residual = (ordered_f16(after) - ordered_f16(before) + 0x8000) % 0x10000 - 0x8000
+        zeros = min(9, (residual & -residual).bit_length() - 1) if residual else 0
+        classes += bytes([1 if residual else 0])
+        units += bytes([max(1, before >> 10 & 31) + zeros])
+        if residual:
+            numbers.append(residual >> zeros)
+    zigzag = [(number << 1) ^ (number >> 31) for number in numbers]
+    body = b"".join(write_section(bytes(number >> 8 * i & 0xFF for number in zigzag)) for i in range(2))
+    data = b"\x00\x01" + write_section(classes) + write_section(units[missing:])
+    return typed(
+        list(codes),
+        one_segment(A, B // 2, start),
+        data + bytes([1]) + varint(len(body)) + body,
+        TARGET["b"],
+    )
 
 
 GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
@@ -475,6 +505,10 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         None,
         lambda: after_a(keyed_in_two_parts(13)),
     ),
+    "good-typed-keyed-in-units": (None, lambda: after_a(in_units())),
+    "typed-units-missing": ("patch-corrupt", lambda: after_a(in_units(missing=1))),
+    "typed-units-of-integers": ("patch-corrupt", lambda: after_a(in_units((U16, BASE_, 2, 16)))),
+    "typed-units-without-prediction": ("patch-corrupt", lambda: after_a(in_units((F16, NONE, 2, 16)))),
     "typed-pattern-empty": (
         "patch-corrupt",
         lambda: after_a(
