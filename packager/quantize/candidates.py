@@ -19,7 +19,7 @@ from packager.quantize.half import quantize_half
 from packager.quantize.int4 import int4_nodes, quantize_int4
 from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
 from packager.quantize.ranges import Range
-from packager.quantize.runs import RUNTIME_ERRORS, one_line
+from packager.quantize.runs import DEFAULT_SETTINGS, EXACT_SETTINGS, RUNTIME_ERRORS, RunSettings, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 from packager.samples import Samples
@@ -65,6 +65,10 @@ class Workshop:
         if self.signed_activations:
             return "s8s8" if method == "static" else "u8s8"  # DynamicQuantizeLinear gives unsigned levels only
         return "u8s7" if self.signed_weights else "u8u8"
+
+    def settings_of(self, method: Method) -> RunSettings:
+        """How candidates are judged: s8s8 is for other CPUs than this one, whose kernels may saturate."""
+        return EXACT_SETTINGS if self.numerics_of(method) == "s8s8" else DEFAULT_SETTINGS
 
     @property
     def levels(self) -> LevelRange:

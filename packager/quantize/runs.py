@@ -45,13 +45,16 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How a session runs: intra-op threads, and whether graph optimisation is on."""
+    """How a session runs: intra-op threads, whether graph optimisation is on, and whether QDQ nodes become integer
+    kernels; where they do not, they give what exact integer kernels would, on every CPU."""
 
     threads: int = THREADS
     optimise: bool = True
+    integer_kernels: bool = True
 
 
 DEFAULT_SETTINGS: Final = RunSettings()
+EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
 
 
 def session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
@@ -61,6 +64,8 @@ def session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> on
     options.inter_op_num_threads = 1
     options.log_severity_level = SILENT
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not settings.integer_kernels:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if not settings.optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -1,9 +1,9 @@
 """Chooses integer levels jointly, by what they do to a layer's output and by what it costs to send them.
 
 Rules:
-1. Minimise over integers Q: (1/E) sum_n a_n [v' H v - 2 v' (C w + D)] + lambda * R(Q - base), with v = s (Q - z),
-   H = E[x_q x_q'], C = E[x_q x_f'], both centred and damped, and D = E[x_q r'], r being what else the layer should make
-   up for; E is the energy of the layer's output over its sensitivity, a_n says how much channel n counts.
+1. Minimise over integers Q: (1/E) sum_n a_n [v' H v - 2 v' T] + lambda * R(Q - base), with v = s (Q - z),
+   H = E[x_q x_q'] and T = E[x_q y'], both centred and damped, y being what the layer should give; E is the energy of
+   the layer's output over its sensitivity, a_n says how much channel n counts.
 2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the
    base.
 3. R is -log2 of the tensor's own histogram of changes, estimated anew in each pass; lambda is annealed from above, so
@@ -24,6 +24,8 @@ MAX_CHANGE: Final = 20  # changes beyond it share one price
 SETTLED: Final = 3e-5  # share of levels that changed in a pass
 TABLE_PASSES: Final = 3
 TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
+BLOCK: Final = 128  # rows
+REACH: Final = 3  # steps from the base's level, of what is chosen jointly
 NEVER: Final = 0.5  # pseudo-count of a change that was not seen
 
 
@@ -59,51 +61,106 @@ def prices(change: np.ndarray) -> np.ndarray:
 def choose(
     layer: Layer,
     h: np.ndarray,
-    c: np.ndarray,
+    wanted: np.ndarray,
     energy: float,
     price: float,
     start: np.ndarray | None = None,
     channels: np.ndarray | None = None,
-    beside: np.ndarray | None = None,
 ) -> np.ndarray:
     """int16 levels [inputs, channels] (rules 1 to 3).
 
     Args:
         layer: the matrix and its grid.
         h: float32 [inputs, inputs], E[x_q x_q'] centred.
-        c: float32 [inputs, inputs], E[x_q x_f'] centred.
+        wanted: float32 [inputs, channels], E[x_q y'] centred.
         energy: E of rule 1.
         price: lambda of rule 1, error energy a bit.
         start: levels to start from; the base's where not given.
         channels: float64 [channels], a_n of rule 1; all 1 where not given.
-        beside: float32 [inputs, channels], E[x_q r'] centred, r being what has to be added to the layer's output; no
-            columns or not given where there is no such thing.
     """
     inputs = layer.weight.shape[0]
     damping = np.float32(DAMPING * float(np.mean(np.diag(h))) + 1e-12)
     each = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
-    h = h.astype(np.float32) + np.eye(inputs, dtype=np.float32) * damping
-    weight = layer.weight.astype(np.float32)
-    scale = np.broadcast_to(layer.scale, weight.shape).astype(np.float32)
-    zero = np.broadcast_to(layer.zero, weight.shape).astype(np.float32)
-    base = layer.base.astype(np.float32)
-    levels = base.copy() if start is None else start.astype(np.float32)
-    residual = c.astype(np.float32) @ weight + damping * weight - h @ (scale * (levels - zero))
-    if beside is not None and beside.size:
-        residual += beside
-    bits = prices(levels - base) if start is not None else _first_prices()
+    # rows in the order in which they are walked, so that a block of them is a slice
     order = np.argsort(-np.diag(h), kind="stable")
+    h = h.astype(np.float32)[np.ix_(order, order)]
+    h[np.diag_indices(inputs)] += damping
+    weight = layer.weight.astype(np.float32)
+    wanted = wanted.astype(np.float32) + damping * weight
+    scale, zero, base = (
+        np.ascontiguousarray(np.broadcast_to(part, weight.shape)[order], np.float32)
+        for part in (layer.scale, layer.zero, layer.base)
+    )
+    levels = base.copy() if start is None else start[order].astype(np.float32)
+    descent = _Descent(h, base, scale, levels, wanted[order] - h @ (scale * (levels - zero)), layer.low, layer.high)
+    bits = prices(levels - base) if start is not None else _first_prices()
     schedule = [price * factor for factor in (*ANNEALING, *[1.0] * PASSES)]
     if start is not None:
         schedule = schedule[-PASSES - 1 :]
     for turn, now in enumerate(schedule):
-        changed = 0
-        for k in order:
-            changed += _row(k, levels, residual, h, base, scale, bits, np.float32(now) * each, layer.low, layer.high)
+        changed = descent.turn(bits, np.float32(now) * each)
         bits = prices(levels - base)
         if turn >= len(schedule) - PASSES and changed < levels.size * SETTLED:
             break
-    return levels.astype(np.int16)
+    out = np.empty(levels.shape, np.int16)
+    out[order] = levels
+    return out
+
+
+@dataclass(slots=True)
+class _Descent:
+    """Rule 2; all arrays are float32 in the order of the walk, `levels` and `residual` change in place.
+
+    Within a block of BLOCK rows a change is made up for at once, in the other rows once the block is done: a product of
+    matrices where there would be an outer product a row.
+    """
+
+    h: np.ndarray
+    base: np.ndarray
+    scale: np.ndarray
+    levels: np.ndarray
+    residual: np.ndarray
+    low: int
+    high: int
+
+    def turn(self, bits: np.ndarray, price: np.ndarray | np.float32) -> int:
+        """One pass over all rows at a price [channels]; how many levels changed."""
+        changed = 0
+        for first in range(0, len(self.h), BLOCK):
+            block = slice(first, min(first + BLOCK, len(self.h)))
+            inner = self.h[block, block]
+            # what is left over in the block, and by how much its numbers moved
+            left, moves = self.residual[block].copy(), np.zeros_like(self.scale[block])
+            for k in range(len(inner)):
+                change = self._row(first + k, left[k], inner[k, k], bits, price)
+                moved = np.flatnonzero(change)
+                if len(moved):
+                    changed += len(moved)
+                    self.levels[first + k, moved] += change[moved]
+                    moves[k, moved] = change[moved] * self.scale[first + k, moved]
+                    left[k + 1 :, moved] -= np.outer(inner[k + 1 :, k], moves[k, moved])
+            columns = np.flatnonzero(moves.any(axis=0))
+            if 2 * len(columns) > moves.shape[1]:
+                self.residual -= self.h[:, block] @ moves
+            elif len(columns):
+                self.residual[:, columns] -= self.h[:, block] @ moves[:, columns]
+        return changed
+
+    def _row(
+        self, k: int, left: np.ndarray, own: np.float32, bits: np.ndarray, price: np.ndarray | np.float32
+    ) -> np.ndarray:
+        """Change of every channel's level to the best for input `k`."""
+        step, old, now = self.scale[k], self.base[k], self.levels[k]
+        gain = own * step * step
+        wanted = now + left / (own * step)
+        nearest = np.clip(np.rint(wanted), np.maximum(self.low, old - REACH), np.minimum(self.high, old + REACH))
+        best, cost = old, gain * np.square(wanted - old) + price * bits[MAX_CHANGE]
+        for candidate in (nearest, nearest - np.sign(nearest - old)):
+            spot = (candidate - old).astype(np.int8) + np.int8(MAX_CHANGE)
+            other = gain * np.square(wanted - candidate) + price * bits[spot]
+            better = other < cost
+            best, cost = np.where(better, candidate, best), np.where(better, other, cost)
+        return np.asarray(best - now)
 
 
 def choose_diagonal(layer: Layer, importance: np.ndarray, price: float) -> np.ndarray:
@@ -146,42 +203,6 @@ def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, 
         better = other < cost
         best, cost = np.where(better, candidate, best), np.where(better, other, cost)
     return np.asarray(best)
-
-
-def _row(
-    k: int,
-    levels: np.ndarray,
-    residual: np.ndarray,
-    h: np.ndarray,
-    base: np.ndarray,
-    scale: np.ndarray,
-    bits: np.ndarray,
-    price: np.ndarray | np.float32,
-    low: int,
-    high: int,
-) -> int:
-    """Best level of every channel for input `k`, in place; how many changed."""
-    own, step, old = h[k, k], scale[k], base[k]
-    gain = own * step * step
-    wanted = levels[k] + residual[k] / (own * step)
-    nearest = np.clip(np.rint(wanted), np.maximum(low, old - 3), np.minimum(high, old + 3))
-    best, cost = old, gain * np.square(wanted - old) + price * bits[MAX_CHANGE]
-    for candidate in (nearest, nearest - np.sign(nearest - old)):
-        spot = np.clip(candidate - old, -MAX_CHANGE, MAX_CHANGE).astype(np.int32) + MAX_CHANGE
-        other = gain * np.square(wanted - candidate) + price * bits[spot]
-        better = other < cost
-        best, cost = np.where(better, candidate, best), np.where(better, other, cost)
-    moved = np.nonzero(best != levels[k])[0]
-    if len(moved):
-        change = best[moved] - levels[k, moved]
-        levels[k, moved] = best[moved]
-        if len(moved) * 2 > levels.shape[1]:
-            full = np.zeros(levels.shape[1], np.float32)
-            full[moved] = change * step[moved]
-            residual -= np.outer(h[:, k], full)
-        else:
-            residual[:, moved] -= np.outer(h[:, k], change * step[moved])
-    return len(moved)
 
 
 def _first_prices() -> np.ndarray:

@@ -8,6 +8,7 @@ Rules:
    is left over in it.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,11 +38,22 @@ class Shared:
     def first(self) -> QuantizedWeight:
         return self.weights[0]
 
-    def path(self, folder: Path, group: int) -> Path:
-        return folder / f"{self.number}-{group}.npy"
+    @property
+    def is_projected(self) -> bool:
+        """Is it what the layer gives that is stored and aimed at, not what it multiplies? The narrower of the two."""
+        return bool(self.beside) or sum(map(channels_of, self.weights)) <= shape_of(self.first)[0]
 
-    def beside_path(self, folder: Path) -> Path:
-        return folder / f"{self.number}-beside.npy"
+    @property
+    def width(self) -> int:
+        """Columns of what is stored of one group."""
+        return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first)[0]
+
+    def path(self, folder: Path, group: int) -> Path:
+        return folder / f"{self.number}-{group}.rows"
+
+    def local_path(self, folder: Path, group: int) -> Path:
+        """Of the inputs of a few rows."""
+        return folder / f"{self.number}-{group}.local"
 
 
 def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[Shared]]:
@@ -140,11 +152,9 @@ def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
 
 
 def channels_of(weight: QuantizedWeight) -> int:
-    """Outputs of one group of a weight that `_beside` knows."""
-    dims = [int(size) for size in weight.counterpart.dims]
-    if weight.kind == "conv":
-        return dims[0] // shape_of(weight)[1]
-    return dims[0] if any(a.name == "transB" and a.i for a in weight.float_node.attribute) else dims[1]
+    """Outputs of one group of a weight."""
+    size, groups = shape_of(weight)
+    return int(math.prod(weight.counterpart.dims)) // max(1, size * groups)
 
 
 def _beside(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:

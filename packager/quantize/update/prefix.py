@@ -8,8 +8,10 @@ Rules:
 3. A value that is no tensor can not be kept: the walk then begins again where it last stood.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,6 +47,8 @@ class Prefix:
         self._reads = [reads(node) for node in self._model.graph.node]
         self._done = self._kept = 0
         self._alive: list[str] = []
+        # of each sample, what its values are in the order of `_alive`
+        self._forms: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
 
     def put(self, weight: QuantizedWeight, values: np.ndarray) -> None:
         """Replace a weight by `values`, which have the layout of its levels."""
@@ -84,6 +88,7 @@ class Prefix:
         made = [name for name in alive if name in fresh]
         running = self._part(self._done, before, made)
         path = self._place(self._kept + 1)
+        kept: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
         with path.open("wb") as stream:
             for sample, old in self._standing():
                 here = {**sample, **old}
@@ -91,13 +96,15 @@ class Prefix:
                 if made:
                     given = {value.name: here[value.name] for value in running.get_inputs()}
                     answers = running.run(made, given)
-                    if not all(isinstance(answer, np.ndarray) for answer in answers):
+                    if not all(isinstance(answer, np.ndarray) and answer.dtype != object for answer in answers):
                         return
                     found = dict(zip(made, answers, strict=True))
-                for name in alive:
-                    np.save(stream, found[name] if name in found else old[name], allow_pickle=False)
+                arrays = [found[name] if name in found else old[name] for name in alive]
+                kept.append([(array.dtype, array.shape) for array in arrays])
+                for array in arrays:
+                    stream.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         self._place(self._kept).unlink(missing_ok=True)
-        self._kept, self._done, self._alive = self._kept + 1, before, alive
+        self._kept, self._done, self._alive, self._forms = self._kept + 1, before, alive, kept
 
     def _standing(self) -> Iterator[tuple[Sample, Values]]:
         """Each sample with what is alive where the walk stands."""
@@ -108,11 +115,15 @@ class Prefix:
                 yield sample, {}
             return
         with self._place(self._kept).open("rb") as stream:
-            for sample in samples:
-                yield sample, {name: np.load(stream, allow_pickle=False) for name in self._alive}
+            for sample, forms in zip(samples, self._forms, strict=True):
+                found: Values = {}
+                for name, (dtype, shape) in zip(self._alive, forms, strict=True):
+                    content = stream.read(dtype.itemsize * math.prod(shape))
+                    found[name] = np.frombuffer(content, dtype).reshape(shape)
+                yield sample, found
 
     def _place(self, number: int) -> Path:
-        return self._folder / f"prefix-{number}.npy"
+        return self._folder / f"{number}.prefix"
 
     def _part(self, first: int, last: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
         """The nodes from `first` up to `last`, as far as `outputs` need them, with what they read as inputs."""

@@ -21,10 +21,10 @@ from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
 from packager.quantize.update.candidate import Choice, bias_of, candidate
 from packager.quantize.update.descent import Layer, choose, choose_diagonal
-from packager.quantize.update.layers import Shared, stages
+from packager.quantize.update.layers import Shared, channels_of, stages
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.probe import OutputProbe
-from packager.quantize.update.statistics import Moments, Rows, float_rows, measure_rows, moments
+from packager.quantize.update.statistics import Moments, Rows, local_rows, measure_rows, moments
 from packager.quantize.update.template import QuantizedWeight, from_matrices, to_matrices
 from packager.samples import Samples
 
@@ -35,7 +35,6 @@ JOINT_INPUTS: Final = 8_192  # rows of one matrix: its moments are squares of th
 UNSEEN: Final = 0.5  # a row that no sample looked up counts as half a look-up
 MAX_PROBED: Final = 40  # weights whose sensitivity is measured; the rest is taken as usual
 MAX_SPREAD: Final = 30.0  # of sensitivities around the median: a weight that hardly changed measures noise
-LOCAL_ROWS: Final = 512
 TINY: Final = 1e-9
 
 Key = tuple[int, str]
@@ -165,14 +164,16 @@ class Solver:
         for stage in self.stages:
             found = moments(prefix, stage, numbers, self.rows, self.folder)
             for shared, parts in zip(stage, found, strict=True):
+                end = 0
                 for weight in shared.weights:
+                    columns = slice(end, end := end + channels_of(weight))
                     grid = by_key[(weight.graph, weight.levels.name)]
                     if grid.is_joint:
                         warm = start.levels.get(grid.key) if start is not None else None
-                        choice.levels[grid.key] = self._joint(grid, parts, price, warm)
+                        choice.levels[grid.key] = self._joint(grid, parts, columns, price, warm)
                     levels = choice.levels[grid.key]
                     prefix.put(weight, grid.float_of(levels))
-                    correction = self._correction(grid, levels, parts)
+                    correction = self._correction(grid, levels, parts, columns)
                     if correction is not None:
                         name, values = correction
                         choice.corrections[name] = values
@@ -184,7 +185,9 @@ class Solver:
         weights = [grid.weight for grid in self.grids]
         return candidate(self.template, self.prepared, weights, choice, self.ranges)
 
-    def _joint(self, grid: Grid, parts: list[Moments], price: float, warm: np.ndarray | None) -> np.ndarray:
+    def _joint(
+        self, grid: Grid, parts: list[Moments], columns: slice, price: float, warm: np.ndarray | None
+    ) -> np.ndarray:
         groups = groups_of(grid.weight)
         starts = to_matrices(warm, grid.weight.kind, groups) if warm is not None else [None] * groups
         chosen = []
@@ -193,7 +196,8 @@ class Solver:
         energy = sum(_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True))
         energy /= self.sensitivity.get(grid.key, 1.0)
         for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
-            chosen.append(choose(layer, part.h, part.c, energy, price, first, share, part.d))
+            wanted = part.wanted(layer.weight, columns)
+            chosen.append(choose(layer, part.h, wanted, energy, price, first, share))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
 
     def _channels(self, grid: Grid) -> list[np.ndarray]:
@@ -205,7 +209,9 @@ class Solver:
             return [np.ones(matrix.shape[1]) for matrix in matrices]
         return np.split(known, groups)
 
-    def _correction(self, grid: Grid, levels: np.ndarray, parts: list[Moments]) -> tuple[str, np.ndarray] | None:
+    def _correction(
+        self, grid: Grid, levels: np.ndarray, parts: list[Moments], columns: slice
+    ) -> tuple[str, np.ndarray] | None:
         """The bias of a layer, and the mean error that it takes up; None where it has none."""
         name = bias_of(grid.weight, self.prepared)
         if name is None or grid.weight.kind == "recurrent":
@@ -213,7 +219,7 @@ class Solver:
         values = to_matrices(grid.float_of(levels), grid.weight.kind, groups_of(grid.weight))
         exact = to_matrices(grid.values, grid.weight.kind, groups_of(grid.weight))
         error = [
-            part.mean_f @ float_part - part.mean_q @ part_values + (part.mean_r if part.mean_r.size else 0.0)
+            part.mean_wanted(float_part, columns) - part.mean_q @ part_values
             for part, float_part, part_values in zip(parts, exact, values, strict=True)
         ]
         return name, np.concatenate(error)
@@ -269,11 +275,9 @@ class Solver:
             self._channels(grid),
             strict=True,
         )
-        weights = np.concatenate(self.rows.weights[shared.number])
+        weights = np.concatenate(self.rows.local[shared.number])
         for group, (difference, exact, share) in enumerate(parts):
-            rows = float_rows(shared, group, self.folder)
-            step = max(1, len(rows) // LOCAL_ROWS)
-            rows = rows[::step] * np.sqrt(weights[::step, None])
+            rows = local_rows(shared, group, self.folder) * np.sqrt(weights[:, None])
             error += float(np.square(rows @ difference.astype(np.float32)).sum(axis=0) @ share)
             energy += float(np.square(rows @ exact.astype(np.float32)).sum(axis=0) @ share)
         return error / energy

@@ -3,13 +3,15 @@
 Rules:
 1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples, and no more
    than MAX_STORED_BYTES of them all.
-2. The float model's rows are the same for every solution: they are written to a folder once. Those behind chosen levels
+2. The float model's rows are the same for every solution: they are written to a folder once, or what the layer makes of
+   them where that is narrower. Those behind chosen levels
    are never stored, only their moments.
 3. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
    the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -23,12 +25,14 @@ from packager.inputs import Sample
 from packager.quantize.runs import run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
-from packager.quantize.update.layers import Shared, channels_of, outputs_of, places_of, rows_of, shape_of
+from packager.quantize.update.layers import Shared, outputs_of, places_of, rows_of, shape_of
 from packager.quantize.update.prefix import Prefix
-from packager.quantize.update.template import QuantizedWeight
+from packager.quantize.update.template import QuantizedWeight, to_matrices
 from packager.samples import Samples
 
 MAX_ROWS: Final = 32_768
+BUNDLE: Final = 1024  # rows that are multiplied together, at least
+LOCAL_ROWS: Final = 512  # of inputs that are kept as they are
 MAX_STORED_BYTES: Final = 4 << 30  # on disk, while an update is solved
 EVERY_ROW: Final = 0.3
 EVERY_CHANNEL: Final = 0.3
@@ -40,42 +44,34 @@ Key = tuple[int, str]
 
 @dataclass(slots=True)
 class Moments:
-    """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q x_f'] (centred by `finish`), and the means.
+    """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q t'] (centred by `finish`), and the means.
 
-    `d` = E[x_q r'] and `mean_r` are of r, what the prefix left over in the value that is added to the layer's output
-    (layers, rule 3), [size, channels] and [channels]; of no channels where there is no such value.
+    t are rows of the float model [width]: what the layer multiplies there or, where `is_projected`, what it should give
+    for its weights, one after another: the float model's output, and what the prefix left over in the value that is
+    added to it (layers, rule 3).
     """
 
     size: int
-    channels: int = 0
+    width: int
+    is_projected: bool
     h: np.ndarray = field(init=False)
     c: np.ndarray = field(init=False)
     mean_q: np.ndarray = field(init=False)
-    mean_f: np.ndarray = field(init=False)
-    d: np.ndarray = field(init=False)
-    mean_r: np.ndarray = field(init=False)
+    mean_t: np.ndarray = field(init=False)
     total: float = 0.0
-    waiting: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.h = np.zeros((self.size, self.size), np.float32)
-        self.c = np.zeros((self.size, self.size), np.float32)
-        self.d = np.zeros((self.size, self.channels), np.float32)
-        self.mean_q, self.mean_f = np.zeros(self.size), np.zeros(self.size)
-        self.mean_r = np.zeros(self.channels)
+        self.c = np.zeros((self.size, self.width), np.float32)
+        self.mean_q, self.mean_t = np.zeros(self.size), np.zeros(self.width)
 
-    def add(self, q: np.ndarray, f: np.ndarray, weights: np.ndarray, left: np.ndarray | None = None) -> None:
-        """Rows [rows, size] of both models, their weights, and what is left over [rows, channels]; multiplied in
-        bundles, since adding to `h` costs as much as many rows."""
-        roots = np.sqrt(weights)[:, None]
-        self.mean_q += weights @ q.astype(np.float64)
-        self.mean_f += weights @ f.astype(np.float64)
-        self.total += float(weights.sum(dtype=np.float64))
-        if left is not None:
-            self.mean_r += weights @ left.astype(np.float64)
-            self.d += (q * roots).T @ (left * roots)
-        self.waiting.append((q * roots, f * roots))
-        if sum(len(pair[0]) for pair in self.waiting) >= max(256, self.size):
+    def add(self, q: np.ndarray, t: np.ndarray, weights: np.ndarray) -> None:
+        """Rows [rows, size] behind the prefix, [rows, width] of the float model, and their weights [rows].
+
+        They are multiplied in bundles: adding to `h` costs as much as many rows."""
+        self.waiting.append((q, t, weights))
+        if sum(len(part[2]) for part in self.waiting) >= max(BUNDLE, self.size):
             self._flush()
 
     def finish(self) -> None:
@@ -83,29 +79,45 @@ class Moments:
         self._flush()
         total = self.total or 1.0
         self.mean_q /= total
-        self.mean_f /= total
+        self.mean_t /= total
         self.h /= np.float32(total)
         self.c /= np.float32(total)
-        self.mean_r /= total
-        self.d /= np.float32(total)
-        self.d -= np.outer(self.mean_q, self.mean_r).astype(np.float32)
         self.h -= np.outer(self.mean_q, self.mean_q).astype(np.float32)
-        self.c -= np.outer(self.mean_q, self.mean_f).astype(np.float32)
+        self.c -= np.outer(self.mean_q, self.mean_t).astype(np.float32)
+
+    def wanted(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
+        """float32 [size, channels]: E[x_q y'] for what a weight should give, y.
+
+        Args:
+            matrix: [size, channels], the weight in the float model.
+            columns: its channels among those of all weights.
+        """
+        return np.asarray(self.c[:, columns] if self.is_projected else self.c @ matrix.astype(np.float32))
+
+    def mean_wanted(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
+        """[channels]: the mean of y, as in `wanted`."""
+        return np.asarray(self.mean_t[columns] if self.is_projected else self.mean_t @ matrix)
 
     def _flush(self) -> None:
-        if self.waiting:
-            q = np.concatenate([pair[0] for pair in self.waiting])
-            f = np.concatenate([pair[1] for pair in self.waiting])
-            self.waiting.clear()
-            self.h += q.T @ q
-            self.c += q.T @ f
+        if not self.waiting:
+            return
+        q, t, weights = (np.concatenate([part[i] for part in self.waiting]) for i in range(3))
+        self.waiting.clear()
+        self.total += float(weights.sum(dtype=np.float64))
+        self.mean_q += weights @ q
+        self.mean_t += weights @ t
+        roots = np.sqrt(weights)[:, None]
+        q *= roots
+        t *= roots
+        self.h += q.T @ q
+        self.c += q.T @ t
 
 
 @dataclass(slots=True)
 class Rows:
     """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 3).
 
-    `besides` are the numbers of the layers whose value beside them is of their outputs' shape.
+    `local` holds the weights of the rows whose inputs are stored as they are.
     `channels` holds weights [channels] with mean 1 by weight; missing where the influence is not known. `looked_up`
     holds for each table how often each of its rows was looked up, a look-up counting 1 in the mean.
     """
@@ -114,7 +126,7 @@ class Rows:
     weights: dict[int, list[np.ndarray]]
     channels: dict[Key, np.ndarray]
     looked_up: dict[Key, np.ndarray] = field(default_factory=dict)
-    besides: set[int] = field(default_factory=set)
+    local: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
 
 def measure_rows(
@@ -131,11 +143,13 @@ def measure_rows(
     running = watching(prepared, names)
     limit = row_limit(samples, everything)
     found = Rows({s.number: [] for s in everything}, {s.number: [] for s in everything}, {})
-    found.besides = {s.number for s in everything if s.beside}
-    paths = {(s.number, g): s.path(folder, g) for s in everything for g in range(shape_of(s.first)[1])}
-    streams = {key: path.open("wb") for key, path in paths.items()}
-    besides = {s.number: s.beside_path(folder).open("wb") for s in everything if s.beside}
-    try:
+    found.local = {s.number: [] for s in everything}
+    few = -(-LOCAL_ROWS // max(1, len(samples)))
+    exact = {s.number: _exact_matrices(s) for s in everything if s.is_projected}
+    with ExitStack() as open_files:
+        groups = [(s, g) for s in everything for g in range(shape_of(s.first)[1])]
+        streams = {(s.number, g): open_files.enter_context(s.path(folder, g).open("wb")) for s, g in groups}
+        locals_ = {(s.number, g): open_files.enter_context(s.local_path(folder, g).open("wb")) for s, g in groups}
         for sample, slopes in zip(samples, influences(prepared, everything, tables, samples), strict=True):
             values = values_at(running, sample, names)
             for table in tables:
@@ -147,17 +161,17 @@ def measure_rows(
                 used = used[:: max(1, -(-len(used) // max(1, limit)))]
                 found.places[shared.number].append(used)
                 found.weights[shared.number].append(weights[used].astype(np.float32))
+                some = slice(None, None, max(1, -(-len(used) // few)))
+                found.local[shared.number].append(weights[used[some]].astype(np.float32))
+                left = _beside_parts(shared, values, used)
                 for group, rows in enumerate(rows_of(source, shared.first, used)):
-                    streams[shared.number, group].write(np.ascontiguousarray(rows, np.float32).tobytes())
-                if shared.number in found.besides:
-                    outputs = outputs_of(values[shared.beside], shared.first)
-                    if outputs.shape != (len(weights), channels_of(shared.first) * shape_of(shared.first)[1]):
-                        found.besides.remove(shared.number)
-                    else:
-                        besides[shared.number].write(np.ascontiguousarray(outputs[used]).tobytes())
-    finally:
-        for stream in (*streams.values(), *besides.values()):
-            stream.close()
+                    rows = np.ascontiguousarray(rows, np.float32)
+                    locals_[shared.number, group].write(rows[some].tobytes())
+                    if shared.is_projected:
+                        rows = rows @ exact[shared.number][group]
+                        if left is not None:
+                            rows += left[group]
+                    streams[shared.number, group].write(rows.tobytes())
     for parts in found.weights.values():
         mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
         parts[:] = [
@@ -206,8 +220,7 @@ def _row_weights(
     shared: Shared, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
 ) -> np.ndarray:
     """Squared gradients of each row of a layer, summed over its channels; adds those of each channel to `channels`."""
-    size = shape_of(shared.first)[0]
-    count = places_of(source.shape, shared.first) if shared.first.kind == "conv" else source.size // max(1, size)
+    count = _row_count(shared, source)
     total: np.ndarray | None = None
     known = 0
     for weight in shared.weights:
@@ -229,13 +242,46 @@ def _row_weights(
     return np.ones(count) if total is None else total / known
 
 
+def _exact_matrices(shared: Shared) -> list[np.ndarray]:
+    """float32 [inputs, channels of all weights] for each group."""
+    groups = shape_of(shared.first)[1]
+    parts = [to_matrices(weight.float_values(), weight.kind, groups) for weight in shared.weights]
+    return [np.concatenate([part[group] for part in parts], axis=1).astype(np.float32) for group in range(groups)]
+
+
+def _beside_parts(shared: Shared, values: dict[str, np.ndarray], places: np.ndarray) -> list[np.ndarray] | None:
+    """For each group, what is added at `places` to what the layer gives; None where it is of another shape."""
+    if not shared.beside:
+        return None
+    groups = shape_of(shared.first)[1]
+    outputs = outputs_of(values[shared.beside], shared.first)
+    source = values[shared.first.float_source or ""]
+    if outputs.shape != (_row_count(shared, source), shared.width * groups):
+        return None
+    return np.split(outputs[places], groups, axis=1)
+
+
+def _row_count(shared: Shared, source: np.ndarray) -> int:
+    """Rows that a value of the layer's input holds."""
+    if shared.first.kind == "conv":
+        return places_of(source.shape, shared.first)
+    return source.size // max(1, shape_of(shared.first)[0])
+
+
 def float_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:
-    """The stored rows [rows, inputs] of one group, mapped from disk."""
-    size = shape_of(shared.first)[0]
-    path = shared.path(folder, group)
+    """The float model's rows [rows, width] of one group (`Moments`), mapped from disk."""
+    return _mapped(shared.path(folder, group), shared.width)
+
+
+def local_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:
+    """Inputs [rows, inputs] of a few of them in the float model."""
+    return _mapped(shared.local_path(folder, group), shape_of(shared.first)[0])
+
+
+def _mapped(path: Path, width: int) -> np.ndarray:
     if path.stat().st_size == 0:
-        return np.zeros((0, size), np.float32)
-    return np.memmap(path, np.float32, "r").reshape(-1, size)
+        return np.zeros((0, width), np.float32)
+    return np.memmap(path, np.float32, "r").reshape(-1, width)
 
 
 def moments(
@@ -246,22 +292,11 @@ def moments(
     `numbers` are those of the samples that `prefix` walks with.
     """
     found = [
-        [
-            Moments(shape_of(s.first)[0], channels_of(s.first) if s.number in rows.besides else 0)
-            for _ in range(shape_of(s.first)[1])
-        ]
-        for s in stage
+        [Moments(shape_of(s.first)[0], s.width, s.is_projected) for _ in range(shape_of(s.first)[1])] for s in stage
     ]
     stored = [[float_rows(s, g, folder) for g in range(shape_of(s.first)[1])] for s in stage]
     starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
-    besides = [
-        np.memmap(s.beside_path(folder), np.float32, "r").reshape(-1, channels_of(s.first) * shape_of(s.first)[1])
-        if s.number in rows.besides
-        else None
-        for s in stage
-    ]
-    wanted = {shared.first.float_source or "" for shared in stage}
-    names = sorted(wanted | {shared.beside for shared in stage if shared.number in rows.besides})
+    names = sorted({s.first.float_source or "" for s in stage} | {s.beside for s in stage if s.beside})
     first = min(shared.place for shared in stage)
     for number, values in zip(numbers, prefix.walk(first, names), strict=True):
         for i, shared in enumerate(stage):
@@ -269,12 +304,10 @@ def moments(
             if not len(places):
                 continue
             span = slice(starts[i][number], starts[i][number + 1])
-            exact, left = besides[i], None
-            if exact is not None:
-                outputs = outputs_of(values[shared.beside], shared.first)
-                left = np.split(exact[span] - outputs[places], len(found[i]), axis=1)
+            left = _beside_parts(shared, values, places)
             for group, q in enumerate(rows_of(values[shared.first.float_source or ""], shared.first, places)):
-                found[i][group].add(q, stored[i][group][span], weights, left[group] if left is not None else None)
+                exact = stored[i][group][span]
+                found[i][group].add(q, exact if left is None else exact - left[group], weights)
     for parts in found:
         for part in parts:
             part.finish()
@@ -283,10 +316,7 @@ def moments(
 
 def row_limit(samples: Samples, everything: list[Shared]) -> int:
     """Rows of a layer and sample (rule 1)."""
-    floats = 0
-    for shared in everything:
-        size, groups = shape_of(shared.first)
-        floats += size * groups + (channels_of(shared.first) * groups if shared.beside else 0)
+    floats = sum(shared.width * shape_of(shared.first)[1] for shared in everything)
     rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
     return max(1, rows // max(1, len(samples)))
 
