@@ -32,7 +32,7 @@ from packager.quantize.fidelity import GateReport, judge
 from packager.quantize.graphs import float_bytes, is_quantized
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import session, session_of
+from packager.quantize.runs import Remembered, session, session_of
 from packager.quantize.schemes import quantize, save
 from packager.quantize.update.update import Point, UpdateReport, ordinary_of, update
 from packager.samples import Samples, load_samples
@@ -63,7 +63,7 @@ def main() -> None:
 
 @dataclass(slots=True)
 class Watch:
-    """Takes down every solution, and what the update had cost when its search was over."""
+    """Takes down every solution, and what the update had cost when its search had found the last one."""
 
     usage: float = field(default_factory=lambda: cpu_s())
     started: float = field(default_factory=time.monotonic)
@@ -72,19 +72,18 @@ class Watch:
 
     def solution(self, point: Point) -> None:
         self.solutions.append(point)
-        if point.is_whole:
-            self.stop()
+        if not point.is_around:
+            self.take_down()
 
-    def stop(self) -> None:
-        if not self.spent:
-            wall = time.monotonic() - self.started
-            self.spent = {"cpu_s": round(cpu_s() - self.usage, 1), "wall_s": round(wall, 1), "peak_bytes": peak_bytes()}
+    def take_down(self) -> None:
+        wall = time.monotonic() - self.started
+        self.spent = {"cpu_s": round(cpu_s() - self.usage, 1), "wall_s": round(wall, 1), "peak_bytes": peak_bytes()}
 
 
 def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path) -> dict[str, object]:
     """Everything that the JSON holds."""
     base = quantized_base(arguments, calibration, folder)
-    reference = session(arguments.new)
+    reference = Remembered(session(arguments.new))
     template = load_proto(base)
     prepared = prepare(arguments.new, next(iter(calibration.take(1)))).model
 
@@ -112,7 +111,8 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         # another graph: it is no update, and goes out like any other model
         reason = error_.message
         save(ordinary, target)
-    watch.stop()
+    if not watch.spent:
+        watch.take_down()
     typed = typed_bytes(base, folder / "ordinary.onnx", folder)
     curve = []
     for number, point in enumerate(watch.solutions):

@@ -20,7 +20,7 @@ import onnxruntime
 from packager.errors import InterfaceMismatch
 from packager.quantize.agreement import OutputFidelity, Tally, finite
 from packager.quantize.metric import MetricFigures
-from packager.quantize.runs import run, session
+from packager.quantize.runs import Runnable, run, session
 from packager.samples import Samples
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -109,8 +109,8 @@ def gate(
 
 
 def judge(
-    reference: onnxruntime.InferenceSession,
-    candidate: onnxruntime.InferenceSession,
+    reference: Runnable,
+    candidate: Runnable,
     samples: Samples,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
     *,

@@ -9,6 +9,7 @@ Rules:
 3. The pinned range is kept unless the best one has less than WORTH_A_CHANGE of its noise, and unless the answers of the
    ordinarily quantized model are no worse with it: what is clipped is clipped in every row alike, and such errors add
    up where rounding errors do not. Where they are worse, a range that counts clipping CLIPPING_COUNTS times is tried.
+   What would save less than WORTH_A_TRIAL of all noise is not tried.
 4. Where the influence of an activation is not known, it is fitted to the extremes, and only where the new model
    values leave the pinned range by more than RANGE_SLACK or fill less than half of it.
 """
@@ -29,6 +30,7 @@ BINS: Final = 4_096
 SHRINKING: Final = 0.93
 SHRINKINGS: Final = 24
 WORTH_A_CHANGE: Final = 0.95
+WORTH_A_TRIAL: Final = 0.005  # of the noise of all ranges together
 RANGE_SLACK: Final = 0.1  # of the pinned span
 CLIPPING_COUNTS: Final = 10.0
 MAX_SAMPLES: Final = 48
@@ -76,12 +78,15 @@ def refitted_ranges(
         name: extremes[name] for name, old in pinned.items() if name in extremes and _leaves(extremes[name], old)
     }
     proposals: list[tuple[float, str, list[Range]]] = []
+    total = 0.0
     for name, (values, weights) in weighed.items():
         now = noise(values, weights, changed.get(name, pinned[name]))
         best = best_range(values, weights)
         gain = now - noise(values, weights, best)
+        total += now
         if gain > (1 - WORTH_A_CHANGE) * now:
             proposals.append((gain, name, [best, best_range(values, weights, CLIPPING_COUNTS)]))
+    proposals = [proposal for proposal in proposals if proposal[0] > WORTH_A_TRIAL * total]
     if proposals:
         trial = _Trial(prepared, ordinary, pinned | changed, samples.take(TRIED_SAMPLES))
         for _, name, candidates in sorted(proposals, key=lambda p: (-p[0], p[1])):

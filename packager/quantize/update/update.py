@@ -4,17 +4,19 @@ Rules:
 1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
 2. A part of the calibration samples is spared while the price of a bit is searched: on what was fitted, the error looks
-   smaller than it is. The spared part judges, between prices that pass and prices that do not, in at most MAX_SOLUTIONS
-   solutions; at the price where the error would reach what is allowed it is solved once more, with all samples.
-   Rounding to nearest on the base's scales (price 0) is taken where it passes and costs fewer bits, or where no price
-   passes.
-3. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
-4. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
+   smaller than it is. The spared part judges, in at most MAX_SOLUTIONS solutions; at the price where the error would
+   reach what is allowed it is solved once more, with all samples. Rounding to nearest on the base's scales (price 0) is
+   taken where it passes and costs fewer bits, or where no price passes.
+3. Where the chosen solution misses the gate, the search judged it too well: it is solved once more for an error that is
+   smaller by as much.
+4. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
+5. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
-5. Nothing is random; same inputs, same bytes.
+6. Nothing is random; same inputs, same bytes.
 """
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -30,7 +32,7 @@ from packager.quantize.candidates import METADATA_KEY, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.graphs import all_nodes, float_bytes, weight_uses
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import session, session_of
+from packager.quantize.runs import Remembered, session, session_of
 from packager.quantize.schemes import save
 from packager.quantize.update.activations import refitted_ranges
 from packager.quantize.update.candidate import Choice
@@ -45,13 +47,14 @@ Means = Literal["joint", "ordinary"]
 
 MAX_SOLUTIONS: Final = 4
 FRESH_SHARE: Final = 0.5
-FIRST_PRICE: Final = 10.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
-STEP: Final = 3.0  # between prices while the border is not found
+FIRST_PRICE: Final = 25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
+USUAL_SLOPE: Final = 0.11  # octaves of error for one of price, near ordinary quantization's error
+LARGEST_STEP: Final = 4.0  # octaves of price between two solutions
+NEAR: Final = 0.03  # of the allowed error: from there a line through two solutions is good enough
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
-FAR: Final = 0.8  # of the allowed error: below it, and as far above, a step is squared
 TINY: Final = 1e-4
-CLOSE: Final = 2.0  # ratio of prices between which the error is taken as even in the price's logarithm
-MARGIN: Final = 0.99  # of the allowed error: the samples that judge the search are few
+MARGIN: Final = 0.98  # of the allowed error: the samples that judge the search are few
+SECOND_MARGIN: Final = 0.98  # of the gate's limit, where a solution missed it
 MAX_SAMPLES: Final = 1024
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
 FEW_SAMPLES: Final = 20  # below it none can be spared, and the margin is that of fitted samples
@@ -63,7 +66,8 @@ NAMED: Final = 5  # weights that a text lists by name
 class Point:
     """One solution: price of a bit, entropy of the changes in bits a weight, error on the samples that judge.
 
-    `is_whole` where all samples were fitted: its error is then that of fitted samples.
+    `is_whole` where all samples were fitted: its error is then that of fitted samples. `is_around` where it was asked
+    for beside the search.
     """
 
     price: float
@@ -71,6 +75,7 @@ class Point:
     relative_rms: float
     model: onnx.ModelProto
     is_whole: bool = False
+    is_around: bool = False
 
     def as_json(self) -> dict[str, float]:
         """Plain values."""
@@ -161,7 +166,7 @@ def update(
     prepared = prepare(new, next(iter(calibration.take(1)))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
-    reference = session(new)
+    reference = Remembered(session(new))
     ordinary = ordinary_of(template, prepared, calibration)
     spared = spared_of(len(calibration))
     judged = (
@@ -175,8 +180,21 @@ def update(
     ordinary_rms = error_of(ordinary).relative_rms or 0.0
     fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
     share = sum(grid.values.size for grid in grids if grid.is_fresh) / max(total, 1)
+    gates = {"ordinary": error_of(ordinary, held_back), "stale": error_of(template, held_back)}
+
+    def verdict_of(model: onnx.ModelProto) -> GateReport:
+        return judge(
+            reference,
+            session_of(model),
+            held_back,
+            replace(thresholds, max_over_ordinary=ratio),
+            ordinary_rms=gates["ordinary"].relative_rms,
+            stale_rms=gates["stale"].relative_rms,
+        )
+
     curve: list[Point] = []
     chosen: Point | None = None
+    verdict: GateReport | None = None
     if share <= FRESH_SHARE:
         ranges = refitted_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
@@ -186,21 +204,17 @@ def update(
             aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
             search = _Search(solver, error_of, spared, aim * ordinary_rms * margin, total, first, on_solution)
             chosen = search.run()
+            if chosen is not None:
+                verdict = verdict_of(chosen.model)
+                if verdict.verdict == "fail" and chosen.price:
+                    limit = ratio * (gates["ordinary"].relative_rms or 0.0)
+                    chosen = search.nearer(chosen, verdict.relative_rms or 0.0, limit)
+                    verdict = verdict_of(chosen.model)
             for factor in around:
-                search.solve(((chosen.price if chosen else 0.0) or first) * factor, is_whole=True)
+                price = ((chosen.price if chosen else 0.0) or first) * factor
+                search.solve(price, is_whole=True, is_around=True)
         curve = search.points
-    gates = {
-        "ordinary": error_of(ordinary, held_back),
-        "stale": error_of(template, held_back),
-    }
-    verdict = judge(
-        reference,
-        session_of(chosen.model if chosen else ordinary),
-        held_back,
-        replace(thresholds, max_over_ordinary=ratio),
-        ordinary_rms=gates["ordinary"].relative_rms,
-        stale_rms=gates["stale"].relative_rms,
-    )
+    verdict = verdict or verdict_of(ordinary)
     reason = verdict.why
     if chosen is None:
         reason = (
@@ -268,24 +282,35 @@ class _Search:
     def run(self) -> Point | None:
         """The solution where the error is what is allowed, or rounding to nearest where that is smaller, or None."""
         nearest = self._nearest()
-        good = self._searched()
-        if good is not None and self.spared:
-            good = self.solve(self._aimed(good), is_whole=True)
+        price = self._searched()
+        good = self.solve(price, is_whole=True) if price is not None else None
+        if good is not None and not self.spared and good.relative_rms > self.allowed:
+            good = max(
+                (point for point in self.points if point.relative_rms <= self.allowed),
+                key=attrgetter("price"),
+                default=None,
+            )
         self._note(nearest)
         if nearest.relative_rms <= self.allowed and (good is None or nearest.bits_per_weight < good.bits_per_weight):
             return nearest
         return good
 
-    def solve(self, price: float, *, is_whole: bool) -> Point:
+    def solve(self, price: float, *, is_whole: bool, is_around: bool = False) -> Point:
         """One solution, started from the last one; with all samples, or without the spared ones."""
         choice = self.solver.solve(price, self._last, frozenset() if is_whole else self.spared)
         self._last = choice
-        point = self._point(price, choice, is_whole=is_whole)
+        point = replace(self._point(price, choice, is_whole=is_whole), is_around=is_around)
         self._note(point)
         return point
 
+    def nearer(self, chosen: Point, found: float, limit: float) -> Point:
+        """Rule 3, where the error `found` of a solution is above `limit`; `chosen` itself where it is not."""
+        if not 0.0 < limit < found < float("inf"):
+            return chosen
+        return self.solve(chosen.price * _step(math.log2(found / (limit * SECOND_MARGIN))), is_whole=True)
+
     def _nearest(self) -> Point:
-        """Rounding to nearest, on the ranges that serve it better (rule 3): the solver keeps these."""
+        """Rounding to nearest, on the ranges that serve it better (rule 4): the solver keeps these."""
         choice, fitted = self.solver.nearest(), self.solver.ranges
         found = self._point(0.0, choice, is_whole=True)
         if fitted:
@@ -310,38 +335,34 @@ class _Search:
         if self.on_solution is not None:
             self.on_solution(point)
 
-    def _searched(self) -> Point | None:
+    def _searched(self) -> float | None:
+        """The price where the error on the samples that judge is what is allowed, as far as a few solutions tell; None
+        where it was more at all of them and not near."""
         price = self.first_price
-        good: Point | None = None
-        bad: Point | None = None
         for _ in range(MAX_SOLUTIONS):
             point = self.solve(price, is_whole=not self.spared)
-            if point.relative_rms <= self.allowed:
-                good = point if good is None or point.price > good.price else good
-            else:
-                bad = point if bad is None or point.price < bad.price else bad
-            if good is not None and bad is not None:
-                if bad.price / good.price < CLOSE:
-                    break
-                price = self._between(good, bad, 0.25)
-            else:
-                far = not self.allowed * FAR <= point.relative_rms <= self.allowed / FAR
-                step = STEP**2 if far else STEP
-                price = good.price * step if good is not None else price / step
-        return good
+            price = self._aimed()
+            if abs(point.relative_rms / self.allowed - 1.0) < NEAR:
+                return price
+        good = [point.price for point in self.points if point.relative_rms <= self.allowed]
+        bad = [point.price for point in self.points if point.relative_rms > self.allowed]
+        return min(price, min(bad, default=max(good))) if good else None
 
-    def _aimed(self, good: Point) -> float:
-        """The price to solve at with all samples: between `good` and the cheapest that did not pass, where these are
-        close."""
-        bad = min(
-            (point for point in self.points if point.relative_rms > self.allowed), key=attrgetter("price"), default=None
-        )
-        return self._between(good, bad, 0.0) if bad is not None and bad.price <= good.price * STEP else good.price
+    def _aimed(self) -> float:
+        """Where the error would reach what is allowed, by the two solutions that came nearest."""
+        distances = {point.price: self._octaves(point) for point in self.points}
+        price, *others = sorted(distances, key=lambda each: abs(distances[each]))
+        slope = USUAL_SLOPE
+        if others:
+            slope = (distances[others[0]] - distances[price]) / math.log2(others[0] / price)
+            slope = min(max(slope, USUAL_SLOPE / 2), USUAL_SLOPE * 4)
+        return price * _step(distances[price], slope)
 
-    def _between(self, good: Point, bad: Point, end: float) -> float:
-        """Where the error would reach what is allowed if it grew evenly with the price's logarithm; never within the
-        share `end` of either price."""
-        share = 0.5
-        if np.isfinite(bad.relative_rms) and bad.relative_rms > good.relative_rms:
-            share = (self.allowed - good.relative_rms) / (bad.relative_rms - good.relative_rms)
-        return float(good.price * (bad.price / good.price) ** min(max(share, end), 1.0 - end))
+    def _octaves(self, point: Point) -> float:
+        """By how many octaves the error is more than is allowed."""
+        return math.log2(min(max(point.relative_rms, TINY**2), 1 / TINY) / self.allowed)
+
+
+def _step(octaves: float, slope: float = USUAL_SLOPE) -> float:
+    """By what to multiply a price for an error that is less by so many octaves."""
+    return float(2.0 ** min(max(-octaves / slope, -LARGEST_STEP), LARGEST_STEP))

@@ -1,0 +1,108 @@
+"""Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, remembered answers."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from packager.quantize.prepare import prepare
+from packager.quantize.runs import Remembered, run, session
+from packager.quantize.schemes import Options, quantize
+from packager.quantize.update import descent
+from packager.quantize.update import update as search
+from packager.quantize.update.descent import Layer, choose
+from packager.quantize.update.layers import Shared, stages
+from packager.quantize.update.prefix import Prefix
+from packager.quantize.update.statistics import measure_rows, moments
+from packager.quantize.update.template import read_template, to_matrices
+from packager.samples import random_samples
+from tests import models
+from tests.quantize.test_update_aware import fine_tuned
+
+STATIC = Options(methods=("static",), measure_latency=False)
+
+
+def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((3000, 200)) @ rng.standard_normal((200, 200)) / 14
+    h = (rows.T @ rows / len(rows)).astype(np.float32)
+    base = rng.integers(-100, 100, (200, 90)).astype(np.int32)
+    scale = np.full((1, 90), 1e-3)
+    new = base * scale + 1.5e-4 * rng.standard_normal(base.shape)
+    layer = Layer(new, scale, np.zeros((1, 90)), base, -127, 127)
+    wanted = h @ new.astype(np.float32)
+    energy = float(np.sum(new * wanted))
+    found = {}
+    for size in (1, 64, 128, 1000):
+        monkeypatch.setattr(descent, "BLOCK", size)
+        found[size] = choose(layer, h, wanted, energy, 1e-12)
+    assert np.count_nonzero(found[1] != base) > 100
+    for size in (64, 128, 1000):
+        assert np.mean(found[size] != found[1]) < 1e-3
+
+
+def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = models.save(models.mlp(), tmp_path / "old.onnx")
+    samples = random_samples(old, 40)
+    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    new = models.save(fine_tuned(models.mlp(), 1, 0.02), tmp_path / "new.onnx")
+    prepared = prepare(new, next(iter(samples))).model
+    template = onnx.load(tmp_path / "base.onnx")
+    weights = [weight for weight in read_template(template, prepared) if weight.source is not None]
+    found: dict[bool, list[np.ndarray]] = {}
+    for is_projected in (False, True):
+        monkeypatch.setattr(Shared, "is_projected", is_projected)
+        folder = tmp_path / str(is_projected)
+        folder.mkdir()
+        walked = stages(prepared, weights)
+        everything = [shared for stage in walked for shared in stage]
+        rows = measure_rows(prepared, everything, [], samples, folder)
+        numbers = list(range(0, 40, 2))
+        prefix = Prefix(prepared, samples, numbers, folder)
+        # an error in front, so that both sides differ
+        prefix.put(weights[0], weights[0].float_values() * 1.1)
+        found[is_projected] = []
+        for stage in walked:
+            for shared, parts in zip(stage, moments(prefix, stage, numbers, rows, folder), strict=True):
+                matrix = to_matrices(shared.first.float_values(), shared.first.kind, 1)[0]
+                columns = slice(0, matrix.shape[1])
+                found[is_projected] += [parts[0].wanted(matrix, columns), parts[0].mean_wanted(matrix, columns)]
+    assert len(found[True]) >= 4
+    for wide, narrow in zip(found[False], found[True], strict=True):
+        np.testing.assert_allclose(narrow, wide, rtol=1e-3, atol=1e-4 * float(np.abs(wide).max()))
+
+
+def test_solution_that_misses_the_gate_is_solved_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.text_encoder(width=128)
+    old = models.save(model, tmp_path / "old.onnx")
+    new = models.save(fine_tuned(model, 1, 0.1), tmp_path / "new.onnx")
+    samples = random_samples(old, 96)
+    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    points: list[search.Point] = []
+    monkeypatch.setattr(search, "MARGIN", 1.3)  # a search that takes errors for smaller than they are
+    report = search.update(
+        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(),
+        max_over_ordinary=1.2, on_solution=points.append,
+    )  # fmt: skip
+    whole = [point for point in points if point.is_whole and point.price]
+    assert len(whole) == 2
+    assert whole[1].price < whole[0].price
+    assert report.price == whole[1].price
+    assert report.gate.verdict == "pass", report.gate.why
+
+
+def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.save(models.mlp(), tmp_path / "model.onnx")
+    first, second, *_ = random_samples(model, 4)
+    plain, remembered = session(model), Remembered(session(model))
+    for sample in (first, second, first, second):
+        np.testing.assert_array_equal(run(remembered, sample)[0], run(plain, sample)[0])
+    assert len(remembered._answers) == 2
+    monkeypatch.setattr("packager.quantize.runs.REMEMBERED_BYTES", run(plain, first)[0].nbytes)
+    full = Remembered(session(model))
+    for sample in (first, second):
+        np.testing.assert_array_equal(run(full, sample)[0], run(plain, sample)[0])
+    assert len(full._answers) == 1
