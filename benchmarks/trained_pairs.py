@@ -27,6 +27,9 @@ APART: Final = 2
 Side = Callable[[], bytes]
 
 
+INPUTS_FOR: Final = "cnn-fp32"  # calibration.npz and held.npz lie beside this pair, for benchmarks.update_aware
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=tuple(PAIRS))
@@ -46,6 +49,10 @@ def make(out: Path, names: tuple[str, ...] | None = None) -> None:
                 unfinished = place.with_suffix(".partial")
                 unfinished.write_bytes(side())
                 unfinished.rename(place)
+        if name == INPUTS_FOR:
+            for what, (count, seed) in {"calibration": (1024, 2001), "held": (1000, 2002)}.items():
+                pictures, _ = resnet.images(count, seed)
+                np.savez(out / name / f"{what}.npz", allow_pickle=False, image=pictures)
         print(f"{name}: {', '.join(f'{place.stat().st_size:,}' for place in places)} bytes", flush=True)
 
 

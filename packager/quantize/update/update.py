@@ -45,11 +45,13 @@ logger = logging.getLogger(__name__)
 
 Means = Literal["joint", "ordinary"]
 
-MAX_SOLUTIONS: Final = 4
+MAX_SOLUTIONS: Final = 3
 FRESH_SHARE: Final = 0.5
 FIRST_PRICE: Final = 25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
-USUAL_SLOPE: Final = 0.11  # octaves of error for one of price, near ordinary quantization's error
-LARGEST_STEP: Final = 4.0  # octaves of price between two solutions
+FLOOR: Final = 0.7  # of ordinary quantization's error energy: what no price gets rid of, about
+LEAST_EXCESS: Final = 0.05
+USUAL_POWER: Final = 0.7  # of the price, by which the energy above the floor grows
+LARGEST_STEP: Final = 16.0  # between the prices of two solutions
 NEAR: Final = 0.03  # of the allowed error: from there a line through two solutions is good enough
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
 TINY: Final = 1e-4
@@ -202,13 +204,15 @@ def update(
             margin = MARGIN if spared else FITTED_MARGIN
             first = FIRST_PRICE * max(ordinary_rms, TINY) ** 2 / total
             aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
-            search = _Search(solver, error_of, spared, aim * ordinary_rms * margin, total, first, on_solution)
+            search = _Search(
+                solver, error_of, spared, ordinary_rms, aim * ordinary_rms * margin, total, first, on_solution
+            )
             chosen = search.run()
             if chosen is not None:
                 verdict = verdict_of(chosen.model)
                 if verdict.verdict == "fail" and chosen.price:
-                    limit = ratio * (gates["ordinary"].relative_rms or 0.0)
-                    chosen = search.nearer(chosen, verdict.relative_rms or 0.0, limit)
+                    held = gates["ordinary"].relative_rms or 0.0
+                    chosen = search.nearer(chosen, verdict.relative_rms or 0.0, ratio * held, held)
                     verdict = verdict_of(chosen.model)
             for factor in around:
                 price = ((chosen.price if chosen else 0.0) or first) * factor
@@ -272,6 +276,7 @@ class _Search:
     solver: Solver
     error_of: Callable[[onnx.ModelProto], GateReport]
     spared: frozenset[int]
+    ordinary: float
     allowed: float
     total: int
     first_price: float
@@ -303,11 +308,12 @@ class _Search:
         self._note(point)
         return point
 
-    def nearer(self, chosen: Point, found: float, limit: float) -> Point:
+    def nearer(self, chosen: Point, found: float, limit: float, ordinary: float) -> Point:
         """Rule 3, where the error `found` of a solution is above `limit`; `chosen` itself where it is not."""
         if not 0.0 < limit < found < float("inf"):
             return chosen
-        return self.solve(chosen.price * _step(math.log2(found / (limit * SECOND_MARGIN))), is_whole=True)
+        step = _step(*(_excess(error, ordinary) for error in (found, limit * SECOND_MARGIN)))
+        return self.solve(chosen.price * step, is_whole=True)
 
     def _nearest(self) -> Point:
         """Rounding to nearest, on the ranges that serve it better (rule 4): the solver keeps these."""
@@ -350,19 +356,31 @@ class _Search:
 
     def _aimed(self) -> float:
         """Where the error would reach what is allowed, by the two solutions that came nearest."""
-        distances = {point.price: self._octaves(point) for point in self.points}
-        price, *others = sorted(distances, key=lambda each: abs(distances[each]))
-        slope = USUAL_SLOPE
+        distances = {
+            point.price: abs(math.log(self._excess(point.relative_rms) / self._wanted)) for point in self.points
+        }
+        excesses = {point.price: self._excess(point.relative_rms) for point in self.points}
+        price, *others = sorted(distances, key=lambda each: distances[each])
+        power = USUAL_POWER
         if others:
-            slope = (distances[others[0]] - distances[price]) / math.log2(others[0] / price)
-            slope = min(max(slope, USUAL_SLOPE / 2), USUAL_SLOPE * 4)
-        return price * _step(distances[price], slope)
+            power = math.log(excesses[others[0]] / excesses[price]) / math.log(others[0] / price)
+            power = min(max(power, USUAL_POWER / 2), USUAL_POWER * 2)
+        return price * _step(excesses[price], self._wanted, power)
 
-    def _octaves(self, point: Point) -> float:
-        """By how many octaves the error is more than is allowed."""
-        return math.log2(min(max(point.relative_rms, TINY**2), 1 / TINY) / self.allowed)
+    @property
+    def _wanted(self) -> float:
+        return self._excess(self.allowed)
+
+    def _excess(self, error: float) -> float:
+        return _excess(error, self.ordinary)
 
 
-def _step(octaves: float, slope: float = USUAL_SLOPE) -> float:
-    """By what to multiply a price for an error that is less by so many octaves."""
-    return float(2.0 ** min(max(-octaves / slope, -LARGEST_STEP), LARGEST_STEP))
+def _excess(error: float, ordinary: float) -> float:
+    """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of it."""
+    share = min(error / max(ordinary, TINY), 1 / TINY)
+    return max(share * share - FLOOR, LEAST_EXCESS)
+
+
+def _step(excess: float, wanted: float, power: float = USUAL_POWER) -> float:
+    """By what to multiply a price to come from one excess to another."""
+    return float(min(max((wanted / excess) ** (1 / power), 1 / LARGEST_STEP), LARGEST_STEP))
