@@ -25,6 +25,7 @@ from bundle.errors import PatchRefused
 from bundle.patch.apply import apply_patch
 from bundle.patch.container import MAGIC
 from bundle.patch.sections import pack_zstd, unpack_zstd
+from packager.quantize.update.candidate import on_grid
 from tests.patch import models
 from tests.patch.bundles import Files, MemoryBase, MemoryTarget, patch_between
 from tests.vectors.patch import generate
@@ -167,12 +168,14 @@ def sides() -> tuple[Files, Files]:
         "half": rng.normal(0, 0.05, (60, 90)).astype(np.float16),
         "levels": np.clip(np.rint(rng.normal(0, 30, (50, 60))), -127, 127).astype(np.int8),
         "bias": rng.normal(0, 1, 40).astype(np.float32),
+        "stepped": rng.normal(0, 0.1, 1200).astype(np.float32),
     }
     new: models.Arrays = {
         "dense": (arrays["dense"] + rng.normal(0, 1e-4, (64, 52))).astype(np.float32),
         "half": (arrays["half"].astype(np.float64) * rng.uniform(0.9, 1.1, (60, 1))).astype(np.float16),
         "levels": np.clip(arrays["levels"] + (rng.random((50, 60)) < 0.1), -127, 127).astype(np.int8),
         "bias": arrays["bias"] + np.float32(1e-3),
+        "stepped": on_grid(arrays["stepped"], (arrays["stepped"] + rng.normal(0, 1e-3, 1200)).astype(np.float32)),
     }
     text = b"some text that stays, " * 20
     return {"m": models.safetensors(arrays), "t": text}, {"m": models.safetensors(new), "t": text + b"and some new"}
