@@ -170,7 +170,11 @@ def draw(found: dict[str, object], path: Path) -> None:
     points = sorted((p["bits_per_weight"], p["relative_rms"] / ordinary["relative_rms"], p) for p in curve)
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5), dpi=120)
     axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color="#1c4e80", label="update-aware")
+    told_at = 0.0
     for bits, ratio, point in points:
+        if bits < 1.15 * told_at:
+            continue  # its label would lie on the one before
+        told_at = bits
         label = f"{point['patch_bytes'] / 1e3:.0f} kB"
         axes.annotate(label, (bits, ratio), xytext=(4, 6), textcoords="offset points", fontsize=8)
     axes.axhline(1.0, color="#888888", linestyle="--", linewidth=1)

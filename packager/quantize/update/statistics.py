@@ -11,6 +11,7 @@ Rules:
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -54,12 +55,14 @@ class Moments:
     size: int
     width: int
     is_projected: bool
+    worker: Executor
     h: np.ndarray = field(init=False)
     c: np.ndarray = field(init=False)
     mean_q: np.ndarray = field(init=False)
     mean_t: np.ndarray = field(init=False)
     total: float = 0.0
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    under_way: Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.h = np.zeros((self.size, self.size), np.float32)
@@ -69,7 +72,9 @@ class Moments:
     def add(self, q: np.ndarray, t: np.ndarray, weights: np.ndarray) -> None:
         """Rows [rows, size] behind the prefix, [rows, width] of the float model, and their weights [rows].
 
-        They are multiplied in bundles: adding to `h` costs as much as many rows."""
+        They are multiplied in bundles, since adding to `h` costs as much as many rows; by `worker`, while the caller
+        makes the next one.
+        """
         self.waiting.append((q, t, weights))
         if sum(len(part[2]) for part in self.waiting) >= max(BUNDLE, self.size):
             self._flush()
@@ -77,6 +82,8 @@ class Moments:
     def finish(self) -> None:
         """Sums become centred means."""
         self._flush()
+        if self.under_way is not None:
+            self.under_way.result()
         total = self.total or 1.0
         self.mean_q /= total
         self.mean_t /= total
@@ -101,8 +108,13 @@ class Moments:
     def _flush(self) -> None:
         if not self.waiting:
             return
-        q, t, weights = (np.concatenate([part[i] for part in self.waiting]) for i in range(3))
-        self.waiting.clear()
+        if self.under_way is not None:
+            self.under_way.result()
+        self.under_way = self.worker.submit(self._multiply, self.waiting)
+        self.waiting = []
+
+    def _multiply(self, bundle: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
+        q, t, weights = (np.concatenate([part[i] for part in bundle]) for i in range(3))
         self.total += float(weights.sum(dtype=np.float64))
         self.mean_q += weights @ q
         self.mean_t += weights @ t
@@ -291,8 +303,16 @@ def moments(
 
     `numbers` are those of the samples that `prefix` walks with.
     """
+    with ThreadPoolExecutor(1) as worker:
+        return _moments(prefix, stage, numbers, rows, folder, worker)
+
+
+def _moments(
+    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path, worker: Executor
+) -> list[list[Moments]]:
     found = [
-        [Moments(shape_of(s.first)[0], s.width, s.is_projected) for _ in range(shape_of(s.first)[1])] for s in stage
+        [Moments(shape_of(s.first)[0], s.width, s.is_projected, worker) for _ in range(shape_of(s.first)[1])]
+        for s in stage
     ]
     stored = [[float_rows(s, g, folder) for g in range(shape_of(s.first)[1])] for s in stage]
     starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
