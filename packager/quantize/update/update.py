@@ -7,8 +7,8 @@ Rules:
    smaller than it is. The spared part judges, in at most MAX_SOLUTIONS solutions; at the price where the error would
    reach what is allowed it is solved once more, with all samples. Rounding to nearest on the base's scales (price 0) is
    taken where it passes and costs fewer bits, or where no price passes.
-3. Where the chosen solution misses the gate, the search judged it too well: it is solved once more for an error that is
-   smaller by as much.
+3. Where the chosen solution misses the gate, the search judged it too well: it is solved again for an error that is
+   smaller by as much, at most SECOND_CHANCES times.
 4. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
 5. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
@@ -58,6 +58,7 @@ NEAR: Final = 0.03  # of the allowed error: from there a line through two soluti
 AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is asked of other samples
 TINY: Final = 1e-4
 MARGIN: Final = 0.98  # of the allowed error: the samples that judge the search are few
+SECOND_CHANCES: Final = 2
 SECOND_MARGIN: Final = 0.98  # of the gate's limit, where a solution missed it
 MAX_SAMPLES: Final = 1024
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
@@ -213,10 +214,12 @@ def update(
             chosen = search.run()
             if chosen is not None:
                 verdict = verdict_of(chosen.model)
-                if verdict.verdict == "fail" and chosen.price:
-                    held = gates["ordinary"].relative_rms or 0.0
-                    chosen = search.nearer(chosen, verdict.relative_rms or 0.0, ratio * held, held)
-                    verdict = verdict_of(chosen.model)
+                held = gates["ordinary"].relative_rms or 0.0
+                for _ in range(SECOND_CHANCES):
+                    nearer = search.nearer(chosen, verdict.relative_rms or 0.0, ratio * held, held)
+                    if nearer is chosen:
+                        break
+                    chosen, verdict = nearer, verdict_of(nearer.model)
             for factor in around:
                 price = ((chosen.price if chosen else 0.0) or first) * factor
                 search.solve(price, is_whole=True, is_around=True)
@@ -313,7 +316,7 @@ class _Search:
 
     def nearer(self, chosen: Point, found: float, limit: float, ordinary: float) -> Point:
         """Rule 3, where the error `found` of a solution is above `limit`; `chosen` itself where it is not."""
-        if not 0.0 < limit < found < float("inf"):
+        if not chosen.price or not 0.0 < limit < found < float("inf"):
             return chosen
         step = _step(*(_excess(error, ordinary) for error in (found, limit * SECOND_MARGIN)))
         return self.solve(chosen.price * step, is_whole=True)
