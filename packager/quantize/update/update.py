@@ -378,13 +378,15 @@ class _Search:
         return self._excess(self.allowed)
 
     def _excess(self, error: float) -> float:
-        return _excess(error, self.ordinary)
+        # where less is allowed than the floor, the floor is taken for lower
+        share = self.allowed / max(self.ordinary, TINY)
+        return _excess(error, self.ordinary, min(FLOOR, FLOOR * share * share))
 
 
-def _excess(error: float, ordinary: float) -> float:
+def _excess(error: float, ordinary: float, floor: float = FLOOR) -> float:
     """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of it."""
     share = min(error / max(ordinary, TINY), 1 / TINY)
-    return max(share * share - FLOOR, LEAST_EXCESS)
+    return max(share * share - floor, LEAST_EXCESS)
 
 
 def _step(excess: float, wanted: float, power: float = USUAL_POWER) -> float:
