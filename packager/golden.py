@@ -13,7 +13,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,7 @@ SETTINGS: Final = (
     RunSettings(1, False),
     RunSettings(2, False),
 )
+EXACT: Final = "exact"  # to the child: without integer kernels
 HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
 FLOAT_FLOOR_PPM: Final = 1_000
 QUANTIZED_FLOOR_PPM: Final = 10_000  # one level of 255 on a few activations
@@ -64,13 +65,17 @@ class GoldenReport:
         }
 
 
-def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
+def make_golden(
+    model: Path, samples: Samples, path: Path, count: int = 8, *, integer_kernels: bool = True
+) -> GoldenReport:
     """Write at most `count` golden vectors of `model` to `path` (rules above).
+
+    Without `integer_kernels` answers are what exact kernels give: for models that saturate on this CPU, not on theirs.
 
     Raises:
         GoldenUnstable where no sample gives the same answers from run to run; ModelDoesNotRun; ModelCrashes.
     """
-    running = session(model)
+    running = session(model, RunSettings(integer_kernels=integer_kernels))
     names = [output.name for output in running.get_outputs()]
     kept: list[GoldenSample] = []
     total = 0
@@ -85,7 +90,7 @@ def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> Go
             f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTES} bytes",
             remedy="give smaller or more ordinary inputs with --inputs FILE.npz",
         )
-    spread = _spread_in_child(model, write_golden(tuple(kept)))
+    spread = _spread_in_child(model, write_golden(tuple(kept)), integer_kernels=integer_kernels)
     steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
     worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
     if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
@@ -103,11 +108,11 @@ def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> Go
     return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
 
 
-def spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
+def spreads(model: Path, golden: tuple[GoldenSample, ...], *, integer_kernels: bool = True) -> list[float | None]:
     """Worst relative RMS of each sample over SETTINGS; None where shape, type or a whole number differs."""
     worst: list[float | None] = [0.0] * len(golden)
     for settings in SETTINGS:
-        running = session(model, settings)
+        running = session(model, replace(settings, integer_kernels=integer_kernels))
         names = [output.name for output in running.get_outputs()]
         for i, sample in enumerate(golden):
             inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
@@ -147,8 +152,8 @@ def _is_usable(answers: Sample) -> bool:
     )
 
 
-def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
-    command = [sys.executable, "-m", "packager.golden", str(model)]
+def _spread_in_child(model: Path, golden: bytes, *, integer_kernels: bool) -> list[float | None]:
+    command = [sys.executable, "-m", "packager.golden", str(model), *([] if integer_kernels else [EXACT])]
     try:
         done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -162,6 +167,10 @@ def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
+        print(
+            json.dumps(
+                spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()), integer_kernels=EXACT not in sys.argv)
+            )
+        )
     except AirweightsError as error:
         sys.exit(error.message)

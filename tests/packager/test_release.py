@@ -288,9 +288,9 @@ def test_a_variant_that_fails_its_gate_is_left_out_with_the_reason(shared: Bench
 
 
 def test_a_variant_for_arm_is_offered_to_arm_alone_and_says_where_it_is_exact(bench: Bench) -> None:
-    bench.release("1.0.0", WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
+    report = bench.release("1.0.0", WHOLE.replace('scheme = "int8"', 'scheme = "int8"\ntarget = "arm"'))
     int8 = bench.manifest("1.0.0").variant("int8")
-    assert int8 is not None
+    assert int8 is not None, report.dropped
     assert "aarch64" in int8.requires.arch
     assert "x86_64" not in int8.requires.arch
     assert int8.quantization.stability == "exact on ARM; saturates on x86 without VNNI"
