@@ -32,7 +32,7 @@ from packager.quantize.fidelity import GateReport, judge
 from packager.quantize.graphs import float_bytes, is_quantized
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import Remembered, session, session_of
+from packager.quantize.runs import Remembered, session, session_of, settings_for
 from packager.quantize.schemes import quantize, save
 from packager.quantize.update.update import Point, UpdateReport, ordinary_of, update
 from packager.samples import Samples, load_samples
@@ -88,7 +88,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
     prepared = prepare(arguments.new, next(iter(calibration.take(1)))).model
 
     def error(model: onnx.ModelProto) -> GateReport:
-        return judge(reference, session_of(model), held)
+        return judge(reference, session_of(model, settings_for(model)), held)
 
     ordinary = ordinary_of(template, prepared, calibration)
     save(ordinary, folder / "ordinary.onnx")

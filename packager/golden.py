@@ -1,7 +1,8 @@
 """Makes golden vectors from the artefact that is shipped, with a tolerance that other runs of it were seen to need.
 
 Rules:
-1. Answers come from the shipped model file, run with the default settings; inputs are real samples where there are any.
+1. Answers come from the shipped model file, run as it is judged (`settings_for`); inputs are real samples where there
+   are any.
 2. A second process runs the same file with other thread counts and without graph optimisation; the worst deviation,
    times HEADROOM, is the tolerance, between a floor and TOLERANCE_CEILING_PPM. A quantized model's floor is higher:
    on another CPU a float sum may round to the other side of a level.
@@ -24,7 +25,7 @@ from bundle.golden import MAX_GOLDEN_BYTES, GoldenSample, read_golden, relative_
 from packager.errors import GoldenUnstable, ModelCrashes
 from packager.inputs import Sample, load_proto
 from packager.quantize.graphs import is_quantized
-from packager.quantize.runs import RunSettings, run, session
+from packager.quantize.runs import RunSettings, run, session, settings_for
 from packager.samples import Samples
 
 SETTINGS: Final = (
@@ -34,7 +35,6 @@ SETTINGS: Final = (
     RunSettings(1, False),
     RunSettings(2, False),
 )
-EXACT: Final = "exact"  # to the child: without integer kernels
 HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
 FLOAT_FLOOR_PPM: Final = 1_000
 QUANTIZED_FLOOR_PPM: Final = 10_000  # one level of 255 on a few activations
@@ -65,17 +65,14 @@ class GoldenReport:
         }
 
 
-def make_golden(
-    model: Path, samples: Samples, path: Path, count: int = 8, *, integer_kernels: bool = True
-) -> GoldenReport:
+def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
     """Write at most `count` golden vectors of `model` to `path` (rules above).
-
-    Without `integer_kernels` answers are what exact kernels give: for models that saturate on this CPU, not on theirs.
 
     Raises:
         GoldenUnstable where no sample gives the same answers from run to run; ModelDoesNotRun; ModelCrashes.
     """
-    running = session(model, RunSettings(integer_kernels=integer_kernels))
+    proto = load_proto(model, external_data=False)
+    running = session(model, settings_for(proto))
     names = [output.name for output in running.get_outputs()]
     kept: list[GoldenSample] = []
     total = 0
@@ -90,7 +87,7 @@ def make_golden(
             f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTES} bytes",
             remedy="give smaller or more ordinary inputs with --inputs FILE.npz",
         )
-    spread = _spread_in_child(model, write_golden(tuple(kept)), integer_kernels=integer_kernels)
+    spread = _spread_in_child(model, write_golden(tuple(kept)))
     steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
     worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
     if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
@@ -103,14 +100,15 @@ def make_golden(
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     part.replace(path)
-    floor = QUANTIZED_FLOOR_PPM if is_quantized(load_proto(model, external_data=False)) else FLOAT_FLOOR_PPM
+    floor = QUANTIZED_FLOOR_PPM if is_quantized(proto) else FLOAT_FLOOR_PPM
     tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(HEADROOM * worst_ppm)))
     return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
 
 
-def spreads(model: Path, golden: tuple[GoldenSample, ...], *, integer_kernels: bool = True) -> list[float | None]:
+def spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
     """Worst relative RMS of each sample over SETTINGS; None where shape, type or a whole number differs."""
     worst: list[float | None] = [0.0] * len(golden)
+    integer_kernels = settings_for(load_proto(model, external_data=False)).integer_kernels
     for settings in SETTINGS:
         running = session(model, replace(settings, integer_kernels=integer_kernels))
         names = [output.name for output in running.get_outputs()]
@@ -152,8 +150,8 @@ def _is_usable(answers: Sample) -> bool:
     )
 
 
-def _spread_in_child(model: Path, golden: bytes, *, integer_kernels: bool) -> list[float | None]:
-    command = [sys.executable, "-m", "packager.golden", str(model), *([] if integer_kernels else [EXACT])]
+def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
+    command = [sys.executable, "-m", "packager.golden", str(model)]
     try:
         done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -167,10 +165,6 @@ def _spread_in_child(model: Path, golden: bytes, *, integer_kernels: bool) -> li
 
 if __name__ == "__main__":
     try:
-        print(
-            json.dumps(
-                spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()), integer_kernels=EXACT not in sys.argv)
-            )
-        )
+        print(json.dumps(spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
     except AirweightsError as error:
         sys.exit(error.message)

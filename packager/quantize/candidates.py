@@ -14,12 +14,12 @@ import onnx
 
 from packager.errors import QuantizationRefused
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
-from packager.quantize.graphs import QUANTIZED_OPS, all_nodes, weight_uses
+from packager.quantize.graphs import METADATA_KEY, QUANTIZED_OPS, all_nodes, weight_uses
 from packager.quantize.half import quantize_half
 from packager.quantize.int4 import int4_nodes, quantize_int4
 from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
 from packager.quantize.ranges import Range
-from packager.quantize.runs import DEFAULT_SETTINGS, EXACT_SETTINGS, RUNTIME_ERRORS, RunSettings, one_line
+from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
 from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
 from packager.samples import Samples
@@ -38,7 +38,6 @@ TROUBLE: Final[tuple[type[Exception], ...]] = (
     AssertionError,
 )
 WORTH_IT: Final = 0.9  # of the float model's bytes: what is hardly smaller is not worth a variant
-METADATA_KEY: Final = "airweights.quantization"
 
 
 @dataclass(slots=True)
@@ -65,10 +64,6 @@ class Workshop:
         if self.signed_activations:
             return "s8s8" if method == "static" else "u8s8"  # DynamicQuantizeLinear gives unsigned levels only
         return "u8s7" if self.signed_weights else "u8u8"
-
-    def settings_of(self, method: Method) -> RunSettings:
-        """How candidates are judged: s8s8 is for other CPUs than this one, whose kernels may saturate."""
-        return EXACT_SETTINGS if self.numerics_of(method) == "s8s8" else DEFAULT_SETTINGS
 
     @property
     def levels(self) -> LevelRange:

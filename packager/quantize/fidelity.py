@@ -18,9 +18,10 @@ from typing import Final, Literal
 import onnxruntime
 
 from packager.errors import InterfaceMismatch
+from packager.inputs import load_proto
 from packager.quantize.agreement import OutputFidelity, Tally, finite
 from packager.quantize.metric import MetricFigures
-from packager.quantize.runs import Runnable, run, session
+from packager.quantize.runs import Runnable, run, session, settings_for
 from packager.samples import Samples
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -101,7 +102,8 @@ def gate(
         ModelDoesNotRun: one of them does not load, or not run.
         InterfaceMismatch: they do not take the same inputs, or do not give the same outputs.
     """
-    left, right = session(float_model), session(candidate)
+    settings = settings_for(load_proto(candidate, external_data=False))
+    left, right = session(float_model), session(candidate, settings)
     _check_interfaces(left, right, candidate)
     return judge(
         left, right, samples, thresholds, ordinary_rms=ordinary_rms, stale_rms=stale_rms, shapes_vary=shapes_vary

@@ -34,6 +34,7 @@ CONTRIB_WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "Attention": (1,),
     "EmbedLayerNormalization": (2, 3, 4),
 }
+METADATA_KEY: Final = "airweights.quantization"
 QUANTIZED_OPS: Final = frozenset(
     {
         "QuantizeLinear",
@@ -89,6 +90,11 @@ class WeightUse:
     def elements(self) -> int:
         """How many numbers the weight holds."""
         return int(np.prod(self.tensor.dims, dtype=np.int64))
+
+
+def quantization_of(model: onnx.ModelProto) -> str:
+    """What the model says of its own quantization, "METHOD NUMERICS" ("static u8u8"); empty where it is not ours."""
+    return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
 
 
 def scopes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[Scope]:

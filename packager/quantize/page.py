@@ -18,7 +18,7 @@ from packager.inputs import load_proto
 from packager.quantize.graphs import array_of, weight_uses
 from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
-from packager.quantize.runs import run, session_of
+from packager.quantize.runs import run, session_of, settings_for
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.weights import MIN_ELEMENTS
 from packager.samples import Samples
@@ -98,7 +98,7 @@ def _measured(
     left: onnx.ModelProto, right: onnx.ModelProto, names: list[str], samples: Samples
 ) -> dict[str, tuple[float, Histogram]]:
     """Relative RMS of the values `names` of two models, and a histogram of the float model's."""
-    runs = session_of(with_outputs(left, names)), session_of(with_outputs(right, names))
+    runs = session_of(with_outputs(left, names)), session_of(with_outputs(right, names), settings_for(right))
     error, power = np.zeros(len(names)), np.zeros(len(names))
     seen: list[np.ndarray] = [np.zeros(0)] * len(names)
     for sample in samples.take(SAMPLES):

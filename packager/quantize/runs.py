@@ -4,6 +4,7 @@ Rules:
 1. Every run has the same settings (threads, optimisation level, no spinning), so that two runs can be compared.
 2. What onnxruntime raises becomes one error class here; its message is cut to one line.
 3. `runs_in_child` tries a model in its own process first: a model that crashes costs the child.
+4. A quantized model is judged, and its golden vectors are taken, with `settings_for` it.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime_state
 
 from packager.errors import ModelCrashes, ModelDoesNotRun
 from packager.inputs import Sample
+from packager.quantize.graphs import quantization_of
 from packager.samples import Samples
 
 THREADS: Final = 2
@@ -91,6 +93,11 @@ def session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETTINGS)
         return session(path, settings)
 
 
+def settings_for(model: onnx.ModelProto) -> RunSettings:
+    """How a model is judged: s8s8 is for other CPUs than this one, whose integer kernels may saturate."""
+    return EXACT_SETTINGS if quantization_of(model).endswith("s8s8") else DEFAULT_SETTINGS
+
+
 class Runnable(Protocol):
     """What can be run: a session, or one that remembers."""
 
@@ -123,12 +130,12 @@ class Remembered:
         key = digest.digest()
         if key in self._answers:
             return self._answers[key]
-        answers = self._running.run(names, sample)
+        answers = list(self._running.run(names, sample))
         size = sum(np.asarray(answer).nbytes for answer in answers)
         if size <= self._left:
             self._left -= size
             self._answers[key] = answers
-        return list(answers)
+        return answers
 
 
 def run(running: Runnable, sample: Sample, names: list[str] | None = None, *, where: str = "model") -> list[np.ndarray]:

@@ -24,7 +24,7 @@ from packager.quantize.candidates import Method, Workshop
 from packager.quantize.fidelity import GateReport, Thresholds, judge
 from packager.quantize.metric import Metric
 from packager.quantize.report import Trial
-from packager.quantize.runs import session_of
+from packager.quantize.runs import session_of, settings_for
 from packager.quantize.sensitivity import Blame, blame, repairs
 from packager.quantize.storage import save
 from packager.samples import Samples
@@ -167,14 +167,13 @@ class Search:
                 self.workshop.nodes(method),
                 self.reference,
                 self.judged,
-                self.workshop.settings_of(method),
             )
         return self.blames[method]
 
     def _try(self, method: Method, kept: tuple[str, ...] = (), wide: tuple[str, ...] = ()) -> Candidate | None:
         try:
             model = self.workshop.build(method, frozenset(kept), frozenset(wide))
-            verdict = self._judged(method, model, self.judged)
+            verdict = self._judged(model, self.judged)
         except (QuantizationRefused, ModelDoesNotRun) as error:
             self.trials.append(Trial(method, kept, wide, None, None, "refused", error.message))
             return None
@@ -183,13 +182,13 @@ class Search:
         self.trials.append(Trial(method, kept, wide, size, error_, verdict.verdict, verdict.why))
         return Candidate(method, model, kept, wide, verdict, len(self.trials) - 1)
 
-    def _judged(self, method: Method, model: onnx.ModelProto, samples: Samples) -> GateReport:
-        running = session_of(model, self.workshop.settings_of(method))
+    def _judged(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
+        running = session_of(model, settings_for(model))
         return judge(self.reference, running, samples, self.thresholds, shapes_vary=self.measure is not None)
 
     def _final(self, candidate: Candidate) -> GateReport:
         """Rules 3 and 4. Raises MetricUnusable."""
-        found = self._judged(candidate.method, candidate.model, self.held_back)
+        found = self._judged(candidate.model, self.held_back)
         if self.measure is None or found.verdict == "fail":
             return found
         with tempfile.TemporaryDirectory() as folder:

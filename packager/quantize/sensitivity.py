@@ -19,7 +19,7 @@ import onnxruntime
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.quantize.agreement import finite
 from packager.quantize.fidelity import judge
-from packager.quantize.runs import DEFAULT_SETTINGS, RunSettings, session_of
+from packager.quantize.runs import session_of, settings_for
 from packager.samples import Samples
 
 SAMPLES: Final = 8
@@ -44,7 +44,6 @@ def blame(
     nodes: list[str],
     reference: onnxruntime.InferenceSession,
     samples: Samples,
-    settings: RunSettings = DEFAULT_SETTINGS,
 ) -> list[Blame]:
     """The blame of every node or group (rules 1 and 3), worst first.
 
@@ -53,14 +52,14 @@ def blame(
         nodes: all nodes that `build` can quantize, in graph order.
         reference: a session of the float model.
         samples: SAMPLES of them are used.
-        settings: how the models run.
     """
     few = samples.take(SAMPLES)
     found = []
     for group in np.array_split(np.array(nodes, dtype=object), min(len(nodes), MAX_TRIED)):
         names = tuple(str(name) for name in group)
         try:
-            report = judge(reference, session_of(build(frozenset(nodes) - set(names)), settings), few)
+            model = build(frozenset(nodes) - set(names))
+            report = judge(reference, session_of(model, settings_for(model)), few)
         except QuantizationRefused:
             continue  # it shares its weight with a node that is kept, or has none of its own
         except ModelDoesNotRun:

@@ -50,11 +50,7 @@ def _golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenRe
         )
         return None
     try:
-        # s8s8 is for other CPUs than this one, whose kernels may saturate
-        is_exact = variant.report is not None and variant.report.numerics == "s8s8"
-        return make_golden(
-            variant.model, draft.samples, variant.golden_path, draft.plan.golden, integer_kernels=not is_exact
-        )
+        return make_golden(variant.model, draft.samples, variant.golden_path, draft.plan.golden)
     except GoldenUnstable as error:
         raise GoldenUnstable(
             f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",

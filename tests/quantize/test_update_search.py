@@ -1,11 +1,14 @@
 """Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, remembered answers."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from packager.golden import make_golden
+from packager.quantize.fidelity import Thresholds, gate
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
@@ -106,3 +109,36 @@ def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, mo
     for sample in (first, second):
         np.testing.assert_array_equal(run(full, sample)[0], run(plain, sample)[0])
     assert len(full._answers) == 1
+
+
+def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
+    old = models.save(models.conv_net(), tmp_path / "old.onnx")
+    new = models.save(fine_tuned(models.conv_net(), 1, 0.05), tmp_path / "new.onnx")
+    samples = random_samples(old, 40)
+    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # fewer than the 64 groups of one layer
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
+    try:
+        report = search.update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert report.joint
+
+
+def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_path: Path) -> None:
+    model = models.text_encoder(width=128)
+    old = models.save(model, tmp_path / "old.onnx")
+    new = models.save(fine_tuned(model, 1, 0.05), tmp_path / "new.onnx")
+    samples = random_samples(old, 64)
+    options = Options(methods=("static",), measure_latency=False, signed_activations=True)
+    made = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
+    assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_text()
+    out = tmp_path / "update.onnx"
+    report = search.update(new, tmp_path / "base.onnx", out, *samples.halves(), max_over_ordinary=1.2)
+    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
+    # integer kernels of this CPU or not: the same gate, the same golden vectors
+    assert (
+        gate(new, out, samples.halves()[1], Thresholds(max_relative_rms=0.3)).relative_rms == report.gate.relative_rms
+    )
+    assert make_golden(out, samples, tmp_path / "golden").spread_ppm < 1_000

@@ -21,7 +21,7 @@ import onnx
 
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range, activation_ranges
-from packager.quantize.runs import run, session_of
+from packager.quantize.runs import run, session_of, settings_for
 from packager.quantize.static import ACTIVATION_LEVELS, scale_of
 from packager.quantize.update.gradients import Gradients, spread, spreads_of
 from packager.samples import Samples
@@ -135,7 +135,7 @@ class _Trial:
                 info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 if all(value.name != tensor.name for value in model.graph.input):
                     model.graph.input.append(info)
-        self._running = session_of(model)
+        self._running = session_of(model, settings_for(model))
         self._samples = list(samples)
         reference = session_of(prepared)
         self._answers = [run(reference, sample) for sample in self._samples]

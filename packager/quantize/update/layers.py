@@ -48,12 +48,13 @@ class Shared:
         """Columns of what is stored of one group."""
         return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first)[0]
 
-    def path(self, folder: Path, group: int) -> Path:
-        return folder / f"{self.number}-{group}.rows"
+    def path(self, folder: Path) -> Path:
+        """Of all rows, those of its groups side by side: a file for each group would be too many open at once."""
+        return folder / f"{self.number}.rows"
 
-    def local_path(self, folder: Path, group: int) -> Path:
+    def local_path(self, folder: Path) -> Path:
         """Of the inputs of a few rows."""
-        return folder / f"{self.number}-{group}.local"
+        return folder / f"{self.number}.local"
 
 
 def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[Shared]]:

@@ -276,8 +276,8 @@ class Solver:
             strict=True,
         )
         weights = np.concatenate(self.rows.local[shared.number])
-        for group, (difference, exact, share) in enumerate(parts):
-            rows = local_rows(shared, group, self.folder) * np.sqrt(weights[:, None])
+        for inputs, (difference, exact, share) in zip(local_rows(shared, self.folder), parts, strict=True):
+            rows = inputs * np.sqrt(weights[:, None])
             error += float(np.square(rows @ difference.astype(np.float32)).sum(axis=0) @ share)
             energy += float(np.square(rows @ exact.astype(np.float32)).sum(axis=0) @ share)
         return error / energy

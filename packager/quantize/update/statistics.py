@@ -159,9 +159,8 @@ def measure_rows(
     few = -(-LOCAL_ROWS // max(1, len(samples)))
     exact = {s.number: _exact_matrices(s) for s in everything if s.is_projected}
     with ExitStack() as open_files:
-        groups = [(s, g) for s in everything for g in range(shape_of(s.first)[1])]
-        streams = {(s.number, g): open_files.enter_context(s.path(folder, g).open("wb")) for s, g in groups}
-        locals_ = {(s.number, g): open_files.enter_context(s.local_path(folder, g).open("wb")) for s, g in groups}
+        streams = {s.number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
+        inputs = {s.number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
         for sample, slopes in zip(samples, influences(prepared, everything, tables, samples), strict=True):
             values = values_at(running, sample, names)
             for table in tables:
@@ -176,14 +175,13 @@ def measure_rows(
                 some = slice(None, None, max(1, -(-len(used) // few)))
                 found.local[shared.number].append(weights[used[some]].astype(np.float32))
                 left = _beside_parts(shared, values, used)
-                for group, rows in enumerate(rows_of(source, shared.first, used)):
-                    rows = np.ascontiguousarray(rows, np.float32)
-                    locals_[shared.number, group].write(rows[some].tobytes())
-                    if shared.is_projected:
-                        rows = rows @ exact[shared.number][group]
-                        if left is not None:
-                            rows += left[group]
-                    streams[shared.number, group].write(rows.tobytes())
+                rows = rows_of(source, shared.first, used)
+                inputs[shared.number].write(np.concatenate([part[some] for part in rows], axis=1).tobytes())
+                if shared.is_projected:
+                    rows = [part @ matrix for part, matrix in zip(rows, exact[shared.number], strict=True)]
+                    if left is not None:
+                        rows = [part + more for part, more in zip(rows, left, strict=True)]
+                streams[shared.number].write(np.concatenate(rows, axis=1).tobytes())
     for parts in found.weights.values():
         mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
         parts[:] = [
@@ -280,20 +278,21 @@ def _row_count(shared: Shared, source: np.ndarray) -> int:
     return source.size // max(1, shape_of(shared.first)[0])
 
 
-def float_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:
-    """The float model's rows [rows, width] of one group (`Moments`), mapped from disk."""
-    return _mapped(shared.path(folder, group), shared.width)
+def float_rows(shared: Shared, folder: Path) -> list[np.ndarray]:
+    """For each group the float model's rows [rows, width] (`Moments`), mapped from disk."""
+    return _mapped(shared, shared.path(folder), shared.width)
 
 
-def local_rows(shared: Shared, group: int, folder: Path) -> np.ndarray:
-    """Inputs [rows, inputs] of a few of them in the float model."""
-    return _mapped(shared.local_path(folder, group), shape_of(shared.first)[0])
+def local_rows(shared: Shared, folder: Path) -> list[np.ndarray]:
+    """For each group the inputs [rows, inputs] of a few of them in the float model."""
+    return _mapped(shared, shared.local_path(folder), shape_of(shared.first)[0])
 
 
-def _mapped(path: Path, width: int) -> np.ndarray:
+def _mapped(shared: Shared, path: Path, width: int) -> list[np.ndarray]:
+    groups = shape_of(shared.first)[1]
     if path.stat().st_size == 0:
-        return np.zeros((0, width), np.float32)
-    return np.memmap(path, np.float32, "r").reshape(-1, width)
+        return [np.zeros((0, width), np.float32)] * groups
+    return np.split(np.memmap(path, np.float32, "r").reshape(-1, width * groups), groups, axis=1)
 
 
 def moments(
@@ -314,7 +313,7 @@ def _moments(
         [Moments(shape_of(s.first)[0], s.width, s.is_projected, worker) for _ in range(shape_of(s.first)[1])]
         for s in stage
     ]
-    stored = [[float_rows(s, g, folder) for g in range(shape_of(s.first)[1])] for s in stage]
+    stored = [float_rows(s, folder) for s in stage]
     starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
     names = sorted({s.first.float_source or "" for s in stage} | {s.beside for s in stage if s.beside})
     first = min(shared.place for shared in stage)

@@ -30,11 +30,11 @@ import onnx
 
 from bundle.patch.single_thread import single_threaded
 from packager.inputs import load_proto
-from packager.quantize.candidates import METADATA_KEY, Method, Workshop
+from packager.quantize.candidates import Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
-from packager.quantize.graphs import all_nodes, float_bytes, weight_uses
+from packager.quantize.graphs import all_nodes, float_bytes, quantization_of, weight_uses
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import Remembered, session, session_of
+from packager.quantize.runs import Remembered, session, session_of, settings_for
 from packager.quantize.schemes import save
 from packager.quantize.update.activations import refitted_ranges
 from packager.quantize.update.candidate import Choice
@@ -180,7 +180,7 @@ def update(
     )
 
     def error_of(model: onnx.ModelProto, samples: Samples = judged) -> GateReport:
-        return judge(reference, session_of(model), samples, thresholds)
+        return judge(reference, session_of(model, settings_for(model)), samples, thresholds)
 
     ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
     ordinary_rms = error_of(ordinary).relative_rms or 0.0
@@ -191,7 +191,7 @@ def update(
     def verdict_of(model: onnx.ModelProto) -> GateReport:
         return judge(
             reference,
-            session_of(model),
+            session_of(model, settings_for(model)),
             held_back,
             replace(thresholds, max_over_ordinary=ratio),
             ordinary_rms=gates["ordinary"].relative_rms,
@@ -249,7 +249,7 @@ def update(
 
 def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibration: Samples) -> onnx.ModelProto:
     """The new model quantized the way the template was: same method, same nodes in float."""
-    told = next((entry.value for entry in template.metadata_props if entry.key == METADATA_KEY), "")
+    told = quantization_of(template)
     operators = {node.op_type for node in all_nodes(template)}
     method: Method = "int4" if "MatMulNBits" in operators else "weights"
     if "static" in told or (not told and "QuantizeLinear" in operators):
@@ -258,7 +258,13 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
         method = "dynamic"
     floats = {tensor.name for tensor in template.graph.initializer}
     kept = frozenset(use.node.name for use in weight_uses(prepared) if use.tensor.name in floats)
-    workshop = Workshop(prepared, calibration, float_bytes(prepared), signed_weights="u8s7" in told)
+    workshop = Workshop(
+        prepared,
+        calibration,
+        float_bytes(prepared),
+        signed_weights=told.endswith("u8s7"),
+        signed_activations=told.endswith(("s8s8", "u8s8")),
+    )
     return workshop.build(method, kept, is_partial=True)
 
 
