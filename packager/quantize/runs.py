@@ -59,6 +59,7 @@ class RunSettings:
 
 DEFAULT_SETTINGS: Final = RunSettings()
 EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
+ONE_THREAD: Final = RunSettings(threads=1)  # where samples run side by side
 
 
 def session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:

@@ -24,7 +24,8 @@ MAX_CHANGE: Final = 20  # changes beyond it share one price
 SETTLED: Final = 3e-5  # share of levels that changed in a pass
 TABLE_PASSES: Final = 3
 TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
-BLOCK: Final = 128  # rows
+BLOCK: Final = 64  # rows
+FEW: Final = 8  # columns are picked out where less than one in as many changed
 REACH: Final = 3  # steps from the base's level, of what is chosen jointly
 NEVER: Final = 0.5  # pseudo-count of a change that was not seen
 
@@ -126,41 +127,73 @@ class _Descent:
     def turn(self, bits: np.ndarray, price: np.ndarray | np.float32) -> int:
         """One pass over all rows at a price [channels]; how many levels changed."""
         changed = 0
+        costs = bits[MAX_CHANGE - REACH : MAX_CHANGE + REACH + 1]
         for first in range(0, len(self.h), BLOCK):
             block = slice(first, min(first + BLOCK, len(self.h)))
-            inner = self.h[block, block]
-            # what is left over in the block, and by how much its numbers moved
-            left, moves = self.residual[block].copy(), np.zeros_like(self.scale[block])
-            for k in range(len(inner)):
-                change = self._row(first + k, left[k], inner[k, k], bits, price)
-                moved = np.flatnonzero(change)
-                if len(moved):
-                    changed += len(moved)
-                    self.levels[first + k, moved] += change[moved]
-                    moves[k, moved] = change[moved] * self.scale[first + k, moved]
-                    left[k + 1 :, moved] -= np.outer(inner[k + 1 :, k], moves[k, moved])
+            count, moves = self._block(block, costs, price)
+            if not count:
+                continue
+            changed += count
             columns = np.flatnonzero(moves.any(axis=0))
-            if 2 * len(columns) > moves.shape[1]:
+            if FEW * len(columns) > moves.shape[1]:
                 self.residual -= self.h[:, block] @ moves
-            elif len(columns):
+            else:
                 self.residual[:, columns] -= self.h[:, block] @ moves[:, columns]
         return changed
 
-    def _row(
-        self, k: int, left: np.ndarray, own: np.float32, bits: np.ndarray, price: np.ndarray | np.float32
-    ) -> np.ndarray:
-        """Change of every channel's level to the best for input `k`."""
-        step, old, now = self.scale[k], self.base[k], self.levels[k]
-        gain = own * step * step
-        wanted = now + left / (own * step)
-        nearest = np.clip(np.rint(wanted), np.maximum(self.low, old - REACH), np.minimum(self.high, old + REACH))
-        best, cost = old, gain * np.square(wanted - old) + price * bits[MAX_CHANGE]
-        for candidate in (nearest, nearest - np.sign(nearest - old)):
-            spot = (candidate - old).astype(np.int8) + np.int8(MAX_CHANGE)
-            other = gain * np.square(wanted - candidate) + price * bits[spot]
-            better = other < cost
-            best, cost = np.where(better, candidate, best), np.where(better, other, cost)
-        return np.asarray(best - now)
+    def _block(self, block: slice, costs: np.ndarray, price: np.ndarray | np.float32) -> tuple[int, np.ndarray]:
+        """One pass over the rows of a block: how many levels changed, and by how much their numbers did."""
+        inner, step, base = self.h[block, block], self.scale[block], self.base[block]
+        own = np.diag(inner)[:, None] * step
+        gain, inverse = own * step, np.float32(1.0) / own
+        low, high = np.maximum(self.low - base, -REACH), np.minimum(self.high - base, REACH)
+        left, levels, moves = self.residual[block].copy(), self.levels[block] - base, np.zeros_like(step)
+        changed = 0
+        for k in range(len(inner)):
+            wanted = levels[k] + left[k] * inverse[k]
+            change = _best(wanted, low[k], high[k], gain[k], costs, price) - levels[k]
+            moved = np.flatnonzero(change)
+            if not len(moved):
+                continue
+            changed += len(moved)
+            levels[k] += change
+            moves[k] = change * step[k]
+            if FEW * len(moved) > len(change):
+                left[k + 1 :] -= np.multiply.outer(inner[k + 1 :, k], moves[k])
+            else:
+                left[k + 1 :, moved] -= np.multiply.outer(inner[k + 1 :, k], moves[k, moved])
+        if changed:
+            self.levels[block] = base + levels
+        return changed, moves
+
+
+def _best(
+    wanted: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    gain: np.ndarray,
+    costs: np.ndarray,
+    price: np.ndarray | np.float32,
+) -> np.ndarray:
+    """The best of a row's candidates for each channel; all levels are counted from the base's.
+
+    Args:
+        wanted: without a price.
+        low, high: limits.
+        gain: error of a channel a squared level.
+        costs: bits of -REACH to REACH.
+    """
+    nearest = np.rint(wanted)
+    np.maximum(nearest, low, out=nearest)
+    np.minimum(nearest, high, out=nearest)
+    best, least = np.zeros_like(nearest), gain * np.square(wanted) + price * costs[REACH]
+    for candidate in (nearest, nearest - np.sign(nearest)):
+        bits = costs.take(candidate.astype(np.intp) + REACH, mode="clip")
+        cost = gain * np.square(wanted - candidate) + price * bits
+        better = cost < least
+        np.copyto(best, candidate, where=better)
+        np.copyto(least, cost, where=better)
+    return np.asarray(best)
 
 
 def choose_diagonal(layer: Layer, importance: np.ndarray, price: float) -> np.ndarray:

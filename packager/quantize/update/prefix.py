@@ -6,6 +6,7 @@ Rules:
 2. Activations stay in float. Their rounding is noise to a layer, and levels that make up for noise shrink what the
    layer says, as a Wiener filter does: it costs bits, and the noise of other inputs is another one.
 3. A value that is no tensor can not be kept: the walk then begins again where it last stood.
+4. Samples run side by side, a thread each.
 """
 
 import math
@@ -19,7 +20,8 @@ import onnxruntime
 
 from packager.inputs import Sample
 from packager.quantize.graphs import array_of, scopes
-from packager.quantize.runs import run, session_of
+from packager.quantize.runs import ONE_THREAD, run, session_of
+from packager.quantize.update.in_order import in_order
 from packager.quantize.update.template import QuantizedWeight, set_array
 from packager.samples import Samples
 
@@ -70,12 +72,14 @@ class Prefix:
         last = max((made[name] + 1 for name in names if name in made), default=0)
         beyond = sorted({name for name in names if name not in self._inputs and name not in self._alive})
         running = self._part(self._done, last, beyond) if beyond else None
-        for sample, alive in self._standing():
-            here = {**sample, **alive}
+
+        def found(standing: tuple[Sample, Values]) -> Values:
+            here = {**standing[0], **standing[1]}
             if running is not None:
-                given = {value.name: here[value.name] for value in running.get_inputs()}
-                here.update(zip(beyond, run(running, given, beyond), strict=True))
-            yield {name: here[name] for name in names}
+                here.update(zip(beyond, run(running, _given(running, here), beyond), strict=True))
+            return {name: here[name] for name in names}
+
+        yield from in_order(found, self._standing())
 
     def _advance(self, before: int) -> None:
         """Rule 1, to the node numbered `before`; rule 3 leaves it where it is."""
@@ -89,17 +93,17 @@ class Prefix:
         running = self._part(self._done, before, made)
         path = self._place(self._kept + 1)
         kept: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
+
+        def found(standing: tuple[Sample, Values]) -> dict[str, Any]:
+            sample, old = standing
+            answers = running.run(made, _given(running, {**sample, **old})) if made else []
+            return {**old, **dict(zip(made, answers, strict=True))}
+
         with path.open("wb") as stream:
-            for sample, old in self._standing():
-                here = {**sample, **old}
-                found: Values = {}
-                if made:
-                    given = {value.name: here[value.name] for value in running.get_inputs()}
-                    answers = running.run(made, given)
-                    if not all(isinstance(answer, np.ndarray) and answer.dtype != object for answer in answers):
-                        return
-                    found = dict(zip(made, answers, strict=True))
-                arrays = [found[name] if name in found else old[name] for name in alive]
+            for here in in_order(found, self._standing()):
+                arrays = [here[name] for name in alive]
+                if not all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays):
+                    return
                 kept.append([(array.dtype, array.shape) for array in arrays])
                 for array in arrays:
                     stream.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
@@ -144,7 +148,7 @@ class Prefix:
         part.graph.initializer.extend(tensors)
         part.graph.input.extend(self._input(name) for name in given)
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return session_of(part)
+        return session_of(part, ONE_THREAD)
 
     def _input(self, name: str) -> onnx.ValueInfoProto:
         value: onnx.ValueInfoProto
@@ -167,6 +171,10 @@ def reads(node: onnx.NodeProto) -> set[str]:
             inside = {value.name for value in graph.output}.union(*(reads(inner) for inner in graph.node))
             found |= inside - made
     return found - {""}
+
+
+def _given(running: onnxruntime.InferenceSession, values: Values) -> Values:
+    return {value.name: values[value.name] for value in running.get_inputs()}
 
 
 def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -23,9 +23,10 @@ import onnx
 import onnxruntime
 
 from packager.inputs import Sample
-from packager.quantize.runs import run, session_of
+from packager.quantize.runs import DEFAULT_SETTINGS, ONE_THREAD, RunSettings, run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
+from packager.quantize.update.in_order import WORKERS, drawn_ahead, in_order
 from packager.quantize.update.layers import Shared, outputs_of, places_of, rows_of, shape_of
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.template import QuantizedWeight, to_matrices
@@ -55,14 +56,14 @@ class Moments:
     size: int
     width: int
     is_projected: bool
-    worker: Executor
+    workers: Executor
     h: np.ndarray = field(init=False)
     c: np.ndarray = field(init=False)
     mean_q: np.ndarray = field(init=False)
     mean_t: np.ndarray = field(init=False)
     total: float = 0.0
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    under_way: Future[None] | None = None
+    under_way: list[Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.h = np.zeros((self.size, self.size), np.float32)
@@ -72,7 +73,7 @@ class Moments:
     def add(self, q: np.ndarray, t: np.ndarray, weights: np.ndarray) -> None:
         """Rows [rows, size] behind the prefix, [rows, width] of the float model, and their weights [rows].
 
-        They are multiplied in bundles, since adding to `h` costs as much as many rows; by `worker`, while the caller
+        They are multiplied in bundles, since adding to `h` costs as much as many rows; by `workers`, while the caller
         makes the next one.
         """
         self.waiting.append((q, t, weights))
@@ -82,8 +83,7 @@ class Moments:
     def finish(self) -> None:
         """Sums become centred means."""
         self._flush()
-        if self.under_way is not None:
-            self.under_way.result()
+        self._wait()
         total = self.total or 1.0
         self.mean_q /= total
         self.mean_t /= total
@@ -108,21 +108,29 @@ class Moments:
     def _flush(self) -> None:
         if not self.waiting:
             return
-        if self.under_way is not None:
-            self.under_way.result()
-        self.under_way = self.worker.submit(self._multiply, self.waiting)
+        q, t, weights = (np.concatenate([part[i] for part in self.waiting]) for i in range(3))
         self.waiting = []
-
-    def _multiply(self, bundle: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-        q, t, weights = (np.concatenate([part[i] for part in bundle]) for i in range(3))
         self.total += float(weights.sum(dtype=np.float64))
         self.mean_q += weights @ q
         self.mean_t += weights @ t
         roots = np.sqrt(weights)[:, None]
         q *= roots
         t *= roots
-        self.h += q.T @ q
-        self.c += q.T @ t
+        self._wait()
+        self.under_way = [
+            self.workers.submit(_add_product, self.h, q, q),
+            self.workers.submit(_add_product, self.c, q, t),
+        ]
+
+    def _wait(self) -> None:
+        """Sums keep their order: one product is added to each at a time."""
+        for product in self.under_way:
+            product.result()
+        self.under_way = []
+
+
+def _add_product(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    total += left.T @ right
 
 
 @dataclass(slots=True)
@@ -152,7 +160,7 @@ def measure_rows(
         | {table.float_source or "" for table in tables}
         | {s.beside for s in everything if s.beside}
     )
-    running = watching(prepared, names)
+    running = watching(prepared, names, ONE_THREAD)
     limit = row_limit(samples, everything)
     found = Rows({s.number: [] for s in everything}, {s.number: [] for s in everything}, {})
     found.local = {s.number: [] for s in everything}
@@ -161,8 +169,9 @@ def measure_rows(
     with ExitStack() as open_files:
         streams = {s.number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
         inputs = {s.number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
-        for sample, slopes in zip(samples, influences(prepared, everything, tables, samples), strict=True):
-            values = values_at(running, sample, names)
+        slopes_ahead = drawn_ahead(influences(prepared, everything, tables, samples))
+        values_ahead = in_order(lambda sample: values_at(running, sample, names), samples)
+        for values, slopes in zip(values_ahead, slopes_ahead, strict=True):
             for table in tables:
                 _look_up(table, values[table.float_source or ""], slopes, found)
             for shared in everything:
@@ -302,15 +311,15 @@ def moments(
 
     `numbers` are those of the samples that `prefix` walks with.
     """
-    with ThreadPoolExecutor(1) as worker:
-        return _moments(prefix, stage, numbers, rows, folder, worker)
+    with ThreadPoolExecutor(WORKERS) as workers:
+        return _moments(prefix, stage, numbers, rows, folder, workers)
 
 
 def _moments(
-    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path, worker: Executor
+    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path, workers: Executor
 ) -> list[list[Moments]]:
     found = [
-        [Moments(shape_of(s.first)[0], s.width, s.is_projected, worker) for _ in range(shape_of(s.first)[1])]
+        [Moments(shape_of(s.first)[0], s.width, s.is_projected, workers) for _ in range(shape_of(s.first)[1])]
         for s in stage
     ]
     stored = [float_rows(s, folder) for s in stage]
@@ -347,7 +356,9 @@ def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list
     return {name: sample[name] if name in sample else found[name] for name in names}
 
 
-def watching(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceSession:
+def watching(
+    model: onnx.ModelProto, names: list[str], settings: RunSettings = DEFAULT_SETTINGS
+) -> onnxruntime.InferenceSession:
     """A session that gives the values `names` and computes no more than they need."""
     inputs = {value.name for value in model.graph.input}
     wanted = {name for name in names if name not in inputs}
@@ -361,4 +372,4 @@ def watching(model: onnx.ModelProto, names: list[str]) -> onnxruntime.InferenceS
                 kept.append(twin)
         del copy.graph.output[:]
         copy.graph.output.extend(kept)
-    return session_of(copy)
+    return session_of(copy, settings)
