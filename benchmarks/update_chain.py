@@ -31,7 +31,7 @@ def main() -> None:
             base, found = day(arguments, base, new, Path(folder), number)
             days.append({"model": new.name, **found})
             print(row(days[-1]), flush=True)
-    arguments.json.write_text(json.dumps({"days": days}, indent=2) + "\n")
+            arguments.json.write_text(json.dumps({"days": days}, indent=2) + "\n")
 
 
 def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int) -> tuple[Path, dict[str, Any]]:
@@ -44,7 +44,7 @@ def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, numb
     ]
     subprocess.run([sys.executable, "-m", "benchmarks.update_aware", *words], check=True, stdout=subprocess.DEVNULL)
     found = json.loads(out.read_text())
-    figures = {name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "peak_bytes")}
+    figures = {name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "wall_s", "peak_bytes")}
     figures["over_ordinary"] = found["chosen"]["relative_rms"] / found["ordinary"]["relative_rms"]
     return kept, figures
 
@@ -54,7 +54,8 @@ def row(figures: dict[str, Any]) -> str:
     chosen, ordinary = figures["chosen"], figures["ordinary"]
     return (
         f"{figures['model']}: {chosen['means']}, {chosen['patch_bytes']:,} bytes "
-        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_ordinary']:.3f} of ordinary's error"
+        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_ordinary']:.3f} of ordinary's error, "
+        f"{figures['wall_s']:.0f} s"
     )
 
 
