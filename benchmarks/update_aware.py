@@ -46,7 +46,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--scheme", default="int8", choices=("int8", "int4"), help="of the base, where OLD is float")
     parser.add_argument("--max-over-ordinary", type=float, help="error allowed over ordinary quantization's")
-    parser.add_argument("--no-curve", action="store_true", help="only the solutions of the search")
+    parser.add_argument("--no-curve", action="store_true", help="measure the chosen solution alone")
     parser.add_argument("--keep", type=Path, help="write the chosen model there, as the next base")
     parser.add_argument("--plot", type=Path, help="draw the curve as PNG; needs matplotlib (extra `bench`)")
     arguments = parser.parse_args()
@@ -115,7 +115,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         watch.take_down()
     typed = typed_bytes(base, folder / "ordinary.onnx", folder)
     curve = []
-    for number, point in enumerate(watch.solutions):
+    for number, point in enumerate([] if arguments.no_curve else watch.solutions):
         path = folder / f"point-{number}.onnx"
         save(point.model, path)
         verdict = error(point.model)
