@@ -7,8 +7,9 @@ Rules:
    smaller than it is. The spared part judges, in at most MAX_SOLUTIONS solutions; at the price where the error would
    reach what is allowed it is solved once more, with all samples. Rounding to nearest on the base's scales (price 0) is
    taken where it passes and costs fewer bits, or where no price passes.
-3. Where the chosen solution misses the gate, the search judged it too well: it is solved again for an error that is
-   smaller by as much, at most SECOND_CHANCES times.
+3. Where the chosen solution misses the gate on the samples held back, or where these are more than the spared ones and
+   find it better than asked for by more than WASTED, and so dearer than need be, it is solved again at the price that
+   they tell, at most SECOND_CHANCES times. Of all of these the cheapest that passes is taken.
 4. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
 5. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
@@ -59,7 +60,8 @@ AIM: Final = 1.08  # x ordinary's error, of the search: the gate's own limit is 
 TINY: Final = 1e-4
 MARGIN: Final = 0.98  # of the allowed error: the samples that judge the search are few
 SECOND_CHANCES: Final = 2
-SECOND_MARGIN: Final = 0.98  # of the gate's limit, where a solution missed it
+SECOND_MARGIN: Final = 0.98  # of the allowed error, where a price is told by the samples held back
+WASTED: Final = 0.03  # of the error that is aimed at
 MAX_SAMPLES: Final = 1024
 JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
 FEW_SAMPLES: Final = 20  # below it none can be spared, and the margin is that of fitted samples
@@ -156,7 +158,7 @@ def update(
         base: quantized model that devices hold.
         out: the file to write.
         calibration: inputs for moments, ranges and the search.
-        held_back: inputs that only the final gates see.
+        held_back: inputs that only the gates see; they correct the price (rule 3).
         thresholds: of the final gate.
         max_over_ordinary: error allowed over ordinary quantization's, which the search aims at; where not given the
             gate allows what the thresholds say, and the search aims at AIM.
@@ -213,13 +215,10 @@ def update(
             )
             chosen = search.run()
             if chosen is not None:
-                verdict = verdict_of(chosen.model)
                 held = gates["ordinary"].relative_rms or 0.0
-                for _ in range(SECOND_CHANCES):
-                    nearer = search.nearer(chosen, verdict.relative_rms or 0.0, ratio * held, held)
-                    if nearer is chosen:
-                        break
-                    chosen, verdict = nearer, verdict_of(nearer.model)
+                chosen, verdict = search.mended(
+                    chosen, verdict_of, aim * held, held, may_cheapen=0 < len(spared) <= len(held_back)
+                )
             for factor in around:
                 price = ((chosen.price if chosen else 0.0) or first) * factor
                 search.solve(price, is_whole=True, is_around=True)
@@ -320,12 +319,35 @@ class _Search:
         self._note(point)
         return point
 
-    def nearer(self, chosen: Point, found: float, limit: float, ordinary: float) -> Point:
-        """Rule 3, where the error `found` of a solution is above `limit`; `chosen` itself where it is not."""
-        if not chosen.price or not 0.0 < limit < found < float("inf"):
-            return chosen
-        step = _step(*(_excess(error, ordinary) for error in (found, limit * SECOND_MARGIN)))
-        return self.solve(chosen.price * step, is_whole=True)
+    def mended(
+        self,
+        chosen: Point,
+        verdict_of: Callable[[onnx.ModelProto], GateReport],
+        limit: float,
+        ordinary: float,
+        *,
+        may_cheapen: bool,
+    ) -> tuple[Point, GateReport]:
+        """Rule 3: the solution to take, and its verdict on the samples held back.
+
+        Args:
+            limit: the error that is aimed at on them.
+            ordinary: ordinary quantization's.
+            may_cheapen: a better one may be given up for a cheaper one.
+        """
+        judged = [(chosen, verdict_of(chosen.model))]
+        for _ in range(SECOND_CHANCES):
+            point, verdict = judged[-1]
+            found, wanted = verdict.relative_rms or 0.0, limit * SECOND_MARGIN
+            is_missed = verdict.verdict == "fail" and found > limit
+            is_wasted = may_cheapen and verdict.verdict != "fail" and found < wanted * (1 - WASTED)
+            if not (is_missed or is_wasted) or not point.price or not 0.0 < found < float("inf") or limit <= 0.0:
+                break
+            step = _step(_excess(found, ordinary), _excess(wanted, ordinary))
+            point = self.solve(point.price * step, is_whole=True)
+            judged.append((point, verdict_of(point.model)))
+        passing = [pair for pair in judged if pair[1].verdict != "fail"]
+        return min(passing, key=lambda pair: pair[0].bits_per_weight) if passing else judged[-1]
 
     def _nearest(self) -> Point:
         """Rounding to nearest, on the ranges that serve it better (rule 4): the solver keeps these."""
