@@ -168,8 +168,8 @@ def _figure(value: object, digits: int = 3) -> str:
 
 
 def _more_bits(found: dict[str, object]) -> str:
-    kept, wide = found["kept_float"], found.get("wide_activations")
-    counts = [(kept, "float"), (wide, "16-bit")]
+    kept, wide, eight = found["kept_float"], found.get("wide_activations"), found.get("wide_weights")
+    counts = [(kept, "float"), (wide, "16-bit"), (eight, "8-bit")]
     return ", ".join(f"{len(names)} {what}" for names, what in counts if isinstance(names, list) and names) or "none"
 
 

@@ -102,9 +102,16 @@ class Workshop:
         reached |= {use.node.name for use in uses}
         return [node.name for node in all_nodes(self.prepared) if node.name in reached]
 
-    def wide_nodes(self) -> list[str]:
-        """Names of the nodes that can read their activation in 16 bits."""
-        return [use.node.name for use in static_nodes(self.prepared)]
+    def wide_nodes(self, method: Method) -> list[str]:
+        """Names of the nodes that `method` can give more bits short of float: 16 for the activation that they read
+        (static), 8 for their weights (int4)."""
+        match method:
+            case "static":
+                return [use.node.name for use in static_nodes(self.prepared)]
+            case "int4":
+                return [use.node.name for use in int4_nodes(self.prepared)]
+            case _:
+                return []
 
     def build(
         self,
@@ -154,7 +161,7 @@ class Workshop:
                     keep_float=keep_float,
                 )
             case "int4":
-                return quantize_int4(self.prepared, keep_float)
+                return quantize_int4(self.prepared, keep_float, wide)
             case "fp16":
                 halved, self.beyond_half = quantize_half(self.prepared)
                 return halved

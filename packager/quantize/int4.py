@@ -6,7 +6,8 @@ Rules:
    around 8; the scale's sign is chosen so that the block's largest magnitude falls on level 0, the one without a twin.
 2. `accuracy_level` stays 0: float32 sums. Higher levels quantize activations inside the kernel, differently on each
    CPU.
-3. Everything else with weights (convolutions, recurrent layers, tables) becomes int8 by `weights`.
+3. Everything else with weights (convolutions, recurrent layers, tables), and what 4 bits spoil, becomes int8 by
+   `weights`.
 """
 
 from typing import Final
@@ -42,15 +43,17 @@ def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
     ]
 
 
-def quantize_int4(model: onnx.ModelProto, keep_float: frozenset[str] = frozenset()) -> onnx.ModelProto:
-    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
+def quantize_int4(
+    model: onnx.ModelProto, keep_float: frozenset[str] = frozenset(), wide: frozenset[str] = frozenset()
+) -> onnx.ModelProto:
+    """A quantized copy of a prepared model; nodes named in `keep_float` stay float, those in `wide` get 8 bits."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     taken = names_in(quantized)
     replaced: set[str] = set()
     done: dict[tuple[int, str, bool], tuple[str, str]] = {}
     for use in int4_nodes(quantized):
-        if use.node.name not in keep_float:
+        if use.node.name not in keep_float | wide:
             _rewrite(use, taken, done)
             replaced.add(use.tensor.name)
     drop_unread(quantized, replaced)

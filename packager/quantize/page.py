@@ -80,7 +80,11 @@ def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: Q
     uses = {use.node.output[0]: use for use in weight_uses(left)[:MAX_LAYERS]}
     names = [name for name, use in uses.items() if use.scope.depth == 0 and name in theirs]
     measured = _measured(left, right, names, samples) if names else {}
-    bits = dict.fromkeys(report.kept_float, "float") | dict.fromkeys(report.wide_activations, "16-bit activations")
+    bits = (
+        dict.fromkeys(report.kept_float, "float")
+        | dict.fromkeys(report.wide_activations, "16-bit activations")
+        | dict.fromkeys(report.wide_weights, "8-bit weights")
+    )
     return [
         LayerError(
             node=use.node.name or name,
@@ -128,13 +132,18 @@ def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) ->
         f"<p>{escape(', '.join(report.kept_float)) or 'nothing'}</p>",
         "<h2>Activations in 16 bits</h2>",
         f"<p>{escape(', '.join(report.wide_activations)) or 'none'}</p>",
+        *(
+            ["<h2>Weights in 8 bits instead of 4</h2>", f"<p>{escape(', '.join(report.wide_weights))}</p>"]
+            if report.wide_weights
+            else []
+        ),
         "<h2>Layers</h2>",
         "<p>Relative RMS is the error of the layer's output over its size, all layers before it quantized too. "
         "Histograms have square-root heights, so that tails are seen.</p>",
         _table(("layer", "operator", "relative RMS", "error", "weights", "activations"), _layers(layers)),
         "<h2>Trials</h2>",
         _table(
-            ("method", "float", "16-bit", "bytes", "relative RMS", "calibration half", "why", "held-back half"),
+            ("method", "float", "more bits", "bytes", "relative RMS", "calibration half", "why", "held-back half"),
             _trials(report),
         ),
     ]
@@ -204,7 +213,7 @@ def _trials(report: QuantizationReport) -> list[tuple[str, ...]]:
         (
             escape(trial.method),
             str(len(trial.kept_float)),
-            str(len(trial.wide_activations)),
+            str(len(trial.wide_activations) + len(trial.wide_weights)),
             "" if trial.bytes is None else f"{trial.bytes:,}",
             _number(trial.relative_rms),
             escape(trial.verdict),

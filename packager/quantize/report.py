@@ -14,16 +14,18 @@ Outcome = Literal["quantized", "refused", "inconclusive"]
 class Trial:
     """One candidate: how it was made, how large and how good it was on the calibration half, or why it is none.
 
-    `held_back` is the verdict on the held-back half, of those that came so far.
+    `wide_activations` and `wide_weights` as in `QuantizationReport`. `held_back` is the verdict on the held-back half,
+    of those that came so far.
     """
 
     method: str
     kept_float: tuple[str, ...]
-    wide_activations: tuple[str, ...]
     bytes: int | None
     relative_rms: float | None
     verdict: str
     why: str
+    wide_activations: tuple[str, ...] = ()
+    wide_weights: tuple[str, ...] = ()
     held_back: str | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -62,9 +64,10 @@ class QuantizationReport:
     `outcome` is "quantized" (the file was written), "refused" or "inconclusive" (no file was written; `reason`
     says why, in one line). `method` is how it was done ("static", "dynamic", "weights", "float"); `numerics` what the
     integer kernels multiply ("u8u8", "u8s7", "s8s8", "u8s8", "float"). `gate` was measured on the held-back half.
-    Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations. `sensitivity` is what each
-    node, or group of neighbours, costs alone; empty where no repair was needed. `oldest_runtime` is the first version
-    of onnxruntime that has the operators of the quantized model.
+    Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations, those of `wide_weights`
+    8-bit weights where the scheme has 4. `sensitivity` is what each node, or group of neighbours, costs alone; empty
+    where no repair was needed. `oldest_runtime` is the first version of onnxruntime that has the operators of the
+    quantized model.
     """
 
     scheme: str
@@ -79,6 +82,7 @@ class QuantizationReport:
     calibration_gate: GateReport | None = None
     kept_float: tuple[str, ...] = ()
     wide_activations: tuple[str, ...] = ()
+    wide_weights: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     sensitivity: tuple[Blame, ...] = ()
     notes: tuple[str, ...] = ()
@@ -100,6 +104,7 @@ class QuantizationReport:
             "calibration_gate": self.calibration_gate.as_json() if self.calibration_gate else None,
             "kept_float": list(self.kept_float),
             "wide_activations": list(self.wide_activations),
+            "wide_weights": list(self.wide_weights),
             "trials": [trial.as_json() for trial in self.trials],
             "sensitivity": [blamed.as_json() for blamed in self.sensitivity],
             "notes": list(self.notes),
@@ -111,12 +116,12 @@ class QuantizationReport:
 
     def trials_as_text(self) -> str:
         """Every trial in one line, for a person: what was tried, and what it cost."""
-        head = ("method", "float", "16-bit", "bytes", "error", "verdict")
+        head = ("method", "float", "more bits", "bytes", "error", "verdict")
         rows = [
             (
                 trial.method,
                 str(len(trial.kept_float)),
-                str(len(trial.wide_activations)),
+                str(len(trial.wide_activations) + len(trial.wide_weights)),
                 "" if trial.bytes is None else f"{trial.bytes:,}",
                 "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
                 f"{trial.verdict}: {trial.why}" if trial.held_back is None else f"held back {trial.held_back}",
@@ -150,5 +155,7 @@ class QuantizationReport:
             lines.append(f"kept in float: {', '.join(self.kept_float)}")
         if self.wide_activations:
             lines.append(f"16-bit activations: {', '.join(self.wide_activations)}")
+        if self.wide_weights:
+            lines.append(f"8-bit weights: {', '.join(self.wide_weights)}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)

@@ -3,8 +3,8 @@
 Rules:
 1. Static is taken where its error is at most MAX_OVER_DYNAMIC times dynamic's, or GOOD_SHARE of what is allowed (it is
    the faster one); else dynamic; else int8 weights with float arithmetic.
-2. Where none passes: the activations that spoil most get 16 bits, then the weights alone become int8, then the nodes
-   that spoil most go back to float; all in bounded trials, the cheapest repair first.
+2. Where none passes: the activations that spoil most get 16 bits, then the weights alone become int8 (of int4: those
+   that spoil most), then the nodes that spoil most go back to float; all in bounded trials, the cheapest repair first.
 3. Trials are judged on the calibration half; the verdict is the held-back half's, and the user's metric's.
 4. A metric speaks where the fidelity gate cannot: it turns `inconclusive` into `pass`, and outputs whose shape depends
    on values are left to it. It never mends a failure.
@@ -67,8 +67,8 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A quantized model, what it keeps in float or reads in 16 bits, its gate on the calibration half, and the number
-    of its trial."""
+    """A quantized model, what it keeps in float or gives more bits (`Workshop.wide_nodes`), its gate on the
+    calibration half, and the number of its trial."""
 
     method: Method
     model: onnx.ModelProto
@@ -76,6 +76,16 @@ class Candidate:
     wide: tuple[str, ...]
     calibration: GateReport
     trial: int
+
+    @property
+    def wide_activations(self) -> tuple[str, ...]:
+        """Nodes that read 16 bits."""
+        return self.wide if self.method == "static" else ()
+
+    @property
+    def wide_weights(self) -> tuple[str, ...]:
+        """Nodes that have 8 bits where the others have 4."""
+        return self.wide if self.method == "int4" else ()
 
     @property
     def error(self) -> float:
@@ -140,7 +150,7 @@ class Search:
         return found
 
     def _widened(self) -> Iterator[Candidate]:
-        nodes = self.workshop.wide_nodes()
+        nodes = self.workshop.wide_nodes("static")
         everywhere = self._try("static", wide=tuple(nodes))
         if everywhere is None or everywhere.calibration.verdict == "fail":
             return
@@ -155,10 +165,23 @@ class Search:
 
     def _repaired(self, found: list[Candidate]) -> Iterator[Candidate]:
         for whole in [c for c in found if c.method not in NO_REPAIR][:REPAIRED_METHODS]:
+            if whole.method == "int4":
+                yield from self._in_eight_bits()
             for kept in repairs(self._blames(whole.method), self.thresholds.max_relative_rms):
                 repaired = self._try(whole.method, kept)
                 if repaired is not None and repaired.calibration.verdict == "pass":
                     yield repaired
+
+    def _in_eight_bits(self) -> Iterator[Candidate]:
+        nodes = frozenset(self.workshop.wide_nodes("int4"))
+        sets = [
+            tuple(name for name in spoilers if name in nodes)
+            for spoilers in repairs(self._blames("int4"), self.thresholds.max_relative_rms)
+        ]
+        for wide in dict.fromkeys(sets):
+            candidate = self._try("int4", wide=wide) if wide and len(wide) < len(nodes) else None
+            if candidate is not None and candidate.calibration.verdict == "pass":
+                yield candidate
 
     def _blames(self, method: Method) -> list[Blame]:
         if method not in self.blames:
@@ -175,12 +198,18 @@ class Search:
             model = self.workshop.build(method, frozenset(kept), frozenset(wide))
             verdict = self._judged(model, self.judged)
         except (QuantizationRefused, ModelDoesNotRun) as error:
-            self.trials.append(Trial(method, kept, wide, None, None, "refused", error.message))
+            activations, weights = (wide if method == of else () for of in ("static", "int4"))
+            self.trials.append(Trial(method, kept, None, None, "refused", error.message, activations, weights))
             return None
         kept = self.workshop.beyond_half if method == "fp16" else kept
-        size, error_ = model.ByteSize(), verdict.relative_rms
-        self.trials.append(Trial(method, kept, wide, size, error_, verdict.verdict, verdict.why))
-        return Candidate(method, model, kept, wide, verdict, len(self.trials) - 1)
+        made = Candidate(method, model, kept, wide, verdict, len(self.trials))
+        self.trials.append(
+            Trial(
+                method, kept, model.ByteSize(), verdict.relative_rms, verdict.verdict, verdict.why,
+                made.wide_activations, made.wide_weights,
+            )
+        )  # fmt: skip
+        return made
 
     def _judged(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
         running = session_of(model, settings_for(model))

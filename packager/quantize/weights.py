@@ -4,7 +4,8 @@ Rules:
 1. A weight W becomes W_quantized (8 bits, symmetric, one scale a channel), and a DequantizeLinear in W's own graph
    gives W back under its old name: readers in nested graphs need no change.
 2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after, one scale a column: the
-   whole table is never dequantized.
+   whole table is never dequantized. Where a product reads the rows directly it is: onnxruntime takes that for a product
+   of integers, and fails on the rows' scales.
 3. DequantizeLinear gives float32 (other types came only with operator set 19); a Cast follows where the weight was
    float16 or double.
 4. Axes are counted from the end: newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
@@ -76,6 +77,9 @@ def _is_table(group: list[WeightUse]) -> bool:
     return all(
         use.node.op_type == "Gather"
         and not any(attribute.name == "axis" and attribute.i != 0 for attribute in use.node.attribute)
+        and not any(
+            node.op_type in ("MatMul", "Gemm") and use.node.output[0] in node.input for node in use.scope.graph.node
+        )
         for use in group
     ) and _readers(group[0]) == len(group)
 

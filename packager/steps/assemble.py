@@ -90,6 +90,8 @@ def _provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
             out["kept_float"] = ", ".join(variant.report.kept_float)
         if variant.report.wide_activations:
             out["wide_activations"] = ", ".join(variant.report.wide_activations)
+        if variant.report.wide_weights:
+            out["wide_weights"] = ", ".join(variant.report.wide_weights)
         for number, note in enumerate(variant.report.notes):
             out[f"note_{number}"] = note
     if draft.plan.override_gate is not None:

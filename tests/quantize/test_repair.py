@@ -1,5 +1,6 @@
 """Where plain int8 fails, the nodes that spoil most get more bits; the report says which, and what each trial cost."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ from onnx import numpy_helper
 
 from packager.quantize.fidelity import Thresholds, judge
 from packager.quantize.graphs import all_nodes
+from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import EXACT_SETTINGS, session
 from packager.quantize.schemes import Options, quantize
+from packager.quantize.update.update import ordinary_of
 from packager.samples import random_samples
 from tests import models
+
+INT4 = Options(measure_latency=False)
 
 
 def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
@@ -40,6 +45,51 @@ def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
     made = onnx.load(tmp_path / "int8.onnx")
     zeros = {numpy_helper.to_array(t).dtype for t in made.graph.initializer if t.name.startswith("h1_zero_point")}
     assert zeros == {np.dtype(np.uint16)}
+
+
+def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
+    path = models.save(models.text_encoder(layers=3), tmp_path / "float.onnx")
+    samples = random_samples(path, 64)
+    whole = quantize(path, tmp_path / "whole.onnx", "int4", samples, INT4)
+    assert whole.gate is not None
+    assert whole.gate.relative_rms is not None
+    assert whole.bytes is not None
+    strict = replace(INT4, thresholds=Thresholds(max_relative_rms=0.6 * whole.gate.relative_rms))
+    report = quantize(path, tmp_path / "int4.onnx", "int4", samples, strict)
+    assert report.outcome == "quantized", report.trials_as_text()
+    assert report.wide_weights
+    assert report.kept_float == ()
+    assert report.bytes is not None
+    assert whole.bytes < report.bytes < 0.5 * report.float_bytes
+    made = {node.name: node for node in all_nodes(onnx.load(tmp_path / "int4.onnx"))}
+    assert {made[name].op_type for name in report.wide_weights} <= {"MatMul", "Gemm"}
+    assert any(node.op_type == "MatMulNBits" for node in made.values())
+    assert f"8-bit weights: {report.wide_weights[0]}" in report.as_text()
+
+
+def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:
+    report = quantized(models.text_encoder(), tmp_path, methods=("weights",))
+    assert report.outcome == "quantized", report.trials_as_text()
+    assert (report.method, report.kept_float) == ("weights", ())
+    assert report.bytes is not None
+    assert report.bytes < 0.4 * report.float_bytes
+
+
+def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_path: Path) -> None:
+    wide = models.save(models.with_outlier_feature(3000.0), tmp_path / "wide.onnx")
+    deep = models.save(models.text_encoder(layers=3), tmp_path / "deep.onnx")
+    cases = (
+        (wide, "int8", Options(measure_latency=False, methods=("static", "weights"))),
+        (deep, "int4", replace(INT4, thresholds=Thresholds(max_relative_rms=0.4))),
+    )
+    for path, scheme, options in cases:
+        samples = random_samples(path, 64)
+        report = quantize(path, tmp_path / "made.onnx", scheme, samples, options)
+        assert report.wide_activations or report.wide_weights, report.trials_as_text()
+        made = onnx.load(tmp_path / "made.onnx")
+        again = ordinary_of(made, prepare(path, next(iter(samples))).model, samples)
+        for parts in (lambda m: [t.name for t in m.graph.initializer], lambda m: [n.op_type for n in all_nodes(m)]):
+            assert sorted(parts(again)) == sorted(parts(made))
 
 
 def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from packager.inputs import load_proto
 from packager.quantize.candidates import Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.graphs import all_nodes, float_bytes, quantization_of, weight_uses
+from packager.quantize.int4 import int4_nodes
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, session, session_of, settings_for
 from packager.quantize.schemes import save
@@ -257,6 +258,7 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
         method = "dynamic"
     floats = {tensor.name for tensor in template.graph.initializer}
     kept = frozenset(use.node.name for use in weight_uses(prepared) if use.tensor.name in floats)
+    wide = _wide_of(template, method, [use.node.name for use in int4_nodes(prepared)]) - kept
     workshop = Workshop(
         prepared,
         calibration,
@@ -264,7 +266,25 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
         signed_weights=told.endswith("u8s7"),
         signed_activations=told.endswith(("s8s8", "u8s8")),
     )
-    return workshop.build(method, kept, is_partial=True)
+    return workshop.build(method, kept, wide, is_partial=True)
+
+
+def _wide_of(template: onnx.ModelProto, method: Method, four_bits: list[str]) -> frozenset[str]:
+    """Names of the nodes that have more bits in the template: 16 for what they read, or 8 for weights that could have
+    4."""
+    if method == "int4":
+        return frozenset(four_bits) - {node.name for node in all_nodes(template) if node.op_type == "MatMulNBits"}
+    if method != "static":
+        return frozenset()
+    types = {tensor.name: tensor.data_type for tensor in template.graph.initializer}
+    sixteen = {
+        node.output[0]
+        for node in all_nodes(template)
+        if node.op_type == "DequantizeLinear"
+        and len(node.input) > 2
+        and types.get(node.input[2]) == onnx.TensorProto.UINT16
+    }
+    return frozenset(node.name for node in all_nodes(template) if sixteen & set(node.input))
 
 
 def spared_of(count: int) -> frozenset[int]:
