@@ -213,7 +213,7 @@ def _trials(report: QuantizationReport) -> list[tuple[str, ...]]:
         (
             escape(trial.method),
             str(len(trial.kept_float)),
-            str(len(trial.wide_activations) + len(trial.wide_weights)),
+            str(len(trial.wide)),
             "" if trial.bytes is None else f"{trial.bytes:,}",
             _number(trial.relative_rms),
             escape(trial.verdict),

@@ -14,24 +14,34 @@ Outcome = Literal["quantized", "refused", "inconclusive"]
 class Trial:
     """One candidate: how it was made, how large and how good it was on the calibration half, or why it is none.
 
-    `wide_activations` and `wide_weights` as in `QuantizationReport`. `held_back` is the verdict on the held-back half,
-    of those that came so far.
+    Nodes of `wide` have more bits than the method gives, short of float. `held_back` is the verdict on the held-back
+    half, of those that came so far.
     """
 
     method: str
     kept_float: tuple[str, ...]
+    wide: tuple[str, ...]
     bytes: int | None
     relative_rms: float | None
     verdict: str
     why: str
-    wide_activations: tuple[str, ...] = ()
-    wide_weights: tuple[str, ...] = ()
     held_back: str | None = None
+
+    @property
+    def wide_activations(self) -> tuple[str, ...]:
+        """Nodes that read 16 bits."""
+        return self.wide if self.method == "static" else ()
+
+    @property
+    def wide_weights(self) -> tuple[str, ...]:
+        """Nodes that have 8 bits where the others have 4."""
+        return self.wide if self.method == "int4" else ()
 
     def as_json(self) -> dict[str, object]:
         """Plain values; an error that is no number is None."""
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        return plain | {"relative_rms": finite(self.relative_rms)}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "wide"}
+        wide = {"wide_activations": self.wide_activations, "wide_weights": self.wide_weights}
+        return plain | wide | {"relative_rms": finite(self.relative_rms)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +131,7 @@ class QuantizationReport:
             (
                 trial.method,
                 str(len(trial.kept_float)),
-                str(len(trial.wide_activations) + len(trial.wide_weights)),
+                str(len(trial.wide)),
                 "" if trial.bytes is None else f"{trial.bytes:,}",
                 "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
                 f"{trial.verdict}: {trial.why}" if trial.held_back is None else f"held back {trial.held_back}",

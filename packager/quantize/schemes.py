@@ -125,8 +125,8 @@ def quantize(
         gate=verdict,
         calibration_gate=chosen.calibration,
         kept_float=chosen.kept,
-        wide_activations=chosen.wide_activations,
-        wide_weights=chosen.wide_weights,
+        wide_activations=search.trials[chosen.trial].wide_activations,
+        wide_weights=search.trials[chosen.trial].wide_weights,
         trials=tuple(search.trials),
         sensitivity=tuple(search.blames.get(chosen.method, ())),
     )

@@ -67,25 +67,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A quantized model, what it keeps in float or gives more bits (`Workshop.wide_nodes`), its gate on the
-    calibration half, and the number of its trial."""
+    """A quantized model, what it keeps in float, its gate on the calibration half, and the number of its trial."""
 
     method: Method
     model: onnx.ModelProto
     kept: tuple[str, ...]
-    wide: tuple[str, ...]
     calibration: GateReport
     trial: int
-
-    @property
-    def wide_activations(self) -> tuple[str, ...]:
-        """Nodes that read 16 bits."""
-        return self.wide if self.method == "static" else ()
-
-    @property
-    def wide_weights(self) -> tuple[str, ...]:
-        """Nodes that have 8 bits where the others have 4."""
-        return self.wide if self.method == "int4" else ()
 
     @property
     def error(self) -> float:
@@ -165,23 +153,17 @@ class Search:
 
     def _repaired(self, found: list[Candidate]) -> Iterator[Candidate]:
         for whole in [c for c in found if c.method not in NO_REPAIR][:REPAIRED_METHODS]:
-            if whole.method == "int4":
-                yield from self._in_eight_bits()
-            for kept in repairs(self._blames(whole.method), self.thresholds.max_relative_rms):
-                repaired = self._try(whole.method, kept)
+            for kept, wide in self._repairs(whole.method):
+                repaired = self._try(whole.method, kept, wide)
                 if repaired is not None and repaired.calibration.verdict == "pass":
                     yield repaired
 
-    def _in_eight_bits(self) -> Iterator[Candidate]:
-        nodes = frozenset(self.workshop.wide_nodes("int4"))
-        sets = [
-            tuple(name for name in spoilers if name in nodes)
-            for spoilers in repairs(self._blames("int4"), self.thresholds.max_relative_rms)
-        ]
-        for wide in dict.fromkeys(sets):
-            candidate = self._try("int4", wide=wide) if wide and len(wide) < len(nodes) else None
-            if candidate is not None and candidate.calibration.verdict == "pass":
-                yield candidate
+    def _repairs(self, method: Method) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What to keep in float and what to give more bits: of int4 first 8 bits instead of float."""
+        sets = repairs(self._blames(method), self.thresholds.max_relative_rms)
+        nodes = frozenset(self.workshop.wide_nodes(method)) if method == "int4" else frozenset()
+        eight = dict.fromkeys(tuple(name for name in spoilers if name in nodes) for spoilers in sets)
+        return [((), wide) for wide in eight if 0 < len(wide) < len(nodes)] + [(kept, ()) for kept in sets]
 
     def _blames(self, method: Method) -> list[Blame]:
         if method not in self.blames:
@@ -198,18 +180,12 @@ class Search:
             model = self.workshop.build(method, frozenset(kept), frozenset(wide))
             verdict = self._judged(model, self.judged)
         except (QuantizationRefused, ModelDoesNotRun) as error:
-            activations, weights = (wide if method == of else () for of in ("static", "int4"))
-            self.trials.append(Trial(method, kept, None, None, "refused", error.message, activations, weights))
+            self.trials.append(Trial(method, kept, wide, None, None, "refused", error.message))
             return None
         kept = self.workshop.beyond_half if method == "fp16" else kept
-        made = Candidate(method, model, kept, wide, verdict, len(self.trials))
-        self.trials.append(
-            Trial(
-                method, kept, model.ByteSize(), verdict.relative_rms, verdict.verdict, verdict.why,
-                made.wide_activations, made.wide_weights,
-            )
-        )  # fmt: skip
-        return made
+        size, error_ = model.ByteSize(), verdict.relative_rms
+        self.trials.append(Trial(method, kept, wide, size, error_, verdict.verdict, verdict.why))
+        return Candidate(method, model, kept, verdict, len(self.trials) - 1)
 
     def _judged(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
         running = session_of(model, settings_for(model))
