@@ -4,9 +4,10 @@
         [--plot CURVE.png]
 
 OLD and NEW are float models of one family (OLD may be a quantized one: then it is what devices hold). Both `.npz` hold
-one array per model input, first axis = sample. Ranges, moments and the search use C only; every error in the output is
-of H. `curve` holds every solution of the search and those at AROUND times the chosen price; `cpu_s` and `peak_bytes`
-are those of the update itself, its search included, without the curve and the patches that are made to be measured.
+one array per model input, first axis = sample. Ranges, moments and levels come from C only; every error in the output is
+of H, which also corrects the price of a bit, once or twice, as an update's held-back samples do. `curve` holds every
+solution of the search and those at AROUND times the chosen price, with `--no-curve` nothing; `cpu_s` and `peak_bytes` are
+those of the update itself, its search included, without the curve and the patches that are made to be measured.
 """
 
 import argparse
@@ -34,7 +35,9 @@ from packager.quantize.int4 import quantize_int4
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, session, session_of, settings_for
 from packager.quantize.schemes import quantize, save
-from packager.quantize.update.update import Point, UpdateReport, ordinary_of, update
+from packager.quantize.update.ordinary import ordinary_of
+from packager.quantize.update.search import Point
+from packager.quantize.update.update import UpdateReport, update
 from packager.samples import Samples, load_samples
 
 AROUND: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)

@@ -31,7 +31,8 @@ from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import run_in_child
 from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
 from packager.quantize.search import Measure
-from packager.quantize.update.update import MAX_SOLUTIONS, update
+from packager.quantize.update.search import MAX_POINTS
+from packager.quantize.update.update import update
 from packager.release_file import AS_IS, ReleasePlan, VariantPlan
 from packager.steps.diff import is_drill
 
@@ -114,7 +115,7 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
             calibration,
             held_back,
             thresholds=thresholds_of(variant.plan),
-            on_solution=lambda _point: bar(next(solved), MAX_SOLUTIONS + 1),
+            on_solution=lambda _point: bar(next(solved), MAX_POINTS),
         )
     except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")

@@ -13,7 +13,7 @@ from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import EXACT_SETTINGS, session
 from packager.quantize.schemes import Options, quantize
-from packager.quantize.update.update import ordinary_of
+from packager.quantize.update.ordinary import ordinary_of
 from packager.samples import random_samples
 from tests import models
 
@@ -90,6 +90,20 @@ def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_p
         again = ordinary_of(made, prepare(path, next(iter(samples))).model, samples)
         for parts in (lambda m: [t.name for t in m.graph.initializer], lambda m: [n.op_type for n in all_nodes(m)]):
             assert sorted(parts(again)) == sorted(parts(made))
+
+
+def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) -> None:
+    path = models.save(models.text_encoder(layers=3), tmp_path / "float.onnx")
+    samples = random_samples(path, 64)
+    loose = replace(INT4, thresholds=Thresholds(max_relative_rms=1.0, min_top1_agreement=0.0))
+    assert quantize(path, tmp_path / "int4.onnx", "int4", samples, loose).outcome == "quantized"
+    foreign = onnx.load(tmp_path / "int4.onnx")
+    del foreign.metadata_props[:]
+    renamed = [node for node in all_nodes(foreign) if node.op_type == "MatMulNBits"]
+    for node in renamed:
+        node.name += "_Q4"
+    made = ordinary_of(foreign, prepare(path, next(iter(samples))).model, samples)
+    assert [node.op_type for node in all_nodes(made)].count("MatMulNBits") == len(renamed) > 0
 
 
 def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:

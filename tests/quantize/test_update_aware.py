@@ -15,7 +15,8 @@ from packager.quantize.prepare import prepare
 from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
 from packager.quantize.update.descent import Layer, choose, prices
 from packager.quantize.update.nbits import pack, unpack
-from packager.quantize.update.update import UpdateReport, entropy_bits, update
+from packager.quantize.update.search import entropy_bits
+from packager.quantize.update.update import UpdateReport, update
 from packager.samples import Samples, random_samples
 from tests import models
 

@@ -12,13 +12,13 @@ from packager.quantize.fidelity import Thresholds, gate
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
-from packager.quantize.update import descent
-from packager.quantize.update import update as search
+from packager.quantize.update import descent, search
 from packager.quantize.update.descent import Layer, choose
 from packager.quantize.update.layers import Shared, stages
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.statistics import measure_rows, moments
 from packager.quantize.update.template import read_template, to_matrices
+from packager.quantize.update.update import update
 from packager.samples import random_samples
 from tests import models
 from tests.quantize.test_update_aware import fine_tuned
@@ -95,7 +95,7 @@ def test_search_that_misjudges_is_put_right_by_the_samples_held_back(
     assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     points: list[search.Point] = []
     monkeypatch.setattr(search, "MARGIN", margin)
-    report = search.update(
+    report = update(
         new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(),
         max_over_ordinary=allowed, on_solution=points.append,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
     # fewer than the 64 groups of one layer
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
     try:
-        report = search.update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
+        report = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert report.joint
@@ -146,7 +146,7 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
     made = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
     assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_text()
     out = tmp_path / "update.onnx"
-    report = search.update(new, tmp_path / "base.onnx", out, *samples.halves(), max_over_ordinary=1.2)
+    report = update(new, tmp_path / "base.onnx", out, *samples.halves(), max_over_ordinary=1.2)
     assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
     # integer kernels of this CPU or not: the same gate, the same golden vectors
     assert (

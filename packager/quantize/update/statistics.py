@@ -4,8 +4,7 @@ Rules:
 1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples, and no more
    than MAX_STORED_BYTES of them all.
 2. The float model's rows are the same for every solution: they are written to a folder once, or what the layer makes of
-   them where that is narrower. Those behind chosen levels
-   are never stored, only their moments.
+   them where that is narrower. Those behind chosen levels are never stored, only their moments.
 3. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
    the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
 """
