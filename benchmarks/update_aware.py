@@ -5,10 +5,9 @@
 
 OLD and NEW are float models of one family (OLD may be a quantized one: then it is what devices hold). Both `.npz`
 hold one array per model input, first axis = sample. Ranges, moments and levels come from C only; every error in the
-output is of H, which also corrects the price of a bit, once or twice, as an update's held-back samples do. `curve`
-holds every solution of the search and those at AROUND times the chosen price, with `--no-curve` nothing; `cpu_s` and
-`peak_bytes` are those of the update itself, its search included, without the curve and the patches that are made to
-be measured.
+output is of H, which also chooses the price of a bit, as an update's held-back samples do. `curve` holds every solution
+of the search and those at AROUND times the chosen price, with `--no-curve` nothing; `cpu_s` and `peak_bytes` are those
+of the update itself, its search included, without the curve and the patches that are made to be measured.
 """
 
 import argparse

@@ -8,18 +8,20 @@ Rules:
 2. Floors first, then relative rules. Floors alone cannot tell valid per-tensor int8 (relative RMS .169 on a text
    classifier) from one zeroed layer (.207); so where ordinary quantization was measured a candidate may have at most
    MAX_OVER_ORDINARY times its error, and for an update at most MAX_OF_STALE times the stale model's.
-3. Both models run in lock step, one sample at a time.
+3. Both models run in lock step, a few samples side by side, tallied in their order.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import onnxruntime
 
 from packager.errors import InterfaceMismatch
-from packager.inputs import load_proto
+from packager.inputs import Sample, load_proto
 from packager.quantize.agreement import OutputFidelity, Tally, finite
+from packager.quantize.in_order import in_order
 from packager.quantize.metric import MetricFigures
 from packager.quantize.runs import Runnable, run, session, settings_for
 from packager.samples import Samples
@@ -124,9 +126,11 @@ def judge(
     nothing, instead of failing."""
     names = [output.name for output in reference.get_outputs()]
     tallies = [Tally(name) for name in names]
-    for sample in samples:
-        left = run(reference, sample, where="float model")
-        right = run(candidate, sample, names, where="candidate")
+
+    def answers(sample: Sample) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        return run(reference, sample, where="float model"), run(candidate, sample, names, where="candidate")
+
+    for left, right in in_order(answers, samples):
         for tally, a, b in zip(tallies, left, right, strict=True):
             tally.add(a, b)
     outputs = tuple(tally.result() for tally in tallies)

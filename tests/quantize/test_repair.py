@@ -1,5 +1,6 @@
 """Where plain int8 fails, the nodes that spoil most get more bits; the report says which, and what each trial cost."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from onnx import numpy_helper
 
 from packager.quantize.fidelity import Thresholds, judge
 from packager.quantize.graphs import all_nodes
+from packager.quantize.page import write_page
 from packager.quantize.prepare import prepare
 from packager.quantize.report import QuantizationReport
 from packager.quantize.runs import EXACT_SETTINGS, session
@@ -65,6 +67,10 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
     assert {made[name].op_type for name in report.wide_weights} <= {"MatMul", "Gemm"}
     assert any(node.op_type == "MatMulNBits" for node in made.values())
     assert f"8-bit weights: {report.wide_weights[0]}" in report.as_text()
+    write_page(report, path, tmp_path / "int4.onnx", samples, tmp_path / "page.html")
+    shown = re.search(r"Weights in 8 bits instead of 4</h2>\s*<p>([^<]*)</p>", (tmp_path / "page.html").read_text())
+    assert shown is not None
+    assert shown[1] == ", ".join(report.wide_weights)
 
 
 def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:

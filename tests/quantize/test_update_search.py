@@ -19,7 +19,7 @@ from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.statistics import measure_rows, moments
 from packager.quantize.update.template import read_template, to_matrices
 from packager.quantize.update.update import update
-from packager.samples import random_samples
+from packager.samples import Samples, random_samples
 from tests import models
 from tests.quantize.test_update_aware import fine_tuned
 
@@ -63,13 +63,12 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
         walked = stages(prepared, weights)
         everything = [shared for stage in walked for shared in stage]
         rows = measure_rows(prepared, everything, [], samples, folder)
-        numbers = list(range(0, 40, 2))
-        prefix = Prefix(prepared, samples, numbers, folder)
+        prefix = Prefix(prepared, samples, folder)
         # an error in front, so that both sides differ
         prefix.put(weights[0], weights[0].float_values() * 1.1)
         found[is_projected] = []
         for stage in walked:
-            for shared, parts in zip(stage, moments(prefix, stage, numbers, rows, folder), strict=True):
+            for shared, parts in zip(stage, moments(prefix, stage, rows, folder), strict=True):
                 matrix = to_matrices(shared.first.float_values(), shared.first.kind, 1)[0]
                 columns = slice(0, matrix.shape[1])
                 found[is_projected] += [parts[0].wanted(matrix, columns), parts[0].mean_wanted(matrix, columns)]
@@ -78,34 +77,54 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
         np.testing.assert_allclose(narrow, wide, rtol=1e-3, atol=1e-4 * float(np.abs(wide).max()))
 
 
-@pytest.mark.parametrize(
-    ("margin", "allowed", "is_dearer_at_first"),
-    [
-        pytest.param(1.3, 1.2, True, id="errors taken for smaller"),
-        pytest.param(0.8, 1.6, False, id="errors taken for larger"),
-    ],
-)
-def test_search_that_misjudges_is_put_right_by_the_samples_held_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, margin: float, allowed: float, *, is_dearer_at_first: bool
-) -> None:
+@pytest.fixture(scope="module")
+def text_update(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
+    """(base, new, samples) of a text encoder."""
+    folder = tmp_path_factory.mktemp("text")
     model = models.text_encoder(width=128)
-    old = models.save(model, tmp_path / "old.onnx")
-    new = models.save(fine_tuned(model, 1, 0.1), tmp_path / "new.onnx")
+    old = models.save(model, folder / "old.onnx")
+    new = models.save(fine_tuned(model, 1, 0.1), folder / "new.onnx")
     samples = random_samples(old, 96)
-    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize(old, folder / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    return folder / "base.onnx", new, samples
+
+
+@pytest.mark.parametrize("factor", [pytest.param(0.02, id="too low"), pytest.param(50.0, id="too high")])
+def test_search_comes_near_the_error_that_is_allowed_from_any_price(
+    text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    base, new, samples = text_update
     points: list[search.Point] = []
-    monkeypatch.setattr(search, "MARGIN", margin)
+    monkeypatch.setattr(search, "FIRST_PRICE", search.FIRST_PRICE * factor)
     report = update(
-        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(),
-        max_over_ordinary=allowed, on_solution=points.append,
-    )  # fmt: skip
-    first, *others = [point for point in points if point.is_whole and point.price]
-    assert 1 <= len(others) <= search.SECOND_CHANCES
-    assert (others[0].price < first.price) == is_dearer_at_first
-    assert report.price in [point.price for point in others]
+        new, base, tmp_path / "update.onnx", *samples.halves(), max_over_ordinary=1.6, on_solution=points.append
+    )
+    nearest, first, *others = points
+    assert nearest.price == 0
+    assert 1 <= len(others) < search.MAX_SOLUTIONS
+    assert len({point.price for point in points}) == len(points)
+    assert (others[0].price > first.price) == (factor < 1)
     assert report.gate.verdict == "pass", report.gate.why
-    assert report.bits_per_weight is not None
-    assert (report.bits_per_weight > first.bits_per_weight) == is_dearer_at_first
+    good = [point for point in points if point.gate.verdict == "pass"]
+    assert report.bits_per_weight == min(point.bits_per_weight for point in good)
+    assert report.bits_per_weight < 0.3 * nearest.bits_per_weight
+
+
+def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
+    text_update: tuple[Path, Path, Samples], tmp_path: Path
+) -> None:
+    base, new, samples = text_update
+    halves = samples.halves()
+    plain = update(new, base, tmp_path / "plain.onnx", *halves, max_over_ordinary=1.5)
+    assert plain.price is not None
+    found, ordinary = plain.gate.cosine_p1, plain.ordinary.cosine_p1
+    assert found is not None
+    assert ordinary is not None
+    strict = Thresholds(min_cosine_p1=(found + ordinary) / 2)
+    report = update(new, base, tmp_path / "strict.onnx", *halves, max_over_ordinary=1.5, thresholds=strict)
+    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.gate.why
+    assert report.price is not None
+    assert 0 < report.price < plain.price
 
 
 def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ import onnxruntime
 
 from packager.inputs import Sample
 from packager.quantize.graphs import array_of, scopes
+from packager.quantize.in_order import in_order
 from packager.quantize.runs import ONE_THREAD, run, session_of
-from packager.quantize.update.in_order import in_order
 from packager.quantize.update.template import QuantizedWeight, set_array
 from packager.samples import Samples
 
@@ -34,18 +34,17 @@ class Prefix:
     Args:
         prepared: the new float model.
         samples: its inputs.
-        numbers: those of `samples` that are walked with.
         folder: for what is kept.
     """
 
-    def __init__(self, prepared: onnx.ModelProto, samples: Samples, numbers: Sequence[int], folder: Path) -> None:
+    def __init__(self, prepared: onnx.ModelProto, samples: Samples, folder: Path) -> None:
         self._model = onnx.ModelProto()
         self._model.CopyFrom(prepared)
         self._tensors = {tensor.name: tensor for tensor in self._model.graph.initializer}
         self._nested = [scope.initializers for scope in scopes(self._model.graph)]
         self._exact = {tensor.name: tensor for tensor in prepared.graph.initializer}
         self._inputs = {value.name for value in prepared.graph.input}
-        self._samples, self._numbers, self._folder = samples, numbers, folder
+        self._samples, self._folder = samples, folder
         self._reads = [reads(node) for node in self._model.graph.node]
         self._done = self._kept = 0
         self._alive: list[str] = []
@@ -112,14 +111,12 @@ class Prefix:
 
     def _standing(self) -> Iterator[tuple[Sample, Values]]:
         """Each sample with what is alive where the walk stands."""
-        wanted = set(self._numbers)
-        samples = (sample for number, sample in enumerate(self._samples) if number in wanted)
         if not self._alive:
-            for sample in samples:
+            for sample in self._samples:
                 yield sample, {}
             return
         with self._place(self._kept).open("rb") as stream:
-            for sample, forms in zip(samples, self._forms, strict=True):
+            for sample, forms in zip(self._samples, self._forms, strict=True):
                 found: Values = {}
                 for name, (dtype, shape) in zip(self._alive, forms, strict=True):
                     content = stream.read(dtype.itemsize * math.prod(shape))

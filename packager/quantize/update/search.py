@@ -1,20 +1,23 @@
 """Finds the price of a bit at which an update's error is what is allowed, in few solutions.
 
 Rules:
-1. A part of the calibration samples is spared while the price is searched: on what was fitted, the error looks smaller
-   than it is. The spared part judges, in at most MAX_SOLUTIONS solutions; at the price where the error would reach what
-   is allowed it is solved once more, with all samples. Rounding to nearest on the base's scales (price 0) is taken
-   where it passes and costs fewer bits, or where no price passes.
-2. Where the chosen solution misses the gate on the samples held back, or where these are more than the spared ones and
-   find it better than asked for by more than WASTED, and so dearer than need be, it is solved again at the price that
-   they tell, at most SECOND_CHANCES times. Of all of these the cheapest that passes is taken.
-3. Ranges of activations are fitted again only where that serves rounding to nearest, on the samples that judge.
+1. All calibration samples are fitted, and those held back judge: on what was fitted the error looks smaller than it
+   is. They choose one number, the price. The fewer they are, the more the error aimed at lies below the one allowed:
+   UNTOLD over the root of their number.
+2. The search ends at a solution that passes the gate and wastes no more than WASTED of the error aimed at, or after
+   MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to nearest on the base's scales (price 0) among
+   them.
+3. Where a solution keeps to the error and fails the gate all the same, the next price is a SAFER-th of its. Where
+   ordinary quantization fails the gate itself, the error alone is asked for.
+4. The error is taken to grow with the price, as it does but for some noise: below a price that passed and above one
+   that did not nothing is tried.
+5. Ranges of activations are fitted again only where that serves rounding to nearest, on calibration samples.
 """
 
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
@@ -28,47 +31,42 @@ from packager.quantize.update.solve import Solver
 
 logger = logging.getLogger(__name__)
 
-MAX_SOLUTIONS: Final = 3
-FIRST_PRICE: Final = 25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier
+MAX_SOLUTIONS: Final = 5
+MAX_POINTS: Final = MAX_SOLUTIONS + 1  # with rounding to nearest
+FIRST_PRICE: Final = 25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier, where
+FIRST_AIM: Final = 1.15  # of ordinary quantization's error is allowed
 FLOOR: Final = 0.7  # of ordinary quantization's error energy: what no price gets rid of, about
 LEAST_EXCESS: Final = 0.05
 USUAL_POWER: Final = 0.7  # of the price, by which the energy above the floor grows
 LARGEST_STEP: Final = 16.0  # between the prices of two solutions
-NEAR: Final = 0.06  # of the allowed error: from there on the samples that judge tell little more than the usual power
 TINY: Final = 1e-4
-MARGIN: Final = 0.98  # of the allowed error: the samples that judge are few
-FITTED_MARGIN: Final = 0.75  # where no sample could be spared
-SECOND_CHANCES: Final = 2
-MAX_POINTS: Final = MAX_SOLUTIONS + 2 + SECOND_CHANCES  # with all samples, and rounding to nearest
-SECOND_MARGIN: Final = 0.98  # of the allowed error, where a price is told by the samples held back
-WASTED: Final = 0.03  # of the error that is aimed at
-JUDGED_EVERY: Final = 5  # every fifth calibration sample judges the search
-FEW_SAMPLES: Final = 20  # below it none can be spared
+UNTOLD: Final = 0.2
+WASTED: Final = 0.03
+SAFER: Final = 4.0
+NARROW: Final = 1.2  # between two prices: there is nothing to find
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One solution: price of a bit, entropy of the changes in bits a weight, error on the samples that judge.
+    """One solution: price of a bit, entropy of the changes in bits a weight, and the gate on the samples held back.
 
-    `is_whole` where all samples were fitted: its error is then that of fitted samples. `is_around` where it was asked
-    for beside the search.
+    `is_around` where it was asked for beside the search.
     """
 
     price: float
     bits_per_weight: float
-    relative_rms: float
+    gate: GateReport
     model: onnx.ModelProto
-    is_whole: bool = False
     is_around: bool = False
+
+    @property
+    def relative_rms(self) -> float:
+        """The worst output's; infinity where none tells."""
+        return self.gate.relative_rms if self.gate.relative_rms is not None else math.inf
 
     def as_json(self) -> dict[str, float]:
         """Plain values."""
         return {"lambda": self.price, "bits_per_weight": self.bits_per_weight, "relative_rms": self.relative_rms}
-
-
-def spared_of(count: int) -> frozenset[int]:
-    """Numbers of the samples that judge the search (rule 1); none where there are few."""
-    return frozenset(range(JUDGED_EVERY - 1, count, JUDGED_EVERY)) if count >= FEW_SAMPLES else frozenset()
 
 
 def entropy_bits(change: np.ndarray) -> float:
@@ -85,150 +83,122 @@ class Search:
 
     Args:
         solver: of the update.
-        error_of: the gate on the samples that judge.
-        spared: numbers of the samples that judge; empty where all are fitted.
-        ordinary: ordinary quantization's error on them.
-        aim: the error to come to, in units of ordinary quantization's.
+        gate_of: the gate on the samples held back.
+        error_of: relative RMS on calibration samples (rule 5).
+        ordinary: ordinary quantization's gate on the samples held back.
+        aim: the error allowed, in units of ordinary quantization's.
         on_solution: told of each solution as it is found.
     """
 
     solver: Solver
-    error_of: Callable[[onnx.ModelProto], GateReport]
-    spared: frozenset[int]
-    ordinary: float
+    gate_of: Callable[[onnx.ModelProto], GateReport]
+    error_of: Callable[[onnx.ModelProto], float]
+    ordinary: GateReport
     aim: float
     on_solution: Callable[[Point], None] | None
     points: list[Point] = field(default_factory=list)
     first_price: float = field(init=False)
+    _unit: float = field(init=False)
+    _wanted: float = field(init=False)
     _total: int = field(init=False)
-    _allowed: float = field(init=False)
     _last: Choice | None = None
 
     def __post_init__(self) -> None:
         self._total = max(1, sum(grid.values.size for grid in self.solver.grids))
-        self._allowed = self.aim * self.ordinary * (MARGIN if self.spared else FITTED_MARGIN)
-        self.first_price = FIRST_PRICE * max(self.ordinary, TINY) ** 2 / self._total
+        self._unit = max(self.ordinary.relative_rms or 0.0, TINY)
+        share = self.aim * (1.0 - UNTOLD / math.sqrt(max(1, self.ordinary.samples)))
+        self._wanted = share * self._unit
+        price = FIRST_PRICE * _step(self._excess(FIRST_AIM * self._unit), self._excess(self._wanted))
+        self.first_price = price * self._unit**2 / self._total
 
     def run(self) -> Point | None:
-        """The solution where the error is what is allowed, or rounding to nearest where that is smaller, or None."""
-        nearest = self._nearest()
-        price = self._searched()
-        good = self.solve(price, is_whole=True) if price is not None else None
-        if good is not None and not self.spared and good.relative_rms > self._allowed:
-            good = max(
-                (point for point in self.points if point.relative_rms <= self._allowed),
-                key=attrgetter("price"),
-                default=None,
-            )
-        self._note(nearest)
-        if nearest.relative_rms <= self._allowed and (good is None or nearest.bits_per_weight < good.bits_per_weight):
-            return nearest
-        return good
+        """The cheapest solution that passes, or None."""
+        self._note(self._nearest())
+        if self.ordinary.relative_rms is not None:
+            price = self.first_price
+            for _ in range(MAX_SOLUTIONS):
+                point = self.solve(price)
+                if self._is_good(point) and point.relative_rms >= self._wanted * (1 - WASTED):
+                    break
+                following = self._next(point)
+                if following is None:
+                    break
+                price = following
+        return min(filter(self._is_good, self.points), key=attrgetter("bits_per_weight"), default=None)
 
-    def solve(self, price: float, *, is_whole: bool, is_around: bool = False) -> Point:
-        """One solution, started from the last one; with all samples, or without the spared ones."""
-        choice = self.solver.solve(price, self._last, frozenset() if is_whole else self.spared)
-        self._last = choice
-        point = replace(self._point(price, choice, is_whole=is_whole), is_around=is_around)
-        self._note(point)
-        return point
-
-    def mended(
-        self,
-        chosen: Point,
-        verdict_of: Callable[[onnx.ModelProto], GateReport],
-        ordinary: float,
-        *,
-        may_cheapen: bool,
-    ) -> tuple[Point, GateReport]:
-        """Rule 2: the solution to take, and its verdict on the samples held back.
-
-        Args:
-            ordinary: ordinary quantization's error on them.
-            may_cheapen: a better one may be given up for a cheaper one.
-        """
-        judged = [(chosen, verdict_of(chosen.model))]
-        limit = self.aim * ordinary
-        wanted = limit * SECOND_MARGIN
-        for _ in range(SECOND_CHANCES):
-            point, verdict = judged[-1]
-            found = verdict.relative_rms or 0.0
-            is_missed = verdict.verdict == "fail" and found > limit
-            is_wasted = may_cheapen and verdict.verdict != "fail" and found < wanted * (1 - WASTED)
-            if not (is_missed or is_wasted) or not point.price or not 0.0 < found < float("inf") or limit <= 0.0:
-                break
-            step = _step(_excess(found, ordinary), _excess(wanted, ordinary))
-            point = self.solve(point.price * step, is_whole=True)
-            judged.append((point, verdict_of(point.model)))
-        passing = [pair for pair in judged if pair[1].verdict != "fail"]
-        return min(passing, key=lambda pair: pair[0].bits_per_weight) if passing else judged[-1]
+    def solve(self, price: float, *, is_around: bool = False) -> Point:
+        """One solution, started from the last one."""
+        self._last = self.solver.solve(price, self._last)
+        model = self.solver.model(self._last)
+        return self._note(Point(price, self._bits(self._last), self.gate_of(model), model, is_around))
 
     def _nearest(self) -> Point:
-        """Rounding to nearest, on the ranges that serve it better (rule 3): the solver keeps these."""
+        """Rounding to nearest, on the ranges that serve it better (rule 5): the solver keeps these."""
         choice, fitted = self.solver.nearest(), self.solver.ranges
-        found = self._point(0.0, choice, is_whole=True)
+        model = self.solver.model(choice)
         if fitted:
             self.solver.ranges = {}
-            pinned = self._point(0.0, choice, is_whole=True)
-            if found.relative_rms > pinned.relative_rms:
-                return pinned
-            self.solver.ranges = fitted
-        return found
+            pinned = self.solver.model(choice)
+            if self.error_of(model) > self.error_of(pinned):
+                model = pinned
+            else:
+                self.solver.ranges = fitted
+        return Point(0.0, self._bits(choice), self.gate_of(model), model)
 
-    def _point(self, price: float, choice: Choice, *, is_whole: bool) -> Point:
-        model = self.solver.model(choice)
-        bits = sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids)
-        rms = self.error_of(model).relative_rms
-        return Point(price, bits / self._total, rms if rms is not None else float("inf"), model, is_whole)
+    def _bits(self, choice: Choice) -> float:
+        return sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids) / self._total
 
-    def _note(self, point: Point) -> None:
+    def _note(self, point: Point) -> Point:
         self.points.append(point)
         logger.info(
             "price %.3g: %.4f bits a weight, relative RMS %.4f", point.price, point.bits_per_weight, point.relative_rms
         )
         if self.on_solution is not None:
             self.on_solution(point)
+        return point
 
-    def _searched(self) -> float | None:
-        """The price where the error on the samples that judge is what is allowed, as far as a few solutions tell; None
-        where it was more at all of them and not near."""
-        price = self.first_price
-        for _ in range(MAX_SOLUTIONS):
-            point = self.solve(price, is_whole=not self.spared)
-            price = self._aimed()
-            if abs(point.relative_rms / self._allowed - 1.0) < NEAR:
-                return price
-        good = [point.price for point in self.points if point.relative_rms <= self._allowed]
-        bad = [point.price for point in self.points if point.relative_rms > self._allowed]
-        return min(price, min(bad, default=max(good))) if good else None
+    def _keeps_to_error(self, point: Point) -> bool:
+        return point.gate.relative_rms is None or point.relative_rms <= self.aim * self._unit
 
-    def _aimed(self) -> float:
-        """Where the error would reach what is allowed, by the two solutions that came nearest."""
-        distances = {
-            point.price: abs(math.log(self._excess(point.relative_rms) / self._wanted)) for point in self.points
-        }
-        excesses = {point.price: self._excess(point.relative_rms) for point in self.points}
-        price, *others = sorted(distances, key=lambda each: distances[each])
+    def _is_good(self, point: Point) -> bool:
+        is_passed = point.gate.verdict == "pass" or self.ordinary.verdict == "fail"
+        return is_passed and self._keeps_to_error(point)
+
+    def _next(self, point: Point) -> float | None:
+        """The price to try behind `point`, or None where there is none to try: between the highest good one and the
+        lowest bad one above it (rules 3 and 4)."""
+        solved = [each for each in self.points if each.price]
+        low = max((each.price for each in solved if self._is_good(each)), default=0.0)
+        high = min((each.price for each in solved if each.price > low), default=math.inf)
+        if high < low * NARROW:
+            return None
+        is_safer_asked = self._keeps_to_error(point) and not self._is_good(point)
+        price = point.price / SAFER if is_safer_asked else self._aimed(solved)
+        if low and low < price < high:
+            return price
+        if low:
+            return math.sqrt(low * high) if high < math.inf else low * NARROW
+        return min(price, high / NARROW ** (1 << max(0, len(solved) - 2)))
+
+    def _aimed(self, solved: list[Point]) -> float:
+        """Where the error would reach what is wanted, by the two solutions that came nearest."""
+        excesses = {each.price: self._excess(each.relative_rms) for each in solved}
+        wanted = self._excess(self._wanted)
+        price, *others = sorted(excesses, key=lambda each: abs(math.log(excesses[each] / wanted)))
         power = USUAL_POWER
         if others:
             power = math.log(excesses[others[0]] / excesses[price]) / math.log(others[0] / price)
             power = min(max(power, USUAL_POWER / 2), USUAL_POWER * 2)
-        return price * _step(excesses[price], self._wanted, power)
-
-    @property
-    def _wanted(self) -> float:
-        return self._excess(self._allowed)
+        return price * _step(excesses[price], wanted, power)
 
     def _excess(self, error: float) -> float:
+        """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of
+        it."""
+        allowed = self._wanted / self._unit
         # where less is allowed than the floor, the floor is taken for lower
-        share = self._allowed / max(self.ordinary, TINY)
-        return _excess(error, self.ordinary, min(FLOOR, FLOOR * share * share))
-
-
-def _excess(error: float, ordinary: float, floor: float = FLOOR) -> float:
-    """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of it."""
-    share = min(error / max(ordinary, TINY), 1 / TINY)
-    return max(share * share - floor, LEAST_EXCESS)
+        floor = min(FLOOR, FLOOR * allowed * allowed)
+        share = min(error / self._unit, 1 / TINY)
+        return max(share * share - floor, LEAST_EXCESS)
 
 
 def _step(excess: float, wanted: float, power: float = USUAL_POWER) -> float:

@@ -146,15 +146,11 @@ class Solver:
         scales = {grid.key: grid.refitted for grid in self.grids if grid.refitted is not None}
         return Choice({grid.key: grid.nearest() for grid in self.grids}, scales, {})
 
-    def solve(self, price: float, start: Choice | None = None, spared: frozenset[int] = frozenset()) -> Choice:
-        """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4).
-
-        Samples whose numbers are in `spared` are not fitted.
-        """
+    def solve(self, price: float, start: Choice | None = None) -> Choice:
+        """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4)."""
         by_key = {grid.key: grid for grid in self.grids}
         choice = self.nearest()
-        numbers = [number for number in range(len(self.samples)) if number not in spared]
-        prefix = Prefix(self.prepared, self.samples, numbers, self.folder)
+        prefix = Prefix(self.prepared, self.samples, self.folder)
         watched = {(w.graph, w.levels.name) for stage in self.stages for shared in stage for w in shared.weights}
         for grid in self.grids:
             if grid.weight.kind == "table" and not grid.is_fresh:
@@ -162,7 +158,7 @@ class Solver:
             if grid.key not in watched:
                 prefix.put(grid.weight, grid.float_of(choice.levels[grid.key]))
         for stage in self.stages:
-            found = moments(prefix, stage, numbers, self.rows, self.folder)
+            found = moments(prefix, stage, self.rows, self.folder)
             for shared, parts in zip(stage, found, strict=True):
                 end = 0
                 for weight in shared.weights:

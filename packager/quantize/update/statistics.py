@@ -9,7 +9,7 @@ Rules:
    the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -22,10 +22,10 @@ import onnx
 import onnxruntime
 
 from packager.inputs import Sample
+from packager.quantize.in_order import WORKERS, drawn_ahead, in_order
 from packager.quantize.runs import DEFAULT_SETTINGS, ONE_THREAD, RunSettings, run, session_of
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.update.gradients import Gradients, spreads_of
-from packager.quantize.update.in_order import WORKERS, drawn_ahead, in_order
 from packager.quantize.update.layers import Shared, outputs_of, places_of, rows_of, shape_of
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.template import QuantizedWeight, to_matrices
@@ -303,20 +303,13 @@ def _mapped(shared: Shared, path: Path, width: int) -> list[np.ndarray]:
     return np.split(np.memmap(path, np.float32, "r").reshape(-1, width * groups), groups, axis=1)
 
 
-def moments(
-    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path
-) -> list[list[Moments]]:
-    """For each of `stage`, the moments of each of its groups, behind what is chosen in `prefix`.
-
-    `numbers` are those of the samples that `prefix` walks with.
-    """
+def moments(prefix: Prefix, stage: list[Shared], rows: Rows, folder: Path) -> list[list[Moments]]:
+    """For each of `stage`, the moments of each of its groups, behind what is chosen in `prefix`."""
     with ThreadPoolExecutor(WORKERS) as workers:
-        return _moments(prefix, stage, numbers, rows, folder, workers)
+        return _moments(prefix, stage, rows, folder, workers)
 
 
-def _moments(
-    prefix: Prefix, stage: list[Shared], numbers: Sequence[int], rows: Rows, folder: Path, workers: Executor
-) -> list[list[Moments]]:
+def _moments(prefix: Prefix, stage: list[Shared], rows: Rows, folder: Path, workers: Executor) -> list[list[Moments]]:
     found = [
         [Moments(shape_of(s.first)[0], s.width, s.is_projected, workers) for _ in range(shape_of(s.first)[1])]
         for s in stage
@@ -325,7 +318,7 @@ def _moments(
     starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
     names = sorted({s.first.float_source or "" for s in stage} | {s.beside for s in stage if s.beside})
     first = min(shared.place for shared in stage)
-    for number, values in zip(numbers, prefix.walk(first, names), strict=True):
+    for number, values in enumerate(prefix.walk(first, names)):
         for i, shared in enumerate(stage):
             places, weights = rows.places[shared.number][number], rows.weights[shared.number][number]
             if not len(places):

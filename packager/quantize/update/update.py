@@ -3,7 +3,7 @@
 Rules:
 1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
    `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
-2. The price of a bit is searched (`search`) against samples that were not fitted, up to that error.
+2. The price of a bit is searched (`search`) against the samples held back, which were not fitted, up to that error.
 3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
    returned, and the report says so.
 4. Nothing is random, and linear algebra keeps to one thread, so that sums have one order: same inputs, same bytes.
@@ -26,7 +26,7 @@ from packager.quantize.runs import Remembered, session, session_of, settings_for
 from packager.quantize.schemes import save
 from packager.quantize.update.activations import refitted_ranges
 from packager.quantize.update.ordinary import ordinary_of
-from packager.quantize.update.search import Point, Search, spared_of
+from packager.quantize.update.search import Point, Search
 from packager.quantize.update.solve import Solver, grid_of
 from packager.quantize.update.template import read_template
 from packager.samples import Samples
@@ -36,6 +36,7 @@ Means = Literal["joint", "ordinary"]
 FRESH_SHARE: Final = 0.5
 AIM: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
 MAX_SAMPLES: Final = 1024
+TRIED_SAMPLES: Final = 100  # of those for calibration, on which ranges are tried
 NAMED: Final = 5  # weights that a text lists by name
 
 
@@ -108,12 +109,12 @@ def update(
         base: quantized model that devices hold.
         out: the file to write.
         calibration: inputs for moments, ranges and the search.
-        held_back: inputs that only the gates see; they correct the price (`search`, rule 2).
+        held_back: inputs that only the gates see; they choose the price (`search`, rule 1).
         thresholds: of the final gate.
         max_over_ordinary: error allowed over ordinary quantization's, which the search aims at; where not given the
             gate allows what the thresholds say, and the search aims at AIM.
         on_solution: told of each solution as it is found.
-        around: further prices to solve at, with all samples, in units of the chosen one; for a curve.
+        around: further prices to solve at, in units of the chosen one; for a curve.
 
     Raises:
         UpdateDoesNotFit: the graphs differ.
@@ -126,21 +127,20 @@ def update(
     total = sum(grid.values.size for grid in grids)
     reference = Remembered(session(new))
     ordinary = ordinary_of(template, prepared, calibration)
-    spared = spared_of(len(calibration))
-    judged = (
-        replace(calibration, indices=tuple(calibration.indices[i] for i in sorted(spared))) if spared else calibration
-    )
-
-    def error_of(model: onnx.ModelProto, samples: Samples = judged) -> GateReport:
-        return judge(reference, session_of(model, settings_for(model)), samples, thresholds)
-
     ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
-    ordinary_rms = error_of(ordinary).relative_rms or 0.0
     fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
     share = sum(grid.values.size for grid in grids if grid.is_fresh) / max(total, 1)
-    gates = {"ordinary": error_of(ordinary, held_back), "stale": error_of(template, held_back)}
+    tried = calibration.take(TRIED_SAMPLES)
 
-    def verdict_of(model: onnx.ModelProto) -> GateReport:
+    def judged(model: onnx.ModelProto, samples: Samples = held_back) -> GateReport:
+        return judge(reference, session_of(model, settings_for(model)), samples, thresholds)
+
+    def error_of(model: onnx.ModelProto) -> float:
+        return judged(model, tried).relative_rms or 0.0
+
+    gates = {"ordinary": judged(ordinary), "stale": judged(template)}
+
+    def gate_of(model: onnx.ModelProto) -> GateReport:
         return judge(
             reference,
             session_of(model, settings_for(model)),
@@ -152,26 +152,17 @@ def update(
 
     curve: list[Point] = []
     chosen: Point | None = None
-    verdict: GateReport | None = None
     if share <= FRESH_SHARE:
         ranges = refitted_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
             aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
-            search = Search(solver, error_of, spared, ordinary_rms, aim, on_solution)
+            search = Search(solver, gate_of, error_of, gates["ordinary"], aim, on_solution)
             chosen = search.run()
-            if chosen is not None:
-                chosen, verdict = search.mended(
-                    chosen,
-                    verdict_of,
-                    gates["ordinary"].relative_rms or 0.0,
-                    may_cheapen=0 < len(spared) <= len(held_back),
-                )
             for factor in around:
-                price = ((chosen.price if chosen else 0.0) or search.first_price) * factor
-                search.solve(price, is_whole=True, is_around=True)
+                search.solve(((chosen.price if chosen else 0.0) or search.first_price) * factor, is_around=True)
         curve = search.points
-    verdict = verdict or verdict_of(ordinary)
+    verdict = chosen.gate if chosen else gate_of(ordinary)
     reason = verdict.why
     if chosen is None:
         reason = (
