@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from packager.errors import QuantizationRefused, TooFewSamples
 from packager.inputs import ModelInterface, check_sample, load_proto
 from packager.quantize.candidates import INT8_METHODS, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
+from packager.quantize.graphs import float_bytes
 from packager.quantize.metric import Metric
 from packager.quantize.oldest_runtime import oldest_runtime
 from packager.quantize.prepare import prepare
@@ -136,7 +138,7 @@ def quantize(
         return replace(report, outcome="refused", reason=f"gate failed: {verdict.why}")
     save(chosen.model, out)
     latency = time_both(reference, session(out), held_back) if options.measure_latency else None
-    notes = (*report.notes, *_slower(latency, scheme))
+    notes = (*report.notes, *_larger_than_fp16(report, prepared.model), *_slower(latency, scheme))
     return replace(report, outcome="quantized", reason=verdict.why, latency=latency, notes=notes)
 
 
@@ -168,6 +170,13 @@ def _check_steady(reference: onnxruntime.InferenceSession, samples: Samples, mod
 def _is_near(a: np.ndarray, b: np.ndarray) -> bool:
     scale = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) or 1.0
     return bool(np.allclose(a, b, rtol=0.0, atol=STEADY * scale, equal_nan=True))
+
+
+def _larger_than_fp16(report: QuantizationReport, prepared: onnx.ModelProto) -> tuple[str, ...]:
+    halved = report.float_bytes - float_bytes(prepared) // 2
+    if report.scheme == "fp16" or report.bytes is None or report.bytes <= halved:
+        return ()
+    return (f"so much is left in float that --scheme fp16 is smaller: about {halved:,} bytes",)
 
 
 def _slower(latency: Latency | None, scheme: str) -> tuple[str, ...]:

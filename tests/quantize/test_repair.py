@@ -122,6 +122,19 @@ def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> Non
     assert all(trial.bytes is not None for trial in report.trials if trial.verdict == "pass")
 
 
+def test_int8_that_is_mostly_float_names_fp16(tmp_path: Path) -> None:
+    cases = ((Thresholds(), False), (Thresholds(max_relative_rms=0.026), True))
+    for thresholds, is_named in cases:
+        report = quantized(models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
+        half = quantize(
+            tmp_path / "float.onnx", tmp_path / "half.onnx", "fp16", random_samples(tmp_path / "float.onnx", 8)
+        )
+        assert report.bytes is not None
+        assert half.bytes is not None
+        assert (report.bytes > half.bytes) == is_named
+        assert any("--scheme fp16 is smaller" in note for note in report.notes) == is_named
+
+
 def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) -> None:
     report = quantized(models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
     assert report.outcome == "refused"
