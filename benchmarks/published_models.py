@@ -170,7 +170,7 @@ def _sound(rng: np.random.Generator, turn: int) -> np.ndarray[Any, Any]:
     for harmonic in range(1, 24):
         nearness = np.exp(-(((harmonic * pitch_hz.mean() - formants_hz) / 180) ** 2)).sum()
         voice += (nearness + 0.02) * np.sin(harmonic * phase)
-    envelope = np.sin(np.pi * time_s / time_s[-1]) ** 0.5
+    envelope = np.abs(np.sin(np.pi * time_s / time_s[-1])) ** 0.5
     return np.asarray(0.15 * voice * envelope + hiss)
 
 

@@ -11,6 +11,7 @@ AirweightsError
 │   ├── SampleNameMismatch       sample-name-mismatch      arrays that the model does not take, or too few
 │   ├── SampleShapeMismatch      sample-shape-mismatch
 │   ├── SampleDtypeMismatch      sample-dtype-mismatch
+│   ├── SampleHoldsNan           sample-holds-nan          NaN in a sample: nothing can be measured on it
 │   ├── TooFewSamples            too-few-samples
 │   ├── AlreadyQuantized         already-quantized         the model holds quantized weights
 │   ├── WeightsNotFinite         weights-not-finite        NaN or infinity among the weights
@@ -117,6 +118,12 @@ class SampleDtypeMismatch(Invalid):
     """An array of another type than the model takes."""
 
     reason = "sample-dtype-mismatch"
+
+
+class SampleHoldsNan(Invalid):
+    """NaN in a sample: nothing can be measured on it."""
+
+    reason = "sample-holds-nan"
 
 
 class TooFewSamples(Invalid):

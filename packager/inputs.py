@@ -5,6 +5,7 @@ Rules:
    sample is fed as it is where it has the model's own rank; where it has one axis less, and the input's first axis is
    free or 1, that axis is the batch and the sample becomes a batch of one.
 2. Names, shapes and dtypes are checked before a model runs; beyond rule 1 nothing is cast, reshaped or broadcast.
+3. A sample holds no NaN. Infinity is a value like others: masks are made of it.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from packager.errors import (
     InputUnsupported,
     ModelUnreadable,
     SampleDtypeMismatch,
+    SampleHoldsNan,
     SampleNameMismatch,
     SampleShapeMismatch,
 )
@@ -133,6 +135,17 @@ def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
             f"{where}: array {info.name!r} is {found}, the model takes {info.dtype}",
             remedy=f"save it with .astype({info.dtype!r})",
         )
+
+
+def check_numbers(sample: Sample, where: object) -> None:
+    """Rule 3 for one sample. Raises SampleHoldsNan."""
+    for name, array in sample.items():
+        count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
+        if count:
+            raise SampleHoldsNan(
+                f"{where}: {count} of {array.size} numbers of {name!r} are NaN, expected none",
+                remedy="leave the sample out, or fill in what is missing as the application does",
+            )
 
 
 def lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:

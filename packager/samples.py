@@ -25,6 +25,7 @@ from packager.inputs import (
     batched,
     check_dtype,
     check_names,
+    check_numbers,
     check_sample,
     check_shape,
     lacks_batch,
@@ -140,10 +141,11 @@ class FolderSource:
 
 
 def load_samples(path: Path, interface: ModelInterface) -> Samples:
-    """Open an `.npz` of inputs and check it against the model (rules 1 and 2).
+    """Open an `.npz` of inputs and check it against the model (rule 1, and those of packager.inputs).
 
     Raises:
-        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, TooFewSamples.
+        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
+        TooFewSamples.
     """
     expected = {info.name: info for info in interface.inputs}
     try:
@@ -162,6 +164,10 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
     count = next(iter(counts.values()), 0)
     if count == 0:
         raise TooFewSamples(f"{path}: holds 0 samples, expected at least 1")
+    floats = tuple(info for info in interface.inputs if np.dtype(info.dtype).kind == "f")
+    if floats:
+        for number, sample in enumerate(NpzSource(path, floats).rows(range(count))):
+            check_numbers(sample, f"{path}: sample {number}")
     digest = _file_digest(path)
     return Samples(NpzSource(path, interface.inputs), tuple(range(count)), f"npz:{digest}", digest)
 
@@ -170,7 +176,8 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
     """A folder of inputs: each `.npz` is one sample (one array per input); each `.npy` one, for models of one input.
 
     Raises:
-        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, TooFewSamples.
+        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
+        TooFewSamples.
     """
     if not folder.is_dir():
         raise SamplesUnreadable(f"{folder}: found no folder there, expected one with .npz or .npy files")
@@ -181,6 +188,7 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
     total = hashlib.sha256()
     for path, sample in zip(paths, source.rows(range(len(paths))), strict=True):
         check_sample(sample, interface, str(path))
+        check_numbers(sample, path)
         total.update(bytes.fromhex(_file_digest(path)))
     return Samples(source, tuple(range(len(paths))), f"folder:{total.hexdigest()}", total.hexdigest())
 

@@ -1,8 +1,8 @@
 """`quantize`: from a float model and samples to a smaller model that passes the gate, or a reason why there is none.
 
 Rules:
-1. The float model is run once in a child process first: what crashes there is refused here. A model whose answers
-   differ from run to run is refused too: nothing could be held against it.
+1. The float model is run once in a child process first: what crashes there is refused here. What its answers must be
+   like: packager.quantize.answers.
 2. Half of the samples calibrate, the other half is held back; the verdict is the held-back half's.
 3. What is tried, in which order, and how it is repaired: packager.quantize.search.
 4. `out` is written only when the outcome is "quantized", in one step: nothing half-written is left behind.
@@ -20,6 +20,7 @@ import onnxruntime
 
 from packager.errors import QuantizationRefused, TooFewSamples
 from packager.inputs import ModelInterface, check_sample, load_proto
+from packager.quantize.answers import check_answers
 from packager.quantize.candidates import INT8_METHODS, Method, Workshop
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.graphs import float_bytes
@@ -38,8 +39,6 @@ SCHEMES: Final = ("fp32", *METHODS_OF)
 JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
 TIMED_RUNS: Final = 15
 TIMED_SAMPLES: Final = 5
-STEADY_SAMPLES: Final = 8  # one may hide it: a saturated softmax shows no noise
-STEADY: Final = 1e-3  # of an output's largest magnitude: float sums in another order stay far below
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def quantize(
         origin=samples.origin,
     )  # fmt: skip
     try:
-        _check_steady(reference, samples, model)
+        check_answers(reference, samples, model)
         chosen, verdict = search.run(options.methods or METHODS_OF[scheme])
     except QuantizationRefused as refusal:
         return replace(report, reason=refusal.message, trials=tuple(search.trials))
@@ -153,23 +152,6 @@ def time_both(left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSe
             if turn >= 2:  # the first runs pay for memory and packing
                 spent.append(1000 * (time.perf_counter() - start))
     return Latency(float(np.median(times[0])), float(np.median(times[1])), THREADS)
-
-
-def _check_steady(reference: onnxruntime.InferenceSession, samples: Samples, model: Path) -> None:
-    """Rule 1. Raises QuantizationRefused."""
-    names = [output.name for output in reference.get_outputs()]
-    for sample in samples.take(STEADY_SAMPLES):
-        for name, a, b in zip(names, run(reference, sample), run(reference, sample), strict=True):
-            if a.shape != b.shape or (a.dtype.kind == "f" and not _is_near(a, b)):
-                raise QuantizationRefused(
-                    f"{model}: output {name!r} differs from run to run on the same input, so that nothing can be held "
-                    "against it; look for random operators"
-                )
-
-
-def _is_near(a: np.ndarray, b: np.ndarray) -> bool:
-    scale = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) or 1.0
-    return bool(np.allclose(a, b, rtol=0.0, atol=STEADY * scale, equal_nan=True))
 
 
 def _larger_than_fp16(report: QuantizationReport, prepared: onnx.ModelProto) -> tuple[str, ...]:

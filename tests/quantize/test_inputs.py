@@ -10,7 +10,9 @@ from packager.errors import (
     AlreadyQuantized,
     ModelUnreadable,
     NoWorkingInput,
+    QuantizationRefused,
     SampleDtypeMismatch,
+    SampleHoldsNan,
     SampleNameMismatch,
     SampleShapeMismatch,
     SamplesUnreadable,
@@ -19,6 +21,7 @@ from packager.errors import (
 )
 from packager.inputs import ModelInterface
 from packager.quantize.schemes import Options, quantize
+from packager.quantize.update.update import update
 from packager.samples import folder_samples, load_samples, random_samples
 from tests import models
 
@@ -107,6 +110,38 @@ def test_wrong_arrays_are_named(
     assert caught.value.reason == reason
     assert words in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_sample_with_nan_is_named_and_one_with_infinity_taken(tmp_path: Path) -> None:
+    interface = ModelInterface.from_file(models.save(models.mlp(), tmp_path / "float.onnx"))
+    x = np.zeros((4, 1, 64), np.float32)
+    x[1, 0, 3] = -np.inf
+    assert len(load_samples(npz(tmp_path / "x.npz", x=x), interface)) == 4
+    x[2, 0, :3] = np.nan
+    with pytest.raises(SampleHoldsNan, match=r"x.npz: sample 2: 3 of 64 numbers of 'x' are NaN") as caught:
+        load_samples(npz(tmp_path / "x.npz", x=x), interface)
+    assert (caught.value.reason, caught.value.exit_code) == ("sample-holds-nan", 2)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(folder / "one.npy", x[2])
+    with pytest.raises(SampleHoldsNan, match=r"one.npy: 3 of 64"):
+        folder_samples(folder, interface)
+
+
+def test_float_model_that_answers_nan_alone_is_refused(tmp_path: Path) -> None:
+    model = models.mlp()
+    good = models.save(model, tmp_path / "good.onnx")
+    samples = random_samples(good, 16)
+    options = Options(measure_latency=False)
+    assert quantize(good, tmp_path / "base.onnx", "int8", samples, options).outcome == "quantized"
+    next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sqrt"  # of numbers of both signs
+    path = models.save(model, tmp_path / "float.onnx")
+    report = quantize(path, tmp_path / "int8.onnx", "int8", samples, options)
+    assert report.outcome == "refused"
+    assert "answers NaN alone on 8 samples" in report.reason
+    with pytest.raises(QuantizationRefused, match="answers NaN alone"):
+        update(path, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
+    assert not (tmp_path / "update.onnx").exists()
 
 
 def test_file_that_is_no_npz_is_refused(interface: ModelInterface, tmp_path: Path) -> None:

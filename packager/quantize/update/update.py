@@ -20,6 +20,7 @@ import onnx
 
 from bundle.patch.single_thread import single_threaded
 from packager.inputs import load_proto
+from packager.quantize.answers import check_answers
 from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, session, session_of, settings_for
@@ -118,7 +119,8 @@ def update(
 
     Raises:
         UpdateDoesNotFit: the graphs differ.
-        Invalid kinds for unusable models and samples; QuantizationRefused where ordinary quantization is impossible.
+        Invalid kinds for unusable models and samples; QuantizationRefused where ordinary quantization is impossible, or
+        the float model's answers are of no use.
     """
     calibration = calibration.take(MAX_SAMPLES)
     template = load_proto(base)
@@ -126,6 +128,7 @@ def update(
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
     reference = Remembered(session(new))
+    check_answers(reference, calibration, new)
     ordinary = ordinary_of(template, prepared, calibration)
     ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
     fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
