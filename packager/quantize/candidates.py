@@ -90,8 +90,8 @@ class Workshop:
             found.append("int4")
         return (*found, "weights", "fp16")
 
-    def nodes(self, method: Method) -> list[str]:
-        """Names of the nodes that `method` would quantize, in graph order."""
+    def families(self, method: Method) -> list[tuple[str, ...]]:
+        """Names of the nodes that `method` would quantize, in graph order; those that share a weight come together."""
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if method == "static":
             reached = {use.node.name for use in static_nodes(self.prepared)}
@@ -100,7 +100,15 @@ class Workshop:
         else:
             reached = set()
         reached |= {use.node.name for use in uses}
-        return [node.name for node in all_nodes(self.prepared) if node.name in reached]
+        shared: dict[tuple[int, str], list[str]] = {}
+        for use in uses:
+            shared.setdefault((id(use.owner.graph), use.tensor.name), []).append(use.node.name)
+        family = {name: {name} for name in reached}
+        for names in shared.values():
+            joined = set().union(*(family[name] for name in names))
+            family.update(dict.fromkeys(joined, joined))
+        order = [node.name for node in all_nodes(self.prepared) if node.name in reached]
+        return list(dict.fromkeys(tuple(other for other in order if other in family[name]) for name in order))
 
     def wide_nodes(self, method: Method) -> list[str]:
         """Names of the nodes that `method` can give more bits short of float: 16 for the activation that they read

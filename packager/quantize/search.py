@@ -169,7 +169,7 @@ class Search:
         if method not in self.blames:
             self.blames[method] = blame(
                 lambda kept: self.workshop.build(method, kept, is_partial=True),
-                self.workshop.nodes(method),
+                self.workshop.families(method),
                 self.reference,
                 self.judged,
             )

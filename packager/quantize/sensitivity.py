@@ -1,11 +1,12 @@
 """Which nodes of a quantized model spoil the answers, and which of them must go back to float.
 
 Rules:
-1. A node's error is the relative RMS of the output with that node alone quantized, over a few samples.
+1. A node's error is the relative RMS of the output with that node alone quantized, over a few samples; nodes that
+   share a weight are one.
 2. Errors of nodes add up in squares, as independent rounding does; so the smallest set to keep in float is the worst
    nodes, until the sum of the rest is below the aim.
-3. At most MAX_TRIED nodes are tried one by one; where a model has more, neighbours in graph order are tried together,
-   so that the cost is bounded.
+3. At most MAX_TRIED are tried one by one; where a model has more, neighbours in graph order are tried together, so
+   that the cost is bounded.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,7 @@ class Blame:
 
 def blame(
     build: Callable[[frozenset[str]], onnx.ModelProto],
-    nodes: list[str],
+    families: list[tuple[str, ...]],
     reference: onnxruntime.InferenceSession,
     samples: Samples,
 ) -> list[Blame]:
@@ -49,19 +50,20 @@ def blame(
 
     Args:
         build: makes a model with the given nodes kept in float.
-        nodes: all nodes that `build` can quantize, in graph order.
+        families: names of all nodes that `build` can quantize, in graph order, those that share a weight together.
         reference: a session of the float model.
         samples: SAMPLES of them are used.
     """
     few = samples.take(SAMPLES)
     found = []
-    for group in np.array_split(np.array(nodes, dtype=object), min(len(nodes), MAX_TRIED)):
-        names = tuple(str(name) for name in group)
+    nodes = frozenset(name for family in families for name in family)
+    for spots in np.array_split(np.arange(len(families)), min(len(families), MAX_TRIED)):
+        names = tuple(name for spot in spots for name in families[spot])
         try:
-            model = build(frozenset(nodes) - set(names))
+            model = build(nodes - set(names))
             report = judge(reference, session_of(model, settings_for(model)), few)
         except QuantizationRefused:
-            continue  # it shares its weight with a node that is kept, or has none of its own
+            continue  # it has no weight of its own
         except ModelDoesNotRun:
             found.append(Blame(names, float("inf")))
             continue

@@ -122,6 +122,37 @@ def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> Non
     assert all(trial.bytes is not None for trial in report.trials if trial.verdict == "pass")
 
 
+SHARED = """
+<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[1, 64] x) => (float[1, 128] y)
+<float[64, 64] w, float[64] mask, float[64, 128] head>
+{
+    a = Mul (x, mask)
+    b = MatMul (a, w)
+    c = Tanh (b)
+    d = Mul (c, mask)
+    e = MatMul (d, w)
+    y = MatMul (e, head)
+}
+"""
+
+
+def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    model = onnx.parser.parse_model(SHARED)
+    w, mask = 0.1 * rng.standard_normal((64, 64)), np.ones(64)
+    w[0], mask[0] = 100.0, 0.0  # never read, and as large as to leave no level for the rest
+    tensors = {"w": w, "mask": mask, "head": rng.standard_normal((64, 128))}
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), name) for name, a in tensors.items())
+    report = quantized(model, tmp_path, methods=("weights",))
+    assert report.outcome == "quantized", report.trials_as_text()
+    first, *others = report.sensitivity
+    assert len(first.nodes) == 2
+    assert set(report.kept_float) == set(first.nodes)
+    assert all(len(blame.nodes) == 1 for blame in others)
+
+
 def test_int8_that_is_mostly_float_names_fp16(tmp_path: Path) -> None:
     cases = ((Thresholds(), False), (Thresholds(max_relative_rms=0.026), True))
     for thresholds, is_named in cases:
