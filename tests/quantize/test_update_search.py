@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from packager.golden import make_golden
 from packager.quantize.fidelity import Thresholds, gate
@@ -125,6 +126,24 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
     assert (report.means, report.gate.verdict) == ("joint", "pass"), report.gate.why
     assert report.price is not None
     assert 0 < report.price < plain.price
+
+
+def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None:
+    model = models.conv_net()
+    old = models.save(model, tmp_path / "old.onnx")
+    samples = random_samples(old, 64)
+    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    tuned = fine_tuned(model, 1, 0.02)
+    # rounding the moves of a bias to their own RMS would be seen in every answer
+    bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "cb")
+    moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
+    bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "cb"))
+    new = models.save(tuned, tmp_path / "new.onnx")
+    points: list[search.Point] = []
+    report = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
+    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
+    assert report.bits_per_weight is not None
+    assert report.bits_per_weight < 0.2 * points[0].bits_per_weight
 
 
 def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ byte.
 Rules:
 1. Levels are written into copies of the base's initializers; scales and zero points stay, save for channels and
    activations that do not fit any more.
-2. Float leftovers (norms, biases) move on a grid of LEFTOVER_STEP of the RMS change of what moved or half of it, a
-   power of two, counted in bit patterns, as a patch counts: what is below it is not worth its bytes. Twice that step
-   cost a text classifier more error than its bytes were worth, and half of it bytes for nothing.
+2. Float leftovers (norms, biases, what is kept in float) move on a grid of `leftover_step` of the RMS change of what
+   moved or half of it, a power of two, counted in bit patterns, as a patch counts: what is below it is not worth its
+   bytes. Of a text classifier's, twice the widest of LEFTOVER_STEPS cost more error than its bytes were worth, and half
+   of it bytes for nothing; where layers are kept in float it is far too wide.
 3. A bias takes up the mean error of its layer; biases are sent anyway.
 4. Pinned ranges of activations change only where the caller says so (`activations`).
 """
@@ -24,7 +25,7 @@ from packager.quantize.static import scale_of
 from packager.quantize.update.nbits import pack
 from packager.quantize.update.template import SUFFIX, QuantizedWeight, set_array
 
-LEFTOVER_STEP: Final = 1.0
+LEFTOVER_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
 F32: Final = BY_NAME["f32"]
 
 Levels = dict[tuple[int, str], np.ndarray]
@@ -46,6 +47,7 @@ def candidate(
     weights: list[QuantizedWeight],
     choice: Choice,
     ranges: dict[str, Range],
+    leftover_step: float = LEFTOVER_STEPS[0],
 ) -> onnx.ModelProto:
     """The template with the choice in it (rules above).
 
@@ -55,6 +57,7 @@ def candidate(
         weights: of the template.
         choice: what changes.
         ranges: new ones of activations that the template pins.
+        leftover_step: of rule 2.
     """
     model = onnx.ModelProto()
     model.CopyFrom(template)
@@ -69,8 +72,8 @@ def candidate(
     if ranges:
         _refit_activations(ours[0], ranges)
     for old, new, float_scope, protected in zip(base, ours, theirs, _protected(ours), strict=True):
-        _leftovers(old, new, float_scope, protected, choice.corrections)
-    _int32_biases(base[0], ours[0], theirs[0], choice.corrections)
+        _leftovers(old, new, float_scope, protected, choice.corrections, leftover_step)
+    _int32_biases(base[0], ours[0], theirs[0], choice.corrections, leftover_step)
     return model
 
 
@@ -96,7 +99,7 @@ def added_to(model: onnx.ModelProto, value: str) -> tuple[str, str]:
     return readers[0].output[0], next((str(name) for name in readers[0].input if name != value), "")
 
 
-def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+def on_grid(old: np.ndarray, new: np.ndarray, share: float = LEFTOVER_STEPS[0]) -> np.ndarray:
     """float32 like `new`, moved from `old` in whole steps (rule 2)."""
     with np.errstate(invalid="ignore"):
         change = new.astype(np.float64) - old.astype(np.float64)
@@ -104,7 +107,7 @@ def on_grid(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     size = float(np.sqrt(np.mean(np.square(change[moved])))) if moved.any() else 0.0
     if size == 0.0 or not np.isfinite(size):
         return new
-    step = np.floor(np.log2(LEFTOVER_STEP * size))
+    step = np.floor(np.log2(share * size))
     exponent = np.where(old == 0, np.iinfo(np.int16).min, np.frexp(old)[1] - 1)
     zeros = np.clip(step - (exponent - F32.mantissa_bits), 0, F32.mantissa_bits - 1).astype(np.int64)
     start, goal = (ordered(np.ascontiguousarray(side).view(F32.bits), F32).astype(np.int64) for side in (old, new))
@@ -140,7 +143,9 @@ def _protected(everywhere: list[Scope]) -> list[set[str]]:
     return found
 
 
-def _leftovers(base: Scope, ours: Scope, theirs: Scope, protected: set[str], corrections: Corrections) -> None:
+def _leftovers(
+    base: Scope, ours: Scope, theirs: Scope, protected: set[str], corrections: Corrections, share: float
+) -> None:
     for name, tensor in base.initializers.items():
         counterpart = theirs.initializers.get(name)
         if name in protected or counterpart is None or list(counterpart.dims) != list(tensor.dims):
@@ -149,10 +154,10 @@ def _leftovers(base: Scope, ours: Scope, theirs: Scope, protected: set[str], cor
         if name in corrections:
             new = (new.astype(np.float64) + corrections[name].reshape(new.shape)).astype(new.dtype)
         if not np.array_equal(old, new):
-            set_array(ours.initializers[name], on_grid(old, new) if old.dtype == np.float32 else new)
+            set_array(ours.initializers[name], on_grid(old, new, share) if old.dtype == np.float32 else new)
 
 
-def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections) -> None:
+def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections, share: float) -> None:
     makers = {name: node for node in scope.graph.node for name in node.output}
     for node in scope.graph.node:
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
@@ -178,7 +183,7 @@ def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Correcti
         exact = values / wanted.astype(np.float64)
         change = exact - old
         size = float(np.sqrt(np.mean(np.square(change)))) if change.size else 0.0
-        step = 2.0 ** max(0.0, np.floor(np.log2(max(LEFTOVER_STEP * size, 1.0))))
+        step = 2.0 ** max(0.0, np.floor(np.log2(max(share * size, 1.0))))
         moved = np.clip(old + np.rint(change / step) * step, -(2**31) + 1, 2**31 - 1)
         set_array(levels, moved.astype(np.int32))
 

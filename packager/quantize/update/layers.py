@@ -102,7 +102,7 @@ def patches(
     # [batch, channels, places..., kernel...] -> [batch, places..., channels, kernel...]
     moved = np.moveaxis(windows, 1, 1 + rank)
     spots = np.unravel_index(places, moved.shape[: 1 + rank])
-    return np.asarray(moved[spots].reshape(len(places), -1))
+    return np.asarray(moved[spots].reshape(len(places), per_group * math.prod(kernel)))
 
 
 def _geometry(

@@ -4,14 +4,16 @@ Rules:
 1. All calibration samples are fitted, and those held back judge: on what was fitted the error looks smaller than it
    is. They choose one number, the price. The fewer they are, the more the error aimed at lies below the one allowed:
    UNTOLD over the root of their number.
-2. The search ends at a solution that passes the gate and wastes no more than WASTED of the error aimed at, or after
-   MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to nearest on the base's scales (price 0) among
-   them.
+2. The search ends at a solution that passes the gate and wastes no more than WASTED of the error aimed at, where the
+   price changes nothing, or after MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to nearest on the
+   base's scales (price 0) among them.
 3. Where a solution keeps to the error and fails the gate all the same, the next price is a SAFER-th of its. Where
    ordinary quantization fails the gate itself, the error alone is asked for.
 4. The error is taken to grow with the price, as it does but for some noise: below a price that passed and above one
    that did not nothing is tried.
-5. Ranges of activations are fitted again only where that serves rounding to nearest, on calibration samples.
+5. Ranges of activations are fitted again only where rounding to nearest is better by WORTH_FITTING of its error then,
+   on calibration samples: where it was a coin's toss, others were clipped. There, too, the widest step of float
+   leftovers is found that costs no more than LEFTOVERS_MAY_COST of the error.
 """
 
 import logging
@@ -25,7 +27,7 @@ import numpy as np
 import onnx
 
 from packager.quantize.fidelity import GateReport
-from packager.quantize.update.candidate import Choice
+from packager.quantize.update.candidate import LEFTOVER_STEPS, Choice
 from packager.quantize.update.descent import prices
 from packager.quantize.update.solve import Solver
 
@@ -43,7 +45,10 @@ TINY: Final = 1e-4
 UNTOLD: Final = 0.2
 WASTED: Final = 0.03
 SAFER: Final = 4.0
+LEFTOVERS_MAY_COST: Final = 0.01
+WORTH_FITTING: Final = 0.03
 NARROW: Final = 1.2  # between two prices: there is nothing to find
+SAME: Final = 0.02  # of the bits: the price changes nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +138,24 @@ class Search:
         return self._note(Point(price, self._bits(self._last), self.gate_of(model), model, is_around))
 
     def _nearest(self) -> Point:
-        """Rounding to nearest, on the ranges that serve it better (rule 5): the solver keeps these."""
-        choice, fitted = self.solver.nearest(), self.solver.ranges
-        model = self.solver.model(choice)
-        if fitted:
-            self.solver.ranges = {}
-            pinned = self.solver.model(choice)
-            if self.error_of(model) > self.error_of(pinned):
-                model = pinned
+        """Rounding to nearest, with the ranges and the step of leftovers that rule 5 tells: the solver keeps both."""
+        solver, choice = self.solver, self.solver.nearest()
+        *wider, solver.leftover_step = LEFTOVER_STEPS
+        least = self.error_of(solver.model(choice))
+        if fitted := solver.ranges:
+            solver.ranges = {}
+            pinned = self.error_of(solver.model(choice))
+            if least > (1 - WORTH_FITTING) * pinned:
+                least = pinned
             else:
-                self.solver.ranges = fitted
+                solver.ranges = fitted
+        finest = solver.leftover_step
+        for solver.leftover_step in wider:
+            if self.error_of(solver.model(choice)) <= (1 + LEFTOVERS_MAY_COST) * least:
+                break
+        else:
+            solver.leftover_step = finest
+        model = solver.model(choice)
         return Point(0.0, self._bits(choice), self.gate_of(model), model)
 
     def _bits(self, choice: Choice) -> float:
@@ -168,6 +181,10 @@ class Search:
         """The price to try behind `point`, or None where there is none to try: between the highest good one and the
         lowest bad one above it (rules 3 and 4)."""
         solved = [each for each in self.points if each.price]
+        *_, before, now = (self.points[0], *solved)
+        is_other = max(before.price, now.price) >= NARROW * min(before.price, now.price)
+        if is_other and abs(now.bits_per_weight - before.bits_per_weight) < SAME * before.bits_per_weight:
+            return None
         low = max((each.price for each in solved if self._is_good(each)), default=0.0)
         high = min((each.price for each in solved if each.price > low), default=math.inf)
         if high < low * NARROW:

@@ -19,7 +19,7 @@ import onnx
 
 from packager.quantize.graphs import array_of
 from packager.quantize.ranges import Range
-from packager.quantize.update.candidate import Choice, bias_of, candidate
+from packager.quantize.update.candidate import LEFTOVER_STEPS, Choice, bias_of, candidate
 from packager.quantize.update.descent import Layer, choose, choose_diagonal
 from packager.quantize.update.layers import Shared, channels_of, stages
 from packager.quantize.update.prefix import Prefix
@@ -121,7 +121,10 @@ def groups_of(weight: QuantizedWeight) -> int:
 
 @dataclass(slots=True)
 class Solver:
-    """Solves one update again and again at other prices, warm-started; `folder` holds what is measured once."""
+    """Solves one update again and again at other prices, warm-started; `folder` holds what is measured once.
+
+    `ranges` and `leftover_step` are those of its models (packager.quantize.update.candidate).
+    """
 
     template: onnx.ModelProto
     prepared: onnx.ModelProto
@@ -129,6 +132,7 @@ class Solver:
     samples: Samples
     ranges: dict[str, Range]
     folder: Path
+    leftover_step: float = LEFTOVER_STEPS[0]
     stages: list[list[Shared]] = field(init=False)
     rows: Rows = field(init=False)
     sensitivity: dict[Key, float] = field(init=False)
@@ -179,7 +183,7 @@ class Solver:
     def model(self, choice: Choice) -> onnx.ModelProto:
         """The quantized model of a choice."""
         weights = [grid.weight for grid in self.grids]
-        return candidate(self.template, self.prepared, weights, choice, self.ranges)
+        return candidate(self.template, self.prepared, weights, choice, self.ranges, self.leftover_step)
 
     def _joint(
         self, grid: Grid, parts: list[Moments], columns: slice, price: float, warm: np.ndarray | None
