@@ -15,7 +15,7 @@ from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
 from packager.quantize.update import descent, search
 from packager.quantize.update.descent import Layer, choose
-from packager.quantize.update.layers import Shared, stages
+from packager.quantize.update.layers import Shared, patches, stages
 from packager.quantize.update.prefix import Prefix
 from packager.quantize.update.statistics import measure_rows, moments
 from packager.quantize.update.template import read_template, to_matrices
@@ -158,6 +158,15 @@ def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, mo
     for sample in (first, second):
         np.testing.assert_array_equal(run(full, sample)[0], run(plain, sample)[0])
     assert len(full._answers) == 1
+
+
+def test_patches_at_no_place_have_the_width_of_any() -> None:
+    conv = next(node for node in models.conv_net().graph.node if node.op_type == "Conv")
+    image = np.zeros((1, 6, 8, 8), np.float32)
+    nowhere, somewhere = np.zeros(0, np.int64), np.array([0, 5])
+    for groups in (1, 2):
+        assert patches(image, conv, (3, 3), 0, groups, nowhere).shape == (0, 54 // groups)
+        assert patches(image, conv, (3, 3), 0, groups, somewhere).shape == (2, 54 // groups)
 
 
 def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
