@@ -107,8 +107,11 @@ class Workshop:
         for names in shared.values():
             joined = set().union(*(family[name] for name in names))
             family.update(dict.fromkeys(joined, joined))
-        order = [node.name for node in all_nodes(self.prepared) if node.name in reached]
-        return list(dict.fromkeys(tuple(other for other in order if other in family[name]) for name in order))
+        found: dict[int, list[str]] = {}
+        for node in all_nodes(self.prepared):
+            if node.name in reached:
+                found.setdefault(id(family[node.name]), []).append(node.name)
+        return [tuple(names) for names in found.values()]
 
     def wide_nodes(self, method: Method) -> list[str]:
         """Names of the nodes that `method` can give more bits short of float: 16 for the activation that they read

@@ -111,7 +111,7 @@ class Runnable(Protocol):
 
 class Remembered:
     """A session that remembers its answers, REMEMBERED_BYTES of them: for a model that others are judged by again and
-    again."""
+    again. Threads may share it: at worst an answer is made twice."""
 
     def __init__(self, running: onnxruntime.InferenceSession) -> None:
         self._running = running

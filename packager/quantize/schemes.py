@@ -158,7 +158,7 @@ def _larger_than_fp16(report: QuantizationReport, prepared: onnx.ModelProto) -> 
     halved = report.float_bytes - float_bytes(prepared) // 2
     if report.scheme == "fp16" or report.bytes is None or report.bytes <= halved:
         return ()
-    return (f"so much is left in float that --scheme fp16 is smaller: about {halved:,} bytes",)
+    return (f"--scheme fp16 would be smaller: about {halved:,} bytes",)
 
 
 def _slower(latency: Latency | None, scheme: str) -> tuple[str, ...]:

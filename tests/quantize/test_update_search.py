@@ -128,6 +128,32 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
     assert 0 < report.price < plain.price
 
 
+@pytest.mark.parametrize(
+    ("worth", "is_fitted"), [pytest.param(-1e9, True, id="any"), pytest.param(1.0, False, id="none")]
+)
+def test_ranges_are_fitted_again_for_a_clear_gain_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, *, is_fitted: bool
+) -> None:
+    model = models.mlp()
+    old = models.save(model, tmp_path / "old.onnx")
+    samples = random_samples(old, 64)
+    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    tuned = fine_tuned(model, 1, 0.02)
+    bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "b1")
+    moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
+    bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
+    new = models.save(tuned, tmp_path / "new.onnx")
+    monkeypatch.setattr(search, "WORTH_FITTING", worth)
+    points: list[search.Point] = []
+    update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
+    base, nearest = (
+        {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+        for proto in (onnx.load(tmp_path / "base.onnx"), points[0].model)
+    )
+    scales = [n.input[1] for n in points[0].model.graph.node if n.op_type == "QuantizeLinear"]
+    assert any(not np.array_equal(base[name], nearest[name]) for name in scales) == is_fitted
+
+
 def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None:
     model = models.conv_net()
     old = models.save(model, tmp_path / "old.onnx")

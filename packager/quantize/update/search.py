@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 import onnx
 
+from packager.quantize.agreement import finite
 from packager.quantize.fidelity import GateReport
 from packager.quantize.update.candidate import LEFTOVER_STEPS, Choice
 from packager.quantize.update.descent import prices
@@ -48,7 +49,7 @@ SAFER: Final = 4.0
 LEFTOVERS_MAY_COST: Final = 0.01
 WORTH_FITTING: Final = 0.03
 NARROW: Final = 1.2  # between two prices: there is nothing to find
-SAME: Final = 0.02  # of the bits: the price changes nothing
+SAME: Final = 0.02  # of the bits, or of the error
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class Point:
         """The worst output's; infinity where none tells."""
         return self.gate.relative_rms if self.gate.relative_rms is not None else math.inf
 
-    def as_json(self) -> dict[str, float]:
-        """Plain values."""
-        return {"lambda": self.price, "bits_per_weight": self.bits_per_weight, "relative_rms": self.relative_rms}
+    def as_json(self) -> dict[str, float | None]:
+        """Plain values; `relative_rms` is None where no output tells."""
+        error = finite(self.gate.relative_rms)
+        return {"lambda": self.price, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
 
 
 def entropy_bits(change: np.ndarray) -> float:
@@ -181,9 +183,7 @@ class Search:
         """The price to try behind `point`, or None where there is none to try: between the highest good one and the
         lowest bad one above it (rules 3 and 4)."""
         solved = [each for each in self.points if each.price]
-        *_, before, now = (self.points[0], *solved)
-        is_other = max(before.price, now.price) >= NARROW * min(before.price, now.price)
-        if is_other and abs(now.bits_per_weight - before.bits_per_weight) < SAME * before.bits_per_weight:
+        if len(solved) > 1 and self._is_idle(*solved[-2:]):
             return None
         low = max((each.price for each in solved if self._is_good(each)), default=0.0)
         high = min((each.price for each in solved if each.price > low), default=math.inf)
@@ -196,6 +196,13 @@ class Search:
         if low:
             return math.sqrt(low * high) if high < math.inf else low * NARROW
         return min(price, high / NARROW ** (1 << max(0, len(solved) - 2)))
+
+    def _is_idle(self, before: Point, now: Point) -> bool:
+        """Did another price change nothing, or only the error of what passes?"""
+        is_other = max(before.price, now.price) >= NARROW * min(before.price, now.price)
+        costs_same = math.isclose(before.bits_per_weight, now.bits_per_weight, rel_tol=SAME)
+        errs_same = math.isclose(before.relative_rms, now.relative_rms, rel_tol=SAME)
+        return is_other and costs_same and (errs_same or self._is_good(now))
 
     def _aimed(self, solved: list[Point]) -> float:
         """Where the error would reach what is wanted, by the two solutions that came nearest."""

@@ -127,8 +127,9 @@ def update(
     prepared = prepare(new, next(iter(calibration.take(1)))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
-    reference = Remembered(session(new))
-    check_answers(reference, calibration, new)
+    running = session(new)
+    check_answers(running, calibration, new)
+    reference = Remembered(running)
     ordinary = ordinary_of(template, prepared, calibration)
     ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
     fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
