@@ -131,7 +131,7 @@ def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
     layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
     h = (rows.T @ rows / len(rows)).astype(np.float32)
     energy = float(np.sum(new * (h @ new)))
-    levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-7)
+    levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-7, len(rows))
 
     def error(chosen: np.ndarray) -> float:
         difference = chosen * scale - new
@@ -139,6 +139,43 @@ def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
 
     assert entropy_bits(levels - base) < 0.5 * entropy_bits(layer.nearest() - base)
     assert error(levels) < error(base)
+
+
+@pytest.mark.parametrize("steps", [0.5, 2.0, 6.0])
+def test_joint_choice_follows_a_weight_however_far_it_moved(steps: float) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
+    base = rng.integers(-90, 90, (64, 96)).astype(np.int32)
+    scale = np.full((1, 96), 1e-3)
+    new = (base + steps * rng.standard_normal(base.shape)) * scale
+    layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
+    h = (rows.T @ rows / len(rows)).astype(np.float32)
+    energy = float(np.sum(new * (h @ new)))
+    levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-9, len(rows))
+
+    def error(chosen: np.ndarray) -> float:
+        difference = chosen * scale - new
+        return float(np.sum(difference * (h @ difference)))
+
+    assert error(levels) < error(layer.nearest())
+    assert entropy_bits(levels - base) < 1.1 * entropy_bits(layer.nearest() - base)
+
+
+def test_few_rows_are_not_taken_for_more_than_they_tell() -> None:
+    rng = np.random.default_rng(2)
+    base = rng.integers(-90, 90, (128, 96)).astype(np.int32)
+    scale = np.full((1, 96), 1e-3)
+    new = (base + 0.4 * rng.standard_normal(base.shape)) * scale
+    layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
+    seen, unseen = rng.standard_normal((16, 128)), rng.standard_normal((4000, 128))
+    h = (seen.T @ seen / len(seen)).astype(np.float32)
+    energy = float(np.sum(new * (h @ new)))
+
+    def error(rows: float) -> float:
+        levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-9, rows)
+        return float(np.square(unseen @ (levels * scale - new)).mean())
+
+    assert error(len(seen)) < 0.95 * error(1e9)
 
 
 def test_four_bit_levels_survive_packing() -> None:

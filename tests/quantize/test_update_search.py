@@ -40,7 +40,7 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
     found = {}
     for size in (1, 64, 128, 1000):
         monkeypatch.setattr(descent, "BLOCK", size)
-        found[size] = choose(layer, h, wanted, energy, 1e-12)
+        found[size] = choose(layer, h, wanted, energy, 1e-12, len(rows))
     assert np.count_nonzero(found[1] != base) > 100
     for size in (64, 128, 1000):
         assert np.mean(found[size] != found[1]) < 1e-3

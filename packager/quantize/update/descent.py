@@ -7,7 +7,8 @@ Rules:
 2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the
    base.
 3. R is -log2 of the tensor's own histogram of changes, estimated anew in each pass; lambda is annealed from above, so
-   that what is worth changing at a high price is changed first.
+   that what is worth changing at a high price is changed first. Where rounding to nearest changes MANY of the levels
+   the walk starts from those instead: from the base it takes more passes than there are.
 4. Never a dead zone around the base's level: a typical change is a small fraction of a step, and rounding to nearest
    carries an update as a dither over many weights; a dead zone removes just the part that they have in common.
 """
@@ -20,13 +21,15 @@ import numpy as np
 ANNEALING: Final = (8.0, 4.0, 2.0, 1.4)
 PASSES: Final = 4
 DAMPING: Final = 0.3  # of the mean of H's diagonal; from .02 to 1.5 the answers' error differed by a twentieth
+FEW_ROWS: Final = 0.1  # more of it, for each input over the rows: a layer with few rows fits their noise
+MANY: Final = 0.5  # share of levels that rounding to nearest changes
 MAX_CHANGE: Final = 20  # changes beyond it share one price
 SETTLED: Final = 3e-5  # share of levels that changed in a pass
 TABLE_PASSES: Final = 3
 TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
 BLOCK: Final = 64  # rows
 FEW: Final = 8  # columns are picked out where less than one in as many changed
-REACH: Final = 3  # steps from the base's level, of what is chosen jointly
+REACH: Final = 3  # steps beyond what rounding to nearest takes, of what is chosen jointly
 NEVER: Final = 0.5  # pseudo-count of a change that was not seen
 
 
@@ -65,6 +68,7 @@ def choose(
     wanted: np.ndarray,
     energy: float,
     price: float,
+    rows: float,
     start: np.ndarray | None = None,
     channels: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -76,11 +80,12 @@ def choose(
         wanted: float32 [inputs, channels], E[x_q y'] centred.
         energy: E of rule 1.
         price: lambda of rule 1, error energy a bit.
+        rows: how many `h` and `wanted` are means of.
         start: levels to start from; the base's where not given.
         channels: float64 [channels], a_n of rule 1; all 1 where not given.
     """
     inputs = layer.weight.shape[0]
-    damping = np.float32(DAMPING * float(np.mean(np.diag(h))) + 1e-12)
+    damping = np.float32((DAMPING + FEW_ROWS * inputs / rows) * float(np.mean(np.diag(h))) + 1e-12)
     each = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
     # rows in the order in which they are walked, so that a block of them is a slice
     order = np.argsort(-np.diag(h), kind="stable")
@@ -92,9 +97,15 @@ def choose(
         np.ascontiguousarray(np.broadcast_to(part, weight.shape)[order], np.float32)
         for part in (layer.scale, layer.zero, layer.base)
     )
-    levels = base.copy() if start is None else start[order].astype(np.float32)
-    descent = _Descent(h, base, scale, levels, wanted[order] - h @ (scale * (levels - zero)), layer.low, layer.high)
-    bits = prices(levels - base) if start is not None else _first_prices()
+    nearest = np.rint(weight[order] / scale + zero - base)
+    is_far = np.count_nonzero(nearest) > MANY * nearest.size
+    levels = base.copy()
+    if start is not None or is_far:
+        levels = (start if start is not None else layer.nearest())[order].astype(np.float32)
+    reach = np.abs(nearest) + REACH
+    low, high = np.maximum(layer.low - base, -reach), np.minimum(layer.high - base, reach)
+    descent = _Descent(h, base, scale, levels, wanted[order] - h @ (scale * (levels - zero)), low, high)
+    bits = prices(levels - base) if start is not None or is_far else _first_prices()
     schedule = [price * factor for factor in (*ANNEALING, *[1.0] * PASSES)]
     if start is not None:
         schedule = schedule[-PASSES - 1 :]
@@ -112,6 +123,8 @@ def choose(
 class _Descent:
     """Rule 2; all arrays are float32 in the order of the walk, `levels` and `residual` change in place.
 
+    `low` and `high` limit what is added to `base`.
+
     Within a block of BLOCK rows a change is made up for at once, in the other rows once the block is done: a product of
     matrices where there would be an outer product a row.
     """
@@ -121,16 +134,15 @@ class _Descent:
     scale: np.ndarray
     levels: np.ndarray
     residual: np.ndarray
-    low: int
-    high: int
+    low: np.ndarray
+    high: np.ndarray
 
     def turn(self, bits: np.ndarray, price: np.ndarray | np.float32) -> int:
         """One pass over all rows at a price [channels]; how many levels changed."""
         changed = 0
-        costs = bits[MAX_CHANGE - REACH : MAX_CHANGE + REACH + 1]
         for first in range(0, len(self.h), BLOCK):
             block = slice(first, min(first + BLOCK, len(self.h)))
-            count, moves = self._block(block, costs, price)
+            count, moves = self._block(block, bits, price)
             if not count:
                 continue
             changed += count
@@ -141,17 +153,17 @@ class _Descent:
                 self.residual[:, columns] -= self.h[:, block] @ moves[:, columns]
         return changed
 
-    def _block(self, block: slice, costs: np.ndarray, price: np.ndarray | np.float32) -> tuple[int, np.ndarray]:
+    def _block(self, block: slice, bits: np.ndarray, price: np.ndarray | np.float32) -> tuple[int, np.ndarray]:
         """One pass over the rows of a block: how many levels changed, and by how much their numbers did."""
         inner, step, base = self.h[block, block], self.scale[block], self.base[block]
         own = np.diag(inner)[:, None] * step
         gain, inverse = own * step, np.float32(1.0) / own
-        low, high = np.maximum(self.low - base, -REACH), np.minimum(self.high - base, REACH)
+        low, high = self.low[block], self.high[block]
         left, levels, moves = self.residual[block].copy(), self.levels[block] - base, np.zeros_like(step)
         changed = 0
         for k in range(len(inner)):
             wanted = levels[k] + left[k] * inverse[k]
-            change = _best(wanted, low[k], high[k], gain[k], costs, price) - levels[k]
+            change = _best(wanted, low[k], high[k], gain[k], bits, price) - levels[k]
             moved = np.flatnonzero(change)
             if not len(moved):
                 continue
@@ -172,7 +184,7 @@ def _best(
     low: np.ndarray,
     high: np.ndarray,
     gain: np.ndarray,
-    costs: np.ndarray,
+    bits: np.ndarray,
     price: np.ndarray | np.float32,
 ) -> np.ndarray:
     """The best of a row's candidates for each channel; all levels are counted from the base's.
@@ -181,15 +193,15 @@ def _best(
         wanted: without a price.
         low, high: limits.
         gain: error of a channel a squared level.
-        costs: bits of -REACH to REACH.
+        bits: of each change (`prices`).
     """
     nearest = np.rint(wanted)
     np.maximum(nearest, low, out=nearest)
     np.minimum(nearest, high, out=nearest)
-    best, least = np.zeros_like(nearest), gain * np.square(wanted) + price * costs[REACH]
+    best, least = np.zeros_like(nearest), gain * np.square(wanted) + price * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest)):
-        bits = costs.take(candidate.astype(np.intp) + REACH, mode="clip")
-        cost = gain * np.square(wanted - candidate) + price * bits
+        cost = gain * np.square(wanted - candidate)
+        cost += price * bits.take(candidate.astype(np.intp) + MAX_CHANGE, mode="clip")
         better = cost < least
         np.copyto(best, candidate, where=better)
         np.copyto(least, cost, where=better)

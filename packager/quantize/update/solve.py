@@ -197,7 +197,7 @@ class Solver:
         energy /= self.sensitivity.get(grid.key, 1.0)
         for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
             wanted = part.wanted(layer.weight, columns)
-            chosen.append(choose(layer, part.h, wanted, energy, price, first, share))
+            chosen.append(choose(layer, part.h, wanted, energy, price, part.rows, first, share))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
 
     def _channels(self, grid: Grid) -> list[np.ndarray]:

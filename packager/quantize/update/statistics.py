@@ -61,6 +61,7 @@ class Moments:
     mean_q: np.ndarray = field(init=False)
     mean_t: np.ndarray = field(init=False)
     total: float = 0.0
+    squares: float = 0.0
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
     under_way: list[Future[None]] = field(default_factory=list)
 
@@ -78,6 +79,11 @@ class Moments:
         self.waiting.append((q, t, weights))
         if sum(len(part[2]) for part in self.waiting) >= max(BUNDLE, self.size):
             self._flush()
+
+    @property
+    def rows(self) -> float:
+        """How many rows of equal weight tell as much (Kish's effective sample size)."""
+        return max(1.0, self.total * self.total / (self.squares or 1.0))
 
     def finish(self) -> None:
         """Sums become centred means."""
@@ -110,6 +116,7 @@ class Moments:
         q, t, weights = (np.concatenate([part[i] for part in self.waiting]) for i in range(3))
         self.waiting = []
         self.total += float(weights.sum(dtype=np.float64))
+        self.squares += float(np.square(weights, dtype=np.float64).sum())
         self.mean_q += weights @ q
         self.mean_t += weights @ t
         roots = np.sqrt(weights)[:, None]
