@@ -13,6 +13,7 @@ from packager.quantize.graphs import array_of
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.prepare import prepare
 from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
+from packager.quantize.update import descent
 from packager.quantize.update.descent import Layer, choose, prices
 from packager.quantize.update.nbits import pack, unpack
 from packager.quantize.update.search import entropy_bits
@@ -121,61 +122,61 @@ def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
             assert np.array_equal(array_of(tensor), scales[tensor.name])
 
 
+def jointly(layer: Layer, inputs: np.ndarray, price: float, rows: float | None = None) -> np.ndarray:
+    """Levels for what the layer reads [rows, inputs], which counts as `rows` rows where they are told."""
+    h = (inputs.T @ inputs / len(inputs)).astype(np.float32)
+    wanted = h @ layer.weight.astype(np.float32)
+    return choose(layer, h, wanted, float(np.sum(layer.weight * wanted)), price, rows or len(inputs))
+
+
+def error_of(layer: Layer, levels: np.ndarray, inputs: np.ndarray) -> float:
+    """Energy of the layer's error over those inputs [rows, inputs]."""
+    return float(np.square(inputs @ (levels * layer.scale - layer.weight)).mean())
+
+
 def test_joint_choice_beats_rounding_at_the_same_bits() -> None:
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
+    inputs = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
     old = rng.standard_normal((64, 96)) * 0.1
     new = old + 0.004 * rng.standard_normal((64, 96))
     scale = np.abs(old).max(axis=0, keepdims=True) / 127
     base = np.rint(old / scale).astype(np.int32)
     layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
-    h = (rows.T @ rows / len(rows)).astype(np.float32)
-    energy = float(np.sum(new * (h @ new)))
-    levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-7, len(rows))
-
-    def error(chosen: np.ndarray) -> float:
-        difference = chosen * scale - new
-        return float(np.sum(difference * (h @ difference)) / energy)
-
+    levels = jointly(layer, inputs, 1e-7)
     assert entropy_bits(levels - base) < 0.5 * entropy_bits(layer.nearest() - base)
-    assert error(levels) < error(base)
+    assert error_of(layer, levels, inputs) < error_of(layer, base, inputs)
+
+
+def moved(inputs: int, steps: float) -> Layer:
+    """A layer whose weights moved by so many steps (standard deviation)."""
+    rng = np.random.default_rng(1)
+    base = rng.integers(-90, 90, (inputs, 96)).astype(np.int32)
+    scale = np.full((1, 96), 1e-3)
+    return Layer((base + steps * rng.standard_normal(base.shape)) * scale, scale, np.zeros((1, 96)), base, -127, 127)
 
 
 @pytest.mark.parametrize("steps", [0.5, 2.0, 6.0])
 def test_joint_choice_follows_a_weight_however_far_it_moved(steps: float) -> None:
-    rng = np.random.default_rng(1)
-    rows = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
-    base = rng.integers(-90, 90, (64, 96)).astype(np.int32)
-    scale = np.full((1, 96), 1e-3)
-    new = (base + steps * rng.standard_normal(base.shape)) * scale
-    layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
-    h = (rows.T @ rows / len(rows)).astype(np.float32)
-    energy = float(np.sum(new * (h @ new)))
-    levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-9, len(rows))
+    rng, layer = np.random.default_rng(1), moved(64, steps)
+    inputs = rng.standard_normal((2000, 64)) @ rng.standard_normal((64, 64)) / 8
+    levels, nearest = jointly(layer, inputs, 1e-9), layer.nearest()
+    assert error_of(layer, levels, inputs) < error_of(layer, nearest, inputs)
+    assert entropy_bits(levels - layer.base) < 1.1 * entropy_bits(nearest - layer.base)
 
-    def error(chosen: np.ndarray) -> float:
-        difference = chosen * scale - new
-        return float(np.sum(difference * (h @ difference)))
 
-    assert error(levels) < error(layer.nearest())
-    assert entropy_bits(levels - base) < 1.1 * entropy_bits(layer.nearest() - base)
+def test_walk_to_weights_that_moved_far_starts_near_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, layer = np.random.default_rng(3), moved(256, 4.0)
+    inputs = rng.standard_normal((2000, 256)) @ rng.standard_normal((256, 256)) / 16
+    near = error_of(layer, jointly(layer, inputs, 1e-9), inputs)
+    monkeypatch.setattr(descent, "MANY", 1.0)
+    assert near < 0.98 * error_of(layer, jointly(layer, inputs, 1e-9), inputs)
 
 
 def test_few_rows_are_not_taken_for_more_than_they_tell() -> None:
-    rng = np.random.default_rng(2)
-    base = rng.integers(-90, 90, (128, 96)).astype(np.int32)
-    scale = np.full((1, 96), 1e-3)
-    new = (base + 0.4 * rng.standard_normal(base.shape)) * scale
-    layer = Layer(new, scale, np.zeros((1, 96)), base, -127, 127)
+    rng, layer = np.random.default_rng(2), moved(128, 0.4)
     seen, unseen = rng.standard_normal((16, 128)), rng.standard_normal((4000, 128))
-    h = (seen.T @ seen / len(seen)).astype(np.float32)
-    energy = float(np.sum(new * (h @ new)))
-
-    def error(rows: float) -> float:
-        levels = choose(layer, h, h @ new.astype(np.float32), energy, 1e-9, rows)
-        return float(np.square(unseen @ (levels * scale - new)).mean())
-
-    assert error(len(seen)) < 0.95 * error(1e9)
+    few, many = (error_of(layer, jointly(layer, seen, 1e-9, rows), unseen) for rows in (16.0, 1e9))
+    assert few < 0.95 * many
 
 
 def test_four_bit_levels_survive_packing() -> None:

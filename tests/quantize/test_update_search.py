@@ -1,6 +1,8 @@
 """Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, remembered answers."""
 
+import math
 import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from packager.golden import make_golden
+from packager.quantize.agreement import OutputFidelity
 from packager.quantize.fidelity import Thresholds, gate
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, run, session
@@ -17,6 +20,7 @@ from packager.quantize.update import descent, search
 from packager.quantize.update.descent import Layer, choose
 from packager.quantize.update.layers import Shared, patches, stages
 from packager.quantize.update.prefix import Prefix
+from packager.quantize.update.solve import Solver, grid_of
 from packager.quantize.update.statistics import measure_rows, moments
 from packager.quantize.update.template import read_template, to_matrices
 from packager.quantize.update.update import update
@@ -226,3 +230,28 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
         gate(new, out, samples.halves()[1], Thresholds(max_relative_rms=0.3)).relative_rms == report.gate.relative_rms
     )
     assert make_golden(out, samples, tmp_path / "golden").spread_ppm < 1_000
+
+
+def test_prices_that_change_little_are_followed_by_wider_steps(
+    text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new, samples = text_update
+    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
+    ordinary = gate(new, base, samples)
+    assert ordinary.relative_rms is not None
+    # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
+    below = 0.95 * 1.5 * (1 - search.UNTOLD / math.sqrt(ordinary.samples))
+    told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
+    grids = [grid_of(weight) for weight in read_template(template, prepared)]
+    monkeypatch.setattr(search, "FIRST_PRICE", search.FIRST_PRICE * 1e-4)
+    solver = Solver(template, prepared, grids, samples.take(16), {}, tmp_path)
+    found = search.Search(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
+    found.run()
+    _, first, second, third, *_ = found.points
+    assert second.price < search.SAFER * first.price
+    assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=search.SAME)
+    assert third.price == pytest.approx(search.SAFER * second.price)
+
+
+def _scaled(output: OutputFidelity, factor: float) -> OutputFidelity:
+    return output if output.relative_rms is None else replace(output, relative_rms=output.relative_rms * factor)

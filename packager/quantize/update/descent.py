@@ -7,8 +7,8 @@ Rules:
 2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the
    base.
 3. R is -log2 of the tensor's own histogram of changes, estimated anew in each pass; lambda is annealed from above, so
-   that what is worth changing at a high price is changed first. Where rounding to nearest changes MANY of the levels
-   the walk starts from those instead: from the base it takes more passes than there are.
+   that what is worth changing at a high price is changed first. The walk starts at the base's levels; where rounding
+   to nearest changes MANY of them it starts there, since from the base it would need more passes than there are.
 4. Never a dead zone around the base's level: a typical change is a small fraction of a step, and rounding to nearest
    carries an update as a dither over many weights; a dead zone removes just the part that they have in common.
 """
@@ -81,7 +81,7 @@ def choose(
         energy: E of rule 1.
         price: lambda of rule 1, error energy a bit.
         rows: how many `h` and `wanted` are means of.
-        start: levels to start from; the base's where not given.
+        start: levels to start from; those of rule 3 where not given.
         channels: float64 [channels], a_n of rule 1; all 1 where not given.
     """
     inputs = layer.weight.shape[0]
@@ -98,12 +98,13 @@ def choose(
         for part in (layer.scale, layer.zero, layer.base)
     )
     nearest = np.rint(weight[order] / scale + zero - base)
-    is_far = np.count_nonzero(nearest) > MANY * nearest.size
-    levels = base.copy()
-    if start is not None or is_far:
-        levels = (start if start is not None else layer.nearest())[order].astype(np.float32)
     reach = np.abs(nearest) + REACH
     low, high = np.maximum(layer.low - base, -reach), np.minimum(layer.high - base, reach)
+    is_far = np.count_nonzero(nearest) > MANY * nearest.size
+    if start is not None:
+        levels = start[order].astype(np.float32)
+    else:
+        levels = base + np.clip(nearest, low, high) if is_far else base.copy()
     descent = _Descent(h, base, scale, levels, wanted[order] - h @ (scale * (levels - zero)), low, high)
     bits = prices(levels - base) if start is not None or is_far else _first_prices()
     schedule = [price * factor for factor in (*ANNEALING, *[1.0] * PASSES)]

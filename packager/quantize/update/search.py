@@ -5,8 +5,9 @@ Rules:
    is. They choose one number, the price. The fewer they are, the more the error aimed at lies below the one allowed:
    UNTOLD over the root of their number.
 2. The search ends at a solution that passes the gate and wastes no more than WASTED of the error aimed at, where SAFER
-   times the price changes nothing, or after MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to
-   nearest on the base's scales (price 0) among them.
+   times the price changes nothing (less than that may be noise) or nothing but the error of what passes between two
+   prices, or after MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to nearest on the base's scales
+   (price 0) among them.
 3. Where a solution keeps to the error and fails the gate all the same, the next price is a SAFER-th of its. Where
    ordinary quantization fails the gate itself, the error alone is asked for.
 4. The error is taken to grow with the price, as it does but for some noise: below a price that passed and above one
@@ -183,22 +184,23 @@ class Search:
         """The price to try behind `point`, or None where there is none to try: between the highest good one and the
         lowest bad one above it (rules 3 and 4)."""
         solved = [each for each in self.points if each.price]
-        least = NARROW ** (1 << max(0, len(solved) - 2))
-        if len(solved) > 1 and self._is_idle(*solved[-2:]):
-            if max(each.price for each in solved[-2:]) >= SAFER * min(each.price for each in solved[-2:]):
-                return None
-            least = SAFER
         low = max((each.price for each in solved if self._is_good(each)), default=0.0)
         high = min((each.price for each in solved if each.price > low), default=math.inf)
         if high < low * NARROW:
             return None
+        least = NARROW ** (1 << max(0, len(solved) - 2))
+        if len(solved) > 1 and self._is_idle(*solved[-2:]):
+            lower, upper = sorted(each.price for each in solved[-2:])
+            if (low and high < math.inf) or upper >= SAFER * lower:
+                return None
+            least = SAFER
         is_safer_asked = self._keeps_to_error(point) and not self._is_good(point)
         price = point.price / SAFER if is_safer_asked else self._aimed(solved)
-        if low and low < price < high:
-            return price if high < math.inf else max(price, low * least)
-        if low:
-            return math.sqrt(low * high) if high < math.inf else low * least
-        return min(price, high / least)
+        if not low:
+            return min(price, high / least)
+        if high == math.inf:
+            return max(price, low * least)
+        return price if low < price < high else math.sqrt(low * high)
 
     def _is_idle(self, before: Point, now: Point) -> bool:
         """Did another price change nothing, or only the error of what passes?"""
