@@ -44,6 +44,7 @@ def modules(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.cache.mkdir(f"tuf-js-{version}")
     if not (folder / "node_modules" / "tuf-js").is_dir():
         words = ["npm", "install", "--prefix", os.fspath(folder), "--ignore-scripts", "--no-audit", "--no-fund"]
+        words.append("--fetch-retries=1")  # a registry out of reach is told within seconds: by itself npm takes minutes
         done = subprocess.run([*words, f"tuf-js@{version}"], capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             pytest.skip(f"tuf-js {version} could not be installed by npm: {done.stderr.strip()[-200:]}")
