@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 Bits = npt.NDArray[np.unsignedinteger[Any]]
 Signed = npt.NDArray[np.signedinteger[Any]]
+Singles = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Values = npt.NDArray[np.floating[Any]]  # float64, or float32 of elements of one byte
 
@@ -130,6 +131,20 @@ def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
     return values
 
 
+def to_singles(bits: Bits, kind: ElementType) -> Singles:
+    """The values of floats of at most four bytes: exact."""
+    if kind.native is None:
+        return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+    return bits.view(kind.native).astype(np.float32) if kind.size > 2 else _from_half(bits)
+
+
+def from_singles(singles: Singles, kind: ElementType) -> Bits:
+    """Rule 3's last rounding, of finite singles, which are used up."""
+    if kind.size > 2:
+        return singles.view(kind.bits)
+    return _to_half(singles.view(np.uint32)) if kind.native is not None else _to_upper_half(singles.view(np.uint32))
+
+
 def from_values(values: Values, kind: ElementType) -> Bits:
     """Rule 3, back. `values` is used up: what is not finite in it becomes zero."""
     if not kind.is_float:
@@ -138,8 +153,7 @@ def from_values(values: Values, kind: ElementType) -> Bits:
     with np.errstate(over="ignore"):
         if kind.size > 2:
             return values.astype(kind.native, copy=False).view(kind.bits)
-        single = values.astype(np.float32).view(np.uint32)
-    return _to_half(single) if kind.native is not None else _to_upper_half(single)
+        return from_singles(values.astype(np.float32), kind)
 
 
 def nearest_integers(values: Values, kind: ElementType) -> Values:
@@ -166,12 +180,28 @@ def _to_upper_half(single: npt.NDArray[np.uint32]) -> Bits:
     return np.right_shift(single, 16, out=single).astype(np.uint16)
 
 
+def _from_half(bits: Bits) -> Singles:
+    """float32 from float16, by vector operations; the product is exact, of denormals too."""
+    wide = bits.astype(np.uint32)
+    sign = wide & 0x8000
+    wide &= 0x7FFF
+    if wide.max(initial=0) >= 0x7C00:  # infinity, NaN
+        return bits.view(np.float16).astype(np.float32)
+    wide <<= 13
+    singles = wide.view(np.float32)
+    singles *= np.float32(2.0**112)
+    sign <<= 16
+    wide |= sign
+    return singles
+
+
 def _to_half(single: npt.NDArray[np.uint32]) -> Bits:
     """float16 from the bits of float32, which are used up. Vector operations: numpy's own conversion is scalar."""
     sign = np.right_shift(single, 16)
     sign &= 0x8000
     single &= 0x7FFFFFFF
-    np.minimum(single, 0x47800000, out=single)  # 2^16, which becomes infinity, as all above it
+    if single.max(initial=0) > 0x47800000:  # 2^16, which becomes infinity, as all above it
+        np.minimum(single, 0x47800000, out=single)
     power = single & 0x7F800000
     np.maximum(power, 0x38800000, out=power)  # 2^-14: below it float16 has the places of this exponent
     # The last place of float32 in x + 2^13 times its power of two is the last one of float16 in x.

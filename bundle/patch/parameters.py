@@ -113,6 +113,11 @@ class Parameters:
             raise PatchCorruptRefused(f"{where}: rows {row} to {end} are not those of the left factor")
         return columns
 
+    @property
+    def is_product_single(self) -> bool:
+        """Are the products singles? `columns` has been asked."""
+        return self._single is not None
+
     def product(self, first: int, count: int) -> Values:
         """What the low-rank factors add to elements `first` to `first + count`, which `columns` has checked."""
         assert self.left is not None

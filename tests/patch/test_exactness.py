@@ -1,5 +1,6 @@
 """The arithmetic that a device and the packager must agree on, bit for bit, and how residuals are cut and streamed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.patch.elements import BY_NAME, from_values, to_doubles
-from bundle.patch.predict import apply_periodic
+from bundle.patch.elements import BY_NAME, from_values, to_doubles, to_singles
+from bundle.patch.parameters import Factor, Gain, Parameters
+from bundle.patch.predict import apply_periodic, computed, with_parameters
 from packager.diff.cuts import best_cuts
 from tests.patch import models
 from tests.patch.bundles import applied, patch_between
@@ -61,6 +63,70 @@ def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
 def test_what_is_not_finite_becomes_zero(name: str) -> None:
     kind = BY_NAME[name]
     assert not from_values(np.array([np.nan, np.inf, -np.inf]), kind).any()
+
+
+def _gain(rng: np.random.Generator) -> Parameters:
+    parameters = Parameters(1 << 20)
+    factors = (1 + rng.normal(0, 0.01, 64)).astype(np.float32)
+    factors[:4] = 0.0, 1e38, -3e-39, -1.0
+    parameters.gain = Gain(factors.astype(np.float64), 16)
+    return parameters
+
+
+def _product(rng: np.random.Generator, shift: int) -> Parameters:
+    parameters = Parameters(1 << 20)
+    left, right = (
+        Factor(rng.integers(-200, 200, (3, length)) * 2.0**-shift, (shift,) * 3, 0) for length in (1 << 9, 1 << 8)
+    )
+    parameters.left, parameters.right = left, right
+    assert parameters.columns(0, 1 << 17, "here") == 1 << 8
+    return parameters
+
+
+@pytest.mark.parametrize("is_finite", [True, False])
+@pytest.mark.parametrize("shift", [None, 0, 8, 14])
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+def test_what_is_computed_in_singles_is_what_doubles_give(name: str, shift: int | None, is_finite: bool) -> None:
+    kind, rng = BY_NAME[name], np.random.default_rng(5)
+    parameters = _gain(rng) if shift is None else _product(rng, shift)
+    bits = rng.integers(0, 1 << 8 * kind.size, 1 << 17, dtype=kind.bits)
+    if is_finite:
+        usual = from_values(rng.normal(0, 0.05, len(bits)), kind)
+        bits = np.where(np.isfinite(to_doubles(bits, kind)), bits, usual)
+    compute = with_parameters(parameters, has_product=shift is not None)
+    assert compute.is_single
+    with np.errstate(all="ignore"):
+        singles = computed(bits, kind, compute, 0, is_near=False)
+        doubles = computed(bits, kind, replace(compute, is_single=False), 0, is_near=False)
+    assert (singles.bits == doubles.bits).all()
+
+
+def test_all_of_float16_are_the_same_in_singles() -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    for some in (bits, bits[np.isfinite(bits.view(np.float16))]):
+        assert np.array_equal(
+            to_singles(some, BY_NAME["f16"]), some.view(np.float16).astype(np.float32), equal_nan=True
+        )
+
+
+def test_a_gain_and_a_product_or_large_sums_need_doubles() -> None:
+    rng = np.random.default_rng(6)
+    both = _product(rng, 8)
+    both.gain = _gain(rng).gain
+    assert not with_parameters(both, has_product=True).is_single
+    large = _product(rng, 8)
+    assert large.left is not None
+    large.left = replace(large.left, values=large.left.values * 2.0**10)
+    large = _again(large)
+    assert not with_parameters(large, has_product=True).is_single
+
+
+def _again(parameters: Parameters) -> Parameters:
+    """The same, checked anew."""
+    fresh = Parameters(1 << 20)
+    fresh.left, fresh.right = parameters.left, parameters.right
+    fresh.columns(0, 1 << 17, "here")
+    return fresh
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
