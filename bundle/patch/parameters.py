@@ -33,7 +33,7 @@ MAX_RANK: Final = 1024
 ONE: Final = 0x3F800000  # the bits of 1.0 in float32
 EXACT_BITS: Final = 53
 EXACT_SINGLE_BITS: Final = 24
-MAX_SINGLE_SHIFT: Final = 60  # products of singles stay far from the smallest and largest of them
+MAX_SINGLE_SHIFT: Final = 50  # sums of products are from 2^-100 to 2^123: no single is too small or too large for them
 
 
 class ParameterKind(IntEnum):

@@ -121,6 +121,15 @@ def test_a_gain_and_a_product_or_large_sums_need_doubles() -> None:
     assert not with_parameters(large, has_product=True).is_single
 
 
+@pytest.mark.parametrize("shift", [-60, -51, -50, 50, 51, 60])
+def test_products_of_any_size_are_those_of_doubles(shift: int) -> None:
+    parameters = _product(np.random.default_rng(7), shift)
+    assert parameters.left is not None
+    assert parameters.right is not None
+    expected = (parameters.left.values.T @ parameters.right.values).reshape(-1)
+    assert (parameters.product(0, len(expected)) == expected).all()
+
+
 def _again(parameters: Parameters) -> Parameters:
     """The same, checked anew."""
     fresh = Parameters(1 << 20)
