@@ -75,10 +75,8 @@ def _gain(rng: np.random.Generator) -> Parameters:
 
 def _product(rng: np.random.Generator, shift: int) -> Parameters:
     parameters = Parameters(1 << 20)
-    left, right = (
-        Factor(rng.integers(-200, 200, (3, length)) * 2.0**-shift, (shift,) * 3, 0) for length in (1 << 9, 1 << 8)
-    )
-    parameters.left, parameters.right = left, right
+    numbers = [rng.integers(-200, 200, (3, length)) for length in (1 << 9, 1 << 8)]
+    parameters.left, parameters.right = (Factor(np.ldexp(each, -shift), (shift,) * 3, 0) for each in numbers)
     assert parameters.columns(0, 1 << 17, "here") == 1 << 8
     return parameters
 
