@@ -5,7 +5,8 @@ Rules:
 2. What a codec announces in the header follows from what its frames need, so that `peak_memory` is honest.
 3. Frames go to a temporary file first: the header stands before them and is known after them.
 4. "auto" is the typed codec, unless a generic one is smaller: where quick generic packing shows that one might be, they
-   are all made and the smallest is kept.
+   are all made and the smallest is kept. "files" is one of them: the typed codec, blind to the arrays in models, which
+   takes the best of zstd, LZMA and bsdiff with and without the base for every file.
 """
 
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import BinaryIO, Final
 
 from bundle.errors import Invalid
@@ -26,6 +28,7 @@ from packager.diff.spool import Spool
 from packager.diff.typed import write_typed
 
 CODECS: Final = ("auto", "typed", "unfitted", "planes", "bsdiff4", "zstd")
+_FILES: Final = "files"  # rule 4; no codec of its own to a user
 _CHUNK_BYTES: Final = 1 << 20
 _DELTA_BYTES: Final = 64 << 20  # above it, bsdiff's 17 bytes of memory a byte are a gigabyte, and its time is minutes
 
@@ -67,13 +70,13 @@ def make_patch(
             for other in _generic(base, target):
                 trial = _spooled(stack, other, base, target, effort, executor, None)
                 if trial.size < spool.size or not spool.is_allowed():
-                    used, spool = other, trial
+                    used, spool = "typed" if other == _FILES else other, trial
         return _finish(spool, used, None if used == "zstd" else base, target, out)
 
 
 def _generic(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
     sizes = [file.size for side in (base, target) if side is not None for file in side.files]
-    return ("zstd", "bsdiff4") if base is not None and max(sizes, default=0) <= _DELTA_BYTES else ("zstd",)
+    return ("zstd", "bsdiff4", _FILES) if base is not None and max(sizes, default=0) <= _DELTA_BYTES else ("zstd",)
 
 
 def _spooled(
@@ -91,6 +94,7 @@ def _spooled(
     elif codec == "bsdiff4" and base is not None:
         write_delta(base, target, spool, progress)
     else:
+        effort = replace(effort, with_regions=False) if codec == _FILES else effort
         write_typed(base, target, spool, effort, executor, progress)
     spool.write(frame_bytes(Op.END, b""))
     return spool

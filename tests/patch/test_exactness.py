@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,3 +195,14 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
     assert applied(patch, {"m": blocks(1)}) == {"m": blocks(2)}
     assert any("by place" in row.coder for row in report.rows)
     assert len(patch) < 6000 + 600
+
+
+def test_rows_in_another_order_are_found_as_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    old = rng.normal(0, 0.05, (8000, 3)).astype(np.float32)
+    base, target = ({"m": models.safetensors({"e": each})} for each in (old, old[rng.permutation(len(old))]))
+    patch, _ = patch_between(tmp_path / "auto", base, target)
+    assert applied(patch, base) == target
+    dictionary = zstandard.ZstdCompressionDict(base["m"], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    best = len(zstandard.ZstdCompressor(level=19, dict_data=dictionary).compress(target["m"]))
+    assert len(patch) <= best + 1024
