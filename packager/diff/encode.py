@@ -6,7 +6,7 @@ Rules:
 3. Frames go to a temporary file first: the header stands before them and is known after them.
 4. "auto" is the typed codec, unless a generic one is smaller: where quick generic packing shows that one might be, they
    are all made and the smallest is kept. "files" is one of them: the typed codec, blind to the arrays in models, which
-   takes the best of zstd, LZMA and bsdiff with and without the base for every file.
+   packs every file with the base's as zstd's dictionary.
 """
 
 import shutil

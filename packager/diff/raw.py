@@ -8,6 +8,7 @@ Rules:
    - DELTA, also as if there were no base, for its bzip2, which is good at digits;
    - STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA;
    - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so.
+   Where the arrays of models are not looked at, the first one alone: the others are codecs of their own then.
 """
 
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def encode_raw(job: RawJob) -> RawEncoded:
     """Frames that make the job's bytes; runs in any process."""
     target, base = _read(job.target), _read(job.base)
     choices = [_with_dictionary(job, target, base)]
-    if job.is_file:
+    if job.is_file and job.effort.with_regions:
         choices.append(_as_stream(job, target))
         if len(target) <= DELTA_BYTES:
             choices.append(_as_lzma(job, target))
