@@ -25,6 +25,8 @@ from benchmarks.patch_report import SLACK_BYTES
 
 Case = tuple[str, bytes, bytes]
 
+_ABSENT: set[str] = set()  # peers that were told of: once is enough
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,6 +117,9 @@ def measured(name: str, base: bytes, target: bytes) -> dict[str, Any]:
                 sizes[codec] = None
                 if not isinstance(error, ImportError):
                     print(f"{name}: {codec} left out, {error}", file=sys.stderr)
+                elif codec not in _ABSENT:
+                    print(f"{codec}: skipped, {error}", file=sys.stderr)
+                    _ABSENT.add(codec)
                 continue
             sizes[codec] = patch.stat().st_size
             if codec == "airweights":
