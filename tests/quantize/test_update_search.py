@@ -17,6 +17,7 @@ from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
 from packager.quantize.update import descent, search
+from packager.quantize.update.candidate import LEFTOVER_STEPS
 from packager.quantize.update.descent import Layer, choose
 from packager.quantize.update.layers import Shared, patches, stages
 from packager.quantize.update.prefix import Prefix
@@ -251,6 +252,21 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
     assert second.price < search.SAFER * first.price
     assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=search.SAME)
     assert third.price == pytest.approx(search.SAFER * second.price)
+
+
+def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
+    text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new, samples = text_update
+    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
+    ordinary = gate(new, base, samples)
+    grids = [grid_of(weight) for weight in read_template(template, prepared)]
+    solver = Solver(template, prepared, grids, samples.take(16), {}, tmp_path)
+    widest, wide, *finer = LEFTOVER_STEPS
+    errors = {widest: 1.04, wide: 1.02, **dict.fromkeys(finer, 1.0)}
+    monkeypatch.setattr(search, "MAX_SOLUTIONS", 0)
+    search.Search(solver, lambda _: ordinary, lambda _: errors[solver.leftover_step], ordinary, 1.5, None).run()
+    assert solver.leftover_step == wide
 
 
 def _scaled(output: OutputFidelity, factor: float) -> OutputFidelity:
