@@ -95,7 +95,7 @@ def with_parameters(parameters: Parameters, has_product: bool) -> Compute:
         if has_product:
             values += parameters.product(start, len(values)).astype(values.dtype, copy=False)
 
-    return Compute(run, is_single=gain is None and parameters.is_product_single if has_product else True)
+    return Compute(run, is_single=not has_product or (gain is None and parameters.is_product_single))
 
 
 def chunks(first: int, count: int, columns: int) -> list[tuple[int, int]]:

@@ -5,8 +5,8 @@ Rules:
 2. What a codec announces in the header follows from what its frames need, so that `peak_memory` is honest.
 3. Frames go to a temporary file first: the header stands before them and is known after them.
 4. "auto" is the typed codec, unless a generic one is smaller: where quick generic packing shows that one might be, they
-   are all made and the smallest is kept. "files" is one of them: the typed codec, blind to the arrays in models, which
-   packs every file with the base's as zstd's dictionary.
+   are all made and the smallest is kept. One of them, zstd with the base as dictionary, has no name of its own: its
+   frames are those that the typed codec has for files without arrays.
 """
 
 import shutil
@@ -14,13 +14,12 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import BinaryIO, Final
 
 from bundle.errors import Invalid
 from bundle.files import BundleDirectory
 from bundle.patch.container import Header, Op, frame_bytes, header_bytes
-from packager.diff.generic import write_delta, write_stream
+from packager.diff.generic import write_delta, write_dictionary, write_stream
 from packager.diff.pack import Effort
 from packager.diff.quick import is_surely_smaller
 from packager.diff.report import PatchReport
@@ -28,7 +27,7 @@ from packager.diff.spool import Spool
 from packager.diff.typed import write_typed
 
 CODECS: Final = ("auto", "typed", "unfitted", "planes", "bsdiff4", "zstd")
-_FILES: Final = "files"  # rule 4; no codec of its own to a user
+_DICTIONARY: Final = "dictionary"  # rule 4
 _CHUNK_BYTES: Final = 1 << 20
 _DELTA_BYTES: Final = 64 << 20  # above it, bsdiff's 17 bytes of memory a byte are a gigabyte, and its time is minutes
 
@@ -70,13 +69,13 @@ def make_patch(
             for other in _generic(base, target):
                 trial = _spooled(stack, other, base, target, effort, executor, None)
                 if trial.size < spool.size or not spool.is_allowed():
-                    used, spool = "typed" if other == _FILES else other, trial
+                    used, spool = "typed" if other == _DICTIONARY else other, trial
         return _finish(spool, used, None if used == "zstd" else base, target, out)
 
 
 def _generic(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
     sizes = [file.size for side in (base, target) if side is not None for file in side.files]
-    return ("zstd", "bsdiff4", _FILES) if base is not None and max(sizes, default=0) <= _DELTA_BYTES else ("zstd",)
+    return ("zstd", "bsdiff4", _DICTIONARY) if base is not None and max(sizes, default=0) <= _DELTA_BYTES else ("zstd",)
 
 
 def _spooled(
@@ -93,8 +92,9 @@ def _spooled(
         write_stream(target, spool, progress)
     elif codec == "bsdiff4" and base is not None:
         write_delta(base, target, spool, progress)
+    elif codec == _DICTIONARY and base is not None:
+        write_dictionary(base, target, spool, progress)
     else:
-        effort = replace(effort, with_regions=False) if codec == _FILES else effort
         write_typed(base, target, spool, effort, executor, progress)
     spool.write(frame_bytes(Op.END, b""))
     return spool

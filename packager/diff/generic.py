@@ -1,4 +1,4 @@
-"""The codecs that know nothing of tensors: one zstd stream from nothing, bsdiff from a base."""
+"""The codecs that know nothing of tensors: one zstd stream from nothing, and bsdiff or zstd from a base."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -11,6 +11,8 @@ from bundle.patch.stream import most_triples
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.delta import delta_content, delta_frames, find_pieces
 from packager.diff.directory import path_of
+from packager.diff.pack import Effort
+from packager.diff.raw import Piece, RawJob, with_dictionary
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
 from packager.diff.stream import delta_stream_frames, stream_frames, window_log_for
@@ -33,6 +35,22 @@ def write_stream(target: BundleDirectory, spool: Spool, progress: Progress | Non
 
 def write_delta(base: BundleDirectory, target: BundleDirectory, spool: Spool, progress: Progress | None) -> None:
     """Each file by bsdiff from its counterpart; equal ones are copied."""
+    _write_files(base, target, spool, progress, "bsdiff", _write_file_delta)
+
+
+def write_dictionary(base: BundleDirectory, target: BundleDirectory, spool: Spool, progress: Progress | None) -> None:
+    """Each file by zstd with its counterpart as dictionary; equal ones are copied."""
+    _write_files(base, target, spool, progress, "base", _write_file_with_dictionary)
+
+
+def _write_files(
+    base: BundleDirectory,
+    target: BundleDirectory,
+    spool: Spool,
+    progress: Progress | None,
+    predictor: str,
+    write_file: Callable[[Piece | None, Piece, Spool], tuple[int, str]],
+) -> None:
     starts = addresses(base.files)
     total = sum(file.size for file in target.files)
     done = 0
@@ -44,22 +62,32 @@ def write_delta(base: BundleDirectory, target: BundleDirectory, spool: Spool, pr
             stored = spool.write(copy_frame([(done, starts[like.path], file.size)]))
             row = PatchRow(file.path, "whole file", "", (), file.size, stored, "copy", "copy")
         else:
-            old = path_of(base, like).read_bytes() if like is not None else b""
-            start = starts[like.path] if like is not None else 0
-            stored, coder = _write_file_delta(old, path_of(target, file).read_bytes(), start, done, spool)
-            row = PatchRow(file.path, "whole file", "", (), file.size, stored, "bsdiff", coder)
+            old = Piece(path_of(base, like), 0, starts[like.path], like.size) if like is not None else None
+            stored, coder = write_file(old, Piece(path_of(target, file), 0, done, file.size), spool)
+            row = PatchRow(file.path, "whole file", "", (), file.size, stored, predictor, coder)
         spool.rows.append(row)
         done += file.size
         if progress is not None:
             progress(done, total)
 
 
-def _write_file_delta(old: bytes, new: bytes, start: int, done: int, spool: Spool) -> tuple[int, str]:
+def _write_file_with_dictionary(base: Piece | None, target: Piece, spool: Spool) -> tuple[int, str]:
+    """Bytes written, and the coder."""
+    alike = (base,) if base is not None and base.size else ()
+    job = RawJob((target,), alike, True, Effort())
+    encoded = with_dictionary(job, target.file.read_bytes(), base.file.read_bytes() if base is not None else b"")
+    spool.need(pending_bytes=encoded.largest_frame, dictionary_bytes=encoded.dictionary_bytes)
+    return sum(spool.write(frame) for frame in encoded.frames), encoded.coder
+
+
+def _write_file_delta(base: Piece | None, target: Piece, spool: Spool) -> tuple[int, str]:
     """Bytes written, and the coder: frames of sections, or one LZMA stream where that is smaller."""
-    found = find_pieces(old, new)
-    frames = delta_frames(found, new, start, done)
+    new = target.file.read_bytes()
+    found = find_pieces(base.file.read_bytes() if base is not None else b"", new)
+    start = base.address if base is not None else 0
+    frames = delta_frames(found, new, start, target.address)
     content = delta_content(found)
-    stream = list(delta_stream_frames(content, start + found.pieces[0].position, done, len(new)))
+    stream = list(delta_stream_frames(content, start + found.pieces[0].position, target.address, len(new)))
     is_taken = len(found.pieces) <= most_triples(len(new))
     if is_taken and sum(map(len, stream)) < sum(len(frame.frame) for frame in frames):
         spool.features |= {"lzma", "stream"}

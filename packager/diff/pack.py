@@ -51,13 +51,11 @@ class Effort:
         with_pcodec: rule 1.
         with_fits: try predictor parameters.
         zstd_level: for planes.
-        with_regions: see the arrays in models.
     """
 
     with_pcodec: bool = True
     with_fits: bool = True
     zstd_level: int = ZSTD_LEVEL
-    with_regions: bool = True
 
 
 def write_part(numbers: Signed, effort: Effort) -> bytes:

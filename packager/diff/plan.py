@@ -65,10 +65,10 @@ class Planned:
 class _Bundle:
     """Arrays and bytes of one side."""
 
-    def __init__(self, directory: BundleDirectory, *, with_regions: bool) -> None:
+    def __init__(self, directory: BundleDirectory) -> None:
         self.directory = directory
         self.starts = addresses(directory.files)
-        self.regions = find_regions(directory) if with_regions else {file.path: [] for file in directory.files}
+        self.regions = find_regions(directory)
         self._maps = {
             file.path: np.memmap(path_of(directory, file), np.uint8, "r") for file in directory.files if file.size
         }
@@ -99,8 +99,8 @@ class _Bundle:
 
 def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Effort) -> list[Planned]:
     """Every byte of the target in exactly one job, in order (rule 1)."""
-    new = _Bundle(target, with_regions=effort.with_regions)
-    old = _Bundle(base, with_regions=effort.with_regions) if base is not None else None
+    new = _Bundle(target)
+    old = _Bundle(base) if base is not None else None
     copies: list[tuple[int, int, int]] = []
     planned: list[Planned] = []
     small: list[Match] = []

@@ -8,7 +8,6 @@ Rules:
    - DELTA, also as if there were no base, for its bzip2, which is good at digits;
    - STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA;
    - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so.
-   Where the arrays of models are not looked at, the first one alone: the others are codecs of their own then.
 """
 
 from dataclasses import dataclass
@@ -88,8 +87,8 @@ class RawEncoded:
 def encode_raw(job: RawJob) -> RawEncoded:
     """Frames that make the job's bytes; runs in any process."""
     target, base = _read(job.target), _read(job.base)
-    choices = [_with_dictionary(job, target, base)]
-    if job.is_file and job.effort.with_regions:
+    choices = [with_dictionary(job, target, base)]
+    if job.is_file:
         choices.append(_as_stream(job, target))
         if len(target) <= DELTA_BYTES:
             choices.append(_as_lzma(job, target))
@@ -125,7 +124,8 @@ def cut(pieces: list[Piece], limit: int, items: int) -> list[tuple[Piece, ...]]:
     return out
 
 
-def _with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+def with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+    """BYTES frames of `target`, with `base` as dictionary; they are the job's bytes."""
     frames = []
     done = largest = words = 0
     for run in cut(list(job.target), FILE_FRAME_BYTES if job.is_file else FRAME_BYTES, 1 << 12):
