@@ -28,6 +28,8 @@ MAY_IMPORT = {
 ONLY_IN = {
     "onnx": {"packager"},
     "bsdiff4": {"packager"},
+    "backports": {"packager/diff/prefix.py"},
+    "compression": {"packager/diff/prefix.py"},
     "urllib3": {"device_agent/fetcher.py"},
     "requests": set(),
     "onnxruntime": {

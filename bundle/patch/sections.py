@@ -95,23 +95,20 @@ def unpack_zstd(stored: bytes | memoryview, plain: int, where: str, dictionary: 
     return data
 
 
-def pack_zstd(data: bytes | memoryview, level: int, dictionary: bytes = b"") -> bytes:
+def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
     """One zstd frame without checksum and content size: the section knows its length, the frame has its CRC."""
     if len(data) == 0:
         return b""
-    window_log = max(10, (len(data) + len(dictionary) - 1).bit_length())
+    window_log = max(10, (len(data) - 1).bit_length())
     parameters = zstandard.ZstdCompressionParameters.from_level(
         level,
         source_size=len(data),
-        dict_size=len(dictionary),
         window_log=min(window_log, 27),
-        enable_ldm=len(dictionary) > 1 << 20,
         write_content_size=False,
         write_checksum=False,
         write_dict_id=False,
     )
-    raw = _raw_dictionary(dictionary)
-    return zstandard.ZstdCompressor(compression_params=parameters, dict_data=raw).compress(data)
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
 
 
 def unpack_bzip2(stored: bytes | memoryview, plain: int, where: str) -> bytes:
@@ -179,10 +176,7 @@ def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, i
 
 
 def _decompressor(dictionary: bytes) -> zstandard.ZstdDecompressor:
-    return zstandard.ZstdDecompressor(dict_data=_raw_dictionary(dictionary))
-
-
-def _raw_dictionary(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
     if len(dictionary) < _MIN_DICTIONARY_BYTES:
-        return None
-    return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return zstandard.ZstdDecompressor()
+    raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+    return zstandard.ZstdDecompressor(dict_data=raw)

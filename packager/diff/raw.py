@@ -17,11 +17,12 @@ from typing import Final
 from bundle.patch.container import Op, frame_bytes
 from bundle.patch.layout import Range
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
-from bundle.patch.sections import pack_zstd, write_section
+from bundle.patch.sections import write_section
 from bundle.patch.stream import most_triples
 from packager.diff.delta import Found, delta_content, delta_frames, find_pieces, nothing_found
 from packager.diff.jobs import Place, Segment, TensorJob, block_elements
 from packager.diff.pack import Effort
+from packager.diff.prefix import pack_after
 from packager.diff.stream import delta_stream_frames, lzma_frames, stream_frames, window_log_for
 from packager.diff.tensor import encode_job
 
@@ -133,7 +134,7 @@ def with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
         ranges, dictionary = _dictionary(job.base, base, done, len(target))
         table = write_target_ranges([(piece.address, piece.size) for piece in run]) + write_base_ranges(ranges)
         data = target[done : done + size]
-        body = pack_zstd(data, LEVEL, dictionary)
+        body = pack_after(dictionary, data, LEVEL)
         frames.append(frame_bytes(Op.BYTES, write_section(table) + body, data))
         done += size
         largest, words = max(largest, size), max(words, len(dictionary))

@@ -23,6 +23,7 @@ from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import pack_lzma, pack_zstd, write_section
 from bundle.patch.stream import FREE_TRIPLES
+from packager.diff.prefix import pack_after
 
 FOLDER: Final = Path(__file__).parent
 BASE: Final = {"a": bytes(range(256)) * 4, "b": b"the old text, the old text"}
@@ -58,7 +59,7 @@ def bytes_frame(
     ranges: list[tuple[int, int]], data: bytes, words: list[tuple[int, int]], content: bytes = b""
 ) -> bytes:
     dictionary = b"".join((BASE["a"] + BASE["b"])[s : s + n] for s, n in words)
-    packed = pack_zstd(data, 19, dictionary)
+    packed = pack_after(dictionary, data, 19)
     body = write_section(write_target_ranges(ranges) + write_base_ranges(words)) + packed
     return frame_bytes(Op.BYTES, body, content or data)
 
