@@ -4,7 +4,8 @@ Rules:
 1. Jobs are ordered by the first byte that they make. A large tensor is a job or several; small tensors of one type
    share one, and so do the bytes between tensors: what a shared job makes ahead of the cursor waits in the decoder.
 2. Shared jobs are made small enough that never more than `MAX_PENDING_BYTES` wait.
-3. What the base holds already is copied: whole tensors, and rows of tensors that changed only here and there.
+3. What the base holds already is copied: whole tensors, rows of tensors that changed only here and there, and all of
+   what lies between tensors where it lies so in the base, beside one that is copied: so a run of tensors is one range.
 """
 
 from collections import defaultdict
@@ -34,11 +35,14 @@ COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are chea
 MIN_ROW_BYTES: Final = 32
 
 
+Copied = tuple[int, int, int]  # target address, base address, bytes
+
+
 @dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Ranges that the base holds: (target address, base address, bytes), ascending."""
+    """Ranges that the base holds, ascending."""
 
-    ranges: tuple[tuple[int, int, int], ...]
+    ranges: tuple[Copied, ...]
 
     @property
     def size(self) -> int:
@@ -92,6 +96,14 @@ class _Bundle:
         place, start = path_of(self.directory, file), self.starts[path]
         return [Piece(place, a, start + a, b - a) for (_, a), (b, _) in pairwise(ends) if b > a]
 
+    def held(self, address: int, size: int) -> memoryview | None:
+        """Bytes of one file by where they lie in the bundle; None where they are no file's."""
+        for file in self.directory.files:
+            begin = address - self.starts[file.path]
+            if file.size and 0 <= begin <= begin + size <= file.size:
+                return self._maps[file.path][begin : begin + size].data
+        return None
+
     def place(self, array: Array, offset: int = 0) -> Place:
         file = self.directory.files[array.file]
         return Place(path_of(self.directory, file), array.region.offset + offset, array.address + offset)
@@ -101,7 +113,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
     """Every byte of the target in exactly one job, in order (rule 1)."""
     new = _Bundle(target)
     old = _Bundle(base) if base is not None else None
-    copies: list[tuple[int, int, int]] = []
+    copies: list[Copied] = []
     planned: list[Planned] = []
     small: list[Match] = []
     handled = set()
@@ -124,9 +136,13 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
             small.append(match)
         else:
             planned += _tensor_jobs(match, new, old, effort)
-    for file in target.files:
-        if file.path not in handled:
-            planned += _raw_jobs(file.path, new, old, effort)
+    gaps = {file.path: new.gaps(file.path) for file in target.files if file.path not in handled}
+    beside = (
+        _copied_gaps(copies, [gap for pieces in gaps.values() for gap in pieces], new, old) if old is not None else {}
+    )
+    copies += [(gap.address, start, gap.size) for gap, start in beside.items()]
+    for path, pieces in gaps.items():
+        planned += _raw_jobs(path, [gap for gap in pieces if gap not in beside], set(beside.values()), new, old, effort)
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
@@ -293,22 +309,41 @@ def _group(dtype: str, segments: list[Segment], effort: Effort) -> Planned:
     return Planned(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
 
 
-def _raw_jobs(path: str, new: _Bundle, old: _Bundle | None, effort: Effort) -> Iterator[Planned]:
+def _copied_gaps(copies: list[Copied], gaps: list[Piece], new: _Bundle, old: _Bundle) -> dict[Piece, int]:
+    """Rule 3: those gaps that the base holds beside what is copied next to them, and where."""
+    starts = {start: base for start, base, _ in copies}
+    ends = {start + length: base + length for start, base, length in copies}
+    found = {}
+    for gap in gaps:
+        after = starts.get(gap.address + gap.size)
+        for base in (ends.get(gap.address), None if after is None else after - gap.size):
+            if base is not None and old.held(base, gap.size) == new.held(gap.address, gap.size):
+                found[gap] = base
+                break
+    return found
+
+
+def _raw_jobs(
+    path: str, gaps: list[Piece], copied: set[int], new: _Bundle, old: _Bundle | None, effort: Effort
+) -> Iterator[Planned]:
     file = next(file for file in new.directory.files if file.path == path)
     like = counterpart(file, old.directory.files) if old is not None else None
-    base = tuple(old.gaps(like.path)) if old is not None and like is not None else ()
+    held = old.gaps(like.path) if old is not None and like is not None else []
+    base = tuple(gap for gap in held if gap.address not in copied)
     if new.regions[path]:
-        for run in cut(new.gaps(path), FRAME_BYTES, MAX_ITEMS):
+        for run in cut(gaps, FRAME_BYTES, MAX_ITEMS):
             yield Planned(run[0].address, RawJob(run, base, False, effort), path, "structure", "", ())
+        return
+    if not gaps:
         return
     if like is not None and old is not None and old.regions[like.path]:
         whole = path_of(old.directory, like)
         base = (Piece(whole, 0, old.starts[like.path], like.size),)
-    yield Planned(new.starts[path], RawJob(tuple(new.gaps(path)), base, True, effort), path, "whole file", "", ())
+    yield Planned(new.starts[path], RawJob(tuple(gaps), base, True, effort), path, "whole file", "", ())
 
 
-def _copy_jobs(copies: list[tuple[int, int, int]]) -> Iterator[Planned]:
-    merged: list[tuple[int, int, int]] = []
+def _copy_jobs(copies: list[Copied]) -> Iterator[Planned]:
+    merged: list[Copied] = []
     for start, base, length in sorted(copies):
         if merged and merged[-1][0] + merged[-1][2] == start and merged[-1][1] + merged[-1][2] == base:
             merged[-1] = (merged[-1][0], merged[-1][1], merged[-1][2] + length)

@@ -216,6 +216,28 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
     assert sizes["rows"] < 0.95 * sizes["anywhere"]
 
 
+def test_what_lies_between_unchanged_tensors_is_copied_with_them(tmp_path: Path) -> None:
+    names = [f"layers.{i}.dense.weight" for i in range(100)]
+    old = {name: np.random.default_rng(i).normal(0, 0.05, (40, 60)).astype(np.float32) for i, name in enumerate(names)}
+    new = {**old, names[31]: models.weights(5)["dense"], names[77]: np.zeros((1, 2), np.float32)}
+    base, target = {"m": models.onnx(old)}, {"m": models.onnx(new)}
+    patch, report = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+    (copied,) = [row for row in report.rows if row.predictor == "copy"]
+    assert copied.name == "3 unchanged ranges"
+    (structure,) = [row for row in report.rows if row.name == "structure"]
+    assert structure.target_bytes < 200
+    assert structure.patch_bytes + copied.patch_bytes < 300
+
+
+def test_a_file_without_tensors_that_lies_beside_a_copied_one_is_copied_too(tmp_path: Path) -> None:
+    model, text = models.tiny(1), b"the same words, " * 100
+    base = {"a.safetensors": model, "b.txt": text, "c.txt": b"what c was", "d.txt": text[::-1]}
+    target = {"a.safetensors": model, "c.txt": text, "d.txt": text[::-1]}
+    patch, _ = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+
+
 def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> None:
     dice = np.random.default_rng(12)
     old = {f"bias{i}": dice.normal(0, 0.1 * 4.0**-i, 384).astype(np.float32) for i in range(6)}
