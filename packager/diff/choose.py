@@ -44,6 +44,7 @@ from packager.diff.pack import (
 USUAL: Final = 256  # elements of a sub-block
 SUB_BLOCKS: Final = (64, USUAL, 2048)
 SIMPLER: Final = 1.005  # a lower rank may cost this much more: it is applied faster
+PRODUCT_SHARE: Final = 0.98  # a product has to save this much of integers, which take twice the device's time with one
 NEAR_SHARE: Final = (
     0.995  # how a prediction was rounded has to save this much: a seventh of the device's time is for it
 )
@@ -84,8 +85,7 @@ def choose(tensor: Tensor) -> Plan:
                     near = packer.keyed(fit, USUAL, is_near=True) + fit.cost_bits * sampled / count
                     is_near = near < NEAR_SHARE * trial
                     trial = near if is_near else trial
-                # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
-                if trial < cost * (SIMPLER if best.fit is not None and fit.rank < best.fit.rank else 0.995):
+                if trial < cost * _share(best.fit, fit, kind):
                     best = replace(best, predictor=Predictor.PARAM, fit=fit, is_near=is_near, name=fit.name)
                     cost = trial
         fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
@@ -118,6 +118,15 @@ def choose(tensor: Tensor) -> Plan:
             if trial < cost:
                 best, cost = Plan(Predictor.NONE, None, coder, sub_block, False, "none"), trial
     return best
+
+
+def _share(best: Fit | None, fit: Fit, kind: ElementType) -> float:
+    """Of what the best one costs, how much a proposal may."""
+    held = 0 if best is None else best.rank
+    if fit.rank and not held and not kind.is_float:
+        return PRODUCT_SHARE
+    # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
+    return SIMPLER if fit.rank < held else 0.995
 
 
 class _Sampler:
