@@ -65,6 +65,7 @@ class Plan:
     has_units: bool = False
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of doubles near the end of their range: what is not finite is no fit
 def choose(tensor: Tensor) -> Plan:
     effort, kind, count = tensor.job.effort, tensor.kind, tensor.count
     pieces = tensor.sample()

@@ -238,6 +238,21 @@ def test_a_file_without_tensors_that_lies_beside_a_copied_one_is_copied_too(tmp_
     assert applied(patch, base) == target
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_floats_of_every_size_are_coded_without_a_word(tmp_path: Path, dtype: type[np.floating[Any]]) -> None:
+    rng = np.random.default_rng(11)
+    old = rng.normal(0, 0.05, (200, 300)).astype(dtype)
+    content = np.frombuffer(old.tobytes(), np.uint8).copy()
+    places = rng.choice(len(content), len(content) // 5, replace=False)
+    content[places] = rng.integers(0, 256, len(places))
+    new = content.view(dtype).reshape(old.shape)
+    new = np.where(np.isfinite(new), new, old)
+    base, target = {"m": models.safetensors({"w": old})}, {"m": models.safetensors({"w": new})}
+    patch, _ = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+
+
 def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> None:
     dice = np.random.default_rng(12)
     old = {f"bias{i}": dice.normal(0, 0.1 * 4.0**-i, 384).astype(np.float32) for i in range(6)}
