@@ -56,11 +56,12 @@ def write_typed(
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = encoded.predictor, encoded.coder
             spool.features |= encoded.features
-            block = min(block_elements(plan.dtype), plan.job.size // BY_NAME[plan.dtype].size)
+            size = BY_NAME[encoded.dtype].size
+            block = min(block_elements(encoded.dtype), plan.job.size // size)
             spool.need(
                 parameter_bytes=encoded.parameter_bytes,
                 block_elements=block,
-                pending_bytes=block * BY_NAME[plan.dtype].size,
+                pending_bytes=block * size,
                 window_log=encoded.window_log,
             )
         spool.rows.append(
