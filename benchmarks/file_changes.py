@@ -53,6 +53,7 @@ def _lines(data: bytes, seed: int) -> bytes:
 CHANGES: Final[dict[str, Change]] = {
     "the same": lambda data, _seed: data,
     "one byte edited": lambda data, seed: _edited(data, seed, 0.0),
+    "0.1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.001),
     "1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.01),
     "20 % of bytes edited": lambda data, seed: _edited(data, seed, 0.2),
     "insertions": _inserted,

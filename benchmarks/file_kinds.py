@@ -175,6 +175,8 @@ def _tensors(rng: np.random.Generator) -> Iterator[File]:
     yield "ONNX, damaged", _onnx(old), _onnx(new)[:-100]
     f8 = [_f8(a) for a in (old, new)]
     yield "safetensors of F8", f8[0], f8[1]
+    large = rng.normal(0, 0.02, (3000, 200)).astype(np.float32)
+    yield "large ONNX", _onnx(large), _onnx(large + rng.normal(0, 1e-4, large.shape).astype(np.float32))
 
 
 def _npy(array: Array) -> bytes:

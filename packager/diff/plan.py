@@ -18,6 +18,8 @@ import numpy as np
 
 from bundle.files import BundleDirectory
 from bundle.patch.elements import BY_NAME
+from bundle.patch.numbers import varint
+from bundle.patch.sections import write_section
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.directory import path_of
 from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob
@@ -32,6 +34,7 @@ MAX_ITEMS: Final = 4096
 MAX_RUNS: Final = 2048  # of rows in one job
 SMALL_ELEMENTS: Final = 2048
 COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
+COPIED_ROWS_BYTES: Final = 256  # more than a class for each row takes, copying may cost: it is faster
 MIN_ROW_BYTES: Final = 32
 
 
@@ -283,6 +286,10 @@ def _changed_rows(match: Match, new: _Bundle, old: _Bundle) -> list[Run] | None:
     if 1 - changed.mean() < COPIED_ROWS_SHARE:
         return None
     edges = [0, *(np.flatnonzero(np.diff(changed)) + 1).tolist(), len(changed)]
+    lengths = b"".join(varint((b - a) * row_bytes) for a, b in pairwise(edges))
+    # The lengths of all runs are in both tables, that of copies and that of segments, as lengths or as gaps.
+    if 2 * len(write_section(lengths)) > len(write_section(changed.tobytes())) + COPIED_ROWS_BYTES:
+        return None
     return [(a, b, bool(changed[a])) for a, b in pairwise(edges)]
 
 

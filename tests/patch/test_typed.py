@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from bundle.patch.elements import TYPES, from_values, ordered, to_doubles, unordered
 from packager.diff.encode import make_patch
+from packager.diff.prefix import pack_after
 from packager.quantize.update.candidate import on_grid
 from tests.patch import models
 from tests.patch.bundles import applied, patch_between, written
@@ -236,6 +237,24 @@ def test_a_file_without_tensors_that_lies_beside_a_copied_one_is_copied_too(tmp_
     target = {"a.safetensors": model, "c.txt": text, "d.txt": text[::-1]}
     patch, _ = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64])
+@pytest.mark.parametrize("share", [0.001, 0.02])
+def test_single_bytes_edited_in_a_model_cost_what_generic_tools_take(
+    tmp_path: Path, dtype: type[np.number[Any]], share: float
+) -> None:
+    rng = np.random.default_rng(13)
+    old = {"w": (rng.normal(0, 0.05, (6000, 50)) * (1 if dtype != np.int64 else 2e4)).astype(dtype)}
+    content = np.frombuffer(models.onnx(old), np.uint8).copy()
+    base = {"m": content.tobytes()}
+    places = 200 + rng.choice(len(content) - 400, round(share * len(content)), replace=False)
+    content[places] = rng.integers(0, 256, len(places))
+    target = {"m": content.tobytes()}
+    patch, _ = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+    peers = bsdiff4.diff(base["m"], target["m"]), pack_after(base["m"], target["m"], 19)
+    assert len(patch) <= min(map(len, peers)) + 1024
 
 
 @pytest.mark.filterwarnings("error")
