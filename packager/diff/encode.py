@@ -5,8 +5,8 @@ Rules:
 2. What a codec announces in the header follows from what its frames need, so that `peak_memory` is honest.
 3. Frames go to a temporary file first: the header stands before them and is known after them.
 4. "auto" is the typed codec, unless a generic one is smaller: where quick generic packing shows that one might be, they
-   are all made and the smallest is kept. One of them, zstd with the base as dictionary, has no name of its own: its
-   frames are those that the typed codec has for files without arrays.
+   are made and the smallest is kept. One of them, zstd with the base as dictionary, has no name of its own: its frames
+   are those that the typed codec has for files without arrays. It is left out where nothing of the base is found again.
 """
 
 import shutil
@@ -21,7 +21,7 @@ from bundle.files import BundleDirectory
 from bundle.patch.container import Header, Op, frame_bytes, header_bytes
 from packager.diff.generic import write_delta, write_dictionary, write_stream
 from packager.diff.pack import Effort
-from packager.diff.quick import is_surely_smaller
+from packager.diff.quick import is_found_again, is_surely_smaller
 from packager.diff.report import PatchReport
 from packager.diff.spool import Spool
 from packager.diff.typed import write_typed
@@ -75,7 +75,9 @@ def make_patch(
 
 def _generic(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
     sizes = [file.size for side in (base, target) if side is not None for file in side.files]
-    return ("zstd", "bsdiff4", _DICTIONARY) if base is not None and max(sizes, default=0) <= _DELTA_BYTES else ("zstd",)
+    if base is None or max(sizes, default=0) > _DELTA_BYTES:
+        return ("zstd",)
+    return ("zstd", "bsdiff4", _DICTIONARY) if is_found_again(base, target) else ("zstd", "bsdiff4")
 
 
 def _spooled(
