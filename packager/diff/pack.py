@@ -301,7 +301,7 @@ def _common_factor(numbers: Signed) -> int:
     """The power of two that nearly all are multiples of (rule 4); those that are not cost a remainder."""
     some = numbers[:: max(1, len(numbers) // FACTOR_SAMPLE)]
     some = some[some != 0]
-    zeros = int(np.quantile(_last_zeros(some), FACTOR_EXCEPTIONS, method="lower")) if len(some) else 0
+    zeros = int(np.sort(_last_zeros(some))[int(FACTOR_EXCEPTIONS * (len(some) - 1))]) if len(some) else 0
     return 1 << min(zeros, 8 * numbers.dtype.itemsize - 2)
 
 

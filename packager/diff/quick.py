@@ -1,5 +1,6 @@
 """Could a generic tool make a smaller patch than the typed codec? Asked before minutes are spent on trying."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -55,8 +56,11 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
         like = counterpart(file, base.files) if base is not None else None
         if like is None or (like.size, like.sha256) != (file.size, file.sha256):
             alike = path_of(base, like) if base is not None and like is not None else None
-            quick += _quick_size(path_of(target, file), alike)
-    return size < share * quick
+            for piece in _quick_sizes(path_of(target, file), alike):
+                quick += piece
+                if size < share * quick:
+                    return True
+    return False
 
 
 def is_found_again(base: BundleDirectory, target: BundleDirectory) -> bool:
@@ -69,21 +73,20 @@ def is_found_again(base: BundleDirectory, target: BundleDirectory) -> bool:
         like = counterpart(file, base.files)
         if file.size and like is not None:
             place = path_of(target, file)
-            after += _quick_size(place, path_of(base, like))
-            alone += _quick_size(place, None)
+            after += sum(_quick_sizes(place, path_of(base, like)))
+            alone += sum(_quick_sizes(place, None))
     return after < FOUND_SHARE * alone
 
 
-def _quick_size(place: Path, alike: Path | None) -> int:
+def _quick_sizes(place: Path, alike: Path | None) -> Iterator[int]:
     """Piece by piece, each with the part of the base that lies where it lies: so memory does not follow the file."""
-    size, total = 0, place.stat().st_size
+    total = place.stat().st_size
     held = alike.stat().st_size if alike is not None else 0
     for start in range(0, total, PIECE_BYTES):
         middle = (start + PIECE_BYTES // 2) * held // total
         begin = max(0, min(middle - PREFIX_BYTES // 2, held - PREFIX_BYTES))
         prefix = _read(alike, begin, PREFIX_BYTES) if alike is not None else b""
-        size += _packed_size(_read(place, start, PIECE_BYTES), prefix)
-    return size
+        yield _packed_size(_read(place, start, PIECE_BYTES), prefix)
 
 
 def _read(place: Path, start: int, length: int) -> bytes:

@@ -113,7 +113,7 @@ def _as_edits(tensor: Tensor, size: int) -> Encoded | None:
     """Rule 4; None where that is not below `size`."""
     if tensor.base is None or tensor.job.is_transposed or tensor.kind.size == 1:
         return None
-    share = float(np.mean(tensor.target.view(np.uint8) != tensor.base.view(np.uint8)))
+    share = np.count_nonzero(tensor.target.view(np.uint8) != tensor.base.view(np.uint8)) / tensor.job.size
     if not 0 < share < 1:
         return None
     bits_of_a_byte = 8 * share - share * math.log2(share) - (1 - share) * math.log2(1 - share)
