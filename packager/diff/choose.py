@@ -135,12 +135,23 @@ class _Sampler:
 
     def __init__(self, tensor: Tensor, pieces: list[slice], goal: Signed, effort: Effort) -> None:
         self.tensor, self.pieces, self.goal, self.effort = tensor, pieces, goal, effort
+        self._fit: Fit | None = None
+        self._made: dict[bool, Prediction] = {}
 
     def prediction(self, fit: Fit | None, *, is_near: bool) -> Prediction:
+        """Of all pieces; those of the last fit are kept, since it is tried in several ways."""
+        if fit is not self._fit:
+            self._fit, self._made = fit, {}
+        if is_near not in self._made:
+            self._made[is_near] = self._predicted(None if fit is None else _in_force(fit), is_near=is_near)
+        return self._made[is_near]
+
+    def _predicted(self, parameters: Parameters | None, *, is_near: bool) -> Prediction:
         tensor = self.tensor
         assert tensor.base is not None
         parts = [
-            predict_block(tensor.base[piece], tensor.kind, fit, piece.start, is_near=is_near) for piece in self.pieces
+            _predicted(tensor.base[piece], tensor.kind, parameters, piece.start, is_near=is_near)
+            for piece in self.pieces
         ]
         bits = np.concatenate([part.bits for part in parts])
         if not is_near:
@@ -188,9 +199,15 @@ class _Sampler:
 
 
 def predict_block(base: Bits, kind: ElementType, fit: Fit | None, first: int, *, is_near: bool) -> Prediction:
-    if fit is None:
+    return _predicted(base, kind, None if fit is None else _in_force(fit), first, is_near=is_near)
+
+
+def _predicted(
+    base: Bits, kind: ElementType, parameters: Parameters | None, first: int, *, is_near: bool
+) -> Prediction:
+    if parameters is None:
         return Prediction(base, None, None)
-    return parameter_prediction(base, kind, _in_force(fit), first, is_near=is_near)
+    return parameter_prediction(base, kind, parameters, first, is_near=is_near)
 
 
 def _in_force(fit: Fit) -> Parameters:
