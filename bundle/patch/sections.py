@@ -28,7 +28,7 @@ LZMA2_FILTER: Final = 0x21  # its id in the .xz format
 # of its literals and positions: the preset's own, for text, for words of 32 bits
 LZMA_CONTEXTS: Final[tuple[dict[str, int], ...]] = ({}, {"lc": 4, "pb": 0}, {"lc": 0, "lp": 2})
 
-_MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
+MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
 
 
 def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
@@ -176,7 +176,7 @@ def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, i
 
 
 def _decompressor(dictionary: bytes) -> zstandard.ZstdDecompressor:
-    if len(dictionary) < _MIN_DICTIONARY_BYTES:
+    if len(dictionary) < MIN_DICTIONARY_BYTES:
         return zstandard.ZstdDecompressor()
     raw = zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
     return zstandard.ZstdDecompressor(dict_data=raw)

@@ -6,6 +6,8 @@ A dictionary that is loaded as such is searched otherwise, and made one small pa
 import sys
 from typing import Final
 
+from bundle.patch.sections import MIN_DICTIONARY_BYTES
+
 if sys.version_info >= (3, 14):
     from compression import zstd
     from compression.zstd import CompressionParameter
@@ -13,7 +15,6 @@ else:
     from backports import zstd
     from backports.zstd import CompressionParameter
 
-_MIN_PREFIX_BYTES: Final = 8
 _LONG_DISTANCE_BYTES: Final = 1 << 20
 
 
@@ -21,7 +22,7 @@ def pack_after(prefix: bytes, data: bytes, level: int) -> bytes:
     """One zstd frame of `data` without checksum, content size and dictionary id, as BYTES frames hold it.
 
     Args:
-        prefix: what the decoder has as raw content dictionary; of fewer than 8 bytes it has none.
+        prefix: what the decoder has as raw content dictionary; one of fewer than `MIN_DICTIONARY_BYTES` is none.
     """
     if not data:
         return b""
@@ -33,6 +34,6 @@ def pack_after(prefix: bytes, data: bytes, level: int) -> bytes:
         CompressionParameter.checksum_flag: 0,
         CompressionParameter.dict_id_flag: 0,
     }
-    if len(prefix) < _MIN_PREFIX_BYTES:
+    if len(prefix) < MIN_DICTIONARY_BYTES:
         return zstd.compress(data, options=options)
     return zstd.compress(data, options=options, zstd_dict=zstd.ZstdDict(prefix, is_raw=True).as_prefix)
