@@ -299,8 +299,8 @@ def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None
 
 def _common_factor(numbers: Signed) -> int:
     """The power of two that nearly all are multiples of (rule 4); those that are not cost a remainder."""
-    some = numbers[:: max(1, len(numbers) // FACTOR_SAMPLE)]
-    some = some[some != 0]
+    some = numbers[numbers != 0]
+    some = some[:: max(1, len(some) // FACTOR_SAMPLE)]
     zeros = int(np.sort(_last_zeros(some))[int(FACTOR_EXCEPTIONS * (len(some) - 1))]) if len(some) else 0
     return 1 << min(zeros, 8 * numbers.dtype.itemsize - 2)
 
