@@ -22,7 +22,7 @@ from bundle.patch.numbers import varint
 from bundle.patch.sections import write_section
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.directory import path_of
-from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob
+from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob, block_elements
 from packager.diff.matching import Array, Match, match_arrays
 from packager.diff.pack import Effort
 from packager.diff.raw import FRAME_BYTES, Piece, RawJob, cut
@@ -34,7 +34,8 @@ MAX_ITEMS: Final = 4096
 MAX_RUNS: Final = 2048  # of rows in one job
 SMALL_ELEMENTS: Final = 2048
 COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
-COPIED_ROWS_BYTES: Final = 256  # more than a class for each row takes, copying may cost: it is faster
+COPIED_ROWS_BYTES: Final = 256  # more than coding all rows takes, copying may cost: it is faster
+BLOCK_BYTES: Final = 64  # what a block of rows takes that hardly changed, beside a class for each row
 MIN_ROW_BYTES: Final = 32
 
 
@@ -145,7 +146,14 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
     )
     copies += [(gap.address, start, gap.size) for gap, start in beside.items()]
     for path, pieces in gaps.items():
-        planned += _raw_jobs(path, [gap for gap in pieces if gap not in beside], set(beside.values()), new, old, effort)
+        planned += _raw_jobs(
+            path,
+            [gap for gap in pieces if gap not in beside],
+            {(start, gap.size) for gap, start in beside.items()},
+            new,
+            old,
+            effort,
+        )
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
@@ -288,7 +296,9 @@ def _changed_rows(match: Match, new: _Bundle, old: _Bundle) -> list[Run] | None:
     edges = [0, *(np.flatnonzero(np.diff(changed)) + 1).tolist(), len(changed)]
     lengths = b"".join(varint((b - a) * row_bytes) for a, b in pairwise(edges))
     # The lengths of all runs are in both tables, that of copies and that of segments, as lengths or as gaps.
-    if 2 * len(write_section(lengths)) > len(write_section(changed.tobytes())) + COPIED_ROWS_BYTES:
+    blocks = -(-_elements(region) // block_elements(region.dtype))
+    coded = len(write_section(changed.tobytes())) + BLOCK_BYTES * blocks
+    if 2 * len(write_section(lengths)) > coded + COPIED_ROWS_BYTES:
         return None
     return [(a, b, bool(changed[a])) for a, b in pairwise(edges)]
 
@@ -331,12 +341,12 @@ def _copied_gaps(copies: list[Copied], gaps: list[Piece], new: _Bundle, old: _Bu
 
 
 def _raw_jobs(
-    path: str, gaps: list[Piece], copied: set[int], new: _Bundle, old: _Bundle | None, effort: Effort
+    path: str, gaps: list[Piece], copied: set[tuple[int, int]], new: _Bundle, old: _Bundle | None, effort: Effort
 ) -> Iterator[Planned]:
     file = next(file for file in new.directory.files if file.path == path)
     like = counterpart(file, old.directory.files) if old is not None else None
     held = old.gaps(like.path) if old is not None and like is not None else []
-    base = tuple(gap for gap in held if gap.address not in copied)
+    base = tuple(gap for gap in held if (gap.address, gap.size) not in copied)
     if new.regions[path]:
         for run in cut(gaps, FRAME_BYTES, MAX_ITEMS):
             yield Planned(run[0].address, RawJob(run, base, False, effort), path, "structure", "", ())

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from bundle.patch.elements import TYPES, from_values, ordered, to_doubles, unordered
 from packager.diff.encode import make_patch
+from packager.diff.pack import Effort, write_part
 from packager.diff.prefix import pack_after
 from packager.quantize.update.candidate import on_grid
 from tests.patch import models
@@ -255,6 +256,27 @@ def test_single_bytes_edited_in_a_model_cost_what_generic_tools_take(
     assert applied(patch, base) == target
     peers = bsdiff4.diff(base["m"], target["m"]), pack_after(base["m"], target["m"], 19)
     assert len(patch) <= min(map(len, peers)) + 1024
+
+
+def test_a_few_edits_in_a_large_tensor_cost_a_few_bytes_each(tmp_path: Path) -> None:
+    old = np.random.default_rng(14).normal(0, 0.05, (5000, 400)).astype(np.float32)
+    new, places = old.copy(), np.random.default_rng(15).choice(old.size, 80, replace=False)
+    new.reshape(-1).view(np.uint8).reshape(-1, 4)[places, 1] ^= 0x55
+    base, target = ({"m": models.safetensors({"w": each})} for each in (old, new))
+    patch, _ = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+    assert len(patch) < 500 + 16 * len(places)
+
+
+def test_rare_numbers_are_packed_as_what_they_are_and_not_as_multiples() -> None:
+    numbers = np.zeros(1 << 18, np.int8)
+    rng = np.random.default_rng(16)
+    places = rng.choice(len(numbers), len(numbers) // 1000, replace=False)
+    numbers[places] = rng.integers(1, 256, len(places)).astype(np.uint8).view(np.int8)
+    # A sample of all numbers holds four that are not 0, which all may be even.
+    entropy_bits = len(numbers) * (8e-3 - 1e-3 * np.log2(1e-3) - 0.999 * np.log2(0.999))
+    for shift in range(64):
+        assert len(write_part(np.roll(numbers, shift), Effort())) < 1.1 * entropy_bits / 8
 
 
 @pytest.mark.filterwarnings("error")
