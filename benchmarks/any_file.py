@@ -111,7 +111,7 @@ def measured(name: str, base: bytes, target: bytes) -> dict[str, Any]:
             try:
                 encode, apply = BUILDERS[codec](old, new, patch, out)
                 encode()
-            except Exception as error:  # peers fail in their own ways, on empty files for one
+            except Exception as error:  # peers fail in their own ways, on empty files for one; ours is raised again
                 if codec == "airweights":
                     raise
                 sizes[codec] = None

@@ -143,14 +143,14 @@ class _Sampler:
         if fit is not self._fit:
             self._fit, self._made = fit, {}
         if is_near not in self._made:
-            self._made[is_near] = self._predicted(None if fit is None else _in_force(fit), is_near=is_near)
+            self._made[is_near] = self._predicted(in_force(fit), is_near=is_near)
         return self._made[is_near]
 
     def _predicted(self, parameters: Parameters | None, *, is_near: bool) -> Prediction:
         tensor = self.tensor
         assert tensor.base is not None
         parts = [
-            _predicted(tensor.base[piece], tensor.kind, parameters, piece.start, is_near=is_near)
+            predict_block(tensor.base[piece], tensor.kind, parameters, piece.start, is_near=is_near)
             for piece in self.pieces
         ]
         bits = np.concatenate([part.bits for part in parts])
@@ -198,19 +198,19 @@ class _Sampler:
         return 8.0 * len(write_planes(bits, self.effort))
 
 
-def predict_block(base: Bits, kind: ElementType, fit: Fit | None, first: int, *, is_near: bool) -> Prediction:
-    return _predicted(base, kind, None if fit is None else _in_force(fit), first, is_near=is_near)
-
-
-def _predicted(
+def predict_block(
     base: Bits, kind: ElementType, parameters: Parameters | None, first: int, *, is_near: bool
 ) -> Prediction:
+    """The base's elements, or what parameters make of those from the tensor's element `first` on."""
     if parameters is None:
         return Prediction(base, None, None)
     return parameter_prediction(base, kind, parameters, first, is_near=is_near)
 
 
-def _in_force(fit: Fit) -> Parameters:
+def in_force(fit: Fit | None) -> Parameters | None:
+    """A fit as the decoder holds it."""
+    if fit is None:
+        return None
     parameters = Parameters(1 << 40)
     parameters.gain, parameters.left, parameters.right = fit.gain, fit.left, fit.right
     return parameters

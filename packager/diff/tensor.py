@@ -25,7 +25,7 @@ from bundle.patch.parameters import ONE, Factor, ParameterKind
 from bundle.patch.sections import write_section
 from bundle.patch.single_thread import single_threaded
 from bundle.patch.typed import Coder, Flag, Predictor
-from packager.diff.choose import Plan, choose, predict_block
+from packager.diff.choose import Plan, choose, in_force, predict_block
 from packager.diff.jobs import Tensor, TensorJob, block_elements
 from packager.diff.pack import (
     Effort,
@@ -174,7 +174,7 @@ def _block(tensor: Tensor, plan: Plan, start: int, end: int) -> bytes:
     prediction = None
     if plan.predictor is not Predictor.NONE:
         assert tensor.base is not None
-        prediction = predict_block(tensor.base[start:end], kind, plan.fit, start, is_near=plan.is_near)
+        prediction = predict_block(tensor.base[start:end], kind, in_force(plan.fit), start, is_near=plan.is_near)
     residual = residual_of(ordered(target, kind), prediction, kind)
     flags = Flag.NEAR if plan.is_near else Flag(0)
     if tensor.job.is_transposed and prediction is not None:
