@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from packager.golden import make_golden
 from packager.quantize.agreement import OutputFidelity
-from packager.quantize.fidelity import Thresholds, gate
+from packager.quantize.fidelity import GateReport, Thresholds, gate
 from packager.quantize.prepare import prepare
 from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
@@ -236,16 +236,12 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
 def test_prices_that_change_little_are_followed_by_wider_steps(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, new, samples = text_update
-    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
-    ordinary = gate(new, base, samples)
+    ordinary, solver = _to_search(text_update, tmp_path)
     assert ordinary.relative_rms is not None
     # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
     below = 0.95 * 1.5 * (1 - search.UNTOLD / math.sqrt(ordinary.samples))
     told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
-    grids = [grid_of(weight) for weight in read_template(template, prepared)]
     monkeypatch.setattr(search, "FIRST_PRICE", search.FIRST_PRICE * 1e-4)
-    solver = Solver(template, prepared, grids, samples.take(16), {}, tmp_path)
     found = search.Search(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
     found.run()
     _, first, second, third, *_ = found.points
@@ -257,16 +253,20 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
 def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, new, samples = text_update
-    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
-    ordinary = gate(new, base, samples)
-    grids = [grid_of(weight) for weight in read_template(template, prepared)]
-    solver = Solver(template, prepared, grids, samples.take(16), {}, tmp_path)
+    ordinary, solver = _to_search(text_update, tmp_path)
     widest, wide, *finer = LEFTOVER_STEPS
     errors = {widest: 1.04, wide: 1.02, **dict.fromkeys(finer, 1.0)}
     monkeypatch.setattr(search, "MAX_SOLUTIONS", 0)
     search.Search(solver, lambda _: ordinary, lambda _: errors[solver.leftover_step], ordinary, 1.5, None).run()
     assert solver.leftover_step == wide
+
+
+def _to_search(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateReport, Solver]:
+    """What the old model's answers are worth for the new one, and a solver between them."""
+    base, new, samples = update
+    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
+    grids = [grid_of(weight) for weight in read_template(template, prepared)]
+    return gate(new, base, samples), Solver(template, prepared, grids, samples.take(16), {}, folder)
 
 
 def _scaled(output: OutputFidelity, factor: float) -> OutputFidelity:
