@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import zstandard
-
 from bundle.files import BundleDirectory
 from packager.diff.counterpart import counterpart
 from packager.diff.directory import path_of
+from packager.diff.prefix import pack_after
 from packager.regions.find import find_regions
 
 LEVEL: Final = 1
@@ -23,10 +22,8 @@ BYTES_SHARE: Final = 0.2
 TYPED_SHARE: Final = 0.95
 SURE_SHARE_OF_TARGET: Final = 0.01
 FOUND_SHARE: Final = 0.99
-HASH_LOG: Final = 22  # the level's own remembers 16,384 places of the base, and so misses most of what was moved
 PIECE_BYTES: Final = 24 << 20
 PREFIX_BYTES: Final = 48 << 20
-_CHUNK_BYTES: Final = 1 << 20
 
 
 def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDirectory) -> bool:
@@ -56,7 +53,7 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
         like = counterpart(file, base.files) if base is not None else None
         if like is None or (like.size, like.sha256) != (file.size, file.sha256):
             alike = path_of(base, like) if base is not None and like is not None else None
-            for piece in _quick_sizes(path_of(target, file), alike):
+            for piece in quick_sizes(path_of(target, file), alike):
                 quick += piece
                 if size < share * quick:
                     return True
@@ -73,12 +70,12 @@ def is_found_again(base: BundleDirectory, target: BundleDirectory) -> bool:
         like = counterpart(file, base.files)
         if file.size and like is not None:
             place = path_of(target, file)
-            after += sum(_quick_sizes(place, path_of(base, like)))
-            alone += sum(_quick_sizes(place, None))
+            after += sum(quick_sizes(place, path_of(base, like)))
+            alone += sum(quick_sizes(place, None))
     return after < FOUND_SHARE * alone
 
 
-def _quick_sizes(place: Path, alike: Path | None) -> Iterator[int]:
+def quick_sizes(place: Path, alike: Path | None) -> Iterator[int]:
     """Piece by piece, each with the part of the base that lies where it lies: so memory does not follow the file."""
     total = place.stat().st_size
     held = alike.stat().st_size if alike is not None else 0
@@ -86,21 +83,10 @@ def _quick_sizes(place: Path, alike: Path | None) -> Iterator[int]:
         middle = (start + PIECE_BYTES // 2) * held // total
         begin = max(0, min(middle - PREFIX_BYTES // 2, held - PREFIX_BYTES))
         prefix = _read(alike, begin, PREFIX_BYTES) if alike is not None else b""
-        yield _packed_size(_read(place, start, PIECE_BYTES), prefix)
+        yield len(pack_after(prefix, _read(place, start, PIECE_BYTES), LEVEL))
 
 
 def _read(place: Path, start: int, length: int) -> bytes:
     with place.open("rb") as stream:
         stream.seek(start)
         return stream.read(length)
-
-
-def _packed_size(data: bytes, prefix: bytes) -> int:
-    window_log = min(27, max(20, (len(data) + len(prefix)).bit_length()))
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        LEVEL, source_size=len(data), window_log=window_log, enable_ldm=bool(prefix), hash_log=HASH_LOG
-    )
-    raw = zstandard.ZstdCompressionDict(prefix, dict_type=zstandard.DICT_TYPE_RAWCONTENT) if len(prefix) >= 8 else None
-    packer = zstandard.ZstdCompressor(compression_params=parameters, dict_data=raw).compressobj()
-    size = sum(len(packer.compress(data[i : i + _CHUNK_BYTES])) for i in range(0, len(data), _CHUNK_BYTES))
-    return size + len(packer.flush())

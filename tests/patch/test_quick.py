@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from packager.diff.quick import ALWAYS_BYTES, is_found_again
+from packager.diff.directory import path_of
+from packager.diff.quick import ALWAYS_BYTES, is_found_again, quick_sizes
 from tests.patch.bundles import written
 
 NOISE = np.random.default_rng(17).bytes(3 * ALWAYS_BYTES)
@@ -28,3 +29,12 @@ def test_a_dictionary_is_tried_where_runs_of_the_base_are_found(
 ) -> None:
     sides = [written(tmp_path / name, {"m": data}) for name, data in (("base", base), ("target", target))]
     assert is_found_again(sides[0], sides[1]) == is_found
+
+
+def test_a_long_file_that_hardly_changed_is_seen_as_such(tmp_path: Path) -> None:
+    data = np.random.default_rng(19).bytes(20 << 20)
+    edited = bytearray(data)
+    edited[:: 1 << 20] = bytes(len(edited[:: 1 << 20]))
+    sides = [written(tmp_path / name, {"m": bytes(each)}) for name, each in (("base", data), ("target", edited))]
+    place, alike = (path_of(side, side.files[0]) for side in reversed(sides))
+    assert sum(quick_sizes(place, alike)) < 0.01 * len(data)
