@@ -10,7 +10,7 @@ from typing import Final
 from device_agent.planner import DeviceFacts
 
 # features that a decoder of this version has beyond the base set (bundle.patch.container, which needs numpy to load)
-DECODERS: Final = frozenset({"delta", "stream", "typed"})
+DECODERS: Final = frozenset({"delta", "edit", "stream", "typed"})
 OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature → the module that it needs
 RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_openvino", "onnxruntime_qnn")
 

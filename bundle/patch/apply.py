@@ -16,11 +16,12 @@ from bundle.errors import PatchCorruptRefused, PatchLimitRefused, WrongBaseRefus
 from bundle.files import BundleFile
 from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
 from bundle.patch.delta import decode_delta
+from bundle.patch.edits import decode_edits
 from bundle.patch.layout import Base, BaseLine, Target, TargetLine
 from bundle.patch.limits import DEFAULT, PatchLimits
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters
-from bundle.patch.ranges import read_base_ranges, read_count, read_target_ranges
+from bundle.patch.ranges import read_base_ranges, read_copied_ranges, read_target_ranges
 from bundle.patch.sections import read_section, unpack_zstd
 from bundle.patch.single_thread import single_threaded
 from bundle.patch.steady_heap import steady_heap
@@ -91,6 +92,9 @@ class _Applier:
         match frame.op:
             case Op.COPY:
                 self._copy(frame)
+            case Op.EDIT:
+                for (start, base_start, length), edits in decode_edits(frame, self._announced, self._items):
+                    self._target.copy(start, base_start, length, frame.where, edits)
             case Op.BYTES:
                 self._bytes(frame)
             case Op.DELTA:
@@ -116,17 +120,8 @@ class _Applier:
         table = read_section(payload, self._announced.payload_bytes, "copy table")
         payload.end()
         frame.check_plain(table)
-        cursor = Cursor(table, frame.where)
-        target_end = base_end = 0
-        for _ in range(read_count(cursor, self._items)):
-            start = target_end + cursor.varint()
-            base_start = base_end + cursor.signed_varint()
-            length = cursor.varint()
-            if length == 0:
-                raise PatchCorruptRefused(f"{frame.where}: empty range")
+        for start, base_start, length in read_copied_ranges(Cursor(table, frame.where), self._items):
             self._target.copy(start, base_start, length, frame.where)
-            target_end, base_end = start + length, base_start + length
-        cursor.end()
 
     def _bytes(self, frame: Frame) -> None:
         self._check_pending(frame)

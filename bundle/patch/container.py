@@ -39,7 +39,7 @@ from bundle.patch.sections import pack_zstd, unpack_zstd
 
 MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
 VERSION: Final = 1
-FEATURES: Final = ("delta", "lzma", "pcodec", "stream", "typed")
+FEATURES: Final = ("delta", "edit", "lzma", "pcodec", "stream", "typed")
 
 MODULE_OF_FEATURE: Final = {"lzma": "_lzma", "pcodec": "pcodec"}
 
@@ -59,9 +59,17 @@ class Op(IntEnum):
     MORE = 5
     PARAM = 6
     TYPED = 7
+    EDIT = 8
 
 
-FEATURE_OF_OP: Final = {Op.DELTA: "delta", Op.STREAM: "stream", Op.MORE: "stream", Op.PARAM: "typed", Op.TYPED: "typed"}
+FEATURE_OF_OP: Final = {
+    Op.DELTA: "delta",
+    Op.STREAM: "stream",
+    Op.MORE: "stream",
+    Op.PARAM: "typed",
+    Op.TYPED: "typed",
+    Op.EDIT: "edit",
+}
 
 
 class ForwardReader(Protocol):

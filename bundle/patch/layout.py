@@ -4,7 +4,7 @@ An address is an offset into the concatenation of the files in table order: a ra
 
 Rules:
 1. The target is written forward only. What is decoded ahead of the cursor waits, at most `pending_bytes` and `items` of
-   it; ranges to copy wait as ranges and are copied when the cursor reaches them.
+   it; ranges to copy wait as ranges, with their edits, and are copied when the cursor reaches them.
 2. A range lies inside its table. In the target no two ranges overlap, and together they leave no hole.
 3. A file is ended only after its SHA-256 has been compared with the table's.
 """
@@ -12,6 +12,7 @@ Rules:
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
@@ -49,6 +50,25 @@ class Target(Protocol):
     def end_file(self) -> None:
         """The file is complete and its SHA-256 is the table's."""
         ...
+
+
+class Edits(Protocol):
+    """What differs in a range that is copied otherwise."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What it counts as while it waits."""
+        ...
+
+    def applied(self, data: bytes, offset: int) -> bytes | memoryview:
+        """The base's bytes from `offset` of the range on, with the edits; a piece begins at a multiple of 8."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    base_start: int
+    edits: Edits | None
 
 
 class BaseLine:
@@ -112,9 +132,9 @@ class TargetLine:
         self._max_pending = pending_bytes
         self._max_items = items
         self._pending = 0
-        # Sorted by start, descending, so that the next one is popped from the end. An int is a base address to copy.
+        # Sorted by start, descending, so that the next one is popped from the end.
         self._starts: list[int] = []
-        self._waiting: list[tuple[int, int | bytes]] = []
+        self._waiting: list[tuple[int, bytes | _Copy]] = []
 
     def begin(self) -> None:
         """Open the first file, and end those that are empty."""
@@ -132,18 +152,16 @@ class TargetLine:
                 self._write(piece)
                 self._drain()
             elif length:
-                if self._pending + length > self._max_pending:
-                    raise PatchLimitRefused(
-                        f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending}"
-                    )
-                self._pending += length
+                self._add_pending(length, where)
                 self._insert(start, length, bytes(piece), where)
 
-    def copy(self, start: int, base_start: int, length: int, where: str) -> None:
-        """A range of the target that equals a range of the base."""
+    def copy(self, start: int, base_start: int, length: int, where: str, edits: Edits | None = None) -> None:
+        """A range of the target that equals a range of the base but for its edits."""
         self._base.check(base_start, length, where)
+        if edits is not None:
+            self._add_pending(edits.waiting_bytes, where)
         if length:
-            self._insert(start, length, base_start, where)
+            self._insert(start, length, _Copy(base_start, edits), where)
 
     def write_here(self, data: bytes | memoryview, where: str) -> None:
         """Bytes at the cursor, from a stream."""
@@ -159,7 +177,14 @@ class TargetLine:
         if self.cursor != self.size or self._waiting:
             raise PatchRangeRefused(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
 
-    def _insert(self, start: int, length: int, item: int | bytes, where: str) -> None:
+    def _add_pending(self, length: int, where: str) -> None:
+        if self._pending + length > self._max_pending:
+            raise PatchLimitRefused(
+                f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending}"
+            )
+        self._pending += length
+
+    def _insert(self, start: int, length: int, item: bytes | _Copy, where: str) -> None:
         self._check_free(start, length, where)
         if len(self._waiting) >= self._max_items:
             raise PatchLimitRefused(f"{where}: more than {self._max_items} ranges wait ahead of the cursor")
@@ -191,7 +216,10 @@ class TargetLine:
                 self._write(item)
                 continue
             for offset in range(0, length, IO_CHUNK_BYTES):
-                self._write(self._base.read(item + offset, min(IO_CHUNK_BYTES, length - offset)))
+                piece = self._base.read(item.base_start + offset, min(IO_CHUNK_BYTES, length - offset))
+                self._write(piece if item.edits is None else item.edits.applied(piece, offset))
+            if item.edits is not None:
+                self._pending -= item.edits.waiting_bytes
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)

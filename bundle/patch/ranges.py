@@ -3,7 +3,9 @@
 Rules:
 1. Target ranges ascend and do not touch what was before them: each is (gap from the end of the one before, length).
 2. Base ranges may go anywhere: each is (signed distance from the end of the one before, length).
-3. A table has at most `items` entries and its lengths sum up to at most the caller's limit; none is empty.
+3. Ranges that are copied are (gap, signed distance, length), as in rules 1 and 2.
+4. A table has at most `items` entries, none of them empty; its lengths sum up to at most the caller's limit, but for
+   ranges that are copied.
 """
 
 from collections.abc import Sequence
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
 from bundle.patch.layout import BaseLine, Range
 from bundle.patch.numbers import Cursor, signed_varint, varint
+
+Copied = tuple[int, int, int]  # target address, base address, length (bytes)
 
 
 def write_target_ranges(ranges: Sequence[Range]) -> bytes:
@@ -24,7 +28,7 @@ def write_target_ranges(ranges: Sequence[Range]) -> bytes:
 
 
 def read_target_ranges(cursor: Cursor, items: int, limit: int) -> list[Range]:
-    """Rules 1 and 3; that they lie inside the target is checked where they are placed."""
+    """Rules 1 and 4; that they lie inside the target is checked where they are placed."""
     out: list[Range] = []
     end = total = 0
     for _ in range(read_count(cursor, items)):
@@ -47,7 +51,7 @@ def write_base_ranges(ranges: Sequence[Range]) -> bytes:
 
 
 def read_base_ranges(cursor: Cursor, base: BaseLine, items: int, limit: int) -> list[Range]:
-    """Rules 2 and 3; each lies inside the base."""
+    """Rules 2 and 4; each lies inside the base."""
     out: list[Range] = []
     end = total = 0
     for _ in range(read_count(cursor, items)):
@@ -57,6 +61,32 @@ def read_base_ranges(cursor: Cursor, base: BaseLine, items: int, limit: int) -> 
         base.check(start, length, cursor.where)
         end = start + length
         out.append((start, length))
+    return out
+
+
+def write_copied_ranges(ranges: Sequence[Copied]) -> bytes:
+    """Rule 3; target addresses ascend."""
+    out = [varint(len(ranges))]
+    end = base_end = 0
+    for start, base, length in ranges:
+        out += [varint(start - end), signed_varint(base - base_end), varint(length)]
+        end, base_end = start + length, base + length
+    return b"".join(out)
+
+
+def read_copied_ranges(cursor: Cursor, items: int) -> list[Copied]:
+    """Rules 3 and 4, to the cursor's end; that they lie inside target and base is checked where they are copied."""
+    out: list[Copied] = []
+    end = base_end = 0
+    for _ in range(read_count(cursor, items)):
+        start = end + cursor.varint()
+        base = base_end + cursor.signed_varint()
+        length = cursor.varint()
+        if length == 0:
+            raise PatchCorruptRefused(f"{cursor.where}: empty range")
+        end, base_end = start + length, base + length
+        out.append((start, base, length))
+    cursor.end()
     return out
 
 

@@ -5,7 +5,7 @@ from typing import Final
 
 from bundle.files import BundleDirectory
 from bundle.patch.container import Op, frame_bytes
-from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.ranges import Copied, write_copied_ranges
 from bundle.patch.sections import write_section
 from bundle.patch.stream import most_triples
 from packager.diff.counterpart import addresses, counterpart
@@ -98,14 +98,9 @@ def _write_file_delta(base: Piece | None, target: Piece, spool: Spool) -> tuple[
     return sum(spool.write(frame.frame) for frame in frames), "bzip2, zstd, LZMA"
 
 
-def copy_frame(ranges: list[tuple[int, int, int]]) -> bytes:
-    """A COPY frame of (target address, base address, bytes), ascending."""
-    table = [varint(len(ranges))]
-    end = base_end = 0
-    for start, base, length in ranges:
-        table += [varint(start - end), signed_varint(base - base_end), varint(length)]
-        end, base_end = start + length, base + length
-    plain = b"".join(table)
+def copy_frame(ranges: list[Copied]) -> bytes:
+    """A COPY frame; target addresses ascend."""
+    plain = write_copied_ranges(ranges)
     return frame_bytes(Op.COPY, write_section(plain), plain)
 
 

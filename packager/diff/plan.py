@@ -17,11 +17,14 @@ from typing import Final
 import numpy as np
 
 from bundle.files import BundleDirectory
+from bundle.patch.edits import WAITING_BYTES
 from bundle.patch.elements import BY_NAME
 from bundle.patch.numbers import varint
+from bundle.patch.ranges import Copied
 from bundle.patch.sections import write_section
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.directory import path_of
+from packager.diff.edits import Change, EditedPiece, EditJob, compare, edit_jobs, pieces_of, unit_of, with_copies
 from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob, block_elements
 from packager.diff.matching import Array, Match, match_arrays
 from packager.diff.pack import Effort
@@ -39,9 +42,6 @@ BLOCK_BYTES: Final = 64  # what a block of rows takes that hardly changed, besid
 MIN_ROW_BYTES: Final = 32
 
 
-Copied = tuple[int, int, int]  # target address, base address, bytes
-
-
 @dataclass(frozen=True, slots=True)
 class CopyJob:
     """Ranges that the base holds, ascending."""
@@ -55,7 +55,7 @@ class CopyJob:
 
 
 Run = tuple[int, int, bool]  # first row, end, did they change
-Job = CopyJob | RawJob | TensorJob
+Job = CopyJob | EditJob | RawJob | TensorJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
     new = _Bundle(target)
     old = _Bundle(base) if base is not None else None
     copies: list[Copied] = []
+    edited: dict[str, list[tuple[Match, Change]]] = defaultdict(list)
     planned: list[Planned] = []
     small: list[Match] = []
     handled = set()
@@ -134,15 +135,20 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
     else:
         matches = [Match(array, None, False) for array in arrays]
     for match in matches:
-        if old is not None and match.base is not None and _is_same(match, new, old):
+        change = _change(match, new, old)
+        if change is not None and match.base is not None and change.runs == 0:
             copies.append((match.target.address, match.base.address, match.target.region.size))
+        elif change is not None and change.is_edited:
+            edited[match.target.region.dtype].append((match, change))
         elif _elements(match.target.region) < SMALL_ELEMENTS and not match.is_transposed:
             small.append(match)
         else:
             planned += _tensor_jobs(match, new, old, effort)
+    edits = _edited_pieces(edited, new, old) if old is not None else {}
+    held = copies + [(p.target.address, p.base.address, p.size) for made in edits.values() for p in made]
     gaps = {file.path: new.gaps(file.path) for file in target.files if file.path not in handled}
     beside = (
-        _copied_gaps(copies, [gap for pieces in gaps.values() for gap in pieces], new, old) if old is not None else {}
+        _copied_gaps(held, [gap for pieces in gaps.values() for gap in pieces], new, old) if old is not None else {}
     )
     copies += [(gap.address, start, gap.size) for gap, start in beside.items()]
     for path, pieces in gaps.items():
@@ -154,6 +160,9 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
             old,
             effort,
         )
+    edits, copies = with_copies(edits, copies)
+    for unit, made in edits.items():
+        planned += _edit_jobs(unit, made, effort)
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
@@ -177,6 +186,9 @@ def pending_bytes(plans: list[Planned]) -> int:
     for plan in plans:
         if isinstance(plan.job, CopyJob):
             ranges = [(start, length, 0) for start, _, length in plan.job.ranges]
+        elif isinstance(plan.job, EditJob):
+            ranges = [(p.target.address, p.size, WAITING_BYTES * p.edits) for p in plan.job.pieces]
+            worst = max(worst, waiting + WAITING_BYTES * plan.job.edits)  # they wait until the frame is read
         elif isinstance(plan.job, RawJob):
             ranges = [(piece.address, piece.size, piece.size) for piece in plan.job.target]
         else:
@@ -371,11 +383,33 @@ def _copy_jobs(copies: list[Copied]) -> Iterator[Planned]:
         yield Planned(ranges[0][0], CopyJob(ranges), "", f"{len(ranges)} unchanged ranges", "", ())
 
 
-def _is_same(match: Match, new: _Bundle, old: _Bundle) -> bool:
-    if match.base is None or match.is_transposed:
-        return False
-    ours, theirs = new.content(match.target), old.content(match.base)
-    return bool(np.array_equal(np.frombuffer(ours, np.uint8), np.frombuffer(theirs, np.uint8)))
+def _change(match: Match, new: _Bundle, old: _Bundle | None) -> Change | None:
+    """None where it has no base, or is not nearly the same."""
+    if old is None or match.base is None or match.is_transposed:
+        return None
+    return compare(new.content(match.target), old.content(match.base), BY_NAME[match.target.region.dtype])
+
+
+def _edited_pieces(
+    edited: dict[str, list[tuple[Match, Change]]], new: _Bundle, old: _Bundle
+) -> dict[str, list[EditedPiece]]:
+    out: dict[str, list[EditedPiece]] = defaultdict(list)
+    for dtype, found in edited.items():
+        kind = BY_NAME[dtype]
+        unit = unit_of(kind, (change for _, change in found))
+        for match, change in found:
+            assert match.base is not None
+            out[unit.name] += pieces_of(new.place(match.target), old.place(match.base), kind, unit, change)
+    return out
+
+
+def _edit_jobs(unit: str, pieces: list[EditedPiece], effort: Effort) -> Iterator[Planned]:
+    for job in edit_jobs(unit, pieces, effort):
+        start = job.pieces[0].target.address
+        if job.edits:
+            yield Planned(start, job, "", f"{job.edits} edits of {unit}", unit, ())
+        else:
+            yield Planned(start, CopyJob(tuple(job.ranges())), "", "unchanged ranges", "", ())
 
 
 def _elements(region: Region) -> int:

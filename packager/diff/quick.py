@@ -33,9 +33,12 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
         size: bytes of the typed patch.
     """
     total = sum(file.size for file in target.files)
+    found = find_regions(target)
+    if len(target.files) == 1 and not any(found.values()):
+        return True  # a file without arrays has been tried with all of them
     if total <= (ALWAYS_BYTES if base is not None else ALWAYS_FROM_NOTHING_BYTES):
         return False
-    regions = [region for found in find_regions(target).values() for region in found]
+    regions = [region for inside in found.values() for region in inside]
     typed = sum(region.size for region in regions)
     if typed < TYPED_SHARE * total:
         return False

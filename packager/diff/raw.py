@@ -7,7 +7,8 @@ Rules:
    - BYTES with the base's file as dictionary;
    - DELTA, also as if there were no base, for its bzip2, which is good at digits;
    - STREAM by zstd and by LZMA; bsdiff's triples in a STREAM by LZMA;
-   - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so.
+   - TYPED bytes where both files are equally long: what was edited in place is coded nearest to its entropy so;
+   - EDIT where few of these bytes differ. Where that is far below what zstd makes quickly, nothing else is tried.
 """
 
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from bundle.patch.container import Op, frame_bytes
+from bundle.patch.edits import WAITING_BYTES
+from bundle.patch.elements import BY_NAME
 from bundle.patch.layout import Range
-from bundle.patch.ranges import write_base_ranges, write_target_ranges
+from bundle.patch.ranges import write_base_ranges, write_copied_ranges, write_target_ranges
 from bundle.patch.sections import write_section
 from bundle.patch.stream import most_triples
 from packager.diff.delta import Found, delta_content, delta_frames, find_pieces, nothing_found
+from packager.diff.edits import compare, edit_jobs, encode_edits, pieces_of
 from packager.diff.jobs import Place, Segment, TensorJob, block_elements
 from packager.diff.pack import Effort
 from packager.diff.prefix import pack_after
@@ -31,6 +35,10 @@ FRAME_BYTES: Final = 1 << 20
 FILE_FRAME_BYTES: Final = 4 << 20
 DICTIONARY_BYTES: Final = 8 << 20
 LZMA_STREAM: Final = frozenset({"lzma", "stream"})
+QUICK_LEVEL: Final = 1
+ALWAYS_BYTES: Final = 1 << 20  # up to here trying all takes a second or two
+EDITS_SHARE: Final = 0.5  # of what zstd -1 makes; bsdiff makes two fifths and more of it of edits at random places
+BYTE: Final = BY_NAME["u8"]
 DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
 
 
@@ -72,7 +80,7 @@ class RawEncoded:
 
     Attributes:
         coder: for the report.
-        largest_frame: most target bytes of a frame.
+        largest_frame: most bytes of a frame that wait in the decoder.
         dictionary_bytes, window_log, block_elements: what the decoder needs for it.
     """
 
@@ -88,7 +96,10 @@ class RawEncoded:
 def encode_raw(job: RawJob) -> RawEncoded:
     """Frames that make the job's bytes; runs in any process."""
     target, base = _read(job.target), _read(job.base)
-    choices = [with_dictionary(job, target, base)]
+    edited = _as_edits(job, target, base) if job.is_file else None
+    if edited is not None and _is_far_smaller(edited, target, base):
+        return edited
+    choices = [with_dictionary(job, target, base), *([edited] if edited is not None else [])]
     if job.is_file:
         choices.append(_as_stream(job, target))
         if len(target) <= DELTA_BYTES:
@@ -100,7 +111,7 @@ def encode_raw(job: RawJob) -> RawEncoded:
                 choices.append(_as_delta(job, target, found))
                 if len(found.pieces) <= most_triples(len(target)):
                     choices.append(_as_delta_stream(job, target, found))
-        if target and len(base) == len(target) and len(job.base) == len(job.target) == 1:
+        if _is_in_place(job, target, base):
             choices.append(_in_place(job))
     return min(choices, key=lambda choice: sum(map(len, choice.frames)))
 
@@ -181,6 +192,33 @@ def _as_delta(job: RawJob, target: bytes, found: Found) -> RawEncoded:
     largest = max(frame.made for frame in made)
     coder = "bsdiff" if found.difference else "bzip2, zstd, LZMA"
     return RawEncoded(tuple(frame.frame for frame in made), coder, frozenset(features), largest, 0, 0)
+
+
+def _is_in_place(job: RawJob, target: bytes, base: bytes) -> bool:
+    return 0 < len(target) == len(base) and len(job.base) == len(job.target) == 1
+
+
+def _as_edits(job: RawJob, target: bytes, base: bytes) -> RawEncoded | None:
+    """None where too many bytes differ."""
+    change = compare(memoryview(target), memoryview(base), BYTE) if _is_in_place(job, target, base) else None
+    if change is None or change.runs == 0:
+        return None
+    new, old = (Place(piece.file, piece.offset, piece.address) for piece in (job.target[0], job.base[0]))
+    jobs = list(edit_jobs(BYTE.name, list(pieces_of(new, old, BYTE, BYTE, change)), job.effort))
+    frames = tuple(
+        encode_edits(part) if part.edits else frame_bytes(Op.COPY, write_section(table), table)
+        for part in jobs
+        for table in [write_copied_ranges(part.ranges())]
+    )
+    features = {"edit", "pcodec"} if job.effort.with_pcodec else {"edit"}
+    most = max(part.edits for part in jobs)
+    return RawEncoded(frames, "in place, edits", frozenset(features), WAITING_BYTES * most, 0, 0, most)
+
+
+def _is_far_smaller(edited: RawEncoded, target: bytes, base: bytes) -> bool:
+    if len(target) < ALWAYS_BYTES:
+        return False
+    return sum(map(len, edited.frames)) < EDITS_SHARE * len(pack_after(base, target, QUICK_LEVEL))
 
 
 def _in_place(job: RawJob) -> RawEncoded:

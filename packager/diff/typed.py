@@ -7,6 +7,7 @@ from typing import Final
 
 from bundle.files import BundleDirectory
 from bundle.patch.elements import BY_NAME
+from packager.diff.edits import EditJob, encode_edits
 from packager.diff.generic import copy_frame
 from packager.diff.jobs import TensorJob, block_elements
 from packager.diff.pack import Effort
@@ -38,6 +39,12 @@ def write_typed(
         if isinstance(plan.job, CopyJob):
             stored = spool.write(copy_frame(list(plan.job.ranges)))
             predictor = coder = "copy"
+        elif isinstance(plan.job, EditJob):
+            assert isinstance(encoded, bytes)
+            stored = spool.write(encoded)
+            predictor, coder = "base", "edits"
+            spool.features |= {"edit", "pcodec"} if effort.with_pcodec else {"edit"}
+            spool.need(block_elements=plan.job.edits)
         elif isinstance(encoded, RawEncoded):
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = (
@@ -72,12 +79,14 @@ def write_typed(
             progress(done, total)
 
 
-def _run(plans: list[Planned], executor: Executor | None) -> Iterator[tuple[Planned, Encoded | RawEncoded | None]]:
+def _run(
+    plans: list[Planned], executor: Executor | None
+) -> Iterator[tuple[Planned, Encoded | RawEncoded | bytes | None]]:
     if executor is None:
         for plan in plans:
             yield plan, _encode(plan.job)
         return
-    waiting: deque[tuple[Planned, Future[Encoded | RawEncoded | None]]] = deque()
+    waiting: deque[tuple[Planned, Future[Encoded | RawEncoded | bytes | None]]] = deque()
     for plan in plans:
         waiting.append((plan, executor.submit(_encode, plan.job)))
         if len(waiting) > IN_FLIGHT:
@@ -87,7 +96,9 @@ def _run(plans: list[Planned], executor: Executor | None) -> Iterator[tuple[Plan
         yield first, future.result()
 
 
-def _encode(job: Job) -> Encoded | RawEncoded | None:
+def _encode(job: Job) -> Encoded | RawEncoded | bytes | None:
     if isinstance(job, TensorJob):
         return encode_job(job)
+    if isinstance(job, EditJob):
+        return encode_edits(job)
     return encode_raw(job) if isinstance(job, RawJob) else None

@@ -56,7 +56,7 @@ def fuzz(runs: int, seed: int) -> Counter[str]:
     seeds = [
         (path.read_bytes(), generate.BASE, generate.TARGET) for path in sorted(generate.FOLDER.glob("good*.patch"))
     ]
-    seeds += [(path.read_bytes(), *sides()) for path in sorted(CORPUS.glob("*.patch"))]
+    seeds += [(path.read_bytes(), sides()[0], target_of(path)) for path in sorted(CORPUS.glob("*.patch"))]
     assert len(seeds) > 8, f"no corpus in {CORPUS}"
     outcome: Counter[str] = Counter()
     before = peak_bytes()
@@ -181,8 +181,24 @@ def sides() -> tuple[Files, Files]:
     return {"m": models.safetensors(arrays), "t": text}, {"m": models.safetensors(new), "t": text + b"and some new"}
 
 
+def edited(base: Files) -> Files:
+    """The base with a few numbers and bytes changed here and there."""
+    rng = np.random.default_rng(6)
+    model, text = bytearray(base["m"]), bytearray(base["t"])
+    for place in rng.integers(len(model) // 2, len(model), 40).tolist():
+        model[place] ^= 1 << int(rng.integers(0, 8))
+    text[100] ^= 1
+    return {"m": bytes(model), "t": bytes(text)}
+
+
+def target_of(path: Path) -> Files:
+    """What a patch of the corpus makes."""
+    base, target = sides()
+    return edited(base) if path.stem.endswith("-edits") else target
+
+
 def write_corpus() -> None:
-    """One patch for each codec, from the base and from nothing."""
+    """One patch for each codec, from the base and from nothing; and those of few edits."""
     import tempfile
 
     CORPUS.mkdir(parents=True, exist_ok=True)
@@ -195,6 +211,10 @@ def write_corpus() -> None:
         with tempfile.TemporaryDirectory() as folder:
             patch, _ = patch_between(Path(folder), None, target, codec)
         (CORPUS / f"{codec}-from-nothing.patch").write_bytes(patch)
+    for codec in ("typed", "planes"):
+        with tempfile.TemporaryDirectory() as folder:
+            patch, _ = patch_between(Path(folder), base, edited(base), codec)
+        (CORPUS / f"{codec}-edits.patch").write_bytes(patch)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,46 @@ def byte_part(residual: bytes) -> bytes:
     return b"\x01" + varint(len(body)) + body
 
 
+def edit(
+    code: int,
+    ranges: list[tuple[int, int, int]],
+    edits: list[tuple[int, int]],
+    *,
+    size: int = 1,
+    runs: list[int] | None = None,
+    count: int | None = None,
+    content: bytes | None = None,
+) -> bytes:
+    """(target gap, signed base gap, length) each; (gap, residual) each, runs of one unless lengths are given."""
+    table = varint(len(ranges)) + b"".join(varint(t) + signed_varint(b) + varint(n) for t, b, n in ranges)
+    lengths = [1] * len(edits) if runs is None else runs
+    firsts = [sum(lengths[:i]) for i in range(len(lengths))]
+    gaps = [edits[first][0] if first < len(edits) else 0 for first in firsts]
+    zigzag = [((number << 1) ^ (number >> 31)) & (1 << 8 * size) - 1 for _, number in edits]
+    planes_ = b"".join(write_section(bytes(number >> 8 * i & 0xFF for number in zigzag)) for i in range(size))
+    body = bytes([code]) + write_section(table) + varint(len(gaps) if count is None else count)
+    body += varint(len(gaps)) + part(gaps) + varint(len(lengths)) + part(lengths)
+    body += bytes([1]) + varint(len(planes_)) + planes_
+    plain = table + b"".join((number & (1 << 8 * size) - 1).to_bytes(size, "little") for _, number in edits)
+    return frame_bytes(Op.EDIT, body, plain if content is None else content)
+
+
+def gaps_of(residuals: list[int]) -> list[tuple[int, int]]:
+    """(gap, residual) of those that are not 0."""
+    places = [i for i, residual in enumerate(residuals) if residual]
+    return [(place - before - 1, residuals[place]) for before, place in zip([-1, *places], places, strict=False)]
+
+
+def runs_of(edits: list[tuple[int, int]]) -> list[int]:
+    """Lengths of the runs that edits without a gap make."""
+    lengths: list[int] = []
+    for gap, _ in edits:
+        if gap or not lengths:
+            lengths.append(0)
+        lengths[-1] += 1
+    return lengths
+
+
 def gain(bits: list[int], inner: int = 1, count: int | None = None) -> bytes:
     head = b"\x01" + varint(len(bits) if count is None else count) + varint(inner)
     return frame_bytes(Op.PARAM, head + varint(len(bits)) + part(bits))
@@ -236,6 +276,23 @@ def in_units(codes: tuple[int, int, int, int] = (F16, 1, 2, 16), missing: int = 
     )
 
 
+EDITING: Final = replace(HEADER, features=("delta", "edit", "lzma", "stream", "typed"))
+BYTES_EDITED: Final = gaps_of([0] * A + [byte - 256 if byte > 127 else byte for byte in DIFFERENCE])
+RUNS: Final = runs_of(BYTES_EDITED)
+HALVES_EDITED: Final = gaps_of(
+    [
+        ordered_f16(new) - ordered_f16(old)
+        for new, old in zip(*(struct.unpack(f"<{B // 2}H", side["b"]) for side in (TARGET, BASE)), strict=True)
+    ]
+)
+WAITING: Final = 16  # bytes that an edit counts while it waits
+
+
+def edited(*frames: bytes, **changes: int) -> bytes:
+    """A patch whose header names the feature."""
+    return patch(*frames, STREAM_D, header=replace(EDITING, announced=replace(ANNOUNCED, **changes)))
+
+
 GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
 HEAD: Final = len(header_bytes(HEADER))
 
@@ -284,6 +341,66 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=varint((1 << 14) + 1)))),
     "number-with-leading-zero": ("patch-corrupt", lambda: patch(copy(plain=b"\x81\x00\x00\x00\x01"))),
     "number-of-more-than-63-bits": ("patch-corrupt", lambda: patch(copy(plain=b"\xff" * 9 + b"\x01"))),
+    "good-edit": (None, lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED))),
+    "good-edit-of-floats": (None, lambda: edited(COPY_A, edit(F16, [(A, A, B)], HALVES_EDITED, size=2))),
+    "good-edit-of-two-ranges": (
+        None,
+        lambda: edited(
+            frame_bytes(
+                Op.BYTES,
+                write_section(write_target_ranges([(7, 2)]) + varint(0)) + pack_zstd(b"\x07\x08", 19),
+                b"\x07\x08",
+            ),
+            edit(U8, [(0, 0, 7), (2, 2, A + B - 9)], [(BYTES_EDITED[0][0] - 2, BYTES_EDITED[0][1]), *BYTES_EDITED[1:]]),
+        ),
+    ),
+    "good-edit-of-runs": (None, lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, runs=RUNS))),
+    "edit-of-an-empty-run": (
+        "patch-corrupt",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, runs=[*RUNS, 0])),
+    ),
+    "edit-of-runs-beyond-announced": (
+        "patch-limit",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, runs=[*RUNS[:-1], (1 << 31) - 1])),
+    ),
+    "edit-not-named": ("patch-feature", lambda: patch(edit(U8, [(0, 0, A + B)], BYTES_EDITED), STREAM_D)),
+    "edit-of-unknown-type": ("patch-corrupt", lambda: edited(edit(12, [(0, 0, A + B)], BYTES_EDITED))),
+    "edit-without-edits": ("patch-corrupt", lambda: edited(edit(U8, [(0, 0, A + B)], [], count=0))),
+    "edit-of-more-than-announced": (
+        "patch-limit",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED), block_elements=len(BYTES_EDITED) - 1),
+    ),
+    "edit-waits-beyond-limit": (
+        "patch-limit",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED), pending_bytes=WAITING * len(BYTES_EDITED) - 1),
+    ),
+    "edit-of-negative-gap": (
+        "patch-corrupt",
+        lambda: edited(edit(U8, [(0, 0, A + B)], [*BYTES_EDITED[:-1], (-1, BYTES_EDITED[-1][1])])),
+    ),
+    "edit-beyond-its-ranges": ("patch-corrupt", lambda: edited(edit(U8, [(0, 0, A + B)], [*BYTES_EDITED, (B, 1)]))),
+    "edit-of-half-an-element": (
+        "patch-corrupt",
+        lambda: edited(COPY_A, edit(F16, [(A, A, B - 1)], HALVES_EDITED, size=2)),
+    ),
+    "edit-with-a-residual-missing": (
+        "patch-corrupt",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, count=len(BYTES_EDITED) + 1)),
+    ),
+    "edit-of-an-empty-range": ("patch-corrupt", lambda: edited(edit(U8, [(0, 0, A + B), (0, 0, 0)], BYTES_EDITED))),
+    "edit-outside-base": ("patch-range", lambda: edited(edit(U8, [(0, 1, A + B)], BYTES_EDITED))),
+    "edit-beyond-target": (
+        "patch-range",
+        lambda: edited(edit(U8, [(0, 0, A + B), (D, -A - B, A)], BYTES_EDITED)),
+    ),
+    "edit-of-a-range-of-63-bits": (
+        "patch-range",
+        lambda: edited(edit(U8, [(0, 0, (1 << 63) - 1), (0, 0, (1 << 63) - 1)], BYTES_EDITED)),
+    ),
+    "edit-differs-from-sum": (
+        "patch-corrupt",
+        lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, content=b"something else")),
+    ),
     "decoded-bytes-differ-from-sum": (
         "patch-corrupt",
         lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [], content=BASE["b"])),
