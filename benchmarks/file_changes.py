@@ -15,6 +15,27 @@ def _edited(data: bytes, seed: int, share: float) -> bytes:
     return bytes(out)
 
 
+def _overwritten(data: bytes, seed: int) -> bytes:
+    """Runs of 16 bytes, one to 10,000 bytes."""
+    rng, out = random.Random(seed), bytearray(data)
+    for _ in range(len(out) // 10_000 + 1):
+        at = rng.randrange(max(1, len(out) - 15))
+        out[at : at + 16] = rng.randbytes(min(16, len(out) - at))
+    return bytes(out)
+
+
+def _edited_and_moved(data: bytes, seed: int) -> bytes:
+    """Few single bytes, and 50 new ones in the middle."""
+    edited = _edited(data, seed, 0.0005)
+    middle = len(data) // 2
+    return edited[:middle] + random.Random(seed).randbytes(50) + edited[middle:]
+
+
+def _ticked(data: bytes, _seed: int) -> bytes:
+    """Every thousandth byte one higher, as counters in records are."""
+    return bytes((byte + (i % 1000 == 7)) & 255 for i, byte in enumerate(data))
+
+
 def _inserted(data: bytes, seed: int) -> bytes:
     """Ten short insertions: everything behind them moves."""
     rng, out = random.Random(seed), data
@@ -56,6 +77,9 @@ CHANGES: Final[dict[str, Change]] = {
     "0.1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.001),
     "1 % of bytes edited": lambda data, seed: _edited(data, seed, 0.01),
     "20 % of bytes edited": lambda data, seed: _edited(data, seed, 0.2),
+    "runs of 16 bytes overwritten": _overwritten,
+    "every thousandth byte one higher": _ticked,
+    "few bytes edited, some inserted": _edited_and_moved,
     "insertions": _inserted,
     "blocks shuffled": _shuffled,
     "lines moved": _lines,

@@ -7,8 +7,8 @@ Rules:
    where rows differ in how much of them changed.
 2. Arrays of a type are edited as elements of it, or as bytes, by what promises less.
 3. What is copied beside an edited range joins it, so that a file in which little changed is one range.
-4. A frame has at most `FRAME_EDITS` edits and spans at most `FRAME_SPAN` bytes: what waits in the decoder, and gaps,
-   stay small.
+4. Frames of all types that wait at a time have at most `WAITING_EDITS` edits, and each spans at most `FRAME_SPAN`
+   bytes: what waits in the decoder, and gaps, stay small.
 """
 
 import math
@@ -28,7 +28,7 @@ from bundle.patch.sections import write_section
 from packager.diff.jobs import Place
 from packager.diff.pack import Effort, write_numbers, write_part
 
-FRAME_EDITS: Final = 1 << 15
+WAITING_EDITS: Final = 1 << 16
 FRAME_SPAN: Final = 1 << 30
 FRAME_RANGES: Final = 4096
 EDITED_SHARE: Final = 1 / 16
@@ -36,10 +36,10 @@ SURE_SHARE: Final = 1 / 256  # up to here long runs of floats are edited too
 LONG_RUN: Final = 256
 INTEGER_RUNS: Final = 1 / 48  # of the elements begin a run
 STEP_ELEMENTS: Final = 1 << 20
-PIECE_ELEMENTS: Final = 1 << 12
-PLACE_BITS: Final = 1.44  # what a gap takes beyond the logarithm of the mean gap
+PIECE_ELEMENTS: Final = 1 << 12  # edits are counted in so many: where frames may be cut
+PIECE_BYTES: Final = 1 << 22  # longer ones are cut though nothing of them differs
+RUN_BITS: Final = 3.0  # what the gap takes beyond the logarithm of the mean gap, and the length
 VALUE_BITS: Final = 2.5  # what a residual takes beyond its logarithm
-NEXT_BYTE_BITS: Final = 1.5  # the gap to another byte of the same element
 
 Counts = npt.NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class Change:
     Attributes:
         is_float: what its elements are.
         elements: of the array.
-        runs: of changed elements next to each other.
+        runs, byte_runs: of changed elements next to each other, and of changed bytes.
         value_bits: sum over changed elements of the logarithms of their residuals.
         changed, changed_bytes: in each `PIECE_ELEMENTS`.
     """
@@ -59,6 +59,7 @@ class Change:
     is_float: bool
     elements: int
     runs: int
+    byte_runs: int
     value_bits: float
     changed: Counts
     changed_bytes: Counts
@@ -133,42 +134,50 @@ class EditJob:
         return out
 
 
-def compare(target: memoryview, base: memoryview, kind: ElementType) -> Change | None:
-    """None where more elements differ than rule 1 allows."""
+def compare(target: memoryview, base: memoryview, kind: ElementType, most: float = EDITED_SHARE) -> Change | None:
+    """None where more elements differ than this share."""
     ours, theirs = np.frombuffer(target, kind.bits), np.frombuffer(base, kind.bits)
     count = len(ours)
     changed, changed_bytes = (np.zeros(-(-count // PIECE_ELEMENTS), np.int64) for _ in range(2))
-    runs = total = 0
+    runs = byte_runs = total = 0
     value_bits = 0.0
-    last = -2
+    last = last_byte = -2
     for begin in range(0, count, STEP_ELEMENTS):
         places = np.flatnonzero(ours[begin : begin + STEP_ELEMENTS] != theirs[begin : begin + STEP_ELEMENTS]) + begin
         total += len(places)
-        if total > EDITED_SHARE * count:
+        if total > most * count:
             return None
         if not len(places):
             continue
         runs += int(np.count_nonzero(np.diff(places, prepend=last) > 1))
         last = int(places[-1])
         new, old = ours[places], theirs[places]
-        bytes_of = (new.view(np.uint8) != old.view(np.uint8)).reshape(-1, kind.size).sum(axis=1)
+        is_changed = (new.view(np.uint8) != old.view(np.uint8)).reshape(-1, kind.size)
+        byte_places = (places[:, None] * kind.size + np.arange(kind.size))[is_changed]
+        byte_runs += int(np.count_nonzero(np.diff(byte_places, prepend=last_byte) > 1))
+        last_byte = int(byte_places[-1])
         changed += np.bincount(places // PIECE_ELEMENTS, minlength=len(changed))
-        changed_bytes += np.bincount(places // PIECE_ELEMENTS, bytes_of, len(changed)).astype(np.int64)
+        changed_bytes += np.bincount(byte_places // (PIECE_ELEMENTS * kind.size), minlength=len(changed))
         residual = ordered(new, kind) - ordered(old, kind)
         value_bits += float(np.log2(np.abs(residual.astype(np.float64)) + 1).sum())
-    return Change(kind.is_float, count, runs, value_bits, changed, changed_bytes)
+    return Change(kind.is_float, count, runs, byte_runs, value_bits, changed, changed_bytes)
 
 
 def unit_of(kind: ElementType, changes: Iterable[Change]) -> ElementType:
     """Rule 2: the type as which arrays of a type are edited."""
     if kind.size == 1:
         return BY_NAME["u8"]
-    made = list(changes)
-    changed = sum(int(change.changed.sum()) for change in made)
-    more = sum(int(change.changed_bytes.sum()) for change in made) - changed
-    as_elements = VALUE_BITS * changed + sum(change.value_bits for change in made)
-    as_bytes = (8 + math.log2(kind.size)) * changed + (8 + NEXT_BYTE_BITS) * more
+    as_elements = as_bytes = 0.0
+    for change in changes:
+        as_elements += VALUE_BITS * int(change.changed.sum()) + change.value_bits
+        as_elements += _run_bits(change.runs, change.elements)
+        as_bytes += 8 * int(change.changed_bytes.sum()) + _run_bits(change.byte_runs, change.elements * kind.size)
     return BY_NAME["u8"] if as_bytes < as_elements else kind
+
+
+def _run_bits(runs: int, elements: int) -> float:
+    """What the places and lengths of runs take."""
+    return runs * (RUN_BITS + math.log2(elements / runs))
 
 
 def pieces_of(
@@ -177,8 +186,11 @@ def pieces_of(
     """An edited array, cut where frames may be."""
     step, size = PIECE_ELEMENTS * kind.size, change.elements * kind.size
     counts = change.changed if unit is kind else change.changed_bytes
-    for offset, edits in zip(range(0, size, step), counts.tolist(), strict=True):
-        yield EditedPiece(_moved(target, offset), _moved(base, offset), min(step, size - offset), edits)
+    begin = 0
+    for end, edits in zip([*range(step, size, step), size], counts.tolist(), strict=True):
+        if edits or end - begin >= PIECE_BYTES or end == size:
+            yield EditedPiece(_moved(target, begin), _moved(base, begin), end - begin, edits)
+            begin = end
 
 
 def with_copies(
@@ -209,14 +221,16 @@ def with_copies(
     return joined, [(p.target.address, p.base.address, p.size) for p, kind in line if not kind]
 
 
-def edit_jobs(kind: str, pieces: Sequence[EditedPiece], effort: Effort) -> Iterator[EditJob]:
-    """Rule 4; `pieces` ascend."""
+def edit_jobs(
+    kind: str, pieces: Sequence[EditedPiece], effort: Effort, most_edits: int = WAITING_EDITS
+) -> Iterator[EditJob]:
+    """Rule 4, of one type; `pieces` ascend."""
     held: list[EditedPiece] = []
     edits = size = ranges = 0
     for piece in pieces:
         is_new = not held or not held[-1].joins(piece)
         if held and (
-            edits + piece.edits > FRAME_EDITS or size + piece.size > FRAME_SPAN or ranges + is_new > FRAME_RANGES
+            edits + piece.edits > most_edits or size + piece.size > FRAME_SPAN or ranges + is_new > FRAME_RANGES
         ):
             yield EditJob(kind, tuple(held), effort)
             held, edits, size, ranges = [], 0, 0, 0

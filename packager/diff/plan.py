@@ -24,7 +24,17 @@ from bundle.patch.ranges import Copied
 from bundle.patch.sections import write_section
 from packager.diff.counterpart import addresses, counterpart
 from packager.diff.directory import path_of
-from packager.diff.edits import Change, EditedPiece, EditJob, compare, edit_jobs, pieces_of, unit_of, with_copies
+from packager.diff.edits import (
+    WAITING_EDITS,
+    Change,
+    EditedPiece,
+    EditJob,
+    compare,
+    edit_jobs,
+    pieces_of,
+    unit_of,
+    with_copies,
+)
 from packager.diff.jobs import BLOCK_ELEMENTS, SLICE_ELEMENTS, Place, Segment, TensorJob, block_elements
 from packager.diff.matching import Array, Match, match_arrays
 from packager.diff.pack import Effort
@@ -162,7 +172,7 @@ def plan_jobs(base: BundleDirectory | None, target: BundleDirectory, effort: Eff
         )
     edits, copies = with_copies(edits, copies)
     for unit, made in edits.items():
-        planned += _edit_jobs(unit, made, effort)
+        planned += _edit_jobs(unit, made, effort, WAITING_EDITS // len(edits))
     group = BLOCK_ELEMENTS // 2
     while True:
         shared = list(_group_jobs(small, new, old, effort, group))
@@ -403,8 +413,8 @@ def _edited_pieces(
     return out
 
 
-def _edit_jobs(unit: str, pieces: list[EditedPiece], effort: Effort) -> Iterator[Planned]:
-    for job in edit_jobs(unit, pieces, effort):
+def _edit_jobs(unit: str, pieces: list[EditedPiece], effort: Effort, most_edits: int) -> Iterator[Planned]:
+    for job in edit_jobs(unit, pieces, effort, most_edits):
         start = job.pieces[0].target.address
         if job.edits:
             yield Planned(start, job, "", f"{job.edits} edits of {unit}", unit, ())

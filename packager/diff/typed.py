@@ -12,10 +12,11 @@ from packager.diff.generic import copy_frame
 from packager.diff.jobs import TensorJob, block_elements
 from packager.diff.pack import Effort
 from packager.diff.plan import CopyJob, Job, Planned, pending_bytes, plan_jobs
-from packager.diff.raw import RawEncoded, RawJob, encode_raw
+from packager.diff.raw import RawEncoded, RawJob
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
 from packager.diff.tensor import Encoded, encode_job
+from packager.diff.whole_file import encode_raw
 
 IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
 
@@ -48,7 +49,9 @@ def write_typed(
         elif isinstance(encoded, RawEncoded):
             stored = sum(spool.write(frame) for frame in encoded.frames)
             predictor, coder = (
-                "base" if any(word in encoded.coder for word in ("dictionary", "bsdiff", "in place")) else "none",
+                "base"
+                if any(word in encoded.coder for word in ("dictionary", "bsdiff", "in place", "edits"))
+                else "none",
                 encoded.coder,
             )
             spool.features |= encoded.features

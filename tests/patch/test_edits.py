@@ -96,7 +96,7 @@ def test_a_file_without_tensors_is_edited_too(tmp_path: Path) -> None:
     patch, report = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     assert frames_of(patch) == [Op.EDIT]
-    assert report.rows[0].coder == "in place, edits"
+    assert report.rows[0].coder == "edits"
     assert len(patch) < entropy_bytes(len(content), 1e-4, 8) + 400
 
 
@@ -146,10 +146,10 @@ def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     base, target = {"m": models.safetensors(old)}, {"m": models.safetensors(new)}
     patch, _ = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
-    assert frames_of(patch).count(Op.EDIT) == 4
+    assert frames_of(patch).count(Op.EDIT) == 2
     announced = read_header(io.BytesIO(patch), DEFAULT).announced
-    assert announced.pending_bytes <= WAITING_BYTES * edits.FRAME_EDITS
-    assert announced.block_elements <= edits.FRAME_EDITS
+    assert announced.pending_bytes <= WAITING_BYTES * edits.WAITING_EDITS
+    assert announced.block_elements <= edits.WAITING_EDITS
 
 
 @settings(max_examples=40, deadline=None)
@@ -211,7 +211,7 @@ def test_only_whole_elements_that_follow_on_both_sides_join() -> None:
 
 
 def test_frames_of_edits_are_cut_where_they_grow_too_large() -> None:
-    full = edits.FRAME_EDITS
+    full = edits.WAITING_EDITS
     pieces = [_piece(0, 0, 8, full), _piece(8, 8, 8, 1), _piece(16, 16, edits.FRAME_SPAN, 0), _piece(0, 0, 8, 1)]
     jobs = list(edit_jobs("u8", pieces, Effort()))
     assert [job.edits for job in jobs] == [full, 1, 0, 1]
