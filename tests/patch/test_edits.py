@@ -75,7 +75,7 @@ def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8, np.int64])
 def test_numbers_edited_anywhere_are_told_as_numbers(tmp_path: Path, dtype: type[np.number[Any]]) -> None:
     dice = np.random.default_rng(4)
-    old = (dice.normal(0, 0.05, (1000, 500)) * (1 if np.dtype(dtype).kind == "f" else 800)).astype(dtype)
+    old = (dice.normal(0, 0.05, (600, 500)) * (1 if np.dtype(dtype).kind == "f" else 800)).astype(dtype)
     base = {"m": models.safetensors({"w": old})}
     target = {"m": models.safetensors({"w": changed(old, 2e-3, 5)})}
     patch, report = patch_between(tmp_path, base, target)
@@ -98,6 +98,22 @@ def test_a_file_without_tensors_is_edited_too(tmp_path: Path) -> None:
     assert frames_of(patch) == [Op.EDIT]
     assert report.rows[0].coder == "edits"
     assert len(patch) < entropy_bytes(len(content), 1e-4, 8) + 400
+
+
+@pytest.mark.parametrize("head", [b"", b"what was not there before"])
+def test_a_file_without_tensors_that_was_edited_and_moved_is_told_as_both(tmp_path: Path, head: bytes) -> None:
+    dice = np.random.default_rng(10)
+    content = dice.integers(0, 256, 400_000).astype(np.uint8)
+    base = {"m": content.tobytes()}
+    places = dice.choice(len(content), 1000, replace=False)
+    content[places] += dice.integers(1, 256, 1000).astype(np.uint8)
+    edited = content.tobytes()
+    target = {"m": head + edited[:60_000] + dice.bytes(70) + edited[60_000:300_000] + edited[310_000:] + b"tail"}
+    patch, report = patch_between(tmp_path, base, target)
+    assert applied(patch, base) == target
+    assert frames_of(patch) == ([Op.BYTES] if head else []) + [Op.EDIT, Op.BYTES]
+    assert report.rows[0].coder == "edits"
+    assert len(patch) < entropy_bytes(len(content), 1000 / len(content), 8) + 600
 
 
 def test_what_is_copied_beside_edits_joins_them(tmp_path: Path) -> None:
