@@ -6,6 +6,7 @@ Rules:
 2. Shared jobs are made small enough that never more than `MAX_PENDING_BYTES` wait.
 3. What the base holds already is copied: whole tensors, rows of tensors that changed only here and there, and all of
    what lies between tensors where it lies so in the base, beside one that is copied: so a run of tensors is one range.
+4. Tensors of which few elements differ are copied with edits (packager/diff/edits.py).
 """
 
 from collections import defaultdict

@@ -60,8 +60,9 @@ class RawEncoded:
 
     Attributes:
         coder: for the report.
-        largest_frame: most bytes of a frame that wait in the decoder.
+        largest_frame: most target bytes of a frame.
         dictionary_bytes, window_log, block_elements: what the decoder needs for it.
+        waiting_bytes: most that waits in the decoder beside what waits already.
     """
 
     frames: tuple[bytes, ...]
@@ -71,6 +72,7 @@ class RawEncoded:
     dictionary_bytes: int
     window_log: int
     block_elements: int = 0
+    waiting_bytes: int = 0
 
     @property
     def size(self) -> int:

@@ -33,7 +33,8 @@ def write_typed(
 ) -> None:
     """Write the frames of the typed codec, and a report's row for each job."""
     plans = plan_jobs(base, target, effort)
-    spool.need(pending_bytes=pending_bytes(plans))
+    waiting = pending_bytes(plans)
+    spool.need(pending_bytes=waiting)
     total = sum(plan.job.size for plan in plans)
     done = 0
     for plan, encoded in _run(plans, executor):
@@ -56,7 +57,7 @@ def write_typed(
             )
             spool.features |= encoded.features
             spool.need(
-                pending_bytes=encoded.largest_frame,
+                pending_bytes=max(encoded.largest_frame, waiting + encoded.waiting_bytes),
                 dictionary_bytes=encoded.dictionary_bytes,
                 block_elements=encoded.block_elements,
                 window_log=encoded.window_log,

@@ -148,11 +148,12 @@ def _as_edits(job: RawJob, target: bytes, base: bytes, kept: list[_Kept]) -> Raw
         new = [piece for piece in between if until is None or piece.address < until]
         between = between[len(new) :]
         data = b"".join(target[piece.offset - whole.offset :][: piece.size] for piece in new)
-        made = with_dictionary(replace(job, target=tuple(new)), data, b"")
+        made = with_dictionary(replace(job, target=tuple(new), is_file=False), data, b"")
         frames += made.frames
         waiting = max(waiting, made.largest_frame + WAITING_BYTES * (part.edits if part is not None else 0))
     features = {"edit", "pcodec"} if job.effort.with_pcodec else {"edit"}
-    return RawEncoded(tuple(frames), "edits", frozenset(features), waiting, 0, 0, max(part.edits for part in jobs))
+    most = max(part.edits for part in jobs)
+    return RawEncoded(tuple(frames), "edits", frozenset(features), 0, 0, 0, most, waiting)
 
 
 def _between(whole: Piece, kept: list[_Kept]) -> list[Piece]:

@@ -168,6 +168,20 @@ def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     assert announced.block_elements <= edits.WAITING_EDITS
 
 
+def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -> None:
+    dice = np.random.default_rng(11)
+    old = {"w": dice.normal(0, 0.05, (700, 500)).astype(np.float32)}
+    noise = dice.integers(0, 256, 1_200_000).astype(np.uint8)
+    base = {"a": models.safetensors(old), "b": noise.tobytes(), "c": models.safetensors(old)}
+    for i in range(20_000):
+        noise[60 * i] ^= 1 + i % 200
+    new = models.safetensors({"w": changed(old["w"], 0.05, 12)})
+    target = {"a": new, "b": noise.tobytes(), "c": new}
+    patch, _ = patch_between(tmp_path, base, target, "typed")
+    assert applied(patch, base) == target
+    assert frames_of(patch) == [Op.EDIT, Op.EDIT]
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_edits_of_any_type_anywhere_are_exact(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
