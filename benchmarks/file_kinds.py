@@ -176,6 +176,8 @@ def _tensors(rng: np.random.Generator) -> Iterator[File]:
     f8 = [_f8(a) for a in (old, new)]
     yield "safetensors of F8", f8[0], f8[1]
     large = rng.normal(0, 0.02, (3000, 200)).astype(np.float32)
+    grown = np.insert(large, 1700, rng.normal(0, 0.02, (2, 200)), axis=0).astype(np.float32)
+    yield "ONNX of a vocabulary that grew", _onnx(large), _onnx(grown)
     yield "large ONNX", _onnx(large), _onnx(large + rng.normal(0, 1e-4, large.shape).astype(np.float32))
 
 

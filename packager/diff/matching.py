@@ -1,6 +1,7 @@
 """Pairs the arrays of the target with those of the base.
 
-Rules, the first that fits; before them, of an array that has gained or lost rows those are set apart:
+Rules, the first that fits; before them, an array that has gained or lost rows is cut into what is paired with what, and
+what is new (packager/diff/rows.py), or else into the rows that both have and the rest:
 1. Same name, type and size. Rows and columns exchanged: transposed.
 2. Same content, whatever the name.
 3. Nearest content on a sample, among arrays of the same type and size that no other array has taken: renamed and
@@ -9,6 +10,7 @@ Rules, the first that fits; before them, of an array that has gained or lost row
 """
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.patch.elements import BY_NAME, ordered
+from packager.diff.rows import RowRun, align_rows
 from packager.regions.region import Region
 
 SAMPLES: Final = 256
@@ -66,7 +69,7 @@ def match_arrays(targets: Iterable[Array], bases: Iterable[Array], target_of: Co
     Args:
         target_of, base_of: the bytes of an array.
     """
-    targets, bases = split_resized(list(targets), list(bases))
+    targets, bases = split_resized(list(targets), list(bases), target_of, base_of)
     found: dict[int, Match] = {}
     taken: set[int] = set()
     _by_name(targets, bases, found, taken)
@@ -75,33 +78,57 @@ def match_arrays(targets: Iterable[Array], bases: Iterable[Array], target_of: Co
     return [found.get(array.address, Match(array, None, False)) for array in targets]
 
 
-def split_resized(targets: list[Array], bases: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Rule 0: arrays of the same name and type whose rows are of one shape, but not as many, share their first rows."""
+def split_resized(
+    targets: list[Array], bases: list[Array], target_of: Content, base_of: Content
+) -> tuple[list[Array], list[Array]]:
+    """Rule 0: arrays of the same name and type whose rows are of one shape, cut where rows were put in or left out."""
     named = {(base.region.name, base.region.dtype): base for base in reversed(bases)}
     ours: list[Array] = []
     cut: dict[int, list[Array]] = {}
     for array in targets:
         base = named.get((array.region.name, array.region.dtype))
-        shape = array.region.shape
-        other = base.region.shape if base is not None else ()
-        rows = min(shape[0], other[0]) if shape and other else 0
-        if base is None or len(shape) < 2 or shape[1:] != other[1:] or shape[0] == other[0] or not rows:
+        runs = _common_rows(array, base, target_of, base_of) if base is not None else []
+        if base is None or not runs:
             ours.append(array)
             continue
-        ours += _parts(array, rows)
-        cut[base.address] = _parts(base, rows)
+        ours += _parts(array, [(run.target, run.target + run.rows) for run in runs])
+        cut[base.address] = _parts(base, [(run.base, run.base + run.rows) for run in runs])
     return ours, [part for base in bases for part in cut.get(base.address, [base])]
 
 
-def _parts(array: Array, rows: int) -> list[Array]:
+def _common_rows(array: Array, base: Array, target_of: Content, base_of: Content) -> list[RowRun]:
+    """Which rows are paired; none where the arrays are as they are."""
+    shape, other, kind = array.region.shape, base.region.shape, BY_NAME[array.region.dtype]
+    if len(shape) < 2 or shape[1:] != other[1:] or min(shape[0], other[0]) == 0:
+        return []
+    if any(math.prod(one.shape) * kind.size != one.size for one in (array.region, base.region)):
+        return []
+    ours, theirs = (
+        np.frombuffer(content, kind.bits).reshape(rows, -1)
+        for content, rows in ((target_of(array), shape[0]), (base_of(base), other[0]))
+    )
+    runs = align_rows(ours, theirs, kind)
+    if runs is None and shape[0] != other[0]:
+        return [RowRun(0, 0, min(shape[0], other[0]))]
+    return runs or []
+
+
+def _parts(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
+    """Runs of rows, the nth of either side by the same name, and what lies between them."""
     region = array.region
     row = region.size // region.shape[0]
     out = []
-    for name, begin, end in ((region.name, 0, rows), (f"{region.name} (rest)", rows, region.shape[0])):
-        if end > begin:
-            size, shape = (end - begin) * row, (end - begin, *region.shape[1:])
-            part = Region(region.offset + begin * row, size, region.dtype, name, shape)
-            out.append(Array(array.file, array.address + begin * row, part))
+    done = 0
+    for number, (begin, end) in enumerate([*runs, (region.shape[0], region.shape[0])]):
+        for name, first, last in (
+            (f"{region.name} (between {number})", done, begin),
+            (f"{region.name} (part {number})", begin, end),
+        ):
+            if last > first:
+                shape = (last - first, *region.shape[1:])
+                part = Region(region.offset + first * row, (last - first) * row, region.dtype, name, shape)
+                out.append(Array(array.file, array.address + first * row, part))
+        done = end
     return out
 
 

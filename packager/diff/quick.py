@@ -20,7 +20,7 @@ ALWAYS_BYTES: Final = 1 << 20  # up to here trying all of them takes a second or
 ALWAYS_FROM_NOTHING_BYTES: Final = 16 << 20  # zstd alone is fast
 BYTES_SHARE: Final = 0.2
 TYPED_SHARE: Final = 0.95
-SURE_SHARE_OF_TARGET: Final = 0.01
+SLACK_BYTES: Final = 512  # what a generic patch may be smaller by: half of what users are promised at most
 FOUND_SHARE: Final = 0.99
 PIECE_BYTES: Final = 24 << 20
 PREFIX_BYTES: Final = 48 << 20
@@ -42,8 +42,6 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
     typed = sum(region.size for region in regions)
     if typed < TYPED_SHARE * total:
         return False
-    if base is not None and size < SURE_SHARE_OF_TARGET * total:
-        return True
     if base is None:
         share = SHARE_FROM_NOTHING
     else:
@@ -58,7 +56,7 @@ def is_surely_smaller(size: int, base: BundleDirectory | None, target: BundleDir
             alike = path_of(base, like) if base is not None and like is not None else None
             for piece in quick_sizes(path_of(target, file), alike):
                 quick += piece
-                if size < share * quick:
+                if size < share * quick + SLACK_BYTES:
                     return True
     return False
 
