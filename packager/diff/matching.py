@@ -82,11 +82,9 @@ def split_resized(
     targets: list[Array], bases: list[Array], target_of: Content, base_of: Content
 ) -> tuple[list[Array], list[Array]]:
     """Rule 0: arrays of the same name and type whose rows are of one shape, cut where rows were put in or left out."""
-    named = {(base.region.name, base.region.dtype): base for base in reversed(bases)}
     ours: list[Array] = []
     cut: dict[int, list[Array]] = {}
-    for array in targets:
-        base = named.get((array.region.name, array.region.dtype))
+    for array, base in _namesakes(targets, bases):
         runs = _common_rows(array, base, target_of, base_of) if base is not None else []
         if base is None or not runs:
             ours.append(array)
@@ -94,6 +92,25 @@ def split_resized(
         ours += _parts(array, [(run.target, run.target + run.rows) for run in runs])
         cut[base.address] = _parts(base, [(run.base, run.base + run.rows) for run in runs])
     return ours, [part for base in bases for part in cut.get(base.address, [base])]
+
+
+def _namesakes(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Array | None]]:
+    """Arrays of one name and type, the nth with the nth: those of one size first, then what is left."""
+    pairs: dict[int, Array] = {}
+    taken: set[int] = set()
+    for is_strict in (True, False):
+        free: dict[tuple[str, str], list[Array]] = defaultdict(list)
+        for base in bases:
+            if base.address not in taken:
+                free[base.region.name, base.region.dtype].append(base)
+        for array in targets:
+            alike = free[array.region.name, array.region.dtype] if array.address not in pairs else []
+            other = next((base for base in alike if not is_strict or base.kind == array.kind), None)
+            if other is not None:
+                alike.remove(other)
+                pairs[array.address] = other
+                taken.add(other.address)
+    return [(array, pairs.get(array.address)) for array in targets]
 
 
 def _common_rows(array: Array, base: Array, target_of: Content, base_of: Content) -> list[RowRun]:

@@ -121,3 +121,15 @@ def test_a_vocabulary_that_grew_and_was_tuned_costs_both(tmp_path: Path) -> None
         assert applied(patch, base) == target
         sizes[name] = len(patch)
     assert sizes["grown"] < 1.01 * sizes["tuned"] + 3 * 48 * 4 + 600
+
+
+def test_the_same_vocabulary_in_two_files_grows_in_both(tmp_path: Path) -> None:
+    old = {"words": matrix(3000)}
+    new = {"words": np.insert(tuned(old["words"]), [10, 2000], matrix(2, seed=5), axis=0)}
+    sizes = []
+    for names in (("encoder",), ("decoder", "encoder")):
+        base, target = ({f"{name}.safetensors": models.safetensors(side) for name in names} for side in (old, new))
+        patch, _ = patch_between(tmp_path / "-".join(names), base, target)
+        assert applied(patch, base) == target
+        sizes.append(len(patch))
+    assert sizes[1] < 2.05 * sizes[0]
