@@ -58,8 +58,8 @@ class Announced:
         """Bytes that applying takes at most above an idle decoder; what the manifest states as `peak_memory`.
 
         A TYPED frame holds, an element: base, prediction, residual and sorted residual (8 bytes each at most), the
-        sort order (8) and three small arrays; parameters may be held as singles too; a stream holds its window and a
-        bzip2 section 3.7 MB of its own.
+        sort order (8) and three small arrays; an EDIT frame as much for each edit, while it is read; parameters may be
+        held as singles too; a stream holds its window and a bzip2 section 3.7 MB of its own.
         """
         block = self.block_elements * 48
         stream = (1 << self.window_log) + (1 << 20) if self.window_log else 0

@@ -19,6 +19,7 @@ from bundle.patch.delta import MAX_CONTROL_BYTES
 from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.sections import LZMA, write_section
 
+DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
 FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
 LONG_FRAME_BYTES: Final = 4 * FRAME_BYTES
 WORTH_BYTES: Final = 128  # what long frames have to save

@@ -25,6 +25,7 @@ from bundle.patch.elements import BY_NAME, ElementType, Signed, ordered
 from bundle.patch.numbers import varint
 from bundle.patch.ranges import Copied, write_copied_ranges
 from bundle.patch.sections import write_section
+from packager.diff.copies import CopyJob, merged
 from packager.diff.jobs import Place
 from packager.diff.pack import Effort, write_numbers, write_part
 
@@ -120,18 +121,15 @@ class EditJob:
         """How many."""
         return sum(piece.edits for piece in self.pieces)
 
-    def ranges(self) -> list[Copied]:
+    @property
+    def ranges(self) -> tuple[Copied, ...]:
         """Pieces that follow each other are one range."""
-        out: list[Copied] = []
-        last: EditedPiece | None = None
-        for piece in self.pieces:
-            if last is not None and last.joins(piece):
-                start, base, size = out[-1]
-                out[-1] = start, base, size + piece.size
-            else:
-                out.append((piece.target.address, piece.base.address, piece.size))
-            last = piece
-        return out
+        return tuple(merged((piece.target.address, piece.base.address, piece.size) for piece in self.pieces))
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of the decoder."""
+        return frozenset({"edit", "pcodec"} if self.effort.with_pcodec else {"edit"})
 
 
 def compare(target: memoryview, base: memoryview, kind: ElementType, most: float = EDITED_SHARE) -> Change | None:
@@ -189,7 +187,7 @@ def pieces_of(
     begin = 0
     for end, edits in zip([*range(step, size, step), size], counts.tolist(), strict=True):
         if edits or end - begin >= PIECE_BYTES or end == size:
-            yield EditedPiece(_moved(target, begin), _moved(base, begin), end - begin, edits)
+            yield EditedPiece(target.moved(begin), base.moved(begin), end - begin, edits)
             begin = end
 
 
@@ -215,16 +213,17 @@ def with_copies(
         for i in order:
             (piece, kind), (other, unit) = line[i], line[i + neighbour]
             before, after = (other, piece) if neighbour < 0 else (piece, other)
-            if unit and not kind and before.joins(after) and piece.size % BY_NAME[unit].size == 0:
-                line[i] = (piece, unit) if piece.size <= FRAME_SPAN else line[i]
+            is_short = piece.size <= FRAME_SPAN
+            if unit and not kind and is_short and before.joins(after) and piece.size % BY_NAME[unit].size == 0:
+                line[i] = (piece, unit)
     joined = {name: [piece for piece, kind in line if kind == name] for name in edited}
     return joined, [(p.target.address, p.base.address, p.size) for p, kind in line if not kind]
 
 
 def edit_jobs(
     kind: str, pieces: Sequence[EditedPiece], effort: Effort, most_edits: int = WAITING_EDITS
-) -> Iterator[EditJob]:
-    """Rule 4, of one type; `pieces` ascend."""
+) -> Iterator[EditJob | CopyJob]:
+    """Rule 4, of one type; `pieces` ascend. Where nothing of a frame's pieces differs they are copied."""
     held: list[EditedPiece] = []
     edits = size = ranges = 0
     for piece in pieces:
@@ -232,12 +231,17 @@ def edit_jobs(
         if held and (
             edits + piece.edits > most_edits or size + piece.size > FRAME_SPAN or ranges + is_new > FRAME_RANGES
         ):
-            yield EditJob(kind, tuple(held), effort)
+            yield _job(kind, held, effort)
             held, edits, size, ranges = [], 0, 0, 0
         held.append(piece)
         edits, size, ranges = edits + piece.edits, size + piece.size, ranges + is_new
     if held:
-        yield EditJob(kind, tuple(held), effort)
+        yield _job(kind, held, effort)
+
+
+def _job(kind: str, pieces: list[EditedPiece], effort: Effort) -> EditJob | CopyJob:
+    job = EditJob(kind, tuple(pieces), effort)
+    return job if job.edits else CopyJob(job.ranges)
 
 
 def encode_edits(job: EditJob) -> bytes:
@@ -248,12 +252,12 @@ def encode_edits(job: EditJob) -> bytes:
     first = 0
     for piece in job.pieces:
         if piece.edits:
-            new, old = (np.frombuffer(_read(place, piece.size), kind.bits) for place in (piece.target, piece.base))
+            new, old = (np.frombuffer(place.read(piece.size), kind.bits) for place in (piece.target, piece.base))
             found = np.flatnonzero(new != old)
             places.append(found + first)
             residuals.append(ordered(new[found], kind) - ordered(old[found], kind))
         first += piece.size // kind.size
-    table = write_copied_ranges(job.ranges())
+    table = write_copied_ranges(job.ranges)
     gaps, lengths = _runs(np.concatenate(places))
     residual = np.concatenate(residuals)
     payload = bytes([kind.code]) + write_section(table) + varint(len(gaps))
@@ -277,13 +281,3 @@ def _smaller(write: Callable[[Signed, Effort], bytes], numbers: Signed, effort: 
 
 def _in_one_part(numbers: Signed, effort: Effort) -> bytes:
     return write_numbers(numbers, effort, len(numbers))
-
-
-def _moved(place: Place, offset: int) -> Place:
-    return replace(place, offset=place.offset + offset, address=place.address + offset)
-
-
-def _read(place: Place, size: int) -> bytes:
-    with place.file.open("rb") as stream:
-        stream.seek(place.offset)
-        return stream.read(size)

@@ -19,6 +19,7 @@ from typing import BinaryIO, Final
 from bundle.errors import Invalid
 from bundle.files import BundleDirectory
 from bundle.patch.container import Header, Op, frame_bytes, header_bytes
+from packager.diff.delta import DELTA_BYTES
 from packager.diff.generic import write_delta, write_dictionary, write_stream
 from packager.diff.pack import Effort
 from packager.diff.quick import is_found_again, is_surely_smaller
@@ -29,7 +30,6 @@ from packager.diff.typed import write_typed
 CODECS: Final = ("auto", "typed", "unfitted", "planes", "bsdiff4", "zstd")
 _DICTIONARY: Final = "dictionary"  # rule 4
 _CHUNK_BYTES: Final = 1 << 20
-_DELTA_BYTES: Final = 64 << 20  # above it, bsdiff's 17 bytes of memory a byte are a gigabyte, and its time is minutes
 
 Progress = Callable[[int, int], None]
 
@@ -75,7 +75,7 @@ def make_patch(
 
 def _generic(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
     sizes = [file.size for side in (base, target) if side is not None for file in side.files]
-    if base is None or max(sizes, default=0) > _DELTA_BYTES:
+    if base is None or max(sizes, default=0) > DELTA_BYTES:
         return ("zstd",)
     return ("zstd", "bsdiff4", _DICTIONARY) if is_found_again(base, target) else ("zstd", "bsdiff4")
 

@@ -1,6 +1,6 @@
 """The codecs that know nothing of tensors: one zstd stream from nothing, and bsdiff or zstd from a base."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from bundle.files import BundleDirectory
@@ -98,7 +98,7 @@ def _write_file_delta(base: Piece | None, target: Piece, spool: Spool) -> tuple[
     return sum(spool.write(frame.frame) for frame in frames), "bzip2, zstd, LZMA"
 
 
-def copy_frame(ranges: list[Copied]) -> bytes:
+def copy_frame(ranges: Sequence[Copied]) -> bytes:
     """A COPY frame; target addresses ascend."""
     plain = write_copied_ranges(ranges)
     return frame_bytes(Op.COPY, write_section(plain), plain)

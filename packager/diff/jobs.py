@@ -38,6 +38,16 @@ class Place:
     offset: int
     address: int
 
+    def moved(self, offset: int) -> "Place":
+        """So many bytes further on."""
+        return Place(self.file, self.offset + offset, self.address + offset)
+
+    def read(self, size: int) -> bytes:
+        """The bytes from there on."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(size)
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -141,7 +151,5 @@ def _read(segments: tuple[Segment, ...], *, is_base: bool) -> bytes:
     for segment in segments:
         place = segment.base if is_base else segment.target
         assert place is not None
-        with place.file.open("rb") as stream:
-            stream.seek(place.offset)
-            parts.append(stream.read(segment.size))
+        parts.append(place.read(segment.size))
     return parts[0] if len(parts) == 1 else b"".join(parts)

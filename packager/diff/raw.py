@@ -13,6 +13,7 @@ from bundle.patch.container import Op, frame_bytes
 from bundle.patch.layout import Range
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import write_section
+from packager.diff.jobs import Place
 from packager.diff.pack import Effort
 from packager.diff.prefix import pack_after
 
@@ -30,6 +31,11 @@ class Piece:
     offset: int
     address: int
     size: int
+
+    @property
+    def place(self) -> Place:
+        """Where it begins."""
+        return Place(self.file, self.offset, self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +141,4 @@ def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -
 
 def content_of(pieces: tuple[Piece, ...]) -> bytes:
     """Of all pieces, joined."""
-    parts = []
-    for piece in pieces:
-        with piece.file.open("rb") as stream:
-            stream.seek(piece.offset)
-            parts.append(stream.read(piece.size))
-    return b"".join(parts)
+    return b"".join(piece.place.read(piece.size) for piece in pieces)

@@ -7,11 +7,13 @@ from typing import Final
 
 from bundle.files import BundleDirectory
 from bundle.patch.elements import BY_NAME
+from packager.diff.copies import CopyJob
 from packager.diff.edits import EditJob, encode_edits
 from packager.diff.generic import copy_frame
 from packager.diff.jobs import TensorJob, block_elements
 from packager.diff.pack import Effort
-from packager.diff.plan import CopyJob, Job, Planned, pending_bytes, plan_jobs
+from packager.diff.plan import pending_bytes, plan_jobs
+from packager.diff.planned import Job, Planned
 from packager.diff.raw import RawEncoded, RawJob
 from packager.diff.report import PatchRow
 from packager.diff.spool import Spool
@@ -39,13 +41,13 @@ def write_typed(
     done = 0
     for plan, encoded in _run(plans, executor):
         if isinstance(plan.job, CopyJob):
-            stored = spool.write(copy_frame(list(plan.job.ranges)))
+            stored = spool.write(copy_frame(plan.job.ranges))
             predictor = coder = "copy"
         elif isinstance(plan.job, EditJob):
             assert isinstance(encoded, bytes)
             stored = spool.write(encoded)
             predictor, coder = "base", "edits"
-            spool.features |= {"edit", "pcodec"} if effort.with_pcodec else {"edit"}
+            spool.features |= plan.job.features
             spool.need(block_elements=plan.job.edits)
         elif isinstance(encoded, RawEncoded):
             stored = sum(spool.write(frame) for frame in encoded.frames)

@@ -15,28 +15,24 @@ Rules:
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bundle.patch.container import Op, frame_bytes
 from bundle.patch.edits import WAITING_BYTES
 from bundle.patch.elements import BY_NAME
-from bundle.patch.ranges import write_copied_ranges
-from bundle.patch.sections import write_section
 from bundle.patch.stream import most_triples
-from packager.diff.delta import Found, delta_content, delta_frames, find_pieces, nothing_found
-from packager.diff.edits import EditedPiece, compare, edit_jobs, encode_edits, pieces_of
-from packager.diff.jobs import Place, Segment, TensorJob, block_elements
+from packager.diff.delta import DELTA_BYTES, Found, delta_content, delta_frames, find_pieces, nothing_found
+from packager.diff.edits import EDITED_SHARE, EditedPiece, EditJob, compare, edit_jobs, encode_edits, pieces_of
+from packager.diff.generic import copy_frame
+from packager.diff.jobs import Segment, TensorJob, block_elements
 from packager.diff.prefix import pack_after
+from packager.diff.quick import ALWAYS_BYTES, LEVEL
 from packager.diff.raw import Piece, RawEncoded, RawJob, content_of, with_dictionary
 from packager.diff.stream import delta_stream_frames, lzma_frames, stream_frames, window_log_for
 from packager.diff.tensor import encode_job
 
 LZMA_STREAM: Final = frozenset({"lzma", "stream"})
-QUICK_LEVEL: Final = 1
-ALWAYS_BYTES: Final = 1 << 20  # up to here trying all takes a second or two
 BASE_SHARE: Final = 0.1  # of what zstd -1 makes without the base; LZMA never makes a tenth of that
 EDITS_SHARE: Final = 0.75  # of what zstd -1 makes; where edits lie at random, others make as much as EDIT and more
 MAX_KEPT: Final = 1 << 12
 BYTE: Final = BY_NAME["u8"]
-DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
 
 
 def encode_raw(job: RawJob) -> RawEncoded:
@@ -49,23 +45,23 @@ def encode_file(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
     """The smallest of all ways; `target` and `base` are the job's bytes."""
     is_in_place = 0 < len(target) == len(base) and len(job.base) == len(job.target) == 1
     choices: list[RawEncoded] = []
-    after = len(pack_after(base, target, QUICK_LEVEL)) if len(target) > ALWAYS_BYTES else 0
+    after = len(pack_after(base, target, LEVEL)) if len(target) > ALWAYS_BYTES else 0
     if is_in_place:
-        edited = _as_edits(job, target, base, [_Kept(0, 0, len(target))]) if _are_few(target, base) else None
+        edited = _as_edits(job, target, base, [_Kept(0, 0, len(target))])
         if edited is not None and edited.size < EDITS_SHARE * after:
             return edited
         choices += [_in_place(job), *([edited] if edited is not None else [])]
     choices.append(with_dictionary(job, target, base))
-    if not after or after > BASE_SHARE * len(pack_after(b"", target, QUICK_LEVEL)):
+    if not after or after > BASE_SHARE * len(pack_after(b"", target, LEVEL)):
         choices += _without_base(job, target)
     if 0 < len(base) <= DELTA_BYTES and len(target) <= DELTA_BYTES:
         found = find_pieces(base, target)
         choices.append(_as_delta(job, target, found))
         if len(found.pieces) <= most_triples(len(target)):
             choices.append(_as_delta_stream(job, target, found))
-        is_tried = len(found.pieces) <= MAX_KEPT and _are_few(found.difference, bytes(len(found.difference)))
-        edited = _as_edits(job, target, base, _kept(found)) if is_tried and not is_in_place else None
-        choices += [edited] if edited is not None else []
+        if len(found.pieces) <= MAX_KEPT and not is_in_place:
+            edited = _as_edits(job, target, base, _kept(found))
+            choices += [edited] if edited is not None else []
     return min(choices, key=lambda choice: choice.size)
 
 
@@ -92,10 +88,6 @@ def _as_delta(job: RawJob, target: bytes, found: Found) -> RawEncoded:
     largest = max(frame.made for frame in made)
     coder = "bsdiff" if found.difference else "bzip2, zstd, LZMA"
     return RawEncoded(tuple(frame.frame for frame in made), coder, frozenset(features), largest, 0, 0)
-
-
-def _are_few(new: bytes, old: bytes) -> bool:
-    return compare(memoryview(new), memoryview(old), BYTE) is not None
 
 
 def _without_base(job: RawJob, target: bytes) -> list[RawEncoded]:
@@ -127,33 +119,40 @@ def _kept(found: Found) -> list[_Kept]:
 
 
 def _as_edits(job: RawJob, target: bytes, base: bytes, kept: list[_Kept]) -> RawEncoded | None:
-    """An EDIT frame of what is kept, then BYTES of what lies between, and so on; None where no byte of it differs."""
+    """An EDIT frame of what is kept, then BYTES of what lies between, and so on.
+
+    None where too much of what is kept differs, or nothing.
+    """
     ours, theirs, whole = memoryview(target), memoryview(base), job.target[0]
+    most = EDITED_SHARE * sum(run.size for run in kept)
     pieces: list[EditedPiece] = []
     for run in kept:
-        old = theirs[run.position : run.position + run.size]
-        change = compare(ours[run.start : run.start + run.size], old, BYTE, 1.0)
-        assert change is not None
-        pieces += pieces_of(_place(whole, run.start), _place(job.base[0], run.position), BYTE, BYTE, change)
+        new, old = ours[run.start :][: run.size], theirs[run.position :][: run.size]
+        change = compare(new, old, BYTE, most / run.size)
+        if change is None:
+            return None
+        most -= int(change.changed.sum())
+        pieces += pieces_of(whole.place.moved(run.start), job.base[0].place.moved(run.position), BYTE, BYTE, change)
     jobs = list(edit_jobs(BYTE.name, pieces, job.effort))
-    if not any(part.edits for part in jobs):
+    editing = [part for part in jobs if isinstance(part, EditJob)]
+    if not editing:
         return None
+    between = _between(whole, kept)
+    ends = [*(part.ranges[0][0] for part in jobs), whole.address + whole.size]
     frames: list[bytes] = []
     waiting = 0
-    between = _between(whole, kept)
-    for part, until in zip([None, *jobs], [*(part.pieces[0].target.address for part in jobs), None], strict=True):
+    for part, end in zip([None, *jobs], ends, strict=True):
         if part is not None:
-            table = write_copied_ranges(part.ranges())
-            frames.append(encode_edits(part) if part.edits else frame_bytes(Op.COPY, write_section(table), table))
-        new = [piece for piece in between if until is None or piece.address < until]
-        between = between[len(new) :]
-        data = b"".join(target[piece.offset - whole.offset :][: piece.size] for piece in new)
-        made = with_dictionary(replace(job, target=tuple(new), is_file=False), data, b"")
+            frames.append(encode_edits(part) if isinstance(part, EditJob) else copy_frame(part.ranges))
+        new_pieces = tuple(piece for piece in between if piece.address < end)
+        between = between[len(new_pieces) :]
+        data = b"".join(target[piece.offset - whole.offset :][: piece.size] for piece in new_pieces)
+        # Like structure: in frames so small that those of edits may wait beside them.
+        made = with_dictionary(replace(job, target=new_pieces, is_file=False), data, b"")
         frames += made.frames
-        waiting = max(waiting, made.largest_frame + WAITING_BYTES * (part.edits if part is not None else 0))
-    features = {"edit", "pcodec"} if job.effort.with_pcodec else {"edit"}
-    most = max(part.edits for part in jobs)
-    return RawEncoded(tuple(frames), "edits", frozenset(features), 0, 0, 0, most, waiting)
+        waiting = max(waiting, made.largest_frame + WAITING_BYTES * (part.edits if isinstance(part, EditJob) else 0))
+    most_edits = max(part.edits for part in editing)
+    return RawEncoded(tuple(frames), "edits", editing[0].features, 0, 0, 0, most_edits, waiting)
 
 
 def _between(whole: Piece, kept: list[_Kept]) -> list[Piece]:
@@ -167,13 +166,9 @@ def _between(whole: Piece, kept: list[_Kept]) -> list[Piece]:
     ]
 
 
-def _place(piece: Piece, offset: int) -> Place:
-    return Place(piece.file, piece.offset + offset, piece.address + offset)
-
-
 def _in_place(job: RawJob) -> RawEncoded:
     new, old = job.target[0], job.base[0]
-    segment = Segment(Place(new.file, new.offset, new.address), Place(old.file, old.offset, old.address), new.size)
+    segment = Segment(new.place, old.place, new.size)
     made = encode_job(TensorJob("u8", (segment,), (), False, False, job.effort))
     block = min(block_elements("u8"), new.size)
     return RawEncoded(made.frames, f"in place, {made.coder}", made.features, block, 0, made.window_log, block)

@@ -1,0 +1,29 @@
+"""Ranges that the base holds, as a piece of work."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bundle.patch.ranges import Copied
+
+
+@dataclass(frozen=True, slots=True)
+class CopyJob:
+    """Ranges that the base holds, ascending."""
+
+    ranges: tuple[Copied, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return sum(length for _, _, length in self.ranges)
+
+
+def merged(ranges: Iterable[Copied]) -> list[Copied]:
+    """Ranges that follow each other on both sides are one; `ranges` ascend."""
+    out: list[Copied] = []
+    for start, base, length in ranges:
+        if out and out[-1][0] + out[-1][2] == start and out[-1][1] + out[-1][2] == base:
+            out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)
+        else:
+            out.append((start, base, length))
+    return out
