@@ -18,14 +18,14 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.docs.generate
+	$(BIN)/python -m tools.generate_docs
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
 torture: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.torture --write-docs
-	$(BIN)/python -m tests.torture.fuzz_patch --runs 200000
+	$(BIN)/python -m torture --write-docs
+	$(BIN)/python -m torture.fuzz_patch --runs 200000
 
 $(VENV)/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python >= 3.11 (Debian: apt install python3 python3-venv) or say PYTHON=/path/to/python3"; exit 1; }

@@ -55,7 +55,7 @@ def _report(out: Path) -> None:
     if patches.exists():
         words = ["--json", str(patches), *(["--memory", str(memory)] if memory.exists() else [])]
         docs = Path(__file__).parents[1] / "docs"
-        subprocess.run([sys.executable, "-m", "benchmarks.patch_report", *words, "--docs", str(docs)], check=False)
+        subprocess.run([sys.executable, "-m", "benchmarks.patch_tables", *words, "--docs", str(docs)], check=False)
 
 
 def _models(_pairs: Path, out: Path) -> list[str]:

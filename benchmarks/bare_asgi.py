@@ -1,4 +1,5 @@
-"""What `benchmarks.serve` compares with: stock uvicorn and a handler that calls onnxruntime in its own process, with no
+"""What `benchmarks.serving_cost` compares with: stock uvicorn and a handler that calls onnxruntime in its own process,
+with no
 front, no jail, no lease and no retry. Prints its port, then serves until its stdin closes."""
 
 import argparse

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.plot import _png
 from benchmarks.published_pairs import _safetensors
+from benchmarks.scatter_plot import _png
 
 ELEMENTS: Final = 40_000
 Array = np.ndarray[Any, Any]

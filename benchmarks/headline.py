@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.patch_report import between_markers
+from benchmarks.patch_tables import between_markers
 from benchmarks.patches import measured
 from benchmarks.published_pairs import CACHE
 
@@ -73,7 +73,8 @@ def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
         out = Path(folder) / "update.json"
         words = [word for name in FILES for word in (f"--{name}", str(files[name]))]
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.update_aware", *words, "--no-curve", "--json", str(out)], check=True
+            [sys.executable, "-m", "benchmarks.update_aware_table", *words, "--no-curve", "--json", str(out)],
+            check=True,
         )
         update = json.loads(out.read_text())
     ordinary, chosen = update["ordinary"], update["chosen"]

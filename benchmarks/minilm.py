@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.graphs import Graph
+from benchmarks.onnx_graphs import Graph
 from benchmarks.texts import Part
 
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ import numpy as np
 import onnxruntime
 
 from bundle.errors import AirweightsError
-from packager.inputs import ModelInterface
-from packager.quantize.oldest_runtime import parsed
-from packager.quantize.runs import run, session
+from packager.models.inputs import ModelInterface
+from packager.models.oldest_runtime import parsed
+from packager.models.samples import Samples, load_samples, random_samples
+from packager.models.sessions import run, session
 from packager.quantize.schemes import Options, quantize
-from packager.samples import Samples, load_samples, random_samples
 
 RUNTIMES: Final = ("1.17.3", "1.20.1", "1.31.0")
 SCHEMES: Final = ("int8", "int4", "fp16")

@@ -207,8 +207,8 @@ def detools_codec(base: Path, target: Path, patch: Path, out: Path) -> tuple[Run
 def airweights_codec(base: Path, target: Path, patch: Path, out: Path, *, codec: str = "auto") -> tuple[Run, Run]:
     import pcodec  # noqa: F401 - an import of the codec: not to be counted as memory of the work
 
-    from packager.diff.directory import apply_to_directory, open_bundle
-    from packager.diff.encode import make_patch
+    from packager.diff.bundle_folder import apply_to_directory, open_bundle
+    from packager.diff.write.make_patch import make_patch
 
     def encode() -> None:
         with patch.open("wb") as made:

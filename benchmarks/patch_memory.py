@@ -38,8 +38,8 @@ def main() -> None:
 
 def measured(gib: float) -> dict[str, float]:
     """Make, patch and apply one model."""
-    from packager.diff.directory import open_bundle
-    from packager.diff.encode import make_patch
+    from packager.diff.bundle_folder import open_bundle
+    from packager.diff.write.make_patch import make_patch
 
     count = max(1, round(gib * 2**30 / TENSOR_BYTES))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def apply(base: Path, patch: Path) -> None:
 
     from benchmarks.patch_codecs import cpu_seconds, status_bytes
     from bundle.patch.apply import apply_patch
-    from packager.diff.directory import DirectoryBase, open_bundle
+    from packager.diff.bundle_folder import DirectoryBase, open_bundle
 
     held, before = status_bytes("VmRSS"), cpu_seconds()
     with DirectoryBase(open_bundle(base)) as source, patch.open("rb") as stream:

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
-from benchmarks.patch_report import (
+from benchmarks.patch_tables import (
     APPLY_MB_S,
     MEMORY_MIB,
     SLACK_BYTES,

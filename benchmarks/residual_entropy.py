@@ -20,9 +20,9 @@ import numpy as np
 
 from benchmarks.patches import files_of, strangers_pairs
 from bundle.patch.elements import BY_NAME, ElementType, exponents, ordered
-from packager.diff.directory import open_bundle
-from packager.diff.encode import make_patch
-from packager.regions.find import mapped, regions_of
+from packager.diff.bundle_folder import open_bundle
+from packager.diff.write.make_patch import make_patch
+from packager.tensors.find_regions import mapped, regions_of
 
 GOALS: Final = {True: 0.01, False: 0.02}  # floats, integers
 EXACT_BITS: Final = 8

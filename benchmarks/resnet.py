@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from benchmarks.graphs import Graph
+from benchmarks.onnx_graphs import Graph
 
 if TYPE_CHECKING:
     import torch

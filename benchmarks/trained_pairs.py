@@ -27,7 +27,7 @@ APART: Final = 2
 Side = Callable[[], bytes]
 
 
-INPUTS_FOR: Final = "cnn-fp32"  # calibration.npz and held.npz lie beside this pair, for benchmarks.update_aware
+INPUTS_FOR: Final = "cnn-fp32"  # calibration.npz and held.npz lie beside this pair, for benchmarks.update_aware_table
 
 
 def main() -> None:

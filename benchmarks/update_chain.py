@@ -4,7 +4,8 @@
         --calibration C.npz --held H.npz --json OUT [--max-over-ordinary 1.1]
 
 Each update starts from the quantized model that the one before it left on the devices, and is judged against ordinary
-quantization of that day's float model, on inputs that were not used for calibration. A run of benchmarks.update_aware
+quantization of that day's float model, on inputs that were not used for calibration. A run of
+benchmarks.update_aware_table
 each.
 """
 
@@ -42,7 +43,9 @@ def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, numb
         *("--calibration", str(arguments.calibration), "--held", str(arguments.held)),
         *("--max-over-ordinary", str(arguments.max_over_ordinary)),
     ]
-    subprocess.run([sys.executable, "-m", "benchmarks.update_aware", *words], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "benchmarks.update_aware_table", *words], check=True, stdout=subprocess.DEVNULL
+    )
     found = json.loads(out.read_text())
     figures = {name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "wall_s", "peak_bytes")}
     figures["over_ordinary"] = found["chosen"]["relative_rms"] / found["ordinary"]["relative_rms"]

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from bundle.canonical import JSON, MAX_INTEGER, SHA256_HEX, Fields, decode, encode
 from bundle.errors import (
     AgentTooOldRefused,
     Bug,
@@ -30,6 +29,7 @@ from bundle.errors import (
 from bundle.fleet import Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, bucket, parse_rollout
+from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX, Fields, decode, encode
 
 MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the facts
 

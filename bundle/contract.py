@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from bundle.canonical import JSON, Fields
 from bundle.errors import MalformedRefused
+from bundle.strict_json import JSON, Fields
 
 MAX_TENSORS: Final = 256
 MAX_RANK: Final = 16

@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
 
-from bundle import canonical
+from bundle import strict_json
 from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused
 from bundle.frames import KEY_BYTES, Secret
 from bundle.key_sizes import MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
 from bundle.key_sizes import MLKEM_SEED_BYTES as MLKEM_SEED_BYTES
 from bundle.key_sizes import PUBLIC_BYTES as PUBLIC_BYTES
-from bundle.layout import envelope_name as envelope_name
+from bundle.repository_paths import envelope_name as envelope_name
 
 MAGIC: Final = b"AWENVEL1"
 ENCAPSULATION_BYTES: Final = 1120
@@ -61,7 +61,7 @@ class EnvelopeContext:
 
     def info(self, recipient: bytes) -> bytes:
         """The HPKE info string for one recipient's public key bytes."""
-        return canonical.encode(
+        return strict_json.encode(
             {
                 "cohort": self.cohort,
                 "counter": self.counter,

@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NewType
 
-from bundle import canonical
-from bundle.canonical import JSON, SHA256_HEX, Fields
+from bundle import strict_json
 from bundle.errors import Invalid, MalformedRefused
+from bundle.strict_json import JSON, SHA256_HEX, Fields
 
 BundleDigest = NewType("BundleDigest", str)
 
@@ -95,7 +95,7 @@ def check_files(files: Iterable[BundleFile]) -> None:
 
 def bundle_digest(files: Iterable[BundleFile]) -> BundleDigest:
     """Rule 3."""
-    return BundleDigest(canonical.digest([file.as_json() for file in files]))
+    return BundleDigest(strict_json.digest([file.as_json() for file in files]))
 
 
 def scan(root: Path, roles: dict[str, str]) -> BundleDirectory:

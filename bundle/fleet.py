@@ -2,7 +2,7 @@
 
 Rules:
 1. The target `fleet/fleet.json` of the `fleet` role. A device believes a cohort private key only if its public half is
-   the one here, for this epoch. Epochs do not go back because the document's version does not (bundle.trust.client rule
+   the one here, for this epoch. Epochs do not go back because the document's version does not (bundle.trust.check rule
    3), and because what goes back is refused where it is staged and shown where it is signed.
 2. It lists no device: the registry itself stays with the release team, only its digest is signed.
 """
@@ -10,9 +10,9 @@ Rules:
 from dataclasses import dataclass
 from typing import Final
 
-from bundle import canonical
-from bundle.canonical import JSON, NAME, SHA256_HEX, Fields
+from bundle import strict_json
 from bundle.errors import MalformedRefused
+from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
 
 SCHEMA: Final = "airweights.fleet/1"
 TARGET: Final = "fleet/fleet.json"
@@ -57,14 +57,14 @@ class Fleet:
     def as_bytes(self) -> bytes:
         """Canonical bytes, as published."""
         cohorts: dict[str, JSON] = {c.name: {"epoch": c.epoch, "public_key": c.public_key.hex()} for c in self.cohorts}
-        return canonical.encode(
+        return strict_json.encode(
             {"schema": SCHEMA, "registry_digest": self.registry_digest, "devices": self.devices, "cohorts": cohorts}
         )
 
 
 def parse_fleet(data: bytes) -> Fleet:
     """Read a fleet document strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(canonical.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
+    fields = Fields(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"fleet.schema: found {schema!r}, expected {SCHEMA!r}")

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from bundle import canonical
+from bundle import strict_json
 from bundle.errors import MalformedRefused, NotAuthenticRefused
 
 MAGIC: Final = b"AWFRAME1"
@@ -83,7 +83,7 @@ class FrameContext:
 
     def as_bytes(self) -> bytes:
         """Canonical JSON of all fields."""
-        return canonical.encode(
+        return strict_json.encode(
             {
                 "counter": self.counter,
                 "digest": self.digest,

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.canonical import JSON, Fields, decode
 from bundle.errors import MalformedRefused, TooLargeRefused, Unfit
+from bundle.strict_json import JSON, Fields, decode
 
 Array = npt.NDArray[np.generic]
 

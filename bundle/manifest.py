@@ -13,11 +13,11 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from bundle import canonical
-from bundle.canonical import JSON, NAME, SHA256_HEX, TIMESTAMP, Fields
+from bundle import strict_json
 from bundle.contract import PPM, Contract, Health
 from bundle.errors import MalformedRefused
 from bundle.files import MAX_FILE_BYTES, MAX_FILES, BundleDigest, BundleFile, bundle_digest, check_files, parse_files
+from bundle.strict_json import JSON, NAME, SHA256_HEX, TIMESTAMP, Fields
 
 SCHEMA: Final = "airweights.manifest/1"
 MAX_MANIFEST_BYTES: Final = 256 * 1024
@@ -284,11 +284,11 @@ class Manifest:
 
     def as_bytes(self) -> bytes:
         """Canonical bytes, as published."""
-        return canonical.encode(self.as_json())
+        return strict_json.encode(self.as_json())
 
     def digest_without_patches(self) -> str:
         """The identity of the release (rule 3): SHA-256, hexadecimal."""
-        return canonical.digest(self.as_json(with_patches=False))
+        return strict_json.digest(self.as_json(with_patches=False))
 
     def with_patches(self, name: str, patches: tuple[PatchEntry, ...]) -> "Manifest":
         """The same release with other patches for one variant."""
@@ -298,14 +298,14 @@ class Manifest:
 
 def parse_manifest(data: bytes) -> Manifest:
     """Read a manifest strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(canonical.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
+    fields = Fields(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"manifest.schema: found {schema!r}, expected {SCHEMA!r}")
     variants = fields.mapping("variants", NAME, max_items=MAX_VARIANTS)
     out = Manifest(
         family=fields.text("family", NAME),
-        version=fields.text("version", canonical.VERSION),
+        version=fields.text("version", strict_json.VERSION),
         counter=fields.integer("counter", 1),
         min_counter=fields.integer("min_counter", 0),
         channels=fields.texts("channels", NAME, max_items=64),

@@ -11,9 +11,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from bundle import canonical
-from bundle.canonical import JSON, NAME, SHA256_HEX, Fields
+from bundle import strict_json
 from bundle.errors import MalformedRefused
+from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
 
 SCHEMA: Final = "airweights.rollout/1"
 MAX_ROLLOUT_BYTES: Final = 32 * 1024
@@ -74,19 +74,19 @@ class Rollout:
 
     def as_bytes(self) -> bytes:
         """Canonical bytes, as published."""
-        return canonical.encode(self.as_json())
+        return strict_json.encode(self.as_json())
 
 
 def parse_rollout(data: bytes) -> Rollout:
     """Read a rollout strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(canonical.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
+    fields = Fields(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"rollout.schema: found {schema!r}, expected {SCHEMA!r}")
     out = Rollout(
         family=fields.text("family", NAME),
         channel=fields.text("channel", NAME),
-        version=fields.text("version", canonical.VERSION),
+        version=fields.text("version", strict_json.VERSION),
         counter=fields.integer("counter", 1),
         manifest_digest=fields.text("manifest_digest", SHA256_HEX),
         percent_bp=fields.integer("percent_bp", 0, BASIS_POINTS),

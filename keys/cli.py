@@ -14,7 +14,7 @@ PASSPHRASE_OPTION: Final = click.option(
     type=PATH,
     help="File with the passphrase or PIN; else PACKAGER_PASSPHRASE (tokens: PACKAGER_PIN), else a prompt.",
 )
-ALGORITHMS: Final = ("ed25519", "ml-dsa-65", "ecdsa-p256")  # keys.files.SIGNING_ALGORITHMS; a test keeps them equal
+ALGORITHMS: Final = ("ed25519", "ml-dsa-65", "ecdsa-p256")  # keys.key_files.SIGNING_ALGORITHMS; a test keeps them equal
 
 
 @click.group("keys")
@@ -41,7 +41,7 @@ def new_command(
 
     Exit status: 0 made, 2 wrong input, 4 no space, or the token is not available.
     """
-    from keys.files import generate_key_file, is_uri
+    from keys.key_files import generate_key_file, is_uri
     from keys.passphrase import read_passphrase, read_pin
     from keys.tokens import generate_token_key
 
@@ -64,8 +64,8 @@ def show_command(key: str, as_json: bool) -> None:
 
     Exit status: 0 shown, 2 wrong input, 4 a token or key service is not available.
     """
-    from bundle.trust.client import key_digest
-    from keys.files import is_encrypted, is_uri
+    from bundle.trust.check import key_digest
+    from keys.key_files import is_encrypted, is_uri
     from keys.signers import public_of
 
     public = public_of(key)
@@ -91,9 +91,9 @@ def public_command(key: str, out: Path, as_json: bool) -> None:
 
     Exit status: 0 written, 2 wrong input, or OUT is there already, 4 a token or key service is not available.
     """
-    from bundle.trust.client import key_digest
+    from bundle.trust.check import key_digest
     from keys.errors import KeyExists
-    from keys.files import public_pem
+    from keys.key_files import public_pem
     from keys.signers import public_of
 
     public = public_of(key)
@@ -116,7 +116,7 @@ def check_command(key: str, passphrase_file: Path | None, as_json: bool) -> None
 
     Exit status: 0 it works, 2 damaged, or another passphrase, 4 no token or key service, or another PIN.
     """
-    from keys.files import is_encrypted, is_uri
+    from keys.key_files import is_encrypted, is_uri
     from keys.passphrase import read_passphrase
     from keys.signers import load_source
 

@@ -19,7 +19,7 @@ from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate
 from bundle.fleet import Cohort
 from bundle.frames import Secret
 from keys.errors import CohortUnknown, KeyExists, KeyMissing
-from keys.files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_components, x_wing_secret
+from keys.key_files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_components, x_wing_secret
 
 FOLDER: Final = "cohorts"
 BATCH: Final = 256  # devices a task: some 50 ms of work

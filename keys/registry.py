@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from bundle import canonical
-from bundle.canonical import JSON, NAME, SHA256_HEX, Fields
-from bundle.enrolment import EnrolmentRequest, device_id
+from bundle import strict_json
+from bundle.enrollment import EnrolmentRequest, device_id
 from bundle.errors import EnrolmentRefused, Refused
+from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
 from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
 
 MAX_LINE_BYTES: Final = 16 * 1024
@@ -31,7 +31,7 @@ class Device:
     """One device.
 
     Attributes:
-        device_id: bundle.enrolment rule 1.
+        device_id: bundle.enrollment rule 1.
         label: unique among all devices, revoked ones included.
         cohort: that it belongs to.
         x_wing_public, ed25519_public: its keys.
@@ -62,7 +62,7 @@ class Device:
     @classmethod
     def parse(cls, line: bytes, where: str) -> "Device":
         """Inverse of `as_json`. Raises MalformedRefused, TooLargeRefused."""
-        fields = Fields(canonical.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
+        fields = Fields(strict_json.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
         attributes = fields.object("attributes")
         out = cls(
             device_id=fields.text("device_id", SHA256_HEX),
@@ -120,7 +120,7 @@ class Registry:
         """SHA-256 of the file (rule 1), hexadecimal."""
         out = hashlib.sha256()
         for device in self.devices():
-            out.update(canonical.encode(device.as_json()) + b"\n")
+            out.update(strict_json.encode(device.as_json()) + b"\n")
         return out.hexdigest()
 
     def admit(self, request: EnrolmentRequest, cohort: str, fingerprint: str) -> Device:
@@ -178,7 +178,7 @@ class Registry:
         try:
             with open(descriptor, "wb") as file:
                 for device in self.devices():
-                    file.write(canonical.encode(device.as_json()) + b"\n")
+                    file.write(strict_json.encode(device.as_json()) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(self.path)

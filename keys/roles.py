@@ -14,7 +14,7 @@ from typing import Final
 
 from securesystemslib.signer import Key
 
-from bundle.trust.client import key_digest
+from bundle.trust.check import key_digest
 from keys.errors import ThresholdInvalid
 
 POST_QUANTUM: Final = ("ml-dsa",)

@@ -6,7 +6,7 @@ from securesystemslib.signer import HSMSigner, Key, Signer
 
 from bundle.frames import Secret
 from keys.errors import KeyMissing
-from keys.files import SUFFIX, is_uri, load_public, load_signer
+from keys.key_files import SUFFIX, is_uri, load_public, load_signer
 from keys.passphrase import read_pin
 
 

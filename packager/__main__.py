@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Entry point of the script."""
     try:
-        from packager.cli import main as run
+        from packager.commands.root import main as run
     except KeyboardInterrupt:  # while it starts; later it is console.run that answers
         sys.exit(130)
     sys.exit(run())

@@ -28,17 +28,17 @@ MAY_IMPORT = {
 ONLY_IN = {
     "onnx": {"packager"},
     "bsdiff4": {"packager"},
-    "backports": {"packager/diff/prefix.py"},
-    "compression": {"packager/diff/prefix.py"},
-    "urllib3": {"device_agent/fetcher.py"},
+    "backports": {"packager/diff/encode/zstd_prefix.py"},
+    "compression": {"packager/diff/encode/zstd_prefix.py"},
+    "urllib3": {"device_agent/workers/fetcher.py"},
     "requests": set(),
     "onnxruntime": {
         "packager",
         "device_agent/runtime/session.py",
-        "device_agent/model_process.py",
-        "device_agent/probe.py",
+        "device_agent/workers/model_process.py",
+        "device_agent/workers/probe.py",
     },
-    "tuf": {"bundle/trust", "packager/repository", "device_agent/identity.py", "packager/commands", "keys"},
+    "tuf": {"bundle/trust", "packager/repository", "device_agent/identity/device_keys.py", "packager/commands", "keys"},
     "uvicorn": {"device_agent/front"},
 }
 HEAVY = (
@@ -126,7 +126,7 @@ def test_every_module_of_the_device_loads_without_the_publishers_side() -> None:
 
 
 def test_the_daemon_loads_the_standard_library_and_pure_modules() -> None:
-    loaded = _loaded(["device_agent.daemon"])
+    loaded = _loaded(["device_agent.daemon.run", "device_agent.daemon.__main__"])
     tops = {name.partition(".")[0] for name in loaded}
     assert not tops & set(HEAVY)
     foreign = tops - set(sys.stdlib_module_names) - {"bundle", "device_agent", "__main__", "__mp_main__"}

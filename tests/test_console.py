@@ -10,7 +10,7 @@ import pytest
 
 from bundle import console
 from bundle.errors import KINDS, AirweightsError, DigestMismatchRefused, Unavailable
-from tests.docs.generate import all_errors
+from tools.generate_docs.__main__ import all_errors
 
 
 def fail_with(error: BaseException) -> int:

@@ -11,9 +11,9 @@ import click
 import pytest
 
 from bundle.contract import Health
-from device_agent.cli import cli as device_agent
-from device_agent.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
-from packager.cli import cli as packager
+from device_agent.commands.root import cli as device_agent
+from device_agent.config.config import Config, FurtherFamily, ProbationSettings, ServeSettings, UpdateSettings
+from packager.commands.root import cli as packager
 
 HELP = ["-h", "--help"]  # a command keeps the names that it is first used with
 PROGRAMS: dict[str, click.Command] = {"packager": packager, "device-agent": device_agent}
@@ -31,7 +31,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("name", ["operations.md", "keys.md"])
 def test_every_command_line_of_the_page_is_one(name: str) -> None:
     """Commands, options and required arguments are those of the command line; nothing is run."""
-    from packager.cli import cli
+    from packager.commands.root import cli
 
     lines = commands_of((ROOT / "docs" / name).read_text("utf-8"))
     assert lines or name == "keys.md"

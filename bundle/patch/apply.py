@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused, WrongBaseRefused
 from bundle.files import BundleFile
+from bundle.patch.address_space import Base, BaseLine, Target, TargetLine
 from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
 from bundle.patch.delta import decode_delta
 from bundle.patch.edits import decode_edits
-from bundle.patch.layout import Base, BaseLine, Target, TargetLine
 from bundle.patch.limits import DEFAULT, PatchLimits
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters

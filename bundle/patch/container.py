@@ -22,8 +22,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from bundle import canonical
-from bundle.canonical import JSON, Fields
+from bundle import strict_json
 from bundle.errors import (
     MalformedRefused,
     PatchCorruptRefused,
@@ -36,6 +35,7 @@ from bundle.errors import (
 from bundle.files import BundleFile, parse_files
 from bundle.patch.limits import MAX_HEADER_BYTES, Announced, PatchLimits
 from bundle.patch.sections import pack_zstd, unpack_zstd
+from bundle.strict_json import JSON, Fields
 
 MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
 VERSION: Final = 1
@@ -134,7 +134,7 @@ def header_bytes(header: Header) -> bytes:
         "features": list(header.features),
         "limits": {field.name: getattr(header.announced, field.name) for field in fields(Announced)},
     }
-    plain = canonical.encode(document)
+    plain = strict_json.encode(document)
     stored = pack_zstd(plain, 19)
     prefix = _PREFIX.pack(MAGIC, VERSION, len(stored), len(plain))
     return prefix + _CRC.pack(zlib.crc32(stored, zlib.crc32(prefix))) + stored
@@ -225,10 +225,10 @@ def _exactly(patch: ForwardReader, length: int, what: str) -> bytes:
 
 def _parse_header(plain: bytes, limits: PatchLimits) -> Header:
     try:
-        document = Fields(canonical.decode(plain, what="patch header", max_bytes=MAX_HEADER_BYTES), "patch header")
+        document = Fields(strict_json.decode(plain, what="patch header", max_bytes=MAX_HEADER_BYTES), "patch header")
         base = _table(document, "base", limits)
         target = _table(document, "target", limits)
-        features = document.texts("features", canonical.NAME, max_items=32)
+        features = document.texts("features", strict_json.NAME, max_items=32)
         row = document.object("limits")
         values = {field.name: row.integer(field.name) for field in fields(Announced)}
         row.end()

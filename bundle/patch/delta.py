@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 
 from bundle.errors import PatchCorruptRefused
+from bundle.patch.address_space import BaseLine
 from bundle.patch.container import Frame
-from bundle.patch.layout import BaseLine
 from bundle.patch.limits import Announced
 from bundle.patch.numbers import Cursor
 from bundle.patch.sections import read_section

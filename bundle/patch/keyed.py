@@ -30,7 +30,7 @@ from bundle.errors import PatchCorruptRefused
 from bundle.patch.coders import read_some
 from bundle.patch.elements import ElementType, Signed, exponent_bytes, exponents
 from bundle.patch.numbers import Cursor
-from bundle.patch.predict import Prediction, apply_periodic
+from bundle.patch.prediction import Prediction, apply_periodic
 from bundle.patch.sections import read_section
 
 KEYS: Final = 64

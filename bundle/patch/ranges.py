@@ -11,7 +11,7 @@ Rules:
 from collections.abc import Sequence
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
-from bundle.patch.layout import BaseLine, Range
+from bundle.patch.address_space import BaseLine, Range
 from bundle.patch.numbers import Cursor, signed_varint, varint
 
 Copied = tuple[int, int, int]  # target address, base address, length (bytes)

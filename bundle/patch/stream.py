@@ -23,8 +23,8 @@ import numpy as np
 import zstandard
 
 from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused, PatchRangeRefused
+from bundle.patch.address_space import BaseLine, TargetLine
 from bundle.patch.container import Frame, Op
-from bundle.patch.layout import BaseLine, TargetLine
 from bundle.patch.limits import IO_CHUNK_BYTES, Announced
 from bundle.patch.numbers import MAX_BYTES, Cursor
 from bundle.patch.sections import LZMA, ZSTD, lzma_filters

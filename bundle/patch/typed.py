@@ -26,6 +26,7 @@ from typing import Final
 import numpy as np
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.patch.address_space import BaseLine, Range
 from bundle.patch.coders import read_part, read_planes, unzigzag
 from bundle.patch.container import Frame
 from bundle.patch.elements import (
@@ -37,11 +38,10 @@ from bundle.patch.elements import (
     unordered,
 )
 from bundle.patch.keyed import KeyedResiduals
-from bundle.patch.layout import BaseLine, Range
 from bundle.patch.limits import Announced
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters
-from bundle.patch.predict import Compute, Prediction, affine, chunks, computed, turn_signs, with_parameters
+from bundle.patch.prediction import Compute, Prediction, affine, chunks, computed, turn_signs, with_parameters
 from bundle.patch.ranges import read_count
 from bundle.patch.sections import read_section
 

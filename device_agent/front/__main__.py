@@ -15,13 +15,13 @@ from typing import Any, Final
 
 from device_agent.front import metrics
 from device_agent.front.app import App, Limits
-from device_agent.front.channel import RequestChannel
 from device_agent.front.generations import Generation, Slot, Window
+from device_agent.front.request_channel import RequestChannel
 from device_agent.front.server import FrontServer, server_for
 from device_agent.front.shadow import Shadow
-from device_agent.messages import ChannelClosed, Message, Value
-from device_agent.meters import ProcessMeter, energy_meters
-from device_agent.parent import Handler, Parent, answer, start
+from device_agent.host.meters import ProcessMeter, energy_meters
+from device_agent.process.channel import ChannelClosed, Message, Value
+from device_agent.process.worker import Handler, Parent, answer, start
 from device_agent.runtime.wire import Answer
 
 SWEEP_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from bundle.version import VERSION
 from device_agent.front import metrics
-from device_agent.front.described import index, statistics
 from device_agent.front.generations import RETRY_AFTER_S, Generation, Request, RequestFailed, Slot
+from device_agent.front.model_info import index, statistics
 from device_agent.runtime import wire
 from device_agent.runtime.wire import NO_JSON
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from bundle.version import VERSION
 from device_agent.front.generations import Slot, Window
-from device_agent.meters import EnergyMeter, ProcessMeter
+from device_agent.host.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
 
 CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")

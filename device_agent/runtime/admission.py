@@ -37,7 +37,7 @@ def admit(available_bytes: int, candidate_peak_bytes: int, running_resident_byte
     """Rules 1 to 3.
 
     Args:
-        available_bytes: of the system or the control group (device_agent.facts.available_memory_bytes).
+        available_bytes: of the system or the control group (device_agent.host.device_facts.available_memory_bytes).
         candidate_peak_bytes: as probed.
         running_resident_bytes: of the running model's process; 0 without one.
     """

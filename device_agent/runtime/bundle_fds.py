@@ -22,7 +22,7 @@ class BundleFds:
         model: path of the model.
         golden: path of the golden vectors, or None.
         external: paths of the model's external data.
-        adapter: name of a personal adapter (device_agent.adapter), or None.
+        adapter: name of a personal adapter (device_agent.workers.adapter_check), or None.
     """
 
     files: Mapping[str, int]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError
-from device_agent.children import Child
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable
-from device_agent.jail import JailPolicy
-from device_agent.meters import ProcessMeter
+from device_agent.host.meters import ProcessMeter
+from device_agent.process.child import Child
+from device_agent.process.jail import JailPolicy
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
 from device_agent.runtime.oip import metadata
 

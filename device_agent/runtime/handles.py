@@ -3,7 +3,7 @@
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.front_handle import Front, ServeConfig, ShadowStats, WindowStats
 from device_agent.runtime.model_handle import GenerationSpec, ModelProcess, Standby
-from device_agent.runtime.probing import ProbeBaseline, ProbeReport, probe
+from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, probe
 
 __all__ = [
     "BundleFds",

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.contract import Contract
-from device_agent.children import Child, well_formed
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout, ModelProcessUnfit
-from device_agent.jail import JailPolicy
+from device_agent.process.child import Child, well_formed
+from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
 
-MODULE: Final = "device_agent.model_process"
+MODULE: Final = "device_agent.workers.model_process"
 LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
 LOADING_NICE: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024

@@ -9,7 +9,7 @@ Rules:
 2. `swap` loads beside the running model, warms on the golden inputs, switches by one assignment, and keeps the old
    generation for `rollback`. What was kept before it is drained and destroyed, in the caller's thread and not in a
    request's. A candidate that does not load, or answers its golden questions wrongly, changes nothing. While a model
-   runs, the work of a swap is done in steps with rests between (device_agent.pace).
+   runs, the work of a swap is done in steps with rests between (device_agent.process.throttle).
 3. `isolation="inproc"`: sessions in this process. "worker": a jailed child process per generation; a death of it costs
    one retry on its successor, which is started from the same memfds.
 4. `rollback` is one assignment; what it leaves is drained and destroyed by a thread of its own, which the next swap
@@ -33,7 +33,7 @@ from bundle.contract import Contract
 from bundle.errors import Invalid
 from bundle.golden import check_answer
 from device_agent.errors import NothingToRollBack
-from device_agent.pace import Pace
+from device_agent.process.throttle import Pace
 from device_agent.runtime.backends import Backend, InProcess, Worker
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.session import LoadedModel, golden_of, trim_heap

@@ -1,10 +1,12 @@
 """The loop of a model process: answers requests that the front passes on, and the supervisor's calls.
 
 Rules:
-1. Born as every child (device_agent.parent); then one call `load`, with the bundle's memfds; its result carries one end
+1. Born as every child (device_agent.process.worker); then one call `load`, with the bundle's memfds; its result
+   carries one end
    of the request channel (device_agent.runtime.wire).
 2. Loading means: session, contract, and one run of every golden input, so that the first live request finds warm
-   kernels and arenas; with rests between the steps where another generation serves meanwhile (device_agent.pace). A
+   kernels and arenas; with rests between the steps where another generation serves meanwhile
+   (device_agent.process.throttle). A
    failure is the reply; the supervisor then ends the process.
 3. One thread takes requests and supervisor's calls in turn. Unloading the model is the end of the process.
 """
@@ -25,12 +27,12 @@ from typing import Final
 
 import numpy as np
 
-from bundle.canonical import Fields
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
-from device_agent.messages import ChannelClosed, Message, Value
-from device_agent.pace import Pace
-from device_agent.parent import Handler, Parent, answer
+from bundle.strict_json import Fields
+from device_agent.process.channel import ChannelClosed, Message, Value
+from device_agent.process.throttle import Pace
+from device_agent.process.worker import Handler, Parent, answer
 from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.inference import Inference, compress, decompress, servable

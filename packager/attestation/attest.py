@@ -11,14 +11,14 @@ from pathlib import Path
 from securesystemslib.signer import Key, Signer
 
 from bundle.manifest import Manifest
-from bundle.trust.client import release_role
+from bundle.trust.check import release_role
+from packager.attestation.attestation_files import AttestationReport, write_attestations
 from packager.attestation.build_record import BuildRecord
-from packager.attestation.folder import AttestationReport, write_attestations
 from packager.attestation.provenance import DEFAULT_BUILDER
-from packager.repository.bounds import keys_of
+from packager.repository.document_rules import keys_of
 from packager.repository.repository import Repository
-from packager.repository.view import View
-from packager.workspace import Workspace
+from packager.repository.staged_view import View
+from packager.repository.workspace import Workspace
 
 
 def attest(

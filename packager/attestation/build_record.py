@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.version import VERSION
-from packager.draft import Draft, VariantDraft
 from packager.errors import WorkspaceRefused
-from packager.model_package import external_data
-from packager.release_file import ReleasePlan
+from packager.models.model_package import external_data
+from packager.release.draft import Draft, VariantDraft
+from packager.release.release_file import ReleasePlan
 
 SCHEMA: Final = "airweights.build-record/1"
 TOOLS: Final = ("onnx", "onnxruntime", "numpy", "cryptography", "tuf")

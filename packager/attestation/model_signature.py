@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from bundle.frames import Secret
 from keys.errors import KeyUnreadable
-from keys.files import read_key_file
+from keys.key_files import read_key_file
 from packager.errors import ExtraMissing, ModelSignatureRefused, NoSuchPlace, OutputExists
 
 EXTRA: Final = "pip install 'airweights[oms]'"

@@ -12,8 +12,8 @@ import importlib.util
 import json
 from typing import Any, Final
 
-from bundle.canonical import JSON
 from bundle.manifest import Manifest, Variant
+from bundle.strict_json import JSON
 from packager.attestation.build_record import BuildRecord
 from packager.errors import ExtraMissing
 

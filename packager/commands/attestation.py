@@ -10,7 +10,7 @@ from packager.commands.options import JSON_OPTION, KEYS_OPTION, PASSPHRASE_OPTIO
 
 if TYPE_CHECKING:
     from bundle.manifest import Manifest
-    from packager.attestation.folder import AttestationReport
+    from packager.attestation.attestation_files import AttestationReport
     from packager.repository.repository import Repository
 
 FOLDER: Final = "attestations"  # below the repository's folder, beside what is published
@@ -75,9 +75,9 @@ def verify_command(
 
     Exit status: 0 they hold, 2 wrong input, 3 they do not hold.
     """
-    from keys.files import load_public
+    from keys.key_files import load_public
     from packager.attestation.attest import release_keys
-    from packager.attestation.folder import check_attestations
+    from packager.attestation.attestation_files import check_attestations
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)

@@ -46,7 +46,7 @@ def build_command(
 
     Exit status: 0 built, 2 wrong input, 4 no space, 5 the model crashes or gives other answers from run to run.
     """
-    from packager.build import BuildRequest, build_bundle
+    from packager.release.plain_bundles import BuildRequest, build_bundle
 
     request = BuildRequest(model, out, family, version, variant, files, inputs, golden, seed)
     report = build_bundle(request)
@@ -65,12 +65,12 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | N
 
     Exit status: 0 written, 2 wrong input, 4 no space.
     """
-    from packager.build import diff_bundles
+    from packager.release.plain_bundles import diff_bundles
 
     start = None if str(base) == NOTHING else base
     report = diff_bundles(start, target, out, codec=codec, progress=progress_bar("diff"))
-    from packager.diff.html import write_html
-    from packager.diff.table import as_table
+    from packager.diff.write.patch_html import write_html
+    from packager.diff.write.patch_table import as_table
 
     if html is not None:
         write_html(report, html)
@@ -90,7 +90,7 @@ def apply_command(base: Path, patch: Path, out: Path, as_json: bool) -> None:
     Exit status: 0 applied, 2 wrong input, 3 the patch is damaged or for another base (nothing is written), 4 no space.
     """
     from bundle.files import bundle_digest
-    from packager.diff.directory import apply_to_directory
+    from packager.diff.bundle_folder import apply_to_directory
 
     files = apply_to_directory(None if str(base) == NOTHING else base, patch, out)
     digest = bundle_digest(files)
@@ -108,7 +108,7 @@ def inspect_command(place: Path, as_json: bool) -> None:
 
     Exit status: 0 shown, 2 nothing of these, 3 one of these, but malformed.
     """
-    from packager.inspection import inspect_place
+    from packager.release.inspect_path import inspect_place
 
     found = inspect_place(place)
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
@@ -126,7 +126,7 @@ def verify_command(folder: Path, manifest: Path, variant: str, as_json: bool) ->
 
     Exit status: 0 it is, 2 wrong input, 3 it is not, or the manifest is malformed.
     """
-    from packager.build import verify_bundle
+    from packager.release.plain_bundles import verify_bundle
 
     result = verify_bundle(folder, manifest, variant)
     text = f"{folder}: {result['family']} {result['version']} {variant}, {result['files']} files, as in the manifest"

@@ -23,9 +23,9 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
 
     Exit status: 0 all of it held, 2 wrong input, 4 the published models cannot be fetched, 5 something did not hold.
     """
-    from packager.demo.report import render_table
-    from packager.demo.story import Story
-    from packager.demo.subject import own_subject, published_subject
+    from packager.demo.demo_models import own_subject, published_subject
+    from packager.demo.demo_report import render_table
+    from packager.demo.scenes import Story
     from packager.errors import DemoUnproven, UsageInvalid
 
     if len(models) not in (0, 2):

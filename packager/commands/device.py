@@ -82,7 +82,7 @@ def sign_list_command(
 
     Exit status: 0 written, 2 wrong input, 3 a request does not prove its keys, 4 a token is not available.
     """
-    from keys.batch import sign_batch
+    from keys.enrollment_batch import sign_batch
     from packager.commands.options import load_signers
     from packager.repository.layout import write_file
 
@@ -116,8 +116,8 @@ def enrol_list_command(
     Exit status: 0 admitted (also if they were before), 2 wrong input, 3 not signed by an enrolment key, or a label is
     registered with other keys.
     """
-    from keys.batch import parse_batch
-    from keys.files import load_public
+    from keys.enrollment_batch import parse_batch
+    from keys.key_files import load_public
     from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
     from packager.repository.devices import admit_batch
@@ -240,7 +240,7 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
 
     Exit status: 0 they hold, 2 wrong input, 3 one does not: nothing of the file is accepted then.
     """
-    from packager.repository.reports import check_reports
+    from packager.repository.device_reports import check_reports
     from packager.repository.repository import Repository
 
     data = _read(file, MAX_REPORTS_BYTES)

@@ -15,7 +15,7 @@ from packager.commands.options import JSON_OPTION, REPO_OPTION
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
-    from packager.repository.rotation import RoleChange
+    from packager.repository.role_changes import RoleChange
 
 THRESHOLD_OPTION = click.option("--threshold", type=click.IntRange(1, 64), help="Default: the least that is sound.")
 KEY_FILES = click.option("--key", "files", multiple=True, required=True, help="Key file or URI; its public half.")
@@ -40,7 +40,7 @@ def add_command(role: str, files: tuple[str, ...], threshold: int | None, repo: 
     Exit status: 0 staged, 2 wrong input, or one algorithm alone would meet the threshold.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import add_keys
+    from packager.repository.role_changes import add_keys
 
     _print(add_keys(Repository.open(repo).layout, role, _public(files), threshold), as_json=as_json)
 
@@ -57,7 +57,7 @@ def remove_command(role: str, old: str, threshold: int | None, repo: Path, as_js
     Exit status: 0 staged, 2 wrong input, or the role would be unsound.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import remove_keys
+    from packager.repository.role_changes import remove_keys
 
     _print(remove_keys(Repository.open(repo).layout, role, [_key_id(old)], threshold), as_json=as_json)
 
@@ -80,7 +80,7 @@ def replace_command(
     """
     from packager.errors import UsageInvalid
     from packager.repository.repository import Repository
-    from packager.repository.rotation import replace_key, replace_keys
+    from packager.repository.role_changes import replace_key, replace_keys
 
     layout = Repository.open(repo).layout
     new = _public(files)
@@ -103,7 +103,7 @@ def threshold_command(role: str, threshold: int, repo: Path, as_json: bool) -> N
     Exit status: 0 staged, 2 wrong input, or the role would be unsound.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import set_threshold
+    from packager.repository.role_changes import set_threshold
 
     _print(set_threshold(Repository.open(repo).layout, role, threshold), as_json=as_json)
 
@@ -118,7 +118,7 @@ def renew_command(roles: tuple[str, ...], repo: Path, as_json: bool) -> None:
     Exit status: 0 staged, 2 no such role.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import renew
+    from packager.repository.role_changes import renew
 
     renew(Repository.open(repo).layout, roles)
     print_result({"renewed": list(roles)}, as_json=as_json, text=f"{', '.join(roles)}: sign and publish")
@@ -133,7 +133,7 @@ def hybrid_command(repo: Path, as_json: bool) -> None:
     Exit status: 0 staged, 2 a role lacks keys of one kind.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import become_hybrid
+    from packager.repository.role_changes import become_hybrid
 
     changes = become_hybrid(Repository.open(repo).layout)
     text = "\n".join(f"{change.role}: threshold {change.threshold} of {len(change.key_ids)}" for change in changes)
@@ -158,8 +158,8 @@ def family_add_command(
 
     Exit status: 0 staged, 2 wrong input.
     """
-    from packager.repository.documents import family_roles
     from packager.repository.repository import Repository
+    from packager.repository.tuf_documents import family_roles
 
     roles = dict(zip(family_roles(family), (_public(release), _public(rollout)), strict=True))
     Repository.open(repo).add_family(family, roles)
@@ -176,7 +176,7 @@ def family_remove_command(family: str, repo: Path, as_json: bool) -> None:
     Exit status: 0 staged, 2 no such family.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import remove_family
+    from packager.repository.role_changes import remove_family
 
     remove_family(Repository.open(repo).layout, family)
     print_result({"family": family}, as_json=as_json, text=f"{family}: sign and publish")
@@ -192,7 +192,7 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
     Exit status: 0 staged, 2 no such family.
     """
     from packager.repository.repository import Repository
-    from packager.repository.rotation import raise_counter_epoch
+    from packager.repository.role_changes import raise_counter_epoch
 
     epoch = raise_counter_epoch(Repository.open(repo).layout, family)
     text = f"{family}: counter epoch {epoch}; sign and publish, together with the replaced release keys"
@@ -200,7 +200,7 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
 
 
 def _key_id(word: str) -> str:
-    from keys.files import is_uri
+    from keys.key_files import is_uri
     from keys.signers import public_of
 
     return public_of(word).keyid if is_uri(word) or Path(word).is_file() else word

@@ -27,7 +27,7 @@ PASSPHRASE_OPTION: Final = click.option(
 
 def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
     """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
-    from keys.files import is_uri
+    from keys.key_files import is_uri
     from keys.signers import load_source, signers_from
     from packager.errors import UsageInvalid
 
@@ -41,7 +41,7 @@ def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: P
 
 def load_public_keys(uris: tuple[str, ...], key_dir: Path | None) -> "list[Key]":
     """Public halves of `--key` and `--keys`; needs no passphrase. Raises UsageInvalid, and errors of keys."""
-    from keys.files import load_public
+    from keys.key_files import load_public
     from keys.signers import key_files, public_of
     from packager.errors import UsageInvalid
 
@@ -55,7 +55,7 @@ def read_key_passphrase(
     passphrase_file: Path | None, key_dir: Path | None, files: tuple[str, ...] = ()
 ) -> "Secret | None":
     """The passphrase of key files, or None where none of them is encrypted."""
-    from keys.files import is_encrypted
+    from keys.key_files import is_encrypted
     from keys.passphrase import read_passphrase
     from keys.signers import key_files
 

@@ -1,4 +1,4 @@
-"""`packager patch …`: more patches for a release that is out; a thin shell over packager.patches."""
+"""`packager patch …`: more patches for a release that is out; a thin shell over packager.release.add_patches."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def add_command(
 
     from packager.commands.release import ConsoleReporter
     from packager.errors import UsageInvalid
-    from packager.patches import add_patches
+    from packager.release.add_patches import add_patches
     from packager.repository.repository import Repository
 
     if not bases and last is None:

@@ -9,10 +9,10 @@ from bundle.console import print_result
 from packager.commands.options import check_output
 
 if TYPE_CHECKING:
-    from packager.quantize.fidelity import Thresholds
+    from packager.models.samples import Samples
+    from packager.quantize.gate import Thresholds
     from packager.quantize.prune import Pattern
     from packager.quantize.schemes import Options
-    from packager.samples import Samples
 
 PATH = click.Path(path_type=Path)
 INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
@@ -80,8 +80,8 @@ def quantize_command(
     from dataclasses import replace
 
     from packager.errors import GateFailed, GateInconclusive, QuantizationRefused, UsageInvalid
-    from packager.quantize.metric import Metric
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
+    from packager.quantize.user_metric import Metric
 
     _check_places((model, inputs, base), out, report, html)
     if base is not None and (html is not None or metric_text is not None):
@@ -103,7 +103,7 @@ def quantize_command(
     if report is not None:
         report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
     if html is not None:
-        from packager.quantize.page import write_page
+        from packager.quantize.html_report import write_page
 
         write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
@@ -126,7 +126,7 @@ def _update(
     import tempfile
 
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.update.update import update
+    from packager.quantize.update_aware.quantize_update import update
 
     calibration, held_back = samples.halves()
     # what stands at `out` stays until the update has passed
@@ -183,10 +183,10 @@ def compare_command(
     Exit status: 0 pass, 2 wrong input, 5 gate failed or inconclusive.
     """
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.fidelity import gate
-    from packager.quantize.metric import Metric
-    from packager.quantize.ordinary import ordinary_error
-    from packager.quantize.search import Measure
+    from packager.quantize.baseline import ordinary_error
+    from packager.quantize.candidate_search import Measure
+    from packager.quantize.gate import gate
+    from packager.quantize.user_metric import Metric
 
     metric = None if metric_text is None else Metric.parse(metric_text)
     thresholds = _thresholds(max_relative_rms, min_top1, max_metric_loss)
@@ -208,8 +208,8 @@ def compare_command(
 
 def _is_int8_of(candidate: Path, teacher: Path) -> bool:
     """An int8 model beside a float one; 4-bit weights are another yardstick."""
-    from packager.inputs import load_proto
-    from packager.quantize.graphs import all_nodes, is_quantized
+    from packager.models.graphs import all_nodes, is_quantized
+    from packager.models.inputs import load_proto
 
     small, large = (load_proto(path, external_data=False) for path in (candidate, teacher))
     has_four_bits = any(node.op_type == "MatMulNBits" for node in all_nodes(small))
@@ -290,7 +290,7 @@ def _check_places(read: tuple[Path | None, ...], *written: Path | None) -> None:
 def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metric_loss: float | None) -> "Thresholds":
     from dataclasses import replace
 
-    from packager.quantize.fidelity import DEFAULT_THRESHOLDS
+    from packager.quantize.gate import DEFAULT_THRESHOLDS
 
     given = {
         "max_relative_rms": max_relative_rms,
@@ -301,8 +301,8 @@ def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metr
 
 
 def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
-    from packager.inputs import ModelInterface
-    from packager.samples import folder_samples, load_samples, random_samples
+    from packager.models.inputs import ModelInterface
+    from packager.models.samples import folder_samples, load_samples, random_samples
 
     if inputs is None:
         return random_samples(model, count, seed)

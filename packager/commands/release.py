@@ -1,4 +1,4 @@
-"""`packager release`: all steps from one release.toml; a thin shell over packager.release."""
+"""`packager release`: all steps from one release.toml; a thin shell over packager.release.pipeline."""
 
 import sys
 from pathlib import Path
@@ -62,7 +62,7 @@ def release(
     from dataclasses import replace
 
     from packager.errors import UsageInvalid
-    from packager.release import STEP_NAMES, parse_release_file, run_release
+    from packager.release.pipeline import STEP_NAMES, parse_release_file, run_release
     from packager.repository.repository import Repository
 
     last = "diff" if dry_run else until or "publish"
@@ -114,13 +114,13 @@ class ConsoleReporter:
     """Says on stderr what happens; bars only on a terminal."""
 
     def step(self, name: str, number: int, count: int) -> None:
-        """See packager.draft.Reporter."""
+        """See packager.release.draft.Reporter."""
         print(f"[{number}/{count}] {name}", file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """See packager.draft.Reporter."""
+        """See packager.release.draft.Reporter."""
         print(f"note: {text}", file=sys.stderr)
 
     def bar(self, label: str) -> Progress:
-        """See packager.draft.Reporter."""
+        """See packager.release.draft.Reporter."""
         return progress_bar(label)

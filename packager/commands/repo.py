@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
     from packager.repository.publishing import PublishReport
-    from packager.repository.status import StatusReport
+    from packager.repository.repository_status import StatusReport
 
 DUE: Final = 4
 UNSOUND: Final = 3
@@ -198,7 +198,7 @@ def pack_command(
     Exit status: 0 made, 2 wrong input, longer than root allows, or a key is missing, 4 a lock or no space.
     """
     from packager.errors import UsageInvalid
-    from packager.repository.pack import make_pack
+    from packager.repository.offline_pack import make_pack
     from packager.repository.repository import Repository
 
     days = valid.removesuffix("d")
@@ -255,7 +255,7 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
     Exit status: 0 done, 2 wrong input, 4 a lock is held.
     """
     from packager.repository.repository import Repository
-    from packager.workspace import Workspace
+    from packager.repository.workspace import Workspace
 
     repository = Repository.open(repo)
     report = repository.collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)

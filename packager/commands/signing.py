@@ -91,7 +91,7 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
     """
     import time
 
-    from packager.repository.detached import overview, prepare
+    from packager.repository.detached_signing import overview, prepare
     from packager.repository.layout import write_file
     from packager.repository.repository import Repository
 
@@ -131,7 +131,7 @@ def merge_command(
     import time
 
     from packager.errors import UsageInvalid
-    from packager.repository.detached import merge
+    from packager.repository.detached_signing import merge
     from packager.repository.repository import Repository
 
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else []
@@ -157,9 +157,9 @@ def _sign_request(
     import time
 
     from packager.errors import UsageInvalid
-    from packager.repository.detached import review, sign_request
+    from packager.repository.detached_signing import review, sign_request
     from packager.repository.layout import write_file
-    from packager.repository.request import parse_request
+    from packager.repository.signing_request import parse_request
 
     try:
         request = parse_request(request_file.read_bytes())

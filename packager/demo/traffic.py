@@ -59,7 +59,7 @@ class Traffic:
     """A load process: starts on construction, ends with `stop`."""
 
     def __init__(self, address: str, family: str, inputs: Path, rate: float) -> None:
-        command = [sys.executable, "-P", "-m", "packager.demo.load", address, family, str(inputs), str(rate)]
+        command = [sys.executable, "-P", "-m", "packager.demo.load_generator", address, family, str(inputs), str(rate)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def stop(self) -> tuple[Request, ...]:

@@ -13,16 +13,16 @@ from typing import Final, Literal
 import onnx
 
 from packager.errors import QuantizationRefused
+from packager.models.graphs import METADATA_KEY, QUANTIZED_OPS, all_nodes, weight_uses
+from packager.models.samples import Samples
+from packager.models.sessions import RUNTIME_ERRORS, one_line
+from packager.quantize.activation_ranges import Range
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
-from packager.quantize.graphs import METADATA_KEY, QUANTIZED_OPS, all_nodes, weight_uses
-from packager.quantize.half import quantize_half
+from packager.quantize.fp16 import quantize_half
 from packager.quantize.int4 import int4_nodes, quantize_int4
 from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
-from packager.quantize.ranges import Range
-from packager.quantize.runs import RUNTIME_ERRORS, one_line
 from packager.quantize.static import calibrate, quantize_static, static_nodes
-from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
-from packager.samples import Samples
+from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 

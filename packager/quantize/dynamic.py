@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.quantize.graphs import Scope, WeightUse, fresh_name, names_in, weight_uses
+from packager.models.graphs import Scope, WeightUse, fresh_name, names_in, weight_uses
 from packager.quantize.integer_weights import LevelNames, LevelRange, add_levels, drop_unread, weight_of
-from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
 FLOAT: Final = onnx.TensorProto.FLOAT

@@ -16,10 +16,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, weight_uses
+from packager.models.graphs import WeightUse, array_of, fresh_name, names_in, weight_uses
 from packager.quantize.integer_weights import drop_unread
-from packager.quantize.update.nbits import pack
-from packager.quantize.weights import MIN_ELEMENTS, quantize_weights
+from packager.quantize.nbits import pack
+from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
 BLOCK: Final = 32
 LEVELS: Final = 15

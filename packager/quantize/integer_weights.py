@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.quantize.graphs import WeightUse, array_of, fresh_name
+from packager.models.graphs import WeightUse, array_of, fresh_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def add_levels(
 
 def drop_unread(model: onnx.ModelProto, names: set[str]) -> None:
     """Remove initializers of `names` that no node reads and no graph gives any more, in every graph."""
-    from packager.quantize.graphs import scopes
+    from packager.models.graphs import scopes
 
     everywhere = list(scopes(model.graph))
     read = {name for scope in everywhere for node in scope.graph.node for name in node.input}

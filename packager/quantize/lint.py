@@ -13,8 +13,7 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 
-from packager.inputs import load_proto
-from packager.quantize.graphs import (
+from packager.models.graphs import (
     FLOATS,
     QUANTIZED_OPS,
     STANDARD_DOMAINS,
@@ -24,6 +23,7 @@ from packager.quantize.graphs import (
     scopes,
     weight_uses,
 )
+from packager.models.inputs import load_proto
 
 Severity = Literal["warning", "note"]
 
@@ -134,7 +134,7 @@ def _numbers(model: onnx.ModelProto) -> list[Finding]:
 
 
 def _is_fused(node: onnx.NodeProto, model: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """See rule 4 of packager.quantize.weights."""
+    """See rule 4 of packager.quantize.weight_only."""
     if node.op_type not in ("MatMul", "Gemm") or any(a.name == "transB" and a.i for a in node.attribute):
         return False
     makers = {name: maker for maker in all_nodes(model) if maker.op_type == "DequantizeLinear" for name in maker.output}

@@ -24,8 +24,7 @@ from onnx import inliner, version_converter
 
 from bundle.errors import AirweightsError
 from packager.errors import AlreadyQuantized, ModelDoesNotRun, WeightsNotFinite
-from packager.inputs import Sample, load_proto
-from packager.quantize.graphs import (
+from packager.models.graphs import (
     FLOATS,
     QUANTIZED_OPS,
     all_nodes,
@@ -38,7 +37,8 @@ from packager.quantize.graphs import (
     scopes,
     weight_inputs,
 )
-from packager.quantize.runs import RUNTIME_ERRORS, one_line, run, session_of
+from packager.models.inputs import Sample, load_proto
+from packager.models.sessions import RUNTIME_ERRORS, one_line, run, session_of
 
 logger = logging.getLogger(__name__)
 

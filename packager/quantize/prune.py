@@ -15,15 +15,15 @@ from typing import Final, Literal
 import numpy as np
 
 from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
-from packager.inputs import load_proto
-from packager.quantize.fidelity import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
-from packager.quantize.graphs import WeightUse, array_of, weight_uses
+from packager.models.graphs import WeightUse, array_of, weight_uses
+from packager.models.inputs import load_proto
+from packager.models.model_files import save
+from packager.models.samples import Samples
+from packager.models.sessions import run_in_child, session, session_of
+from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import check_quantizable, lift_constants
-from packager.quantize.runs import run_in_child, session, session_of
-from packager.quantize.storage import save
-from packager.quantize.update.template import set_array
-from packager.quantize.weights import MIN_ELEMENTS, channel_axis
-from packager.samples import Samples
+from packager.quantize.update_aware.template import set_array
+from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis
 
 Pattern = Literal["unstructured", "2:4"]
 

@@ -2,9 +2,9 @@
 
 Rules:
 1. The float model is run once in a child process first: what crashes there is refused here. What its answers must be
-   like: packager.quantize.answers.
+   like: packager.quantize.reference_checks.
 2. Half of the samples calibrate, the other half is held back; the verdict is the held-back half's.
-3. What is tried, in which order, and how it is repaired: packager.quantize.search.
+3. What is tried, in which order, and how it is repaired: packager.quantize.candidate_search.
 4. `out` is written only when the outcome is "quantized", in one step: nothing half-written is left behind.
 5. Same model, samples and options: same bytes.
 """
@@ -19,20 +19,20 @@ import onnx
 import onnxruntime
 
 from packager.errors import QuantizationRefused, TooFewSamples
-from packager.inputs import ModelInterface, check_sample, load_proto
-from packager.quantize.answers import check_answers
+from packager.models.graphs import float_bytes
+from packager.models.inputs import ModelInterface, check_sample, load_proto
+from packager.models.model_files import model_bytes
+from packager.models.model_files import save as save
+from packager.models.oldest_runtime import oldest_runtime
+from packager.models.samples import Samples
+from packager.models.sessions import THREADS, run, run_in_child, session
+from packager.quantize.candidate_search import Measure, Search
 from packager.quantize.candidates import INT8_METHODS, Method, Workshop
-from packager.quantize.fidelity import DEFAULT_THRESHOLDS, Thresholds
-from packager.quantize.graphs import float_bytes
-from packager.quantize.metric import Metric
-from packager.quantize.oldest_runtime import oldest_runtime
+from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.prepare import prepare
-from packager.quantize.report import Latency, QuantizationReport
-from packager.quantize.runs import THREADS, run, run_in_child, session
-from packager.quantize.search import Measure, Search
-from packager.quantize.storage import model_bytes
-from packager.quantize.storage import save as save
-from packager.samples import Samples
+from packager.quantize.quantization_report import Latency, QuantizationReport
+from packager.quantize.reference_checks import check_answers
+from packager.quantize.user_metric import Metric
 
 METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
 SCHEMES: Final = ("fp32", *METHODS_OF)

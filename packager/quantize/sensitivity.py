@@ -18,10 +18,10 @@ import onnx
 import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
+from packager.models.samples import Samples
+from packager.models.sessions import session_of, settings_for
 from packager.quantize.agreement import finite
-from packager.quantize.fidelity import judge
-from packager.quantize.runs import session_of, settings_for
-from packager.samples import Samples
+from packager.quantize.gate import judge
 
 SAMPLES: Final = 8
 MAX_TRIED: Final = 48

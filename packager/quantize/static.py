@@ -20,11 +20,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.quantize.graphs import WeightUse, array_of, fresh_name, names_in, opset, scopes, weight_uses
+from packager.models.graphs import WeightUse, array_of, fresh_name, names_in, opset, scopes, weight_uses
+from packager.models.samples import Samples
+from packager.quantize.activation_ranges import Range, activation_ranges
 from packager.quantize.integer_weights import UNSIGNED, LevelNames, LevelRange, add_levels, drop_unread, weight_of
-from packager.quantize.ranges import Range, activation_ranges
-from packager.quantize.weights import MIN_ELEMENTS, channel_axis, quantize_weights
-from packager.samples import Samples
+from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
 SHAPE_READERS: Final = ("Shape", "Size")
@@ -117,7 +117,7 @@ class _Rewrite:
         bias = None if is_wide else self._bias(use)
         names = self._levels(use, axis, input_scale, bias)
         node.input[0] = dequantized
-        # a float MatMul must not be fused with its weights: rule 4 of packager.quantize.weights
+        # a float MatMul must not be fused with its weights: rule 4 of packager.quantize.weight_only
         counted = axis - len(use.tensor.dims) if axis is not None and is_wide else axis
         node.input[1] = self._dequantize(node, names.levels, names.scale, names.zero_point, counted)
         if bias is not None:

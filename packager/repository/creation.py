@@ -5,7 +5,7 @@ Rules:
 2. The first publication is empty but whole: every role is signed, so that each later one is an ordinary publication.
 3. The first fleet document names one cohort, whose private half lies encrypted with the other keys.
 4. Keys that live elsewhere are named by their public halves. Then the first publication waits for their signatures like
-   any other one (packager.repository.detached), and until then nothing is published.
+   any other one (packager.repository.detached_signing), and until then nothing is published.
 """
 
 import time
@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Final
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Root, Targets
 
-from bundle import canonical
+from bundle import strict_json
 from bundle.fleet import Fleet
 from bundle.frames import Secret
-from bundle.trust.client import FLEET_ROLE
+from bundle.trust.check import FLEET_ROLE
 from keys.cohorts import key_path, new_epoch
 from keys.errors import KeyExists
 from keys.registry import Registry
 from keys.roles import default_threshold
 from packager.errors import FamilyUnknown, RepositoryExists
-from packager.repository import documents
+from packager.repository import tuf_documents
 from packager.repository.new_keys import make_role_keys
 from packager.repository.staging import Staging
 
 if TYPE_CHECKING:
     from packager.repository.repository import Repository
 
-FIRST_ROLES: Final = (*documents.TOP_LEVEL, FLEET_ROLE)
+FIRST_ROLES: Final = (*tuf_documents.TOP_LEVEL, FLEET_ROLE)
 
 
 def create(
@@ -102,10 +102,10 @@ def _stage_first(
         if not keys.get(role):
             raise FamilyUnknown(f"no signer is given for role {role!r}")
     now_s = int(time.time())
-    first_root = documents.new_root(keys, now_s, classical=classical)
-    targets = documents.new_targets(now_s)
-    for role in roles[len(documents.TOP_LEVEL) :]:
-        documents.delegate(targets, role, keys[role], classical=classical)
+    first_root = tuf_documents.new_root(keys, now_s, classical=classical)
+    targets = tuf_documents.new_targets(now_s)
+    for role in roles[len(tuf_documents.TOP_LEVEL) :]:
+        tuf_documents.delegate(targets, role, keys[role], classical=classical)
     repository.layout.metadata.mkdir(parents=True)
     staging = Staging(repository.layout)
     staging.put_document("root", Metadata[Root](first_root))
@@ -114,11 +114,11 @@ def _stage_first(
 
 def all_roles(families: Sequence[str]) -> list[str]:
     """Every role of a repository with these families, top-level ones first."""
-    return [*FIRST_ROLES, *(role for family in families for role in documents.family_roles(family))]
+    return [*FIRST_ROLES, *(role for family in families for role in tuf_documents.family_roles(family))]
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raises FamilyUnknown for what is no name."""
     for name in names:
-        if not canonical.NAME.fullmatch(name):
+        if not strict_json.NAME.fullmatch(name):
             raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")

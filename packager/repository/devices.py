@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.enrolment import EnrolmentRequest, parse_enrolment
+from bundle.enrollment import EnrolmentRequest, parse_enrolment
 from bundle.fleet import Cohort
 from bundle.frames import Secret
 from keys.cohorts import load_private, new_epoch, seal_epoch
@@ -82,7 +82,7 @@ def admit_batch(
 
     Args:
         repository: whose registry it is.
-        requests: of a list whose signature was checked (keys.batch).
+        requests: of a list whose signature was checked (keys.enrollment_batch).
         cohort, key_dir, passphrase: as `admit_device`.
         workers: processes that seal.
         progress: called with (done, total).

@@ -11,14 +11,14 @@ from bundle.fleet import TARGET as FLEET_TARGET
 from bundle.fleet import Cohort, Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.client import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
+from bundle.trust.check import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
 from packager.errors import FamilyUnknown, RepositoryMissing, StagingInvalid
-from packager.repository import documents
-from packager.repository.chain import Published
+from packager.repository import tuf_documents
 from packager.repository.layout import Layout
+from packager.repository.published import Published
+from packager.repository.repository_status import StatusReport, status_of
+from packager.repository.staged_view import View
 from packager.repository.staging import Staging
-from packager.repository.status import StatusReport, status_of
-from packager.repository.view import View
 
 
 class Listing:
@@ -34,7 +34,7 @@ class Listing:
 
     @property
     def layout(self) -> Layout:
-        """Where things lie, for packager.repository.rotation."""
+        """Where things lie, for packager.repository.role_changes."""
         return self._layout
 
     @property
@@ -60,7 +60,7 @@ class Listing:
 
     def families(self) -> tuple[str, ...]:
         """Delegated families, staged ones included."""
-        return documents.families_of(View(self._layout).targets)
+        return tuf_documents.families_of(View(self._layout).targets)
 
     def fleet(self) -> Fleet:
         """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
@@ -116,7 +116,7 @@ class Listing:
 
     def _view(self, family: str) -> View:
         view = View(self._layout)
-        known = documents.families_of(view.targets)
+        known = tuf_documents.families_of(view.targets)
         if family not in known:
             raise FamilyUnknown(
                 f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",

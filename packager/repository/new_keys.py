@@ -13,7 +13,7 @@ from pathlib import Path
 from securesystemslib.signer import Signer
 
 from bundle.frames import Secret
-from keys.files import SUFFIX, generate_key_file, load_signer
+from keys.key_files import SUFFIX, generate_key_file, load_signer
 from keys.roles import OFFLINE_ROLES
 
 

@@ -18,12 +18,12 @@ from tuf.api.metadata import Metadata, Targets
 from bundle.errors import AirweightsError, MetadataExpiredUnavailable
 from bundle.fleet import TARGET as FLEET_TARGET
 from bundle.rollout import Rollout
-from bundle.trust.client import FLEET_ROLE, rollout_role, rollout_target
+from bundle.trust.check import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict
-from packager.repository import documents
-from packager.repository.chain import TIMESTAMP_FILE, Document, Published, delegator_of, effective, verification
+from packager.repository import tuf_documents
+from packager.repository.client_check import Rehearsal, Rehearsed
 from packager.repository.layout import Layout, last_publisher, record_publisher, write_file
-from packager.repository.rehearsal import Rehearsal, Rehearsed
+from packager.repository.published import TIMESTAMP_FILE, Document, Published, delegator_of, effective, verification
 from packager.repository.staging import LAST, Staging
 
 
@@ -99,14 +99,14 @@ def renewal(
         layout, published: of the repository.
         signers: at hand.
         ahead: by how much the documents are newer than the published ones.
-        pack_valid_s: for an offline pack (packager.repository.pack).
+        pack_valid_s: for an offline pack (packager.repository.offline_pack).
     """
     drafted = Staging(layout, is_blank=True, ahead=ahead, pack_valid_s=pack_valid_s)
     drafted.base = published.timestamp_version
     held = {signer.public_key.keyid for signer in signers}
     now_s = int(time.time())
-    for role, delegation in documents.delegated_roles(published.targets).items():
-        if documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
+    for role, delegation in tuf_documents.delegated_roles(published.targets).items():
+        if tuf_documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
             drafted.renew_rollout(role, published.role(role), now_s)
     drafted.sign(published, signers, now_s, is_renewal=True)
     return drafted
@@ -119,9 +119,9 @@ def rollout_change(layout: Layout, published: Published, rollout: Rollout, signe
     role, name = rollout_role(rollout.family), rollout_target(rollout.family, rollout.channel)
     now_s, data = int(time.time()), rollout.as_bytes()
     before = published.role(role)
-    listed = {**before.targets, name: documents.target_file(name, data)}
+    listed = {**before.targets, name: tuf_documents.target_file(name, data)}
     drafted.targets[name] = data
-    drafted.documents[role] = Metadata[Targets](documents.next_targets(before, role, listed, now_s))
+    drafted.documents[role] = Metadata[Targets](tuf_documents.next_targets(before, role, listed, now_s))
     drafted.sign(published, signers, now_s)
     return drafted
 
@@ -155,7 +155,7 @@ def _check_all_signed(staging: Staging) -> None:
         for name, target in document.signed.targets.items()
     }
     for name, data in staging.targets.items():
-        if listed.get(name) != documents.target_file(name, data):
+        if listed.get(name) != tuf_documents.target_file(name, data):
             raise BelowThreshold(
                 f"{name} was staged after the last signature", remedy="sign again: `packager repo sign`"
             )
@@ -168,11 +168,11 @@ def files_of(staging: Staging) -> dict[str, bytes]:
     """Path below `published/` → bytes, in the order of rule 4."""
     out: dict[str, bytes] = {}
     for name, data in staging.targets.items():
-        out[f"targets/{documents.target_path(documents.target_file(name, data))}"] = data
+        out[f"targets/{tuf_documents.target_path(tuf_documents.target_file(name, data))}"] = data
     for role in sorted(staging.documents, key=lambda role: (role == "root", role in LAST, role == "timestamp")):
         document = staging.documents[role]
         name = TIMESTAMP_FILE if role == "timestamp" else f"{document.signed.version}.{role}.json"
-        out[f"metadata/{name}"] = documents.serialise(document)
+        out[f"metadata/{name}"] = tuf_documents.serialise(document)
     return out
 
 
@@ -201,7 +201,7 @@ def _rehearse(
     targets = effective(published, drafted, "targets")
     assert targets is not None
     out = []
-    for family in documents.families_of(targets.signed) if has_fleet else ():
+    for family in tuf_documents.families_of(targets.signed) if has_fleet else ():
         rollouts = effective(published, drafted, rollout_role(family))
         names = sorted(rollouts.signed.targets) if rollouts is not None else []
         for channel in (name.rpartition("/")[2].removesuffix(".json") for name in names):
@@ -209,7 +209,7 @@ def _rehearse(
                 out.append(rehearsal.channel(family, channel))
             except AirweightsError as error:
                 # another family's trouble (an expired role) must not hold up this publication
-                is_its_own = concerns_all or bool(set(documents.family_roles(family)) & set(drafted))
+                is_its_own = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(drafted))
                 if is_its_own and not (is_renewal and isinstance(error, MetadataExpiredUnavailable)):
                     raise
                 out.append(Rehearsed(family, channel, None, error.message))

@@ -22,7 +22,7 @@ from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.client import FLEET_ROLE, release_target, rollout_target
+from bundle.trust.check import FLEET_ROLE, release_target, rollout_target
 from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
@@ -31,10 +31,9 @@ from packager.errors import (
     RepositoryMissing,
     StagingInvalid,
 )
-from packager.repository import documents
-from packager.repository.chain import Published
+from packager.repository import tuf_documents
 from packager.repository.creation import check_names, create, create_with_new_keys
-from packager.repository.garbage import GarbageReport, collect_garbage
+from packager.repository.garbage_collection import GarbageReport, collect_garbage
 from packager.repository.layout import (
     copy_in,
     last_publisher,
@@ -43,10 +42,11 @@ from packager.repository.layout import (
     write_file,
 )
 from packager.repository.listing import Listing
+from packager.repository.published import Published
 from packager.repository.publishing import PublishReport, publish, renewal, rollout_change
-from packager.repository.rotation import next_targets
+from packager.repository.role_changes import next_targets
+from packager.repository.staged_view import View
 from packager.repository.staging import SignReport, Staging
-from packager.repository.view import View
 
 
 class Repository(Listing):
@@ -236,10 +236,10 @@ class Repository(Listing):
         with locked(self._layout):
             published, staging = Published(self._layout), Staging(self._layout)
             targets = next_targets(published, staging)
-            for role in documents.family_roles(family):
+            for role in tuf_documents.family_roles(family):
                 if not keys.get(role):
                     raise FamilyUnknown(f"no key is given for role {role!r}")
-                documents.delegate(targets, role, keys[role], classical=documents.is_classical(published.root))
+                tuf_documents.delegate(targets, role, keys[role], classical=tuf_documents.is_classical(published.root))
             staging.put_document("targets", Metadata[Targets](targets))
 
     # -- signing and publishing ----------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ class Repository(Listing):
             Staging(self._layout).clear()
 
     def collect_garbage(self, *, dry_run: bool, grace_s: int | None = None) -> GarbageReport:
-        """Remove what no listed release, nor any recent metadata, names. See packager.repository.garbage."""
+        """Remove what no listed release, nor any recent metadata, names. See packager.repository.garbage_collection."""
         with locked(self._layout):
             return collect_garbage(
                 self._layout,

@@ -20,10 +20,11 @@ from typing import Final
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from bundle.trust.client import PACK
+from bundle.trust.check import PACK
 from packager.errors import RepositoryDamaged
-from packager.repository import documents
-from packager.repository.chain import (
+from packager.repository import tuf_documents
+from packager.repository.layout import Layout, write_file
+from packager.repository.published import (
     Document,
     Published,
     RoleSignatures,
@@ -33,7 +34,6 @@ from packager.repository.chain import (
     roles_below,
     verification,
 )
-from packager.repository.layout import Layout, write_file
 
 LAST: Final = ("snapshot", "timestamp")
 
@@ -119,7 +119,7 @@ class Staging:
     def put_document(self, role: str, document: Document) -> None:
         """Stage a document as it is: a root or targets with other keys, or one that was signed elsewhere."""
         self.documents[role] = document
-        write_file(self._folder / "metadata" / f"{role}.json", documents.serialise(document))
+        write_file(self._folder / "metadata" / f"{role}.json", tuf_documents.serialise(document))
 
     def prepare(self, published: Published, now_s: int) -> None:
         """Make or keep the documents of every role that changes, but for snapshot and timestamp (rules 2 and 4)."""
@@ -155,7 +155,7 @@ class Staging:
             if path.name.removesuffix(".json") not in self.documents:
                 path.unlink()
         for role, document in self.documents.items():
-            write_file(folder / f"{role}.json", documents.serialise(document))
+            write_file(folder / f"{role}.json", tuf_documents.serialise(document))
         write_file(self._folder / "base.json", json.dumps({"timestamp_version": self.base}).encode())
 
     def clear(self) -> None:
@@ -166,10 +166,10 @@ class Staging:
         files = {role: entry for role, entry in published.files.items() if role not in (*LAST, "root")}
         for role, document in self.documents.items():
             if role not in (*LAST, "root"):
-                files[role] = (document.signed.version, documents.serialise(document))
+                files[role] = (document.signed.version, tuf_documents.serialise(document))
         before = published.documents.get("snapshot")
         version = self._ahead + (0 if before is None else before.signed.version)
-        snapshot = documents.new_snapshot(version, files, now_s)
+        snapshot = tuf_documents.new_snapshot(version, files, now_s)
         held = self.documents.get("snapshot")
         if held is None or held.signed.meta != snapshot.meta or _is_aged(held, "snapshot", now_s):
             self._as_packed(snapshot, now_s)
@@ -179,8 +179,8 @@ class Staging:
         if verification(published, self.documents, "snapshot", document).missing:
             self.documents.pop("timestamp", None)
             return used
-        named = (document.signed.version, documents.serialise(document))
-        timestamp = documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
+        named = (document.signed.version, tuf_documents.serialise(document))
+        timestamp = tuf_documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
         held = self.documents.get("timestamp")
         if held is None or held.signed.snapshot_meta != timestamp.snapshot_meta or _is_aged(held, "timestamp", now_s):
             self._as_packed(timestamp, now_s)
@@ -189,7 +189,7 @@ class Staging:
 
     def renew_rollout(self, role: str, before: Targets, now_s: int) -> None:
         """A rollout role's document as it is, with a new version and expiry."""
-        renewed = documents.next_targets(before, role, before.targets, now_s)
+        renewed = tuf_documents.next_targets(before, role, before.targets, now_s)
         renewed.version = before.version + self._ahead
         self._as_packed(renewed, now_s)
         self.documents[role] = Metadata[Targets](renewed)
@@ -204,21 +204,21 @@ class Staging:
         before = published.documents.get(role)
         staged = self.documents.get(role)
         if before is None and staged is None:
-            staged = Metadata[Targets](documents.empty_role(role, now_s))
+            staged = Metadata[Targets](tuf_documents.empty_role(role, now_s))
             self.documents[role] = staged
         held = before.signed.targets if before is not None else {}
         wanted: dict[str, TargetFile] = {name: file for name, file in held.items() if name not in self.withdrawn}
-        wanted |= {name: documents.target_file(name, data) for name, data in changes.items()}
+        wanted |= {name: tuf_documents.target_file(name, data) for name, data in changes.items()}
         if staged is not None:
             if staged.signed.targets != wanted:
-                changed = documents.next_targets(staged.signed, role, wanted, now_s)
+                changed = tuf_documents.next_targets(staged.signed, role, wanted, now_s)
                 changed.version = staged.signed.version
                 self.documents[role] = Metadata[Targets](changed)
             return
         assert before is not None
         is_stale = bool(verification(published, self.documents, role, before).missing)
         if wanted != held or is_stale:
-            self.documents[role] = Metadata[Targets](documents.next_targets(before.signed, role, wanted, now_s))
+            self.documents[role] = Metadata[Targets](tuf_documents.next_targets(before.signed, role, wanted, now_s))
 
     def _drop_stale(self, published: Published) -> None:
         for role in list(self.documents):
@@ -262,7 +262,7 @@ class Staging:
 
 def _is_aged(document: Document, role: str, now_s: int) -> bool:
     # what was signed long before it is published would be out of date at once
-    life_s = documents.EXPIRY_DAYS[role] * documents.DAY_S
+    life_s = tuf_documents.EXPIRY_DAYS[role] * tuf_documents.DAY_S
     return bool(document.signed.expires.timestamp() - now_s < life_s / 2)
 
 

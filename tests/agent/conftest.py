@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Site, serving
+from tests.support.faulty_http_server import Site, serving
+from tests.support.publisher import Device, Publisher
 
 
 @pytest.fixture(scope="session")

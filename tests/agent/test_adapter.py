@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from device_agent.runtime.tensors import Array
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Site, serving
 from tests.packager.test_json_schemas import check
+from tests.support.endpoint_client import infer
+from tests.support.faulty_http_server import Site, serving
+from tests.support.publisher import Device, Publisher
 
 RANK = 2
 RNG = np.random.default_rng(3)

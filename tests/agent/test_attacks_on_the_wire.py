@@ -4,22 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from device_agent import fetcher
-from device_agent.attempt import Outcome
-from device_agent.machine import State
-from device_agent.store import Store
-from tests.agent import server
-from tests.agent.lab import Device, Publisher, near
-from tests.agent.server import Exchange, Site
+from device_agent.policy.attempt import Outcome
+from device_agent.policy.state_machine import State
+from device_agent.storage.bundle_store import Store
+from device_agent.workers import fetcher
 from tests.agent.test_plaintext import holds_any, windows_of
-from tests.torture.alone import ErrandsHere
+from tests.support import faulty_http_server
+from tests.support.faulty_http_server import Exchange, Site
+from tests.support.publisher import Device, Publisher, near
+from torture.in_process import ErrandsHere
 
 
 def test_partial_install(installed: Device, publisher: Publisher, site: Site) -> None:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
     for needed in ("blobs/", "envelopes/"):
-        site.faults = [server.below(needed, server.status(404))]
+        site.faults = [faulty_http_server.below(needed, faulty_http_server.status(404))]
         ended = installed.update()
         assert ended.outcome is Outcome.UNAVAILABLE, ended
         journal = installed.journal()
@@ -58,7 +58,7 @@ def test_slow_retrieval(installed: Device, publisher: Publisher, site: Site, mon
     # the same rule over a shorter window: a test can not wait for half a minute
     monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)
     publisher.offer("1.1.0")
-    site.faults = [server.below("blobs/", server.trickle(0.02))]
+    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.trickle(0.02))]
     hasty = replace(installed.config, update=replace(installed.config.update, min_rate_bytes_s=1000))
 
     def here() -> ErrandsHere:

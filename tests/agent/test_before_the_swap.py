@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from device_agent.config import ProbationSettings
+from device_agent.config.config import ProbationSettings
 from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES
-from tests import models
-from tests.agent.client import get, infer
-from tests.agent.lab import Device, Publisher
+from tests.support import tiny_models
+from tests.support.endpoint_client import get, infer
+from tests.support.publisher import Device, Publisher
 
 SHADOW = "\n[variants.fp32.health]\nshadow_ppm = 1_000_000\nshadow_relative_rms_ppm = {limit}\n"
 SHADOW += "shadow_agreement_ppm = 990_000\n"
@@ -61,7 +61,7 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: Device, 
 
 
 def test_a_candidate_that_answers_otherwise_never_serves(installed: Device, publisher: Publisher) -> None:
-    publisher.release("1.2.0", seed=0, model=models.mlp(7), extra=SHADOW.format(limit=50_000))
+    publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with requests(installed) as answers:
         ended = installed.ask("update")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.meters import ProcessMeter, energy_meters
-from tests.agent.lab import Device, Publisher
+from device_agent.host.meters import ProcessMeter, energy_meters
+from tests.support.publisher import Device, Publisher
 
 
 def _error(text: str) -> dict[str, str]:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import cli
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Site
-from tests.torture.rows import inject, without_strace
+from device_agent.commands import root
+from tests.support.faulty_http_server import Site
+from tests.support.publisher import Device, Publisher
+from torture.fault_classes import inject, without_strace
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    code = cli.main([str(word) for word in words])
+    code = root.main([str(word) for word in words])
     said = capsys.readouterr()
     return code, said.out, said.err
 
@@ -154,7 +154,7 @@ def test_each_outcome_of_an_update_has_its_exit_code(
 
 
 def _busy(exchange: object) -> bool:
-    from tests.agent.server import Exchange, status
+    from tests.support.faulty_http_server import Exchange, status
 
     assert isinstance(exchange, Exchange)
     return status(503, {"Retry-After": "0"})(exchange)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.config import (
+from device_agent.config.config import (
     Config,
     FurtherFamily,
     ServeSettings,

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from bundle.errors import AirweightsError
-from device_agent.config import ProbationSettings
+from device_agent.config.config import ProbationSettings
 from device_agent.errors import PausedUnavailable
-from tests.agent import server
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Site
+from tests.support import faulty_http_server
+from tests.support.endpoint_client import infer
+from tests.support.faulty_http_server import Site
+from tests.support.publisher import Device, Publisher
 
 
 def test_the_daemon_installs_serves_updates_and_goes_back(device: Device, publisher: Publisher) -> None:
@@ -108,7 +108,7 @@ def test_what_could_not_be_started_at_once_is_started_later(installed: Device) -
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     line, parent = path.read_bytes(), path.with_name("stat").read_text().rpartition(")")[2].split()[1]
-                    if b"device_agent.patcher" in line and int(parent) == installed.daemon_pid:
+                    if b"device_agent.workers.patcher" in line and int(parent) == installed.daemon_pid:
                         os.kill(int(path.parent.name), signal.SIGKILL)
                         killed.set()
 
@@ -169,7 +169,7 @@ def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: Device, publi
 def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-    site.faults = [server.below("blobs/", server.hang(release, arrived))]
+    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.hang(release, arrived))]
     installed.start()
     update = threading.Thread(target=_ignoring_the_end, args=(installed,))
     update.start()

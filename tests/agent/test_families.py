@@ -17,17 +17,17 @@ import pytest
 
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import UsageInvalid
-from bundle.trust.memory import SlotStore
-from device_agent.config import FurtherFamily, ProbationSettings
+from bundle.trust.trust_state import SlotStore
+from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
-from device_agent.store import Store
-from tests.agent import server
-from tests.agent.client import get, infer
-from tests.agent.lab import FAMILY, Device, Publisher
-from tests.agent.server import Site, serving
+from device_agent.storage.bundle_store import Store
 from tests.agent.test_notify import _children
 from tests.packager.test_json_schemas import check
 from tests.runtime.test_metrics import parse
+from tests.support import faulty_http_server
+from tests.support.endpoint_client import get, infer
+from tests.support.faulty_http_server import Site, serving
+from tests.support.publisher import FAMILY, Device, Publisher
 
 OTHER = "vision"
 FIRST = {FAMILY: "1.0.0", OTHER: "2.0.0"}
@@ -224,7 +224,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
 ) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
-    site.faults = [server.below("blobs/", server.hang(release, arrived))]
+    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.hang(release, arrived))]
     device.start()
     result: dict[str, Any] = {}
     update = threading.Thread(target=lambda: result.update(device.ask("update", family=FAMILY)))
@@ -406,7 +406,7 @@ def _models(device: Device) -> int:
     count = 0
     for pid in _children(device):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child that has just done its errand
-            count += b"device_agent.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            count += b"device_agent.workers.model_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return count
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
-from device_agent.children import Child
-from device_agent.errands import NETWORK_FILES
 from device_agent.errors import ChildTimeout
-from device_agent.jail import JailPolicy
-from tests.agent import server
-from tests.agent.server import Exchange, Site, serving
+from device_agent.process.child import Child
+from device_agent.process.jail import JailPolicy
+from device_agent.workers.worker_pool import NETWORK_FILES
+from tests.support import faulty_http_server
+from tests.support.faulty_http_server import Exchange, Site, serving
 
 DATA = bytes(range(256)) * 1024  # 256 KiB
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -23,7 +23,7 @@ HALF = len(DATA) // 2
 
 @pytest.fixture(scope="module")
 def shared_child() -> Iterator[Child]:
-    with Child.start("device_agent.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+    with Child.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
         yield child
 
 
@@ -77,21 +77,21 @@ def test_a_document_comes_whole_and_within_its_limit(shared_child: Child, site: 
 
 
 def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: Child, site: Site) -> None:
-    site.faults = [server.endless]
+    site.faults = [faulty_http_server.endless]
     with pytest.raises(TooLargeRefused, match="more than the 300000 bytes"):
         _document(shared_child, f"{site.url}/blob", 300_000)
 
 
 def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"from a stick")
-    with Child.start("device_agent.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)) as child:
+    with Child.start("device_agent.workers.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)) as child:
         assert _document(child, f"file://{tmp_path}/a%20b", 100) == b"from a stick"
         with pytest.raises(NotFoundUnavailable):
             _document(child, f"file://{tmp_path}/c", 100)
 
 
 def test_a_blob_goes_on_where_it_was_cut(spool: Spool) -> None:
-    spool.site.faults = [server.first(3, server.cut_after(HALF // 4))]
+    spool.site.faults = [faulty_http_server.first(3, faulty_http_server.cut_after(HALF // 4))]
     assert spool.fetch() == len(DATA)
     assert [seen.start for seen in spool.site.seen] == [0, HALF // 4, HALF // 2, 3 * HALF // 4]
     assert spool.part.read_bytes() == DATA
@@ -127,48 +127,48 @@ def test_a_server_without_ranges_gets_its_prefix_skipped(spool: Spool) -> None:
 
 
 def test_other_bytes_are_refused_and_not_kept(spool: Spool) -> None:
-    spool.site.faults = [server.replaced("blob", DATA[:-1] + b"\0")]
+    spool.site.faults = [faulty_http_server.replaced("blob", DATA[:-1] + b"\0")]
     with pytest.raises(DigestMismatchRefused, match=f"SHA-256 of the {len(DATA)} bytes"):
         spool.fetch()
     assert spool.part.read_bytes() == b""
 
 
 def test_a_longer_blob_is_refused_unread(spool: Spool) -> None:
-    spool.site.faults = [server.replaced("blob", DATA + b"more")]
+    spool.site.faults = [faulty_http_server.replaced("blob", DATA + b"more")]
     with pytest.raises(DigestMismatchRefused, match=f"{len(DATA) + 4} bytes announced where {len(DATA)} are signed"):
         spool.fetch()
 
 
 def test_a_body_without_an_end_is_refused_at_the_signed_size(spool: Spool) -> None:
-    spool.site.faults = [server.endless]
+    spool.site.faults = [faulty_http_server.endless]
     with pytest.raises(DigestMismatchRefused, match="longer than"):
         spool.fetch()
     assert spool.part.stat().st_size <= len(DATA)
 
 
 def test_a_shorter_blob_is_fetched_once_more_and_refused(spool: Spool) -> None:
-    spool.site.faults = [server.replaced("blob", DATA[:HALF])]
+    spool.site.faults = [faulty_http_server.replaced("blob", DATA[:HALF])]
     with pytest.raises(DigestMismatchRefused, match=f"shorter than the {len(DATA)} bytes"):
         spool.fetch()
 
 
 @pytest.mark.parametrize("code", [500, 502, 503, 429])
 def test_a_server_in_trouble_is_asked_again(spool: Spool, code: int) -> None:
-    spool.site.faults = [server.first(3, server.status(code, {"Retry-After": "0"}))]
+    spool.site.faults = [faulty_http_server.first(3, faulty_http_server.status(code, {"Retry-After": "0"}))]
     assert spool.fetch() == len(DATA)
     assert len(spool.site.seen) == 4
 
 
 @pytest.mark.parametrize("code", [403, 404, 410])
 def test_a_blob_that_is_not_there_is_asked_for_once(spool: Spool, code: int) -> None:
-    spool.site.faults = [server.status(code)]
+    spool.site.faults = [faulty_http_server.status(code)]
     with pytest.raises(NotFoundUnavailable, match=str(code)):
         spool.fetch()
     assert len(spool.site.seen) == 1
 
 
 def test_a_server_that_never_recovers_is_left_after_five_tries(spool: Spool) -> None:
-    spool.site.faults = [server.status(503)]
+    spool.site.faults = [faulty_http_server.status(503)]
     with pytest.raises(FetchUnavailable, match="HTTP 503"):
         spool.fetch()
     assert len(spool.site.seen) == 5
@@ -184,7 +184,7 @@ def test_a_range_that_was_not_asked_for_is_not_written(spool: Spool) -> None:
         return True
 
     spool.part.write_bytes(DATA[:HALF])
-    spool.site.faults = [server.first(1, shifted)]
+    spool.site.faults = [faulty_http_server.first(1, shifted)]
     assert spool.fetch() == HALF
     assert spool.part.read_bytes() == DATA
 
@@ -195,7 +195,7 @@ def test_a_partial_answer_to_a_whole_question_is_not_taken(spool: Spool) -> None
         exchange.write(DATA[:5])
         return True
 
-    spool.site.faults = [server.first(1, partial)]
+    spool.site.faults = [faulty_http_server.first(1, partial)]
     assert spool.fetch() == len(DATA)
 
 
@@ -211,23 +211,25 @@ def test_a_coding_that_was_not_asked_for_is_not_decoded(spool: Spool) -> None:
 
 
 def test_redirects_end_and_lead_nowhere_but_to_http(spool: Spool) -> None:
-    spool.site.faults = [server.status(302, {"Location": "/blob"})]
+    spool.site.faults = [faulty_http_server.status(302, {"Location": "/blob"})]
     with pytest.raises(FetchUnavailable, match="redirected more than 5 times"):
         spool.fetch()
-    spool.site.faults = [server.status(302, {"Location": "file:///etc/passwd"})]
+    spool.site.faults = [faulty_http_server.status(302, {"Location": "file:///etc/passwd"})]
     with pytest.raises(FetchUnavailable, match="redirects to 'file:"):
         spool.fetch()
 
 
 def test_one_redirect_is_followed(spool: Spool) -> None:
-    spool.site.faults = [server.first(1, server.status(307, {"Location": f"{spool.site.url}/blob"}))]
+    spool.site.faults = [
+        faulty_http_server.first(1, faulty_http_server.status(307, {"Location": f"{spool.site.url}/blob"}))
+    ]
     assert spool.fetch() == len(DATA)
 
 
 def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> None:
     release = threading.Event()
-    site.faults = [server.hang(release)]
-    with Child.start("device_agent.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+    site.faults = [faulty_http_server.hang(release)]
+    with Child.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
         try:
             with pytest.raises(ChildTimeout):
                 Spool(child, tmp_path, site).fetch(deadline_s=0.5)
@@ -236,10 +238,10 @@ def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> No
 
 
 def test_a_slow_server_is_cut_with_its_progress_kept(site: Site, tmp_path: Path) -> None:
-    site.faults = [server.trickle(0.05)]
+    site.faults = [faulty_http_server.trickle(0.05)]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     policy = JailPolicy(sockets="inet", read=NETWORK_FILES)
-    with Child.start("tests.agent.hasty_fetcher", policy, environment=environment) as child:
+    with Child.start("tests.support.fast_fetcher", policy, environment=environment) as child:
         spool = Spool(child, tmp_path, site)
         with pytest.raises(FetchUnavailable, match="less than 1000 bytes a second"):
             spool.fetch(least=1000)

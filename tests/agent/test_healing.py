@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import JournalDamaged, JournalUnavailable
-from device_agent.journal import Journal
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher
+from device_agent.storage.journal import Journal
+from tests.support.endpoint_client import infer
+from tests.support.publisher import Device, Publisher
 
 
 def _flip(path: Path, offset: int) -> None:

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from packager import drill
-from tests import hostile_models as hostile
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher
+from packager.release import fire_drill
+from tests.support import hostile_models as hostile
+from tests.support.endpoint_client import infer
+from tests.support.publisher import Device, Publisher
 
 SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
 
@@ -81,7 +81,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
                 model.write_bytes(harm(onnx.load(model)))
 
             # a drill is where a signed release becomes other than it says
-            monkeypatch.setattr(drill, "apply_drill", spoil)
+            monkeypatch.setattr(fire_drill, "apply_drill", spoil)
             publisher.release(version, seed=2, drill="damaged-weights", extra=SOON)
             ended = installed.ask("update")
             assert (ended["outcome"], ended["reason"], ended["release"]) == ("unfit", reason, version), ended

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bundle.files import BundleDigest
-from device_agent.attempt import Attempt, Outcome, Verdict
 from device_agent.errors import IllegalTransitionBug, JournalUnavailable
-from device_agent.holdings import Holding, Pointers
-from device_agent.journal import HISTORY_ROWS, Journal
-from device_agent.machine import MAX_KILLS, Event, State
-from device_agent.records import SCHEMA_VERSION
+from device_agent.policy.attempt import Attempt, Outcome, Verdict
+from device_agent.policy.journal_records import Holding, Pointers
+from device_agent.policy.state_machine import MAX_KILLS, Event, State
+from device_agent.storage.database import SCHEMA_VERSION
+from device_agent.storage.journal import HISTORY_ROWS, Journal
 from tests.vectors.journal.generate import DIGEST, FOLDER
 
 VECTORS = {

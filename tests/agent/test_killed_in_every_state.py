@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import DaemonUnavailable
-from device_agent.machine import MAX_KILLS, State
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher
+from device_agent.policy.state_machine import MAX_KILLS, State
+from tests.support.endpoint_client import infer
+from tests.support.publisher import Device, Publisher
 
 # state → what leads to it: an update to 1.1.0, a release that fails its probe, an operator's rollback
 UPDATE, DAMAGED, ROLLBACK, ARMED = "update", "damaged", "rollback", "armed"
@@ -20,7 +20,9 @@ SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.ARMED
 
 def _killed(device: Device, state: State, command: str = "update", times: int = 1) -> None:
     """Run the daemon until it is killed in `state`."""
-    device.start([sys.executable, "-m", "tests.agent.killed", state.value, str(times), str(device.config_path)])
+    device.start(
+        [sys.executable, "-m", "tests.support.kill_at_state", state.value, str(times), str(device.config_path)]
+    )
     with pytest.raises(DaemonUnavailable):
         device.ask(command)
     assert device.daemon is not None

@@ -6,9 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent import machine_diagram
 from device_agent.errors import IllegalTransitionBug
-from device_agent.machine import MAX_KILLS, RECOVERY, TRANSITIONS, TRIALS, Event, State, allowed, next_state, recover
+from device_agent.policy.state_machine import (
+    MAX_KILLS,
+    RECOVERY,
+    TRANSITIONS,
+    TRIALS,
+    Event,
+    State,
+    allowed,
+    next_state,
+    recover,
+)
+from tools.generate_docs import state_diagram
 
 PAGE = Path(__file__).parents[2] / "docs" / "state-machine.md"
 
@@ -58,7 +68,7 @@ def test_nothing_becomes_active_but_through_committing() -> None:
 
 
 def test_the_page_is_what_the_table_draws() -> None:
-    assert PAGE.read_text() == machine_diagram.page()
+    assert PAGE.read_text() == state_diagram.page()
 
 
 def _reaches(start: State, goal: State) -> bool:

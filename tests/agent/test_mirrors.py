@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.attempt import Outcome
-from device_agent.config import parse_config
+from device_agent.config.config import parse_config
 from device_agent.errors import ConfigInvalid
-from tests.agent import server
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Exchange, Site, serving
+from device_agent.policy.attempt import Outcome
+from tests.support import faulty_http_server
+from tests.support.faulty_http_server import Exchange, Site, serving
+from tests.support.publisher import Device, Publisher
 
 Lie = Callable[[Site], None]
 
@@ -33,10 +33,12 @@ def noise(exchange: Exchange) -> bool:
 
 LIES: dict[str, Lie] = {
     "poisoned": lambda site: site.faults.append(poison),
-    "poisoned blobs": lambda site: site.faults.append(server.below("blobs/", poison)),
-    "poisoned envelopes": lambda site: site.faults.append(server.below("envelopes/", poison)),
-    "empty": lambda site: site.faults.append(server.status(404)),
-    "in trouble": lambda site: site.faults.append(server.below("metadata/", server.status(500))),
+    "poisoned blobs": lambda site: site.faults.append(faulty_http_server.below("blobs/", poison)),
+    "poisoned envelopes": lambda site: site.faults.append(faulty_http_server.below("envelopes/", poison)),
+    "empty": lambda site: site.faults.append(faulty_http_server.status(404)),
+    "in trouble": lambda site: site.faults.append(
+        faulty_http_server.below("metadata/", faulty_http_server.status(500))
+    ),
     "noise": lambda site: site.faults.append(noise),
 }
 
@@ -93,7 +95,9 @@ def test_all_mirrors_lie(installed: Device, publisher: Publisher, mirrors: list[
 
 def test_a_download_goes_on_at_the_next_mirror(installed: Device, publisher: Publisher, mirrors: list[Site]) -> None:
     for site in mirrors[:2]:
-        site.faults.append(server.below("blobs/", server.first(50, server.cut_after(100))))
+        site.faults.append(
+            faulty_http_server.below("blobs/", faulty_http_server.first(50, faulty_http_server.cut_after(100)))
+        )
     ended = following(installed, mirrors).update()
     assert ended.outcome is Outcome.STAGED
     starts = [seen.start for site in mirrors for seen in site.seen if seen.path.startswith("blobs/")]

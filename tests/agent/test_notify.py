@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from device_agent.notify import Notifier
-from tests.agent.client import infer
-from tests.agent.lab import Device
+from device_agent.host.systemd import Notifier
+from tests.support.endpoint_client import infer
+from tests.support.publisher import Device
 
 UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "airweights-agent.service"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.client import infer
-from tests.agent.lab import Device, Publisher, near
+from tests.support.endpoint_client import infer
+from tests.support.publisher import Device, Publisher, near
 
 WINDOW_BYTES = 64
 MIN_DISTINCT = 32  # windows of zeros or of one repeated value are in every file

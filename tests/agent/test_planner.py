@@ -9,7 +9,7 @@ from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
 from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
-from device_agent.planner import DeviceFacts, Edge, Policy, choose_variant, edges_of, misfit, plan_update
+from device_agent.policy.planner import DeviceFacts, Edge, Policy, choose_variant, edges_of, misfit, plan_update
 
 FACTS = DeviceFacts("x86_64", frozenset({"avx2"}), "1.32.0", 10**9, frozenset({"delta", "typed"}))
 POLICY = Policy(max_chain=3)

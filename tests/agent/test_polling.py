@@ -2,7 +2,7 @@
 
 import pytest
 
-from device_agent.polling import FIRST_RETRY_S, JITTER, MAX_RETRY_FACTOR, pause_s
+from device_agent.policy.poll_schedule import FIRST_RETRY_S, JITTER, MAX_RETRY_FACTOR, pause_s
 
 
 @pytest.mark.parametrize(("drawn", "expected"), [(0.0, 1 - JITTER), (0.5, 1.0), (1.0, 1 + JITTER)])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bundle.contract import Health
-from device_agent.probation import LATENCY_ALLOWANCE_US, MAX_EXTENSIONS, Judgement, Limits, Observed, judge
+from device_agent.policy.probation import LATENCY_ALLOWANCE_US, MAX_EXTENSIONS, Judgement, Limits, Observed, judge
 
 LIMITS = Limits.of(replace(Health(), probation_window_s=100, probation_min_requests=50), None, None)
 BEFORE = Observed(requests=1000, p50_us=1000)

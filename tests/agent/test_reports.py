@@ -5,14 +5,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-from bundle.report import parse_report
-from device_agent.attempt import Outcome
-from device_agent.machine import Event
-from device_agent.reports import MAX_REPORTS, export, read_reports
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import serving
-from tests.packager.running import packager
+from bundle.device_report import parse_report
+from device_agent.commands.report_export import MAX_REPORTS, export, read_reports
+from device_agent.policy.attempt import Outcome
+from device_agent.policy.state_machine import Event
 from tests.packager.test_json_schemas import check
+from tests.support.faulty_http_server import serving
+from tests.support.packager_cli import packager
+from tests.support.publisher import Device, Publisher
 
 
 def test_what_a_device_went_through_is_reported_and_accepted(

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import status, swap
-from device_agent.clock import clock_facts
-from device_agent.jail import JailPolicy
-from device_agent.journal import Journal
-from device_agent.status import status_of, status_text
-from tests.agent.lab import Device
+from device_agent.daemon import status
+from device_agent.daemon.status import status_of, status_text
+from device_agent.host.system_clock import clock_facts
+from device_agent.process import memory_lock
+from device_agent.process.jail import JailPolicy
+from device_agent.storage.journal import Journal
 from tests.runtime.test_children import start
+from tests.support.publisher import Device
 
 
 def told(device: Device, **clock: object) -> dict[str, object]:
@@ -79,13 +80,13 @@ def test_a_child_locks_its_memory_where_it_may() -> None:
 
 def test_whether_there_is_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swaps = tmp_path / "swaps"
-    monkeypatch.setattr(swap, "SWAPS", swaps)
-    monkeypatch.setattr(swap, "GROUPS", tmp_path / "groups")
-    assert swap.is_there_swap()
+    monkeypatch.setattr(memory_lock, "SWAPS", swaps)
+    monkeypatch.setattr(memory_lock, "GROUPS", tmp_path / "groups")
+    assert memory_lock.is_there_swap()
     swaps.write_text("Filename Type Size Used Priority\n")
-    assert not swap.is_there_swap()
+    assert not memory_lock.is_there_swap()
     swaps.write_text("Filename Type Size Used Priority\n/dev/sda2 partition 1000 0 -2\n")
-    assert swap.is_there_swap()
+    assert memory_lock.is_there_swap()
     (tmp_path / "groups").mkdir()
     (tmp_path / "groups" / "memory.swap.max").write_text("0\n")
-    assert not swap.is_there_swap()
+    assert not memory_lock.is_there_swap()

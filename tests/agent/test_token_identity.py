@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.enrolment import initialise
 from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
-from device_agent.identity import enrolment_request, signing_key
+from device_agent.identity.device_keys import enrolment_request, signing_key
+from device_agent.identity.provision import initialise
 from keys.tokens import LIBRARY
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import serving
-from tests.keys.softhsm import PIN, make_token, needs_softhsm
+from tests.support.faulty_http_server import serving
+from tests.support.publisher import Device, Publisher
+from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 pytestmark = needs_softhsm
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.__main__ import ROWS
-from tests.torture.cases import Site
-from tests.torture.site import make_site
+from torture.__main__ import ROWS
+from torture.case import Site
+from torture.fixtures import make_site
 
 FEW = 5  # of a row that has no number of its own here
 SAMPLE = {

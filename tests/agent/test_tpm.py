@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.attempt import Outcome
-from device_agent.children import Child
-from device_agent.config import FurtherFamily
-from device_agent.enrolment import initialise, reseal
-from device_agent.errands import keeper_policy
+from device_agent.config.config import FurtherFamily
+from device_agent.config.key_storage import TokenSettings, TpmSettings, parse_home
 from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
-from device_agent.home import TokenSettings, TpmSettings, parse_home
-from device_agent.identity import enrolment_request, home_of_keys, signing_key
-from device_agent.tpm import Tpm
-from tests.agent.lab import FAMILY, Device, Publisher
-from tests.agent.server import serving
-from tests.agent.swtpm import extend, held, needs_swtpm, running
+from device_agent.identity.device_keys import enrolment_request, home_of_keys, signing_key
+from device_agent.identity.provision import initialise, reseal
+from device_agent.identity.tpm import Tpm
+from device_agent.policy.attempt import Outcome
+from device_agent.process.child import Child
+from device_agent.workers.worker_pool import keeper_policy
+from tests.support.faulty_http_server import serving
+from tests.support.publisher import FAMILY, Device, Publisher
+from tests.support.swtpm import extend, held, needs_swtpm, running
 
 pytestmark = needs_swtpm
 
@@ -254,7 +254,7 @@ def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
 def test_the_keeper_is_jailed_and_knows_nothing_of_metadata_or_models(tcti: str) -> None:
     identity = f"tpm:{tcti}"
     policy = keeper_policy(identity, allow_unjailed=False)
-    with Child.start("device_agent.keeper", policy, environment={"AIRWEIGHTS_IDENTITY": identity}) as child:
+    with Child.start("device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_IDENTITY": identity}) as child:
         assert child.jail.confined
         assert child.call("counter", deadline_s=30).value == {"value": 0}
         maps = Path(f"/proc/{child.pid}/maps").read_text()

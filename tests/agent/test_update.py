@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.attempt import Ended, Outcome
 from device_agent.errors import NoSpaceUnavailable
-from device_agent.holdings import Pointers
-from device_agent.machine import State
-from device_agent.store import Store
-from tests.agent import server
-from tests.agent.lab import Device, Publisher
-from tests.agent.server import Site
+from device_agent.policy.attempt import Ended, Outcome
+from device_agent.policy.journal_records import Pointers
+from device_agent.policy.state_machine import State
+from device_agent.storage.bundle_store import Store
+from tests.support import faulty_http_server
+from tests.support.faulty_http_server import Site
+from tests.support.publisher import Device, Publisher
 
 
 def _is(ended: Ended, outcome: Outcome, reason: str = "") -> None:
@@ -62,7 +62,7 @@ def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
     for path in publisher.blobs("1.1.0"):
         data = bytearray((publisher.published / path).read_bytes())
         data[len(data) // 2] ^= 1
-        site.faults.append(server.replaced(path, bytes(data)))
+        site.faults.append(faulty_http_server.replaced(path, bytes(data)))
     _is(installed.update(), Outcome.REFUSED, "digest-mismatch")
     _holds_1_0_0(installed, publisher)
     site.faults.clear()
@@ -73,13 +73,13 @@ def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
     installed: Device, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
-    site.faults.append(server.below("envelopes/content", _flip))
+    site.faults.append(faulty_http_server.below("envelopes/content", _flip))
     _is(installed.update(), Outcome.REFUSED, "not-authentic")
     site.faults.clear()
     _is(installed.update(), Outcome.STAGED)
 
 
-def _flip(exchange: server.Exchange) -> bool:
+def _flip(exchange: faulty_http_server.Exchange) -> bool:
     exchange.data = exchange.data[:-1] + bytes([exchange.data[-1] ^ 1])
     return False
 
@@ -158,8 +158,8 @@ def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
 def test_a_download_goes_on_after_the_agent_was_cut_off(installed: Device, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     first = 500
-    site.faults = [server.below("blobs/", server.first(1, server.cut_after(first)))]
-    site.faults.append(server.below("blobs/", server.status(503)))
+    site.faults = [faulty_http_server.below("blobs/", faulty_http_server.first(1, faulty_http_server.cut_after(first)))]
+    site.faults.append(faulty_http_server.below("blobs/", faulty_http_server.status(503)))
     _is(installed.update(), Outcome.UNAVAILABLE, "fetch")
     spooled = sum(path.stat().st_size for path in (installed.directory.root / "spool").glob("*.part"))
     assert spooled == first

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.epochs import plan
+from benchmarks.cohort_rotation import plan
 
 FIELDS = {"devices", "seconds", "cpu_s", "bytes", "peak_bytes", "per_device_us"}
 ENVELOPE_BYTES = 1240  # magic, encapsulated key, an X-Wing private key and its tag: bundle.envelope rule 2
@@ -14,7 +14,17 @@ ENVELOPE_BYTES = 1240  # magic, encapsulated key, an X-Wing private key and its 
 
 def test_the_command_writes_one_object_of_the_fields_that_are_promised(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    words = [sys.executable, "-m", "benchmarks.epochs", "--devices", "40", "--plan", "4000", "--json", os.fspath(out)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.cohort_rotation",
+        "--devices",
+        "40",
+        "--plan",
+        "4000",
+        "--json",
+        os.fspath(out),
+    ]
     subprocess.run(words, check=True, cwd=Path(__file__).parents[2], timeout=120)
     found = json.loads(out.read_text())
     assert found.keys() == FIELDS | {"plan"}

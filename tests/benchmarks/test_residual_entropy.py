@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.residual_entropy import measured, residual_bits
 from bundle.patch.elements import BY_NAME
-from tests.patch import models
+from tests.support import model_formats
 
 
 @pytest.mark.parametrize("spread", [1, 7, 40])
@@ -38,10 +38,10 @@ def test_what_the_exponent_tells_does_not_count() -> None:
 
 
 def test_a_pair_is_measured_against_its_patch(tmp_path: Path) -> None:
-    arrays = models.weights(1)
+    arrays = model_formats.weights(1)
     base, target = tmp_path / "base.safetensors", tmp_path / "target.safetensors"
-    base.write_bytes(models.safetensors(arrays))
-    target.write_bytes(models.safetensors(models.tuned(arrays, 2)))
+    base.write_bytes(model_formats.safetensors(arrays))
+    target.write_bytes(model_formats.safetensors(model_formats.tuned(arrays, 2)))
     row = measured("small", base, target)
     assert row["elements"] > 0
     assert row["goal"] == 0.01

@@ -39,7 +39,11 @@ def test_swaps_of_any_kind_of_model_fail_no_request(
     words = ["--model", str(tmp_path / "m.onnx"), "--model", str(tmp_path / "m.onnx"), "--isolation", isolation]
     words += ["--swaps", "2", "--rate", "20", "--json", str(out), "--plot", str(plot)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.swap", *words], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "benchmarks.swap_latency", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())

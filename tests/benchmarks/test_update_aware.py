@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import update_aware
-from tests import models
+from benchmarks import update_aware_table
 from tests.quantize.test_update_aware import fine_tuned
+from tests.support import tiny_models
 
 
 def inputs(path: Path, count: int, seed: int) -> Path:
@@ -26,18 +26,24 @@ def measured(
 ) -> dict[str, Any]:
     calibration, held = inputs(tmp_path / "c.npz", 160, 1), inputs(tmp_path / "h.npz", 60, 2)
     out = tmp_path / "out.json"
-    files = [models.save(old, tmp_path / "old.onnx"), models.save(new, tmp_path / "new.onnx"), calibration, held, out]
+    files = [
+        tiny_models.save(old, tmp_path / "old.onnx"),
+        tiny_models.save(new, tmp_path / "new.onnx"),
+        calibration,
+        held,
+        out,
+    ]
     flags = ("--base", "--new", "--calibration", "--held", "--json")
     pairs = [word for flag, file in zip(flags, files, strict=True) for word in (flag, str(file))]
     monkeypatch.setattr(sys, "argv", ["update_aware", *pairs, *words])
-    update_aware.main()
+    update_aware_table.main()
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
 def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.text_encoder(width=96)
-    monkeypatch.setattr(update_aware, "AROUND", (0.25,))
+    model = tiny_models.text_encoder(width=96)
+    monkeypatch.setattr(update_aware_table, "AROUND", (0.25,))
     found = measured(tmp_path, monkeypatch, model, fine_tuned(model, 1, 0.01))
     assert found.keys() >= {"ordinary", "stale", "curve", "chosen", "cpu_s", "peak_bytes"}
     assert found["ordinary"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
@@ -53,7 +59,9 @@ def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.M
 def test_another_graph_is_no_update_and_costs_no_more_than_the_ordinary_patch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = measured(tmp_path, monkeypatch, models.text_encoder(layers=2), models.text_encoder(layers=1), "--no-curve")
+    found = measured(
+        tmp_path, monkeypatch, tiny_models.text_encoder(layers=2), tiny_models.text_encoder(layers=1), "--no-curve"
+    )
     assert found["chosen"]["means"] == "ordinary"
     assert "is not in the new model" in found["chosen"]["reason"]
     assert found["chosen"]["patch_bytes"] == found["ordinary"]["typed_bytes"]

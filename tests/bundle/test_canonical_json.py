@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle import canonical
-from bundle.canonical import JSON, MAX_INTEGER, Fields
+from bundle import strict_json
 from bundle.errors import MalformedRefused, TooLargeRefused
+from bundle.strict_json import JSON, MAX_INTEGER, Fields
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.text(max_size=20),
@@ -21,10 +21,10 @@ values = st.recursive(
 @given(values)
 @settings(max_examples=100)
 def test_what_is_written_is_read_back_whatever_the_white_space(value: JSON) -> None:
-    data = canonical.encode(value)
-    assert canonical.decode(data, what="it", max_bytes=10_000) == value
+    data = strict_json.encode(value)
+    assert strict_json.decode(data, what="it", max_bytes=10_000) == value
     spaced = json.dumps(json.loads(data), indent=3).encode()
-    assert canonical.encode(canonical.decode(spaced, what="it", max_bytes=100_000)) == data
+    assert strict_json.encode(strict_json.decode(spaced, what="it", max_bytes=100_000)) == data
 
 
 @pytest.mark.parametrize(
@@ -47,23 +47,23 @@ def test_what_is_written_is_read_back_whatever_the_white_space(value: JSON) -> N
 )
 def test_a_document_that_is_not_plain_is_refused(data: bytes, message: str | None) -> None:
     if message is None:
-        canonical.decode(data, what="it", max_bytes=200_000)
+        strict_json.decode(data, what="it", max_bytes=200_000)
         return
     with pytest.raises(MalformedRefused) as caught:
-        canonical.decode(data, what="it", max_bytes=200_000)
+        strict_json.decode(data, what="it", max_bytes=200_000)
     assert caught.value.message == message
     assert caught.value.reason == "malformed"
 
 
 def test_a_document_above_its_limit_is_not_parsed() -> None:
     with pytest.raises(TooLargeRefused, match="it is 11 bytes, at most 10 are allowed"):
-        canonical.decode(b"x" * 11, what="it", max_bytes=10)
+        strict_json.decode(b"x" * 11, what="it", max_bytes=10)
 
 
 @pytest.mark.parametrize("value", [1.5, {1: 2}, float("nan"), b"bytes", 2**53 + 1, {"a": [2.0]}])
 def test_what_has_no_canonical_form_is_not_written(value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
-        canonical.encode(value)  # type: ignore[arg-type]  # that is the point
+        strict_json.encode(value)  # type: ignore[arg-type]  # that is the point
 
 
 def test_every_field_refusal_names_place_finding_and_expectation() -> None:

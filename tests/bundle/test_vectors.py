@@ -9,14 +9,14 @@ from typing import Any, Final
 
 import pytest
 
-from bundle import canonical
-from bundle.enrolment import parse_enrolment
+from bundle import strict_json
+from bundle.device_report import parse_report
+from bundle.enrollment import parse_enrolment
 from bundle.envelope import open_envelope
 from bundle.errors import Refused
 from bundle.fleet import parse_fleet
 from bundle.frames import FrameRandomReader, FrameReader
 from bundle.manifest import parse_manifest
-from bundle.report import parse_report
 from bundle.rollout import parse_rollout
 from tests.vectors import documents, sealed
 
@@ -112,4 +112,4 @@ def test_nesting_is_bounded_whatever_it_is_made_of() -> None:
     for depth in (17, 100, 400, 600, 900, 990):
         for start, end in (("[", "]"), ('{"a":', "}")):
             with pytest.raises(Refused):
-                canonical.decode((start * depth + "1" + end * depth).encode(), what="x", max_bytes=1 << 20)
+                strict_json.decode((start * depth + "1" + end * depth).encode(), what="x", max_bytes=1 << 20)

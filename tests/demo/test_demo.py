@@ -10,12 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from packager.demo.disk import files_with_plain_model
-from packager.demo.filetype import FileTypes, repository_files, token_samples
-from packager.demo.published import MAGIKA_OLD, cache_directory, fetch_published
-from packager.demo.subject import own_subject, write_npz
+from packager.demo.demo_models import own_subject, write_npz
+from packager.demo.file_type_model import FileTypes, repository_files, token_samples
+from packager.demo.plaintext_scan import files_with_plain_model
+from packager.demo.published_model import MAGIKA_OLD, cache_directory, fetch_published
 from packager.errors import ModelUnreadable
-from tests import models
+from tests.support import tiny_models
 
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "schemas" / "demo.json"
 REASONS = {
@@ -34,7 +34,7 @@ def demo(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.slow
 def test_the_whole_story_holds_for_models_of_ones_own(tmp_path: Path) -> None:
-    old, new = (models.save(models.mlp(seed), tmp_path / f"{seed}.onnx") for seed in (1, 2))
+    old, new = (tiny_models.save(tiny_models.mlp(seed), tmp_path / f"{seed}.onnx") for seed in (1, 2))
     size = onnxruntime.InferenceSession(str(old)).get_inputs()[0].shape[-1]
     write_npz(tmp_path / "x.npz", {"x": np.random.default_rng(0).standard_normal((32, 1, size)).astype(np.float32)})
     done = demo("--json", "--model", str(old), "--model", str(new), "--inputs", str(tmp_path / "x.npz"))
@@ -66,7 +66,7 @@ def test_wrong_words_are_one_line_and_exit_2(arguments: list[str], message: str)
 
 
 def test_live_inputs_are_never_those_that_the_release_was_built_with(tmp_path: Path) -> None:
-    model = models.save(models.mlp(1), tmp_path / "m.onnx")
+    model = tiny_models.save(tiny_models.mlp(1), tmp_path / "m.onnx")
     size = onnxruntime.InferenceSession(str(model)).get_inputs()[0].shape[-1]
     rows = np.repeat(np.random.default_rng(0).standard_normal((4, 1, size)).astype(np.float32), 3, axis=0)
     write_npz(tmp_path / "x.npz", {"x": rows})

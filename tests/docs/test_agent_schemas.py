@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.packager.conftest import make_site
-from tests.packager.running import packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import packager
 
 START_LIMIT_S = 60
 

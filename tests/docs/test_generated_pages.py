@@ -3,12 +3,12 @@
 import pytest
 
 from bundle.errors import KINDS
-from tests.docs.generate import DOCS, PAGES, all_errors
+from tools.generate_docs.__main__ import DOCS, PAGES, all_errors
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_what_the_code_says(page: str) -> None:
-    assert (DOCS / page).read_text() == PAGES[page](), "run: python -m tests.docs.generate"
+    assert (DOCS / page).read_text() == PAGES[page](), "run: python -m tools.generate_docs"
 
 
 def test_every_error_has_a_kind_a_reason_of_its_own_and_the_kinds_exit_code() -> None:

@@ -21,7 +21,7 @@ from bundle.frames import Secret
 from keys.cli import ALGORITHMS
 from keys.cohorts import load_private, new_epoch
 from keys.errors import KeyDamaged, KeyExists, KeyMissing, KeyUnreadable, PlaintextKey, WrongPassphrase
-from keys.files import SIGNING_ALGORITHMS, generate_key_file, is_encrypted, load_public, load_signer
+from keys.key_files import SIGNING_ALGORITHMS, generate_key_file, is_encrypted, load_public, load_signer
 from keys.signers import signers_from
 
 PASSPHRASE = Secret(b"a good passphrase")

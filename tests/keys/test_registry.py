@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle import canonical
-from bundle.enrolment import EnrolmentRequest, parse_enrolment
+from bundle import strict_json
+from bundle.enrollment import EnrolmentRequest, parse_enrolment
 from bundle.envelope import (
     COHORT_KEY,
     EnvelopeContext,
@@ -62,16 +62,16 @@ def test_any_flipped_byte_of_a_request_is_refused() -> None:
 
 def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
     device, other = Identity("cam-1"), Identity("cam-2")
-    fields = canonical.decode(device.file, what="request", max_bytes=10**6)
+    fields = strict_json.decode(device.file, what="request", max_bytes=10**6)
     assert isinstance(fields, dict)
     for changed in ({"x_wing_public": other.request.x_wing_public.hex()}, {"device_id": other.request.device_id}):
         with pytest.raises(EnrolmentRefused):
-            parse_enrolment(canonical.encode({**fields, **changed}))
+            parse_enrolment(strict_json.encode({**fields, **changed}))
     with pytest.raises(EnrolmentRefused) as refused:
-        parse_enrolment(canonical.encode({**fields, "label": "cam-9"}))
+        parse_enrolment(strict_json.encode({**fields, "label": "cam-9"}))
     assert "signature does not hold" in refused.value.message
     with pytest.raises(MalformedRefused):
-        parse_enrolment(canonical.encode({**fields, "extra": 1}))
+        parse_enrolment(strict_json.encode({**fields, "extra": 1}))
     with pytest.raises(TooLargeRefused):
         parse_enrolment(b" " * 100_000)
     with pytest.raises(ValueError, match="another signing key"):

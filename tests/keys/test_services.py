@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from keys.errors import KeyServiceUnavailable, KeyUnreadable
-from keys.files import load_public, load_signer, public_pem
+from keys.key_files import load_public, load_signer, public_pem
 from keys.services import SERVICES
 from keys.signers import public_of
-from tests.keys.vault import TOKEN, Vault, vault
+from tests.support.vault import TOKEN, Vault, vault
 
 MESSAGE = b"message"
 URIS = {
@@ -98,7 +98,7 @@ def test_a_missing_library_is_told_with_the_extra_that_brings_it(scheme: str, tm
     script = (
         "import sys\n"
         f"for name in {blocked.split()!r}: sys.modules[name] = None\n"
-        "from packager.cli import main\n"
+        "from packager.commands.root import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     words = [sys.executable, "-c", script, "keys", "check", URIS[scheme], "--json"]

@@ -4,10 +4,10 @@ import pytest
 
 from bundle.frames import Secret
 from keys.errors import KeyUnreadable, TokenUnavailable, WrongPin
-from keys.files import load_signer
+from keys.key_files import load_signer
 from keys.roles import default_threshold
 from keys.tokens import LIBRARY
-from tests.keys.softhsm import PIN, make_token, needs_softhsm
+from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 MESSAGE = b"message"
 

@@ -9,8 +9,8 @@ import pytest
 
 from bundle.frames import Secret
 from packager.repository.repository import Repository
-from tests import models
-from tests.packager.running import Said, packager
+from tests.support import tiny_models
+from tests.support.packager_cli import Said, packager
 
 PASSPHRASE = "only for tests"
 
@@ -63,7 +63,7 @@ def make_site(folder: Path, *, encrypted: bool = False) -> Site:
     samples = np.random.default_rng(1).standard_normal((16, 1, 64)).astype(np.float32)
     np.savez(folder / "inputs.npz", x=samples)
     for seed, version in enumerate(("1.0.0", "1.1.0", "1.2.0")):
-        onnx.save(models.mlp(seed), folder / f"{version}.onnx")
+        onnx.save(tiny_models.mlp(seed), folder / f"{version}.onnx")
         text = RELEASE.format(version=version, model=f"{version}.onnx")
         (folder / f"{version}.toml").write_text(text)
         (folder / f"small-{version}.toml").write_text(

@@ -16,10 +16,10 @@ from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 
 from bundle.manifest import Manifest
 from packager.repository.repository import Repository
-from packager.workspace import Workspace
+from packager.repository.workspace import Workspace
 from tests.packager.conftest import Site
-from tests.packager.running import Said, packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import Said, packager
 
 
 @pytest.fixture(scope="module")

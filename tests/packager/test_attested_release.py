@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tests.packager.conftest import make_site
-from tests.packager.running import packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import packager
 
 
 def test_a_release_writes_its_attestations_where_it_is_asked_to(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from tests import models
-from tests.packager.running import everything_in, packager, refused
+from tests.support import tiny_models
+from tests.support.packager_cli import everything_in, packager, refused
 
 
 def make_models() -> None:
     """Two models and what belongs to them, in the folder where the test is."""
     for seed, name in enumerate(("old", "new")):
-        onnx.save(models.mlp(seed), f"{name}.onnx")
+        onnx.save(tiny_models.mlp(seed), f"{name}.onnx")
     Path("labels.txt").write_text("a\nb\n")
     np.savez("inputs.npz", x=np.random.default_rng(0).standard_normal((6, 1, 64)).astype(np.float32))
 
@@ -28,7 +28,7 @@ def damages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_models()
         data = Path("old.onnx").read_bytes()
         Path("cut.onnx").write_bytes(data[: len(data) // 2])
-        onnx.save(models.mlp(), "lost.onnx", save_as_external_data=True, location="lost.bin", size_threshold=0)
+        onnx.save(tiny_models.mlp(), "lost.onnx", save_as_external_data=True, location="lost.bin", size_threshold=0)
         Path("lost.bin").unlink()
         build("old", "OLD", "--golden", 0)
         packager("bundle", "diff", "old.onnx", "new.onnx", "-o", "p")

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
-from packager.cli import COMMANDS, cli
+from packager.commands.root import COMMANDS, cli
 from tests.packager.conftest import Site
-from tests.packager.running import packager, refused
+from tests.support.packager_cli import packager, refused
 
 HEAVY = ("numpy", "onnx", "onnxruntime", "tuf", "cryptography", "bsdiff4", "securesystemslib")
 
@@ -31,9 +31,8 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
-    program = (
-        f"import sys\nfrom packager.cli import main\nmain(['--help'])\nprint([m for m in {HEAVY} if m in sys.modules])"
-    )
+    load = "import sys\nfrom packager.commands.root import main\nmain(['--help'])\n"
+    program = f"{load}print([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     for name in COMMANDS:
         assert f"  {name} " in done.stdout
@@ -41,7 +40,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 
 def test_help_of_every_command_imports_nothing_heavy() -> None:
-    lines = ["import sys", "from packager.cli import main", f"heavy = {HEAVY}"]
+    lines = ["import sys", "from packager.commands.root import main", f"heavy = {HEAVY}"]
     for words, _ in commands():
         lines.append(f"assert main({[*words.split(), '--help']!r}) == 0")
         lines.append(f"assert not set(heavy) & set(sys.modules), ({words!r}, set(heavy) & set(sys.modules))")

@@ -8,19 +8,19 @@ import onnxruntime
 import pytest
 
 from bundle.golden import GoldenSample, GoldenUnfit, check_answer
-from packager.drill import apply_drill
 from packager.errors import DrillInvalid
-from packager.samples import random_samples
-from tests import models
+from packager.models.samples import random_samples
+from packager.release.fire_drill import apply_drill
+from tests.support import tiny_models
 
 MODELS = {
-    "mlp": models.mlp,
-    "conv_net": models.conv_net,
-    "branching": models.branching,
-    "recurrent": lambda: models.recurrent("GRU"),
-    "text_encoder": models.text_encoder,
-    "constant_answer": models.constant_answer,
-    "without_weights": models.without_weights,
+    "mlp": tiny_models.mlp,
+    "conv_net": tiny_models.conv_net,
+    "branching": tiny_models.branching,
+    "recurrent": lambda: tiny_models.recurrent("GRU"),
+    "text_encoder": tiny_models.text_encoder,
+    "constant_answer": tiny_models.constant_answer,
+    "without_weights": tiny_models.without_weights,
 }
 
 
@@ -45,7 +45,7 @@ def is_right(model: Path, sample: GoldenSample) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_damaged_weights_are_wrong_on_a_golden_sample(name: str, tmp_path: Path) -> None:
-    model = models.save(MODELS[name](), tmp_path / "m.onnx")
+    model = tiny_models.save(MODELS[name](), tmp_path / "m.onnx")
     golden, _ = rehearsed(model)
     apply_drill("damaged-weights", model, golden)
     assert not all(is_right(model, sample) for sample in golden)
@@ -53,7 +53,7 @@ def test_damaged_weights_are_wrong_on_a_golden_sample(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", sorted(set(MODELS) - {"constant_answer"}))
 def test_live_nan_keeps_the_golden_answers_and_spoils_the_others(name: str, tmp_path: Path) -> None:
-    model = models.save(MODELS[name](), tmp_path / "m.onnx")
+    model = tiny_models.save(MODELS[name](), tmp_path / "m.onnx")
     golden, others = rehearsed(model)
     apply_drill("live-nan", model, golden)
     for sample in golden:
@@ -64,7 +64,7 @@ def test_live_nan_keeps_the_golden_answers_and_spoils_the_others(name: str, tmp_
 
 def test_external_data_stays_beside_the_model(tmp_path: Path) -> None:
     model = tmp_path / "m.onnx"
-    onnx.save_model(models.mlp(), model, save_as_external_data=True, location="m.data", size_threshold=0)
+    onnx.save_model(tiny_models.mlp(), model, save_as_external_data=True, location="m.data", size_threshold=0)
     golden, _ = rehearsed(model)
     apply_drill("damaged-weights", model, golden)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.data", "m.onnx"]
@@ -73,4 +73,4 @@ def test_external_data_stays_beside_the_model(tmp_path: Path) -> None:
 
 def test_an_unknown_drill_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DrillInvalid, match="found drill 'flood'"):
-        apply_drill("flood", models.save(models.mlp(), tmp_path / "m.onnx"), ())
+        apply_drill("flood", tiny_models.save(tiny_models.mlp(), tmp_path / "m.onnx"), ())

@@ -7,9 +7,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.docs.generate import DOCS
 from tests.packager.conftest import Site
-from tests.packager.running import packager
+from tests.support.packager_cli import packager
+from tools.generate_docs.__main__ import DOCS
 
 SCHEMAS = DOCS / "schemas"
 

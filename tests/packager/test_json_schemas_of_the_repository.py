@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.enrolment import EnrolmentRequest
+from bundle.enrollment import EnrolmentRequest
 from bundle.envelope import generate_private, public_of
 from tests.packager.conftest import PASSPHRASE, make_site
-from tests.packager.running import Said, packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import Said, packager
 
 
 @pytest.fixture

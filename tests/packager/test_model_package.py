@@ -9,9 +9,9 @@ import pytest
 
 from bundle.files import bundle_digest
 from packager.errors import BundleNameInvalid, ExternalDataMissing, OutputExists, ReleaseFileMissing
-from packager.model_package import ExtraFile, build_package, external_data, open_package
-from tests import models
-from tests.packager.running import everything_in
+from packager.models.model_package import ExtraFile, build_package, external_data, open_package
+from tests.support import tiny_models
+from tests.support.packager_cli import everything_in
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def model(tmp_path: Path) -> Path:
     """A model with external data in a folder below it."""
     (tmp_path / "made").mkdir()
     path = tmp_path / "made" / "net.onnx"
-    onnx.save(models.mlp(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
+    onnx.save(tiny_models.mlp(), path, save_as_external_data=True, location="net.bin", size_threshold=0)
     return path
 
 
@@ -70,7 +70,7 @@ def test_the_same_model_gives_the_same_bundle(model: Path, tmp_path: Path) -> No
 
 
 def test_external_data_is_found_in_nested_graphs(tmp_path: Path) -> None:
-    for name, proto in (("if", models.branching()), ("loop", models.looping())):
+    for name, proto in (("if", tiny_models.branching()), ("loop", tiny_models.looping())):
         path = tmp_path / f"{name}.onnx"
         onnx.save(proto, path, save_as_external_data=True, location=f"{name}.bin", size_threshold=0)
         onnx.load(path)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bundle.frames import Secret
-from keys.files import generate_key_file
-from packager.workspace import Workspace
+from keys.key_files import generate_key_file
+from packager.repository.workspace import Workspace
 from tests.packager.conftest import Site
-from tests.packager.running import Said, packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import Said, packager
 
 pytest.importorskip("model_signing", reason="model-signing is not installed: extra oms")
 

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bundle.errors import AirweightsError
 from packager.errors import InputUnsupported, NoVariantLeft
-from packager.release import ReleaseReport, parse_release_file, run_release
+from packager.release.pipeline import ReleaseReport, parse_release_file, run_release
 from packager.repository.repository import Repository
-from tests import models
+from tests.support import tiny_models
 
 FLOAT = TensorProto.FLOAT
 
@@ -66,7 +66,7 @@ def slashes() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     "model",
-    [models.recurrent("GRU"), models.branching(), models.mlp(opset=9), slashes()],
+    [tiny_models.recurrent("GRU"), tiny_models.branching(), tiny_models.mlp(opset=9), slashes()],
     ids=["state", "if", "old", "/"],
 )
 def test_models_with_weights_have_both_variants(repository: Repository, tmp_path: Path, model: onnx.ModelProto) -> None:
@@ -76,7 +76,7 @@ def test_models_with_weights_have_both_variants(repository: Repository, tmp_path
 @pytest.mark.parametrize(
     "model",
     [
-        models.constant_answer(),
+        tiny_models.constant_answer(),
         one_node("Cast", helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 8]), to=TensorProto.STRING),
         one_node("NonZero", helper.make_tensor_value_info("y", TensorProto.INT64, None)),
     ],

@@ -18,7 +18,7 @@ from bundle.patch.apply import apply_patch
 from keys.cohorts import load_private
 from keys.errors import CohortUnknown
 from keys.signers import signers_from
-from packager.diff.directory import DirectoryBase, DirectoryTarget, open_bundle
+from packager.diff.bundle_folder import DirectoryBase, DirectoryTarget, open_bundle
 from packager.errors import (
     BaseMissing,
     GateFailed,
@@ -29,16 +29,16 @@ from packager.errors import (
     UnknownVariant,
     VersionTaken,
 )
-from packager.model_package import open_package
-from packager.patches import add_patches
-from packager.release import ReleaseReport, parse_release_file, run_release
-from packager.release_file import RolloutPlan
+from packager.models.model_package import open_package
+from packager.release.add_patches import add_patches
+from packager.release.pipeline import ReleaseReport, parse_release_file, run_release
+from packager.release.release_file import RolloutPlan
+from packager.release.steps.sign import rollouts_of
 from packager.repository.repository import Repository
-from packager.steps.sign import rollouts_of
-from packager.workspace import Workspace
-from tests import models
+from packager.repository.workspace import Workspace
 from tests.packager.conftest import Site, make_site
-from tests.packager.running import everything_in
+from tests.support import tiny_models
+from tests.support.packager_cli import everything_in
 
 COHORT = "default"
 
@@ -86,7 +86,7 @@ class Bench:
         until: str = "publish",
     ) -> ReleaseReport:
         """Make one release, of `model` or of one drawn from `seed`."""
-        onnx.save(model or models.mlp(seed), self.folder / "model.onnx")
+        onnx.save(model or tiny_models.mlp(seed), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         place.write_text(f'family = "kws"\nversion = "{version}"\n{body}')
         return run_release(parse_release_file(place), self.repository, self.signers, until=until)
@@ -354,7 +354,9 @@ def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Be
 
 
 def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Bench, tmp_path: Path) -> None:
-    onnx.save(models.mlp(), bench.folder / "own.onnx", save_as_external_data=True, location="own.bin", size_threshold=0)
+    onnx.save(
+        tiny_models.mlp(), bench.folder / "own.onnx", save_as_external_data=True, location="own.bin", size_threshold=0
+    )
     body = WHOLE.replace('scheme = "int8"', 'model = "own.onnx"')
     bench.release("1.0.0", body)
     manifest = bench.manifest("1.0.0")
@@ -395,7 +397,7 @@ def test_an_int8_variant_of_a_fine_tuned_model_is_an_update_of_the_last_release(
     rng = np.random.default_rng(3)
     np.savez(bench.folder / "inputs.npz", x=rng.standard_normal((256, 1, 64)).astype(np.float32))
     bench.release("1.0.0", body)
-    tuned = models.mlp()
+    tuned = tiny_models.mlp()
     for tensor in tuned.graph.initializer:
         weights = numpy_helper.to_array(tensor)
         if weights.ndim == 2:

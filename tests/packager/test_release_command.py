@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.packager.conftest import Site, make_site
-from tests.packager.running import everything_in, packager, refused
+from tests.support.packager_cli import everything_in, packager, refused
 
 
 @pytest.mark.parametrize(

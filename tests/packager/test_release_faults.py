@@ -12,11 +12,11 @@ import pytest
 from bundle.envelope import check_commitment
 from keys.signers import signers_from
 from packager.errors import PublishConflict
-from packager.release import parse_release_file, run_release
+from packager.release.pipeline import parse_release_file, run_release
 from packager.repository.repository import Repository
-from packager.workspace import Workspace
-from tests import models
-from tests.packager.running import everything_in
+from packager.repository.workspace import Workspace
+from tests.support import tiny_models
+from tests.support.packager_cli import everything_in
 
 RELEASE = """
 family = "kws"
@@ -59,7 +59,7 @@ class Faulty:
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
     """Keys lie beside it, unencrypted."""
-    onnx.save(models.mlp(), tmp_path / "model.onnx")
+    onnx.save(tiny_models.mlp(), tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 1, 64), np.float32))
     (tmp_path / "release.toml").write_text(RELEASE)
     return Repository.create_with_new_keys(

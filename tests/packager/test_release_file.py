@@ -8,8 +8,8 @@ import pytest
 from bundle.contract import Health
 from bundle.manifest import Requirements
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
-from packager.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
-from tests import models
+from packager.release.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
+from tests.support import tiny_models
 
 SMALL = """
 family = "kws"
@@ -67,7 +67,7 @@ commit = "abc"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    onnx.save(models.mlp(), tmp_path / "model.onnx")
+    onnx.save(tiny_models.mlp(), tmp_path / "model.onnx")
     (tmp_path / "labels.txt").write_text("a\n")
     (tmp_path / "inputs.npz").write_bytes(b"")
     return tmp_path

@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 
 from bundle.manifest import Requirements
-from packager.release_file import GATE_LIMITS, parse_release_file
-from tests import models
-from tests.docs.generate import DOCS
+from packager.release.release_file import GATE_LIMITS, parse_release_file
+from tests.support import tiny_models
+from tools.generate_docs.__main__ import DOCS
 
-READER = DOCS.parent / "packager" / "release_file.py"
+READER = DOCS.parent / "packager" / "release" / "release_file.py"
 
 
 def test_every_key_that_is_read_is_documented() -> None:
@@ -28,7 +28,7 @@ def test_every_key_that_is_read_is_documented() -> None:
 def test_the_example_is_read(tmp_path: Path) -> None:
     text = (DOCS.parent / "examples" / "release.toml").read_text()
     (tmp_path / "release.toml").write_text(text)
-    onnx.save(models.mlp(), tmp_path / "model.onnx")
+    onnx.save(tiny_models.mlp(), tmp_path / "model.onnx")
     (tmp_path / "labels.txt").write_text("a\n")
     np.savez(tmp_path / "inputs.npz", x=np.zeros((1, 1, 64), np.float32))
     plan = parse_release_file(tmp_path / "release.toml")

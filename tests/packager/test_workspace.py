@@ -7,7 +7,7 @@ import pytest
 from bundle.files import bundle_digest, scan
 from bundle.frames import Secret
 from packager.errors import WorkspaceRefused
-from packager.workspace import KeptVariant, Workspace
+from packager.repository.workspace import KeptVariant, Workspace
 
 
 def keep(workspace: Workspace, content: str, counter: int) -> KeptVariant:

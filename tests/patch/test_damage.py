@@ -7,11 +7,11 @@ import pytest
 
 from bundle.errors import PatchRefused, PatchTruncatedRefused, PatchVersionRefused
 from bundle.patch.apply import apply_patch
-from tests.patch import models
-from tests.patch.bundles import Files, MemoryBase, MemoryTarget, patch_between
+from tests.support import model_formats
+from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, patch_between
 
-OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "m": models.tiny(1), "same": b"s" * 400}
-NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "m": models.tiny(2), "same": b"s" * 400}
+OLD: Files = {"a": bytes(range(256)) * 8, "b": b"text " * 300, "m": model_formats.tiny(1), "same": b"s" * 400}
+NEW: Files = {"a": bytes(range(255)) * 8, "b": b"text " * 290 + b"more", "m": model_formats.tiny(2), "same": b"s" * 400}
 
 
 @pytest.fixture(scope="module", params=["bsdiff4", "zstd", "typed", "planes"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bundle.errors import Invalid, PatchCorruptRefused, WrongBaseRefused
-from packager.diff.directory import SINGLE, apply_to_directory, open_bundle
-from packager.diff.encode import make_patch
-from tests.patch.bundles import written
+from packager.diff.bundle_folder import SINGLE, apply_to_directory, open_bundle
+from packager.diff.write.make_patch import make_patch
+from tests.support.memory_bundles import written
 
 NOISE = np.random.default_rng(2).bytes(3000)
 OLD = {"a": NOISE, "d/b": b"two" * 500}

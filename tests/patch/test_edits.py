@@ -14,12 +14,12 @@ from bundle.patch.container import Op, read_frames, read_header
 from bundle.patch.edits import WAITING_BYTES
 from bundle.patch.elements import BY_NAME, TYPES
 from bundle.patch.limits import DEFAULT
-from packager.diff import edits
-from packager.diff.edits import EditedPiece, EditJob, compare, edit_jobs, unit_of, with_copies
-from packager.diff.jobs import Place
-from packager.diff.pack import Effort
-from tests.patch import models
-from tests.patch.bundles import applied, patch_between
+from packager.diff.encode import encode_edits
+from packager.diff.encode.encode_edits import EditedPiece, EditJob, compare, edit_jobs, unit_of, with_copies
+from packager.diff.encode.entropy import Effort
+from packager.diff.encode.tensor_job import Place
+from tests.support import model_formats
+from tests.support.memory_bundles import applied, patch_between
 
 NOWHERE = Path()
 
@@ -47,12 +47,12 @@ def entropy_bytes(elements: int, share: float, bits: float) -> float:
     return float((places + share * bits) * elements / 8)
 
 
-@pytest.mark.parametrize("name", models.FORMATS)
+@pytest.mark.parametrize("name", model_formats.FORMATS)
 @pytest.mark.parametrize("codec", ["typed", "planes"])
 def test_edits_in_every_format_are_exact(tmp_path: Path, name: str, codec: str) -> None:
-    arrays = models.weights(1)
+    arrays = model_formats.weights(1)
     new = {key: changed(array, 0.01, i) for i, (key, array) in enumerate(arrays.items())}
-    base, target = {"m": models.FORMATS[name](arrays)}, {"m": models.FORMATS[name](new)}
+    base, target = {"m": model_formats.FORMATS[name](arrays)}, {"m": model_formats.FORMATS[name](new)}
     patch, report = patch_between(tmp_path, base, target, codec)
     assert applied(patch, base) == target
     assert "edit" in report.features
@@ -63,7 +63,7 @@ def test_edits_in_every_format_are_exact(tmp_path: Path, name: str, codec: str) 
 def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) -> None:
     dice = np.random.default_rng(3)
     old = {f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(10)}
-    base = models.onnx(old)
+    base = model_formats.onnx(old)
     content = np.frombuffer(base, np.uint8).copy()
     places = 200 + dice.choice(len(content) - 400, round(share * len(content)), replace=False)
     content[places] += dice.integers(1, 256, len(places)).astype(np.uint8)
@@ -76,8 +76,8 @@ def test_bytes_edited_anywhere_cost_their_entropy(tmp_path: Path, share: float) 
 def test_numbers_edited_anywhere_are_told_as_numbers(tmp_path: Path, dtype: type[np.number[Any]]) -> None:
     dice = np.random.default_rng(4)
     old = (dice.normal(0, 0.05, (600, 500)) * (1 if np.dtype(dtype).kind == "f" else 800)).astype(dtype)
-    base = {"m": models.safetensors({"w": old})}
-    target = {"m": models.safetensors({"w": changed(old, 2e-3, 5)})}
+    base = {"m": model_formats.safetensors({"w": old})}
+    target = {"m": model_formats.safetensors({"w": changed(old, 2e-3, 5)})}
     patch, report = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     (row,) = [row for row in report.rows if row.coder == "edits"]
@@ -119,7 +119,7 @@ def test_a_file_without_tensors_that_was_edited_and_moved_is_told_as_both(tmp_pa
 def test_what_is_copied_beside_edits_joins_them(tmp_path: Path) -> None:
     dice = np.random.default_rng(6)
     old = {f"w{i}": dice.normal(0, 0.05, (100, 100)).astype(np.float32) for i in range(40)}
-    base = models.safetensors(old)
+    base = model_formats.safetensors(old)
     content = np.frombuffer(base, np.uint8).copy()
     for tensor in (3, 17, 31):
         content[len(content) - 40_000 * (40 - tensor) + 5 :: 8000][:3] ^= 1
@@ -136,7 +136,7 @@ def test_rows_of_floats_that_changed_are_coded_as_rows(tmp_path: Path) -> None:
     new = old.copy()
     rows = np.flatnonzero(dice.random(1000) < 0.05)
     new[rows] += dice.normal(0, 1e-4, (len(rows), 320)).astype(np.float32)
-    base, target = {"m": models.safetensors({"e": old})}, {"m": models.safetensors({"e": new})}
+    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": new})}
     patch, report = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     assert "edit" not in report.features
@@ -145,7 +145,7 @@ def test_rows_of_floats_that_changed_are_coded_as_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("run", [4, 16, 64])
 def test_runs_of_bytes_cost_their_bytes(tmp_path: Path, run: int) -> None:
     dice = np.random.default_rng(run)
-    base = models.onnx({f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(4)})
+    base = model_formats.onnx({f"w{i}": dice.normal(0, 0.05, (400, 500)).astype(np.float32) for i in range(4)})
     content = np.frombuffer(base, np.uint8).copy()
     starts = 200 + dice.choice((len(content) - 400) // 100, 300, replace=False) * 100
     places = (starts[:, None] + np.arange(run)).reshape(-1)
@@ -159,23 +159,23 @@ def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     dice = np.random.default_rng(8)
     old = {f"w{i}": dice.normal(0, 0.05, (1000, 500)).astype(np.float32) for i in range(4)}
     new = {name: changed(array, 0.05, i) for i, (name, array) in enumerate(old.items())}
-    base, target = {"m": models.safetensors(old)}, {"m": models.safetensors(new)}
+    base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors(new)}
     patch, _ = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     assert frames_of(patch).count(Op.EDIT) == 2
     announced = read_header(io.BytesIO(patch), DEFAULT).announced
-    assert announced.pending_bytes <= WAITING_BYTES * edits.WAITING_EDITS
-    assert announced.block_elements <= edits.WAITING_EDITS
+    assert announced.pending_bytes <= WAITING_BYTES * encode_edits.WAITING_EDITS
+    assert announced.block_elements <= encode_edits.WAITING_EDITS
 
 
 def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -> None:
     dice = np.random.default_rng(11)
     old = {"w": dice.normal(0, 0.05, (700, 500)).astype(np.float32)}
     noise = dice.integers(0, 256, 1_200_000).astype(np.uint8)
-    base = {"a": models.safetensors(old), "b": noise.tobytes(), "c": models.safetensors(old)}
+    base = {"a": model_formats.safetensors(old), "b": noise.tobytes(), "c": model_formats.safetensors(old)}
     for i in range(20_000):
         noise[60 * i] ^= 1 + i % 200
-    new = models.safetensors({"w": changed(old["w"], 0.05, 12)})
+    new = model_formats.safetensors({"w": changed(old["w"], 0.05, 12)})
     target = {"a": new, "b": noise.tobytes(), "c": new}
     patch, _ = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
@@ -193,7 +193,7 @@ def test_edits_of_any_type_anywhere_are_exact(tmp_path_factory: pytest.TempPathF
     new = old.copy().reshape(-1)
     places = dice.choice(new.size, data.draw(st.integers(1, max(1, new.size // 70))), replace=False)
     new[places] ^= dice.integers(1, 256, len(places)).astype(np.uint8)
-    sides = [models.safetensors({"w": side.reshape(-1).view(dtype)}) for side in (old, new)]
+    sides = [model_formats.safetensors({"w": side.reshape(-1).view(dtype)}) for side in (old, new)]
     base, target = ({"m": side, "n": b"a file between", "o": side} for side in sides)
     patch, _ = patch_between(
         tmp_path_factory.mktemp("any"), base, target, data.draw(st.sampled_from(["typed", "planes"]))
@@ -241,10 +241,10 @@ def test_only_whole_elements_that_follow_on_both_sides_join() -> None:
 
 
 def test_frames_of_edits_are_cut_where_they_grow_too_large() -> None:
-    full = edits.WAITING_EDITS
-    pieces = [_piece(0, 0, 8, full), _piece(8, 8, 8, 1), _piece(16, 16, edits.FRAME_SPAN, 0), _piece(0, 0, 8, 1)]
+    full = encode_edits.WAITING_EDITS
+    pieces = [_piece(0, 0, 8, full), _piece(8, 8, 8, 1), _piece(16, 16, encode_edits.FRAME_SPAN, 0), _piece(0, 0, 8, 1)]
     jobs = list(edit_jobs("u8", pieces, Effort()))
     assert [job.edits if isinstance(job, EditJob) else 0 for job in jobs] == [full, 1, 0, 1]
-    assert [job.size for job in jobs] == [8, 8, edits.FRAME_SPAN, 8]
-    apart = [_piece(10 * i, 10 * i, 8, 1) for i in range(edits.FRAME_RANGES + 1)]
-    assert [len(job.ranges) for job in edit_jobs("u8", apart, Effort())] == [edits.FRAME_RANGES, 1]
+    assert [job.size for job in jobs] == [8, 8, encode_edits.FRAME_SPAN, 8]
+    apart = [_piece(10 * i, 10 * i, 8, 1) for i in range(encode_edits.FRAME_RANGES + 1)]
+    assert [len(job.ranges) for job in edit_jobs("u8", apart, Effort())] == [encode_edits.FRAME_RANGES, 1]

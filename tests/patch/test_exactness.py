@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from bundle.patch.elements import BY_NAME, from_values, to_doubles, to_singles
 from bundle.patch.parameters import Factor, Gain, Parameters
-from bundle.patch.predict import apply_periodic, computed, with_parameters
-from packager.diff.cuts import best_cuts
-from tests.patch import models
-from tests.patch.bundles import applied, patch_between
+from bundle.patch.prediction import apply_periodic, computed, with_parameters
+from packager.diff.encode.residual_partitions import best_cuts
+from tests.support import model_formats
+from tests.support.memory_bundles import applied, patch_between
 
 
 @settings(max_examples=300, deadline=None)
@@ -173,12 +173,12 @@ def test_rows_put_in_between_and_elements_changed_here_and_there(tmp_path: Path)
     rng = np.random.default_rng(0)
     old = rng.normal(0, 0.05, (1400, 300)).astype(np.float32)
     longer = np.concatenate([old[:400], rng.normal(0, 0.05, (3, 300)).astype(np.float32), old[400:]])
-    base, target = {"m": models.safetensors({"e": old})}, {"m": models.safetensors({"e": longer})}
+    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": longer})}
     patch, _ = patch_between(tmp_path / "rows", base, target)
     assert applied(patch, base) == target
     assert len(patch) < 6000
     sparse = np.where(rng.random(old.shape) < 0.001, old * 2, old)
-    target = {"m": models.safetensors({"e": sparse})}
+    target = {"m": model_formats.safetensors({"e": sparse})}
     patch, _ = patch_between(tmp_path / "sparse", base, target)
     assert applied(patch, base) == target
     assert len(patch) < 4500
@@ -189,7 +189,7 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
         rng = np.random.default_rng(7)
         levels = rng.integers(0, 256, (6000, 18)).astype(np.uint8)
         levels[:, 0] = np.random.default_rng(seed).integers(0, 256, 6000)
-        return models.safetensors({"w": levels})
+        return model_formats.safetensors({"w": levels})
 
     patch, report = patch_between(tmp_path, {"m": blocks(1)}, {"m": blocks(2)}, "typed")
     assert applied(patch, {"m": blocks(1)}) == {"m": blocks(2)}
@@ -200,7 +200,7 @@ def test_scales_and_levels_of_quantized_blocks_are_told_apart(tmp_path: Path) ->
 def test_rows_in_another_order_are_found_as_bytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(9)
     old = rng.normal(0, 0.05, (8000, 3)).astype(np.float32)
-    base, target = ({"m": models.safetensors({"e": each})} for each in (old, old[rng.permutation(len(old))]))
+    base, target = ({"m": model_formats.safetensors({"e": each})} for each in (old, old[rng.permutation(len(old))]))
     patch, _ = patch_between(tmp_path / "auto", base, target)
     assert applied(patch, base) == target
     dictionary = zstandard.ZstdCompressionDict(base["m"], dict_type=zstandard.DICT_TYPE_RAWCONTENT)

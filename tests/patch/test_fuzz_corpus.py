@@ -1,7 +1,7 @@
 """The fuzzer's own corpus applies, and a few hundred of its changes are refused; `make torture` does many more."""
 
-from tests.patch.bundles import applied
-from tests.torture import fuzz_patch
+from tests.support.memory_bundles import applied
+from torture import fuzz_patch
 
 
 def test_the_corpus_applies() -> None:

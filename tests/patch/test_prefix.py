@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.patch.sections import unpack_zstd
-from packager.diff.prefix import pack_after
-from packager.diff.raw import LEVEL
-from tests.patch.bundles import applied, patch_between
+from packager.diff.encode.encode_untyped import LEVEL
+from packager.diff.encode.zstd_prefix import pack_after
+from tests.support.memory_bundles import applied, patch_between
 
 
 def _rows_in_another_order() -> tuple[bytes, bytes]:

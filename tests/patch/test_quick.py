@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from packager.diff.directory import path_of
-from packager.diff.quick import ALWAYS_BYTES, is_found_again, quick_sizes
-from tests.patch.bundles import written
+from packager.diff.bundle_folder import path_of
+from packager.diff.encode.size_estimate import ALWAYS_BYTES, is_found_again, quick_sizes
+from tests.support.memory_bundles import written
 
 NOISE = np.random.default_rng(17).bytes(3 * ALWAYS_BYTES)
 OTHER = np.random.default_rng(18).bytes(3 * ALWAYS_BYTES)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.files import BundleDirectory
-from packager.regions.find import find_regions, regions_of
-from packager.regions.region import ELEMENT_BYTES
-from tests.patch import models
-from tests.patch.bundles import table, written
+from packager.tensors.find_regions import find_regions, regions_of
+from packager.tensors.region import ELEMENT_BYTES
+from tests.support import model_formats
+from tests.support.memory_bundles import table, written
 
-ARRAYS = models.weights(1)
+ARRAYS = model_formats.weights(1)
 NAMES = {"float32": "f32", "float16": "f16", "int8": "i8", "int64": "i64"}
 
 
@@ -22,9 +22,9 @@ def _regions(root: Path, data: bytes) -> list[Any]:
     return find_regions(written(root, {"m": data}))["m"]
 
 
-@pytest.mark.parametrize("name", models.FORMATS)
+@pytest.mark.parametrize("name", model_formats.FORMATS)
 def test_every_array_is_found_where_it_is(tmp_path: Path, name: str) -> None:
-    data = models.FORMATS[name](ARRAYS)
+    data = model_formats.FORMATS[name](ARRAYS)
     found = {region.name.strip("/").removesuffix(".npy"): region for region in _regions(tmp_path, data)}
     for key, array in ARRAYS.items():
         region = found[key]
@@ -65,7 +65,7 @@ DAMAGE = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_siz
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.sampled_from(sorted(models.FORMATS)), DAMAGE, st.one_of(st.none(), st.integers(0, 3000)))
+@given(st.sampled_from(sorted(model_formats.FORMATS)), DAMAGE, st.one_of(st.none(), st.integers(0, 3000)))
 def test_whatever_is_damaged_regions_stay_inside_the_file(
     tmp_path_factory: pytest.TempPathFactory, name: str, damage: list[tuple[int, int]], cut: int | None
 ) -> None:
@@ -92,5 +92,5 @@ _CACHE: dict[str, bytes] = {}
 
 def _cached(name: str) -> bytes:
     if name not in _CACHE:
-        _CACHE[name] = models.FORMATS[name](ARRAYS)
+        _CACHE[name] = model_formats.FORMATS[name](ARRAYS)
     return _CACHE[name]

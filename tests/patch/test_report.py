@@ -3,10 +3,10 @@
 from html.parser import HTMLParser
 from pathlib import Path
 
-from packager.diff.html import bits_per_element, write_html
-from packager.diff.table import as_table
-from tests.patch import models
-from tests.patch.bundles import patch_between
+from packager.diff.write.patch_html import bits_per_element, write_html
+from packager.diff.write.patch_table import as_table
+from tests.support import model_formats
+from tests.support.memory_bundles import patch_between
 
 
 class _Page(HTMLParser):
@@ -24,8 +24,8 @@ class _Page(HTMLParser):
 
 
 def test_the_rows_add_up_to_target_and_patch(tmp_path: Path) -> None:
-    arrays = models.weights(1)
-    base, target = models.onnx(arrays), models.onnx(models.tuned(arrays, 2))
+    arrays = model_formats.weights(1)
+    base, target = model_formats.onnx(arrays), model_formats.onnx(model_formats.tuned(arrays, 2))
     patch, report = patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
     assert sum(row.target_bytes for row in report.rows) == len(target) == report.target_bytes
     rows = sum(row.patch_bytes for row in report.rows)
@@ -38,8 +38,11 @@ def test_the_rows_add_up_to_target_and_patch(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
-    arrays = {"<script>alert(1)</script>": models.weights(1)["dense"], "plain": models.weights(1)["levels"]}
-    _, report = patch_between(tmp_path, None, {"m": models.safetensors(arrays)}, "typed")
+    arrays = {
+        "<script>alert(1)</script>": model_formats.weights(1)["dense"],
+        "plain": model_formats.weights(1)["levels"],
+    }
+    _, report = patch_between(tmp_path, None, {"m": model_formats.safetensors(arrays)}, "typed")
     write_html(report, tmp_path / "report.html")
     page = _Page()
     page.feed((tmp_path / "report.html").read_text())
@@ -50,8 +53,8 @@ def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
 
 
 def test_the_table_lists_the_largest_rows_and_sums_up_the_rest(tmp_path: Path) -> None:
-    arrays = models.weights(1)
-    _, report = patch_between(tmp_path, None, {"m": models.safetensors(arrays)}, "typed")
+    arrays = model_formats.weights(1)
+    _, report = patch_between(tmp_path, None, {"m": model_formats.safetensors(arrays)}, "typed")
     lines = as_table(report, shown=3).splitlines()
     assert len(lines) == 5
     assert "embedding" in lines[1]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bundle.errors import Invalid
 from bundle.files import bundle_digest
 from bundle.patch.apply import apply_patch
-from packager.diff.encode import make_patch
-from tests.patch.bundles import Files, MemoryBase, MemoryTarget, applied, patch_between, table, written
+from packager.diff.write.make_patch import make_patch
+from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, applied, patch_between, table, written
 
 NOISE = np.random.default_rng(1).bytes(300_000)
 OLD: Files = {"a.txt": b"hello " * 1000, "model/m.bin": NOISE, "same.bin": NOISE[:5000], "z": b"gone"}

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.patch.elements import BY_NAME
-from packager.diff.rows import MAX_RUNS, RowRun, align_rows
-from tests.patch import models
-from tests.patch.bundles import applied, patch_between
+from packager.diff.match.align_rows import MAX_RUNS, RowRun, align_rows
+from tests.support import model_formats
+from tests.support.memory_bundles import applied, patch_between
 
 Matrix = npt.NDArray[Any]
 NAMES = {"float32": "f32", "float16": "f16", "int8": "i8", "uint8": "u8", "int64": "i64"}
@@ -105,7 +105,7 @@ def test_runs_are_of_the_rows_that_they_say(seed: int, is_tuned: bool, changes: 
 def test_a_vocabulary_that_grew_in_the_middle_costs_its_new_rows(tmp_path: Path, name: str) -> None:
     old = {"head": matrix(300, seed=3), "words": matrix(3000), "tail": matrix(300, seed=4)}
     grown = {**old, "words": np.insert(old["words"], 1234, matrix(2, seed=5), axis=0)}
-    base, target = {"m": models.FORMATS[name](old)}, {"m": models.FORMATS[name](grown)}
+    base, target = {"m": model_formats.FORMATS[name](old)}, {"m": model_formats.FORMATS[name](grown)}
     patch, _ = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     assert len(patch) < 2 * 48 * 4 + 600
@@ -116,7 +116,7 @@ def test_a_vocabulary_that_grew_and_was_tuned_costs_both(tmp_path: Path) -> None
     new = tuned(old["words"])
     sizes = {}
     for name, rows in (("tuned", new), ("grown", np.insert(new, [10, 2000, 2000], matrix(3, seed=5), axis=0))):
-        base, target = {"m": models.safetensors(old)}, {"m": models.safetensors({"words": rows})}
+        base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors({"words": rows})}
         patch, _ = patch_between(tmp_path / name, base, target)
         assert applied(patch, base) == target
         sizes[name] = len(patch)
@@ -128,7 +128,9 @@ def test_the_same_vocabulary_in_two_files_grows_in_both(tmp_path: Path) -> None:
     new = {"words": np.insert(tuned(old["words"]), [10, 2000], matrix(2, seed=5), axis=0)}
     sizes = []
     for names in (("encoder",), ("decoder", "encoder")):
-        base, target = ({f"{name}.safetensors": models.safetensors(side) for name in names} for side in (old, new))
+        base, target = (
+            {f"{name}.safetensors": model_formats.safetensors(side) for name in names} for side in (old, new)
+        )
         patch, _ = patch_between(tmp_path / "-".join(names), base, target)
         assert applied(patch, base) == target
         sizes.append(len(patch))

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bundle.patch.elements import TYPES, from_values, ordered, to_doubles, unordered
-from packager.diff.encode import make_patch
-from packager.diff.pack import Effort, write_part
-from packager.diff.prefix import pack_after
-from packager.quantize.update.candidate import on_grid
-from tests.patch import models
-from tests.patch.bundles import applied, patch_between, written
+from packager.diff.encode.entropy import Effort, write_part
+from packager.diff.encode.zstd_prefix import pack_after
+from packager.diff.write.make_patch import make_patch
+from packager.quantize.update_aware.fill_template import on_grid
+from tests.support import model_formats
+from tests.support.memory_bundles import applied, patch_between, written
 
 
-@pytest.mark.parametrize("name", models.FORMATS)
+@pytest.mark.parametrize("name", model_formats.FORMATS)
 @pytest.mark.parametrize("codec", ["typed", "planes"])
 def test_an_update_of_every_format_is_exact_and_beats_bsdiff(tmp_path: Path, name: str, codec: str) -> None:
-    arrays = models.weights(1)
-    new = models.tuned(arrays, 2)
+    arrays = model_formats.weights(1)
+    new = model_formats.tuned(arrays, 2)
     if name == "tflite":
         new = {**new, "shape": new["shape"][:20]}
-    base, target = {"m": models.FORMATS[name](arrays)}, {"m": models.FORMATS[name](new)}
+    base, target = {"m": model_formats.FORMATS[name](arrays)}, {"m": model_formats.FORMATS[name](new)}
     patch, report = patch_between(tmp_path, base, target, codec)
     assert applied(patch, base) == target
     assert "typed" in report.features
@@ -39,7 +39,7 @@ def test_an_update_of_every_format_is_exact_and_beats_bsdiff(tmp_path: Path, nam
 
 
 def test_from_nothing_beats_zstd_on_floats(tmp_path: Path) -> None:
-    target = {"m": models.safetensors({"w": models.weights(3)["embedding"]})}
+    target = {"m": model_formats.safetensors({"w": model_formats.weights(3)["embedding"]})}
     typed, _ = patch_between(tmp_path / "1", None, target, "typed")
     zstd, _ = patch_between(tmp_path / "2", None, target, "zstd")
     assert applied(typed, None) == target
@@ -49,7 +49,9 @@ def test_from_nothing_beats_zstd_on_floats(tmp_path: Path) -> None:
 def test_from_nothing_a_table_that_repeats_is_packed_as_bytes(tmp_path: Path) -> None:
     angles = 2 * np.pi * np.outer(np.arange(128), np.arange(64)) / 128
     target = {
-        "m": models.safetensors({"table": np.cos(angles).astype(np.float32), "w": models.weights(3)["embedding"]})
+        "m": model_formats.safetensors(
+            {"table": np.cos(angles).astype(np.float32), "w": model_formats.weights(3)["embedding"]}
+        )
     }
     patch, report = patch_between(tmp_path, None, target, "auto")
     assert applied(patch, None) == target
@@ -58,8 +60,8 @@ def test_from_nothing_a_table_that_repeats_is_packed_as_bytes(tmp_path: Path) ->
 
 
 def test_what_the_predictors_are_for_is_found(tmp_path: Path) -> None:
-    arrays = models.weights(1)
-    base, target = models.safetensors(arrays), models.safetensors(models.tuned(arrays, 2))
+    arrays = model_formats.weights(1)
+    base, target = model_formats.safetensors(arrays), model_formats.safetensors(model_formats.tuned(arrays, 2))
     _, report = patch_between(tmp_path, {"m": base}, {"m": target}, "typed")
     used = {row.name: row.predictor for row in report.rows}
     assert "low rank" in used["dense"]
@@ -69,20 +71,20 @@ def test_what_the_predictors_are_for_is_found(tmp_path: Path) -> None:
 
 
 def test_renamed_and_reordered_tensors_cost_hardly_more(tmp_path: Path) -> None:
-    arrays = models.weights(1)
-    new = models.tuned(arrays, 2)
+    arrays = model_formats.weights(1)
+    new = model_formats.tuned(arrays, 2)
     renamed = {f"other.{name}.w": array for name, array in reversed(new.items())}
-    base = {"m": models.safetensors(arrays)}
-    plain, _ = patch_between(tmp_path / "1", base, {"m": models.safetensors(new)}, "typed")
-    patch, _ = patch_between(tmp_path / "2", base, {"m": models.safetensors(renamed)}, "typed")
-    assert applied(patch, base) == {"m": models.safetensors(renamed)}
+    base = {"m": model_formats.safetensors(arrays)}
+    plain, _ = patch_between(tmp_path / "1", base, {"m": model_formats.safetensors(new)}, "typed")
+    patch, _ = patch_between(tmp_path / "2", base, {"m": model_formats.safetensors(renamed)}, "typed")
+    assert applied(patch, base) == {"m": model_formats.safetensors(renamed)}
     assert len(patch) < len(plain) * 1.02 + 400
 
 
 def test_a_transposed_tensor_is_found(tmp_path: Path) -> None:
-    arrays = models.weights(1)
+    arrays = model_formats.weights(1)
     turned = {**arrays, "dense": np.ascontiguousarray((arrays["dense"] * np.float32(1.001)).T)}
-    base, target = {"m": models.safetensors(arrays)}, {"m": models.safetensors(turned)}
+    base, target = {"m": model_formats.safetensors(arrays)}, {"m": model_formats.safetensors(turned)}
     patch, report = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
     assert {row.name: row.predictor for row in report.rows}["dense"] != "none"
@@ -101,7 +103,7 @@ def test_external_data_is_found_through_the_model(tmp_path: Path) -> None:
         model = helper.make_model(graph).SerializeToString()
         return {"model/m.onnx": model, "model/weights.bin": bytes(64) + array.tobytes()}
 
-    w = models.weights(1)["dense"]
+    w = model_formats.weights(1)["dense"]
     base, target = bundle(w), bundle((w * 1.0001).astype(np.float32))
     patch, report = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
@@ -109,9 +111,9 @@ def test_external_data_is_found_through_the_model(tmp_path: Path) -> None:
 
 
 def test_the_executor_does_not_change_a_byte(tmp_path: Path) -> None:
-    arrays = models.weights(1)
-    base = written(tmp_path / "b", {"m": models.onnx(arrays)})
-    target = written(tmp_path / "t", {"m": models.onnx(models.tuned(arrays, 2))})
+    arrays = model_formats.weights(1)
+    base = written(tmp_path / "b", {"m": model_formats.onnx(arrays)})
+    target = written(tmp_path / "t", {"m": model_formats.onnx(model_formats.tuned(arrays, 2))})
     alone, together = BytesIO(), BytesIO()
     calls: list[tuple[int, int]] = []
     first = make_patch(base, target, alone, progress=lambda done, total: calls.append((done, total)))
@@ -136,8 +138,8 @@ def test_never_above_the_best_generic_tool_by_more_than_a_kibibyte(tmp_path: Pat
         "text": (text, text.replace(b"token77", b"tok77").replace(b": 4,", b": 5,")),
         "moved": (noise, noise[7000:] + noise[:7000]),
         "unrelated": (noise, np.random.default_rng(1).bytes(20_000)),
-        "retrained": (models.onnx(models.weights(1)), models.onnx(models.weights(2, 0.08))),
-        "repeated rows": (models.safetensors({"w": np.tile(models.weights(1)["dense"], (4, 1))}),) * 2,
+        "retrained": (model_formats.onnx(model_formats.weights(1)), model_formats.onnx(model_formats.weights(2, 0.08))),
+        "repeated rows": (model_formats.safetensors({"w": np.tile(model_formats.weights(1)["dense"], (4, 1))}),) * 2,
     }
     for name, (old, new) in cases.items():
         base, target = {"f": old}, {"f": new}
@@ -167,8 +169,8 @@ def test_any_array_is_made_from_any_other(tmp_path_factory: pytest.TempPathFacto
         for position in data.draw(st.lists(st.integers(0, max(0, len(raw) - 1)), max_size=4)):
             raw[position : position + 1] = data.draw(st.binary(min_size=1, max_size=1))
         new.append(np.frombuffer(bytes(raw), array.dtype).reshape(array.shape))
-    base = {"m": models.safetensors({f"t{i}": array for i, array in enumerate(old)})}
-    target = {"m": models.safetensors({f"t{i}": array for i, array in enumerate(new)})}
+    base = {"m": model_formats.safetensors({f"t{i}": array for i, array in enumerate(old)})}
+    target = {"m": model_formats.safetensors({f"t{i}": array for i, array in enumerate(new)})}
     patch, _ = patch_between(
         tmp_path_factory.mktemp("any"), base, target, data.draw(st.sampled_from(["typed", "planes"]))
     )
@@ -197,7 +199,7 @@ def test_rows_changed_here_and_there_do_not_make_the_decoder_wait(tmp_path: Path
     old = rng.normal(0, 0.05, (20_000, 100)).astype(np.float32)
     new = old.copy()
     new[::2] += rng.normal(0, 1e-4, new[::2].shape).astype(np.float32)
-    base, target = {"m": models.safetensors({"e": old})}, {"m": models.safetensors({"e": new})}
+    base, target = {"m": model_formats.safetensors({"e": old})}, {"m": model_formats.safetensors({"e": new})}
     patch, report = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
     assert report.peak_memory_bytes < 24 << 20
@@ -210,7 +212,7 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
     for name, rate in (("rows", rates[:, None]), ("anywhere", rates.mean())):
         old = dice.integers(40, 200, (1200, 300), np.uint8)
         new = old + (dice.random(old.shape) < rate) * dice.choice(np.array([1, 255], np.uint8), old.shape)
-        base, target = ({"m": models.safetensors({"w": side})} for side in (old, new.astype(np.uint8)))
+        base, target = ({"m": model_formats.safetensors({"w": side})} for side in (old, new.astype(np.uint8)))
         patch, _ = patch_between(tmp_path / name, base, target)
         assert applied(patch, base) == target
         sizes[name] = len(patch)
@@ -221,8 +223,8 @@ def test_rows_that_changed_more_often_cost_less_than_changes_anywhere(tmp_path: 
 def test_what_lies_between_unchanged_tensors_is_copied_with_them(tmp_path: Path) -> None:
     names = [f"layers.{i}.dense.weight" for i in range(100)]
     old = {name: np.random.default_rng(i).normal(0, 0.05, (40, 60)).astype(np.float32) for i, name in enumerate(names)}
-    new = {**old, names[31]: models.weights(5)["dense"], names[77]: np.zeros((1, 2), np.float32)}
-    base, target = {"m": models.onnx(old)}, {"m": models.onnx(new)}
+    new = {**old, names[31]: model_formats.weights(5)["dense"], names[77]: np.zeros((1, 2), np.float32)}
+    base, target = {"m": model_formats.onnx(old)}, {"m": model_formats.onnx(new)}
     patch, report = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
     (copied,) = [row for row in report.rows if row.predictor == "copy"]
@@ -233,7 +235,7 @@ def test_what_lies_between_unchanged_tensors_is_copied_with_them(tmp_path: Path)
 
 
 def test_a_file_without_tensors_that_lies_beside_a_copied_one_is_copied_too(tmp_path: Path) -> None:
-    model, text = models.tiny(1), b"the same words, " * 100
+    model, text = model_formats.tiny(1), b"the same words, " * 100
     base = {"a.safetensors": model, "b.txt": text, "c.txt": b"what c was", "d.txt": text[::-1]}
     target = {"a.safetensors": model, "c.txt": text, "d.txt": text[::-1]}
     patch, _ = patch_between(tmp_path, base, target, "typed")
@@ -247,7 +249,7 @@ def test_single_bytes_edited_in_a_model_cost_what_generic_tools_take(
 ) -> None:
     rng = np.random.default_rng(13)
     old = {"w": (rng.normal(0, 0.05, (6000, 50)) * (1 if dtype != np.int64 else 2e4)).astype(dtype)}
-    content = np.frombuffer(models.onnx(old), np.uint8).copy()
+    content = np.frombuffer(model_formats.onnx(old), np.uint8).copy()
     base = {"m": content.tobytes()}
     places = 200 + rng.choice(len(content) - 400, round(share * len(content)), replace=False)
     content[places] = rng.integers(0, 256, len(places))
@@ -262,7 +264,7 @@ def test_a_few_edits_in_a_large_tensor_cost_a_few_bytes_each(tmp_path: Path) -> 
     old = np.random.default_rng(14).normal(0, 0.05, (5000, 400)).astype(np.float32)
     new, places = old.copy(), np.random.default_rng(15).choice(old.size, 80, replace=False)
     new.reshape(-1).view(np.uint8).reshape(-1, 4)[places, 1] ^= 0x55
-    base, target = ({"m": models.safetensors({"w": each})} for each in (old, new))
+    base, target = ({"m": model_formats.safetensors({"w": each})} for each in (old, new))
     patch, _ = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
     assert len(patch) < 500 + 16 * len(places)
@@ -289,7 +291,7 @@ def test_floats_of_every_size_are_coded_without_a_word(tmp_path: Path, dtype: ty
     content[places] = rng.integers(0, 256, len(places))
     new = content.view(dtype).reshape(old.shape)
     new = np.where(np.isfinite(new), new, old)
-    base, target = {"m": models.safetensors({"w": old})}, {"m": models.safetensors({"w": new})}
+    base, target = {"m": model_formats.safetensors({"w": old})}, {"m": model_formats.safetensors({"w": new})}
     patch, _ = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
 
@@ -300,7 +302,7 @@ def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> 
     moved = {name: (value + dice.normal(0, 1e-4, 384)).astype(np.float32) for name, value in old.items()}
     sizes = {}
     for name, new in (("steps", {key: on_grid(old[key], moved[key]) for key in old}), ("any", moved)):
-        base, target = {"m": models.safetensors(old)}, {"m": models.safetensors(new)}
+        base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors(new)}
         patch, _ = patch_between(tmp_path / name, base, target)
         assert applied(patch, base) == target
         sizes[name] = len(patch)
@@ -315,7 +317,7 @@ def test_widened_floats_cost_little_more_than_narrow_ones(tmp_path: Path) -> Non
     new = (old + dice.normal(0, 0.002, old.shape)).astype(np.float16)
     sizes = {}
     for dtype in (np.float16, np.float32):
-        base, target = ({"m": models.safetensors({"w": side.astype(dtype)})} for side in (old, new))
+        base, target = ({"m": model_formats.safetensors({"w": side.astype(dtype)})} for side in (old, new))
         patch, _ = patch_between(tmp_path / dtype.__name__, base, target)
         assert applied(patch, base) == target
         sizes[dtype] = len(patch)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import PatchRefused
-from tests.patch.bundles import MemoryBase, applied
+from tests.support.memory_bundles import MemoryBase, applied
 from tests.vectors.patch import generate
 
 FOLDER = Path(generate.__file__).parent

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 
+from packager.models.graphs import float_bytes
+from packager.models.samples import samples_from
+from packager.quantize.activation_ranges import Range
 from packager.quantize.candidates import Workshop
-from packager.quantize.graphs import float_bytes
 from packager.quantize.prepare import prepare
-from packager.quantize.ranges import Range
-from packager.quantize.update.activations import best_range, noise, pinned_ranges, refitted_ranges
-from packager.quantize.update.candidate import Choice, candidate
-from packager.samples import samples_from
-from tests import models
+from packager.quantize.update_aware.activation_refit import best_range, noise, pinned_ranges, refitted_ranges
+from packager.quantize.update_aware.fill_template import Choice, candidate
+from tests.support import tiny_models
 
 VALUES = np.linspace(-1, 9, 1001)
 
@@ -41,7 +41,7 @@ def test_range_of_one_side_stays_on_it() -> None:
 
 
 def test_ranges_that_serve_stay_as_they_are(tmp_path: Path) -> None:
-    path = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    path = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     rng = np.random.default_rng(0)
     samples = samples_from(
         [{"input_ids": rng.integers(0, 50, (1, 9)), "attention_mask": np.ones((1, 9), np.int64)} for _ in range(24)]

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from packager.quantize.lint import lint
-from tests import models
+from tests.support import tiny_models
 
 
 def packager(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
@@ -18,7 +18,7 @@ def packager(*arguments: object, cwd: Path | None = None) -> "subprocess.Complet
 
 
 def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     out = tmp_path / "int8.onnx"
     done = packager("quantize", model, "-o", out, "--json", "--report", tmp_path / "report.json")
     assert done.returncode == 0, done.stderr
@@ -35,7 +35,7 @@ def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
 
 
 def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path) -> None:
-    model = models.save(models.constant_answer(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
     done = packager("quantize", model, "-o", tmp_path / "int8.onnx", "--json")
     assert done.returncode == 5
     assert done.stdout == ""
@@ -61,7 +61,7 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
 def test_what_cannot_be_done_is_told_before_anything_is_written(
     arguments: list[str], reason: str, words: str, tmp_path: Path
 ) -> None:
-    models.save(models.mlp(), tmp_path / "float.onnx")
+    tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     before = sorted(tmp_path.iterdir())
     done = packager("quantize", *arguments, "--json", cwd=tmp_path)
     assert done.returncode == 2
@@ -71,7 +71,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
 
 
 def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     assert packager("quantize", model, "-o", tmp_path / "int8.onnx").returncode == 0
     good = packager("compare", tmp_path / "int8.onnx", "--teacher", model)
     assert good.returncode == 0, good.stderr
@@ -80,22 +80,24 @@ def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: P
     scale = next(t for t in broken.graph.initializer if t.name == "down0_scale")
     values = onnx.numpy_helper.to_array(scale) * 0.985
     scale.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), scale.name))
-    bad = packager("compare", models.save(broken, tmp_path / "bad.onnx"), "--teacher", model)
+    bad = packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--teacher", model)
     assert bad.returncode == 5
     assert "at most 1.15 x ordinary" in bad.stderr
     assert packager("compare", tmp_path / "bad.onnx", "--teacher", model, "--no-ordinary").returncode == 0
 
 
 def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) -> None:
-    teacher = models.save(models.mlp(), tmp_path / "teacher.onnx")
-    done = packager("compare", models.save(models.conv_net(), tmp_path / "other.onnx"), "--teacher", teacher, "--json")
+    teacher = tiny_models.save(tiny_models.mlp(), tmp_path / "teacher.onnx")
+    done = packager(
+        "compare", tiny_models.save(tiny_models.conv_net(), tmp_path / "other.onnx"), "--teacher", teacher, "--json"
+    )
     assert done.returncode == 2
     assert json.loads(done.stderr)["error"]["reason"] == "interface-mismatch"
 
 
 def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path) -> None:
-    teacher = models.save(models.mlp(0), tmp_path / "teacher.onnx")
-    student = models.save(models.mlp(1), tmp_path / "student.onnx")
+    teacher = tiny_models.save(tiny_models.mlp(0), tmp_path / "teacher.onnx")
+    student = tiny_models.save(tiny_models.mlp(1), tmp_path / "student.onnx")
     done = packager("compare", student, "--teacher", teacher)
     assert done.returncode == 5
     assert done.stderr.startswith("error:")
@@ -103,7 +105,7 @@ def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path)
 
 
 def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "old.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "old.onnx")
     base, out = tmp_path / "base.onnx", tmp_path / "new-int8.onnx"
     assert packager("quantize", model, "-o", base).returncode == 0
     done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
@@ -119,7 +121,7 @@ def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["fp16", "fp32"])
 def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     done = packager("quantize", model, "-o", tmp_path / "out.onnx", "--scheme", scheme, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["scheme"] == scheme
@@ -127,11 +129,13 @@ def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
 
 
 def test_signed_weights_of_full_range_are_a_warning(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     quantized = tmp_path / "int8.onnx"
     assert packager("quantize", model, "-o", quantized).returncode == 0
     changed = onnx.load(quantized)
     for tensor in changed.graph.initializer:
         if tensor.name.endswith(("w1_quantized", "w1_zero_point")):
             tensor.data_type = onnx.TensorProto.INT8
-    assert "saturates-without-vnni" in [finding.code for finding in lint(models.save(changed, tmp_path / "s8.onnx"))]
+    assert "saturates-without-vnni" in [
+        finding.code for finding in lint(tiny_models.save(changed, tmp_path / "s8.onnx"))
+    ]

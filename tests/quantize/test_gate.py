@@ -7,17 +7,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from packager.quantize.fidelity import gate
-from packager.quantize.graphs import array_of
+from packager.models.graphs import array_of
+from packager.models.samples import Samples, random_samples, samples_from
+from packager.quantize.gate import gate
 from packager.quantize.schemes import Options, quantize
-from packager.samples import Samples, random_samples, samples_from
-from tests import models
+from tests.support import tiny_models
 
 
 @pytest.fixture
 def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
     """(float model, its int8 model, samples)."""
-    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     report = quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
     assert report.outcome == "quantized", report.as_text()
@@ -30,7 +30,7 @@ def with_changed(source: Path, out: Path, name: str, change: float) -> Path:
     tensor = next(t for t in model.graph.initializer if t.name == name)
     values = array_of(tensor)
     tensor.CopyFrom(numpy_helper.from_array((values * change).astype(values.dtype), name))
-    return models.save(model, out)
+    return tiny_models.save(model, out)
 
 
 def test_good_quantization_passes(encoder: tuple[Path, Path, Samples]) -> None:
@@ -81,7 +81,7 @@ def test_one_sample_twice_is_inconclusive(encoder: tuple[Path, Path, Samples]) -
 
 
 def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     rng = np.random.default_rng(0)
     centre = rng.standard_normal((1, 64))
     near = [{"x": (centre + 0.01 * rng.standard_normal((1, 64))).astype(np.float32)} for _ in range(20)]
@@ -91,7 +91,7 @@ def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None
 
 
 def test_constant_output_must_stay_where_it_is(tmp_path: Path) -> None:
-    model = models.save(models.constant_answer(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
     moved = with_changed(model, tmp_path / "moved.onnx", "b", 3.0)
     report = gate(model, moved, random_samples(model, 8))
     assert report.verdict == "fail"

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from bundle.golden import GoldenUnfit, check_answer, read_golden
-from packager.golden import make_golden
-from packager.quantize.runs import run, session
+from packager.models.golden_vectors import make_golden
+from packager.models.samples import random_samples
+from packager.models.sessions import run, session
 from packager.quantize.schemes import Options, quantize
-from packager.samples import random_samples
-from tests import models
+from tests.support import tiny_models
 
 
 def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
-    model = models.save(models.conv_net(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.conv_net(), tmp_path / "float.onnx")
     samples = random_samples(model, 24)
     quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
     report = make_golden(tmp_path / "int8.onnx", samples, tmp_path / "golden.safetensors", count=6)
@@ -29,7 +29,7 @@ def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
 
 
 def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     samples = random_samples(model, 24)
     make_golden(model, samples, tmp_path / "golden.safetensors", count=2)
     golden = read_golden((tmp_path / "golden.safetensors").read_bytes())
@@ -38,8 +38,8 @@ def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
 
 
 def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
-    model = models.save(models.mlp(0), tmp_path / "model.onnx")
-    other = models.save(models.mlp(1), tmp_path / "other.onnx")
+    model = tiny_models.save(tiny_models.mlp(0), tmp_path / "model.onnx")
+    other = tiny_models.save(tiny_models.mlp(1), tmp_path / "other.onnx")
     report = make_golden(model, random_samples(model, 8), tmp_path / "golden.safetensors")
     sample = read_golden((tmp_path / "golden.safetensors").read_bytes())[0]
     inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}

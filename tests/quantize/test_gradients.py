@@ -8,12 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from packager.quantize.graphs import array_of
+from packager.models.graphs import array_of
+from packager.models.samples import Samples, random_samples, samples_from
+from packager.models.sessions import run, session_of
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import run, session_of
-from packager.quantize.update.gradients import Gradients, spreads_of
-from packager.samples import Samples, random_samples, samples_from
-from tests import models
+from packager.quantize.update_aware.gradients import Gradients, spreads_of
+from tests.support import tiny_models
 
 STEP = 1e-3
 
@@ -131,7 +131,9 @@ def test_every_operator_is_walked_back(nodes: list[onnx.NodeProto], shape: list[
 
 @pytest.mark.parametrize(("kind", "name"), [("text", "up0_b"), ("text", "down1_b"), ("convolutions", "fb")])
 def test_whole_models_are_walked_back(kind: str, name: str, tmp_path: Path) -> None:
-    path = models.save(models.text_encoder() if kind == "text" else models.conv_net(), tmp_path / "model.onnx")
+    path = tiny_models.save(
+        tiny_models.text_encoder() if kind == "text" else tiny_models.conv_net(), tmp_path / "model.onnx"
+    )
     samples = random_samples(path, 8)
     assert_gradient_is_right(prepare(path, next(iter(samples))).model, samples, name)
 
@@ -143,7 +145,7 @@ def test_half_an_influence_is_none() -> None:
 
 
 def test_padding_has_no_influence(tmp_path: Path) -> None:
-    path = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    path = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     sample = {"input_ids": np.arange(6, dtype=np.int64)[None], "attention_mask": np.array([[1, 1, 1, 1, 0, 0]])}
     samples = random_samples(path, 8)
     model = prepare(path, sample).model

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from packager.quantize.in_order import AHEAD, WORKERS, drawn_ahead, in_order
+from packager.models.ordered_map import AHEAD, WORKERS, drawn_ahead, in_order
 
 
 def test_results_keep_the_order_of_their_items_whoever_is_done_first() -> None:

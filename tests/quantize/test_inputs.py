@@ -19,16 +19,16 @@ from packager.errors import (
     TooFewSamples,
     WeightsNotFinite,
 )
-from packager.inputs import ModelInterface
+from packager.models.inputs import ModelInterface
+from packager.models.samples import folder_samples, load_samples, random_samples
 from packager.quantize.schemes import Options, quantize
-from packager.quantize.update.update import update
-from packager.samples import folder_samples, load_samples, random_samples
-from tests import models
+from packager.quantize.update_aware.quantize_update import update
+from tests.support import tiny_models
 
 
 @pytest.fixture
 def interface(tmp_path: Path) -> ModelInterface:
-    return ModelInterface.from_file(models.save(models.text_encoder(), tmp_path / "model.onnx"))
+    return ModelInterface.from_file(tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx"))
 
 
 def npz(path: Path, **arrays: np.ndarray) -> Path:
@@ -58,7 +58,7 @@ def test_sample_without_its_batch_axis_is_a_batch_of_one(interface: ModelInterfa
 
 
 def test_axis_of_fixed_size_is_never_taken_for_a_batch(tmp_path: Path) -> None:
-    model = models.save(models.mlp(batch=4), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(batch=4), tmp_path / "float.onnx")
     with pytest.raises(SampleShapeMismatch, match=r"shape \[64\].*\[4, 64\]"):
         load_samples(npz(tmp_path / "x.npz", x=np.zeros((4, 64), np.float32)), ModelInterface.from_file(model))
 
@@ -113,7 +113,7 @@ def test_wrong_arrays_are_named(
 
 
 def test_sample_with_nan_is_named_and_one_with_infinity_taken(tmp_path: Path) -> None:
-    interface = ModelInterface.from_file(models.save(models.mlp(), tmp_path / "float.onnx"))
+    interface = ModelInterface.from_file(tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx"))
     x = np.zeros((4, 1, 64), np.float32)
     x[1, 0, 3] = -np.inf
     assert len(load_samples(npz(tmp_path / "x.npz", x=x), interface)) == 4
@@ -129,13 +129,13 @@ def test_sample_with_nan_is_named_and_one_with_infinity_taken(tmp_path: Path) ->
 
 
 def test_float_model_that_answers_nan_alone_is_refused(tmp_path: Path) -> None:
-    model = models.mlp()
-    good = models.save(model, tmp_path / "good.onnx")
+    model = tiny_models.mlp()
+    good = tiny_models.save(model, tmp_path / "good.onnx")
     samples = random_samples(good, 16)
     options = Options(measure_latency=False)
     assert quantize(good, tmp_path / "base.onnx", "int8", samples, options).outcome == "quantized"
     next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sqrt"  # of numbers of both signs
-    path = models.save(model, tmp_path / "float.onnx")
+    path = tiny_models.save(model, tmp_path / "float.onnx")
     report = quantize(path, tmp_path / "int8.onnx", "int8", samples, options)
     assert report.outcome == "refused"
     assert "answers NaN alone on 8 samples" in report.reason
@@ -160,7 +160,7 @@ def test_folder_holds_one_sample_a_file(interface: ModelInterface, tmp_path: Pat
 
 
 def test_random_samples_are_labelled_and_repeatable(tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     first, second = random_samples(model, 4, seed=7), random_samples(model, 4, seed=7)
     assert first.origin == "random:7"
     assert first.is_random
@@ -168,7 +168,7 @@ def test_random_samples_are_labelled_and_repeatable(tmp_path: Path) -> None:
 
 
 def test_model_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
-    model = models.save(models.only_runs_at(5000), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.only_runs_at(5000), tmp_path / "model.onnx")
     with pytest.raises(NoWorkingInput, match="length") as caught:
         random_samples(model, 2, limit_s=6.0)
     assert "--inputs" in (caught.value.remedy or "")
@@ -184,7 +184,7 @@ def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
 
 
 def test_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "model.onnx")
     samples = random_samples(model, 32)
     quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
     with pytest.raises(AlreadyQuantized, match="already quantized"):
@@ -193,11 +193,11 @@ def test_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
-    model = models.mlp()
+    model = tiny_models.mlp()
     tensor = next(t for t in model.graph.initializer if t.name == "w1")
     values = np.frombuffer(tensor.raw_data, np.float32).copy()
     values[3] = np.nan
     tensor.raw_data = values.tobytes()
-    path = models.save(model, tmp_path / "model.onnx")
+    path = tiny_models.save(model, tmp_path / "model.onnx")
     with pytest.raises(WeightsNotFinite, match=r"1 of 8192 numbers of 'w1'"):
         quantize(path, tmp_path / "int8.onnx", "int8", random_samples(path, 4))

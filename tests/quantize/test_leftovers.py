@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from packager.quantize.update.candidate import on_grid
+from packager.quantize.update_aware.fill_template import on_grid
 
 FLOATS = st.floats(-(2.0**20), 2.0**20, width=32)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from packager.errors import MetricUnusable
-from packager.quantize.metric import Answer, Metric
+from packager.models.samples import random_samples
 from packager.quantize.schemes import Options, quantize
-from packager.samples import random_samples
-from tests import models
+from packager.quantize.user_metric import Answer, Metric
 from tests.quantize.test_commands import packager
+from tests.support import tiny_models
 
 HERE = f"python:{__name__}"
 
@@ -34,7 +34,7 @@ def raises(_answers: Iterator[Answer]) -> float:
 
 
 def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> None:
-    model = models.save(models.boxes(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.boxes(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
     alone = quantize(model, tmp_path / "a.onnx", "int8", samples, Options(measure_latency=False))
     assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_text()
@@ -47,7 +47,7 @@ def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> N
 
 
 def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     values = iter([1.0, *[0.5] * 99])  # the float model is measured first
     metric = Metric("falling", lambda _answers: next(values), ())
     report = quantize(
@@ -59,13 +59,13 @@ def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
 
 
 def test_function_is_told_where_each_sample_lies_in_the_file(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     _, held_back = random_samples(model, 8).halves()
     assert Metric.parse(f"{HERE}:positions").value_of(model, held_back) == 1 + 3 + 5 + 7
 
 
 def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     script = tmp_path / "metric.py"
     script.write_text(
         "import os, sys\nprint('measured')\nprint(1 if os.path.getsize(sys.argv[1]) > 20_000 else 0.25)\n"
@@ -96,7 +96,7 @@ def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
     ],
 )
 def test_metric_that_cannot_be_used_is_one_line(text: str, words: str, tmp_path: Path) -> None:
-    model = models.save(models.mlp(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     with pytest.raises(MetricUnusable) as caught:
         Metric.parse(text).value_of(model, random_samples(model, 2))
     assert words in caught.value.message

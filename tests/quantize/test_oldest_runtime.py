@@ -6,21 +6,21 @@ import onnx
 import onnxruntime
 import pytest
 
-from packager.model_facts import onnxruntime_min
-from packager.quantize.fidelity import Thresholds
-from packager.quantize.oldest_runtime import oldest_runtime, parsed
+from packager.models.model_facts import onnxruntime_min
+from packager.models.oldest_runtime import oldest_runtime, parsed
+from packager.models.samples import random_samples
+from packager.quantize.gate import Thresholds
 from packager.quantize.schemes import Options, quantize
-from packager.samples import random_samples
-from tests import models
+from tests.support import tiny_models
 
 
 @pytest.mark.parametrize(("opset", "oldest"), [(13, "1.10"), (17, "1.12"), (20, "1.17"), (21, "1.18")])
 def test_operator_set_and_file_version_name_the_runtime(opset: int, oldest: str) -> None:
-    assert str(oldest_runtime(models.mlp(opset=opset))) == oldest
+    assert str(oldest_runtime(tiny_models.mlp(opset=opset))) == oldest
 
 
 def test_operator_set_of_the_future_asks_for_the_runtime_that_is_here() -> None:
-    model = models.mlp()
+    model = tiny_models.mlp()
     model.opset_import[0].version = 99
     assert oldest_runtime(model).version == parsed(onnxruntime.__version__)
     assert oldest_runtime(model).why == "operator set 99"
@@ -28,7 +28,7 @@ def test_operator_set_of_the_future_asks_for_the_runtime_that_is_here() -> None:
 
 @pytest.mark.parametrize(("scheme", "oldest"), [("int8", "1.12"), ("int4", "1.17"), ("fp16", "1.12")])
 def test_quantized_model_says_where_it_loads(scheme: str, oldest: str, tmp_path: Path) -> None:
-    model = models.save(models.text_encoder(), tmp_path / "float.onnx")
+    model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     lenient = Options(measure_latency=False, thresholds=Thresholds(2.0, 0.0, -1.0))  # four bits of noise are noise
     report = quantize(model, tmp_path / "out.onnx", scheme, random_samples(model, 32), lenient)
     assert (report.outcome, report.oldest_runtime) == ("quantized", oldest), report.as_text()

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from packager.quantize.page import write_page
-from packager.quantize.report import QuantizationReport
+from packager.models.samples import Samples, random_samples
+from packager.quantize.html_report import write_page
+from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import Options, quantize
-from packager.samples import Samples, random_samples
-from tests import models
+from tests.support import tiny_models
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # asked of the page in the browser: what a person would see
@@ -47,9 +47,9 @@ class Tags(HTMLParser):
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, Path]:
     """(report, page) of a network with a hostile name in it."""
     folder = tmp_path_factory.mktemp("page")
-    model = models.conv_net()
+    model = tiny_models.conv_net()
     model.graph.node[1].name = "<script>alert(1)</script>"
-    path = models.save(model, folder / "float.onnx")
+    path = tiny_models.save(model, folder / "float.onnx")
     samples = random_samples(path, 24)
     return written(path, folder, samples)
 
@@ -72,7 +72,7 @@ def test_page_holds_outputs_layers_and_trials(told: tuple[QuantizationReport, Pa
 
 
 def test_layers_of_nested_graphs_are_shown_by_their_weights(tmp_path: Path) -> None:
-    path = models.save(models.branching(), tmp_path / "float.onnx")
+    path = tiny_models.save(tiny_models.branching(), tmp_path / "float.onnx")
     _, page = written(path, tmp_path, random_samples(path, 16))
     assert len(re.findall("histogram of 6144 values", page.read_text())) == 4
 

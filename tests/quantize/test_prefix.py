@@ -6,12 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from packager.quantize.graphs import array_of
-from packager.quantize.runs import run
-from packager.quantize.update.prefix import Prefix
-from packager.quantize.update.statistics import watching
-from packager.samples import random_samples
-from tests import models
+from packager.models.graphs import array_of
+from packager.models.samples import random_samples
+from packager.models.sessions import run
+from packager.quantize.update_aware.float_prefix import Prefix
+from packager.quantize.update_aware.layer_statistics import watching
+from tests.support import tiny_models
 
 NESTED = """
 <ir_version: 9, opset_import: ["" : 17]>
@@ -36,7 +36,7 @@ nested (float[2, 4] x, bool flag) => (float[2, 4] y)
 @pytest.fixture(scope="module")
 def nested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx.ModelProto]:
     model = onnx.parser.parse_model(NESTED)
-    return models.save(model, tmp_path_factory.mktemp("nested") / "model.onnx"), model
+    return tiny_models.save(model, tmp_path_factory.mktemp("nested") / "model.onnx"), model
 
 
 def test_each_stop_tells_what_a_whole_run_tells(nested: tuple[Path, onnx.ModelProto], tmp_path: Path) -> None:

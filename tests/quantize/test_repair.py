@@ -8,22 +8,22 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.quantize.fidelity import Thresholds, judge
-from packager.quantize.graphs import all_nodes
-from packager.quantize.page import write_page
+from packager.models.graphs import all_nodes
+from packager.models.samples import random_samples
+from packager.models.sessions import EXACT_SETTINGS, session
+from packager.quantize.gate import Thresholds, judge
+from packager.quantize.html_report import write_page
 from packager.quantize.prepare import prepare
-from packager.quantize.report import QuantizationReport
-from packager.quantize.runs import EXACT_SETTINGS, session
+from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import Options, quantize
-from packager.quantize.update.ordinary import ordinary_of
-from packager.samples import random_samples
-from tests import models
+from packager.quantize.update_aware.matching_baseline import ordinary_of
+from tests.support import tiny_models
 
 INT4 = Options(measure_latency=False)
 
 
 def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
-    path = models.save(model, folder / "float.onnx")
+    path = tiny_models.save(model, folder / "float.onnx")
     return quantize(
         path,
         folder / "int8.onnx",
@@ -34,7 +34,7 @@ def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> Quanti
 
 
 def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
-    report = quantized(models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
+    report = quantized(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
     assert report.outcome == "quantized", report.as_text()
     assert (report.method, report.kept_float) == ("static", ())
     assert report.wide_activations == ("behind the outlier",)
@@ -50,7 +50,7 @@ def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
 
 
 def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
-    path = models.save(models.text_encoder(layers=3), tmp_path / "float.onnx")
+    path = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "float.onnx")
     samples = random_samples(path, 64)
     whole = quantize(path, tmp_path / "whole.onnx", "int4", samples, INT4)
     assert whole.gate is not None
@@ -74,7 +74,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
 
 
 def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:
-    report = quantized(models.text_encoder(), tmp_path, methods=("weights",))
+    report = quantized(tiny_models.text_encoder(), tmp_path, methods=("weights",))
     assert report.outcome == "quantized", report.trials_as_text()
     assert (report.method, report.kept_float) == ("weights", ())
     assert report.bytes is not None
@@ -82,8 +82,8 @@ def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> 
 
 
 def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_path: Path) -> None:
-    wide = models.save(models.with_outlier_feature(3000.0), tmp_path / "wide.onnx")
-    deep = models.save(models.text_encoder(layers=3), tmp_path / "deep.onnx")
+    wide = tiny_models.save(tiny_models.with_outlier_feature(3000.0), tmp_path / "wide.onnx")
+    deep = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "deep.onnx")
     cases = (
         (wide, "int8", Options(measure_latency=False, methods=("static", "weights"))),
         (deep, "int4", replace(INT4, thresholds=Thresholds(max_relative_rms=0.4))),
@@ -99,7 +99,7 @@ def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_p
 
 
 def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) -> None:
-    path = models.save(models.text_encoder(layers=3), tmp_path / "float.onnx")
+    path = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "float.onnx")
     samples = random_samples(path, 64)
     loose = replace(INT4, thresholds=Thresholds(max_relative_rms=1.0, min_top1_agreement=0.0))
     assert quantize(path, tmp_path / "int4.onnx", "int4", samples, loose).outcome == "quantized"
@@ -114,7 +114,7 @@ def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) ->
 
 def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> None:
     strict = Thresholds(max_relative_rms=0.03)
-    report = quantized(models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
+    report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
     assert report.outcome == "quantized", report.as_text()
     assert report.kept_float
     kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.kept_float]
@@ -156,7 +156,7 @@ def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp
 def test_int8_that_is_larger_than_fp16_says_so(tmp_path: Path) -> None:
     cases = ((Thresholds(), False), (Thresholds(max_relative_rms=0.026), True))
     for thresholds, is_named in cases:
-        report = quantized(models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
+        report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
         half = quantize(
             tmp_path / "float.onnx", tmp_path / "half.onnx", "fp16", random_samples(tmp_path / "float.onnx", 8)
         )
@@ -167,7 +167,7 @@ def test_int8_that_is_larger_than_fp16_says_so(tmp_path: Path) -> None:
 
 
 def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) -> None:
-    report = quantized(models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
+    report = quantized(tiny_models.mlp(), tmp_path, thresholds=Thresholds(max_relative_rms=1e-9))
     assert report.outcome == "refused"
     assert "gate failed" in report.reason
     table = report.trials_as_text().splitlines()
@@ -177,7 +177,7 @@ def test_gate_that_nothing_passes_is_refused_with_every_trial(tmp_path: Path) ->
 
 
 def test_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
-    model = models.mlp()
+    model = tiny_models.mlp()
     noise = onnx.helper.make_node("RandomNormalLike", ["logits"], ["noise"])
     added = onnx.helper.make_node("Add", ["logits", "noise"], ["noisy"])
     model.graph.node[-1].input[0] = "noisy"
@@ -190,7 +190,7 @@ def test_model_that_answers_at_random_is_refused(tmp_path: Path) -> None:
 
 def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -> None:
     report = quantized(
-        models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
+        tiny_models.conv_net(), tmp_path, signed_activations=True, methods=("static",), thresholds=Thresholds(0.3)
     )
     assert (report.outcome, report.numerics) == ("quantized", "s8s8"), report.as_text()
     made = onnx.load(tmp_path / "int8.onnx")

@@ -9,17 +9,17 @@ from onnx import numpy_helper
 from onnxruntime import quantization as foreign
 
 from packager.errors import UpdateDoesNotFit
-from packager.quantize.graphs import array_of
+from packager.models.graphs import array_of
+from packager.models.samples import Samples, random_samples
 from packager.quantize.int4 import quantize_int4
+from packager.quantize.nbits import pack, unpack
 from packager.quantize.prepare import prepare
 from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
-from packager.quantize.update import descent
-from packager.quantize.update.descent import Layer, choose, prices
-from packager.quantize.update.nbits import pack, unpack
-from packager.quantize.update.search import entropy_bits
-from packager.quantize.update.update import UpdateReport, update
-from packager.samples import Samples, random_samples
-from tests import models
+from packager.quantize.update_aware import coordinate_descent
+from packager.quantize.update_aware.coordinate_descent import Layer, choose, prices
+from packager.quantize.update_aware.quantize_update import UpdateReport, update
+from packager.quantize.update_aware.rate_search import entropy_bits
+from tests.support import tiny_models
 
 STATIC = Options(methods=("static",), measure_latency=False)
 
@@ -44,8 +44,8 @@ def updated(
     tmp_path: Path, model: onnx.ModelProto, options: Options, amount: float = 0.01
 ) -> tuple[UpdateReport, Path, Path, Samples]:
     """Quantize `model`, fine-tune it, update it: (report, base, update, held-back samples)."""
-    old = models.save(model, tmp_path / "old.onnx")
-    new = models.save(fine_tuned(model, 1, amount), tmp_path / "new.onnx")
+    old = tiny_models.save(model, tmp_path / "old.onnx")
+    new = tiny_models.save(fine_tuned(model, 1, amount), tmp_path / "new.onnx")
     samples = random_samples(old, 96)
     report = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
     assert report.outcome == "quantized", report.as_text()
@@ -63,7 +63,7 @@ def changed_bytes(base: Path, update_: Path) -> int:
 @pytest.mark.parametrize("method", ["static", "dynamic"])
 def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(method: str, tmp_path: Path) -> None:
     options = Options(methods=("static" if method == "static" else "dynamic",), measure_latency=False)
-    report, base, out, _ = updated(tmp_path, models.text_encoder(width=128), options)
+    report, base, out, _ = updated(tmp_path, tiny_models.text_encoder(width=128), options)
     assert report.means == "joint", report.reason
     assert report.gate.relative_rms is not None
     assert report.ordinary.relative_rms is not None
@@ -76,7 +76,11 @@ def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(method:
 
 @pytest.mark.parametrize("kind", ["convolutions", "recurrent", "nested"])
 def test_other_networks_are_updated_by_the_same_method(kind: str, tmp_path: Path) -> None:
-    made = {"convolutions": models.conv_net(), "recurrent": models.recurrent(), "nested": models.branching()}
+    made = {
+        "convolutions": tiny_models.conv_net(),
+        "recurrent": tiny_models.recurrent(),
+        "nested": tiny_models.branching(),
+    }
     report, base, out, _ = updated(tmp_path, made[kind], DEFAULT_OPTIONS)
     assert report.gate.relative_rms is not None
     assert len(out.read_bytes()) == pytest.approx(len(base.read_bytes()), rel=0.01)
@@ -84,8 +88,8 @@ def test_other_networks_are_updated_by_the_same_method(kind: str, tmp_path: Path
 
 
 def test_retrained_model_is_told_apart_and_quantized_afresh(tmp_path: Path) -> None:
-    old = models.save(models.text_encoder(0), tmp_path / "old.onnx")
-    new = models.save(models.text_encoder(99), tmp_path / "new.onnx")
+    old = tiny_models.save(tiny_models.text_encoder(0), tmp_path / "old.onnx")
+    new = tiny_models.save(tiny_models.text_encoder(99), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
     calibration, held = samples.halves()
@@ -96,8 +100,8 @@ def test_retrained_model_is_told_apart_and_quantized_afresh(tmp_path: Path) -> N
 
 
 def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
-    old = models.save(models.text_encoder(layers=2), tmp_path / "old.onnx")
-    new = models.save(models.text_encoder(layers=1), tmp_path / "new.onnx")
+    old = tiny_models.save(tiny_models.text_encoder(layers=2), tmp_path / "old.onnx")
+    new = tiny_models.save(tiny_models.text_encoder(layers=1), tmp_path / "new.onnx")
     samples = random_samples(old, 32)
     quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
     with pytest.raises(UpdateDoesNotFit, match="is not in the new model") as caught:
@@ -106,9 +110,9 @@ def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
-    model = models.text_encoder(width=128)
-    old = models.save(model, tmp_path / "old.onnx")
-    new = models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    model = tiny_models.text_encoder(width=128)
+    old = tiny_models.save(model, tmp_path / "old.onnx")
+    new = tiny_models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     base = quantize_int4(prepare(old, next(iter(samples))).model)
     save(base, tmp_path / "base.onnx")
@@ -168,7 +172,7 @@ def test_walk_to_weights_that_moved_far_starts_near_them(monkeypatch: pytest.Mon
     rng, layer = np.random.default_rng(3), moved(256, 4.0)
     inputs = rng.standard_normal((2000, 256)) @ rng.standard_normal((256, 256)) / 16
     near = error_of(layer, jointly(layer, inputs, 1e-9), inputs)
-    monkeypatch.setattr(descent, "MANY", 1.0)
+    monkeypatch.setattr(coordinate_descent, "MANY", 1.0)
     assert near < 0.98 * error_of(layer, jointly(layer, inputs, 1e-9), inputs)
 
 
@@ -192,9 +196,9 @@ def test_frequent_changes_are_cheaper_than_rare_ones() -> None:
 
 @pytest.mark.parametrize("how", ["static", "dynamic"])
 def test_base_that_onnxruntime_quantized_is_updated_too(how: str, tmp_path: Path) -> None:
-    model = models.text_encoder(width=128)
-    old, base = models.save(model, tmp_path / "old.onnx"), tmp_path / "base.onnx"
-    new = models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
+    model = tiny_models.text_encoder(width=128)
+    old, base = tiny_models.save(model, tmp_path / "old.onnx"), tmp_path / "base.onnx"
+    new = tiny_models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
 
     class Reader(foreign.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime carries no types

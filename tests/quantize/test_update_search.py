@@ -10,24 +10,24 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from packager.golden import make_golden
+from packager.models.golden_vectors import make_golden
+from packager.models.samples import Samples, random_samples
+from packager.models.sessions import Remembered, run, session
 from packager.quantize.agreement import OutputFidelity
-from packager.quantize.fidelity import GateReport, Thresholds, gate
+from packager.quantize.gate import GateReport, Thresholds, gate
 from packager.quantize.prepare import prepare
-from packager.quantize.runs import Remembered, run, session
 from packager.quantize.schemes import Options, quantize
-from packager.quantize.update import descent, search
-from packager.quantize.update.candidate import LEFTOVER_STEPS
-from packager.quantize.update.descent import Layer, choose
-from packager.quantize.update.layers import Shared, patches, stages
-from packager.quantize.update.prefix import Prefix
-from packager.quantize.update.solve import Solver, grid_of
-from packager.quantize.update.statistics import measure_rows, moments
-from packager.quantize.update.template import read_template, to_matrices
-from packager.quantize.update.update import update
-from packager.samples import Samples, random_samples
-from tests import models
+from packager.quantize.update_aware import coordinate_descent, rate_search
+from packager.quantize.update_aware.coordinate_descent import Layer, choose
+from packager.quantize.update_aware.fill_template import LEFTOVER_STEPS
+from packager.quantize.update_aware.float_prefix import Prefix
+from packager.quantize.update_aware.layer_statistics import measure_rows, moments
+from packager.quantize.update_aware.layers import Shared, patches, stages
+from packager.quantize.update_aware.quantize_update import update
+from packager.quantize.update_aware.solver import Solver, grid_of
+from packager.quantize.update_aware.template import read_template, to_matrices
 from tests.quantize.test_update_aware import fine_tuned
+from tests.support import tiny_models
 
 STATIC = Options(methods=("static",), measure_latency=False)
 
@@ -44,7 +44,7 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
     energy = float(np.sum(new * wanted))
     found = {}
     for size in (1, 64, 128, 1000):
-        monkeypatch.setattr(descent, "BLOCK", size)
+        monkeypatch.setattr(coordinate_descent, "BLOCK", size)
         found[size] = choose(layer, h, wanted, energy, 1e-12, len(rows))
     assert np.count_nonzero(found[1] != base) > 100
     for size in (64, 128, 1000):
@@ -54,10 +54,10 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
 def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = models.save(models.mlp(), tmp_path / "old.onnx")
+    old = tiny_models.save(tiny_models.mlp(), tmp_path / "old.onnx")
     samples = random_samples(old, 40)
     assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
-    new = models.save(fine_tuned(models.mlp(), 1, 0.02), tmp_path / "new.onnx")
+    new = tiny_models.save(fine_tuned(tiny_models.mlp(), 1, 0.02), tmp_path / "new.onnx")
     prepared = prepare(new, next(iter(samples))).model
     template = onnx.load(tmp_path / "base.onnx")
     weights = [weight for weight in read_template(template, prepared) if weight.source is not None]
@@ -87,9 +87,9 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
 def text_update(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
     """(base, new, samples) of a text encoder."""
     folder = tmp_path_factory.mktemp("text")
-    model = models.text_encoder(width=128)
-    old = models.save(model, folder / "old.onnx")
-    new = models.save(fine_tuned(model, 1, 0.1), folder / "new.onnx")
+    model = tiny_models.text_encoder(width=128)
+    old = tiny_models.save(model, folder / "old.onnx")
+    new = tiny_models.save(fine_tuned(model, 1, 0.1), folder / "new.onnx")
     samples = random_samples(old, 96)
     assert quantize(old, folder / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     return folder / "base.onnx", new, samples
@@ -100,14 +100,14 @@ def test_search_comes_near_the_error_that_is_allowed_from_any_price(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     base, new, samples = text_update
-    points: list[search.Point] = []
-    monkeypatch.setattr(search, "FIRST_PRICE", search.FIRST_PRICE * factor)
+    points: list[rate_search.Point] = []
+    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.FIRST_PRICE * factor)
     report = update(
         new, base, tmp_path / "update.onnx", *samples.halves(), max_over_ordinary=1.6, on_solution=points.append
     )
     nearest, first, *others = points
     assert nearest.price == 0
-    assert 1 <= len(others) < search.MAX_SOLUTIONS
+    assert 1 <= len(others) < rate_search.MAX_SOLUTIONS
     assert len({point.price for point in points}) == len(points)
     assert (others[0].price > first.price) == (factor < 1)
     assert report.gate.verdict == "pass", report.gate.why
@@ -139,17 +139,17 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
 def test_ranges_are_fitted_again_for_a_clear_gain_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, *, is_fitted: bool
 ) -> None:
-    model = models.mlp()
-    old = models.save(model, tmp_path / "old.onnx")
+    model = tiny_models.mlp()
+    old = tiny_models.save(model, tmp_path / "old.onnx")
     samples = random_samples(old, 64)
     assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     tuned = fine_tuned(model, 1, 0.02)
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "b1")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
-    new = models.save(tuned, tmp_path / "new.onnx")
-    monkeypatch.setattr(search, "WORTH_FITTING", worth)
-    points: list[search.Point] = []
+    new = tiny_models.save(tuned, tmp_path / "new.onnx")
+    monkeypatch.setattr(rate_search, "WORTH_FITTING", worth)
+    points: list[rate_search.Point] = []
     update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
     base, nearest = (
         {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
@@ -160,8 +160,8 @@ def test_ranges_are_fitted_again_for_a_clear_gain_alone(
 
 
 def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None:
-    model = models.conv_net()
-    old = models.save(model, tmp_path / "old.onnx")
+    model = tiny_models.conv_net()
+    old = tiny_models.save(model, tmp_path / "old.onnx")
     samples = random_samples(old, 64)
     assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     tuned = fine_tuned(model, 1, 0.02)
@@ -169,8 +169,8 @@ def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "cb")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "cb"))
-    new = models.save(tuned, tmp_path / "new.onnx")
-    points: list[search.Point] = []
+    new = tiny_models.save(tuned, tmp_path / "new.onnx")
+    points: list[rate_search.Point] = []
     report = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
     assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
     assert report.bits_per_weight is not None
@@ -178,13 +178,13 @@ def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None
 
 
 def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.save(models.mlp(), tmp_path / "model.onnx")
+    model = tiny_models.save(tiny_models.mlp(), tmp_path / "model.onnx")
     first, second, *_ = random_samples(model, 4)
     plain, remembered = session(model), Remembered(session(model))
     for sample in (first, second, first, second):
         np.testing.assert_array_equal(run(remembered, sample)[0], run(plain, sample)[0])
     assert len(remembered._answers) == 2
-    monkeypatch.setattr("packager.quantize.runs.REMEMBERED_BYTES", run(plain, first)[0].nbytes)
+    monkeypatch.setattr("packager.models.sessions.REMEMBERED_BYTES", run(plain, first)[0].nbytes)
     full = Remembered(session(model))
     for sample in (first, second):
         np.testing.assert_array_equal(run(full, sample)[0], run(plain, sample)[0])
@@ -192,7 +192,7 @@ def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, mo
 
 
 def test_patches_at_no_place_have_the_width_of_any() -> None:
-    conv = next(node for node in models.conv_net().graph.node if node.op_type == "Conv")
+    conv = next(node for node in tiny_models.conv_net().graph.node if node.op_type == "Conv")
     image = np.zeros((1, 6, 8, 8), np.float32)
     nowhere, somewhere = np.zeros(0, np.int64), np.array([0, 5])
     for groups in (1, 2):
@@ -201,8 +201,8 @@ def test_patches_at_no_place_have_the_width_of_any() -> None:
 
 
 def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
-    old = models.save(models.conv_net(), tmp_path / "old.onnx")
-    new = models.save(fine_tuned(models.conv_net(), 1, 0.05), tmp_path / "new.onnx")
+    old = tiny_models.save(tiny_models.conv_net(), tmp_path / "old.onnx")
+    new = tiny_models.save(fine_tuned(tiny_models.conv_net(), 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 40)
     assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -216,9 +216,9 @@ def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
 
 
 def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_path: Path) -> None:
-    model = models.text_encoder(width=128)
-    old = models.save(model, tmp_path / "old.onnx")
-    new = models.save(fine_tuned(model, 1, 0.05), tmp_path / "new.onnx")
+    model = tiny_models.text_encoder(width=128)
+    old = tiny_models.save(model, tmp_path / "old.onnx")
+    new = tiny_models.save(fine_tuned(model, 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     options = Options(methods=("static",), measure_latency=False, signed_activations=True)
     made = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
@@ -239,15 +239,15 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
     ordinary, solver = _to_search(text_update, tmp_path)
     assert ordinary.relative_rms is not None
     # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
-    below = 0.95 * 1.5 * (1 - search.UNTOLD / math.sqrt(ordinary.samples))
+    below = 0.95 * 1.5 * (1 - rate_search.UNTOLD / math.sqrt(ordinary.samples))
     told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
-    monkeypatch.setattr(search, "FIRST_PRICE", search.FIRST_PRICE * 1e-4)
-    found = search.Search(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
+    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.FIRST_PRICE * 1e-4)
+    found = rate_search.Search(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
     found.run()
     _, first, second, third, *_ = found.points
-    assert second.price < search.SAFER * first.price
-    assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=search.SAME)
-    assert third.price == pytest.approx(search.SAFER * second.price)
+    assert second.price < rate_search.SAFER * first.price
+    assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=rate_search.SAME)
+    assert third.price == pytest.approx(rate_search.SAFER * second.price)
 
 
 def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
@@ -256,8 +256,8 @@ def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
     ordinary, solver = _to_search(text_update, tmp_path)
     widest, wide, *finer = LEFTOVER_STEPS
     errors = {widest: 1.04, wide: 1.02, **dict.fromkeys(finer, 1.0)}
-    monkeypatch.setattr(search, "MAX_SOLUTIONS", 0)
-    search.Search(solver, lambda _: ordinary, lambda _: errors[solver.leftover_step], ordinary, 1.5, None).run()
+    monkeypatch.setattr(rate_search, "MAX_SOLUTIONS", 0)
+    rate_search.Search(solver, lambda _: ordinary, lambda _: errors[solver.leftover_step], ordinary, 1.5, None).run()
     assert solver.leftover_step == wide
 
 

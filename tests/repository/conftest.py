@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repository.shop import Shop, TestDevice, build_shop, copy_shop, new_device
+from tests.support.metadata_publisher import Shop, TestDevice, build_shop, copy_shop, new_device
 
 
 @pytest.fixture(scope="session")

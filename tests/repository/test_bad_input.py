@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from keys.errors import TokenUnavailable
-from keys.files import load_signer
+from keys.key_files import load_signer
 from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
-from packager.cli import main
-from packager.repository import documents
-from packager.repository.detached import prepare, review, sign_request
-from packager.repository.rotation import replace_key
-from tests.keys.softhsm import PIN, make_token, needs_softhsm
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, rollout_of
+from packager.commands.root import main
+from packager.repository import tuf_documents
+from packager.repository.detached_signing import prepare, review, sign_request
+from packager.repository.role_changes import replace_key
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, rollout_of
+from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 RELEASE = f"release-{FAMILY}"
 
@@ -129,7 +129,7 @@ def test_an_expired_role_is_told_and_holds_up_no_other_family(
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
     desk = Desk(shop, capfd)
     online = ("--keys", os.fspath(shop.keys))
-    later = NOW_S + 100 * documents.DAY_S
+    later = NOW_S + 100 * tuf_documents.DAY_S
     monkeypatch.setattr("time.time", lambda: later)
     assert main(["repo", "status"]) == 4
     capfd.readouterr()
@@ -147,10 +147,10 @@ def test_an_expired_role_is_told_and_holds_up_no_other_family(
     shop.publish()
     assert main(["repo", "status"]) == 0
     # a year without a release of one family: the daily refresh goes on, and says which channel has no release
-    monkeypatch.setattr("time.time", lambda: later + 80 * documents.DAY_S)
+    monkeypatch.setattr("time.time", lambda: later + 80 * tuf_documents.DAY_S)
     desk.run("keys", "role", "renew", "fleet", "release-speech", "targets")
     shop.publish(rehearse=False)
-    monkeypatch.setattr("time.time", lambda: later + 95 * documents.DAY_S)
+    monkeypatch.setattr("time.time", lambda: later + 95 * tuf_documents.DAY_S)
     capfd.readouterr()
     assert main(["repo", "refresh", *online, "--json"]) == 0
     (channel,) = json.loads(capfd.readouterr().out)["channels"]

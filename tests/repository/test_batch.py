@@ -9,16 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
-from bundle.enrolment import EnrolmentRequest
+from bundle.enrollment import EnrolmentRequest
 from bundle.envelope import generate_private, public_of
 from bundle.errors import EnrolmentRefused, MalformedRefused, Refused
-from keys.batch import parse_batch, sign_batch
-from keys.files import generate_key_file
+from keys.enrollment_batch import parse_batch, sign_batch
+from keys.key_files import generate_key_file
 from keys.passphrase import ENVIRONMENT
 from keys.registry import Registry
-from packager.cli import main
-from tests.repository.shop import PASSPHRASE, Shop
+from packager.commands.root import main
 from tests.repository.test_commands import check_schema
+from tests.support.metadata_publisher import PASSPHRASE, Shop
 
 FACTORY = CryptoSigner.generate_mldsa()
 

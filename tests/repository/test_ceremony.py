@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import UntrustedMetadataRefused
-from keys.files import load_signer
+from keys.key_files import load_signer
 from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
 from keys.signers import signers_from
-from packager.cli import main
-from tests.keys.softhsm import PIN, make_token, needs_softhsm
-from tests.repository.page import run_block
-from tests.repository.shop import PASSPHRASE, Shop, new_device, rollout_of
-from tests.trust.thief import Thief
+from packager.commands.root import main
+from tests.support.attacker import Thief
+from tests.support.docs_page import run_block
+from tests.support.metadata_publisher import PASSPHRASE, Shop, new_device, rollout_of
+from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 PAGE = "operations.md"
 pytestmark = needs_softhsm

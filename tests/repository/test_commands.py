@@ -12,12 +12,12 @@ import jsonschema
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.enrolment import EnrolmentRequest
+from bundle.enrollment import EnrolmentRequest
 from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, open_envelope, public_of
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
-from tests.docs.generate import DOCS
-from tests.repository.shop import FAMILY, PASSPHRASE, Shop, TestDevice
+from packager.commands.root import main
+from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop, TestDevice
+from tools.generate_docs.__main__ import DOCS
 
 
 @pytest.fixture(autouse=True)
@@ -150,9 +150,9 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal)
 
 def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "days left" in terminal.text("repo", "status")
-    from packager.repository import status
+    from packager.repository import repository_status
 
-    monkeypatch.setattr(status, "SOON_SHARE", 1.1)
+    monkeypatch.setattr(repository_status, "SOON_SHARE", 1.1)
     assert terminal.json("repo", "status", status=4)["is_due"]
 
 
@@ -222,7 +222,7 @@ def test_init_makes_a_repository_whose_root_is_ready_to_ship(tmp_path: Path, cap
 @pytest.mark.parametrize("group", ["repo", "rollout", "device", "keys"])
 def test_help_imports_no_cryptography_and_no_tuf(group: str) -> None:
     script = (
-        "import sys; from packager.cli import main; main(sys.argv[1:]);"
+        "import sys; from packager.commands.root import main; main(sys.argv[1:]);"
         "print([m for m in ('tuf', 'cryptography', 'numpy', 'onnx') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script, group, "--help"], capture_output=True, text=True, check=True)

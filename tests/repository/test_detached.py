@@ -15,13 +15,13 @@ from tuf.api.metadata import Metadata, Targets
 from bundle.errors import DigestMismatchRefused, MalformedRefused, Refused
 from keys.errors import SignerNotInRole
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
+from packager.commands.root import main
 from packager.errors import NothingStaged, PublishConflict, RequestReplayed, SignatureRefused
-from packager.repository.detached import merge, prepare, review, sign_request
-from packager.repository.request import Request, parse_request
-from packager.repository.rotation import replace_keys
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, rollout_of
+from packager.repository.detached_signing import merge, prepare, review, sign_request
+from packager.repository.role_changes import replace_keys
+from packager.repository.signing_request import Request, parse_request
 from tests.repository.test_commands import check_schema
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, rollout_of
 
 ROLE = f"release-{FAMILY}"
 

@@ -10,17 +10,17 @@ import pytest
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.metadata import Metadata, Root
 
-from packager.cli import main
-from packager.repository import documents
-from packager.repository.chain import Published
+from packager.commands.root import main
+from packager.repository import tuf_documents
+from packager.repository.published import Published
 from packager.repository.staging import Staging
-from tests.repository.shop import NOW_S, Shop, build_shop
+from tests.support.metadata_publisher import NOW_S, Shop, build_shop
 
 
 def change_root(shop: Shop, change: Any) -> None:
     """Publish a root that is changed past all checks, signed by the keys of the old and the new one."""
     published = Published(shop.repository.layout)
-    root = documents.next_root(published.root, published.repository_id, NOW_S)
+    root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
     change(root)
     Staging(shop.repository.layout).put_document("root", Metadata[Root](root))
     assert shop.repository.sign(shop.signers).is_complete
@@ -80,7 +80,7 @@ def test_a_classical_repository_that_does_not_say_so_is_unsound(
     assert doctor(shop, capfd) == (0, {})
     assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root)]) == 0
     assert "a break of Ed25519 is a break of all of it" in capfd.readouterr().out
-    change_root(shop, lambda root: root.unrecognized_fields.pop(documents.CLASSICAL))
+    change_root(shop, lambda root: root.unrecognized_fields.pop(tuf_documents.CLASSICAL))
     code, found = doctor(shop, capfd)
     assert code == 3
     assert set(found) == {"root", "targets", "snapshot", "timestamp", "fleet", "release-vision", "rollout-vision"}

@@ -6,12 +6,12 @@ import os
 import pytest
 from securesystemslib.signer import Key
 
-from keys.files import load_signer
+from keys.key_files import load_signer
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
-from packager.repository.rotation import replace_keys
-from tests.keys.vault import TOKEN, vault
-from tests.repository.shop import PASSPHRASE, Shop, TestDevice
+from packager.commands.root import main
+from packager.repository.role_changes import replace_keys
+from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice
+from tests.support.vault import TOKEN, vault
 
 
 def test_a_repository_is_refreshed_with_a_key_in_vault(

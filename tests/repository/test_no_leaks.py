@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from bundle.frames import Secret
-from keys.files import read_key_file
+from keys.key_files import read_key_file
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
-from tests.repository.shop import FAMILY, PASSPHRASE, Shop
+from packager.commands.root import main
+from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop
 
 RELEASE = f"release-{FAMILY}"
 WRONG = "a wrong passphrase, also secret"

@@ -9,11 +9,11 @@ import pytest
 
 from bundle.errors import MetadataExpiredUnavailable, PackOnlineRefused, RollbackRefused, TrustMemoryLostUnavailable
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
+from packager.commands.root import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
-from packager.repository.pack import make_pack
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, fetch_http, serve
+from packager.repository.offline_pack import make_pack
 from tests.repository.test_commands import check_schema
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, fetch_http, serve
 
 DAY_S = 86_400
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import Signer
 
 from bundle.acceptance import ReleaseCounter
-from bundle.enrolment import EnrolmentRequest
+from bundle.enrollment import EnrolmentRequest
 from bundle.envelope import (
     COHORT_KEY,
     CONTENT_KEY,
@@ -31,17 +31,17 @@ from bundle.errors import (
 )
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
-from keys.batch import parse_batch, sign_batch
 from keys.cohorts import load_private
+from keys.enrollment_batch import parse_batch, sign_batch
 from keys.errors import WrongPassphrase
-from keys.files import generate_key_file, load_public, load_signer
+from keys.key_files import generate_key_file, load_public, load_signer
 from keys.passphrase import ENVIRONMENT
-from packager.cli import main
-from packager.repository import documents
+from packager.commands.root import main
+from packager.repository import tuf_documents
 from packager.repository.devices import admit_batch, admit_device
-from tests.docs.generate import DOCS
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, new_device, rollout_of
-from tests.trust.thief import Thief
+from tests.support.attacker import Thief
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, new_device, rollout_of
+from tools.generate_docs.__main__ import DOCS
 
 ONLINE = (f"rollout-{FAMILY}", "snapshot", "timestamp")
 RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
@@ -119,8 +119,8 @@ def evil_release(thief: Thief) -> Thief:
 def evil_root(thief: Thief) -> Thief:
     """A root of the thief's own keys."""
     published = thief.published
-    root = documents.next_root(published.root, published.repository_id, NOW_S)
-    for role in documents.TOP_LEVEL:
+    root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
+    for role in tuf_documents.TOP_LEVEL:
         root.roles[role].keyids = [signer.public_key.keyid for signer in thief.signers]
         root.roles[role].threshold = 1
     root.keys |= {signer.public_key.keyid: signer.public_key for signer in thief.signers}
@@ -131,7 +131,7 @@ def evil_root(thief: Thief) -> Thief:
 def evil_targets(thief: Thief) -> Thief:
     """Targets that give the family to the thief."""
     held = thief.published.targets
-    targets = documents.next_targets(held, "targets", {}, NOW_S)
+    targets = tuf_documents.next_targets(held, "targets", {}, NOW_S)
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
     stolen = thief.signers[0].public_key
@@ -325,7 +325,7 @@ def enrolment_key_stolen(play: Play) -> None:
 
 
 def metadata_expired(play: Play) -> None:
-    later = play.device.at(NOW_S + 8 * documents.DAY_S)
+    later = play.device.at(NOW_S + 8 * tuf_documents.DAY_S)
     with pytest.raises(MetadataExpiredUnavailable):
         later.check(play.shop.published)
     play.run("repo", "refresh", "--keys", str(play.shop.keys))

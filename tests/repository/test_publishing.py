@@ -27,7 +27,7 @@ from packager.errors import (
 )
 from packager.repository import layout, publishing
 from packager.repository.repository import Repository
-from tests.repository.shop import FAMILY, PASSPHRASE, Shop, TestDevice, copy_shop, rollout_of
+from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop, TestDevice, copy_shop, rollout_of
 
 
 def test_a_release_needs_every_signature_of_its_roles(shop: Shop, device: TestDevice) -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from keys.passphrase import ENVIRONMENT
-from tests.docs.generate import DOCS
-from tests.repository.shop import PASSPHRASE, Shop, TestDevice, rollout_of
+from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice, rollout_of
+from tools.generate_docs.__main__ import DOCS
 
 
 def test_the_plain_shell_recipe_publishes_a_release(shop: Shop, device: TestDevice, tmp_path: Path) -> None:

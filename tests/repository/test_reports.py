@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.enrolment import EnrolmentRequest, device_id
+from bundle.device_report import Report
+from bundle.enrollment import EnrolmentRequest, device_id
 from bundle.envelope import generate_private, public_of
-from bundle.report import Report
 from packager.repository.devices import admit_device, revoke_device
 from packager.repository.repository import Repository
-from tests.packager.running import Said, packager
 from tests.packager.test_json_schemas import check
+from tests.support.packager_cli import Said, packager
 
 
 class Sender:

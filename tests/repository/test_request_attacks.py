@@ -17,14 +17,14 @@ from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefus
 from bundle.fleet import Fleet
 from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import RepositoryUnfamiliar, RequestReplayed, SignerMemoryDamaged
-from packager.repository.chain import Document
-from packager.repository.detached import overview, prepare, review, sign_request
+from packager.repository.detached_signing import overview, prepare, review, sign_request
 from packager.repository.devices import begin_epoch
-from packager.repository.documents import target_file
-from packager.repository.request import Request, parse_request
-from packager.repository.rotation import renew, replace_key
-from packager.repository.signer_memory import SignerMemory
-from tests.repository.shop import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, copy_shop, rollout_of
+from packager.repository.published import Document
+from packager.repository.role_changes import renew, replace_key
+from packager.repository.signing_history import SignerMemory
+from packager.repository.signing_request import Request, parse_request
+from packager.repository.tuf_documents import target_file
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, copy_shop, rollout_of
 
 RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 NAME = f"bundles/{FAMILY}/1.1.0.json"

@@ -8,10 +8,10 @@ from securesystemslib.signer import CryptoSigner, Signer
 
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import RollbackRefused, UntrustedMetadataRefused
-from bundle.trust.client import release_role
+from bundle.trust.check import release_role
 from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import BelowThreshold, StagingInvalid
-from packager.repository.rotation import (
+from packager.repository.role_changes import (
     add_keys,
     become_hybrid,
     raise_counter_epoch,
@@ -22,7 +22,7 @@ from packager.repository.rotation import (
     replace_keys,
     set_threshold,
 )
-from tests.repository.shop import FAMILY, Shop, TestDevice, build_shop, new_device, rollout_of
+from tests.support.metadata_publisher import FAMILY, Shop, TestDevice, build_shop, new_device, rollout_of
 
 
 def new_pair() -> list[Signer]:
@@ -218,7 +218,7 @@ def build_thief(shop: Shop) -> Path:
     """A mirror whose owner has the snapshot and timestamp keys, and signs huge versions dated far ahead."""
     from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
-    from packager.repository import documents
+    from packager.repository import tuf_documents
 
     mirror = shop.copy_published("thief")
     metadata = mirror / "metadata"
@@ -230,7 +230,7 @@ def build_thief(shop: Shop) -> Path:
         snapped.sign(signer, append=True)
     (metadata / f"{2**40}.snapshot.json").write_bytes(snapped.to_bytes())
     stamped.signed.version = 2**40
-    stamped.signed.snapshot_meta = documents.meta_file(2**40, snapped.to_bytes())
+    stamped.signed.snapshot_meta = tuf_documents.meta_file(2**40, snapped.to_bytes())
     for signer in shop.signers_of("timestamp"):
         stamped.sign(signer, append=True)
     (metadata / "timestamp.json").write_bytes(stamped.to_bytes())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keys.passphrase import ENVIRONMENT
-from tests.repository.shop import CHANNEL, FAMILY, PASSPHRASE, Shop, TestDevice, new_device
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, Shop, TestDevice, new_device
 
 WAIT_S = 120
 

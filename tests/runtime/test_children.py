@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import Bug, Unfit
-from device_agent import messages
-from device_agent.children import Child
 from device_agent.errors import BusyUnavailable, ChildDied, ChildFailed, ChildTimeout
-from device_agent.jail import JailPolicy, available
+from device_agent.process import channel
+from device_agent.process.child import Child
+from device_agent.process.jail import JailPolicy, available
 
-INMATE = "tests.runtime.inmate"
+JAIL_PROBE = "tests.support.jail_probe"
 ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 MEMFD_READ = "did: plain model"
 
 
 def start(policy: JailPolicy | None = None) -> Child:
-    return Child.start(INMATE, policy or JailPolicy(), environment=ROOT)
+    return Child.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
 
 
 def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_an_error_of_the_child_is_raised_as_its_class() -> None:
 
 
 def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> None:
-    error = messages.error_from({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
+    error = channel.error_from({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
     assert isinstance(error, Unfit)
     assert error.reason == "never-heard-of"
-    assert isinstance(messages.error_from({"reason": "../x", "message": "m"}), Bug)
-    assert isinstance(messages.error_from(None), Bug)
+    assert isinstance(channel.error_from({"reason": "../x", "message": "m"}), Bug)
+    assert isinstance(channel.error_from(None), Bug)
 
 
-@pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*inmate.py"), ("exit", "exit code 3")])
+@pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*jail_probe.py"), ("exit", "exit code 3")])
 def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: str) -> None:
     with start() as child:
         with pytest.raises(ChildDied, match=words):
@@ -98,7 +98,7 @@ def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: 
 
 
 def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None:
-    with start() as child, pytest.raises(ChildFailed, match="inmate sent what is no answer"):
+    with start() as child, pytest.raises(ChildFailed, match="jail_probe sent what is no answer"):
         child.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
 
 
@@ -112,7 +112,7 @@ def test_a_silent_child_is_killed_at_the_deadline() -> None:
 
 
 def test_events_questions_and_descriptors_cross() -> None:
-    events: list[messages.Value] = []
+    events: list[channel.Value] = []
     with start() as child:
         answer = child.call(
             "talk",
@@ -128,7 +128,7 @@ def test_events_questions_and_descriptors_cross() -> None:
             child.call("talk", {"n": 1}, deadline_s=10, on_ask=_refuse)
 
 
-def _refuse(_question: messages.Message) -> tuple[dict[str, object], tuple[int, ...]]:
+def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, ...]]:
     raise BusyUnavailable("not now")
 
 

@@ -20,7 +20,7 @@ from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import DATATYPES, Array
 from device_agent.runtime.wire import NO_JSON
-from tests.runtime.bundles import DTYPES, floats, graph, plain, scale
+from tests.support.memfd_bundles import DTYPES, floats, graph, plain, scale
 
 NUMERIC = [name for name in DATATYPES if name != "BYTES"]
 

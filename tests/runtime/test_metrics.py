@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from device_agent.attempt import DOWNTIME, Attempt, Ended, Outcome
-from device_agent.runtime.probing import ProbeReport
-from device_agent.tally import Tally, render
-from tests.runtime.bundles import front, plain, scale
-from tests.runtime.load import ask, connect
+from device_agent.daemon.update_metrics import Tally, render
+from device_agent.policy.attempt import DOWNTIME, Attempt, Ended, Outcome
+from device_agent.runtime.probe_runner import ProbeReport
+from tests.support.load_clients import ask, connect
+from tests.support.memfd_bundles import front, plain, scale
 
 SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^{}]*\})? (-?[0-9.e+-]+|NaN|[+-]Inf)")
 LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')

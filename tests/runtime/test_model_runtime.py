@@ -17,7 +17,7 @@ from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, Nothi
 from device_agent.runtime import ModelRuntime, bundle_of
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
-from tests.runtime.bundles import floats, graph, plain, scale
+from tests.support.memfd_bundles import floats, graph, plain, scale
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 BOTH = pytest.mark.parametrize("isolation", ["inproc", "worker"])

@@ -1,6 +1,6 @@
 """The rhythm of work beside live requests."""
 
-from device_agent.pace import MAX_REST_S, REST, Pace
+from device_agent.process.throttle import MAX_REST_S, REST, Pace
 
 
 class Clock:

@@ -15,14 +15,14 @@ import onnx
 import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
-from device_agent import probe as probe_process
-from device_agent.jail import JailPolicy
+from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.probing import ProbeBaseline, ProbeReport, compare, probe
+from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, compare, probe
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
-from tests import hostile_models as hostile
-from tests.runtime.bundles import Plain, floats, plain, scale
+from device_agent.workers import probe as probe_process
+from tests.support import hostile_models as hostile
+from tests.support.memfd_bundles import Plain, floats, plain, scale
 
 SAMPLES: list[dict[str, Array]] = [{"x": floats(1, 2, 3, 4)}, {"x": floats(0, -1, 0.5, 100)}]
 HEALTH = Health(probe_deadline_s=30)
@@ -239,7 +239,7 @@ def _kill_probe(number: signal.Signals) -> None:
                 line = path.with_name("cmdline").read_bytes()
                 # more than its imports and the loading take: it is in the loop that does not end
                 ticks = int(name_and_rest.rpartition(")")[2].split()[11])
-                if parent == mine and b"device_agent.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 0.6:
+                if parent == mine and b"device_agent.workers.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 0.6:
                     os.kill(int(path.parent.name), number)
                     return
 

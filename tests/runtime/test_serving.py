@@ -17,14 +17,14 @@ import pytest
 import tritonclient.http as triton
 from onnx import helper
 
-from device_agent.config import Config, FurtherFamily, ServeSettings
+from device_agent.config.config import Config, FurtherFamily, ServeSettings
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
 from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import Front, ModelProcess, Standby
-from device_agent.switchboard import Switchboard
-from tests import hostile_models as hostile
-from tests.runtime.bundles import floats, front, graph, plain, scale
-from tests.runtime.load import INFER, REQUEST, Load, ask, connect, until
+from device_agent.serving.serving_runtime import Switchboard
+from tests.support import hostile_models as hostile
+from tests.support.load_clients import INFER, REQUEST, Load, ask, connect, until
+from tests.support.memfd_bundles import floats, front, graph, plain, scale
 
 SAMPLE = [{"x": floats(1, 2, 3, 4)}]
 

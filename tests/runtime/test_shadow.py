@@ -11,9 +11,9 @@ from device_agent.runtime.comparison import compare, decode_answer
 from device_agent.runtime.handles import Front
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import NO_JSON
-from tests import hostile_models as hostile
-from tests.runtime.bundles import floats, front, plain, scale
-from tests.runtime.load import Load, ask, until
+from tests.support import hostile_models as hostile
+from tests.support.load_clients import Load, ask, until
+from tests.support.memfd_bundles import floats, front, plain, scale
 
 
 def wait_for(served: Front, count: int) -> None:

@@ -22,8 +22,8 @@ from device_agent.errors import NothingToRollBack
 from device_agent.runtime import ModelRuntime
 from device_agent.runtime.backends import Worker
 from device_agent.runtime.model_runtime import Lease, NoModelLoaded
-from tests import hostile_models as hostile
-from tests.runtime.bundles import Plain, floats, plain, scale
+from tests.support import hostile_models as hostile
+from tests.support.memfd_bundles import Plain, floats, plain, scale
 
 SAMPLE = {"x": floats(1, 2, 3, 4)}
 FACTORS = (2.0, 3.0, 5.0)

@@ -24,8 +24,8 @@ from bundle.errors import (
     UntrustedMetadataRefused,
     WithdrawnRefused,
 )
-from bundle.trust import client
-from tests.repository.shop import (
+from bundle.trust import check
+from tests.support.metadata_publisher import (
     CHANNEL,
     FAMILY,
     NOW_S,
@@ -154,7 +154,7 @@ def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
     assert manifest is not None
     forged = replace(rollout_of(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
     repository = shop.repository
-    repository._stage(client.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
+    repository._stage(check.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
     shop.publish(rehearse=False)
     with pytest.raises(ReleaseMismatchRefused) as refused:
         device.check(shop.published)

@@ -11,7 +11,7 @@ from tuf.ngclient import Updater
 from bundle.errors import MetadataExpiredUnavailable
 from bundle.trust import updater
 from bundle.trust.clock import LAST_SECOND, ClockFacts, TimeFloor, current_time, is_suspect, parse_time, raise_floor
-from tests.repository.shop import NOW_S, Shop, TestDevice
+from tests.support.metadata_publisher import NOW_S, Shop, TestDevice
 
 DAY_S = 86_400
 YEAR_S = 365 * DAY_S

@@ -16,9 +16,9 @@ from tuf.api.metadata import Targets
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import AirweightsError, Refused, Unavailable
 from bundle.manifest import Manifest
-from packager.repository import documents
-from tests.repository.shop import NOW_S, Shop, TestDevice, new_device, rollout_of
-from tests.trust.thief import Thief
+from packager.repository import tuf_documents
+from tests.support.attacker import Thief
+from tests.support.metadata_publisher import NOW_S, Shop, TestDevice, new_device, rollout_of
 
 ROLES = ("timestamp", "snapshot", "targets", "release-vision", "rollout-vision")
 SUBSETS = [set(roles) for size in range(len(ROLES) + 1) for roles in itertools.combinations(ROLES, size)]
@@ -39,7 +39,7 @@ def may_choose_a_release(stolen: set[str]) -> bool:
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, TestDevice, list[Signer]]:
     """A shop with 1.0.0 and 1.1.0, a device that has accepted 1.1.0, and keys of the thief's own."""
-    from tests.repository.shop import build_shop
+    from tests.support.metadata_publisher import build_shop
 
     shop = build_shop(tmp_path_factory.mktemp("attacked") / "shop")
     shop.release("1.0.0", 1)
@@ -63,7 +63,7 @@ def attempt(shop: Shop, device: TestDevice, thief: Thief, tried: Path) -> Releas
 
 def redelegate(thief: Thief, role: str, own: list[Signer]) -> None:
     """What a thief of targets does: gives a role to keys of its own."""
-    held: Targets = thief.changed.get("targets") or documents.next_targets(
+    held: Targets = thief.changed.get("targets") or tuf_documents.next_targets(
         thief.published.role("targets"), "targets", {}, NOW_S
     )
     assert held.delegations is not None

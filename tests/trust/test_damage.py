@@ -10,7 +10,7 @@ import pytest
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, RollbackRefused
-from tests.repository.shop import FAMILY, Shop, TestDevice, fetch_file, replacing
+from tests.support.metadata_publisher import FAMILY, Shop, TestDevice, fetch_file, replacing
 
 SEED = 20260101
 POSITIONS = 24  # a file; every file's first and last bytes are among them

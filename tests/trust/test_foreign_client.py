@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tuf.ngclient import Updater
 
-from bundle.trust.client import release_target, rollout_target
-from tests.repository.shop import CHANNEL, FAMILY, Shop, build_shop, serve
+from bundle.trust.check import release_target, rollout_target
+from tests.support.metadata_publisher import CHANNEL, FAMILY, Shop, build_shop, serve
 
 
 @pytest.mark.parametrize("classical", [False, True])

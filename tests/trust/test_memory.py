@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import MalformedRefused
 from bundle.trust.clock import TimeFloor
-from bundle.trust.memory import RoleVersion, SlotStore, TrustMemory, parse_memory
+from bundle.trust.trust_state import RoleVersion, SlotStore, TrustMemory, parse_memory
 
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 NAMES = st.from_regex(r"[a-z0-9]{1,12}", fullmatch=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from bundle import canonical
+from bundle import strict_json
 from bundle.acceptance import ReleaseCounter, VerifiedRelease, eligible
 from bundle.errors import (
     AirweightsError,
@@ -24,10 +24,10 @@ from bundle.errors import (
     WithdrawnRefused,
 )
 from bundle.trust.clock import ClockFacts
-from packager.repository import documents
-from packager.repository.rotation import replace_keys
-from tests.repository.shop import CHANNEL, FAMILY, NOW_S, Shop, TestDevice, fetch_file, replacing, rollout_of
-from tests.trust.thief import Thief
+from packager.repository import tuf_documents
+from packager.repository.role_changes import replace_keys
+from tests.support.attacker import Thief
+from tests.support.metadata_publisher import CHANNEL, FAMILY, NOW_S, Shop, TestDevice, fetch_file, replacing, rollout_of
 
 DAY_S = 86_400
 ONLINE = ("rollout-vision", "snapshot", "timestamp")
@@ -128,7 +128,7 @@ def test_extraneous_dependencies_are_unknown_fields(shop: Shop, device: TestDevi
     thief = Thief.of(shop, "release-vision", *ONLINE)
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
-    extra = canonical.encode({**manifest.as_json(), "depends": ["malware"]})
+    extra = strict_json.encode({**manifest.as_json(), "depends": ["malware"]})
     thief.list_target("release-vision", f"bundles/{FAMILY}/1.0.0.json", extra)
     with pytest.raises(MalformedRefused):
         device.check(thief.publish())
@@ -166,7 +166,7 @@ def test_key_compromise_below_threshold(shop: Shop, device: TestDevice, role: st
     broken = [s for s in shop.signers_of(role) if s.public_key.keytype.startswith("ml") == (kind == "mldsa")]
     thief.signers = [*thief.signers, *broken]
     if role not in ("timestamp", "snapshot"):
-        thief.changed[role] = documents.next_targets(thief.published.role(role), role, {}, NOW_S)
+        thief.changed[role] = tuf_documents.next_targets(thief.published.role(role), role, {}, NOW_S)
     unchanged(device, shop, thief.publish(), UntrustedMetadataRefused, is_ahead=role != "timestamp")
 
 
@@ -229,7 +229,7 @@ def test_a_stolen_release_key_alone_reaches_nobody(shop: Shop, device: TestDevic
 
 
 def test_all_keys_of_a_family_do_not_reach_another(tmp_path: Path) -> None:
-    from tests.repository.shop import build_shop, new_device
+    from tests.support.metadata_publisher import build_shop, new_device
 
     shop = build_shop(tmp_path / "shop", families=(FAMILY, "speech"))
     shop.release("1.0.0", 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.trust.client import rollout_target
-from tests.repository.shop import CHANNEL, FAMILY, Shop, serve
+from bundle.trust.check import rollout_target
+from tests.support.metadata_publisher import CHANNEL, FAMILY, Shop, serve
 
 TARGET = rollout_target(FAMILY, CHANNEL)
 
@@ -26,7 +26,13 @@ class Client:
         self._url, self._root = url, root
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "device_agent.tuf_conformance", "--metadata-dir", os.fspath(self.metadata)]
+        command = [
+            sys.executable,
+            "-m",
+            "device_agent.workers.tuf_conformance",
+            "--metadata-dir",
+            os.fspath(self.metadata),
+        ]
         return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
 
     def init(self) -> int:

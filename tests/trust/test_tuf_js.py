@@ -12,17 +12,17 @@ import pytest
 from securesystemslib.signer import CryptoSigner, Signer
 
 from bundle.fleet import Fleet
-from bundle.trust.client import release_target, rollout_target
+from bundle.trust.check import release_target, rollout_target
 from keys.cohorts import new_epoch
-from keys.files import generate_key_file, load_signer
+from keys.key_files import generate_key_file, load_signer
 from keys.registry import Registry
 from packager.repository.creation import all_roles
 from packager.repository.repository import Repository
-from packager.repository.rotation import replace_key
-from tests.repository.shop import CHANNEL, FAMILY, PASSPHRASE, Shop, rollout_of, serve
+from packager.repository.role_changes import replace_key
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, Shop, rollout_of, serve
 
 VERSIONS = (((22, 9), "5.0.1"), ((20, 17), "5.0.1"), ((18, 17), "3.1.0"))  # newest release for a node of at least …
-CLIENT = Path(__file__).with_name("tuf_js_client.cjs")
+CLIENT = Path(__file__).parents[1] / "support" / "tuf_js_client.cjs"
 
 
 def node_version() -> tuple[int, int]:

@@ -18,8 +18,8 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import DelegatedRole, Metadata, MetaFile, TargetFile, Timestamp
 
-from device_agent import tuf_conformance
-from tests.trust.simulated_repository import TOP, SimulatedRepository, in_days
+from device_agent.workers import tuf_conformance
+from tests.support.simulated_repository import TOP, SimulatedRepository, in_days
 
 PLAIN = ("targets", "snapshot", "timestamp")
 DAY_S = 86_400
@@ -399,7 +399,7 @@ def test_the_clock_is_the_one_that_faketime_gives(repo: SimulatedRepository, cli
     repo.root.expires = in_days(7)
     repo.publish("root")
     assert client.refresh() == 0
-    module = [sys.executable, "-m", "device_agent.tuf_conformance", "--metadata-dir", str(client.metadata)]
+    module = [sys.executable, "-m", "device_agent.workers.tuf_conformance", "--metadata-dir", str(client.metadata)]
     for days, status in ((6, 0), (8, 1)):
         words = ["faketime", str(in_days(days)), *module, *client.refreshing()]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -654,7 +654,7 @@ def test_a_wrong_length_is_not_stored(repo: SimulatedRepository, client: Client)
 def test_it_works_from_anywhere_and_says_why_in_one_line(
     repo: SimulatedRepository, client: Client, tmp_path: Path
 ) -> None:
-    module = [sys.executable, "-m", "device_agent.tuf_conformance", "--metadata-dir", str(client.metadata)]
+    module = [sys.executable, "-m", "device_agent.workers.tuf_conformance", "--metadata-dir", str(client.metadata)]
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run(
         [*module, *client.refreshing()], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment

@@ -12,7 +12,7 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 MESSAGE = b"message"
 CHILD = """
 import json, sys
-import device_agent.verifier
+import device_agent.workers.verifier
 from securesystemslib.signer import Key, Signature
 before = set(sys.modules)
 for key_id, key, signature in json.load(sys.stdin):

@@ -13,14 +13,14 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle.contract import Contract, Health, TensorSpec
-from bundle.enrolment import EnrolmentRequest
+from bundle.device_report import Report
+from bundle.enrollment import EnrolmentRequest
 from bundle.envelope import public_of
 from bundle.files import BundleDigest, BundleFile
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
 from bundle.key_sizes import PRIVATE_BYTES
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
-from bundle.report import Report
 from bundle.rollout import Rollout, Window
 
 FOLDER: Final = Path(__file__).parent

@@ -11,7 +11,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-from device_agent.records import checksum
+from device_agent.storage.database import checksum
 
 FOLDER = Path(__file__).parent
 DIGEST = "5e" * 32

@@ -23,7 +23,7 @@ from bundle.patch.numbers import signed_varint, varint
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import pack_lzma, pack_zstd, write_section
 from bundle.patch.stream import FREE_TRIPLES
-from packager.diff.prefix import pack_after
+from packager.diff.encode.zstd_prefix import pack_after
 
 FOLDER: Final = Path(__file__).parent
 BASE: Final = {"a": bytes(range(256)) * 4, "b": b"the old text, the old text"}

@@ -1,0 +1,79 @@
+"""Model files and their inputs for the runtime's benchmarks, as bundles in memfds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bundle.contract import TensorSpec
+from bundle.golden import GoldenSample, write_golden
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.session import LoadedModel
+from device_agent.runtime.tensors import Array
+from packager.models.inputs import ModelInterface
+from packager.models.samples import load_samples, random_samples
+
+SAMPLES = 4
+
+
+def inputs_for(model: Path, npz: Path | None) -> list[dict[str, Array]]:
+    """A few samples: the npz's first, or such that the model was seen to run on."""
+    if npz is not None:
+        samples = load_samples(npz, ModelInterface.from_file(model))
+    elif _takes_strings(model):
+        return _texts(model)
+    else:
+        samples = random_samples(model, SAMPLES)
+    return [{name: np.asarray(array) for name, array in sample.items()} for sample in samples.take(SAMPLES)]
+
+
+def _takes_strings(model: Path) -> bool:
+    return any(tensor.dtype == "string" for tensor in _loaded(model).inputs)
+
+
+def _texts(model: Path) -> list[dict[str, Array]]:
+    """The packager's search leaves strings out: short texts, and zeros beside them."""
+
+    def tensor(spec: TensorSpec, number: int) -> Array:
+        shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+        return np.full(shape, f"text {number}", object) if spec.dtype == "string" else np.zeros(shape, spec.dtype)
+
+    return [{spec.name: tensor(spec, number) for spec in _loaded(model).inputs} for number in range(SAMPLES)]
+
+
+def _loaded(model: Path) -> LoadedModel:
+    external = external_files(model)
+    files = {name: sealed_memfd(name, path.read_bytes()) for name, path in external.items()}
+    bundle = BundleFds({"m": sealed_memfd("m", model.read_bytes()), **files}, "m", None, tuple(external))
+    try:
+        return LoadedModel.load(bundle, threads=1)
+    finally:
+        bundle.close()
+
+
+def bundle_for(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
+    """The model, its external data and its own answers as golden vectors. The caller closes it."""
+    files = {"model.onnx": sealed_memfd("model", model.read_bytes())}
+    external = external_files(model)
+    for name, path in external.items():
+        files[name] = sealed_memfd("external", path.read_bytes())
+    bundle = BundleFds(files, "model.onnx", None, tuple(external))
+    loaded = LoadedModel.load(bundle, threads=1)
+    if any(tensor.dtype == "string" for tensor in (*loaded.inputs, *loaded.outputs)):
+        return bundle  # golden vectors hold no strings
+    goldens = tuple(GoldenSample(dict(sample), loaded.run(sample)) for sample in inputs)
+    files["golden.safetensors"] = sealed_memfd("golden", write_golden(goldens))
+    return BundleFds(files, "model.onnx", "golden.safetensors", tuple(external))
+
+
+def external_files(model: Path) -> Mapping[str, Path]:
+    """The files beside a model that it names as external data."""
+    import onnx
+
+    proto = onnx.load(str(model), load_external_data=False)
+    found: dict[str, Path] = {}
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                found[entry.value] = model.parent / entry.value
+    return found

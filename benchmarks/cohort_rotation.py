@@ -1,0 +1,127 @@
+"""How long a cohort's next epoch takes: `python -m benchmarks.cohort_rotation --devices N --json OUT`.
+
+Measured: sealing the cohort's private key to N devices and writing the envelopes to a temporary folder, in as many
+processes as there are CPUs, synced once at the end; the same functions that `packager device epoch` calls. Not
+measured: making the devices' keys, which each device does for itself.
+
+OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall clock; CPU of all processes; bytes
+of all envelopes; peak resident bytes of the largest process; wall clock a device.
+
+`--plan M` measures a tenth of N first, and adds `plan`: the same object for M devices, on the straight line through
+both. That says what a million devices would take without making a million keys.
+"""
+
+import argparse
+import json
+import os
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from bundle.envelope import generate_private, public_of
+from bundle.fleet import Cohort
+from keys.cohorts import seal_epoch
+from packager.repository.layout import write_file
+
+REPOSITORY = "0" * 64
+BATCH = 500
+TENTH = 10
+
+Row = dict[str, int | float]
+
+
+def measure(devices: int, workers: int) -> Row:
+    """One epoch for `devices` devices."""
+    public = _public_keys(devices, workers)
+    private = generate_private()
+    cohort = Cohort("benchmark", 1, public_of(private))
+    written = 0
+    with tempfile.TemporaryDirectory(prefix="airweights-epochs-") as folder:
+
+        def put(relative: str, envelope: bytes) -> None:
+            nonlocal written
+            written += len(envelope)
+            write_file(Path(folder) / relative, envelope, is_synced=False)
+
+        cpu, start = _cpu_s(), time.perf_counter()
+        made = seal_epoch(private, cohort, REPOSITORY, public, put, workers=workers)
+        os.sync()
+        seconds, spent = time.perf_counter() - start, _cpu_s() - cpu
+    assert made == devices
+    return {
+        "devices": devices,
+        "seconds": round(seconds, 3),
+        "cpu_s": round(spent, 3),
+        "bytes": written,
+        "peak_bytes": _peak_bytes(),
+        "per_device_us": round(1e6 * seconds / devices, 1),
+    }
+
+
+def plan(small: Row, large: Row, devices: int) -> Row:
+    """What `devices` would take, on the straight line through two measurements; `per_device_us` is of the result."""
+    apart = large["devices"] - small["devices"]
+
+    def line(field: str) -> float:
+        slope = (large[field] - small[field]) / apart
+        return max(0.0, large[field] + slope * (devices - large["devices"]))
+
+    seconds = line("seconds")
+    return {
+        "devices": devices,
+        "seconds": round(seconds, 1),
+        "cpu_s": round(line("cpu_s"), 1),
+        "bytes": round(line("bytes")),
+        "peak_bytes": round(line("peak_bytes")),
+        "per_device_us": round(1e6 * seconds / devices, 1),
+    }
+
+
+def _public_keys(devices: int, workers: int) -> list[bytes]:
+    counts = [min(BATCH, devices - start) for start in range(0, devices, BATCH)]
+    with ProcessPoolExecutor(workers) as pool:
+        return [key for batch in pool.map(_make, counts) for key in batch]
+
+
+def _make(count: int) -> list[bytes]:
+    return [public_of(generate_private()) for _ in range(count)]
+
+
+def _cpu_s() -> float:
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _peak_bytes() -> int:
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return 1024 * max(resource.getrusage(entry).ru_maxrss for entry in who)
+
+
+def main() -> None:
+    """Parse, measure, print or write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cohort_rotation", description="Time a cohort's next epoch."
+    )
+    parser.add_argument("--devices", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--plan", type=int, metavar="M", help="also extrapolate to M devices")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    if options.devices < 1 or options.workers < 1:
+        parser.error("--devices and --workers must be at least 1")
+    if options.plan is not None and (options.devices < 2 * TENTH or options.plan < options.devices):
+        parser.error(f"--plan needs at least {2 * TENTH} --devices, and more devices than these")
+    small = measure(options.devices // TENTH, options.workers) if options.plan is not None else None
+    large = measure(options.devices, options.workers)
+    rows = large if small is None else {**large, "plan": plan(small, large, options.plan)}
+    result = json.dumps(rows, indent=2)
+    if options.json is None:
+        print(result)
+    else:
+        options.json.write_text(result + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The patch benchmark's tables and plots, from the JSON that it wrote.
+
+    python -m benchmarks.patch_tables --json patches.json [--memory patch_memory.json] [--docs docs]
+
+Prints the table against the goals. With `--docs`, DOCS/benchmarks.md gets it between its markers and DOCS/plots the
+pictures (where matplotlib is installed).
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.patch_codecs import GENERIC
+
+# (pattern of the pair's name, goal for patch bytes over those of the best generic tool)
+GOALS: Final = (
+    (r"fine-tune|heavy", {"fp32": 0.62, "fp16": 0.62, "bf16": 0.60, "int8": 0.76}),
+    (r"lora|adapter", {"fp32": 0.08, "fp16": 0.20, "int8": 0.45}),
+    (r"anew|silero|magika-0|ocr", {"fp32": 0.91, "fp16": 0.91}),
+    (r"cnn", {"fp32": 0.25, "fp16": 0.13, "int8": 0.25}),
+)
+APPLY_MB_S: Final = {"fp32": 250, "fp16": 180, "int8": 120}
+RENAMED: Final = {"minilm-renamed-fp32": "minilm-fine-tune-fp32", "minilm-renamed-fp16": "minilm-adapter-fp16"}
+RENAMED_GOAL: Final = 1.02
+ENCODE_GOAL: Final = 50  # times less CPU than bsdiff4
+ENCODE_BYTES: Final = 80_000_000  # files that this goal is about: 90 MB in fp32
+MEMORY_MIB: Final = 12
+SLACK_BYTES: Final = 1024
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--memory", type=Path)
+    parser.add_argument("--docs", type=Path)
+    arguments = parser.parse_args()
+    rows: list[Row] = json.loads(arguments.json.read_text())["pairs"]
+    for row in rows:
+        if not row["apply"]["airweights"]:
+            sys.exit(f"{row['pair']}: the product's own patch failed; there is no report without it")
+    memory: list[Row] = json.loads(arguments.memory.read_text())["memory"] if arguments.memory else []
+    tables = {"sizes": markdown(rows), "costs": costs(rows), "verdicts": verdicts(rows, memory)}
+    print("\n".join(tables.values()))
+    if arguments.docs is None:
+        return
+    try:
+        from benchmarks import patch_plots
+    except ImportError as error:
+        print(f"plots: skipped, {error}", file=sys.stderr)
+    else:
+        drawn = patch_plots.draw(arguments.docs / "plots", rows, memory)
+        tables["plots"] = "\n".join(f"![{title}](plots/{name})\n" for name, title in drawn.items())
+    page = arguments.docs / "benchmarks.md"
+    text = page.read_text()
+    for name, table in tables.items():
+        text = between_markers(text, name, table)
+    page.write_text(text)
+
+
+def between_markers(text: str, name: str, table: str) -> str:
+    """The page with `table` between its comments `NAME, made by …` and `end of NAME`; ValueError without them."""
+    found = re.sub(
+        rf"(<!-- {name},[^>]*-->\n).*?(<!-- end of {name} -->)", lambda m: f"{m[1]}{table}{m[2]}", text, flags=re.DOTALL
+    )
+    if f"<!-- end of {name} -->" not in text:
+        raise ValueError(f"the page has no place for the table {name!r}")
+    return found
+
+
+def kind_of(pair: str) -> str:
+    """fp32, fp16, bf16 or int8, by the pair's name; text for configurations, fp32 where it names none."""
+    for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
+        if re.search(pattern, pair):
+            return kind
+    return "fp32"
+
+
+def goal_of(pair: str) -> float | None:
+    """The goal for the ratio; None where there is none for such a pair."""
+    if pair in RENAMED:
+        return None
+    for pattern, goals in GOALS:
+        if re.search(pattern, pair):
+            return goals.get(kind_of(pair))
+    return None
+
+
+def best_generic(row: Row) -> tuple[str, int] | None:
+    """The generic codec with the smallest patch."""
+    sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
+    return (min(sizes)[1], min(sizes)[0]) if sizes else None
+
+
+def ratio_of(row: Row) -> float | None:
+    """Bytes of our patch over those of the best generic tool."""
+    best, ours = best_generic(row), row["sizes"]["airweights"]
+    return ours / best[1] if best and ours is not None else None
+
+
+def apply_mb_s(row: Row) -> float:
+    """Megabytes of target that one CPU second makes."""
+    return float(row["target_bytes"] / 1e6 / max(row["apply"]["airweights"]["cpu_s"], 1e-3))
+
+
+def markdown(rows: list[Row]) -> str:
+    """Sizes: exact, and the same on every machine with the same versions of the libraries."""
+    out = [
+        "| pair | target | best generic tool | patch | ratio | goal | without fitted parameters |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        best, ratio, goal, sizes = best_generic(row), ratio_of(row), goal_of(row["pair"]), row["sizes"]
+        cells = [
+            row["pair"],
+            f"{row['target_bytes']:,}",
+            f"{best[1]:,} ({best[0]})" if best else "",
+            f"{sizes['airweights']:,}" if sizes["airweights"] else "failed",
+            f"{ratio:.3f}" if ratio is not None else "",
+            f"{goal:.2f}" if goal is not None else "",
+            f"{sizes['airweights_no_predictors']:,}" if sizes["airweights_no_predictors"] else "",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def costs(rows: list[Row]) -> str:
+    """CPU seconds and memory: of one machine."""
+    out = [
+        "| pair | encode, CPU s | bsdiff4 | encode, MiB | apply, MB a CPU s | goal | apply, MiB |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    for row in rows:
+        encode, apply, peer = row["encode"]["airweights"], row["apply"]["airweights"], row["encode"]["bsdiff4"]
+        cells = [
+            row["pair"],
+            f"{encode['cpu_s']:.2f}",
+            f"{peer['cpu_s']:.1f}" if peer else "",
+            f"{encode['peak_bytes'] / 2**20:.0f}",
+            f"{apply_mb_s(row):.0f}",
+            f"{APPLY_MB_S.get(kind_of(row['pair']), '')}",
+            f"{apply['peak_bytes'] / 2**20:.1f}",
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def verdicts(rows: list[Row], memory: list[Row]) -> str:
+    """Each goal in one line: on how many pairs it is met, and where it is not."""
+    sizes = {row["pair"]: row["sizes"]["airweights"] for row in rows}
+    tests = [(r["pair"], goal_of(r["pair"]), ratio_of(r)) for r in rows]
+    renamed = [(p, RENAMED_GOAL, sizes[p] / sizes[q]) for p, q in RENAMED.items() if p in sizes and q in sizes]
+    excess = [(r["pair"], SLACK_BYTES, r["sizes"]["airweights"] - best[1]) for r in rows if (best := best_generic(r))]
+    speed = [(r["pair"], 1.0, goal / apply_mb_s(r)) for r in rows if (goal := APPLY_MB_S.get(kind_of(r["pair"])))]
+    encode = [
+        (r["pair"], 1 / ENCODE_GOAL, r["encode"]["airweights"]["cpu_s"] / r["encode"]["bsdiff4"]["cpu_s"])
+        for r in rows
+        if r["encode"]["bsdiff4"] and r["target_bytes"] > ENCODE_BYTES and kind_of(r["pair"]) == "fp32"
+    ]
+    held = [(f"{m['target_bytes'] / 2**30:.2f} GiB", MEMORY_MIB, m["peak_bytes"] / 2**20) for m in memory]
+    held += [(r["pair"], MEMORY_MIB, r["apply"]["airweights"]["peak_bytes"] / 2**20) for r in rows]
+    lines: dict[str, Sequence[tuple[str, float, float]]] = {
+        "patch over the best generic tool, by kind": [
+            (p, g, v) for p, g, v in tests if g is not None and v is not None
+        ],
+        f"renamed and reordered, over the un-renamed patch: {RENAMED_GOAL}": renamed,
+        "bytes above the best generic tool: 1,024": excess,
+        f"encode of 90 MB: 1/{ENCODE_GOAL} of bsdiff4's CPU": encode,
+        "apply: 250 / 180 / 120 MB a CPU second (fp32 / fp16 / int8), goal over figure": speed,
+        f"memory of apply: {MEMORY_MIB} MiB": held,
+        "target back, byte for byte": [(r["pair"], 0, float(not r["identical"])) for r in rows],
+    }
+    out = ["| goal | met | not met (figure; goal) |", "| --- | --: | --- |"]
+    for what, cases in lines.items():
+        missed = [f"{pair} ({value:.3g}; {goal:.3g})" for pair, goal, value in cases if value > goal]
+        out.append(f"| {what} | {len(cases) - len(missed)} of {len(cases)} | {', '.join(missed)} |")
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Quantizes every float model of a folder and tells what came out.
+
+    python -m benchmarks.quantization_table --models DIR --json OUT [--scheme int8]... [--details FILE]
+
+`DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array per model input, first axis = sample) where
+that file is there, else with random ones; half of the samples are held back, and every figure is from that half. Each
+model runs in a process of its own: its time and its peak memory are its own, and a crash is one row of the table.
+`--scheme all` measures int8, int4 and fp16. `--details` gets the whole report of every row: trials, sensitivity, gate;
+`--markdown` a table of it.
+"""
+
+import argparse
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from bundle.errors import AirweightsError
+
+RANDOM_SAMPLES: Final = 32
+LIMIT_S: Final = 3600.0  # of one model; its process is killed after it
+SCHEMES: Final = ("int8", "int4", "fp16")
+FIGURES: Final = (
+    "bytes", "float_bytes", "relative_rms", "cosine_p1", "top1_agreement", "latency_ratio", "kept_float", "cpu_s",
+    "peak_bytes",
+)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--scheme", action="append", choices=(*SCHEMES, "all"))
+    parser.add_argument("--details", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    if not arguments.models.is_dir():
+        parser.error(f"--models {arguments.models}: there is no such folder")
+    asked = arguments.scheme or ["int8"]
+    rows: list[dict[str, object]] = []
+    details: list[dict[str, object]] = []
+    models = sorted(arguments.models.glob("*.onnx"))
+    if not models:
+        print(f"{arguments.models}: found no .onnx file there", file=sys.stderr)
+        _write(arguments.json, rows)
+    for model in models:
+        for scheme in SCHEMES if "all" in asked else asked:
+            details.append(measured(model, scheme))
+            rows.append({name: details[-1][name] for name in ("model", "scheme", "verdict", "reason", *FIGURES)})
+            print(as_line(details[-1]), flush=True)
+            _write(arguments.json, rows)
+            if arguments.details is not None:
+                _write(arguments.details, details)
+            if arguments.markdown is not None:
+                arguments.markdown.write_text(as_markdown(details))
+    return 0
+
+
+def measured(model: Path, scheme: str) -> dict[str, object]:
+    """One row, from a fresh process. It never fails: what went wrong is the row's reason."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "row.json"
+        command = [sys.executable, "-m", "benchmarks.quantization_row", str(model), scheme, str(out)]
+        child = subprocess.Popen(command, start_new_session=True)
+        try:
+            child.wait(timeout=LIMIT_S)
+            why = f"the process that quantized it ended with exit code {child.returncode}"
+        except subprocess.TimeoutExpired:
+            why = f"it took more than {LIMIT_S:.0f} s"
+        finally:
+            _end(child)
+        found = json.loads(out.read_text()) if out.exists() else row(model, scheme, "refused", why)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found["cpu_s"] = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
+    return found
+
+
+def one(model: Path, scheme: str) -> dict[str, object]:
+    """Quantize `model`; runs in the child."""
+    from packager.models.inputs import ModelInterface
+    from packager.models.model_files import model_bytes
+    from packager.models.samples import load_samples, random_samples
+    from packager.quantize.agreement import finite
+    from packager.quantize.schemes import quantize
+
+    found = row(model, scheme, "refused", "")
+    try:
+        found["float_bytes"] = model_bytes(model)
+        inputs = model.with_suffix(".npz")
+        if inputs.exists():
+            samples = load_samples(inputs, ModelInterface.from_file(model))
+        else:
+            samples = random_samples(model, RANDOM_SAMPLES)
+        with tempfile.TemporaryDirectory() as folder:
+            report = quantize(model, Path(folder) / "out.onnx", scheme, samples)
+    except AirweightsError as error:
+        return found | {"reason": f"{error.reason}: {error.message}"}
+    except Exception as error:  # noqa: BLE001  # a table must not end with its first surprise; the row says that it is ours
+        return found | {"reason": f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    gate = report.gate
+    return found | {
+        **report.as_json(),
+        "verdict": report.outcome,
+        "relative_rms": finite(gate.relative_rms) if gate else None,
+        "cosine_p1": finite(gate.cosine_p1) if gate else None,
+        "top1_agreement": gate.top1_agreement if gate else None,
+        "latency_ratio": report.latency.ratio if report.latency else None,
+    }
+
+
+def row(model: Path, scheme: str, verdict: str, reason: str) -> dict[str, object]:
+    """A row with nothing measured."""
+    found: dict[str, object] = {"model": model.name, "scheme": scheme, "verdict": verdict, "reason": reason}
+    size = model.stat().st_size if model.exists() else None
+    return found | dict.fromkeys(FIGURES) | {"float_bytes": size, "kept_float": []}
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process; `ru_maxrss` would count what the parent had before the fork."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def as_line(found: dict[str, object]) -> str:
+    """One row for a person."""
+    figures = []
+    for name in ("relative_rms", "top1_agreement", "latency_ratio"):
+        value = found[name]
+        figures.append(f"{name} {value:.4f}" if isinstance(value, float) else "")
+    return (
+        f"{found['model']} {found['scheme']}: {found['verdict']} {found.get('method', '')} "
+        f"{found['bytes']}/{found['float_bytes']} "
+        + (", ".join(figure for figure in figures if figure) + f" {found['cpu_s']} s: {found['reason']}")
+    )
+
+
+def as_markdown(rows: list[dict[str, object]]) -> str:
+    """The table of a documentation page."""
+    head = ("model", "scheme", "method", "bytes", "of float", "relative RMS", "top-1", "latency", "more bits")
+    lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for found in rows:
+        name, scheme = str(found["model"]).removesuffix(".onnx"), str(found["scheme"])
+        if found["verdict"] != "quantized":
+            lines.append(f"| {name} | {scheme} | {found['verdict']}: {found['reason']} " + "| " * 6 + "|")
+            continue
+        size, whole = found["bytes"], found["float_bytes"]
+        assert isinstance(size, int)
+        assert isinstance(whole, int)
+        cells = (
+            name, scheme, str(found["method"]), f"{size:,}", f"{size / whole:.2f}", _figure(found["relative_rms"]),
+            _figure(found["top1_agreement"]), _figure(found["latency_ratio"], 2), _more_bits(found),
+        )  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _figure(value: object, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, float) else ""
+
+
+def _more_bits(found: dict[str, object]) -> str:
+    kept, wide, eight = found["kept_float"], found.get("wide_activations"), found.get("wide_weights")
+    counts = [(kept, "float"), (wide, "16-bit"), (eight, "8-bit")]
+    return ", ".join(f"{len(names)} {what}" for names, what in counts if isinstance(names, list) and names) or "none"
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.write_text(json.dumps({"models": rows}, indent=2, allow_nan=False) + "\n")
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """Nothing of it may go on: the model may be running in a process of its own by now."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Swaps models under open-loop load and tells what the requests noticed.
+
+    python -m benchmarks.swap_latency --model OLD.onnx --model NEW.onnx [--inputs X.npz] --swaps N --rate RPS
+                              --isolation worker|inproc --json OUT [--plot OUT.png] [--gap S]
+
+`inproc`: `device_agent.runtime.ModelRuntime` in this process, called by threads. `worker`: what the agent runs, the
+front and a model process per generation, asked over HTTP by a load process. A swap's window is from the start of the
+candidate's loading to the end of the destruction of the generation that goes. Everything outside the windows, after a
+warm-up, is the steady state that the windows are compared with. Latency counts from the planned start of a request.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.benchmark_models import bundle_for, inputs_for
+from benchmarks.open_loop_load import LoadProcess, OpenLoop, Row, infer_request
+from benchmarks.scatter_plot import draw_latencies
+from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.model_runtime import ModelRuntime
+from device_agent.runtime.tensors import Array
+
+CLIENTS = 2
+WARM_UP_S = 2.0
+GAP_S = 0.25
+ANY_ANSWER_PPM = 10**9  # goldens warm the candidate here; whether they are right is not what is measured
+
+
+class Stage(Protocol):
+    """What is swapped on: one isolation level."""
+
+    def start_load(self, rate: float) -> None: ...
+
+    def stop_load(self) -> list[Row]: ...
+
+    def swap(self, bundle: BundleFds) -> float: ...
+
+    def swap_and_back(self, bundle: BundleFds) -> float: ...
+
+    def resident_bytes(self) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """ModelRuntime in this process."""
+
+    def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
+        self._runtime = ModelRuntime(threads=threads, tolerance_ppm=ANY_ANSWER_PPM)
+        self._inputs = inputs
+        self._load: OpenLoop | None = None
+
+    def start_load(self, rate: float) -> None:
+        def client(sample: dict[str, Array]) -> Callable[[], bool]:
+            return lambda: bool(self._runtime.run(sample))
+
+        self._load = OpenLoop([client(self._inputs[n % len(self._inputs)]) for n in range(CLIENTS)], rate)
+        self._load.start()
+
+    def stop_load(self) -> list[Row]:
+        assert self._load is not None
+        return self._load.stop()
+
+    def swap(self, bundle: BundleFds) -> float:
+        return self._runtime.swap(bundle).publish_s
+
+    def swap_and_back(self, bundle: BundleFds) -> float:
+        self._runtime.swap(bundle)
+        # measured to the switch: the destruction of the bad generation is not waited for by any request
+        before = time.perf_counter()
+        self._runtime.rollback()
+        return time.perf_counter() - before
+
+    def resident_bytes(self) -> int:
+        return _resident(os.getpid())
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+class Worker:
+    """The front and a model process a generation, as the agent runs them."""
+
+    def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
+        self._front = Front.start(ServeConfig("tcp:127.0.0.1:0"))
+        self._requests = [infer_request("/v2/models/m/infer", inputs[n % len(inputs)]) for n in range(CLIENTS)]
+        self._threads = threads
+        self._number = 0
+        self._resident: list[ModelProcess] = []
+        self._load: LoadProcess | None = None
+
+    def start_load(self, rate: float) -> None:
+        self._load = LoadProcess(self._front.address, self._requests, rate)
+        self._load.start()
+
+    def stop_load(self) -> list[Row]:
+        assert self._load is not None
+        return self._load.stop()
+
+    def swap(self, bundle: BundleFds) -> float:
+        self._number += 1
+        spec = GenerationSpec("m", self._number, f"1.{self._number}", "benchmark", None, threads=self._threads)
+        self._resident.append(ModelProcess.start(bundle, spec, in_background=True))
+        publish_s = self._front.publish("m", self._resident[-1])
+        if len(self._resident) > 2:
+            self._drop(0)
+        return publish_s
+
+    def swap_and_back(self, bundle: BundleFds) -> float:
+        self.swap(bundle)
+        before = time.perf_counter()
+        self._front.publish("m", self._resident[0])
+        elapsed = time.perf_counter() - before
+        self._drop(1)
+        return elapsed
+
+    def resident_bytes(self) -> int:
+        return _resident(os.getpid()) + self._front.resident_bytes() + self._resident[-1].resident_bytes()
+
+    def close(self) -> None:
+        self._front.stop()
+        for process in self._resident:
+            process.stop()
+
+    def _drop(self, index: int) -> None:
+        process = self._resident.pop(index)
+        self._front.retire("m", process.spec.generation, 30)
+        process.stop()
+
+
+@dataclass
+class Measured:
+    """Of the swaps, in order."""
+
+    windows: list[tuple[float, float]] = field(default_factory=list)
+    publish_s: list[float] = field(default_factory=list)
+    resident_bytes: list[int] = field(default_factory=list)
+    rollback_s: list[float] = field(default_factory=list)
+
+
+def run(
+    stage: Stage, bundles: list[BundleFds], swaps: int, rate: float, gap_s: float = GAP_S
+) -> tuple[Measured, list[Row], float]:
+    """The swaps under load; the time from which requests count comes last."""
+    measured = Measured()
+    stage.swap(bundles[0])
+    stage.start_load(rate)
+    time.sleep(WARM_UP_S)
+    counted_from = time.monotonic()
+    # as long steady before the first swap as the gaps are together, at the most a few seconds
+    time.sleep(min(3.0, max(1.0, swaps * gap_s)))
+    for number in range(swaps):
+        start = time.monotonic()
+        measured.publish_s.append(stage.swap(bundles[(number + 1) % len(bundles)]))
+        measured.windows.append((start, time.monotonic()))
+        measured.resident_bytes.append(stage.resident_bytes())
+        time.sleep(gap_s)
+    start = time.monotonic()
+    for number in range(min(5, swaps)):
+        measured.rollback_s.append(stage.swap_and_back(bundles[(swaps + number + 1) % len(bundles)]))
+    measured.windows.append((start, time.monotonic()))
+    time.sleep(GAP_S)
+    return measured, stage.stop_load(), counted_from
+
+
+def summary(measured: Measured, rows: list[Row], counted_from: float) -> dict[str, Any]:
+    """The figures of `--json`."""
+    starts, ends = (np.array(times) for times in zip(*measured.windows, strict=True))
+    counted = [row for row in rows if row[0] >= counted_from]
+    planned = np.array([row[0] for row in counted])
+    latency = np.array([row[1] for row in counted])
+    began_in = ((planned[:, None] <= ends) & (planned[:, None] >= starts)).any(axis=1)
+    touched = ((planned[:, None] <= ends) & ((planned + latency)[:, None] >= starts)).any(axis=1)
+    # a slow request touches a window more likely than a fast one: medians are of those that began in one
+    steady, swapping, worst = latency[~touched] * 1e3, latency[began_in] * 1e3, latency[touched] * 1e3
+    if not len(swapping) or not len(worst):
+        # swaps so short, or requests so few, that none met one
+        swapping, worst = (values if len(values) else steady for values in (swapping, worst))
+    # the same number of swaps at both ends, alternating models in equal shares
+    tenth = max(2, len(measured.resident_bytes) // 10 // 2 * 2)
+    first, last = measured.resident_bytes[tenth : 2 * tenth], measured.resident_bytes[-tenth:]
+    growth = statistics.mean(last) / statistics.mean(first) - 1 if first else 0.0
+    return {
+        "swaps_committed": len(measured.publish_s),
+        "requests_sent": len(rows),
+        "requests_failed": sum(not row[2] for row in rows),
+        "publish_p99_us": round(float(np.percentile(measured.publish_s, 99)) * 1e6, 1),
+        "p50_ratio": round(float(np.median(swapping) / np.median(steady)), 4),
+        "worst_added_ms": round(float(worst.max() - steady.max()), 3),
+        "rollback_resident_ms": round(statistics.median(measured.rollback_s) * 1e3, 3),
+        "rss_growth_ratio": round(growth, 4),
+        "steady_ms": _quantiles(steady),
+        "swapping_ms": _quantiles(swapping),
+        "swap_s": round(statistics.median(end - start for start, end in measured.windows[:-1]), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, action="append", required=True, dest="models")
+    parser.add_argument("--inputs", type=Path)
+    parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--rate", type=float, default=50.0)
+    parser.add_argument("--isolation", choices=["worker", "inproc"], default="worker")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gap", type=float, default=GAP_S, help="seconds between two swaps")
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
+    inputs = inputs_for(arguments.models[0], arguments.inputs)
+    bundles = [bundle_for(model, inputs) for model in arguments.models]
+    stage: Stage = (InProcess if arguments.isolation == "inproc" else Worker)(inputs, arguments.threads)
+    try:
+        measured, rows, counted_from = run(stage, bundles, arguments.swaps, arguments.rate, arguments.gap)
+    finally:
+        stage.close()
+        for bundle in bundles:
+            bundle.close()
+    csv = arguments.json.with_suffix(".latencies.csv")
+    windows = [(start, end) for start, end in measured.windows]
+    with csv.open("w") as out:
+        out.write("planned_s,latency_ms,answered,in_swap\n")
+        for planned, latency, answered in rows:
+            swapping = any(planned <= end and planned + latency >= start for start, end in windows)
+            out.write(f"{planned - counted_from:.6f},{latency * 1e3:.4f},{int(answered)},{int(swapping)}\n")
+    result = {**summary(measured, rows, counted_from), "latencies_csv": str(csv)}
+    if arguments.plot is not None:
+        # up to the last swap: the rollbacks after it follow each other without a pause
+        shift, last = counted_from, windows[-1][0]
+        draw_latencies(
+            arguments.plot,
+            [(planned - shift, latency) for planned, latency, _ in rows if shift <= planned < last],
+            [(start - shift, end - shift) for start, end in windows[:-1]],
+        )
+    arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def _quantiles(values: Any) -> dict[str, float]:
+    shares = {"p50": 50, "p99": 99, "max": 100}
+    return {name: round(float(np.percentile(values, share)), 3) for name, share in shares.items()}
+
+
+def _resident(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The device's reports: kept in the journal, signed when they are handed out. Nothing here sends anything.
+
+Rules:
+1. A report is written in the same transaction as the outcome: there is none without the other.
+2. The journal of each family keeps a log of its last MAX_REPORTS; who collects them sees by their numbers whether some
+   are gone.
+3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from bundle.device_report import OUTCOMES, Report
+from bundle.version import VERSION
+from device_agent.config.config import Config
+from device_agent.errors import UsageInvalid
+from device_agent.policy.attempt import Ended
+from device_agent.storage.device_directory import DeviceDirectory
+
+MAX_REPORTS: Final = 256
+
+
+def next_report(ended: Ended, family: str | None, before: Report | None, runtime: str) -> Report | None:
+    """The report of an outcome, or None where it is not terminal (bundle.device_report rule 1).
+
+    Args:
+        ended: what there is to tell.
+        family: of the release, where it is known.
+        before: the newest report; None begins a log.
+        runtime: onnxruntime's version.
+    """
+    if ended.outcome.value not in OUTCOMES:
+        return None
+    attempt = ended.attempt
+    return Report(
+        log=os.urandom(16).hex() if before is None else before.log,
+        sequence=1 if before is None else before.sequence + 1,
+        previous=None if before is None else before.digest(),
+        outcome=ended.outcome.value,
+        reason=ended.reason,
+        family=family,
+        release=attempt.release,
+        counter=attempt.counter,
+        variant=attempt.variant,
+        bundle=attempt.target,
+        trigger=attempt.trigger,
+        finished_ms=ended.finished_ms,
+        agent=VERSION,
+        runtime=runtime,
+    )
+
+
+def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[Report, ...]:
+    """Those with a number above `after`, oldest first, one family after the other; also while the daemon runs.
+
+    Raises:
+        JournalUnavailable.
+        UsageInvalid: there is no such family, or `after` is for one of several logs and none is named.
+    """
+    from device_agent.config.families import check_family, one_family
+    from device_agent.daemon.status import journal_of
+
+    check_family(config.families, family)
+    if after:
+        family = one_family(config.families, family)
+    found: list[Report] = []
+    for one in config.by_family():
+        if family in (None, one.family):
+            with journal_of(DeviceDirectory.of(one)) as journal:
+                found += [report for report in journal.reports() if report.sequence > after]
+    return tuple(found)
+
+
+def export(config: Config, after: int = 0, family: str | None = None) -> bytes:
+    """The signed reports, a line each. Raises as `device_agent.identity.device_keys.signing_key`, and as
+    `read_reports`.
+    """
+    from device_agent.identity.device_keys import signing_key
+
+    device = DeviceDirectory(config.directory)
+    device_id = device.public_identity().device_id
+    reports = read_reports(config, after, family)
+    if not reports:
+        return b""
+    private = signing_key(device, config.identity)
+    lines = (report.encode(device_id, private.sign(report.signed_bytes(device_id))) for report in reports)
+    return b"".join(line + b"\n" for line in lines)
+
+
+def write_export(data: bytes, out: Path) -> None:
+    """A file with them, whole or not at all. Raises UsageInvalid."""
+    from device_agent.storage.bundle_store import write_durably
+
+    if not out.parent.is_dir():
+        raise UsageInvalid(f"{out}: there is no folder {out.parent}")
+    write_durably(out, data, 0o644)
+
+
+def row_of(report: Report) -> dict[str, Any]:
+    """What `report list --json` prints of one."""
+    return {**report.as_json(), "digest": report.digest()}

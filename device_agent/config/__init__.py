@@ -1,0 +1,1 @@
+"""The configuration file, key storage and families."""

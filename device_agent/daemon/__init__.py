@@ -1,0 +1,1 @@
+"""The supervisor: one main thread, all families, the control socket."""

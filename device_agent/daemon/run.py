@@ -1,0 +1,70 @@
+"""The daemon's process: `python -m device_agent.daemon CONFIG`, which `device-agent run` becomes.
+
+It is a program of its own because it stays: nothing that only a command line needs is loaded into it.
+"""
+
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from bundle.errors import AirweightsError, Bug
+from device_agent.config.config import Config, load_config
+from device_agent.daemon.supervisor import Supervisor
+from device_agent.storage.device_directory import DeviceDirectory
+
+_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the fields that the event came with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See above."""
+        fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **fields,
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iterable[int] = ()) -> None:
+    """Serve until one of the signals `stops`. Raises AirweightsError."""
+    device = DeviceDirectory(config.directory)
+    device.check_initialised()
+    with device.locked():
+        supervisor = Supervisor(config, device, announce)
+        for number in stops or (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: supervisor.stop())
+        supervisor.run()
+
+
+def main(arguments: list[str]) -> int:
+    """Run until SIGTERM or SIGINT; the exit code."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logger = logging.getLogger("device_agent")
+    try:
+        run_daemon(load_config(Path(arguments[0])), lambda event, address: _announce(logger, event, address))
+    except AirweightsError as error:
+        logger.critical(error.message, extra={"error": error.as_dict()})
+        return error.exit_code
+    except Exception as error:  # the last line of defence: a bug is logged in the same form as all else
+        logger.critical("%s: %s", type(error).__name__, error, exc_info=True)
+        return Bug.exit_code
+    return 0
+
+
+def _announce(logger: logging.Logger, event: str, address: str) -> None:
+    logger.info("%s at %s", event, address, extra={"event": event, "address": address})

@@ -1,0 +1,184 @@
+"""What `status` and `history` tell, from the journal alone; a daemon adds what it knows besides."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from device_agent.config.config import Config
+from device_agent.config.families import check_family, of_each
+from device_agent.errors import system_error
+from device_agent.host.system_clock import clock_facts
+from device_agent.policy.journal_records import Holding, Remembered, Witness
+from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
+from device_agent.storage.journal import Journal
+
+
+def status_of(
+    config: Config,
+    identity: PublicIdentity,
+    journal: Journal,
+    *,
+    of_device: tuple[Remembered, Witness] | None = None,
+) -> dict[str, Any]:
+    """The object of `status --json`, without the daemon's part.
+
+    Args:
+        config: of one family.
+        journal: the family's.
+        of_device: what the device's first family remembers for all; None where `journal` is that one's.
+    """
+    pointers, remembered, clock = journal.pointers, journal.remembered, clock_facts()
+    first, witness = of_device or (remembered, journal.witness)
+    now_ms = int(clock["now_s"]) * 1000
+    last = journal.history(1)
+    is_stale = 0 < remembered.fresh_until_ms < now_ms
+    return {
+        "daemon": False,
+        "device_id": identity.device_id,
+        "label": identity.label,
+        "family": config.family,
+        "channel": config.channel,
+        "cohort": config.cohort,
+        "directory": str(config.directory),
+        "identity": config.identity.partition(":")[0],
+        "floor_unproven": witness.is_unproven,
+        "state": journal.state.value,
+        "active": _row(journal.holding(pointers.active)),
+        "previous": _row(journal.holding(pointers.previous)),
+        "candidate": _row(journal.holding(pointers.candidate)),
+        "paused": first.paused,
+        "floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
+        "offered": remembered.offered,
+        "checked_ms": remembered.checked_ms or None,
+        "fresh_until_ms": remembered.fresh_until_ms or None,
+        "stale_since_ms": remembered.fresh_until_ms if is_stale else None,
+        "last_error": remembered.last_error or None,
+        "clock_synchronised": bool(clock["synchronised"]),
+        # a clock that has been turned back behind what was seen to be true
+        "clock_suspect": not clock["synchronised"] or now_ms < remembered.checked_ms,
+        "damaged": list(remembered.damaged),
+        "quarantine": [row.as_json() for row in journal.quarantined()],
+        "last_update": last[0].summary() if last else None,
+    }
+
+
+def device_status(first: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`status` of a device from that of its families: what stands for the first one stays where it stands with one
+    family, `ready` speaks of all, and `families` has a row for each where there are several.
+
+    Args:
+        first: of the first family.
+        rows: of each, or of the one that was asked for.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    return {**first, "ready": all(row.get("ready", False) for row in rows), "families": list(rows)}
+
+
+def read_status(config: Config) -> dict[str, Any]:
+    """`status` without a daemon."""
+    device = DeviceDirectory(config.directory)
+    identity = device.public_identity()
+    with journal_of(device) as journal:
+        shared = journal.remembered, journal.witness
+
+    def of_family(one: Config) -> dict[str, Any]:
+        with journal_of(DeviceDirectory.of(one)) as journal:
+            status = status_of(one, identity, journal, of_device=shared)
+        nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
+        return {**status, "address": None, "serving": None, **nothing_runs}
+
+    by_family = {one.family: one for one in config.by_family()}
+    found = of_each(by_family, lambda family: of_family(by_family[family]))
+    if "families" not in found:
+        return found
+    return device_status(of_family(by_family[config.family]), found["families"])
+
+
+def read_history(config: Config, family: str | None = None) -> dict[str, Any]:
+    """`history` without a daemon. Raises UsageInvalid."""
+    check_family(config.families, family)
+    by_family = {one.family: one for one in config.by_family() if family in (None, one.family)}
+
+    def of_family(family: str) -> dict[str, Any]:
+        with journal_of(DeviceDirectory.of(by_family[family])) as journal:
+            return {"history": [row.summary() for row in journal.history()]}
+
+    return of_each(by_family, of_family)
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """The same for a person."""
+    if "families" in status:
+        return "\n\n".join(
+            f"{row['family']}: {row['error']['reason']}: {row['error']['message']}"
+            if "error" in row
+            else status_text(row)
+            for row in status["families"]
+        )
+    active = status["active"]
+    lines = [
+        f"{status['family']} on channel {status['channel']}: {_name(active)}",
+        f"previous: {_name(status['previous'])}",
+        f"state: {status['state']}" + (", paused" if status["paused"] else ""),
+    ]
+    serving = status.get("serving")
+    if serving and not serving["alive"]:
+        lines.append(f"not serving: the process of {serving['release']} has died again and again, and is started later")
+    elif serving:
+        lines.append(f"serving {serving['release']} at {status['address']} (process {serving['pid']})")
+    else:
+        lines.append("serving nothing" if status["daemon"] else "the daemon is not running")
+    if status.get("degraded"):
+        lines.append("degraded: the previous release serves, since the active one is damaged")
+    if status["stale_since_ms"]:
+        since = datetime.fromtimestamp(status["stale_since_ms"] / 1000, UTC)
+        lines.append(f"stale since {since:%Y-%m-%dT%H:%M:%SZ}: the metadata has expired, nothing new is activated")
+    if status["identity"] != "file":
+        lines.append(f"identity: sealed, {status['identity']}")
+    if status["floor_unproven"]:
+        lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
+    if not status["clock_synchronised"]:
+        lines.append("clock suspect: it is not synchronised")
+    elif status["clock_suspect"]:
+        lines.append("clock suspect: it is behind the time of the last check")
+    if status.get("unjailed"):
+        lines.append("unjailed: the kernel does not confine the agent's children")
+    if status.get("swappable"):
+        lines.append("swappable: the kernel does not let the agent keep models out of swap")
+    last = status["last_update"]
+    if last:
+        lines.append(f"last update: {last['outcome']} {last['release'] or ''} {last['reason'] or ''}".rstrip())
+    lines += [f"quarantined: {row['digest'][:16]} ({row['reason']})" for row in status["quarantine"]]
+    return "\n".join(lines)
+
+
+def _row(holding: Holding | None) -> dict[str, Any] | None:
+    if holding is None:
+        return None
+    return {
+        "release": holding.version,
+        "counter": holding.counter,
+        "variant": holding.variant,
+        "bundle": holding.digest,
+    }
+
+
+def _name(row: dict[str, Any] | None) -> str:
+    return "none" if row is None else f"{row['release']} ({row['variant']})"
+
+
+@contextmanager
+def journal_of(device: DeviceDirectory) -> Iterator[Journal]:
+    """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
+    if not device.journal.exists():
+        try:
+            device.make_place()
+        except OSError as error:
+            raise system_error(error) from error
+    journal = Journal(device.journal, read_only=device.journal.exists())
+    try:
+        yield journal
+    finally:
+        journal.close()

@@ -1,0 +1,1 @@
+"""Device keys in a file, a TPM or a token, and provisioning."""

@@ -1,0 +1,215 @@
+"""The device's own keys: made once, read only by the process that uses them.
+
+Rules:
+1. Three keys: X-Wing (envelopes are opened with it), Ed25519 (reports and the enrolment request are signed with it) and
+   the storage key (the store is sealed under it). None of them can sign a release.
+2. A key file is canonical JSON with its use and a checksum, mode 0600, so that a damaged file is told apart from a
+   wrong one. A storage key in a file does not protect a stolen disk: docs/threat-model.md. In another home than files
+   (device_agent.config.key_storage) a key file holds what only the TPM or token can open.
+3. `init` makes all of it or nothing: the folder gets its name last.
+"""
+
+import hashlib
+import os
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bundle import strict_json
+from bundle.enrollment import EnrolmentRequest, device_id
+from bundle.envelope import generate_private, public_of
+from bundle.errors import MalformedRefused
+from bundle.frames import KEY_BYTES, Secret
+from bundle.strict_json import NAME, SHA256_HEX, Fields, words_of
+from device_agent.config.key_storage import FILE, parse_home
+from device_agent.errors import ConfigInvalid, IdentityInvalid
+from device_agent.identity.sealed_key import MAX_SEALED_FILE_BYTES, is_sealed, open_home, parse_sealed, sealed_file
+from device_agent.storage.bundle_store import sync_folder, write_durably
+from device_agent.storage.device_directory import (
+    DEVICE_KEY,
+    KEY_FILES,
+    SIGNING_KEY,
+    STORAGE_KEY,
+    DeviceDirectory,
+    PublicIdentity,
+)
+
+KEY_SCHEMA: Final = "airweights.device-key/1"
+MAX_KEY_FILE_BYTES: Final = 4096
+
+
+def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> PublicIdentity:
+    """Make all keys.
+
+    Args:
+        device: where.
+        label: what people call the device.
+        home: URI of where the keys rest (device_agent.config.key_storage); with a TPM its counter is made too.
+
+    Raises:
+        AlreadyInitialised: there is an identity.
+        ConfigInvalid: the label is not a plain name.
+        TpmUnavailable, DeviceTokenUnavailable: nothing is left behind then.
+    """
+    if not NAME.fullmatch(label):
+        raise ConfigInvalid(f"label {label!r}: expected {words_of(NAME)}")
+    device.check_uninitialised()
+    x_wing, ed25519 = generate_private(), Ed25519PrivateKey.generate()
+    public = PublicIdentity(
+        device_id=device_id(public_of(x_wing), ed25519.public_key().public_bytes_raw()),
+        label=label,
+        x_wing_public=public_of(x_wing),
+        ed25519_public=ed25519.public_key().public_bytes_raw(),
+    )
+    keys = {
+        DEVICE_KEY: x_wing,
+        SIGNING_KEY: Secret(ed25519.private_bytes_raw()),
+        STORAGE_KEY: Secret(os.urandom(KEY_BYTES)),
+    }
+    files = _sealed(keys, home)
+    new = device.identity.with_name("identity.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    for use, data in files.items():
+        write_durably(new / KEY_FILES[use], data)
+    write_durably(new / "device.json", public.as_bytes(), 0o644)
+    new.rename(device.identity)
+    sync_folder(device.root)
+    return public
+
+
+def enrolment_request(device: DeviceDirectory, home: str = FILE) -> tuple[EnrolmentRequest, bytes]:
+    """What this device asks to be registered as, and the signed file. Raises as `signing_key`."""
+    public = device.public_identity()
+    private = signing_key(device, home)
+    request = EnrolmentRequest(public.label, public.x_wing_public, public.ed25519_public)
+    return request, request.encode(private)
+
+
+def signing_key(device: DeviceDirectory, home: str = FILE) -> Ed25519PrivateKey:
+    """The key that requests and reports are signed with.
+
+    Raises:
+        IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable.
+    """
+    return Ed25519PrivateKey.from_private_bytes(_opened(device, SIGNING_KEY, home).value)
+
+
+def reseal(device: DeviceDirectory, home: str) -> None:
+    """Bring every key to the home that the configuration names now, from wherever each is; cut off, it can run again.
+
+    Raises:
+        as `signing_key`; nothing is changed then but what was resealed before.
+    """
+    keys = {use: _opened(device, use, home) for use in KEY_FILES}
+    for use, data in _sealed(keys, home).items():
+        write_durably(device.identity / KEY_FILES[use], data)
+
+
+def home_of_keys(device: DeviceDirectory) -> str:
+    """The URI of the home that the storage key rests in now. Raises IdentityInvalid."""
+    data = _content(device, STORAGE_KEY)
+    return parse_sealed(data, STORAGE_KEY)[0] if is_sealed(data) else FILE
+
+
+def counter_behind_the_floor(home: str) -> int | None:
+    """Where the TPM's counter stands, or None where the home has none. Raises TpmUnavailable."""
+    settings = parse_home(home)
+    if settings is None:
+        return None
+    with ExitStack() as stack:
+        return open_home(settings, stack).counter()
+
+
+def _opened(device: DeviceDirectory, use: str, home: str) -> Secret:
+    data = _content(device, use)
+    if not is_sealed(data):
+        return parse_key(data, use)
+    uri, sealed = parse_sealed(data, use)
+    # the way to a TPM may have changed since; a key that is on its way to another home knows its old one
+    settings = parse_home(home if _scheme(home) == _scheme(uri) else uri)
+    if settings is None:
+        raise IdentityInvalid(f"the sealed {use} key names no home")
+    with ExitStack() as stack:
+        return open_home(settings, stack).unseal(use, sealed)
+
+
+def _content(device: DeviceDirectory, use: str) -> bytes:
+    fd = device.open_key(KEY_FILES[use])
+    try:
+        return os.pread(fd, MAX_SEALED_FILE_BYTES + 1, 0)
+    finally:
+        os.close(fd)
+
+
+def _sealed(keys: dict[str, Secret], home: str) -> dict[str, bytes]:
+    settings = parse_home(home)
+    if settings is None:
+        return {use: key_file(use, key) for use, key in keys.items()}
+    with ExitStack() as stack:
+        opened = open_home(settings, stack)
+        opened.raise_counter(1)
+        return {use: sealed_file(home, use, opened.seal(use, key)) for use, key in keys.items()}
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition(":")[0]
+
+
+def read_key(fd: int, use: str) -> Secret:
+    """A key file by descriptor. Raises IdentityInvalid, which says nothing of the content."""
+    return parse_key(os.pread(fd, MAX_KEY_FILE_BYTES + 1, 0), use)
+
+
+def parse_key(data: bytes, use: str) -> Secret:
+    """The key in a plain key file. Raises IdentityInvalid, which says nothing of the content."""
+    if is_sealed(data):
+        raise IdentityInvalid(
+            f"the {use} key of this device is sealed, and `identity` in the configuration says files",
+            remedy="set `identity` to where the keys rest; `device-agent reseal` moves them",
+        )
+    try:
+        fields = Fields(strict_json.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")
+        fields.choice("schema", (KEY_SCHEMA,))
+        found = fields.text("use")
+        value = bytes.fromhex(fields.text("value"))
+        checksum = fields.text("sha256", SHA256_HEX)
+        fields.end()
+    except (MalformedRefused, ValueError) as error:
+        raise IdentityInvalid(f"the {use} key file of this device is damaged") from error
+    if checksum != _checksum(found, value):
+        raise IdentityInvalid(f"the {use} key file of this device is damaged: its checksum does not hold")
+    if found != use:
+        raise IdentityInvalid(f"found a {found} key file where the {use} key is expected")
+    return Secret(value)
+
+
+def check_root(shipped: Path) -> bytes:
+    """The bytes of a shipped root. Raises ConfigInvalid where it is no root metadata."""
+    from tuf.api.metadata import Metadata, Root
+    from tuf.api.serialization import DeserializationError
+
+    try:
+        data = shipped.read_bytes()
+        is_root = isinstance(Metadata[Root].from_bytes(data).signed, Root)
+    except (OSError, DeserializationError) as error:
+        raise ConfigInvalid(
+            f"{shipped}: not root metadata ({error})", remedy="take metadata/1.root.json of the repository"
+        ) from error
+    if not is_root:
+        raise ConfigInvalid(f"{shipped}: metadata of another role", remedy="take metadata/1.root.json")
+    return data
+
+
+def key_file(use: str, key: Secret) -> bytes:
+    """A plain key file (rule 2)."""
+    return strict_json.encode(
+        {"schema": KEY_SCHEMA, "use": use, "value": key.value.hex(), "sha256": _checksum(use, key.value)}
+    )
+
+
+def _checksum(use: str, value: bytes) -> str:
+    return hashlib.sha256(use.encode() + b"\0" + value).hexdigest()

@@ -1,0 +1,233 @@
+"""A TPM 2.0 as the home of the device's keys, and its counter behind the floor (tpm2-pytss, extra `tpm`).
+
+Rules:
+1. A key is sealed below an ECC P-256 primary key of the owner hierarchy, which the TPM makes anew from its own seed
+   whenever it is needed. What is stored outside opens in this TPM only.
+2. The sealed object has no password: its policy alone opens it, the SHA-256 values that the chosen PCRs had when it was
+   sealed. Without PCRs the policy is empty, and any boot of this machine opens it.
+3. What leaves the TPM is encrypted under a session salted with the primary key: nothing is readable on the bus. The
+   primary's public half is compared with the one that sealed, so that nobody in between can put in another.
+4. Transient objects and sessions are flushed, also after an error: a TPM holds three of each.
+5. The counter is an NV index of type counter: it only grows, also if it is removed and made again.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from device_agent.config.key_storage import TpmSettings
+from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
+
+MAX_SEALED_BYTES: Final = 128  # TPM 2.0 part 2, MAX_SYM_DATA
+# TPM2_RC_POLICY_FAIL and TPM2_RC_VALUE, formats with the parameter or session number masked out (part 2, 6.6.3)
+POLICY_FAILS: Final = (0x9D, 0x84)
+EXTRA: Final = "pip install 'airweights[tpm]'; building it needs Debian's libtss2-dev"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedObject:
+    """A key outside of the TPM, of use in that TPM only (rule 1).
+
+    Attributes:
+        public, private: the object, as the TPM gave it.
+        parent_name: of the primary key that it was sealed below.
+        pcrs: that its policy asks for.
+    """
+
+    public: bytes
+    private: bytes
+    parent_name: bytes
+    pcrs: tuple[int, ...]
+
+
+class Tpm:
+    """An open TPM; use as a context manager. One thread at a time.
+
+    Args:
+        settings: which.
+
+    Raises:
+        TpmUnavailable: it is not there, does not answer, or the library is not installed.
+    """
+
+    def __init__(self, settings: TpmSettings) -> None:
+        os.environ.setdefault("TSS2_LOG", "all+none")  # what it would say stands in the errors raised here
+        try:
+            import tpm2_pytss as library
+        except ImportError as error:
+            raise TpmUnavailable(f"{error.name or 'tpm2_pytss'} is not installed", remedy=EXTRA) from error
+        self._tss: Any = library
+        self._settings = settings
+        with self._translated("open"):
+            self._esys: Any = library.ESAPI(settings.tcti or None)
+
+    def __enter__(self) -> "Tpm":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._esys.close()
+
+    def seal(self, value: bytes) -> SealedObject:
+        """Seal at most MAX_SEALED_BYTES under the PCRs as they are now. Raises TpmUnavailable."""
+        tss = self._tss
+        assert len(value) <= MAX_SEALED_BYTES
+        with self._translated("seal"), self._primary() as (primary, name):
+            public = tss.TPM2B_PUBLIC(
+                tss.TPMT_PUBLIC(
+                    type=tss.TPM2_ALG.KEYEDHASH,
+                    nameAlg=tss.TPM2_ALG.SHA256,
+                    # neither userWithAuth nor a password: rule 2. noDA: a wrong policy must not lock the TPM for all
+                    objectAttributes=tss.TPMA_OBJECT.FIXEDTPM | tss.TPMA_OBJECT.FIXEDPARENT | tss.TPMA_OBJECT.NODA,
+                    authPolicy=tss.TPM2B_DIGEST(self._policy_digest()),
+                    parameters=tss.TPMU_PUBLIC_PARMS(
+                        keyedHashDetail=tss.TPMS_KEYEDHASH_PARMS(
+                            scheme=tss.TPMT_KEYEDHASH_SCHEME(scheme=tss.TPM2_ALG.NULL)
+                        )
+                    ),
+                )
+            )
+            sensitive = tss.TPM2B_SENSITIVE_CREATE(tss.TPMS_SENSITIVE_CREATE(data=tss.TPM2B_SENSITIVE_DATA(value)))
+            with self._session(tss.TPM2_SE.HMAC, primary, tss.TPMA_SESSION.DECRYPT) as session:
+                made = self._esys.create(primary, sensitive, public, session2=session)
+            return SealedObject(made[1].marshal(), made[0].marshal(), name, self._settings.pcrs)
+
+    def unseal(self, sealed: SealedObject) -> bytes:
+        """The value.
+
+        Raises:
+            IdentityInvalid: sealed in another TPM, or damaged.
+            TpmPolicyUnavailable: the PCRs are not what they were.
+            TpmUnavailable.
+        """
+        tss = self._tss
+        with self._translated("unseal"), self._primary() as (primary, name):
+            if name != sealed.parent_name:
+                raise IdentityInvalid("the identity was sealed in another TPM, or this one was cleared since")
+            try:
+                public, _ = tss.TPM2B_PUBLIC.unmarshal(sealed.public)
+                private, _ = tss.TPM2B_PRIVATE.unmarshal(sealed.private)
+                loaded = self._esys.load(primary, private, public)
+            except tss.TSS2_Exception as error:
+                raise IdentityInvalid(f"the sealed identity does not load into the TPM: {_words(error)}") from error
+            try:
+                with self._session(tss.TPM2_SE.POLICY, primary, tss.TPMA_SESSION.ENCRYPT) as session:
+                    if sealed.pcrs:
+                        self._esys.policy_pcr(session, None, _selection(sealed.pcrs))
+                    try:
+                        return bytes(self._esys.unseal(loaded, session1=session))
+                    except tss.TSS2_Exception as error:
+                        if error.rc & 0xBF not in POLICY_FAILS:
+                            raise
+                        raise TpmPolicyUnavailable(
+                            f"PCR {', '.join(map(str, sealed.pcrs))}: not as when the identity was sealed",
+                            remedy="start what was started then; before a planned change, `device-agent reseal`",
+                        ) from error
+            finally:
+                self._esys.flush_context(loaded)
+
+    def counter(self) -> int:
+        """The counter behind the floor; 0 where there is none yet. Raises TpmUnavailable."""
+        with self._translated("read the counter of"):
+            index = self._index()
+            return 0 if index is None else self._read(index)
+
+    def raise_counter(self, value: int) -> int:
+        """Increment the counter, made if it is missing, until it is at least `value`. Raises TpmUnavailable."""
+        with self._translated("raise the counter of"):
+            index = self._index() or self._define()
+            while (found := self._read(index)) < value:
+                self._esys.nv_increment(index, auth_handle=index)
+            return found
+
+    def transient_handles(self) -> int:
+        """How many objects and sessions this TPM holds that are not flushed (rule 4)."""
+        tss, count = self._tss, 0
+        for first in (tss.TPM2_HT.TRANSIENT << 24, tss.TPM2_HT.HMAC_SESSION << 24, tss.TPM2_HT.POLICY_SESSION << 24):
+            count += sum(handle >> 24 == first >> 24 for handle in self._handles(first, 64))
+        return count
+
+    @contextlib.contextmanager
+    def _primary(self) -> Iterator[tuple[Any, bytes]]:
+        """Rule 1: the handle of the primary key, and its name."""
+        handle, public, *_ = self._esys.create_primary(None, "ecc")
+        try:
+            yield handle, bytes(public.get_name())
+        finally:
+            self._esys.flush_context(handle)
+
+    @contextlib.contextmanager
+    def _session(self, kind: Any, primary: Any, direction: Any) -> Iterator[Any]:
+        """Rule 3: a salted session that encrypts parameters in one direction."""
+        tss = self._tss
+        symmetric = tss.TPMT_SYM_DEF.parse("aes128cfb")
+        session = self._esys.start_auth_session(primary, tss.ESYS_TR.NONE, kind, symmetric, tss.TPM2_ALG.SHA256)
+        try:
+            self._esys.trsess_set_attributes(session, direction | tss.TPMA_SESSION.CONTINUESESSION)
+            yield session
+        finally:
+            self._esys.flush_context(session)
+
+    def _policy_digest(self) -> bytes:
+        tss = self._tss
+        if not self._settings.pcrs:
+            return bytes(32)  # an empty policy session has a digest of zeros
+        session = self._esys.start_auth_session(
+            tss.ESYS_TR.NONE, tss.ESYS_TR.NONE, tss.TPM2_SE.TRIAL, None, tss.TPM2_ALG.SHA256
+        )
+        try:
+            self._esys.policy_pcr(session, None, _selection(self._settings.pcrs))
+            return bytes(self._esys.policy_get_digest(session))
+        finally:
+            self._esys.flush_context(session)
+
+    def _index(self) -> Any | None:
+        if self._settings.nv_index not in self._handles(self._settings.nv_index, 1):
+            return None
+        return self._esys.tr_from_tpmpublic(self._settings.nv_index)
+
+    def _handles(self, first: int, limit: int) -> list[int]:
+        # the list is a view: without its owner it shows memory that was given back
+        _, owner = self._esys.get_capability(self._tss.TPM2_CAP.HANDLES, first, limit)
+        found = owner.data.handles
+        return [int(found[number]) for number in range(found.count)]
+
+    def _define(self) -> Any:
+        tss = self._tss
+        attributes = tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.AUTHWRITE | tss.TPMA_NV.NO_DA
+        public = tss.TPM2B_NV_PUBLIC(
+            tss.TPMS_NV_PUBLIC(
+                nvIndex=self._settings.nv_index,
+                nameAlg=tss.TPM2_ALG.SHA256,
+                attributes=attributes | (tss.TPM2_NT.COUNTER << tss.TPMA_NV.TPM2_NT_SHIFT),
+                dataSize=8,
+            )
+        )
+        index = self._esys.nv_define_space(None, public)
+        self._esys.nv_increment(index, auth_handle=index)  # it can be read from its first increment on
+        return index
+
+    def _read(self, index: Any) -> int:
+        return int.from_bytes(bytes(self._esys.nv_read(index, 8, auth_handle=index)), "big")
+
+    @contextlib.contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """What the library raises, in our words."""
+        try:
+            yield
+        except self._tss.TSS2_Exception as error:
+            raise TpmUnavailable(
+                f"the TPM ({self._settings.tcti or 'of the system'}) did not {what}: {_words(error)}"
+                if what in ("seal", "unseal")
+                else f"could not {what} the TPM ({self._settings.tcti or 'of the system'}): {_words(error)}",
+                remedy="is the TPM there, and may this user use it (group tss)?",
+            ) from error
+
+
+def _selection(pcrs: tuple[int, ...]) -> str:
+    return "sha256:" + ",".join(map(str, pcrs))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

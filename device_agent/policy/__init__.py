@@ -1,0 +1,1 @@
+"""Pure decisions and records, without I/O; read this package before `update`."""

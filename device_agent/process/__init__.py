@@ -1,0 +1,1 @@
+"""Worker processes, their channel and their jail."""

@@ -1,0 +1,307 @@
+"""What a child process gives up before it reads a byte that somebody else wrote.
+
+Each child calls `enter_jail` after its imports. In this order, each step on its own:
+1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files; whom the
+   system ends first when memory is short; and memory that is locked, where the policy says so and the kernel allows;
+2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
+   for everybody: no capabilities, not even those that a service manager lent;
+3. `PR_SET_DUMPABLE` 0: another process of the same user can not read its memory or its descriptors (opening one's own
+   `/proc/self/fd/N` still works). It comes after 2, since a change of user resets it;
+4. `PR_SET_NO_NEW_PRIVS`;
+5. Landlock: no file can be opened but those below the policy's paths; a memfd lies on no file system and still can;
+6. seccomp: no sockets beyond the policy's, no new process or program, no other process's memory, no kernel interfaces
+   that a child of ours has no use for.
+A child is `confined` if seccomp holds and files are closed to it, by Landlock or by a user of its own. Where neither is
+possible `enter_jail` refuses, unless the policy allows to go on; the status says so then.
+
+Landlock binds the calling thread and those it starts, so `enter_jail` must be called before any thread is started.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+import resource
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from device_agent.errors import JailUnavailable
+from device_agent.process import syscalls as sys_
+from device_agent.process.memory_lock import lock_memory
+
+SOCKETS: Final = ("none", "unix", "inet")
+MAX_OPEN_FILES: Final = 1024
+EXPENDABLE: Final = "1000"  # proc(5): the highest there is
+# systemd's table of user ids (docs "UIDS-GIDS"): from here up nobody assigns any; the process id makes it our own
+OWN_UIDS_FROM: Final = 1_879_048_192
+# where a container maps only 65,536 ids: systemd's range for dynamic users
+NARROW_UIDS: Final = range(61_184, 65_520)
+
+
+@dataclass(frozen=True, slots=True)
+class JailPolicy:
+    """What a child keeps.
+
+    Attributes:
+        sockets: "none", "unix" (AF_UNIX only) or "inet" (all).
+        read, write: files and folders that it can read, or also write. Missing ones are left out.
+        own_user: under root, become a user that nobody else is. False for a child that works on the device's own files.
+        memory_bytes: RLIMIT_AS, or None.
+        cpu_s: RLIMIT_CPU, or None.
+        file_bytes: RLIMIT_FSIZE, or None; counts for memfds too.
+        open_files: RLIMIT_NOFILE.
+        nice: added to the niceness, before the child's imports.
+        expendable: where memory is short, the system ends this child before any other process.
+        lock_memory: keep its memory out of swap, where that is allowed (device_agent.process.memory_lock).
+        is_paced: rests between the steps of its imports (device_agent.process.throttle).
+        allow_unjailed: go on where the kernel offers too little.
+    """
+
+    sockets: str = "none"
+    read: tuple[str, ...] = ()
+    write: tuple[str, ...] = ()
+    own_user: bool = True
+    memory_bytes: int | None = None
+    cpu_s: int | None = None
+    file_bytes: int | None = None
+    open_files: int = MAX_OPEN_FILES
+    nice: int = 0
+    expendable: bool = False
+    lock_memory: bool = False
+    is_paced: bool = False
+    allow_unjailed: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """For the child's first message."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> "JailPolicy":
+        """Inverse of `as_json`; the supervisor is trusted."""
+        return cls(**{**value, "read": tuple(value["read"]), "write": tuple(value["write"])})
+
+
+@dataclass(frozen=True, slots=True)
+class JailStatus:
+    """What holds in a child.
+
+    Attributes:
+        own_uid: the user it became, or None.
+        landlock_abi: the kernel's Landlock version; 0: none.
+        seccomp: the filter is installed.
+        network_namespace: it has an empty network of its own.
+        undumpable: PR_SET_DUMPABLE is 0.
+        threads: threads at the time; Landlock binds only the calling one.
+        memory_locked: none of its memory can be swapped out.
+    """
+
+    own_uid: int | None = None
+    landlock_abi: int = 0
+    seccomp: bool = False
+    network_namespace: bool = False
+    undumpable: bool = False
+    threads: int = 1
+    memory_locked: bool = False
+
+    @property
+    def confined(self) -> bool:
+        """Files and calls are closed to it."""
+        return self.seccomp and (self.own_uid is not None or (self.landlock_abi > 0 and self.threads == 1))
+
+    def as_json(self) -> dict[str, Any]:
+        """For the child's first reply and for `status`."""
+        return {**asdict(self), "confined": self.confined}
+
+    @classmethod
+    def parse(cls, value: Mapping[str, Any]) -> "JailStatus":
+        """Inverse of `as_json`."""
+        return cls(**{key: item for key, item in value.items() if key != "confined"})
+
+
+def available() -> JailStatus:
+    """What a child with the strictest policy would get here; changes nothing."""
+    return JailStatus(
+        own_uid=_free_uid() if os.geteuid() == 0 else None,
+        landlock_abi=_landlock_abi(),
+        seccomp=_seccomp_offered(),
+        network_namespace=os.geteuid() == 0,
+        undumpable=True,
+    )
+
+
+def enter_jail(policy: JailPolicy) -> JailStatus:
+    """Apply the policy to this process, for good.
+
+    Raises:
+        JailUnavailable: the result would not be confined and the policy does not allow that.
+    """
+    _limit(policy)
+    status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
+    if policy.lock_memory:
+        status = replace(status, memory_locked=lock_memory())
+    if os.geteuid() == 0:
+        if policy.sockets != "inet":
+            status = replace(status, network_namespace=_LIBC.unshare(sys_.CLONE_NEWNET) == 0)
+        if policy.own_user:
+            status = replace(status, own_uid=_become_own_user())
+    _drop_capabilities()
+    status = replace(status, undumpable=_prctl(sys_.PR_SET_DUMPABLE, 0) and _LIBC.prctl(sys_.PR_GET_DUMPABLE) == 0)
+    if _prctl(sys_.PR_SET_NO_NEW_PRIVS, 1):
+        status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
+    if not status.confined and not policy.allow_unjailed:
+        raise JailUnavailable(
+            f"a child of the agent can not be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
+            f"{status.landlock_abi or 'no'}, {status.threads} threads, own user {status.own_uid or 'no'})",
+            remedy="run on a kernel with Landlock (5.13 or later) and seccomp, or start as root, or set allow_unjailed",
+        )
+    return status
+
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_LIBC.syscall.restype = ctypes.c_long
+
+
+def _syscall(number: int, *arguments: int | bytes | None) -> int:
+    # ctypes would pass an int as 32 bits
+    wide = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
+    return int(_LIBC.syscall(ctypes.c_long(number), *wide))
+
+
+def _prctl(option: int, value: int) -> bool:
+    return bool(_LIBC.prctl(option, value, 0, 0, 0) == 0)
+
+
+def _limit(policy: JailPolicy) -> None:
+    def lower(which: int, value: int) -> None:
+        _, hard = resource.getrlimit(which)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (value, value))
+
+    lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_NOFILE, policy.open_files)
+    if policy.memory_bytes is not None:
+        lower(resource.RLIMIT_AS, policy.memory_bytes)
+    if policy.cpu_s is not None:
+        lower(resource.RLIMIT_CPU, policy.cpu_s)
+    if policy.file_bytes is not None:
+        lower(resource.RLIMIT_FSIZE, policy.file_bytes)
+    if policy.expendable:
+        with contextlib.suppress(OSError):  # no /proc
+            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE)
+
+
+def _free_uid() -> int | None:
+    mapped: int = 0
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        inside, _, length = (int(word) for word in line.split())
+        mapped = max(mapped, inside + length)
+    if mapped > OWN_UIDS_FROM + os.getpid():
+        return OWN_UIDS_FROM + os.getpid()
+    taken = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
+    start = os.getpid() % len(NARROW_UIDS)
+    turned = (*NARROW_UIDS[start:], *NARROW_UIDS[:start])
+    return next((uid for uid in turned if uid not in taken and uid < mapped), None)
+
+
+def _become_own_user() -> int | None:
+    uid = _free_uid()
+    if uid is None:
+        return None
+    try:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    except PermissionError:  # root of a container without CAP_SETUID
+        return None
+    return uid
+
+
+def _drop_capabilities() -> None:
+    _LIBC.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    # effective, permitted, inheritable, twice 32 bits each
+    _LIBC.capset(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), bytes(24))
+
+
+def _landlock_abi() -> int:
+    abi = _syscall(sys_.LANDLOCK_CREATE_RULESET, None, 0, sys_.LANDLOCK_CREATE_RULESET_VERSION)
+    return max(abi, 0)
+
+
+def _restrict_files(policy: JailPolicy) -> int:
+    abi = _landlock_abi()
+    if not abi:
+        return 0
+    # each version of the interface adds rights; asking for one that the kernel does not know fails as a whole
+    handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
+    net = sys_.LANDLOCK_ACCESS_NET_TCP if abi >= 4 and policy.sockets != "inet" else 0
+    scopes = sys_.LANDLOCK_SCOPES if abi >= 6 else 0
+    size = 8 if abi < 4 else 16 if abi < 6 else 24
+    attributes = struct.pack("=QQQ", handled, net, scopes)[:size]
+    ruleset = _syscall(sys_.LANDLOCK_CREATE_RULESET, attributes, size, 0)
+    if ruleset < 0:
+        return 0
+    try:
+        readable = sys_.READ_FILE | sys_.READ_DIR
+        writable = readable | sys_.WRITE_FILE | sys_.REMOVE_DIR | sys_.REMOVE_FILE | sys_.MAKE_DIR | sys_.MAKE_REG
+        writable |= sys_.MAKE_SYM  # python-tuf names the newest root of its cache by a link
+        writable = (writable | sys_.REFER | sys_.TRUNCATE) & handled
+        for paths, rights in ((policy.read, readable), (policy.write, writable)):
+            for path in paths:
+                _allow_below(ruleset, path, rights)
+        return abi if _syscall(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
+    finally:
+        os.close(ruleset)
+
+
+def _allow_below(ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not Path(path).is_dir():
+            rights &= sys_.READ_FILE | sys_.WRITE_FILE | sys_.TRUNCATE
+        rule = struct.pack("=Qi", rights, fd)
+        if _syscall(sys_.LANDLOCK_ADD_RULE, ruleset, sys_.LANDLOCK_RULE_PATH_BENEATH, rule, 0):
+            raise OSError(ctypes.get_errno(), f"Landlock rule for {path}")
+    finally:
+        os.close(fd)
+
+
+def _seccomp_offered() -> bool:
+    return os.uname().machine in sys_.ARCHITECTURES and "Seccomp:" in Path("/proc/self/status").read_text()
+
+
+def _install_filter(policy: JailPolicy) -> bool:
+    arch = sys_.ARCHITECTURES.get(os.uname().machine)
+    if arch is None or struct.calcsize("P") != 8:
+        return False
+    program = _program(arch, policy.sockets)
+    code = ctypes.create_string_buffer(program, len(program))
+    fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    done = _syscall(arch.seccomp, sys_.SECCOMP_SET_MODE_FILTER, sys_.SECCOMP_FILTER_FLAG_TSYNC, fprog)
+    return bool(done == 0)
+
+
+def _program(arch: sys_.Architecture, sockets: str) -> bytes:
+    """The filter in classic BPF; offsets are those of `struct seccomp_data` (linux/seccomp.h)."""
+    load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
+    denied, unknown = sys_.SECCOMP_RET_ERRNO | errno.EPERM, sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
+    lines = [(load, 0, 0, 4), (equal, 1, 0, arch.audit), (ret, 0, 0, sys_.SECCOMP_RET_KILL_PROCESS), (load, 0, 0, 0)]
+    if os.uname().machine == "x86_64":
+        lines += [(at_least, 0, 1, sys_.X32_BIT), (ret, 0, 0, denied)]
+    for number in arch.denied:
+        lines += [(equal, 0, 1, number), (ret, 0, 0, denied)]
+    # without clone3 the C library falls back to clone, whose flags a filter can read
+    lines += [(equal, 0, 1, arch.clone3), (ret, 0, 0, unknown)]
+    lines += [(equal, 0, 4, arch.clone), (load, 0, 0, 16), (any_bit, 1, 0, sys_.CLONE_THREAD), (ret, 0, 0, denied)]
+    lines += [(ret, 0, 0, sys_.SECCOMP_RET_ALLOW)]
+    if sockets == "none":
+        lines += [(equal, 0, 1, arch.socket), (ret, 0, 0, denied)]
+    elif sockets == "unix":
+        lines += [(equal, 0, 3, arch.socket), (load, 0, 0, 16), (equal, 1, 0, 1), (ret, 0, 0, denied)]
+    lines += [(ret, 0, 0, sys_.SECCOMP_RET_ALLOW)]
+    return b"".join(struct.pack("=HBBI", *line) for line in lines)

@@ -1,0 +1,1 @@
+"""The durable state of the device: journal, bundle store, device directory."""

@@ -1,0 +1,160 @@
+"""The device directory: where things lie, who may use it, and who this device is.
+
+    identity/   0700: device.json (public), x-wing.key, ed25519.key, storage.key (0600)
+    trust/      root.json (shipped), cache/ (tuf's), slots/ (the trust memory)
+    spool/      blobs on their way      store/  sealed bundles
+    state.db    the journal             control.sock, lock
+    families/NAME/  spool, store, journal and adapter of each further family; the first one's are above
+
+Rules:
+1. One process works on a directory at a time: whoever holds `lock`. The kernel lets go of it when the process ends.
+2. The supervisor opens key files and passes the descriptors; it never reads a secret.
+3. Identity and trust memory are the device's: all its families come from one repository.
+"""
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundle import strict_json
+from bundle.errors import MalformedRefused
+from bundle.strict_json import NAME, SHA256_HEX, Fields
+from device_agent.config.config import Config
+from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
+from device_agent.storage.bundle_store import sync_folder
+
+IDENTITY_SCHEMA: Final = "airweights.device/1"
+MAX_IDENTITY_BYTES: Final = 16 * 1024
+DEVICE_KEY_FILE: Final = "x-wing.key"
+SIGNING_KEY_FILE: Final = "ed25519.key"
+STORAGE_KEY_FILE: Final = "storage.key"
+DEVICE_KEY: Final = "x-wing"
+SIGNING_KEY: Final = "ed25519"
+STORAGE_KEY: Final = "storage"
+KEY_FILES: Final = {DEVICE_KEY: DEVICE_KEY_FILE, SIGNING_KEY: SIGNING_KEY_FILE, STORAGE_KEY: STORAGE_KEY_FILE}
+
+
+@dataclass(frozen=True, slots=True)
+class PublicIdentity:
+    """Who this device is.
+
+    Attributes:
+        device_id: hash of both public keys, hexadecimal.
+        label: for people.
+        x_wing_public: what envelopes are sealed to.
+        ed25519_public: what reports are signed with.
+    """
+
+    device_id: str
+    label: str
+    x_wing_public: bytes
+    ed25519_public: bytes
+
+    def as_bytes(self) -> bytes:
+        """The file identity/device.json."""
+        return strict_json.encode(
+            {
+                "schema": IDENTITY_SCHEMA,
+                "device_id": self.device_id,
+                "label": self.label,
+                "x_wing_public": self.x_wing_public.hex(),
+                "ed25519_public": self.ed25519_public.hex(),
+            }
+        )
+
+
+class DeviceDirectory:
+    """Paths of a device directory; nothing is made here.
+
+    Args:
+        root: the directory.
+        place: of one family's part of it; the first one's is `root` itself.
+    """
+
+    def __init__(self, root: Path, place: Path | None = None) -> None:
+        self.root = root
+        self.place = root if place is None else place
+        self.identity = root / "identity"
+        self.trust = root / "trust"
+        self.shipped_root = self.trust / "root.json"
+        self.journal = self.place / "state.db"
+        self.control = root / "control.sock"
+        self.lock = root / "lock"
+
+    @classmethod
+    def of(cls, config: Config) -> "DeviceDirectory":
+        """As the configuration of one family names it."""
+        return cls(config.directory, config.place)
+
+    def make_place(self) -> None:
+        """The family's folder, durable: what is committed into it later must not lose its path. Raises OSError."""
+        if not self.place.is_dir():
+            self.place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_folder(self.place.parent)
+            sync_folder(self.root)
+
+    def check_initialised(self) -> None:
+        """Raises NotInitialised."""
+        for path in (self.identity / "device.json", self.shipped_root):
+            if not path.exists():
+                raise NotInitialised(f"{path} is missing", remedy="run `device-agent init` first")
+
+    def check_uninitialised(self) -> None:
+        """Raises AlreadyInitialised: there is an identity."""
+        if self.identity.exists():
+            raise AlreadyInitialised(f"{self.identity} exists", remedy="remove the device directory to start over")
+
+    def public_identity(self) -> PublicIdentity:
+        """Raises NotInitialised, IdentityInvalid."""
+        self.check_initialised()
+        path = self.identity / "device.json"
+        try:
+            fields = Fields(
+                strict_json.decode(path.read_bytes(), what=str(path), max_bytes=MAX_IDENTITY_BYTES), str(path)
+            )
+            fields.choice("schema", (IDENTITY_SCHEMA,))
+            out = PublicIdentity(
+                device_id=fields.text("device_id", SHA256_HEX),
+                label=fields.text("label", NAME),
+                x_wing_public=bytes.fromhex(fields.text("x_wing_public", max_length=4096)),
+                ed25519_public=bytes.fromhex(fields.text("ed25519_public", max_length=64)),
+            )
+            fields.end()
+        except (OSError, ValueError, MalformedRefused) as error:
+            raise IdentityInvalid(f"{path}: {error}", remedy="restore it from a backup or enrol anew") from error
+        return out
+
+    def open_key(self, name: str) -> int:
+        """A descriptor of a key file (rule 2); the caller closes it. Raises IdentityInvalid, OSError."""
+        path = self.identity / name
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (FileNotFoundError, PermissionError) as error:
+            raise IdentityInvalid(f"{path}: {error.strerror}") from error
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode) or mode & 0o077:
+            os.close(fd)
+            raise IdentityInvalid(
+                f"{path} has mode {stat.S_IMODE(mode):04o}, expected 0600", remedy=f"chmod 600 {path}"
+            )
+        return fd
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Rule 1. Raises BusyUnavailable."""
+        fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyUnavailable(
+                    f"another process works on {self.root}", remedy="is `device-agent run` or `update` running?"
+                ) from error
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,1 @@
+"""The path of an update; read `update.py` first."""

@@ -1,0 +1,37 @@
+"""An operator's way back: whether it is allowed.
+
+The floor gates every new activation, an operator's too: going back to the previous release after its successor was
+committed is one. (In a probation the previous release still counts as the one that serves.)
+"""
+
+from device_agent.errors import BelowFloorRefused, NothingToRollBack, OperatorUnfit
+from device_agent.policy.attempt import Outcome, Verdict
+from device_agent.policy.journal_records import Holding
+from device_agent.storage.journal import Journal
+
+
+def check_rollback(active: Holding | None, previous: Holding | None, floor: tuple[int, int]) -> Verdict:
+    """May an operator send the device back? The verdict on what it leaves. Pure.
+
+    Raises:
+        NothingToRollBack, BelowFloorRefused.
+    """
+    if active is None or previous is None or active.family != previous.family:
+        raise NothingToRollBack("no previous release is held", remedy="`device-agent status` shows what is")
+    if (previous.counter_epoch, previous.counter) < floor:
+        raise BelowFloorRefused(
+            f"previous release {previous.version} has counter {previous.counter}, the floor is {floor[1]}"
+        )
+    error = OperatorUnfit(f"an operator went back from {active.version} to {previous.version}")
+    return Verdict.of(error, Outcome.ROLLED_BACK, quarantines=True)
+
+
+def way_back(journal: Journal) -> tuple[Holding, Holding, Verdict]:
+    """The active release, the previous one, and the verdict on the first. Raises as `check_rollback`, and
+    JournalUnavailable."""
+    pointers, remembered = journal.pointers, journal.remembered
+    active, previous = journal.holding(pointers.active), journal.holding(pointers.previous)
+    verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
+    assert active is not None
+    assert previous is not None
+    return active, previous, verdict

@@ -1,0 +1,1 @@
+"""Worker processes, and the supervisor's client of them."""

@@ -1,0 +1,341 @@
+"""The fetcher: dumb, bounded, resumable downloads. The one process with a network, and it has no secret.
+
+It believes nothing: what it brings is checked by digest, here while it streams and again by who uses it.
+
+Rules:
+1. Every answer is bounded: metadata by the limit of the call, a blob by its signed size. What says that it is longer is
+   not read at all; a body that does not end is cut at the limit.
+2. A blob goes on where it stopped, across restarts: Range, with If-Range where the server gave a strong ETag. A server
+   that answers with the whole file instead gets the prefix skipped, not written again. What is here is hashed first.
+3. Going on never becomes going round: one restart a call. A blob whose digest is wrong after a resume is fetched once
+   more, since an earlier part may be of another file; then it is refused.
+4. Slower than `min_rate_bytes_s` over RATE_WINDOW_S is cut, with the progress kept. Retries back off with full jitter
+   and heed Retry-After up to a limit; progress starts the count anew.
+5. Content codings are not asked for and not taken; redirects are followed at most MAX_REDIRECTS times and never from
+   https to http.
+
+Calls: `get` {url, max_bytes} → a memfd; `blob` {url, sha256, size, min_rate_bytes_s, max_rate_bytes_s, backoff_ms} with
+descriptors of part file and note → {received, resumed_at}; events {"done", "total"}.
+"""
+
+import encodings.idna  # noqa: F401  # the resolver loads it at its first use, when the jail has closed the files
+import functools
+import logging
+import os
+import random
+import re
+import ssl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import unquote, urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError
+
+from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
+from bundle.version import VERSION
+from device_agent.errors import SlowUnavailable
+from device_agent.process.channel import Message, Value
+from device_agent.process.worker import Parent, serve, start
+from device_agent.workers.partial_download import MAX_ETAG_CHARACTERS, STRONG_ETAG, PartialBlob
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 15.0
+READ_TIMEOUT_S: Final = 30.0
+DOCUMENT_DEADLINE_S: Final = 120.0  # metadata is at most a few MiB
+RATE_WINDOW_S: Final = 30.0
+CHUNK_BYTES: Final = 64 * 1024
+RANGE_NOT_SATISFIABLE: Final = 416
+REPORT_BYTES: Final = 1024 * 1024
+MAX_REDIRECTS: Final = 5
+TRIES: Final = 5
+BACKOFF_MS: Final = 500
+MAX_BACKOFF_S: Final = 30.0
+MAX_RETRY_AFTER_S: Final = 60.0
+CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
+HEADERS: Final = {"User-Agent": f"airweights-device-agent/{VERSION}", "Accept-Encoding": "identity"}
+
+
+@functools.cache
+def connections() -> urllib3.PoolManager:
+    """This process's. The first call loads the system's authorities: it must come before the jail closes the files."""
+    return urllib3.PoolManager(
+        num_pools=4,
+        maxsize=1,
+        retries=False,
+        headers=HEADERS,
+        ssl_context=ssl.create_default_context(),
+        timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
+    )
+
+
+@dataclass(slots=True)
+class _Rate:
+    """Rule 4: an average over a window, and a ceiling."""
+
+    least: int
+    most: int | None
+    started: float = field(default_factory=time.monotonic)
+    window_started: float = field(default_factory=time.monotonic)
+    window_bytes: int = 0
+    total: int = 0
+
+    def took(self, count: int, where: str) -> None:
+        """Raises SlowUnavailable where it is too slow; sleeps where it is too fast."""
+        self.total += count
+        self.window_bytes += count
+        now = time.monotonic()
+        elapsed = now - self.window_started
+        if elapsed >= RATE_WINDOW_S:
+            if self.window_bytes < self.least * elapsed:
+                raise SlowUnavailable(
+                    f"{where}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.least} bytes a second"
+                )
+            self.window_started, self.window_bytes = now, 0
+        if self.most is not None:
+            ahead = self.total / self.most - (now - self.started)
+            if ahead > 0:
+                time.sleep(ahead)
+
+
+def get(_parent: Parent, message: Message) -> Message:
+    """A small document. Raises NotFoundUnavailable, FetchUnavailable, TooLargeRefused."""
+    message.close()
+    fd = document(str(message.value["url"]), int(message.value["max_bytes"]))
+    return Message({"bytes": os.fstat(fd).st_size}, (fd,))
+
+
+def document(url: str, max_bytes: int) -> int:
+    """A small document in a memfd, the caller's to close. Raises as `get`."""
+    fd = os.memfd_create("document", os.MFD_CLOEXEC)
+    try:
+        deadline = time.monotonic() + DOCUMENT_DEADLINE_S
+        received = 0
+        with _opened(url, {}) as body:
+            if body.announced is not None and body.announced > max_bytes:
+                raise TooLargeRefused(f"{url}: {body.announced} bytes announced, at most {max_bytes} are allowed")
+            for data in body.chunks():
+                received += len(data)
+                if received > max_bytes:
+                    raise TooLargeRefused(f"{url}: found more than the {max_bytes} bytes that are allowed")
+                if time.monotonic() > deadline:
+                    raise FetchUnavailable(f"{url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
+                os.write(fd, data)
+            if body.announced is not None and received < body.announced:
+                raise FetchUnavailable(f"{url}: ends after {received} of {body.announced} bytes")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def blob(parent: Parent, message: Message) -> Value:
+    """One blob, to its end. Raises NotFoundUnavailable, FetchUnavailable, DigestMismatchRefused."""
+    value = message.value
+    try:
+        part = PartialBlob(message.fds[0], message.fds[1], int(value["size"]))
+        part.load()
+        resumed_at, received = part.have, 0
+        url, sha256 = str(value["url"]), str(value["sha256"])
+        for again in (True, False):
+            rate = _Rate(int(value["min_rate_bytes_s"]), value["max_rate_bytes_s"])
+            try:
+                _complete(parent, url, part, rate, int(value["backoff_ms"]))
+            finally:
+                part.sync()
+                received += rate.total
+            if part.hash.hexdigest() == sha256:
+                return {"received": received, "resumed_at": resumed_at}
+            found = part.hash.hexdigest()
+            part.clear()
+            if not part.resumed or not again:
+                break
+        raise DigestMismatchRefused(
+            f"{url}: SHA-256 of the {part.size} bytes is {found[:16]}…, expected {sha256[:16]}…"
+        )
+    finally:
+        message.close()
+
+
+def _complete(parent: Parent, url: str, part: PartialBlob, rate: _Rate, backoff_ms: int) -> None:
+    failures = 0
+    while part.have < part.size:
+        before = part.have
+        try:
+            _transfer(parent, url, part, rate)
+        except (NotFoundUnavailable, SlowUnavailable):
+            raise
+        except FetchUnavailable as error:
+            part.sync()
+            failures = 1 if part.have > before else failures + 1
+            if failures >= TRIES:
+                raise
+            logger.info("retry %d: %s", failures, error.message)
+            time.sleep(_pause(failures, backoff_ms, error))
+
+
+def _transfer(parent: Parent, url: str, part: PartialBlob, rate: _Rate) -> None:
+    headers = {}
+    if part.have:
+        part.resumed = True
+        headers["Range"] = f"bytes={part.have}-"
+        if part.etag():
+            headers["If-Range"] = part.etag()
+    with _opened(url, headers) as body:
+        skip = _place(url, body, part)
+        left = part.size - part.have + skip
+        if body.announced is not None and body.announced > left:
+            raise DigestMismatchRefused(f"{url}: {body.announced} bytes announced where {left} are signed")
+        reported = part.have
+        for data in body.chunks():
+            rate.took(len(data), url)
+            skipped = min(skip, len(data))
+            skip -= skipped
+            data = data[skipped:]
+            if len(data) > part.size - part.have:
+                part.clear()
+                raise DigestMismatchRefused(f"{url}: longer than the {part.size} bytes that are signed")
+            part.append(data)
+            if part.have - reported >= REPORT_BYTES or part.have == part.size:
+                reported = part.have
+                parent.event({"done": part.have, "total": part.size})
+        if part.have < part.size:
+            raise FetchUnavailable(f"{url}: ends after {part.have} of {part.size} bytes")
+
+
+def _place(url: str, body: "_Body", part: PartialBlob) -> int:
+    """How many bytes of the body are already here."""
+    if body.start == -1:
+        if part.restarts:
+            raise DigestMismatchRefused(f"{url}: the file there is shorter than the {part.size} bytes that are signed")
+        part.clear()
+    if body.start is not None:
+        if body.start != part.have or (body.total is not None and body.total != part.size):
+            raise FetchUnavailable(
+                f"{url}: answers with bytes {body.start} on of {body.total}, expected {part.have} on of {part.size}"
+            )
+        return 0
+    if part.have and body.etag != part.etag():
+        if part.restarts:
+            raise FetchUnavailable(f"{url}: changes while it is fetched")
+        part.clear()
+    part.note(body.etag)
+    return part.have
+
+
+@dataclass(slots=True)
+class _Body:
+    """An answer: `start` and `total` are those of its Content-Range, or None for a whole file."""
+
+    stream: Iterator[bytes]
+    announced: int | None
+    start: int | None
+    total: int | None
+    etag: str
+
+    def chunks(self) -> Iterator[bytes]:
+        return self.stream
+
+
+@contextmanager
+def _opened(url: str, headers: dict[str, str]) -> Iterator[_Body]:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        with _file(unquote(parts.path), url, headers) as body:
+            yield body
+        return
+    try:
+        response = _request(url, headers)
+        try:
+            yield _body(url, response, headers)
+        finally:
+            # what is left of a body that nobody wants is not read to reuse the connection
+            response.close()
+    except HTTPError as error:
+        raise FetchUnavailable(f"{url}: {_cause(error)}") from error
+
+
+@contextmanager
+def _file(path: str, url: str, headers: dict[str, str]) -> Iterator[_Body]:
+    try:
+        with open(path, "rb") as stream:
+            start = int(headers["Range"][6:-1]) if "Range" in headers else None
+            total = os.fstat(stream.fileno()).st_size
+            stream.seek(start or 0)
+            chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
+            yield _Body(chunks, total - (start or 0), start, None if start is None else total, "")
+    except FileNotFoundError as error:
+        raise NotFoundUnavailable(f"{url}: no such file") from error
+    except OSError as error:
+        raise FetchUnavailable(f"{url}: {error.strerror}") from error
+
+
+def _request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    for _ in range(MAX_REDIRECTS + 1):
+        response = connections().request(
+            "GET", url, headers={**HEADERS, **headers}, redirect=False, preload_content=False, decode_content=False
+        )
+        location = response.get_redirect_location()
+        if not location:
+            return _checked(url, response)
+        response.close()
+        target = urljoin(url, location)
+        if urlsplit(target).scheme not in (("https",) if url.startswith("https:") else ("http", "https")):
+            raise FetchUnavailable(f"{url}: redirects to {target[:200]!r}")
+        url = target
+    raise FetchUnavailable(f"{url}: redirected more than {MAX_REDIRECTS} times")
+
+
+def _checked(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+    if response.status in (200, 206, RANGE_NOT_SATISFIABLE) and not response.headers.get("Content-Encoding"):
+        return response
+    response.close()
+    if response.status in (403, 404, 410):
+        raise NotFoundUnavailable(f"{url}: HTTP {response.status}")
+    if response.headers.get("Content-Encoding"):
+        raise FetchUnavailable(f"{url}: sent with a content coding that was not asked for")
+    error = FetchUnavailable(f"{url}: HTTP {response.status}")
+    wait = response.headers.get("Retry-After", "")
+    error.add_note(wait if wait.isdecimal() and len(wait) < 6 else "")
+    raise error
+
+
+def _body(url: str, response: urllib3.BaseHTTPResponse, headers: dict[str, str]) -> _Body:
+    length = response.headers.get("Content-Length", "")
+    announced = int(length) if length.isdecimal() and len(length) < 19 else None
+    etag = response.headers.get("ETag", "")
+    etag = etag if STRONG_ETAG.fullmatch(etag) and len(etag) <= MAX_ETAG_CHARACTERS else ""
+    start = total = None
+    if response.status == RANGE_NOT_SATISFIABLE:
+        if "Range" not in headers:
+            raise FetchUnavailable(f"{url}: HTTP 416 without a range that was asked for")
+        start = -1
+    if response.status == 206:
+        found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if found is None or "Range" not in headers:
+            raise FetchUnavailable(f"{url}: HTTP 206 without the range that was asked for")
+        start, total = int(found[1]), None if found[3] is None else int(found[3])
+    return _Body(_chunks(response), announced, start, total, etag)
+
+
+def _chunks(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    # read1: what has come, at once. A whole read would hide from the rate window a server that sends a byte a second
+    return iter(lambda: response.read1(CHUNK_BYTES, decode_content=False), b"")
+
+
+def _pause(failures: int, backoff_ms: int, error: FetchUnavailable) -> float:
+    asked = next((float(note) for note in getattr(error, "__notes__", []) if note), 0.0)
+    ceiling = min(backoff_ms / 1000 * 2**failures, MAX_BACKOFF_S)
+    return max(min(asked, MAX_RETRY_AFTER_S), random.uniform(0, ceiling))  # noqa: S311  # jitter, not a secret
+
+
+def _cause(error: HTTPError) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+if __name__ == "__main__":
+    serve(start(lambda _pace: connections())[0], {"get": get, "blob": blob})

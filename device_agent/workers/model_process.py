@@ -1,0 +1,34 @@
+"""The model process: one model, one loop, no network, no files (device_agent.runtime.model_server).
+
+Its imports are three quarters of a second of a small device's processor, so they come after the supervisor has said at
+which priority and pace they are to run, one after the other with rests between.
+"""
+
+from importlib import import_module
+from typing import Final
+
+from device_agent.process.throttle import Pace
+from device_agent.process.worker import start
+
+STEPS: Final = (
+    *("json", "numpy", "onnxruntime", "bundle.manifest"),
+    *("device_agent.runtime.session", "device_agent.runtime.inference", "device_agent.runtime.model_server"),
+)
+
+
+def _import_all(pace: Pace) -> None:
+    for name in STEPS:
+        import_module(name)
+        pace.rest()
+
+
+def main() -> None:
+    """The process."""
+    parent, _ = start(_import_all)
+    from device_agent.runtime.model_server import ModelServer
+
+    ModelServer(parent).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The patcher: the one process that holds this device's keys while a patch is applied or a bundle is unsealed.
+
+It gets everything by descriptor, has no network and opens no file. Keys are read here and are never sent on.
+
+Calls:
+- `unlock`: envelopes are opened and the content key is held to the manifest's commitment. Descriptor: device key.
+- `apply`: the blob is decrypted while its ciphertext is hashed again, the patch applied, the result sealed.
+  Descriptors: storage key, blob, output, and the base's sealed bundle where the patch has one.
+- `unseal`: a sealed memfd for each wanted file. Descriptors: storage key, sealed bundle.
+- `seal-adapter`, `unseal-adapter`: a personal adapter and its golden answers (device_agent.workers.adapter_check) into
+  one sealed
+  file and back. Descriptors: storage key, and the adapter, its answers and the output; or the sealed file.
+- `describe`: what a sealed bundle says of itself, after reading all of it. Descriptors: storage key, sealed bundle.
+"""
+
+import hashlib
+import os
+from contextlib import suppress
+from typing import Final
+
+# loaded by cryptography at its first use, when the jail has closed the files
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401
+
+from bundle.envelope import (
+    COHORT_KEY,
+    CONTENT_KEY,
+    EnvelopeContext,
+    check_commitment,
+    open_envelope,
+    public_of,
+)
+from bundle.errors import DigestMismatchRefused, Refused, TooLargeRefused
+from bundle.files import BundleDigest, bundle_digest
+from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
+from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
+from bundle.patch.apply import apply_patch
+from bundle.strict_json import Fields
+from device_agent.errors import CohortKeyRefused, StoreDamagedRefused
+from device_agent.identity.device_keys import read_key
+from device_agent.process.channel import MAX_FDS, Message, Value
+from device_agent.process.worker import Handler, Parent, serve, start
+from device_agent.runtime.bundle_fds import sealed_memfd
+from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
+from device_agent.workers.sealed_bundle import Head, SealedBundle, SealedWriter
+
+with suppress(ImportError):  # some builds of Python lack it; the planner asks for no patch that needs it then
+    import lzma  # noqa: F401  # bundle.patch loads it at its first use
+with suppress(ImportError):  # no wheel on every platform; likewise
+    import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
+
+READ_BYTES: Final = 1 << 20
+MAX_ADAPTER_BYTES: Final = 1 << 30
+ADAPTER_LABEL: Final = "airweights adapter v1"
+
+
+class _HashedFile:
+    """Reads a descriptor forward and hashes what goes by: the blob may have changed since it was downloaded."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._offset, self._hash = fd, 0, hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        parts = []
+        while size:
+            data = os.pread(self._fd, min(size, READ_BYTES), self._offset)
+            if not data:
+                break
+            self._hash.update(data)
+            self._offset += len(data)
+            size -= len(data)
+            parts.append(data)
+        return b"".join(parts)
+
+    def check(self, sha256: str) -> None:
+        """To the end. Raises DigestMismatchRefused."""
+        while self.read(READ_BYTES):
+            pass
+        if self._hash.hexdigest() != sha256:
+            raise DigestMismatchRefused(
+                f"blob {sha256[:16]}: its content is {self._hash.hexdigest()[:16]} when it is used"
+            )
+
+
+class Patcher:
+    """The calls; between `unlock` and `apply` it keeps content keys, by bundle digest, in memory only."""
+
+    def __init__(self) -> None:
+        self._content_keys: dict[BundleDigest, Secret] = {}
+
+    def unlock(self, _parent: Parent, message: Message) -> Value:
+        """Fields: `manifest`, `variant`, `counter_epoch`, `repository`, `cohort`, `epoch`, `cohort_public_key`,
+        `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused: nothing signed says what an envelope should
+        be, so whatever is wrong here may be the mirror's fault and not the release's."""
+        try:
+            (device_fd,) = message.fds
+            manifest, variant = _release(message.value)
+            self._content_keys[variant.digest] = _content_key(
+                message.value, read_key(device_fd, DEVICE_KEY), manifest, variant
+            )
+            return {}
+        finally:
+            message.close()
+
+    def apply(self, _parent: Parent, message: Message) -> Value:
+        """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry). Raises Refused of every kind
+        that bundle.patch has, StoreDamagedRefused for the base."""
+        value = message.value
+        storage_fd, blob_fd, output_fd, *base_fds = message.fds
+        try:
+            manifest, variant = _release(value)
+            head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+            entry = PatchEntry.parse(Fields(value["patch"], "patch entry"))
+            storage_key = read_key(storage_fd, STORAGE_KEY)
+            context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
+            base = None if entry.base is None else SealedBundle(base_fds[0], storage_key, entry.base)
+            blob = _HashedFile(blob_fd)
+            os.ftruncate(output_fd, 0)
+            with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
+                writer = SealedWriter(out, storage_key, head)
+                try:
+                    source = FrameReader(blob, self._content_keys[variant.digest], context)
+                    files = apply_patch(source, base, writer)
+                finally:
+                    # a blob that is not the signed one explains every other complaint about it
+                    blob.check(entry.blob)
+                if bundle_digest(files) != variant.digest:
+                    raise DigestMismatchRefused(
+                        f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
+                    )
+                writer.close()
+            os.fsync(output_fd)
+            return {"sealed_bytes": os.fstat(output_fd).st_size}
+        finally:
+            message.close()
+
+
+def unseal(_parent: Parent, message: Message) -> Message:
+    """Fields: `digest`, `roles`. Answers with the wanted files in table order. Raises StoreDamagedRefused,
+    TooLargeRefused."""
+    fds: list[int] = []
+    try:
+        storage_fd, sealed_fd = message.fds
+        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
+        wanted = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
+        if len(wanted) > MAX_FDS:
+            raise TooLargeRefused(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
+        fds.extend(bundle.unseal(index) for index in wanted)
+        return Message({"paths": [bundle.files[index].path for index in wanted]}, tuple(fds))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    finally:
+        message.close()
+
+
+def describe(_parent: Parent, message: Message) -> Value:
+    """Fields: `digest`. Raises StoreDamagedRefused where any byte of it is not as it was sealed."""
+    try:
+        storage_fd, sealed_fd = message.fds
+        bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
+        for index in range(len(bundle.files)):
+            os.close(bundle.unseal(index))
+        head = bundle.head
+        return {"manifest": head.manifest, "variant": head.variant, "counter_epoch": head.counter_epoch}
+    finally:
+        message.close()
+
+
+def seal_adapter(_parent: Parent, message: Message) -> Value:
+    """Fields: `family`. Answers with the adapter's `sha256` and `size`. Raises TooLargeRefused."""
+    try:
+        storage_fd, adapter_fd, golden_fd, output_fd = message.fds
+        adapter = os.pread(adapter_fd, MAX_ADAPTER_BYTES + 1, 0)
+        if not 0 < len(adapter) <= MAX_ADAPTER_BYTES:
+            raise TooLargeRefused(f"an adapter of {len(adapter)} bytes, at most {MAX_ADAPTER_BYTES} are taken")
+        golden = os.pread(golden_fd, os.fstat(golden_fd).st_size, 0)
+        sha256 = hashlib.sha256(adapter).hexdigest()
+        with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
+            context = FrameContext(ADAPTER_LABEL, message.value["family"], 0, "", sha256)
+            writer = FrameWriter(out, read_key(storage_fd, STORAGE_KEY), context)
+            writer.write(len(adapter).to_bytes(8, "big"))
+            writer.write(adapter)
+            writer.write(golden)
+            writer.close()
+        return {"sha256": sha256, "size": len(adapter)}
+    finally:
+        message.close()
+
+
+def unseal_adapter(_parent: Parent, message: Message) -> Message:
+    """Fields: `family`, `sha256`. Answers with sealed memfds of the adapter and its golden answers. Raises
+    StoreDamagedRefused."""
+    try:
+        storage_fd, sealed_fd = message.fds
+        context = FrameContext(ADAPTER_LABEL, message.value["family"], 0, "", message.value["sha256"])
+        try:
+            reader = FrameReader(_HashedFile(sealed_fd), read_key(storage_fd, STORAGE_KEY), context)
+            size = int.from_bytes(reader.read(8), "big")
+            adapter, golden = reader.read(min(size, MAX_ADAPTER_BYTES)), reader.read(MAX_ADAPTER_BYTES)
+        except Refused as error:
+            raise StoreDamagedRefused(f"the adapter does not open: {error.message}") from error
+        if hashlib.sha256(adapter).hexdigest() != message.value["sha256"]:
+            raise StoreDamagedRefused("the adapter is not the one that it is named for")
+        adapter_fd = sealed_memfd("adapter", adapter)
+        return Message({}, (adapter_fd, sealed_memfd("golden-with-adapter", golden)))
+    finally:
+        message.close()
+
+
+def _release(value: Value) -> tuple[Manifest, Variant]:
+    head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+    return parse_manifest(head.manifest.encode()), head.parsed_variant()
+
+
+def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
+    repository, cohort, epoch = value["repository"], value["cohort"], value["epoch"]
+    cohort_context = EnvelopeContext(COHORT_KEY, repository, cohort, epoch)
+    cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
+    if public_of(cohort_key).hex() != value["cohort_public_key"]:
+        raise CohortKeyRefused(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
+    context = EnvelopeContext(
+        CONTENT_KEY, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
+    )
+    content_key = open_envelope(bytes.fromhex(value["content_envelope"]), cohort_key, context)
+    check_commitment(content_key, variant.key_commitment)
+    return content_key
+
+
+if __name__ == "__main__":
+    patcher = Patcher()
+    calls: dict[str, Handler] = {
+        "unlock": patcher.unlock,
+        "apply": patcher.apply,
+        "unseal": unseal,
+        "describe": describe,
+        "seal-adapter": seal_adapter,
+        "unseal-adapter": unseal_adapter,
+    }
+    serve(start()[0], calls)

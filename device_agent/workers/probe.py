@@ -1,0 +1,162 @@
+"""The probe's process: loads a candidate, asks it the golden questions, measures it. The verdict is the supervisor's.
+
+Rules:
+1. One call, `probe`, or `adapter`. Before each stage `probe` says which one, so that a death has a place: load,
+   contract, golden N, latency.
+2. Answers are compared as bundle.golden rule 2 says.
+3. After the golden runs come more of them, at least MIN_RUNS and at most MAX_RUNS: for the latency, and because some
+   models fail only later. Without golden vectors zeros are asked, and no answer is compared. Where every size is fixed
+   they must be answered, unless onnxruntime blames the values; where a size is free, one might be asked that the model
+   can not take, so a failure is no verdict.
+4. A model whose memory grows over these further runs, of inputs that it has all seen, leaks.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from bundle.contract import Contract
+from bundle.golden import GoldenSample, check_answer, write_golden
+from bundle.strict_json import Fields
+from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
+from device_agent.process.channel import Message, Value
+from device_agent.process.worker import Parent, serve, start
+from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.inference import servable
+from device_agent.runtime.session import LoadedModel, golden_of
+from device_agent.runtime.tensors import Array, has_non_finite
+
+MIN_RUNS: Final = 10
+MAX_RUNS: Final = 128
+MAX_GROWTH_BYTES: Final = 64 * 1024 * 1024  # arenas settle in the first pass; a leak of 5 MB a run is beyond it
+BUDGET_S: Final = 1.5  # the whole gate of a 3 MB model is to take less than three seconds
+_STATM: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def run_probe(parent: Parent, message: Message) -> Value:
+    """Call `probe`. Raises ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit, MalformedRefused."""
+    value = message.value
+
+    def stage(name: str) -> None:
+        parent.event({"stage": name})
+
+    try:
+        bundle = BundleFds.from_message(value["bundle"], message.fds)
+        stage("load")
+        started = time.perf_counter_ns()
+        model = LoadedModel.load(bundle, threads=value["threads"])
+        load_us = (time.perf_counter_ns() - started) // 1000
+        stage("contract")
+        contract = Contract.parse(Fields(value["contract"], "contract"))
+        model.check_contract(contract)
+        servable(contract)
+        samples = golden_of(bundle)
+    finally:
+        message.close()
+    worst = 0.0
+    for number, sample in enumerate(samples):
+        stage(f"golden {number}")
+        answers = model.ask(sample.inputs)
+        for name, golden in sample.outputs.items():
+            if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
+                # its own reason, whatever the tolerance
+                return {"failed": "nan", "detail": f"golden {number}: output {name!r} has NaN or infinity"}
+        tolerance_ppm = value["golden_relative_rms_ppm"]
+        worst = max(worst, check_answer(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
+    questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zeros(model, contract)
+    stage("latency")
+    grown_bytes, measured = growth_bytes(model, questions)
+    if grown_bytes > MAX_GROWTH_BYTES:
+        detail = f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} are allowed"
+        return {"failed": "leaks-memory", "detail": detail}
+    return {
+        "load_us": load_us,
+        "samples": len(samples),
+        "worst_relative_rms_ppm": round(worst * 1e6),
+        **measured,
+    }
+
+
+def growth_bytes(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> tuple[int, Value]:
+    """Rule 3's further runs: by how much resident memory grew, and {"latency_us", "runs", "cpu_share"}.
+    Raises InferenceUnfit."""
+    before_bytes = _resident_bytes()
+    measured = _latency(model, questions)
+    return _resident_bytes() - before_bytes, measured
+
+
+def run_adapter(_parent: Parent, message: Message) -> Value | Message:
+    """Call `adapter`: the golden questions of a bundle with an adapter. Without further descriptors the answers come
+    back as golden vectors; with one of such vectors they are compared. Raises AdapterUnfit, Unfit, MalformedRefused."""
+    value = message.value
+    try:
+        count = len(value["bundle"]["paths"])
+        bundle = BundleFds.from_message(value["bundle"], message.fds[:count])
+        model = LoadedModel.load(bundle)
+        wanted: tuple[GoldenSample, ...] = ()
+        if len(message.fds) > count:
+            files = {**bundle.files, "wanted": message.fds[count]}
+            wanted = golden_of(replace(bundle, files=files, golden="wanted"))
+        samples = wanted or golden_of(bundle)
+    finally:
+        message.close()
+    if not samples:
+        raise AdapterUnfit("the release has no golden inputs to try it with")
+    answered = tuple(GoldenSample(dict(sample.inputs), dict(model.ask(sample.inputs))) for sample in samples)
+    if not wanted:
+        return Message({}, (sealed_memfd("golden-with-adapter", write_golden(answered)),))
+    tolerance_ppm = value["tolerance_ppm"]
+    errors = [
+        check_answer(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
+        for number, (found, sample) in enumerate(zip(answered, wanted, strict=True))
+    ]
+    return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}
+
+
+def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Value:
+    durations: list[int] = []
+    cpu, wall = time.process_time(), time.perf_counter()
+    while questions and len(durations) < MAX_RUNS:
+        before = time.perf_counter_ns()
+        model.ask(questions[len(durations) % len(questions)])
+        durations.append((time.perf_counter_ns() - before) // 1000)
+        if len(durations) >= MIN_RUNS and time.perf_counter() - wall > BUDGET_S:
+            break
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    latency_us = sorted(durations)[len(durations) // 2] if durations else None
+    return {"latency_us": latency_us, "runs": len(durations), "cpu_share": cpu / wall if wall > 0 else 1.0}
+
+
+def _resident_bytes() -> int:
+    # statm's second field, in pages; open since before the jail, which closes /proc
+    return int(os.pread(_STATM, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
+    zeros: dict[str, Any] = {}
+    for tensor in contract.inputs:
+        shape = tuple(size if isinstance(size, int) else 1 for size in tensor.shape)
+        zeros[tensor.name] = np.full(shape, "", object) if tensor.dtype == "string" else np.zeros(shape, tensor.dtype)
+    try:
+        model.run(zeros)
+    except RequestInvalid:
+        return []  # not every model takes zeros; this one promised nothing about them
+    except InferenceUnfit:
+        if all(isinstance(size, int) for tensor in contract.inputs for size in tensor.shape):
+            raise
+        return []
+    return [zeros]
+
+
+def main() -> None:
+    """The process."""
+    parent, _ = start()
+    serve(parent, {"probe": run_probe, "adapter": run_adapter})
+
+
+if __name__ == "__main__":
+    main()

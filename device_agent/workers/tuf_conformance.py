@@ -1,0 +1,120 @@
+"""The command line that the TUF conformance suite drives, over the trust code that a device runs.
+
+    python -m device_agent.workers.tuf_conformance --metadata-dir D init ROOT
+    python -m device_agent.workers.tuf_conformance --metadata-dir D --metadata-url U refresh
+    python -m device_agent.workers.tuf_conformance --metadata-dir D --metadata-url U --target-name T --target-base-url
+    B \\
+        --target-dir X download
+
+`--target-name` may be given several times: all are looked up by one client, in that order.
+Exit status: 0 done, 1 refused or not available (one line on stderr says why), 2 misused.
+
+Rules:
+1. The updater, its limits, its transport and its errors are the device's (bundle.trust.updater,
+   device_agent.workers.fetcher).
+2. What is ours and not TUF's stays out: the acceptance of releases, and the durable memory, which is stricter than TUF
+   where targets are to be recovered by rotating the snapshot key.
+3. `init` keeps ROOT as the shipped root; every later command starts from it, never from the cache.
+4. Whatever the repository serves ends in exit status 0 or 1, never in a traceback.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from bundle.errors import AirweightsError, MalformedRefused, NotFoundUnavailable
+
+if TYPE_CHECKING:
+    from bundle.trust.updater import TrustedUpdater
+
+SHIPPED_ROOT: Final = "shipped-root"  # no .json: the suite counts those as cached roles
+CACHED_ROOT: Final = "root.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "init":
+            _init(options.metadata_dir, options.root)
+        else:
+            _follow(options)
+    except (AirweightsError, OSError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _init(metadata_dir: Path, root: Path) -> None:
+    metadata_dir.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(root, metadata_dir / SHIPPED_ROOT)
+    shutil.copyfile(root, metadata_dir / CACHED_ROOT)
+
+
+def _follow(options: argparse.Namespace) -> None:
+    # only a device's verifier and fetcher need these; the suite starts this program a thousand times
+    sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # tuf loads what signs, where it is installed
+    from bundle.trust.updater import translated
+
+    if options.metadata_url is None:
+        raise MalformedRefused("--metadata-url is missing")
+    updater = _updater(options)
+    with translated(updater):
+        updater.refresh()
+        for name in options.target_name if options.command == "download" else ():
+            _download(updater, name)
+
+
+def _download(updater: "TrustedUpdater", name: str) -> None:
+    target = updater.get_targetinfo(name)
+    if target is None:
+        raise NotFoundUnavailable(f"no role lists target {name!r}")
+    updater.find_cached_target(target) or updater.download_target(target)
+
+
+def _updater(options: argparse.Namespace) -> "TrustedUpdater":
+    from bundle.trust.clock import ClockFacts, TimeFloor, current_time
+    from bundle.trust.updater import TrustedUpdater
+
+    clock = ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0)
+    updater = TrustedUpdater(
+        options.metadata_dir,
+        (options.metadata_dir / SHIPPED_ROOT).read_bytes(),
+        options.metadata_url,
+        options.target_base_url or options.metadata_url,
+        _fetch,
+        lambda _root: current_time(clock, TimeFloor()),
+    )
+    updater.target_dir = options.target_dir and os.fspath(options.target_dir)
+    return updater
+
+
+def _fetch(url: str, max_bytes: int) -> bytes:
+    from device_agent.workers.fetcher import document
+
+    descriptor = document(url, max_bytes)
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m device_agent.workers.tuf_conformance")
+    parser.add_argument("--metadata-dir", type=Path, required=True)
+    parser.add_argument("--metadata-url")
+    parser.add_argument("--target-name", action="append", default=[])
+    parser.add_argument("--target-base-url")
+    parser.add_argument("--target-dir", type=Path)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("init").add_argument("root", type=Path)
+    commands.add_parser("refresh")
+    commands.add_parser("download")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""What the supervisor sends its short-lived children to do: check, fetch, patch, unseal.
+
+Rules:
+1. A child is started when it is first needed and ends with the errands; nothing is resident between two cycles.
+2. Each gets only what it needs: the fetcher the network and two descriptors, the verifier the trust folder, the patcher
+   descriptors of keys, blob and bundles. The supervisor reads none of what is in them.
+3. `fetch` and `patch` take a `VerifiedRelease` or a plan made from one.
+4. What one mirror does not have, or has wrong, is asked of the next; the one that was right is asked first from then
+   on. All are believed alike, which is not at all: signatures decide, wherever the bytes came from.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from bundle.acceptance import VerifiedRelease
+from bundle.errors import AirweightsError, NotFoundUnavailable, Refused, Unavailable
+from bundle.files import BundleDigest
+from bundle.repository_paths import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
+from bundle.version import VERSION
+from device_agent.config.config import Config
+from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable, StoreDamagedRefused
+from device_agent.host.system_clock import clock_facts
+from device_agent.policy.journal_records import Holding, Remembered
+from device_agent.policy.planner import Edge
+from device_agent.process.channel import Message
+from device_agent.process.child import Child, well_formed
+from device_agent.process.jail import JailPolicy
+from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.storage.bundle_store import Store
+from device_agent.storage.device_directory import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
+from device_agent.workers.adapter_check import Adapter, AdapterShelf, with_adapter
+
+logger = logging.getLogger(__name__)
+
+CHECK_DEADLINE_S: Final = 900.0  # a walk over years of roots on a slow line
+DOCUMENT_DEADLINE_S: Final = 180.0
+BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's own rate window ends it long before
+PATCH_DEADLINE_S: Final = 3600.0
+UNSEAL_DEADLINE_S: Final = 600.0
+KEEPER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
+MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
+BACKOFF_MS: Final = 500
+SERVED_ROLES: Final = ("model", "external-data", "golden")
+# what a resolver reads: glibc's configuration and its modules
+NETWORK_FILES: Final = (
+    *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
+    *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
+)
+
+OnProgress = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What one blob cost: bytes that came over the wire, and where it went on."""
+
+    received_bytes: int
+    resumed_at: int
+
+
+class Errands:
+    """Use as a context manager; one thread at a time.
+
+    Args:
+        config, device, store: of one family.
+        on_idle: called now and then while a child is at work, to see to what can not wait for it.
+    """
+
+    def __init__(
+        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
+    ) -> None:
+        self._config, self._device, self._store, self._on_idle = config, device, store, on_idle
+        self._children: dict[str, Child] = {}
+        self._is_interrupted = False
+        self._sources = [config.repository_url, *config.mirrors]
+
+    def __enter__(self) -> "Errands":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all children."""
+        while self._children:
+            self._children.popitem()[1].stop()
+
+    def interrupt(self) -> None:
+        """End them from another thread: what is under way raises, and nothing new begins."""
+        self._is_interrupted = True
+        for child in list(self._children.values()):
+            child.kill()
+
+    def check(self, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
+        """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.check.check)."""
+        return self._from_any(lambda source: self._check(source, remembered, holdings))
+
+    def _check(self, source: str, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
+        config = self._config
+        request = {
+            "trust_dir": str(self._device.trust),
+            "repository_url": source,
+            "family": config.family,
+            "channel": config.channel,
+            "clock": clock_facts(),
+            "agent_version": VERSION,
+            "known": _known(config.family, remembered, holdings),
+        }
+        reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_ask=self._answer)
+        with well_formed("verifier"):
+            return VerifiedRelease.from_verifier(reply.value["release"])
+
+    def fetch_blob(self, edge: Edge, on_progress: OnProgress | None = None) -> Fetched:
+        """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
+        return self._from_any(lambda source: self._fetch_blob(source, edge, on_progress))
+
+    def _fetch_blob(self, source: str, edge: Edge, on_progress: OnProgress | None) -> Fetched:
+        update = self._config.update
+        entry = edge.entry
+        request = {
+            "url": f"{source}/{blob_path(entry.blob)}",
+            "sha256": entry.blob,
+            "size": entry.size,
+            "min_rate_bytes_s": update.min_rate_bytes_s,
+            "max_rate_bytes_s": update.max_rate_bytes_s,
+            "backoff_ms": BACKOFF_MS,
+        }
+        with _Fds() as fds:
+            part, note = (fds.own(fd) for fd in self._store.open_part(entry.blob))
+            reply = self._call(
+                "fetcher",
+                "blob",
+                request,
+                (part, note),
+                deadline_s=BLOB_DEADLINE_S,
+                on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
+            )
+        with well_formed("fetcher"):
+            return Fetched(int(reply.value["received"]), int(reply.value["resumed_at"]))
+
+    def unlock(self, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
+        """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
+        self._from_any(lambda source: self._unlock(source, release, edge, x_wing_public))
+
+    def _unlock(self, source: str, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
+        name = self._config.cohort
+        cohort = release.fleet.cohort(name)
+        if cohort is None:
+            raise EnvelopeUnavailable(f"the fleet document has no cohort {name!r}", remedy="check `cohort`")
+        manifest = edge.manifest
+        content = content_envelope_path(
+            manifest.family, manifest.counter, edge.name, envelope_name(cohort.public_key, cohort.epoch)
+        )
+        device = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
+        request = {
+            **_release_fields(edge),
+            "repository": release.repository_id,
+            "cohort": name,
+            "epoch": cohort.epoch,
+            "cohort_public_key": cohort.public_key.hex(),
+            "cohort_envelope": self._envelope(
+                source, device, f"this device is not in epoch {cohort.epoch} of {name!r}"
+            ),
+            "content_envelope": self._envelope(
+                source, content, f"release {manifest.version} is not sealed to {name!r}"
+            ),
+        }
+        with _Fds() as fds:
+            key = fds.own(self._key(DEVICE_KEY))
+            self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
+
+    def apply(self, edge: Edge) -> int:
+        """One step of a plan: from the spool, and the base in the store, into the store. Returns the sealed bytes.
+        Raises Refused, ChildDied, ChildTimeout."""
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            part, note = (fds.own(fd) for fd in self._store.open_part(edge.entry.blob))
+            del note
+            output = fds.own(self._store.begin(edge.target))
+            base = () if edge.entry.base is None else (fds.own(self._store.open(edge.entry.base)),)
+            request = {**_release_fields(edge), "patch": edge.entry.as_json()}
+            reply = self._call("patcher", "apply", request, (key, part, output, *base), deadline_s=PATCH_DEADLINE_S)
+            self._store.finish(edge.target, output)
+        with well_formed("patcher"):
+            return int(reply.value["sealed_bytes"])
+
+    def unseal(self, holding: Holding) -> BundleFds:
+        """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
+        _, variant = holding.parsed()
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            sealed = fds.own(self._store.open(holding.digest))
+            request = {"digest": holding.digest, "roles": SERVED_ROLES}
+            reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        with well_formed("patcher"):
+            return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
+
+    def unseal_to_serve(self, holding: Holding) -> BundleFds:
+        """As `unseal`, with the personal adapter where one is attached to this bundle. An adapter that does not open is
+        left out: the model matters more."""
+        fds = self.unseal(holding)
+        adapter = AdapterShelf(self._device).attached_to(holding.digest)
+        if adapter is None:
+            return fds
+        try:
+            adapter_fd, golden_fd = self.unseal_adapter(adapter)
+        except (StoreDamagedRefused, OSError) as error:
+            logger.error("the adapter is left out: %s", error)
+            return fds
+        os.close(golden_fd)
+        return with_adapter(fds, adapter_fd)
+
+    def seal_adapter(self, adapter_fd: int, golden_fd: int) -> tuple[str, int]:
+        """Put an adapter and its golden answers on the shelf; its digest and size. Raises TooLargeRefused."""
+        shelf = AdapterShelf(self._device)
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            output = fds.own(os.open(shelf.incoming(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            request = {"family": self._config.family}
+            given = (key, adapter_fd, golden_fd, output)
+            reply = self._call("patcher", "seal-adapter", request, given, deadline_s=PATCH_DEADLINE_S)
+            os.fsync(output)
+        with well_formed("patcher"):
+            sha256, size = str(reply.value["sha256"]), int(reply.value["size"])
+        shelf.incoming().rename(shelf.sealed(sha256))
+        return sha256, size
+
+    def unseal_adapter(self, adapter: Adapter) -> tuple[int, int]:
+        """Descriptors of an adapter and its golden answers; the caller closes both. Raises StoreDamagedRefused."""
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            try:
+                sealed = fds.own(os.open(AdapterShelf(self._device).sealed(adapter.sha256), os.O_RDONLY | os.O_CLOEXEC))
+            except FileNotFoundError as error:
+                raise StoreDamagedRefused(f"adapter {adapter.sha256[:16]} is missing") from error
+            request = {"family": self._config.family, "sha256": adapter.sha256}
+            reply = self._call("patcher", "unseal-adapter", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        with well_formed("patcher"):
+            adapter_fd, golden_fd = reply.fds
+            return adapter_fd, golden_fd
+
+    def describe(self, digest: BundleDigest) -> Holding:
+        """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""
+        from bundle.manifest import parse_manifest
+
+        with _Fds() as fds:
+            key = fds.own(self._key(STORAGE_KEY))
+            sealed = fds.own(self._store.open(digest))
+            reply = self._call("patcher", "describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
+        with well_formed("patcher"):
+            manifest = parse_manifest(str(reply.value["manifest"]).encode())
+            return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+
+    def counter(self) -> int | None:
+        """The TPM's counter behind the floor; None where the identity is in no TPM. Raises TpmUnavailable."""
+        if not self._config.identity.startswith("tpm:"):
+            return None
+        return _optional(self._call("key_opener", "counter", {}, deadline_s=KEEPER_DEADLINE_S))
+
+    def raise_counter(self, value: int) -> int | None:
+        """Raise it to at least `value`. Raises TpmUnavailable."""
+        return _optional(self._call("key_opener", "raise", {"value": value}, deadline_s=KEEPER_DEADLINE_S))
+
+    def _key(self, use: str) -> int:
+        """A descriptor of a plain key file, which this process does not read (device_agent.storage.device_directory
+        rule 2).
+        """
+        fd = self._device.open_key(KEY_FILES[use])
+        if self._config.identity == "file":
+            return fd
+        try:
+            return self._call("key_opener", "open", {"use": use}, (fd,), deadline_s=KEEPER_DEADLINE_S).fds[0]
+        finally:
+            os.close(fd)
+
+    def _from_any(self, act: Callable[[str], T]) -> T:
+        """Rule 4. Raises what the first source raised, where all fail."""
+        errors: list[AirweightsError] = []
+        for source in list(self._sources):
+            try:
+                done = act(source)
+            except StoppedUnavailable:
+                raise
+            except (Refused, Unavailable) as error:
+                errors.append(error)
+                if len(self._sources) > 1:
+                    logger.warning("mirror failed", extra={"mirror": source, "reason": error.reason})
+                continue
+            self._sources.sort(key=lambda each: each != source)
+            return done
+        raise errors[0]
+
+    def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
+        question.close()
+        document = self._document(str(question.value["url"]), int(question.value["max_bytes"]))
+        return {}, document.fds
+
+    def _document(self, url: str, max_bytes: int) -> Message:
+        request = {"url": url, "max_bytes": max_bytes}
+        return self._call("fetcher", "get", request, deadline_s=DOCUMENT_DEADLINE_S)
+
+    def _envelope(self, source: str, path: str, missing: str) -> str:
+        url = f"{source}/{path}"
+        try:
+            document = self._document(url, MAX_ENVELOPE_BYTES)
+        except NotFoundUnavailable as error:
+            raise EnvelopeUnavailable(missing, remedy="is the device enrolled, and its cohort sealed?") from error
+        try:
+            with well_formed("fetcher"):
+                return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
+        finally:
+            document.close()
+
+    def _call(self, name: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **how: Any) -> Message:
+        child = self._children.get(name)
+        if self._is_interrupted:
+            raise StoppedUnavailable(f"the agent is stopping, {operation!r} is not begun")
+        if child is None:
+            environment = self._environment(name)
+            child = self._children[name] = Child.start(
+                f"device_agent.workers.{name}", self._policy(name), environment=environment
+            )
+        try:
+            return child.call(operation, request, fds, on_idle=self._on_idle, **how)
+        except (ChildDied, ChildTimeout):
+            if self._children.get(name) is child:
+                self._children.pop(name).stop()
+            if self._is_interrupted:
+                raise StoppedUnavailable(f"the agent is stopping, {operation!r} was cut off") from None
+            raise
+
+    def _environment(self, name: str) -> dict[str, str]:
+        # a token's library is set up by variables that nobody can list beforehand
+        return {**os.environ, "AIRWEIGHTS_IDENTITY": self._config.identity} if name == "key_opener" else {}
+
+    def _policy(self, name: str) -> JailPolicy:
+        allow = self._config.allow_unjailed
+        if name == "key_opener":
+            return keeper_policy(self._config.identity, allow_unjailed=allow)
+        if name == "verifier":
+            return JailPolicy(write=(str(self._device.trust),), own_user=False, allow_unjailed=allow)
+        if name == "patcher":
+            return JailPolicy(lock_memory=True, allow_unjailed=allow)
+        if self._config.repository_url.startswith("file:"):
+            from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
+
+            # a folder on a stick belongs to whom it belongs
+            folder = str(Path(unquote(urlsplit(self._config.repository_url).path)))
+            return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
+        return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
+
+
+class _Fds(ExitStack):
+    def own(self, fd: int) -> int:
+        self.callback(os.close, fd)
+        return fd
+
+
+def keeper_policy(identity: str, *, allow_unjailed: bool) -> JailPolicy:
+    """What the keeper needs for a home (device_agent.workers.key_opener)."""
+    if identity.startswith("pkcs11:"):
+        return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
+    if identity.startswith("tpm:device:"):
+        return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
+    # a resource manager or a simulator is connected to anew for each command
+    sockets = "inet" if "host=" in identity or "port=" in identity else "unix"
+    return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
+
+
+def _known(family: str, remembered: Remembered, holdings: Sequence[Holding]) -> dict[str, Any]:
+    own = [holding for holding in holdings if holding.family == family]
+    # a journal that followed another family until now remembers that one's floor
+    is_own_floor = bool(own) or not holdings
+    return {
+        "floor_epoch": remembered.floor_epoch if is_own_floor else 0,
+        "floor_counter": remembered.floor_counter if is_own_floor else 0,
+        "releases": [{"epoch": h.counter_epoch, "counter": h.counter, "identity": h.identity()} for h in own],
+    }
+
+
+def _optional(message: Message) -> int | None:
+    value = message.value["value"]
+    return None if value is None else int(value)
+
+
+def _release_fields(edge: Edge) -> dict[str, Any]:
+    return {
+        "manifest": edge.manifest.as_bytes().decode(),
+        "variant": edge.name,
+        "counter_epoch": edge.counter_epoch,
+    }

@@ -1,0 +1,74 @@
+"""A factory's list of enrolment requests, signed by an enrolment key: ten thousand devices without ten thousand calls.
+
+Rules:
+1. The list is lines: a header, one enrolment request each, and last the signature over the SHA-256 of all before it.
+2. Each request still proves its own keys; the signature says that the factory made these devices, and replaces the
+   confirmation of each fingerprint.
+3. A list is admitted whole or not at all. Admitting it again changes nothing.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signature, Signer
+
+from bundle import strict_json
+from bundle.enrollment import MAX_REQUEST_BYTES, EnrolmentRequest, parse_enrolment
+from bundle.errors import EnrolmentRefused, MalformedRefused
+from bundle.strict_json import Fields
+
+SCHEMA: Final = "airweights.enrolment-batch/1"
+LABEL: Final = b"airweights enrolment batch v1"
+MAX_LINE_BYTES: Final = 32 * 1024
+MAX_DEVICES: Final = 1_000_000
+
+
+def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
+    """The list file of request files. Raises MalformedRefused, EnrolmentRefused for a request that is not one."""
+    lines = []
+    for data in requests:
+        parse_enrolment(data)
+        lines.append(
+            strict_json.encode(strict_json.decode(data, what="enrolment request", max_bytes=MAX_REQUEST_BYTES))
+        )
+    head = strict_json.encode({"schema": SCHEMA, "devices": len(lines)})
+    body = b"".join(line + b"\n" for line in (head, *lines))
+    signature = signer.sign(LABEL + hashlib.sha256(body).digest())
+    return body + strict_json.encode({"key_id": signature.keyid, "signature": signature.signature}) + b"\n"
+
+
+def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrolmentRequest, ...]:
+    """The requests of a list that one of `keys` signed.
+
+    Raises:
+        EnrolmentRefused: none of the keys signed it, or a request does not prove its keys.
+        MalformedRefused, TooLargeRefused: not such a list.
+    """
+    body, _, last = data.removesuffix(b"\n").rpartition(b"\n")
+    if not body or not data.endswith(b"\n"):
+        raise MalformedRefused("enrolment list: expected a header, requests and a signature, a line each")
+    _check_signature(body + b"\n", last, keys)
+    head, *lines = body.split(b"\n")
+    fields = Fields(strict_json.decode(head, what="enrolment list", max_bytes=MAX_LINE_BYTES), "enrolment list")
+    if fields.text("schema") != SCHEMA:
+        raise MalformedRefused(f"enrolment list.schema: expected {SCHEMA!r}")
+    devices = fields.integer("devices", 1, MAX_DEVICES)
+    fields.end()
+    if devices != len(lines):
+        raise MalformedRefused(f"enrolment list: found {len(lines)} requests, its header says {devices}")
+    return tuple(parse_enrolment(line) for line in lines)
+
+
+def _check_signature(body: bytes, last: bytes, keys: Sequence[Key]) -> None:
+    fields = Fields(strict_json.decode(last, what="enrolment list signature", max_bytes=MAX_LINE_BYTES), "signature")
+    signature = Signature(fields.text("key_id", max_length=256), fields.text("signature", max_length=16384))
+    fields.end()
+    key = next((key for key in keys if key.keyid == signature.keyid), None)
+    if key is None:
+        raise EnrolmentRefused(f"enrolment list: signed by key {signature.keyid[:20]}, which is no enrolment key here")
+    try:
+        key.verify_signature(signature, LABEL + hashlib.sha256(body).digest())
+    except UnverifiedSignatureError as error:
+        raise EnrolmentRefused("enrolment list: its signature does not hold") from error

@@ -1,0 +1,148 @@
+"""A device of the demo: its folder, its configuration, and the agent's command line run as anybody would.
+
+Rules:
+1. Nothing of `device_agent` is imported: the demo sees what an operator sees, commands, exit codes and JSON.
+2. The daemon is a child process that the demo stops by its handle.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bundle.errors import Unavailable
+
+COMMAND_TIMEOUT_S: Final = 300
+START_TIMEOUT_S: Final = 60
+STOP_TIMEOUT_S: Final = 30
+POLL_S: Final = 0.05
+
+Report = dict[str, Any]  # one JSON object of the agent's command line (docs/schemas/)
+
+
+class AgentUnavailable(Unavailable):
+    """The agent's command line did not do what the demo needs."""
+
+    reason = "agent-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """What the demo writes into the device's configuration."""
+
+    repository_url: str
+    family: str
+    cohort: str
+    variant: str
+    probation_window_s: int
+    probation_min_requests: int
+
+
+class Device:
+    """One device below `folder`."""
+
+    def __init__(self, folder: Path, settings: DeviceSettings) -> None:
+        self._folder = folder
+        self._config = folder / "config.toml"
+        self._socket = folder / "serve.sock"
+        self._settings = settings
+        self._daemon: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the model is served, as `packager.demo.inference_client` takes it."""
+        return f"unix:{self._socket}"
+
+    @property
+    def directory(self) -> Path:
+        """The agent's own folder."""
+        return self._folder / "state"
+
+    def init(self, root: Path) -> Report:
+        """`device-agent init`: identity, shipped root, configuration."""
+        settings = self._settings
+        self._folder.mkdir(parents=True)
+        report = self._run(
+            "init",
+            "--directory", str(self.directory),
+            "--root", str(root),
+            "--repository-url", settings.repository_url,
+            "--family", settings.family,
+            "--cohort", settings.cohort,
+            "--variant", settings.variant,
+            "--listen", self.address,
+        )  # fmt: skip
+        with self._config.open("a", encoding="utf-8") as config:
+            config.write(
+                f"automatic = false\n\n[probation]\nwindow_s = {settings.probation_window_s}\n"
+                f"min_requests = {settings.probation_min_requests}\n"
+            )
+        return report
+
+    def enrol(self, request: Path) -> Report:
+        """`device-agent enrol`: the signed request with the device's public keys, written to `request`."""
+        return self._run("enrol", "--output", str(request))
+
+    def start(self) -> None:
+        """`device-agent run`, until it answers on its control socket. Raises AgentUnavailable."""
+        log = (self._folder / "agent.log").open("ab")
+        with log:
+            self._daemon = subprocess.Popen([*self._command(), "run"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._daemon.poll() is not None:
+                raise AgentUnavailable(f"the agent ended with {self._daemon.returncode}: {self.log_tail()}")
+            if self.status().get("daemon"):
+                return
+            time.sleep(POLL_S)
+        raise AgentUnavailable(f"the agent did not come up in {START_TIMEOUT_S} s: {self.log_tail()}")
+
+    def stop(self) -> None:
+        """SIGTERM to the daemon, then wait for its end."""
+        if self._daemon is None:
+            return
+        self._daemon.send_signal(signal.SIGTERM)
+        try:
+            self._daemon.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._daemon.kill()
+            self._daemon.wait()
+        self._daemon = None
+
+    def update(self) -> Report:
+        """One cycle, whatever its outcome: the object of `device-agent update --json`."""
+        return self._run("update", any_exit=True)
+
+    def status(self) -> Report:
+        """The object of `device-agent status --json`."""
+        return self._run("status", any_exit=True)
+
+    def log_tail(self) -> str:
+        """The last line of the daemon's log."""
+        lines = (self._folder / "agent.log").read_text("utf-8", "replace").splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-P", "-m", "device_agent", "--config", str(self._config)]
+
+    def _run(self, command: str, *arguments: str, any_exit: bool = False) -> Report:
+        done = subprocess.run(
+            [*self._command(), command, *arguments, "--json"],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        if done.returncode and not (any_exit and done.stdout):
+            raise AgentUnavailable(f"device-agent {command} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+        try:
+            report = json.loads(done.stdout)
+        except ValueError as error:
+            raise AgentUnavailable(f"device-agent {command} printed {done.stdout[:200]!r}, expected JSON") from error
+        if not isinstance(report, dict):
+            raise AgentUnavailable(f"device-agent {command} printed {done.stdout[:200]!r}, expected one object")
+        return report

@@ -1,0 +1,1 @@
+"""Choose predictor and coder for each job, and encode it to frames."""

@@ -1,0 +1,144 @@
+"""Bytes without a type: the structure between a model's arrays, packed after the base's structure.
+
+Rules:
+1. Structure goes into BYTES frames with the base's structure as dictionary.
+2. A whole file that is no model takes the smallest of many ways (packager/diff/encode/encode_file.py).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bundle.patch.address_space import Range
+from bundle.patch.container import Op, frame_bytes
+from bundle.patch.ranges import write_base_ranges, write_target_ranges
+from bundle.patch.sections import write_section
+from packager.diff.encode.entropy import Effort
+from packager.diff.encode.tensor_job import Place
+from packager.diff.encode.zstd_prefix import pack_after
+
+LEVEL: Final = 22
+FRAME_BYTES: Final = 1 << 20
+FILE_FRAME_BYTES: Final = 4 << 20
+DICTIONARY_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of bytes in a file and in the bundle's line of bytes."""
+
+    file: Path
+    offset: int
+    address: int
+    size: int
+
+    @property
+    def place(self) -> Place:
+        """Where it begins."""
+        return Place(self.file, self.offset, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class RawJob:
+    """Bytes to encode.
+
+    Attributes:
+        target: ascending; together at most `FRAME_BYTES` for structure.
+        base: where similar bytes are.
+        is_file: rule 2 rather than rule 1.
+        effort: how hard to pack what is TYPED.
+    """
+
+    target: tuple[Piece, ...]
+    base: tuple[Piece, ...]
+    is_file: bool
+    effort: Effort
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return sum(piece.size for piece in self.target)
+
+
+@dataclass(frozen=True, slots=True)
+class RawEncoded:
+    """Frames of a job.
+
+    Attributes:
+        coder: for the report.
+        largest_frame: most target bytes of a frame.
+        dictionary_bytes, window_log, block_elements: what the decoder needs for it.
+        waiting_bytes: most that waits in the decoder beside what waits already.
+    """
+
+    frames: tuple[bytes, ...]
+    coder: str
+    features: frozenset[str]
+    largest_frame: int
+    dictionary_bytes: int
+    window_log: int
+    block_elements: int = 0
+    waiting_bytes: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the frames."""
+        return sum(map(len, self.frames))
+
+
+def cut(pieces: list[Piece], limit: int, items: int) -> list[tuple[Piece, ...]]:
+    """Runs of pieces of at most `limit` bytes and `items` pieces each; long pieces are cut."""
+    out: list[tuple[Piece, ...]] = []
+    run: list[Piece] = []
+    room = limit
+    for whole in pieces:
+        piece = whole
+        while piece.size:
+            now = min(piece.size, room)
+            run.append(Piece(piece.file, piece.offset, piece.address, now))
+            piece = Piece(piece.file, piece.offset + now, piece.address + now, piece.size - now)
+            room -= now
+            if not room or len(run) == items:
+                out.append(tuple(run))
+                run, room = [], limit
+    if run:
+        out.append(tuple(run))
+    return out
+
+
+def with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+    """BYTES frames of `target`, with `base` as dictionary; they are the job's bytes."""
+    frames = []
+    done = largest = words = 0
+    for run in cut(list(job.target), FILE_FRAME_BYTES if job.is_file else FRAME_BYTES, 1 << 12):
+        size = sum(piece.size for piece in run)
+        ranges, dictionary = _dictionary(job.base, base, done, len(target))
+        table = write_target_ranges([(piece.address, piece.size) for piece in run]) + write_base_ranges(ranges)
+        data = target[done : done + size]
+        body = pack_after(dictionary, data, LEVEL)
+        frames.append(frame_bytes(Op.BYTES, write_section(table) + body, data))
+        done += size
+        largest, words = max(largest, size), max(words, len(dictionary))
+    return RawEncoded(tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, words, 0)
+
+
+def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -> tuple[list[Range], bytes]:
+    """All of the base's bytes, or where they are too many the part that lies where the target's bytes lie."""
+    start = 0
+    if len(base) > DICTIONARY_BYTES:
+        middle = done * len(base) // max(1, total)
+        start = max(0, min(middle - DICTIONARY_BYTES // 4, len(base) - DICTIONARY_BYTES))
+    end = min(len(base), start + DICTIONARY_BYTES)
+    ranges = []
+    position = 0
+    for piece in pieces:
+        low, high = max(start, position), min(end, position + piece.size)
+        if low < high:
+            ranges.append((piece.address + low - position, high - low))
+        position += piece.size
+    return ranges, base[start:end]
+
+
+def content_of(pieces: tuple[Piece, ...]) -> bytes:
+    """Of all pieces, joined."""
+    return b"".join(piece.place.read(piece.size) for piece in pieces)

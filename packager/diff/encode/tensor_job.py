@@ -1,0 +1,155 @@
+"""A tensor, or a handful of small ones, as a piece of work: where its bytes are, and how it is sampled.
+
+Rules:
+1. A job holds no content: what runs it reads the files by itself, so that it can run in another process.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from bundle.patch.elements import BY_NAME, Bits, ElementType
+from packager.diff.encode.entropy import Effort, Period, is_sparse
+
+BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
+NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
+SLICE_ELEMENTS: Final = 1 << 21
+SAMPLE_PIECES: Final = 4
+SAMPLE_PIECE: Final = 4096
+NARROW_SAMPLE_PIECE: Final = 8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
+MAX_PERIOD: Final = 1 << 13
+MIN_ROW: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A run of bytes.
+
+    Attributes:
+        file: the plain file.
+        offset: where in the file.
+        address: where in the bundle's line of bytes.
+    """
+
+    file: Path
+    offset: int
+    address: int
+
+    def moved(self, offset: int) -> "Place":
+        """So many bytes further on."""
+        return Place(self.file, self.offset + offset, self.address + offset)
+
+    def read(self, size: int) -> bytes:
+        """The bytes from there on."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(size)
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One array, or a part of it.
+
+    Attributes:
+        target: where it goes.
+        base: what it is predicted from; None for nothing.
+        size: bytes.
+    """
+
+    target: Place
+    base: Place | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorJob:
+    """What one call of `encode_job` does.
+
+    Attributes:
+        dtype: name of the element type.
+        segments: in target order, all with a base or all without.
+        shape: of the elements of all segments together; () where several tensors share the job.
+        is_transposed: the single segment's base holds the tensor with rows and columns exchanged.
+        can_fit: try predictor parameters.
+        effort: how hard to pack.
+    """
+
+    dtype: str
+    segments: tuple[Segment, ...]
+    shape: tuple[int, ...]
+    is_transposed: bool
+    can_fit: bool
+    effort: Effort
+
+    @property
+    def size(self) -> int:
+        """Bytes of the target."""
+        return sum(segment.size for segment in self.segments)
+
+
+class Tensor:
+    """The elements of a job."""
+
+    def __init__(self, job: TensorJob) -> None:
+        self.job = job
+        self.kind: ElementType = BY_NAME[job.dtype]
+        self.target: Bits = np.frombuffer(_read(job.segments, is_base=False), self.kind.bits)
+        self.base: Bits | None = None
+        if job.segments[0].base is not None:
+            self.base = np.frombuffer(_read(job.segments, is_base=True), self.kind.bits)
+            if job.is_transposed:
+                rows, columns = job.shape
+                self.base = np.ascontiguousarray(self.base.reshape(columns, rows).T).reshape(-1)
+        self.count = len(self.target)
+
+    def sample(self) -> list[slice]:
+        """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
+        piece = SAMPLE_PIECE if self.kind.size > 2 else NARROW_SAMPLE_PIECE
+        if self.is_sparse:
+            piece = block_elements(self.kind.name) // SAMPLE_PIECES
+        if self.count <= SAMPLE_PIECES * piece:
+            return [slice(0, self.count)]
+        step = (self.count - piece) // (SAMPLE_PIECES - 1)
+        length = max((period.inner * period.count for period in self.periods()), default=1)
+        starts = [i * step - (i * step - i * piece) % length for i in range(SAMPLE_PIECES)]
+        return [slice(start, start + piece) for start in starts]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Do few integers differ from the base's? A small sample would see next to nothing."""
+        return self.base is not None and not self.kind.is_float and is_sparse(self.base != self.target)
+
+    @property
+    def row(self) -> int:
+        """Elements of a row; 0 where there are no rows, or such that a class of its own is more than they cost."""
+        row = math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
+        return row if row >= MIN_ROW else 0
+
+    def periods(self) -> list[Period]:
+        """Places that may matter: those of a kernel, input channels, columns."""
+        shape = self.job.shape
+        row = math.prod(shape[1:])
+        if len(shape) < 2 or shape[0] < 2 or row > MAX_PERIOD or row < 2 or self.count < 4 * row:
+            return []
+        kernel = math.prod(shape[2:])
+        if kernel == 1:
+            return [Period(1, row)]
+        found = [period for period in (Period(1, kernel), Period(kernel, shape[1])) if period.count > 1]
+        return [*found, Period(1, row)] if len(found) > 1 else found
+
+
+def block_elements(dtype: str) -> int:
+    """Elements of a block."""
+    return NARROW_BLOCK_ELEMENTS if BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
+
+
+def _read(segments: tuple[Segment, ...], *, is_base: bool) -> bytes:
+    parts = []
+    for segment in segments:
+        place = segment.base if is_base else segment.target
+        assert place is not None
+        parts.append(place.read(segment.size))
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,247 @@
+"""Pairs the arrays of the target with those of the base.
+
+Rules, the first that fits; before them, an array that has gained or lost rows is cut into what is paired with what, and
+what is new (packager/diff/match/align_rows.py), or else into the rows that both have and the rest:
+1. Same name, type and size. Rows and columns exchanged: transposed.
+2. Same content, whatever the name.
+3. Nearest content on a sample, among arrays of the same type and size that no other array has taken: renamed and
+   reordered tensors, also transposed ones.
+4. None. A wrong pair costs bytes, never correctness.
+"""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from bundle.patch.elements import BY_NAME, ordered
+from packager.diff.match.align_rows import RowRun, align_rows
+from packager.tensors.region import Region
+
+SAMPLES: Final = 256
+MAX_COMPARED: Final = 1 << 18  # pairs of arrays compared by rule 3
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A region of a bundle.
+
+    Attributes:
+        file: index in the bundle's table.
+        address: of its first byte in the bundle's line of bytes.
+        region: where it is in its file.
+    """
+
+    file: int
+    address: int
+    region: Region
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        """Arrays of one kind can be subtracted element by element."""
+        return self.region.dtype, self.region.size
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An array of the target and what it is predicted from.
+
+    Attributes:
+        is_transposed: the base holds rows and columns exchanged.
+    """
+
+    target: Array
+    base: Array | None
+    is_transposed: bool
+
+
+Content = Callable[[Array], memoryview]
+
+
+def match_arrays(targets: Iterable[Array], bases: Iterable[Array], target_of: Content, base_of: Content) -> list[Match]:
+    """One match for each of `targets`, in their order; an array that has grown or shrunk comes in two parts.
+
+    Args:
+        target_of, base_of: the bytes of an array.
+    """
+    targets, bases = split_resized(list(targets), list(bases), target_of, base_of)
+    found: dict[int, Match] = {}
+    taken: set[int] = set()
+    _by_name(targets, bases, found, taken)
+    _by_content(targets, bases, target_of, base_of, found, taken)
+    _by_sample(targets, bases, target_of, base_of, found, taken)
+    return [found.get(array.address, Match(array, None, False)) for array in targets]
+
+
+def split_resized(
+    targets: list[Array], bases: list[Array], target_of: Content, base_of: Content
+) -> tuple[list[Array], list[Array]]:
+    """Rule 0: arrays of the same name and type whose rows are of one shape, cut where rows were put in or left out."""
+    ours: list[Array] = []
+    cut: dict[int, list[Array]] = {}
+    for array, base in _namesakes(targets, bases):
+        runs = _common_rows(array, base, target_of, base_of) if base is not None else []
+        if base is None or not runs:
+            ours.append(array)
+            continue
+        ours += _parts(array, [(run.target, run.target + run.rows) for run in runs])
+        cut[base.address] = _parts(base, [(run.base, run.base + run.rows) for run in runs])
+    return ours, [part for base in bases for part in cut.get(base.address, [base])]
+
+
+def _namesakes(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Array | None]]:
+    """Arrays of one name and type, the nth with the nth: those of one size first, then what is left."""
+    pairs: dict[int, Array] = {}
+    taken: set[int] = set()
+    for is_strict in (True, False):
+        free: dict[tuple[str, str], list[Array]] = defaultdict(list)
+        for base in bases:
+            if base.address not in taken:
+                free[base.region.name, base.region.dtype].append(base)
+        for array in targets:
+            alike = free[array.region.name, array.region.dtype] if array.address not in pairs else []
+            other = next((base for base in alike if not is_strict or base.kind == array.kind), None)
+            if other is not None:
+                alike.remove(other)
+                pairs[array.address] = other
+                taken.add(other.address)
+    return [(array, pairs.get(array.address)) for array in targets]
+
+
+def _common_rows(array: Array, base: Array, target_of: Content, base_of: Content) -> list[RowRun]:
+    """Which rows are paired; none where the arrays are as they are."""
+    shape, other, kind = array.region.shape, base.region.shape, BY_NAME[array.region.dtype]
+    if len(shape) < 2 or shape[1:] != other[1:] or min(shape[0], other[0]) == 0:
+        return []
+    if any(math.prod(one.shape) * kind.size != one.size for one in (array.region, base.region)):
+        return []
+    ours, theirs = (
+        np.frombuffer(content, kind.bits).reshape(rows, -1)
+        for content, rows in ((target_of(array), shape[0]), (base_of(base), other[0]))
+    )
+    runs = align_rows(ours, theirs, kind)
+    if runs is None and shape[0] != other[0]:
+        return [RowRun(0, 0, min(shape[0], other[0]))]
+    return runs or []
+
+
+def _parts(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
+    """Runs of rows, the nth of either side by the same name, and what lies between them."""
+    region = array.region
+    row = region.size // region.shape[0]
+    out = []
+    done = 0
+    for number, (begin, end) in enumerate([*runs, (region.shape[0], region.shape[0])]):
+        for name, first, last in (
+            (f"{region.name} (between {number})", done, begin),
+            (f"{region.name} (part {number})", begin, end),
+        ):
+            if last > first:
+                shape = (last - first, *region.shape[1:])
+                part = Region(region.offset + first * row, (last - first) * row, region.dtype, name, shape)
+                out.append(Array(array.file, array.address + first * row, part))
+        done = end
+    return out
+
+
+def _by_name(targets: list[Array], bases: list[Array], found: dict[int, Match], taken: set[int]) -> None:
+    named: dict[tuple[str, tuple[str, int]], list[Array]] = defaultdict(list)
+    for base in bases:
+        named[base.region.name, base.kind].append(base)
+    for array in targets:
+        same = [base for base in named.get((array.region.name, array.kind), []) if base.address not in taken]
+        if same:
+            _take(array, same[0], found, taken)
+
+
+def _by_content(
+    targets: list[Array],
+    bases: list[Array],
+    target_of: Content,
+    base_of: Content,
+    found: dict[int, Match],
+    taken: set[int],
+) -> None:
+    left = [array for array in targets if array.address not in found]
+    kinds = {array.kind for array in left}
+    digests = {_digest(base_of(base)): base for base in reversed(bases) if base.kind in kinds}
+    for array in left:
+        same = digests.get(_digest(target_of(array)))
+        if same is not None and same.kind == array.kind:
+            found[array.address] = Match(array, same, False)
+            taken.add(same.address)
+
+
+def _by_sample(
+    targets: list[Array],
+    bases: list[Array],
+    target_of: Content,
+    base_of: Content,
+    found: dict[int, Match],
+    taken: set[int],
+) -> None:
+    free: dict[tuple[str, int], list[Array]] = defaultdict(list)
+    for base in bases:
+        if base.address not in taken:
+            free[base.kind].append(base)
+    wanted: dict[tuple[str, int], list[Array]] = defaultdict(list)
+    for array in targets:
+        if array.address not in found and free.get(array.kind):
+            wanted[array.kind].append(array)
+    for kind, arrays in wanted.items():
+        others = free[kind]
+        if len(arrays) * len(others) > MAX_COMPARED:
+            continue
+        ours = [_sample(target_of(array), array, None) for array in arrays]
+        theirs = [_sample(base_of(base), base, None) for base in others]
+        pairs = [(_distance(x, y), i, j, False) for i, x in enumerate(ours) for j, y in enumerate(theirs)]
+        pairs += _transposed_pairs(arrays, others, ours, base_of)
+        used: set[int] = set()
+        for _, i, j, is_transposed in sorted(pairs):
+            if arrays[i].address not in found and j not in used:
+                used.add(j)
+                taken.add(others[j].address)
+                found[arrays[i].address] = Match(arrays[i], others[j], is_transposed)
+
+
+def _transposed_pairs(
+    arrays: list[Array], others: list[Array], ours: list[npt.NDArray[np.float64]], base_of: Content
+) -> list[tuple[float, int, int, bool]]:
+    out = []
+    for i, array in enumerate(arrays):
+        shape = array.region.shape
+        for j, other in enumerate(others):
+            if len(shape) == 2 and min(shape) > 1 and other.region.shape == shape[::-1]:
+                sample = _sample(base_of(other), other, shape)
+                out.append((_distance(ours[i], sample), i, j, True))
+    return out
+
+
+def _take(array: Array, base: Array, found: dict[int, Match], taken: set[int]) -> None:
+    shape = array.region.shape
+    is_transposed = len(shape) == 2 and base.region.shape == shape[::-1] and shape[0] != shape[1] and min(shape) > 1
+    found[array.address] = Match(array, base, is_transposed)
+    taken.add(base.address)
+
+
+def _distance(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
+    return float(np.log2(1 + np.abs(x - y)).mean())
+
+
+def _digest(content: memoryview) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def _sample(content: memoryview, array: Array, as_transposed: tuple[int, ...] | None) -> npt.NDArray[np.float64]:
+    kind = BY_NAME[array.region.dtype]
+    values = np.frombuffer(content, kind.bits)
+    index = np.unique(np.linspace(0, len(values) - 1, min(len(values), SAMPLES)).astype(np.int64))
+    if as_transposed is not None:
+        rows, columns = as_transposed
+        index = (index % columns) * rows + index // columns
+    return ordered(np.ascontiguousarray(values[index]), kind).astype(np.float64)

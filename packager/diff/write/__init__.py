@@ -1,0 +1,1 @@
+"""Plan the jobs, write their frames, and keep the smallest patch."""

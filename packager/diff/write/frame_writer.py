@@ -1,0 +1,70 @@
+"""Frames on their way into a patch, and what they ask of the decoder."""
+
+from dataclasses import dataclass, field, fields
+from typing import IO, Final
+
+from bundle.patch.limits import DEFAULT, Announced
+from packager.diff.write.patch_report import PatchRow
+
+TABLE_BYTES: Final = 1 << 18  # tables of ranges are packed: unpacked they may be longer than any frame
+
+
+@dataclass(slots=True)
+class Spool:
+    """What has been written so far, and the largest need of any frame of it.
+
+    Attributes:
+        file: takes the frames.
+        size: bytes written.
+        features: names of decoder features that the frames use.
+        rows: for the report.
+    """
+
+    file: IO[bytes]
+    size: int = 0
+    features: set[str] = field(default_factory=set)
+    rows: list[PatchRow] = field(default_factory=list)
+    payload_bytes: int = 0
+    pending_bytes: int = 0
+    dictionary_bytes: int = 0
+    parameter_bytes: int = 0
+    block_elements: int = 0
+    window_log: int = 0
+
+    def write(self, frame: bytes) -> int:
+        """Add a frame; its length."""
+        self.payload_bytes = max(self.payload_bytes, len(frame))
+        self.size += len(frame)
+        return self.file.write(frame)
+
+    def need(
+        self,
+        *,
+        pending_bytes: int = 0,
+        dictionary_bytes: int = 0,
+        parameter_bytes: int = 0,
+        block_elements: int = 0,
+        window_log: int = 0,
+    ) -> None:
+        """Raise what is announced to at least this."""
+        self.pending_bytes = max(self.pending_bytes, pending_bytes)
+        self.dictionary_bytes = max(self.dictionary_bytes, dictionary_bytes)
+        self.parameter_bytes = max(self.parameter_bytes, parameter_bytes)
+        self.block_elements = max(self.block_elements, block_elements)
+        self.window_log = max(self.window_log, window_log)
+
+    def is_allowed(self) -> bool:
+        """Would a decoder with the default limits take it?"""
+        announced = self.announced()
+        return all(getattr(announced, limit.name) <= getattr(DEFAULT, limit.name) for limit in fields(announced))
+
+    def announced(self) -> Announced:
+        """For the header."""
+        return Announced(
+            payload_bytes=max(self.payload_bytes, TABLE_BYTES) if self.size else 0,
+            pending_bytes=self.pending_bytes,
+            dictionary_bytes=self.dictionary_bytes,
+            parameter_bytes=self.parameter_bytes,
+            block_elements=self.block_elements,
+            window_log=self.window_log,
+        )

@@ -1,0 +1,124 @@
+"""A patch's report as one HTML file that needs nothing else: where the bytes went, tensor by tensor.
+
+Rules:
+1. No script, no font and no picture from elsewhere: the file can be mailed and opened on a plane.
+2. Everything that came from a model's names is escaped.
+"""
+
+from html import escape
+from pathlib import Path
+from typing import Final
+
+from bundle.patch.elements import BY_NAME
+from packager.diff.write.patch_report import PatchReport, PatchRow
+
+WIDTH: Final = 1000  # of the picture, in CSS pixels
+BAR_HEIGHT: Final = 16
+BAR_SHARE: Final = 0.55  # of the picture's width, for the longest bar; the rest is for its label
+LABEL_LENGTH: Final = 54  # characters
+MAX_BARS: Final = 200
+COLOURS: Final = {
+    "copy": "#9aa5b1",
+    "low rank": "#2a9d8f",
+    "gain": "#457b9d",
+    "base": "#8ab17d",
+    "none": "#e76f51",
+}
+OTHER_COLOUR: Final = "#e9c46a"
+
+_STYLE: Final = """
+body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1f2933;background:#fff}
+h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}
+table{border-collapse:collapse;width:100%}td,th{padding:.2rem .6rem;border-bottom:1px solid #e4e7eb;text-align:left}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.key span{display:inline-block;margin-right:1.2rem}
+.key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.3rem;border-radius:2px}
+.wide{overflow-x:auto}svg{width:100%;min-width:44rem;height:auto}td.name{overflow-wrap:anywhere;min-width:6rem}
+"""
+
+
+def write_html(report: PatchReport, path: Path) -> None:
+    """Write the report of one patch to `path`, replacing what is there."""
+    path.write_text(html(report), encoding="utf-8")
+
+
+def html(report: PatchReport) -> str:
+    """The page."""
+    share = report.plain_size / report.target_bytes if report.target_bytes else 0.0
+    rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
+    facts = [
+        ("patch", f"{report.plain_size:,} bytes, {share:.1%} of the target"),
+        ("target", f"{report.target_bytes:,} bytes"),
+        ("codec", report.codec),
+        ("decoder features", ", ".join(report.features) or "none"),
+        ("memory to apply", f"at most {report.peak_memory_bytes:,} bytes"),
+    ]
+    listed = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>Patch report</title>'
+        f"<style>{_STYLE}</style><h1>Where the bytes of a patch went</h1><table>{listed}</table>"
+        f"<h2>Bytes in the patch, by tensor</h2><p class=key>{_key()}</p><div class=wide>{_picture(rows)}</div>"
+        f"<h2>All tensors</h2><div class=wide>{_table(rows)}</div></html>\n"
+    )
+
+
+def bits_per_element(row: PatchRow) -> float | None:
+    """Of a tensor; None for bytes."""
+    if row.dtype not in BY_NAME or not row.target_bytes:
+        return None
+    return 8 * row.patch_bytes * BY_NAME[row.dtype].size / row.target_bytes
+
+
+def _key() -> str:
+    entries = [*COLOURS.items(), ("other", OTHER_COLOUR)]
+    return "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+
+
+def _picture(rows: list[PatchRow]) -> str:
+    shown = rows[:MAX_BARS]
+    largest = max((row.patch_bytes for row in shown), default=1) or 1
+    parts = [f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT * max(1, len(shown))}" role="img" aria-label="bytes by tensor">']
+    for i, row in enumerate(shown):
+        width = max(1.0, row.patch_bytes / largest * WIDTH * BAR_SHARE)
+        y = i * BAR_HEIGHT
+        label = escape(row.name if len(row.name) <= LABEL_LENGTH else "…" + row.name[1 - LABEL_LENGTH :])
+        title = escape(f"{row.path} {row.name}: {row.target_bytes:,} → {row.patch_bytes:,} bytes, {row.predictor}")
+        parts.append(
+            f'<rect x="0" y="{y + 1}" width="{width:.1f}" height="{BAR_HEIGHT - 3}" rx="2" '
+            f'fill="{_colour(row.predictor)}"><title>{title}</title></rect>'
+            f'<text x="{width + 6:.1f}" y="{y + BAR_HEIGHT - 5}" font-size="11" fill="#52606d">'
+            f"{row.patch_bytes:,} {label}</text>"
+        )
+    return "".join(parts) + "</svg>"
+
+
+def _colour(predictor: str) -> str:
+    return next((colour for name, colour in COLOURS.items() if name in predictor), OTHER_COLOUR)
+
+
+def _table(rows: list[PatchRow]) -> str:
+    names = ("file", "tensor", "type", "shape", "before", "after", "bits", "predictor", "coder")
+    kinds = {
+        "before": " class=n",
+        "after": " class=n",
+        "bits": " class=n",
+        "file": " class=name",
+        "tensor": " class=name",
+    }
+    head = "".join(f"<th{kinds.get(name, '')}>{name}</th>" for name in names)
+    body = []
+    for row in rows:
+        bits = bits_per_element(row)
+        cells = [
+            escape(row.path),
+            escape(row.name),
+            escape(row.dtype),
+            "×".join(map(str, row.shape)),
+            f"{row.target_bytes:,}",
+            f"{row.patch_bytes:,}",
+            "" if bits is None else f"{bits:.2f}",
+            escape(row.predictor),
+            escape(row.coder),
+        ]
+        body.append("".join(f"<td{kinds.get(name, '')}>{cell}</td>" for name, cell in zip(names, cells, strict=True)))
+    return f"<table><tr>{head}</tr>" + "".join(f"<tr>{cells}</tr>" for cells in body) + "</table>"

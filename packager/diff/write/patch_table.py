@@ -1,0 +1,34 @@
+"""A patch's report as a table for a terminal."""
+
+from typing import Final
+
+from packager.diff.write.patch_html import bits_per_element
+from packager.diff.write.patch_report import PatchReport, PatchRow
+
+SHOWN: Final = 40
+NAME_WIDTH: Final = 40
+
+
+def as_table(report: PatchReport, shown: int = SHOWN) -> str:
+    """The rows that take the most bytes of the patch, largest first; the rest as one line."""
+    rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
+    lines = [f"{'tensor':{NAME_WIDTH}} {'type':5} {'before':>14} {'after':>12} {'bits':>6}  predictor, coder"]
+    lines += [_line(row) for row in rows[:shown]]
+    rest = rows[shown:]
+    if rest:
+        name = f"{len(rest)} more"
+        before, after = sum(row.target_bytes for row in rest), sum(row.patch_bytes for row in rest)
+        lines.append(f"{name:{NAME_WIDTH}} {'':5} {before:14,} {after:12,}")
+    return "\n".join(lines)
+
+
+def _line(row: PatchRow) -> str:
+    name = row.name or row.path
+    if len(name) > NAME_WIDTH:
+        name = "…" + name[1 - NAME_WIDTH :]
+    bits = bits_per_element(row)
+    shown = "" if bits is None else f"{bits:.2f}"
+    return (
+        f"{name:{NAME_WIDTH}} {row.dtype:5} {row.target_bytes:14,} {row.patch_bytes:12,} {shown:>6}  "
+        f"{row.predictor}; {row.coder}"
+    )

@@ -1,0 +1,170 @@
+"""Makes golden vectors from the artefact that is shipped, with a tolerance that other runs of it were seen to need.
+
+Rules:
+1. Answers come from the shipped model file, run as it is judged (`settings_for`); inputs are real samples where there
+   are any.
+2. A second process runs the same file with other thread counts and without graph optimisation; the worst deviation,
+   times HEADROOM, is the tolerance, between a floor and TOLERANCE_CEILING_PPM. A quantized model's floor is higher:
+   on another CPU a float sum may round to the other side of a level.
+3. The samples with the smallest and the largest inputs are always among them.
+4. A sample whose answers are not finite, or not the same in shape from run to run, is no golden vector.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from bundle.errors import AirweightsError
+from bundle.golden import MAX_GOLDEN_BYTES, GoldenSample, read_golden, relative_rms, write_golden
+from packager.errors import GoldenUnstable, ModelCrashes
+from packager.models.graphs import is_quantized
+from packager.models.inputs import Sample, load_proto
+from packager.models.samples import Samples
+from packager.models.sessions import RunSettings, run, session, settings_for
+
+SETTINGS: Final = (
+    RunSettings(1, True),
+    RunSettings(2, True),
+    RunSettings(4, True),
+    RunSettings(1, False),
+    RunSettings(2, False),
+)
+HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
+FLOAT_FLOOR_PPM: Final = 1_000
+QUANTIZED_FLOOR_PPM: Final = 10_000  # one level of 255 on a few activations
+TOLERANCE_CEILING_PPM: Final = 50_000  # above it the model's answers depend on the weather
+CHILD_LIMIT_S: Final = 600.0
+GOLDEN_BYTES: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and holds them
+CONSIDERED: Final = 256  # samples whose sizes are compared (rule 3)
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenReport:
+    """What was written: `tolerance_ppm` goes into the manifest; `spread_ppm` is what was observed."""
+
+    samples: int
+    tolerance_ppm: int
+    spread_ppm: int
+    bytes: int
+    sha256: str
+
+    def as_json(self) -> dict[str, int | str]:
+        """Plain values."""
+        return {
+            "samples": self.samples,
+            "tolerance_ppm": self.tolerance_ppm,
+            "spread_ppm": self.spread_ppm,
+            "bytes": self.bytes,
+            "sha256": self.sha256,
+        }
+
+
+def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
+    """Write at most `count` golden vectors of `model` to `path` (rules above).
+
+    Raises:
+        GoldenUnstable where no sample gives the same answers from run to run; ModelDoesNotRun; ModelCrashes.
+    """
+    proto = load_proto(model, external_data=False)
+    running = session(model, settings_for(proto))
+    names = [output.name for output in running.get_outputs()]
+    kept: list[GoldenSample] = []
+    total = 0
+    for sample in _chosen(samples, count):
+        answers = dict(zip(names, run(running, sample, where=str(model)), strict=True))
+        size = sum(array.nbytes for array in (*sample.values(), *answers.values()))
+        if _is_usable(answers) and total + size <= GOLDEN_BYTES:
+            kept.append(GoldenSample(dict(sample), answers))
+            total += size
+    if not kept:
+        raise GoldenUnstable(
+            f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTES} bytes",
+            remedy="give smaller or more ordinary inputs with --inputs FILE.npz",
+        )
+    spread = _spread_in_child(model, write_golden(tuple(kept)))
+    steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
+    worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
+    if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
+        raise GoldenUnstable(
+            f"{model}: answers differ by {worst_ppm} ppm between thread counts and optimisation levels, "
+            f"at most {TOLERANCE_CEILING_PPM} ppm are allowed",
+            remedy="look for random or uninitialised operators in the model",
+        )
+    data = write_golden(tuple(steady))
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    part.replace(path)
+    floor = QUANTIZED_FLOOR_PPM if is_quantized(proto) else FLOAT_FLOOR_PPM
+    tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(HEADROOM * worst_ppm)))
+    return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
+
+
+def spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
+    """Worst relative RMS of each sample over SETTINGS; None where shape, type or a whole number differs."""
+    worst: list[float | None] = [0.0] * len(golden)
+    integer_kernels = settings_for(load_proto(model, external_data=False)).integer_kernels
+    for settings in SETTINGS:
+        running = session(model, replace(settings, integer_kernels=integer_kernels))
+        names = [output.name for output in running.get_outputs()]
+        for i, sample in enumerate(golden):
+            inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
+            answers = dict(zip(names, run(running, inputs, where=str(model)), strict=True))
+            found = _deviation(answers, sample)
+            known = worst[i]
+            worst[i] = None if found is None or known is None else max(found, known)
+    return worst
+
+
+def _deviation(answers: Sample, sample: GoldenSample) -> float | None:
+    worst = 0.0
+    for name, golden in sample.outputs.items():
+        answer = answers[name]
+        if answer.shape != golden.shape or answer.dtype != golden.dtype:
+            return None
+        if golden.dtype.kind == "f":
+            worst = max(worst, relative_rms(answer, golden))
+        elif not np.array_equal(answer, golden):
+            return None
+    return worst
+
+
+def _chosen(samples: Samples, count: int) -> list[Sample]:
+    considered = samples.take(CONSIDERED)
+    sizes = [sum(array.size for array in sample.values()) for sample in considered]
+    extremes = {int(np.argmin(sizes)), int(np.argmax(sizes))}
+    even = [round(i * (len(sizes) - 1) / max(1, count - 1)) for i in range(count)]
+    order = list(dict.fromkeys((*sorted(extremes), *even)))[:count]
+    wanted = set(order)
+    return [sample for i, sample in enumerate(considered) if i in wanted]
+
+
+def _is_usable(answers: Sample) -> bool:
+    return all(array.dtype.kind in "biuf" for array in answers.values()) and all(
+        bool(np.isfinite(array).all()) for array in answers.values() if array.dtype.kind == "f"
+    )
+
+
+def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
+    command = [sys.executable, "-m", "packager.models.golden_vectors", str(model)]
+    try:
+        done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ModelCrashes(f"{model}: golden vectors were not verified within {CHILD_LIMIT_S:.0f} s") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
+        raise ModelCrashes(f"{model}: the second run of the golden vectors failed: {lines[-1][:300]}")
+    found: list[float | None] = json.loads(done.stdout)
+    return found
+
+
+if __name__ == "__main__":
+    try:
+        print(json.dumps(spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
+    except AirweightsError as error:
+        sys.exit(error.message)

@@ -1,0 +1,225 @@
+"""Lays a model out as a bundle: a folder that is also an ONNX Runtime model package, so that other tools can open it.
+
+    manifest.json                       the package: its name, version and one component
+    <family>/component.json             the component: one variant, its execution provider and model file
+    <family>/<variant>/model.onnx       the model, and its external data under the names that it uses
+    golden/golden.safetensors           golden vectors
+    labels/…  preprocessing/…  tokenizer/…  other/…    further files, in a folder named by their role
+
+Rules:
+1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list beside it.
+2. A model's external data is found by reading the model: every name must lie beside the model or below, and all of it
+   must be there.
+3. The JSON files have one form: the same model and names give the same bytes.
+4. A bundle is built in a folder beside its place and renamed at the end.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from bundle.files import MAX_PATH_CHARACTERS, PATH, ROLES, BundleDirectory, scan
+from packager.errors import BundleNameInvalid, ExternalDataMissing, NoSuchPlace, OutputExists, ReleaseFileMissing
+
+if TYPE_CHECKING:
+    import onnx
+
+PACKAGE_FILE: Final = "manifest.json"
+COMPONENT_FILE: Final = "component.json"
+MODEL_FILE: Final = "model.onnx"
+GOLDEN_PATH: Final = "golden/golden.safetensors"
+FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # of files that the user adds
+RESERVED: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
+SCHEMA_VERSION: Final = "1.0"  # of ONNX Runtime's model package; 1.31 and later read it
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraFile:
+    """A file that travels with the model.
+
+    Attributes:
+        source: where it is now.
+        role: one of FILE_ROLES.
+        name: its name in the bundle, below the folder of its role.
+    """
+
+    source: Path
+    role: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Its path in the bundle."""
+        return f"{self.role}/{self.name}"
+
+
+def build_package(
+    model: Path,
+    out: Path,
+    *,
+    family: str,
+    version: str,
+    variant: str,
+    files: Sequence[ExtraFile] = (),
+    golden: Path | None = None,
+) -> BundleDirectory:
+    """Lay out one variant.
+
+    Args:
+        model: an ONNX file with its external data beside it.
+        out: the folder to make; must not exist.
+        family, version, variant: names for the package's own files.
+        files: further files.
+        golden: the file of golden vectors, or None.
+
+    Raises:
+        ModelUnreadable, ExternalDataMissing: the model's.
+        BundleNameInvalid: a name that a bundle can not hold, or two files of one path.
+        ReleaseFileMissing: an extra file is not there.
+        OutputExists: `out` is there already.
+    """
+    if out.exists():
+        raise OutputExists(
+            f"output {out} exists already", remedy="name a place that does not exist, or remove it first"
+        )
+    if family in RESERVED:
+        raise BundleNameInvalid(
+            f"family {family!r} has the name of a folder of the layout",
+            remedy=f"name it other than {', '.join(RESERVED)}",
+        )
+    folder = f"{family}/{variant}"
+    sources = {f"{folder}/{MODEL_FILE}": model}
+    for location in external_data(model):
+        _add(sources, f"{folder}/{location}", model.parent / location)
+    if golden is not None:
+        sources[GOLDEN_PATH] = golden
+    for extra in files:
+        if not extra.source.is_file():
+            raise ReleaseFileMissing(f"{extra.role} file {extra.source} is not there", remedy="mend the path")
+        _add(sources, extra.path, extra.source)
+    parent = out.absolute().parent
+    if not parent.is_dir():
+        raise NoSuchPlace(f"output {out}: the folder {parent} does not exist")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=parent) as partial:
+        root = Path(partial) / "bundle"
+        root.mkdir()
+        for path, source in sources.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, root / path)
+        _write_json(root / PACKAGE_FILE, _package(family, version))
+        _write_json(root / family / COMPONENT_FILE, _component(variant))
+        scan(root, {})
+        root.rename(out)
+    return open_package(out)
+
+
+def external_data(model: Path) -> tuple[str, ...]:
+    """Names of the files beside `model` that hold its external data, sorted (rule 2).
+
+    Raises:
+        ModelUnreadable, ExternalDataMissing, BundleNameInvalid.
+    """
+    from packager.models.inputs import load_proto
+
+    names = sorted(_locations(load_proto(model, external_data=False)))
+    for name in names:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
+            raise BundleNameInvalid(
+                f"{model}: external data {name!r} has a name that a bundle can not hold",
+                remedy="save the model again with a plain file name for its external data (letters, digits, . _ -)",
+            )
+        if not (model.parent / name).is_file():
+            raise ExternalDataMissing(
+                f"{model}: its external data {name!r} is not beside it", remedy="put the data files beside the model"
+            )
+    return tuple(names)
+
+
+def roles_of(root: Path) -> dict[str, str]:
+    """The role of every file of a plain bundle, from its path (rule 1); of any other folder, "other" for all."""
+    model_folder = _model_folder(root)
+    out = {}
+    for file in root.rglob("*"):
+        path = file.relative_to(root).as_posix()
+        first = path.split("/", 1)[0]
+        if model_folder is not None and path in (PACKAGE_FILE, f"{model_folder.split('/', 1)[0]}/{COMPONENT_FILE}"):
+            out[path] = "package"
+        elif model_folder is not None and path.startswith(f"{model_folder}/"):
+            out[path] = "model" if path == f"{model_folder}/{MODEL_FILE}" else "external-data"
+        elif first in RESERVED and "/" in path:
+            out[path] = first
+        else:
+            out[path] = "other"
+    assert all(role in ROLES for role in out.values())
+    return out
+
+
+def open_package(root: Path) -> BundleDirectory:
+    """Scan a plain bundle, with the roles of its layout. Raises Invalid."""
+    if not root.is_dir():
+        raise NoSuchPlace(
+            f"bundle folder {root} is not a folder", remedy="name a folder made by `packager bundle build`"
+        )
+    return scan(root, roles_of(root))
+
+
+def _locations(model: "onnx.ModelProto") -> set[str]:
+    from packager.models.graphs import all_tensors
+
+    functions = (attribute.t for function in model.functions for node in function.node for attribute in node.attribute)
+    return {
+        entry.value
+        for tensor in (*all_tensors(model), *functions)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def _add(sources: dict[str, Path], path: str, source: Path) -> None:
+    if not _is_bundle_path(path):
+        raise BundleNameInvalid(
+            f"{source}: {path!r} is a name that a bundle can not hold",
+            remedy="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
+        )
+    if path in sources:
+        raise BundleNameInvalid(
+            f"{source}: the bundle already has a file {path!r}", remedy="give one of them another name"
+        )
+    sources[path] = source
+
+
+def _is_bundle_path(path: str) -> bool:
+    return PATH.fullmatch(path) is not None and len(path) <= MAX_PATH_CHARACTERS
+
+
+def _model_folder(root: Path) -> str | None:
+    """`<family>/<variant>` where `root` is of this layout, else None."""
+    try:
+        package = json.loads((root / PACKAGE_FILE).read_text())
+        (family,) = package["components"].values()
+        (variant,) = json.loads((root / family / COMPONENT_FILE).read_text())["variants"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return f"{family}/{variant}"
+
+
+def _package(family: str, version: str) -> dict[str, object]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "package_name": family,
+        "package_version": version,
+        "components": {family: family},
+    }
+
+
+def _component(variant: str) -> dict[str, object]:
+    executor = {"ort": {"model_file": MODEL_FILE}}
+    return {"variants": {variant: {"ep": "CPUExecutionProvider", "device": "cpu", "executor_info": executor}}}
+
+
+def _write_json(path: Path, value: dict[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,74 @@
+"""The oldest onnxruntime that has all operators of a model.
+
+Rules:
+1. An operator set and an IR version came with one release of onnxruntime and stay in all later ones (onnxruntime's
+   documentation, "Compatibility": ONNX opset support).
+2. Operators of onnxruntime's own domain came one by one; those that the quantizer writes are listed.
+3. What is newer than the tables asks for the runtime that loaded it here.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import onnx
+import onnxruntime
+
+from packager.models.graphs import all_nodes, opset, scopes
+
+Version = tuple[int, int]
+
+OPERATOR_SETS: Final[dict[int, Version]] = {
+    13: (1, 7), 14: (1, 8), 15: (1, 10), 16: (1, 11), 17: (1, 12), 18: (1, 14), 19: (1, 15), 20: (1, 17),
+    21: (1, 18), 22: (1, 21), 23: (1, 22),
+}  # fmt: skip
+IR_VERSIONS: Final[dict[int, Version]] = {7: (1, 7), 8: (1, 10), 9: (1, 15), 10: (1, 18), 11: (1, 22)}
+CONTRIB: Final = "com.microsoft"
+CONTRIB_OPERATORS: Final[dict[str, Version]] = {"MatMulNBits": (1, 17)}
+SIXTEEN_BITS: Final[Version] = (1, 16)  # of its own QuantizeLinear and DequantizeLinear
+WIDE: Final = (onnx.TensorProto.UINT16, onnx.TensorProto.INT16)
+
+
+@dataclass(frozen=True, slots=True)
+class OldestRuntime:
+    """Major and minor version, and what of the model asks for it."""
+
+    version: Version
+    why: str
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def oldest_runtime(model: onnx.ModelProto) -> OldestRuntime:
+    """The first version that loads `model` (rules above)."""
+    here = _here()
+    number, ir = opset(model), int(model.ir_version)
+    asked = [
+        OldestRuntime(_since(OPERATOR_SETS, number, here), f"operator set {number}"),
+        OldestRuntime(_since(IR_VERSIONS, ir, here), f"IR version {ir}"),
+    ]
+    has_wide = any(t.data_type in WIDE for scope in scopes(model.graph) for t in scope.graph.initializer)
+    for node in all_nodes(model):
+        if node.domain != CONTRIB:
+            continue
+        if node.op_type in CONTRIB_OPERATORS:
+            asked.append(OldestRuntime(CONTRIB_OPERATORS[node.op_type], node.op_type))
+        elif has_wide and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            asked.append(OldestRuntime(SIXTEEN_BITS, f"16-bit {node.op_type}"))
+    return max(asked, key=lambda oldest: oldest.version)
+
+
+def parsed(version: str) -> Version:
+    """Major and minor of "1.31" or "1.31.2"."""
+    parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    return parts[0] if parts else 0, parts[1] if len(parts) > 1 else 0
+
+
+def _since(table: dict[int, Version], number: int, here: Version) -> Version:
+    if number > max(table):
+        return here
+    return table.get(number, min(table.values()))
+
+
+def _here() -> Version:
+    return parsed(onnxruntime.__version__)

@@ -1,0 +1,262 @@
+"""Samples that are fed to a model: from an `.npz` file, from a folder, or random.
+
+Rules:
+1. An array is read row by row from the file, so memory holds one sample, not the file.
+2. Random samples say that they are random (`origin`), are equal for equal seeds, and have sizes that were seen to run.
+3. Every other sample is held back from calibration, so that sorted files split evenly.
+What a sample must look like: packager.models.inputs.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+import numpy as np
+
+from packager.errors import SampleNameMismatch, SampleShapeMismatch, SamplesUnreadable, TooFewSamples
+from packager.models.inputs import (
+    ModelInterface,
+    Sample,
+    TensorInfo,
+    batched,
+    check_dtype,
+    check_names,
+    check_numbers,
+    check_sample,
+    check_shape,
+    lacks_batch,
+)
+
+FOLDER_SUFFIXES: Final = (".npz", ".npy")
+
+
+class SampleSource(Protocol):
+    """Something that can give sample number i, again and again."""
+
+    def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """The samples of `indices` (ascending), one at a time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Inputs to run a model on; iterating gives one dict of arrays a sample, from the source each time anew.
+
+    `origin` is "npz:<sha256>", "folder:<sha256>" or "random:<seed>"; `digest` is the hexadecimal SHA-256 behind it.
+    """
+
+    source: SampleSource = field(repr=False)
+    indices: tuple[int, ...] = field(repr=False)
+    origin: str
+    digest: str
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.source.rows(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def is_random(self) -> bool:
+        """Were these drawn by us rather than given by someone who knows the model?"""
+        return self.origin.startswith("random")
+
+    def halves(self) -> tuple["Samples", "Samples"]:
+        """(calibration, held back): every other sample; a single sample serves as both."""
+        if len(self.indices) < 2:
+            return self, self
+        return self._pick(self.indices[0::2]), self._pick(self.indices[1::2])
+
+    def take(self, count: int) -> "Samples":
+        """At most `count` samples, evenly spread over the whole."""
+        if count >= len(self.indices):
+            return self
+        spots = [round(i * (len(self.indices) - 1) / max(1, count - 1)) for i in range(count)]
+        return self._pick(tuple(self.indices[spot] for spot in spots))
+
+    def _pick(self, indices: tuple[int, ...]) -> "Samples":
+        return Samples(self.source, indices, self.origin, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySource:
+    """Samples that are already in memory."""
+
+    samples: tuple[Sample, ...]
+
+    def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """See SampleSource."""
+        for index in indices:
+            yield self.samples[index]
+
+
+@dataclass(frozen=True, slots=True)
+class NpzSource:
+    """One `.npz` file, read forward (rule 1)."""
+
+    path: Path
+    inputs: tuple[TensorInfo, ...]
+
+    def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """See SampleSource; an index below the one before starts the file over."""
+        with ExitStack() as stack:
+            archive = stack.enter_context(zipfile.ZipFile(self.path))
+            columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
+            for index in indices:
+                yield {info.name: batched(column.row(index), info) for info, column in columns.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSource:
+    """One file a sample."""
+
+    paths: tuple[Path, ...]
+    interface: ModelInterface
+
+    def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
+        """See SampleSource."""
+        for index in indices:
+            yield self._read(self.paths[index])
+
+    def _read(self, path: Path) -> Sample:
+        try:
+            loaded = np.load(path, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                if len(self.interface.inputs) != 1:
+                    raise SampleNameMismatch(
+                        f"{path}: one bare array, expected {len(self.interface.inputs)} named ones",
+                        remedy="write an .npz with one array per input",
+                    )
+                return {self.interface.inputs[0].name: batched(loaded, self.interface.inputs[0])}
+            with loaded:
+                known = {info.name: info for info in self.interface.inputs}
+                found = {name: loaded[name] for name in loaded.files}
+                return {name: batched(a, known[name]) if name in known else a for name, a in found.items()}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise SamplesUnreadable(f"{path}: not a numpy file that can be read: {error}") from error
+
+
+def load_samples(path: Path, interface: ModelInterface) -> Samples:
+    """Open an `.npz` of inputs and check it against the model (rule 1, and those of packager.models.inputs).
+
+    Raises:
+        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
+        TooFewSamples.
+    """
+    expected = {info.name: info for info in interface.inputs}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+            check_names(found, expected, path)
+            shapes = {name: _checked_header(archive, info, path) for name, info in expected.items()}
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise SamplesUnreadable(
+            f"{path}: not an .npz file that can be read: {error}",
+            remedy="write it with numpy.savez, one array per input",
+        ) from error
+    counts = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(counts.values())) > 1:
+        raise SampleShapeMismatch(f"{path}: arrays hold different numbers of samples: {_listed(counts)}")
+    count = next(iter(counts.values()), 0)
+    if count == 0:
+        raise TooFewSamples(f"{path}: holds 0 samples, expected at least 1")
+    floats = tuple(info for info in interface.inputs if np.dtype(info.dtype).kind == "f")
+    if floats:
+        for number, sample in enumerate(NpzSource(path, floats).rows(range(count))):
+            check_numbers(sample, f"{path}: sample {number}")
+    digest = _file_digest(path)
+    return Samples(NpzSource(path, interface.inputs), tuple(range(count)), f"npz:{digest}", digest)
+
+
+def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
+    """A folder of inputs: each `.npz` is one sample (one array per input); each `.npy` one, for models of one input.
+
+    Raises:
+        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
+        TooFewSamples.
+    """
+    if not folder.is_dir():
+        raise SamplesUnreadable(f"{folder}: found no folder there, expected one with .npz or .npy files")
+    paths = sorted(path for path in folder.iterdir() if path.suffix in FOLDER_SUFFIXES)
+    if not paths:
+        raise TooFewSamples(f"{folder}: found no .npz or .npy file, expected at least 1")
+    source = FolderSource(tuple(paths), interface)
+    total = hashlib.sha256()
+    for path, sample in zip(paths, source.rows(range(len(paths))), strict=True):
+        check_sample(sample, interface, str(path))
+        check_numbers(sample, path)
+        total.update(bytes.fromhex(_file_digest(path)))
+    return Samples(source, tuple(range(len(paths))), f"folder:{total.hexdigest()}", total.hexdigest())
+
+
+def samples_from(arrays: Sequence[Sample], origin: str = "memory") -> Samples:
+    """Wrap samples that the caller already holds."""
+    total = hashlib.sha256()
+    for sample in arrays:
+        for name, array in sorted(sample.items()):
+            total.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).tobytes())
+    return Samples(MemorySource(tuple(arrays)), tuple(range(len(arrays))), origin, total.hexdigest())
+
+
+def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
+    """`count` random samples that `model` runs on; a child process finds the sizes (packager.models.random_inputs).
+
+    Raises:
+        ModelUnreadable, InputUnsupported; NoWorkingInput where nothing ran within `limit_s` seconds;
+        ModelCrashes where the model took the runtime down.
+    """
+    from packager.models.random_inputs import drawn_samples  # it starts a child: not needed by readers of files
+
+    return drawn_samples(model, count, seed, limit_s)
+
+
+class _Column:
+    """One array of an `.npz`, read row by row."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._shape, self._dtype = _header(stream)
+        self._start = stream.tell()
+        self._row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=np.int64))
+
+    def row(self, index: int) -> np.ndarray:
+        self._stream.seek(self._start + index * self._row_bytes)
+        data = self._stream.read(self._row_bytes)
+        if len(data) != self._row_bytes:
+            raise SamplesUnreadable(f"sample {index} ends early: {len(data)} of {self._row_bytes} bytes")
+        return np.frombuffer(bytearray(data), self._dtype).reshape(self._shape[1:])
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran_order, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    if fortran_order and len(shape) > 1:
+        raise ValueError("an array is in Fortran order: save numpy.ascontiguousarray(array)")
+    return shape, dtype
+
+
+def _checked_header(archive: zipfile.ZipFile, info: TensorInfo, path: Path) -> tuple[int, ...]:
+    with archive.open(f"{info.name}.npy") as stream:
+        shape, dtype = _header(stream)
+    check_dtype(dtype, info, path)
+    if not shape:
+        raise SampleShapeMismatch(f"{path}: array {info.name!r} is a scalar, expected samples along its first axis")
+    check_shape((1, *shape[1:]) if lacks_batch(shape[1:], info) else shape[1:], info, path)
+    return shape
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -1,0 +1,52 @@
+"""fp16: weights are stored in half precision and cast back when the model is loaded; arithmetic stays float32.
+
+Rules:
+1. Every float32 initializer of MIN_ELEMENTS or more becomes float16 plus a Cast in its own graph; the runtime folds the
+   Cast while loading, so speed is that of float32 and no operator needs a half-precision kernel.
+2. A weight with a number beyond half precision's largest, or that would lose more than MAX_LOSS of its energy to
+   underflow, stays float32 and is named.
+"""
+
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from packager.models.graphs import array_of, fresh_name, names_in, scopes
+from packager.quantize.weight_only import MIN_ELEMENTS
+
+LARGEST: Final = float(np.finfo(np.float16).max)
+MAX_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone costs 1e-7
+
+
+def quantize_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """(copy with half-precision weights, names of the weights that stayed float32)."""
+    halved = onnx.ModelProto()
+    halved.CopyFrom(model)
+    taken, kept = names_in(halved), []
+    for scope in scopes(halved.graph):
+        outputs = {value.name for value in scope.graph.output}
+        casts = []
+        for tensor in scope.graph.initializer:
+            size = int(np.prod(tensor.dims, dtype=np.int64))
+            if tensor.data_type != onnx.TensorProto.FLOAT or size < MIN_ELEMENTS or tensor.name in outputs:
+                continue
+            values = array_of(tensor)
+            if not _fits(values):
+                kept.append(tensor.name)
+                continue
+            name = tensor.name
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), fresh_name(f"{name}_half", taken)))
+            casts.append(helper.make_node("Cast", [tensor.name], [name], name=f"{tensor.name}_cast", to=1))
+        for cast in reversed(casts):
+            scope.graph.node.insert(0, cast)
+    return halved, tuple(kept)
+
+
+def _fits(values: np.ndarray) -> bool:
+    if not np.abs(values).max(initial=0.0) <= LARGEST:
+        return False
+    wide = values.astype(np.float64)
+    loss = float(np.square(wide - values.astype(np.float16)).sum())
+    return loss <= MAX_LOSS * (float(np.square(wide).sum()) + 1e-300)

@@ -1,0 +1,189 @@
+"""`update`: the smallest patch from a base's quantized model to a new float model that passes the gate.
+
+Rules:
+1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
+   `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
+2. The price of a bit is searched (`search`) against the samples held back, which were not fitted, up to that error.
+3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
+   returned, and the report says so.
+4. Nothing is random, and linear algebra keeps to one thread, so that sums have one order: same inputs, same bytes.
+   That is hardly slower, and many times faster beside other work.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import onnx
+
+from bundle.patch.single_thread import single_threaded
+from packager.models.inputs import load_proto
+from packager.models.samples import Samples
+from packager.models.sessions import Remembered, session, session_of, settings_for
+from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
+from packager.quantize.prepare import prepare
+from packager.quantize.reference_checks import check_answers
+from packager.quantize.schemes import save
+from packager.quantize.update_aware.activation_refit import refitted_ranges
+from packager.quantize.update_aware.matching_baseline import ordinary_of
+from packager.quantize.update_aware.rate_search import Point, Search
+from packager.quantize.update_aware.solver import Solver, grid_of
+from packager.quantize.update_aware.template import read_template
+
+Means = Literal["joint", "ordinary"]
+
+FRESH_SHARE: Final = 0.5
+AIM: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
+MAX_SAMPLES: Final = 1024
+TRIED_SAMPLES: Final = 100  # of those for calibration, on which ranges are tried
+NAMED: Final = 5  # weights that a text lists by name
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What an update came to; all gates are on the samples that were held back."""
+
+    means: Means
+    reason: str
+    gate: GateReport
+    ordinary: GateReport
+    stale: GateReport
+    price: float | None
+    bits_per_weight: float | None
+    curve: tuple[Point, ...]
+    weights: int
+    fresh: tuple[str, ...]
+    refitted: tuple[str, ...]
+    joint: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {
+            "means": self.means,
+            "reason": self.reason,
+            "gate": self.gate.as_json(),
+            "ordinary": self.ordinary.as_json(),
+            "stale": self.stale.as_json(),
+            "lambda": self.price,
+            "bits_per_weight": self.bits_per_weight,
+            "curve": [point.as_json() for point in self.curve],
+            "weights": self.weights,
+            "fresh": list(self.fresh),
+            "refitted": list(self.refitted),
+            "joint": list(self.joint),
+        }
+
+    def as_text(self) -> str:
+        """For a person: what it came to, and which weights did not fit the base's scales."""
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
+        error, ordinary = self.gate.relative_rms or 0.0, self.ordinary.relative_rms or 0.0
+        lines = [
+            f"{self.means}: {self.reason}{bits}",
+            f"relative RMS {error:.4f}, ordinary quantization {ordinary:.4f}",
+        ]
+        for names, what in ((self.fresh, "quantized afresh"), (self.refitted, "scales of some channels fitted again")):
+            if names:
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                lines.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+        return "\n".join(lines)
+
+
+@single_threaded()
+def update(
+    new: Path,
+    base: Path,
+    out: Path,
+    calibration: Samples,
+    held_back: Samples,
+    *,
+    thresholds: Thresholds = DEFAULT_THRESHOLDS,
+    max_over_ordinary: float | None = None,
+    on_solution: Callable[[Point], None] | None = None,
+    around: tuple[float, ...] = (),
+) -> UpdateReport:
+    """Quantize the float model `new` near the quantized model `base` into `out`.
+
+    Args:
+        new: float model of the new release.
+        base: quantized model that devices hold.
+        out: the file to write.
+        calibration: inputs for moments, ranges and the search.
+        held_back: inputs that only the gates see; they choose the price (`search`, rule 1).
+        thresholds: of the final gate.
+        max_over_ordinary: error allowed over ordinary quantization's, which the search aims at; where not given the
+            gate allows what the thresholds say, and the search aims at AIM.
+        on_solution: told of each solution as it is found.
+        around: further prices to solve at, in units of the chosen one; for a curve.
+
+    Raises:
+        UpdateDoesNotFit: the graphs differ.
+        Invalid kinds for unusable models and samples; QuantizationRefused where ordinary quantization is impossible, or
+        the float model's answers are of no use.
+    """
+    calibration = calibration.take(MAX_SAMPLES)
+    template = load_proto(base)
+    prepared = prepare(new, next(iter(calibration.take(1)))).model
+    grids = [grid_of(weight) for weight in read_template(template, prepared)]
+    total = sum(grid.values.size for grid in grids)
+    running = session(new)
+    check_answers(running, calibration, new)
+    reference = Remembered(running)
+    ordinary = ordinary_of(template, prepared, calibration)
+    ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
+    fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
+    share = sum(grid.values.size for grid in grids if grid.is_fresh) / max(total, 1)
+    tried = calibration.take(TRIED_SAMPLES)
+
+    def judged(model: onnx.ModelProto, samples: Samples = held_back) -> GateReport:
+        return judge(reference, session_of(model, settings_for(model)), samples, thresholds)
+
+    def error_of(model: onnx.ModelProto) -> float:
+        return judged(model, tried).relative_rms or 0.0
+
+    gates = {"ordinary": judged(ordinary), "stale": judged(template)}
+
+    def gate_of(model: onnx.ModelProto) -> GateReport:
+        return judge(
+            reference,
+            session_of(model, settings_for(model)),
+            held_back,
+            replace(thresholds, max_over_ordinary=ratio),
+            ordinary_rms=gates["ordinary"].relative_rms,
+            stale_rms=gates["stale"].relative_rms,
+        )
+
+    curve: list[Point] = []
+    chosen: Point | None = None
+    if share <= FRESH_SHARE:
+        ranges = refitted_ranges(template, prepared, ordinary, calibration)
+        with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
+            solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
+            aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
+            search = Search(solver, gate_of, error_of, gates["ordinary"], aim, on_solution)
+            chosen = search.run()
+            for factor in around:
+                search.solve(((chosen.price if chosen else 0.0) or search.first_price) * factor, is_around=True)
+        curve = search.points
+    verdict = chosen.gate if chosen else gate_of(ordinary)
+    reason = verdict.why
+    if chosen is None:
+        reason = (
+            f"{share:.0%} of the weights are quantized afresh" if share > FRESH_SHARE else "no price passes the gate"
+        )
+    save(chosen.model if chosen else ordinary, out)
+    return UpdateReport(
+        means="joint" if chosen else "ordinary",
+        reason=reason,
+        gate=verdict,
+        ordinary=gates["ordinary"],
+        stale=gates["stale"],
+        price=chosen.price if chosen else None,
+        bits_per_weight=chosen.bits_per_weight if chosen else None,
+        curve=tuple(curve),
+        weights=total,
+        fresh=fresh,
+        refitted=tuple(grid.weight.name for grid in grids if grid.refitted is not None and not grid.is_fresh),
+        joint=tuple(grid.weight.name for grid in grids if grid.is_joint),
+    )

@@ -1,0 +1,152 @@
+"""A user's own measure of a model, beside the fidelity gate: a Python function or a command.
+
+Rules:
+1. `python:MODULE:FUNCTION` is called with an iterator of `Answer`, one for each held-back sample, read as the model
+   runs; it returns a number. `position` says which row of the inputs file it was, so that labels can be found.
+2. Anything else is a command, split like a shell would, without a shell; the path of the model file is its last
+   argument, and the last line that it prints is the number. It brings its own inputs.
+3. Higher is better. A candidate may be below the float model by at most `max_metric_loss` of the float model's value.
+4. What cannot be called, fails, or gives no finite number is MetricUnusable, told before anything is quantized.
+"""
+
+import importlib
+import math
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from packager.errors import MetricUnusable
+from packager.models.inputs import Sample
+from packager.models.samples import Samples
+from packager.models.sessions import one_line, run, session
+
+PREFIX: Final = "python:"
+COMMAND_LIMIT_S: Final = 3600.0
+
+
+class Answer(NamedTuple):
+    """One sample and what the model said: `position` in the inputs file, arrays by input and by output name."""
+
+    position: int
+    inputs: Sample
+    outputs: dict[str, np.ndarray]
+
+
+Function = Callable[[Iterator[Answer]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFigures:
+    """The metric of the float model and of the candidate, and the least that was allowed."""
+
+    name: str
+    float_value: float
+    value: float
+    least: float
+
+    @property
+    def passes(self) -> bool:
+        """Is the candidate good enough?"""
+        return self.value >= self.least
+
+    @property
+    def why(self) -> str:
+        """One sentence."""
+        return f"metric {self.value:.4f}, float model {self.float_value:.4f}, at least {self.least:.4f} asked"
+
+    def as_json(self) -> dict[str, object]:
+        """Plain values."""
+        return {"name": self.name, "float_value": self.float_value, "value": self.value, "least": self.least}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A user's measure, ready to be called (rules above)."""
+
+    name: str
+    function: Function | None
+    command: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Metric":
+        """Raises MetricUnusable: no such module or function, no such program."""
+        if text.startswith(PREFIX):
+            return cls(text, _function(text), ())
+        try:
+            words = tuple(shlex.split(text))
+        except ValueError as error:
+            raise MetricUnusable(f"metric {text!r} cannot be split into words: {error}") from error
+        if not words:
+            raise MetricUnusable("metric is empty", remedy=REMEDY)
+        return cls(text, None, words)
+
+    def value_of(self, model: Path, samples: Samples) -> float:
+        """The measure of one model. Raises MetricUnusable, ModelDoesNotRun."""
+        found = self._called(model, samples) if self.function is not None else self._commanded(model)
+        if not math.isfinite(found):
+            raise MetricUnusable(f"metric {self.name!r} gave {found} for {model.name}, expected a finite number")
+        return found
+
+    def figures(self, reference: float, candidate: Path, samples: Samples, max_loss: float) -> MetricFigures:
+        """The candidate's value beside the float model's (rule 3)."""
+        least = reference - max_loss * abs(reference)
+        return MetricFigures(self.name, reference, self.value_of(candidate, samples), least)
+
+    def _called(self, model: Path, samples: Samples) -> float:
+        assert self.function is not None
+        try:
+            return float(self.function(_answers(model, samples)))
+        except Exception as error:  # a stranger's function may raise anything
+            raise MetricUnusable(f"metric {self.name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+
+    def _commanded(self, model: Path) -> float:
+        try:
+            done = subprocess.run(
+                [*self.command, str(model)], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MetricUnusable(f"metric {self.name!r} cannot be run: {one_line(error)}", remedy=REMEDY) from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+            raise MetricUnusable(f"metric {self.name!r} ended with exit status {done.returncode}: {last}")
+        last = (done.stdout.strip().splitlines() or [""])[-1].strip()
+        try:
+            return float(last)
+        except ValueError as error:
+            raise MetricUnusable(
+                f"metric {self.name!r} printed {last[:80]!r} as its last line, expected a number"
+            ) from error
+
+
+REMEDY: Final = "give python:MODULE:FUNCTION, or a command that takes a model's path and prints a number"
+
+
+def _answers(model: Path, samples: Samples) -> Iterator[Answer]:
+    running = session(model)
+    names = [output.name for output in running.get_outputs()]
+    for position, sample in zip(samples.indices, samples, strict=True):
+        yield Answer(position, sample, dict(zip(names, run(running, sample, where=str(model)), strict=True)))
+
+
+def _function(text: str) -> Function:
+    module, _, name = text.removeprefix(PREFIX).partition(":")
+    if not module or not name:
+        raise MetricUnusable(f"metric {text!r} does not name a module and a function", remedy=REMEDY)
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # a metric beside the release file, as `python -m` would find it
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # importing a stranger's module may raise anything
+        raise MetricUnusable(
+            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line(error)}", remedy=REMEDY
+        ) from error
+    if not callable(found):
+        raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", remedy=REMEDY)
+    return found  # type: ignore[no-any-return]  # what it returns is checked when it is called

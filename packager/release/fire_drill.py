@@ -1,0 +1,259 @@
+"""Fire drills: releases that must fail on the device, to see the way back work before it is needed.
+
+Rules:
+1. A drill changes the model of a built variant after gate and golden vectors; all before it is an ordinary release.
+2. It is recorded in the release's provenance (`drill`), which is signed: nobody can take it for an ordinary release.
+3. `damaged-weights` answers wrongly at once: the probe must refuse it. Where weights do not matter to the golden
+   answers, the outputs are turned instead. `live-nan` answers the golden inputs as before and every other input with
+   NaN (a failing kernel where no output is a float): only live requests can tell.
+4. Graph surgery only: no switch in the agent knows of drills.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from bundle.golden import GoldenSample, GoldenUnfit, check_answer
+from packager.errors import DrillInvalid, ModelDoesNotRun
+from packager.models.sessions import run, session
+
+DRILLS: Final = ("damaged-weights", "live-nan")
+FIXED_POINT: Final = 65_536.0  # a power of two: scaling a float by it is exact
+WEIGHT_PERIOD: Final = 8_191  # position weights 1 to 8,191; a prime, so that shifted rows give another sum
+PREFIX: Final = "airweights_drill_"
+_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+_NUMBERS: Final = (
+    *_FLOATS,
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT16,
+    onnx.TensorProto.UINT16,
+    onnx.TensorProto.INT32,
+    onnx.TensorProto.UINT32,
+    onnx.TensorProto.INT64,
+    onnx.TensorProto.BOOL,
+)
+TURNED: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # what Sub takes on every runtime
+MAX_TOLERANCE_PPM: Final = 50_000  # of a release's golden vectors (packager.models.golden_vectors)
+MIN_OPSET: Final = 9  # NonZero and Where
+
+
+def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> None:
+    """Change the model file in place.
+
+    Args:
+        kind: one of DRILLS.
+        model: an ONNX file, with its external data beside it where it has any.
+        golden: the variant's golden vectors.
+
+    Raises:
+        DrillInvalid: the model offers nothing to break.
+    """
+    drills: dict[str, Callable[[onnx.ModelProto, tuple[GoldenSample, ...]], None]] = {
+        "damaged-weights": lambda proto, _golden: damage_weights(proto),
+        "live-nan": break_live_answers,
+    }
+    if kind not in drills:
+        raise DrillInvalid(f"found drill {kind!r}, expected one of {', '.join(DRILLS)}")
+    proto = onnx.load(model, load_external_data=False)
+    locations = {entry.value for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"}
+    proto = onnx.load(model)
+    drills[kind](proto, golden)
+    _save(proto, model, locations)
+    if kind == "damaged-weights" and _answers_as_before(model, golden):
+        turn_answers(proto)
+        _save(proto, model, locations)
+
+
+def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
+    if locations:
+        whole, proto = proto, onnx.ModelProto()
+        proto.CopyFrom(whole)  # saving moves the tensors out of what is saved
+    for location in locations:
+        (model.parent / location).unlink(missing_ok=True)
+    onnx.save_model(
+        proto,
+        model,
+        save_as_external_data=bool(locations),
+        all_tensors_to_one_file=True,
+        location=min(locations, default=None),
+    )
+
+
+def _answers_as_before(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
+    """Do weights not matter here: are the golden answers still right, within any tolerance a release may have?"""
+    try:
+        running = session(model)
+        for number, sample in enumerate(golden):
+            names = list(sample.outputs)
+            answers = dict(zip(names, run(running, sample.inputs, names), strict=True))
+            check_answer(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
+    except (GoldenUnfit, ModelDoesNotRun):
+        return False
+    return True
+
+
+def turn_answers(proto: onnx.ModelProto) -> None:
+    """Replace every numeric output by one minus itself, for models whose answers do not hang on their weights."""
+    graph = _Graph(proto.graph)
+    numeric = [out for out in proto.graph.output if out.type.tensor_type.elem_type in TURNED]
+    if not numeric:
+        raise DrillInvalid("the model has no weights to damage and no numeric output to turn")
+    for out in numeric:
+        graph.turn_output(out)
+
+
+def damage_weights(proto: onnx.ModelProto) -> None:
+    """Turn the largest weight tensors end for end, floats in sign too, until half of all weight bytes are wrong."""
+    tensors = sorted(_tensors(proto), key=lambda tensor: -len(tensor.raw_data))
+    total = sum(len(tensor.raw_data) for tensor in tensors)
+    done = 0
+    for tensor in tensors:
+        array = numpy_helper.to_array(tensor)
+        if done * 2 > total or array.size < 2:
+            break
+        turned = array.reshape(-1)[::-1]
+        damaged = np.ascontiguousarray(-turned if array.dtype.kind == "f" else turned).reshape(array.shape)
+        tensor.raw_data = numpy_helper.from_array(damaged, tensor.name).raw_data
+        done += len(tensor.raw_data)
+
+
+def break_live_answers(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
+    """Add a graph that knows the golden inputs by a sum and spoils the answers to all others.
+
+    The sum of one input is Σ (1 + i mod 8,191) · int64(65,536 · x[i]) over the flattened tensor: integers, so equal on
+    every CPU and with any number of threads.
+    """
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    inputs = [value for value in _true_inputs(proto.graph) if value.type.tensor_type.elem_type in _NUMBERS]
+    if opset < MIN_OPSET or not inputs:
+        raise DrillInvalid(f"found opset {opset} and {len(inputs)} numeric inputs, expected {MIN_OPSET} and 1 or more")
+    graph = _Graph(proto.graph)
+    sums = [graph.weighted_sum(value.name, value.type.tensor_type.elem_type) for value in inputs]
+    total = sums[0]
+    for one in sums[1:]:
+        total = graph.add("Add", total, one)
+    known = np.unique([_known_sum([sample.inputs[value.name] for value in inputs]) for sample in golden])
+    hits = graph.add("Cast", graph.add("Equal", total, graph.constant(known.astype(np.int64))), to=_INT32)
+    # Sum over Max: ReduceMax of int32 came with opset 12, ReduceSum had it always
+    is_golden = graph.add("Cast", graph.add("ReduceSum", hits, keepdims=0), to=onnx.TensorProto.BOOL)
+    floats = [out for out in proto.graph.output if out.type.tensor_type.elem_type in _FLOATS]
+    if floats:
+        spoil = graph.add("Where", is_golden, graph.constant(np.float32(0)), graph.constant(np.float32("nan")))
+    else:
+        index = graph.add("Where", is_golden, graph.constant(np.int64(0)), graph.constant(np.int64(1)))
+        spoil = graph.add("Gather", graph.constant(np.zeros(1, np.float32)), index)
+    spoilt = [out for out in floats or proto.graph.output if out.type.tensor_type.elem_type in (*_NUMBERS,)]
+    if not spoilt:
+        raise DrillInvalid("the model has no numeric output to spoil")
+    for out in spoilt:
+        graph.spoil_output(out, spoil)
+
+
+_INT32: Final = onnx.TensorProto.INT32
+_INT64: Final = onnx.TensorProto.INT64
+
+
+class _Graph:
+    """Appends nodes with fresh names to a graph."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._graph = graph
+        self._count = 0
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"{PREFIX}{self._count}"
+
+    def add(self, op: str, *inputs: str, **attributes: object) -> str:
+        name = self._fresh()
+        node = self._graph.node.add(op_type=op, input=inputs, output=[name])
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        return name
+
+    def constant(self, value: npt.ArrayLike) -> str:
+        name = self._fresh()
+        self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def weighted_sum(self, name: str, dtype: int) -> str:
+        flat = self.add("Reshape", name, self.constant(np.array([-1], np.int64)))
+        if dtype in _FLOATS:
+            wide = self.add("Cast", flat, to=onnx.TensorProto.DOUBLE)
+            flat = self.add("Mul", wide, self.constant(np.float64(FIXED_POINT)))
+        whole = self.add("Cast", flat, to=_INT64)
+        ones = self.add(
+            "ConstantOfShape",
+            self.add("Shape", whole),
+            value=helper.make_tensor("value", onnx.TensorProto.INT64, [1], [1]),
+        )
+        index = self.add("Reshape", self.add("NonZero", ones), self.constant(np.array([-1], np.int64)))
+        period, one = self.constant(np.int64(WEIGHT_PERIOD)), self.constant(np.int64(1))
+        turns = self.add("Mul", self.add("Div", index, period), period)
+        weights = self.add("Add", self.add("Sub", index, turns), one)
+        return self.add("ReduceSum", self.add("Mul", whole, weights), keepdims=0)
+
+    def turn_output(self, out: onnx.ValueInfoProto) -> None:
+        inner = self._inner(out)
+        one = self.add("Cast", self.constant(np.float32(1)), to=out.type.tensor_type.elem_type)
+        self._graph.node.append(helper.make_node("Sub", [one, inner], [out.name]))
+
+    def _inner(self, out: onnx.ValueInfoProto) -> str:
+        inner = self._fresh()
+        for node in self._graph.node:
+            node.output[:] = [inner if name == out.name else name for name in node.output]
+            node.input[:] = [inner if name == out.name else name for name in node.input]
+        return inner
+
+    def spoil_output(self, out: onnx.ValueInfoProto, spoil: str) -> None:
+        inner = self._inner(out)
+        dtype = out.type.tensor_type.elem_type
+        if dtype == onnx.TensorProto.BOOL:
+            whole = self.add("Cast", inner, to=_INT32)
+            moved = self.add("Add", whole, self.add("Cast", spoil, to=_INT32))
+            self._graph.node.append(helper.make_node("Cast", [moved], [out.name], to=dtype))
+            return
+        self._graph.node.append(helper.make_node("Add", [inner, self.add("Cast", spoil, to=dtype)], [out.name]))
+
+
+def _known_sum(arrays: list[npt.NDArray[np.generic]]) -> int:
+    total = 0
+    for array in arrays:
+        flat = array.reshape(-1)
+        if flat.dtype.kind == "f":
+            flat = flat.astype(np.float64) * FIXED_POINT
+        weights = np.arange(flat.size) % WEIGHT_PERIOD + 1
+        total += sum(int(x) * int(w) for x, w in zip(flat.astype(np.int64), weights, strict=True))
+    return (total + 2**63) % 2**64 - 2**63
+
+
+def _true_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every weight tensor, those of Constant nodes, nested subgraphs and functions included."""
+    yield from _graph_tensors(proto.graph)
+    for function in proto.functions:
+        yield from _node_tensors(function.node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _graph_tensors(graph)

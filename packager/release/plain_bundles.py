@@ -1,0 +1,237 @@
+"""Bundles by hand: build one, diff two, verify one against a manifest. What `packager bundle` does, as functions.
+
+Rules:
+1. What is written appears whole or not at all, and never over something that is there.
+2. Nothing here needs a repository, a key or the network.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bundle.contract import Contract
+from bundle.errors import Unavailable
+from bundle.files import BundleDirectory, BundleFile, bundle_digest
+from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from bundle.strict_json import NAME, VERSION
+from packager.diff.bundle_folder import open_bundle
+from packager.diff.write.patch_report import PatchReport
+from packager.errors import (
+    BundleMismatchRefused,
+    NoSuchPlace,
+    NotRecognised,
+    OutputExists,
+    ReleaseFileMissing,
+    UnknownVariant,
+    UsageInvalid,
+)
+from packager.models.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
+
+if TYPE_CHECKING:
+    from packager.models.inputs import ModelInterface
+    from packager.models.samples import Samples
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRequest:
+    """What `packager bundle build` was asked for; `files` are ROLE=PATH, `inputs` None draws random ones."""
+
+    model: Path
+    out: Path
+    family: str
+    version: str
+    variant: str
+    files: tuple[str, ...]
+    inputs: Path | None
+    golden: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What was built; `tolerance_ppm` is of the golden vectors, None without."""
+
+    root: Path
+    files: tuple[BundleFile, ...]
+    contract: Contract
+    tolerance_ppm: int | None
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json` (docs/schemas/bundle-build.json)."""
+        return {
+            "bundle": bundle_digest(self.files),
+            "plain_size": sum(file.size for file in self.files),
+            "files": [file.as_json() for file in self.files],
+            "contract": self.contract.as_json(),
+            "golden_tolerance_ppm": self.tolerance_ppm,
+        }
+
+    def as_text(self) -> str:
+        """A table for a person."""
+        return "\n".join([f"{self.root}: bundle digest {bundle_digest(self.files)}", files_table(self.files)])
+
+
+def build_bundle(request: BuildRequest) -> BuildReport:
+    """Build a bundle folder.
+
+    Raises:
+        UsageInvalid: a name or a ROLE=PATH that has no meaning.
+        OutputExists, ReleaseFileMissing, BundleNameInvalid, ModelUnreadable, ExternalDataMissing, ModelDoesNotRun,
+        ModelCrashes, GoldenUnstable, errors of the inputs.
+    """
+    from packager.models.golden_vectors import make_golden  # heavy, as are the models behind it
+    from packager.models.inputs import ModelInterface
+    from packager.models.model_facts import contract_of
+    from packager.models.sessions import run_in_child
+
+    _check_names(request)
+    if request.out.exists():
+        raise OutputExists(f"output {request.out} exists already", remedy="name another place, or remove it first")
+    if not request.out.absolute().parent.is_dir():
+        raise NoSuchPlace(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
+    extras = tuple(_extra(word) for word in request.files)
+    external_data(request.model)
+    interface = ModelInterface.from_file(request.model)
+    samples = _samples(request, interface)
+    run_in_child(request.model, samples)
+    contract = contract_of(request.model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "golden.safetensors"
+        report = None
+        if request.golden:
+            report = make_golden(request.model, samples, path, request.golden)
+        built = build_package(
+            request.model,
+            request.out,
+            family=request.family,
+            version=request.version,
+            variant=request.variant,
+            files=extras,
+            golden=path if report is not None else None,
+        )
+    return BuildReport(request.out, built.files, contract, report.tolerance_ppm if report is not None else None)
+
+
+def diff_bundles(
+    base: Path | None, target: Path, out: Path, *, codec: str = "auto", progress: Progress | None = None
+) -> PatchReport:
+    """Write the plain patch from one folder or file to another; `base` None is from nothing.
+
+    Raises:
+        OutputExists, Invalid: of what is not there, or a folder compared with a file.
+    """
+    from packager.diff.write.make_patch import make_patch
+
+    if out.exists():
+        raise OutputExists(f"output {out} exists already", remedy="name another place, or remove it first")
+    if base is not None and base.exists() and target.exists() and base.is_file() != target.is_file():
+        raise UsageInvalid(f"{base} and {target}: found a file and a folder, expected two of a kind")
+    old = None if base is None else open_any(base)
+    new = open_any(target)
+    partial = out.with_name(f".{out.name}.partial")
+    if not out.absolute().parent.is_dir():
+        raise NoSuchPlace(f"output {out}: the folder {out.absolute().parent} does not exist")
+    try:
+        with partial.open("wb") as stream:
+            report = make_patch(old, new, stream, codec=codec, progress=progress)
+        partial.rename(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return report
+
+
+def verify_bundle(folder: Path, manifest_path: Path, variant: str) -> dict[str, object]:
+    """Hold a plain bundle against a manifest.
+
+    Raises:
+        UnknownVariant, BundleMismatchRefused, MalformedRefused, NotRecognised.
+    """
+    manifest = read_manifest(manifest_path)
+    wanted = manifest.variant(variant)
+    if wanted is None:
+        names = ", ".join(name for name, _ in manifest.variants)
+        raise UnknownVariant(f"{manifest_path}: found no variant {variant!r}, it has {names}")
+    found = open_package(folder)
+    compare_files(wanted.files, found.files, str(folder))
+    return {
+        "family": manifest.family,
+        "version": manifest.version,
+        "counter": manifest.counter,
+        "variant": variant,
+        "bundle": wanted.digest,
+        "files": len(wanted.files),
+        "plain_size": wanted.plain_size,
+    }
+
+
+def compare_files(wanted: tuple[BundleFile, ...], found: tuple[BundleFile, ...], where: str) -> None:
+    """Path, size and digest of every file, no file more or less. Raises BundleMismatchRefused."""
+    have = {file.path: file for file in found}
+    for file in wanted:
+        other = have.pop(file.path, None)
+        if other is None:
+            raise BundleMismatchRefused(f"{where}: file {file.path!r} of the manifest is missing")
+        if (other.size, other.sha256) != (file.size, file.sha256):
+            raise BundleMismatchRefused(
+                f"{where}: {file.path!r} is {other.size} bytes, SHA-256 {other.sha256}, "
+                f"expected {file.size} bytes, {file.sha256}"
+            )
+    for path in have:
+        raise BundleMismatchRefused(f"{where}: found {path!r}, which the manifest does not list")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """A manifest file. Raises NotRecognised (no such file), MalformedRefused, TooLargeRefused, Unavailable."""
+    try:
+        with path.open("rb") as stream:
+            return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise NotRecognised(f"manifest {path} is not a file") from error
+    except OSError as error:
+        raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def open_any(place: Path) -> BundleDirectory:
+    """A bundle folder with the roles of its layout, or a single file. Raises Invalid."""
+    if not place.exists():
+        raise NoSuchPlace(f"{place}: no such file or folder", remedy='"-" as BASE is nothing')
+    return open_bundle(place) if place.is_file() else open_bundle(place, roles_of(place))
+
+
+def files_table(files: tuple[BundleFile, ...]) -> str:
+    """One line a file: size, role, path."""
+    return "\n".join(f"  {file.size:>14,}  {file.role:<13}  {file.path}" for file in files)
+
+
+def _check_names(request: BuildRequest) -> None:
+    for option, value in (("--family", request.family), ("--variant", request.variant)):
+        if not NAME.fullmatch(value):
+            raise UsageInvalid(f"{option}: found {value!r}, expected {NAME.pattern}")
+    if not VERSION.fullmatch(request.version):
+        raise UsageInvalid(f"--version: found {request.version!r}, expected a version like 1.2.0")
+
+
+def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
+    from packager.models.samples import folder_samples, load_samples, random_samples
+
+    if request.inputs is None:
+        return random_samples(request.model, max(1, request.golden), request.seed)
+    if request.inputs.is_dir():
+        return folder_samples(request.inputs, interface)
+    return load_samples(request.inputs, interface)
+
+
+def _extra(word: str) -> ExtraFile:
+    role, separator, path = word.partition("=")
+    if not separator or role not in FILE_ROLES:
+        raise UsageInvalid(f"--file: found {word!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
+    if not Path(path).is_file():
+        raise ReleaseFileMissing(f"--file {word}: {path} is not there")
+    return ExtraFile(Path(path), role, Path(path).name)
+
+
+__all__ = ["BuildReport", "BuildRequest", "build_bundle", "diff_bundles", "read_manifest", "verify_bundle"]

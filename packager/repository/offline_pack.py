@@ -1,0 +1,186 @@
+"""An offline pack: a folder for a USB stick that a device updates from by a `file:` URL, with the same checks.
+
+Rules:
+1. It holds the repository's metadata, the documents of the chosen families, and the blobs and envelopes of what their
+   channels run now; nothing that the online repository would not serve.
+2. Its timestamp, snapshot and rollouts are signed anew, marked as a pack's, and valid for as long as was asked for, at
+   most as long as root allows. Devices believe them from a `file:` URL only.
+3. The pack takes one version of each; the online repository goes on with the next, so that a device that took the pack
+   finds the online metadata newer, and a pack that is older than what a device knows is refused.
+4. The pack is tried by the device's own code before it is given out.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from bundle.errors import NotFoundUnavailable
+from bundle.manifest import Manifest
+from bundle.trust.check import PACK_MAX_DAYS, CheckRequest, check, rollout_role
+from bundle.trust.clock import ClockFacts
+from bundle.trust.trust_state import SlotStore
+from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
+from packager.repository import tuf_documents
+from packager.repository.client_check import ANY_AGENT
+from packager.repository.layout import locked
+from packager.repository.published import TIMESTAMP_FILE, Published
+from packager.repository.publishing import check_complete, files_of, publish, renewal
+from packager.repository.repository import Repository
+from packager.repository.staging import Staging
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What is in the pack.
+
+    Attributes:
+        releases: (family, channel, version) of every rollout in it.
+        files, size: how many, and their bytes.
+        valid_days: of its metadata.
+        timestamp_version: of the pack; the online repository has the next.
+    """
+
+    releases: tuple[tuple[str, str, str], ...]
+    files: int
+    size: int
+    valid_days: int
+    timestamp_version: int
+
+    def as_json(self) -> dict[str, object]:
+        """For `--json`."""
+        rows = [{"family": f, "channel": c, "version": v} for f, c, v in self.releases]
+        return {
+            "releases": rows,
+            "files": self.files,
+            "size": self.size,
+            "valid_days": self.valid_days,
+            "timestamp_version": self.timestamp_version,
+        }
+
+
+def make_pack(
+    repository: Repository, out: Path, families: Sequence[str], valid_days: int, signers: Sequence[Signer]
+) -> PackReport:
+    """Make a pack, and renew the online repository.
+
+    Args:
+        repository: with nothing in the way of a refresh.
+        out: folder to make.
+        families: to take; none for all.
+        valid_days: of the pack's metadata.
+        signers: of snapshot, timestamp and the families' rollout roles.
+
+    Raises:
+        OutputExists, FamilyUnknown, StagingInvalid (longer than root allows), BelowThreshold, and what a device raises.
+    """
+    if out.exists():
+        raise OutputExists(f"{out} is there already")
+    known = repository.families()
+    for family in families:
+        if family not in known:
+            raise FamilyUnknown(f"family {family!r} is not delegated, found {', '.join(known)}")
+    layout = repository.layout
+    with locked(layout):
+        published = Published(layout)
+        limit = published.root.unrecognized_fields.get(PACK_MAX_DAYS, 0)
+        if not 1 <= valid_days <= limit:
+            raise StagingInvalid(f"a pack valid for {valid_days} days, root allows 1 to {limit}")
+        packed = renewal(layout, published, signers, pack_valid_s=valid_days * tuf_documents.DAY_S)
+        check_complete(published, packed.documents)
+        for family in families or known:
+            if rollout_role(family) not in packed.documents:
+                raise StagingInvalid(f"the keys of {rollout_role(family)} are not at hand")
+        online = renewal(layout, published, signers, ahead=2)
+        check_complete(published, online.documents)
+        half = Path(tempfile.mkdtemp(prefix=".pack-", dir=out.parent))
+        try:
+            releases = _fill(repository, published, packed, half, families or known)
+            _try_out(repository, half, releases)
+            publish(layout, published, online, rehearse=True)
+            half.replace(out)
+        except BaseException:
+            shutil.rmtree(half, ignore_errors=True)
+            raise
+    files = [path for path in out.rglob("*") if path.is_file()]
+    version = packed.documents["timestamp"].signed.version
+    return PackReport(releases, len(files), sum(path.stat().st_size for path in files), valid_days, version)
+
+
+def _fill(
+    repository: Repository, published: Published, packed: Staging, out: Path, families: Sequence[str]
+) -> tuple[tuple[str, str, str], ...]:
+    source = repository.published
+    metadata = list((source / "metadata").glob("*.root.json"))
+    metadata += [source / "metadata" / f"{number}.{role}.json" for role, (number, _) in published.files.items()]
+    for path in metadata:
+        if path.name.split(".", 1)[1] != TIMESTAMP_FILE:
+            _copy(source, out, path)
+    for relative, data in files_of(packed).items():
+        place = out / relative
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    _copy_targets(published, source, out, "fleet")
+    for cohort in repository.fleet().cohorts:
+        _copy_folder(source, out, source / "envelopes" / "cohorts" / cohort.name / str(cohort.epoch))
+    releases = []
+    for family in families:
+        for role in tuf_documents.family_roles(family):
+            _copy_targets(published, source, out, role)
+        for rollout in repository.rollouts(family):
+            manifest = repository.manifest(family, rollout.version)
+            if manifest is not None:
+                _copy_release(source, out, manifest)
+                releases.append((family, rollout.channel, rollout.version))
+    return tuple(releases)
+
+
+def _copy_release(source: Path, out: Path, manifest: Manifest) -> None:
+    for _, variant in manifest.variants:
+        for patch in variant.patches:
+            _copy(source, out, source / "blobs" / patch.blob[:2] / patch.blob)
+    _copy_folder(source, out, source / "envelopes" / "content" / manifest.family / str(manifest.counter))
+
+
+def _copy_targets(published: Published, source: Path, out: Path, role: str) -> None:
+    for target in published.role(role).targets.values():
+        _copy(source, out, source / "targets" / tuf_documents.target_path(target))
+
+
+def _copy_folder(source: Path, out: Path, folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        _copy(source, out, path)
+
+
+def _copy(source: Path, out: Path, path: Path) -> None:
+    place = out / path.relative_to(source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, place)
+
+
+def _try_out(repository: Repository, pack: Path, releases: Sequence[tuple[str, str, str]]) -> None:
+    for family, channel, _ in releases:
+        with tempfile.TemporaryDirectory(prefix="airweights-pack-") as folder:
+            request = CheckRequest(
+                cache_dir=Path(folder) / "cache",
+                bootstrap_root=(repository.published / "metadata" / "1.root.json").read_bytes(),
+                metadata_url=f"file://{pack}/metadata",
+                targets_url=f"file://{pack}/targets",
+                family=family,
+                channel=channel,
+                clock=ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0),
+                agent_version=ANY_AGENT,
+            )
+            check(request, _read, SlotStore(Path(folder) / "slots"))
+
+
+def _read(url: str, max_bytes: int) -> bytes:
+    try:
+        with Path(url.removeprefix("file://")).open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise NotFoundUnavailable(f"{url} is not in the pack") from error

@@ -1,0 +1,211 @@
+"""The signing request and the signature file: what goes out to those who hold keys, and what comes back.
+
+Rules:
+1. A request is no authority. It carries documents to be signed, what is published now, and the files that both name by
+   digest; a signer recomputes from them what changes (packager.repository.detached_signing).
+2. A repository is known by its first root's signed part, which is the same before and after its signatures: so that the
+   first ceremony and all later requests are of one repository.
+3. Both files are read strictly, and every document must have a canonical form: what is shown is what is signed.
+"""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from securesystemslib.exceptions import FormatError
+from securesystemslib.signer import Signature
+from tuf.api.metadata import Metadata, Root, Targets
+from tuf.api.serialization import SerializationError
+
+from bundle import strict_json
+from bundle.errors import MalformedRefused
+from bundle.strict_json import JSON, SHA256_HEX, Fields
+from bundle.trust.trust_state import ROLE
+from packager.errors import RepositoryDamaged
+from packager.repository import tuf_documents
+from packager.repository.published import Document, Published, parse_document
+from packager.repository.staging import LAST, Staging
+
+REQUEST: Final = "airweights.signing-request/1"
+SIGNATURES: Final = "airweights.signatures/1"
+MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
+MAX_BLOCK_CHARACTERS: Final = 8 * 1024 * 1024
+MAX_ROLES: Final = 4096
+MAX_TARGETS: Final = 16384
+MAX_SIGNATURE_CHARACTERS: Final = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be signed.
+
+    Attributes:
+        first_root: bytes of the file of root 1; before the first publication, without signatures.
+        new: role → document to be signed.
+        published: role → document that devices see now.
+        contents: target name → bytes of every target that the new documents list.
+        earlier: target name → bytes that are published, of every target that is to change.
+    """
+
+    first_root: bytes
+    new: Mapping[str, Document]
+    published: Mapping[str, Document]
+    contents: Mapping[str, bytes]
+    earlier: Mapping[str, bytes]
+
+    @property
+    def identity(self) -> str:
+        """Rule 2: SHA-256 of the signed part of the first root, hexadecimal."""
+        return identity_of(self.first_root)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over every document to be signed, hexadecimal: the same wherever the same request is looked at."""
+        lines = [self.identity, *(f"{role} {content_digest(self.new[role])}" for role in sorted(self.new))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def as_bytes(self) -> bytes:
+        """The request file."""
+        return strict_json.encode(
+            {
+                "schema": REQUEST,
+                "first_root": _pack(self.first_root),
+                "new": {role: _pack(tuf_documents.serialise(document)) for role, document in self.new.items()},
+                "published": {
+                    role: _pack(tuf_documents.serialise(document)) for role, document in self.published.items()
+                },
+                "contents": {name: _pack(data) for name, data in self.contents.items()},
+                "earlier": {name: _pack(data) for name, data in self.earlier.items()},
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSignature:
+    """One signature of a signature file."""
+
+    role: str
+    signature: Signature
+
+
+def make_request(published: Published, staging: Staging) -> Request:
+    """A request for what is staged and prepared."""
+    new = {role: Metadata(document.signed) for role, document in staging.documents.items() if role not in LAST}
+    held = {role: document for role, document in published.documents.items() if role not in LAST}
+    return Request(first_root_of(published, staging), new, held, *_contents(published, staging, new))
+
+
+def first_root_of(published: Published, staging: Staging) -> bytes:
+    """Bytes of root 1: the published file, or the staged document without signatures. Raises RepositoryDamaged."""
+    if published.root_version:
+        return published.first_root
+    staged = staging.documents.get("root")
+    if staged is None:
+        raise RepositoryDamaged("no root is published, and none is staged", remedy="begin again: `packager repo init`")
+    return tuf_documents.serialise(Metadata(staged.signed))
+
+
+def identity_of(first_root: bytes) -> str:
+    """Rule 2. Raises RepositoryDamaged: not a root's file."""
+    return content_digest(parse_document(first_root, "the first root"))
+
+
+def content_digest(document: Document) -> str:
+    """SHA-256 of a document's signed bytes, hexadecimal."""
+    return hashlib.sha256(document.signed_bytes).hexdigest()
+
+
+def parse_request(data: bytes) -> Request:
+    """Read a request file. Raises MalformedRefused, TooLargeRefused."""
+    fields = Fields(strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request")
+    if fields.text("schema") != REQUEST:
+        raise MalformedRefused(
+            f"signing request.schema: expected {REQUEST!r}", remedy="a request is made by `packager repo prepare`"
+        )
+    out = Request(
+        _unpack(fields, "first_root"),
+        {role: _document(block, role) for role, block in _blocks(fields, "new", MAX_ROLES).items()},
+        {role: _document(block, role) for role, block in _blocks(fields, "published", MAX_ROLES).items()},
+        _blocks(fields, "contents", MAX_TARGETS),
+        _blocks(fields, "earlier", MAX_TARGETS),
+    )
+    fields.end()
+    for role in (*out.new, *out.published):
+        if not ROLE.fullmatch(role):
+            raise MalformedRefused(f"signing request: {role[:80]!r} is no role's name")
+    first = _document(out.first_root, "the first root").signed
+    if not isinstance(first, Root) or first.version != 1:
+        raise MalformedRefused("signing request.first_root: expected root 1")
+    return out
+
+
+def signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
+    """What comes back."""
+    rows: list[JSON] = [
+        {"role": row.role, "key_id": row.signature.keyid, "signature": row.signature.signature} for row in signatures
+    ]
+    return strict_json.encode({"schema": SIGNATURES, "repository": identity, "signatures": rows})
+
+
+def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
+    """A signature file's repository and signatures. Raises MalformedRefused, TooLargeRefused."""
+    fields = Fields(strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file")
+    if fields.text("schema") != SIGNATURES:
+        raise MalformedRefused(
+            f"signature file.schema: expected {SIGNATURES!r}", remedy="`packager repo sign REQUEST -o FILE` writes one"
+        )
+    repository = fields.text("repository", SHA256_HEX)
+    rows = []
+    for row in fields.objects("signatures", max_items=MAX_ROLES):
+        role, keyid = row.text("role", ROLE), row.text("key_id", max_length=256)
+        rows.append(RoleSignature(role, Signature(keyid, row.text("signature", max_length=MAX_SIGNATURE_CHARACTERS))))
+        row.end()
+    fields.end()
+    return repository, tuple(rows)
+
+
+def _contents(
+    published: Published, staging: Staging, new: Mapping[str, Document]
+) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    # all that is listed, not only what is new: a signer may have missed releases that others signed
+    contents, earlier = {}, {}
+    for role, document in new.items():
+        if not isinstance(document.signed, Targets):
+            continue
+        held = published.role(role).targets if role in published.documents else {}
+        for name, target in document.signed.targets.items():
+            contents[name] = staging.targets[name] if name in staging.targets else published.target(target)
+            if name in held and held[name] != target:
+                earlier[name] = published.target(held[name])
+    return contents, earlier
+
+
+def _document(data: bytes, where: str) -> Document:
+    try:
+        document = parse_document(data, where)
+        document.signed_bytes  # noqa: B018  # rule 3: floats and the like have none
+    except (RepositoryDamaged, SerializationError, FormatError, ValueError, TypeError) as error:
+        raise MalformedRefused(f"signing request: {where[:80]} is not TUF metadata") from error
+    return document
+
+
+def _pack(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _unpack(fields: Fields, name: str) -> bytes:
+    try:
+        return base64.b64decode(fields.text(name, max_length=MAX_BLOCK_CHARACTERS), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedRefused(f"{fields.where}.{name[:80]}: not base64") from error
+
+
+def _blocks(fields: Fields, name: str, max_items: int) -> dict[str, bytes]:
+    rows = fields.object(name)
+    names = rows.names()
+    if len(names) > max_items:
+        raise MalformedRefused(f"{rows.where}: found {len(names)} entries, at most {max_items} are allowed")
+    return {entry: _unpack(rows, entry) for entry in names}

@@ -1,0 +1,274 @@
+"""What a signature would change, said for people, computed from the bytes that it would sign.
+
+Rules:
+1. Nothing here trusts words: every line comes from the document to be signed, the target files that it names by digest,
+   and the document of the role that was signed before.
+2. A target file that is missing, not of the digest that the document lists, or that names another family, version or
+   channel than its own name does, is refused: who signs a digest signs what it stands for.
+3. Everything that differs is said; a field that this version does not know is said as it is. What an honest request
+   seldom asks for is said in capitals.
+4. A line is one line: whatever a document contains, it can not draw on the terminal.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from securesystemslib.signer import Key
+from tuf.api.metadata import Root, TargetFile, Targets
+
+from bundle.errors import DigestMismatchRefused, MalformedRefused
+from bundle.fleet import TARGET as FLEET_TARGET
+from bundle.fleet import parse_fleet
+from bundle.manifest import Manifest, parse_manifest
+from bundle.rollout import Rollout, parse_rollout
+from bundle.trust.check import key_digest
+from keys.roles import problems, still_needed
+from packager.repository import tuf_documents
+from packager.repository.document_rules import keys_of
+from packager.repository.published import Document
+from packager.repository.signing_request import Request, content_digest
+
+SAID: Final = ("_type", "version", "expires", "keys", "roles", "targets", "delegations")  # by lines of their own
+GRACE_S: Final = 3600  # between the build machine's clock and the signer's
+
+
+def head(request: Request) -> tuple[str, ...]:
+    """What the request is of, and the name of what is to be signed."""
+    if "root" in request.published:
+        first = f"repository {hashlib.sha256(request.first_root).hexdigest()}"
+    else:
+        first = f"a new repository, whose first root is {request.identity}"
+    return (first,)
+
+
+def summary(
+    role: str,
+    new: Document,
+    before: Document | None,
+    contents: Mapping[str, bytes],
+    earlier: Mapping[str, bytes],
+    now_s: int,
+) -> tuple[str, ...]:
+    """Lines for one document.
+
+    Args:
+        role: whose document it is.
+        new: to be signed.
+        before: signed last, or None.
+        contents: target name → bytes, for every target that is new or changed.
+        earlier: target name → bytes of what `before` lists, where they are at hand; believed by their digest.
+        now_s: Unix seconds.
+
+    Raises:
+        DigestMismatchRefused, MalformedRefused (rule 2).
+    """
+    return tuple(_plain(line) for line in _lines(role, new, before, contents, earlier, now_s))
+
+
+def _lines(
+    role: str,
+    new: Document,
+    before: Document | None,
+    contents: Mapping[str, bytes],
+    earlier: Mapping[str, bytes],
+    now_s: int,
+) -> Iterator[str]:
+    old = None if before is None else before.signed
+    yield f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
+    yield f"{role}: signed part {content_digest(new)}"
+    yield f"{role}: expires {'never signed' if old is None else _time(old)} -> {_time(new.signed)}"
+    yield from _life(role, new.signed, now_s)
+    yield from _fields(role, new.signed, old)
+    if isinstance(new.signed, Root):
+        held = old if isinstance(old, Root) else None
+        for name in tuf_documents.TOP_LEVEL:
+            yield from _role_keys(f"{role}: role {name}", new.signed, held, name)
+    if isinstance(new.signed, Targets):
+        listed = old if isinstance(old, Targets) else None
+        yield from _delegations(role, new.signed, listed)
+        yield from _targets(role, new.signed, listed, contents, earlier)
+
+
+def _life(role: str, new: Any, now_s: int) -> Iterator[str]:
+    left_s = int(new.expires.timestamp()) - now_s
+    days = tuf_documents.EXPIRY_DAYS.get(tuf_documents.kind_of(role))
+    if left_s <= 0:
+        yield f"{role}: EXPIRED already: nobody will accept it"
+    elif days is not None and left_s > days * tuf_documents.DAY_S + GRACE_S:
+        yield f"{role}: VALID FOR {left_s / tuf_documents.DAY_S:,.0f} days, while its role has {days}"
+
+
+def _fields(role: str, new: Any, old: Any) -> Iterator[str]:
+    after = _unsaid(new.to_dict())
+    ago = {} if old is None else _unsaid(old.to_dict())
+    for name in sorted({*after, *ago}):
+        if after.get(name) != ago.get(name):
+            yield f"{role}: field {name} {ago.get(name)!r} -> {after.get(name)!r}"
+
+
+def _unsaid(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in SAID}
+
+
+def _role_keys(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
+    after = new.get_delegated_role(name)
+    ago = None if old is None else _delegated(old, name)
+    now_keys = set(after.keyids)
+    was_keys = set() if ago is None else set(ago.keyids)
+    changed = [keyid for keyid in sorted(now_keys & was_keys) if new.get_key(keyid) != old.get_key(keyid)]
+    is_other = ago is None or after.threshold != ago.threshold or now_keys != was_keys or bool(changed)
+    if ago is None or after.threshold != ago.threshold:
+        yield f"{where}: threshold {'none' if ago is None else ago.threshold} -> {after.threshold} of {len(now_keys)}"
+    for keyid in sorted(now_keys - was_keys):
+        yield f"{where}: key added: {_key(keyid, new.get_key(keyid))}"
+    for keyid in sorted(was_keys - now_keys):
+        yield f"{where}: key removed: {_key(keyid, old.get_key(keyid))}"
+    for keyid in changed:
+        yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_key(keyid, new.get_key(keyid))}"
+    if is_other:
+        counted = keys_of(new, name)
+        yield f"{where}: {counted.classical} classical and {counted.post_quantum} ML-DSA keys; {still_needed(counted)}"
+        for problem in problems(counted):
+            yield f"{where}: UNSOUND: {problem}"
+    if ago is not None and _unknown_role(after) != _unknown_role(ago):
+        yield f"{where}: {_unknown_role(ago)} -> {_unknown_role(after)}"
+    if ago is None and _unknown_role(after):
+        yield f"{where}: {_unknown_role(after)}"
+
+
+def _key(keyid: str, key: Key) -> str:
+    return f"{key.scheme} {keyid} (public key {key_digest(key)})"
+
+
+def _delegated(delegator: Any, name: str) -> Any:
+    try:
+        return delegator.get_delegated_role(name)
+    except ValueError:
+        return None
+
+
+def _unknown_role(role: Any) -> dict[str, Any]:
+    return {name: value for name, value in role.to_dict().items() if name not in ("keyids", "threshold", "name")}
+
+
+def _delegations(role: str, new: Targets, old: Targets | None) -> Iterator[str]:
+    after = tuf_documents.delegated_roles(new)
+    ago = {} if old is None else tuf_documents.delegated_roles(old)
+    for name in sorted(ago.keys() - after.keys()):
+        yield f"{role}: delegation of {name} removed"
+    for name in after:
+        yield from _role_keys(f"{role}: delegation of {name}", new, old if name in ago else None, name)
+    kept = [name for name in ago if name in after]
+    if kept != [name for name in after if name in ago]:
+        yield f"{role}: delegations in another order: {', '.join(after)}"
+
+
+def _targets(
+    role: str, new: Targets, old: Targets | None, contents: Mapping[str, bytes], earlier: Mapping[str, bytes]
+) -> Iterator[str]:
+    ago = {} if old is None else old.targets
+    for name in sorted(ago.keys() - new.targets.keys()):
+        yield f"{role}: {name} is no longer listed"
+    for name, target in sorted(new.targets.items()):
+        if name in ago and ago[name] == target:
+            continue
+        data = contents.get(name)
+        if data is None:
+            raise MalformedRefused(f"{role} lists {name}, and its content is not at hand")
+        if not _is_of(target, data):
+            raise DigestMismatchRefused(f"{role} lists {name} with a digest that is not its content's")
+        yield f"{role}: {'changed' if name in ago else 'new'}: {name}: {_content(name, data)}"
+        if name in ago:
+            was = earlier.get(name)
+            is_at_hand = was is not None and _is_of(ago[name], was)
+            yield f"{role}: before: {name}: {_content(name, was) if was and is_at_hand else 'not at hand here'}"
+            if was and is_at_hand:
+                yield from _goes_back(role, name, was, data)
+    yield from _counters(role, new, ago, contents)
+
+
+def _goes_back(role: str, name: str, was: bytes, data: bytes) -> Iterator[str]:
+    if _counter(name, data) < _counter(name, was):
+        yield f"{role}: DOWNGRADE: {name} goes from counter {_counter(name, was)} to {_counter(name, data)}"
+    if name == FLEET_TARGET:
+        now = parse_fleet(data)
+        for cohort in parse_fleet(was).cohorts:
+            after = now.cohort(cohort.name)
+            if after is None:
+                yield f"{role}: cohort {cohort.name} is no longer listed"
+            elif after.epoch < cohort.epoch:
+                yield f"{role}: DOWNGRADE: cohort {cohort.name} goes from epoch {cohort.epoch} to {after.epoch}"
+            elif after.epoch == cohort.epoch and after.public_key != cohort.public_key:
+                yield f"{role}: COHORT {cohort.name} HAS ANOTHER KEY in the same epoch {cohort.epoch}"
+
+
+def _counters(role: str, new: Targets, ago: Mapping[str, TargetFile], contents: Mapping[str, bytes]) -> Iterator[str]:
+    if not role.startswith("release-"):
+        return
+    known = {name: _counter(name, data) for name, data in contents.items() if name in new.targets and name in ago}
+    for name in sorted(new.targets.keys() - ago.keys()):
+        counter = _counter(name, contents[name])
+        if any(counter <= other for other in known.values()):
+            yield f"{role}: COUNTER {counter} of {name} is not above that of every release before it"
+
+
+def _is_of(target: TargetFile, data: bytes) -> bool:
+    return len(data) == target.length and hashlib.sha256(data).hexdigest() == target.hashes.get("sha256")
+
+
+def _counter(name: str, data: bytes) -> int:
+    match name.split("/"):
+        case ["bundles", *_]:
+            return parse_manifest(data).counter
+        case ["rollouts", *_]:
+            return parse_rollout(data).counter
+        case _:
+            return 0
+
+
+def _content(name: str, data: bytes) -> str:
+    match name.removesuffix(".json").split("/"):
+        case ["bundles", family, version]:
+            return _manifest(name, parse_manifest(data), family, version)
+        case ["rollouts", family, channel]:
+            return _rollout(name, parse_rollout(data), family, channel)
+        case ["fleet", _]:
+            fleet = parse_fleet(data)
+            cohorts = ", ".join(
+                f"{c.name} epoch {c.epoch} key {hashlib.sha256(c.public_key).hexdigest()}" for c in fleet.cohorts
+            )
+            return f"{fleet.devices} devices, registry {fleet.registry_digest}, cohorts {cohorts or 'none'}"
+        case _:
+            return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
+
+
+def _manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
+    if (manifest.family, manifest.version) != (family, version):
+        raise MalformedRefused(f"{name} is the manifest of {manifest.family} {manifest.version}")
+    variants = ", ".join(f"{title} ({len(variant.patches)} patches)" for title, variant in manifest.variants)
+    return (
+        f"{manifest.family} {manifest.version}, counter {manifest.counter}, floor {manifest.min_counter},"
+        f" channels {', '.join(manifest.channels) or 'none'}, agent {manifest.min_agent} or newer, variants {variants},"
+        f" identity {manifest.digest_without_patches()}"
+    )
+
+
+def _rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
+    if (rollout.family, rollout.channel) != (family, channel):
+        raise MalformedRefused(f"{name} is the rollout of {rollout.family} {rollout.channel}")
+    windows = ", ".join(f"{window.start_s} to {window.end_s}" for window in rollout.windows)
+    return (
+        f"{rollout.family} {rollout.channel} runs {rollout.version}, counter {rollout.counter},"
+        f" for {rollout.percent_bp / 100:g} %, salt {rollout.salt!r}, cohorts {', '.join(rollout.cohorts) or 'all'},"
+        f" {'halted' if rollout.halted else 'not halted'}, windows {windows or 'always'}, note {rollout.note!r},"
+        f" identity {rollout.manifest_digest}"
+    )
+
+
+def _plain(line: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+
+
+def _time(signed: Any) -> str:
+    return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ"))

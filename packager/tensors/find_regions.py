@@ -1,0 +1,70 @@
+"""Finds the arrays of a bundle's files, by what the files hold rather than by what they are called.
+
+Rules:
+1. A file is asked for its format by its first bytes; what no parser takes has no regions.
+2. External data of an ONNX model is looked up by its path beside the model, inside the bundle only.
+"""
+
+import mmap
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from bundle.files import BundleDirectory
+from packager.tensors.flat_files import find_gguf, find_npy, find_npz, find_safetensors
+from packager.tensors.onnx_wire import ExternalRegion, find_onnx
+from packager.tensors.region import MalformedFile, Region, sound
+from packager.tensors.tflite import find_tflite
+
+MIN_FILE_BYTES: Final = 64
+
+
+def find_regions(directory: BundleDirectory) -> dict[str, list[Region]]:
+    """Path → regions of that file, sorted, inside it and apart from each other; every file has an entry."""
+    sizes = {file.path: file.size for file in directory.files}
+    found: dict[str, list[Region]] = {file.path: [] for file in directory.files}
+    for file in directory.files:
+        place = directory.root if directory.root.is_file() else directory.root / file.path
+        if file.size < MIN_FILE_BYTES:
+            continue
+        regions, external = regions_of(place)
+        found[file.path] += regions
+        for entry in external:
+            location = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), entry.location))
+            if location in found:
+                found[location].append(entry.region)
+    return {path: sound(regions, sizes[path]) for path, regions in found.items()}
+
+
+def regions_of(place: Path) -> tuple[list[Region], list[ExternalRegion]]:
+    """Regions of one file, and those that it says lie in others; none where it does not parse."""
+    with mapped(place) as data:
+        try:
+            return _parse(data)
+        except MalformedFile:
+            return [], []
+
+
+@contextmanager
+def mapped(place: Path) -> Iterator[memoryview]:
+    """The file's bytes without reading them."""
+    with place.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as pages:
+        with memoryview(pages) as data:
+            yield data
+
+
+def _parse(data: memoryview) -> tuple[list[Region], list[ExternalRegion]]:
+    head = bytes(data[:16])
+    if head[4:8] == b"TFL3":
+        return find_tflite(data), []
+    if head[:4] == b"GGUF":
+        return find_gguf(data), []
+    if head[:4] == b"PK\x03\x04":
+        return find_npz(data), []
+    if head[:6] == b"\x93NUMPY":
+        return find_npy(data), []
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < len(data):
+        return find_safetensors(data), []
+    return find_onnx(data)

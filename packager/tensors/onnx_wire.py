@@ -1,0 +1,209 @@
+"""ONNX files at the level of protocol buffers: where tensors lie, whatever they hang on.
+
+Covers raw_data and the packed float_data and double_data; initializers, sparse initializers, attributes (Constant
+nodes, tensors, float lists), subgraphs at any depth, functions, and external data by its file and offset.
+The numbers below are field numbers of onnx.proto3.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from packager.tensors.region import MIN_REGION_BYTES, MalformedFile, Region
+
+Buffer = memoryview
+
+MODEL_GRAPH: Final = 7
+MODEL_FUNCTIONS: Final = 25
+GRAPH_NODE: Final = 1
+GRAPH_INITIALIZER: Final = 5
+GRAPH_SPARSE: Final = 15
+NODE_ATTRIBUTE: Final = 5
+NODE_OUTPUT: Final = 2
+FUNCTION_NODE: Final = 7
+ATTRIBUTE_NAME: Final = 1
+ATTRIBUTE_TENSOR: Final = (5, 10)
+ATTRIBUTE_GRAPH: Final = (6, 11)
+ATTRIBUTE_FLOATS: Final = 7
+ATTRIBUTE_SPARSE: Final = (22, 23)
+TENSOR_DIMS: Final = 1
+TENSOR_TYPE: Final = 2
+TENSOR_FLOATS: Final = 4
+TENSOR_NAME: Final = 8
+TENSOR_RAW: Final = 9
+TENSOR_DOUBLES: Final = 10
+TENSOR_EXTERNAL: Final = 13
+MAX_DEPTH: Final = 32
+
+DTYPES: Final = {
+    1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "u8", 10: "f16", 11: "f64", 12: "u32",
+    13: "u64", 16: "bf16", 17: "u8", 18: "u8", 19: "u8", 20: "u8", 21: "u8", 22: "u8", 23: "u8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalRegion:
+    """An array in another file, as the model names it."""
+
+    location: str
+    region: Region
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    number: int
+    wire: int
+    start: int
+    end: int
+    value: int
+
+
+class _Finder:
+    def __init__(self, data: Buffer) -> None:
+        self.data = data
+        self.regions: list[Region] = []
+        self.external: list[ExternalRegion] = []
+
+    def varint(self, position: int, end: int) -> tuple[int, int]:
+        number = shift = 0
+        while position < end and shift < 70:
+            byte = self.data[position]
+            position += 1
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return number, position
+            shift += 7
+        raise MalformedFile(f"number at {position}")
+
+    def fields(self, start: int, end: int) -> Iterator[_Field]:
+        position = start
+        while position < end:
+            key, position = self.varint(position, end)
+            number, wire = key >> 3, key & 7
+            value = 0
+            begin = position
+            if wire == 0:
+                value, position = self.varint(position, end)
+            elif wire == 1:
+                position += 8
+            elif wire == 5:
+                position += 4
+            elif wire == 2:
+                length, begin = self.varint(position, end)
+                position = begin + length
+            else:
+                raise MalformedFile(f"wire type {wire} at {position}")
+            if position > end or number == 0:
+                raise MalformedFile(f"field {number} ends at {position}, its message at {end}")
+            yield _Field(number, wire, begin, position, value)
+
+    def text(self, field: _Field) -> str:
+        return bytes(self.data[field.start : min(field.end, field.start + 1024)]).decode("utf-8", "replace")
+
+    def model(self) -> None:
+        for field in self.fields(0, len(self.data)):
+            if field.number == MODEL_GRAPH and field.wire == 2:
+                self.graph(field, "", 0)
+            elif field.number == MODEL_FUNCTIONS and field.wire == 2:
+                for i, inner in enumerate(self.fields(field.start, field.end)):
+                    if inner.number == FUNCTION_NODE and inner.wire == 2:
+                        self.node(inner, f"function/{i}", 0)
+
+    def graph(self, graph: _Field, path: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise MalformedFile(f"graphs nested {depth} deep")
+        nodes = 0
+        for field in self.fields(graph.start, graph.end):
+            if field.wire != 2:
+                continue
+            if field.number == GRAPH_NODE:
+                self.node(field, f"{path}/{nodes}" if path else "", depth)
+                nodes += 1
+            elif field.number == GRAPH_INITIALIZER:
+                self.tensor(field, path)
+            elif field.number == GRAPH_SPARSE:
+                self.sparse(field, path)
+
+    def node(self, node: _Field, path: str, depth: int) -> None:
+        fields = list(self.fields(node.start, node.end))
+        # An output is named once in its graph, and exporters keep it over versions better than a node's name.
+        name = next((self.text(f) for f in fields if f.number == NODE_OUTPUT and f.wire == 2), "")
+        for field in fields:
+            if field.number == NODE_ATTRIBUTE and field.wire == 2:
+                self.attribute(field, f"{path}/{name}", depth)
+
+    def attribute(self, attribute: _Field, path: str, depth: int) -> None:
+        fields = [field for field in self.fields(attribute.start, attribute.end) if field.wire == 2]
+        name = f"{path}@" + next((self.text(field) for field in fields if field.number == ATTRIBUTE_NAME), "")
+        for field in fields:
+            if field.number in ATTRIBUTE_TENSOR:
+                self.tensor(field, name)
+            elif field.number in ATTRIBUTE_GRAPH:
+                self.graph(field, name, depth + 1)
+            elif field.number in ATTRIBUTE_SPARSE:
+                self.sparse(field, name)
+            elif field.number == ATTRIBUTE_FLOATS:
+                self.add(field, "f32", name, ())
+
+    def sparse(self, sparse: _Field, path: str) -> None:
+        for field in self.fields(sparse.start, sparse.end):
+            if field.number in (1, 2) and field.wire == 2:
+                self.tensor(field, f"{path}/sparse{field.number}")
+
+    def tensor(self, tensor: _Field, path: str) -> None:
+        code = 0
+        name = ""
+        shape: list[int] = []
+        data: list[tuple[_Field, str | None]] = []
+        external: dict[str, str] = {}
+        for field in self.fields(tensor.start, tensor.end):
+            if field.number == TENSOR_DIMS:
+                shape += self.dimensions(field)
+            elif field.number == TENSOR_TYPE:
+                code = field.value
+            elif field.number == TENSOR_NAME and field.wire == 2:
+                name = self.text(field)
+            elif field.number == TENSOR_RAW and field.wire == 2:
+                data.append((field, None))
+            elif field.number == TENSOR_FLOATS and field.wire == 2:
+                data.append((field, "f32"))
+            elif field.number == TENSOR_DOUBLES and field.wire == 2:
+                data.append((field, "f64"))
+            elif field.number == TENSOR_EXTERNAL and field.wire == 2:
+                external.update(self.entry(field))
+        full = f"{path}/{name}"
+        for field, dtype in data:
+            self.add(field, dtype or DTYPES.get(code, "u8"), full, tuple(shape))
+        if "location" in external:
+            self.add_external(external, DTYPES.get(code, "u8"), full, tuple(shape))
+
+    def dimensions(self, field: _Field) -> list[int]:
+        if field.wire == 0:
+            return [field.value]
+        out = []
+        position = field.start
+        while position < field.end:
+            value, position = self.varint(position, field.end)
+            out.append(value)
+        return out
+
+    def entry(self, entry: _Field) -> dict[str, str]:
+        fields = {field.number: self.text(field) for field in self.fields(entry.start, entry.end) if field.wire == 2}
+        return {fields.get(1, ""): fields.get(2, "")}
+
+    def add(self, field: _Field, dtype: str, name: str, shape: tuple[int, ...]) -> None:
+        if field.end - field.start >= MIN_REGION_BYTES:
+            self.regions.append(Region(field.start, field.end - field.start, dtype, name, shape))
+
+    def add_external(self, entry: dict[str, str], dtype: str, name: str, shape: tuple[int, ...]) -> None:
+        offset, length = entry.get("offset", "0"), entry.get("length", "0")
+        if offset.isdecimal() and length.isdecimal() and max(len(offset), len(length)) < 16:
+            region = Region(int(offset), int(length), dtype, name, shape)
+            self.external.append(ExternalRegion(entry["location"], region))
+
+
+def find_onnx(data: Buffer) -> tuple[list[Region], list[ExternalRegion]]:
+    """Regions in the file itself, and those that it says lie in others. Raises MalformedFile."""
+    finder = _Finder(data)
+    finder.model()
+    return finder.regions, finder.external

@@ -1,0 +1,1 @@
+"""Helpers that tests share; test modules import helpers from here only."""

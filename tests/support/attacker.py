@@ -1,0 +1,87 @@
+"""Somebody with a mirror and some of the keys: what they allow is signed, what they do not allow is tried anyway."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from securesystemslib.signer import Signer
+from tuf.api.metadata import Metadata, Targets
+
+from bundle.manifest import Manifest
+from bundle.rollout import Rollout
+from bundle.trust.check import release_role, release_target, rollout_role, rollout_target
+from packager.repository import tuf_documents
+from packager.repository.layout import Layout
+from packager.repository.published import Published
+from tests.support.metadata_publisher import NOW_S, Shop
+
+AHEAD = 100  # versions that the thief is ahead of the honest publisher
+
+
+@dataclass
+class Thief:
+    """Holds `signers`, and a copy of the published files in `mirror` to change."""
+
+    shop: Shop
+    signers: Sequence[Signer]
+    mirror: Path
+    changed: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, shop: Shop, *roles: str, each: int = 9) -> "Thief":
+        """With up to `each` keys of every role named."""
+        signers = [signer for role in roles for signer in shop.signers_of(role)[:each]]
+        mirror = shop.folder / f"thief-{len(list(shop.folder.glob('thief-*')))}"
+        shutil.copytree(shop.published, mirror)
+        return cls(shop, signers, mirror)
+
+    @property
+    def published(self) -> Published:
+        return Published(Layout(self.shop.repository.root))
+
+    def list_target(self, role: str, name: str, data: bytes) -> None:
+        """Let a role list a target with this content."""
+        held: Targets = self.changed.get(role) or self.published.role(role)
+        target = tuf_documents.target_file(name, data)
+        place = self.mirror / "targets" / tuf_documents.target_path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+        self.changed[role] = tuf_documents.next_targets(held, role, {**held.targets, name: target}, NOW_S)
+
+    def release(self, manifest: Manifest) -> None:
+        self.list_target(
+            release_role(manifest.family), release_target(manifest.family, manifest.version), manifest.as_bytes()
+        )
+
+    def roll_out(self, rollout: Rollout) -> None:
+        self.list_target(
+            rollout_role(rollout.family), rollout_target(rollout.family, rollout.channel), rollout.as_bytes()
+        )
+
+    def publish(self, *, dated: Mapping[str, int] | None = None) -> Path:
+        """Sign with what there is, under snapshot and timestamp; returns the mirror. `dated`: role → Unix seconds."""
+        files = {
+            role: entry for role, entry in self.published.files.items() if role not in ("root", "snapshot", "timestamp")
+        }
+        for role, signed in self.changed.items():
+            if role == "root":
+                self._write(role, signed)
+            else:
+                files[role] = self._write(role, signed)
+        snapshot = tuf_documents.new_snapshot(self.published.documents["snapshot"].signed.version + AHEAD, files, NOW_S)
+        number, data = self._write("snapshot", snapshot)
+        stamp_s = (dated or {}).get("timestamp", NOW_S)
+        timestamp = tuf_documents.new_timestamp(self.published.timestamp_version + AHEAD, (number, data), stamp_s)
+        _, stamped = self._write("timestamp", timestamp)
+        (self.mirror / "metadata" / "timestamp.json").write_bytes(stamped)
+        return self.mirror
+
+    def _write(self, role: str, signed: Any) -> tuple[int, bytes]:
+        document: Metadata[Any] = Metadata(signed)
+        for signer in self.signers:
+            document.sign(signer, append=True)
+        data = document.to_bytes()
+        (self.mirror / "metadata" / f"{signed.version}.{role}.json").write_bytes(data)
+        return signed.version, data

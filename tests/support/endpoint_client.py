@@ -1,0 +1,45 @@
+"""Asks a device's served model over its Unix socket, with the standard library alone."""
+
+import http.client
+import json
+import socket
+from typing import Any
+
+from tests.support.publisher import FAMILY, Device
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(60)
+        self.sock.connect(self._path)
+
+
+def get(device: Device, path: str, wanted: int = 200) -> bytes:
+    """The body of what is at a path."""
+    connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        assert response.status == wanted
+        return response.read()
+    finally:
+        connection.close()
+
+
+def infer(device: Device, value: float = 0.5, family: str = FAMILY) -> dict[str, Any]:
+    """One inference; the answer's JSON. Raises AssertionError for a status other than 200."""
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [value] * 64}]}
+    connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
+    try:
+        connection.request("POST", f"/v2/models/{family}/infer", json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        data = response.read()
+        assert response.status == 200, data
+        return dict(json.loads(data))
+    finally:
+        connection.close()

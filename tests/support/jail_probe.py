@@ -1,0 +1,84 @@
+"""A child for the tests of the jail: tries what a hostile model would try, and tells what came of it."""
+
+import ctypes
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from device_agent.errors import BusyUnavailable
+from device_agent.process.channel import Message, Value
+from device_agent.process.worker import Parent, serve, start
+
+
+def _outcome(attempt: Callable[[], object]) -> str:
+    try:
+        return f"did: {attempt()}"
+    except OSError as error:
+        return type(error).__name__
+
+
+def attempts(_parent: Parent, message: Message) -> Value:
+    """Each attempt's outcome: "did: ..." or the name of the exception."""
+    tries: dict[str, Callable[[], object]] = {
+        "inet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+        "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
+        "pair": lambda: len(socket.socketpair()),
+        "fork": os.fork,
+        "exec": lambda: os.execv("/bin/true", ["true"]),
+        "thread": lambda: threading.Thread(target=lambda: None).start(),
+        "passwd": lambda: Path("/etc/passwd").read_text()[:4],
+        "create": lambda: Path("/tmp/airweights-inmate").write_text("x"),
+        "readable": lambda: Path(str(message.value["readable"])).read_text(),
+        "kill-parent": lambda: os.kill(int(message.value["supervisor"]), 0),
+        "ptrace": lambda: _call(101, 16, int(message.value["supervisor"])),
+        "memfd": lambda: Path(f"/proc/self/fd/{message.fds[0]}").read_text(),
+    }
+    return {"uid": os.geteuid(), **{name: _outcome(attempt) for name, attempt in tries.items()}}
+
+
+def _call(number: int, *arguments: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (result := int(libc.syscall(number, *arguments, 0, 0))) < 0:
+        raise OSError(ctypes.get_errno(), "system call")
+    return result
+
+
+def fail(parent: Parent, message: Message) -> Value:
+    """Fail in the way that the call names."""
+    match message.value["how"]:
+        case "busy":
+            raise BusyUnavailable("found 1, expected 0", remedy="wait")
+        case "foreign":
+            raise KeyError("no such thing")
+        case "crash":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(3)
+        case "nonsense":
+            parent.event("done")  # type: ignore[arg-type]  # what a child would send that was taken over
+        case _:
+            time.sleep(1000)
+    return {}
+
+
+def talk(parent: Parent, message: Message) -> Message:
+    """Events, a question with a descriptor, and a descriptor in the result."""
+    parent.event({"done": 1})
+    parent.event({"done": 2})
+    answer = parent.ask({"what": "double", "n": message.value["n"]})
+    fd = os.memfd_create("answer")
+    os.write(fd, str(answer.value["n"]).encode())
+    return Message({"length": answer.value["n"]}, (fd,))
+
+
+def environment(_parent: Parent, _message: Message) -> Value:
+    """Names and values; another process can not read them, since this one is not dumpable."""
+    return {"environment": dict(os.environ), "arguments": sys.orig_argv}
+
+
+if __name__ == "__main__":
+    serve(start()[0], {"attempts": attempts, "environment": environment, "fail": fail, "talk": talk})

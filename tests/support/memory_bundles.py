@@ -1,0 +1,81 @@
+"""Bundles in memory and folders for the patch tests: what the decoder reads from and writes to."""
+
+import hashlib
+import io
+from pathlib import Path
+
+from bundle.files import BundleDirectory, BundleFile
+from bundle.patch.apply import apply_patch
+from packager.diff.write.make_patch import make_patch
+from packager.diff.write.patch_report import PatchReport
+
+Files = dict[str, bytes]
+
+
+def table(files: Files, role: str = "other") -> tuple[BundleFile, ...]:
+    """The file table of `files`."""
+    return tuple(
+        BundleFile(path, role, len(data), hashlib.sha256(data).hexdigest()) for path, data in sorted(files.items())
+    )
+
+
+class MemoryBase:
+    """A base bundle in memory."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = table(files)
+        self._content = [files[file.path] for file in self.files]
+
+    def pread(self, index: int, offset: int, length: int) -> bytes:
+        data = self._content[index][offset : offset + length]
+        assert len(data) == length, "the decoder read outside the base"
+        return data
+
+
+class MemoryTarget:
+    """Takes a bundle into memory and insists on the order of calls."""
+
+    def __init__(self) -> None:
+        self.files: Files = {}
+        self._open: str | None = None
+        self._data = bytearray()
+
+    def begin_file(self, file: BundleFile) -> None:
+        assert self._open is None
+        self._open = file.path
+        self._data = bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self._open is not None
+        self._data += data
+
+    def end_file(self) -> None:
+        assert self._open is not None
+        self.files[self._open] = bytes(self._data)
+        self._open = None
+
+
+def written(root: Path, files: Files) -> BundleDirectory:
+    """`files` as a plain bundle in a folder."""
+    for path, data in files.items():
+        place = root / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    return BundleDirectory(root, table(files))
+
+
+def patch_between(root: Path, base: Files | None, target: Files, codec: str = "auto") -> tuple[bytes, PatchReport]:
+    """The patch from `base` to `target`, and its report."""
+    out = io.BytesIO()
+    source = None if base is None else written(root / "base", base)
+    report = make_patch(source, written(root / "target", target), out, codec=codec)
+    return out.getvalue(), report
+
+
+def applied(patch: bytes, base: Files | None) -> Files:
+    """The files that `patch` makes."""
+    target = MemoryTarget()
+    files = apply_patch(io.BytesIO(patch), None if base is None else MemoryBase(base), target)
+    assert files == tuple(sorted(files))
+    assert [file.path for file in files] == list(target.files)
+    return target.files

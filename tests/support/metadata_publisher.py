@@ -1,0 +1,232 @@
+"""A small release team for tests: real keys, a real repository, real devices that check it.
+
+Key files and the first repository are made once a test run and copied: scrypt and ML-DSA take their time.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from securesystemslib.signer import Signer
+
+from bundle.acceptance import VerifiedRelease
+from bundle.contract import Contract, Health, TensorSpec
+from bundle.errors import NotFoundUnavailable
+from bundle.files import BundleFile
+from bundle.frames import Secret
+from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
+from bundle.rollout import Rollout
+from bundle.trust.check import CheckRequest, check
+from bundle.trust.clock import ClockFacts
+from bundle.trust.trust_state import SlotStore
+from bundle.trust.updater import Fetch
+from keys.signers import signers_from
+from packager.repository.published import Published
+from packager.repository.publishing import PublishReport
+from packager.repository.repository import Repository
+
+FAMILY = "vision"
+CHANNEL = "stable"
+PASSPHRASE = Secret(b"a passphrase for tests")
+NOW_S = int(time.time())
+
+
+@dataclass(slots=True)
+class Shop:
+    """A repository and the keys of all its roles."""
+
+    folder: Path
+    signers: list[Signer]
+    made: tuple[Signer, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.made = tuple(self.signers)
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def repository(self) -> Repository:
+        return Repository.open(self.folder / "repository")
+
+    @property
+    def published(self) -> Path:
+        return self.repository.published
+
+    def signers_of(self, *roles: str) -> list[Signer]:
+        """Signers whose key file begins with the name of one of the roles."""
+        files = sorted(self.keys.glob("*.key"))
+        return [
+            s for file, s in zip(files, self.made, strict=True) if file.name.startswith(tuple(f"{r}-" for r in roles))
+        ]
+
+    def manifest(
+        self, version: str, counter: int, *, min_counter: int = 0, channels: Sequence[str] = (CHANNEL,)
+    ) -> Manifest:
+        """A release with one variant whose blob is put."""
+        blob = self.folder / "blob"
+        blob.write_bytes(f"{version} {counter}".encode() * 10)
+        name = self.repository.put_blob(blob)
+        plain = BundleFile("model.onnx", "model", 4, hashlib.sha256(version.encode()).hexdigest())
+        variant = Variant(
+            requires=Requirements(),
+            files=(plain,),
+            patches=(PatchEntry(None, "zstd", (), name, blob.stat().st_size, 10, 1000),),
+            key_commitment="1" * 64,
+            contract=Contract((), (TensorSpec("y", "float32", (1,)),)),
+            health=Health(),
+            quantization=Quantization(),
+        )
+        created = "2026-01-01T00:00:00Z"
+        return Manifest(FAMILY, version, counter, min_counter, tuple(channels), "0.1.0", created, (("fp32", variant),))
+
+    def release(self, version: str, counter: int, *, min_counter: int = 0) -> Manifest:
+        """Publish a release and let the channel run it."""
+        manifest = self.manifest(version, counter, min_counter=min_counter)
+        self.repository.stage_manifest(manifest)
+        self.repository.stage_rollout(rollout_of(manifest))
+        self.publish()
+        return manifest
+
+    def publish(self, *, rehearse: bool = True) -> PublishReport:
+        """Sign with all keys and publish."""
+        assert self.repository.sign(self.signers).is_complete
+        return self.repository.publish(rehearse=rehearse)
+
+    def repository_document(self, role: str) -> bytes:
+        """The file of a role's document that is out."""
+        return Published(self.repository.layout).files[role][1]
+
+    def copy_published(self, name: str) -> Path:
+        """What is served now, kept aside."""
+        return Path(shutil.copytree(self.published, self.folder / name))
+
+
+def rollout_of(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
+    """Everybody on the channel runs it."""
+    return Rollout(FAMILY, channel, manifest.version, manifest.counter, manifest.digest_without_patches())
+
+
+def build_shop(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> Shop:
+    """A new one."""
+    repository = folder / "repository"
+    Repository.create_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
+    return Shop(folder, signers_from(folder / "keys", PASSPHRASE))
+
+
+def copy_shop(shop: Shop, folder: Path) -> Shop:
+    """The same keys and repository elsewhere."""
+    shutil.copytree(shop.folder, folder, symlinks=True, dirs_exist_ok=True)
+    return Shop(folder, list(shop.signers))
+
+
+@dataclass(slots=True)
+class TestDevice:
+    """A device's trust side: its folder, its shipped root, what it is configured for."""
+
+    folder: Path
+    root: bytes
+    family: str = FAMILY
+    channel: str = CHANNEL
+    agent_version: str = "0.1.0"
+    clock: ClockFacts = field(default_factory=lambda: ClockFacts(NOW_S, True, 0, 1000, "boot"))
+
+    __test__ = False
+
+    @property
+    def slots(self) -> SlotStore:
+        return SlotStore(self.folder / "slots")
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache" / "tuf"
+
+    def at(self, now_s: int, *, synchronised: bool = True) -> "TestDevice":
+        """The same device with another clock."""
+        return replace(self, clock=replace(self.clock, now_s=now_s, synchronised=synchronised))
+
+    def check(self, source: Path | str, fetch: Fetch | None = None) -> VerifiedRelease:
+        """One check of a folder or a URL."""
+        base = source.as_uri() if isinstance(source, Path) else source
+        request = CheckRequest(
+            cache_dir=self.folder / "cache",
+            bootstrap_root=self.root,
+            metadata_url=f"{base}/metadata",
+            targets_url=f"{base}/targets",
+            family=self.family,
+            channel=self.channel,
+            clock=self.clock,
+            agent_version=self.agent_version,
+        )
+        return check(request, fetch or fetch_file, self.slots)
+
+
+def new_device(shop: Shop, name: str = "device") -> TestDevice:
+    """Fresh, with the first root."""
+    return TestDevice(shop.folder / name, (shop.published / "metadata" / "1.root.json").read_bytes())
+
+
+def fetch_file(url: str, max_bytes: int) -> bytes:
+    """A `Fetch` for `file:` URLs."""
+    path = Path(url.removeprefix("file://"))
+    try:
+        with path.open("rb") as file:
+            return file.read(max_bytes + 1)
+    except FileNotFoundError as error:
+        raise NotFoundUnavailable(f"{url} is not there") from error
+
+
+def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
+    """A mirror that gives other bytes for one path."""
+
+    def fetch(url: str, max_bytes: int) -> bytes:
+        return data[: max_bytes + 1] if url.endswith(path) else inner(url, max_bytes)
+
+    return fetch
+
+
+def serve(folder: Path) -> tuple[str, Callable[[], None]]:
+    """A real HTTP server on loopback. Returns its URL and how to stop it."""
+    import threading
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=os.fspath(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return f"http://127.0.0.1:{server.server_port}", stop
+
+
+def fetch_http(url: str, max_bytes: int) -> bytes:
+    """A `Fetch` over urllib3, as the agent's is."""
+    import urllib3
+
+    from bundle.errors import FetchUnavailable, TooLargeRefused
+
+    response = urllib3.request("GET", url, preload_content=False, retries=False, timeout=10)
+    try:
+        if response.status in (403, 404):
+            raise NotFoundUnavailable(f"{url}: {response.status}")
+        if response.status != 200:
+            raise FetchUnavailable(f"{url}: {response.status}")
+        data = response.read(max_bytes + 1)
+    finally:
+        response.release_conn()
+    if len(data) > max_bytes:
+        raise TooLargeRefused(f"{url}: more than {max_bytes} bytes")
+    return data

@@ -1,0 +1,54 @@
+"""Runs the command line in this process, and looks at what it says."""
+
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packager.commands.root import main
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What one command said, and how it ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout."""
+        return json.loads(self.stdout)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The one error object on stderr."""
+        found: dict[str, Any] = json.loads(self.stderr)["error"]
+        return found
+
+
+def packager(*words: object) -> Said:
+    """Run `packager` with these words."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its content, hidden ones too: to see that nothing was left behind."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def refused(said: Said, *, code: int, reason: str, words: tuple[str, ...] = ()) -> None:
+    """A failure under rules 2 and 3 of bundle.console, told with --json."""
+    assert said.stdout == "", said.stdout
+    assert "Traceback" not in said.stderr
+    assert said.stderr.count("\n") == 1, said.stderr
+    assert said.error["reason"] == reason, said.error
+    assert said.error["exit_code"] == said.code == code
+    for word in words:
+        assert word in said.error["message"], said.error["message"]

@@ -1,0 +1,289 @@
+"""A publisher and its devices, for tests: a real repository with real keys, real models, a real server on loopback."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from bundle.enrollment import EnrolmentRequest
+from bundle.files import BundleDigest
+from bundle.manifest import Manifest
+from bundle.rollout import Rollout
+from device_agent.config.config import Config, ProbationSettings, ServeSettings, UpdateSettings, render_config
+from device_agent.daemon.control_socket import ask
+from device_agent.host.device_facts import device_facts, runtime_version
+from device_agent.identity.device_keys import enrolment_request
+from device_agent.identity.provision import initialise
+from device_agent.policy.attempt import Ended
+from device_agent.storage.bundle_store import Store
+from device_agent.storage.device_directory import DeviceDirectory
+from device_agent.storage.journal import Journal
+from device_agent.update.context import Agent
+from device_agent.update.probe_client import Prober
+from device_agent.update.recovery import recover
+from device_agent.update.update import run_update
+from device_agent.workers.worker_pool import Errands
+from keys.signers import signers_from
+from packager.release.pipeline import parse_release_file, run_release
+from packager.repository.devices import admit_device
+from packager.repository.repository import Repository
+from tests.support import tiny_models
+
+FAMILY = "kws"
+COHORT = "default"
+WORDS = """
+channels = ["stable"]
+model = "model.onnx"
+inputs = "inputs.npz"
+golden = 4
+[variants.fp32]
+[rollout]
+percent = 100
+"""
+
+
+class Publisher:
+    """A repository below a folder; `copy` makes an independent one."""
+
+    def __init__(self, folder: Path, families: Sequence[str] = (FAMILY,)) -> None:
+        self.folder, self.keys = folder, folder / "keys"
+        if (folder / "repo").exists():
+            self.repository = Repository.open(folder / "repo")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.repository = Repository.create_with_new_keys(
+                folder / "repo", self.keys, None, families=families, cohort=COHORT, insecure_plaintext=True
+            )
+            samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
+            np.savez(folder / "inputs.npz", x=samples)
+        self.signers = signers_from(self.keys, None)
+
+    @property
+    def published(self) -> Path:
+        return self.repository.published
+
+    @property
+    def root(self) -> Path:
+        return self.published / "metadata" / "1.root.json"
+
+    def copy(self, folder: Path) -> "Publisher":
+        shutil.copytree(self.folder, folder)
+        return Publisher(folder)
+
+    def release(
+        self,
+        version: str,
+        *,
+        seed: int = 0,
+        extra: str = "",
+        drill: str = "",
+        size: int = 128,
+        model: onnx.ModelProto | None = None,
+        family: str = FAMILY,
+    ) -> Manifest:
+        """Make, sign, publish and offer a release to all devices; `model` instead of one by seed and size."""
+        onnx.save(model or near(seed, size), self.folder / "model.onnx")
+        place = self.folder / "release.toml"
+        drill_line = f'drill = "{drill}"\n' if drill else ""
+        place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')
+        run_release(parse_release_file(place), self.repository, self.signers)
+        return self.manifest(version, family)
+
+    def release_file(self) -> None:
+        """Release what stands in release.toml now."""
+        run_release(parse_release_file(self.folder / "release.toml"), self.repository, self.signers)
+
+    def manifest(self, version: str, family: str = FAMILY) -> Manifest:
+        found = self.repository.manifest(family, version)
+        assert found is not None
+        return found
+
+    def digest(self, version: str) -> BundleDigest:
+        """Of the fp32 variant."""
+        variant = self.manifest(version).variant("fp32")
+        assert variant is not None
+        return variant.digest
+
+    def blobs(self, version: str) -> list[str]:
+        """Paths of a release's blobs below the served folder."""
+        variant = self.manifest(version).variant("fp32")
+        assert variant is not None
+        return [f"blobs/{patch.blob[:2]}/{patch.blob}" for patch in variant.patches]
+
+    def offer(self, version: str, *, forged: bool = False, family: str = FAMILY, **changes: Any) -> None:
+        """Point the channel at a release."""
+        manifest = self.manifest(version, family)
+        rollout = Rollout(family, "stable", version, manifest.counter, manifest.digest_without_patches())
+        self.repository.stage_rollout(replace(rollout, **changes), forged=forged)
+        self.publish()
+
+    def withdraw(self, version: str) -> None:
+        self.repository.withdraw(FAMILY, version)
+        self.publish()
+
+    def publish(self) -> None:
+        """Without the rehearsal, which is tested where it belongs, and which would not let a test publish nonsense."""
+        self.repository.sign(self.signers)
+        self.repository.publish(rehearse=False)
+
+    def admit(self, device: DeviceDirectory, asked: tuple[EnrolmentRequest, bytes] | None = None) -> None:
+        """Enrol a device; `asked` is its request, where its keys are not in files."""
+        request, data = asked or enrolment_request(device)
+        admit_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
+        self.publish()
+
+
+def near(seed: int, size: int = 128) -> onnx.ModelProto:
+    """A model; seeds differ in a few weights only, so that a patch is much smaller than the model."""
+    model = tiny_models.mlp(0)
+    for tensor in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        if tensor.name == "w1":
+            values = np.tile(values, (1, size // 128))
+            values[:, : seed + 1] += 0.001 * seed
+        elif tensor.name == "b1":
+            values = np.tile(values, (1, size // 128) if values.ndim == 2 else size // 128)
+        elif tensor.name == "w2":
+            values = np.tile(values, (size // 128, 1)) / (size // 128)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    return model
+
+
+@dataclass
+class Device:
+    """One device below a folder."""
+
+    folder: Path
+    config: Config
+    log: list[Ended] = field(default_factory=list)
+    daemon: "subprocess.Popen[bytes] | None" = None
+
+    @classmethod
+    def make(cls, folder: Path, url: str, root: Path, **update: Any) -> "Device":
+        folder.mkdir(parents=True, exist_ok=True)
+        config = Config(
+            directory=folder / "device",
+            repository_url=url,
+            family=FAMILY,
+            cohort=COHORT,
+            serve=ServeSettings(listen=f"unix:{folder}/serve.sock"),
+            update=replace(UpdateSettings(variant="fp32", automatic=False), **update),
+            probation=ProbationSettings(window_s=0, min_requests=0),
+        )
+        device = cls(folder, config)
+        initialise(device.directory, root, f"lab-{os.urandom(4).hex()}")
+        device.write_config()
+        return device
+
+    def copy(self, folder: Path, url: str) -> "Device":
+        """The same device elsewhere, with another repository URL."""
+        folder.mkdir(parents=True)
+        config = replace(
+            self.config,
+            directory=folder / "device",
+            repository_url=url,
+            serve=ServeSettings(listen=f"unix:{folder}/serve.sock"),
+        )
+        shutil.copytree(self.config.directory, config.directory, symlinks=True)
+        device = Device(folder, config)
+        device.write_config()
+        return device
+
+    @property
+    def directory(self) -> DeviceDirectory:
+        return DeviceDirectory(self.config.directory)
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "config.toml"
+
+    def write_config(self) -> None:
+        probation = self.config.probation
+        text = render_config(self.config).replace("poll_interval_s = 3600", "automatic = false")
+        text += f"\n[probation]\nwindow_s = {probation.window_s}\nmin_requests = {probation.min_requests}\n"
+        self.config_path.write_text(text)
+
+    def journal(self) -> Journal:
+        return Journal(self.directory.journal)
+
+    def update(self, *, errands: Callable[[], Errands] | None = None, **changes: Any) -> Ended:
+        """One update by hand in this process, with its children; recovers first."""
+        store, journal = Store(self.directory.root), self.journal()
+        config = replace(self.config, **changes)
+        try:
+            recover(journal, runtime_version())
+            agent = Agent(
+                config=config,
+                device=self.directory,
+                identity=self.directory.public_identity(),
+                store=store,
+                journal=journal,
+                prober=Prober(0, allow_unjailed=False),
+                facts=device_facts,
+                errands=errands or (lambda: Errands(config, self.directory, store)),
+            )
+            ended = run_update(agent, "operator")
+        finally:
+            journal.close()
+        self.log.append(ended)
+        return ended
+
+    # the daemon
+
+    def start(self, command: list[str] | None = None, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Start the daemon and wait until what it has serves; returns the line that says so."""
+        words = command or [sys.executable, "-m", "device_agent", "--config", str(self.config_path), "run"]
+        self.daemon = subprocess.Popen(words, stderr=subprocess.PIPE, env={**os.environ, **(environment or {})})
+        for line in iter(self._stderr.readline, b""):
+            said = json.loads(line)
+            if said.get("event") == "started":
+                return dict(said)
+        raise AssertionError(f"the daemon ended with {self.daemon.wait()}")
+
+    @property
+    def daemon_pid(self) -> int:
+        """0 while there is none."""
+        return 0 if self.daemon is None else self.daemon.pid
+
+    @property
+    def _stderr(self) -> Any:
+        assert self.daemon is not None
+        return self.daemon.stderr
+
+    def ask(self, command: str, **fields: Any) -> dict[str, Any]:
+        return ask(self.directory.control, command, 120, **fields)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """End the daemon; its exit code."""
+        if self.daemon is None:
+            return 0
+        self.daemon.send_signal(number)
+        self.daemon.stderr.read()  # type: ignore[union-attr]  # a pipe since `start`
+        code = self.daemon.wait(60)
+        self._stderr.close()
+        self.daemon = None
+        return code
+
+    def stop_reading(self) -> None:
+        """After the daemon was killed from elsewhere."""
+        self._stderr.close()
+        self.daemon = None
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run the command line."""
+        return subprocess.run(
+            [sys.executable, "-m", "device_agent", "--config", str(self.config_path), *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )

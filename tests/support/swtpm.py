@@ -1,0 +1,64 @@
+"""A real TPM 2.0 in software (swtpm) for tests, on a Unix socket."""
+
+import importlib.util
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from device_agent.config.key_storage import TpmSettings
+from device_agent.identity.tpm import Tpm
+
+needs_swtpm = pytest.mark.skipif(
+    shutil.which("swtpm") is None or importlib.util.find_spec("tpm2_pytss") is None,
+    reason="swtpm (Debian: swtpm) or tpm2-pytss (extra tpm, built with Debian's libtss2-dev) is not installed",
+)
+START_DEADLINE_S = 20.0
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[str]:
+    """A TPM whose state is in `folder`; its TCTI. It starts from power-on: resettable PCRs are as new."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "s"
+    words = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags", "not-need-init,startup-clear"]
+    words += ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + START_DEADLINE_S
+        while not (_listens(path.with_name("s.ctrl")) and _listens(path)):
+            assert process.poll() is None, "swtpm ended"
+            assert time.monotonic() < until, "swtpm does not listen"
+            time.sleep(0.01)
+        yield f"swtpm:path={path}"
+    finally:
+        process.kill()
+        process.wait()
+        for left in (path, path.with_name("s.ctrl")):
+            left.unlink(missing_ok=True)
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def extend(tcti: str, pcr: int) -> None:
+    """Measure something into a PCR, as another firmware or kernel would."""
+    with Tpm(TpmSettings(tcti)) as tpm:
+        tpm._esys.pcr_event(tpm._tss.ESYS_TR(pcr), b"something else was started")
+
+
+def held(tcti: str) -> int:
+    """Objects and sessions that are not flushed."""
+    with Tpm(TpmSettings(tcti)) as tpm:
+        return tpm.transient_handles()

@@ -1,0 +1,1 @@
+"""Generate the pages of docs/ that follow from the code (`make docs`)."""

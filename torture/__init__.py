@@ -1,0 +1,1 @@
+"""Long enumerations of what can go wrong: `python -m torture`. A spread sample runs in `make test`."""

@@ -1,0 +1,206 @@
+"""The row of the network: each request of an update meets each fault once; the update still ends well.
+
+The agent is the in-process one, over HTTP on loopback, with less patience than it has in the field: a stalled answer
+would cost half a minute, and nothing is learned in it.
+"""
+
+import contextlib
+import gzip
+import shutil
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+from unittest import mock
+
+from bundle.errors import Unavailable
+from device_agent.config.config import load_config
+from device_agent.workers import fetcher
+from tests.support import faulty_http_server
+from tests.support.faulty_http_server import Exchange, Fault, serving
+from torture.case import NEW, OLD, Site, spread
+from torture.fault_classes import Row
+from torture.in_process import Alone, copy_device
+
+PATIENCE: Final = {
+    "READ_TIMEOUT_S": 0.3,
+    "RATE_WINDOW_S": 0.3,
+    "DOCUMENT_DEADLINE_S": 0.6,
+    "MAX_BACKOFF_S": 0.02,
+    "MAX_RETRY_AFTER_S": 0.05,
+}
+UPDATES: Final = 4  # a fault that comes once may end one attempt, or, where it cut a poll off, two
+PIECE_BYTES: Final = 64 * 1024
+
+
+def faulty_network(site: Site, limit: int | None) -> Row:
+    """Every fault × every request."""
+    row = Row("a fault on the wire at each request of an update")
+    published = Path(load_config(site.device / "config.toml").repository_url.removeprefix("file://"))
+    with hasty(), serving(published) as place:
+        place.faults = []
+        _served, ended = _updates(site, place.url)
+        assert ended == NEW, ended
+        requests = len(place.seen)
+        for name, number in spread([(name, n) for name in FAULTS for n in range(requests)], limit):
+            place.faults = [_at(number, FAULTS[name])]
+            row.points += 1
+            served, ended = _updates(site, place.url)
+            if not served <= {OLD, NEW} or ended != NEW:
+                row.bad.append(f"{name} at request {number}: served {served}, ends with {ended}")
+    return row
+
+
+@contextmanager
+def hasty() -> Iterator[None]:
+    """A fetcher in this process that waits for nobody."""
+    with contextlib.ExitStack() as stack:
+        for name, value in PATIENCE.items():
+            stack.enter_context(mock.patch.object(fetcher, name, value))
+        fetcher.connections.cache_clear()
+        stack.callback(fetcher.connections.cache_clear)
+        yield
+
+
+def _updates(site: Site, url: str) -> tuple[set[str | None], str | None]:
+    """What was served on the way, and in the end."""
+    shutil.rmtree(site.scratch / "case", ignore_errors=True)
+    alone = Alone(copy_device(site.device, site.scratch / "case", url))
+    served: set[str | None] = {alone.boot()}
+    try:
+        for _ in range(UPDATES):
+            try:
+                ended = alone.update().outcome.value
+            except Unavailable as error:
+                ended = error.reason
+            served.add(alone.served())
+            if ended in ("updated", "nothing-new"):
+                break
+        return served, alone.served()
+    finally:
+        alone.close()
+
+
+def _at(number: int, fault: Fault) -> Fault:
+    left = [number]
+
+    def once(exchange: Exchange) -> bool:
+        left[0] -= 1
+        return left[0] == -1 and fault(exchange)
+
+    return once
+
+
+def _reset(exchange: Exchange) -> bool:
+    """RST after half of the body, instead of an orderly end."""
+    body = exchange.data[exchange.start :]
+    exchange.head(200, {"Content-Length": str(len(body))})
+    exchange.write(body[: len(body) // 2])
+    connection = exchange.handler.connection
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.shutdown(socket.SHUT_RD)
+    exchange.cut()
+    return True
+
+
+def _stalled(exchange: Exchange, *, after: int) -> bool:
+    """Nothing more after some bytes of the body."""
+    body = exchange.data[exchange.start :]
+    exchange.head(200, {"Content-Length": str(len(body))})
+    exchange.write(body[: min(after, len(body) - 1)])
+    time.sleep(PATIENCE["READ_TIMEOUT_S"] * 2)
+    exchange.cut()
+    return True
+
+
+def _of_length(exchange: Exchange, *, more: int) -> bool:
+    """A Content-Length that is not the body's."""
+    exchange.head(200, {"Content-Length": str(max(0, len(exchange.data) + more))})
+    with contextlib.suppress(ConnectionError):
+        exchange.write(exchange.data)
+    exchange.cut()
+    return True
+
+
+def _without_length(exchange: Exchange) -> bool:
+    exchange.head(200, {"Connection": "close"})
+    exchange.write(exchange.data)
+    exchange.cut()
+    return True
+
+
+def _bomb(exchange: Exchange) -> bool:
+    """16 MiB of zeros in 16 kB, under the coding that nobody asked for."""
+    data = gzip.compress(bytes(16 << 20))
+    exchange.head(200, {"Content-Length": str(len(data)), "Content-Encoding": "gzip"})
+    with contextlib.suppress(ConnectionError):
+        exchange.write(data)
+    return True
+
+
+def _range(exchange: Exchange, *, text: str) -> bool:
+    """206 with a Content-Range of its own."""
+    exchange.head(206, {"Content-Length": str(len(exchange.data)), "Content-Range": text})
+    exchange.write(exchange.data)
+    return True
+
+
+def _changing(exchange: Exchange) -> bool:
+    """Cut after half; what is served next under that name begins otherwise, and has another ETag."""
+    body = bytes(byte ^ 0xFF for byte in exchange.data)
+    exchange.head(200, {"Content-Length": str(len(body)), "ETag": '"another"'})
+    exchange.write(body[: len(body) // 2])
+    exchange.cut()
+    return True
+
+
+def _poisoned(exchange: Exchange) -> bool:
+    data = bytearray(exchange.data)
+    for offset in range(len(data) // 2, len(data), PIECE_BYTES):
+        data[offset] ^= 1
+    exchange.data = bytes(data)
+    return False
+
+
+def _nothing(exchange: Exchange) -> bool:
+    """The connection ends without an answer."""
+    exchange.cut()
+    return True
+
+
+def _redirect(target: str) -> Fault:
+    return faulty_http_server.status(302, {"Location": target})
+
+
+def _redirect_to_itself(exchange: Exchange) -> bool:
+    return _redirect(f"/{exchange.path}")(exchange)
+
+
+FAULTS: Final[dict[str, Callable[[Exchange], bool]]] = {
+    "reset": _reset,
+    "stall at once": partial(_stalled, after=0),
+    "stall in the body": partial(_stalled, after=100),
+    "1 byte now and then": faulty_http_server.trickle(0.05),
+    "cut off": faulty_http_server.cut_after(50),
+    "length too large": partial(_of_length, more=1000),
+    "length too small": partial(_of_length, more=-10),
+    "no length": _without_length,
+    "endless": faulty_http_server.endless,
+    "gzip bomb": _bomb,
+    "redirect in a circle": _redirect_to_itself,
+    "redirect to a file": _redirect("file:///etc/passwd"),
+    "redirect to nowhere": _redirect("http://127.0.0.1:1/"),
+    "206 unasked": partial(_range, text="bytes 0-9/10"),
+    "a range of another file": partial(_range, text="bytes 5-9/1000000000"),
+    "a range that is none": partial(_range, text="bytes */*"),
+    "a file that changes": _changing,
+    "poisoned": _poisoned,
+    "nothing": _nothing,
+    **{f"HTTP {code}": faulty_http_server.status(code) for code in (204, 400, 403, 404, 410, 416, 429, 500, 502, 503)},
+    "HTTP 503, later": faulty_http_server.status(503, {"Retry-After": "3600"}),
+    "HTTP 503, no number": faulty_http_server.status(503, {"Retry-After": "soon"}),
+}

@@ -1,0 +1,77 @@
+"""Rows of swaps under load: a point is a swap; a request that fails, or is answered by no model at all, is bad."""
+
+import threading
+from collections import Counter
+from contextlib import ExitStack
+
+from device_agent.runtime import ModelRuntime
+from device_agent.runtime.handles import ModelProcess, Standby
+from tests.support.load_clients import Load
+from tests.support.memfd_bundles import floats, front, plain, scale
+from torture.fault_classes import Row
+
+WORKER_SWAPS = 200
+INPROC_SWAPS = 1000
+KILL_EVERY = 10
+SAMPLE = {"x": floats(1, 2, 3, 4)}
+
+
+def swapped_behind_the_front(limit: int | None) -> Row:
+    """Model processes are swapped under HTTP load; every tenth is killed right after and replaced from a standby."""
+    row = Row("model swapped under load behind the front, every tenth killed")
+    with ExitStack() as stack:
+        even = stack.enter_context(plain(scale(2.0), [SAMPLE]))
+        odd = stack.enter_context(plain(scale(3.0), [SAMPLE]))
+        served = stack.enter_context(front())
+        current = even.process(0)
+        served.publish("toy", current)
+        with Load(served.address) as load:
+            for number in range(1, min(limit or WORKER_SWAPS, WORKER_SWAPS) + 1):
+                bundle = odd if number % 2 else even
+                candidate = bundle.process(number)
+                served.publish("toy", candidate)
+                if number % KILL_EVERY == 0:
+                    standby = Standby.start()
+                    candidate.kill()
+                    candidate = ModelProcess.start(bundle.fds, bundle.spec(number), standby=standby)
+                    served.publish("toy", candidate)
+                load.wait_for(10)
+                served.retire("toy", number - 1, 30)
+                current.stop()
+                current = candidate
+                row.points += 1
+        current.stop()
+    row.bad = [f"{count} answers {key}" for key, count in load.answers.items() if key not in {(200, 2.0), (200, 3.0)}]
+    return row
+
+
+def swapped_in_process(limit: int | None) -> Row:
+    """ModelRuntime in this process, called by two threads; every tenth swap is rolled back."""
+    row = Row("model swapped under load in an app's process, every tenth rolled back")
+    answers: Counter[float | str] = Counter()
+    stop = threading.Event()
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(plain(scale(factor), [SAMPLE])) for factor in (2.0, 3.0)]
+        runtime = stack.enter_context(ModelRuntime(threads=1))
+        runtime.swap(bundles[0].fds)
+
+        def call() -> None:
+            while not stop.is_set():
+                try:
+                    answers[float(runtime.run(SAMPLE)["y"][0])] += 1
+                except Exception as error:  # noqa: BLE001  any failure of a call is what is looked for
+                    answers[repr(error)] += 1
+
+        callers = [threading.Thread(target=call) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        for number in range(1, min(limit or INPROC_SWAPS, INPROC_SWAPS) + 1):
+            runtime.swap(bundles[number % 2].fds)
+            if number % KILL_EVERY == 0:
+                runtime.rollback()
+            row.points += 1
+        stop.set()
+        for caller in callers:
+            caller.join()
+    row.bad = [f"{count} calls {key}" for key, count in answers.items() if key not in {2.0, 3.0}]
+    return row
