@@ -11,7 +11,8 @@ from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
 from packager.models.inputs import ModelInterface
-from packager.models.samples import load_samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import load_samples
 
 SAMPLES = 4
 

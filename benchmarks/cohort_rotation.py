@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from bundle.envelope import generate_private, public_of
+from bundle.envelope import derive_public_key, generate_private_key
 from bundle.fleet import Cohort
 from keys.cohorts import seal_epoch
 from packager.repository.layout import write_file
@@ -35,8 +35,8 @@ Row = dict[str, int | float]
 def measure(devices: int, workers: int) -> Row:
     """One epoch for `devices` devices."""
     public = _public_keys(devices, workers)
-    private = generate_private()
-    cohort = Cohort("benchmark", 1, public_of(private))
+    private = generate_private_key()
+    cohort = Cohort("benchmark", 1, derive_public_key(private))
     written = 0
     with tempfile.TemporaryDirectory(prefix="airweights-epochs-") as folder:
 
@@ -86,7 +86,7 @@ def _public_keys(devices: int, workers: int) -> list[bytes]:
 
 
 def _make(count: int) -> list[bytes]:
-    return [public_of(generate_private()) for _ in range(count)]
+    return [derive_public_key(generate_private_key()) for _ in range(count)]
 
 
 def _cpu_s() -> float:

@@ -21,7 +21,8 @@ import onnxruntime
 from bundle.errors import AirweightsError
 from packager.models.inputs import ModelInterface
 from packager.models.oldest_runtime import parsed
-from packager.models.samples import Samples, load_samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, load_samples
 from packager.models.sessions import run, session
 from packager.quantize.schemes import Options, quantize
 

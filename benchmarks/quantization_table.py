@@ -86,7 +86,8 @@ def one(model: Path, scheme: str) -> dict[str, object]:
     """Quantize `model`; runs in the child."""
     from packager.models.inputs import ModelInterface
     from packager.models.model_files import model_bytes
-    from packager.models.samples import load_samples, random_samples
+    from packager.models.random_inputs import random_samples
+    from packager.models.samples import load_samples
     from packager.quantize.agreement import finite
     from packager.quantize.schemes import quantize
 

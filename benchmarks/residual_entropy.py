@@ -19,10 +19,10 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.patches import files_of, strangers_pairs
-from bundle.patch.elements import BY_NAME, ElementType, exponents, ordered
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ElementType, exponent_fields, to_ordered
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.make_patch import make_patch
-from packager.tensors.find_regions import mapped, regions_of
+from packager.tensors.find_regions import find_file_regions, map_file
 
 GOALS: Final = {True: 0.01, False: 0.02}  # floats, integers
 EXACT_BITS: Final = 8
@@ -54,13 +54,13 @@ def main() -> None:
 def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
     """Entropy of the residuals of all arrays in common, and the bytes of the patch without fitted parameters."""
     bits, elements, floats = 0.0, 0, 0
-    old = {(r.name, r.dtype, r.shape): r for r in regions_of(base)[0]}
-    with mapped(base) as before, mapped(target) as after:
-        for region in regions_of(target)[0]:
+    old = {(r.name, r.dtype, r.shape): r for r in find_file_regions(base)[0]}
+    with map_file(base) as before, map_file(target) as after:
+        for region in find_file_regions(target)[0]:
             twin = old.get((region.name, region.dtype, region.shape))
             if twin is None:
                 continue
-            kind = BY_NAME[region.dtype]
+            kind = ELEMENT_TYPE_BY_NAME[region.dtype]
             sides = [
                 np.frombuffer(bytes(data[r.offset : r.offset + r.size]), kind.bits)
                 for data, r in ((before, twin), (after, region))
@@ -83,14 +83,14 @@ def measured(name: str, base: Path, target: Path) -> dict[str, Any]:
 
 def residual_bits(base: Array, target: Array, kind: ElementType) -> float:
     """Bits of one array's residuals, given the base's exponent where the array is of floats."""
-    change = (ordered(target, kind) - ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
+    change = (to_ordered(target, kind) - to_ordered(base, kind)).astype(np.int64)  # wraps, as in a patch
     size = np.abs(change)
     spare = np.maximum(np.frexp(size.astype(np.float64))[1] - EXACT_BITS, 0).astype(np.int64)
     cell = (np.sign(change) + 1) * (1 << 20) + spare * (1 << 10) + (size >> spare)
     below = float(spare.sum())
     if not kind.is_float:
         return _entropy(cell) + below
-    exponent = exponents(base, kind).astype(np.int64)
+    exponent = exponent_fields(base, kind).astype(np.int64)
     return _entropy(exponent * (1 << 22) + cell) - _entropy(exponent) + below
 
 

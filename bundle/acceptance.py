@@ -29,11 +29,11 @@ from bundle.errors import (
 from bundle.fleet import Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, bucket, parse_rollout
-from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX, Fields, decode, encode
+from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObject, decode, encode
 
 MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the facts
 
-_ACCEPTED: Final = object()
+_ACCEPTANCE_PROOF: Final = object()
 
 
 class ReleaseCounter(NamedTuple):
@@ -50,11 +50,11 @@ class ReleaseCounter(NamedTuple):
         return f"{self.counter} (epoch {self.epoch})"
 
 
-ZERO: Final = ReleaseCounter(0, 0)
+ZERO_COUNTER: Final = ReleaseCounter(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class CheckFacts:
+class CheckContext:
     """What the verifier found out beside the documents.
 
     Attributes:
@@ -85,38 +85,38 @@ class VerifiedRelease:
     manifest: Manifest
     rollout: Rollout
     fleet: Fleet
-    facts: CheckFacts
+    context: CheckContext
     floor: ReleaseCounter
     _proof: object = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self._proof is not _ACCEPTED:
+        if self._proof is not _ACCEPTANCE_PROOF:
             raise Bug("VerifiedRelease is made by bundle.acceptance.accept only")
 
     @property
     def repository_id(self) -> str:
         """Identity of the repository, as envelopes bind it."""
-        return self.facts.repository_id
+        return self.context.repository_id
 
     @property
     def counter_epoch(self) -> int:
         """Of the family, signed by targets."""
-        return self.facts.counter_epoch
+        return self.context.counter_epoch
 
     @property
     def checked_at_s(self) -> int:
         """Unix seconds."""
-        return self.facts.checked_at_s
+        return self.context.checked_at_s
 
     @property
     def expires_at_s(self) -> int:
         """Unix seconds; from then on nothing new is activated on the strength of this check."""
-        return self.facts.expires_at_s
+        return self.context.expires_at_s
 
     @property
     def counter(self) -> ReleaseCounter:
         """Of the release, below its epoch."""
-        return ReleaseCounter(self.facts.counter_epoch, self.manifest.counter)
+        return ReleaseCounter(self.context.counter_epoch, self.manifest.counter)
 
     def as_json(self) -> dict[str, JSON]:
         """For the way from the verifier process to the supervisor."""
@@ -124,31 +124,31 @@ class VerifiedRelease:
             "manifest": self.manifest.as_json(),
             "rollout": self.rollout.as_json(),
             "fleet": decode(self.fleet.as_bytes(), what="fleet", max_bytes=MAX_VERIFIED_BYTES),
-            "facts": {name: getattr(self.facts, name) for name in self.facts.__dataclass_fields__},
+            "facts": {name: getattr(self.context, name) for name in self.context.__dataclass_fields__},
             "floor": self.floor.as_json(),
         }
 
     @classmethod
     def from_verifier(cls, value: JSON) -> "VerifiedRelease":
         """Inverse of `as_json`, for what our own verifier process said. Raises MalformedRefused."""
-        fields = Fields(value, "verified release")
+        fields = StrictObject(value, "verified release")
         facts = fields.object("facts")
         out = cls(
-            manifest=parse_manifest(encode(fields.take("manifest"))),
-            rollout=parse_rollout(encode(fields.take("rollout"))),
-            fleet=parse_fleet(encode(fields.take("fleet"))),
-            facts=CheckFacts(
-                repository_id=facts.text("repository_id", SHA256_HEX),
+            manifest=parse_manifest(encode(fields.value("manifest"))),
+            rollout=parse_rollout(encode(fields.value("rollout"))),
+            fleet=parse_fleet(encode(fields.value("fleet"))),
+            context=CheckContext(
+                repository_id=facts.text("repository_id", SHA256_HEX_PATTERN),
                 counter_epoch=facts.integer("counter_epoch"),
                 checked_at_s=facts.integer("checked_at_s"),
                 expires_at_s=facts.integer("expires_at_s"),
                 timestamp_version=facts.integer("timestamp_version"),
             ),
             floor=parse_counter(fields.object("floor")),
-            _proof=_ACCEPTED,
+            _proof=_ACCEPTANCE_PROOF,
         )
-        facts.end()
-        fields.end()
+        facts.reject_unknown()
+        fields.reject_unknown()
         return out
 
 
@@ -173,12 +173,12 @@ def accept(
     manifest: Manifest,
     rollout: Rollout,
     fleet: Fleet,
-    facts: CheckFacts,
+    context: CheckContext,
     *,
     family: str,
     channel: str,
     floor: ReleaseCounter,
-    known: Mapping[ReleaseCounter, str],
+    known_releases: Mapping[ReleaseCounter, str],
     agent_version: str,
 ) -> VerifiedRelease:
     """Decide on authentic documents.
@@ -199,33 +199,33 @@ def accept(
     _check_agreement(manifest, rollout, family, channel)
     if channel not in manifest.channels:
         raise ChannelRefused(
-            f"release {manifest.version} of {family!r} is made for {_names(manifest.channels)},"
+            f"release {manifest.version} of {family!r} is made for {_join_names(manifest.channels)},"
             f" and offered on channel {channel!r}",
             remedy="point the rollout of this channel at a release whose manifest lists the channel",
         )
-    counter = ReleaseCounter(facts.counter_epoch, manifest.counter)
-    if counter < floor or facts.counter_epoch < floor.epoch:
+    counter = ReleaseCounter(context.counter_epoch, manifest.counter)
+    if counter < floor or context.counter_epoch < floor.epoch:
         raise RollbackRefused(
             f"release {manifest.version} of {family!r} has counter {counter}, the floor is {floor}",
             remedy=f"publish a release with a counter of at least {floor.counter}",
         )
     identity = manifest.digest_without_patches()
-    if known.get(counter, identity) != identity:
+    if known_releases.get(counter, identity) != identity:
         raise CounterReusedRefused(
             f"release {manifest.version} of {family!r} has counter {counter}, which is known for a release with"
-            f" identity {known[counter][:16]}…, found {identity[:16]}…",
+            f" identity {known_releases[counter][:16]}…, found {identity[:16]}…",
             remedy="a changed release needs a counter of its own",
         )
-    if _dotted(agent_version) < _dotted(manifest.min_agent):
+    if _parse_dotted_version(agent_version) < _parse_dotted_version(manifest.min_agent):
         raise AgentTooOldRefused(
             f"release {manifest.version} of {family!r} needs agent {manifest.min_agent}, this is {agent_version}",
             remedy="update the agent first",
         )
-    risen = max(floor, ReleaseCounter(facts.counter_epoch, manifest.min_counter))
-    return VerifiedRelease(manifest, rollout, fleet, facts, risen, _ACCEPTED)
+    risen = max(floor, ReleaseCounter(context.counter_epoch, manifest.min_counter))
+    return VerifiedRelease(manifest, rollout, fleet, context, risen, _ACCEPTANCE_PROOF)
 
 
-def eligible(release: VerifiedRelease, device_id: str, cohort: str, now_s: int) -> Eligibility:
+def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now_s: int) -> Eligibility:
     """May this device activate the release at `now_s`? Asked at planning and again right before activation."""
     rollout = release.rollout
     if now_s >= release.expires_at_s:
@@ -235,7 +235,9 @@ def eligible(release: VerifiedRelease, device_id: str, cohort: str, now_s: int) 
     if rollout.halted:
         return Eligibility(False, "halted", f"the rollout of {rollout.version} is halted: {rollout.note or 'no note'}")
     if rollout.cohorts and cohort not in rollout.cohorts:
-        return Eligibility(False, "not-in-cohort", f"the rollout is for {_names(rollout.cohorts)}, this is {cohort!r}")
+        return Eligibility(
+            False, "not-in-cohort", f"the rollout is for {_join_names(rollout.cohorts)}, this is {cohort!r}"
+        )
     place = bucket(rollout.salt, device_id)
     if place >= rollout.percent_bp:
         return Eligibility(
@@ -262,19 +264,19 @@ def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel:
             raise ReleaseMismatchRefused(f"{what}: found {found!r}, expected {expected!r}")
 
 
-def _dotted(version: str) -> tuple[int, ...]:
+def _parse_dotted_version(version: str) -> tuple[int, ...]:
     parts = [int(part) for part in version.split("-")[0].split(".")]
     while parts and not parts[-1]:
         parts.pop()
     return tuple(parts)
 
 
-def _names(names: tuple[str, ...]) -> str:
+def _join_names(names: tuple[str, ...]) -> str:
     return ", ".join(repr(name) for name in names) or "none"
 
 
-def parse_counter(fields: Fields) -> ReleaseCounter:
+def parse_counter(fields: StrictObject) -> ReleaseCounter:
     """A counter object {epoch, counter}. Raises MalformedRefused."""
     out = ReleaseCounter(fields.integer("epoch", 0, MAX_INTEGER), fields.integer("counter", 0, MAX_INTEGER))
-    fields.end()
+    fields.reject_unknown()
     return out

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle.errors import MalformedRefused
-from bundle.strict_json import JSON, Fields
+from bundle.strict_json import JSON, StrictObject
 
 MAX_TENSORS: Final = 256
 MAX_RANK: Final = 16
 PPM: Final = 1_000_000
-DTYPE: Final = re.compile(r"bool|u?int(?:8|16|32|64)|float(?:16|32|64)|bfloat16|string")
-SHADOW_LIMITS: Final = ("shadow_agreement_ppm", "shadow_relative_rms_ppm")
+DTYPE_PATTERN: Final = re.compile(r"bool|u?int(?:8|16|32|64)|float(?:16|32|64)|bfloat16|string")
+SHADOW_LIMIT_FIELDS: Final = ("shadow_agreement_ppm", "shadow_relative_rms_ppm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class TensorSpec:
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "TensorSpec":
+    def parse(cls, fields: StrictObject) -> "TensorSpec":
         """Inverse of `as_json`. Raises MalformedRefused."""
         name = fields.text("name", max_length=256)
-        dtype = fields.text("dtype", DTYPE)
-        shape = fields.take("shape")
-        fields.end()
+        dtype = fields.text("dtype", DTYPE_PATTERN)
+        shape = fields.value("shape")
+        fields.reject_unknown()
         if not isinstance(shape, list) or len(shape) > MAX_RANK:
             raise MalformedRefused(f"{fields.where}.shape: expected a list of at most {MAX_RANK} sizes")
         sizes: list[int | str] = []
@@ -66,13 +66,13 @@ class Contract:
         return {"inputs": [t.as_json() for t in self.inputs], "outputs": [t.as_json() for t in self.outputs]}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Contract":
+    def parse(cls, fields: StrictObject) -> "Contract":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             tuple(TensorSpec.parse(row) for row in fields.objects("inputs", max_items=MAX_TENSORS)),
             tuple(TensorSpec.parse(row) for row in fields.objects("outputs", max_items=MAX_TENSORS)),
         )
-        fields.end()
+        fields.reject_unknown()
         if not out.outputs:
             raise MalformedRefused(f"{fields.where}.outputs: found none, expected at least one")
         return out
@@ -116,14 +116,14 @@ class Health:
 
     def as_json(self) -> dict[str, JSON]:
         """The `health` object."""
-        names = [name for name in self.__dataclass_fields__ if self.shadow_ppm or name not in SHADOW_LIMITS]
+        names = [name for name in self.__dataclass_fields__ if self.shadow_ppm or name not in SHADOW_LIMIT_FIELDS]
         return {name: getattr(self, name) for name in names}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Health":
+    def parse(cls, fields: StrictObject) -> "Health":
         """Inverse of `as_json`. Raises MalformedRefused."""
         shadow_ppm = fields.integer("shadow_ppm", 0, PPM)
-        limits = {name: fields.integer(name, 0, PPM) for name in SHADOW_LIMITS} if shadow_ppm else {}
+        limits = {name: fields.integer(name, 0, PPM) for name in SHADOW_LIMIT_FIELDS} if shadow_ppm else {}
         out = cls(
             probe_deadline_s=fields.integer("probe_deadline_s", 1, 3600),
             probe_latency_percent=fields.integer("probe_latency_percent", 1, 1_000_000),
@@ -138,5 +138,5 @@ class Health:
             shadow_ppm=shadow_ppm,
             **limits,
         )
-        fields.end()
+        fields.reject_unknown()
         return out

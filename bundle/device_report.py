@@ -20,19 +20,19 @@ from typing import Final
 from bundle import strict_json
 from bundle.errors import MalformedRefused
 from bundle.files import BundleDigest
-from bundle.strict_json import JSON, NAME, SHA256_HEX, VERSION, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.report/1"
-LABEL: Final = b"airweights device report v1\0"
+SIGNATURE_LABEL: Final = b"airweights device report v1\0"
 OUTCOMES: Final = ("updated", "rolled-back", "refused", "unfit")
 MAX_REPORT_BYTES: Final = 16 * 1024
-LOG: Final = re.compile(r"[0-9a-f]{32}")
-REASON: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*|")
-SIGNATURE: Final = re.compile(r"[0-9a-f]{128}")
+LOG_ID_PATTERN: Final = re.compile(r"[0-9a-f]{32}")
+REASON_PATTERN: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*|")
+SIGNATURE_PATTERN: Final = re.compile(r"[0-9a-f]{128}")
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DeviceReport:
     """One outcome in a log.
 
     Attributes:
@@ -72,7 +72,7 @@ class Report:
 
     def signed_bytes(self, device_id: str) -> bytes:
         """What the signature is over (rule 3)."""
-        return LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
+        return SIGNATURE_LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
 
     def encode(self, device_id: str, signature: bytes) -> bytes:
         """The report as it leaves the device: one line."""
@@ -81,21 +81,21 @@ class Report:
         )
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Report":
+    def parse(cls, fields: StrictObject) -> "DeviceReport":
         """Inverse of `as_json`. Raises MalformedRefused."""
-        bundle = fields.optional_text("bundle", SHA256_HEX)
+        bundle = fields.optional_text("bundle", SHA256_HEX_PATTERN)
         out = cls(
-            log=fields.text("log", LOG),
+            log=fields.text("log", LOG_ID_PATTERN),
             sequence=fields.integer("sequence", 1),
-            previous=fields.optional_text("previous", SHA256_HEX),
+            previous=fields.optional_text("previous", SHA256_HEX_PATTERN),
             outcome=fields.choice("outcome", OUTCOMES),
-            reason=fields.text("reason", REASON),
-            family=fields.optional_text("family", NAME),
-            release=fields.optional_text("release", VERSION),
+            reason=fields.text("reason", REASON_PATTERN),
+            family=fields.optional_text("family", NAME_PATTERN),
+            release=fields.optional_text("release", VERSION_PATTERN),
             counter=fields.integer("counter"),
-            variant=fields.optional_text("variant", NAME),
+            variant=fields.optional_text("variant", NAME_PATTERN),
             bundle=None if bundle is None else BundleDigest(bundle),
-            trigger=fields.text("trigger", NAME),
+            trigger=fields.text("trigger", NAME_PATTERN),
             finished_ms=fields.integer("finished_ms"),
             agent=fields.text("agent", max_length=64),
             runtime=fields.text("runtime", max_length=64),
@@ -110,7 +110,7 @@ class SignedReport:
     """A report as it was read; whether the signature holds is for who knows the device's key."""
 
     device_id: str
-    report: Report
+    report: DeviceReport
     signature: bytes
 
     def as_bytes(self) -> bytes:
@@ -120,11 +120,11 @@ class SignedReport:
 
 def parse_report(data: bytes) -> SignedReport:
     """Read a report strictly; the signature is not checked here. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="report", max_bytes=MAX_REPORT_BYTES), "report")
+    fields = StrictObject(strict_json.decode(data, what="report", max_bytes=MAX_REPORT_BYTES), "report")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"report.schema: found {schema!r}, expected {SCHEMA!r}")
-    device_id, signature = fields.text("device_id", SHA256_HEX), fields.text("signature", SIGNATURE)
-    report = Report.parse(fields)
-    fields.end()
+    device_id, signature = fields.text("device_id", SHA256_HEX_PATTERN), fields.text("signature", SIGNATURE_PATTERN)
+    report = DeviceReport.parse(fields)
+    fields.reject_unknown()
     return SignedReport(device_id, report, bytes.fromhex(signature))

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from bundle import strict_json
 from bundle.envelope import PUBLIC_BYTES
 from bundle.errors import EnrolmentRefused, MalformedRefused
-from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.enrolment/1"
 MAX_REQUEST_BYTES: Final = 16 * 1024
@@ -28,7 +28,7 @@ MAX_ATTRIBUTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
-class EnrolmentRequest:
+class EnrollmentRequest:
     """What a device asks to be registered as.
 
     Attributes:
@@ -46,7 +46,7 @@ class EnrolmentRequest:
     @property
     def device_id(self) -> str:
         """Rule 1."""
-        return device_id(self.x_wing_public, self.ed25519_public)
+        return derive_device_id(self.x_wing_public, self.ed25519_public)
 
     def signed_bytes(self) -> bytes:
         """What the signature is over (rule 2)."""
@@ -58,11 +58,11 @@ class EnrolmentRequest:
         digits = hashlib.sha256(self.signed_bytes()).hexdigest()[:40]
         return " ".join(digits[start : start + 4] for start in range(0, 40, 4))
 
-    def encode(self, private: Ed25519PrivateKey) -> bytes:
+    def encode(self, private_key: Ed25519PrivateKey) -> bytes:
         """The request file, signed. ValueError if `private` is not the key that the request names."""
-        if private.public_key().public_bytes_raw() != self.ed25519_public:
+        if private_key.public_key().public_bytes_raw() != self.ed25519_public:
             raise ValueError("the request names another signing key")
-        return strict_json.encode({**self._as_json(), "signature": private.sign(self.signed_bytes()).hex()})
+        return strict_json.encode({**self._as_json(), "signature": private_key.sign(self.signed_bytes()).hex()})
 
     def _as_json(self) -> dict[str, JSON]:
         return {
@@ -75,37 +75,37 @@ class EnrolmentRequest:
         }
 
 
-def device_id(x_wing_public: bytes, ed25519_public: bytes) -> str:
+def derive_device_id(x_wing_public: bytes, ed25519_public: bytes) -> str:
     """Rule 1: 64 hexadecimal digits."""
     return hashlib.sha256(ID_LABEL + x_wing_public + ed25519_public).hexdigest()
 
 
-def parse_enrolment(data: bytes) -> EnrolmentRequest:
+def parse_enrollment(data: bytes) -> EnrollmentRequest:
     """Read a request and check its signature.
 
     Raises:
         MalformedRefused, TooLargeRefused: not a request.
         EnrolmentRefused: the id is not that of the keys, or the signature does not hold.
     """
-    fields = Fields(
+    fields = StrictObject(
         strict_json.decode(data, what="enrolment request", max_bytes=MAX_REQUEST_BYTES), "enrolment request"
     )
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"enrolment request.schema: found {schema!r}, expected {SCHEMA!r}")
     attributes = fields.object("attributes")
-    names = sorted(attributes.names())
-    if len(names) > MAX_ATTRIBUTES or not all(NAME.fullmatch(name) for name in names):
+    names = sorted(attributes.remaining_names())
+    if len(names) > MAX_ATTRIBUTES or not all(NAME_PATTERN.fullmatch(name) for name in names):
         raise MalformedRefused(f"enrolment request.attributes: expected at most {MAX_ATTRIBUTES} plain names")
-    claimed = fields.text("device_id", SHA256_HEX)
-    request = EnrolmentRequest(
-        label=fields.text("label", NAME),
-        x_wing_public=_hexadecimal(fields, "x_wing_public", PUBLIC_BYTES),
-        ed25519_public=_hexadecimal(fields, "ed25519_public", ED25519_BYTES),
+    claimed = fields.text("device_id", SHA256_HEX_PATTERN)
+    request = EnrollmentRequest(
+        label=fields.text("label", NAME_PATTERN),
+        x_wing_public=_read_hex(fields, "x_wing_public", PUBLIC_BYTES),
+        ed25519_public=_read_hex(fields, "ed25519_public", ED25519_BYTES),
         attributes=tuple((name, attributes.text(name, max_length=128)) for name in names),
     )
-    signature = _hexadecimal(fields, "signature", SIGNATURE_BYTES)
-    fields.end()
+    signature = _read_hex(fields, "signature", SIGNATURE_BYTES)
+    fields.reject_unknown()
     if request.device_id != claimed:
         raise EnrolmentRefused(f"enrolment request: device id {claimed[:16]}… is not that of its keys")
     try:
@@ -115,7 +115,7 @@ def parse_enrolment(data: bytes) -> EnrolmentRequest:
     return request
 
 
-def _hexadecimal(fields: Fields, name: str, size: int) -> bytes:
+def _read_hex(fields: StrictObject, name: str, size: int) -> bytes:
     text = fields.text(name, max_length=2 * size)
     try:
         value = bytes.fromhex(text)

@@ -34,8 +34,8 @@ MAGIC: Final = b"AWENVEL1"
 ENCAPSULATION_BYTES: Final = 1120
 MAX_ENVELOPE_BYTES: Final = 4096
 
-CONTENT_KEY: Final = "airweights content key v1"
-COHORT_KEY: Final = "airweights cohort key v1"
+CONTENT_KEY_PURPOSE: Final = "airweights content key v1"
+COHORT_KEY_PURPOSE: Final = "airweights cohort key v1"
 COMMITMENT_LABEL: Final = b"airweights key commitment v1"
 
 
@@ -59,7 +59,7 @@ class EnvelopeContext:
     counter: int = 0
     variant: str = ""
 
-    def info(self, recipient: bytes) -> bytes:
+    def encode_info(self, recipient: bytes) -> bytes:
         """The HPKE info string for one recipient's public key bytes."""
         return strict_json.encode(
             {
@@ -75,14 +75,14 @@ class EnvelopeContext:
         )
 
 
-def generate_private() -> Secret:
+def generate_private_key() -> Secret:
     """A fresh recipient private key (PRIVATE_BYTES)."""
     return Secret(MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw())
 
 
-def public_of(private: Secret) -> bytes:
+def derive_public_key(private_key: Secret) -> bytes:
     """The public key bytes (PUBLIC_BYTES) of a private key."""
-    kem, curve = _private_parts(private)
+    kem, curve = _split_private_key(private_key)
     return kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
 
 
@@ -101,10 +101,10 @@ def seal(secret: Secret, recipient: bytes, context: EnvelopeContext) -> bytes:
         )
     except ValueError as error:
         raise MalformedRefused("recipient key: not a valid X-Wing public key") from error
-    return MAGIC + _suite().encrypt(secret.value, key, context.info(recipient))
+    return MAGIC + _hpke_suite().encrypt(secret.value, key, context.encode_info(recipient))
 
 
-def open_envelope(envelope: bytes, private: Secret, context: EnvelopeContext) -> Secret:
+def open_envelope(envelope: bytes, private_key: Secret, context: EnvelopeContext) -> Secret:
     """What `seal` sealed.
 
     Raises:
@@ -113,35 +113,37 @@ def open_envelope(envelope: bytes, private: Secret, context: EnvelopeContext) ->
     """
     if not envelope.startswith(MAGIC) or len(envelope) > MAX_ENVELOPE_BYTES:
         raise MalformedRefused(f"envelope: found {bytes(envelope[:8])!r} and {len(envelope)} bytes, expected {MAGIC!r}")
-    kem, curve = _private_parts(private)
+    kem, curve = _split_private_key(private_key)
     try:
-        plain = _suite().decrypt(
-            envelope[len(MAGIC) :], MLKEM768X25519PrivateKey(kem, curve), context.info(public_of(private))
+        plain = _hpke_suite().decrypt(
+            envelope[len(MAGIC) :],
+            MLKEM768X25519PrivateKey(kem, curve),
+            context.encode_info(derive_public_key(private_key)),
         )
     except (InvalidTag, ValueError) as error:
         raise NotAuthenticRefused("envelope does not open: sealed to another key or context, or changed") from error
     return Secret(plain)
 
 
-def commit(content_key: Secret) -> str:
+def compute_commitment(content_key: Secret) -> str:
     """The signed commitment to a content key: HMAC-SHA256(key, label), hexadecimal. GCM itself commits to no key."""
     return hmac.new(content_key.value, COMMITMENT_LABEL, "sha256").hexdigest()
 
 
 def check_commitment(content_key: Secret, commitment: str) -> None:
     """Rule 4, before any use of the key. Raises KeyCommitmentRefused."""
-    if len(content_key.value) != KEY_BYTES or not hmac.compare_digest(commit(content_key), commitment):
+    if len(content_key.value) != KEY_BYTES or not hmac.compare_digest(compute_commitment(content_key), commitment):
         raise KeyCommitmentRefused("the content key in the envelope is not the one that the manifest commits to")
 
 
-def _suite() -> Suite:
+def _hpke_suite() -> Suite:
     return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
-def _private_parts(private: Secret) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
-    if len(private.value) != PRIVATE_BYTES:
-        raise MalformedRefused(f"recipient private key: found {len(private.value)} bytes, expected {PRIVATE_BYTES}")
+def _split_private_key(private_key: Secret) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
+    if len(private_key.value) != PRIVATE_BYTES:
+        raise MalformedRefused(f"recipient private key: found {len(private_key.value)} bytes, expected {PRIVATE_BYTES}")
     return (
-        MLKEM768PrivateKey.from_seed_bytes(private.value[:MLKEM_SEED_BYTES]),
-        X25519PrivateKey.from_private_bytes(private.value[MLKEM_SEED_BYTES:]),
+        MLKEM768PrivateKey.from_seed_bytes(private_key.value[:MLKEM_SEED_BYTES]),
+        X25519PrivateKey.from_private_bytes(private_key.value[MLKEM_SEED_BYTES:]),
     )

@@ -17,11 +17,11 @@ from typing import Final, NewType
 
 from bundle import strict_json
 from bundle.errors import Invalid, MalformedRefused
-from bundle.strict_json import JSON, SHA256_HEX, Fields
+from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 
 BundleDigest = NewType("BundleDigest", str)
 
-PATH: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
+PATH_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
 MAX_PATH_CHARACTERS: Final = 200
 MAX_FILES: Final = 1024
 MAX_FILE_BYTES: Final = 2**40  # 1 TiB: an offset always fits 2^53
@@ -62,15 +62,15 @@ class BundleDirectory:
     files: tuple[BundleFile, ...]
 
 
-def parse_files(rows: list[Fields]) -> tuple[BundleFile, ...]:
+def parse_files(rows: list[StrictObject]) -> tuple[BundleFile, ...]:
     """The `files` list of a manifest or a patch header, checked under rules 1 and 2. Raises MalformedRefused."""
     out = []
     for row in rows:
-        path = row.text("path", PATH, max_length=MAX_PATH_CHARACTERS)
+        path = row.text("path", PATH_PATTERN, max_length=MAX_PATH_CHARACTERS)
         role = row.choice("role", ROLES)
         size = row.integer("size", 0, MAX_FILE_BYTES)
-        out.append(BundleFile(path, role, size, row.text("sha256", SHA256_HEX)))
-        row.end()
+        out.append(BundleFile(path, role, size, row.text("sha256", SHA256_HEX_PATTERN)))
+        row.reject_unknown()
     check_files(out)
     return tuple(out)
 
@@ -98,7 +98,7 @@ def bundle_digest(files: Iterable[BundleFile]) -> BundleDigest:
     return BundleDigest(strict_json.digest([file.as_json() for file in files]))
 
 
-def scan(root: Path, roles: dict[str, str]) -> BundleDirectory:
+def scan_directory(root: Path, roles: dict[str, str]) -> BundleDirectory:
     """List and hash a folder.
 
     Args:
@@ -115,8 +115,8 @@ def scan(root: Path, roles: dict[str, str]) -> BundleDirectory:
         path = file.relative_to(root).as_posix()
         if file.is_symlink() or not file.is_file():
             raise Invalid(f"bundle folder {root}: {path!r} is not a regular file")
-        if not PATH.fullmatch(path) or len(path) > MAX_PATH_CHARACTERS:
-            raise Invalid(f"bundle folder {root}: found the name {path!r}, expected {PATH.pattern}")
+        if not PATH_PATTERN.fullmatch(path) or len(path) > MAX_PATH_CHARACTERS:
+            raise Invalid(f"bundle folder {root}: found the name {path!r}, expected {PATH_PATTERN.pattern}")
         with file.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         files.append(BundleFile(path, roles.get(path, "other"), file.stat().st_size, sha256))

@@ -12,10 +12,10 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import MalformedRefused
-from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.fleet/1"
-TARGET: Final = "fleet/fleet.json"
+FLEET_TARGET: Final = "fleet/fleet.json"
 MAX_FLEET_BYTES: Final = 1024 * 1024
 MAX_COHORTS: Final = 256
 PUBLIC_BYTES: Final = 1184 + 32  # bundle.envelope rule 1; said again here to keep `cryptography` out of the supervisor
@@ -64,15 +64,15 @@ class Fleet:
 
 def parse_fleet(data: bytes) -> Fleet:
     """Read a fleet document strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
+    fields = StrictObject(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"fleet.schema: found {schema!r}, expected {SCHEMA!r}")
     cohorts = []
-    for name, row in sorted(fields.mapping("cohorts", NAME, max_items=MAX_COHORTS).items()):
+    for name, row in sorted(fields.mapping("cohorts", NAME_PATTERN, max_items=MAX_COHORTS).items()):
         epoch = row.integer("epoch", 1)
         key = row.text("public_key", max_length=2 * PUBLIC_BYTES)
-        row.end()
+        row.reject_unknown()
         try:
             public_key = bytes.fromhex(key)
         except ValueError as error:
@@ -80,6 +80,6 @@ def parse_fleet(data: bytes) -> Fleet:
         if len(public_key) != PUBLIC_BYTES or public_key.hex() != key:
             raise MalformedRefused(f"{row.where}.public_key: expected {PUBLIC_BYTES} bytes in lower-case hexadecimal")
         cohorts.append(Cohort(name, epoch, public_key))
-    out = Fleet(fields.text("registry_digest", SHA256_HEX), fields.integer("devices"), tuple(cohorts))
-    fields.end()
+    out = Fleet(fields.text("registry_digest", SHA256_HEX_PATTERN), fields.integer("devices"), tuple(cohorts))
+    fields.reject_unknown()
     return out

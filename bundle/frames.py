@@ -122,7 +122,7 @@ class FrameWriter:
             raise ValueError(f"frame size {frame_bytes} is not within {MIN_FRAME_BYTES} and {MAX_FRAME_BYTES}")
         salt = os.urandom(SALT_BYTES) if salt is None else salt
         self._header = MAGIC + frame_bytes.to_bytes(4, "big") + salt
-        self._aead = _derive(key, context, self._header)
+        self._aead = _derive_cipher(key, context, self._header)
         self._out, self._frame_bytes = out, frame_bytes
         self._pending = bytearray()
         self._number = 0
@@ -133,16 +133,16 @@ class FrameWriter:
         self._pending += data
         # one byte stays behind a full frame, since only the end tells which frame is the last
         while len(self._pending) > self._frame_bytes:
-            self._emit(bytes(self._pending[: self._frame_bytes]), last=False)
+            self._write_frame(bytes(self._pending[: self._frame_bytes]), is_last=False)
             del self._pending[: self._frame_bytes]
 
     def close(self) -> None:
         """Write the last frame; nothing may be written after it. Does not close `out`."""
-        self._emit(bytes(self._pending), last=True)
+        self._write_frame(bytes(self._pending), is_last=True)
         self._pending.clear()
 
-    def _emit(self, plain: bytes, *, last: bool) -> None:
-        self._out.write(self._aead.encrypt(_nonce(self._number, last=last), plain, self._header))
+    def _write_frame(self, plaintext: bytes, *, is_last: bool) -> None:
+        self._out.write(self._aead.encrypt(_nonce(self._number, is_last=is_last), plaintext, self._header))
         self._number += 1
 
 
@@ -156,37 +156,39 @@ class FrameReader:
 
     def __init__(self, source: Source, key: Secret, context: FrameContext) -> None:
         header = source.read(HEADER_BYTES)
-        self._frame_bytes = frame_bytes_of(header)
+        self._frame_bytes = parse_frame_size(header)
         self._header = header
-        self._aead = _derive(key, context, header)
+        self._aead = _derive_cipher(key, context, header)
         self._source = source
-        self._ahead = source.read(self._frame_bytes + TAG_BYTES)
-        self._plain = memoryview(b"")
+        self._next_sealed = source.read(self._frame_bytes + TAG_BYTES)
+        self._plaintext = memoryview(b"")
         self._number = 0
-        self._done = False
+        self._is_done = False
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; fewer only at the end."""
         parts = []
-        while size > 0 and (self._plain or self._next()):
-            part = self._plain[:size]
-            self._plain = self._plain[len(part) :]
+        while size > 0 and (self._plaintext or self._open_next_frame()):
+            part = self._plaintext[:size]
+            self._plaintext = self._plaintext[len(part) :]
             size -= len(part)
             parts.append(bytes(part))
         return b"".join(parts)
 
-    def _next(self) -> bool:
-        if self._done:
+    def _open_next_frame(self) -> bool:
+        if self._is_done:
             return False
-        sealed, self._ahead = self._ahead, b""
+        sealed, self._next_sealed = self._next_sealed, b""
         if len(sealed) == self._frame_bytes + TAG_BYTES:
-            self._ahead = self._source.read(self._frame_bytes + TAG_BYTES)
-        self._done = not self._ahead
-        self._plain = memoryview(_open(self._aead, self._number, sealed, self._header, last=self._done))
-        if not self._plain and self._number:
+            self._next_sealed = self._source.read(self._frame_bytes + TAG_BYTES)
+        self._is_done = not self._next_sealed
+        self._plaintext = memoryview(
+            _decrypt_frame(self._aead, self._number, sealed, self._header, is_last=self._is_done)
+        )
+        if not self._plaintext and self._number:
             raise NotAuthenticRefused("frame file ends in an empty frame")
         self._number += 1
-        return bool(self._plain)
+        return bool(self._plaintext)
 
 
 class FrameRandomReader:
@@ -205,18 +207,18 @@ class FrameRandomReader:
         self, pread: Callable[[int, int], bytes], sealed_size: int, key: Secret, context: FrameContext
     ) -> None:
         header = pread(HEADER_BYTES, 0)
-        self._frame_bytes = frame_bytes_of(header)
+        self._frame_bytes = parse_frame_size(header)
         self._header = header
-        self._aead = _derive(key, context, header)
+        self._aead = _derive_cipher(key, context, header)
         self._pread = pread
         step = self._frame_bytes + TAG_BYTES
-        self._frames, rest = divmod(sealed_size - HEADER_BYTES, step)
-        self._frames += rest > 0
-        self.size = sealed_size - HEADER_BYTES - self._frames * TAG_BYTES
-        if self._frames < 1 or self.size < 0:
+        self._frame_count, rest = divmod(sealed_size - HEADER_BYTES, step)
+        self._frame_count += rest > 0
+        self.size = sealed_size - HEADER_BYTES - self._frame_count * TAG_BYTES
+        if self._frame_count < 1 or self.size < 0:
             raise NotAuthenticRefused(f"frame file of {sealed_size} bytes has no whole frame")
         self._cached_number, self._cached = -1, b""
-        if not self._frame(self._frames - 1) and self._frames > 1:
+        if not self._read_frame(self._frame_count - 1) and self._frame_count > 1:
             raise NotAuthenticRefused("frame file ends in an empty frame")
 
     def pread(self, length: int, offset: int) -> bytes:
@@ -226,17 +228,19 @@ class FrameRandomReader:
         parts = []
         while length:
             number, start = divmod(offset, self._frame_bytes)
-            part = self._frame(number)[start : start + length]
+            part = self._read_frame(number)[start : start + length]
             parts.append(part)
             offset += len(part)
             length -= len(part)
         return b"".join(parts)
 
-    def _frame(self, number: int) -> bytes:
+    def _read_frame(self, number: int) -> bytes:
         if number != self._cached_number:
             step = self._frame_bytes + TAG_BYTES
             sealed = self._pread(step, HEADER_BYTES + number * step)
-            self._cached = _open(self._aead, number, sealed, self._header, last=number == self._frames - 1)
+            self._cached = _decrypt_frame(
+                self._aead, number, sealed, self._header, is_last=number == self._frame_count - 1
+            )
             self._cached_number = number
         return self._cached
 
@@ -247,7 +251,7 @@ def sealed_size(plain_size: int, frame_bytes: int = DEFAULT_FRAME_BYTES) -> int:
     return HEADER_BYTES + plain_size + frames * TAG_BYTES
 
 
-def frame_bytes_of(header: bytes) -> int:
+def parse_frame_size(header: bytes) -> int:
     """The frame size that a header names (rule 1). Raises MalformedRefused."""
     if len(header) != HEADER_BYTES or not header.startswith(MAGIC):
         raise MalformedRefused(
@@ -259,7 +263,7 @@ def frame_bytes_of(header: bytes) -> int:
     return frame_bytes
 
 
-def _derive(key: Secret, context: FrameContext, header: bytes) -> AESGCM:
+def _derive_cipher(key: Secret, context: FrameContext, header: bytes) -> AESGCM:
     if len(key.value) != KEY_BYTES:
         raise ValueError(f"key of {len(key.value)} bytes, expected {KEY_BYTES}")
     salt = header[-SALT_BYTES:]
@@ -267,17 +271,17 @@ def _derive(key: Secret, context: FrameContext, header: bytes) -> AESGCM:
     return AESGCM(HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=salt, info=info).derive(key.value))
 
 
-def _nonce(number: int, *, last: bool) -> bytes:
+def _nonce(number: int, *, is_last: bool) -> bytes:
     if number >= MAX_FRAMES:
         raise ValueError("more than 2^32 frames")
-    return bytes(7) + number.to_bytes(4, "big") + bytes([last])
+    return bytes(7) + number.to_bytes(4, "big") + bytes([is_last])
 
 
-def _open(aead: AESGCM, number: int, sealed: bytes, header: bytes, *, last: bool) -> bytes:
+def _decrypt_frame(aead: AESGCM, number: int, sealed: bytes, header: bytes, *, is_last: bool) -> bytes:
     if len(sealed) < TAG_BYTES:
         raise NotAuthenticRefused(f"frame {number} does not open: the file is cut or changed, or the key is another")
     try:
-        return aead.decrypt(_nonce(number, last=last), sealed, header)
+        return aead.decrypt(_nonce(number, is_last=is_last), sealed, header)
     except InvalidTag as error:
         raise NotAuthenticRefused(
             f"frame {number} does not open: the file is cut or changed, or the key is another"

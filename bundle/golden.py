@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import MalformedRefused, TooLargeRefused, Unfit
-from bundle.strict_json import JSON, Fields, decode
+from bundle.strict_json import JSON, StrictObject, decode
 
 Array = npt.NDArray[np.generic]
 
 MAX_GOLDEN_BYTES: Final = 64 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 1024 * 1024
 MAX_SAMPLES: Final = 1000
-SMALL: Final = 1e-6  # of activations about 1, float32 rounding leaves this much: a golden output below it is noise
+MIN_GOLDEN_RMS: Final = (
+    1e-6  # of activations about 1, float32 rounding leaves this much: a golden output below it is noise
+)
 
 # safetensors' names of the dtypes that numpy has
 DTYPES: Final[dict[str, str]] = {
@@ -42,7 +44,7 @@ DTYPES: Final[dict[str, str]] = {
     "F32": "float32",
     "F64": "float64",
 }
-_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
+_DTYPE_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
 
 
 class GoldenUnfit(Unfit):
@@ -67,11 +69,11 @@ def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
     for number, sample in enumerate(samples):
         for side, tensors in (("in", sample.inputs), ("out", sample.outputs)):
             for name, tensor in tensors.items():
-                if tensor.dtype.name not in _NAMES:
+                if tensor.dtype.name not in _DTYPE_NAMES:
                     raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors can not hold")
                 data = np.ascontiguousarray(tensor).tobytes()
                 header[f"{number:04d}.{side}.{name}"] = {
-                    "dtype": _NAMES[tensor.dtype.name],
+                    "dtype": _DTYPE_NAMES[tensor.dtype.name],
                     "shape": list(tensor.shape),
                     "data_offsets": [offset, offset + len(data)],
                 }
@@ -104,8 +106,8 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
     for key, value in header.items():
         if key == "__metadata__":
             continue
-        number, side, name = _split(key)
-        tensor, expected = _tensor(Fields(value, f"golden vectors.{key}"), body, expected)
+        number, side, name = _split_tensor_name(key)
+        tensor, expected = _read_tensor(StrictObject(value, f"golden vectors.{key}"), body, expected)
         sample = samples.setdefault(number, GoldenSample({}, {}))
         (sample.inputs if side == "in" else sample.outputs)[name] = tensor
     if expected != len(body):
@@ -115,17 +117,17 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
     return tuple(samples[number] for number in range(len(samples)))
 
 
-def relative_rms(answer: Array, golden: Array) -> float:
+def relative_rms(output: Array, golden: Array) -> float:
     """RMS(answer - golden) / max(RMS(golden), SMALL), where the golden is finite; 0 for equal arrays."""
-    a, g = answer.astype(np.float64), golden.astype(np.float64)
+    a, g = output.astype(np.float64), golden.astype(np.float64)
     finite = np.isfinite(g)
     if not finite.any():
         return 0.0
     error = float(np.sqrt(np.mean((a[finite] - g[finite]) ** 2)))
-    return error / max(float(np.sqrt(np.mean(g[finite] ** 2))), SMALL)
+    return error / max(float(np.sqrt(np.mean(g[finite] ** 2))), MIN_GOLDEN_RMS)
 
 
-def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_ppm: int, where: str) -> float:
+def check_outputs(outputs: dict[str, Array], sample: GoldenSample, *, tolerance_ppm: int, where: str) -> float:
     """Rule 2 for one sample.
 
     Args:
@@ -142,9 +144,9 @@ def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_p
     """
     worst = 0.0
     for name, golden in sample.outputs.items():
-        answer = answers.get(name)
+        answer = outputs.get(name)
         if answer is None:
-            raise GoldenUnfit(f"{where}: output {name!r} is missing, found {', '.join(sorted(answers)) or 'none'}")
+            raise GoldenUnfit(f"{where}: output {name!r} is missing, found {', '.join(sorted(outputs)) or 'none'}")
         if answer.dtype != golden.dtype or answer.shape != golden.shape:
             raise GoldenUnfit(
                 f"{where}: output {name!r} is {answer.dtype}{list(answer.shape)}, "
@@ -165,19 +167,19 @@ def check_answer(answers: dict[str, Array], sample: GoldenSample, *, tolerance_p
     return worst
 
 
-def _split(key: str) -> tuple[int, str, str]:
+def _split_tensor_name(key: str) -> tuple[int, str, str]:
     number, side, name = [*key.split(".", 2), "", ""][:3]
     if len(number) != 4 or not number.isdecimal() or side not in ("in", "out") or not name:
         raise MalformedRefused(f"golden vectors: found tensor {key[:80]!r}, expected 0000.in.NAME or 0000.out.NAME")
     return int(number), side, name
 
 
-def _tensor(row: Fields, body: memoryview, expected: int) -> tuple[Array, int]:
+def _read_tensor(row: StrictObject, body: memoryview, expected: int) -> tuple[Array, int]:
     dtype = np.dtype(DTYPES[row.choice("dtype", tuple(DTYPES))])
-    shape, offsets = row.take("shape"), row.take("data_offsets")
-    row.end()
-    sizes = _integers(shape, row.where)
-    start, end = (*_integers(offsets, row.where), -1, -1)[:2]
+    shape, offsets = row.value("shape"), row.value("data_offsets")
+    row.reject_unknown()
+    sizes = _check_integers(shape, row.where)
+    start, end = (*_check_integers(offsets, row.where), -1, -1)[:2]
     # Python's integers: numpy's product would wrap and admit a short tensor with a huge shape
     size = dtype.itemsize
     for n in sizes:
@@ -189,7 +191,7 @@ def _tensor(row: Fields, body: memoryview, expected: int) -> tuple[Array, int]:
     return np.frombuffer(body[start:end], dtype).reshape(sizes), end
 
 
-def _integers(value: JSON, where: str) -> tuple[int, ...]:
+def _check_integers(value: JSON, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > 16:
         raise MalformedRefused(f"{where}: expected a list of sizes")
     out = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0)

@@ -17,15 +17,15 @@ from bundle import strict_json
 from bundle.contract import PPM, Contract, Health
 from bundle.errors import MalformedRefused
 from bundle.files import MAX_FILE_BYTES, MAX_FILES, BundleDigest, BundleFile, bundle_digest, check_files, parse_files
-from bundle.strict_json import JSON, NAME, SHA256_HEX, TIMESTAMP, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, TIMESTAMP_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.manifest/1"
 MAX_MANIFEST_BYTES: Final = 256 * 1024
 MAX_VARIANTS: Final = 32
 MAX_PATCHES: Final = 64
 
-PLAIN_VERSION: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){0,3}")
-FEATURE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+NUMERIC_VERSION_PATTERN: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){0,3}")
+FEATURE_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +60,17 @@ class Requirements:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Requirements":
+    def parse(cls, fields: StrictObject) -> "Requirements":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
-            arch=fields.texts("arch", FEATURE, max_items=16),
-            cpu_features=fields.texts("cpu_features", FEATURE, max_items=64),
-            onnxruntime_min=fields.text("onnxruntime_min", PLAIN_VERSION),
-            onnxruntime_below=fields.optional_text("onnxruntime_below", PLAIN_VERSION),
+            arch=fields.texts("arch", FEATURE_PATTERN, max_items=16),
+            cpu_features=fields.texts("cpu_features", FEATURE_PATTERN, max_items=64),
+            onnxruntime_min=fields.text("onnxruntime_min", NUMERIC_VERSION_PATTERN),
+            onnxruntime_below=fields.optional_text("onnxruntime_below", NUMERIC_VERSION_PATTERN),
             memory_bytes=fields.integer("memory_bytes"),
             storage_bytes=fields.integer("storage_bytes"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -109,19 +109,19 @@ class PatchEntry:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "PatchEntry":
+    def parse(cls, fields: StrictObject) -> "PatchEntry":
         """Inverse of `as_json`. Raises MalformedRefused."""
-        base = fields.optional_text("from", SHA256_HEX)
+        base = fields.optional_text("from", SHA256_HEX_PATTERN)
         out = cls(
             base=None if base is None else BundleDigest(base),
-            codec=fields.text("codec", FEATURE),
-            features=fields.texts("features", FEATURE, max_items=32),
-            blob=fields.text("blob", SHA256_HEX),
+            codec=fields.text("codec", FEATURE_PATTERN),
+            features=fields.texts("features", FEATURE_PATTERN, max_items=32),
+            blob=fields.text("blob", SHA256_HEX_PATTERN),
             size=fields.integer("size", 1, MAX_FILE_BYTES),
             plain_size=fields.integer("plain_size", 1, MAX_FILE_BYTES),
             peak_memory=fields.integer("peak_memory"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -150,17 +150,17 @@ class Quantization:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Quantization":
+    def parse(cls, fields: StrictObject) -> "Quantization":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
-            scheme=fields.text("scheme", NAME),
+            scheme=fields.text("scheme", NAME_PATTERN),
             stability=fields.text("stability", max_length=64),
-            calibration=fields.optional_text("calibration", SHA256_HEX),
+            calibration=fields.optional_text("calibration", SHA256_HEX_PATTERN),
             verdict=fields.choice("verdict", ("pass", "none", "overridden")),
             relative_rms_ppm=fields.optional_integer("relative_rms_ppm"),
             top1_agreement_ppm=fields.optional_integer("top1_agreement_ppm", 0, PPM),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -194,14 +194,14 @@ class Variant:
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
-    def only_file(self, role: str) -> BundleFile:
+    def require_single_file(self, role: str) -> BundleFile:
         """The one file of a role. Raises MalformedRefused for none or several."""
         found = [file for file in self.files if file.role == role]
         if len(found) != 1:
             raise MalformedRefused(f"bundle files: found {len(found)} of role {role!r}, expected one")
         return found[0]
 
-    def as_json(self, *, with_patches: bool = True) -> dict[str, JSON]:
+    def as_json(self, *, has_patches: bool = True) -> dict[str, JSON]:
         """The variant's object; without `patches` for the release's identity (rule 3)."""
         out: dict[str, JSON] = {
             "requires": self.requires.as_json(),
@@ -212,29 +212,29 @@ class Variant:
             "quantization": self.quantization.as_json(),
             "provenance": dict(self.provenance),
         }
-        if with_patches:
+        if has_patches:
             out["patches"] = [patch.as_json() for patch in self.patches]
         return out
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Variant":
+    def parse(cls, fields: StrictObject) -> "Variant":
         """Inverse of `as_json`. Raises MalformedRefused."""
         files = parse_files(fields.objects("files", max_items=MAX_FILES))
         check_files(files)
         provenance = fields.object("provenance")
-        names = sorted(provenance.names())
+        names = sorted(provenance.remaining_names())
         out = cls(
             requires=Requirements.parse(fields.object("requires")),
             files=files,
             patches=tuple(PatchEntry.parse(row) for row in fields.objects("patches", max_items=MAX_PATCHES)),
-            key_commitment=fields.text("key_commitment", SHA256_HEX),
+            key_commitment=fields.text("key_commitment", SHA256_HEX_PATTERN),
             contract=Contract.parse(fields.object("contract")),
             health=Health.parse(fields.object("health")),
             quantization=Quantization.parse(fields.object("quantization")),
             provenance=tuple((name, provenance.text(name, max_length=512)) for name in names),
         )
-        fields.end()
-        out.only_file("model")
+        fields.reject_unknown()
+        out.require_single_file("model")
         kinds = [(patch.base, patch.codec) for patch in out.patches]
         if not kinds or len(set(kinds)) != len(kinds):
             raise MalformedRefused(f"{fields.where}.patches: expected at least one, and no `from` and codec twice")
@@ -268,7 +268,7 @@ class Manifest:
         """The variant of that name, or None."""
         return dict(self.variants).get(name)
 
-    def as_json(self, *, with_patches: bool = True) -> dict[str, JSON]:
+    def as_json(self, *, has_patches: bool = True) -> dict[str, JSON]:
         """The manifest's object."""
         return {
             "schema": SCHEMA,
@@ -279,7 +279,7 @@ class Manifest:
             "channels": list(self.channels),
             "min_agent": self.min_agent,
             "created": self.created,
-            "variants": {name: variant.as_json(with_patches=with_patches) for name, variant in self.variants},
+            "variants": {name: variant.as_json(has_patches=has_patches) for name, variant in self.variants},
         }
 
     def as_bytes(self) -> bytes:
@@ -288,7 +288,7 @@ class Manifest:
 
     def digest_without_patches(self) -> str:
         """The identity of the release (rule 3): SHA-256, hexadecimal."""
-        return strict_json.digest(self.as_json(with_patches=False))
+        return strict_json.digest(self.as_json(has_patches=False))
 
     def with_patches(self, name: str, patches: tuple[PatchEntry, ...]) -> "Manifest":
         """The same release with other patches for one variant."""
@@ -298,22 +298,22 @@ class Manifest:
 
 def parse_manifest(data: bytes) -> Manifest:
     """Read a manifest strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
+    fields = StrictObject(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"manifest.schema: found {schema!r}, expected {SCHEMA!r}")
-    variants = fields.mapping("variants", NAME, max_items=MAX_VARIANTS)
+    variants = fields.mapping("variants", NAME_PATTERN, max_items=MAX_VARIANTS)
     out = Manifest(
-        family=fields.text("family", NAME),
-        version=fields.text("version", strict_json.VERSION),
+        family=fields.text("family", NAME_PATTERN),
+        version=fields.text("version", strict_json.VERSION_PATTERN),
         counter=fields.integer("counter", 1),
         min_counter=fields.integer("min_counter", 0),
-        channels=fields.texts("channels", NAME, max_items=64),
-        min_agent=fields.text("min_agent", PLAIN_VERSION),
-        created=fields.text("created", TIMESTAMP),
+        channels=fields.texts("channels", NAME_PATTERN, max_items=64),
+        min_agent=fields.text("min_agent", NUMERIC_VERSION_PATTERN),
+        created=fields.text("created", TIMESTAMP_PATTERN),
         variants=tuple((name, Variant.parse(variants[name])) for name in sorted(variants)),
     )
-    fields.end()
+    fields.reject_unknown()
     if not out.variants:
         raise MalformedRefused("manifest.variants: found none, expected at least one")
     if out.min_counter > out.counter:

@@ -6,8 +6,8 @@ Pure: the device's supervisor builds these names, and it loads no cryptographic 
 import hashlib
 from typing import Final
 
-METADATA: Final = "metadata"
-TARGETS: Final = "targets"
+METADATA_FOLDER: Final = "metadata"
+TARGETS_FOLDER: Final = "targets"
 NAME_LABEL: Final = b"airweights envelope name v1"
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import MalformedRefused
-from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.rollout/1"
 MAX_ROLLOUT_BYTES: Final = 32 * 1024
@@ -79,24 +79,24 @@ class Rollout:
 
 def parse_rollout(data: bytes) -> Rollout:
     """Read a rollout strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
+    fields = StrictObject(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
     schema = fields.text("schema")
     if schema != SCHEMA:
         raise MalformedRefused(f"rollout.schema: found {schema!r}, expected {SCHEMA!r}")
     out = Rollout(
-        family=fields.text("family", NAME),
-        channel=fields.text("channel", NAME),
-        version=fields.text("version", strict_json.VERSION),
+        family=fields.text("family", NAME_PATTERN),
+        channel=fields.text("channel", NAME_PATTERN),
+        version=fields.text("version", strict_json.VERSION_PATTERN),
         counter=fields.integer("counter", 1),
-        manifest_digest=fields.text("manifest_digest", SHA256_HEX),
+        manifest_digest=fields.text("manifest_digest", SHA256_HEX_PATTERN),
         percent_bp=fields.integer("percent_bp", 0, BASIS_POINTS),
         salt=fields.text("salt", max_length=64),
-        cohorts=fields.texts("cohorts", NAME, max_items=256),
-        windows=tuple(_window(row) for row in fields.objects("windows", max_items=64)),
+        cohorts=fields.texts("cohorts", NAME_PATTERN, max_items=256),
+        windows=tuple(_parse_window(row) for row in fields.objects("windows", max_items=64)),
         halted=fields.flag("halted"),
         note=fields.text("note", max_length=512),
     )
-    fields.end()
+    fields.reject_unknown()
     return out
 
 
@@ -105,9 +105,9 @@ def bucket(salt: str, device_id: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{salt}\0{device_id}".encode()).digest(), "big") % BASIS_POINTS
 
 
-def _window(row: Fields) -> Window:
+def _parse_window(row: StrictObject) -> Window:
     window = Window(row.integer("start_s"), row.integer("end_s"))
-    row.end()
+    row.reject_unknown()
     if window.end_s <= window.start_s:
         raise MalformedRefused(f"{row.where}: ends at {window.end_s}, expected later than its start {window.start_s}")
     return window

@@ -20,22 +20,22 @@ JSON: TypeAlias = bool | int | str | list["JSON"] | dict[str, "JSON"] | None
 MAX_DEPTH: Final = 16
 MAX_INTEGER: Final = 2**53  # above it, readers that use IEEE doubles disagree
 
-NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
-VERSION: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){1,3}(?:-[0-9a-z.]{1,32})?")
-TIMESTAMP: Final = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
+NAME_PATTERN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+SHA256_HEX_PATTERN: Final = re.compile(r"[0-9a-f]{64}")
+VERSION_PATTERN: Final = re.compile(r"(?:0|[1-9][0-9]{0,5})(?:\.(?:0|[1-9][0-9]{0,5})){1,3}(?:-[0-9a-z.]{1,32})?")
+TIMESTAMP_PATTERN: Final = re.compile(r"[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-6][0-9]Z")
 
-WORDS: Final = {
-    NAME: "a plain name: at most 64 of a-z, 0-9, '.', '_' and '-', the first and last a letter or digit",
-    SHA256_HEX: "64 digits of 0-9 and a-f",
-    VERSION: "a version such as 1.2.0 or 1.2.0-rc.1",
-    TIMESTAMP: "a time such as 2026-01-31T12:00:00Z",
+PATTERN_TEXT: Final = {
+    NAME_PATTERN: "a plain name: at most 64 of a-z, 0-9, '.', '_' and '-', the first and last a letter or digit",
+    SHA256_HEX_PATTERN: "64 digits of 0-9 and a-f",
+    VERSION_PATTERN: "a version such as 1.2.0 or 1.2.0-rc.1",
+    TIMESTAMP_PATTERN: "a time such as 2026-01-31T12:00:00Z",
 }
 
 
-def words_of(pattern: re.Pattern[str]) -> str:
+def describe_pattern(pattern: re.Pattern[str]) -> str:
     """What a pattern asks for, for a message."""
-    return WORDS.get(pattern, f"a match of {pattern.pattern}")
+    return PATTERN_TEXT.get(pattern, f"a match of {pattern.pattern}")
 
 
 def encode(value: JSON) -> bytes:
@@ -92,13 +92,13 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
         raise MalformedRefused(f"{what}: {error.msg} at byte {error.pos}") from error
     except RecursionError as error:
         raise MalformedRefused(f"{what}: nested too deep, at most {MAX_DEPTH} levels") from error
-    wrong = _misshapen(value)
+    wrong = _shape_problem(value)
     if wrong is not None:
         refuse(wrong)
     return value
 
 
-class Fields:
+class StrictObject:
     """One JSON object, taken apart field by field; every refusal names the field's place.
 
     Args:
@@ -108,39 +108,39 @@ class Fields:
 
     def __init__(self, value: JSON, where: str) -> None:
         if not isinstance(value, dict):
-            raise MalformedRefused(f"{where}: found {_kind(value)}, expected an object")
-        self._left = dict(value)
+            raise MalformedRefused(f"{where}: found {_describe_kind(value)}, expected an object")
+        self._remaining = dict(value)
         self.where = where
 
     def has(self, name: str) -> bool:
         """Is the field there and not yet taken?"""
-        return name in self._left
+        return name in self._remaining
 
-    def names(self) -> tuple[str, ...]:
+    def remaining_names(self) -> tuple[str, ...]:
         """The fields not yet taken."""
-        return tuple(self._left)
+        return tuple(self._remaining)
 
-    def take(self, name: str) -> JSON:
+    def value(self, name: str) -> JSON:
         """The field as it is, whatever its type."""
-        if name not in self._left:
+        if name not in self._remaining:
             raise MalformedRefused(f"{self.where}: field {name!r} is missing")
-        return self._left.pop(name)
+        return self._remaining.pop(name)
 
     def text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str:
         """A string that matches `pattern` whole."""
-        value = self.take(name)
+        value = self.value(name)
         if not isinstance(value, str):
-            self._wrong(name, value, "a string")
+            self._reject(name, value, "a string")
         if len(value) > max_length or not value.isprintable():
-            self._wrong(name, value, f"a printable string of at most {max_length} characters")
+            self._reject(name, value, f"a printable string of at most {max_length} characters")
         if pattern is not None and not pattern.fullmatch(value):
-            self._wrong(name, value, words_of(pattern))
+            self._reject(name, value, describe_pattern(pattern))
         return value
 
     def optional_text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str | None:
         """Like `text`, or None where the value is null."""
-        if self._left.get(name, "") is None:
-            self.take(name)
+        if self._remaining.get(name, "") is None:
+            self.value(name)
             return None
         return self.text(name, pattern, max_length=max_length)
 
@@ -148,74 +148,74 @@ class Fields:
         """One of `allowed`."""
         value = self.text(name)
         if value not in allowed:
-            self._wrong(name, value, f"one of {', '.join(allowed)}")
+            self._reject(name, value, f"one of {', '.join(allowed)}")
         return value
 
     def integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int:
         """An integer within `low` and `high`, both included."""
-        value = self.take(name)
+        value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            self._wrong(name, value, f"an integer from {low} to {high}")
+            self._reject(name, value, f"an integer from {low} to {high}")
         return value
 
     def optional_integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int | None:
         """Like `integer`, or None where the value is null."""
-        if self._left.get(name, 0) is None:
-            self.take(name)
+        if self._remaining.get(name, 0) is None:
+            self.value(name)
             return None
         return self.integer(name, low, high)
 
     def flag(self, name: str) -> bool:
         """true or false."""
-        value = self.take(name)
+        value = self.value(name)
         if not isinstance(value, bool):
-            self._wrong(name, value, "true or false")
+            self._reject(name, value, "true or false")
         return value
 
-    def objects(self, name: str, *, max_items: int) -> list["Fields"]:
+    def objects(self, name: str, *, max_items: int) -> list["StrictObject"]:
         """A list of objects."""
-        items = self._list(name, max_items)
-        return [Fields(item, f"{self.where}.{name}[{i}]") for i, item in enumerate(items)]
+        items = self._list_value(name, max_items)
+        return [StrictObject(item, f"{self.where}.{name}[{i}]") for i, item in enumerate(items)]
 
     def texts(self, name: str, pattern: re.Pattern[str] | None = None, *, max_items: int = 256) -> tuple[str, ...]:
         """A list of distinct strings."""
-        items = self._list(name, max_items)
-        row = Fields({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
+        items = self._list_value(name, max_items)
+        row = StrictObject({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
         out = tuple(row.text(str(i), pattern) for i in range(len(items)))
         if len(set(out)) != len(out):
             raise MalformedRefused(f"{self.where}.{name}: found the same entry twice, expected distinct ones")
         return out
 
-    def object(self, name: str) -> "Fields":
+    def object(self, name: str) -> "StrictObject":
         """A nested object."""
-        return Fields(self.take(name), f"{self.where}.{name}")
+        return StrictObject(self.value(name), f"{self.where}.{name}")
 
-    def mapping(self, name: str, key: re.Pattern[str], *, max_items: int) -> dict[str, "Fields"]:
+    def mapping(self, name: str, key: re.Pattern[str], *, max_items: int) -> dict[str, "StrictObject"]:
         """An object whose keys are data and whose values are objects."""
-        value = self.take(name)
+        value = self.value(name)
         if not isinstance(value, dict) or len(value) > max_items:
-            self._wrong(name, value, f"an object of at most {max_items} entries")
+            self._reject(name, value, f"an object of at most {max_items} entries")
         for entry in value:
             if not key.fullmatch(entry):
                 raise MalformedRefused(f"{self.where}.{name}: found key {entry[:80]!r}, expected {key.pattern}")
-        return {entry: Fields(item, f"{self.where}.{name}.{entry}") for entry, item in value.items()}
+        return {entry: StrictObject(item, f"{self.where}.{name}.{entry}") for entry, item in value.items()}
 
-    def end(self) -> None:
+    def reject_unknown(self) -> None:
         """Refuse whatever was not taken."""
-        if self._left:
-            raise MalformedRefused(f"{self.where}: unknown field {sorted(self._left)[0][:80]!r}")
+        if self._remaining:
+            raise MalformedRefused(f"{self.where}: unknown field {sorted(self._remaining)[0][:80]!r}")
 
-    def _list(self, name: str, max_items: int) -> list[JSON]:
-        value = self.take(name)
+    def _list_value(self, name: str, max_items: int) -> list[JSON]:
+        value = self.value(name)
         if not isinstance(value, list) or len(value) > max_items:
-            self._wrong(name, value, f"a list of at most {max_items} entries")
+            self._reject(name, value, f"a list of at most {max_items} entries")
         return value
 
-    def _wrong(self, name: str, value: JSON, expected: str) -> NoReturn:
-        raise MalformedRefused(f"{self.where}.{name}: found {_kind(value)}, expected {expected}")
+    def _reject(self, name: str, value: JSON, expected: str) -> NoReturn:
+        raise MalformedRefused(f"{self.where}.{name}: found {_describe_kind(value)}, expected {expected}")
 
 
-def _kind(value: JSON) -> str:
+def _describe_kind(value: JSON) -> str:
     match value:
         case None:
             return "null"
@@ -231,7 +231,7 @@ def _kind(value: JSON) -> str:
             return f"an object of {len(value)}"
 
 
-def _misshapen(value: JSON) -> str | None:
+def _shape_problem(value: JSON) -> str | None:
     # level by level: a recursive walk would end in RecursionError long after the JSON parser let the nesting pass
     level: list[JSON] = [value]
     for depth in range(MAX_DEPTH + 1):

@@ -66,9 +66,9 @@ def show_command(key: str, as_json: bool) -> None:
     """
     from bundle.trust.check import key_digest
     from keys.key_files import is_encrypted, is_uri
-    from keys.signers import public_of
+    from keys.signers import read_public_key
 
-    public = public_of(key)
+    public = read_public_key(key)
     digest = key_digest(public)
     result = {
         "key": key,
@@ -93,14 +93,14 @@ def public_command(key: str, out: Path, as_json: bool) -> None:
     """
     from bundle.trust.check import key_digest
     from keys.errors import KeyExists
-    from keys.key_files import public_pem
-    from keys.signers import public_of
+    from keys.key_files import encode_public_pem
+    from keys.signers import read_public_key
 
-    public = public_of(key)
+    public = read_public_key(key)
     digest = key_digest(public)
     try:
         with out.open("xb") as file:
-            file.write(public_pem(public))
+            file.write(encode_public_pem(public))
     except FileExistsError as error:
         raise KeyExists(f"{out} is there already", remedy="choose another name") from error
     result = {"key": key, "file": str(out), "key_id": public.keyid, "public_key_sha256": digest}
@@ -118,11 +118,11 @@ def check_command(key: str, passphrase_file: Path | None, as_json: bool) -> None
     """
     from keys.key_files import is_encrypted, is_uri
     from keys.passphrase import read_passphrase
-    from keys.signers import load_source
+    from keys.signers import load_source_signer
 
     needs_passphrase = not is_uri(key) and is_encrypted(Path(key))
     passphrase = read_passphrase(passphrase_file, what=key) if needs_passphrase else None
-    signer = load_source(key, passphrase, passphrase_file)
+    signer = load_source_signer(key, passphrase, passphrase_file)
     message = b"airweights key check"
     signer.public_key.verify_signature(signer.sign(message), message)
     result = {"key": key, "key_id": signer.public_key.keyid, "works": True}

@@ -15,24 +15,38 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, public_of, seal
+from bundle.envelope import (
+    COHORT_KEY_PURPOSE,
+    EnvelopeContext,
+    derive_public_key,
+    envelope_name,
+    generate_private_key,
+    seal,
+)
 from bundle.fleet import Cohort
 from bundle.frames import Secret
 from keys.errors import CohortUnknown, KeyExists, KeyMissing
-from keys.key_files import SUFFIX, X_WING, read_key_file, write_key_file, x_wing_components, x_wing_secret
+from keys.key_files import (
+    KEY_FILE_SUFFIX,
+    X_WING,
+    encode_x_wing_secret,
+    read_key_file,
+    split_x_wing_secret,
+    write_key_file,
+)
 
-FOLDER: Final = "cohorts"
-BATCH: Final = 256  # devices a task: some 50 ms of work
-AHEAD: Final = 4  # batches a process
-PARALLEL_FROM: Final = 1024  # below it, starting processes takes longer than the work
+COHORTS_FOLDER: Final = "cohorts"
+BATCH_DEVICES: Final = 256  # devices a task: some 50 ms of work
+MAX_BATCHES_IN_FLIGHT: Final = 4  # batches a process
+MIN_PARALLEL_DEVICES: Final = 1024  # below it, starting processes takes longer than the work
 
 
 def key_path(key_dir: Path, cohort: str, epoch: int) -> Path:
     """Where the private half of an epoch lies."""
-    return key_dir / FOLDER / f"{cohort}-{epoch}{SUFFIX}"
+    return key_dir / COHORTS_FOLDER / f"{cohort}-{epoch}{KEY_FILE_SUFFIX}"
 
 
-def new_epoch(
+def create_next_epoch(
     key_dir: Path,
     name: str,
     previous: Cohort | None,
@@ -52,18 +66,18 @@ def new_epoch(
         KeyExists, PlaintextKey.
     """
     epoch = 1 if previous is None else previous.epoch + 1
-    private, path = generate_private(), key_path(key_dir, name, epoch)
+    private, path = generate_private_key(), key_path(key_dir, name, epoch)
     if path.exists():
         # not used again: devices that were revoked meanwhile may have envelopes with it
         raise KeyExists(
             f"{path} is there already, and epoch {epoch} of cohort {name!r} is not",
             remedy="left by an attempt that was cut off or discarded: move the file away, and begin the epoch again",
         )
-    write_key_file(path, X_WING, x_wing_components(private), passphrase, insecure_plaintext=insecure_plaintext)
-    return Cohort(name, epoch, public_of(private))
+    write_key_file(path, X_WING, split_x_wing_secret(private), passphrase, insecure_plaintext=insecure_plaintext)
+    return Cohort(name, epoch, derive_public_key(private))
 
 
-def load_private(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Secret:
+def load_private_key(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Secret:
     """The private half of a cohort's current epoch.
 
     Raises:
@@ -78,18 +92,18 @@ def load_private(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Se
             f"no key of cohort {cohort.name!r}, epoch {cohort.epoch}: {path} is missing",
             remedy="its officer has it; or begin a new epoch: `packager device epoch`",
         ) from error
-    private = x_wing_secret(components, str(path))
-    if public_of(private) != cohort.public_key:
+    private = encode_x_wing_secret(components, str(path))
+    if derive_public_key(private) != cohort.public_key:
         raise CohortUnknown(f"{path} is not the key that the fleet document signs for epoch {cohort.epoch}")
     return private
 
 
 def seal_epoch(
-    private: Secret,
+    private_key: Secret,
     cohort: Cohort,
     repository_id: str,
     devices: Sequence[bytes],
-    put: Callable[[str, bytes], None],
+    store_envelope: Callable[[str, bytes], None],
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
@@ -109,41 +123,43 @@ def seal_epoch(
         How many envelopes were made.
     """
     done = 0
-    for sealed in _sealed(private, cohort, repository_id, devices, workers):
+    for sealed in _seal_batches(private_key, cohort, repository_id, devices, workers):
         for relative, envelope in sealed:
-            put(relative, envelope)
+            store_envelope(relative, envelope)
         done += len(sealed)
         progress(done, len(devices))
     return done
 
 
-def seal_batch(private: bytes, cohort: Cohort, repository_id: str, devices: Sequence[bytes]) -> list[tuple[str, bytes]]:
+def seal_batch(
+    private_key: bytes, cohort: Cohort, repository_id: str, devices: Sequence[bytes]
+) -> list[tuple[str, bytes]]:
     """One task: envelopes with their paths below `envelopes/`."""
-    context = EnvelopeContext(COHORT_KEY, repository_id, cohort.name, cohort.epoch)
+    context = EnvelopeContext(COHORT_KEY_PURPOSE, repository_id, cohort.name, cohort.epoch)
     folder = f"cohorts/{cohort.name}/{cohort.epoch}"
-    secret = Secret(private)
+    secret = Secret(private_key)
     return [(f"{folder}/{envelope_name(public, cohort.epoch)}", seal(secret, public, context)) for public in devices]
 
 
-def _sealed(
-    private: Secret, cohort: Cohort, repository_id: str, devices: Sequence[bytes], workers: int
+def _seal_batches(
+    private_key: Secret, cohort: Cohort, repository_id: str, devices: Sequence[bytes], workers: int
 ) -> Iterator[list[tuple[str, bytes]]]:
-    if workers <= 1 or len(devices) < PARALLEL_FROM:
-        for batch in _batches(devices):
-            yield seal_batch(private.value, cohort, repository_id, batch)
+    if workers <= 1 or len(devices) < MIN_PARALLEL_DEVICES:
+        for batch in _split_into_batches(devices):
+            yield seal_batch(private_key.value, cohort, repository_id, batch)
         return
     with ProcessPoolExecutor(workers) as pool:
         ahead: deque[Future[list[tuple[str, bytes]]]] = deque()
-        for batch in _batches(devices):
-            ahead.append(pool.submit(seal_batch, private.value, cohort, repository_id, batch))
+        for batch in _split_into_batches(devices):
+            ahead.append(pool.submit(seal_batch, private_key.value, cohort, repository_id, batch))
             # a bounded window: a million devices' envelopes do not wait in memory for the disk
-            if len(ahead) > AHEAD * workers:
+            if len(ahead) > MAX_BATCHES_IN_FLIGHT * workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _batches(devices: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _split_into_batches(devices: Iterable[bytes]) -> Iterator[list[bytes]]:
     rest = iter(devices)
-    while batch := list(islice(rest, BATCH)):
+    while batch := list(islice(rest, BATCH_DEVICES)):
         yield batch

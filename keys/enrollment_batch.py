@@ -15,12 +15,12 @@ from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key, Signature, Signer
 
 from bundle import strict_json
-from bundle.enrollment import MAX_REQUEST_BYTES, EnrolmentRequest, parse_enrolment
+from bundle.enrollment import MAX_REQUEST_BYTES, EnrollmentRequest, parse_enrollment
 from bundle.errors import EnrolmentRefused, MalformedRefused
-from bundle.strict_json import Fields
+from bundle.strict_json import StrictObject
 
 SCHEMA: Final = "airweights.enrolment-batch/1"
-LABEL: Final = b"airweights enrolment batch v1"
+SIGNATURE_LABEL: Final = b"airweights enrolment batch v1"
 MAX_LINE_BYTES: Final = 32 * 1024
 MAX_DEVICES: Final = 1_000_000
 
@@ -29,17 +29,17 @@ def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
     """The list file of request files. Raises MalformedRefused, EnrolmentRefused for a request that is not one."""
     lines = []
     for data in requests:
-        parse_enrolment(data)
+        parse_enrollment(data)
         lines.append(
             strict_json.encode(strict_json.decode(data, what="enrolment request", max_bytes=MAX_REQUEST_BYTES))
         )
     head = strict_json.encode({"schema": SCHEMA, "devices": len(lines)})
     body = b"".join(line + b"\n" for line in (head, *lines))
-    signature = signer.sign(LABEL + hashlib.sha256(body).digest())
+    signature = signer.sign(SIGNATURE_LABEL + hashlib.sha256(body).digest())
     return body + strict_json.encode({"key_id": signature.keyid, "signature": signature.signature}) + b"\n"
 
 
-def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrolmentRequest, ...]:
+def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ...]:
     """The requests of a list that one of `keys` signed.
 
     Raises:
@@ -51,24 +51,26 @@ def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrolmentRequest, ...
         raise MalformedRefused("enrolment list: expected a header, requests and a signature, a line each")
     _check_signature(body + b"\n", last, keys)
     head, *lines = body.split(b"\n")
-    fields = Fields(strict_json.decode(head, what="enrolment list", max_bytes=MAX_LINE_BYTES), "enrolment list")
+    fields = StrictObject(strict_json.decode(head, what="enrolment list", max_bytes=MAX_LINE_BYTES), "enrolment list")
     if fields.text("schema") != SCHEMA:
         raise MalformedRefused(f"enrolment list.schema: expected {SCHEMA!r}")
     devices = fields.integer("devices", 1, MAX_DEVICES)
-    fields.end()
+    fields.reject_unknown()
     if devices != len(lines):
         raise MalformedRefused(f"enrolment list: found {len(lines)} requests, its header says {devices}")
-    return tuple(parse_enrolment(line) for line in lines)
+    return tuple(parse_enrollment(line) for line in lines)
 
 
-def _check_signature(body: bytes, last: bytes, keys: Sequence[Key]) -> None:
-    fields = Fields(strict_json.decode(last, what="enrolment list signature", max_bytes=MAX_LINE_BYTES), "signature")
+def _check_signature(body: bytes, signature_line: bytes, keys: Sequence[Key]) -> None:
+    fields = StrictObject(
+        strict_json.decode(signature_line, what="enrolment list signature", max_bytes=MAX_LINE_BYTES), "signature"
+    )
     signature = Signature(fields.text("key_id", max_length=256), fields.text("signature", max_length=16384))
-    fields.end()
+    fields.reject_unknown()
     key = next((key for key in keys if key.keyid == signature.keyid), None)
     if key is None:
         raise EnrolmentRefused(f"enrolment list: signed by key {signature.keyid[:20]}, which is no enrolment key here")
     try:
-        key.verify_signature(signature, LABEL + hashlib.sha256(body).digest())
+        key.verify_signature(signature, SIGNATURE_LABEL + hashlib.sha256(body).digest())
     except UnverifiedSignatureError as error:
         raise EnrolmentRefused("enrolment list: its signature does not hold") from error

@@ -57,16 +57,16 @@ GENERATORS: Final[dict[str, Callable[[], PrivateKey]]] = {
 }
 SIGNING_ALGORITHMS: Final = tuple(GENERATORS)
 X_WING: Final = "x-wing"
-SUFFIX: Final = ".key"
+KEY_FILE_SUFFIX: Final = ".key"
 MAX_KEY_FILE_BYTES: Final = 64 * 1024
 MAGIC: Final = "airweights-key: 1"
 SCRYPT_LOG2_N: Final = 14  # 16 MiB and some 30 ms a file; RFC 7914 section 2
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SCRYPT_MAX_LOG2_N: Final = 20
-LOST: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"
-URI: Final = re.compile(r"[a-z][a-z0-9]+:.*")
-BLOCK: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
+LOST_PASSPHRASE_HINT: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"
+URI_PATTERN: Final = re.compile(r"[a-z][a-z0-9]+:.*")
+BLOCK_PATTERN: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
 
 
 class FileSigner(CryptoSigner):
@@ -96,7 +96,7 @@ def generate_key_file(
         raise KeyUnreadable(f"algorithm {algorithm!r}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
     private = GENERATORS[algorithm]()
     write_key_file(path, algorithm, [private], passphrase, insecure_plaintext=insecure_plaintext)
-    return _public(private)
+    return _to_public_key(private)
 
 
 def write_key_file(
@@ -117,7 +117,7 @@ def write_key_file(
     encryption = (
         NoEncryption()
         if passphrase is None
-        else BestAvailableEncryption(_stretch(passphrase, stretch, where=str(path)))
+        else BestAvailableEncryption(_stretch_passphrase(passphrase, stretch, where=str(path)))
     )
     blocks = [
         *(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) for key in components),
@@ -157,15 +157,15 @@ def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
     algorithm, components = read_key_file(path, passphrase)
     if len(components) != 1 or algorithm == X_WING:
         raise KeyUnreadable(f"{path} is a {algorithm} key, expected a signing key")
-    return FileSigner(components[0], _public(components[0]))
+    return FileSigner(components[0], _to_public_key(components[0]))
 
 
 def is_uri(path_or_uri: str | Path) -> bool:
     """Is it a key URI, not the path of a file?"""
-    return isinstance(path_or_uri, str) and bool(URI.fullmatch(path_or_uri)) and not Path(path_or_uri).exists()
+    return isinstance(path_or_uri, str) and bool(URI_PATTERN.fullmatch(path_or_uri)) and not Path(path_or_uri).exists()
 
 
-def public_pem(public: Key) -> bytes:
+def encode_public_pem(public: Key) -> bytes:
     """The PEM file (SubjectPublicKeyInfo) of a signing key's public half, as `load_public` reads it."""
     text = str(public.keyval["public"])
     if public.keytype == "ed25519":
@@ -174,13 +174,13 @@ def public_pem(public: Key) -> bytes:
     return f"{text.strip()}\n".encode()
 
 
-def load_public(path: Path) -> SSlibKey:
+def load_public_key(path: Path) -> SSlibKey:
     """The public half in a key file, or in a PEM file of a public key; needs no passphrase.
 
     Raises:
         KeyMissing, KeyUnreadable, KeyDamaged.
     """
-    _, blocks = _parse(path, _read(path))
+    _, blocks = _parse_key_file(path, _read_text(path))
     public = [text for kind, text in blocks if kind == "PUBLIC KEY"]
     if len(public) != 1:
         raise KeyUnreadable(f"{path} holds {len(public)} public keys, expected one")
@@ -192,23 +192,25 @@ def load_public(path: Path) -> SSlibKey:
 
 def is_encrypted(path: Path) -> bool:
     """Does a key file need a passphrase? Raises KeyMissing, KeyUnreadable, KeyDamaged."""
-    _, blocks = _parse(path, _read(path))
+    _, blocks = _parse_key_file(path, _read_text(path))
     return any(kind == "ENCRYPTED PRIVATE KEY" for kind, _ in blocks)
 
 
 def read_key_file(path: Path, passphrase: Secret | None) -> tuple[str, list[PrivateKey]]:
     """Algorithm and private keys of a file. Raises as `load_signer`."""
-    header, blocks = _parse(path, _read(path))
-    secret = None if passphrase is None else _stretch(passphrase, header.get("stretch", "none"), where=str(path))
+    header, blocks = _parse_key_file(path, _read_text(path))
+    secret = (
+        None if passphrase is None else _stretch_passphrase(passphrase, header.get("stretch", "none"), where=str(path))
+    )
     private = [text for kind, text in blocks if kind.endswith("PRIVATE KEY")]
     if not private:
         raise KeyUnreadable(f"{path} holds no private key")
-    components = [_open(path, text, secret, is_whole="sha256" in header) for text in private]
-    algorithm = header.get("algorithm") or _public(components[0]).scheme
+    components = [_open_block(path, text, secret, is_whole="sha256" in header) for text in private]
+    algorithm = header.get("algorithm") or _to_public_key(components[0]).scheme
     return algorithm, components
 
 
-def x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
+def encode_x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
     """The serialised X-Wing private key (bundle.envelope rule 1) of a key file's components. Raises KeyUnreadable."""
     match components:
         case [MLKEM768PrivateKey() as kem, X25519PrivateKey() as curve]:
@@ -217,7 +219,7 @@ def x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
             raise KeyUnreadable(f"{where} is not an X-Wing key")
 
 
-def x_wing_components(secret: Secret) -> list[PrivateKey]:
+def split_x_wing_secret(secret: Secret) -> list[PrivateKey]:
     """Inverse of `x_wing_secret`."""
     return [
         MLKEM768PrivateKey.from_seed_bytes(secret.value[:MLKEM_SEED_BYTES]),
@@ -225,11 +227,11 @@ def x_wing_components(secret: Secret) -> list[PrivateKey]:
     ]
 
 
-def _public(private: PrivateKey) -> SSlibKey:
+def _to_public_key(private: PrivateKey) -> SSlibKey:
     return SSlibKey.from_crypto(private.public_key())
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_KEY_FILE_BYTES + 1)
@@ -247,7 +249,7 @@ def _read(path: Path) -> str:
         raise KeyDamaged(f"{path} is not text, expected a key file") from error
 
 
-def _parse(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
+def _parse_key_file(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]]:
     head, empty_line, body = text.partition("\n\n")
     header = {}
     if text.startswith(MAGIC.split(":")[0]):
@@ -258,7 +260,7 @@ def _parse(path: Path, text: str) -> tuple[dict[str, str], list[tuple[str, str]]
         if _checksum(header["algorithm"], header["stretch"], body) != header["sha256"]:
             raise KeyDamaged(f"{path} is damaged: its checksum does not hold", remedy="restore it from a backup")
         text = body
-    blocks = [(match[1], match[0]) for match in BLOCK.finditer(text if text.endswith("\n") else text + "\n")]
+    blocks = [(match[1], match[0]) for match in BLOCK_PATTERN.finditer(text if text.endswith("\n") else text + "\n")]
     if not blocks:
         raise KeyUnreadable(f"{path} is not a key file: found {text[:20]!r}, expected a PEM block")
     return header, blocks
@@ -268,7 +270,7 @@ def _checksum(algorithm: str, stretch: str, body: str) -> str:
     return hashlib.sha256(f"algorithm: {algorithm}\nstretch: {stretch}\n{body}".encode()).hexdigest()
 
 
-def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:
+def _open_block(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> PrivateKey:
     is_sealed = "ENCRYPTED" in block.splitlines()[0]
     if is_sealed and secret is None:
         raise WrongPassphrase(
@@ -279,10 +281,12 @@ def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> Pr
     except (ValueError, TypeError) as error:
         if is_sealed and is_whole:
             raise WrongPassphrase(
-                f"the passphrase does not open {path}; the file itself is whole", remedy=LOST
+                f"the passphrase does not open {path}; the file itself is whole", remedy=LOST_PASSPHRASE_HINT
             ) from error
         if is_sealed:
-            raise WrongPassphrase(f"{path} does not open: wrong passphrase, or damaged", remedy=LOST) from error
+            raise WrongPassphrase(
+                f"{path} does not open: wrong passphrase, or damaged", remedy=LOST_PASSPHRASE_HINT
+            ) from error
         raise KeyDamaged(f"{path}: its private key can not be read", remedy="restore it from a backup") from error
     except UnsupportedAlgorithm as error:
         raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
@@ -291,7 +295,7 @@ def _open(path: Path, block: str, secret: bytes | None, *, is_whole: bool) -> Pr
     return key
 
 
-def _stretch(passphrase: Secret, stretch: str, *, where: str) -> bytes:
+def _stretch_passphrase(passphrase: Secret, stretch: str, *, where: str) -> bytes:
     if stretch == "none":
         return passphrase.value
     kind, *fields = stretch.split(" ")

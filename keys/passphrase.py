@@ -17,10 +17,10 @@ from typing import Final
 from bundle.frames import Secret
 from keys.errors import KeyMissing, PassphraseMissing
 
-ENVIRONMENT: Final = "PACKAGER_PASSPHRASE"
-PIN_ENVIRONMENT: Final = "PACKAGER_PIN"
-MIN_CHARACTERS: Final = 8
-MAX_BYTES: Final = 1024
+PASSPHRASE_VARIABLE: Final = "PACKAGER_PASSPHRASE"
+PIN_VARIABLE: Final = "PACKAGER_PIN"
+MIN_PASSPHRASE_CHARACTERS: Final = 8
+MAX_PASSPHRASE_BYTES: Final = 1024
 
 
 def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Secret:
@@ -36,18 +36,20 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
         PassphraseMissing: nothing given and nobody to ask, or too short, or the file is open to others.
     """
     if file is not None:
-        found = _from_file(file)
-    elif ENVIRONMENT in os.environ:
-        found = os.environ[ENVIRONMENT]
+        found = _read_file(file)
+    elif PASSPHRASE_VARIABLE in os.environ:
+        found = os.environ[PASSPHRASE_VARIABLE]
     elif sys.stdin.isatty() and sys.stderr.isatty():
-        found = _ask(what, is_new=is_new)
+        found = _prompt(what, is_new=is_new)
     else:
         raise PassphraseMissing(
             f"a passphrase for {what} is needed, and there is no terminal to ask at",
-            remedy=f"give --passphrase-file, or set {ENVIRONMENT}",
+            remedy=f"give --passphrase-file, or set {PASSPHRASE_VARIABLE}",
         )
-    if is_new and len(found) < MIN_CHARACTERS:
-        raise PassphraseMissing(f"a passphrase of {len(found)} characters, expected at least {MIN_CHARACTERS}")
+    if is_new and len(found) < MIN_PASSPHRASE_CHARACTERS:
+        raise PassphraseMissing(
+            f"a passphrase of {len(found)} characters, expected at least {MIN_PASSPHRASE_CHARACTERS}"
+        )
     if not found:
         raise PassphraseMissing(f"the passphrase for {what} is empty")
     return Secret(found.encode())
@@ -55,12 +57,12 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
 
 def read_pin(file: Path | None, *, uri: str) -> Secret:
     """The PIN of the token that a key URI names (rule 1). Raises as `read_passphrase`."""
-    if PIN_ENVIRONMENT in os.environ:
-        return Secret(os.environ[PIN_ENVIRONMENT].encode())
+    if PIN_VARIABLE in os.environ:
+        return Secret(os.environ[PIN_VARIABLE].encode())
     return read_passphrase(file, what=f"the token of {uri} (its PIN)")
 
 
-def _from_file(file: Path) -> str:
+def _read_file(file: Path) -> str:
     try:
         mode = file.stat().st_mode
         data = file.read_bytes()
@@ -72,8 +74,10 @@ def _from_file(file: Path) -> str:
         raise PassphraseMissing(
             f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", remedy=f"chmod 600 {file}"
         )
-    if len(data) > MAX_BYTES:
-        raise PassphraseMissing(f"passphrase file {file} is {len(data)} bytes, at most {MAX_BYTES} are allowed")
+    if len(data) > MAX_PASSPHRASE_BYTES:
+        raise PassphraseMissing(
+            f"passphrase file {file} is {len(data)} bytes, at most {MAX_PASSPHRASE_BYTES} are allowed"
+        )
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError as error:
@@ -81,7 +85,7 @@ def _from_file(file: Path) -> str:
     return lines[0] if lines else ""
 
 
-def _ask(what: str, *, is_new: bool) -> str:
+def _prompt(what: str, *, is_new: bool) -> str:
     first = getpass.getpass(f"Passphrase for {what}: ", stream=sys.stderr)
     if is_new and getpass.getpass("The same again: ", stream=sys.stderr) != first:
         raise PassphraseMissing("the two passphrases differ")

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from bundle import strict_json
-from bundle.enrollment import EnrolmentRequest, device_id
+from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.errors import EnrolmentRefused, Refused
-from bundle.strict_json import JSON, NAME, SHA256_HEX, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
 
 MAX_LINE_BYTES: Final = 16 * 1024
@@ -62,19 +62,19 @@ class Device:
     @classmethod
     def parse(cls, line: bytes, where: str) -> "Device":
         """Inverse of `as_json`. Raises MalformedRefused, TooLargeRefused."""
-        fields = Fields(strict_json.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
+        fields = StrictObject(strict_json.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
         attributes = fields.object("attributes")
         out = cls(
-            device_id=fields.text("device_id", SHA256_HEX),
-            label=fields.text("label", NAME),
-            cohort=fields.text("cohort", NAME),
-            x_wing_public=_bytes(fields.text("x_wing_public", max_length=4096), where),
-            ed25519_public=_bytes(fields.text("ed25519_public"), where),
-            attributes=tuple((name, attributes.text(name)) for name in sorted(attributes.names())),
+            device_id=fields.text("device_id", SHA256_HEX_PATTERN),
+            label=fields.text("label", NAME_PATTERN),
+            cohort=fields.text("cohort", NAME_PATTERN),
+            x_wing_public=_parse_hex(fields.text("x_wing_public", max_length=4096), where),
+            ed25519_public=_parse_hex(fields.text("ed25519_public"), where),
+            attributes=tuple((name, attributes.text(name)) for name in sorted(attributes.remaining_names())),
             is_revoked=fields.flag("revoked"),
         )
-        fields.end()
-        if device_id(out.x_wing_public, out.ed25519_public) != out.device_id:
+        fields.reject_unknown()
+        if derive_device_id(out.x_wing_public, out.ed25519_public) != out.device_id:
             raise RegistryDamaged(f"{where}: device id {out.device_id[:16]}… is not that of its keys")
         return out
 
@@ -93,10 +93,10 @@ class Registry:
         self.path = path
         self._devices: dict[str, Device] = {}
         self._labels: dict[str, str] = {}
-        for device in _read(path):
+        for device in _read_devices(path):
             if device.device_id in self._devices or device.label in self._labels:
                 raise RegistryDamaged(f"{path}: device {device.label!r} is there twice")
-            self._keep(device)
+            self._add(device)
 
     def __len__(self) -> int:
         return len(self._devices)
@@ -123,7 +123,7 @@ class Registry:
             out.update(strict_json.encode(device.as_json()) + b"\n")
         return out.hexdigest()
 
-    def admit(self, request: EnrolmentRequest, cohort: str, fingerprint: str) -> Device:
+    def enroll(self, request: EnrollmentRequest, cohort: str, fingerprint: str) -> Device:
         """Add a device whose fingerprint a person confirmed (rules 2 and 3).
 
         Raises:
@@ -135,9 +135,9 @@ class Registry:
                 f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed was {fingerprint}",
                 remedy="compare with what `device-agent enrol` shows on the device itself",
             )
-        return self.admit_confirmed(request, cohort)
+        return self.enroll_confirmed(request, cohort)
 
-    def admit_confirmed(self, request: EnrolmentRequest, cohort: str) -> Device:
+    def enroll_confirmed(self, request: EnrollmentRequest, cohort: str) -> Device:
         """Add a device from a list whose signature was checked. Raises EnrolmentRefused."""
         known = self._devices.get(request.device_id)
         if known is not None and known.is_revoked:
@@ -162,13 +162,13 @@ class Registry:
             request.ed25519_public,
             request.attributes,
         )
-        self._keep(device)
+        self._add(device)
         return device
 
     def revoke(self, label_or_id: str) -> Device:
         """Mark a device (rule 4). Raises DeviceUnknown."""
         device = replace(self.find(label_or_id), is_revoked=True)
-        self._keep(device)
+        self._add(device)
         return device
 
     def save(self) -> None:
@@ -186,7 +186,7 @@ class Registry:
             Path(name).unlink(missing_ok=True)
             raise
 
-    def _keep(self, device: Device) -> None:
+    def _add(self, device: Device) -> None:
         self._devices[device.device_id] = device
         self._labels[device.label] = device.device_id
 
@@ -199,7 +199,7 @@ def cohorts_of(devices: Iterable[Device]) -> dict[str, int]:
     return out
 
 
-def _read(path: Path) -> Iterator[Device]:
+def _read_devices(path: Path) -> Iterator[Device]:
     if not path.exists():
         return
     before = ""
@@ -216,7 +216,7 @@ def _read(path: Path) -> Iterator[Device]:
             yield device
 
 
-def _bytes(text: str, where: str) -> bytes:
+def _parse_hex(text: str, where: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError as error:

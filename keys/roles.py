@@ -17,7 +17,7 @@ from securesystemslib.signer import Key
 from bundle.trust.check import key_digest
 from keys.errors import ThresholdInvalid
 
-POST_QUANTUM: Final = ("ml-dsa",)
+POST_QUANTUM_KEY_TYPES: Final = ("ml-dsa",)
 OFFLINE_ROLES: Final = ("root", "targets")
 ONLINE_ROLES: Final = ("snapshot", "timestamp")
 
@@ -39,22 +39,22 @@ class RoleKeys:
     duplicates: tuple[str, ...]
 
     @property
-    def classical(self) -> int:
+    def classical_count(self) -> int:
         """How many keys are classical."""
-        return len(self.keys) - self.post_quantum
+        return len(self.keys) - self.post_quantum_count
 
     @property
-    def post_quantum(self) -> int:
+    def post_quantum_count(self) -> int:
         """How many keys are ML-DSA."""
         return sum(is_post_quantum(key) for key in self.keys.values())
 
 
 def is_post_quantum(key: Key) -> bool:
     """Is it ML-DSA?"""
-    return key.keytype in POST_QUANTUM
+    return key.keytype in POST_QUANTUM_KEY_TYPES
 
 
-def role_keys(role: str, keys: Sequence[Key], threshold: int) -> RoleKeys:
+def collect_role_keys(role: str, keys: Sequence[Key], threshold: int) -> RoleKeys:
     """Count under rule 1."""
     distinct: dict[str, Key] = {}
     seen: set[str] = set()
@@ -69,30 +69,30 @@ def role_keys(role: str, keys: Sequence[Key], threshold: int) -> RoleKeys:
     return RoleKeys(role, distinct, threshold, tuple(duplicates))
 
 
-def default_threshold(role: str, keys: Sequence[Key], *, classical: bool = False) -> int:
+def default_threshold(role: str, keys: Sequence[Key], *, is_classical_only: bool = False) -> int:
     """The smallest threshold that the rules allow; of classical-only roles a majority. Raises ThresholdInvalid."""
-    counted = role_keys(role, keys, 1)
-    if classical:
+    counted = collect_role_keys(role, keys, 1)
+    if is_classical_only:
         most = len(counted.keys) - 1 if role in OFFLINE_ROLES and len(counted.keys) > 1 else len(counted.keys)
         threshold = min(len(counted.keys) // 2 + 1, most)
     else:
-        threshold = max(counted.classical, counted.post_quantum) + 1
-    check_threshold(role_keys(role, keys, threshold), classical=classical)
+        threshold = max(counted.classical_count, counted.post_quantum_count) + 1
+    check_threshold(collect_role_keys(role, keys, threshold), is_classical_only=is_classical_only)
     return threshold
 
 
-def check_threshold(role: RoleKeys, *, classical: bool = False) -> None:
+def check_threshold(role: RoleKeys, *, is_classical_only: bool = False) -> None:
     """Enforce the rules. Raises ThresholdInvalid, naming what is wrong."""
-    wrong = problems(role, classical=classical)
+    wrong = threshold_problems(role, is_classical_only=is_classical_only)
     if wrong:
         raise ThresholdInvalid(
             f"role {role.role!r}: {wrong[0]}",
-            remedy=f"it has {role.classical} classical and {role.post_quantum} ML-DSA keys and threshold"
+            remedy=f"it has {role.classical_count} classical and {role.post_quantum_count} ML-DSA keys and threshold"
             f" {role.threshold}; see `packager keys --help`",
         )
 
 
-def problems(role: RoleKeys, *, classical: bool = False) -> tuple[str, ...]:
+def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tuple[str, ...]:
     """Every broken rule, one line each; none if the role is sound."""
     out = []
     n, t = len(role.keys), role.threshold
@@ -100,20 +100,20 @@ def problems(role: RoleKeys, *, classical: bool = False) -> tuple[str, ...]:
         out.append(f"the same public key is listed under {len(role.duplicates) + 1} key ids")
     if not 1 <= t <= n:
         out.append(f"threshold {t} can not be met by {n} distinct keys")
-    if not classical and t <= role.classical:
-        out.append(f"{role.classical} classical keys alone meet the threshold {t}")
-    if not classical and t <= role.post_quantum:
-        out.append(f"{role.post_quantum} ML-DSA keys alone meet the threshold {t}")
+    if not is_classical_only and t <= role.classical_count:
+        out.append(f"{role.classical_count} classical keys alone meet the threshold {t}")
+    if not is_classical_only and t <= role.post_quantum_count:
+        out.append(f"{role.post_quantum_count} ML-DSA keys alone meet the threshold {t}")
     if role.role in OFFLINE_ROLES and n > 1 and t > n - 1:
         out.append(f"threshold {t} of {n} keys: one lost key would be the end of the repository")
-    if role.role in OFFLINE_ROLES and n < 2 and not classical:
+    if role.role in OFFLINE_ROLES and n < 2 and not is_classical_only:
         out.append(f"{n} key: one lost key would be the end of the repository")
     return tuple(out)
 
 
-def still_needed(role: RoleKeys) -> str:
+def remaining_signers_needed(role: RoleKeys) -> str:
     """What a forger still needs once one algorithm has fallen, for people."""
     return (
-        f"if classical signatures fall: {max(role.threshold - role.classical, 0)} ML-DSA keys;"
-        f" if ML-DSA falls: {max(role.threshold - role.post_quantum, 0)} classical keys"
+        f"if classical signatures fall: {max(role.threshold - role.classical_count, 0)} ML-DSA keys;"
+        f" if ML-DSA falls: {max(role.threshold - role.post_quantum_count, 0)} classical keys"
     )

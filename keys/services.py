@@ -41,7 +41,7 @@ class Service:
     name: str
     extra: str
     signer: type[Signer]
-    find: Callable[[str], tuple[str, SSlibKey]]
+    find_key: Callable[[str], tuple[str, SSlibKey]]
 
 
 class ServiceSigner(Signer):
@@ -68,7 +68,7 @@ class ServiceSigner(Signer):
         try:
             made = self._inner.sign(payload)
         except Exception as error:  # the libraries are extras: their error classes may not be importable here
-            raise _translate(self._uri, error) from error
+            raise _translate_error(self._uri, error) from error
         return Signature(self._public.keyid, made.signature)
 
 
@@ -81,24 +81,24 @@ def load_service(uri: str) -> Signer:
     """
     service = SERVICES[uri.partition(":")[0]]
     try:
-        found, public = service.find(uri)
+        found, public = service.find_key(uri)
         inner = service.signer.from_priv_key_uri(found, public)
     except Exception as error:  # as above
-        raise _translate(uri, error) from error
+        raise _translate_error(uri, error) from error
     if found != uri and not found.startswith(f"{uri.rstrip('/')}/"):
         raise KeyUnreadable(f"{uri}: the service's newest is {found}", remedy="name the newest version, or none")
-    return ServiceSigner(uri, _with_own_id(public), inner)
+    return ServiceSigner(uri, _set_own_key_id(public), inner)
 
 
-def _aws(uri: str) -> tuple[str, SSlibKey]:
+def _find_aws_key(uri: str) -> tuple[str, SSlibKey]:
     return AWSSigner.import_(uri.partition(":")[2])
 
 
-def _gcp(uri: str) -> tuple[str, SSlibKey]:
+def _find_gcp_key(uri: str) -> tuple[str, SSlibKey]:
     return GCPSigner.import_(uri.partition(":")[2])
 
 
-def _azure(uri: str) -> tuple[str, SSlibKey]:
+def _find_azure_key(uri: str) -> tuple[str, SSlibKey]:
     place = urlsplit(uri)
     vault, _, domain = place.netloc.partition(".")
     parts = place.path.strip("/").split("/")
@@ -107,19 +107,19 @@ def _azure(uri: str) -> tuple[str, SSlibKey]:
     return AzureSigner.import_(vault, parts[1])
 
 
-def _vault(uri: str) -> tuple[str, SSlibKey]:
+def _find_vault_key(uri: str) -> tuple[str, SSlibKey]:
     return VaultSigner.import_(uri.partition(":")[2].partition("/")[0])
 
 
 SERVICES: Final[Mapping[str, Service]] = {
-    AWSSigner.SCHEME: Service("AWS KMS", "awskms", AWSSigner, _aws),
-    GCPSigner.SCHEME: Service("Google Cloud KMS", "gcpkms", GCPSigner, _gcp),
-    AzureSigner.SCHEME: Service("Azure Key Vault", "azurekms", AzureSigner, _azure),
-    VaultSigner.SCHEME: Service("Vault", "vault", VaultSigner, _vault),
+    AWSSigner.SCHEME: Service("AWS KMS", "awskms", AWSSigner, _find_aws_key),
+    GCPSigner.SCHEME: Service("Google Cloud KMS", "gcpkms", GCPSigner, _find_gcp_key),
+    AzureSigner.SCHEME: Service("Azure Key Vault", "azurekms", AzureSigner, _find_azure_key),
+    VaultSigner.SCHEME: Service("Vault", "vault", VaultSigner, _find_vault_key),
 }
 
 
-def _with_own_id(public: SSlibKey) -> SSlibKey:
+def _set_own_key_id(public: SSlibKey) -> SSlibKey:
     # services write PEM each in their own way, and the key id is over the text
     text = str(public.keyval["public"])
     if not text.startswith("-----BEGIN"):
@@ -127,7 +127,7 @@ def _with_own_id(public: SSlibKey) -> SSlibKey:
     return SSlibKey.from_crypto(load_pem_public_key(text.encode()), scheme=public.scheme)
 
 
-def _translate(uri: str, error: Exception) -> Exception:
+def _translate_error(uri: str, error: Exception) -> Exception:
     service = SERVICES[uri.partition(":")[0]]
     if isinstance(error, KeyUnreadable):
         return error

@@ -6,11 +6,11 @@ from securesystemslib.signer import HSMSigner, Key, Signer
 
 from bundle.frames import Secret
 from keys.errors import KeyMissing
-from keys.key_files import SUFFIX, is_uri, load_public, load_signer
+from keys.key_files import KEY_FILE_SUFFIX, is_uri, load_public_key, load_signer
 from keys.passphrase import read_pin
 
 
-def load_source(path_or_uri: str, passphrase: Secret | None, pin_file: Path | None) -> Signer:
+def load_source_signer(path_or_uri: str, passphrase: Secret | None, pin_file: Path | None) -> Signer:
     """The signer of a `--key` option.
 
     Args:
@@ -25,28 +25,28 @@ def load_source(path_or_uri: str, passphrase: Secret | None, pin_file: Path | No
     return load_signer(path_or_uri, passphrase)
 
 
-def public_of(path_or_uri: str) -> Key:
+def read_public_key(path_or_uri: str) -> Key:
     """The public half of a key file, a PEM file of a public key, or a key URI; no passphrase and no PIN is needed.
 
     Raises:
         as `load_public` and `load_signer`.
     """
-    return load_signer(path_or_uri, None).public_key if is_uri(path_or_uri) else load_public(Path(path_or_uri))
+    return load_signer(path_or_uri, None).public_key if is_uri(path_or_uri) else load_public_key(Path(path_or_uri))
 
 
-def signers_from(key_dir: Path, passphrase: Secret | None) -> list[Signer]:
+def load_folder_signers(key_dir: Path, passphrase: Secret | None) -> list[Signer]:
     """A signer for every key file directly in `key_dir`, by name; keys of cohorts lie deeper and are no signers.
 
     Raises:
         KeyMissing: no folder, or no key file in it.
         WrongPassphrase, KeyDamaged, KeyUnreadable.
     """
-    files = key_files(key_dir)
+    files = list_key_files(key_dir)
     if not files:
-        raise KeyMissing(f"there is no key file (*{SUFFIX}) in {key_dir}")
+        raise KeyMissing(f"there is no key file (*{KEY_FILE_SUFFIX}) in {key_dir}")
     return [load_signer(file, passphrase) for file in files]
 
 
-def key_files(key_dir: Path) -> list[Path]:
+def list_key_files(key_dir: Path) -> list[Path]:
     """Key files directly in a folder, by name."""
-    return sorted(key_dir.glob(f"*{SUFFIX}"))
+    return sorted(key_dir.glob(f"*{KEY_FILE_SUFFIX}"))

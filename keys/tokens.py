@@ -22,7 +22,7 @@ from securesystemslib.signer import Key as PublicKey
 from bundle.frames import Secret
 from keys.errors import KeyExists, KeyUnreadable, TokenUnavailable, WrongPin
 
-LIBRARY: Final = "PYKCS11LIB"
+LIBRARY_VARIABLE: Final = "PYKCS11LIB"
 ED25519_BYTES: Final = 32
 DEFAULT_KEY_ID: Final = 2  # PIV slot 9c, digital signature
 MAX_REASON_CHARACTERS: Final = 200
@@ -75,7 +75,7 @@ class TokenSigner(Signer):
         try:
             return self._inner.sign(payload)
         except Exception as error:  # python-pkcs11 is an extra: its error classes may not be importable here
-            raise _translate(self._uri, error) from error
+            raise _translate_error(self._uri, error) from error
 
 
 class Ed25519TokenSigner(Signer):
@@ -89,7 +89,7 @@ class Ed25519TokenSigner(Signer):
         """Find the public key on the token. Raises what python-pkcs11 raises."""
         import pkcs11
 
-        token = pkcs11.lib(os.environ[LIBRARY]).get_token(token_label=key.label)
+        token = pkcs11.lib(os.environ[LIBRARY_VARIABLE]).get_token(token_label=key.label)
         with token.open() as session:
             found = session.get_key(pkcs11.ObjectClass.PUBLIC_KEY, pkcs11.KeyType.EC_EDWARDS, id=key.id_bytes)
             point = bytes(found[pkcs11.Attribute.EC_POINT])
@@ -125,9 +125,9 @@ def load_token(uri: str, pin: Secret | None) -> Signer:
         return "" if pin is None else pin.value.decode()
 
     try:
-        inner = _find(key, answer, has_pin=pin is not None)
+        inner = _find_signer(key, answer, has_pin=pin is not None)
     except Exception as error:  # as above
-        raise _translate(uri, error) from error
+        raise _translate_error(uri, error) from error
     public = inner.public_key
     assert isinstance(public, SSlibKey)
     return TokenSigner(uri, public, inner)
@@ -149,9 +149,9 @@ def generate_token_key(uri: str, algorithm: str, pin: Secret) -> SSlibKey:
         raise KeyUnreadable(f"algorithm {algorithm!r}, expected one of {', '.join(CURVES)} in a token")
     _check_library(uri)
     try:
-        is_made = _generate(key, algorithm, pin)
+        is_made = _generate_in_token(key, algorithm, pin)
     except Exception as error:  # as above
-        raise _translate(uri, error) from error
+        raise _translate_error(uri, error) from error
     if not is_made:
         raise KeyExists(f"{uri}: the token holds a key of id {key.number} already", remedy="choose another key id")
     public = load_token(uri, pin).public_key
@@ -159,14 +159,14 @@ def generate_token_key(uri: str, algorithm: str, pin: Secret) -> SSlibKey:
     return public
 
 
-def _generate(key: TokenKey, algorithm: str, pin: Secret) -> bool:
+def _generate_in_token(key: TokenKey, algorithm: str, pin: Secret) -> bool:
     import pkcs11
     from pkcs11.util.ec import encode_named_curve_parameters
 
     kind, curve = CURVES[algorithm]
     key_type = getattr(pkcs11.KeyType, kind)
     with (
-        pkcs11.lib(os.environ[LIBRARY])
+        pkcs11.lib(os.environ[LIBRARY_VARIABLE])
         .get_token(token_label=key.label)
         .open(user_pin=pin.value.decode(), rw=True) as session
     ):
@@ -188,13 +188,14 @@ def _generate(key: TokenKey, algorithm: str, pin: Secret) -> bool:
 
 
 def _check_library(uri: str) -> None:
-    if LIBRARY not in os.environ:
+    if LIBRARY_VARIABLE not in os.environ:
         raise TokenUnavailable(
-            f"{uri}: {LIBRARY} is not set", remedy=f"set {LIBRARY} to the path of the token's PKCS#11 library"
+            f"{uri}: {LIBRARY_VARIABLE} is not set",
+            remedy=f"set {LIBRARY_VARIABLE} to the path of the token's PKCS#11 library",
         )
 
 
-def _find(key: TokenKey, pin: Callable[[str], str], *, has_pin: bool) -> Signer:
+def _find_signer(key: TokenKey, pin: Callable[[str], str], *, has_pin: bool) -> Signer:
     # the PIN only where the public half does not show without it: a wrong one counts against the token
     for ask in (None, pin) if has_pin else (None,):
         try:
@@ -210,7 +211,7 @@ def _find(key: TokenKey, pin: Callable[[str], str], *, has_pin: bool) -> Signer:
     raise first
 
 
-def _translate(uri: str, error: Exception) -> TokenUnavailable:
+def _translate_error(uri: str, error: Exception) -> TokenUnavailable:
     name = type(error).__name__
     if name.startswith("Pin"):
         return WrongPin(f"{uri}: the token refuses the PIN ({name})", remedy="tokens lock after a few wrong PINs")
@@ -219,5 +220,6 @@ def _translate(uri: str, error: Exception) -> TokenUnavailable:
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no further word from the token"
     kind = "" if isinstance(error, ValueError) else f"{name}: "
     return TokenUnavailable(
-        f"{uri}: {kind}{reason}", remedy=f"is the token there, its label and key id right, {LIBRARY} its library?"
+        f"{uri}: {kind}{reason}",
+        remedy=f"is the token there, its label and key id right, {LIBRARY_VARIABLE} its library?",
     )

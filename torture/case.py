@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import Unavailable
-from bundle.trust.trust_state import SlotStore
+from bundle.trust.trust_state import TrustStateStore
 from torture.in_process import Alone, copy_device
 
 # the calls that create or change something below a device directory, SQLite's own included
@@ -205,7 +205,7 @@ def look(config: Path, *, fails_live: bool = False) -> str:
 
 
 def _look(alone: Alone) -> dict[str, Any]:
-    slots = SlotStore(alone.device.trust / "slots")
+    slots = TrustStateStore(alone.device.trust / "slots")
     state = "lost" if slots.is_lost else "valid"
     served = alone.boot()
     left = [path.name for path in (alone.device.root / "store").iterdir() if not path.name.endswith(".sealed")]

@@ -52,7 +52,7 @@ class Target(Protocol):
         ...
 
 
-class Edits(Protocol):
+class RangeEdits(Protocol):
     """What differs in a range that is copied otherwise."""
 
     @property
@@ -60,18 +60,18 @@ class Edits(Protocol):
         """What it counts as while it waits."""
         ...
 
-    def applied(self, data: bytes, offset: int) -> bytes | memoryview:
+    def apply_to(self, data: bytes, offset: int) -> bytes | memoryview:
         """The base's bytes from `offset` of the range on, with the edits; a piece begins at a multiple of 8."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
+class _PendingCopy:
     base_start: int
-    edits: Edits | None
+    edits: RangeEdits | None
 
 
-class BaseLine:
+class BaseBytes:
     """The base's files as one line. An empty one where the patch is from nothing."""
 
     def __init__(self, base: Base | None, files: tuple[BundleFile, ...]) -> None:
@@ -79,7 +79,7 @@ class BaseLine:
         self._ends = list(accumulate(file.size for file in files))
         self.size = self._ends[-1] if files else 0
 
-    def check(self, start: int, length: int, where: str) -> None:
+    def check_range(self, start: int, length: int, where: str) -> None:
         """Rule 2. Raises PatchRangeRefused."""
         if start < 0 or length < 0 or start + length > self.size:
             raise PatchRangeRefused(
@@ -90,29 +90,29 @@ class BaseLine:
         """`length` bytes from address `start`; the range has been checked."""
         index = bisect_right(self._ends, start)
         if self._base is not None and length and start + length <= self._ends[index]:
-            return self._base.pread(index, start - self._begin(index), length)
-        return b"".join(self._pieces(index, start, length))
+            return self._base.pread(index, start - self._file_start(index), length)
+        return b"".join(self._read_parts(index, start, length))
 
-    def gather(self, ranges: Sequence[Range]) -> bytes:
+    def read_ranges(self, ranges: Sequence[Range]) -> bytes:
         """The bytes of several ranges, joined."""
         if len(ranges) == 1:
             return self.read(*ranges[0])
         return b"".join(self.read(start, length) for start, length in ranges)
 
-    def _begin(self, index: int) -> int:
+    def _file_start(self, index: int) -> int:
         return self._ends[index - 1] if index else 0
 
-    def _pieces(self, index: int, start: int, length: int) -> list[bytes]:
+    def _read_parts(self, index: int, start: int, length: int) -> list[bytes]:
         out = []
         while length and self._base is not None:
             piece = min(length, self._ends[index] - start)
             if piece:
-                out.append(self._base.pread(index, start - self._begin(index), piece))
+                out.append(self._base.pread(index, start - self._file_start(index), piece))
             start, length, index = start + piece, length - piece, index + 1
         return out
 
 
-class TargetLine:
+class TargetBytes:
     """The target's files as one line, written by a cursor that only goes forward.
 
     Args:
@@ -120,7 +120,7 @@ class TargetLine:
     """
 
     def __init__(
-        self, target: Target, files: tuple[BundleFile, ...], base: BaseLine, *, pending_bytes: int, items: int
+        self, target: Target, files: tuple[BundleFile, ...], base: BaseBytes, *, pending_bytes: int, max_items: int
     ) -> None:
         self.size: Final = sum(file.size for file in files)
         self.cursor = 0
@@ -129,18 +129,18 @@ class TargetLine:
         self._files = list(reversed(files))
         self._file_end = 0
         self._hash = hashlib.sha256()
-        self._max_pending = pending_bytes
-        self._max_items = items
+        self._max_pending_bytes = pending_bytes
+        self._max_items = max_items
         self._pending = 0
         # Sorted by start, descending, so that the next one is popped from the end.
         self._starts: list[int] = []
-        self._waiting: list[tuple[int, bytes | _Copy]] = []
+        self._waiting_items: list[tuple[int, bytes | _PendingCopy]] = []
 
-    def begin(self) -> None:
+    def open_first_file(self) -> None:
         """Open the first file, and end those that are empty."""
-        self._next_file()
+        self._open_next_file()
 
-    def place(self, ranges: Sequence[Range], data: bytes | memoryview, where: str) -> None:
+    def write_ranges(self, ranges: Sequence[Range], data: bytes | memoryview, where: str) -> None:
         """Target bytes of one frame: `data` is the ranges' content, joined; its length is theirs."""
         view = memoryview(data)
         position = 0
@@ -155,15 +155,15 @@ class TargetLine:
                 self._add_pending(length, where)
                 self._insert(start, length, bytes(piece), where)
 
-    def copy(self, start: int, base_start: int, length: int, where: str, edits: Edits | None = None) -> None:
+    def copy_range(self, start: int, base_start: int, length: int, where: str, edits: RangeEdits | None = None) -> None:
         """A range of the target that equals a range of the base but for its edits."""
-        self._base.check(base_start, length, where)
+        self._base.check_range(base_start, length, where)
         if edits is not None:
             self._add_pending(edits.waiting_bytes, where)
         if length:
-            self._insert(start, length, _Copy(base_start, edits), where)
+            self._insert(start, length, _PendingCopy(base_start, edits), where)
 
-    def write_here(self, data: bytes | memoryview, where: str) -> None:
+    def write_at_cursor(self, data: bytes | memoryview, where: str) -> None:
         """Bytes at the cursor, from a stream."""
         self._check_free(self.cursor, len(data), where)
         self._write(data)
@@ -174,25 +174,25 @@ class TargetLine:
 
     def finish(self) -> None:
         """Rule 2: the whole target has been written. Raises PatchRangeRefused."""
-        if self.cursor != self.size or self._waiting:
+        if self.cursor != self.size or self._waiting_items:
             raise PatchRangeRefused(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
 
     def _add_pending(self, length: int, where: str) -> None:
-        if self._pending + length > self._max_pending:
+        if self._pending + length > self._max_pending_bytes:
             raise PatchLimitRefused(
-                f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending}"
+                f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending_bytes}"
             )
         self._pending += length
 
-    def _insert(self, start: int, length: int, item: bytes | _Copy, where: str) -> None:
+    def _insert(self, start: int, length: int, item: bytes | _PendingCopy, where: str) -> None:
         self._check_free(start, length, where)
-        if len(self._waiting) >= self._max_items:
+        if len(self._waiting_items) >= self._max_items:
             raise PatchLimitRefused(f"{where}: more than {self._max_items} ranges wait ahead of the cursor")
-        at = self._index(start)
+        at = self._find_index(start)
         self._starts.insert(at, -start)
-        self._waiting.insert(at, (length, item))
+        self._waiting_items.insert(at, (length, item))
 
-    def _index(self, start: int) -> int:
+    def _find_index(self, start: int) -> int:
         # _starts holds negated addresses, ascending: the largest address first.
         return bisect_right(self._starts, -start)
 
@@ -201,23 +201,23 @@ class TargetLine:
             raise PatchRangeRefused(
                 f"{where}: target range [{start}, {start + length}) is not in [{self.cursor}, {self.size})"
             )
-        at = self._index(start)
+        at = self._find_index(start)
         if at > 0 and -self._starts[at - 1] < start + length:
             raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps a later one")
-        if at < len(self._starts) and -self._starts[at] + self._waiting[at][0] > start:
+        if at < len(self._starts) and -self._starts[at] + self._waiting_items[at][0] > start:
             raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps an earlier one")
 
     def _drain(self) -> None:
         while self._starts and -self._starts[-1] == self.cursor:
             self._starts.pop()
-            length, item = self._waiting.pop()
+            length, item = self._waiting_items.pop()
             if isinstance(item, bytes):
                 self._pending -= length
                 self._write(item)
                 continue
             for offset in range(0, length, IO_CHUNK_BYTES):
                 piece = self._base.read(item.base_start + offset, min(IO_CHUNK_BYTES, length - offset))
-                self._write(piece if item.edits is None else item.edits.applied(piece, offset))
+                self._write(piece if item.edits is None else item.edits.apply_to(piece, offset))
             if item.edits is not None:
                 self._pending -= item.edits.waiting_bytes
 
@@ -231,9 +231,9 @@ class TargetLine:
             view = view[len(piece) :]
             if self.cursor == self._file_end:
                 self._end_file()
-                self._next_file()
+                self._open_next_file()
 
-    def _next_file(self) -> None:
+    def _open_next_file(self) -> None:
         while self._files:
             self._target.begin_file(self._files[-1])
             self._hash = hashlib.sha256()

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused, WrongBaseRefused
 from bundle.files import BundleFile
-from bundle.patch.address_space import Base, BaseLine, Target, TargetLine
+from bundle.patch.address_space import Base, BaseBytes, Target, TargetBytes
 from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
 from bundle.patch.delta import decode_delta
 from bundle.patch.edits import decode_edits
-from bundle.patch.limits import DEFAULT, PatchLimits
+from bundle.patch.limits import DEFAULT_LIMITS, PatchLimits
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters
 from bundle.patch.ranges import read_base_ranges, read_copied_ranges, read_target_ranges
 from bundle.patch.sections import read_section, unpack_zstd
-from bundle.patch.single_thread import single_threaded
-from bundle.patch.steady_heap import steady_heap
+from bundle.patch.single_thread import use_single_thread
+from bundle.patch.steady_heap import retain_freed_memory
 from bundle.patch.stream import decode_stream
 from bundle.patch.typed import decode_typed
 
@@ -32,7 +32,7 @@ __all__ = ["Base", "ForwardReader", "PatchLimits", "Target", "apply_patch"]
 
 
 def apply_patch(
-    patch: ForwardReader, base: Base | None, target: Target, limits: PatchLimits = DEFAULT
+    patch: ForwardReader, base: Base | None, target: Target, limits: PatchLimits = DEFAULT_LIMITS
 ) -> tuple[BundleFile, ...]:
     """Make the target's files.
 
@@ -50,7 +50,7 @@ def apply_patch(
     """
     header = read_header(patch, limits)
     _check_base(header, base)
-    with single_threaded(), steady_heap():
+    with use_single_thread(), retain_freed_memory():
         _Applier(header, base, target, limits).run(read_frames(patch, header))
     return header.target
 
@@ -73,16 +73,20 @@ def _check_base(header: Header, base: Base | None) -> None:
 
 class _Applier:
     def __init__(self, header: Header, base: Base | None, target: Target, limits: PatchLimits) -> None:
-        self._announced = header.announced
-        self._items = limits.items
-        self._base = BaseLine(base, header.base)
-        self._parameters = Parameters(header.announced.parameter_bytes)
-        self._target = TargetLine(
-            target, header.target, self._base, pending_bytes=header.announced.pending_bytes, items=limits.items
+        self._declared_limits = header.declared_limits
+        self._max_items = limits.items
+        self._base = BaseBytes(base, header.base)
+        self._parameters = Parameters(header.declared_limits.parameter_bytes)
+        self._target = TargetBytes(
+            target,
+            header.target,
+            self._base,
+            pending_bytes=header.declared_limits.pending_bytes,
+            max_items=limits.items,
         )
 
     def run(self, frames: Iterator[Frame]) -> None:
-        self._target.begin()
+        self._target.open_first_file()
         for frame in frames:
             self._decode(frame, frames)
             self._target.drain()
@@ -91,53 +95,53 @@ class _Applier:
     def _decode(self, frame: Frame, frames: Iterator[Frame]) -> None:
         match frame.op:
             case Op.COPY:
-                self._copy(frame)
+                self._copy_ranges(frame)
             case Op.EDIT:
-                for (start, base_start, length), edits in decode_edits(frame, self._announced, self._items):
-                    self._target.copy(start, base_start, length, frame.where, edits)
+                for (start, base_start, length), edits in decode_edits(frame, self._declared_limits, self._max_items):
+                    self._target.copy_range(start, base_start, length, frame.where, edits)
             case Op.BYTES:
-                self._bytes(frame)
+                self._decode_bytes(frame)
             case Op.DELTA:
                 self._check_pending(frame)
-                start, data = decode_delta(frame, self._base, self._announced)
-                frame.check_plain(data)
-                self._target.place([(start, len(data))], data, frame.where)
+                start, data = decode_delta(frame, self._base, self._declared_limits)
+                frame.check_decoded(data)
+                self._target.write_ranges([(start, len(data))], data, frame.where)
             case Op.TYPED:
                 self._check_pending(frame)
-                ranges, data = decode_typed(frame, self._base, self._parameters, self._announced, self._items)
-                frame.check_plain(data)
-                self._target.place(ranges, data, frame.where)
+                ranges, data = decode_typed(frame, self._base, self._parameters, self._declared_limits, self._max_items)
+                frame.check_decoded(data)
+                self._target.write_ranges(ranges, data, frame.where)
             case Op.PARAM:
-                frame.check_plain(b"")
+                frame.check_decoded(b"")
                 self._parameters.decode(frame.payload, frame.where)
             case Op.STREAM:
-                decode_stream(frame, frames, self._base, self._target, self._announced)
+                decode_stream(frame, frames, self._base, self._target, self._declared_limits)
             case _:
                 raise PatchCorruptRefused(f"{frame.where}: not expected here")
 
-    def _copy(self, frame: Frame) -> None:
+    def _copy_ranges(self, frame: Frame) -> None:
         payload = Cursor(frame.payload, frame.where)
-        table = read_section(payload, self._announced.payload_bytes, "copy table")
-        payload.end()
-        frame.check_plain(table)
-        for start, base_start, length in read_copied_ranges(Cursor(table, frame.where), self._items):
-            self._target.copy(start, base_start, length, frame.where)
+        table = read_section(payload, self._declared_limits.payload_bytes, "copy table")
+        payload.check_end()
+        frame.check_decoded(table)
+        for start, base_start, length in read_copied_ranges(Cursor(table, frame.where), self._max_items):
+            self._target.copy_range(start, base_start, length, frame.where)
 
-    def _bytes(self, frame: Frame) -> None:
+    def _decode_bytes(self, frame: Frame) -> None:
         self._check_pending(frame)
         cursor = Cursor(frame.payload, frame.where)
-        table = Cursor(read_section(cursor, self._announced.payload_bytes, "range table"), frame.where)
-        ranges = read_target_ranges(table, self._items, frame.plain_bytes)
-        words = read_base_ranges(table, self._base, self._items, self._announced.dictionary_bytes)
-        table.end()
-        if sum(length for _, length in ranges) != frame.plain_bytes:
-            raise PatchCorruptRefused(f"{frame.where}: ranges do not sum up to the frame's {frame.plain_bytes} bytes")
-        data = unpack_zstd(cursor.rest(), frame.plain_bytes, frame.where, self._base.gather(words))
-        frame.check_plain(data)
-        self._target.place(ranges, data, frame.where)
+        table = Cursor(read_section(cursor, self._declared_limits.payload_bytes, "range table"), frame.where)
+        ranges = read_target_ranges(table, self._max_items, frame.decoded_bytes)
+        words = read_base_ranges(table, self._base, self._max_items, self._declared_limits.dictionary_bytes)
+        table.check_end()
+        if sum(length for _, length in ranges) != frame.decoded_bytes:
+            raise PatchCorruptRefused(f"{frame.where}: ranges do not sum up to the frame's {frame.decoded_bytes} bytes")
+        data = unpack_zstd(cursor.take_rest(), frame.decoded_bytes, frame.where, self._base.read_ranges(words))
+        frame.check_decoded(data)
+        self._target.write_ranges(ranges, data, frame.where)
 
     def _check_pending(self, frame: Frame) -> None:
-        if frame.plain_bytes > self._announced.pending_bytes:
+        if frame.decoded_bytes > self._declared_limits.pending_bytes:
             raise PatchLimitRefused(
-                f"{frame.where}: {frame.plain_bytes} target bytes, the header announced {self._announced.pending_bytes}"
+                f"{frame.where}: {frame.decoded_bytes} target bytes, the header announced {self._declared_limits.pending_bytes}"
             )

@@ -29,15 +29,15 @@ def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
         PatchCorruptRefused: damaged, or another count of numbers.
         PatchFeatureRefused: pcodec is not installed.
     """
-    found = read_some(cursor, out)
+    found = fill_start(cursor, out)
     if found != len(out):
         raise PatchCorruptRefused(f"{cursor.where}: part of {found} numbers, expected {len(out)}")
 
 
-def read_some(cursor: Cursor, out: npt.NDArray[Any]) -> int:
+def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
     """Fill the start of `out` from the part at the cursor; how many numbers it held. Raises as `read_part` does."""
-    coder = cursor.byte()
-    stored = cursor.take(cursor.varint())
+    coder = cursor.read_byte()
+    stored = cursor.take(cursor.read_varint())
     if coder == PCODEC:
         return _unpack_pcodec(stored, out, cursor.where)
     if coder == PLANES:
@@ -50,7 +50,7 @@ def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
     out = np.empty(count, np.int32)
     done = 0
     while done < count:
-        length = cursor.varint()
+        length = cursor.read_varint()
         if not 0 < length <= count - done:
             raise PatchCorruptRefused(f"{cursor.where}: part of {length} numbers, {count - done} are left")
         read_part(cursor, out[done : done + length])
@@ -62,7 +62,7 @@ def read_planes(cursor: Cursor, count: int, size: int) -> npt.NDArray[Any]:
     """Unsigned integers of `size` bytes from their byte planes."""
     out = np.empty((count, size), np.uint8)
     for byte in range(size):
-        out[:, byte] = _plane(cursor, byte, count)
+        out[:, byte] = _read_plane(cursor, byte, count)
     return out.reshape(-1).view(f"<u{size}")
 
 
@@ -88,13 +88,13 @@ def _unpack_planes(stored: Cursor, out: npt.NDArray[Any]) -> int:
     planes = np.empty((count, size), np.uint8)
     planes[:, 0] = np.frombuffer(lowest, np.uint8)
     for byte in range(1, size):
-        planes[:, byte] = _plane(stored, byte, count)
-    stored.end()
+        planes[:, byte] = _read_plane(stored, byte, count)
+    stored.check_end()
     out[:count] = unzigzag(planes.reshape(-1).view(f"<u{size}"), out.dtype)
     return count
 
 
-def _plane(cursor: Cursor, byte: int, count: int) -> npt.NDArray[np.uint8]:
+def _read_plane(cursor: Cursor, byte: int, count: int) -> npt.NDArray[np.uint8]:
     plane = read_section(cursor, count, f"plane {byte}")
     if len(plane) != count:
         raise PatchCorruptRefused(f"{cursor.where}: plane {byte} of {len(plane)} bytes, expected {count}")

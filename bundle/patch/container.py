@@ -33,9 +33,9 @@ from bundle.errors import (
     TooLargeRefused,
 )
 from bundle.files import BundleFile, parse_files
-from bundle.patch.limits import MAX_HEADER_BYTES, Announced, PatchLimits
+from bundle.patch.limits import MAX_HEADER_BYTES, DeclaredLimits, PatchLimits
 from bundle.patch.sections import pack_zstd, unpack_zstd
-from bundle.strict_json import JSON, Fields
+from bundle.strict_json import JSON, StrictObject
 
 MAGIC: Final = b"\x89AWPATCH"  # the first byte is not text, so that no transfer mode mistakes it for a text file
 VERSION: Final = 1
@@ -94,7 +94,7 @@ class Header:
     base: tuple[BundleFile, ...]
     target: tuple[BundleFile, ...]
     features: tuple[str, ...]
-    announced: Announced
+    declared_limits: DeclaredLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +109,8 @@ class Frame:
 
     number: int
     op: Op
-    plain_bytes: int
-    plain_sum: int
+    decoded_bytes: int
+    decoded_sum: int
     payload: bytes
 
     @property
@@ -118,21 +118,21 @@ class Frame:
         """How errors name it."""
         return f"patch frame {self.number} ({self.op.name})"
 
-    def check_plain(self, plain: bytes | memoryview) -> None:
+    def check_decoded(self, decoded: bytes | memoryview) -> None:
         """Raises PatchCorruptRefused where `plain` is not what the frame's head announces."""
-        if len(plain) != self.plain_bytes or word_sum(plain) != self.plain_sum:
+        if len(decoded) != self.decoded_bytes or word_sum(decoded) != self.decoded_sum:
             raise PatchCorruptRefused(
-                f"{self.where}: decoded {len(plain)} bytes that are not the {self.plain_bytes} expected"
+                f"{self.where}: decoded {len(decoded)} bytes that are not the {self.decoded_bytes} expected"
             )
 
 
-def header_bytes(header: Header) -> bytes:
+def encode_header(header: Header) -> bytes:
     """The start of a patch, up to its first frame."""
     document: dict[str, JSON] = {
         "base": [file.as_json() for file in header.base],
         "target": [file.as_json() for file in header.target],
         "features": list(header.features),
-        "limits": {field.name: getattr(header.announced, field.name) for field in fields(Announced)},
+        "limits": {field.name: getattr(header.declared_limits, field.name) for field in fields(DeclaredLimits)},
     }
     plain = strict_json.encode(document)
     stored = pack_zstd(plain, 19)
@@ -160,8 +160,8 @@ def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
         raise PatchLimitRefused(
             f"patch header is {max(stored_bytes, plain_bytes)} bytes, at most {MAX_HEADER_BYTES} are"
         )
-    crc = _exactly(patch, _CRC.size, "header")
-    stored = _exactly(patch, stored_bytes, "header")
+    crc = _read_exactly(patch, _CRC.size, "header")
+    stored = _read_exactly(patch, stored_bytes, "header")
     if _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
         raise PatchCorruptRefused("patch header: its checksum does not hold")
     return _parse_header(unpack_zstd(stored, plain_bytes, "patch header"), limits)
@@ -174,13 +174,13 @@ def word_sum(data: bytes | memoryview) -> int:
     return (int(words) + int.from_bytes(data[whole:], "little")) & 0xFFFFFFFF
 
 
-def frame_bytes(op: Op, payload: bytes, plain: bytes | memoryview = b"") -> bytes:
+def encode_frame(op: Op, payload: bytes, decoded: bytes | memoryview = b"") -> bytes:
     """One frame.
 
     Args:
         plain: what the payload decodes to.
     """
-    head = _FRAME.pack(op, len(payload), len(plain), word_sum(plain))
+    head = _FRAME.pack(op, len(payload), len(decoded), word_sum(decoded))
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
@@ -192,13 +192,13 @@ def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
     """
     number = 0
     while True:
-        head = _exactly(patch, _FRAME.size + _CRC.size, f"frame {number}")
+        head = _read_exactly(patch, _FRAME.size + _CRC.size, f"frame {number}")
         code, payload_bytes, plain_bytes, plain_sum = _FRAME.unpack_from(head)
-        if payload_bytes > header.announced.payload_bytes:
+        if payload_bytes > header.declared_limits.payload_bytes:
             raise PatchLimitRefused(
-                f"patch frame {number}: payload of {payload_bytes} bytes, announced {header.announced.payload_bytes}"
+                f"patch frame {number}: payload of {payload_bytes} bytes, announced {header.declared_limits.payload_bytes}"
             )
-        payload = _exactly(patch, payload_bytes, f"frame {number}")
+        payload = _read_exactly(patch, payload_bytes, f"frame {number}")
         if _CRC.unpack_from(head, _FRAME.size)[0] != zlib.crc32(payload, zlib.crc32(head[: _FRAME.size])):
             raise PatchCorruptRefused(f"patch frame {number}: its checksum does not hold")
         if code not in Op._value2member_map_:
@@ -216,23 +216,25 @@ def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
         number += 1
 
 
-def _exactly(patch: ForwardReader, length: int, what: str) -> bytes:
+def _read_exactly(patch: ForwardReader, length: int, what: str) -> bytes:
     data = patch.read(length)
     if len(data) != length:
         raise PatchTruncatedRefused(f"patch ends in its {what}: found {len(data)} bytes, expected {length}")
     return data
 
 
-def _parse_header(plain: bytes, limits: PatchLimits) -> Header:
+def _parse_header(json_bytes: bytes, limits: PatchLimits) -> Header:
     try:
-        document = Fields(strict_json.decode(plain, what="patch header", max_bytes=MAX_HEADER_BYTES), "patch header")
-        base = _table(document, "base", limits)
-        target = _table(document, "target", limits)
-        features = document.texts("features", strict_json.NAME, max_items=32)
+        document = StrictObject(
+            strict_json.decode(json_bytes, what="patch header", max_bytes=MAX_HEADER_BYTES), "patch header"
+        )
+        base = _parse_file_table(document, "base", limits)
+        target = _parse_file_table(document, "target", limits)
+        features = document.texts("features", strict_json.NAME_PATTERN, max_items=32)
         row = document.object("limits")
-        values = {field.name: row.integer(field.name) for field in fields(Announced)}
-        row.end()
-        document.end()
+        values = {field.name: row.integer(field.name) for field in fields(DeclaredLimits)}
+        row.reject_unknown()
+        document.reject_unknown()
     except (MalformedRefused, TooLargeRefused) as error:
         raise PatchCorruptRefused(error.message) from error
     for name, value in values.items():
@@ -246,10 +248,10 @@ def _parse_header(plain: bytes, limits: PatchLimits) -> Header:
         raise PatchLimitRefused(
             f"patch makes {sum(f.size for f in target)} bytes, at most {limits.target_bytes} are allowed"
         )
-    return Header(base, target, features, Announced(**values))
+    return Header(base, target, features, DeclaredLimits(**values))
 
 
-def _table(document: Fields, name: str, limits: PatchLimits) -> tuple[BundleFile, ...]:
+def _parse_file_table(document: StrictObject, name: str, limits: PatchLimits) -> tuple[BundleFile, ...]:
     return parse_files(document.objects(name, max_items=limits.files))
 
 

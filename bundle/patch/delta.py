@@ -15,44 +15,44 @@ from typing import Final
 import numpy as np
 
 from bundle.errors import PatchCorruptRefused
-from bundle.patch.address_space import BaseLine
+from bundle.patch.address_space import BaseBytes
 from bundle.patch.container import Frame
-from bundle.patch.limits import Announced
+from bundle.patch.limits import DeclaredLimits
 from bundle.patch.numbers import Cursor
 from bundle.patch.sections import read_section
 
 MAX_CONTROL_BYTES: Final = 1 << 18
 
 
-def decode_delta(frame: Frame, base: BaseLine, announced: Announced) -> tuple[int, memoryview]:
+def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits) -> tuple[int, memoryview]:
     """Target start and target bytes of a DELTA frame.
 
     Raises:
         PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused.
     """
     cursor = Cursor(frame.payload, frame.where)
-    start, position = cursor.varint(), cursor.varint()
+    start, position = cursor.read_varint(), cursor.read_varint()
     control = Cursor(read_section(cursor, MAX_CONTROL_BYTES, "control"), f"{frame.where} control")
-    out = bytearray(frame.plain_bytes)
-    difference = read_section(cursor, min(frame.plain_bytes, announced.pending_bytes), "difference")
-    extra = read_section(cursor, frame.plain_bytes - len(difference), "extra")
-    cursor.end()
+    out = bytearray(frame.decoded_bytes)
+    difference = read_section(cursor, min(frame.decoded_bytes, declared_limits.pending_bytes), "difference")
+    extra = read_section(cursor, frame.decoded_bytes - len(difference), "extra")
+    cursor.check_end()
     done = added = inserted = 0
-    while control.left():
-        add, more, seek = control.varint(), control.varint(), control.signed_varint()
+    while control.remaining_bytes():
+        add, more, seek = control.read_varint(), control.read_varint(), control.read_signed_varint()
         if add + more == 0 or add > len(difference) - added or more > len(extra) - inserted:
             raise PatchCorruptRefused(f"{control.where}: triple ({add}, {more}, {seek}) does not fit what is left")
         if add:
-            base.check(position, add, frame.where)
-            _add(out, done, base.read(position, add), difference[added : added + add])
+            base.check_range(position, add, frame.where)
+            _add_difference(out, done, base.read(position, add), difference[added : added + add])
         out[done + add : done + add + more] = extra[inserted : inserted + more]
         done, added, inserted = done + add + more, added + add, inserted + more
         position += add + seek
-    if done != frame.plain_bytes or added != len(difference) or inserted != len(extra):
-        raise PatchCorruptRefused(f"{frame.where}: control makes {done} bytes, expected {frame.plain_bytes}")
+    if done != frame.decoded_bytes or added != len(difference) or inserted != len(extra):
+        raise PatchCorruptRefused(f"{frame.where}: control makes {done} bytes, expected {frame.decoded_bytes}")
     return start, memoryview(out)
 
 
-def _add(out: bytearray, at: int, base: bytes, difference: bytes | memoryview) -> None:
-    view = np.frombuffer(out, np.uint8, len(base), at)
+def _add_difference(out: bytearray, position: int, base: bytes, difference: bytes | memoryview) -> None:
+    view = np.frombuffer(out, np.uint8, len(base), position)
     np.add(np.frombuffer(base, np.uint8), np.frombuffer(difference, np.uint8), out=view)

@@ -21,17 +21,17 @@ import numpy.typing as npt
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
 from bundle.patch.coders import read_numbers, read_part
 from bundle.patch.container import Frame
-from bundle.patch.elements import TYPES, ElementType, Signed, ordered, unordered
-from bundle.patch.limits import Announced
+from bundle.patch.elements import ELEMENT_TYPES, ElementType, Signed, from_ordered, to_ordered
+from bundle.patch.limits import DeclaredLimits
 from bundle.patch.numbers import Cursor
-from bundle.patch.ranges import Copied, read_copied_ranges
+from bundle.patch.ranges import CopiedRange, read_copied_ranges
 from bundle.patch.sections import read_section
 
-WAITING_BYTES: Final = 16  # a place and a residual, at most eight bytes each
+WAITING_BYTES_PER_EDIT: Final = 16  # a place and a residual, at most eight bytes each
 
 
 @dataclass(frozen=True, slots=True)
-class Edits:
+class ElementEdits:
     """What differs in one range.
 
     Attributes:
@@ -41,15 +41,15 @@ class Edits:
     """
 
     kind: ElementType
-    places: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
     residuals: Signed
 
     @property
     def waiting_bytes(self) -> int:
         """Rule 3."""
-        return WAITING_BYTES * len(self.places)
+        return WAITING_BYTES_PER_EDIT * len(self.positions)
 
-    def applied(self, data: bytes, offset: int) -> bytes | memoryview:
+    def apply_to(self, data: bytes, offset: int) -> bytes | memoryview:
         """A piece of the range with its edits.
 
         Args:
@@ -57,43 +57,45 @@ class Edits:
             offset: where in the range, in bytes; whole elements.
         """
         first = offset // self.kind.size
-        low, high = np.searchsorted(self.places, (first, first + len(data) // self.kind.size))
+        low, high = np.searchsorted(self.positions, (first, first + len(data) // self.kind.size))
         if low == high:
             return data
         bits = np.frombuffer(data, self.kind.bits).copy()
-        places = self.places[low:high] - first
-        bits[places] = unordered(ordered(bits[places], self.kind) + self.residuals[low:high], self.kind)
+        places = self.positions[low:high] - first
+        bits[places] = from_ordered(to_ordered(bits[places], self.kind) + self.residuals[low:high], self.kind)
         return bits.data.cast("B")
 
 
-def decode_edits(frame: Frame, announced: Announced, items: int) -> list[tuple[Copied, Edits]]:
+def decode_edits(
+    frame: Frame, declared_limits: DeclaredLimits, max_items: int
+) -> list[tuple[CopiedRange, ElementEdits]]:
     """Each range, and what differs in it.
 
     Raises:
         PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
     """
     cursor = Cursor(frame.payload, frame.where)
-    code = cursor.byte()
-    if code >= len(TYPES):
+    code = cursor.read_byte()
+    if code >= len(ELEMENT_TYPES):
         raise PatchCorruptRefused(f"{frame.where}: unknown type {code}")
-    kind = TYPES[code]
-    table = read_section(cursor, announced.payload_bytes, "range table")
-    ranges = read_copied_ranges(Cursor(table, frame.where), items)
-    runs = cursor.varint()
-    _check_count(runs, announced, frame.where)
+    kind = ELEMENT_TYPES[code]
+    table = read_section(cursor, declared_limits.payload_bytes, "range table")
+    ranges = read_copied_ranges(Cursor(table, frame.where), max_items)
+    runs = cursor.read_varint()
+    _check_count(runs, declared_limits, frame.where)
     gaps, lengths = read_numbers(cursor, runs), read_numbers(cursor, runs)
     if gaps.min() < 0 or lengths.min() < 1:
         raise PatchCorruptRefused(f"{frame.where}: a gap of {gaps.min()} or a run of {lengths.min()} elements")
     count = int(lengths.sum(dtype=np.int64))
-    _check_count(count, announced, frame.where)
+    _check_count(count, declared_limits, frame.where)
     residuals = np.empty(count, kind.signed)
     read_part(cursor, residuals)
-    cursor.end()
-    frame.check_plain(bytes(table) + residuals.tobytes())
-    return list(_of_ranges(ranges, kind, places_of(gaps, lengths), residuals, frame.where))
+    cursor.check_end()
+    frame.check_decoded(bytes(table) + residuals.tobytes())
+    return list(_split_by_range(ranges, kind, edit_positions(gaps, lengths), residuals, frame.where))
 
 
-def places_of(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+def edit_positions(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     """Rule 1: where the edits are, ascending."""
     ends = np.cumsum(lengths, dtype=np.int64)
     before = np.cumsum(gaps, dtype=np.int64)  # elements that are no edits
@@ -101,25 +103,25 @@ def places_of(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> np
     return places
 
 
-def _check_count(count: int, announced: Announced, where: str) -> None:
+def _check_count(count: int, declared_limits: DeclaredLimits, where: str) -> None:
     if count == 0:
         raise PatchCorruptRefused(f"{where}: no edits")
-    if count > announced.block_elements:
-        raise PatchLimitRefused(f"{where}: {count} edits, announced {announced.block_elements} elements")
+    if count > declared_limits.block_elements:
+        raise PatchLimitRefused(f"{where}: {count} edits, announced {declared_limits.block_elements} elements")
 
 
-def _of_ranges(
-    ranges: list[Copied], kind: ElementType, places: npt.NDArray[np.int64], residuals: Signed, where: str
-) -> Iterator[tuple[Copied, Edits]]:
+def _split_by_range(
+    ranges: list[CopiedRange], kind: ElementType, positions: npt.NDArray[np.int64], residuals: Signed, where: str
+) -> Iterator[tuple[CopiedRange, ElementEdits]]:
     first = done = 0
     for start, base_start, length in ranges:
         if length % kind.size:
             raise PatchCorruptRefused(f"{where}: range of {length} bytes of {kind.name}")
         end = first + length // kind.size
-        many = int(np.searchsorted(places, min(end, int(places[-1]) + 1))) - done
+        many = int(np.searchsorted(positions, min(end, int(positions[-1]) + 1))) - done
         # Copies, so that what waits is only what is still to come.
-        edits = Edits(kind, places[done : done + many] - first, residuals[done : done + many].copy())
+        edits = ElementEdits(kind, positions[done : done + many] - first, residuals[done : done + many].copy())
         yield (start, base_start, length), edits
         first, done = end, done + many
-    if done < len(places):
-        raise PatchCorruptRefused(f"{where}: an edit of element {places[-1]}, the ranges have {first}")
+    if done < len(positions):
+        raise PatchCorruptRefused(f"{where}: an edit of element {positions[-1]}, the ranges have {first}")

@@ -50,54 +50,54 @@ class ElementType:
         return self.exponent_mask != 0
 
 
-def _integer(code: int, name: str) -> ElementType:
+def _integer_type(code: int, name: str) -> ElementType:
     size = int(name[1:]) // 8
     signed, unsigned = np.dtype(f"<i{size}"), np.dtype(f"<u{size}")
     return ElementType(code, name, size, unsigned, signed, signed if name[0] == "i" else unsigned)
 
 
-def _float(code: int, name: str, size: int, mantissa_bits: int, exponent_mask: int) -> ElementType:
+def _float_type(code: int, name: str, size: int, mantissa_bits: int, exponent_mask: int) -> ElementType:
     native = None if name == "bf16" else np.dtype(f"<f{size}")
     return ElementType(
         code, name, size, np.dtype(f"<u{size}"), np.dtype(f"<i{size}"), native, mantissa_bits, exponent_mask
     )
 
 
-TYPES: Final[tuple[ElementType, ...]] = (
-    _float(0, "f32", 4, 23, 255),
-    _float(1, "f16", 2, 10, 31),
-    _float(2, "bf16", 2, 7, 255),
-    _float(3, "f64", 8, 52, 2047),
-    *(_integer(4 + i, name) for i, name in enumerate(("u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"))),
+ELEMENT_TYPES: Final[tuple[ElementType, ...]] = (
+    _float_type(0, "f32", 4, 23, 255),
+    _float_type(1, "f16", 2, 10, 31),
+    _float_type(2, "bf16", 2, 7, 255),
+    _float_type(3, "f64", 8, 52, 2047),
+    *(_integer_type(4 + i, name) for i, name in enumerate(("u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64"))),
 )
-BY_NAME: Final = {kind.name: kind for kind in TYPES}
+ELEMENT_TYPE_BY_NAME: Final = {kind.name: kind for kind in ELEMENT_TYPES}
 
 
-def ordered(bits: Bits, kind: ElementType) -> Signed:
+def to_ordered(bits: Bits, kind: ElementType) -> Signed:
     """Rule 2: bits to ordered integers."""
     values: Signed = bits.view(kind.signed)
-    return _mirrored(values, kind, None) if kind.is_float else values
+    return _mirror_negatives(values, kind, None) if kind.is_float else values
 
 
-def unordered(values: Signed, kind: ElementType, out: Bits | None = None) -> Bits:
+def from_ordered(values: Signed, kind: ElementType, out: Bits | None = None) -> Bits:
     """Rule 2, back: the map is its own inverse. Into `out` where there is one."""
     if not kind.is_float:
         if out is None:
             return values.view(kind.bits)
         out[:] = values.view(kind.bits)
         return out
-    bits: Bits = _mirrored(values, kind, None if out is None else out.view(kind.signed)).view(kind.bits)
+    bits: Bits = _mirror_negatives(values, kind, None if out is None else out.view(kind.signed)).view(kind.bits)
     return bits
 
 
-def _mirrored(values: Signed, kind: ElementType, out: Signed | None) -> Signed:
+def _mirror_negatives(values: Signed, kind: ElementType, out: Signed | None) -> Signed:
     lower = np.right_shift(values, 8 * kind.size - 1, out=out)
     np.bitwise_and(lower, np.iinfo(kind.signed).max, out=lower)
     mirrored: Signed = np.bitwise_xor(lower, values, out=lower)
     return mirrored
 
 
-def exponents(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
+def exponent_fields(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
     """The biased exponent field of each float, at least 1 (as denormals have it)."""
     if kind.exponent_mask > 255:
         field = np.right_shift(bits, kind.mantissa_bits).astype(np.int16)
@@ -135,43 +135,43 @@ def to_singles(bits: Bits, kind: ElementType) -> Singles:
     """The values of floats of at most four bytes: exact."""
     if kind.native is None:
         return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
-    return bits.view(kind.native).astype(np.float32) if kind.size > 2 else _from_half(bits)
+    return bits.view(kind.native).astype(np.float32) if kind.size > 2 else _from_float16(bits)
 
 
 def from_singles(singles: Singles, kind: ElementType) -> Bits:
     """Rule 3's last rounding, of finite singles, which are used up."""
     if kind.size > 2:
         return singles.view(kind.bits)
-    return _to_half(singles.view(np.uint32)) if kind.native is not None else _to_upper_half(singles.view(np.uint32))
+    return _to_float16(singles.view(np.uint32)) if kind.native is not None else _to_bfloat16(singles.view(np.uint32))
 
 
 def from_values(values: Values, kind: ElementType) -> Bits:
     """Rule 3, back. `values` is used up: what is not finite in it becomes zero."""
     if not kind.is_float:
-        return nearest_integers(values, kind).astype(kind.native).view(kind.bits)
-    _without_infinities(values)
+        return round_to_integers(values, kind).astype(kind.native).view(kind.bits)
+    _replace_non_finite(values)
     with np.errstate(over="ignore"):
         if kind.size > 2:
             return values.astype(kind.native, copy=False).view(kind.bits)
         return from_singles(values.astype(np.float32), kind)
 
 
-def nearest_integers(values: Values, kind: ElementType) -> Values:
+def round_to_integers(values: Values, kind: ElementType) -> Values:
     """Rule 3 for integers, before they are converted: rounded and saturated. What is not finite becomes zero."""
-    _without_infinities(values)
+    _replace_non_finite(values)
     limits = np.iinfo(kind.native)
     rounded: Values = np.rint(values)
     np.maximum(rounded, float(limits.min), out=rounded)
     return np.minimum(rounded, float(limits.max), out=rounded)
 
 
-def _without_infinities(values: Values) -> None:
+def _replace_non_finite(values: Values) -> None:
     is_finite = np.isfinite(values)
     if not is_finite.all():
         values[~is_finite] = 0.0
 
 
-def _to_upper_half(single: npt.NDArray[np.uint32]) -> Bits:
+def _to_bfloat16(single: npt.NDArray[np.uint32]) -> Bits:
     """bfloat16 from the bits of float32, which are used up."""
     odd = np.right_shift(single, 16)
     odd &= 1
@@ -180,7 +180,7 @@ def _to_upper_half(single: npt.NDArray[np.uint32]) -> Bits:
     return np.right_shift(single, 16, out=single).astype(np.uint16)
 
 
-def _from_half(bits: Bits) -> Singles:
+def _from_float16(bits: Bits) -> Singles:
     """float32 from float16, by vector operations; the product is exact, of denormals too."""
     wide = bits.astype(np.uint32)
     sign = wide & 0x8000
@@ -195,7 +195,7 @@ def _from_half(bits: Bits) -> Singles:
     return singles
 
 
-def _to_half(single: npt.NDArray[np.uint32]) -> Bits:
+def _to_float16(single: npt.NDArray[np.uint32]) -> Bits:
     """float16 from the bits of float32, which are used up. Vector operations: numpy's own conversion is scalar."""
     sign = np.right_shift(single, 16)
     sign &= 0x8000

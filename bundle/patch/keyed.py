@@ -27,20 +27,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.errors import PatchCorruptRefused
-from bundle.patch.coders import read_some
-from bundle.patch.elements import ElementType, Signed, exponent_bytes, exponents
+from bundle.patch.coders import fill_start
+from bundle.patch.elements import ElementType, Signed, exponent_bytes, exponent_fields
 from bundle.patch.numbers import Cursor
 from bundle.patch.prediction import Prediction, apply_periodic
 from bundle.patch.sections import read_section
 
-KEYS: Final = 64
-NEARNESS_BITS: Final = 2
-MAX_SUB_BLOCK: Final = 1 << 30
+KEY_COUNT: Final = 64
+ROUNDING_CLASS_BITS: Final = 2
+MAX_SUB_BLOCK_ELEMENTS: Final = 1 << 30
 MAX_OFFSET: Final = 1 << 14
 MAX_TABLE_BITS: Final = 8  # of an exponent that a table of bytes is looked up by
 
 Keys = npt.NDArray[np.uint8]
-Places = npt.NDArray[np.intp]
+Positions = npt.NDArray[np.intp]
 Item = TypeVar("Item", bound=np.generic)
 
 
@@ -101,8 +101,8 @@ class KeyedResiduals:
         has_pattern: bool,
         has_units: bool,
     ) -> None:
-        offset, sub_block = cursor.signed_varint(), cursor.varint()
-        if not 1 <= sub_block <= MAX_SUB_BLOCK or abs(offset) > MAX_OFFSET:
+        offset, sub_block = cursor.read_signed_varint(), cursor.read_varint()
+        if not 1 <= sub_block <= MAX_SUB_BLOCK_ELEMENTS or abs(offset) > MAX_OFFSET:
             raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of {sub_block}")
         blocks = -(-count // sub_block)
         classes = _read_bytes(cursor, blocks, "classes")
@@ -110,30 +110,30 @@ class KeyedResiduals:
         pattern = _read_pattern(cursor, count) if has_pattern else None
         self._keying = Keying(classes, sub_block, offset, pattern, has_exponent, units)
         self._kind, self._count = kind, count
-        total = active_count(self._keying, count)
+        total = count_active(self._keying, count)
         self._packed = np.empty(total, kind.signed)
         done = parts = 0
         while done < total:
-            done += read_some(cursor, self._packed[done:])
+            done += fill_start(cursor, self._packed[done:])
             parts += 1
         self._keys = np.empty(count, np.uint8) if parts > 1 else None
-        self._zeros = np.empty(count, kind.signed) if has_units else None
+        self._unit_zeros = np.empty(count, kind.signed) if has_units else None
 
-    def learn(self, prediction: Prediction | None, start: int, end: int) -> None:
+    def record_keys(self, prediction: Prediction | None, start: int, end: int) -> None:
         """Take note of the keys and units of elements `start` to `end`, whose prediction this is."""
-        if self._zeros is not None and prediction is not None:
-            self._zeros[start:end] = unit_zeros(prediction, self._kind, self._keying, start, end)
+        if self._unit_zeros is not None and prediction is not None:
+            self._unit_zeros[start:end] = unit_zeros(prediction, self._kind, self._keying, start, end)
         if self._keys is not None:
             self._keys[start:end] = element_keys(prediction, self._kind, self._keying, start, end)
 
-    def in_order(self) -> Signed:
+    def in_element_order(self) -> Signed:
         """The residual of each element, for the caller to change; the keys of all have been learnt."""
-        residual = self._sorted_back()
-        if self._zeros is not None:
-            np.left_shift(residual, self._zeros, out=residual)
+        residual = self._unsort()
+        if self._unit_zeros is not None:
+            np.left_shift(residual, self._unit_zeros, out=residual)
         return residual
 
-    def _sorted_back(self) -> Signed:
+    def _unsort(self) -> Signed:
         if len(self._packed) == self._count and self._keys is None:
             return self._packed
         places = active_elements(self._keying, self._count)
@@ -150,18 +150,18 @@ class KeyedResiduals:
         return residual
 
 
-def active_count(keying: Keying, count: int) -> int:
+def count_active(keying: Keying, count: int) -> int:
     """How many elements are not left out (rule 1)."""
     classes = keying.classes
     missing = len(classes) * keying.sub_block - count if classes[-1] else 0
     return int(np.count_nonzero(classes)) * keying.sub_block - missing
 
 
-def active_elements(keying: Keying, count: int) -> Places | None:
+def active_elements(keying: Keying, count: int) -> Positions | None:
     """Those that are not left out; None: all."""
     if keying.classes.all():
         return None
-    return _by_element(keying.classes != 0, keying, 0, count).nonzero()[0]
+    return _expand_to_elements(keying.classes != 0, keying, 0, count).nonzero()[0]
 
 
 def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keying, start: int, end: int) -> Keys:
@@ -171,19 +171,19 @@ def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keyin
         prediction: of these elements.
     """
     classes = keying.classes[start // keying.sub_block : -(-end // keying.sub_block)]
-    nearness = prediction.nearness if prediction is not None else None
+    nearness = prediction.rounding_class if prediction is not None else None
     bits = prediction.bits if prediction is not None and keying.has_exponent else None
     first = int(classes[0])
     if keying.pattern is None and (classes == first).all() and kind.exponent_mask < 1 << MAX_TABLE_BITS:
         # One class: the key depends on the exponent alone.
-        table = _table(kind, first - keying.offset, NEARNESS_BITS if nearness is not None else 0)
+        table = _key_table(kind, first - keying.offset, ROUNDING_CLASS_BITS if nearness is not None else 0)
         if bits is None:
             keys: Keys = np.full(end - start, table[0], np.uint8)
         else:
             keys = np.frombuffer(exponent_bytes(bits, kind).translate(table), np.uint8)
         return keys if nearness is None else keys | nearness
     if bits is not None:
-        sums = exponents(bits, kind)
+        sums = exponent_fields(bits, kind)
         np.multiply(sums, -2, out=sums)
     else:
         sums = np.zeros(end - start, np.int16)
@@ -194,10 +194,10 @@ def element_keys(prediction: Prediction | None, kind: ElementType, keying: Keyin
         steps = pattern.steps + (terms[0] if is_one else np.int16(0))
         apply_periodic(np.add, sums, steps, pattern.inner, pattern.phase + start)
     if pattern is None or not is_one:
-        sums += _by_element(terms, keying, start, end)
-    keys = _clipped(sums)
+        sums += _expand_to_elements(terms, keying, start, end)
+    keys = _clip_keys(sums)
     if nearness is not None:
-        np.left_shift(keys, NEARNESS_BITS, out=keys)
+        np.left_shift(keys, ROUNDING_CLASS_BITS, out=keys)
         keys |= nearness
     return keys
 
@@ -208,15 +208,17 @@ def unit_zeros(
     """Rule 3: how many zeros each of the residuals of elements `start` to `end` ends in at least."""
     assert keying.units is not None
     units = keying.units[start // keying.sub_block : -(-end // keying.sub_block)].astype(np.int16)
-    zeros: npt.NDArray[np.int16] = _by_element(units, keying, start, end) - exponents(prediction.bits, kind)
+    zeros: npt.NDArray[np.int16] = _expand_to_elements(units, keying, start, end) - exponent_fields(
+        prediction.bits, kind
+    )
     return np.clip(zeros, 0, kind.mantissa_bits - 1, out=zeros)
 
 
 @lru_cache(64)
-def _table(kind: ElementType, term: int, shift: int) -> bytes:
+def _key_table(kind: ElementType, term: int, shift: int) -> bytes:
     """The key for each byte of `exponent_bytes`; the first one is that of integers."""
     fields = np.arange(1 << MAX_TABLE_BITS, dtype=np.int16) & kind.exponent_mask
-    keys = _clipped(np.int16(term) - 2 * np.maximum(fields, 1 if kind.is_float else 0))
+    keys = _clip_keys(np.int16(term) - 2 * np.maximum(fields, 1 if kind.is_float else 0))
     return (keys << shift).tobytes()
 
 
@@ -228,14 +230,14 @@ def _read_bytes(cursor: Cursor, count: int, what: str) -> npt.NDArray[np.uint8]:
 
 
 def _read_pattern(cursor: Cursor, count: int) -> Pattern:
-    inner, phase = cursor.varint(), cursor.varint()
+    inner, phase = cursor.read_varint(), cursor.read_varint()
     steps = np.frombuffer(read_section(cursor, count, "pattern"), np.int8)
     if not len(steps) or not inner:
         raise PatchCorruptRefused(f"{cursor.where}: pattern of {len(steps)} steps over {inner} elements")
     return Pattern(steps, inner, phase)
 
 
-def _by_element(values: npt.NDArray[Item], keying: Keying, start: int, end: int) -> npt.NDArray[Item]:
+def _expand_to_elements(values: npt.NDArray[Item], keying: Keying, start: int, end: int) -> npt.NDArray[Item]:
     """Values of the sub-blocks from that of `start` on, for each element."""
     skip = start % keying.sub_block
     if len(values) == 1:
@@ -243,7 +245,7 @@ def _by_element(values: npt.NDArray[Item], keying: Keying, start: int, end: int)
     return values.repeat(keying.sub_block)[skip : skip + end - start]
 
 
-def _clipped(keys: npt.NDArray[np.int16]) -> Keys:
+def _clip_keys(keys: npt.NDArray[np.int16]) -> Keys:
     np.maximum(keys, 0, out=keys)
-    np.minimum(keys, KEYS - 1, out=keys)
+    np.minimum(keys, KEY_COUNT - 1, out=keys)
     return keys.astype(np.uint8)

@@ -37,14 +37,14 @@ class PatchLimits:
     target_bytes: int = 1 << 50
 
 
-DEFAULT: Final = PatchLimits()
+DEFAULT_LIMITS: Final = PatchLimits()
 
 MAX_HEADER_BYTES: Final = 1 << 20  # 1,024 files in two tables at 250 bytes of JSON an entry are half of this
 IO_CHUNK_BYTES: Final = 1 << 17  # small enough to stay in the second-level cache between reading, hashing and writing
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
+class DeclaredLimits:
     """The limits that a patch's header announces; the fields are those of `PatchLimits`, zero where unused."""
 
     payload_bytes: int
@@ -54,7 +54,7 @@ class Announced:
     block_elements: int
     window_log: int
 
-    def memory_bound(self) -> int:
+    def memory_bound_bytes(self) -> int:
         """Bytes that applying takes at most above an idle decoder; what the manifest states as `peak_memory`.
 
         A TYPED frame holds, an element: base, prediction, residual and sorted residual (8 bytes each at most), the

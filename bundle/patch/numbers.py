@@ -10,10 +10,10 @@ from typing import Final
 
 from bundle.errors import PatchCorruptRefused
 
-MAX_BYTES: Final = 9
+MAX_VARINT_BYTES: Final = 9
 
 
-def varint(number: int) -> bytes:
+def encode_varint(number: int) -> bytes:
     """Rule 1. `number`: 0 to 2^63 - 1."""
     if not 0 <= number < 1 << 63:
         raise ValueError(f"{number} does not fit 63 bits")
@@ -25,9 +25,9 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def signed_varint(number: int) -> bytes:
+def encode_signed_varint(number: int) -> bytes:
     """Rule 2."""
-    return varint(number << 1 if number >= 0 else (-number << 1) - 1)
+    return encode_varint(number << 1 if number >= 0 else (-number << 1) - 1)
 
 
 class Cursor:
@@ -45,21 +45,21 @@ class Cursor:
         self.position = 0
         self.where = where
 
-    def byte(self) -> int:
+    def read_byte(self) -> int:
         """One byte, 0 to 255."""
         if self.position >= len(self.data):
             raise PatchCorruptRefused(f"{self.where}: payload ends at byte {self.position}, expected one more")
         self.position += 1
         return self.data[self.position - 1]
 
-    def varint(self) -> int:
+    def read_varint(self) -> int:
         """Rule 1. Raises PatchCorruptRefused."""
         if self.position < len(self.data) and self.data[self.position] < 0x80:
             self.position += 1
             return self.data[self.position - 1]
         number = shift = 0
-        for _ in range(MAX_BYTES):
-            byte = self.byte()
+        for _ in range(MAX_VARINT_BYTES):
+            byte = self.read_byte()
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if byte == 0 and shift:
@@ -68,9 +68,9 @@ class Cursor:
             shift += 7
         raise PatchCorruptRefused(f"{self.where}: number of more than 63 bits at byte {self.position}")
 
-    def signed_varint(self) -> int:
+    def read_signed_varint(self) -> int:
         """Rule 2."""
-        number = self.varint()
+        number = self.read_varint()
         return -(number + 1 >> 1) if number & 1 else number >> 1
 
     def take(self, length: int) -> memoryview:
@@ -82,15 +82,15 @@ class Cursor:
         self.position += length
         return self.data[self.position - length : self.position]
 
-    def rest(self) -> memoryview:
+    def take_rest(self) -> memoryview:
         """All that is left, not copied."""
         return self.take(len(self.data) - self.position)
 
-    def left(self) -> int:
+    def remaining_bytes(self) -> int:
         """Bytes not read yet."""
         return len(self.data) - self.position
 
-    def end(self) -> None:
+    def check_end(self) -> None:
         """Refuse trailing bytes."""
-        if self.left():
-            raise PatchCorruptRefused(f"{self.where}: {self.left()} bytes after the end of the payload")
+        if self.remaining_bytes():
+            raise PatchCorruptRefused(f"{self.where}: {self.remaining_bytes()} bytes after the end of the payload")

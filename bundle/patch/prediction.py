@@ -27,7 +27,7 @@ from bundle.patch.elements import (
     Values,
     from_singles,
     from_values,
-    nearest_integers,
+    round_to_integers,
     to_singles,
     to_values,
 )
@@ -35,8 +35,8 @@ from bundle.patch.parameters import Parameters
 
 Item = TypeVar("Item", bound=np.generic)
 
-MIN_ROW: Final = 256
-CHUNK: Final = 1 << 15
+MIN_ROW_ELEMENTS: Final = 256
+CHUNK_ELEMENTS: Final = 1 << 15
 SINGLE_BYTES: Final = 4
 
 
@@ -49,18 +49,18 @@ class Prediction:
         is_above: was the prediction rounded up, by element, or None.
     """
 
-    __slots__ = ("bits", "is_above", "nearness")
+    __slots__ = ("bits", "rounded_up", "rounding_class")
 
     def __init__(
-        self, bits: Bits, nearness: npt.NDArray[np.uint8] | None, is_above: npt.NDArray[np.bool_] | None
+        self, bits: Bits, rounding_class: npt.NDArray[np.uint8] | None, rounded_up: npt.NDArray[np.bool_] | None
     ) -> None:
         self.bits = bits
-        self.nearness = nearness
-        self.is_above = is_above
+        self.rounding_class = rounding_class
+        self.rounded_up = rounded_up
 
 
 @dataclass(frozen=True, slots=True)
-class Compute:
+class Computation:
     """How a base's values become predictions.
 
     Attributes:
@@ -72,17 +72,17 @@ class Compute:
     is_single: bool
 
 
-def affine(factor: float, offset: float) -> Compute:
+def affine_computation(factor: float, offset: float) -> Computation:
     """base * factor + offset; one multiplication, one addition."""
 
     def run(values: Values, _: int) -> None:
         values *= values.dtype.type(factor)
         values += values.dtype.type(offset)
 
-    return Compute(run, is_single=False)
+    return Computation(run, is_single=False)
 
 
-def with_parameters(parameters: Parameters, has_product: bool) -> Compute:
+def parameter_computation(parameters: Parameters, has_product: bool) -> Computation:
     """base * gain + low-rank product, for the elements of the tensor that the parameters are for."""
     gain = parameters.gain
     factors = (
@@ -95,10 +95,10 @@ def with_parameters(parameters: Parameters, has_product: bool) -> Compute:
         if has_product:
             values += parameters.product(start, len(values)).astype(values.dtype, copy=False)
 
-    return Compute(run, is_single=not has_product or (gain is None and parameters.is_product_single))
+    return Computation(run, is_single=not has_product or (gain is None and parameters.is_product_single))
 
 
-def chunks(first: int, count: int, columns: int) -> list[tuple[int, int]]:
+def chunk_bounds(first: int, count: int, columns: int) -> list[tuple[int, int]]:
     """Rule 3: how a block is cut, from 0 to `count`.
 
     Args:
@@ -106,32 +106,34 @@ def chunks(first: int, count: int, columns: int) -> list[tuple[int, int]]:
         columns: of a low-rank product; 0 where there is none. Cuts are between rows then, or they would be multiplied
             twice.
     """
-    step = max(1, CHUNK // columns) * columns if columns else CHUNK
+    step = max(1, CHUNK_ELEMENTS // columns) * columns if columns else CHUNK_ELEMENTS
     begin = step - first % columns if columns and first % columns else 0
     return list(pairwise(sorted({0, *range(begin, count, step), count})))
 
 
-def computed(bits: Bits, kind: ElementType, compute: Compute, start: int, *, is_near: bool) -> Prediction:
+def compute_chunk(
+    bits: Bits, kind: ElementType, compute: Computation, start: int, *, has_rounding_class: bool
+) -> Prediction:
     """The prediction for one chunk.
 
     Args:
         bits: the base's elements.
         start: index of the first, for `compute`.
     """
-    if compute.is_single and not is_near and kind.is_float and kind.size <= SINGLE_BYTES:
+    if compute.is_single and not has_rounding_class and kind.is_float and kind.size <= SINGLE_BYTES:
         singles = to_singles(bits, kind)
         compute.run(singles, start)
         if np.isfinite(singles).all():
             return Prediction(from_singles(singles, kind), None, None)
     values = to_values(bits, kind)
     compute.run(values, start)
-    if not is_near:
+    if not has_rounding_class:
         return Prediction(from_values(values, kind), None, None)
     if kind.is_float:
         rounded = from_values(values, kind)
-        return Prediction(rounded, *_nearness_of_floats(values, rounded, kind))
+        return Prediction(rounded, *_float_rounding_classes(values, rounded, kind))
     # Both are floats still: an integer type's own values would have to be converted once more.
-    nearest = nearest_integers(values, kind)
+    nearest = round_to_integers(values, kind)
     np.subtract(values, nearest, out=values)
     is_above = values < 0
     np.abs(values, out=values)
@@ -140,28 +142,28 @@ def computed(bits: Bits, kind: ElementType, compute: Compute, start: int, *, is_
     return Prediction(nearest.astype(kind.native).view(kind.bits), values.astype(np.uint8), is_above)
 
 
-def parameter_prediction(
-    bits: Bits, kind: ElementType, parameters: Parameters, first: int, *, is_near: bool
+def predict_with_parameters(
+    bits: Bits, kind: ElementType, parameters: Parameters, first: int, *, has_rounding_class: bool
 ) -> Prediction:
     """The prediction for a whole block: base * gain + product, for the elements of a tensor from `first` on."""
     count = len(bits)
-    columns = parameters.columns(first, count, "parameters")
-    compute = with_parameters(parameters, bool(columns))
+    columns = parameters.product_columns(first, count, "parameters")
+    compute = parameter_computation(parameters, bool(columns))
     out = np.empty_like(bits)
-    nearness = np.empty(count, np.uint8) if is_near else None
-    is_above = np.empty(count, np.bool_) if is_near else None
+    nearness = np.empty(count, np.uint8) if has_rounding_class else None
+    is_above = np.empty(count, np.bool_) if has_rounding_class else None
     with np.errstate(all="ignore"):
-        for start, end in chunks(first, count, columns):
-            part = computed(bits[start:end], kind, compute, first + start, is_near=is_near)
+        for start, end in chunk_bounds(first, count, columns):
+            part = compute_chunk(bits[start:end], kind, compute, first + start, has_rounding_class=has_rounding_class)
             out[start:end] = part.bits
-            if nearness is not None and part.nearness is not None:
-                nearness[start:end] = part.nearness
-            if is_above is not None and part.is_above is not None:
-                is_above[start:end] = part.is_above
+            if nearness is not None and part.rounding_class is not None:
+                nearness[start:end] = part.rounding_class
+            if is_above is not None and part.rounded_up is not None:
+                is_above[start:end] = part.rounded_up
     return Prediction(out, nearness, is_above)
 
 
-def _nearness_of_floats(
+def _float_rounding_classes(
     values: Values, bits: Bits, kind: ElementType
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Rule 2."""
@@ -183,7 +185,7 @@ def apply_periodic(
     first %= period
     if len(values) == 1:
         operation(out, values[0], out=out)
-    elif inner >= MIN_ROW:
+    elif inner >= MIN_ROW_ELEMENTS:
         begin = first // inner
         head = min(count, (begin + 1) * inner - first)
         rows = (count - head) // inner
@@ -200,7 +202,7 @@ def apply_periodic(
         operation(out, factors[first - begin * inner :][:count], out=out)
     else:
         # The period several times in a row: runs long enough for vector units.
-        line = np.tile(values.repeat(inner), 1 + MIN_ROW // period)
+        line = np.tile(values.repeat(inner), 1 + MIN_ROW_ELEMENTS // period)
         head = min(count, len(line) - first)
         rows, rest = divmod(count - head, len(line))
         middle, end = out[head : head + rows * len(line)].reshape(rows, len(line)), count - rest
@@ -209,8 +211,8 @@ def apply_periodic(
         operation(out[end:], line[:rest], out=out[end:])
 
 
-def turn_signs(residual: Signed, is_turned: npt.NDArray[np.bool_]) -> None:
+def flip_signs(residual: Signed, is_flipped: npt.NDArray[np.bool_]) -> None:
     """Negate in place where asked: two's complement by hand, since numpy's masked negation is ten times as slow."""
-    masks = np.negative(is_turned.view(np.int8)).astype(residual.dtype, copy=False)
+    masks = np.negative(is_flipped.view(np.int8)).astype(residual.dtype, copy=False)
     residual ^= masks
     residual -= masks

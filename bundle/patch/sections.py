@@ -16,7 +16,7 @@ from typing import Final
 import zstandard
 
 from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused
-from bundle.patch.numbers import Cursor, varint
+from bundle.patch.numbers import Cursor, encode_varint
 
 STORED: Final = 0
 ZSTD: Final = 1
@@ -41,13 +41,13 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
     Raises:
         PatchLimitRefused, PatchCorruptRefused.
     """
-    coder = cursor.byte()
-    plain = cursor.varint()
+    coder = cursor.read_byte()
+    plain = cursor.read_varint()
     if plain > limit:
         raise PatchLimitRefused(f"{cursor.where}: {what} is {plain} bytes unpacked, at most {limit} are allowed")
     if coder == STORED:
         return cursor.take(plain)
-    stored = cursor.take(cursor.varint())
+    stored = cursor.take(cursor.read_varint())
     if coder == ZSTD:
         return unpack_zstd(stored, plain, f"{cursor.where}: {what}")
     if coder == BZIP2:
@@ -59,39 +59,41 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
     raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
 
 
-def write_section(data: bytes, level: int = 19, *, with_bzip2: bool = False, with_lzma: bool = False) -> bytes:
+def write_section(data: bytes, level: int = 19, *, can_use_bzip2: bool = False, can_use_lzma: bool = False) -> bytes:
     """The smallest section that holds `data`."""
-    choices = [bytes([STORED]) + varint(len(data)) + data]
+    choices = [bytes([STORED]) + encode_varint(len(data)) + data]
     if data:
         packed = {ZSTD: pack_zstd(data, level)}
-        if with_bzip2:
+        if can_use_bzip2:
             packed[BZIP2] = bz2.compress(data)
-        if with_lzma and len(data) <= MAX_LZMA_BYTES:
+        if can_use_lzma and len(data) <= MAX_LZMA_BYTES:
             packed[LZMA] = pack_lzma(data, lzma_window_log(len(data)))
-        choices += [bytes([k]) + varint(len(data)) + varint(len(part)) + part for k, part in packed.items()]
+        choices += [
+            bytes([k]) + encode_varint(len(data)) + encode_varint(len(part)) + part for k, part in packed.items()
+        ]
     return min(choices, key=len)
 
 
-def unpack_zstd(stored: bytes | memoryview, plain: int, where: str, dictionary: bytes = b"") -> bytes:
+def unpack_zstd(stored: bytes | memoryview, expected_bytes: int, where: str, dictionary: bytes = b"") -> bytes:
     """Exactly `plain` bytes from one zstd frame, with raw content `dictionary` if there is one.
 
     Raises:
         PatchCorruptRefused: another length, a damaged frame, bytes after it.
     """
-    if plain == 0:
+    if expected_bytes == 0:
         if len(stored):
             raise PatchCorruptRefused(f"{where}: {len(stored)} bytes stored for an empty section")
         return b""
     try:
         stated = zstandard.get_frame_parameters(stored).content_size
         # A frame that states its size makes the library allocate that, whatever max_output_size says.
-        if stated not in (zstandard.CONTENTSIZE_UNKNOWN, plain):
-            raise PatchCorruptRefused(f"{where}: zstd frame states {stated} bytes, expected {plain}")
-        data = _decompressor(dictionary).decompress(stored, max_output_size=plain, allow_extra_data=False)
+        if stated not in (zstandard.CONTENTSIZE_UNKNOWN, expected_bytes):
+            raise PatchCorruptRefused(f"{where}: zstd frame states {stated} bytes, expected {expected_bytes}")
+        data = _decompressor(dictionary).decompress(stored, max_output_size=expected_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PatchCorruptRefused(f"{where}: {error}") from error
-    if len(data) != plain:
-        raise PatchCorruptRefused(f"{where}: unpacked to {len(data)} bytes, expected {plain}")
+    if len(data) != expected_bytes:
+        raise PatchCorruptRefused(f"{where}: unpacked to {len(data)} bytes, expected {expected_bytes}")
     return data
 
 
@@ -111,47 +113,47 @@ def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
 
 
-def unpack_bzip2(stored: bytes | memoryview, plain: int, where: str) -> bytes:
+def unpack_bzip2(stored: bytes | memoryview, expected_bytes: int, where: str) -> bytes:
     """Exactly `plain` bytes from one bzip2 stream. Raises PatchCorruptRefused."""
     decoder = bz2.BZ2Decompressor()
     out = bytearray()
     feed = bytes(stored)
     try:
-        while not decoder.eof and len(out) <= plain:
+        while not decoder.eof and len(out) <= expected_bytes:
             # One byte more than expected tells a stream that is too long from one that fits.
-            piece = decoder.decompress(feed, max_length=plain + 1 - len(out))
+            piece = decoder.decompress(feed, max_length=expected_bytes + 1 - len(out))
             feed = b""
             out += piece
             if not piece and decoder.needs_input:
                 break
     except (OSError, ValueError) as error:
         raise PatchCorruptRefused(f"{where}: {error}") from error
-    if len(out) != plain or not decoder.eof or decoder.unused_data:
-        raise PatchCorruptRefused(f"{where}: bzip2 stream is damaged or not {plain} bytes long")
+    if len(out) != expected_bytes or not decoder.eof or decoder.unused_data:
+        raise PatchCorruptRefused(f"{where}: bzip2 stream is damaged or not {expected_bytes} bytes long")
     return bytes(out)
 
 
-def unpack_lzma(stored: bytes | memoryview, plain: int, where: str) -> bytes:
+def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> bytes:
     """Exactly `plain` bytes from one raw LZMA2 stream. Raises PatchCorruptRefused, PatchFeatureRefused."""
     try:
         import lzma
     except ImportError as error:
         raise PatchFeatureRefused("patch needs the decoder feature 'lzma', which this Python lacks") from error
-    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(lzma_window_log(plain)))
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(lzma_window_log(expected_bytes)))
     out = bytearray()
     feed = bytes(stored)
     try:
-        while not decoder.eof and len(out) <= plain:
+        while not decoder.eof and len(out) <= expected_bytes:
             # One byte more than expected tells a stream that is too long from one that fits.
-            piece = decoder.decompress(feed, max_length=plain + 1 - len(out))
+            piece = decoder.decompress(feed, max_length=expected_bytes + 1 - len(out))
             feed = b""
             out += piece
             if not piece and decoder.needs_input:
                 break
     except lzma.LZMAError as error:
         raise PatchCorruptRefused(f"{where}: {error}") from error
-    if len(out) != plain or not decoder.eof or decoder.unused_data:
-        raise PatchCorruptRefused(f"{where}: LZMA stream is damaged or not {plain} bytes long")
+    if len(out) != expected_bytes or not decoder.eof or decoder.unused_data:
+        raise PatchCorruptRefused(f"{where}: LZMA stream is damaged or not {expected_bytes} bytes long")
     return bytes(out)
 
 

@@ -14,36 +14,38 @@ from typing import Final
 import numpy as np
 
 _LOCK: Final = threading.Lock()
-_INSIDE: Final[list[int]] = []  # the number of threads to go back to, once for each block that is entered now
+_SAVED_THREAD_COUNTS: Final[
+    list[int]
+] = []  # the number of threads to go back to, once for each block that is entered now
 _PREFIXES: Final = ("scipy_openblas_%s64_", "scipy_openblas_%s", "openblas_%s64_", "openblas_%s")
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def use_single_thread() -> Iterator[None]:
     """One BLAS thread inside the block, where numpy's OpenBLAS is found; else nothing changes."""
-    found = _controls()
+    found = _find_thread_functions()
     if found is None:
         yield
         return
     get, set_ = found
     with _LOCK:
         # The setting is the process's: the first one in changes it, the last one out restores it.
-        if not _INSIDE:
-            _INSIDE.append(get())
+        if not _SAVED_THREAD_COUNTS:
+            _SAVED_THREAD_COUNTS.append(get())
             set_(1)
         else:
-            _INSIDE.append(_INSIDE[0])
+            _SAVED_THREAD_COUNTS.append(_SAVED_THREAD_COUNTS[0])
     try:
         yield
     finally:
         with _LOCK:
-            before = _INSIDE.pop()
-            if not _INSIDE:
+            before = _SAVED_THREAD_COUNTS.pop()
+            if not _SAVED_THREAD_COUNTS:
                 set_(before)
 
 
 @cache
-def _controls() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+def _find_thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     folder = Path(np.__file__).parent.parent / "numpy.libs"
     try:
         libraries = sorted(folder.glob("*openblas*"))

@@ -12,43 +12,43 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
-HELD_BYTES: Final = 64 << 20  # far above what the limits let a patch hold
+RETAINED_BYTES: Final = 64 << 20  # far above what the limits let a patch hold
 DEFAULT_BYTES: Final = 128 << 10  # both thresholds of the GNU C library before anything sets them
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 
 _LOCK: Final = threading.Lock()
-_INSIDE: Final[list[None]] = []
+_ACTIVE_BLOCKS: Final[list[None]] = []
 
 
 @contextmanager
-def steady_heap() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Inside the block memory is reused; where the C library is not GNU's nothing changes."""
-    mallopt = _control()
+    mallopt = _find_mallopt()
     if mallopt is None:
         yield
         return
     with _LOCK:
         # The thresholds are the process's: the first one in raises them, the last one out lowers them.
-        if not _INSIDE:
-            _set(mallopt, HELD_BYTES)
-        _INSIDE.append(None)
+        if not _ACTIVE_BLOCKS:
+            _set_threshold(mallopt, RETAINED_BYTES)
+        _ACTIVE_BLOCKS.append(None)
     try:
         yield
     finally:
         with _LOCK:
-            _INSIDE.pop()
-            if not _INSIDE:
-                _set(mallopt, DEFAULT_BYTES)
+            _ACTIVE_BLOCKS.pop()
+            if not _ACTIVE_BLOCKS:
+                _set_threshold(mallopt, DEFAULT_BYTES)
 
 
-def _set(mallopt: Callable[[int, int], int], size: int) -> None:
+def _set_threshold(mallopt: Callable[[int, int], int], size: int) -> None:
     mallopt(_M_MMAP_THRESHOLD, min(size, 32 << 20))  # the library takes no more on 64-bit systems
     mallopt(_M_TRIM_THRESHOLD, size)
 
 
 @cache
-def _control() -> Callable[[int, int], int] | None:
+def _find_mallopt() -> Callable[[int, int], int] | None:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version.restype = ctypes.c_char_p

@@ -23,42 +23,42 @@ import numpy as np
 import zstandard
 
 from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused, PatchRangeRefused
-from bundle.patch.address_space import BaseLine, TargetLine
+from bundle.patch.address_space import BaseBytes, TargetBytes
 from bundle.patch.container import Frame, Op
-from bundle.patch.limits import IO_CHUNK_BYTES, Announced
-from bundle.patch.numbers import MAX_BYTES, Cursor
+from bundle.patch.limits import IO_CHUNK_BYTES, DeclaredLimits
+from bundle.patch.numbers import MAX_VARINT_BYTES, Cursor
 from bundle.patch.sections import LZMA, ZSTD, lzma_filters
 
-PLAIN: Final = 0
-DELTA: Final = 1
+FORM_PLAIN: Final = 0
+FORM_DELTA: Final = 1
 MIN_WINDOW_LOG: Final = 12
 BYTES_PER_TRIPLE: Final = 8
 FREE_TRIPLES: Final = 1 << 14
 
 
-class _Source:
+class _CompressedSource:
     """The compressed bytes of a stream, pulled from its frames."""
 
     def __init__(self, first: memoryview, frames: Iterator[Frame], where: str) -> None:
-        self._left = first[1:]
+        self._unread = first[1:]
         self._is_last = _is_last(first, where)
         self._frames = frames
         self._where = where
 
     def read(self, size: int = -1, /) -> bytes:
-        while not len(self._left) and not self._is_last:
+        while not len(self._unread) and not self._is_last:
             frame = next(self._frames, None)
             if frame is None or frame.op is not Op.MORE:
                 raise PatchCorruptRefused(f"{self._where}: the stream goes on, but no MORE frame follows")
-            frame.check_plain(b"")
+            frame.check_decoded(b"")
             self._is_last = _is_last(memoryview(frame.payload), frame.where)
-            self._left = memoryview(frame.payload)[1:]
-        piece = self._left[:size]
-        self._left = self._left[len(piece) :]
+            self._unread = memoryview(frame.payload)[1:]
+        piece = self._unread[:size]
+        self._unread = self._unread[len(piece) :]
         return bytes(piece)
 
-    def is_used_up(self) -> bool:
-        return self._is_last and not len(self._left)
+    def is_exhausted(self) -> bool:
+        return self._is_last and not len(self._unread)
 
 
 def _is_last(piece: memoryview, where: str) -> bool:
@@ -74,7 +74,7 @@ class _Reader(Protocol):
 class _LzmaReader:
     """Decompresses as it is read; the dictionary is all that it holds."""
 
-    def __init__(self, source: _Source, window_log: int, where: str) -> None:
+    def __init__(self, source: _CompressedSource, window_log: int, where: str) -> None:
         try:
             import lzma
         except ImportError as error:
@@ -103,28 +103,28 @@ class _Content:
 
     def __init__(self, reader: _Reader, where: str) -> None:
         self._reader, self._where = reader, where
-        self._held = b""
+        self._unread = b""
 
-    def up_to(self, size: int) -> bytes:
+    def read_up_to(self, size: int) -> bytes:
         """At least one byte and at most `size`."""
-        piece = self._held or self._reader.read(min(IO_CHUNK_BYTES, size))
+        piece = self._unread or self._reader.read(min(IO_CHUNK_BYTES, size))
         if not piece:
             raise PatchCorruptRefused(f"{self._where}: stream ends too early")
-        self._held = piece[size:]
+        self._unread = piece[size:]
         return piece[:size]
 
-    def varint(self) -> int:
+    def read_varint(self) -> int:
         number = bytearray()
-        while not number or (number[-1] > 0x7F and len(number) < MAX_BYTES):
-            number += self.up_to(1)
-        return Cursor(bytes(number), self._where).varint()
+        while not number or (number[-1] > 0x7F and len(number) < MAX_VARINT_BYTES):
+            number += self.read_up_to(1)
+        return Cursor(bytes(number), self._where).read_varint()
 
-    def is_used_up(self) -> bool:
-        return not self._held and not self._reader.read(1)
+    def is_exhausted(self) -> bool:
+        return not self._unread and not self._reader.read(1)
 
 
 def decode_stream(
-    frame: Frame, frames: Iterator[Frame], base: BaseLine, target: TargetLine, announced: Announced
+    frame: Frame, frames: Iterator[Frame], base: BaseBytes, target: TargetBytes, declared_limits: DeclaredLimits
 ) -> None:
     """Write a STREAM frame and the MORE frames after it to the target.
 
@@ -133,40 +133,40 @@ def decode_stream(
     """
     cursor = Cursor(frame.payload, frame.where)
     start, length, coder, window_log, form = (
-        cursor.varint(), cursor.varint(), cursor.byte(), cursor.byte(), cursor.byte()
+        cursor.read_varint(), cursor.read_varint(), cursor.read_byte(), cursor.read_byte(), cursor.read_byte()
     )  # fmt: skip
     if start != target.cursor or length == 0 or length > target.size - start:
         raise PatchRangeRefused(
             f"{frame.where}: stream of {length} bytes at {start}, expected one in [{target.cursor}, {target.size})"
         )
-    if not MIN_WINDOW_LOG <= window_log <= announced.window_log:
+    if not MIN_WINDOW_LOG <= window_log <= declared_limits.window_log:
         raise PatchLimitRefused(
-            f"{frame.where}: window of 2^{window_log} bytes, the header announced 2^{announced.window_log}"
+            f"{frame.where}: window of 2^{window_log} bytes, the header announced 2^{declared_limits.window_log}"
         )
-    if coder not in (ZSTD, LZMA) or form not in (PLAIN, DELTA):
+    if coder not in (ZSTD, LZMA) or form not in (FORM_PLAIN, FORM_DELTA):
         raise PatchCorruptRefused(f"{frame.where}: stream with coder {coder} and form {form}")
-    frame.check_plain(b"")
-    position = cursor.varint() if form == DELTA else 0
-    source = _Source(cursor.rest(), frames, frame.where)
+    frame.check_decoded(b"")
+    position = cursor.read_varint() if form == FORM_DELTA else 0
+    source = _CompressedSource(cursor.take_rest(), frames, frame.where)
     try:
-        with _opened(source, coder, window_log, frame.where) as reader:
+        with _open_decoder(source, coder, window_log, frame.where) as reader:
             content = _Content(reader, frame.where)
-            if form == PLAIN:
-                _plain(content, length, target, frame.where)
+            if form == FORM_PLAIN:
+                _copy_content(content, length, target, frame.where)
             else:
-                _delta(content, position, length, base, target, frame.where)
-            if not content.is_used_up() or not source.is_used_up():
+                _apply_delta(content, position, length, base, target, frame.where)
+            if not content.is_exhausted() or not source.is_exhausted():
                 raise PatchCorruptRefused(f"{frame.where}: stream goes on after its {length} bytes")
     except zstandard.ZstdError as error:
         raise PatchCorruptRefused(f"{frame.where}: {error}") from error
 
 
-def most_triples(length: int) -> int:
+def max_triples(length: int) -> int:
     """Rule 4."""
     return length // BYTES_PER_TRIPLE + FREE_TRIPLES
 
 
-def _opened(source: _Source, coder: int, window_log: int, where: str) -> AbstractContextManager[Any]:
+def _open_decoder(source: _CompressedSource, coder: int, window_log: int, where: str) -> AbstractContextManager[Any]:
     if coder == LZMA:
         return nullcontext(_LzmaReader(source, window_log, where))
     # The stub wants all of IO; the library calls `read` only.
@@ -175,29 +175,33 @@ def _opened(source: _Source, coder: int, window_log: int, where: str) -> Abstrac
     )
 
 
-def _plain(content: _Content, length: int, target: TargetLine, where: str) -> None:
+def _copy_content(content: _Content, length: int, target: TargetBytes, where: str) -> None:
     while length:
-        piece = content.up_to(length)
-        target.write_here(piece, where)
+        piece = content.read_up_to(length)
+        target.write_at_cursor(piece, where)
         length -= len(piece)
 
 
-def _delta(content: _Content, position: int, length: int, base: BaseLine, target: TargetLine, where: str) -> None:
-    left = most_triples(length)
+def _apply_delta(
+    content: _Content, position: int, length: int, base: BaseBytes, target: TargetBytes, where: str
+) -> None:
+    left = max_triples(length)
     while length:
         if not left:
             raise PatchLimitRefused(f"{where}: more triples than one for each {BYTES_PER_TRIPLE} bytes")
         left -= 1
-        add, extra, seek = content.varint(), content.varint(), content.varint()
+        add, extra, seek = content.read_varint(), content.read_varint(), content.read_varint()
         if add + extra == 0 or add + extra > length:
             raise PatchCorruptRefused(f"{where}: triple makes {add + extra} bytes, {length} are left")
         length -= add + extra
-        base.check(position, add, where)
+        base.check_range(position, add, where)
         end = position + add
         while position < end:
-            difference = content.up_to(end - position)
+            difference = content.read_up_to(end - position)
             bytes_ = base.read(position, len(difference))
-            target.write_here(np.add(np.frombuffer(bytes_, np.uint8), np.frombuffer(difference, np.uint8)).data, where)
+            target.write_at_cursor(
+                np.add(np.frombuffer(bytes_, np.uint8), np.frombuffer(difference, np.uint8)).data, where
+            )
             position += len(difference)
-        _plain(content, extra, target, where)
+        _copy_content(content, extra, target, where)
         position += -(seek + 1 >> 1) if seek & 1 else seek >> 1

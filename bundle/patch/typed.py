@@ -26,22 +26,30 @@ from typing import Final
 import numpy as np
 
 from bundle.errors import PatchCorruptRefused, PatchLimitRefused
-from bundle.patch.address_space import BaseLine, Range
+from bundle.patch.address_space import BaseBytes, Range
 from bundle.patch.coders import read_part, read_planes, unzigzag
 from bundle.patch.container import Frame
 from bundle.patch.elements import (
-    TYPES,
+    ELEMENT_TYPES,
     Bits,
     ElementType,
     Signed,
-    ordered,
-    unordered,
+    from_ordered,
+    to_ordered,
 )
 from bundle.patch.keyed import KeyedResiduals
-from bundle.patch.limits import Announced
+from bundle.patch.limits import DeclaredLimits
 from bundle.patch.numbers import Cursor
 from bundle.patch.parameters import Parameters
-from bundle.patch.prediction import Compute, Prediction, affine, chunks, computed, turn_signs, with_parameters
+from bundle.patch.prediction import (
+    Computation,
+    Prediction,
+    affine_computation,
+    chunk_bounds,
+    compute_chunk,
+    flip_signs,
+    parameter_computation,
+)
 from bundle.patch.ranges import read_count
 from bundle.patch.sections import read_section
 
@@ -76,7 +84,7 @@ class Flag(IntFlag):
 
 
 def decode_typed(
-    frame: Frame, base: BaseLine, parameters: Parameters, announced: Announced, items: int
+    frame: Frame, base: BaseBytes, parameters: Parameters, declared_limits: DeclaredLimits, max_items: int
 ) -> tuple[list[Range], memoryview]:
     """Target ranges and their bytes, joined.
 
@@ -84,44 +92,49 @@ def decode_typed(
         PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused, PatchFeatureRefused.
     """
     cursor = Cursor(frame.payload, frame.where)
-    codes = [cursor.byte() for _ in range(4)]
-    if codes[0] >= len(TYPES) or codes[1] > max(Predictor) or codes[2] > max(Coder) or codes[3] >= 2 * Flag.UNIT:
+    codes = [cursor.read_byte() for _ in range(4)]
+    if (
+        codes[0] >= len(ELEMENT_TYPES)
+        or codes[1] > max(Predictor)
+        or codes[2] > max(Coder)
+        or codes[3] >= 2 * Flag.UNIT
+    ):
         raise PatchCorruptRefused(f"{frame.where}: unknown type, predictor, coder or flags {codes}")
-    kind, predictor, coder, flags = TYPES[codes[0]], Predictor(codes[1]), Coder(codes[2]), Flag(codes[3])
-    if announced.block_elements * kind.size < frame.plain_bytes or frame.plain_bytes % kind.size:
+    kind, predictor, coder, flags = ELEMENT_TYPES[codes[0]], Predictor(codes[1]), Coder(codes[2]), Flag(codes[3])
+    if declared_limits.block_elements * kind.size < frame.decoded_bytes or frame.decoded_bytes % kind.size:
         raise PatchLimitRefused(
-            f"{frame.where}: {frame.plain_bytes} bytes of {kind.name}, announced {announced.block_elements} elements"
+            f"{frame.where}: {frame.decoded_bytes} bytes of {kind.name}, announced {declared_limits.block_elements} elements"
         )
-    count = frame.plain_bytes // kind.size
-    table = Cursor(read_section(cursor, announced.payload_bytes, "segments"), frame.where)
-    targets, sources = _read_segments(table, kind, predictor, count, items)
-    table.end()
+    count = frame.decoded_bytes // kind.size
+    table = Cursor(read_section(cursor, declared_limits.payload_bytes, "segments"), frame.where)
+    targets, sources = _read_segments(table, kind, predictor, count, max_items)
+    table.check_end()
     if predictor is Predictor.NONE:
-        _check_plain_flags(flags, cursor.where)
+        _check_flags_without_base(flags, cursor.where)
         old = None
     else:
-        old = _read_old(cursor, kind, predictor, flags, sources, count, base, parameters)
-    bits = _decode(cursor, coder, flags, kind, old, count)
-    cursor.end()
+        old = _read_base_block(cursor, kind, predictor, flags, sources, count, base, parameters)
+    bits = _decode_block(cursor, coder, flags, kind, old, count)
+    cursor.check_end()
     return targets, bits.data.cast("B")
 
 
 def _read_segments(
-    cursor: Cursor, kind: ElementType, predictor: Predictor, count: int, items: int
+    cursor: Cursor, kind: ElementType, predictor: Predictor, count: int, max_items: int
 ) -> tuple[list[Range], list[Range]]:
     targets: list[Range] = []
     sources: list[Range] = []
     end = base_end = total = 0
-    for _ in range(read_count(cursor, items)):
-        start = end + cursor.varint()
-        length = cursor.varint()
+    for _ in range(read_count(cursor, max_items)):
+        start = end + cursor.read_varint()
+        length = cursor.read_varint()
         if length == 0 or length > count - total:
             raise PatchCorruptRefused(f"{cursor.where}: segment of {length} elements, {count - total} are left")
         total += length
         end = start + length * kind.size
         targets.append((start, length * kind.size))
         if predictor is not Predictor.NONE:
-            begin = base_end + cursor.signed_varint()
+            begin = base_end + cursor.read_signed_varint()
             base_end = begin + length * kind.size
             sources.append((begin, length * kind.size))
     if total != count or count == 0:
@@ -130,7 +143,7 @@ def _read_segments(
 
 
 @dataclass(frozen=True, slots=True)
-class _Old:
+class _BaseBlock:
     """What a block is predicted from.
 
     Attributes:
@@ -141,43 +154,43 @@ class _Old:
     """
 
     bits: Bits
-    compute: Compute | None
+    compute: Computation | None
     first: int
     columns: int
 
-    def predict(self, kind: ElementType, start: int, end: int, *, is_near: bool) -> Prediction:
+    def predict(self, kind: ElementType, start: int, end: int, *, has_rounding_class: bool) -> Prediction:
         bits = self.bits[start:end]
         if self.compute is None:
             return Prediction(bits, None, None)
-        return computed(bits, kind, self.compute, self.first + start, is_near=is_near)
+        return compute_chunk(bits, kind, self.compute, self.first + start, has_rounding_class=has_rounding_class)
 
 
-def _check_plain_flags(flags: Flag, where: str) -> None:
+def _check_flags_without_base(flags: Flag, where: str) -> None:
     if flags & ~Flag.PATTERN:
         raise PatchCorruptRefused(f"{where}: flags {flags:d} without a prediction")
 
 
-def _read_old(
+def _read_base_block(
     cursor: Cursor,
     kind: ElementType,
     predictor: Predictor,
     flags: Flag,
     sources: list[Range],
     count: int,
-    base: BaseLine,
+    base: BaseBytes,
     parameters: Parameters,
-) -> _Old:
+) -> _BaseBlock:
     first = 0
     if predictor is Predictor.PARAM or flags & Flag.TRANSPOSED:
-        first = cursor.varint()
+        first = cursor.read_varint()
     if flags & Flag.TRANSPOSED:
         if len(sources) != 1:
             raise PatchCorruptRefused(f"{cursor.where}: {len(sources)} segments, expected one")
         bits = _read_transposed(cursor, kind, sources[0][0], first, count, base)
     else:
         for start, length in sources:
-            base.check(start, length, cursor.where)
-        bits = np.frombuffer(base.gather(sources), kind.bits)
+            base.check_range(start, length, cursor.where)
+        bits = np.frombuffer(base.read_ranges(sources), kind.bits)
     for flag, fits in (
         (Flag.EXPONENT, kind.is_float),
         (Flag.UNIT, kind.is_float and kind.exponent_mask < 256),
@@ -188,18 +201,18 @@ def _read_old(
     if predictor is Predictor.BASE:
         if flags & Flag.NEAR:
             raise PatchCorruptRefused(f"{cursor.where}: NEAR without a computed prediction")
-        return _Old(bits, None, first, 0)
+        return _BaseBlock(bits, None, first, 0)
     if predictor is Predictor.AFFINE:
-        return _Old(bits, affine(*_AFFINE.unpack(cursor.take(_AFFINE.size))), first, 0)
-    columns = parameters.columns(first, count, cursor.where)
-    return _Old(bits, with_parameters(parameters, bool(columns)), first, columns)
+        return _BaseBlock(bits, affine_computation(*_AFFINE.unpack(cursor.take(_AFFINE.size))), first, 0)
+    columns = parameters.product_columns(first, count, cursor.where)
+    return _BaseBlock(bits, parameter_computation(parameters, bool(columns)), first, columns)
 
 
-def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, count: int, base: BaseLine) -> Bits:
-    rows, columns = cursor.varint(), cursor.varint()
+def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, count: int, base: BaseBytes) -> Bits:
+    rows, columns = cursor.read_varint(), cursor.read_varint()
     if rows == 0 or columns == 0 or rows * columns > 1 << 48 or first + count > rows * columns:
         raise PatchCorruptRefused(f"{cursor.where}: elements to {first + count} of a {rows} by {columns} tensor")
-    base.check(start, rows * columns * kind.size, cursor.where)
+    base.check_range(start, rows * columns * kind.size, cursor.where)
     row = first // columns
     many = -(-(first + count) // columns) - row
     if many * columns > count + 2 * columns or many * columns > 4 * count + (1 << 18):
@@ -212,12 +225,14 @@ def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, 
     return out.reshape(-1)[skip : skip + count]
 
 
-def _decode(cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, old: _Old | None, count: int) -> Bits:
+def _decode_block(
+    cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, base_block: _BaseBlock | None, count: int
+) -> Bits:
     keyed: KeyedResiduals | None = None
     residual: Signed | None = None
     if coder is Coder.PLANES:
         planes = read_planes(cursor, count, kind.size)
-        if old is None:
+        if base_block is None:
             return planes
         residual = unzigzag(planes, kind.signed)
     elif coder is Coder.PLAIN:
@@ -234,39 +249,43 @@ def _decode(cursor: Cursor, coder: Coder, flags: Flag, kind: ElementType, old: _
         )
     out = np.empty(count, kind.bits)
     with np.errstate(all="ignore"):
-        return _computed_block(old, kind, keyed, residual, out, is_near=Flag.NEAR in flags)
+        return _compute_block(base_block, kind, keyed, residual, out, has_rounding_class=Flag.NEAR in flags)
 
 
-def _computed_block(
-    old: _Old | None,
+def _compute_block(
+    base_block: _BaseBlock | None,
     kind: ElementType,
     keyed: KeyedResiduals | None,
     residual: Signed | None,
     out: Bits,
     *,
-    is_near: bool,
+    has_rounding_class: bool,
 ) -> Bits:
     """Fills `out` twice: with predictions, which tell where residuals belong, then with the elements."""
     count = len(out)
-    is_above = np.empty(count, np.bool_) if is_near else None
-    spans = chunks(old.first, count, old.columns) if old is not None else [(0, count)]
+    is_above = np.empty(count, np.bool_) if has_rounding_class else None
+    spans = chunk_bounds(base_block.first, count, base_block.columns) if base_block is not None else [(0, count)]
     for start, end in spans:
-        prediction = old.predict(kind, start, end, is_near=is_near) if old is not None else None
+        prediction = (
+            base_block.predict(kind, start, end, has_rounding_class=has_rounding_class)
+            if base_block is not None
+            else None
+        )
         if prediction is not None:
             out[start:end] = prediction.bits
             if is_above is not None:
-                is_above[start:end] = prediction.is_above
+                is_above[start:end] = prediction.rounded_up
         if keyed is not None:
-            keyed.learn(prediction, start, end)
+            keyed.record_keys(prediction, start, end)
     if keyed is not None:
-        residual = keyed.in_order()
+        residual = keyed.in_element_order()
     assert residual is not None
-    if old is None:
-        return unordered(residual, kind)
+    if base_block is None:
+        return from_ordered(residual, kind)
     for start, end in spans:
         part, bits = residual[start:end], out[start:end]
         if is_above is not None:
-            turn_signs(part, is_above[start:end])
-        part += ordered(bits, kind)
-        unordered(part, kind, bits)
+            flip_signs(part, is_above[start:end])
+        part += to_ordered(bits, kind)
+        from_ordered(part, kind, bits)
     return out

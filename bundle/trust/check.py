@@ -28,7 +28,7 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Root, TargetFile, Targets
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
-from bundle.acceptance import CheckFacts, VerifiedRelease, accept
+from bundle.acceptance import CheckContext, VerifiedRelease, accept
 from bundle.errors import (
     CheckBusyUnavailable,
     MalformedRefused,
@@ -39,19 +39,18 @@ from bundle.errors import (
     UntrustedMetadataRefused,
     WithdrawnRefused,
 )
-from bundle.fleet import MAX_FLEET_BYTES, Fleet, parse_fleet
-from bundle.fleet import TARGET as FLEET_TARGET
+from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
-from bundle.strict_json import SHA256_HEX
-from bundle.trust.clock import ISSUED_AT, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
-from bundle.trust.trust_state import RoleVersion, SlotStore, TrustMemory
-from bundle.trust.updater import Fetch, TrustedUpdater, translated
+from bundle.strict_json import SHA256_HEX_PATTERN
+from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.trust_state import RoleVersion, TrustState, TrustStateStore
+from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 
-COUNTER_EPOCH: Final = "x-counter-epoch"  # in the delegation of release-<family>
-REPOSITORY_ID: Final = "x-repository-id"  # in every root after the first
-PACK: Final = "x-pack"  # in the online roles of an offline pack
-PACK_MAX_DAYS: Final = "x-pack-max-days"  # in root
+COUNTER_EPOCH_FIELD: Final = "x-counter-epoch"  # in the delegation of release-<family>
+REPOSITORY_ID_FIELD: Final = "x-repository-id"  # in every root after the first
+PACK_FIELD: Final = "x-pack"  # in the online roles of an offline pack
+PACK_MAX_DAYS_FIELD: Final = "x-pack-max-days"  # in root
 FLEET_ROLE: Final = "fleet"
 DAY_S: Final = 86_400
 
@@ -98,87 +97,89 @@ class CheckRequest:
     channel: str
     clock: ClockFacts
     agent_version: str
-    rebuilt: TrustMemory = field(default_factory=TrustMemory)
+    rebuilt_state: TrustState = field(default_factory=TrustState)
 
 
-def check(request: CheckRequest, fetch: Fetch, slots: SlotStore) -> VerifiedRelease:
+def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> VerifiedRelease:
     """Run all rules.
 
     Raises:
         Refused, Unavailable: see bundle.errors; each cause has its class.
         OSError: the cache or the slots can not be written.
     """
-    with _locked(request.cache_dir):
-        session = TrustSession(request, fetch, slots)
+    with _lock_cache(request.cache_dir):
+        session = TrustSession(request, fetch, store)
         session.refresh()
-        return session.release()
+        return session.verify_release()
 
 
 class TrustSession:
     """The steps of one check, for the publisher who needs them singly. Not to be used twice."""
 
-    def __init__(self, request: CheckRequest, fetch: Fetch, slots: SlotStore) -> None:
+    def __init__(self, request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> None:
         self._request = request
-        self._slots = slots
-        stored = slots.load()
-        self._is_memory_lost = stored is None and slots.is_lost
-        self.memory = request.rebuilt if stored is None else stored.with_unknown_of(request.rebuilt)
+        self._store = store
+        stored = store.load()
+        self._is_trust_state_lost = stored is None and store.is_lost
+        self.trust_state = (
+            request.rebuilt_state if stored is None else stored.with_missing_families(request.rebuilt_state)
+        )
         self._updater = TrustedUpdater(
             request.cache_dir / "tuf",
             request.bootstrap_root,
             request.metadata_url,
             request.targets_url,
             fetch,
-            self._time,
+            self._current_time,
         )
         self._repository_id = ""
-        self._time_floor = self.memory.time_floor
+        self._time_floor = self.trust_state.time_floor
 
     def refresh(self) -> None:
         """Rules 2, 3 and 7 for the top-level roles; remembers them."""
-        with translated(self._updater):
+        with translate_errors(self._updater):
             self._updater.refresh()
-        self._repository_id = self._identify()
+        self._repository_id = self._read_repository_id()
         self._check_pack()
         targets = self._updater.targets
         if targets.targets:
             raise UntrustedMetadataRefused("targets lists files itself, expected delegations only")
-        versions = {role: self._version(role) for role in ("root", "timestamp", "snapshot", "targets")}
-        self._remember(versions)
+        versions = {role: self._role_version(role) for role in ("root", "timestamp", "snapshot", "targets")}
+        self._save_metadata(versions)
 
-    def release(self) -> VerifiedRelease:
+    def verify_release(self) -> VerifiedRelease:
         """Rules 4 to 6."""
         request = self._request
         roles = (rollout_role(request.family), release_role(request.family), FLEET_ROLE)
         for role in roles:
-            if self._delegation(role) is None:
+            if self._find_delegation(role) is None:
                 raise NoRolloutUnavailable(
                     f"this repository has no role {role!r}", remedy=f"is {request.family!r} the right family?"
                 )
-        rollout = self._rollout()
-        self._check_packed(rollout_role(request.family))
-        target = self._target(release_role(request.family), release_target(request.family, rollout.version))
-        fleet = self._fleet()
-        documents = [self._updater.verified(role) for role in roles]
+        rollout = self._read_rollout()
+        self._check_pack_validity(rollout_role(request.family))
+        target = self._find_target(release_role(request.family), release_target(request.family, rollout.version))
+        fleet = self._read_fleet()
+        documents = [self._updater.verified_document(role) for role in roles]
         online = [self._updater.root, self._updater.timestamp, self._updater.snapshot, self._updater.targets]
         expires_at_s = min(int(document.expires.timestamp()) for document in [*online, *documents])
         self._time_floor = raise_floor(
             self._time_floor,
-            parse_time(self._updater.timestamp.unrecognized_fields.get(ISSUED_AT)),
+            parse_time(self._updater.timestamp.unrecognized_fields.get(ISSUED_AT_FIELD)),
             [int(d.expires.timestamp()) for d in (self._updater.root, self._updater.targets, documents[1])],
             request.clock,
         )
-        self._remember({role: self._version(role) for role in roles})
+        self._save_metadata({role: self._role_version(role) for role in roles})
         if target is None:
             raise WithdrawnRefused(
                 f"the rollout of channel {request.channel!r} names release {rollout.version} of {request.family!r},"
                 " which its release role does not list",
                 remedy="point the rollout at a release that is listed",
             )
-        manifest = self._manifest(target)
-        facts = CheckFacts(
+        manifest = self._read_manifest(target)
+        facts = CheckContext(
             repository_id=self._repository_id,
-            counter_epoch=self._counter_epoch(),
+            counter_epoch=self._read_counter_epoch(),
             checked_at_s=self._updater.time_s,
             expires_at_s=expires_at_s,
             timestamp_version=self._updater.timestamp.version,
@@ -190,131 +191,133 @@ class TrustSession:
             facts,
             family=request.family,
             channel=request.channel,
-            floor=self.memory.floor(request.family),
-            known=self.memory.known.get(request.family, {}),
+            floor=self.trust_state.floor(request.family),
+            known_releases=self.trust_state.known_releases.get(request.family, {}),
             agent_version=request.agent_version,
         )
-        self._save(self.memory.with_release(accepted))
+        self._save_trust_state(self.trust_state.with_release(accepted))
         return accepted
 
-    def fleet_only(self) -> Fleet:
+    def verify_fleet(self) -> Fleet:
         """The verified fleet document, for a repository that has no rollout yet."""
-        return self._fleet()
+        return self._read_fleet()
 
-    def _time(self, root: Root) -> int:
-        if self.memory.roles and not self._still_signed("timestamp", root):
-            reset = parse_time(root.unrecognized_fields.get(ISSUED_AT)) or 0
+    def _current_time(self, root: Root) -> int:
+        if self.trust_state.roles and not self._is_still_signed("timestamp", root):
+            reset = parse_time(root.unrecognized_fields.get(ISSUED_AT_FIELD)) or 0
             self._time_floor = TimeFloor(reset, self._request.clock.boot_id, self._request.clock.boot_elapsed_s)
         return current_time(self._request.clock, self._time_floor)
 
-    def _identify(self) -> str:
+    def _read_repository_id(self) -> str:
         root = self._updater.root
-        first = self.memory.repository_id
+        first = self.trust_state.repository_id
         if self._updater.bootstrap_version == 1:
             first = hashlib.sha256(self._request.bootstrap_root).hexdigest()
-        claimed = root.unrecognized_fields.get(REPOSITORY_ID, first if root.version == 1 else "")
-        if not isinstance(claimed, str) or not SHA256_HEX.fullmatch(claimed) or (first and claimed != first):
+        claimed = root.unrecognized_fields.get(REPOSITORY_ID_FIELD, first if root.version == 1 else "")
+        if not isinstance(claimed, str) or not SHA256_HEX_PATTERN.fullmatch(claimed) or (first and claimed != first):
             raise UntrustedMetadataRefused(f"root {root.version} names repository {claimed!r:.80}, expected {first!r}")
         return claimed
 
     def _check_pack(self) -> None:
         is_local = self._request.metadata_url.startswith("file:")
-        if self._is_memory_lost and is_local:
+        if self._is_trust_state_lost and is_local:
             raise TrustMemoryLostUnavailable(
                 "both trust memory slots are lost, and this is not an online repository",
                 remedy="check online once, or let the operator restore the device",
             )
-        self._check_packed("timestamp")
-        self._check_packed("snapshot")
+        self._check_pack_validity("timestamp")
+        self._check_pack_validity("snapshot")
 
-    def _check_packed(self, role: str) -> None:
-        document = self._updater.verified(role)
-        if PACK not in document.unrecognized_fields:
+    def _check_pack_validity(self, role: str) -> None:
+        document = self._updater.verified_document(role)
+        if PACK_FIELD not in document.unrecognized_fields:
             return
         if not self._request.metadata_url.startswith("file:"):
             raise PackOnlineRefused(f"{role} of an offline pack was offered by {self._request.metadata_url}")
-        issued = parse_time(document.unrecognized_fields.get(ISSUED_AT))
-        limit = self._updater.root.unrecognized_fields.get(PACK_MAX_DAYS, 0)
+        issued = parse_time(document.unrecognized_fields.get(ISSUED_AT_FIELD))
+        limit = self._updater.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
         expires = int(document.expires.timestamp())
         if issued is None or not isinstance(limit, int) or expires - issued > limit * DAY_S:
             raise PackOnlineRefused(f"{role} of the pack is valid for more than the {limit} days that root allows")
 
-    def _rollout(self) -> Rollout:
+    def _read_rollout(self) -> Rollout:
         request = self._request
-        target = self._target(rollout_role(request.family), rollout_target(request.family, request.channel))
+        target = self._find_target(rollout_role(request.family), rollout_target(request.family, request.channel))
         if target is None:
             raise NoRolloutUnavailable(f"there is no rollout for channel {request.channel!r} of {request.family!r}")
-        return parse_rollout(self._read(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES))
+        return parse_rollout(
+            self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
+        )
 
-    def _manifest(self, target: TargetFile) -> Manifest:
-        return parse_manifest(self._read(target, f"{self._request.family}.manifest.json", MAX_MANIFEST_BYTES))
+    def _read_manifest(self, target: TargetFile) -> Manifest:
+        return parse_manifest(self._read_target(target, f"{self._request.family}.manifest.json", MAX_MANIFEST_BYTES))
 
-    def _fleet(self) -> Fleet:
-        target = self._target(FLEET_ROLE, FLEET_TARGET)
+    def _read_fleet(self) -> Fleet:
+        target = self._find_target(FLEET_ROLE, FLEET_TARGET)
         if target is None:
             raise NoRolloutUnavailable("the repository has no fleet document yet")
-        return parse_fleet(self._read(target, "fleet.json", MAX_FLEET_BYTES))
+        return parse_fleet(self._read_target(target, "fleet.json", MAX_FLEET_BYTES))
 
-    def _target(self, role: str, name: str) -> TargetFile | None:
-        with translated(self._updater):
+    def _find_target(self, role: str, name: str) -> TargetFile | None:
+        with translate_errors(self._updater):
             found = self._updater.get_targetinfo(name)
             self._updater.load_delegated(role)
-        listed = self._updater.verified(role)
+        listed = self._updater.verified_document(role)
         assert isinstance(listed, Targets)
         if found is not None and listed.targets.get(name) != found:
             raise UntrustedMetadataRefused(f"{name!r} is listed by another role than {role!r}")
         return found
 
-    def _read(self, target: TargetFile, name: str, max_bytes: int) -> bytes:
+    def _read_target(self, target: TargetFile, name: str, max_bytes: int) -> bytes:
         return self._updater.read_target(target, self._request.cache_dir / "documents" / name, max_bytes)
 
-    def _delegation(self, role: str) -> DelegatedRole | None:
+    def _find_delegation(self, role: str) -> DelegatedRole | None:
         delegations = self._updater.targets.delegations
         return None if delegations is None or delegations.roles is None else delegations.roles.get(role)
 
-    def _counter_epoch(self) -> int:
-        delegation = self._delegation(release_role(self._request.family))
-        epoch = None if delegation is None else delegation.unrecognized_fields.get(COUNTER_EPOCH)
+    def _read_counter_epoch(self) -> int:
+        delegation = self._find_delegation(release_role(self._request.family))
+        epoch = None if delegation is None else delegation.unrecognized_fields.get(COUNTER_EPOCH_FIELD)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
             raise MalformedRefused(
-                f"delegation of {self._request.family!r}: {COUNTER_EPOCH} is {epoch!r}, expected 1 up"
+                f"delegation of {self._request.family!r}: {COUNTER_EPOCH_FIELD} is {epoch!r}, expected 1 up"
             )
         return epoch
 
-    def _version(self, role: str) -> RoleVersion:
-        document = self._updater.verified(role)
+    def _role_version(self, role: str) -> RoleVersion:
+        document = self._updater.verified_document(role)
         signers = sorted(key_digest(key) for key in self._updater.signing_keys(role).values())
         digest = hashlib.sha256(CanonicalJSONSerializer().serialize(document)).hexdigest()
         return RoleVersion(document.version, digest, tuple(dict.fromkeys(signers)))
 
-    def _still_signed(self, role: str, root: Root | None = None) -> bool:
-        remembered = self.memory.roles.get(role)
+    def _is_still_signed(self, role: str, root: Root | None = None) -> bool:
+        remembered = self.trust_state.roles.get(role)
         keys, threshold = self._current_keys(role, root or self._updater.root)
         return remembered is not None and len(keys & set(remembered.signers)) >= threshold
 
     def _current_keys(self, role: str, root: Root) -> tuple[set[str], int]:
         if role in root.roles:
             return {key_digest(root.keys[keyid]) for keyid in root.roles[role].keyids}, root.roles[role].threshold
-        delegation, delegations = self._delegation(role), self._updater.targets.delegations
+        delegation, delegations = self._find_delegation(role), self._updater.targets.delegations
         if delegation is None or delegations is None:
             return set(), 1
         return {key_digest(delegations.keys[keyid]) for keyid in delegation.keyids}, delegation.threshold
 
-    def _remember(self, found: Mapping[str, RoleVersion]) -> None:
-        for role, version in found.items():
-            remembered = self.memory.roles.get(role)
-            if remembered is None or (role != "root" and not self._still_signed(role)):
+    def _save_metadata(self, versions: Mapping[str, RoleVersion]) -> None:
+        for role, version in versions.items():
+            remembered = self.trust_state.roles.get(role)
+            if remembered is None or (role != "root" and not self._is_still_signed(role)):
                 continue
             if version.version < remembered.version:
                 raise RollbackRefused(f"{role} {version.version} offered, {remembered.version} already accepted")
             if version.version == remembered.version and version.digest != remembered.digest:
                 raise RollbackRefused(f"{role} {version.version} offered with other content than was accepted")
-        self._save(self.memory.with_metadata(self._repository_id, found, self._time_floor))
+        self._save_trust_state(self.trust_state.with_metadata(self._repository_id, versions, self._time_floor))
 
-    def _save(self, memory: TrustMemory) -> None:
-        if not memory.same_as(self.memory):
-            memory = self._slots.save(memory)
-        self.memory = memory
+    def _save_trust_state(self, state: TrustState) -> None:
+        if not state.has_same_content(self.trust_state):
+            state = self._store.save(state)
+        self.trust_state = state
 
 
 def key_digest(key: Key) -> str:
@@ -332,7 +335,7 @@ def key_digest(key: Key) -> str:
 
 
 @contextmanager
-def _locked(cache_dir: Path) -> Iterator[None]:
+def _lock_cache(cache_dir: Path) -> Iterator[None]:
     cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(cache_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-ISSUED_AT: Final = "x-issued-at"
+ISSUED_AT_FIELD: Final = "x-issued-at"
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%SZ"
-LAST_SECOND: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+MAX_TIME_S: Final = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ClockFacts:
     """
 
     now_s: int
-    synchronised: bool
+    is_synchronized: bool
     build_time_s: int
     boot_elapsed_s: int
     boot_id: str = ""
@@ -57,12 +57,12 @@ class TimeFloor:
 def current_time(clock: ClockFacts, floor: TimeFloor) -> int:
     """Rules 1 and 2, Unix seconds."""
     proven = max(clock.build_time_s, floor.time_s)
-    if clock.synchronised:
-        return min(max(clock.now_s, proven), LAST_SECOND)
+    if clock.is_synchronized:
+        return min(max(clock.now_s, proven), MAX_TIME_S)
     # without a boot id, a floor set at a smaller uptime may be of this boot: the shorter time is the certain one
     is_this_boot = clock.boot_id == floor.boot_id and floor.boot_elapsed_s <= clock.boot_elapsed_s
     passed = clock.boot_elapsed_s - floor.boot_elapsed_s if is_this_boot else clock.boot_elapsed_s
-    return min(max(proven, floor.time_s + max(passed, 0) if floor.time_s else 0), LAST_SECOND)
+    return min(max(proven, floor.time_s + max(passed, 0) if floor.time_s else 0), MAX_TIME_S)
 
 
 def raise_floor(floor: TimeFloor, issued_at_s: int | None, expiries_s: Iterable[int], clock: ClockFacts) -> TimeFloor:
@@ -81,7 +81,7 @@ def raise_floor(floor: TimeFloor, issued_at_s: int | None, expiries_s: Iterable[
 
 def is_suspect(clock: ClockFacts, floor: TimeFloor) -> bool:
     """Does the system clock contradict what is proven, or is it not synchronised?"""
-    return not clock.synchronised or clock.now_s < max(clock.build_time_s, floor.time_s)
+    return not clock.is_synchronized or clock.now_s < max(clock.build_time_s, floor.time_s)
 
 
 def parse_time(text: object) -> int | None:

@@ -52,7 +52,7 @@ class _Transport(FetcherInterface):
     """Our `Fetch` in the shape that tuf asks for."""
 
     def __init__(self, fetch: Fetch) -> None:
-        self._call = fetch
+        self._fetch_bytes = fetch
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         raise NotImplementedError(f"{url}: only whole files with a limit are fetched")
@@ -63,7 +63,7 @@ class _Transport(FetcherInterface):
 
     def download_bytes(self, url: str, max_length: int) -> bytes:
         try:
-            data = self._call(url, max_length)
+            data = self._fetch_bytes(url, max_length)
         except NotFoundUnavailable as error:
             # tuf ends the root walk at this class and code; elsewhere it is translated back
             raise tuf_errors.DownloadHTTPError(error.message, 404) from error
@@ -99,7 +99,7 @@ class TrustedUpdater(Updater):
         self._step = "root"
         self.time_s = 0
         cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with translated(self):
+        with translate_errors(self):
             super().__init__(
                 metadata_dir=os.fspath(cache_dir),
                 metadata_base_url=metadata_url,
@@ -139,7 +139,7 @@ class TrustedUpdater(Updater):
         """The verified snapshot."""
         return self._trusted_set.snapshot
 
-    def verified(self, role: str) -> Signed:
+    def verified_document(self, role: str) -> Signed:
         """The verified document of a role that was loaded."""
         return self._trusted_set[role]
 
@@ -155,7 +155,7 @@ class TrustedUpdater(Updater):
         """The keys that validly signed the verified document of a top-level or directly delegated role."""
         held: Metadata[Root] = Metadata.from_bytes(self.cached_bytes(role))
         delegator = self.root if role in self.root.roles else self.targets
-        if held.signed != self.verified(role):
+        if held.signed != self.verified_document(role):
             raise UntrustedMetadataRefused(f"the cached {role} changed while it was read")
         return delegator.get_verification_result(role, held.signed_bytes, held.signatures).signed
 
@@ -167,7 +167,7 @@ class TrustedUpdater(Updater):
         """
         if target.length > max_bytes:
             raise TooLargeRefused(f"{target.path} is {target.length} bytes, at most {max_bytes} are allowed")
-        with translated(self):
+        with translate_errors(self):
             path = self.find_cached_target(target, os.fspath(destination))
             data = Path(path or self.download_target(target, os.fspath(destination))).read_bytes()
             target.verify_length_and_hashes(data)
@@ -206,7 +206,7 @@ def set_reference_time(updater: Updater, time_s: int) -> None:
 
 
 @contextmanager
-def translated(updater: TrustedUpdater) -> Iterator[None]:
+def translate_errors(updater: TrustedUpdater) -> Iterator[None]:
     """Rule 4."""
     try:
         yield

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from bundle.device_report import OUTCOMES, Report
+from bundle.device_report import OUTCOMES, DeviceReport
 from bundle.version import VERSION
 from device_agent.config.config import Config
 from device_agent.errors import UsageInvalid
@@ -21,7 +21,7 @@ from device_agent.storage.device_directory import DeviceDirectory
 MAX_REPORTS: Final = 256
 
 
-def next_report(ended: Ended, family: str | None, before: Report | None, runtime: str) -> Report | None:
+def next_report(ended: Ended, family: str | None, before: DeviceReport | None, runtime: str) -> DeviceReport | None:
     """The report of an outcome, or None where it is not terminal (bundle.device_report rule 1).
 
     Args:
@@ -33,7 +33,7 @@ def next_report(ended: Ended, family: str | None, before: Report | None, runtime
     if ended.outcome.value not in OUTCOMES:
         return None
     attempt = ended.attempt
-    return Report(
+    return DeviceReport(
         log=os.urandom(16).hex() if before is None else before.log,
         sequence=1 if before is None else before.sequence + 1,
         previous=None if before is None else before.digest(),
@@ -51,7 +51,7 @@ def next_report(ended: Ended, family: str | None, before: Report | None, runtime
     )
 
 
-def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[Report, ...]:
+def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[DeviceReport, ...]:
     """Those with a number above `after`, oldest first, one family after the other; also while the daemon runs.
 
     Raises:
@@ -64,7 +64,7 @@ def read_reports(config: Config, after: int = 0, family: str | None = None) -> t
     check_family(config.families, family)
     if after:
         family = one_family(config.families, family)
-    found: list[Report] = []
+    found: list[DeviceReport] = []
     for one in config.by_family():
         if family in (None, one.family):
             with journal_of(DeviceDirectory.of(one)) as journal:
@@ -97,6 +97,6 @@ def write_export(data: bytes, out: Path) -> None:
     write_durably(out, data, 0o644)
 
 
-def row_of(report: Report) -> dict[str, Any]:
+def row_of(report: DeviceReport) -> dict[str, Any]:
     """What `report list --json` prints of one."""
     return {**report.as_json(), "digest": report.digest()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from bundle.strict_json import NAME, words_of
+from bundle.strict_json import NAME_PATTERN, describe_pattern
 from device_agent.config.key_storage import parse_home
 from device_agent.errors import ConfigInvalid
 
@@ -166,7 +166,7 @@ class _Table:
     def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
         value = self._take(key, default)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self._wrong(key, value, EXPECTED.get(pattern) or words_of(pattern))
+            raise self._wrong(key, value, EXPECTED.get(pattern) or describe_pattern(pattern))
         return value
 
     def texts(self, key: str, pattern: re.Pattern[str], most: int) -> tuple[str, ...]:
@@ -255,9 +255,9 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
     config = Config(
         directory=directory,
         repository_url=repository_url,
-        family=top.text("family", None, NAME),
-        channel=top.text("channel", "stable", NAME),
-        cohort=top.text("cohort", "default", NAME),
+        family=top.text("family", None, NAME_PATTERN),
+        channel=top.text("channel", "stable", NAME_PATTERN),
+        cohort=top.text("cohort", "default", NAME_PATTERN),
         mirrors=_mirrors(top, where, repository_url),
         identity=_identity(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
@@ -283,10 +283,10 @@ def _further(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...
     names, further = {first.family}, []
     for table in top.tables(FAMILIES, MAX_FAMILIES - 1):
         one = FurtherFamily(
-            family=table.text("family", None, NAME),
-            channel=table.text("channel", first.channel, NAME),
-            cohort=table.text("cohort", first.cohort, NAME),
-            variant=table.text("variant", first.update.variant, NAME),
+            family=table.text("family", None, NAME_PATTERN),
+            channel=table.text("channel", first.channel, NAME_PATTERN),
+            cohort=table.text("cohort", first.cohort, NAME_PATTERN),
+            variant=table.text("variant", first.update.variant, NAME_PATTERN),
         )
         table.end()
         if one.family in names:
@@ -319,7 +319,7 @@ def _update(table: _Table) -> UpdateSettings:
         poll_interval_s=table.integer("poll_interval_s", default.poll_interval_s, MIN_POLL_S, MAX_S),
         max_rate_bytes_s=table.optional_integer("max_rate_bytes_s", 1024, 2**40),
         min_rate_bytes_s=table.integer("min_rate_bytes_s", default.min_rate_bytes_s, 0, 2**30),
-        variant=table.text("variant", default.variant, NAME),
+        variant=table.text("variant", default.variant, NAME_PATTERN),
         metered=table.flag("metered", default.metered),
         metered_limit_bytes=table.optional_integer("metered_limit_bytes", 0, 2**50),
         max_chain=table.integer("max_chain", default.max_chain, 1, 16),

@@ -54,9 +54,9 @@ def status_of(
         "fresh_until_ms": remembered.fresh_until_ms or None,
         "stale_since_ms": remembered.fresh_until_ms if is_stale else None,
         "last_error": remembered.last_error or None,
-        "clock_synchronised": bool(clock["synchronised"]),
+        "clock_synchronized": bool(clock["is_synchronized"]),
         # a clock that has been turned back behind what was seen to be true
-        "clock_suspect": not clock["synchronised"] or now_ms < remembered.checked_ms,
+        "clock_suspect": not clock["is_synchronized"] or now_ms < remembered.checked_ms,
         "damaged": list(remembered.damaged),
         "quarantine": [row.as_json() for row in journal.quarantined()],
         "last_update": last[0].summary() if last else None,
@@ -139,8 +139,8 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append(f"identity: sealed, {status['identity']}")
     if status["floor_unproven"]:
         lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
-    if not status["clock_synchronised"]:
-        lines.append("clock suspect: it is not synchronised")
+    if not status["clock_synchronized"]:
+        lines.append("clock suspect: it is not synchronized")
     elif status["clock_suspect"]:
         lines.append("clock suspect: it is behind the time of the last check")
     if status.get("unjailed"):

@@ -21,14 +21,14 @@ def clock_facts() -> dict[str, int | bool | str]:
     """The fields of bundle.trust.clock.ClockFacts."""
     return {
         "now_s": int(time.time()),
-        "synchronised": is_synchronised(),
+        "is_synchronized": is_synchronized(),
         "build_time_s": BUILT_AT_S,
         "boot_elapsed_s": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
         "boot_id": BOOT_ID.read_text().strip() if BOOT_ID.exists() else "",
     }
 
 
-def is_synchronised() -> bool:
+def is_synchronized() -> bool:
     """Does the system say that its clock is set?"""
     if SYNCHRONISED_MARK.exists():
         return True

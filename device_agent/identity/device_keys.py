@@ -19,11 +19,11 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle import strict_json
-from bundle.enrollment import EnrolmentRequest, device_id
-from bundle.envelope import generate_private, public_of
+from bundle.enrollment import EnrollmentRequest, derive_device_id
+from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import MalformedRefused
 from bundle.frames import KEY_BYTES, Secret
-from bundle.strict_json import NAME, SHA256_HEX, Fields, words_of
+from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject, describe_pattern
 from device_agent.config.key_storage import FILE, parse_home
 from device_agent.errors import ConfigInvalid, IdentityInvalid
 from device_agent.identity.sealed_key import MAX_SEALED_FILE_BYTES, is_sealed, open_home, parse_sealed, sealed_file
@@ -54,14 +54,14 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
         ConfigInvalid: the label is not a plain name.
         TpmUnavailable, DeviceTokenUnavailable: nothing is left behind then.
     """
-    if not NAME.fullmatch(label):
-        raise ConfigInvalid(f"label {label!r}: expected {words_of(NAME)}")
+    if not NAME_PATTERN.fullmatch(label):
+        raise ConfigInvalid(f"label {label!r}: expected {describe_pattern(NAME_PATTERN)}")
     device.check_uninitialised()
-    x_wing, ed25519 = generate_private(), Ed25519PrivateKey.generate()
+    x_wing, ed25519 = generate_private_key(), Ed25519PrivateKey.generate()
     public = PublicIdentity(
-        device_id=device_id(public_of(x_wing), ed25519.public_key().public_bytes_raw()),
+        device_id=derive_device_id(derive_public_key(x_wing), ed25519.public_key().public_bytes_raw()),
         label=label,
-        x_wing_public=public_of(x_wing),
+        x_wing_public=derive_public_key(x_wing),
         ed25519_public=ed25519.public_key().public_bytes_raw(),
     )
     keys = {
@@ -81,11 +81,11 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
     return public
 
 
-def enrolment_request(device: DeviceDirectory, home: str = FILE) -> tuple[EnrolmentRequest, bytes]:
+def enrolment_request(device: DeviceDirectory, home: str = FILE) -> tuple[EnrollmentRequest, bytes]:
     """What this device asks to be registered as, and the signed file. Raises as `signing_key`."""
     public = device.public_identity()
     private = signing_key(device, home)
-    request = EnrolmentRequest(public.label, public.x_wing_public, public.ed25519_public)
+    request = EnrollmentRequest(public.label, public.x_wing_public, public.ed25519_public)
     return request, request.encode(private)
 
 
@@ -172,12 +172,12 @@ def parse_key(data: bytes, use: str) -> Secret:
             remedy="set `identity` to where the keys rest; `device-agent reseal` moves them",
         )
     try:
-        fields = Fields(strict_json.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")
+        fields = StrictObject(strict_json.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")
         fields.choice("schema", (KEY_SCHEMA,))
         found = fields.text("use")
         value = bytes.fromhex(fields.text("value"))
-        checksum = fields.text("sha256", SHA256_HEX)
-        fields.end()
+        checksum = fields.text("sha256", SHA256_HEX_PATTERN)
+        fields.reject_unknown()
     except (MalformedRefused, ValueError) as error:
         raise IdentityInvalid(f"the {use} key file of this device is damaged") from error
     if checksum != _checksum(found, value):

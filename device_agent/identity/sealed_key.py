@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 from bundle import strict_json
 from bundle.errors import MalformedRefused
 from bundle.frames import Secret
-from bundle.strict_json import JSON, SHA256_HEX, Fields
+from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.key_storage import TokenSettings, TpmSettings
 from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
 from device_agent.identity.tpm import SealedObject, Tpm
@@ -39,7 +39,7 @@ class Opened(Protocol):
         """What to keep of a key; `use` is bound to it."""
         ...
 
-    def unseal(self, use: str, sealed: Fields) -> Secret:
+    def unseal(self, use: str, sealed: StrictObject) -> Secret:
         """Inverse of `seal`. Raises IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable."""
         ...
 
@@ -65,14 +65,16 @@ def sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
     return strict_json.encode({**body, "sha256": hashlib.sha256(strict_json.encode(body)).hexdigest()})
 
 
-def parse_sealed(data: bytes, use: str) -> tuple[str, Fields]:
+def parse_sealed(data: bytes, use: str) -> tuple[str, StrictObject]:
     """The home's URI and what it keeps of a key. Raises IdentityInvalid, which says nothing of the content."""
     try:
-        fields = Fields(strict_json.decode(data, what="sealed key", max_bytes=MAX_SEALED_FILE_BYTES), "sealed key")
+        fields = StrictObject(
+            strict_json.decode(data, what="sealed key", max_bytes=MAX_SEALED_FILE_BYTES), "sealed key"
+        )
         fields.choice("schema", (SEALED_SCHEMA,))
         found, uri = fields.text("use"), fields.text("home", max_length=1024)
-        sealed, checksum = fields.take("sealed"), fields.text("sha256", SHA256_HEX)
-        fields.end()
+        sealed, checksum = fields.value("sealed"), fields.text("sha256", SHA256_HEX_PATTERN)
+        fields.reject_unknown()
     except MalformedRefused as error:
         raise IdentityInvalid(f"the sealed {use} key of this device is damaged") from error
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": found, "home": uri, "sealed": sealed}
@@ -80,7 +82,7 @@ def parse_sealed(data: bytes, use: str) -> tuple[str, Fields]:
         raise IdentityInvalid(f"the sealed {use} key of this device is damaged: its checksum does not hold")
     if found != use:
         raise IdentityInvalid(f"found a sealed {found} key where the {use} key is expected")
-    return uri, Fields(sealed, "sealed key")
+    return uri, StrictObject(sealed, "sealed key")
 
 
 def is_sealed(data: bytes) -> bool:
@@ -102,9 +104,9 @@ class _TpmHome:
             "pcrs": list(made.pcrs),
         }
 
-    def unseal(self, use: str, sealed: Fields) -> Secret:
+    def unseal(self, use: str, sealed: StrictObject) -> Secret:
         del use
-        pcrs = sealed.take("pcrs")
+        pcrs = sealed.value("pcrs")
         if not isinstance(pcrs, list) or not all(isinstance(number, int) for number in pcrs):
             raise IdentityInvalid("sealed key: pcrs are not numbers")
         public, private, parent = (_hexadecimal(sealed, name) for name in ("public", "private", "parent"))
@@ -142,7 +144,7 @@ class _TokenHome:
         sealed = self._translated(lambda: self._key(make=True).encrypt(key.value, **self._mechanism(nonce, use)))
         return {"nonce": nonce.hex(), "value": bytes(sealed).hex()}
 
-    def unseal(self, use: str, sealed: Fields) -> Secret:
+    def unseal(self, use: str, sealed: StrictObject) -> Secret:
         nonce, value = _hexadecimal(sealed, "nonce"), _hexadecimal(sealed, "value")
         try:
             return Secret(bytes(self._key(make=False).decrypt(value, **self._mechanism(nonce, use))))
@@ -195,7 +197,7 @@ def _read_pin(path: Path) -> str:
         raise IdentityInvalid(f"{path}: the token's PIN can not be read: {error}") from error
 
 
-def _hexadecimal(fields: Fields, name: str) -> bytes:
+def _hexadecimal(fields: StrictObject, name: str) -> bytes:
     try:
         return bytes.fromhex(fields.text(name, max_length=MAX_SEALED_FILE_BYTES))
     except (ValueError, MalformedRefused) as error:

@@ -12,7 +12,7 @@ from typing import Final
 
 from bundle.errors import AirweightsError
 from bundle.files import BundleDigest
-from bundle.strict_json import JSON, NAME, SHA256_HEX, VERSION, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 PHASES: Final = ("check", "fetch", "patch", "probe", "swap", "shadow", "probation")
@@ -82,7 +82,7 @@ class Verdict:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Verdict":
+    def parse(cls, fields: StrictObject) -> "Verdict":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             Outcome(fields.choice("outcome", tuple(Outcome))),
@@ -90,7 +90,7 @@ class Verdict:
             fields.text("detail", max_length=MAX_DETAIL_CHARACTERS),
             fields.flag("quarantines"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -150,29 +150,29 @@ class Attempt:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Attempt":
+    def parse(cls, fields: StrictObject) -> "Attempt":
         """Inverse of `as_json`. Raises MalformedRefused."""
-        target = fields.optional_text("target", SHA256_HEX)
+        target = fields.optional_text("target", SHA256_HEX_PATTERN)
         phases = fields.object("phases_ms")
-        verdict = fields.take("verdict")
-        states = fields.take("states")
+        verdict = fields.value("verdict")
+        states = fields.value("states")
         out = cls(
             number=fields.integer("number"),
             trigger=fields.text("trigger"),
             started_ms=fields.integer("started_ms"),
             target=None if target is None else BundleDigest(target),
-            release=fields.optional_text("release", VERSION),
+            release=fields.optional_text("release", VERSION_PATTERN),
             counter=fields.integer("counter"),
-            variant=fields.optional_text("variant", NAME),
+            variant=fields.optional_text("variant", NAME_PATTERN),
             download_bytes=fields.integer("download_bytes"),
             patch_bytes=fields.integer("patch_bytes"),
             full_bytes=fields.integer("full_bytes"),
-            phases_ms={name: phases.integer(name) for name in phases.names()},
+            phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
             swap_us=fields.optional_integer("swap_us"),
             states=tuple(str(state) for state in states) if isinstance(states, list) else (),
-            verdict=None if verdict is None else Verdict.parse(Fields(verdict, f"{fields.where}.verdict")),
+            verdict=None if verdict is None else Verdict.parse(StrictObject(verdict, f"{fields.where}.verdict")),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -213,7 +213,7 @@ class Ended:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Ended":
+    def parse(cls, fields: StrictObject) -> "Ended":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             attempt=Attempt.parse(fields.object("attempt")),
@@ -222,7 +222,7 @@ class Ended:
             detail=fields.text("detail", max_length=MAX_DETAIL_CHARACTERS),
             finished_ms=fields.integer("finished_ms"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
     def summary(self) -> dict[str, object]:

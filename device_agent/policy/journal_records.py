@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, Variant, parse_manifest
-from bundle.strict_json import JSON, NAME, SHA256_HEX, VERSION, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 from device_agent.errors import StoreDamagedRefused
 
 
@@ -68,19 +68,19 @@ class Holding:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Holding":
+    def parse(cls, fields: StrictObject) -> "Holding":
         """Inverse of `as_json`. Raises MalformedRefused."""
-        manifest = fields.take("manifest")
+        manifest = fields.value("manifest")
         out = cls(
-            digest=BundleDigest(fields.text("digest", SHA256_HEX)),
-            family=fields.text("family", NAME),
-            version=fields.text("version", VERSION),
+            digest=BundleDigest(fields.text("digest", SHA256_HEX_PATTERN)),
+            family=fields.text("family", NAME_PATTERN),
+            version=fields.text("version", VERSION_PATTERN),
             counter=fields.integer("counter"),
             counter_epoch=fields.integer("counter_epoch"),
-            variant=fields.text("variant", NAME),
+            variant=fields.text("variant", NAME_PATTERN),
             manifest=manifest if isinstance(manifest, str) else "",
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -101,10 +101,10 @@ class Pointers:
         return {"active": self.active, "previous": self.previous, "candidate": self.candidate}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Pointers":
+    def parse(cls, fields: StrictObject) -> "Pointers":
         """Inverse of `as_json`. Raises MalformedRefused."""
         active, previous, candidate = (_digest(fields, name) for name in ("active", "previous", "candidate"))
-        fields.end()
+        fields.reject_unknown()
         return cls(active, previous, candidate)
 
 
@@ -135,16 +135,16 @@ class Quarantined:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Quarantined":
+    def parse(cls, fields: StrictObject) -> "Quarantined":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
-            digest=BundleDigest(fields.text("digest", SHA256_HEX)),
+            digest=BundleDigest(fields.text("digest", SHA256_HEX_PATTERN)),
             runtime=fields.text("runtime"),
             counter=fields.integer("counter"),
             reason=fields.text("reason"),
             since_ms=fields.integer("since_ms"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -185,7 +185,7 @@ class Remembered:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Remembered":
+    def parse(cls, fields: StrictObject) -> "Remembered":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             paused=fields.flag("paused"),
@@ -193,11 +193,11 @@ class Remembered:
             floor_counter=fields.integer("floor_counter"),
             checked_ms=fields.integer("checked_ms"),
             fresh_until_ms=fields.integer("fresh_until_ms"),
-            offered=fields.optional_text("offered", VERSION),
-            damaged=tuple(BundleDigest(d) for d in fields.texts("damaged", SHA256_HEX)),
+            offered=fields.optional_text("offered", VERSION_PATTERN),
+            damaged=tuple(BundleDigest(d) for d in fields.texts("damaged", SHA256_HEX_PATTERN)),
             last_error=fields.text("last_error"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -218,13 +218,13 @@ class Witness:
         return {"counter": self.counter, "is_unproven": self.is_unproven}
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Witness":
+    def parse(cls, fields: StrictObject) -> "Witness":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(fields.integer("counter"), fields.flag("is_unproven"))
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
-def _digest(fields: Fields, name: str) -> BundleDigest | None:
-    value = fields.optional_text(name, SHA256_HEX)
+def _digest(fields: StrictObject, name: str) -> BundleDigest | None:
+    value = fields.optional_text(name, SHA256_HEX_PATTERN)
     return None if value is None else BundleDigest(value)

@@ -31,7 +31,7 @@ from typing import Final
 
 from bundle.contract import Contract
 from bundle.errors import Invalid
-from bundle.golden import check_answer
+from bundle.golden import check_outputs
 from device_agent.errors import NothingToRollBack
 from device_agent.process.throttle import Pace
 from device_agent.runtime.backends import Backend, InProcess, Worker
@@ -172,7 +172,7 @@ class ModelRuntime:
             try:
                 for number, sample in enumerate(golden_of(bundle)):
                     answers = generation.backend.run(sample.inputs, None)
-                    check_answer(answers, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
+                    check_outputs(answers, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
                     pace.rest()
             except BaseException:
                 generation.backend.close()

@@ -29,7 +29,7 @@ import numpy as np
 
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
-from bundle.strict_json import Fields
+from bundle.strict_json import StrictObject
 from device_agent.process.channel import ChannelClosed, Message, Value
 from device_agent.process.throttle import Pace
 from device_agent.process.worker import Handler, Parent, answer
@@ -88,7 +88,7 @@ class ModelServer:
             model = LoadedModel.load(bundle, threads=value["threads"])
             contract = Contract(model.inputs, model.outputs)
             if value["contract"] is not None:
-                contract = Contract.parse(Fields(value["contract"], "contract"))
+                contract = Contract.parse(StrictObject(value["contract"], "contract"))
                 model.check_contract(contract)
             servable(contract)
             loaded = time.monotonic_ns()

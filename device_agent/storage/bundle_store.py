@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bundle.files import BundleDigest
-from bundle.strict_json import SHA256_HEX
+from bundle.strict_json import SHA256_HEX_PATTERN
 from device_agent.errors import NoSpaceUnavailable, StoreDamagedRefused
 
 SEALED: Final = ".sealed"
@@ -45,7 +45,7 @@ class Store:
     def held(self) -> frozenset[BundleDigest]:
         """Every sealed bundle."""
         names = (path.name.removesuffix(SEALED) for path in self._bundles.glob("*" + SEALED))
-        return frozenset(BundleDigest(name) for name in names if SHA256_HEX.fullmatch(name))
+        return frozenset(BundleDigest(name) for name in names if SHA256_HEX_PATTERN.fullmatch(name))
 
     def open(self, digest: BundleDigest) -> int:
         """A descriptor to read a sealed bundle; the caller closes it. Raises StoreDamagedRefused: it is missing."""

@@ -16,7 +16,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import AirweightsError
-from bundle.strict_json import JSON, Fields
+from bundle.strict_json import JSON, StrictObject
 from device_agent.errors import JournalDamaged, JournalUnavailable
 
 SCHEMA_VERSION: Final = 2
@@ -97,16 +97,16 @@ class Records:
         row = (kind, key, data, checksum(kind, key, data))
         self._db.execute("INSERT OR REPLACE INTO record (kind, key, body, sha256) VALUES (?, ?, ?, ?)", row)
 
-    def get(self, kind: str, key: str) -> Fields | None:
+    def get(self, kind: str, key: str) -> StrictObject | None:
         """One record, or None."""
         found = self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? AND key = ?", (kind, key))
         return found[0] if found else None
 
-    def all(self, kind: str) -> list[Fields]:
+    def all(self, kind: str) -> list[StrictObject]:
         """The records of a kind, sorted by key."""
         return self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key", (kind,))
 
-    def last(self, kind: str, limit: int) -> list[Fields]:
+    def last(self, kind: str, limit: int) -> list[StrictObject]:
         """The records of a kind with the highest keys, highest first."""
         query = "SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
         return self._select(query, (kind, limit))
@@ -159,17 +159,17 @@ class Records:
                 step(self._db)
             self._db.execute(f"PRAGMA user_version = {version}")
 
-    def _select(self, query: str, values: tuple[str | int, ...]) -> list[Fields]:
+    def _select(self, query: str, values: tuple[str | int, ...]) -> list[StrictObject]:
         try:
             return [self._checked(*row) for row in self._db.execute(query, values)]
         except (sqlite3.Error, AirweightsError, UnicodeDecodeError) as error:
             raise self._broken(error) from error
 
-    def _checked(self, kind: object, key: object, body: object, sha256: object) -> Fields:
+    def _checked(self, kind: object, key: object, body: object, sha256: object) -> StrictObject:
         if not isinstance(body, str) or sha256 != checksum(str(kind), str(key), body):
             raise JournalDamaged(f"{self._path}: record {kind}/{key} does not match its checksum")
         decoded = strict_json.decode(body.encode(), what=f"journal record {kind}/{key}", max_bytes=MAX_RECORD_BYTES)
-        return Fields(decoded, f"journal.{kind}.{key}")
+        return StrictObject(decoded, f"journal.{kind}.{key}")
 
     def _undo(self) -> None:
         try:

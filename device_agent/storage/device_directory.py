@@ -23,7 +23,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import MalformedRefused
-from bundle.strict_json import NAME, SHA256_HEX, Fields
+from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.config import Config
 from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
 from device_agent.storage.bundle_store import sync_folder
@@ -114,17 +114,17 @@ class DeviceDirectory:
         self.check_initialised()
         path = self.identity / "device.json"
         try:
-            fields = Fields(
+            fields = StrictObject(
                 strict_json.decode(path.read_bytes(), what=str(path), max_bytes=MAX_IDENTITY_BYTES), str(path)
             )
             fields.choice("schema", (IDENTITY_SCHEMA,))
             out = PublicIdentity(
-                device_id=fields.text("device_id", SHA256_HEX),
-                label=fields.text("label", NAME),
+                device_id=fields.text("device_id", SHA256_HEX_PATTERN),
+                label=fields.text("label", NAME_PATTERN),
                 x_wing_public=bytes.fromhex(fields.text("x_wing_public", max_length=4096)),
                 ed25519_public=bytes.fromhex(fields.text("ed25519_public", max_length=64)),
             )
-            fields.end()
+            fields.reject_unknown()
         except (OSError, ValueError, MalformedRefused) as error:
             raise IdentityInvalid(f"{path}: {error}", remedy="restore it from a backup or enrol anew") from error
         return out

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from bundle.device_report import Report
+from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
 from device_agent.commands.report_export import MAX_REPORTS, next_report
 from device_agent.host.device_facts import runtime_version
@@ -111,9 +111,9 @@ class Journal:
         """Finished attempts, newest first."""
         return tuple(Ended.parse(row) for row in self._records.last("history", limit))
 
-    def reports(self) -> tuple[Report, ...]:
+    def reports(self) -> tuple[DeviceReport, ...]:
         """What is kept of the device's reports, oldest first."""
-        return tuple(Report.parse(row) for row in self._records.all("report"))
+        return tuple(DeviceReport.parse(row) for row in self._records.all("report"))
 
     # what changes
 
@@ -314,7 +314,7 @@ class Journal:
     def _report(self, ended: Ended) -> None:
         target = self.holding(ended.attempt.target)
         newest = self._records.last("report", 1)
-        before = Report.parse(newest[0]) if newest else None
+        before = DeviceReport.parse(newest[0]) if newest else None
         report = next_report(ended, None if target is None else target.family, before, runtime_version())
         if report is not None:
             self._records.put("report", f"{report.sequence:012d}", report.as_json())

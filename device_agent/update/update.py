@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
-from bundle.acceptance import VerifiedRelease, eligible
+from bundle.acceptance import VerifiedRelease, check_eligibility
 from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON
@@ -183,7 +183,9 @@ class _Update:
             )
 
     def _check_eligible(self, release: VerifiedRelease) -> None:
-        answer = eligible(release, self._agent.identity.device_id, self._agent.config.cohort, release.checked_at_s)
+        answer = check_eligibility(
+            release, self._agent.identity.device_id, self._agent.config.cohort, release.checked_at_s
+        )
         if not answer.is_eligible:
             raise NotEligibleUnavailable(f"{answer.reason}: {answer.detail}")
 

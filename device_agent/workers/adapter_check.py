@@ -21,7 +21,7 @@ from bundle.contract import PPM
 from bundle.errors import Bug, MalformedRefused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from bundle.manifest import Variant
-from bundle.strict_json import JSON, SHA256_HEX, Fields
+from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from device_agent.errors import AdapterUnfit, ChildDied, NoAdapter
 from device_agent.process.channel import Message
 from device_agent.process.child import Child
@@ -83,19 +83,21 @@ class Adapter:
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> "Adapter":
+    def parse(cls, fields: StrictObject) -> "Adapter":
         """Inverse of `as_json`. Raises MalformedRefused."""
         fields.choice("schema", (SCHEMA,))
-        good, bad = (fields.texts(name, SHA256_HEX, max_items=MAX_KNOWN_BUNDLES) for name in ("fits", "misfits"))
+        good, bad = (
+            fields.texts(name, SHA256_HEX_PATTERN, max_items=MAX_KNOWN_BUNDLES) for name in ("fits", "misfits")
+        )
         out = cls(
             fields.text("name", max_length=256),
-            fields.text("sha256", SHA256_HEX),
+            fields.text("sha256", SHA256_HEX_PATTERN),
             fields.integer("size", 1, MAX_ADAPTER_BYTES),
             fields.integer("tolerance_ppm", 0, PPM),
             fields.flag("is_wanted"),
             {**{BundleDigest(d): False for d in bad}, **{BundleDigest(d): True for d in good}},
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 
@@ -109,7 +111,9 @@ class AdapterShelf:
         """What lies here; None where nothing does, or its record is damaged: a model serves without it then."""
         with suppress(FileNotFoundError, MalformedRefused):
             data = (self._folder / RECORD).read_bytes()
-            return Adapter.parse(Fields(strict_json.decode(data, what=RECORD, max_bytes=MAX_RECORD_BYTES), RECORD))
+            return Adapter.parse(
+                StrictObject(strict_json.decode(data, what=RECORD, max_bytes=MAX_RECORD_BYTES), RECORD)
+            )
         return None
 
     def attached_to(self, digest: BundleDigest) -> Adapter | None:

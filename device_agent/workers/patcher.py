@@ -22,19 +22,19 @@ from typing import Final
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
 from bundle.envelope import (
-    COHORT_KEY,
-    CONTENT_KEY,
+    COHORT_KEY_PURPOSE,
+    CONTENT_KEY_PURPOSE,
     EnvelopeContext,
     check_commitment,
+    derive_public_key,
     open_envelope,
-    public_of,
 )
 from bundle.errors import DigestMismatchRefused, Refused, TooLargeRefused
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
 from bundle.patch.apply import apply_patch
-from bundle.strict_json import Fields
+from bundle.strict_json import StrictObject
 from device_agent.errors import CohortKeyRefused, StoreDamagedRefused
 from device_agent.identity.device_keys import read_key
 from device_agent.process.channel import MAX_FDS, Message, Value
@@ -109,7 +109,7 @@ class Patcher:
         try:
             manifest, variant = _release(value)
             head = Head(value["manifest"], value["variant"], value["counter_epoch"])
-            entry = PatchEntry.parse(Fields(value["patch"], "patch entry"))
+            entry = PatchEntry.parse(StrictObject(value["patch"], "patch entry"))
             storage_key = read_key(storage_fd, STORAGE_KEY)
             context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
             base = None if entry.base is None else SealedBundle(base_fds[0], storage_key, entry.base)
@@ -215,12 +215,12 @@ def _release(value: Value) -> tuple[Manifest, Variant]:
 
 def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
     repository, cohort, epoch = value["repository"], value["cohort"], value["epoch"]
-    cohort_context = EnvelopeContext(COHORT_KEY, repository, cohort, epoch)
+    cohort_context = EnvelopeContext(COHORT_KEY_PURPOSE, repository, cohort, epoch)
     cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
-    if public_of(cohort_key).hex() != value["cohort_public_key"]:
+    if derive_public_key(cohort_key).hex() != value["cohort_public_key"]:
         raise CohortKeyRefused(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
     context = EnvelopeContext(
-        CONTENT_KEY, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
+        CONTENT_KEY_PURPOSE, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
     )
     content_key = open_envelope(bytes.fromhex(value["content_envelope"]), cohort_key, context)
     check_commitment(content_key, variant.key_commitment)

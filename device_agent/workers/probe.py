@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 
 from bundle.contract import Contract
-from bundle.golden import GoldenSample, check_answer, write_golden
-from bundle.strict_json import Fields
+from bundle.golden import GoldenSample, check_outputs, write_golden
+from bundle.strict_json import StrictObject
 from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
 from device_agent.process.channel import Message, Value
 from device_agent.process.worker import Parent, serve, start
@@ -51,7 +51,7 @@ def run_probe(parent: Parent, message: Message) -> Value:
         model = LoadedModel.load(bundle, threads=value["threads"])
         load_us = (time.perf_counter_ns() - started) // 1000
         stage("contract")
-        contract = Contract.parse(Fields(value["contract"], "contract"))
+        contract = Contract.parse(StrictObject(value["contract"], "contract"))
         model.check_contract(contract)
         servable(contract)
         samples = golden_of(bundle)
@@ -66,7 +66,7 @@ def run_probe(parent: Parent, message: Message) -> Value:
                 # its own reason, whatever the tolerance
                 return {"failed": "nan", "detail": f"golden {number}: output {name!r} has NaN or infinity"}
         tolerance_ppm = value["golden_relative_rms_ppm"]
-        worst = max(worst, check_answer(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
+        worst = max(worst, check_outputs(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
     questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zeros(model, contract)
     stage("latency")
     grown_bytes, measured = growth_bytes(model, questions)
@@ -111,7 +111,7 @@ def run_adapter(_parent: Parent, message: Message) -> Value | Message:
         return Message({}, (sealed_memfd("golden-with-adapter", write_golden(answered)),))
     tolerance_ppm = value["tolerance_ppm"]
     errors = [
-        check_answer(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
+        check_outputs(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
         for number, (found, sample) in enumerate(zip(answered, wanted, strict=True))
     ]
     return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}

@@ -22,7 +22,7 @@ from bundle.errors import AirweightsError
 from bundle.files import BundleDigest, BundleFile, bundle_digest
 from bundle.frames import STORE_LABEL, FrameContext, FrameRandomReader, FrameWriter, Secret, Sink
 from bundle.manifest import MAX_MANIFEST_BYTES, Variant, parse_manifest
-from bundle.strict_json import JSON, NAME, Fields
+from bundle.strict_json import JSON, NAME_PATTERN, StrictObject
 from device_agent.errors import StoreDamagedRefused
 
 SCHEMA: Final = "airweights.sealed/1"
@@ -68,15 +68,15 @@ class Head:
     @classmethod
     def parse(cls, data: bytes) -> "Head":
         """Inverse of `as_bytes` without the length. Raises MalformedRefused."""
-        fields = Fields(strict_json.decode(data, what="sealed bundle", max_bytes=MAX_HEAD_BYTES), "sealed bundle")
+        fields = StrictObject(strict_json.decode(data, what="sealed bundle", max_bytes=MAX_HEAD_BYTES), "sealed bundle")
         fields.choice("schema", (SCHEMA,))
-        manifest = fields.take("manifest")
+        manifest = fields.value("manifest")
         out = cls(
             manifest if isinstance(manifest, str) else "",
-            fields.text("variant", NAME),
+            fields.text("variant", NAME_PATTERN),
             fields.integer("counter_epoch"),
         )
-        fields.end()
+        fields.reject_unknown()
         return out
 
 

@@ -58,12 +58,12 @@ def _init(metadata_dir: Path, root: Path) -> None:
 def _follow(options: argparse.Namespace) -> None:
     # only a device's verifier and fetcher need these; the suite starts this program a thousand times
     sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # tuf loads what signs, where it is installed
-    from bundle.trust.updater import translated
+    from bundle.trust.updater import translate_errors
 
     if options.metadata_url is None:
         raise MalformedRefused("--metadata-url is missing")
     updater = _updater(options)
-    with translated(updater):
+    with translate_errors(updater):
         updater.refresh()
         for name in options.target_name if options.command == "download" else ():
             _download(updater, name)
@@ -80,7 +80,7 @@ def _updater(options: argparse.Namespace) -> "TrustedUpdater":
     from bundle.trust.clock import ClockFacts, TimeFloor, current_time
     from bundle.trust.updater import TrustedUpdater
 
-    clock = ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0)
+    clock = ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0)
     updater = TrustedUpdater(
         options.metadata_dir,
         (options.metadata_dir / SHIPPED_ROOT).read_bytes(),

@@ -16,7 +16,7 @@ from bundle.acceptance import ReleaseCounter
 from bundle.trust.check import CheckRequest
 from bundle.trust.check import check as run_check
 from bundle.trust.clock import ClockFacts
-from bundle.trust.trust_state import SlotStore, TrustMemory
+from bundle.trust.trust_state import TrustState, TrustStateStore
 from device_agent.process.channel import Message, Value
 from device_agent.process.worker import Parent, serve, start
 
@@ -40,7 +40,7 @@ def check(parent: Parent, message: Message) -> Value:
         channel=value["channel"],
         clock=ClockFacts(**value["clock"]),
         agent_version=value["agent_version"],
-        rebuilt=_rebuilt(value["family"], value["known"]),
+        rebuilt_state=_rebuilt(value["family"], value["known"]),
     )
 
     def fetch(url: str, max_bytes: int) -> bytes:
@@ -51,13 +51,13 @@ def check(parent: Parent, message: Message) -> Value:
         finally:
             answer.close()
 
-    return {"release": run_check(request, fetch, SlotStore(trust / "slots")).as_json()}
+    return {"release": run_check(request, fetch, TrustStateStore(trust / "slots")).as_json()}
 
 
-def _rebuilt(family: str, known: Value) -> TrustMemory:
+def _rebuilt(family: str, known: Value) -> TrustState:
     floor = ReleaseCounter(known["floor_epoch"], known["floor_counter"])
     counters = {ReleaseCounter(row["epoch"], row["counter"]): str(row["identity"]) for row in known["releases"]}
-    return replace(TrustMemory(), floors={family: floor}, known={family: counters})
+    return replace(TrustState(), floors={family: floor}, known_releases={family: counters})
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def verify_command(
 
     Exit status: 0 they hold, 2 wrong input, 3 they do not hold.
     """
-    from keys.key_files import load_public
+    from keys.key_files import load_public_key
     from packager.attestation.attest import release_keys
     from packager.attestation.attestation_files import check_attestations
     from packager.repository.repository import Repository
@@ -84,7 +84,7 @@ def verify_command(
     manifest = _manifest(repository, family, version)
     keys, threshold = release_keys(repository, family)
     if files:
-        keys, threshold = tuple(load_public(file) for file in files), len(files)
+        keys, threshold = tuple(load_public_key(file) for file in files), len(files)
     report = check_attestations(folder or default_folder(repo, family, version), manifest, keys, threshold)
     print_result(report.as_json(), as_json=as_json, text=text_of(report, "hold"))
 

@@ -70,13 +70,13 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | N
     start = None if str(base) == NOTHING else base
     report = diff_bundles(start, target, out, codec=codec, progress=progress_bar("diff"))
     from packager.diff.write.patch_html import write_html
-    from packager.diff.write.patch_table import as_table
+    from packager.diff.write.patch_table import format_table
 
     if html is not None:
         write_html(report, html)
     share = 100 * report.plain_size / max(1, report.target_bytes)
     text = f"{out}: {report.plain_size:,} bytes ({report.codec}), {share:.1f} % of the target's {report.target_bytes:,}"
-    print_result(report.as_json(), as_json=as_json, text=f"{as_table(report)}\n{text}")
+    print_result(report.as_json(), as_json=as_json, text=f"{format_table(report)}\n{text}")
 
 
 @bundle.command("apply")

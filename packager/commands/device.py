@@ -117,7 +117,7 @@ def enrol_list_command(
     registered with other keys.
     """
     from keys.enrollment_batch import parse_batch
-    from keys.key_files import load_public
+    from keys.key_files import load_public_key
     from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
     from packager.repository.devices import admit_batch
@@ -125,7 +125,7 @@ def enrol_list_command(
 
     if key_dir is None:
         raise UsageInvalid("--keys is missing: the cohort's key lies there")
-    requests = parse_batch(_read(file, MAX_LIST_BYTES), [load_public(key) for key in enrolment_keys])
+    requests = parse_batch(_read(file, MAX_LIST_BYTES), [load_public_key(key) for key in enrolment_keys])
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     workers = os.cpu_count() or 1
@@ -266,9 +266,9 @@ def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
 
 def _signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
     # read before anything is changed: a damaged key file must not leave a half-made change
-    from keys.signers import key_files, signers_from
+    from keys.signers import list_key_files, load_folder_signers
 
-    return signers_from(key_dir, passphrase) if key_files(key_dir) else []
+    return load_folder_signers(key_dir, passphrase) if list_key_files(key_dir) else []
 
 
 def _publish(repository: "Repository", signers: "list[Signer]") -> dict[str, object] | None:

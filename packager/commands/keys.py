@@ -201,15 +201,15 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
 
 def _key_id(word: str) -> str:
     from keys.key_files import is_uri
-    from keys.signers import public_of
+    from keys.signers import read_public_key
 
-    return public_of(word).keyid if is_uri(word) or Path(word).is_file() else word
+    return read_public_key(word).keyid if is_uri(word) or Path(word).is_file() else word
 
 
 def _public(sources: tuple[str, ...]) -> "list[Key]":
-    from keys.signers import public_of
+    from keys.signers import read_public_key
 
-    return [public_of(source) for source in sources]
+    return [read_public_key(source) for source in sources]
 
 
 def _print(change: "RoleChange", *, as_json: bool) -> None:

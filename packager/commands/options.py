@@ -28,27 +28,27 @@ PASSPHRASE_OPTION: Final = click.option(
 def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None) -> "list[Signer]":
     """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
     from keys.key_files import is_uri
-    from keys.signers import load_source, signers_from
+    from keys.signers import load_folder_signers, load_source_signer
     from packager.errors import UsageInvalid
 
     if not uris and key_dir is None:
         raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
     files = tuple(uri for uri in uris if not is_uri(uri))
     passphrase = read_key_passphrase(passphrase_file, key_dir, files) if files or key_dir else None
-    found = [load_source(uri, passphrase, passphrase_file) for uri in uris]
-    return found + (signers_from(key_dir, passphrase) if key_dir is not None else [])
+    found = [load_source_signer(uri, passphrase, passphrase_file) for uri in uris]
+    return found + (load_folder_signers(key_dir, passphrase) if key_dir is not None else [])
 
 
 def load_public_keys(uris: tuple[str, ...], key_dir: Path | None) -> "list[Key]":
     """Public halves of `--key` and `--keys`; needs no passphrase. Raises UsageInvalid, and errors of keys."""
-    from keys.key_files import load_public
-    from keys.signers import key_files, public_of
+    from keys.key_files import load_public_key
+    from keys.signers import list_key_files, read_public_key
     from packager.errors import UsageInvalid
 
     if not uris and key_dir is None:
         raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
-    found = [public_of(uri) for uri in uris]
-    return found + ([load_public(file) for file in key_files(key_dir)] if key_dir is not None else [])
+    found = [read_public_key(uri) for uri in uris]
+    return found + ([load_public_key(file) for file in list_key_files(key_dir)] if key_dir is not None else [])
 
 
 def read_key_passphrase(
@@ -57,9 +57,9 @@ def read_key_passphrase(
     """The passphrase of key files, or None where none of them is encrypted."""
     from keys.key_files import is_encrypted
     from keys.passphrase import read_passphrase
-    from keys.signers import key_files
+    from keys.signers import list_key_files
 
-    paths = [Path(file) for file in files] + (key_files(key_dir) if key_dir else [])
+    paths = [Path(file) for file in files] + (list_key_files(key_dir) if key_dir else [])
     if passphrase_file is None and paths and not any(is_encrypted(path) for path in paths):
         return None
     return read_passphrase(passphrase_file, what="signing keys")

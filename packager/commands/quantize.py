@@ -302,7 +302,8 @@ def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metr
 
 def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
     from packager.models.inputs import ModelInterface
-    from packager.models.samples import folder_samples, load_samples, random_samples
+    from packager.models.random_inputs import random_samples
+    from packager.models.samples import folder_samples, load_samples
 
     if inputs is None:
         return random_samples(model, count, seed)

@@ -272,7 +272,7 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
 
 
 def _public_keys(words: tuple[str, ...]) -> "dict[str, list[Key]]":
-    from keys.signers import public_of
+    from keys.signers import read_public_key
     from packager.errors import UsageInvalid
 
     out: dict[str, list[Key]] = {}
@@ -280,7 +280,7 @@ def _public_keys(words: tuple[str, ...]) -> "dict[str, list[Key]]":
         role, equals, key = word.partition("=")
         if not role or not equals or not key:
             raise UsageInvalid(f"--public: found {word!r}, expected ROLE=KEY, for example root=officer.pem")
-        out.setdefault(role, []).append(public_of(key))
+        out.setdefault(role, []).append(read_public_key(key))
     return out
 
 

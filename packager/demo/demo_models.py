@@ -21,7 +21,8 @@ from packager.demo import file_type_model
 from packager.demo.published_model import MAGIKA_NEW, MAGIKA_OLD, cache_directory, fetch_published
 from packager.errors import TooFewSamples
 from packager.models.inputs import ModelInterface
-from packager.models.samples import Samples, load_samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, load_samples
 
 Array = npt.NDArray[np.generic]
 Arrays = dict[str, Array]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from bundle.frames import Secret
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
-from keys.signers import signers_from
+from keys.signers import load_folder_signers
 from packager.demo.demo_device import Device, Report
 from packager.demo.demo_models import Prediction, Subject, live_samples
 from packager.demo.demo_report import Claim, DemoReport
@@ -106,10 +106,10 @@ class Stage:
         variant = self._manifest(version).variant(name)
         assert variant is not None
         kept = self._repository_folder / "private" / "bundles" / self._subject.family / variant.digest
-        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.only_file('model').path))}\n"
+        return f"[variants.{name}]\nmodel = {json.dumps(str(kept / variant.require_single_file('model').path))}\n"
 
     def _signers(self) -> "list[Signer]":
-        return signers_from(self._keys, self._passphrase)
+        return load_folder_signers(self._keys, self._passphrase)
 
     def _manifest(self, version: str) -> Manifest:
         manifest = self._repo.manifest(self._subject.family, version)

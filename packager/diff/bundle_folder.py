@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import BinaryIO, Final, Self
 
 from bundle.errors import Invalid
-from bundle.files import BundleDirectory, BundleFile, scan
+from bundle.files import BundleDirectory, BundleFile, scan_directory
 from bundle.patch.apply import apply_patch
 from packager.errors import NoSuchPlace, OutputExists
 
-SINGLE: Final = "content"
+SINGLE_FILE_PATH: Final = "content"
 
 
 class DirectoryBase:
@@ -31,15 +31,17 @@ class DirectoryBase:
 
     def __init__(self, directory: BundleDirectory) -> None:
         self._directory = directory
-        self._open = ExitStack()
+        self._exit_stack = ExitStack()
         self._streams: list[BinaryIO] = []
 
     def __enter__(self) -> Self:
-        self._streams = [self._open.enter_context(path_of(self._directory, file).open("rb")) for file in self.files]
+        self._streams = [
+            self._exit_stack.enter_context(file_path(self._directory, file).open("rb")) for file in self.files
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._exit_stack.close()
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
@@ -114,28 +116,28 @@ class DirectoryTarget:
         """Give the bundle its name."""
         if self._partial is None:
             raise ValueError("DirectoryTarget.commit outside its with block")
-        if self._paths == [SINGLE]:
-            (self._partial / SINGLE).rename(self._root)
+        if self._paths == [SINGLE_FILE_PATH]:
+            (self._partial / SINGLE_FILE_PATH).rename(self._root)
             return
         self._partial.chmod(0o755)
         self._partial.rename(self._root)
         self._partial = None
 
 
-def path_of(directory: BundleDirectory, file: BundleFile) -> Path:
+def file_path(directory: BundleDirectory, file: BundleFile) -> Path:
     """Where a file of a plain bundle lies."""
     return directory.root if directory.root.is_file() else directory.root / file.path
 
 
-def open_bundle(place: Path, roles: dict[str, str] | None = None) -> BundleDirectory:
+def open_bundle(path: Path, roles: dict[str, str] | None = None) -> BundleDirectory:
     """Scan a folder, or a single file (rule 3). Raises Invalid."""
-    if not place.is_file():
-        return scan(place, roles or {})
+    if not path.is_file():
+        return scan_directory(path, roles or {})
     import hashlib
 
-    with place.open("rb") as stream:
+    with path.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    return BundleDirectory(place, (BundleFile(SINGLE, "model", place.stat().st_size, sha256),))
+    return BundleDirectory(path, (BundleFile(SINGLE_FILE_PATH, "model", path.stat().st_size, sha256),))
 
 
 def apply_to_directory(base: Path | None, patch: Path, out: Path) -> tuple[BundleFile, ...]:

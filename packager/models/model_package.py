@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from bundle.files import MAX_PATH_CHARACTERS, PATH, ROLES, BundleDirectory, scan
+from bundle.files import MAX_PATH_CHARACTERS, PATH_PATTERN, ROLES, BundleDirectory, scan_directory
 from packager.errors import BundleNameInvalid, ExternalDataMissing, NoSuchPlace, OutputExists, ReleaseFileMissing
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def build_package(
             shutil.copyfile(source, root / path)
         _write_json(root / PACKAGE_FILE, _package(family, version))
         _write_json(root / family / COMPONENT_FILE, _component(variant))
-        scan(root, {})
+        scan_directory(root, {})
         root.rename(out)
     return open_package(out)
 
@@ -164,7 +164,7 @@ def open_package(root: Path) -> BundleDirectory:
         raise NoSuchPlace(
             f"bundle folder {root} is not a folder", remedy="name a folder made by `packager bundle build`"
         )
-    return scan(root, roles_of(root))
+    return scan_directory(root, roles_of(root))
 
 
 def _locations(model: "onnx.ModelProto") -> set[str]:
@@ -193,7 +193,7 @@ def _add(sources: dict[str, Path], path: str, source: Path) -> None:
 
 
 def _is_bundle_path(path: str) -> bool:
-    return PATH.fullmatch(path) is not None and len(path) <= MAX_PATH_CHARACTERS
+    return PATH_PATTERN.fullmatch(path) is not None and len(path) <= MAX_PATH_CHARACTERS
 
 
 def _model_folder(root: Path) -> str | None:

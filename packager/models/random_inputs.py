@@ -89,8 +89,14 @@ def ranked(interface: ModelInterface, rank: int) -> ModelInterface:
     return replace(interface, inputs=tuple(inputs))
 
 
-def drawn_samples(model: Path, count: int, seed: int, limit_s: float) -> Samples:
-    """See packager.models.samples.random_samples."""
+def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
+    """Draw `count` random samples that `model` runs on; a worker process finds the sizes.
+
+    Raises:
+        ModelUnreadable, InputUnsupported: the model cannot be read, or has an input of an unsupported type.
+        NoWorkingInput: nothing ran within `limit_s` seconds.
+        ModelCrashes: the model took the runtime down.
+    """
     interface = ModelInterface.from_file(model)
     recipes = find_recipes(model, interface, limit_s)
     # in pairs: every other sample is held back, and both halves must see every size and state

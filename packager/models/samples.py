@@ -203,18 +203,6 @@ def samples_from(arrays: Sequence[Sample], origin: str = "memory") -> Samples:
     return Samples(MemorySource(tuple(arrays)), tuple(range(len(arrays))), origin, total.hexdigest())
 
 
-def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
-    """`count` random samples that `model` runs on; a child process finds the sizes (packager.models.random_inputs).
-
-    Raises:
-        ModelUnreadable, InputUnsupported; NoWorkingInput where nothing ran within `limit_s` seconds;
-        ModelCrashes where the model took the runtime down.
-    """
-    from packager.models.random_inputs import drawn_samples  # it starts a child: not needed by readers of files
-
-    return drawn_samples(model, count, seed, limit_s)
-
-
 class _Column:
     """One array of an `.npz`, read row by row."""
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from bundle.golden import GoldenSample, GoldenUnfit, check_answer
+from bundle.golden import GoldenSample, GoldenUnfit, check_outputs
 from packager.errors import DrillInvalid, ModelDoesNotRun
 from packager.models.sessions import run, session
 
@@ -92,7 +92,7 @@ def _answers_as_before(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
         for number, sample in enumerate(golden):
             names = list(sample.outputs)
             answers = dict(zip(names, run(running, sample.inputs, names), strict=True))
-            check_answer(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
+            check_outputs(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
     except (GoldenUnfit, ModelDoesNotRun):
         return False
     return True

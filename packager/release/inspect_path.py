@@ -176,12 +176,12 @@ def _fleet(data: bytes) -> Inspection:
 
 def _patch(place: Path) -> Inspection:
     from bundle.patch.container import read_frames, read_header
-    from bundle.patch.limits import DEFAULT
+    from bundle.patch.limits import DEFAULT_LIMITS
 
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with place.open("rb") as stream:
-        header = read_header(stream, DEFAULT)
+        header = read_header(stream, DEFAULT_LIMITS)
         for frame in read_frames(stream, header):
             counts[frame.op.name.lower()] += 1
             sizes[frame.op.name.lower()] += len(frame.payload)
@@ -192,14 +192,14 @@ def _patch(place: Path) -> Inspection:
         "from": base,
         "to": bundle_digest(header.target),
         "features": list(header.features),
-        "peak_memory": header.announced.memory_bound(),
+        "peak_memory": header.declared_limits.memory_bound_bytes(),
         "operations": operations,
         "files": [file.as_json() for file in header.target],
     }
     lines = [
         f"patch of {place.stat().st_size:,} bytes, {'from ' + base if base else 'from nothing'}",
         f"  to        {bundle_digest(header.target)}",
-        f"  features  {', '.join(header.features) or 'none'}; applying takes {header.announced.memory_bound():,} bytes",
+        f"  features  {', '.join(header.features) or 'none'}; applying takes {header.declared_limits.memory_bound_bytes():,} bytes",
         *(f"  {name:<9} {row['frames']} frames, {row['bytes']:,} bytes" for name, row in operations.items()),
         files_table(header.target),
     ]
@@ -209,9 +209,9 @@ def _patch(place: Path) -> Inspection:
 def _blob(place: Path, head: bytes) -> Inspection:
     import hashlib
 
-    from bundle.frames import HEADER_BYTES, TAG_BYTES, frame_bytes_of
+    from bundle.frames import HEADER_BYTES, TAG_BYTES, parse_frame_size
 
-    frame_bytes = frame_bytes_of(head[:HEADER_BYTES])
+    frame_bytes = parse_frame_size(head[:HEADER_BYTES])
     size = place.stat().st_size
     frames = -(-(size - HEADER_BYTES) // (frame_bytes + TAG_BYTES))
     with place.open("rb") as stream:

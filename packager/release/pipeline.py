@@ -29,7 +29,8 @@ from packager.errors import (
 )
 from packager.models.inputs import ModelInterface
 from packager.models.model_package import external_data
-from packager.models.samples import Samples, folder_samples, load_samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, folder_samples, load_samples
 from packager.release.draft import Draft, ReleaseRepository, Reporter, SilentReporter, VariantDraft
 from packager.release.release_file import ReleasePlan, parse_release_file
 from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign

@@ -15,7 +15,7 @@ from bundle.contract import Contract
 from bundle.errors import Unavailable
 from bundle.files import BundleDirectory, BundleFile, bundle_digest
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
-from bundle.strict_json import NAME, VERSION
+from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.patch_report import PatchReport
 from packager.errors import (
@@ -209,14 +209,15 @@ def files_table(files: tuple[BundleFile, ...]) -> str:
 
 def _check_names(request: BuildRequest) -> None:
     for option, value in (("--family", request.family), ("--variant", request.variant)):
-        if not NAME.fullmatch(value):
-            raise UsageInvalid(f"{option}: found {value!r}, expected {NAME.pattern}")
-    if not VERSION.fullmatch(request.version):
+        if not NAME_PATTERN.fullmatch(value):
+            raise UsageInvalid(f"{option}: found {value!r}, expected {NAME_PATTERN.pattern}")
+    if not VERSION_PATTERN.fullmatch(request.version):
         raise UsageInvalid(f"--version: found {request.version!r}, expected a version like 1.2.0")
 
 
 def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
-    from packager.models.samples import folder_samples, load_samples, random_samples
+    from packager.models.random_inputs import random_samples
+    from packager.models.samples import folder_samples, load_samples
 
     if request.inputs is None:
         return random_samples(request.model, max(1, request.golden), request.seed)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from bundle import strict_json
-from bundle.contract import SHADOW_LIMITS, Health
+from bundle.contract import SHADOW_LIMIT_FIELDS, Health
 from bundle.errors import MalformedRefused
-from bundle.manifest import FEATURE, PLAIN_VERSION, Requirements
+from bundle.manifest import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, Requirements
 from bundle.rollout import BASIS_POINTS
-from bundle.strict_json import NAME, Fields, words_of
+from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
 from packager.models.model_package import FILE_ROLES, ExtraFile
 
@@ -177,7 +177,7 @@ def plan_from(document: Mapping[str, object], folder: Path, *, where: str) -> Re
     return plan
 
 
-class _Table(Fields):
+class _Table(StrictObject):
     """A TOML table, read like a JSON object; a float is taken only where one is asked for."""
 
     def __init__(self, value: object, where: str) -> None:
@@ -185,26 +185,28 @@ class _Table(Fields):
 
     def table(self, name: str) -> "_Table":
         """A nested table, empty where it is absent."""
-        return _Table(self.take(name) if self.has(name) else {}, f"{self.where}: {name}")
+        return _Table(self.value(name) if self.has(name) else {}, f"{self.where}: {name}")
 
     def tables(self, name: str) -> "dict[str, _Table]":
         """A table of tables, by NAME."""
         table = self.table(name)
-        for entry in table.names():
-            if not NAME.fullmatch(entry):
-                raise MalformedRefused(f"{self.where}: {name}: found {entry[:80]!r}, expected {words_of(NAME)}")
-        return {entry: _Table(table.take(entry), f"{self.where}: {name}.{entry}") for entry in table.names()}
+        for entry in table.remaining_names():
+            if not NAME_PATTERN.fullmatch(entry):
+                raise MalformedRefused(
+                    f"{self.where}: {name}: found {entry[:80]!r}, expected {describe_pattern(NAME_PATTERN)}"
+                )
+        return {entry: _Table(table.value(entry), f"{self.where}: {name}.{entry}") for entry in table.remaining_names()}
 
     def rows(self, name: str) -> "list[_Table]":
         """An array of tables, empty where it is absent."""
-        value: object = self.take(name) if self.has(name) else []
+        value: object = self.value(name) if self.has(name) else []
         if not isinstance(value, list):
             raise MalformedRefused(f"{self.where}: {name}: found {value!r}, expected an array of tables")
         return [_Table(row, f"{self.where}: {name}[{i}]") for i, row in enumerate(value)]
 
     def number(self, name: str, low: float, high: float) -> float:
         """An integer or a float within `low` and `high`."""
-        value: object = self.take(name)
+        value: object = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise MalformedRefused(f"{self.where}: {name}: found {value!r}, expected a number from {low} to {high}")
         return float(value)
@@ -215,17 +217,17 @@ class _Table(Fields):
 
 
 def _plan(table: _Table, folder: Path) -> ReleasePlan:
-    channels = table.texts("channels", NAME, max_items=64)
+    channels = table.texts("channels", NAME_PATTERN, max_items=64)
     if not channels:
         raise MalformedRefused(f"{table.where}: channels: found none, expected at least one")
     out = ReleasePlan(
-        family=table.text("family", NAME),
-        version=table.text("version", strict_json.VERSION),
+        family=table.text("family", NAME_PATTERN),
+        version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
         model=table.path("model", folder),
         variants=tuple(_variant(name, row, folder) for name, row in table.tables("variants").items()),
         min_counter=table.integer("min_counter") if table.has("min_counter") else None,
-        min_agent=table.text("min_agent", PLAIN_VERSION) if table.has("min_agent") else DEFAULT_MIN_AGENT,
+        min_agent=table.text("min_agent", NUMERIC_VERSION_PATTERN) if table.has("min_agent") else DEFAULT_MIN_AGENT,
         inputs=table.path("inputs", folder) if table.has("inputs") else None,
         samples=table.integer("samples", 2, 100_000) if table.has("samples") else DEFAULT_SAMPLES,
         seed=table.integer("seed") if table.has("seed") else 0,
@@ -238,7 +240,7 @@ def _plan(table: _Table, folder: Path) -> ReleasePlan:
         drill=table.choice("drill", DRILLS) if table.has("drill") else None,
         provenance=_provenance(table.table("provenance")),
     )
-    table.end()
+    table.reject_unknown()
     if not out.variants:
         raise MalformedRefused(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
     if out.override_gate == "":
@@ -252,7 +254,7 @@ def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
     gate = row.table("gate")
     out = VariantPlan(
         name=name,
-        scheme=row.text("scheme", NAME) if row.has("scheme") else AS_IS,
+        scheme=row.text("scheme", NAME_PATTERN) if row.has("scheme") else AS_IS,
         model=row.path("model", folder) if row.has("model") else None,
         required=row.flag("required") if row.has("required") else False,
         update_aware=row.flag("update_aware") if row.has("update_aware") else True,
@@ -261,8 +263,8 @@ def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),
         target=row.choice("target", TARGETS) if row.has("target") else DEFAULT_TARGET,
     )
-    gate.end()
-    row.end()
+    gate.reject_unknown()
+    row.reject_unknown()
     if out.model is not None and out.scheme != AS_IS:
         raise MalformedRefused(f"{row.where}: scheme: found {out.scheme!r} beside its own model, expected {AS_IS!r}")
     return out
@@ -271,29 +273,31 @@ def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
 def _requires(row: _Table) -> Overrides:
     """The fields of Requirements that are there."""
     out: dict[str, int | str | tuple[str, ...] | None] = {}
-    for name in row.names():
+    for name in row.remaining_names():
         match name:
             case "arch" | "cpu_features":
-                out[name] = row.texts(name, FEATURE, max_items=64)
+                out[name] = row.texts(name, FEATURE_PATTERN, max_items=64)
             case "onnxruntime_min" | "onnxruntime_below":
-                out[name] = row.text(name, PLAIN_VERSION)
+                out[name] = row.text(name, NUMERIC_VERSION_PATTERN)
             case "memory_bytes" | "storage_bytes":
                 out[name] = row.integer(name)
             case _:
                 pass  # `end` says which key it is
-    row.end()
+    row.reject_unknown()
     return tuple(out.items())
 
 
 def _health(row: _Table) -> Overrides:
     """The fields of Health that are there; its own parser checks them in the company of the defaults."""
     names = [field.name for field in fields(Health)]
-    given = {name: row.take(name) for name in row.names() if name in names}
-    row.end()
+    given = {name: row.value(name) for name in row.remaining_names() if name in names}
+    row.reject_unknown()
     # limits of a shadow are there where one is asked for, or where somebody wrote one without asking for it
-    shadowed = replace(Health(), shadow_ppm=1) if given.get("shadow_ppm") or given.keys() & set(SHADOW_LIMITS) else None
+    shadowed = (
+        replace(Health(), shadow_ppm=1) if given.get("shadow_ppm") or given.keys() & set(SHADOW_LIMIT_FIELDS) else None
+    )
     defaults = {**(shadowed or Health()).as_json(), "shadow_ppm": 0}
-    checked = Health.parse(Fields({**defaults, **given}, row.where))
+    checked = Health.parse(StrictObject({**defaults, **given}, row.where))
     return tuple((field.name, getattr(checked, field.name)) for field in fields(Health) if field.name in given)
 
 
@@ -301,22 +305,22 @@ def _file(row: _Table, folder: Path) -> ExtraFile:
     source = row.path("path", folder)
     role = row.choice("role", FILE_ROLES)
     name = row.text("name", max_length=200) if row.has("name") else source.name
-    row.end()
+    row.reject_unknown()
     return ExtraFile(source, role, name)
 
 
 def _bases(table: _Table) -> int | tuple[str, ...]:
     patches = table.table("patches")
     if not patches.has("from"):
-        patches.end()
+        patches.reject_unknown()
         return DEFAULT_BASES
-    value: object = patches.take("from")
-    patches.end()
+    value: object = patches.value("from")
+    patches.reject_unknown()
     where = f"{table.where}: patches.from"
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_BASES:
         return value
     if isinstance(value, list) and len(value) <= MAX_BASES:
-        return Fields({"from": value}, f"{table.where}: patches").texts("from", strict_json.VERSION)
+        return StrictObject({"from": value}, f"{table.where}: patches").texts("from", strict_json.VERSION_PATTERN)
     raise MalformedRefused(
         f"{where}: found {value!r}, expected a number of releases up to {MAX_BASES} or a list of versions"
     )
@@ -326,11 +330,11 @@ def _rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
     if not table.has("rollout"):
         return None
     row = table.table("rollout")
-    chosen = row.texts("channels", NAME, max_items=64) if row.has("channels") else channels
+    chosen = row.texts("channels", NAME_PATTERN, max_items=64) if row.has("channels") else channels
     percent = row.number("percent", 0, 100) if row.has("percent") else 100.0
-    cohorts = row.texts("cohorts", NAME) if row.has("cohorts") else ()
+    cohorts = row.texts("cohorts", NAME_PATTERN) if row.has("cohorts") else ()
     note = row.text("note", max_length=512) if row.has("note") else ""
-    row.end()
+    row.reject_unknown()
     unknown = sorted(set(chosen) - set(channels))
     if unknown:
         raise MalformedRefused(f"{row.where}.channels: found {unknown[0]!r}, expected one of {', '.join(channels)}")
@@ -338,10 +342,10 @@ def _rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
 
 
 def _provenance(row: _Table) -> tuple[tuple[str, str], ...]:
-    out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.names()))
+    out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.remaining_names()))
     for name, _ in out:
-        if not FEATURE.fullmatch(name):
-            raise MalformedRefused(f"{row.where}: found {name[:80]!r}, expected {FEATURE.pattern}")
+        if not FEATURE_PATTERN.fullmatch(name):
+            raise MalformedRefused(f"{row.where}: found {name[:80]!r}, expected {FEATURE_PATTERN.pattern}")
     return out
 
 

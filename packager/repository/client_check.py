@@ -19,7 +19,7 @@ from typing import Final
 from bundle.errors import NotFoundUnavailable, TooLargeRefused, WithdrawnRefused
 from bundle.trust.check import CheckRequest, TrustSession
 from bundle.trust.clock import ClockFacts
-from bundle.trust.trust_state import SlotStore
+from bundle.trust.trust_state import TrustStateStore
 from packager.repository.layout import Layout
 
 ANY_AGENT: Final = "999999"  # the publisher does not know which agents there are; `min_agent` is the devices' question
@@ -61,14 +61,14 @@ class Rehearsal:
         session = self._session("", "", "metadata")
         session.refresh()
         if has_fleet:
-            session.fleet_only()
+            session.verify_fleet()
 
     def channel(self, family: str, channel: str) -> Rehearsed:
         """One channel's device. Raises what a device raises (but see rule 3)."""
         session = self._session(family, channel, f"{family}.{channel}")
         session.refresh()
         try:
-            release = session.release()
+            release = session.verify_release()
         except WithdrawnRefused as error:
             return Rehearsed(family, channel, None, error.message)
         return Rehearsed(family, channel, release.manifest.version, None)
@@ -88,10 +88,10 @@ class Rehearsal:
             targets_url=f"{URL}targets",
             family=family,
             channel=channel,
-            clock=ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0),
+            clock=ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0),
             agent_version=ANY_AGENT,
         )
-        return TrustSession(request, self._fetch, SlotStore(folder / "slots"))
+        return TrustSession(request, self._fetch, TrustStateStore(folder / "slots"))
 
     def _fetch(self, url: str, max_bytes: int) -> bytes:
         relative = url.removeprefix(URL)

@@ -20,7 +20,7 @@ from bundle import strict_json
 from bundle.fleet import Fleet
 from bundle.frames import Secret
 from bundle.trust.check import FLEET_ROLE
-from keys.cohorts import key_path, new_epoch
+from keys.cohorts import create_next_epoch, key_path
 from keys.errors import KeyExists
 from keys.registry import Registry
 from keys.roles import default_threshold
@@ -73,7 +73,7 @@ def create_with_new_keys(
         if role not in roles:
             raise FamilyUnknown(f"there is no role {role!r}, found {', '.join(roles)}")
     for role, given in public.items():
-        default_threshold(role, given, classical=classical)  # rule 1
+        default_threshold(role, given, is_classical_only=classical)  # rule 1
     made = make_role_keys(
         key_dir,
         [role for role in roles if role not in public],
@@ -87,7 +87,7 @@ def create_with_new_keys(
     if not public:
         repository.sign(signers)
         repository.publish()
-    first = new_epoch(key_dir, cohort, None, passphrase, insecure_plaintext=insecure_plaintext)
+    first = create_next_epoch(key_dir, cohort, None, passphrase, insecure_plaintext=insecure_plaintext)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (first,)))
     if repository.sign(signers).is_complete:
         repository.publish()
@@ -120,5 +120,5 @@ def all_roles(families: Sequence[str]) -> list[str]:
 def check_names(names: Sequence[str]) -> None:
     """Raises FamilyUnknown for what is no name."""
     for name in names:
-        if not strict_json.NAME.fullmatch(name):
+        if not strict_json.NAME_PATTERN.fullmatch(name):
             raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")

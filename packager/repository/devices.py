@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.enrollment import EnrolmentRequest, parse_enrolment
+from bundle.enrollment import EnrollmentRequest, parse_enrollment
 from bundle.fleet import Cohort
 from bundle.frames import Secret
-from keys.cohorts import load_private, new_epoch, seal_epoch
+from keys.cohorts import create_next_epoch, load_private_key, seal_epoch
 from keys.errors import CohortUnknown
 from keys.registry import Device, Registry
 from packager.repository.repository import Repository
@@ -57,11 +57,11 @@ def admit_device(
     Raises:
         FingerprintMismatch, CohortUnknown, EnrolmentRefused, MalformedRefused, and errors of key files.
     """
-    parsed = parse_enrolment(request)
+    parsed = parse_enrollment(request)
     listed = _cohort(repository, cohort)
     registry = Registry(repository.registry_path)
-    device = registry.admit(parsed, cohort, fingerprint)
-    private = load_private(key_dir, listed, passphrase)
+    device = registry.enroll(parsed, cohort, fingerprint)
+    private = load_private_key(key_dir, listed, passphrase)
     seal_epoch(private, listed, repository.repository_id, [device.x_wing_public], repository.put_envelope)
     registry.save()
     repository.stage_registry()
@@ -70,7 +70,7 @@ def admit_device(
 
 def admit_batch(
     repository: Repository,
-    requests: Sequence[EnrolmentRequest],
+    requests: Sequence[EnrollmentRequest],
     cohort: str,
     key_dir: Path,
     passphrase: Secret | None,
@@ -92,10 +92,10 @@ def admit_batch(
         CohortUnknown, and errors of key files.
     """
     listed = _cohort(repository, cohort)
-    private = load_private(key_dir, listed, passphrase)
+    private = load_private_key(key_dir, listed, passphrase)
     registry = Registry(repository.registry_path)
     before = len(registry)
-    devices = [registry.admit_confirmed(request, cohort).x_wing_public for request in requests]
+    devices = [registry.enroll_confirmed(request, cohort).x_wing_public for request in requests]
     seal_epoch(
         private,
         listed,
@@ -124,8 +124,10 @@ def begin_epoch(
     """Rule 2; also makes a new cohort. Raises KeyExists, PlaintextKey, StagingInvalid."""
     repository_id, fleet = repository.repository_id, repository.fleet()  # before a key is made
     registry = Registry(repository.registry_path)
-    current = new_epoch(key_dir, cohort, fleet.cohort(cohort), passphrase, insecure_plaintext=insecure_plaintext)
-    private = load_private(key_dir, current, passphrase)
+    current = create_next_epoch(
+        key_dir, cohort, fleet.cohort(cohort), passphrase, insecure_plaintext=insecure_plaintext
+    )
+    private = load_private_key(key_dir, current, passphrase)
     devices = [device.x_wing_public for device in registry.members(cohort)]
     made = seal_epoch(
         private,

@@ -18,10 +18,10 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Root, Signed, Targets
 
 from bundle.errors import MalformedRefused
-from bundle.strict_json import NAME, VERSION
+from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from bundle.trust.check import key_digest
 from keys.errors import ThresholdInvalid
-from keys.roles import RoleKeys, problems, role_keys
+from keys.roles import RoleKeys, collect_role_keys, threshold_problems
 from packager.repository import tuf_documents
 
 PATTERNS: Final = {"release": "bundles/{}/*", "rollout": "rollouts/{}/*", "fleet": "fleet/*"}
@@ -60,13 +60,13 @@ def check_bounds(role: str, signed: Signed, *, classical: bool) -> None:
 def keys_of(delegator: Root | Targets, role: str) -> RoleKeys:
     """A role's keys and threshold as its delegator lists them."""
     listed = delegator.get_delegated_role(role)
-    return role_keys(role, [delegator.get_key(keyid) for keyid in listed.keyids], listed.threshold)
+    return collect_role_keys(role, [delegator.get_key(keyid) for keyid in listed.keyids], listed.threshold)
 
 
 def pattern_of(role: str) -> str | None:
     """The path pattern of a delegated role, or None for a name that is none of ours."""
     kind, _, family = role.partition("-")
-    if kind not in PATTERNS or (role != "fleet" if kind == "fleet" else not NAME.fullmatch(family)):
+    if kind not in PATTERNS or (role != "fleet" if kind == "fleet" else not NAME_PATTERN.fullmatch(family)):
         return None
     return PATTERNS[kind].format(family)
 
@@ -104,7 +104,7 @@ def _check_files(role: str, signed: Targets) -> None:
     folder = pattern.removesuffix("*")
     for name, target in signed.targets.items():
         stem = name.removeprefix(folder).removesuffix(".json")
-        is_named = bool((VERSION if role.startswith("release-") else NAME).fullmatch(stem))
+        is_named = bool((VERSION_PATTERN if role.startswith("release-") else NAME_PATTERN).fullmatch(stem))
         if not is_named or name != f"{folder}{stem}.json":
             raise MalformedRefused(f"{role} lists {name!r}, which is none of {pattern}")
         if set(target.hashes) != {"sha256"} or target.unrecognized_fields:
@@ -129,7 +129,7 @@ def _key_id(key: Key) -> str:
 
 def _check_thresholds(delegator: Root | Targets, roles: Iterable[str], *, classical: bool) -> None:
     for role in roles:
-        wrong = problems(keys_of(delegator, role), classical=classical)
+        wrong = threshold_problems(keys_of(delegator, role), is_classical_only=classical)
         if wrong:
             raise ThresholdInvalid(
                 f"role {role!r}: {wrong[0]}",

@@ -7,8 +7,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from bundle.fleet import TARGET as FLEET_TARGET
-from bundle.fleet import Cohort, Fleet, parse_fleet
+from bundle.fleet import FLEET_TARGET, Cohort, Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.check import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target

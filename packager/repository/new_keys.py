@@ -13,7 +13,7 @@ from pathlib import Path
 from securesystemslib.signer import Signer
 
 from bundle.frames import Secret
-from keys.key_files import SUFFIX, generate_key_file, load_signer
+from keys.key_files import KEY_FILE_SUFFIX, generate_key_file, load_signer
 from keys.roles import OFFLINE_ROLES
 
 
@@ -53,6 +53,6 @@ def key_paths(key_dir: Path, role: str, *, classical: bool) -> list[tuple[Path, 
     plan = key_plan(role, classical=classical)
     numbers = [plan[: place + 1].count(algorithm) for place, algorithm in enumerate(plan)]
     return [
-        (key_dir / f"{role}-{algorithm}-{number}{SUFFIX}", algorithm)
+        (key_dir / f"{role}-{algorithm}-{number}{KEY_FILE_SUFFIX}", algorithm)
         for algorithm, number in zip(plan, numbers, strict=True)
     ]

@@ -21,9 +21,9 @@ from securesystemslib.signer import Signer
 
 from bundle.errors import NotFoundUnavailable
 from bundle.manifest import Manifest
-from bundle.trust.check import PACK_MAX_DAYS, CheckRequest, check, rollout_role
+from bundle.trust.check import PACK_MAX_DAYS_FIELD, CheckRequest, check, rollout_role
 from bundle.trust.clock import ClockFacts
-from bundle.trust.trust_state import SlotStore
+from bundle.trust.trust_state import TrustStateStore
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository import tuf_documents
 from packager.repository.client_check import ANY_AGENT
@@ -87,7 +87,7 @@ def make_pack(
     layout = repository.layout
     with locked(layout):
         published = Published(layout)
-        limit = published.root.unrecognized_fields.get(PACK_MAX_DAYS, 0)
+        limit = published.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
         if not 1 <= valid_days <= limit:
             raise StagingInvalid(f"a pack valid for {valid_days} days, root allows 1 to {limit}")
         packed = renewal(layout, published, signers, pack_valid_s=valid_days * tuf_documents.DAY_S)
@@ -172,10 +172,10 @@ def _try_out(repository: Repository, pack: Path, releases: Sequence[tuple[str, s
                 targets_url=f"file://{pack}/targets",
                 family=family,
                 channel=channel,
-                clock=ClockFacts(int(time.time()), synchronised=True, build_time_s=0, boot_elapsed_s=0),
+                clock=ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0),
                 agent_version=ANY_AGENT,
             )
-            check(request, _read, SlotStore(Path(folder) / "slots"))
+            check(request, _read, TrustStateStore(Path(folder) / "slots"))
 
 
 def _read(url: str, max_bytes: int) -> bytes:

@@ -16,7 +16,7 @@ from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Targets
 
 from bundle.errors import AirweightsError, MetadataExpiredUnavailable
-from bundle.fleet import TARGET as FLEET_TARGET
+from bundle.fleet import FLEET_TARGET
 from bundle.rollout import Rollout
 from bundle.trust.check import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict

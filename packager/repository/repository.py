@@ -17,8 +17,7 @@ from types import MappingProxyType
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Targets
 
-from bundle.fleet import TARGET as FLEET_TARGET
-from bundle.fleet import Cohort, Fleet
+from bundle.fleet import FLEET_TARGET, Cohort, Fleet
 from bundle.frames import Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout

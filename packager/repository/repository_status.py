@@ -6,7 +6,7 @@ from typing import Final
 
 from tuf.api.metadata import Root, Targets
 
-from keys.roles import problems, still_needed
+from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
 from packager.repository.published import Published, verification
@@ -131,11 +131,22 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
         return tuple(RoleKey(keyid, str(key.scheme), keyid in signed) for keyid, key in keys.keys.items())
 
     document = published.documents.get(role)
-    wrong = list(problems(keys, classical=classical))
+    wrong = list(threshold_problems(keys, is_classical_only=classical))
     if document is None:
         wrong.append("it was never signed")
         return RoleStatus(
-            role, 0, "", 0.0, True, keys.threshold, keys.classical, keys.post_quantum, listed(), 0, tuple(wrong), ""
+            role,
+            0,
+            "",
+            0.0,
+            True,
+            keys.threshold,
+            keys.classical_count,
+            keys.post_quantum_count,
+            listed(),
+            0,
+            tuple(wrong),
+            "",
         )
     state = verification(published, {}, role, document)
     if state.missing:
@@ -149,12 +160,12 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
         days_left=round(left_s / tuf_documents.DAY_S, 2),
         is_due=left_s < life_s * SOON_SHARE,
         threshold=keys.threshold,
-        classical=keys.classical,
-        post_quantum=keys.post_quantum,
+        classical=keys.classical_count,
+        post_quantum=keys.post_quantum_count,
         keys=listed(state.signed),
         signatures=len(state.signed),
         problems=tuple(wrong),
-        still_needed=still_needed(keys),
+        still_needed=remaining_signers_needed(keys),
     )
 
 

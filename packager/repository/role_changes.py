@@ -16,9 +16,9 @@ from typing import Final
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
-from bundle.trust.check import COUNTER_EPOCH, release_role
+from bundle.trust.check import COUNTER_EPOCH_FIELD, release_role
 from keys.errors import SignerNotInRole
-from keys.roles import RoleKeys, check_threshold, default_threshold, role_keys
+from keys.roles import RoleKeys, check_threshold, collect_role_keys, default_threshold
 from packager.errors import StagingInvalid
 from packager.repository import tuf_documents
 from packager.repository.layout import Layout, locked
@@ -75,8 +75,8 @@ def raise_counter_epoch(layout: Layout, family: str) -> int:
         delegated = tuf_documents.delegated_roles(targets).get(release_role(family))
         if delegated is None:
             raise StagingInvalid(f"family {family!r} is not delegated")
-        epoch = int(delegated.unrecognized_fields.get(COUNTER_EPOCH, 0)) + 1
-        delegated.unrecognized_fields[COUNTER_EPOCH] = epoch
+        epoch = int(delegated.unrecognized_fields.get(COUNTER_EPOCH_FIELD, 0)) + 1
+        delegated.unrecognized_fields[COUNTER_EPOCH_FIELD] = epoch
         staging.put_document("targets", Metadata[Targets](targets))
         return epoch
 
@@ -183,9 +183,9 @@ def _change(layout: Layout, role: str, change: ChangeKeys, threshold: int | None
 
 
 def _counted(role: str, keys: Sequence[Key], threshold: int | None, *, classical: bool) -> RoleKeys:
-    wanted = default_threshold(role, keys, classical=classical) if threshold is None else threshold
-    counted = role_keys(role, keys, wanted)
-    check_threshold(counted, classical=classical)
+    wanted = default_threshold(role, keys, is_classical_only=classical) if threshold is None else threshold
+    counted = collect_role_keys(role, keys, wanted)
+    check_threshold(counted, is_classical_only=classical)
     return counted
 
 

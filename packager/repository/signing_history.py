@@ -16,7 +16,7 @@ from typing import Final
 
 from securesystemslib.signer import Key
 
-from bundle.strict_json import SHA256_HEX
+from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.check import key_digest
 from packager.errors import SignerMemoryDamaged
 from packager.repository import tuf_documents
@@ -53,7 +53,7 @@ class SignerMemory:
         """Other repositories that one of these keys signed for here (rule 2), sorted."""
         held = {key_digest(key) for key in keys}
         folders = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
-        others = (path for path in folders if SHA256_HEX.fullmatch(path.name) and path.name != self._identity)
+        others = (path for path in folders if SHA256_HEX_PATTERN.fullmatch(path.name) and path.name != self._identity)
         return tuple(path.name for path in others if held & _read_keys(path / KEYS))
 
     def remember(self, role: str, document: Document) -> None:

@@ -22,8 +22,8 @@ from tuf.api.serialization import SerializationError
 
 from bundle import strict_json
 from bundle.errors import MalformedRefused
-from bundle.strict_json import JSON, SHA256_HEX, Fields
-from bundle.trust.trust_state import ROLE
+from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
+from bundle.trust.trust_state import ROLE_NAME_PATTERN
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.published import Document, Published, parse_document
@@ -120,7 +120,9 @@ def content_digest(document: Document) -> str:
 
 def parse_request(data: bytes) -> Request:
     """Read a request file. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request")
+    fields = StrictObject(
+        strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request"
+    )
     if fields.text("schema") != REQUEST:
         raise MalformedRefused(
             f"signing request.schema: expected {REQUEST!r}", remedy="a request is made by `packager repo prepare`"
@@ -132,9 +134,9 @@ def parse_request(data: bytes) -> Request:
         _blocks(fields, "contents", MAX_TARGETS),
         _blocks(fields, "earlier", MAX_TARGETS),
     )
-    fields.end()
+    fields.reject_unknown()
     for role in (*out.new, *out.published):
-        if not ROLE.fullmatch(role):
+        if not ROLE_NAME_PATTERN.fullmatch(role):
             raise MalformedRefused(f"signing request: {role[:80]!r} is no role's name")
     first = _document(out.first_root, "the first root").signed
     if not isinstance(first, Root) or first.version != 1:
@@ -152,18 +154,20 @@ def signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
 
 def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
     """A signature file's repository and signatures. Raises MalformedRefused, TooLargeRefused."""
-    fields = Fields(strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file")
+    fields = StrictObject(
+        strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file"
+    )
     if fields.text("schema") != SIGNATURES:
         raise MalformedRefused(
             f"signature file.schema: expected {SIGNATURES!r}", remedy="`packager repo sign REQUEST -o FILE` writes one"
         )
-    repository = fields.text("repository", SHA256_HEX)
+    repository = fields.text("repository", SHA256_HEX_PATTERN)
     rows = []
     for row in fields.objects("signatures", max_items=MAX_ROLES):
-        role, keyid = row.text("role", ROLE), row.text("key_id", max_length=256)
+        role, keyid = row.text("role", ROLE_NAME_PATTERN), row.text("key_id", max_length=256)
         rows.append(RoleSignature(role, Signature(keyid, row.text("signature", max_length=MAX_SIGNATURE_CHARACTERS))))
-        row.end()
-    fields.end()
+        row.reject_unknown()
+    fields.reject_unknown()
     return repository, tuple(rows)
 
 
@@ -196,16 +200,16 @@ def _pack(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _unpack(fields: Fields, name: str) -> bytes:
+def _unpack(fields: StrictObject, name: str) -> bytes:
     try:
         return base64.b64decode(fields.text(name, max_length=MAX_BLOCK_CHARACTERS), validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedRefused(f"{fields.where}.{name[:80]}: not base64") from error
 
 
-def _blocks(fields: Fields, name: str, max_items: int) -> dict[str, bytes]:
+def _blocks(fields: StrictObject, name: str, max_items: int) -> dict[str, bytes]:
     rows = fields.object(name)
-    names = rows.names()
+    names = rows.remaining_names()
     if len(names) > max_items:
         raise MalformedRefused(f"{rows.where}: found {len(names)} entries, at most {max_items} are allowed")
     return {entry: _unpack(rows, entry) for entry in names}

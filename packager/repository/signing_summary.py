@@ -18,12 +18,11 @@ from securesystemslib.signer import Key
 from tuf.api.metadata import Root, TargetFile, Targets
 
 from bundle.errors import DigestMismatchRefused, MalformedRefused
-from bundle.fleet import TARGET as FLEET_TARGET
-from bundle.fleet import parse_fleet
+from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
 from bundle.trust.check import key_digest
-from keys.roles import problems, still_needed
+from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
 from packager.repository.published import Document
@@ -128,8 +127,8 @@ def _role_keys(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
         yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_key(keyid, new.get_key(keyid))}"
     if is_other:
         counted = keys_of(new, name)
-        yield f"{where}: {counted.classical} classical and {counted.post_quantum} ML-DSA keys; {still_needed(counted)}"
-        for problem in problems(counted):
+        yield f"{where}: {counted.classical_count} classical and {counted.post_quantum_count} ML-DSA keys; {remaining_signers_needed(counted)}"
+        for problem in threshold_problems(counted):
             yield f"{where}: UNSOUND: {problem}"
     if ago is not None and _unknown_role(after) != _unknown_role(ago):
         yield f"{where}: {_unknown_role(ago)} -> {_unknown_role(after)}"

@@ -20,7 +20,7 @@ from typing import Final
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from bundle.trust.check import PACK
+from bundle.trust.check import PACK_FIELD
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.layout import Layout, write_file
@@ -195,10 +195,10 @@ class Staging:
         self.documents[role] = Metadata[Targets](renewed)
 
     def _as_packed(self, signed: Signed, now_s: int) -> None:
-        signed.unrecognized_fields.pop(PACK, None)
+        signed.unrecognized_fields.pop(PACK_FIELD, None)
         if self._pack_valid_s is not None:
             signed.expires = datetime.fromtimestamp(now_s + self._pack_valid_s, UTC)
-            signed.unrecognized_fields[PACK] = True
+            signed.unrecognized_fields[PACK_FIELD] = True
 
     def _prepare_role(self, role: str, published: Published, changes: Mapping[str, bytes], now_s: int) -> None:
         before = published.documents.get(role)

@@ -27,8 +27,8 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from bundle.trust.check import COUNTER_EPOCH, PACK_MAX_DAYS, REPOSITORY_ID, release_role, rollout_role
-from bundle.trust.clock import ISSUED_AT, format_time
+from bundle.trust.check import COUNTER_EPOCH_FIELD, PACK_MAX_DAYS_FIELD, REPOSITORY_ID_FIELD, release_role, rollout_role
+from bundle.trust.clock import ISSUED_AT_FIELD, format_time
 from keys.roles import default_threshold
 
 DAY_S: Final = 86_400
@@ -64,7 +64,7 @@ def expiry(role: str, now_s: int) -> datetime:
 
 def issued(now_s: int) -> dict[str, Any]:
     """Rule 1."""
-    return {ISSUED_AT: format_time(now_s)}
+    return {ISSUED_AT_FIELD: format_time(now_s)}
 
 
 def new_root(keys: Mapping[str, Sequence[Key]], now_s: int, *, classical: bool) -> Root:
@@ -78,7 +78,7 @@ def new_root(keys: Mapping[str, Sequence[Key]], now_s: int, *, classical: bool) 
     Raises:
         ThresholdInvalid.
     """
-    fields: dict[str, Any] = {**issued(now_s), PACK_MAX_DAYS: PACK_LIMIT_DAYS}
+    fields: dict[str, Any] = {**issued(now_s), PACK_MAX_DAYS_FIELD: PACK_LIMIT_DAYS}
     if classical:
         fields[CLASSICAL] = True
     return Root(
@@ -96,7 +96,7 @@ def next_root(root: Root, repository_id: str, now_s: int) -> Root:
     copied = Root.from_dict(root.to_dict())
     copied.version += 1
     copied.expires = expiry("root", now_s)
-    copied.unrecognized_fields.update({**issued(now_s), REPOSITORY_ID: repository_id})
+    copied.unrecognized_fields.update({**issued(now_s), REPOSITORY_ID_FIELD: repository_id})
     return copied
 
 
@@ -113,12 +113,12 @@ def new_targets(now_s: int) -> Targets:
 
 def delegate(targets: Targets, role: str, keys: Sequence[Key], *, classical: bool, epoch: int = FIRST_EPOCH) -> None:
     """Add a role, or replace its keys (rule 3). Raises ThresholdInvalid."""
-    threshold = default_threshold(role, keys, classical=classical)
+    threshold = default_threshold(role, keys, is_classical_only=classical)
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
     kind, _, family = role.partition("-")
     path = {"release": f"bundles/{family}/*", "rollout": f"rollouts/{family}/*", "fleet": "fleet/*"}[kind]
-    fields: dict[str, Any] = {COUNTER_EPOCH: epoch} if kind == "release" else {}
+    fields: dict[str, Any] = {COUNTER_EPOCH_FIELD: epoch} if kind == "release" else {}
     targets.delegations.roles[role] = DelegatedRole(
         role,
         [key.keyid for key in keys],
@@ -211,5 +211,5 @@ def serialise(document: Metadata[Any]) -> bytes:
 
 
 def _role(role: str, keys: Sequence[Key], *, classical: bool) -> Role:
-    threshold = default_threshold(role, keys, classical=classical)
+    threshold = default_threshold(role, keys, is_classical_only=classical)
     return Role([key.keyid for key in keys], threshold)

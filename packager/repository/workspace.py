@@ -27,7 +27,7 @@ from bundle.errors import Refused
 from bundle.files import BundleDigest, BundleDirectory, bundle_digest
 from bundle.frames import KEY_BYTES, Secret
 from bundle.manifest import Manifest
-from bundle.strict_json import NAME, SHA256_HEX, VERSION, Fields
+from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 from packager.errors import PublishConflict, WorkspaceRefused
 from packager.models.model_package import open_package
 
@@ -118,16 +118,16 @@ class Workspace:
         except FileNotFoundError:
             return None
         try:
-            fields = Fields(strict_json.decode(data, what=str(place), max_bytes=MAX_RECORD_BYTES), str(place))
+            fields = StrictObject(strict_json.decode(data, what=str(place), max_bytes=MAX_RECORD_BYTES), str(place))
             kept = KeptVariant(
                 family,
                 counter,
-                fields.text("version", VERSION),
+                fields.text("version", VERSION_PATTERN),
                 variant,
-                BundleDigest(fields.text("bundle", SHA256_HEX)),
-                Secret(bytes.fromhex(fields.text("content_key", SHA256_HEX))),
+                BundleDigest(fields.text("bundle", SHA256_HEX_PATTERN)),
+                Secret(bytes.fromhex(fields.text("content_key", SHA256_HEX_PATTERN))),
             )
-            fields.end()
+            fields.reject_unknown()
         except Refused as error:
             raise WorkspaceRefused(error.message, remedy=f"restore {self.folder} from a copy") from error
         assert len(kept.content_key.value) == KEY_BYTES
@@ -173,16 +173,16 @@ class Workspace:
         return tuple(gone)
 
     def _bundle_place(self, family: str, digest: BundleDigest) -> Path:
-        assert NAME.fullmatch(family)
+        assert NAME_PATTERN.fullmatch(family)
         return self.folder / "bundles" / family / digest
 
     def _record_place(self, family: str, counter: int, variant: str) -> Path:
-        assert NAME.fullmatch(family)
-        assert NAME.fullmatch(variant)
+        assert NAME_PATTERN.fullmatch(family)
+        assert NAME_PATTERN.fullmatch(variant)
         return self.folder / "releases" / family / str(counter) / f"{variant}.json"
 
     def _build_place(self, family: str, counter: int) -> Path:
-        assert NAME.fullmatch(family)
+        assert NAME_PATTERN.fullmatch(family)
         return self.folder / "builds" / family / f"{counter}.json"
 
     def _make(self, folder: Path) -> None:

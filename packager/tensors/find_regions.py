@@ -15,7 +15,7 @@ from typing import Final
 from bundle.files import BundleDirectory
 from packager.tensors.flat_files import find_gguf, find_npy, find_npz, find_safetensors
 from packager.tensors.onnx_wire import ExternalRegion, find_onnx
-from packager.tensors.region import MalformedFile, Region, sound
+from packager.tensors.region import MalformedFile, Region, keep_valid_regions
 from packager.tensors.tflite import find_tflite
 
 MIN_FILE_BYTES: Final = 64
@@ -29,33 +29,33 @@ def find_regions(directory: BundleDirectory) -> dict[str, list[Region]]:
         place = directory.root if directory.root.is_file() else directory.root / file.path
         if file.size < MIN_FILE_BYTES:
             continue
-        regions, external = regions_of(place)
+        regions, external = find_file_regions(place)
         found[file.path] += regions
         for entry in external:
             location = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), entry.location))
             if location in found:
                 found[location].append(entry.region)
-    return {path: sound(regions, sizes[path]) for path, regions in found.items()}
+    return {path: keep_valid_regions(regions, sizes[path]) for path, regions in found.items()}
 
 
-def regions_of(place: Path) -> tuple[list[Region], list[ExternalRegion]]:
+def find_file_regions(path: Path) -> tuple[list[Region], list[ExternalRegion]]:
     """Regions of one file, and those that it says lie in others; none where it does not parse."""
-    with mapped(place) as data:
+    with map_file(path) as data:
         try:
-            return _parse(data)
+            return _parse_regions(data)
         except MalformedFile:
             return [], []
 
 
 @contextmanager
-def mapped(place: Path) -> Iterator[memoryview]:
+def map_file(path: Path) -> Iterator[memoryview]:
     """The file's bytes without reading them."""
-    with place.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as pages:
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as pages:
         with memoryview(pages) as data:
             yield data
 
 
-def _parse(data: memoryview) -> tuple[list[Region], list[ExternalRegion]]:
+def _parse_regions(data: memoryview) -> tuple[list[Region], list[ExternalRegion]]:
     head = bytes(data[:16])
     if head[4:8] == b"TFL3":
         return find_tflite(data), []

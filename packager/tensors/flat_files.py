@@ -8,7 +8,7 @@ from typing import Final, TypeGuard
 
 from packager.tensors.region import MalformedFile, Region
 
-MAX_SAFETENSORS_HEADER: Final = 100 << 20  # the limit of the format's own reader
+MAX_SAFETENSORS_HEADER_BYTES: Final = 100 << 20  # the limit of the format's own reader
 SAFETENSORS_DTYPES: Final = {
     "F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "U8": "u8", "I8": "i8", "U16": "u16", "I16": "i16",
     "U32": "u32", "I32": "i32", "U64": "u64", "I64": "i64", "BOOL": "u8", "F8_E4M3": "u8", "F8_E5M2": "u8",
@@ -17,8 +17,8 @@ SAFETENSORS_DTYPES: Final = {
 
 def find_safetensors(data: memoryview) -> list[Region]:
     """Raises MalformedFile."""
-    length = _unpack("<Q", data, 0)
-    if length > min(len(data) - 8, MAX_SAFETENSORS_HEADER):
+    length = _unpack_integer("<Q", data, 0)
+    if length > min(len(data) - 8, MAX_SAFETENSORS_HEADER_BYTES):
         raise MalformedFile("safetensors header longer than the file")
     try:
         header = json.loads(bytes(data[8 : 8 + length]))
@@ -54,35 +54,35 @@ GGUF_TYPES: Final = {
     26: ("i32", 1, 4), 27: ("i64", 1, 8), 28: ("f64", 1, 8), 30: ("bf16", 1, 2),
 }  # fmt: skip
 GGUF_SCALAR_BYTES: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-GGUF_STRING: Final = 8
-GGUF_ARRAY: Final = 9
+GGUF_STRING_TYPE: Final = 8
+GGUF_ARRAY_TYPE: Final = 9
 MAX_GGUF_ENTRIES: Final = 1 << 20
 
 
 def find_gguf(data: memoryview) -> list[Region]:
     """Versions 2 and 3, little-endian. Raises MalformedFile."""
-    if _unpack("<I", data, 4) not in (2, 3):
+    if _unpack_integer("<I", data, 4) not in (2, 3):
         raise MalformedFile("GGUF version")
-    tensors, pairs = _unpack("<Q", data, 8), _unpack("<Q", data, 16)
+    tensors, pairs = _unpack_integer("<Q", data, 8), _unpack_integer("<Q", data, 16)
     if max(tensors, pairs) > MAX_GGUF_ENTRIES:
         raise MalformedFile("GGUF counts")
     position = 24
     alignment = 32
     for _ in range(pairs):
-        key, position = _gguf_string(data, position)
-        kind = _unpack("<I", data, position)
+        key, position = _read_gguf_string(data, position)
+        kind = _unpack_integer("<I", data, position)
         if key == "general.alignment" and kind == 4:
-            alignment = _unpack("<I", data, position + 4) or 32
+            alignment = _unpack_integer("<I", data, position + 4) or 32
         position = _skip_gguf_value(data, position + 4, kind, 0)
     entries = []
     for _ in range(tensors):
-        name, position = _gguf_string(data, position)
-        axes = _unpack("<I", data, position)
+        name, position = _read_gguf_string(data, position)
+        axes = _unpack_integer("<I", data, position)
         if axes > 8:
             raise MalformedFile("GGUF dimensions")
-        shape = [_unpack("<Q", data, position + 4 + 8 * i) for i in range(axes)]
+        shape = [_unpack_integer("<Q", data, position + 4 + 8 * i) for i in range(axes)]
         position += 4 + 8 * axes
-        entries.append((name, shape, _unpack("<I", data, position), _unpack("<Q", data, position + 4)))
+        entries.append((name, shape, _unpack_integer("<I", data, position), _unpack_integer("<Q", data, position + 4)))
         position += 12
     start = -(-position // alignment) * alignment
     out = []
@@ -104,13 +104,13 @@ def find_npz(data: memoryview) -> list[Region]:
 
     out = []
     try:
-        with zipfile.ZipFile(_View(data)) as archive:
+        with zipfile.ZipFile(_MemoryFile(data)) as archive:
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED or not info.filename.endswith(".npy"):
                     continue
                 name_bytes, extra_bytes = struct.unpack("<HH", data[info.header_offset + 26 : info.header_offset + 30])
                 start = info.header_offset + 30 + name_bytes + extra_bytes
-                out += _npy(data, start, info.file_size, info.filename)
+                out += _npy_regions(data, start, info.file_size, info.filename)
     except (
         zipfile.BadZipFile,
         struct.error,
@@ -125,14 +125,14 @@ def find_npz(data: memoryview) -> list[Region]:
 
 def find_npy(data: memoryview) -> list[Region]:
     """A single array. Raises MalformedFile."""
-    return _npy(data, 0, len(data), "")
+    return _npy_regions(data, 0, len(data), "")
 
 
-def _npy(data: memoryview, start: int, size: int, name: str) -> list[Region]:
+def _npy_regions(data: memoryview, start: int, size: int, name: str) -> list[Region]:
     if bytes(data[start : start + 6]) != b"\x93NUMPY":
         return []
     is_long = data[start + 6] >= 2
-    length = _unpack("<I" if is_long else "<H", data, start + 8)
+    length = _unpack_integer("<I" if is_long else "<H", data, start + 8)
     begin = start + (12 if is_long else 10)
     if length > 1 << 16:
         raise MalformedFile("npy header")
@@ -152,7 +152,7 @@ def _npy(data: memoryview, start: int, size: int, name: str) -> list[Region]:
     return [Region(begin + length, size - used, dtype, name, tuple(reversed(shape)) if is_fortran else shape)]
 
 
-class _View:
+class _MemoryFile:
     """A seekable file over a memoryview, so that a mapped file is not copied."""
 
     def __init__(self, data: memoryview) -> None:
@@ -179,15 +179,15 @@ class _View:
         return piece
 
 
-def _unpack(layout: str, data: memoryview, position: int) -> int:
+def _unpack_integer(layout: str, data: memoryview, position: int) -> int:
     try:
         return int(struct.unpack_from(layout, data, position)[0])
     except struct.error as error:
         raise MalformedFile(f"number at {position}") from error
 
 
-def _gguf_string(data: memoryview, position: int) -> tuple[str, int]:
-    length = _unpack("<Q", data, position)
+def _read_gguf_string(data: memoryview, position: int) -> tuple[str, int]:
+    length = _unpack_integer("<Q", data, position)
     if length > len(data) - position - 8:
         raise MalformedFile("GGUF string")
     text = bytes(data[position + 8 : position + 8 + min(length, 1024)]).decode("utf-8", "replace")
@@ -197,11 +197,11 @@ def _gguf_string(data: memoryview, position: int) -> tuple[str, int]:
 def _skip_gguf_value(data: memoryview, position: int, kind: int, depth: int) -> int:
     if kind in GGUF_SCALAR_BYTES:
         return position + GGUF_SCALAR_BYTES[kind]
-    if kind == GGUF_STRING:
-        return _gguf_string(data, position)[1]
-    if kind != GGUF_ARRAY or depth > 4:
+    if kind == GGUF_STRING_TYPE:
+        return _read_gguf_string(data, position)[1]
+    if kind != GGUF_ARRAY_TYPE or depth > 4:
         raise MalformedFile(f"GGUF value type {kind}")
-    inner, count = _unpack("<I", data, position), _unpack("<Q", data, position + 4)
+    inner, count = _unpack_integer("<I", data, position), _unpack_integer("<Q", data, position + 4)
     position += 12
     if inner in GGUF_SCALAR_BYTES:
         return position + count * GGUF_SCALAR_BYTES[inner]

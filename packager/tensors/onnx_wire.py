@@ -52,7 +52,7 @@ class ExternalRegion:
 @dataclass(frozen=True, slots=True)
 class _Field:
     number: int
-    wire: int
+    wire_type: int
     start: int
     end: int
     value: int
@@ -64,7 +64,7 @@ class _Finder:
         self.regions: list[Region] = []
         self.external: list[ExternalRegion] = []
 
-    def varint(self, position: int, end: int) -> tuple[int, int]:
+    def read_varint(self, position: int, end: int) -> tuple[int, int]:
         number = shift = 0
         while position < end and shift < 70:
             byte = self.data[position]
@@ -75,21 +75,21 @@ class _Finder:
             shift += 7
         raise MalformedFile(f"number at {position}")
 
-    def fields(self, start: int, end: int) -> Iterator[_Field]:
+    def read_fields(self, start: int, end: int) -> Iterator[_Field]:
         position = start
         while position < end:
-            key, position = self.varint(position, end)
+            key, position = self.read_varint(position, end)
             number, wire = key >> 3, key & 7
             value = 0
             begin = position
             if wire == 0:
-                value, position = self.varint(position, end)
+                value, position = self.read_varint(position, end)
             elif wire == 1:
                 position += 8
             elif wire == 5:
                 position += 4
             elif wire == 2:
-                length, begin = self.varint(position, end)
+                length, begin = self.read_varint(position, end)
                 position = begin + length
             else:
                 raise MalformedFile(f"wire type {wire} at {position}")
@@ -97,105 +97,109 @@ class _Finder:
                 raise MalformedFile(f"field {number} ends at {position}, its message at {end}")
             yield _Field(number, wire, begin, position, value)
 
-    def text(self, field: _Field) -> str:
+    def read_text(self, field: _Field) -> str:
         return bytes(self.data[field.start : min(field.end, field.start + 1024)]).decode("utf-8", "replace")
 
-    def model(self) -> None:
-        for field in self.fields(0, len(self.data)):
-            if field.number == MODEL_GRAPH and field.wire == 2:
-                self.graph(field, "", 0)
-            elif field.number == MODEL_FUNCTIONS and field.wire == 2:
-                for i, inner in enumerate(self.fields(field.start, field.end)):
-                    if inner.number == FUNCTION_NODE and inner.wire == 2:
-                        self.node(inner, f"function/{i}", 0)
+    def visit_model(self) -> None:
+        for field in self.read_fields(0, len(self.data)):
+            if field.number == MODEL_GRAPH and field.wire_type == 2:
+                self.visit_graph(field, "", 0)
+            elif field.number == MODEL_FUNCTIONS and field.wire_type == 2:
+                for i, inner in enumerate(self.read_fields(field.start, field.end)):
+                    if inner.number == FUNCTION_NODE and inner.wire_type == 2:
+                        self.visit_node(inner, f"function/{i}", 0)
 
-    def graph(self, graph: _Field, path: str, depth: int) -> None:
+    def visit_graph(self, graph: _Field, path: str, depth: int) -> None:
         if depth > MAX_DEPTH:
             raise MalformedFile(f"graphs nested {depth} deep")
         nodes = 0
-        for field in self.fields(graph.start, graph.end):
-            if field.wire != 2:
+        for field in self.read_fields(graph.start, graph.end):
+            if field.wire_type != 2:
                 continue
             if field.number == GRAPH_NODE:
-                self.node(field, f"{path}/{nodes}" if path else "", depth)
+                self.visit_node(field, f"{path}/{nodes}" if path else "", depth)
                 nodes += 1
             elif field.number == GRAPH_INITIALIZER:
-                self.tensor(field, path)
+                self.visit_tensor(field, path)
             elif field.number == GRAPH_SPARSE:
-                self.sparse(field, path)
+                self.visit_sparse_tensor(field, path)
 
-    def node(self, node: _Field, path: str, depth: int) -> None:
-        fields = list(self.fields(node.start, node.end))
+    def visit_node(self, node: _Field, path: str, depth: int) -> None:
+        fields = list(self.read_fields(node.start, node.end))
         # An output is named once in its graph, and exporters keep it over versions better than a node's name.
-        name = next((self.text(f) for f in fields if f.number == NODE_OUTPUT and f.wire == 2), "")
+        name = next((self.read_text(f) for f in fields if f.number == NODE_OUTPUT and f.wire_type == 2), "")
         for field in fields:
-            if field.number == NODE_ATTRIBUTE and field.wire == 2:
-                self.attribute(field, f"{path}/{name}", depth)
+            if field.number == NODE_ATTRIBUTE and field.wire_type == 2:
+                self.visit_attribute(field, f"{path}/{name}", depth)
 
-    def attribute(self, attribute: _Field, path: str, depth: int) -> None:
-        fields = [field for field in self.fields(attribute.start, attribute.end) if field.wire == 2]
-        name = f"{path}@" + next((self.text(field) for field in fields if field.number == ATTRIBUTE_NAME), "")
+    def visit_attribute(self, attribute: _Field, path: str, depth: int) -> None:
+        fields = [field for field in self.read_fields(attribute.start, attribute.end) if field.wire_type == 2]
+        name = f"{path}@" + next((self.read_text(field) for field in fields if field.number == ATTRIBUTE_NAME), "")
         for field in fields:
             if field.number in ATTRIBUTE_TENSOR:
-                self.tensor(field, name)
+                self.visit_tensor(field, name)
             elif field.number in ATTRIBUTE_GRAPH:
-                self.graph(field, name, depth + 1)
+                self.visit_graph(field, name, depth + 1)
             elif field.number in ATTRIBUTE_SPARSE:
-                self.sparse(field, name)
+                self.visit_sparse_tensor(field, name)
             elif field.number == ATTRIBUTE_FLOATS:
-                self.add(field, "f32", name, ())
+                self.add_region(field, "f32", name, ())
 
-    def sparse(self, sparse: _Field, path: str) -> None:
-        for field in self.fields(sparse.start, sparse.end):
-            if field.number in (1, 2) and field.wire == 2:
-                self.tensor(field, f"{path}/sparse{field.number}")
+    def visit_sparse_tensor(self, sparse: _Field, path: str) -> None:
+        for field in self.read_fields(sparse.start, sparse.end):
+            if field.number in (1, 2) and field.wire_type == 2:
+                self.visit_tensor(field, f"{path}/sparse{field.number}")
 
-    def tensor(self, tensor: _Field, path: str) -> None:
+    def visit_tensor(self, tensor: _Field, path: str) -> None:
         code = 0
         name = ""
         shape: list[int] = []
         data: list[tuple[_Field, str | None]] = []
         external: dict[str, str] = {}
-        for field in self.fields(tensor.start, tensor.end):
+        for field in self.read_fields(tensor.start, tensor.end):
             if field.number == TENSOR_DIMS:
-                shape += self.dimensions(field)
+                shape += self.read_dimensions(field)
             elif field.number == TENSOR_TYPE:
                 code = field.value
-            elif field.number == TENSOR_NAME and field.wire == 2:
-                name = self.text(field)
-            elif field.number == TENSOR_RAW and field.wire == 2:
+            elif field.number == TENSOR_NAME and field.wire_type == 2:
+                name = self.read_text(field)
+            elif field.number == TENSOR_RAW and field.wire_type == 2:
                 data.append((field, None))
-            elif field.number == TENSOR_FLOATS and field.wire == 2:
+            elif field.number == TENSOR_FLOATS and field.wire_type == 2:
                 data.append((field, "f32"))
-            elif field.number == TENSOR_DOUBLES and field.wire == 2:
+            elif field.number == TENSOR_DOUBLES and field.wire_type == 2:
                 data.append((field, "f64"))
-            elif field.number == TENSOR_EXTERNAL and field.wire == 2:
-                external.update(self.entry(field))
+            elif field.number == TENSOR_EXTERNAL and field.wire_type == 2:
+                external.update(self.read_entry(field))
         full = f"{path}/{name}"
         for field, dtype in data:
-            self.add(field, dtype or DTYPES.get(code, "u8"), full, tuple(shape))
+            self.add_region(field, dtype or DTYPES.get(code, "u8"), full, tuple(shape))
         if "location" in external:
-            self.add_external(external, DTYPES.get(code, "u8"), full, tuple(shape))
+            self.add_external_region(external, DTYPES.get(code, "u8"), full, tuple(shape))
 
-    def dimensions(self, field: _Field) -> list[int]:
-        if field.wire == 0:
+    def read_dimensions(self, field: _Field) -> list[int]:
+        if field.wire_type == 0:
             return [field.value]
         out = []
         position = field.start
         while position < field.end:
-            value, position = self.varint(position, field.end)
+            value, position = self.read_varint(position, field.end)
             out.append(value)
         return out
 
-    def entry(self, entry: _Field) -> dict[str, str]:
-        fields = {field.number: self.text(field) for field in self.fields(entry.start, entry.end) if field.wire == 2}
+    def read_entry(self, entry: _Field) -> dict[str, str]:
+        fields = {
+            field.number: self.read_text(field)
+            for field in self.read_fields(entry.start, entry.end)
+            if field.wire_type == 2
+        }
         return {fields.get(1, ""): fields.get(2, "")}
 
-    def add(self, field: _Field, dtype: str, name: str, shape: tuple[int, ...]) -> None:
+    def add_region(self, field: _Field, dtype: str, name: str, shape: tuple[int, ...]) -> None:
         if field.end - field.start >= MIN_REGION_BYTES:
             self.regions.append(Region(field.start, field.end - field.start, dtype, name, shape))
 
-    def add_external(self, entry: dict[str, str], dtype: str, name: str, shape: tuple[int, ...]) -> None:
+    def add_external_region(self, entry: dict[str, str], dtype: str, name: str, shape: tuple[int, ...]) -> None:
         offset, length = entry.get("offset", "0"), entry.get("length", "0")
         if offset.isdecimal() and length.isdecimal() and max(len(offset), len(length)) < 16:
             region = Region(int(offset), int(length), dtype, name, shape)
@@ -205,5 +209,5 @@ class _Finder:
 def find_onnx(data: Buffer) -> tuple[list[Region], list[ExternalRegion]]:
     """Regions in the file itself, and those that it says lie in others. Raises MalformedFile."""
     finder = _Finder(data)
-    finder.model()
+    finder.visit_model()
     return finder.regions, finder.external

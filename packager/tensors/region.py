@@ -43,7 +43,7 @@ ELEMENT_BYTES: Final = {
 }  # fmt: skip
 
 
-def sound(regions: Iterable[Region], file_bytes: int) -> list[Region]:
+def keep_valid_regions(regions: Iterable[Region], file_bytes: int) -> list[Region]:
     """Rule 1, sorted by offset."""
     out: list[Region] = []
     end = 0

@@ -24,7 +24,7 @@ class _Flatbuffer:
     def __init__(self, data: memoryview) -> None:
         self.data = data
 
-    def number(self, layout: str, position: int) -> int:
+    def read_number(self, layout: str, position: int) -> int:
         if position < 0:
             raise MalformedFile(f"offset {position}")
         try:
@@ -32,70 +32,70 @@ class _Flatbuffer:
         except struct.error as error:
             raise MalformedFile(f"offset {position}") from error
 
-    def slot(self, table: int, slot: int) -> int:
+    def find_field(self, table: int, slot: int) -> int:
         """Position of a table's field, 0 where it is absent."""
-        vtable = table - self.number("<i", table)
-        if 4 + 2 * slot + 2 > self.number("<H", vtable):
+        vtable = table - self.read_number("<i", table)
+        if 4 + 2 * slot + 2 > self.read_number("<H", vtable):
             return 0
-        offset = self.number("<H", vtable + 4 + 2 * slot)
+        offset = self.read_number("<H", vtable + 4 + 2 * slot)
         return table + offset if offset else 0
 
-    def vector(self, position: int) -> tuple[int, int]:
+    def read_vector(self, position: int) -> tuple[int, int]:
         """Position of the first item, and how many there are."""
-        start = position + self.number("<I", position)
-        return start + 4, self.number("<I", start)
+        start = position + self.read_number("<I", position)
+        return start + 4, self.read_number("<I", start)
 
-    def tables(self, position: int) -> list[int]:
+    def read_tables(self, position: int) -> list[int]:
         if not position:
             return []
-        start, count = self.vector(position)
+        start, count = self.read_vector(position)
         if count > min(MAX_ENTRIES, len(self.data) // 4):
             raise MalformedFile(f"vector of {count} tables")
-        return [start + 4 * i + self.number("<I", start + 4 * i) for i in range(count)]
+        return [start + 4 * i + self.read_number("<I", start + 4 * i) for i in range(count)]
 
-    def scalar(self, table: int, slot: int, layout: str) -> int:
-        position = self.slot(table, slot)
-        return self.number(layout, position) if position else 0
+    def read_scalar(self, table: int, slot: int, layout: str) -> int:
+        position = self.find_field(table, slot)
+        return self.read_number(layout, position) if position else 0
 
 
 def find_tflite(data: memoryview) -> list[Region]:
     """Raises MalformedFile."""
     flat = _Flatbuffer(data)
-    model = flat.number("<I", 0)
-    buffers = [_buffer(flat, table) for table in flat.tables(flat.slot(model, MODEL_BUFFERS))]
+    model = flat.read_number("<I", 0)
+    buffers = [_buffer_range(flat, table) for table in flat.read_tables(flat.find_field(model, MODEL_BUFFERS))]
     found: dict[int, Region] = {}
-    for graph in flat.tables(flat.slot(model, MODEL_SUBGRAPHS)):
-        for tensor in flat.tables(flat.slot(graph, SUBGRAPH_TENSORS)):
-            index = flat.scalar(tensor, TENSOR_BUFFER, "<I")
+    for graph in flat.read_tables(flat.find_field(model, MODEL_SUBGRAPHS)):
+        for tensor in flat.read_tables(flat.find_field(graph, SUBGRAPH_TENSORS)):
+            index = flat.read_scalar(tensor, TENSOR_BUFFER, "<I")
             if index >= len(buffers) or not buffers[index][1]:
                 continue
             start, size = buffers[index]
-            dtype = DTYPES.get(flat.scalar(tensor, TENSOR_TYPE, "<B"), "u8")
-            found.setdefault(start, Region(start, size, dtype, _name(flat, tensor), _shape(flat, tensor)))
+            dtype = DTYPES.get(flat.read_scalar(tensor, TENSOR_TYPE, "<B"), "u8")
+            found.setdefault(start, Region(start, size, dtype, _tensor_name(flat, tensor), _tensor_shape(flat, tensor)))
     return list(found.values())
 
 
-def _buffer(flat: _Flatbuffer, table: int) -> tuple[int, int]:
-    position = flat.slot(table, BUFFER_DATA)
+def _buffer_range(flat: _Flatbuffer, table: int) -> tuple[int, int]:
+    position = flat.find_field(table, BUFFER_DATA)
     if position:
-        return flat.vector(position)
-    return flat.scalar(table, BUFFER_OFFSET, "<Q"), flat.scalar(table, BUFFER_SIZE, "<Q")
+        return flat.read_vector(position)
+    return flat.read_scalar(table, BUFFER_OFFSET, "<Q"), flat.read_scalar(table, BUFFER_SIZE, "<Q")
 
 
-def _name(flat: _Flatbuffer, tensor: int) -> str:
-    position = flat.slot(tensor, TENSOR_NAME)
+def _tensor_name(flat: _Flatbuffer, tensor: int) -> str:
+    position = flat.find_field(tensor, TENSOR_NAME)
     if not position:
         return ""
-    start, length = flat.vector(position)
+    start, length = flat.read_vector(position)
     return bytes(flat.data[start : start + min(length, 1024)]).decode("utf-8", "replace")
 
 
-def _shape(flat: _Flatbuffer, tensor: int) -> tuple[int, ...]:
-    position = flat.slot(tensor, TENSOR_SHAPE)
+def _tensor_shape(flat: _Flatbuffer, tensor: int) -> tuple[int, ...]:
+    position = flat.find_field(tensor, TENSOR_SHAPE)
     if not position:
         return ()
-    start, count = flat.vector(position)
+    start, count = flat.read_vector(position)
     if count > 16:
         return ()
-    shape = tuple(flat.number("<i", start + 4 * i) for i in range(count))
+    shape = tuple(flat.read_number("<i", start + 4 * i) for i in range(count))
     return shape if all(dimension >= 0 for dimension in shape) else ()

@@ -17,7 +17,7 @@ import pytest
 
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import UsageInvalid
-from bundle.trust.trust_state import SlotStore
+from bundle.trust.trust_state import TrustStateStore
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
 from device_agent.storage.bundle_store import Store
@@ -355,7 +355,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: Device, publish
     slots = device.directory.trust / "slots"
 
     def remembered() -> dict[str, ReleaseCounter]:
-        memory = SlotStore(slots).load()
+        memory = TrustStateStore(slots).load()
         return {} if memory is None else dict(memory.floors)
 
     before = remembered()

@@ -31,9 +31,9 @@ def told(device: Device, **clock: object) -> dict[str, object]:
 
 def test_stale_metadata_is_said_with_its_date(installed: Device) -> None:
     now_s = int(time.time())
-    fresh = told(installed, now_s=now_s, synchronised=True)
+    fresh = told(installed, now_s=now_s, is_synchronized=True)
     assert (fresh["stale_since_ms"], fresh["clock_suspect"]) == (None, False)
-    years_later = told(installed, now_s=now_s + 5 * 365 * 86_400, synchronised=True)
+    years_later = told(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
     assert years_later["stale_since_ms"] == years_later["fresh_until_ms"]
     lines = {"daemon": False, **years_later}
     assert re.search(r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(lines), re.MULTILINE)
@@ -41,15 +41,15 @@ def test_stale_metadata_is_said_with_its_date(installed: Device) -> None:
 
 @pytest.mark.parametrize("now_s", [0, 1, 1_700_000_000])
 def test_a_clock_that_was_turned_back_is_suspect(installed: Device, now_s: int) -> None:
-    behind = told(installed, now_s=now_s, synchronised=True)
+    behind = told(installed, now_s=now_s, is_synchronized=True)
     assert behind["clock_suspect"] is True
     assert "clock suspect: it is behind the time of the last check" in status_text({"daemon": False, **behind})
 
 
 def test_a_clock_that_nobody_set_is_suspect(installed: Device) -> None:
-    unset = told(installed, now_s=int(time.time()), synchronised=False)
-    assert (unset["clock_suspect"], unset["clock_synchronised"]) == (True, False)
-    assert "clock suspect: it is not synchronised" in status_text({"daemon": False, **unset})
+    unset = told(installed, now_s=int(time.time()), is_synchronized=False)
+    assert (unset["clock_suspect"], unset["clock_synchronized"]) == (True, False)
+    assert "clock suspect: it is not synchronized" in status_text({"daemon": False, **unset})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
 from device_agent.identity.device_keys import enrolment_request, signing_key
 from device_agent.identity.provision import initialise
-from keys.tokens import LIBRARY
+from keys.tokens import LIBRARY_VARIABLE
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import Device, Publisher
 from tests.support.softhsm import PIN, make_token, needs_softhsm
@@ -29,7 +29,7 @@ def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pin = tmp_path / "pin"
     pin.touch(0o600)
     pin.write_bytes(PIN.value + b"\n")
-    return f"pkcs11:test?module={token[LIBRARY]}&pin-file={pin}"
+    return f"pkcs11:test?module={token[LIBRARY_VARIABLE]}&pin-file={pin}"
 
 
 def make(folder: Path, url: str, publisher: Publisher, identity: str) -> Device:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.residual_entropy import measured, residual_bits
-from bundle.patch.elements import BY_NAME
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from tests.support import model_formats
 
 
@@ -15,7 +15,7 @@ def test_uniform_integers_have_the_entropy_of_their_range(spread: int) -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(-20, 20, 100_000).astype(np.int8)
     target = (base + rng.integers(-spread, spread + 1, base.size)).astype(np.int8)
-    bits = residual_bits(base.view(np.uint8), target.view(np.uint8), BY_NAME["i8"]) / base.size
+    bits = residual_bits(base.view(np.uint8), target.view(np.uint8), ELEMENT_TYPE_BY_NAME["i8"]) / base.size
     assert bits == pytest.approx(np.log2(2 * spread + 1), rel=0.002)
 
 
@@ -24,7 +24,7 @@ def test_rare_large_residuals_are_not_taken_for_free() -> None:
     base = np.full(50_000, 0.02, np.float32)  # one exponent
     residual = rng.integers(1 << 17, 1 << 18, base.size, dtype=np.int32)
     target = base.view(np.int32) + residual
-    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), BY_NAME["f32"]) / base.size
+    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), ELEMENT_TYPE_BY_NAME["f32"]) / base.size
     assert bits == pytest.approx(17, rel=0.003)  # counted one by one, 50,000 values could not have more than 15.6
 
 
@@ -33,7 +33,7 @@ def test_what_the_exponent_tells_does_not_count() -> None:
     exponent = rng.integers(0, 16, 100_000)
     base = np.ldexp(1.0, exponent - 8).astype(np.float32)
     target = (base.view(np.int32) + exponent.astype(np.int32)).view(np.float32)
-    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), BY_NAME["f32"])
+    bits = residual_bits(base.view(np.uint32), target.view(np.uint32), ELEMENT_TYPE_BY_NAME["f32"])
     assert bits / base.size < 0.002
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bundle import strict_json
 from bundle.errors import MalformedRefused, TooLargeRefused
-from bundle.strict_json import JSON, MAX_INTEGER, Fields
+from bundle.strict_json import JSON, MAX_INTEGER, StrictObject
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.text(max_size=20),
@@ -67,7 +67,7 @@ def test_what_has_no_canonical_form_is_not_written(value: object) -> None:
 
 
 def test_every_field_refusal_names_place_finding_and_expectation() -> None:
-    fields = Fields(
+    fields = StrictObject(
         {"n": -1, "t": "A b", "b": 1, "l": ["x", "x"], "m": {"Ä": {}}, "o": [], "long": "y" * 2000}, "doc.part"
     )
     cases = {
@@ -77,8 +77,8 @@ def test_every_field_refusal_names_place_finding_and_expectation() -> None:
         "doc.part.l: found the same entry twice, expected distinct ones": lambda: fields.texts("l"),
         "doc.part.m: found key 'Ä', expected [a-z]+": lambda: fields.mapping("m", re.compile("[a-z]+"), max_items=3),
         "doc.part.o: found a list of 0, expected an object": lambda: fields.object("o"),
-        "doc.part: field 'gone' is missing": lambda: fields.take("gone"),
-        "doc.part: unknown field 'long'": fields.end,
+        "doc.part: field 'gone' is missing": lambda: fields.value("gone"),
+        "doc.part: unknown field 'long'": fields.reject_unknown,
     }
     for message, call in cases.items():
         with pytest.raises(MalformedRefused) as caught:
@@ -88,4 +88,4 @@ def test_every_field_refusal_names_place_finding_and_expectation() -> None:
 
 def test_a_boolean_is_not_an_integer() -> None:
     with pytest.raises(MalformedRefused, match="found true, expected an integer"):
-        Fields({"n": True}, "doc").integer("n")
+        StrictObject({"n": True}, "doc").integer("n")

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from bundle import envelope
-from bundle.envelope import COHORT_KEY, CONTENT_KEY, EnvelopeContext
+from bundle.envelope import COHORT_KEY_PURPOSE, CONTENT_KEY_PURPOSE, EnvelopeContext
 from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused, Refused
 from bundle.frames import Secret
 
-CONTEXT = EnvelopeContext(CONTENT_KEY, "ab" * 32, "default", 3, "kws", 7, "int8")
+CONTEXT = EnvelopeContext(CONTENT_KEY_PURPOSE, "ab" * 32, "default", 3, "kws", 7, "int8")
 SECRET = Secret(bytes(range(32)))
-PRIVATE = envelope.generate_private()
-SEALED = envelope.seal(SECRET, envelope.public_of(PRIVATE), CONTEXT)
+PRIVATE = envelope.generate_private_key()
+SEALED = envelope.seal(SECRET, envelope.derive_public_key(PRIVATE), CONTEXT)
 
 
 def test_what_is_sealed_opens_for_its_recipient() -> None:
@@ -23,7 +23,7 @@ def test_what_is_sealed_opens_for_its_recipient() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"purpose": COHORT_KEY},
+        {"purpose": COHORT_KEY_PURPOSE},
         {"repository": "cd" * 32},
         {"cohort": "other"},
         {"epoch": 4},
@@ -39,7 +39,7 @@ def test_an_envelope_moved_to_another_place_does_not_open(change: dict[str, str 
 
 def test_another_device_can_not_use_it() -> None:
     with pytest.raises(NotAuthenticRefused):
-        envelope.open_envelope(SEALED, envelope.generate_private(), CONTEXT)
+        envelope.open_envelope(SEALED, envelope.generate_private_key(), CONTEXT)
 
 
 @pytest.mark.parametrize("position", [0, 7, 8, 700, 8 + envelope.ENCAPSULATION_BYTES, len(SEALED) - 1])
@@ -57,15 +57,15 @@ def test_a_cut_envelope_is_refused(length: int) -> None:
 
 
 def test_a_key_that_the_manifest_does_not_commit_to_is_refused_before_use() -> None:
-    envelope.check_commitment(SECRET, envelope.commit(SECRET))
+    envelope.check_commitment(SECRET, envelope.compute_commitment(SECRET))
     with pytest.raises(KeyCommitmentRefused):
-        envelope.check_commitment(Secret(bytes(32)), envelope.commit(SECRET))
+        envelope.check_commitment(Secret(bytes(32)), envelope.compute_commitment(SECRET))
     with pytest.raises(KeyCommitmentRefused):
-        envelope.check_commitment(Secret(b""), envelope.commit(Secret(b"")))
+        envelope.check_commitment(Secret(b""), envelope.compute_commitment(Secret(b"")))
 
 
 def test_names_depend_on_epoch_and_recipient_and_show_neither() -> None:
-    public = envelope.public_of(PRIVATE)
+    public = envelope.derive_public_key(PRIVATE)
     names = {envelope.envelope_name(public, 1), envelope.envelope_name(public, 2)}
     assert len(names) == 2
     assert all(len(name) == 64 and public.hex()[:16] not in name for name in names)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.errors import MalformedRefused, Refused
-from bundle.golden import DTYPES, GoldenSample, GoldenUnfit, check_answer, read_golden, relative_rms, write_golden
+from bundle.golden import DTYPES, GoldenSample, GoldenUnfit, check_outputs, read_golden, relative_rms, write_golden
 
 SAMPLE = GoldenSample(
     {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"y": np.ones(4, np.float32), "n": np.array([3], np.int64)}
@@ -65,7 +65,7 @@ def test_truncation_anywhere_is_refused() -> None:
 
 
 def test_equal_answers_pass_with_zero_error() -> None:
-    assert check_answer(SAMPLE.outputs, SAMPLE, tolerance_ppm=0, where="golden 0000") == 0.0
+    assert check_outputs(SAMPLE.outputs, SAMPLE, tolerance_ppm=0, where="golden 0000") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_equal_answers_pass_with_zero_error() -> None:
 def test_a_wrong_answer_is_named(name: str, answer: np.ndarray | None, message: str) -> None:
     answers = {key: value for key, value in (SAMPLE.outputs | {name: answer}).items() if value is not None}
     with pytest.raises(GoldenUnfit, match=message):
-        check_answer(answers, SAMPLE, tolerance_ppm=1000, where="golden 0000")
+        check_outputs(answers, SAMPLE, tolerance_ppm=1000, where="golden 0000")
 
 
 def test_relative_rms_of_a_golden_that_is_all_zero_is_not_a_division_by_zero() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from bundle import strict_json
 from bundle.device_report import parse_report
-from bundle.enrollment import parse_enrolment
+from bundle.enrollment import parse_enrollment
 from bundle.envelope import open_envelope
 from bundle.errors import Refused
 from bundle.fleet import parse_fleet
@@ -25,7 +25,7 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "manifest": parse_manifest,
     "rollout": parse_rollout,
     "fleet": parse_fleet,
-    "enrolment": parse_enrolment,
+    "enrolment": parse_enrollment,
     "report": parse_report,
 }
 

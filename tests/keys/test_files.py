@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from bundle.envelope import public_of
+from bundle.envelope import derive_public_key
 from bundle.frames import Secret
 from keys.cli import ALGORITHMS
-from keys.cohorts import load_private, new_epoch
+from keys.cohorts import create_next_epoch, load_private_key
 from keys.errors import KeyDamaged, KeyExists, KeyMissing, KeyUnreadable, PlaintextKey, WrongPassphrase
-from keys.key_files import SIGNING_ALGORITHMS, generate_key_file, is_encrypted, load_public, load_signer
-from keys.signers import signers_from
+from keys.key_files import SIGNING_ALGORITHMS, generate_key_file, is_encrypted, load_public_key, load_signer
+from keys.signers import load_folder_signers
 
 PASSPHRASE = Secret(b"a good passphrase")
 MESSAGE = b"message"
@@ -33,7 +33,7 @@ def test_a_key_file_signs_and_its_public_half_needs_no_passphrase(tmp_path: Path
     path = tmp_path / "folder" / "a.key"
     public = generate_key_file(path, algorithm, PASSPHRASE)
     signer = load_signer(path, PASSPHRASE)
-    assert load_public(path) == public == signer.public_key
+    assert load_public_key(path) == public == signer.public_key
     public.verify_signature(signer.sign(MESSAGE), MESSAGE)
     assert path.stat().st_mode & 0o777 == 0o600
     assert is_encrypted(path)
@@ -104,7 +104,7 @@ def test_a_foreign_pem_file_is_read_and_its_errors_are_not_guessed(tmp_path: Pat
     assert "wrong passphrase, or damaged" in error.value.message
     public = tmp_path / "foreign.pub"
     public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    assert load_public(public).keyval["public"] == private.public_key().public_bytes_raw().hex()
+    assert load_public_key(public).keyval["public"] == private.public_key().public_bytes_raw().hex()
 
 
 def test_what_is_no_key_is_said_to_be_none(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_is_no_key_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(KeyMissing):
         load_signer(tmp_path, PASSPHRASE)
     with pytest.raises(KeyMissing):
-        signers_from(tmp_path, PASSPHRASE)
+        load_folder_signers(tmp_path, PASSPHRASE)
     for name, data in {"text": b"hello", "binary": bytes(range(256)), "long": b"x" * 100_000, "empty": b""}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(KeyUnreadable):
@@ -126,10 +126,10 @@ def test_what_is_no_key_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def test_a_cohort_key_is_no_signing_key_and_is_bound_to_its_epoch(tmp_path: Path) -> None:
-    first = new_epoch(tmp_path, "default", None, PASSPHRASE)
-    second = new_epoch(tmp_path, "default", first, PASSPHRASE)
+    first = create_next_epoch(tmp_path, "default", None, PASSPHRASE)
+    second = create_next_epoch(tmp_path, "default", first, PASSPHRASE)
     assert (first.epoch, second.epoch) == (1, 2)
-    assert public_of(load_private(tmp_path, second, PASSPHRASE)) == second.public_key != first.public_key
+    assert derive_public_key(load_private_key(tmp_path, second, PASSPHRASE)) == second.public_key != first.public_key
     with pytest.raises(KeyUnreadable):
         load_signer(tmp_path / "cohorts" / "default-1.key", PASSPHRASE)
     assert "PRIVATE" in (tmp_path / "cohorts" / "default-1.key").read_text()

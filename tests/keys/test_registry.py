@@ -6,14 +6,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle import strict_json
-from bundle.enrollment import EnrolmentRequest, parse_enrolment
+from bundle.enrollment import EnrollmentRequest, parse_enrollment
 from bundle.envelope import (
-    COHORT_KEY,
+    COHORT_KEY_PURPOSE,
     EnvelopeContext,
+    derive_public_key,
     envelope_name,
-    generate_private,
+    generate_private_key,
     open_envelope,
-    public_of,
 )
 from bundle.errors import EnrolmentRefused, MalformedRefused, NotAuthenticRefused, Refused, TooLargeRefused
 from bundle.fleet import Cohort
@@ -29,10 +29,10 @@ class Identity:
     """What a device makes for itself."""
 
     def __init__(self, label: str) -> None:
-        self.private = generate_private()
+        self.private = generate_private_key()
         self.signing = Ed25519PrivateKey.generate()
-        self.request = EnrolmentRequest(
-            label, public_of(self.private), self.signing.public_key().public_bytes_raw(), (("class", "camera"),)
+        self.request = EnrollmentRequest(
+            label, derive_public_key(self.private), self.signing.public_key().public_bytes_raw(), (("class", "camera"),)
         )
 
     @property
@@ -47,7 +47,7 @@ def registry(tmp_path: Path) -> Registry:
 
 def test_a_request_comes_back_whole_and_proves_its_keys() -> None:
     device = Identity("cam-1")
-    parsed = parse_enrolment(device.file)
+    parsed = parse_enrollment(device.file)
     assert parsed == device.request
     assert len(parsed.fingerprint.split()) == 10
 
@@ -57,7 +57,7 @@ def test_any_flipped_byte_of_a_request_is_refused() -> None:
     for place in range(0, len(data), 5):
         changed = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
         with pytest.raises(Refused):
-            parse_enrolment(changed)
+            parse_enrollment(changed)
 
 
 def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
@@ -66,50 +66,50 @@ def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
     assert isinstance(fields, dict)
     for changed in ({"x_wing_public": other.request.x_wing_public.hex()}, {"device_id": other.request.device_id}):
         with pytest.raises(EnrolmentRefused):
-            parse_enrolment(strict_json.encode({**fields, **changed}))
+            parse_enrollment(strict_json.encode({**fields, **changed}))
     with pytest.raises(EnrolmentRefused) as refused:
-        parse_enrolment(strict_json.encode({**fields, "label": "cam-9"}))
+        parse_enrollment(strict_json.encode({**fields, "label": "cam-9"}))
     assert "signature does not hold" in refused.value.message
     with pytest.raises(MalformedRefused):
-        parse_enrolment(strict_json.encode({**fields, "extra": 1}))
+        parse_enrollment(strict_json.encode({**fields, "extra": 1}))
     with pytest.raises(TooLargeRefused):
-        parse_enrolment(b" " * 100_000)
+        parse_enrollment(b" " * 100_000)
     with pytest.raises(ValueError, match="another signing key"):
         device.request.encode(other.signing)
 
 
 def test_a_device_is_admitted_with_its_fingerprint_only(registry: Registry) -> None:
     device = Identity("cam-1")
-    request = parse_enrolment(device.file)
+    request = parse_enrollment(device.file)
     with pytest.raises(FingerprintMismatch) as mismatch:
-        registry.admit(request, "default", "0000 " * 10)
+        registry.enroll(request, "default", "0000 " * 10)
     assert request.fingerprint in mismatch.value.message
     assert len(registry) == 0
-    admitted = registry.admit(request, "default", request.fingerprint.upper().replace(" ", ""))
+    admitted = registry.enroll(request, "default", request.fingerprint.upper().replace(" ", ""))
     assert admitted.attributes == (("class", "camera"),)
     assert registry.find("cam-1") == registry.find(admitted.device_id) == admitted
 
 
 def test_the_same_request_again_changes_nothing_and_the_label_is_taken(registry: Registry) -> None:
     device = Identity("cam-1")
-    first = registry.admit(device.request, "default", device.request.fingerprint)
+    first = registry.enroll(device.request, "default", device.request.fingerprint)
     digest = registry.digest()
-    assert registry.admit(device.request, "default", device.request.fingerprint) == first
+    assert registry.enroll(device.request, "default", device.request.fingerprint) == first
     assert registry.digest() == digest
     impostor = Identity("cam-1")
     with pytest.raises(EnrolmentRefused) as refused:
-        registry.admit(impostor.request, "default", impostor.request.fingerprint)
+        registry.enroll(impostor.request, "default", impostor.request.fingerprint)
     assert refused.value.reason == "enrolment"
     assert registry.digest() == digest
 
 
 def test_a_revoked_device_stays_known_and_out(registry: Registry) -> None:
     device = Identity("cam-1")
-    registry.admit(device.request, "default", device.request.fingerprint)
+    registry.enroll(device.request, "default", device.request.fingerprint)
     registry.revoke("cam-1")
     assert registry.members("default") == ()
     with pytest.raises(EnrolmentRefused):
-        registry.admit(device.request, "default", device.request.fingerprint)
+        registry.enroll(device.request, "default", device.request.fingerprint)
     with pytest.raises(DeviceUnknown):
         registry.revoke("cam-2")
 
@@ -117,7 +117,7 @@ def test_a_revoked_device_stays_known_and_out(registry: Registry) -> None:
 def test_the_registry_file_is_read_strictly(registry: Registry) -> None:
     for label in ("cam-1", "cam-2", "cam-3"):
         request = Identity(label).request
-        registry.admit(request, "default", request.fingerprint)
+        registry.enroll(request, "default", request.fingerprint)
     registry.save()
     again = Registry(registry.path)
     assert list(again.devices()) == list(registry.devices())
@@ -131,19 +131,19 @@ def test_the_registry_file_is_read_strictly(registry: Registry) -> None:
 
 def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:
     devices = [Identity(f"cam-{n}") for n in range(3)]
-    cohort_key = generate_private()
-    cohort = Cohort("default", 3, public_of(cohort_key))
+    cohort_key = generate_private_key()
+    cohort = Cohort("default", 3, derive_public_key(cohort_key))
     put: dict[str, bytes] = {}
     made = seal_epoch(cohort_key, cohort, REPOSITORY, [d.request.x_wing_public for d in devices], put.__setitem__)
     assert made == len(put) == 3
     first, second = devices[0], devices[1]
     name = f"cohorts/default/3/{envelope_name(first.request.x_wing_public, 3)}"
-    right = EnvelopeContext(COHORT_KEY, REPOSITORY, "default", 3)
+    right = EnvelopeContext(COHORT_KEY_PURPOSE, REPOSITORY, "default", 3)
     assert open_envelope(put[name], first.private, right) == cohort_key
     for context in (
-        EnvelopeContext(COHORT_KEY, "b" * 64, "default", 3),
-        EnvelopeContext(COHORT_KEY, REPOSITORY, "other", 3),
-        EnvelopeContext(COHORT_KEY, REPOSITORY, "default", 4),
+        EnvelopeContext(COHORT_KEY_PURPOSE, "b" * 64, "default", 3),
+        EnvelopeContext(COHORT_KEY_PURPOSE, REPOSITORY, "other", 3),
+        EnvelopeContext(COHORT_KEY_PURPOSE, REPOSITORY, "default", 4),
         EnvelopeContext("content", REPOSITORY, "default", 3),
     ):
         with pytest.raises(NotAuthenticRefused):
@@ -155,10 +155,10 @@ def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:
 def test_an_epoch_is_the_same_in_parallel() -> None:
     from keys import cohorts
 
-    cohort_key = generate_private()
-    cohort = Cohort("default", 1, public_of(cohort_key))
+    cohort_key = generate_private_key()
+    cohort = Cohort("default", 1, derive_public_key(cohort_key))
     public = Identity("cam").request.x_wing_public
-    devices = [public] * cohorts.PARALLEL_FROM
+    devices = [public] * cohorts.MIN_PARALLEL_DEVICES
     done: list[tuple[int, int]] = []
     count = seal_epoch(
         cohort_key,

@@ -6,7 +6,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
 from keys.errors import ThresholdInvalid
-from keys.roles import check_threshold, default_threshold, problems, role_keys
+from keys.roles import check_threshold, collect_role_keys, default_threshold, threshold_problems
 
 CLASSICAL: list[Key] = [CryptoSigner.generate_ed25519().public_key for _ in range(4)]
 POST_QUANTUM: list[Key] = [CryptoSigner.generate_mldsa().public_key for _ in range(4)]
@@ -28,16 +28,16 @@ def test_the_designs_roles_have_the_designs_thresholds() -> None:
 def test_a_threshold_is_sound_exactly_if_no_kind_meets_it_alone(
     role: str, classical: int, post_quantum: int, threshold: int
 ) -> None:
-    keys = role_keys(role, [*CLASSICAL[:classical], *POST_QUANTUM[:post_quantum]], threshold)
+    keys = collect_role_keys(role, [*CLASSICAL[:classical], *POST_QUANTUM[:post_quantum]], threshold)
     n = classical + post_quantum
     sound = classical < threshold <= n and threshold > post_quantum and (role != "root" or threshold <= n - 1)
-    assert (not problems(keys)) == sound
+    assert (not threshold_problems(keys)) == sound
 
 
 def test_one_key_under_two_ids_counts_once() -> None:
     twice = [CLASSICAL[0], POST_QUANTUM[0], under_another_id(POST_QUANTUM[0])]
-    counted = role_keys("snapshot", twice, 2)
-    assert (counted.classical, counted.post_quantum) == (1, 1)
+    counted = collect_role_keys("snapshot", twice, 2)
+    assert (counted.classical_count, counted.post_quantum_count) == (1, 1)
     with pytest.raises(ThresholdInvalid) as error:
         check_threshold(counted)
     assert "the same public key is listed under 2 key ids" in error.value.message
@@ -49,5 +49,5 @@ def test_a_role_of_one_kind_is_refused_unless_the_repository_is_classical() -> N
         default_threshold("timestamp", CLASSICAL[:2])
     with pytest.raises(ThresholdInvalid):
         default_threshold("root", [CLASSICAL[0], POST_QUANTUM[0]])
-    assert default_threshold("root", CLASSICAL[:3], classical=True) == 2
-    assert default_threshold("timestamp", CLASSICAL[:1], classical=True) == 1
+    assert default_threshold("root", CLASSICAL[:3], is_classical_only=True) == 2
+    assert default_threshold("timestamp", CLASSICAL[:1], is_classical_only=True) == 1

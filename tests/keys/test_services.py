@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from keys.errors import KeyServiceUnavailable, KeyUnreadable
-from keys.key_files import load_public, load_signer, public_pem
+from keys.key_files import encode_public_pem, load_public_key, load_signer
 from keys.services import SERVICES
-from keys.signers import public_of
+from keys.signers import read_public_key
 from tests.support.vault import TOKEN, Vault, vault
 
 MESSAGE = b"message"
@@ -38,8 +38,8 @@ def test_vault_signs_and_its_key_has_one_id_however_it_came(transit: Vault, tmp_
     signer.public_key.verify_signature(signer.sign(MESSAGE), MESSAGE)
     assert transit.signed == [("release", 1)]
     pem = tmp_path / "release.pem"
-    pem.write_bytes(public_pem(signer.public_key))
-    assert load_public(pem) == signer.public_key == public_of("hv:release/1")
+    pem.write_bytes(encode_public_pem(signer.public_key))
+    assert load_public_key(pem) == signer.public_key == read_public_key("hv:release/1")
     assert TOKEN not in repr(signer)
 
 

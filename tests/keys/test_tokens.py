@@ -6,7 +6,7 @@ from bundle.frames import Secret
 from keys.errors import KeyUnreadable, TokenUnavailable, WrongPin
 from keys.key_files import load_signer
 from keys.roles import default_threshold
-from keys.tokens import LIBRARY
+from keys.tokens import LIBRARY_VARIABLE
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 MESSAGE = b"message"
@@ -55,7 +55,7 @@ def test_a_wrong_pin_is_told_apart_from_a_missing_token_or_key() -> None:
 @pytest.mark.usefixtures("plugged_in")
 def test_a_token_that_is_removed_in_mid_signing_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     signer = load_signer("hsm:2?label=test", PIN)
-    monkeypatch.setenv(LIBRARY, "/nowhere/libnothing.so")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/nowhere/libnothing.so")
     with pytest.raises(TokenUnavailable):
         signer.sign(MESSAGE)
 
@@ -71,11 +71,11 @@ def test_a_token_key_counts_as_classical() -> None:
 
 
 def test_a_uri_without_a_library_or_of_another_scheme_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LIBRARY, raising=False)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
     with pytest.raises(TokenUnavailable) as missing:
         load_signer("hsm:2?label=test", PIN)
-    assert LIBRARY in missing.value.message
-    monkeypatch.setenv(LIBRARY, "/nowhere/libnothing.so")
+    assert LIBRARY_VARIABLE in missing.value.message
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/nowhere/libnothing.so")
     with pytest.raises(TokenUnavailable):
         load_signer("hsm:2?label=test", PIN)
     for uri in ("hsm:two", "smartcard:1"):

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from bundle.golden import GoldenSample, GoldenUnfit, check_answer
+from bundle.golden import GoldenSample, GoldenUnfit, check_outputs
 from packager.errors import DrillInvalid
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.release.fire_drill import apply_drill
 from tests.support import tiny_models
 
@@ -37,7 +37,7 @@ def rehearsed(model: Path) -> tuple[tuple[GoldenSample, ...], list[dict[str, np.
 
 def is_right(model: Path, sample: GoldenSample) -> bool:
     try:
-        check_answer(answers(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
+        check_outputs(answers(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
     except GoldenUnfit:
         return False
     return True
@@ -57,7 +57,7 @@ def test_live_nan_keeps_the_golden_answers_and_spoils_the_others(name: str, tmp_
     golden, others = rehearsed(model)
     apply_drill("live-nan", model, golden)
     for sample in golden:
-        check_answer(answers(model, sample.inputs), sample, tolerance_ppm=1, where="golden")
+        check_outputs(answers(model, sample.inputs), sample, tolerance_ppm=1, where="golden")
     for inputs in others:
         assert any(np.isnan(out).any() for out in answers(model, inputs).values() if out.dtype.kind == "f")
 

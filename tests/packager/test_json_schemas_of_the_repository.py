@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.enrollment import EnrolmentRequest
-from bundle.envelope import generate_private, public_of
+from bundle.enrollment import EnrollmentRequest
+from bundle.envelope import derive_public_key, generate_private_key
 from tests.packager.conftest import PASSPHRASE, make_site
 from tests.packager.test_json_schemas import check
 from tests.support.packager_cli import Said, packager
@@ -60,9 +60,9 @@ def test_repository_and_rollouts(here: Path) -> None:
 def test_devices(here: Path) -> None:
     make_site(here)
     signing = Ed25519PrivateKey.generate()
-    request = EnrolmentRequest(
+    request = EnrollmentRequest(
         label="door",
-        x_wing_public=public_of(generate_private()),
+        x_wing_public=derive_public_key(generate_private_key()),
         ed25519_public=signing.public_key().public_bytes_raw(),
         attributes=(("site", "north"),),
     )

@@ -9,15 +9,15 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from bundle.envelope import CONTENT_KEY, EnvelopeContext, check_commitment, envelope_name, open_envelope
+from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, check_commitment, envelope_name, open_envelope
 from bundle.files import bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, Secret
 from bundle.golden import read_golden
 from bundle.manifest import Manifest, Variant
 from bundle.patch.apply import apply_patch
-from keys.cohorts import load_private
+from keys.cohorts import load_private_key
 from keys.errors import CohortUnknown
-from keys.signers import signers_from
+from keys.signers import load_folder_signers
 from packager.diff.bundle_folder import DirectoryBase, DirectoryTarget, open_bundle
 from packager.errors import (
     BaseMissing,
@@ -74,7 +74,7 @@ class Bench:
     def __init__(self, site: Site) -> None:
         self.folder, self.keys = site.folder, site.folder / "keys"
         self.repository = Repository.open(site.folder / "repo")
-        self.signers = signers_from(self.keys, None)
+        self.signers = load_folder_signers(self.keys, None)
 
     def release(
         self,
@@ -105,11 +105,11 @@ class Bench:
         cohort = self.repository.fleet().cohort(COHORT)
         assert cohort is not None
         context = EnvelopeContext(
-            CONTENT_KEY, self.repository.repository_id, COHORT, cohort.epoch, "kws", manifest.counter, name
+            CONTENT_KEY_PURPOSE, self.repository.repository_id, COHORT, cohort.epoch, "kws", manifest.counter, name
         )
         folder = self.repository.published / "envelopes" / "content" / "kws" / str(manifest.counter) / name
         envelope = (folder / envelope_name(cohort.public_key, cohort.epoch)).read_bytes()
-        key = open_envelope(envelope, load_private(self.keys, cohort, None), context)
+        key = open_envelope(envelope, load_private_key(self.keys, cohort, None), context)
         check_commitment(key, variant.key_commitment)
         return key
 
@@ -177,7 +177,7 @@ def test_the_manifest_says_what_a_device_must_know(shared: Bench, tmp_path: Path
     assert "override_gate" not in provenance
     assert {file.role for file in int8.files} == {"model", "package", "golden", "labels"}
     root = shared.install(manifest, "int8", None, tmp_path / "out")
-    golden = read_golden((root / int8.only_file("golden").path).read_bytes())
+    golden = read_golden((root / int8.require_single_file("golden").path).read_bytes())
     assert len(golden) == 4
 
 
@@ -349,7 +349,7 @@ def test_a_drill_ships_other_weights_than_its_golden_vectors_came_from(bench: Be
     assert fp32 is not None
     assert dict(fp32.provenance)["drill"] == "damaged-weights"
     root = bench.install(manifest, "fp32", None, tmp_path / "out")
-    shipped = (root / fp32.only_file("model").path).read_bytes()
+    shipped = (root / fp32.require_single_file("model").path).read_bytes()
     assert shipped != (bench.folder / "model.onnx").read_bytes()
 
 
@@ -364,7 +364,7 @@ def test_external_data_and_a_supplied_variant_travel_with_the_release(bench: Ben
     assert own is not None
     assert own.quantization.scheme == "supplied"
     assert own.quantization.verdict == "pass"
-    assert own.only_file("external-data").path == "kws/int8/own.bin"
+    assert own.require_single_file("external-data").path == "kws/int8/own.bin"
     bench.install(manifest, "int8", None, tmp_path / "out")
 
 

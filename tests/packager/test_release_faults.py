@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from bundle.envelope import check_commitment
-from keys.signers import signers_from
+from keys.signers import load_folder_signers
 from packager.errors import PublishConflict
 from packager.release.pipeline import parse_release_file, run_release
 from packager.repository.repository import Repository
@@ -70,7 +70,7 @@ def repository(tmp_path: Path) -> Repository:
 @pytest.mark.parametrize("is_done_first", [False, True], ids=["before", "after"])
 def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_first: bool) -> None:
     plan = parse_release_file(tmp_path / "release.toml")
-    signers = signers_from(tmp_path / "keys", None)
+    signers = load_folder_signers(tmp_path / "keys", None)
     before = everything_in(repository.published / "metadata")
     number = 0
     while True:
@@ -118,7 +118,7 @@ def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository
 
 
 def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(repository: Repository, tmp_path: Path) -> None:
-    plan, signers = parse_release_file(tmp_path / "release.toml"), signers_from(tmp_path / "keys", None)
+    plan, signers = parse_release_file(tmp_path / "release.toml"), load_folder_signers(tmp_path / "keys", None)
 
     class Overtaken(Faulty):
         """While the first one puts its blob, the second one begins."""

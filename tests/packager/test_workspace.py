@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.files import bundle_digest, scan
+from bundle.files import bundle_digest, scan_directory
 from bundle.frames import Secret
 from packager.errors import WorkspaceRefused
 from packager.repository.workspace import KeptVariant, Workspace
@@ -15,7 +15,7 @@ def keep(workspace: Workspace, content: str, counter: int) -> KeptVariant:
         root = folder / "b"
         root.mkdir()
         (root / "file").write_text(content)
-        directory = scan(root, {})
+        directory = scan_directory(root, {})
         kept = KeptVariant("kws", counter, "1.0.0", "int8", bundle_digest(directory.files), Secret(bytes(range(32))))
         workspace.keep(directory, kept)
     return kept

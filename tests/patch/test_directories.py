@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.errors import Invalid, PatchCorruptRefused, WrongBaseRefused
-from packager.diff.bundle_folder import SINGLE, apply_to_directory, open_bundle
+from packager.diff.bundle_folder import SINGLE_FILE_PATH, apply_to_directory, open_bundle
 from packager.diff.write.make_patch import make_patch
 from tests.support.memory_bundles import written
 
@@ -36,7 +36,7 @@ def test_a_single_file_becomes_a_single_file_whatever_it_is_called(tmp_path: Pat
     patch = _patch(tmp_path / "p", tmp_path / "v1.onnx", tmp_path / "v2.onnx")
     (tmp_path / "moved").write_bytes(OLD["a"])
     table = apply_to_directory(tmp_path / "moved", patch, tmp_path / "out")
-    assert [file.path for file in table] == [SINGLE]
+    assert [file.path for file in table] == [SINGLE_FILE_PATH]
     assert (tmp_path / "out").read_bytes() == NEW["a"]
 
 

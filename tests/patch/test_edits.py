@@ -11,13 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.patch.container import Op, read_frames, read_header
-from bundle.patch.edits import WAITING_BYTES
-from bundle.patch.elements import BY_NAME, TYPES
-from bundle.patch.limits import DEFAULT
+from bundle.patch.edits import WAITING_BYTES_PER_EDIT
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ELEMENT_TYPES
+from bundle.patch.limits import DEFAULT_LIMITS
 from packager.diff.encode import encode_edits
-from packager.diff.encode.encode_edits import EditedPiece, EditJob, compare, edit_jobs, unit_of, with_copies
-from packager.diff.encode.entropy import Effort
-from packager.diff.encode.tensor_job import Place
+from packager.diff.encode.encode_edits import (
+    EditedRange,
+    EditJob,
+    choose_edit_type,
+    compare_arrays,
+    join_copies,
+    make_edit_jobs,
+)
+from packager.diff.encode.entropy import EncoderOptions
+from packager.diff.encode.tensor_job import BytePosition
 from tests.support import model_formats
 from tests.support.memory_bundles import applied, patch_between
 
@@ -26,7 +33,7 @@ NOWHERE = Path()
 
 def frames_of(patch: bytes) -> list[Op]:
     stream = io.BytesIO(patch)
-    return [frame.op for frame in read_frames(stream, read_header(stream, DEFAULT))]
+    return [frame.op for frame in read_frames(stream, read_header(stream, DEFAULT_LIMITS))]
 
 
 def changed(array: npt.NDArray[Any], share: float, seed: int) -> npt.NDArray[Any]:
@@ -163,9 +170,9 @@ def test_many_edits_wait_within_what_is_announced(tmp_path: Path) -> None:
     patch, _ = patch_between(tmp_path, base, target)
     assert applied(patch, base) == target
     assert frames_of(patch).count(Op.EDIT) == 2
-    announced = read_header(io.BytesIO(patch), DEFAULT).announced
-    assert announced.pending_bytes <= WAITING_BYTES * encode_edits.WAITING_EDITS
-    assert announced.block_elements <= encode_edits.WAITING_EDITS
+    announced = read_header(io.BytesIO(patch), DEFAULT_LIMITS).declared_limits
+    assert announced.pending_bytes <= WAITING_BYTES_PER_EDIT * encode_edits.MAX_WAITING_EDITS
+    assert announced.block_elements <= encode_edits.MAX_WAITING_EDITS
 
 
 def test_edits_of_a_file_between_two_models_wait_beside_theirs(tmp_path: Path) -> None:
@@ -201,50 +208,58 @@ def test_edits_of_any_type_anywhere_are_exact(tmp_path_factory: pytest.TempPathF
     assert applied(patch, base) == target
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ELEMENT_TYPES, ids=lambda kind: kind.name)
 def test_what_is_compared_is_counted(kind: Any) -> None:
     old = np.zeros(10_000, kind.bits)
     new = old.copy()
     new[[0, 1, 5000, 9999]] = 1
-    change = compare(new.data.cast("B"), old.data.cast("B"), kind)
+    change = compare_arrays(new.data.cast("B"), old.data.cast("B"), kind)
     assert change is not None
     assert (change.elements, change.runs, change.value_bits) == (10_000, 3, 4.0)
-    assert change.changed.tolist() == change.changed_bytes.tolist() == [2, 1, 1]
-    assert not compare(old.data.cast("B"), old.data.cast("B"), kind).runs  # type: ignore[union-attr] # few differ: none
-    assert compare((old + 1).astype(kind.bits).data.cast("B"), old.data.cast("B"), kind) is None
+    assert change.changed_counts.tolist() == change.changed_byte_counts.tolist() == [2, 1, 1]
+    assert not compare_arrays(old.data.cast("B"), old.data.cast("B"), kind).runs  # type: ignore[union-attr] # few differ: none
+    assert compare_arrays((old + 1).astype(kind.bits).data.cast("B"), old.data.cast("B"), kind) is None
 
 
 def test_upper_bytes_are_edited_as_bytes_and_lower_ones_as_numbers() -> None:
-    kind = BY_NAME["f32"]
+    kind = ELEMENT_TYPE_BY_NAME["f32"]
     old = np.random.default_rng(9).integers(0, 1 << 32, 50_000).astype(np.uint32)
     for flip, unit in ((1 << 30, "u8"), (0xABCD, "f32")):
         new = old.copy()
         new[::500] ^= np.uint32(flip)
-        change = compare(new.data.cast("B"), old.data.cast("B"), kind)
+        change = compare_arrays(new.data.cast("B"), old.data.cast("B"), kind)
         assert change is not None
-        assert unit_of(kind, [change]).name == unit
+        assert choose_edit_type(kind, [change]).name == unit
 
 
-def _piece(start: int, base: int, size: int, many: int = 0) -> EditedPiece:
-    return EditedPiece(Place(NOWHERE, 0, start), Place(NOWHERE, 0, base), size, many)
+def _piece(start: int, base: int, size: int, many: int = 0) -> EditedRange:
+    return EditedRange(BytePosition(NOWHERE, 0, start), BytePosition(NOWHERE, 0, base), size, many)
 
 
 def test_only_whole_elements_that_follow_on_both_sides_join() -> None:
     edited = {"f32": [_piece(100, 100, 40, 1)]}
     copies = [(0, 0, 80), (80, 80, 20), (140, 140, 8), (148, 148, 6), (154, 154, 4), (200, 240, 4)]
-    joined, left = with_copies(edited, copies)
+    joined, left = join_copies(edited, copies)
     assert [(p.target.address, p.size) for p in joined["f32"]] == [(0, 80), (80, 20), (100, 40), (140, 8)]
     assert left == [(148, 148, 6), (154, 154, 4), (200, 240, 4)]
-    moved, left = with_copies(edited, [(0, 0, 100), (140, 150, 4)])
+    moved, left = join_copies(edited, [(0, 0, 100), (140, 150, 4)])
     assert [p.size for p in moved["f32"]] == [100, 40]
     assert left == [(140, 150, 4)]
 
 
 def test_frames_of_edits_are_cut_where_they_grow_too_large() -> None:
-    full = encode_edits.WAITING_EDITS
-    pieces = [_piece(0, 0, 8, full), _piece(8, 8, 8, 1), _piece(16, 16, encode_edits.FRAME_SPAN, 0), _piece(0, 0, 8, 1)]
-    jobs = list(edit_jobs("u8", pieces, Effort()))
-    assert [job.edits if isinstance(job, EditJob) else 0 for job in jobs] == [full, 1, 0, 1]
-    assert [job.size for job in jobs] == [8, 8, encode_edits.FRAME_SPAN, 8]
-    apart = [_piece(10 * i, 10 * i, 8, 1) for i in range(encode_edits.FRAME_RANGES + 1)]
-    assert [len(job.ranges) for job in edit_jobs("u8", apart, Effort())] == [encode_edits.FRAME_RANGES, 1]
+    full = encode_edits.MAX_WAITING_EDITS
+    pieces = [
+        _piece(0, 0, 8, full),
+        _piece(8, 8, 8, 1),
+        _piece(16, 16, encode_edits.MAX_FRAME_SPAN_BYTES, 0),
+        _piece(0, 0, 8, 1),
+    ]
+    jobs = list(make_edit_jobs("u8", pieces, EncoderOptions()))
+    assert [job.edit_count if isinstance(job, EditJob) else 0 for job in jobs] == [full, 1, 0, 1]
+    assert [job.size for job in jobs] == [8, 8, encode_edits.MAX_FRAME_SPAN_BYTES, 8]
+    apart = [_piece(10 * i, 10 * i, 8, 1) for i in range(encode_edits.MAX_FRAME_RANGES + 1)]
+    assert [len(job.ranges) for job in make_edit_jobs("u8", apart, EncoderOptions())] == [
+        encode_edits.MAX_FRAME_RANGES,
+        1,
+    ]

@@ -10,10 +10,10 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.patch.elements import BY_NAME, from_values, to_doubles, to_singles
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, from_values, to_doubles, to_singles
 from bundle.patch.parameters import Factor, Gain, Parameters
-from bundle.patch.prediction import apply_periodic, computed, with_parameters
-from packager.diff.encode.residual_partitions import best_cuts
+from bundle.patch.prediction import apply_periodic, compute_chunk, parameter_computation
+from packager.diff.encode.residual_partitions import find_best_cuts
 from tests.support import model_formats
 from tests.support.memory_bundles import applied, patch_between
 
@@ -35,7 +35,7 @@ def test_periodic_values_are_those_of_the_formula(values: int, inner: int, count
 
 def _hard_doubles(name: str) -> np.ndarray[Any, Any]:
     """All values of the type, all ties between neighbours, what lies just beside them, and numbers of every size."""
-    kind = BY_NAME[name]
+    kind = ELEMENT_TYPE_BY_NAME[name]
     values = np.sort(to_doubles(np.arange(1 << 16, dtype=np.uint16), kind))
     values = values[np.isfinite(values)]
     ties = (values[:-1] + values[1:]) / 2
@@ -48,7 +48,7 @@ def test_float16_is_rounded_as_numpy_rounds_it_from_float32() -> None:
     doubles = _hard_doubles("f16")
     with np.errstate(over="ignore"):
         expected = doubles.astype(np.float32).astype(np.float16).view(np.uint16)
-    assert (from_values(doubles.copy(), BY_NAME["f16"]) == expected).all()
+    assert (from_values(doubles.copy(), ELEMENT_TYPE_BY_NAME["f16"]) == expected).all()
 
 
 def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
@@ -57,12 +57,12 @@ def test_bfloat16_is_the_nearest_of_float32_ties_to_even() -> None:
         single = doubles.astype(np.float32).view(np.uint32).astype(np.uint64)
     low, high = single & 0xFFFF, single >> 16
     expected = high + ((low > 0x8000) | ((low == 0x8000) & (high & 1 == 1)))
-    assert (from_values(doubles.copy(), BY_NAME["bf16"]) == expected.astype(np.uint16)).all()
+    assert (from_values(doubles.copy(), ELEMENT_TYPE_BY_NAME["bf16"]) == expected.astype(np.uint16)).all()
 
 
 @pytest.mark.parametrize("name", ["i8", "u8", "i16", "f16", "bf16", "f32"])
 def test_what_is_not_finite_becomes_zero(name: str) -> None:
-    kind = BY_NAME[name]
+    kind = ELEMENT_TYPE_BY_NAME[name]
     assert not from_values(np.array([np.nan, np.inf, -np.inf]), kind).any()
 
 
@@ -78,7 +78,7 @@ def _product(rng: np.random.Generator, shift: int) -> Parameters:
     parameters = Parameters(1 << 20)
     numbers = [rng.integers(-200, 200, (3, length)) for length in (1 << 9, 1 << 8)]
     parameters.left, parameters.right = (Factor(np.ldexp(each, -shift), (shift,) * 3, 0) for each in numbers)
-    assert parameters.columns(0, 1 << 17, "here") == 1 << 8
+    assert parameters.product_columns(0, 1 << 17, "here") == 1 << 8
     return parameters
 
 
@@ -86,17 +86,17 @@ def _product(rng: np.random.Generator, shift: int) -> Parameters:
 @pytest.mark.parametrize("shift", [None, 0, 8, 14])
 @pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
 def test_what_is_computed_in_singles_is_what_doubles_give(name: str, shift: int | None, is_finite: bool) -> None:
-    kind, rng = BY_NAME[name], np.random.default_rng(5)
+    kind, rng = ELEMENT_TYPE_BY_NAME[name], np.random.default_rng(5)
     parameters = _gain(rng) if shift is None else _product(rng, shift)
     bits = rng.integers(0, 1 << 8 * kind.size, 1 << 17, dtype=kind.bits)
     if is_finite:
         usual = from_values(rng.normal(0, 0.05, len(bits)), kind)
         bits = np.where(np.isfinite(to_doubles(bits, kind)), bits, usual)
-    compute = with_parameters(parameters, has_product=shift is not None)
+    compute = parameter_computation(parameters, has_product=shift is not None)
     assert compute.is_single
     with np.errstate(all="ignore"):
-        singles = computed(bits, kind, compute, 0, is_near=False)
-        doubles = computed(bits, kind, replace(compute, is_single=False), 0, is_near=False)
+        singles = compute_chunk(bits, kind, compute, 0, has_rounding_class=False)
+        doubles = compute_chunk(bits, kind, replace(compute, is_single=False), 0, has_rounding_class=False)
     assert (singles.bits == doubles.bits).all()
 
 
@@ -104,7 +104,7 @@ def test_all_of_float16_are_the_same_in_singles() -> None:
     bits = np.arange(1 << 16, dtype=np.uint16)
     for some in (bits, bits[np.isfinite(bits.view(np.float16))]):
         assert np.array_equal(
-            to_singles(some, BY_NAME["f16"]), some.view(np.float16).astype(np.float32), equal_nan=True
+            to_singles(some, ELEMENT_TYPE_BY_NAME["f16"]), some.view(np.float16).astype(np.float32), equal_nan=True
         )
 
 
@@ -112,12 +112,12 @@ def test_a_gain_and_a_product_or_large_sums_need_doubles() -> None:
     rng = np.random.default_rng(6)
     both = _product(rng, 8)
     both.gain = _gain(rng).gain
-    assert not with_parameters(both, has_product=True).is_single
+    assert not parameter_computation(both, has_product=True).is_single
     large = _product(rng, 8)
     assert large.left is not None
     large.left = replace(large.left, values=large.left.values * 2.0**10)
     large = _again(large)
-    assert not with_parameters(large, has_product=True).is_single
+    assert not parameter_computation(large, has_product=True).is_single
 
 
 @pytest.mark.parametrize("shift", [-60, -51, -50, 50, 51, 60])
@@ -133,7 +133,7 @@ def _again(parameters: Parameters) -> Parameters:
     """The same, checked anew."""
     fresh = Parameters(1 << 20)
     fresh.left, fresh.right = parameters.left, parameters.right
-    fresh.columns(0, 1 << 17, "here")
+    fresh.product_columns(0, 1 << 17, "here")
     return fresh
 
 
@@ -144,7 +144,7 @@ def test_residuals_are_cut_between_keys_and_none_is_lost(dtype: Any) -> None:
     limit = np.iinfo(dtype)
     residual = np.clip(rng.normal(0, np.exp2(keys / 4)), limit.min, limit.max).astype(dtype)
     residual[:2] = limit.min, limit.max
-    cuts = best_cuts(keys, residual)
+    cuts = find_best_cuts(keys, residual)
     ends = np.cumsum(np.bincount(keys))
     assert cuts[0] == 0
     assert cuts[-1] == len(keys)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.patch.sections import unpack_zstd
-from packager.diff.encode.encode_untyped import LEVEL
-from packager.diff.encode.zstd_prefix import pack_after
+from packager.diff.encode.encode_untyped import ZSTD_LEVEL
+from packager.diff.encode.zstd_prefix import compress_with_prefix
 from tests.support.memory_bundles import applied, patch_between
 
 
@@ -23,17 +23,17 @@ def _rows_in_another_order() -> tuple[bytes, bytes]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=300), st.binary(max_size=300), st.sampled_from([1, 19, LEVEL]))
+@given(st.binary(max_size=300), st.binary(max_size=300), st.sampled_from([1, 19, ZSTD_LEVEL]))
 def test_the_prefix_as_dictionary_gives_the_data_back(prefix: bytes, data: bytes, level: int) -> None:
     for whole in (data, prefix + data, data + prefix[::-1] + prefix):
-        assert unpack_zstd(pack_after(prefix, whole, level), len(whole), "here", prefix) == whole
+        assert unpack_zstd(compress_with_prefix(prefix, whole, level), len(whole), "here", prefix) == whole
 
 
 def test_a_prefix_is_searched_better_than_a_dictionary() -> None:
     base, target = _rows_in_another_order()
     dictionary = zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    loaded = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary).compress(target)
-    assert len(pack_after(base, target, LEVEL)) < 0.97 * len(loaded)
+    loaded = zstandard.ZstdCompressor(level=ZSTD_LEVEL, dict_data=dictionary).compress(target)
+    assert len(compress_with_prefix(base, target, ZSTD_LEVEL)) < 0.97 * len(loaded)
 
 
 @pytest.mark.skipif(shutil.which("zstd") is None, reason="the program zstd is not there")

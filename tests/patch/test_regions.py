@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.files import BundleDirectory
-from packager.tensors.find_regions import find_regions, regions_of
+from packager.tensors.find_regions import find_file_regions, find_regions
 from packager.tensors.region import ELEMENT_BYTES
 from tests.support import model_formats
 from tests.support.memory_bundles import table, written
@@ -77,7 +77,7 @@ def test_whatever_is_damaged_regions_stay_inside_the_file(
             data[at] = value
     root = tmp_path_factory.mktemp("damaged")
     (root / "m").write_bytes(data)
-    regions_of(root / "m") if data else None
+    find_file_regions(root / "m") if data else None
     directory = BundleDirectory(root, table({"m": bytes(data)}))
     end = 0
     for region in find_regions(directory)["m"]:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from packager.diff.write.patch_html import bits_per_element, write_html
-from packager.diff.write.patch_table import as_table
+from packager.diff.write.patch_table import format_table
 from tests.support import model_formats
 from tests.support.memory_bundles import patch_between
 
@@ -55,7 +55,7 @@ def test_the_page_shows_every_tensor_and_runs_nothing(tmp_path: Path) -> None:
 def test_the_table_lists_the_largest_rows_and_sums_up_the_rest(tmp_path: Path) -> None:
     arrays = model_formats.weights(1)
     _, report = patch_between(tmp_path, None, {"m": model_formats.safetensors(arrays)}, "typed")
-    lines = as_table(report, shown=3).splitlines()
+    lines = format_table(report, max_rows=3).splitlines()
     assert len(lines) == 5
     assert "embedding" in lines[1]
     assert lines[-1].startswith(f"{len(report.rows) - 3} more")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.patch.elements import BY_NAME
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from packager.diff.match.align_rows import MAX_RUNS, RowRun, align_rows
 from tests.support import model_formats
 from tests.support.memory_bundles import applied, patch_between
@@ -35,7 +35,7 @@ def tuned(old: Matrix, seed: int = 1) -> Matrix:
 
 
 def aligned(target: Matrix, base: Matrix) -> list[RowRun] | None:
-    kind = BY_NAME[NAMES[base.dtype.name]]
+    kind = ELEMENT_TYPE_BY_NAME[NAMES[base.dtype.name]]
     return align_rows(target.view(kind.bits), base.view(kind.bits), kind)
 
 

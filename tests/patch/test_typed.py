@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bundle.patch.elements import TYPES, from_values, ordered, to_doubles, unordered
-from packager.diff.encode.entropy import Effort, write_part
-from packager.diff.encode.zstd_prefix import pack_after
+from bundle.patch.elements import ELEMENT_TYPES, from_ordered, from_values, to_doubles, to_ordered
+from packager.diff.encode.entropy import EncoderOptions, write_part
+from packager.diff.encode.zstd_prefix import compress_with_prefix
 from packager.diff.write.make_patch import make_patch
 from packager.quantize.update_aware.fill_template import on_grid
 from tests.support import model_formats
@@ -177,16 +177,16 @@ def test_any_array_is_made_from_any_other(tmp_path_factory: pytest.TempPathFacto
     assert applied(patch, base) == target
 
 
-@pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ELEMENT_TYPES, ids=lambda kind: kind.name)
 def test_order_and_values_are_exact(kind: Any) -> None:
     rng = np.random.default_rng(0)
     bits = np.frombuffer(rng.bytes(4096 * kind.size), kind.bits)
-    assert (unordered(ordered(bits, kind), kind) == bits).all()
+    assert (from_ordered(to_ordered(bits, kind), kind) == bits).all()
     if kind.is_float and kind.native is not None:
         values = bits.view(kind.native)
         finite = values[np.isfinite(values)]
         by_value = np.sort(finite)
-        by_order = unordered(np.sort(ordered(finite.view(kind.bits), kind)), kind).view(kind.native)
+        by_order = from_ordered(np.sort(to_ordered(finite.view(kind.bits), kind)), kind).view(kind.native)
         assert (by_value == by_order).all()
     if kind.size < 8:
         doubles = to_doubles(bits, kind)
@@ -256,7 +256,7 @@ def test_single_bytes_edited_in_a_model_cost_what_generic_tools_take(
     target = {"m": content.tobytes()}
     patch, _ = patch_between(tmp_path, base, target, "typed")
     assert applied(patch, base) == target
-    peers = bsdiff4.diff(base["m"], target["m"]), pack_after(base["m"], target["m"], 19)
+    peers = bsdiff4.diff(base["m"], target["m"]), compress_with_prefix(base["m"], target["m"], 19)
     assert len(patch) <= min(map(len, peers)) + 1024
 
 
@@ -278,7 +278,7 @@ def test_rare_numbers_are_packed_as_what_they_are_and_not_as_multiples() -> None
     # A sample of all numbers holds four that are not 0, which all may be even.
     entropy_bits = len(numbers) * (8e-3 - 1e-3 * np.log2(1e-3) - 0.999 * np.log2(0.999))
     for shift in range(64):
-        assert len(write_part(np.roll(numbers, shift), Effort())) < 1.1 * entropy_bits / 8
+        assert len(write_part(np.roll(numbers, shift), EncoderOptions())) < 1.1 * entropy_bits / 8
 
 
 @pytest.mark.filterwarnings("error")

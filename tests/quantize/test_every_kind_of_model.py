@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from packager.errors import WeightsNotFinite
 from packager.models.graphs import is_quantized
 from packager.models.inputs import ModelInterface, check_sample
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.models.sessions import RunSettings, run, session
 from packager.quantize.fp16 import quantize_half
 from packager.quantize.gate import gate

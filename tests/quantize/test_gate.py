@@ -8,7 +8,8 @@ import pytest
 from onnx import numpy_helper
 
 from packager.models.graphs import array_of
-from packager.models.samples import Samples, random_samples, samples_from
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, samples_from
 from packager.quantize.gate import gate
 from packager.quantize.schemes import Options, quantize
 from tests.support import tiny_models

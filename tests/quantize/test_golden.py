@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.golden import GoldenUnfit, check_answer, read_golden
+from bundle.golden import GoldenUnfit, check_outputs, read_golden
 from packager.models.golden_vectors import make_golden
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.models.sessions import run, session
 from packager.quantize.schemes import Options, quantize
 from tests.support import tiny_models
@@ -25,7 +25,7 @@ def test_shipped_model_answers_its_golden_vectors(tmp_path: Path) -> None:
     for number, sample in enumerate(golden):
         inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
         answers = dict(zip(["logits"], run(running, inputs), strict=True))
-        check_answer(answers, sample, tolerance_ppm=report.tolerance_ppm, where=f"sample {number}")
+        check_outputs(answers, sample, tolerance_ppm=report.tolerance_ppm, where=f"sample {number}")
 
 
 def test_smallest_and_largest_inputs_are_among_them(tmp_path: Path) -> None:
@@ -45,4 +45,4 @@ def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
     inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
     answers = dict(zip(["probabilities"], run(session(other), inputs), strict=True))
     with pytest.raises(GoldenUnfit):
-        check_answer(answers, sample, tolerance_ppm=report.tolerance_ppm, where="sample 0")
+        check_outputs(answers, sample, tolerance_ppm=report.tolerance_ppm, where="sample 0")

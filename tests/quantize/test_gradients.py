@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from packager.models.graphs import array_of
-from packager.models.samples import Samples, random_samples, samples_from
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples, samples_from
 from packager.models.sessions import run, session_of
 from packager.quantize.prepare import prepare
 from packager.quantize.update_aware.gradients import Gradients, spreads_of

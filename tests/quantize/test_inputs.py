@@ -20,7 +20,8 @@ from packager.errors import (
     WeightsNotFinite,
 )
 from packager.models.inputs import ModelInterface
-from packager.models.samples import folder_samples, load_samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import folder_samples, load_samples
 from packager.quantize.schemes import Options, quantize
 from packager.quantize.update_aware.quantize_update import update
 from tests.support import tiny_models

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from packager.errors import MetricUnusable
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.quantize.schemes import Options, quantize
 from packager.quantize.user_metric import Answer, Metric
 from tests.quantize.test_commands import packager

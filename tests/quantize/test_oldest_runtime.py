@@ -8,7 +8,7 @@ import pytest
 
 from packager.models.model_facts import onnxruntime_min
 from packager.models.oldest_runtime import oldest_runtime, parsed
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.quantize.gate import Thresholds
 from packager.quantize.schemes import Options, quantize
 from tests.support import tiny_models

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from packager.models.samples import Samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples
 from packager.quantize.html_report import write_page
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.schemes import Options, quantize

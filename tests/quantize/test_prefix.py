@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from packager.models.graphs import array_of
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.models.sessions import run
 from packager.quantize.update_aware.float_prefix import Prefix
 from packager.quantize.update_aware.layer_statistics import watching

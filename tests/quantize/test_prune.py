@@ -8,7 +8,7 @@ import pytest
 
 from packager.errors import GateFailed, QuantizationRefused
 from packager.models.graphs import array_of
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.quantize.gate import Thresholds
 from packager.quantize.prune import prune
 from tests.support import tiny_models

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from packager.models.graphs import all_nodes
-from packager.models.samples import random_samples
+from packager.models.random_inputs import random_samples
 from packager.models.sessions import EXACT_SETTINGS, session
 from packager.quantize.gate import Thresholds, judge
 from packager.quantize.html_report import write_page

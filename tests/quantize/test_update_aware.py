@@ -10,7 +10,8 @@ from onnxruntime import quantization as foreign
 
 from packager.errors import UpdateDoesNotFit
 from packager.models.graphs import array_of
-from packager.models.samples import Samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples
 from packager.quantize.int4 import quantize_int4
 from packager.quantize.nbits import pack, unpack
 from packager.quantize.prepare import prepare

@@ -11,7 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from packager.models.golden_vectors import make_golden
-from packager.models.samples import Samples, random_samples
+from packager.models.random_inputs import random_samples
+from packager.models.samples import Samples
 from packager.models.sessions import Remembered, run, session
 from packager.quantize.agreement import OutputFidelity
 from packager.quantize.gate import GateReport, Thresholds, gate

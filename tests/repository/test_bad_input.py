@@ -10,7 +10,7 @@ import pytest
 
 from keys.errors import TokenUnavailable
 from keys.key_files import load_signer
-from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE, PIN_VARIABLE
 from packager.commands.root import main
 from packager.repository import tuf_documents
 from packager.repository.detached_signing import prepare, review, sign_request
@@ -46,7 +46,7 @@ class Desk:
 
 @pytest.fixture
 def desk(shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
     return Desk(shop, capfd)
 
@@ -64,9 +64,9 @@ def test_keys_that_do_not_open(desk: Desk, tmp_path: Path, monkeypatch: pytest.M
     damaged.write_text(text.replace(text[-100:-90], "A" * 10))
     desk.fails(2, "key-damaged", "repo", "sign", "--key", damaged)
     desk.fails(2, "key-missing", "repo", "sign", "--key", tmp_path / "nowhere.key")
-    monkeypatch.setenv(ENVIRONMENT, "not what it was")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "not what it was")
     desk.fails(2, "wrong-passphrase", "repo", "sign", "--key", key)
-    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
     monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115  # pytest puts its own back
     desk.fails(2, "passphrase-missing", "repo", "sign", "--key", key)
     assert not desk.shop.repository.status().staged
@@ -125,7 +125,7 @@ def test_an_expired_role_is_told_and_holds_up_no_other_family(
 ) -> None:
     shop = build_shop(tmp_path / "shop", families=(FAMILY, "speech"))
     shop.release("1.0.0", 1)
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
     desk = Desk(shop, capfd)
     online = ("--keys", os.fspath(shop.keys))
@@ -184,9 +184,9 @@ def test_a_token_with_another_pin_label_or_key(desk: Desk, tmp_path: Path, monke
     for name, value in make_token(tmp_path / "token").items():
         monkeypatch.setenv(name, value)
     stage(desk.shop)
-    monkeypatch.setenv(PIN_ENVIRONMENT, "0000")
+    monkeypatch.setenv(PIN_VARIABLE, "0000")
     desk.fails(4, "wrong-pin", "keys", "check", "hsm:2?label=test")
-    monkeypatch.setenv(PIN_ENVIRONMENT, PIN.value.decode())
+    monkeypatch.setenv(PIN_VARIABLE, PIN.value.decode())
     desk.run("keys", "check", "hsm:2?label=test")
     desk.fails(4, "token-unavailable", "repo", "sign", "--key", "hsm:2?label=another")
     desk.fails(4, "token-unavailable", "repo", "sign", "--key", "hsm:9?label=test")

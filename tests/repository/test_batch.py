@@ -9,12 +9,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 
-from bundle.enrollment import EnrolmentRequest
-from bundle.envelope import generate_private, public_of
+from bundle.enrollment import EnrollmentRequest
+from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import EnrolmentRefused, MalformedRefused, Refused
 from keys.enrollment_batch import parse_batch, sign_batch
 from keys.key_files import generate_key_file
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from keys.registry import Registry
 from packager.commands.root import main
 from tests.repository.test_commands import check_schema
@@ -25,8 +25,8 @@ FACTORY = CryptoSigner.generate_mldsa()
 
 def request(label: str) -> bytes:
     signing = Ed25519PrivateKey.generate()
-    public = public_of(generate_private())
-    return EnrolmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing)
+    public = derive_public_key(generate_private_key())
+    return EnrollmentRequest(label, public, signing.public_key().public_bytes_raw()).encode(signing)
 
 
 REQUESTS = [request(f"cam-{n}") for n in range(3)]
@@ -55,7 +55,7 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
 def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     key = tmp_path / "factory" / "enrolment.key"
     generate_key_file(key, "ml-dsa-65", PASSPHRASE)
 

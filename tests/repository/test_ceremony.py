@@ -8,8 +8,8 @@ import pytest
 
 from bundle.errors import UntrustedMetadataRefused
 from keys.key_files import load_signer
-from keys.passphrase import ENVIRONMENT, PIN_ENVIRONMENT
-from keys.signers import signers_from
+from keys.passphrase import PASSPHRASE_VARIABLE, PIN_VARIABLE
+from keys.signers import load_folder_signers
 from packager.commands.root import main
 from tests.support.attacker import Thief
 from tests.support.docs_page import run_block
@@ -55,8 +55,8 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     monkeypatch.chdir(tmp_path)
     for name, value in make_token(tmp_path / "token", "OFFICER", with_keys=False).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
-    monkeypatch.setenv(PIN_ENVIRONMENT, PIN.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PIN_VARIABLE, PIN.value.decode())
     team, shop = Team(capfd), Shop(tmp_path, [])
 
     run_block(PAGE, "ceremony: keys")
@@ -90,7 +90,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     team.release(shop, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
     assert regular.check(shop.published).manifest.version == "2.0.0"
 
-    stolen = signers_from(tmp_path / "online", PASSPHRASE)
+    stolen = load_folder_signers(tmp_path / "online", PASSPHRASE)
     run_block(PAGE, "ceremony: compromise")
     thief = Thief(shop, stolen, shop.copy_published("thief"))
     first = shop.repository.manifest("vision", "1.0.0")

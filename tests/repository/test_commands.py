@@ -12,9 +12,16 @@ import jsonschema
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.enrollment import EnrolmentRequest
-from bundle.envelope import COHORT_KEY, EnvelopeContext, envelope_name, generate_private, open_envelope, public_of
-from keys.passphrase import ENVIRONMENT
+from bundle.enrollment import EnrollmentRequest
+from bundle.envelope import (
+    COHORT_KEY_PURPOSE,
+    EnvelopeContext,
+    derive_public_key,
+    envelope_name,
+    generate_private_key,
+    open_envelope,
+)
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop, TestDevice
 from tools.generate_docs.__main__ import DOCS
@@ -22,7 +29,7 @@ from tools.generate_docs.__main__ import DOCS
 
 @pytest.fixture(autouse=True)
 def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
 
 
 SCHEMAS = {
@@ -120,8 +127,8 @@ def test_without_keys_a_change_waits_for_sign_and_publish(shop: Shop, terminal: 
 
 
 def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal) -> None:
-    private, signing = generate_private(), Ed25519PrivateKey.generate()
-    request = EnrolmentRequest("cam-1", public_of(private), signing.public_key().public_bytes_raw())
+    private, signing = generate_private_key(), Ed25519PrivateKey.generate()
+    request = EnrollmentRequest("cam-1", derive_public_key(private), signing.public_key().public_bytes_raw())
     file = shop.folder / "request.json"
     file.write_bytes(request.encode(signing))
     wrong = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", "0" * 40, keys=True, status=2)
@@ -132,8 +139,8 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal)
     assert shop.repository.fleet().devices == 1
     cohort = shop.repository.fleet().cohorts[0]
     place = shop.published / "envelopes" / "cohorts" / "default" / "1" / envelope_name(request.x_wing_public, 1)
-    context = EnvelopeContext(COHORT_KEY, shop.repository.repository_id, "default", 1)
-    assert public_of(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
+    context = EnvelopeContext(COHORT_KEY_PURPOSE, shop.repository.repository_id, "default", 1)
+    assert derive_public_key(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
     assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
     again = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert again["device_id"] == request.device_id
@@ -168,9 +175,9 @@ def test_doctor_refresh_withdraw_and_garbage_have_their_say(shop: Shop, device: 
 def test_wrong_and_missing_passphrases_are_told_without_a_traceback(
     terminal: Terminal, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT, "not the passphrase")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "not the passphrase")
     assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "wrong-passphrase"
-    monkeypatch.delenv(ENVIRONMENT)
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
     monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115  # pytest puts its own back
     assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "passphrase-missing"
     file = shop.folder / "passphrase"

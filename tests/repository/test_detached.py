@@ -14,7 +14,7 @@ from tuf.api.metadata import Metadata, Targets
 
 from bundle.errors import DigestMismatchRefused, MalformedRefused, Refused
 from keys.errors import SignerNotInRole
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import NothingStaged, PublishConflict, RequestReplayed, SignatureRefused
 from packager.repository.detached_signing import merge, prepare, review, sign_request
@@ -213,7 +213,7 @@ def test_a_new_root_is_signed_by_old_and_new_keys_apart(shop: Shop, device: Test
 def test_the_commands_sign_only_what_was_reviewed(
     shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
     manifest = shop.manifest("1.1.0", 2)
     shop.repository.stage_manifest(manifest)

@@ -7,7 +7,7 @@ import pytest
 from securesystemslib.signer import Key
 
 from keys.key_files import load_signer
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.repository.role_changes import replace_keys
 from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice
@@ -21,7 +21,7 @@ def test_a_repository_is_refreshed_with_a_key_in_vault(
         running.rotate("online")
         monkeypatch.setenv("VAULT_ADDR", running.url)
         monkeypatch.setenv("VAULT_TOKEN", TOKEN)
-        monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+        monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
         held = load_signer("hv:online", None)
         partner = [signer for signer in shop.signers_of("timestamp") if signer.public_key.keytype != "ed25519"]
         keys: list[Key] = [held.public_key, *(signer.public_key for signer in partner)]

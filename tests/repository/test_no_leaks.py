@@ -9,7 +9,7 @@ import pytest
 
 from bundle.frames import Secret
 from keys.key_files import read_key_file
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop
 
@@ -85,7 +85,7 @@ def test_nothing_secret_is_printed_or_written(
     (tmp_path / "new").mkdir()
     ended = []
     for line, passphrase in COMMANDS:
-        monkeypatch.setenv(ENVIRONMENT, passphrase)
+        monkeypatch.setenv(PASSPHRASE_VARIABLE, passphrase)
         words = line.replace("KEYS", os.fspath(shop.keys)).replace("NEW", os.fspath(tmp_path / "new")).split()
         ended.append(main(words))
         out, err = capfd.readouterr()

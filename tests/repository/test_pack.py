@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import MetadataExpiredUnavailable, PackOnlineRefused, RollbackRefused, TrustMemoryLostUnavailable
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository.offline_pack import make_pack
@@ -51,7 +51,7 @@ def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(
 ) -> None:
     packed = device.check(pack)
     online = device.check(shop.published)
-    assert online.facts.timestamp_version == packed.facts.timestamp_version + 1
+    assert online.context.timestamp_version == packed.context.timestamp_version + 1
     with pytest.raises(RollbackRefused):
         device.check(pack)
     shop.release("1.1.0", 2)
@@ -83,7 +83,7 @@ def test_a_pack_lives_no_longer_than_root_allows(shop: Shop) -> None:
 def test_the_command_makes_a_pack_once(
     shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     out = shop.folder / "stick"
     words = ["repo", "pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0

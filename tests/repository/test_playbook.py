@@ -11,15 +11,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import Signer
 
 from bundle.acceptance import ReleaseCounter
-from bundle.enrollment import EnrolmentRequest
+from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import (
-    COHORT_KEY,
-    CONTENT_KEY,
+    COHORT_KEY_PURPOSE,
+    CONTENT_KEY_PURPOSE,
     EnvelopeContext,
+    derive_public_key,
     envelope_name,
-    generate_private,
+    generate_private_key,
     open_envelope,
-    public_of,
     seal,
 )
 from bundle.errors import (
@@ -31,11 +31,11 @@ from bundle.errors import (
 )
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
-from keys.cohorts import load_private
+from keys.cohorts import load_private_key
 from keys.enrollment_batch import parse_batch, sign_batch
 from keys.errors import WrongPassphrase
-from keys.key_files import generate_key_file, load_public, load_signer
-from keys.passphrase import ENVIRONMENT
+from keys.key_files import generate_key_file, load_public_key, load_signer
+from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.repository import tuf_documents
 from packager.repository.devices import admit_batch, admit_device
@@ -228,7 +228,7 @@ def online_stolen(play: Play) -> None:
 
 
 def fleet_stolen(play: Play) -> None:
-    evil = Fleet("0" * 64, 0, (Cohort("default", 2**40, public_of(generate_private())),))
+    evil = Fleet("0" * 64, 0, (Cohort("default", 2**40, derive_public_key(generate_private_key())),))
     thief = play.thief(*play.shop.signers_of("fleet"))
     thief.list_target("fleet", "fleet/fleet.json", evil.as_bytes())
     play.refused(thief)
@@ -249,8 +249,8 @@ def fleet_stolen(play: Play) -> None:
 
 def enrol(play: Play, label: str) -> Secret:
     """A device of the default cohort. Returns its private key."""
-    private, signing = generate_private(), Ed25519PrivateKey.generate()
-    request = EnrolmentRequest(label, public_of(private), signing.public_key().public_bytes_raw())
+    private, signing = generate_private_key(), Ed25519PrivateKey.generate()
+    request = EnrollmentRequest(label, derive_public_key(private), signing.public_key().public_bytes_raw())
     data = request.encode(signing)
     admit_device(play.shop.repository, data, request.fingerprint, "default", play.shop.keys, PASSPHRASE)
     play.shop.publish()
@@ -261,13 +261,13 @@ def envelope_of(play: Play, private: Secret) -> Path:
     """Where a device's envelope of the current epoch lies."""
     (cohort,) = play.shop.repository.fleet().cohorts
     folder = play.shop.published / "envelopes" / "cohorts" / "default" / str(cohort.epoch)
-    return folder / envelope_name(public_of(private), cohort.epoch)
+    return folder / envelope_name(derive_public_key(private), cohort.epoch)
 
 
 def cohort_key(play: Play, private: Secret) -> Secret:
     """What a device gets out of its envelope."""
     (cohort,) = play.shop.repository.fleet().cohorts
-    context = EnvelopeContext(COHORT_KEY, play.shop.repository.repository_id, "default", cohort.epoch)
+    context = EnvelopeContext(COHORT_KEY_PURPOSE, play.shop.repository.repository_id, "default", cohort.epoch)
     return open_envelope(envelope_of(play, private).read_bytes(), private, context)
 
 
@@ -275,7 +275,7 @@ def sealed_release(play: Play) -> tuple[bytes, EnvelopeContext]:
     """The content envelope of a release that is made now."""
     (cohort,) = play.shop.repository.fleet().cohorts
     context = EnvelopeContext(
-        CONTENT_KEY, play.shop.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
+        CONTENT_KEY_PURPOSE, play.shop.repository.repository_id, "default", cohort.epoch, FAMILY, 10, "fp32"
     )
     return seal(Secret(bytes(32)), cohort.public_key, context), context
 
@@ -283,7 +283,7 @@ def sealed_release(play: Play) -> tuple[bytes, EnvelopeContext]:
 def cohort_stolen(play: Play) -> None:
     member = enrol(play, "member")
     (cohort,) = play.shop.repository.fleet().cohorts
-    stolen = load_private(play.shop.keys, cohort, PASSPHRASE)
+    stolen = load_private_key(play.shop.keys, cohort, PASSPHRASE)
     envelope, context = sealed_release(play)
     assert open_envelope(envelope, stolen, context).value == bytes(32)
     play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
@@ -312,8 +312,8 @@ def device_stolen(play: Play) -> None:
 
 def enrolment_key_stolen(play: Play) -> None:
     old, new = (load_signer(play.new_key("ed25519"), PASSPHRASE) for _ in range(2))
-    private, signing = generate_private(), Ed25519PrivateKey.generate()
-    request = EnrolmentRequest("intruder", public_of(private), signing.public_key().public_bytes_raw())
+    private, signing = generate_private_key(), Ed25519PrivateKey.generate()
+    request = EnrollmentRequest("intruder", derive_public_key(private), signing.public_key().public_bytes_raw())
     batch = sign_batch([request.encode(signing)], old)
     admitted = parse_batch(batch, [old.public_key])
     assert admit_batch(play.shop.repository, admitted, "default", play.shop.keys, PASSPHRASE) == 1
@@ -338,7 +338,7 @@ def passphrase_lost(play: Play) -> None:
     path = play.shop.keys / f"{RELEASE}-ed25519-1.key"
     with pytest.raises(WrongPassphrase):
         load_signer(path, Secret(b"what was it again"))
-    assert load_public(path).keyid == play.shop.signers_of(RELEASE)[0].public_key.keyid
+    assert load_public_key(path).keyid == play.shop.signers_of(RELEASE)[0].public_key.keyid
     family_key_lost(play)
 
 
@@ -384,7 +384,7 @@ def test_every_row_of_the_page_is_played() -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_playbook(shop: Shop, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
-    monkeypatch.setenv(ENVIRONMENT, PASSPHRASE.value.decode())
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     shop.release("1.1.0", 2)
     play = Play(shop, new_device(shop))
     assert play.device.check(shop.published).manifest.version == "1.1.0"

@@ -96,9 +96,9 @@ def test_what_was_staged_after_the_signature_is_not_forgotten(shop: Shop) -> Non
 def test_a_strangers_key_signs_nothing(shop: Shop, tmp_path: Path) -> None:
     stranger = Shop(tmp_path / "stranger", [])
     Repository.create_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
-    from keys.signers import signers_from
+    from keys.signers import load_folder_signers
 
-    strange = signers_from(stranger.keys, PASSPHRASE)
+    strange = load_folder_signers(stranger.keys, PASSPHRASE)
     shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
     report = shop.repository.sign(strange)
     assert len(report.unused) == len(strange)

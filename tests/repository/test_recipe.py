@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice, rollout_of
 from tools.generate_docs.__main__ import DOCS
 
@@ -33,7 +33,7 @@ def test_the_plain_shell_recipe_publishes_a_release(shop: Shop, device: TestDevi
         "ENGINEER_KEY": os.fspath(shop.keys / "release-vision-ml-dsa-65-1.key"),
         "ENGINEER_MEMORY": os.fspath(tmp_path / "engineer-memory"),
         "ONLINE_KEYS": os.fspath(online),
-        ENVIRONMENT: PASSPHRASE.value.decode(),
+        PASSPHRASE_VARIABLE: PASSPHRASE.value.decode(),
     }
     done = subprocess.run(
         ["bash", "-eu", "-o", "pipefail", "-c", recipe[1]],

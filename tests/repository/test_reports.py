@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bundle.device_report import Report
-from bundle.enrollment import EnrolmentRequest, device_id
-from bundle.envelope import generate_private, public_of
+from bundle.device_report import DeviceReport
+from bundle.enrollment import EnrollmentRequest, derive_device_id
+from bundle.envelope import derive_public_key, generate_private_key
 from packager.repository.devices import admit_device, revoke_device
 from packager.repository.repository import Repository
 from tests.packager.test_json_schemas import check
@@ -20,26 +20,26 @@ class Sender:
     """A device as the registry sees it, and its log."""
 
     def __init__(self, label: str) -> None:
-        self.label, self.x_wing, self.private = label, generate_private(), Ed25519PrivateKey.generate()
+        self.label, self.x_wing, self.private = label, generate_private_key(), Ed25519PrivateKey.generate()
         self.public = self.private.public_key().public_bytes_raw()
-        self.device_id = device_id(public_of(self.x_wing), self.public)
+        self.device_id = derive_device_id(derive_public_key(self.x_wing), self.public)
         self.log = [self.first()]
 
-    def request(self) -> EnrolmentRequest:
-        return EnrolmentRequest(self.label, public_of(self.x_wing), self.public)
+    def request(self) -> EnrollmentRequest:
+        return EnrollmentRequest(self.label, derive_public_key(self.x_wing), self.public)
 
-    def first(self, log: str = "1" * 32, release: str = "1.0.0") -> Report:
-        return Report(
+    def first(self, log: str = "1" * 32, release: str = "1.0.0") -> DeviceReport:
+        return DeviceReport(
             log, 1, None, "updated", "", "kws", release, 1, "int8", None, "poll", 1_767_225_600_000, "0.1.0", "1.32.0"
         )
 
-    def next(self, **changes: object) -> Report:
+    def next(self, **changes: object) -> DeviceReport:
         before = self.log[-1]
         report = replace(before, sequence=before.sequence + 1, previous=before.digest(), **changes)  # type: ignore[arg-type]
         self.log.append(report)
         return report
 
-    def line(self, report: Report, private: Ed25519PrivateKey | None = None, device: str | None = None) -> bytes:
+    def line(self, report: DeviceReport, private: Ed25519PrivateKey | None = None, device: str | None = None) -> bytes:
         name = device or self.device_id
         return report.encode(name, (private or self.private).sign(report.signed_bytes(name))) + b"\n"
 

@@ -12,7 +12,7 @@ from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner, Key, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, SuccinctRoles, TargetFile, Targets
 
-from bundle.envelope import generate_private, public_of
+from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefused
 from bundle.fleet import Fleet
 from keys.errors import SignerNotInRole, ThresholdInvalid
@@ -363,7 +363,7 @@ def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: Shop) -> None
     for change, words in (
         (replace(cohort, epoch=1), "DOWNGRADE: cohort default goes from epoch 2 to 1"),
         (
-            replace(cohort, public_key=public_of(generate_private())),
+            replace(cohort, public_key=derive_public_key(generate_private_key())),
             "COHORT default HAS ANOTHER KEY in the same epoch 2",
         ),
     ):

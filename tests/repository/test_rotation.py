@@ -199,7 +199,7 @@ def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) ->
 def test_a_fast_forward_heals_by_rotating_the_online_keys(shop: Shop, device: TestDevice) -> None:
     device.check(shop.published)
     thief = build_thief(shop)
-    assert device.check(thief).facts.timestamp_version == 2**40
+    assert device.check(thief).context.timestamp_version == 2**40
     shop.repository.refresh(shop.signers)
     with pytest.raises(RollbackRefused):
         device.check(shop.published)

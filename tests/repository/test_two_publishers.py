@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from keys.passphrase import ENVIRONMENT
+from keys.passphrase import PASSPHRASE_VARIABLE
 from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, Shop, TestDevice, new_device
 
 WAIT_S = 120
@@ -16,7 +16,7 @@ WAIT_S = 120
 def start(shop: Shop, *words: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
-        ENVIRONMENT: PASSPHRASE.value.decode(),
+        PASSPHRASE_VARIABLE: PASSPHRASE.value.decode(),
         "PACKAGER_REPO": os.fspath(shop.repository.root),
     }
     return subprocess.Popen(

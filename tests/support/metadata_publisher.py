@@ -22,9 +22,9 @@ from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Va
 from bundle.rollout import Rollout
 from bundle.trust.check import CheckRequest, check
 from bundle.trust.clock import ClockFacts
-from bundle.trust.trust_state import SlotStore
+from bundle.trust.trust_state import TrustStateStore
 from bundle.trust.updater import Fetch
-from keys.signers import signers_from
+from keys.signers import load_folder_signers
 from packager.repository.published import Published
 from packager.repository.publishing import PublishReport
 from packager.repository.repository import Repository
@@ -116,7 +116,7 @@ def build_shop(folder: Path, *, classical: bool = False, families: Sequence[str]
     """A new one."""
     repository = folder / "repository"
     Repository.create_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
-    return Shop(folder, signers_from(folder / "keys", PASSPHRASE))
+    return Shop(folder, load_folder_signers(folder / "keys", PASSPHRASE))
 
 
 def copy_shop(shop: Shop, folder: Path) -> Shop:
@@ -139,8 +139,8 @@ class TestDevice:
     __test__ = False
 
     @property
-    def slots(self) -> SlotStore:
-        return SlotStore(self.folder / "slots")
+    def slots(self) -> TrustStateStore:
+        return TrustStateStore(self.folder / "slots")
 
     @property
     def cache(self) -> Path:
@@ -148,7 +148,7 @@ class TestDevice:
 
     def at(self, now_s: int, *, synchronised: bool = True) -> "TestDevice":
         """The same device with another clock."""
-        return replace(self, clock=replace(self.clock, now_s=now_s, synchronised=synchronised))
+        return replace(self, clock=replace(self.clock, now_s=now_s, is_synchronized=synchronised))
 
     def check(self, source: Path | str, fetch: Fetch | None = None) -> VerifiedRelease:
         """One check of a folder or a URL."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bundle.enrollment import EnrolmentRequest
+from bundle.enrollment import EnrollmentRequest
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
@@ -32,7 +32,7 @@ from device_agent.update.probe_client import Prober
 from device_agent.update.recovery import recover
 from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import Errands
-from keys.signers import signers_from
+from keys.signers import load_folder_signers
 from packager.release.pipeline import parse_release_file, run_release
 from packager.repository.devices import admit_device
 from packager.repository.repository import Repository
@@ -65,7 +65,7 @@ class Publisher:
             )
             samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)
             np.savez(folder / "inputs.npz", x=samples)
-        self.signers = signers_from(self.keys, None)
+        self.signers = load_folder_signers(self.keys, None)
 
     @property
     def published(self) -> Path:
@@ -135,7 +135,7 @@ class Publisher:
         self.repository.sign(self.signers)
         self.repository.publish(rehearse=False)
 
-    def admit(self, device: DeviceDirectory, asked: tuple[EnrolmentRequest, bytes] | None = None) -> None:
+    def admit(self, device: DeviceDirectory, asked: tuple[EnrollmentRequest, bytes] | None = None) -> None:
         """Enrol a device; `asked` is its request, where its keys are not in files."""
         request, data = asked or enrolment_request(device)
         admit_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundle.frames import Secret
-from keys.tokens import LIBRARY
+from keys.tokens import LIBRARY_VARIABLE
 
 LIBRARIES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -48,7 +48,7 @@ def make_token(folder: Path, label: str = "test", *, with_keys: bool = True) -> 
         sys.modules["pkcs11"].unload(SOFTHSM)
     (folder / "tokens").mkdir(parents=True)
     (folder / "conf").write_text(f"directories.tokendir = {folder / 'tokens'}\n")
-    environment = {"SOFTHSM2_CONF": os.fspath(folder / "conf"), LIBRARY: str(SOFTHSM)}
+    environment = {"SOFTHSM2_CONF": os.fspath(folder / "conf"), LIBRARY_VARIABLE: str(SOFTHSM)}
     both = {**os.environ, **environment}
     words = ["softhsm2-util", "--init-token", "--free", "--label", label, "--pin", "1234", "--so-pin", "5678"]
     subprocess.run(words, env=both, check=True, capture_output=True)

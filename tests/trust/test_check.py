@@ -51,7 +51,7 @@ def test_the_first_check_accepts_the_release_and_remembers_it(shop: Shop, device
     assert NOW_S < release.expires_at_s <= int(time.time()) + DAY_S
     memory = device.slots.load()
     assert memory is not None
-    assert memory.roles["timestamp"].version == release.facts.timestamp_version
+    assert memory.roles["timestamp"].version == release.context.timestamp_version
     assert set(memory.roles) == {
         "root",
         "timestamp",
@@ -61,7 +61,7 @@ def test_the_first_check_accepts_the_release_and_remembers_it(shop: Shop, device
         "release-vision",
         "rollout-vision",
     }
-    assert memory.known[FAMILY] == {ReleaseCounter(1, 1): release.manifest.digest_without_patches()}
+    assert memory.known_releases[FAMILY] == {ReleaseCounter(1, 1): release.manifest.digest_without_patches()}
 
 
 def test_a_check_over_http_gives_the_same(shop: Shop, device: TestDevice) -> None:
@@ -72,7 +72,7 @@ def test_a_check_over_http_gives_the_same(shop: Shop, device: TestDevice) -> Non
         stop()
     over_files = new_device(shop, "other").check(shop.published)
     assert over_http.manifest == over_files.manifest
-    assert over_http.facts.timestamp_version == over_files.facts.timestamp_version
+    assert over_http.context.timestamp_version == over_files.context.timestamp_version
 
 
 def test_a_verified_release_crosses_the_process_boundary_whole(shop: Shop, device: TestDevice) -> None:
@@ -83,7 +83,7 @@ def test_a_verified_release_crosses_the_process_boundary_whole(shop: Shop, devic
 def test_nobody_but_accept_makes_a_verified_release(shop: Shop, device: TestDevice) -> None:
     release = device.check(shop.published)
     with pytest.raises(Bug):
-        VerifiedRelease(release.manifest, release.rollout, release.fleet, release.facts, release.floor, object())
+        VerifiedRelease(release.manifest, release.rollout, release.fleet, release.context, release.floor, object())
     with pytest.raises((Bug, TypeError, ValueError)):
         replace(release, floor=ReleaseCounter(0, 0), _proof=None)
 

@@ -10,7 +10,7 @@ from tuf.ngclient import Updater
 
 from bundle.errors import MetadataExpiredUnavailable
 from bundle.trust import updater
-from bundle.trust.clock import LAST_SECOND, ClockFacts, TimeFloor, current_time, is_suspect, parse_time, raise_floor
+from bundle.trust.clock import MAX_TIME_S, ClockFacts, TimeFloor, current_time, is_suspect, parse_time, raise_floor
 from tests.support.metadata_publisher import NOW_S, Shop, TestDevice
 
 DAY_S = 86_400
@@ -26,7 +26,7 @@ def test_a_synchronised_clock_is_believed_forward_and_never_behind_the_floor() -
 
 def test_an_unsynchronised_clock_counts_as_absent() -> None:
     same_boot = ClockFacts(
-        now_s=NOW_S + YEAR_S, synchronised=False, build_time_s=0, boot_elapsed_s=1600, boot_id="boot"
+        now_s=NOW_S + YEAR_S, is_synchronized=False, build_time_s=0, boot_elapsed_s=1600, boot_id="boot"
     )
     assert current_time(same_boot, FLOOR) == NOW_S + 600
     later_boot = replace(same_boot, boot_id="another", boot_elapsed_s=30)
@@ -44,7 +44,7 @@ def test_an_unsynchronised_clock_counts_as_absent() -> None:
 )
 def test_time_never_runs_behind_what_is_proven(clock: ClockFacts, floor: TimeFloor) -> None:
     now = current_time(clock, floor)
-    assert min(max(clock.build_time_s, floor.time_s), LAST_SECOND) <= now <= LAST_SECOND
+    assert min(max(clock.build_time_s, floor.time_s), MAX_TIME_S) <= now <= MAX_TIME_S
     datetime.fromtimestamp(now)
 
 

@@ -32,7 +32,10 @@ def published_files(shop: Shop) -> list[str]:
 
 
 def same_but_for_time(one: VerifiedRelease, other: VerifiedRelease) -> bool:
-    return replace(one, facts=other.facts) == other and one.facts.timestamp_version == other.facts.timestamp_version
+    return (
+        replace(one, context=other.context) == other
+        and one.context.timestamp_version == other.context.timestamp_version
+    )
 
 
 def test_any_flipped_byte_is_refused_or_changes_nothing(shop: Shop, device: TestDevice) -> None:
@@ -60,7 +63,7 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(shop: Shop, device: Test
                 memory = tried.slots.load()
                 assert memory is not None
                 assert memory.floors == before.floors, (path, place)
-                assert memory.known == before.known, (path, place)
+                assert memory.known_releases == before.known_releases, (path, place)
                 assert memory.time_floor.time_s >= before.time_floor.time_s
                 kinds[error.reason] = kinds.get(error.reason, 0) + 1
             else:
@@ -111,7 +114,7 @@ def test_one_lost_slot_loses_nothing(shop: Shop, device: TestDevice) -> None:
         tried = TestDevice(shop.folder / f"without-{name}", device.root)
         shutil.copytree(device.folder, tried.folder, symlinks=True)
         spoil(tried.folder / "slots" / name, "flipped")
-        assert tried.slots.damaged == (name,)
+        assert tried.slots.damaged_copies == (name,)
         assert not tried.slots.is_lost
         with pytest.raises(RollbackRefused):
             tried.check(old)

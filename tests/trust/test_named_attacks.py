@@ -9,7 +9,7 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from bundle import strict_json
-from bundle.acceptance import ReleaseCounter, VerifiedRelease, eligible
+from bundle.acceptance import ReleaseCounter, VerifiedRelease, check_eligibility
 from bundle.errors import (
     AirweightsError,
     DigestMismatchRefused,
@@ -42,7 +42,7 @@ def unchanged(
     with pytest.raises(expected) as failed:
         device.check(mirror)
     after = device.slots.load()
-    assert (before and (before.floors, before.known)) == (after and (after.floors, after.known))
+    assert (before and (before.floors, before.known_releases)) == (after and (after.floors, after.known_releases))
     if is_ahead:
         with pytest.raises(RollbackRefused):
             device.check(shop.published)
@@ -84,7 +84,7 @@ def test_freeze_ends_with_the_expiry_and_serving_does_not(shop: Shop, device: Te
     later = int(time.time()) + DAY_S + 60
     with pytest.raises(MetadataExpiredUnavailable):
         device.at(later).check(frozen)
-    assert eligible(release, "device", "default", later).reason == "metadata-expired"
+    assert check_eligibility(release, "device", "default", later).reason == "metadata-expired"
 
 
 def test_mix_and_match_of_two_publications(shop: Shop, device: TestDevice) -> None:
@@ -149,7 +149,7 @@ def test_drop_request_is_unavailable(shop: Shop, device: TestDevice) -> None:
 
 def test_withdrawal_in_mid_flight(shop: Shop, device: TestDevice) -> None:
     release = device.check(shop.published)
-    assert eligible(release, "device", "default", NOW_S).is_eligible
+    assert check_eligibility(release, "device", "default", NOW_S).is_eligible
     shop.repository.withdraw(FAMILY, "1.0.0")
     shop.publish()
     with pytest.raises(WithdrawnRefused):

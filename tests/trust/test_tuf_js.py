@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner, Signer
 
 from bundle.fleet import Fleet
 from bundle.trust.check import release_target, rollout_target
-from keys.cohorts import new_epoch
+from keys.cohorts import create_next_epoch
 from keys.key_files import generate_key_file, load_signer
 from keys.registry import Registry
 from packager.repository.creation import all_roles
@@ -67,7 +67,7 @@ def classical(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     signers = {role: group(role) for role in all_roles([FAMILY])}
     repository = Repository.create(folder / "repository", signers=signers, families=[FAMILY], classical=True)
     shop = Shop(folder, [signer for role in signers.values() for signer in role])
-    cohort = new_epoch(folder / "keys", "default", None, PASSPHRASE)
+    cohort = create_next_epoch(folder / "keys", "default", None, PASSPHRASE)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (cohort,)))
     shop.release("1.0.0", 1)
     fresh = CryptoSigner.generate_ecdsa()

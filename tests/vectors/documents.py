@@ -13,9 +13,9 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bundle.contract import Contract, Health, TensorSpec
-from bundle.device_report import Report
-from bundle.enrollment import EnrolmentRequest
-from bundle.envelope import public_of
+from bundle.device_report import DeviceReport
+from bundle.enrollment import EnrollmentRequest
+from bundle.envelope import derive_public_key
 from bundle.files import BundleDigest, BundleFile
 from bundle.fleet import Cohort, Fleet
 from bundle.frames import Secret
@@ -66,12 +66,14 @@ def good_rollout() -> Rollout:
 
 
 def good_fleet() -> Fleet:
-    return Fleet("d" * 64, 12, (Cohort("default", 3, public_of(X_WING_PRIVATE)),))
+    return Fleet("d" * 64, 12, (Cohort("default", 3, derive_public_key(X_WING_PRIVATE)),))
 
 
 def good_enrolment() -> bytes:
     public = ED25519_PRIVATE.public_key().public_bytes_raw()
-    return EnrolmentRequest("cam-1", public_of(X_WING_PRIVATE), public, (("class", "camera"),)).encode(ED25519_PRIVATE)
+    return EnrollmentRequest("cam-1", derive_public_key(X_WING_PRIVATE), public, (("class", "camera"),)).encode(
+        ED25519_PRIVATE
+    )
 
 
 def changed(data: bytes, change: Change) -> bytes:
@@ -281,7 +283,7 @@ def enrolment_vectors() -> Vectors:
     def top(reason: str, **fields: Any) -> tuple[bytes, str]:
         return changed(data, lambda v: v.update(fields)), reason
 
-    other = public_of(Secret(bytes(range(1, PRIVATE_BYTES + 1)))).hex()
+    other = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1)))).hex()
     signature = json.loads(data)["signature"]
     return spoiled_text(data) | {
         "too-large": (data + b" " * 20_000, "too-large"),
@@ -301,7 +303,7 @@ def enrolment_vectors() -> Vectors:
 
 
 def good_report() -> bytes:
-    report = Report(
+    report = DeviceReport(
         log="1" * 32,
         sequence=2,
         previous="a" * 64,

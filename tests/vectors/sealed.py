@@ -14,7 +14,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from bundle.envelope import CONTENT_KEY, MAGIC, EnvelopeContext, public_of, seal
+from bundle.envelope import CONTENT_KEY_PURPOSE, MAGIC, EnvelopeContext, derive_public_key, seal
 from bundle.frames import (
     BLOB_LABEL,
     HEADER_BYTES,
@@ -23,7 +23,7 @@ from bundle.frames import (
     FrameContext,
     FrameWriter,
     Secret,
-    _derive,
+    _derive_cipher,
 )
 from bundle.key_sizes import PRIVATE_BYTES
 
@@ -36,7 +36,7 @@ PLAIN: Final = bytes(n % 251 for n in range(2 * MIN_FRAME_BYTES + 1000))
 
 PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # of the vectors alone
 SECRET: Final = Secret(bytes(range(32, 64)))
-ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY, "a" * 64, "default", 3, "kws", 7, "int8")
+ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "default", 3, "kws", 7, "int8")
 
 
 def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTEXT) -> bytes:
@@ -52,7 +52,7 @@ def frames() -> dict[str, tuple[bytes, str]]:
     good = frame_file(PLAIN)
     head, body = good[:HEADER_BYTES], good[HEADER_BYTES:]
     one, two, three = body[:STEP], body[STEP : 2 * STEP], body[2 * STEP :]
-    aead: AESGCM = _derive(KEY, CONTEXT, head)
+    aead: AESGCM = _derive_cipher(KEY, CONTEXT, head)
     exact = PLAIN[: 2 * MIN_FRAME_BYTES]
     empty_last = aead.encrypt(bytes(10) + b"\x01" + b"\x01", b"", head)
 
@@ -95,9 +95,9 @@ def frames() -> dict[str, tuple[bytes, str]]:
 
 def envelopes() -> dict[str, tuple[bytes, str | None]]:
     """Name → (file, reason or None)."""
-    public = public_of(PRIVATE)
+    public = derive_public_key(PRIVATE)
     good = seal(SECRET, public, ENVELOPE_CONTEXT)
-    stranger = public_of(Secret(bytes(range(1, PRIVATE_BYTES + 1))))
+    stranger = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1))))
 
     def elsewhere(**fields: object) -> bytes:
         return seal(SECRET, public, replace(ENVELOPE_CONTEXT, **fields))  # type: ignore[arg-type]  # by the table below

@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 
 from bundle.patch.coders import zigzag
-from bundle.patch.elements import Bits, Doubles, ElementType, Signed, ordered
+from bundle.patch.elements import Bits, Doubles, ElementType, Signed, to_ordered
 from bundle.patch.parameters import Parameters
-from bundle.patch.prediction import Prediction, parameter_prediction
+from bundle.patch.prediction import Prediction, predict_with_parameters
 from bundle.patch.typed import Coder, Predictor
 from packager.diff.encode.entropy import (
-    ONE_CLASS,
-    Effort,
+    SINGLE_CLASS_SUB_BLOCK,
+    EncoderOptions,
     Period,
-    in_units,
-    residual_of,
+    compute_residual,
+    is_in_units,
     write_keyed,
     write_part,
     write_planes,
@@ -29,185 +29,205 @@ from packager.diff.encode.entropy import (
 from packager.diff.encode.predictors import (
     MIN_ELEMENTS,
     Fit,
-    exact_low_rank,
-    gains,
+    compute_spectrum,
+    finite_values,
     is_usable,
-    low_rank,
-    matrix_rows,
-    robust,
+    matrix_row_count,
+    propose_exact_low_rank,
+    propose_gains,
+    propose_low_rank,
+    refit_robustly,
     rounding_variance,
-    spectrum,
-    values_of,
 )
 from packager.diff.encode.tensor_job import Tensor, block_elements
 
-USUAL: Final = 256  # elements of a sub-block
-SUB_BLOCKS: Final = (64, USUAL, 2048)
-SIMPLER: Final = 1.005  # a lower rank may cost this much more: it is applied faster
-PRODUCT_SHARE: Final = 0.98  # a product has to save this much of integers, which take twice the device's time with one
-NEAR_SHARE: Final = (
+DEFAULT_SUB_BLOCK: Final = 256  # elements of a sub-block
+SUB_BLOCK_SIZES: Final = (64, DEFAULT_SUB_BLOCK, 2048)
+LOWER_RANK_MARGIN: Final = 1.005  # a lower rank may cost this much more: it is applied faster
+PRODUCT_MARGIN: Final = 0.98  # a product has to save this much of integers, which take twice the device's time with one
+ROUNDING_CLASS_MARGIN: Final = (
     0.995  # how a prediction was rounded has to save this much: a seventh of the device's time is for it
 )
-ONE_CLASS_SHARE: Final = 1.003  # a single class may cost this much more, likewise
-NEAR_BELOW_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
-FITTED: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
+SINGLE_CLASS_MARGIN: Final = 1.003  # a single class may cost this much more, likewise
+ROUNDING_CLASS_MAX_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
+FITTABLE_TYPES: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CodingPlan:
     predictor: Predictor
     fit: Fit | None
     coder: Coder
     sub_block: int
-    is_near: bool
+    has_rounding_class: bool
     name: str
     period: Period | None = None
     has_units: bool = False
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of doubles near the end of their range: what is not finite is no fit
-def choose(tensor: Tensor) -> Plan:
-    effort, kind, count = tensor.job.effort, tensor.kind, tensor.count
-    pieces = tensor.sample()
+def choose_coding(tensor: Tensor) -> CodingPlan:
+    effort, kind, count = tensor.job.options, tensor.kind, tensor.count
+    pieces = tensor.sample_slices()
     sampled = sum(piece.stop - piece.start for piece in pieces)
-    goal = np.concatenate([ordered(tensor.target[piece], kind) for piece in pieces])
+    goal = np.concatenate([to_ordered(tensor.target[piece], kind) for piece in pieces])
     packer = _Sampler(tensor, pieces, goal, effort)
 
-    best = Plan(Predictor.NONE, None, Coder.KEYED, USUAL, False, "none")
+    best = CodingPlan(Predictor.NONE, None, Coder.KEYED, DEFAULT_SUB_BLOCK, False, "none")
     cost = float("inf")
     if tensor.base is not None:
         best = replace(best, predictor=Predictor.BASE, name="transposed base" if tensor.job.is_transposed else "base")
-        cost = packer.keyed(None, USUAL, is_near=False)
-        if tensor.job.can_fit and effort.with_fits and kind.name in FITTED and count >= 256:
-            for fit in _fits(tensor, packer, cost):
-                trial = packer.keyed(fit, USUAL, is_near=False) + fit.cost_bits * sampled / count
+        cost = packer.keyed_bits(None, DEFAULT_SUB_BLOCK, has_rounding_class=False)
+        if tensor.job.can_fit and effort.has_fitting and kind.name in FITTABLE_TYPES and count >= 256:
+            for fit in _propose_fits(tensor, packer, cost):
+                trial = (
+                    packer.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=False)
+                    + fit.cost_bits * sampled / count
+                )
                 is_near = False
-                if trial < NEAR_BELOW_BITS * sampled and kind.name != "f64":
-                    near = packer.keyed(fit, USUAL, is_near=True) + fit.cost_bits * sampled / count
-                    is_near = near < NEAR_SHARE * trial
+                if trial < ROUNDING_CLASS_MAX_BITS * sampled and kind.name != "f64":
+                    near = (
+                        packer.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=True)
+                        + fit.cost_bits * sampled / count
+                    )
+                    is_near = near < ROUNDING_CLASS_MARGIN * trial
                     trial = near if is_near else trial
-                if trial < cost * _share(best.fit, fit, kind):
-                    best = replace(best, predictor=Predictor.PARAM, fit=fit, is_near=is_near, name=fit.name)
+                if trial < cost * _fit_margin(best.fit, fit, kind):
+                    best = replace(best, predictor=Predictor.PARAM, fit=fit, has_rounding_class=is_near, name=fit.name)
                     cost = trial
         fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
         trials = {
-            sub_block: packer.keyed(best.fit, sub_block, is_near=best.is_near) + fit_bits
-            for sub_block in (*SUB_BLOCKS, ONE_CLASS)
+            sub_block: packer.keyed_bits(best.fit, sub_block, has_rounding_class=best.has_rounding_class) + fit_bits
+            for sub_block in (*SUB_BLOCK_SIZES, SINGLE_CLASS_SUB_BLOCK)
         }
         sub_block = min(trials, key=lambda size: trials[size])
-        if trials[ONE_CLASS] < ONE_CLASS_SHARE * trials[sub_block]:
-            sub_block = ONE_CLASS
+        if trials[SINGLE_CLASS_SUB_BLOCK] < SINGLE_CLASS_MARGIN * trials[sub_block]:
+            sub_block = SINGLE_CLASS_SUB_BLOCK
         best, cost = replace(best, sub_block=sub_block), trials[sub_block]
-        rows = [tensor.row] if tensor.row else []
-        for period in (None, *tensor.periods()):
-            known = [best.sub_block, ONE_CLASS] if period is not None else []
+        rows = [tensor.row_elements] if tensor.row_elements else []
+        for period in (None, *tensor.propose_periods()):
+            known = [best.sub_block, SINGLE_CLASS_SUB_BLOCK] if period is not None else []
             for sub_block in sorted({*known, *rows}):
-                trial = packer.keyed(best.fit, sub_block, is_near=best.is_near, period=period) + fit_bits
+                trial = (
+                    packer.keyed_bits(best.fit, sub_block, has_rounding_class=best.has_rounding_class, period=period)
+                    + fit_bits
+                )
                 if trial < cost * 0.99:
                     best, cost = replace(best, sub_block=sub_block, period=period), trial
-        if best.fit is None and in_units(packer.residual, kind):
-            for sub_block in SUB_BLOCKS:
-                trial = packer.keyed(None, sub_block, is_near=False, has_units=True)
+        if best.fit is None and is_in_units(packer.residual, kind):
+            for sub_block in SUB_BLOCK_SIZES:
+                trial = packer.keyed_bits(None, sub_block, has_rounding_class=False, has_units=True)
                 if trial < cost * 0.99:
                     best, cost = replace(best, sub_block=sub_block, period=None, has_units=True), trial
-        trial = packer.planes(best.fit, is_near=best.is_near) + fit_bits
+        trial = packer.planes_bits(best.fit, has_rounding_class=best.has_rounding_class) + fit_bits
         if trial < cost * 0.98:
             best, cost = replace(best, coder=Coder.PLANES), trial
     if tensor.base is None or cost > 0.5 * 8 * kind.size * sampled:
-        for coder, sub_block in ((Coder.KEYED, 64), (Coder.KEYED, USUAL), (Coder.PLAIN, 0), (Coder.PLANES, 0)):
-            trial = packer.without_base(coder, sub_block)
+        for coder, sub_block in (
+            (Coder.KEYED, 64),
+            (Coder.KEYED, DEFAULT_SUB_BLOCK),
+            (Coder.PLAIN, 0),
+            (Coder.PLANES, 0),
+        ):
+            trial = packer.bits_without_base(coder, sub_block)
             if trial < cost:
-                best, cost = Plan(Predictor.NONE, None, coder, sub_block, False, "none"), trial
+                best, cost = CodingPlan(Predictor.NONE, None, coder, sub_block, False, "none"), trial
     return best
 
 
-def _share(best: Fit | None, fit: Fit, kind: ElementType) -> float:
+def _fit_margin(best: Fit | None, fit: Fit, kind: ElementType) -> float:
     """Of what the best one costs, how much a proposal may."""
     held = 0 if best is None else best.rank
     if fit.rank and not held and not kind.is_float:
-        return PRODUCT_SHARE
+        return PRODUCT_MARGIN
     # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
-    return SIMPLER if fit.rank < held else 0.995
+    return LOWER_RANK_MARGIN if fit.rank < held else 0.995
 
 
 class _Sampler:
     """What plans cost on the sample, in bits."""
 
-    def __init__(self, tensor: Tensor, pieces: list[slice], goal: Signed, effort: Effort) -> None:
-        self.tensor, self.pieces, self.goal, self.effort = tensor, pieces, goal, effort
+    def __init__(self, tensor: Tensor, slices: list[slice], ordered_target: Signed, options: EncoderOptions) -> None:
+        self.tensor, self.slices, self.ordered_target, self.options = tensor, slices, ordered_target, options
         self._fit: Fit | None = None
-        self._made: dict[bool, Prediction] = {}
+        self._predictions: dict[bool, Prediction] = {}
 
-    def prediction(self, fit: Fit | None, *, is_near: bool) -> Prediction:
+    def prediction(self, fit: Fit | None, *, has_rounding_class: bool) -> Prediction:
         """Of all pieces; those of the last fit are kept, since it is tried in several ways."""
         if fit is not self._fit:
-            self._fit, self._made = fit, {}
-        if is_near not in self._made:
-            self._made[is_near] = self._predicted(in_force(fit), is_near=is_near)
-        return self._made[is_near]
+            self._fit, self._predictions = fit, {}
+        if has_rounding_class not in self._predictions:
+            self._predictions[has_rounding_class] = self._predict(
+                as_decoded(fit), has_rounding_class=has_rounding_class
+            )
+        return self._predictions[has_rounding_class]
 
-    def _predicted(self, parameters: Parameters | None, *, is_near: bool) -> Prediction:
+    def _predict(self, parameters: Parameters | None, *, has_rounding_class: bool) -> Prediction:
         tensor = self.tensor
         assert tensor.base is not None
         parts = [
-            predict_block(tensor.base[piece], tensor.kind, parameters, piece.start, is_near=is_near)
-            for piece in self.pieces
+            predict_block(
+                tensor.base[piece], tensor.kind, parameters, piece.start, has_rounding_class=has_rounding_class
+            )
+            for piece in self.slices
         ]
         bits = np.concatenate([part.bits for part in parts])
-        if not is_near:
+        if not has_rounding_class:
             return Prediction(bits, None, None)
-        nearness = np.concatenate([part.nearness for part in parts if part.nearness is not None])
-        above = np.concatenate([part.is_above for part in parts if part.is_above is not None])
+        nearness = np.concatenate([part.rounding_class for part in parts if part.rounding_class is not None])
+        above = np.concatenate([part.rounded_up for part in parts if part.rounded_up is not None])
         return Prediction(bits, nearness, above)
 
     @property
     def residual(self) -> Signed:
         """From the base as it is."""
-        return residual_of(self.goal, self.prediction(None, is_near=False), self.tensor.kind)
+        return compute_residual(self.ordered_target, self.prediction(None, has_rounding_class=False), self.tensor.kind)
 
-    def keyed(
+    def keyed_bits(
         self,
         fit: Fit | None,
         sub_block: int,
         *,
-        is_near: bool,
+        has_rounding_class: bool,
         period: Period | None = None,
         has_units: bool = False,
     ) -> float:
-        prediction = self.prediction(fit, is_near=is_near)
-        residual = residual_of(self.goal, prediction, self.tensor.kind)
+        prediction = self.prediction(fit, has_rounding_class=has_rounding_class)
+        residual = compute_residual(self.ordered_target, prediction, self.tensor.kind)
         tables, parts = write_keyed(
-            residual, prediction, self.tensor.kind, sub_block, self.effort, period, has_units=has_units
+            residual, prediction, self.tensor.kind, sub_block, self.options, period, has_units=has_units
         )
         # A period's table does not grow with the block, unlike the classes of sub-blocks.
         block = min(block_elements(self.tensor.kind.name), self.tensor.count)
-        share = len(self.goal) / block if period is not None and sub_block == ONE_CLASS else 1.0
+        share = len(self.ordered_target) / block if period is not None and sub_block == SINGLE_CLASS_SUB_BLOCK else 1.0
         return 8.0 * (len(tables) * share + len(parts))
 
-    def planes(self, fit: Fit | None, *, is_near: bool) -> float:
-        residual = residual_of(self.goal, self.prediction(fit, is_near=is_near), self.tensor.kind)
-        return 8.0 * len(write_planes(zigzag(residual), self.effort))
+    def planes_bits(self, fit: Fit | None, *, has_rounding_class: bool) -> float:
+        residual = compute_residual(
+            self.ordered_target, self.prediction(fit, has_rounding_class=has_rounding_class), self.tensor.kind
+        )
+        return 8.0 * len(write_planes(zigzag(residual), self.options))
 
-    def without_base(self, coder: Coder, sub_block: int) -> float:
+    def bits_without_base(self, coder: Coder, sub_block: int) -> float:
         kind = self.tensor.kind
         if coder is Coder.KEYED:
-            return 8.0 * sum(map(len, write_keyed(self.goal, None, kind, sub_block, self.effort)))
+            return 8.0 * sum(map(len, write_keyed(self.ordered_target, None, kind, sub_block, self.options)))
         if coder is Coder.PLAIN:
-            return 8.0 * len(write_part(self.goal, self.effort))
-        bits = np.concatenate([self.tensor.target[piece] for piece in self.pieces])
-        return 8.0 * len(write_planes(bits, self.effort))
+            return 8.0 * len(write_part(self.ordered_target, self.options))
+        bits = np.concatenate([self.tensor.target[piece] for piece in self.slices])
+        return 8.0 * len(write_planes(bits, self.options))
 
 
 def predict_block(
-    base: Bits, kind: ElementType, parameters: Parameters | None, first: int, *, is_near: bool
+    base: Bits, kind: ElementType, parameters: Parameters | None, first: int, *, has_rounding_class: bool
 ) -> Prediction:
     """The base's elements, or what parameters make of those from the tensor's element `first` on."""
     if parameters is None:
         return Prediction(base, None, None)
-    return parameter_prediction(base, kind, parameters, first, is_near=is_near)
+    return predict_with_parameters(base, kind, parameters, first, has_rounding_class=has_rounding_class)
 
 
-def in_force(fit: Fit | None) -> Parameters | None:
+def as_decoded(fit: Fit | None) -> Parameters | None:
     """A fit as the decoder holds it."""
     if fit is None:
         return None
@@ -216,44 +236,47 @@ def in_force(fit: Fit | None) -> Parameters | None:
     return parameters
 
 
-def _fits(tensor: Tensor, packer: _Sampler, cost: float) -> Iterator[Fit]:
+def _propose_fits(tensor: Tensor, sampler: _Sampler, cost: float) -> Iterator[Fit]:
     """Proposals, the later ones built on the best of the earlier ones."""
     assert tensor.base is not None
-    base, target = values_of(tensor.base, tensor.kind), values_of(tensor.target, tensor.kind)
+    base, target = finite_values(tensor.base, tensor.kind), finite_values(tensor.target, tensor.kind)
     if base is None or target is None or (len(tensor.job.segments) > 1 and not tensor.job.shape):
         return
-    sampled, count = len(packer.goal), tensor.count
+    sampled, count = len(sampler.ordered_target), tensor.count
     best_gain: Fit | None = None
-    for fit in gains(base, target, tensor.job.shape):
-        trial = packer.keyed(fit, USUAL, is_near=False) + fit.cost_bits * sampled / count
+    for fit in propose_gains(base, target, tensor.job.shape):
+        trial = sampler.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=False) + fit.cost_bits * sampled / count
         if trial < cost * 0.99:
             best_gain, cost = fit, trial
     if best_gain is not None:
-        refit = robust(best_gain, base, target)
+        refit = refit_robustly(best_gain, base, target)
         if refit is not None:
-            trial = packer.keyed(refit, USUAL, is_near=False) + refit.cost_bits * sampled / count
+            trial = (
+                sampler.keyed_bits(refit, DEFAULT_SUB_BLOCK, has_rounding_class=False)
+                + refit.cost_bits * sampled / count
+            )
             best_gain = refit if trial < cost else best_gain
         yield best_gain
-    rows = matrix_rows(tensor.job.shape, count)
+    rows = matrix_row_count(tensor.job.shape, count)
     if not rows or count < MIN_ELEMENTS:
         return
-    difference = target - (base if best_gain is None else _gained(base, best_gain))
+    difference = target - (base if best_gain is None else _apply_gain(base, best_gain))
     variance = rounding_variance(tensor.target, tensor.kind)
     if tensor.kind.size < 4 or not tensor.kind.is_float:
         variance = variance + rounding_variance(tensor.base, tensor.kind)
     floor = float(variance.mean())
-    found = spectrum(difference, rows)
+    found = compute_spectrum(difference, rows)
     if found is None:
         return
-    proposals = list(low_rank(found, floor))
+    proposals = list(propose_low_rank(found, floor))
     if tensor.kind.is_float:
-        proposals += exact_low_rank(found, variance)
+        proposals += propose_exact_low_rank(found, variance)
     for fit in proposals:
         if is_usable(fit):
             yield _with_gain(fit, best_gain)
 
 
-def _gained(base: Doubles, fit: Fit) -> Doubles:
+def _apply_gain(base: Doubles, fit: Fit) -> Doubles:
     assert fit.gain is not None
     factors = fit.gain.factors
     out: Doubles = (base.reshape(-1, len(factors), fit.gain.inner) * factors[None, :, None]).reshape(-1)

@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bundle.patch.ranges import Copied
+from bundle.patch.ranges import CopiedRange
 
 
 @dataclass(frozen=True, slots=True)
 class CopyJob:
     """Ranges that the base holds, ascending."""
 
-    ranges: tuple[Copied, ...]
+    ranges: tuple[CopiedRange, ...]
 
     @property
     def size(self) -> int:
@@ -18,9 +18,9 @@ class CopyJob:
         return sum(length for _, _, length in self.ranges)
 
 
-def merged(ranges: Iterable[Copied]) -> list[Copied]:
+def merge_ranges(ranges: Iterable[CopiedRange]) -> list[CopiedRange]:
     """Ranges that follow each other on both sides are one; `ranges` ascend."""
-    out: list[Copied] = []
+    out: list[CopiedRange] = []
     for start, base, length in ranges:
         if out and out[-1][0] + out[-1][2] == start and out[-1][1] + out[-1][2] == base:
             out[-1] = (out[-1][0], out[-1][1], out[-1][2] + length)

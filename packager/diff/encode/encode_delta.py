@@ -14,38 +14,38 @@ from typing import Final
 import bsdiff4.core
 import numpy as np
 
-from bundle.patch.container import Op, frame_bytes
+from bundle.patch.container import Op, encode_frame
 from bundle.patch.delta import MAX_CONTROL_BYTES
-from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.numbers import encode_signed_varint, encode_varint
 from bundle.patch.sections import LZMA, write_section
 
-DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
-FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
-LONG_FRAME_BYTES: Final = 4 * FRAME_BYTES
-WORTH_BYTES: Final = 128  # what long frames have to save
-MAX_PIECES: Final = MAX_CONTROL_BYTES // 27  # three numbers of nine bytes each
+MAX_DELTA_BYTES: Final = 64 << 20  # bsdiff takes 17 bytes of memory a byte, and minutes above this
+MAX_FRAME_BYTES: Final = 900_000  # the block of bzip2 -9
+MAX_LONG_FRAME_BYTES: Final = 4 * MAX_FRAME_BYTES
+MIN_SAVED_BYTES: Final = 128  # what long frames have to save
+MAX_FRAME_TRIPLES: Final = MAX_CONTROL_BYTES // 27  # three numbers of nine bytes each
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Triple:
     """`add` bytes from `position` of the base, with a difference; then `extra` bytes of their own."""
 
     position: int
     add: int
     extra: int
 
-    def cut(self, length: int) -> tuple["_Piece", "_Piece"]:
+    def split_at(self, length: int) -> tuple["_Triple", "_Triple"]:
         """Two pieces, the first one of `length` target bytes."""
         add = min(self.add, length)
         extra = length - add
-        return _Piece(self.position, add, extra), _Piece(self.position + add, self.add - add, self.extra - extra)
+        return _Triple(self.position, add, extra), _Triple(self.position + add, self.add - add, self.extra - extra)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class BsdiffResult:
     """What bsdiff found: its pieces, and all their difference bytes and extra bytes."""
 
-    pieces: tuple[_Piece, ...]
+    triples: tuple[_Triple, ...]
     difference: bytes
     extra: bytes
 
@@ -60,23 +60,23 @@ class DeltaFrame:
     """
 
     frame: bytes
-    made: int
+    target_bytes: int
     has_lzma: bool
 
 
-def find_pieces(base: bytes, target: bytes) -> Found:
+def find_matches(base: bytes, target: bytes) -> BsdiffResult:
     """Run bsdiff: about 17 bytes of memory for each byte of `base`."""
     control, difference, extra = bsdiff4.core.diff(base, target)
-    return Found(tuple(_pieces(control)), difference, extra)
+    return BsdiffResult(tuple(_parse_triples(control)), difference, extra)
 
 
-def nothing_found(target: bytes) -> Found:
+def make_unmatched_result(target: bytes) -> BsdiffResult:
     """As if no byte of the base were of use: all is extra."""
-    return Found((_Piece(0, 0, len(target)),), b"", target)
+    return BsdiffResult((_Triple(0, 0, len(target)),), b"", target)
 
 
-def delta_frames(
-    found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
+def encode_delta_frames(
+    matches: BsdiffResult, target: bytes, base_start: int, target_start: int, frame_limit: int | None = None
 ) -> list[DeltaFrame]:
     """Frames that make `target` from `base`.
 
@@ -85,46 +85,48 @@ def delta_frames(
         base_start, target_start: addresses of their first bytes.
         frame_limit: most target bytes of a frame; None for rule 1.
     """
-    made = list(_encoded(found, target, base_start, target_start, frame_limit or FRAME_BYTES))
+    made = list(_encode_frames(matches, target, base_start, target_start, frame_limit or MAX_FRAME_BYTES))
     if frame_limit is None and len(made) > 1:
-        longer = list(_encoded(found, target, base_start, target_start, LONG_FRAME_BYTES))
-        if _size(longer) + WORTH_BYTES < _size(made):
+        longer = list(_encode_frames(matches, target, base_start, target_start, MAX_LONG_FRAME_BYTES))
+        if _total_bytes(longer) + MIN_SAVED_BYTES < _total_bytes(made):
             return longer
     return made
 
 
-def delta_content(found: Found) -> bytes:
+def encode_delta_content(matches: BsdiffResult) -> bytes:
     """The content of a stream in the form DELTA; the base is read from the first piece's position on."""
     out = []
     added = inserted = 0
-    for piece, seek in zip(found.pieces, _seeks(found.pieces), strict=True):
+    for piece, seek in zip(matches.triples, _seek_distances(matches.triples), strict=True):
         out += [
-            varint(piece.add) + varint(piece.extra) + signed_varint(seek),
-            found.difference[added : added + piece.add],
-            found.extra[inserted : inserted + piece.extra],
+            encode_varint(piece.add) + encode_varint(piece.extra) + encode_signed_varint(seek),
+            matches.difference[added : added + piece.add],
+            matches.extra[inserted : inserted + piece.extra],
         ]
         added, inserted = added + piece.add, inserted + piece.extra
     return b"".join(out)
 
 
-def _size(frames: list[DeltaFrame]) -> int:
+def _total_bytes(frames: list[DeltaFrame]) -> int:
     return sum(len(frame.frame) for frame in frames)
 
 
-def _encoded(found: Found, target: bytes, base_start: int, target_start: int, frame_limit: int) -> Iterator[DeltaFrame]:
-    difference, extra = found.difference, found.extra
+def _encode_frames(
+    matches: BsdiffResult, target: bytes, base_start: int, target_start: int, frame_limit: int
+) -> Iterator[DeltaFrame]:
+    difference, extra = matches.difference, matches.extra
     done = added = inserted = 0
-    for pieces in _frames(iter(found.pieces), frame_limit):
+    for pieces in _group_into_frames(iter(matches.triples), frame_limit):
         adds, extras = sum(piece.add for piece in pieces), sum(piece.extra for piece in pieces)
-        parts = (_control(pieces), difference[added : added + adds], extra[inserted : inserted + extras])
-        sections = [write_section(part, with_bzip2=True, with_lzma=True) for part in parts]
-        head = varint(target_start + done) + varint(base_start + pieces[0].position)
-        frame = frame_bytes(Op.DELTA, head + b"".join(sections), target[done : done + adds + extras])
+        parts = (_encode_control(pieces), difference[added : added + adds], extra[inserted : inserted + extras])
+        sections = [write_section(part, can_use_bzip2=True, can_use_lzma=True) for part in parts]
+        head = encode_varint(target_start + done) + encode_varint(base_start + pieces[0].position)
+        frame = encode_frame(Op.DELTA, head + b"".join(sections), target[done : done + adds + extras])
         yield DeltaFrame(frame, adds + extras, any(section[0] == LZMA for section in sections))
         done, added, inserted = done + adds + extras, added + adds, inserted + extras
 
 
-def _pieces(control: bytes) -> Iterator[_Piece]:
+def _parse_triples(control: bytes) -> Iterator[_Triple]:
     # bsdiff's integers are sign and magnitude, little-endian, 64 bits.
     raw = np.frombuffer(control, "<u8")
     magnitude = (raw & np.uint64((1 << 63) - 1)).astype(np.int64)
@@ -134,35 +136,35 @@ def _pieces(control: bytes) -> Iterator[_Piece]:
         if add:
             last = position
         if add + extra:
-            yield _Piece(last, add, extra)
+            yield _Triple(last, add, extra)
         position += add + seek
         last += add
 
 
-def _frames(pieces: Iterator[_Piece], limit: int) -> Iterator[list[_Piece]]:
-    frame: list[_Piece] = []
+def _group_into_frames(triples: Iterator[_Triple], limit: int) -> Iterator[list[_Triple]]:
+    frame: list[_Triple] = []
     room = limit
-    for piece in pieces:
+    for piece in triples:
         left = piece
         while left.add + left.extra:
-            if not room or len(frame) == MAX_PIECES:
+            if not room or len(frame) == MAX_FRAME_TRIPLES:
                 yield frame
                 frame, room = [], limit
-            now, left = left.cut(min(room, left.add + left.extra))
+            now, left = left.split_at(min(room, left.add + left.extra))
             frame.append(now)
             room -= now.add + now.extra
     if frame:
         yield frame
 
 
-def _control(pieces: Sequence[_Piece]) -> bytes:
+def _encode_control(triples: Sequence[_Triple]) -> bytes:
     return b"".join(
-        varint(piece.add) + varint(piece.extra) + signed_varint(seek)
-        for piece, seek in zip(pieces, _seeks(pieces), strict=True)
+        encode_varint(piece.add) + encode_varint(piece.extra) + encode_signed_varint(seek)
+        for piece, seek in zip(triples, _seek_distances(triples), strict=True)
     )
 
 
-def _seeks(pieces: Sequence[_Piece]) -> list[int]:
+def _seek_distances(triples: Sequence[_Triple]) -> list[int]:
     """How far the base position moves after each piece; not at all after the last."""
-    nexts = [piece.position for piece in pieces[1:]] + [pieces[-1].position + pieces[-1].add]
-    return [nxt - piece.position - piece.add for piece, nxt in zip(pieces, nexts, strict=True)]
+    nexts = [piece.position for piece in triples[1:]] + [triples[-1].position + triples[-1].add]
+    return [nxt - piece.position - piece.add for piece, nxt in zip(triples, nexts, strict=True)]

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Final
 
 from bundle.patch.address_space import Range
-from bundle.patch.container import Op, frame_bytes
+from bundle.patch.container import Op, encode_frame
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import write_section
-from packager.diff.encode.entropy import Effort
-from packager.diff.encode.tensor_job import Place
-from packager.diff.encode.zstd_prefix import pack_after
+from packager.diff.encode.entropy import EncoderOptions
+from packager.diff.encode.tensor_job import BytePosition
+from packager.diff.encode.zstd_prefix import compress_with_prefix
 
-LEVEL: Final = 22
-FRAME_BYTES: Final = 1 << 20
-FILE_FRAME_BYTES: Final = 4 << 20
-DICTIONARY_BYTES: Final = 8 << 20
+ZSTD_LEVEL: Final = 22
+MAX_FRAME_BYTES: Final = 1 << 20
+MAX_FILE_FRAME_BYTES: Final = 4 << 20
+MAX_DICTIONARY_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ByteRange:
     """A run of bytes in a file and in the bundle's line of bytes."""
 
     file: Path
@@ -33,13 +33,13 @@ class Piece:
     size: int
 
     @property
-    def place(self) -> Place:
+    def position(self) -> BytePosition:
         """Where it begins."""
-        return Place(self.file, self.offset, self.address)
+        return BytePosition(self.file, self.offset, self.address)
 
 
 @dataclass(frozen=True, slots=True)
-class RawJob:
+class UntypedJob:
     """Bytes to encode.
 
     Attributes:
@@ -49,10 +49,10 @@ class RawJob:
         effort: how hard to pack what is TYPED.
     """
 
-    target: tuple[Piece, ...]
-    base: tuple[Piece, ...]
+    target: tuple[ByteRange, ...]
+    base: tuple[ByteRange, ...]
     is_file: bool
-    effort: Effort
+    options: EncoderOptions
 
     @property
     def size(self) -> int:
@@ -61,7 +61,7 @@ class RawJob:
 
 
 @dataclass(frozen=True, slots=True)
-class RawEncoded:
+class UntypedFrames:
     """Frames of a job.
 
     Attributes:
@@ -74,7 +74,7 @@ class RawEncoded:
     frames: tuple[bytes, ...]
     coder: str
     features: frozenset[str]
-    largest_frame: int
+    largest_frame_bytes: int
     dictionary_bytes: int
     window_log: int
     block_elements: int = 0
@@ -86,17 +86,17 @@ class RawEncoded:
         return sum(map(len, self.frames))
 
 
-def cut(pieces: list[Piece], limit: int, items: int) -> list[tuple[Piece, ...]]:
+def split_ranges(ranges: list[ByteRange], limit: int, items: int) -> list[tuple[ByteRange, ...]]:
     """Runs of pieces of at most `limit` bytes and `items` pieces each; long pieces are cut."""
-    out: list[tuple[Piece, ...]] = []
-    run: list[Piece] = []
+    out: list[tuple[ByteRange, ...]] = []
+    run: list[ByteRange] = []
     room = limit
-    for whole in pieces:
+    for whole in ranges:
         piece = whole
         while piece.size:
             now = min(piece.size, room)
-            run.append(Piece(piece.file, piece.offset, piece.address, now))
-            piece = Piece(piece.file, piece.offset + now, piece.address + now, piece.size - now)
+            run.append(ByteRange(piece.file, piece.offset, piece.address, now))
+            piece = ByteRange(piece.file, piece.offset + now, piece.address + now, piece.size - now)
             room -= now
             if not room or len(run) == items:
                 out.append(tuple(run))
@@ -106,32 +106,34 @@ def cut(pieces: list[Piece], limit: int, items: int) -> list[tuple[Piece, ...]]:
     return out
 
 
-def with_dictionary(job: RawJob, target: bytes, base: bytes) -> RawEncoded:
+def encode_with_dictionary(job: UntypedJob, target: bytes, base: bytes) -> UntypedFrames:
     """BYTES frames of `target`, with `base` as dictionary; they are the job's bytes."""
     frames = []
     done = largest = words = 0
-    for run in cut(list(job.target), FILE_FRAME_BYTES if job.is_file else FRAME_BYTES, 1 << 12):
+    for run in split_ranges(list(job.target), MAX_FILE_FRAME_BYTES if job.is_file else MAX_FRAME_BYTES, 1 << 12):
         size = sum(piece.size for piece in run)
-        ranges, dictionary = _dictionary(job.base, base, done, len(target))
+        ranges, dictionary = _select_dictionary(job.base, base, done, len(target))
         table = write_target_ranges([(piece.address, piece.size) for piece in run]) + write_base_ranges(ranges)
         data = target[done : done + size]
-        body = pack_after(dictionary, data, LEVEL)
-        frames.append(frame_bytes(Op.BYTES, write_section(table) + body, data))
+        body = compress_with_prefix(dictionary, data, ZSTD_LEVEL)
+        frames.append(encode_frame(Op.BYTES, write_section(table) + body, data))
         done += size
         largest, words = max(largest, size), max(words, len(dictionary))
-    return RawEncoded(tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, words, 0)
+    return UntypedFrames(tuple(frames), "zstd with dictionary" if base else "zstd", frozenset(), largest, words, 0)
 
 
-def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -> tuple[list[Range], bytes]:
+def _select_dictionary(
+    target_ranges: tuple[ByteRange, ...], base: bytes, done: int, total: int
+) -> tuple[list[Range], bytes]:
     """All of the base's bytes, or where they are too many the part that lies where the target's bytes lie."""
     start = 0
-    if len(base) > DICTIONARY_BYTES:
+    if len(base) > MAX_DICTIONARY_BYTES:
         middle = done * len(base) // max(1, total)
-        start = max(0, min(middle - DICTIONARY_BYTES // 4, len(base) - DICTIONARY_BYTES))
-    end = min(len(base), start + DICTIONARY_BYTES)
+        start = max(0, min(middle - MAX_DICTIONARY_BYTES // 4, len(base) - MAX_DICTIONARY_BYTES))
+    end = min(len(base), start + MAX_DICTIONARY_BYTES)
     ranges = []
     position = 0
-    for piece in pieces:
+    for piece in target_ranges:
         low, high = max(start, position), min(end, position + piece.size)
         if low < high:
             ranges.append((piece.address + low - position, high - low))
@@ -139,6 +141,6 @@ def _dictionary(pieces: tuple[Piece, ...], base: bytes, done: int, total: int) -
     return ranges, base[start:end]
 
 
-def content_of(pieces: tuple[Piece, ...]) -> bytes:
+def read_ranges(ranges: tuple[ByteRange, ...]) -> bytes:
     """Of all pieces, joined."""
-    return b"".join(piece.place.read(piece.size) for piece in pieces)
+    return b"".join(piece.position.read(piece.size) for piece in ranges)

@@ -18,33 +18,33 @@ import numpy as np
 import numpy.typing as npt
 
 from bundle.patch.coders import PCODEC, PLANES, zigzag
-from bundle.patch.elements import ElementType, Signed, exponents, ordered
+from bundle.patch.elements import ElementType, Signed, exponent_fields, to_ordered
 from bundle.patch.keyed import (
-    KEYS,
+    KEY_COUNT,
     Keying,
     Pattern,
-    active_count,
     active_elements,
+    count_active,
     element_keys,
     unit_zeros,
 )
-from bundle.patch.numbers import signed_varint, varint
-from bundle.patch.prediction import Prediction, apply_periodic, turn_signs
+from bundle.patch.numbers import encode_signed_varint, encode_varint
+from bundle.patch.prediction import Prediction, apply_periodic, flip_signs
 from bundle.patch.sections import write_section
 from bundle.patch.typed import Flag
-from packager.diff.encode.residual_partitions import best_cuts
+from packager.diff.encode.residual_partitions import find_best_cuts
 
 PCODEC_LEVEL: Final = 9
 ZSTD_LEVEL: Final = 12
-ONE_CLASS: Final = 1 << 30
+SINGLE_CLASS_SUB_BLOCK: Final = 1 << 30
 PART_NUMBERS: Final = 8192
-SPARSE: Final = 0.3
+SPARSE_SHARE: Final = 0.3
 FACTOR_SAMPLE: Final = 4096
-FACTOR_EXCEPTIONS: Final = 0.05
+FACTOR_EXCEPTION_SHARE: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class EncoderOptions:
     """How hard to pack.
 
     Attributes:
@@ -53,36 +53,36 @@ class Effort:
         zstd_level: for planes.
     """
 
-    with_pcodec: bool = True
-    with_fits: bool = True
+    has_pcodec: bool = True
+    has_fitting: bool = True
     zstd_level: int = ZSTD_LEVEL
 
 
-def write_part(numbers: Signed, effort: Effort) -> bytes:
+def write_part(numbers: Signed, options: EncoderOptions) -> bytes:
     """One part with `numbers`."""
-    if effort.with_pcodec:
-        body, coder = _pcodec(numbers), PCODEC
+    if options.has_pcodec:
+        body, coder = _pack_pcodec(numbers), PCODEC
     else:
-        body, coder = write_planes(zigzag(numbers), effort), PLANES
-    return bytes([coder]) + varint(len(body)) + body
+        body, coder = write_planes(zigzag(numbers), options), PLANES
+    return bytes([coder]) + encode_varint(len(body)) + body
 
 
-def write_numbers(numbers: npt.NDArray[np.int32], effort: Effort, length: int = PART_NUMBERS) -> bytes:
+def write_numbers(numbers: npt.NDArray[np.int32], options: EncoderOptions, length: int = PART_NUMBERS) -> bytes:
     """32-bit integers in parts of at least `length` numbers, so that each part has its own distribution."""
     out = []
     starts = list(range(0, max(len(numbers) - length + 1, 1), length))
     for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
-        out += [varint(end - start), write_part(numbers[start:end], effort)]
+        out += [encode_varint(end - start), write_part(numbers[start:end], options)]
     return b"".join(out)
 
 
-def write_planes(numbers: npt.NDArray[Any], effort: Effort) -> bytes:
+def write_planes(numbers: npt.NDArray[Any], options: EncoderOptions) -> bytes:
     """Byte planes of unsigned integers, lowest first."""
     planes = np.ascontiguousarray(numbers).view(np.uint8).reshape(len(numbers), -1).T
-    return b"".join(write_section(plane.tobytes(), effort.zstd_level) for plane in planes)
+    return b"".join(write_section(plane.tobytes(), options.zstd_level) for plane in planes)
 
 
-def residual_of(target: Signed, prediction: Prediction | None, kind: ElementType) -> Signed:
+def compute_residual(target: Signed, prediction: Prediction | None, kind: ElementType) -> Signed:
     """What the prediction missed (rule 1 of bundle/patch/typed.py).
 
     Args:
@@ -90,9 +90,9 @@ def residual_of(target: Signed, prediction: Prediction | None, kind: ElementType
     """
     if prediction is None:
         return target
-    residual: Signed = target - ordered(prediction.bits, kind)
-    if prediction.is_above is not None:
-        turn_signs(residual, prediction.is_above)
+    residual: Signed = target - to_ordered(prediction.bits, kind)
+    if prediction.rounded_up is not None:
+        flip_signs(residual, prediction.rounded_up)
     return residual
 
 
@@ -114,7 +114,7 @@ def write_keyed(
     prediction: Prediction | None,
     kind: ElementType,
     sub_block: int,
-    effort: Effort,
+    options: EncoderOptions,
     period: Period | None = None,
     phase: int = 0,
     *,
@@ -130,52 +130,56 @@ def write_keyed(
     count = len(residual)
     units = None
     if has_units and prediction is not None:
-        units = _units(residual, prediction, kind, sub_block)
+        units = _find_units(residual, prediction, kind, sub_block)
         keying = Keying(units, sub_block, 0, None, has_exponent=False, units=units)
         residual = residual >> unit_zeros(prediction, kind, keying, 0, count).astype(kind.signed)
     is_floating = prediction is not None and kind.is_float and units is None
-    fields = exponents(prediction.bits, kind) if prediction is not None and is_floating else None
-    magnitude = _magnitude(residual, fields, kind, has_prediction=prediction is not None)
+    fields = exponent_fields(prediction.bits, kind) if prediction is not None and is_floating else None
+    magnitude = _residual_magnitude(residual, fields, kind, has_prediction=prediction is not None)
     pattern = None
     head = b""
     if period is not None:
-        pattern = _pattern(magnitude, period, phase % (period.inner * period.count), is_log=prediction is None)
+        pattern = _fit_pattern(magnitude, period, phase % (period.inner * period.count), is_log=prediction is None)
         place = np.zeros(count, np.int8)
         apply_periodic(np.add, place, pattern.steps, pattern.inner, pattern.phase)
         if prediction is None:
             magnitude -= place / np.float32(4)
         elif fields is not None or not is_sparse(residual):
-            magnitude *= _half_octaves(place)
-        head = varint(pattern.inner) + varint(pattern.phase) + write_section(pattern.steps.tobytes(), effort.zstd_level)
-    classes = _classes(magnitude, sub_block, has_prediction=prediction is not None)
-    offset = _offset(classes, fields, sub_block, count)
+            magnitude *= _half_octave_factors(place)
+        head = (
+            encode_varint(pattern.inner)
+            + encode_varint(pattern.phase)
+            + write_section(pattern.steps.tobytes(), options.zstd_level)
+        )
+    classes = _classify_sub_blocks(magnitude, sub_block, has_prediction=prediction is not None)
+    offset = _key_offset(classes, fields, sub_block, count)
     keying = Keying(classes, sub_block, offset, pattern, fields is not None, units)
     by_block = [classes] if units is None else [classes, units]
-    tables = signed_varint(offset) + varint(sub_block)
-    tables += b"".join(write_section(table.tobytes(), effort.zstd_level) for table in by_block) + head
-    if not active_count(keying, count):
+    tables = encode_signed_varint(offset) + encode_varint(sub_block)
+    tables += b"".join(write_section(table.tobytes(), options.zstd_level) for table in by_block) + head
+    if not count_active(keying, count):
         return tables, b""
     places = active_elements(keying, count)
     keys = element_keys(prediction, kind, keying, 0, count)
     used = residual
     if places is not None:
         keys, used = keys[places], residual[places]
-    cuts = best_cuts(keys, used)
+    cuts = find_best_cuts(keys, used)
     if len(cuts) > 2:
         used = used[keys.argsort(kind="stable")]
-    return tables, b"".join(write_part(used[a:b], effort) for a, b in pairwise(cuts))
+    return tables, b"".join(write_part(used[a:b], options) for a, b in pairwise(cuts))
 
 
 def is_sparse(changes: npt.NDArray[Any]) -> bool:
     """Rule 3: residuals, or whether there are any."""
-    return int(np.count_nonzero(changes)) < SPARSE * len(changes)
+    return int(np.count_nonzero(changes)) < SPARSE_SHARE * len(changes)
 
 
-def in_units(residual: Signed, kind: ElementType) -> bool:
+def is_in_units(residual: Signed, kind: ElementType) -> bool:
     """Does most of what is not 0 end in more zeros than chance gives?"""
     if not kind.is_float or kind.exponent_mask > 255:
         return False
-    zeros = _last_zeros(residual[residual != 0])
+    zeros = _trailing_zeros(residual[residual != 0])
     return bool(len(zeros)) and float((zeros >= 3).mean()) > 0.5
 
 
@@ -188,46 +192,46 @@ def keyed_flags(
         flags |= Flag.UNIT
     elif prediction is not None and kind.is_float:
         flags |= Flag.EXPONENT
-    if prediction is not None and prediction.nearness is not None:
+    if prediction is not None and prediction.rounding_class is not None:
         flags |= Flag.NEAR
     return flags
 
 
-def _units(residual: Signed, prediction: Prediction, kind: ElementType, sub_block: int) -> npt.NDArray[np.uint8]:
+def _find_units(residual: Signed, prediction: Prediction, kind: ElementType, sub_block: int) -> npt.NDArray[np.uint8]:
     """The largest unit that each sub-block's residuals are multiples of; where it has none, that of the one before."""
     count = len(residual)
     size = min(sub_block, count)
     most = np.int16(kind.mantissa_bits - 1)
-    zeros = np.where(residual == 0, most, _last_zeros(residual))
+    zeros = np.where(residual == 0, most, _trailing_zeros(residual))
     largest = np.full(-(-count // size) * size, 255, np.int16)
-    largest[:count] = np.where(zeros >= most, 255, zeros + exponents(prediction.bits, kind))
+    largest[:count] = np.where(zeros >= most, 255, zeros + exponent_fields(prediction.bits, kind))
     units = np.minimum(largest.reshape(-1, size).min(axis=1), 255).astype(np.uint8)
     known = np.maximum.accumulate(np.where(units < 255, np.arange(len(units)), 0))
     found: npt.NDArray[np.uint8] = units[known]
     return found
 
 
-def _last_zeros(numbers: Signed) -> npt.NDArray[np.int16]:
+def _trailing_zeros(numbers: Signed) -> npt.NDArray[np.int16]:
     """Zeros at the end of each number's bits; undefined for 0."""
     lowest = (numbers & -numbers).astype(np.float64)
     zeros: npt.NDArray[np.int16] = (np.frexp(np.abs(lowest))[1] - 1).astype(np.int16)
     return zeros
 
 
-def _magnitude(
+def _residual_magnitude(
     residual: Signed, fields: npt.NDArray[np.int16] | None, kind: ElementType, *, has_prediction: bool
 ) -> npt.NDArray[np.float32]:
     """How large each residual is, in units that do not depend on the exponent; without a prediction its logarithm."""
     if not has_prediction:
-        return _exponent_of(residual, kind)
+        return _exponent_level(residual, kind)
     magnitude = np.abs(residual.astype(np.float32))
     if fields is not None:
         middle = int(np.median(fields[:: max(1, len(fields) // 1024)]))
-        magnitude *= _powers(fields - np.int16(middle))
+        magnitude *= _powers_of_two(fields - np.int16(middle))
     return magnitude
 
 
-def _pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, is_log: bool) -> Pattern:
+def _fit_pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, is_log: bool) -> Pattern:
     """Steps that make elements at all places of the period alike, on the average."""
     index = np.zeros(len(magnitude), np.intp)
     apply_periodic(np.add, index, np.arange(period.count), period.inner, phase)
@@ -241,13 +245,15 @@ def _pattern(magnitude: npt.NDArray[np.float32], period: Period, phase: int, *, 
     return Pattern(np.clip(steps, -100, 100).astype(np.int8), period.inner, phase)
 
 
-def _half_octaves(steps: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
+def _half_octave_factors(steps: npt.NDArray[np.int8]) -> npt.NDArray[np.float32]:
     table = np.exp2(-np.arange(-128, 128) / 2).astype(np.float32)
     out: npt.NDArray[np.float32] = table[steps.astype(np.int16) + 128]
     return out
 
 
-def _classes(magnitude: npt.NDArray[np.float32], sub_block: int, *, has_prediction: bool) -> npt.NDArray[np.uint8]:
+def _classify_sub_blocks(
+    magnitude: npt.NDArray[np.float32], sub_block: int, *, has_prediction: bool
+) -> npt.NDArray[np.uint8]:
     count = len(magnitude)
     size = min(sub_block, count)
     blocks = -(-count // size)
@@ -269,13 +275,13 @@ def _classes(magnitude: npt.NDArray[np.float32], sub_block: int, *, has_predicti
     return np.maximum(out, 1)
 
 
-def _powers(steps: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+def _powers_of_two(steps: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
     table = np.ldexp(np.float32(1), np.arange(-64, 65)).astype(np.float32)
     out: npt.NDArray[np.float32] = table[np.clip(steps, -64, 64) + 64]
     return out
 
 
-def _exponent_of(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
+def _exponent_level(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
     # Elements without a prediction: a sub-block's class follows the exponents of its floats, the size of its integers.
     if kind.is_float:
         top = np.iinfo(kind.signed).max
@@ -285,7 +291,9 @@ def _exponent_of(values: Signed, kind: ElementType) -> npt.NDArray[np.float32]:
     return levels
 
 
-def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None, sub_block: int, count: int) -> int:
+def _key_offset(
+    classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None, sub_block: int, count: int
+) -> int:
     step = max(1, count // 8192)
     keys = classes.astype(np.int64)[np.arange(0, count, step) // sub_block]
     is_active = keys > 0
@@ -294,18 +302,18 @@ def _offset(classes: npt.NDArray[np.uint8], fields: npt.NDArray[np.int16] | None
     keys = keys[is_active]
     if not len(keys):
         return 0
-    return int(np.percentile(keys, 99.9)) - (KEYS - 2)
+    return int(np.percentile(keys, 99.9)) - (KEY_COUNT - 2)
 
 
 def _common_factor(numbers: Signed) -> int:
     """The power of two that nearly all are multiples of (rule 4); those that are not cost a remainder."""
     some = numbers[numbers != 0]
     some = some[:: max(1, len(some) // FACTOR_SAMPLE)]
-    zeros = int(np.sort(_last_zeros(some))[int(FACTOR_EXCEPTIONS * (len(some) - 1))]) if len(some) else 0
+    zeros = int(np.sort(_trailing_zeros(some))[int(FACTOR_EXCEPTION_SHARE * (len(some) - 1))]) if len(some) else 0
     return 1 << min(zeros, 8 * numbers.dtype.itemsize - 2)
 
 
-def _pcodec(numbers: Signed) -> bytes:
+def _pack_pcodec(numbers: Signed) -> bytes:
     from pcodec import ChunkConfig, DeltaSpec, ModeSpec, standalone
 
     factor = _common_factor(numbers)

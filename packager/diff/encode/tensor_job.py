@@ -11,21 +11,23 @@ from typing import Final
 
 import numpy as np
 
-from bundle.patch.elements import BY_NAME, Bits, ElementType
-from packager.diff.encode.entropy import Effort, Period, is_sparse
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, Bits, ElementType
+from packager.diff.encode.entropy import EncoderOptions, Period, is_sparse
 
 BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
 NARROW_BLOCK_ELEMENTS: Final = 1 << 18  # of elements of one or two bytes
 SLICE_ELEMENTS: Final = 1 << 21
 SAMPLE_PIECES: Final = 4
-SAMPLE_PIECE: Final = 4096
-NARROW_SAMPLE_PIECE: Final = 8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
-MAX_PERIOD: Final = 1 << 13
-MIN_ROW: Final = 32
+SAMPLE_PIECE_ELEMENTS: Final = 4096
+NARROW_SAMPLE_PIECE_ELEMENTS: Final = (
+    8192  # of elements of one or two bytes: they take few bits, so that a sample needs more
+)
+MAX_PERIOD_ELEMENTS: Final = 1 << 13
+MIN_ROW_ELEMENTS: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BytePosition:
     """A run of bytes.
 
     Attributes:
@@ -38,9 +40,9 @@ class Place:
     offset: int
     address: int
 
-    def moved(self, offset: int) -> "Place":
+    def shifted_by(self, offset: int) -> "BytePosition":
         """So many bytes further on."""
-        return Place(self.file, self.offset + offset, self.address + offset)
+        return BytePosition(self.file, self.offset + offset, self.address + offset)
 
     def read(self, size: int) -> bytes:
         """The bytes from there on."""
@@ -59,8 +61,8 @@ class Segment:
         size: bytes.
     """
 
-    target: Place
-    base: Place | None
+    target: BytePosition
+    base: BytePosition | None
     size: int
 
 
@@ -82,7 +84,7 @@ class TensorJob:
     shape: tuple[int, ...]
     is_transposed: bool
     can_fit: bool
-    effort: Effort
+    options: EncoderOptions
 
     @property
     def size(self) -> int:
@@ -95,25 +97,25 @@ class Tensor:
 
     def __init__(self, job: TensorJob) -> None:
         self.job = job
-        self.kind: ElementType = BY_NAME[job.dtype]
-        self.target: Bits = np.frombuffer(_read(job.segments, is_base=False), self.kind.bits)
+        self.kind: ElementType = ELEMENT_TYPE_BY_NAME[job.dtype]
+        self.target: Bits = np.frombuffer(_read_segments(job.segments, is_base=False), self.kind.bits)
         self.base: Bits | None = None
         if job.segments[0].base is not None:
-            self.base = np.frombuffer(_read(job.segments, is_base=True), self.kind.bits)
+            self.base = np.frombuffer(_read_segments(job.segments, is_base=True), self.kind.bits)
             if job.is_transposed:
                 rows, columns = job.shape
                 self.base = np.ascontiguousarray(self.base.reshape(columns, rows).T).reshape(-1)
         self.count = len(self.target)
 
-    def sample(self) -> list[slice]:
+    def sample_slices(self) -> list[slice]:
         """Pieces of the tensor, which joined keep the phase of every period that `periods` proposes."""
-        piece = SAMPLE_PIECE if self.kind.size > 2 else NARROW_SAMPLE_PIECE
+        piece = SAMPLE_PIECE_ELEMENTS if self.kind.size > 2 else NARROW_SAMPLE_PIECE_ELEMENTS
         if self.is_sparse:
             piece = block_elements(self.kind.name) // SAMPLE_PIECES
         if self.count <= SAMPLE_PIECES * piece:
             return [slice(0, self.count)]
         step = (self.count - piece) // (SAMPLE_PIECES - 1)
-        length = max((period.inner * period.count for period in self.periods()), default=1)
+        length = max((period.inner * period.count for period in self.propose_periods()), default=1)
         starts = [i * step - (i * step - i * piece) % length for i in range(SAMPLE_PIECES)]
         return [slice(start, start + piece) for start in starts]
 
@@ -123,16 +125,16 @@ class Tensor:
         return self.base is not None and not self.kind.is_float and is_sparse(self.base != self.target)
 
     @property
-    def row(self) -> int:
+    def row_elements(self) -> int:
         """Elements of a row; 0 where there are no rows, or such that a class of its own is more than they cost."""
         row = math.prod(self.job.shape[1:]) if len(self.job.shape) > 1 else 0
-        return row if row >= MIN_ROW else 0
+        return row if row >= MIN_ROW_ELEMENTS else 0
 
-    def periods(self) -> list[Period]:
+    def propose_periods(self) -> list[Period]:
         """Places that may matter: those of a kernel, input channels, columns."""
         shape = self.job.shape
         row = math.prod(shape[1:])
-        if len(shape) < 2 or shape[0] < 2 or row > MAX_PERIOD or row < 2 or self.count < 4 * row:
+        if len(shape) < 2 or shape[0] < 2 or row > MAX_PERIOD_ELEMENTS or row < 2 or self.count < 4 * row:
             return []
         kernel = math.prod(shape[2:])
         if kernel == 1:
@@ -143,10 +145,10 @@ class Tensor:
 
 def block_elements(dtype: str) -> int:
     """Elements of a block."""
-    return NARROW_BLOCK_ELEMENTS if BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
+    return NARROW_BLOCK_ELEMENTS if ELEMENT_TYPE_BY_NAME[dtype].size <= 2 else BLOCK_ELEMENTS
 
 
-def _read(segments: tuple[Segment, ...], *, is_base: bool) -> bytes:
+def _read_segments(segments: tuple[Segment, ...], *, is_base: bool) -> bytes:
     parts = []
     for segment in segments:
         place = segment.base if is_base else segment.target

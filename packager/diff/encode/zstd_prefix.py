@@ -18,7 +18,7 @@ else:
 _LONG_DISTANCE_BYTES: Final = 1 << 20
 
 
-def pack_after(prefix: bytes, data: bytes, level: int) -> bytes:
+def compress_with_prefix(prefix: bytes, data: bytes, level: int) -> bytes:
     """One zstd frame of `data` without checksum, content size and dictionary id, as BYTES frames hold it.
 
     Args:

@@ -16,19 +16,19 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from bundle.patch.elements import Bits, ElementType, ordered
+from bundle.patch.elements import Bits, ElementType, to_ordered
 
 MAX_RUNS: Final = 128
 MIN_ROWS: Final = 64
 MIN_COLUMNS: Final = 16
-ANCHORED_SHARE: Final = 0.5
-LEAST_SHARE: Final = 0.2  # where rows are in any order, some ascend by chance
+MIN_EXACT_ANCHOR_SHARE: Final = 0.5
+MIN_ANCHOR_SHARE: Final = 0.2  # where rows are in any order, some ascend by chance
 CHUNK_ELEMENTS: Final = 1 << 20
 SAMPLED_ROWS: Final = 256
-NEARER_BITS: Final = 1.0
-STRANGE_SHARE: Final = 0.02
+MIN_NEARER_BITS: Final = 1.0
+MIN_MOVED_SHARE: Final = 0.02
 
-Prints = npt.NDArray[np.uint64]
+Fingerprints = npt.NDArray[np.uint64]
 
 
 class RowRun(NamedTuple):
@@ -49,25 +49,25 @@ def align_rows(target: Bits, base: Bits, kind: ElementType) -> list[RowRun] | No
         return None
     if len(target) == len(base) and not _has_moved(target, base, kind):
         return None
-    anchors = _ascending(_pairs(_whole_prints(target), _whole_prints(base)))
-    if len(anchors) < ANCHORED_SHARE * len(target):
-        found = _ascending(_pairs(_place_prints(target, kind), _place_prints(base, kind)))
-        anchors = max(anchors, _confirmed(found), key=len)
-    if len(anchors) < LEAST_SHARE * min(len(target), len(base)):
+    anchors = _longest_ascending(_pair_unique_rows(_row_fingerprints(target), _row_fingerprints(base)))
+    if len(anchors) < MIN_EXACT_ANCHOR_SHARE * len(target):
+        found = _longest_ascending(_pair_unique_rows(_peak_fingerprints(target, kind), _peak_fingerprints(base, kind)))
+        anchors = max(anchors, _keep_confirmed(found), key=len)
+    if len(anchors) < MIN_ANCHOR_SHARE * min(len(target), len(base)):
         return None
-    runs = _runs(anchors, target, base, kind)
+    runs = _make_runs(anchors, target, base, kind)
     return runs if 0 < len(runs) <= MAX_RUNS and runs != [RowRun(0, 0, len(target))] else None
 
 
 def _has_moved(target: Bits, base: Bits, kind: ElementType) -> bool:
     """Rule 4."""
     rows = np.unique(np.linspace(0, len(target) - 2, SAMPLED_ROWS).astype(np.int64))
-    same = _distances(target[rows], base[rows], kind)
-    other = _distances(target[rows], base[rows + 1], kind)
-    return bool((same > other - NEARER_BITS).mean() > STRANGE_SHARE)
+    same = _mean_difference_bits(target[rows], base[rows], kind)
+    other = _mean_difference_bits(target[rows], base[rows + 1], kind)
+    return bool((same > other - MIN_NEARER_BITS).mean() > MIN_MOVED_SHARE)
 
 
-def _whole_prints(matrix: Bits) -> Prints:
+def _row_fingerprints(matrix: Bits) -> Fingerprints:
     weights = np.random.default_rng(0).integers(0, 1 << 63, matrix.shape[1], np.uint64) * np.uint64(2) + np.uint64(1)
     out = np.empty(len(matrix), np.uint64)
     for begin, end in _chunks(matrix):
@@ -75,7 +75,7 @@ def _whole_prints(matrix: Bits) -> Prints:
     return out
 
 
-def _place_prints(matrix: Bits, kind: ElementType) -> Prints:
+def _peak_fingerprints(matrix: Bits, kind: ElementType) -> Fingerprints:
     columns = matrix.shape[1]
     out = np.empty(len(matrix), np.uint64)
     for begin, end in _chunks(matrix):
@@ -92,14 +92,14 @@ def _magnitudes(bits: Bits, kind: ElementType) -> Bits:
     if kind.is_float:
         return bits & bits.dtype.type(np.iinfo(kind.signed).max)
     signed = (
-        ordered(bits, kind)
+        to_ordered(bits, kind)
         if kind.name[0] == "i"
         else (bits ^ bits.dtype.type(1 << (8 * kind.size - 1))).view(kind.signed)
     )
     return np.where(signed < 0, ~signed, signed).view(kind.bits)
 
 
-def _pairs(ours: Prints, theirs: Prints) -> list[tuple[int, int]]:
+def _pair_unique_rows(ours: Fingerprints, theirs: Fingerprints) -> list[tuple[int, int]]:
     """Rows of the same print, which none other on their side has; in the target's order."""
     prints, first, counts = np.unique(ours, return_index=True, return_counts=True)
     other_prints, other_first, other_counts = np.unique(theirs, return_index=True, return_counts=True)
@@ -110,7 +110,7 @@ def _pairs(ours: Prints, theirs: Prints) -> list[tuple[int, int]]:
     return list(zip(rows[order].tolist(), bases[order].tolist(), strict=True))
 
 
-def _ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _longest_ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The longest series whose base rows ascend (patience sorting)."""
     tails: list[int] = []
     ends: list[int] = []
@@ -127,7 +127,7 @@ def _ascending(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return out[::-1]
 
 
-def _confirmed(anchors: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _keep_confirmed(anchors: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Rule 2."""
     shifts = [row - base for row, base in anchors]
     return [
@@ -135,14 +135,14 @@ def _confirmed(anchors: list[tuple[int, int]]) -> list[tuple[int, int]]:
     ]
 
 
-def _runs(anchors: list[tuple[int, int]], target: Bits, base: Bits, kind: ElementType) -> list[RowRun]:
+def _make_runs(anchors: list[tuple[int, int]], target: Bits, base: Bits, kind: ElementType) -> list[RowRun]:
     runs: list[RowRun] = []
     for (row, old), (next_row, next_old) in pairwise([(-1, -1), *anchors, (len(target), len(base))]):
         room = min(next_row - row, next_old - old) - 1
         kept = room
         if next_row - row != next_old - old:
-            first = _distances(target[row + 1 :][:room], base[old + 1 :][:room], kind)
-            last = _distances(target[next_row - room : next_row], base[next_old - room : next_old], kind)
+            first = _mean_difference_bits(target[row + 1 :][:room], base[old + 1 :][:room], kind)
+            last = _mean_difference_bits(target[next_row - room : next_row], base[next_old - room : next_old], kind)
             kept = int(np.argmin(np.append(0, first.cumsum()) + np.append(last[::-1].cumsum()[::-1], 0)))
         rest = room - kept
         _append(runs, RowRun(row + 1, old + 1, kept))
@@ -162,12 +162,12 @@ def _append(runs: list[RowRun], run: RowRun) -> None:
         runs.append(run)
 
 
-def _distances(ours: Bits, theirs: Bits, kind: ElementType) -> npt.NDArray[np.float64]:
+def _mean_difference_bits(ours: Bits, theirs: Bits, kind: ElementType) -> npt.NDArray[np.float64]:
     """Of each row: mean bits of the differences."""
     out = np.empty(len(ours))
     for begin, end in _chunks(ours):
         # Each side on its own: differences of integers of their width wrap around.
-        new, old = (ordered(side[begin:end], kind).astype(np.float64) for side in (ours, theirs))
+        new, old = (to_ordered(side[begin:end], kind).astype(np.float64) for side in (ours, theirs))
         out[begin:end] = np.log2(np.abs(new - old) + 1).mean(axis=1)
     return out
 

@@ -19,12 +19,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.patch.elements import BY_NAME, ordered
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, to_ordered
 from packager.diff.match.align_rows import RowRun, align_rows
 from packager.tensors.region import Region
 
-SAMPLES: Final = 256
-MAX_COMPARED: Final = 1 << 18  # pairs of arrays compared by rule 3
+SAMPLE_ELEMENTS: Final = 256
+MAX_COMPARED_PAIRS: Final = 1 << 18  # pairs of arrays compared by rule 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class ArrayMatch:
     """An array of the target and what it is predicted from.
 
     Attributes:
@@ -60,41 +60,43 @@ class Match:
     is_transposed: bool
 
 
-Content = Callable[[Array], memoryview]
+ContentReader = Callable[[Array], memoryview]
 
 
-def match_arrays(targets: Iterable[Array], bases: Iterable[Array], target_of: Content, base_of: Content) -> list[Match]:
+def match_arrays(
+    targets: Iterable[Array], bases: Iterable[Array], read_target: ContentReader, read_base: ContentReader
+) -> list[ArrayMatch]:
     """One match for each of `targets`, in their order; an array that has grown or shrunk comes in two parts.
 
     Args:
         target_of, base_of: the bytes of an array.
     """
-    targets, bases = split_resized(list(targets), list(bases), target_of, base_of)
-    found: dict[int, Match] = {}
+    targets, bases = split_resized(list(targets), list(bases), read_target, read_base)
+    found: dict[int, ArrayMatch] = {}
     taken: set[int] = set()
-    _by_name(targets, bases, found, taken)
-    _by_content(targets, bases, target_of, base_of, found, taken)
-    _by_sample(targets, bases, target_of, base_of, found, taken)
-    return [found.get(array.address, Match(array, None, False)) for array in targets]
+    _match_by_name(targets, bases, found, taken)
+    _match_by_content(targets, bases, read_target, read_base, found, taken)
+    _match_by_sample(targets, bases, read_target, read_base, found, taken)
+    return [found.get(array.address, ArrayMatch(array, None, False)) for array in targets]
 
 
 def split_resized(
-    targets: list[Array], bases: list[Array], target_of: Content, base_of: Content
+    targets: list[Array], bases: list[Array], read_target: ContentReader, read_base: ContentReader
 ) -> tuple[list[Array], list[Array]]:
     """Rule 0: arrays of the same name and type whose rows are of one shape, cut where rows were put in or left out."""
     ours: list[Array] = []
     cut: dict[int, list[Array]] = {}
-    for array, base in _namesakes(targets, bases):
-        runs = _common_rows(array, base, target_of, base_of) if base is not None else []
+    for array, base in _pair_by_name_and_type(targets, bases):
+        runs = _find_common_rows(array, base, read_target, read_base) if base is not None else []
         if base is None or not runs:
             ours.append(array)
             continue
-        ours += _parts(array, [(run.target, run.target + run.rows) for run in runs])
-        cut[base.address] = _parts(base, [(run.base, run.base + run.rows) for run in runs])
+        ours += _split_at_runs(array, [(run.target, run.target + run.rows) for run in runs])
+        cut[base.address] = _split_at_runs(base, [(run.base, run.base + run.rows) for run in runs])
     return ours, [part for base in bases for part in cut.get(base.address, [base])]
 
 
-def _namesakes(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Array | None]]:
+def _pair_by_name_and_type(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Array | None]]:
     """Arrays of one name and type, the nth with the nth: those of one size first, then what is left."""
     pairs: dict[int, Array] = {}
     taken: set[int] = set()
@@ -113,16 +115,16 @@ def _namesakes(targets: list[Array], bases: list[Array]) -> list[tuple[Array, Ar
     return [(array, pairs.get(array.address)) for array in targets]
 
 
-def _common_rows(array: Array, base: Array, target_of: Content, base_of: Content) -> list[RowRun]:
+def _find_common_rows(array: Array, base: Array, read_target: ContentReader, read_base: ContentReader) -> list[RowRun]:
     """Which rows are paired; none where the arrays are as they are."""
-    shape, other, kind = array.region.shape, base.region.shape, BY_NAME[array.region.dtype]
+    shape, other, kind = array.region.shape, base.region.shape, ELEMENT_TYPE_BY_NAME[array.region.dtype]
     if len(shape) < 2 or shape[1:] != other[1:] or min(shape[0], other[0]) == 0:
         return []
     if any(math.prod(one.shape) * kind.size != one.size for one in (array.region, base.region)):
         return []
     ours, theirs = (
         np.frombuffer(content, kind.bits).reshape(rows, -1)
-        for content, rows in ((target_of(array), shape[0]), (base_of(base), other[0]))
+        for content, rows in ((read_target(array), shape[0]), (read_base(base), other[0]))
     )
     runs = align_rows(ours, theirs, kind)
     if runs is None and shape[0] != other[0]:
@@ -130,7 +132,7 @@ def _common_rows(array: Array, base: Array, target_of: Content, base_of: Content
     return runs or []
 
 
-def _parts(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
+def _split_at_runs(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
     """Runs of rows, the nth of either side by the same name, and what lies between them."""
     region = array.region
     row = region.size // region.shape[0]
@@ -149,40 +151,40 @@ def _parts(array: Array, runs: list[tuple[int, int]]) -> list[Array]:
     return out
 
 
-def _by_name(targets: list[Array], bases: list[Array], found: dict[int, Match], taken: set[int]) -> None:
+def _match_by_name(targets: list[Array], bases: list[Array], found: dict[int, ArrayMatch], taken: set[int]) -> None:
     named: dict[tuple[str, tuple[str, int]], list[Array]] = defaultdict(list)
     for base in bases:
         named[base.region.name, base.kind].append(base)
     for array in targets:
         same = [base for base in named.get((array.region.name, array.kind), []) if base.address not in taken]
         if same:
-            _take(array, same[0], found, taken)
+            _assign_base(array, same[0], found, taken)
 
 
-def _by_content(
+def _match_by_content(
     targets: list[Array],
     bases: list[Array],
-    target_of: Content,
-    base_of: Content,
-    found: dict[int, Match],
+    read_target: ContentReader,
+    read_base: ContentReader,
+    found: dict[int, ArrayMatch],
     taken: set[int],
 ) -> None:
     left = [array for array in targets if array.address not in found]
     kinds = {array.kind for array in left}
-    digests = {_digest(base_of(base)): base for base in reversed(bases) if base.kind in kinds}
+    digests = {_digest(read_base(base)): base for base in reversed(bases) if base.kind in kinds}
     for array in left:
-        same = digests.get(_digest(target_of(array)))
+        same = digests.get(_digest(read_target(array)))
         if same is not None and same.kind == array.kind:
-            found[array.address] = Match(array, same, False)
+            found[array.address] = ArrayMatch(array, same, False)
             taken.add(same.address)
 
 
-def _by_sample(
+def _match_by_sample(
     targets: list[Array],
     bases: list[Array],
-    target_of: Content,
-    base_of: Content,
-    found: dict[int, Match],
+    read_target: ContentReader,
+    read_base: ContentReader,
+    found: dict[int, ArrayMatch],
     taken: set[int],
 ) -> None:
     free: dict[tuple[str, int], list[Array]] = defaultdict(list)
@@ -195,37 +197,37 @@ def _by_sample(
             wanted[array.kind].append(array)
     for kind, arrays in wanted.items():
         others = free[kind]
-        if len(arrays) * len(others) > MAX_COMPARED:
+        if len(arrays) * len(others) > MAX_COMPARED_PAIRS:
             continue
-        ours = [_sample(target_of(array), array, None) for array in arrays]
-        theirs = [_sample(base_of(base), base, None) for base in others]
+        ours = [_sample_values(read_target(array), array, None) for array in arrays]
+        theirs = [_sample_values(read_base(base), base, None) for base in others]
         pairs = [(_distance(x, y), i, j, False) for i, x in enumerate(ours) for j, y in enumerate(theirs)]
-        pairs += _transposed_pairs(arrays, others, ours, base_of)
+        pairs += _find_transposed_pairs(arrays, others, ours, read_base)
         used: set[int] = set()
         for _, i, j, is_transposed in sorted(pairs):
             if arrays[i].address not in found and j not in used:
                 used.add(j)
                 taken.add(others[j].address)
-                found[arrays[i].address] = Match(arrays[i], others[j], is_transposed)
+                found[arrays[i].address] = ArrayMatch(arrays[i], others[j], is_transposed)
 
 
-def _transposed_pairs(
-    arrays: list[Array], others: list[Array], ours: list[npt.NDArray[np.float64]], base_of: Content
+def _find_transposed_pairs(
+    arrays: list[Array], others: list[Array], ours: list[npt.NDArray[np.float64]], read_base: ContentReader
 ) -> list[tuple[float, int, int, bool]]:
     out = []
     for i, array in enumerate(arrays):
         shape = array.region.shape
         for j, other in enumerate(others):
             if len(shape) == 2 and min(shape) > 1 and other.region.shape == shape[::-1]:
-                sample = _sample(base_of(other), other, shape)
+                sample = _sample_values(read_base(other), other, shape)
                 out.append((_distance(ours[i], sample), i, j, True))
     return out
 
 
-def _take(array: Array, base: Array, found: dict[int, Match], taken: set[int]) -> None:
+def _assign_base(array: Array, base: Array, found: dict[int, ArrayMatch], taken: set[int]) -> None:
     shape = array.region.shape
     is_transposed = len(shape) == 2 and base.region.shape == shape[::-1] and shape[0] != shape[1] and min(shape) > 1
-    found[array.address] = Match(array, base, is_transposed)
+    found[array.address] = ArrayMatch(array, base, is_transposed)
     taken.add(base.address)
 
 
@@ -237,11 +239,11 @@ def _digest(content: memoryview) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _sample(content: memoryview, array: Array, as_transposed: tuple[int, ...] | None) -> npt.NDArray[np.float64]:
-    kind = BY_NAME[array.region.dtype]
+def _sample_values(content: memoryview, array: Array, as_transposed: tuple[int, ...] | None) -> npt.NDArray[np.float64]:
+    kind = ELEMENT_TYPE_BY_NAME[array.region.dtype]
     values = np.frombuffer(content, kind.bits)
-    index = np.unique(np.linspace(0, len(values) - 1, min(len(values), SAMPLES)).astype(np.int64))
+    index = np.unique(np.linspace(0, len(values) - 1, min(len(values), SAMPLE_ELEMENTS)).astype(np.int64))
     if as_transposed is not None:
         rows, columns = as_transposed
         index = (index % columns) * rows + index // columns
-    return ordered(np.ascontiguousarray(values[index]), kind).astype(np.float64)
+    return to_ordered(np.ascontiguousarray(values[index]), kind).astype(np.float64)

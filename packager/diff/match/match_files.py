@@ -3,7 +3,7 @@
 from bundle.files import BundleFile
 
 
-def counterpart(file: BundleFile, base: tuple[BundleFile, ...]) -> BundleFile | None:
+def matching_file(file: BundleFile, base: tuple[BundleFile, ...]) -> BundleFile | None:
     """Same content, else same path, else same role and nearest size; None where the base has nothing alike."""
     same = [other for other in base if (other.size, other.sha256) == (file.size, file.sha256)]
     same += [other for other in base if other.path == file.path]
@@ -11,7 +11,7 @@ def counterpart(file: BundleFile, base: tuple[BundleFile, ...]) -> BundleFile | 
     return next(iter(same + sorted(alike, key=lambda other: (abs(other.size - file.size), other.path))), None)
 
 
-def addresses(files: tuple[BundleFile, ...]) -> dict[str, int]:
+def file_addresses(files: tuple[BundleFile, ...]) -> dict[str, int]:
     """Path → address of the file's first byte."""
     out, end = {}, 0
     for file in files:

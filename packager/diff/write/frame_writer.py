@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field, fields
 from typing import IO, Final
 
-from bundle.patch.limits import DEFAULT, Announced
+from bundle.patch.limits import DEFAULT_LIMITS, DeclaredLimits
 from packager.diff.write.patch_report import PatchRow
 
-TABLE_BYTES: Final = 1 << 18  # tables of ranges are packed: unpacked they may be longer than any frame
+RANGE_TABLE_BYTES: Final = 1 << 18  # tables of ranges are packed: unpacked they may be longer than any frame
 
 
 @dataclass(slots=True)
-class Spool:
+class PatchFrameWriter:
     """What has been written so far, and the largest need of any frame of it.
 
     Attributes:
@@ -31,13 +31,13 @@ class Spool:
     block_elements: int = 0
     window_log: int = 0
 
-    def write(self, frame: bytes) -> int:
+    def write_frame(self, frame: bytes) -> int:
         """Add a frame; its length."""
         self.payload_bytes = max(self.payload_bytes, len(frame))
         self.size += len(frame)
         return self.file.write(frame)
 
-    def need(
+    def raise_limits(
         self,
         *,
         pending_bytes: int = 0,
@@ -53,15 +53,15 @@ class Spool:
         self.block_elements = max(self.block_elements, block_elements)
         self.window_log = max(self.window_log, window_log)
 
-    def is_allowed(self) -> bool:
+    def is_within_default_limits(self) -> bool:
         """Would a decoder with the default limits take it?"""
-        announced = self.announced()
-        return all(getattr(announced, limit.name) <= getattr(DEFAULT, limit.name) for limit in fields(announced))
+        announced = self.declared_limits()
+        return all(getattr(announced, limit.name) <= getattr(DEFAULT_LIMITS, limit.name) for limit in fields(announced))
 
-    def announced(self) -> Announced:
+    def declared_limits(self) -> DeclaredLimits:
         """For the header."""
-        return Announced(
-            payload_bytes=max(self.payload_bytes, TABLE_BYTES) if self.size else 0,
+        return DeclaredLimits(
+            payload_bytes=max(self.payload_bytes, RANGE_TABLE_BYTES) if self.size else 0,
             pending_bytes=self.pending_bytes,
             dictionary_bytes=self.dictionary_bytes,
             parameter_bytes=self.parameter_bytes,

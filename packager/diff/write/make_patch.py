@@ -18,11 +18,11 @@ from typing import BinaryIO, Final
 
 from bundle.errors import Invalid
 from bundle.files import BundleDirectory
-from bundle.patch.container import Header, Op, frame_bytes, header_bytes
-from packager.diff.encode.encode_delta import DELTA_BYTES
-from packager.diff.encode.entropy import Effort
-from packager.diff.encode.size_estimate import is_found_again, is_surely_smaller
-from packager.diff.write.frame_writer import Spool
+from bundle.patch.container import Header, Op, encode_frame, encode_header
+from packager.diff.encode.encode_delta import MAX_DELTA_BYTES
+from packager.diff.encode.entropy import EncoderOptions
+from packager.diff.encode.size_estimate import can_skip_generic_codecs, shares_byte_runs
+from packager.diff.write.frame_writer import PatchFrameWriter
 from packager.diff.write.generic_codecs import write_delta, write_dictionary, write_stream
 from packager.diff.write.patch_report import PatchReport
 from packager.diff.write.typed_codec import write_typed
@@ -62,34 +62,36 @@ def make_patch(
             "codec 'bsdiff4' needs a base", remedy="leave the codec out: a patch from nothing uses another one"
         )
     with ExitStack() as stack:
-        effort = Effort(with_pcodec=codec != "planes", with_fits=codec != "unfitted")
+        effort = EncoderOptions(has_pcodec=codec != "planes", has_fitting=codec != "unfitted")
         used = codec if codec in ("bsdiff4", "zstd") else "typed"
-        spool = _spooled(stack, used, base, target, effort, executor, progress)
-        if codec == "auto" and not (spool.is_allowed() and is_surely_smaller(spool.size, base, target)):
-            for other in _generic(base, target):
-                trial = _spooled(stack, other, base, target, effort, executor, None)
-                if trial.size < spool.size or not spool.is_allowed():
+        spool = _write_frames(stack, used, base, target, effort, executor, progress)
+        if codec == "auto" and not (
+            spool.is_within_default_limits() and can_skip_generic_codecs(spool.size, base, target)
+        ):
+            for other in _choose_generic_codecs(base, target):
+                trial = _write_frames(stack, other, base, target, effort, executor, None)
+                if trial.size < spool.size or not spool.is_within_default_limits():
                     used, spool = "typed" if other == _DICTIONARY else other, trial
-        return _finish(spool, used, None if used == "zstd" else base, target, out)
+        return _write_patch(spool, used, None if used == "zstd" else base, target, out)
 
 
-def _generic(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
+def _choose_generic_codecs(base: BundleDirectory | None, target: BundleDirectory) -> tuple[str, ...]:
     sizes = [file.size for side in (base, target) if side is not None for file in side.files]
-    if base is None or max(sizes, default=0) > DELTA_BYTES:
+    if base is None or max(sizes, default=0) > MAX_DELTA_BYTES:
         return ("zstd",)
-    return ("zstd", "bsdiff4", _DICTIONARY) if is_found_again(base, target) else ("zstd", "bsdiff4")
+    return ("zstd", "bsdiff4", _DICTIONARY) if shares_byte_runs(base, target) else ("zstd", "bsdiff4")
 
 
-def _spooled(
+def _write_frames(
     stack: ExitStack,
     codec: str,
     base: BundleDirectory | None,
     target: BundleDirectory,
-    effort: Effort,
+    options: EncoderOptions,
     executor: Executor | None,
     progress: Progress | None,
-) -> Spool:
-    spool = Spool(stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the caller's stack closes it
+) -> PatchFrameWriter:
+    spool = PatchFrameWriter(stack.enter_context(tempfile.TemporaryFile()))  # noqa: SIM115 - the caller's stack closes it
     if codec == "zstd":
         write_stream(target, spool, progress)
     elif codec == "bsdiff4" and base is not None:
@@ -97,23 +99,23 @@ def _spooled(
     elif codec == _DICTIONARY and base is not None:
         write_dictionary(base, target, spool, progress)
     else:
-        write_typed(base, target, spool, effort, executor, progress)
-    spool.write(frame_bytes(Op.END, b""))
+        write_typed(base, target, spool, options, executor, progress)
+    spool.write_frame(encode_frame(Op.END, b""))
     return spool
 
 
-def _finish(
-    spool: Spool, codec: str, base: BundleDirectory | None, target: BundleDirectory, out: BinaryIO
+def _write_patch(
+    writer: PatchFrameWriter, codec: str, base: BundleDirectory | None, target: BundleDirectory, out: BinaryIO
 ) -> PatchReport:
-    announced = spool.announced()
-    features = tuple(sorted(spool.features))
-    head = header_bytes(Header(base.files if base else (), target.files, features, announced))
+    announced = writer.declared_limits()
+    features = tuple(sorted(writer.features))
+    head = encode_header(Header(base.files if base else (), target.files, features, announced))
     out.write(head)
-    spool.file.seek(0)
-    shutil.copyfileobj(spool.file, out, _CHUNK_BYTES)
+    writer.file.seek(0)
+    shutil.copyfileobj(writer.file, out, _CHUNK_BYTES)
     total = sum(file.size for file in target.files)
-    size = len(head) + spool.size
-    return PatchReport(codec, features, size, announced.memory_bound(), total, tuple(spool.rows))
+    size = len(head) + writer.size
+    return PatchReport(codec, features, size, announced.memory_bound_bytes(), total, tuple(writer.rows))
 
 
 __all__ = ["CODECS", "make_patch"]

@@ -9,22 +9,22 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from bundle.patch.elements import BY_NAME
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from packager.diff.write.patch_report import PatchReport, PatchRow
 
-WIDTH: Final = 1000  # of the picture, in CSS pixels
-BAR_HEIGHT: Final = 16
-BAR_SHARE: Final = 0.55  # of the picture's width, for the longest bar; the rest is for its label
-LABEL_LENGTH: Final = 54  # characters
+WIDTH_PX: Final = 1000  # of the picture, in CSS pixels
+BAR_HEIGHT_PX: Final = 16
+BAR_WIDTH_SHARE: Final = 0.55  # of the picture's width, for the longest bar; the rest is for its label
+MAX_LABEL_CHARACTERS: Final = 54  # characters
 MAX_BARS: Final = 200
-COLOURS: Final = {
+COLORS: Final = {
     "copy": "#9aa5b1",
     "low rank": "#2a9d8f",
     "gain": "#457b9d",
     "base": "#8ab17d",
     "none": "#e76f51",
 }
-OTHER_COLOUR: Final = "#e9c46a"
+OTHER_COLOR: Final = "#e9c46a"
 
 _STYLE: Final = """
 body{font:14px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1f2933;background:#fff}
@@ -38,10 +38,10 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}.key span{display:i
 
 def write_html(report: PatchReport, path: Path) -> None:
     """Write the report of one patch to `path`, replacing what is there."""
-    path.write_text(html(report), encoding="utf-8")
+    path.write_text(render_html(report), encoding="utf-8")
 
 
-def html(report: PatchReport) -> str:
+def render_html(report: PatchReport) -> str:
     """The page."""
     share = report.plain_size / report.target_bytes if report.target_bytes else 0.0
     rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
@@ -57,46 +57,50 @@ def html(report: PatchReport) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>Patch report</title>'
         f"<style>{_STYLE}</style><h1>Where the bytes of a patch went</h1><table>{listed}</table>"
-        f"<h2>Bytes in the patch, by tensor</h2><p class=key>{_key()}</p><div class=wide>{_picture(rows)}</div>"
-        f"<h2>All tensors</h2><div class=wide>{_table(rows)}</div></html>\n"
+        f"<h2>Bytes in the patch, by tensor</h2><p class=key>{_legend()}</p><div class=wide>{_bar_chart(rows)}</div>"
+        f"<h2>All tensors</h2><div class=wide>{_html_table(rows)}</div></html>\n"
     )
 
 
 def bits_per_element(row: PatchRow) -> float | None:
     """Of a tensor; None for bytes."""
-    if row.dtype not in BY_NAME or not row.target_bytes:
+    if row.dtype not in ELEMENT_TYPE_BY_NAME or not row.target_bytes:
         return None
-    return 8 * row.patch_bytes * BY_NAME[row.dtype].size / row.target_bytes
+    return 8 * row.patch_bytes * ELEMENT_TYPE_BY_NAME[row.dtype].size / row.target_bytes
 
 
-def _key() -> str:
-    entries = [*COLOURS.items(), ("other", OTHER_COLOUR)]
+def _legend() -> str:
+    entries = [*COLORS.items(), ("other", OTHER_COLOR)]
     return "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in entries)
 
 
-def _picture(rows: list[PatchRow]) -> str:
+def _bar_chart(rows: list[PatchRow]) -> str:
     shown = rows[:MAX_BARS]
     largest = max((row.patch_bytes for row in shown), default=1) or 1
-    parts = [f'<svg viewBox="0 0 {WIDTH} {BAR_HEIGHT * max(1, len(shown))}" role="img" aria-label="bytes by tensor">']
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH_PX} {BAR_HEIGHT_PX * max(1, len(shown))}" role="img" aria-label="bytes by tensor">'
+    ]
     for i, row in enumerate(shown):
-        width = max(1.0, row.patch_bytes / largest * WIDTH * BAR_SHARE)
-        y = i * BAR_HEIGHT
-        label = escape(row.name if len(row.name) <= LABEL_LENGTH else "…" + row.name[1 - LABEL_LENGTH :])
+        width = max(1.0, row.patch_bytes / largest * WIDTH_PX * BAR_WIDTH_SHARE)
+        y = i * BAR_HEIGHT_PX
+        label = escape(
+            row.name if len(row.name) <= MAX_LABEL_CHARACTERS else "…" + row.name[1 - MAX_LABEL_CHARACTERS :]
+        )
         title = escape(f"{row.path} {row.name}: {row.target_bytes:,} → {row.patch_bytes:,} bytes, {row.predictor}")
         parts.append(
-            f'<rect x="0" y="{y + 1}" width="{width:.1f}" height="{BAR_HEIGHT - 3}" rx="2" '
-            f'fill="{_colour(row.predictor)}"><title>{title}</title></rect>'
-            f'<text x="{width + 6:.1f}" y="{y + BAR_HEIGHT - 5}" font-size="11" fill="#52606d">'
+            f'<rect x="0" y="{y + 1}" width="{width:.1f}" height="{BAR_HEIGHT_PX - 3}" rx="2" '
+            f'fill="{_bar_color(row.predictor)}"><title>{title}</title></rect>'
+            f'<text x="{width + 6:.1f}" y="{y + BAR_HEIGHT_PX - 5}" font-size="11" fill="#52606d">'
             f"{row.patch_bytes:,} {label}</text>"
         )
     return "".join(parts) + "</svg>"
 
 
-def _colour(predictor: str) -> str:
-    return next((colour for name, colour in COLOURS.items() if name in predictor), OTHER_COLOUR)
+def _bar_color(predictor: str) -> str:
+    return next((colour for name, colour in COLORS.items() if name in predictor), OTHER_COLOR)
 
 
-def _table(rows: list[PatchRow]) -> str:
+def _html_table(rows: list[PatchRow]) -> str:
     names = ("file", "tensor", "type", "shape", "before", "after", "bits", "predictor", "coder")
     kinds = {
         "before": " class=n",

@@ -5,16 +5,16 @@ from typing import Final
 from packager.diff.write.patch_html import bits_per_element
 from packager.diff.write.patch_report import PatchReport, PatchRow
 
-SHOWN: Final = 40
+DEFAULT_ROWS_SHOWN: Final = 40
 NAME_WIDTH: Final = 40
 
 
-def as_table(report: PatchReport, shown: int = SHOWN) -> str:
+def format_table(report: PatchReport, max_rows: int = DEFAULT_ROWS_SHOWN) -> str:
     """The rows that take the most bytes of the patch, largest first; the rest as one line."""
     rows = sorted(report.rows, key=lambda row: (-row.patch_bytes, row.path, row.name))
     lines = [f"{'tensor':{NAME_WIDTH}} {'type':5} {'before':>14} {'after':>12} {'bits':>6}  predictor, coder"]
-    lines += [_line(row) for row in rows[:shown]]
-    rest = rows[shown:]
+    lines += [_format_row(row) for row in rows[:max_rows]]
+    rest = rows[max_rows:]
     if rest:
         name = f"{len(rest)} more"
         before, after = sum(row.target_bytes for row in rest), sum(row.patch_bytes for row in rest)
@@ -22,7 +22,7 @@ def as_table(report: PatchReport, shown: int = SHOWN) -> str:
     return "\n".join(lines)
 
 
-def _line(row: PatchRow) -> str:
+def _format_row(row: PatchRow) -> str:
     name = row.name or row.path
     if len(name) > NAME_WIDTH:
         name = "…" + name[1 - NAME_WIDTH :]

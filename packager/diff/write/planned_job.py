@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from packager.diff.encode.copy_job import CopyJob
 from packager.diff.encode.encode_edits import EditJob
-from packager.diff.encode.encode_untyped import RawJob
+from packager.diff.encode.encode_untyped import UntypedJob
 from packager.diff.encode.tensor_job import TensorJob
 
-Job = CopyJob | EditJob | RawJob | TensorJob
+Job = CopyJob | EditJob | UntypedJob | TensorJob
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedJob:
     """A job and how the report names it."""
 
     start: int

@@ -11,51 +11,61 @@ from typing import Final
 
 import numpy as np
 
-from bundle.patch.elements import BY_NAME
-from bundle.patch.numbers import varint
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
+from bundle.patch.numbers import encode_varint
 from bundle.patch.sections import write_section
 from packager.diff.encode.copy_job import CopyJob
-from packager.diff.encode.entropy import Effort
-from packager.diff.encode.tensor_job import SLICE_ELEMENTS, Place, Segment, TensorJob, block_elements
-from packager.diff.match.match_arrays import Match
-from packager.diff.write.mapped_bundle import Side
-from packager.diff.write.planned_job import Planned
+from packager.diff.encode.entropy import EncoderOptions
+from packager.diff.encode.tensor_job import SLICE_ELEMENTS, BytePosition, Segment, TensorJob, block_elements
+from packager.diff.match.match_arrays import ArrayMatch
+from packager.diff.write.mapped_bundle import MappedBundle
+from packager.diff.write.planned_job import PlannedJob
 from packager.tensors.region import Region
 
 MAX_ITEMS: Final = 4096
 MAX_RUNS: Final = 2048  # of rows in one job
-COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
+MIN_COPIED_ROWS_SHARE: Final = 0.25  # below this, rows that did not change are cheaper as zeros of the residual
 COPIED_ROWS_BYTES: Final = 256  # more than coding all rows takes, copying may cost: it is faster
-BLOCK_BYTES: Final = 64  # what a block of rows takes that hardly changed, beside a class for each row
+BLOCK_OVERHEAD_BYTES: Final = 64  # what a block of rows takes that hardly changed, beside a class for each row
 MIN_ROW_BYTES: Final = 32
 
-Run = tuple[int, int, bool]  # first row, end, did they change
+RowSpan = tuple[int, int, bool]  # first row, end, did they change
 
 
-def tensor_jobs(match: Match, new: Side, old: Side | None, effort: Effort) -> Iterator[Planned]:
+def plan_tensor_jobs(
+    match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle | None, options: EncoderOptions
+) -> Iterator[PlannedJob]:
     """Of a large tensor."""
     region = match.target.region
-    path = new.directory.files[match.target.file].path
-    runs = _changed_rows(match, new, old) if old is not None and match.base is not None else None
+    path = target_bundle.directory.files[match.target.file].path
+    runs = (
+        _find_changed_rows(match, target_bundle, base_bundle)
+        if base_bundle is not None and match.base is not None
+        else None
+    )
     if runs is None:
-        for offset, size, shape in _slices(region):
-            base = old.place(match.base, offset) if old is not None and match.base is not None else None
+        for offset, size, shape in _split_into_slices(region):
+            base = (
+                base_bundle.array_position(match.base, offset)
+                if base_bundle is not None and match.base is not None
+                else None
+            )
             if match.is_transposed:
-                base, offset, size, shape = _whole_transposed(match, old), 0, region.size, region.shape
-            segment = Segment(new.place(match.target, offset), base, size)
-            job = TensorJob(region.dtype, (segment,), shape, match.is_transposed, base is not None, effort)
-            yield Planned(match.target.address + offset, job, path, region.name, region.dtype, shape)
+                base, offset, size, shape = _transposed_base(match, base_bundle), 0, region.size, region.shape
+            segment = Segment(target_bundle.array_position(match.target, offset), base, size)
+            job = TensorJob(region.dtype, (segment,), shape, match.is_transposed, base is not None, options)
+            yield PlannedJob(match.target.address + offset, job, path, region.name, region.dtype, shape)
             if match.is_transposed:
                 return
         return
-    assert old is not None
-    for chunk in _chunks(runs, region):
-        yield from _rows_jobs(match, chunk, new, old, path, effort)
+    assert base_bundle is not None
+    for chunk in _split_runs(runs, region):
+        yield from _plan_row_jobs(match, chunk, target_bundle, base_bundle, path, options)
 
 
-def _chunks(runs: list[Run], region: Region) -> Iterator[list[Run]]:
-    limit = SLICE_ELEMENTS * BY_NAME[region.dtype].size // (region.size // region.shape[0])
-    chunk: list[Run] = []
+def _split_runs(runs: list[RowSpan], region: Region) -> Iterator[list[RowSpan]]:
+    limit = SLICE_ELEMENTS * ELEMENT_TYPE_BY_NAME[region.dtype].size // (region.size // region.shape[0])
+    chunk: list[RowSpan] = []
     rows = 0
     for begin, end, is_changed in runs:
         chunk.append((begin, end, is_changed))
@@ -67,7 +77,14 @@ def _chunks(runs: list[Run], region: Region) -> Iterator[list[Run]]:
         yield chunk
 
 
-def _rows_jobs(match: Match, runs: list[Run], new: Side, old: Side, path: str, effort: Effort) -> Iterator[Planned]:
+def _plan_row_jobs(
+    match: ArrayMatch,
+    runs: list[RowSpan],
+    target_bundle: MappedBundle,
+    base_bundle: MappedBundle,
+    path: str,
+    options: EncoderOptions,
+) -> Iterator[PlannedJob]:
     """Rows that are copied, then those that are coded: so the latter never wait for the former in the decoder."""
     assert match.base is not None
     region = match.target.region
@@ -79,31 +96,31 @@ def _rows_jobs(match: Match, runs: list[Run], new: Side, old: Side, path: str, e
         if not is_changed
     )
     if copied:
-        yield Planned(start, CopyJob(copied), path, f"{region.name} (unchanged rows)", region.dtype, ())
+        yield PlannedJob(start, CopyJob(copied), path, f"{region.name} (unchanged rows)", region.dtype, ())
     changed = [(begin, end) for begin, end, is_changed in runs if is_changed]
     if changed:
         segments = tuple(
             Segment(
-                new.place(match.target, begin * row_bytes),
-                old.place(match.base, begin * row_bytes),
+                target_bundle.array_position(match.target, begin * row_bytes),
+                base_bundle.array_position(match.base, begin * row_bytes),
                 (end - begin) * row_bytes,
             )
             for begin, end in changed
         )
         shape = (sum(end - begin for begin, end in changed), *region.shape[1:])
-        job = TensorJob(region.dtype, segments, shape, False, True, effort)
-        yield Planned(segments[0].target.address, job, path, region.name, region.dtype, shape)
+        job = TensorJob(region.dtype, segments, shape, False, True, options)
+        yield PlannedJob(segments[0].target.address, job, path, region.name, region.dtype, shape)
 
 
-def _whole_transposed(match: Match, old: Side | None) -> Place:
-    assert old is not None
+def _transposed_base(match: ArrayMatch, base_bundle: MappedBundle | None) -> BytePosition:
+    assert base_bundle is not None
     assert match.base is not None
-    return old.place(match.base)
+    return base_bundle.array_position(match.base)
 
 
-def _slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+def _split_into_slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
     """(offset, bytes, shape) of runs of rows of at most `SLICE_ELEMENTS` elements, where rows are known."""
-    size = BY_NAME[region.dtype].size
+    size = ELEMENT_TYPE_BY_NAME[region.dtype].size
     elements = region.size // size
     if elements <= SLICE_ELEMENTS:
         yield 0, region.size, region.shape
@@ -116,7 +133,9 @@ def _slices(region: Region) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield begin * row * size, rows * row * size, (rows, *longer[1:]) if row > 1 else ()
 
 
-def _changed_rows(match: Match, new: Side, old: Side) -> list[Run] | None:
+def _find_changed_rows(
+    match: ArrayMatch, target_bundle: MappedBundle, base_bundle: MappedBundle
+) -> list[RowSpan] | None:
     """Runs of rows; None where rule 1 does not pay."""
     region = match.target.region
     if match.base is None or match.is_transposed or len(region.shape) < 2 or region.shape[0] < 64:
@@ -125,45 +144,51 @@ def _changed_rows(match: Match, new: Side, old: Side) -> list[Run] | None:
     if row_bytes < MIN_ROW_BYTES:
         return None
     changed = np.zeros(region.shape[0], np.bool_)
-    ours = np.frombuffer(new.content(match.target), np.uint8).reshape(-1, row_bytes)
-    theirs = np.frombuffer(old.content(match.base), np.uint8).reshape(-1, row_bytes)
+    ours = np.frombuffer(target_bundle.array_bytes(match.target), np.uint8).reshape(-1, row_bytes)
+    theirs = np.frombuffer(base_bundle.array_bytes(match.base), np.uint8).reshape(-1, row_bytes)
     step = max(1, (1 << 22) // row_bytes)
     for begin in range(0, len(changed), step):
         changed[begin : begin + step] = (ours[begin : begin + step] != theirs[begin : begin + step]).any(axis=1)
-    if 1 - changed.mean() < COPIED_ROWS_SHARE:
+    if 1 - changed.mean() < MIN_COPIED_ROWS_SHARE:
         return None
     edges = [0, *(np.flatnonzero(np.diff(changed)) + 1).tolist(), len(changed)]
-    lengths = b"".join(varint((b - a) * row_bytes) for a, b in pairwise(edges))
+    lengths = b"".join(encode_varint((b - a) * row_bytes) for a, b in pairwise(edges))
     # The lengths of all runs are in both tables, that of copies and that of segments, as lengths or as gaps.
-    blocks = -(-elements_of(region) // block_elements(region.dtype))
-    coded = len(write_section(changed.tobytes())) + BLOCK_BYTES * blocks
+    blocks = -(-count_elements(region) // block_elements(region.dtype))
+    coded = len(write_section(changed.tobytes())) + BLOCK_OVERHEAD_BYTES * blocks
     if 2 * len(write_section(lengths)) > coded + COPIED_ROWS_BYTES:
         return None
     return [(a, b, bool(changed[a])) for a, b in pairwise(edges)]
 
 
-def group_jobs(matches: list[Match], new: Side, old: Side | None, effort: Effort, limit: int) -> Iterator[Planned]:
+def plan_grouped_jobs(
+    matches: list[ArrayMatch],
+    target_bundle: MappedBundle,
+    base_bundle: MappedBundle | None,
+    options: EncoderOptions,
+    limit: int,
+) -> Iterator[PlannedJob]:
     """Of small tensors, those of a type together, up to `limit` elements."""
     open_groups: dict[tuple[str, bool], list[Segment]] = defaultdict(list)
     for match in matches:
         region = match.target.region
         key = (region.dtype, match.base is not None)
-        base = old.place(match.base) if old is not None and match.base is not None else None
+        base = base_bundle.array_position(match.base) if base_bundle is not None and match.base is not None else None
         group = open_groups[key]
-        group.append(Segment(new.place(match.target), base, region.size))
-        if sum(s.size for s in group) >= limit * BY_NAME[region.dtype].size or len(group) == MAX_ITEMS:
-            yield _group(key[0], group, effort)
+        group.append(Segment(target_bundle.array_position(match.target), base, region.size))
+        if sum(s.size for s in group) >= limit * ELEMENT_TYPE_BY_NAME[region.dtype].size or len(group) == MAX_ITEMS:
+            yield _make_group_job(key[0], group, options)
             open_groups[key] = []
     for (dtype, _), group in open_groups.items():
         if group:
-            yield _group(dtype, group, effort)
+            yield _make_group_job(dtype, group, options)
 
 
-def _group(dtype: str, segments: list[Segment], effort: Effort) -> Planned:
-    job = TensorJob(dtype, tuple(segments), (), False, False, effort)
-    return Planned(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
+def _make_group_job(dtype: str, segments: list[Segment], options: EncoderOptions) -> PlannedJob:
+    job = TensorJob(dtype, tuple(segments), (), False, False, options)
+    return PlannedJob(segments[0].target.address, job, "", f"{len(segments)} small {dtype} tensors", dtype, ())
 
 
-def elements_of(region: Region) -> int:
+def count_elements(region: Region) -> int:
     """How many an array has."""
-    return region.size // BY_NAME[region.dtype].size
+    return region.size // ELEMENT_TYPE_BY_NAME[region.dtype].size

@@ -6,21 +6,21 @@ from concurrent.futures import Executor, Future
 from typing import Final
 
 from bundle.files import BundleDirectory
-from bundle.patch.elements import BY_NAME
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from packager.diff.encode.copy_job import CopyJob
 from packager.diff.encode.encode_edits import EditJob, encode_edits
-from packager.diff.encode.encode_file import encode_raw
-from packager.diff.encode.encode_tensor import Encoded, encode_job
-from packager.diff.encode.encode_untyped import RawEncoded, RawJob
-from packager.diff.encode.entropy import Effort
+from packager.diff.encode.encode_file import encode_untyped
+from packager.diff.encode.encode_tensor import EncodedTensor, encode_tensor_job
+from packager.diff.encode.encode_untyped import UntypedFrames, UntypedJob
+from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import TensorJob, block_elements
-from packager.diff.write.frame_writer import Spool
-from packager.diff.write.generic_codecs import copy_frame
+from packager.diff.write.frame_writer import PatchFrameWriter
+from packager.diff.write.generic_codecs import encode_copy_frame
 from packager.diff.write.patch_report import PatchRow
-from packager.diff.write.plan_jobs import pending_bytes, plan_jobs
-from packager.diff.write.planned_job import Job, Planned
+from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs
+from packager.diff.write.planned_job import Job, PlannedJob
 
-IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
+MAX_JOBS_IN_FLIGHT: Final = 6  # jobs at the executor at a time: enough for it, and few enough that memory stays bounded
 
 Progress = Callable[[int, int], None]
 
@@ -28,56 +28,56 @@ Progress = Callable[[int, int], None]
 def write_typed(
     base: BundleDirectory | None,
     target: BundleDirectory,
-    spool: Spool,
-    effort: Effort,
+    writer: PatchFrameWriter,
+    options: EncoderOptions,
     executor: Executor | None,
     progress: Progress | None,
 ) -> None:
     """Write the frames of the typed codec, and a report's row for each job."""
-    plans = plan_jobs(base, target, effort)
-    waiting = pending_bytes(plans)
-    spool.need(pending_bytes=waiting)
+    plans = plan_jobs(base, target, options)
+    waiting = max_pending_bytes(plans)
+    writer.raise_limits(pending_bytes=waiting)
     total = sum(plan.job.size for plan in plans)
     done = 0
-    for plan, encoded in _run(plans, executor):
+    for plan, encoded in _run_jobs(plans, executor):
         if isinstance(plan.job, CopyJob):
-            stored = spool.write(copy_frame(plan.job.ranges))
+            stored = writer.write_frame(encode_copy_frame(plan.job.ranges))
             predictor = coder = "copy"
         elif isinstance(plan.job, EditJob):
             assert isinstance(encoded, bytes)
-            stored = spool.write(encoded)
+            stored = writer.write_frame(encoded)
             predictor, coder = "base", "edits"
-            spool.features |= plan.job.features
-            spool.need(block_elements=plan.job.edits)
-        elif isinstance(encoded, RawEncoded):
-            stored = sum(spool.write(frame) for frame in encoded.frames)
+            writer.features |= plan.job.features
+            writer.raise_limits(block_elements=plan.job.edit_count)
+        elif isinstance(encoded, UntypedFrames):
+            stored = sum(writer.write_frame(frame) for frame in encoded.frames)
             predictor, coder = (
                 "base"
                 if any(word in encoded.coder for word in ("dictionary", "bsdiff", "in place", "edits"))
                 else "none",
                 encoded.coder,
             )
-            spool.features |= encoded.features
-            spool.need(
-                pending_bytes=max(encoded.largest_frame, waiting + encoded.waiting_bytes),
+            writer.features |= encoded.features
+            writer.raise_limits(
+                pending_bytes=max(encoded.largest_frame_bytes, waiting + encoded.waiting_bytes),
                 dictionary_bytes=encoded.dictionary_bytes,
                 block_elements=encoded.block_elements,
                 window_log=encoded.window_log,
             )
         else:
-            assert isinstance(encoded, Encoded)
-            stored = sum(spool.write(frame) for frame in encoded.frames)
+            assert isinstance(encoded, EncodedTensor)
+            stored = sum(writer.write_frame(frame) for frame in encoded.frames)
             predictor, coder = encoded.predictor, encoded.coder
-            spool.features |= encoded.features
-            size = BY_NAME[encoded.dtype].size
+            writer.features |= encoded.features
+            size = ELEMENT_TYPE_BY_NAME[encoded.dtype].size
             block = min(block_elements(encoded.dtype), plan.job.size // size)
-            spool.need(
+            writer.raise_limits(
                 parameter_bytes=encoded.parameter_bytes,
                 block_elements=block,
                 pending_bytes=block * size,
                 window_log=encoded.window_log,
             )
-        spool.rows.append(
+        writer.rows.append(
             PatchRow(plan.path, plan.name, plan.dtype, plan.shape, plan.job.size, stored, predictor, coder)
         )
         done += plan.job.size
@@ -85,26 +85,26 @@ def write_typed(
             progress(done, total)
 
 
-def _run(
-    plans: list[Planned], executor: Executor | None
-) -> Iterator[tuple[Planned, Encoded | RawEncoded | bytes | None]]:
+def _run_jobs(
+    planned_jobs: list[PlannedJob], executor: Executor | None
+) -> Iterator[tuple[PlannedJob, EncodedTensor | UntypedFrames | bytes | None]]:
     if executor is None:
-        for plan in plans:
-            yield plan, _encode(plan.job)
+        for plan in planned_jobs:
+            yield plan, _encode_job(plan.job)
         return
-    waiting: deque[tuple[Planned, Future[Encoded | RawEncoded | bytes | None]]] = deque()
-    for plan in plans:
-        waiting.append((plan, executor.submit(_encode, plan.job)))
-        if len(waiting) > IN_FLIGHT:
+    waiting: deque[tuple[PlannedJob, Future[EncodedTensor | UntypedFrames | bytes | None]]] = deque()
+    for plan in planned_jobs:
+        waiting.append((plan, executor.submit(_encode_job, plan.job)))
+        if len(waiting) > MAX_JOBS_IN_FLIGHT:
             first, future = waiting.popleft()
             yield first, future.result()
     for first, future in waiting:
         yield first, future.result()
 
 
-def _encode(job: Job) -> Encoded | RawEncoded | bytes | None:
+def _encode_job(job: Job) -> EncodedTensor | UntypedFrames | bytes | None:
     if isinstance(job, TensorJob):
-        return encode_job(job)
+        return encode_tensor_job(job)
     if isinstance(job, EditJob):
         return encode_edits(job)
-    return encode_raw(job) if isinstance(job, RawJob) else None
+    return encode_untyped(job) if isinstance(job, UntypedJob) else None

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import onnx
 
-from bundle.patch.elements import BY_NAME, ordered, unordered
+from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, from_ordered, to_ordered
 from packager.models.graphs import FLOATS, Scope, array_of, scopes
 from packager.quantize.activation_ranges import Range
 from packager.quantize.nbits import pack
@@ -26,7 +26,7 @@ from packager.quantize.static import scale_of
 from packager.quantize.update_aware.template import SUFFIX, QuantizedWeight, set_array
 
 LEFTOVER_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
-F32: Final = BY_NAME["f32"]
+F32: Final = ELEMENT_TYPE_BY_NAME["f32"]
 
 Levels = dict[tuple[int, str], np.ndarray]
 Corrections = dict[str, np.ndarray]
@@ -110,10 +110,10 @@ def on_grid(old: np.ndarray, new: np.ndarray, share: float = LEFTOVER_STEPS[0]) 
     step = np.floor(np.log2(share * size))
     exponent = np.where(old == 0, np.iinfo(np.int16).min, np.frexp(old)[1] - 1)
     zeros = np.clip(step - (exponent - F32.mantissa_bits), 0, F32.mantissa_bits - 1).astype(np.int64)
-    start, goal = (ordered(np.ascontiguousarray(side).view(F32.bits), F32).astype(np.int64) for side in (old, new))
+    start, goal = (to_ordered(np.ascontiguousarray(side).view(F32.bits), F32).astype(np.int64) for side in (old, new))
     # the difference of the bit patterns, which is what a patch holds, ends in that many zeros
     whole = start + (((goal - start) + ((1 << zeros) >> 1)) >> zeros << zeros)
-    back = unordered(whole.astype(F32.signed), F32).view(np.float32)
+    back = from_ordered(whole.astype(F32.signed), F32).view(np.float32)
     return np.where(moved & np.isfinite(back), back, np.where(moved, new, old))
 
 

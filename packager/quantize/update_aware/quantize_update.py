@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 import onnx
 
-from bundle.patch.single_thread import single_threaded
+from bundle.patch.single_thread import use_single_thread
 from packager.models.inputs import load_proto
 from packager.models.samples import Samples
 from packager.models.sessions import Remembered, session, session_of, settings_for
@@ -90,7 +90,7 @@ class UpdateReport:
         return "\n".join(lines)
 
 
-@single_threaded()
+@use_single_thread()
 def update(
     new: Path,
     base: Path,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from bundle.envelope import CONTENT_KEY, EnvelopeContext, envelope_name, seal
+from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, envelope_name, seal
 from bundle.fleet import Fleet
 from bundle.frames import BLOB_LABEL, KEY_BYTES, FrameContext, FrameWriter, Secret
 from bundle.manifest import PatchEntry
@@ -63,7 +63,7 @@ def seal_to_cohorts(
     """One envelope for every cohort of the fleet document."""
     out = []
     for cohort in fleet.cohorts:
-        context = EnvelopeContext(CONTENT_KEY, repository, cohort.name, cohort.epoch, family, counter, variant)
+        context = EnvelopeContext(CONTENT_KEY_PURPOSE, repository, cohort.name, cohort.epoch, family, counter, variant)
         name = envelope_name(cohort.public_key, cohort.epoch)
         path = f"content/{family}/{counter}/{variant}/{name}"
         out.append(Envelope(path, seal(content_key, cohort.public_key, context)))

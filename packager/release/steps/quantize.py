@@ -94,7 +94,7 @@ def base_of(draft: Draft, variant: VariantDraft) -> tuple[Manifest, Path] | None
         if is_drill(manifest):
             continue  # no device kept it
         directory = draft.workspace.open_bundle(manifest.family, earlier.digest)
-        return None if directory is None else (manifest, directory.root / earlier.only_file("model").path)
+        return None if directory is None else (manifest, directory.root / earlier.require_single_file("model").path)
     return None
 
 

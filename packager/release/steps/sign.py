@@ -6,7 +6,7 @@ Rules, in order:
 3. Then blobs and envelopes, then manifest and rollouts, then signatures by the keys that are here.
 """
 
-from bundle.envelope import commit
+from bundle.envelope import compute_commitment
 from bundle.files import bundle_digest
 from bundle.frames import Secret
 from bundle.manifest import Manifest, Variant, parse_manifest
@@ -21,7 +21,7 @@ from packager.repository.workspace import KeptVariant
 
 def run(draft: Draft) -> None:
     """Set `manifest`, `envelopes` and `signed`. Raises CohortUnknown, TooLargeRefused, errors of the repository."""
-    manifest = make_manifest(draft, commitments={v.name: commit(_key(v)) for v in draft.kept})
+    manifest = make_manifest(draft, commitments={v.name: compute_commitment(_key(v)) for v in draft.kept})
     parse_manifest(manifest.as_bytes())
     fleet = draft.repository.fleet()
     check_cohorts(draft.plan.rollout, tuple(cohort.name for cohort in fleet.cohorts))

@@ -17,19 +17,19 @@ from typing import Final
 import zstandard
 
 from bundle.files import BundleFile
-from bundle.patch.container import MAGIC, Header, Op, frame_bytes, header_bytes
-from bundle.patch.limits import Announced
-from bundle.patch.numbers import signed_varint, varint
+from bundle.patch.container import MAGIC, Header, Op, encode_frame, encode_header
+from bundle.patch.limits import DeclaredLimits
+from bundle.patch.numbers import encode_signed_varint, encode_varint
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import pack_lzma, pack_zstd, write_section
 from bundle.patch.stream import FREE_TRIPLES
-from packager.diff.encode.zstd_prefix import pack_after
+from packager.diff.encode.zstd_prefix import compress_with_prefix
 
 FOLDER: Final = Path(__file__).parent
 BASE: Final = {"a": bytes(range(256)) * 4, "b": b"the old text, the old text"}
 TARGET: Final = {"a": bytes(range(256)) * 4, "b": b"the new text, the old text", "c": b"", "d": b"added" * 20}
 
-ANNOUNCED: Final = Announced(
+ANNOUNCED: Final = DeclaredLimits(
     payload_bytes=1 << 16,
     pending_bytes=1 << 12,
     dictionary_bytes=1 << 12,
@@ -44,66 +44,74 @@ def table(files: dict[str, bytes]) -> tuple[BundleFile, ...]:
 
 
 HEADER: Final = Header(table(BASE), table(TARGET), ("delta", "lzma", "stream", "typed"), ANNOUNCED)
-END: Final = frame_bytes(Op.END, b"")
+END: Final = encode_frame(Op.END, b"")
 A, B, D = 1024, 26, 100
 
 
 def copy(*entries: tuple[int, int, int], plain: bytes | None = None) -> bytes:
     """(target gap, signed base gap, length) each."""
-    rows = b"".join(varint(t) + signed_varint(b) + varint(n) for t, b, n in entries)
-    body = varint(len(entries)) + rows if plain is None else plain
-    return frame_bytes(Op.COPY, write_section(body), body)
+    rows = b"".join(encode_varint(t) + encode_signed_varint(b) + encode_varint(n) for t, b, n in entries)
+    body = encode_varint(len(entries)) + rows if plain is None else plain
+    return encode_frame(Op.COPY, write_section(body), body)
 
 
 def bytes_frame(
     ranges: list[tuple[int, int]], data: bytes, words: list[tuple[int, int]], content: bytes = b""
 ) -> bytes:
     dictionary = b"".join((BASE["a"] + BASE["b"])[s : s + n] for s, n in words)
-    packed = pack_after(dictionary, data, 19)
+    packed = compress_with_prefix(dictionary, data, 19)
     body = write_section(write_target_ranges(ranges) + write_base_ranges(words)) + packed
-    return frame_bytes(Op.BYTES, body, content or data)
+    return encode_frame(Op.BYTES, body, content or data)
 
 
 def delta(start: int, base: int, triples: list[tuple[int, int, int]], diff: bytes, extra: bytes, plain: bytes) -> bytes:
-    control = b"".join(varint(a) + varint(e) + signed_varint(s) for a, e, s in triples)
+    control = b"".join(encode_varint(a) + encode_varint(e) + encode_signed_varint(s) for a, e, s in triples)
     body = (
-        varint(start) + varint(base) + b"".join(write_section(part, with_bzip2=True) for part in (control, diff, extra))
+        encode_varint(start)
+        + encode_varint(base)
+        + b"".join(write_section(part, can_use_bzip2=True) for part in (control, diff, extra))
     )
-    return frame_bytes(Op.DELTA, body, plain)
+    return encode_frame(Op.DELTA, body, plain)
 
 
 def bzip2_bomb() -> bytes:
     bomb = bz2.compress(bytes(1 << 26), 9)
-    section = bytes([2]) + varint(B) + varint(len(bomb)) + bomb
+    section = bytes([2]) + encode_varint(B) + encode_varint(len(bomb)) + bomb
     body = (
-        varint(A) + varint(A) + write_section(varint(B) + varint(0) + signed_varint(0)) + section + write_section(b"")
+        encode_varint(A)
+        + encode_varint(A)
+        + write_section(encode_varint(B) + encode_varint(0) + encode_signed_varint(0))
+        + section
+        + write_section(b"")
     )
-    return frame_bytes(Op.DELTA, body, TARGET["b"])
+    return encode_frame(Op.DELTA, body, TARGET["b"])
 
 
 def stream(data: bytes, start: int, *, window_log: int = 12, length: int | None = None, coder: int = 1) -> bytes:
     parameters = zstandard.ZstdCompressionParameters(window_log=10, write_content_size=False, write_checksum=False)
     packed = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     content = pack_lzma(data, 12) if coder == 3 else packed.compress(data) + packed.flush()
-    head = varint(start) + varint(len(data) if length is None else length) + bytes([coder, window_log, 0, 1])
-    return frame_bytes(Op.STREAM, head + content)
+    head = (
+        encode_varint(start) + encode_varint(len(data) if length is None else length) + bytes([coder, window_log, 0, 1])
+    )
+    return encode_frame(Op.STREAM, head + content)
 
 
 def delta_stream(
     content: bytes, *, start: int = 1024, length: int = 26, base: int = 1024, form: int = 1, rest: bytes = b""
 ) -> bytes:
     """LZMA, in the form DELTA."""
-    head = varint(start) + varint(length) + bytes([3, 12, form]) + varint(base) + b"\x01"
-    return frame_bytes(Op.STREAM, head + pack_lzma(content, 12) + rest)
+    head = encode_varint(start) + encode_varint(length) + bytes([3, 12, form]) + encode_varint(base) + b"\x01"
+    return encode_frame(Op.STREAM, head + pack_lzma(content, 12) + rest)
 
 
 def triple(add: int, extra: int, seek: int = 0) -> bytes:
-    return varint(add) + varint(extra) + signed_varint(seek)
+    return encode_varint(add) + encode_varint(extra) + encode_signed_varint(seek)
 
 
 def lzma_section(plain: bytes, stated: int) -> bytes:
     stored = pack_lzma(plain, 12)
-    return bytes([3]) + varint(stated) + varint(len(stored)) + stored
+    return bytes([3]) + encode_varint(stated) + encode_varint(len(stored)) + stored
 
 
 DIFFERENCE: Final = bytes((n - o) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
@@ -114,11 +122,16 @@ BYTES_D: Final = bytes_frame([(A + B, D)], TARGET["d"], [])
 
 
 def typed(codes: list[int], segments: bytes, data: bytes, plain: bytes) -> bytes:
-    return frame_bytes(Op.TYPED, bytes(codes) + write_section(segments) + data, plain)
+    return encode_frame(Op.TYPED, bytes(codes) + write_section(segments) + data, plain)
 
 
 def one_segment(start: int, elements: int, base: int | None = None) -> bytes:
-    return varint(1) + varint(start) + varint(elements) + (b"" if base is None else signed_varint(base))
+    return (
+        encode_varint(1)
+        + encode_varint(start)
+        + encode_varint(elements)
+        + (b"" if base is None else encode_signed_varint(base))
+    )
 
 
 def planes(residual: bytes) -> bytes:
@@ -130,13 +143,13 @@ def planes(residual: bytes) -> bytes:
 def part(numbers: list[int], coder: int = 1) -> bytes:
     zigzag = [(number << 1) ^ (number >> 31) for number in numbers]
     body = b"".join(write_section(bytes(number >> 8 * i & 0xFF for number in zigzag)) for i in range(4))
-    return bytes([coder]) + varint(len(body)) + body
+    return bytes([coder]) + encode_varint(len(body)) + body
 
 
 def byte_part(residual: bytes) -> bytes:
     """A part of elements of one byte, as planes."""
     body = planes(residual)
-    return b"\x01" + varint(len(body)) + body
+    return b"\x01" + encode_varint(len(body)) + body
 
 
 def edit(
@@ -150,17 +163,19 @@ def edit(
     content: bytes | None = None,
 ) -> bytes:
     """(target gap, signed base gap, length) each; (gap, residual) each, runs of one unless lengths are given."""
-    table = varint(len(ranges)) + b"".join(varint(t) + signed_varint(b) + varint(n) for t, b, n in ranges)
+    table = encode_varint(len(ranges)) + b"".join(
+        encode_varint(t) + encode_signed_varint(b) + encode_varint(n) for t, b, n in ranges
+    )
     lengths = [1] * len(edits) if runs is None else runs
     firsts = [sum(lengths[:i]) for i in range(len(lengths))]
     gaps = [edits[first][0] if first < len(edits) else 0 for first in firsts]
     zigzag = [((number << 1) ^ (number >> 31)) & (1 << 8 * size) - 1 for _, number in edits]
     planes_ = b"".join(write_section(bytes(number >> 8 * i & 0xFF for number in zigzag)) for i in range(size))
-    body = bytes([code]) + write_section(table) + varint(len(gaps) if count is None else count)
-    body += varint(len(gaps)) + part(gaps) + varint(len(lengths)) + part(lengths)
-    body += bytes([1]) + varint(len(planes_)) + planes_
+    body = bytes([code]) + write_section(table) + encode_varint(len(gaps) if count is None else count)
+    body += encode_varint(len(gaps)) + part(gaps) + encode_varint(len(lengths)) + part(lengths)
+    body += bytes([1]) + encode_varint(len(planes_)) + planes_
     plain = table + b"".join((number & (1 << 8 * size) - 1).to_bytes(size, "little") for _, number in edits)
-    return frame_bytes(Op.EDIT, body, plain if content is None else content)
+    return encode_frame(Op.EDIT, body, plain if content is None else content)
 
 
 def gaps_of(residuals: list[int]) -> list[tuple[int, int]]:
@@ -180,21 +195,29 @@ def runs_of(edits: list[tuple[int, int]]) -> list[int]:
 
 
 def gain(bits: list[int], inner: int = 1, count: int | None = None) -> bytes:
-    head = b"\x01" + varint(len(bits) if count is None else count) + varint(inner)
-    return frame_bytes(Op.PARAM, head + varint(len(bits)) + part(bits))
+    head = b"\x01" + encode_varint(len(bits) if count is None else count) + encode_varint(inner)
+    return encode_frame(Op.PARAM, head + encode_varint(len(bits)) + part(bits))
 
 
 def factor(kind: int, numbers: list[int], rank: int, shift: int = 0, length: int | None = None) -> bytes:
     head = (
-        bytes([kind]) + (varint(0) if kind == 2 else b"") + varint(len(numbers) // rank if length is None else length)
+        bytes([kind])
+        + (encode_varint(0) if kind == 2 else b"")
+        + encode_varint(len(numbers) // rank if length is None else length)
     )
-    return frame_bytes(
-        Op.PARAM, head + varint(rank) + signed_varint(shift) + bytes(rank) + varint(len(numbers)) + part(numbers)
+    return encode_frame(
+        Op.PARAM,
+        head
+        + encode_varint(rank)
+        + encode_signed_varint(shift)
+        + bytes(rank)
+        + encode_varint(len(numbers))
+        + part(numbers),
     )
 
 
 def patch(*frames: bytes, header: Header = HEADER) -> bytes:
-    return header_bytes(header) + b"".join(frames) + END
+    return encode_header(header) + b"".join(frames) + END
 
 
 def header_with(
@@ -244,7 +267,7 @@ def keyed_in_two_parts(sub_block: int) -> bytes:
     """Two sub-blocks, the second one of the smaller class: its residuals come first."""
     in_order = DIFFERENCE[sub_block:] + DIFFERENCE[:sub_block]
     cut = B - sub_block + 4
-    data = b"\x00" + varint(sub_block) + write_section(b"\x02\x01")
+    data = b"\x00" + encode_varint(sub_block) + write_section(b"\x02\x01")
     return typed_b([U8, BASE_, 2, 0], data + byte_part(in_order[:cut]) + byte_part(in_order[cut:]))
 
 
@@ -271,7 +294,7 @@ def in_units(codes: tuple[int, int, int, int] = (F16, 1, 2, 16), missing: int = 
     return typed(
         list(codes),
         one_segment(A, B // 2, start),
-        data + bytes([1]) + varint(len(body)) + body,
+        data + bytes([1]) + encode_varint(len(body)) + body,
         TARGET["b"],
     )
 
@@ -290,15 +313,15 @@ WAITING: Final = 16  # bytes that an edit counts while it waits
 
 def edited(*frames: bytes, **changes: int) -> bytes:
     """A patch whose header names the feature."""
-    return patch(*frames, STREAM_D, header=replace(EDITING, announced=replace(ANNOUNCED, **changes)))
+    return patch(*frames, STREAM_D, header=replace(EDITING, declared_limits=replace(ANNOUNCED, **changes)))
 
 
 GOOD: Final = patch(COPY_A, DELTA_B, STREAM_D)
-HEAD: Final = len(header_bytes(HEADER))
+HEAD: Final = len(encode_header(HEADER))
 
 
 def limits(**changes: int) -> Header:
-    return replace(HEADER, announced=replace(ANNOUNCED, **changes))
+    return replace(HEADER, declared_limits=replace(ANNOUNCED, **changes))
 
 
 VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
@@ -321,13 +344,13 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "announces-too-much-pending": ("patch-limit", lambda: patch(header=limits(pending_bytes=(4 << 20) + 1))),
     "announces-too-large-a-window": ("patch-limit", lambda: patch(header=limits(window_log=24))),
     "wrong-base": ("wrong-base", lambda: patch(header=replace(HEADER, base=table({"a": b"x"})))),
-    "unknown-op": ("patch-corrupt", lambda: header_bytes(HEADER) + _raw_frame(99)),
+    "unknown-op": ("patch-corrupt", lambda: encode_header(HEADER) + _raw_frame(99)),
     "frame-checksum": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 14)),
     "frame-payload-flipped": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 18)),
-    "frame-longer-than-announced": ("patch-limit", lambda: header_bytes(limits(payload_bytes=10)) + DELTA_B + END),
+    "frame-longer-than-announced": ("patch-limit", lambda: encode_header(limits(payload_bytes=10)) + DELTA_B + END),
     "end-missing": ("patch-truncated", lambda: GOOD[: -len(END)]),
     "bytes-after-end": ("patch-corrupt", lambda: GOOD + b"\0"),
-    "payload-on-end": ("patch-corrupt", lambda: header_bytes(HEADER) + frame_bytes(Op.END, b"x")),
+    "payload-on-end": ("patch-corrupt", lambda: encode_header(HEADER) + encode_frame(Op.END, b"x")),
     "hole-in-the-target": ("patch-range", lambda: patch(COPY_A, DELTA_B)),
     "target-range-twice": ("patch-range", lambda: patch(COPY_A, DELTA_B, DELTA_B)),
     "target-range-overlaps-later": ("patch-range", lambda: patch(DELTA_B, copy((0, 0, A + 1)))),
@@ -336,9 +359,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "base-range-beyond-end": ("patch-range", lambda: patch(copy((0, B + 1, A)))),
     "base-range-before-start": ("patch-range", lambda: patch(copy((0, -1, A)))),
     "empty-copy": ("patch-corrupt", lambda: patch(copy((0, 0, 0)))),
-    "copy-table-short": ("patch-corrupt", lambda: patch(copy(plain=varint(2) + varint(0)))),
-    "copy-table-trailing-byte": ("patch-corrupt", lambda: patch(copy(plain=varint(0) + b"\0"))),
-    "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=varint((1 << 14) + 1)))),
+    "copy-table-short": ("patch-corrupt", lambda: patch(copy(plain=encode_varint(2) + encode_varint(0)))),
+    "copy-table-trailing-byte": ("patch-corrupt", lambda: patch(copy(plain=encode_varint(0) + b"\0"))),
+    "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=encode_varint((1 << 14) + 1)))),
     "number-with-leading-zero": ("patch-corrupt", lambda: patch(copy(plain=b"\x81\x00\x00\x00\x01"))),
     "number-of-more-than-63-bits": ("patch-corrupt", lambda: patch(copy(plain=b"\xff" * 9 + b"\x01"))),
     "good-edit": (None, lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED))),
@@ -346,9 +369,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "good-edit-of-two-ranges": (
         None,
         lambda: edited(
-            frame_bytes(
+            encode_frame(
                 Op.BYTES,
-                write_section(write_target_ranges([(7, 2)]) + varint(0)) + pack_zstd(b"\x07\x08", 19),
+                write_section(write_target_ranges([(7, 2)]) + encode_varint(0)) + pack_zstd(b"\x07\x08", 19),
                 b"\x07\x08",
             ),
             edit(U8, [(0, 0, 7), (2, 2, A + B - 9)], [(BYTES_EDITED[0][0] - 2, BYTES_EDITED[0][1]), *BYTES_EDITED[1:]]),
@@ -448,7 +471,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "delta-section-of-unknown-coder": (
         "patch-corrupt",
-        lambda: patch(COPY_A, frame_bytes(Op.DELTA, varint(A) + varint(A) + b"\x09\x00", TARGET["b"])),
+        lambda: patch(COPY_A, encode_frame(Op.DELTA, encode_varint(A) + encode_varint(A) + b"\x09\x00", TARGET["b"])),
     ),
     "stream-not-at-cursor": ("patch-range", lambda: patch(COPY_A, STREAM_D, DELTA_B)),
     "stream-shorter-than-stated": (
@@ -465,7 +488,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "stream-without-last-piece": (
         "patch-corrupt",
-        lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x01\x0c\x00\x00")),
+        lambda: patch(
+            COPY_A, DELTA_B, encode_frame(Op.STREAM, encode_varint(A + B) + encode_varint(D) + b"\x01\x0c\x00\x00")
+        ),
     ),
     "stream-window-too-small": (
         "patch-limit",
@@ -476,7 +501,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "stream-of-lzma-damaged": (
         "patch-corrupt",
         lambda: patch(
-            COPY_A, DELTA_B, frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x03\x0c\x00\x01" + b"\x99" * 20)
+            COPY_A,
+            DELTA_B,
+            encode_frame(Op.STREAM, encode_varint(A + B) + encode_varint(D) + b"\x03\x0c\x00\x01" + b"\x99" * 20),
         ),
     ),
     "stream-of-lzma-cut": (
@@ -484,7 +511,10 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(
             COPY_A,
             DELTA_B,
-            frame_bytes(Op.STREAM, varint(A + B) + varint(D) + b"\x03\x0c\x00\x01" + pack_lzma(TARGET["d"], 12)[:-8]),
+            encode_frame(
+                Op.STREAM,
+                encode_varint(A + B) + encode_varint(D) + b"\x03\x0c\x00\x01" + pack_lzma(TARGET["d"], 12)[:-8],
+            ),
         ),
     ),
     "stream-of-lzma-followed-by-bytes": (
@@ -545,19 +575,22 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "section-of-lzma-damaged": (
         "patch-corrupt",
-        lambda: patch(COPY_A, _delta_with_extra(b"\x03" + varint(B) + varint(20) + b"\x99" * 20), STREAM_D),
+        lambda: patch(
+            COPY_A, _delta_with_extra(b"\x03" + encode_varint(B) + encode_varint(20) + b"\x99" * 20), STREAM_D
+        ),
     ),
     "section-of-lzma-too-long": (
         "patch-limit",
         lambda: patch(
-            frame_bytes(Op.COPY, b"\x03" + varint((1 << 22) + 1) + b"\x01\x00"), header=limits(payload_bytes=5 << 20)
+            encode_frame(Op.COPY, b"\x03" + encode_varint((1 << 22) + 1) + b"\x01\x00"),
+            header=limits(payload_bytes=5 << 20),
         ),
     ),
     "good-section-of-lzma": (
         None,
         lambda: patch(COPY_A, _delta_with_extra(lzma_section(TARGET["b"], B)), STREAM_D),
     ),
-    "more-without-stream": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, frame_bytes(Op.MORE, b"\x01"))),
+    "more-without-stream": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, encode_frame(Op.MORE, b"\x01"))),
     "good-typed-base": (None, lambda: after_a(TYPED_B)),
     "good-typed-from-nothing": (
         None,
@@ -575,19 +608,19 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "good-typed-gain": (
         None,
-        lambda: after_a(gain([HALF_GAIN]), typed_b([U8, PARAM, 0, 0], varint(0) + planes(GAINED))),
+        lambda: after_a(gain([HALF_GAIN]), typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(GAINED))),
     ),
     "good-typed-gain-of-singles": (
         None,
-        lambda: after_a(gain([TIE_GAIN]), typed_b([U8, PARAM, 0, 0], varint(0) + planes(TIED))),
+        lambda: after_a(gain([TIE_GAIN]), typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(TIED))),
     ),
     "good-typed-low-rank": (
         None,
         lambda: after_a(
-            frame_bytes(Op.PARAM, b"\0"),
+            encode_frame(Op.PARAM, b"\0"),
             factor(2, [3, 3], 1),
             factor(3, [2] * 13, 1, 1),
-            typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK)),
+            typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK)),
         ),
     ),
     "good-typed-transposed": (
@@ -595,9 +628,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 0, 1],
-                varint(0)
-                + varint(2)
-                + varint(13)
+                encode_varint(0)
+                + encode_varint(2)
+                + encode_varint(13)
                 + planes(bytes((n - BASE["b"][i % 13 * 2 + i // 13]) % 256 for i, n in enumerate(TARGET["b"]))),
             )
         ),
@@ -688,7 +721,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "typed-part-of-unknown-coder": ("patch-corrupt", lambda: after_a(typed_b([U8, BASE_, 1, 0], b"\x02\x00"))),
     "typed-keyed-sub-block-too-large": (
         "patch-corrupt",
-        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00" + varint((1 << 30) + 1) + write_section(b"\x01"))),
+        lambda: after_a(typed_b([U8, BASE_, 2, 0], b"\x00" + encode_varint((1 << 30) + 1) + write_section(b"\x01"))),
     ),
     "typed-keyed-sub-block-of-nothing": (
         "patch-corrupt",
@@ -727,32 +760,43 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     "typed-rows-beyond-left-factor": (
         "patch-corrupt",
         lambda: after_a(
-            factor(2, [3], 1), factor(3, [2] * 13, 1, 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))
+            factor(2, [3], 1),
+            factor(3, [2] * 13, 1, 1),
+            typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK)),
         ),
     ),
     "typed-one-factor-only": (
         "patch-corrupt",
-        lambda: after_a(factor(2, [3, 3], 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))),
+        lambda: after_a(factor(2, [3, 3], 1), typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK))),
     ),
     "typed-transposed-of-zero-rows": (
         "patch-corrupt",
-        lambda: after_a(typed_b([U8, BASE_, 0, 1], varint(0) + varint(0) + varint(13) + planes(DIFFERENCE))),
+        lambda: after_a(
+            typed_b([U8, BASE_, 0, 1], encode_varint(0) + encode_varint(0) + encode_varint(13) + planes(DIFFERENCE))
+        ),
     ),
     "typed-transposed-outside-base": (
         "patch-range",
-        lambda: after_a(typed_b([U8, BASE_, 0, 1], varint(0) + varint(3) + varint(13) + planes(DIFFERENCE))),
+        lambda: after_a(
+            typed_b([U8, BASE_, 0, 1], encode_varint(0) + encode_varint(3) + encode_varint(13) + planes(DIFFERENCE))
+        ),
     ),
-    "param-unknown-kind": ("patch-corrupt", lambda: after_a(frame_bytes(Op.PARAM, b"\x04"))),
+    "param-unknown-kind": ("patch-corrupt", lambda: after_a(encode_frame(Op.PARAM, b"\x04"))),
     "param-beyond-announced": ("patch-limit", lambda: after_a(gain([0], count=33))),
     "param-empty-gain": ("patch-corrupt", lambda: after_a(gain([], count=0))),
     "param-gain-not-finite": ("patch-corrupt", lambda: after_a(gain([0x7F800000 - 0x3F800000]))),
     "param-numbers-missing": ("patch-corrupt", lambda: after_a(gain([0], count=2))),
-    "param-rank-zero": ("patch-corrupt", lambda: after_a(frame_bytes(Op.PARAM, b"\x03" + varint(4) + varint(0)))),
+    "param-rank-zero": (
+        "patch-corrupt",
+        lambda: after_a(encode_frame(Op.PARAM, b"\x03" + encode_varint(4) + encode_varint(0))),
+    ),
     "param-shift-too-large": ("patch-corrupt", lambda: after_a(factor(3, [1], 1, 257))),
     "param-ranks-differ": (
         "patch-corrupt",
         lambda: after_a(
-            factor(2, [1] * 4, 2), factor(3, [1] * 13, 1), typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK))
+            factor(2, [1] * 4, 2),
+            factor(3, [1] * 13, 1),
+            typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK)),
         ),
     ),
     "param-product-not-exact": (
@@ -760,7 +804,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(
             factor(2, [1 << 27] * 2, 1),
             factor(3, [1 << 27] * 13, 1),
-            typed_b([U8, PARAM, 0, 0], varint(0) + planes(LOW_RANK)),
+            typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK)),
         ),
     ),
     "file-digest": ("patch-target", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
@@ -769,9 +813,9 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
 
 def _delta_with_extra(section: bytes) -> bytes:
     """A DELTA frame of extra bytes only."""
-    control = varint(0) + varint(B) + signed_varint(0)
-    body = varint(A) + varint(A) + write_section(control) + write_section(b"") + section
-    return frame_bytes(Op.DELTA, body, TARGET["b"])
+    control = encode_varint(0) + encode_varint(B) + encode_signed_varint(0)
+    body = encode_varint(A) + encode_varint(A) + write_section(control) + write_section(b"") + section
+    return encode_frame(Op.DELTA, body, TARGET["b"])
 
 
 def _raw_frame(op: int) -> bytes:
