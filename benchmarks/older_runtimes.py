@@ -20,11 +20,11 @@ import onnxruntime
 
 from bundle.errors import AirweightsError
 from packager.models.inputs import ModelInterface
-from packager.models.oldest_runtime import parsed
+from packager.models.oldest_runtime import parse_version
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, load_samples
-from packager.models.sessions import run, session
-from packager.quantize.schemes import Options, quantize
+from packager.models.sessions import open_session, run_session
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 
 RUNTIMES: Final = ("1.17.3", "1.20.1", "1.31.0")
 SCHEMES: Final = ("int8", "int4", "fp16")
@@ -77,7 +77,7 @@ def environment(folder: Path, version: str) -> Path | None:
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        numpy_range = "numpy<2" if parsed(version) < (1, 19) else "numpy"
+        numpy_range = "numpy<2" if parse_version(version) < (1, 19) else "numpy"
         words = ["-m", "pip", "install", "--quiet", "--only-binary=:all:", f"onnxruntime=={version}", numpy_range]
         done = subprocess.run([str(python), *words], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -94,7 +94,7 @@ def measured(model: Path, scheme: str, pythons: dict[str, Path | None]) -> list[
         out = Path(folder) / "quantized.onnx"
         try:
             samples = samples_of(model)
-            report = quantize(model, out, scheme, samples, Options(measure_latency=False))
+            report = quantize_model(model, out, scheme, samples, QuantizeOptions(measure_latency=False))
         except AirweightsError as error:
             return [row | {"verdict": "not quantized", "reason": error.message}]
         if report.outcome != "quantized":
@@ -117,17 +117,17 @@ def held_against(model: Path, samples: Samples, version: str, python: Path | Non
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]
-        is_claimed = parsed(oldest) <= parsed(version)
+        is_claimed = parse_version(oldest) <= parse_version(version)
         return {
             "verdict": "does not load" if is_claimed else "older than claimed",
             "relative_rms": None,
             "reason": reason,
         }
-    here = session(model)
+    here = open_session(model)
     worst = 0.0
     with np.load(outputs) as answers:
         for i, sample in enumerate(few):
-            for j, ours in enumerate(run(here, sample)):
+            for j, ours in enumerate(run_session(here, sample)):
                 if ours.dtype.kind == "f":
                     error = np.asarray(answers[f"{i}:{j}"], np.float64) - ours
                     size = float(np.sqrt(np.mean(np.square(ours.astype(np.float64)))))

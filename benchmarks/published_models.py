@@ -21,7 +21,7 @@ import onnxruntime
 from benchmarks import minilm
 from benchmarks.fine_tunes import splits
 from benchmarks.published_pairs import MINILM, WHEELS, _read_safetensors, member_of
-from packager.demo.file_type_model import FileTypes, sample_files, token_samples
+from packager.demo.file_type_model import FileTypeConfig, sample_files, token_samples
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -82,7 +82,7 @@ def file_heads(_model: Path) -> Arrays:
     configuration = member_of(MAGIKA, "magika/models/standard_v3_3/config.min.json")
     path = _model.with_suffix(".config.json")
     path.write_bytes(configuration)
-    found = token_samples(FileTypes.read(path), sample_files(SAMPLES))
+    found = token_samples(FileTypeConfig.read(path), sample_files(SAMPLES))
     path.unlink()
     return {name: np.asarray(array) for name, array in found.items()}
 

@@ -88,8 +88,8 @@ def one(model: Path, scheme: str) -> dict[str, object]:
     from packager.models.model_files import model_bytes
     from packager.models.random_inputs import random_samples
     from packager.models.samples import load_samples
-    from packager.quantize.agreement import finite
-    from packager.quantize.schemes import quantize
+    from packager.quantize.agreement import finite_or_none
+    from packager.quantize.schemes import quantize_model
 
     found = row(model, scheme, "refused", "")
     try:
@@ -100,7 +100,7 @@ def one(model: Path, scheme: str) -> dict[str, object]:
         else:
             samples = random_samples(model, RANDOM_SAMPLES)
         with tempfile.TemporaryDirectory() as folder:
-            report = quantize(model, Path(folder) / "out.onnx", scheme, samples)
+            report = quantize_model(model, Path(folder) / "out.onnx", scheme, samples)
     except AirweightsError as error:
         return found | {"reason": f"{error.reason}: {error.message}"}
     except Exception as error:  # noqa: BLE001  # a table must not end with its first surprise; the row says that it is ours
@@ -109,8 +109,8 @@ def one(model: Path, scheme: str) -> dict[str, object]:
     return found | {
         **report.as_json(),
         "verdict": report.outcome,
-        "relative_rms": finite(gate.relative_rms) if gate else None,
-        "cosine_p1": finite(gate.cosine_p1) if gate else None,
+        "relative_rms": finite_or_none(gate.relative_rms) if gate else None,
+        "cosine_p1": finite_or_none(gate.cosine_p1) if gate else None,
         "top1_agreement": gate.top1_agreement if gate else None,
         "latency_ratio": report.latency.ratio if report.latency else None,
     }

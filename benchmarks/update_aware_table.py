@@ -30,15 +30,15 @@ from packager.errors import QuantizationRefused, UpdateDoesNotFit
 from packager.models.graphs import float_bytes, is_quantized
 from packager.models.inputs import ModelInterface, load_proto
 from packager.models.samples import Samples, load_samples
-from packager.models.sessions import Remembered, session, session_of, settings_for
-from packager.quantize.candidates import Workshop
+from packager.models.sessions import CachedSession, open_session, open_session_of, settings_for
+from packager.quantize.candidates import CandidateBuilder
 from packager.quantize.gate import GateReport, judge
 from packager.quantize.int4 import quantize_int4
-from packager.quantize.prepare import prepare
-from packager.quantize.schemes import quantize, save
-from packager.quantize.update_aware.matching_baseline import ordinary_of
-from packager.quantize.update_aware.quantize_update import UpdateReport, update
-from packager.quantize.update_aware.rate_search import Point
+from packager.quantize.prepare import prepare_model
+from packager.quantize.schemes import quantize_model, save_model
+from packager.quantize.update_aware.matching_baseline import quantize_like_template
+from packager.quantize.update_aware.quantize_update import UpdateReport, quantize_update
+from packager.quantize.update_aware.rate_search import RatePoint
 
 AROUND: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)
 
@@ -70,12 +70,12 @@ class Watch:
 
     usage: float = field(default_factory=lambda: cpu_s())
     started: float = field(default_factory=time.monotonic)
-    solutions: list[Point] = field(default_factory=list)
+    solutions: list[RatePoint] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
 
-    def solution(self, point: Point) -> None:
+    def solution(self, point: RatePoint) -> None:
         self.solutions.append(point)
-        if not point.is_around:
+        if not point.is_extra_point:
             self.take_down()
 
     def take_down(self) -> None:
@@ -86,51 +86,51 @@ class Watch:
 def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path) -> dict[str, object]:
     """Everything that the JSON holds."""
     base = quantized_base(arguments, calibration, folder)
-    reference = Remembered(session(arguments.new))
+    reference = CachedSession(open_session(arguments.new))
     template = load_proto(base)
-    prepared = prepare(arguments.new, next(iter(calibration.take(1)))).model
+    prepared = prepare_model(arguments.new, next(iter(calibration.take(1)))).model
 
     def error(model: onnx.ModelProto) -> GateReport:
-        return judge(reference, session_of(model, settings_for(model)), held)
+        return judge(reference, open_session_of(model, settings_for(model)), held)
 
-    ordinary = ordinary_of(template, prepared, calibration)
-    save(ordinary, folder / "ordinary.onnx")
+    ordinary = quantize_like_template(template, prepared, calibration)
+    save_model(ordinary, folder / "ordinary.onnx")
     ordinary_error, stale_error = error(ordinary), error(template)
     watch, target = Watch(), folder / "update.onnx"
     report: UpdateReport | None = None
     try:
-        report = update(
+        report = quantize_update(
             arguments.new,
             base,
             target,
             calibration,
             held,
-            max_over_ordinary=arguments.max_over_ordinary,
+            max_over_baseline=arguments.max_over_ordinary,
             on_solution=watch.solution,
-            around=() if arguments.no_curve else AROUND,
+            extra_rate_factors=() if arguments.no_curve else AROUND,
         )
         reason = report.reason
     except (UpdateDoesNotFit, QuantizationRefused) as error_:
         # another graph: it is no update, and goes out like any other model
         reason = error_.message
-        save(ordinary, target)
+        save_model(ordinary, target)
     if not watch.spent:
         watch.take_down()
     typed = typed_bytes(base, folder / "ordinary.onnx", folder)
     curve = []
     for number, point in enumerate([] if arguments.no_curve else watch.solutions):
         path = folder / f"point-{number}.onnx"
-        save(point.model, path)
+        save_model(point.model, path)
         verdict = error(point.model)
         figures = {"relative_rms": verdict.relative_rms, "top1_agreement": verdict.top1_agreement}
         curve.append({**point.as_json(), "patch_bytes": typed_bytes(base, path, folder), **figures})
-    is_joint = report is not None and report.means == "joint"
+    is_joint = report is not None and report.method == "joint"
     verdict = report.gate if report is not None else ordinary_error
     chosen: dict[str, object] = {
         "means": "joint" if is_joint else "ordinary",
         "reason": reason,
         "verdict": verdict.verdict,
-        "lambda": report.price if report else None,
+        "lambda": report.rate_weight if report else None,
         "patch_bytes": typed_bytes(base, target, folder) if is_joint else typed,
         "bits_per_weight": report.bits_per_weight if report else None,
         "relative_rms": verdict.relative_rms,
@@ -149,8 +149,8 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         "curve": sorted(curve, key=lambda point: float(str(point["lambda"]))),
         "chosen": chosen,
         "weights": report.weights if report else None,
-        "fresh": list(report.fresh) if report else [],
-        "refitted": list(report.refitted) if report else [],
+        "fresh": list(report.requantized) if report else [],
+        "refitted": list(report.refitted_scales) if report else [],
         "quantized_bytes": base.stat().st_size,
         "float_bytes": arguments.new.stat().st_size,
         **watch.spent,
@@ -200,14 +200,14 @@ def quantized_base(arguments: argparse.Namespace, calibration: Samples, folder: 
         return path
     out = folder / "base.onnx"
     if arguments.scheme == "int4":
-        save(quantize_int4(prepare(arguments.base, next(iter(calibration.take(1)))).model), out)
+        save_model(quantize_int4(prepare_model(arguments.base, next(iter(calibration.take(1)))).model), out)
         return out
-    report = quantize(arguments.base, out, arguments.scheme, calibration)
+    report = quantize_model(arguments.base, out, arguments.scheme, calibration)
     if report.outcome != "quantized":
         # the size of an update does not hang on the gate: take the best that there is
-        prepared = prepare(arguments.base, next(iter(calibration.take(1)))).model
-        workshop = Workshop(prepared, calibration, float_bytes(prepared))
-        save(workshop.build(workshop.methods()[0], is_partial=True), out)
+        prepared = prepare_model(arguments.base, next(iter(calibration.take(1)))).model
+        workshop = CandidateBuilder(prepared, calibration, float_bytes(prepared))
+        save_model(workshop.build(workshop.applicable_methods()[0], is_partial=True), out)
     return out
 
 

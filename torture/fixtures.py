@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 from torture.case import NEW, OLD, Site
 from torture.in_process import Alone
 
@@ -13,7 +13,7 @@ def make_site(folder: Path, scratch: Path) -> Site:
     publisher.release(OLD, seed=0)
     publisher.release(NEW, seed=1)
     publisher.offer(OLD)
-    device = Device.make(folder / "lab", f"file://{publisher.published}", publisher.root)
+    device = DeviceUnderTest.make(folder / "lab", f"file://{publisher.published}", publisher.root)
     publisher.admit(device.directory)
     alone = Alone(device.config_path)
     ended = alone.update()

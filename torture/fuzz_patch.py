@@ -25,7 +25,7 @@ from bundle.errors import PatchRefused
 from bundle.patch.apply import apply_patch
 from bundle.patch.container import MAGIC
 from bundle.patch.sections import pack_zstd, unpack_zstd
-from packager.quantize.update_aware.fill_template import on_grid
+from packager.quantize.update_aware.fill_template import round_to_steps
 from tests.support import model_formats
 from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, patch_between
 from tests.vectors.patch import generate
@@ -175,7 +175,9 @@ def sides() -> tuple[Files, Files]:
         "half": (arrays["half"].astype(np.float64) * rng.uniform(0.9, 1.1, (60, 1))).astype(np.float16),
         "levels": np.clip(arrays["levels"] + (rng.random((50, 60)) < 0.1), -127, 127).astype(np.int8),
         "bias": arrays["bias"] + np.float32(1e-3),
-        "stepped": on_grid(arrays["stepped"], (arrays["stepped"] + rng.normal(0, 1e-3, 1200)).astype(np.float32)),
+        "stepped": round_to_steps(
+            arrays["stepped"], (arrays["stepped"] + rng.normal(0, 1e-3, 1200)).astype(np.float32)
+        ),
     }
     text = b"some text that stays, " * 20
     return {"m": model_formats.safetensors(arrays), "t": text}, {

@@ -17,7 +17,7 @@ from pathlib import Path
 from device_agent.daemon.serving_watchdog import MAX_RESTARTS
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import serving
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 SETTLE_S = 2.0  # a standby is loaded anew at a low priority
 IN_A_ROW = MAX_RESTARTS - 1  # what dies more often at once is no longer started at once
@@ -32,7 +32,7 @@ def main() -> None:
         publisher = Publisher(Path(name) / "publisher")
         publisher.release("1.0.0", seed=0)
         with serving(publisher.published) as site:
-            device = Device.make(Path(name) / "device", site.url, publisher.root)
+            device = DeviceUnderTest.make(Path(name) / "device", site.url, publisher.root)
             publisher.admit(device.directory)
             device.start()
             assert device.ask("update")["outcome"] == "updated"
@@ -45,7 +45,7 @@ def main() -> None:
             device.stop()
 
 
-def _print(name: str, device: Device, kills: int) -> None:
+def _print(name: str, device: DeviceUnderTest, kills: int) -> None:
     gaps, failures = [], 0
     for number in range(kills):
         if number and number % IN_A_ROW == 0:
@@ -57,7 +57,7 @@ def _print(name: str, device: Device, kills: int) -> None:
     print(f"{name}: {sorted(gaps)} ms, {failures} requests failed", flush=True)
 
 
-def _kill(device: Device) -> tuple[int, int]:
+def _kill(device: DeviceUnderTest) -> tuple[int, int]:
     """Milliseconds of the gap, and requests that failed."""
     time.sleep(SETTLE_S)
     device.ask("pause")  # answered in turn: what was under way before is done

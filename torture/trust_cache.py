@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from bundle.errors import AirweightsError, RollbackRefused
-from tests.support.metadata_publisher import FAMILY, TestDevice, build_shop, new_device
+from tests.support.metadata_publisher import FAMILY, CheckClient, build_publisher, new_client
 from tests.trust.test_damage import DAMAGES, spoil
 from torture.fault_classes import Row
 
@@ -18,16 +18,16 @@ def damaged_cache(limit: int | None) -> Row:
     """Each of root, timestamp, snapshot, targets and a delegated role: kept, missing, empty, truncated, flipped."""
     row = Row("metadata cache damaged in every combination, then a replayed mirror")
     with tempfile.TemporaryDirectory(prefix="airweights-cache-") as name:
-        shop = build_shop(Path(name) / "shop")
+        shop = build_publisher(Path(name) / "shop")
         shop.release("1.0.0", 1)
-        device = new_device(shop)
+        device = new_client(shop)
         device.check(shop.published)
         old = shop.copy_published("mirror-of-then")
         shop.release("1.1.0", 2)
         device.check(shop.published)
         combinations = list(itertools.product(DAMAGES, repeat=len(CACHED)))
         for damages in combinations[:: max(1, -(-len(combinations) // (limit or len(combinations))))]:
-            tried = TestDevice(Path(name) / "tried", device.root)
+            tried = CheckClient(Path(name) / "tried", device.root)
             shutil.rmtree(tried.folder, ignore_errors=True)
             shutil.copytree(device.folder, tried.folder, symlinks=True)
             for role, damage in zip(CACHED, damages, strict=True):
@@ -39,7 +39,7 @@ def damaged_cache(limit: int | None) -> Row:
     return row
 
 
-def _wrong(device: TestDevice, old: Path, published: Path) -> str | None:
+def _wrong(device: CheckClient, old: Path, published: Path) -> str | None:
     try:
         return f"accepted {device.check(old).manifest.version} from the old mirror"
     except RollbackRefused:

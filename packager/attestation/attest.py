@@ -17,15 +17,15 @@ from packager.attestation.build_record import BuildRecord
 from packager.attestation.provenance import DEFAULT_BUILDER
 from packager.repository.document_rules import keys_of
 from packager.repository.repository import Repository
-from packager.repository.staged_view import View
+from packager.repository.staged_view import StagedView
 from packager.repository.workspace import Workspace
 
 
-def attest(
+def write_release_attestations(
     repository: Repository, manifest: Manifest, signers: Sequence[Signer], folder: Path, builder: str | None = None
 ) -> AttestationReport:
     """Write and sign. Raises ExtraMissing, WorkspaceRefused, and errors of signers."""
-    data = Workspace(repository.root).find_build(manifest.family, manifest.counter)
+    data = Workspace(repository.root).find_build_record(manifest.family, manifest.counter)
     record = BuildRecord() if data is None else BuildRecord.parse(data)
     keys, _ = release_keys(repository, manifest.family)
     ids = {key.keyid for key in keys}
@@ -36,5 +36,5 @@ def attest(
 def release_keys(repository: Repository, family: str) -> tuple[tuple[Key, ...], int]:
     """Keys and threshold of a family's release role. Raises FamilyUnknown."""
     repository.releases(family)  # says so where the family is unknown
-    role = keys_of(View(repository.layout).targets, release_role(family))
+    role = keys_of(StagedView(repository.layout).targets, release_role(family))
     return tuple(role.keys.values()), role.threshold

@@ -21,24 +21,24 @@ from securesystemslib.exceptions import FormatError, VerificationError
 from securesystemslib.signer import Key, Signer
 
 from bundle.manifest import Manifest
-from packager.attestation.bill_of_materials import bill_of_materials
+from packager.attestation.bill_of_materials import make_bill_of_materials
 from packager.attestation.build_record import BuildRecord
 from packager.attestation.provenance import (
     DEFAULT_BUILDER,
     PREDICATE_TYPE,
     STATEMENT_TYPE,
     check_statement,
-    statement_of,
+    make_statement,
     subjects_of,
 )
 from packager.errors import AttestationRefused, NoSuchPlace
 from packager.repository.layout import write_file
 
-ATTESTATIONS: Final = "attestations.intoto.jsonl"
-BILL: Final = "bom.cdx.json"
+ATTESTATIONS_FILE: Final = "attestations.intoto.jsonl"
+BILL_FILE: Final = "bom.cdx.json"
 BILL_PREDICATE: Final = "https://cyclonedx.org/bom"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
-MAX_BYTES: Final = 64 * 1024 * 1024
+MAX_ATTESTATION_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ def write_attestations(
     Raises:
         ExtraMissing, and errors of signers.
     """
-    bill = bill_of_materials(manifest, record)
+    bill = make_bill_of_materials(manifest, record)
     statements = [
-        statement_of(manifest, record, builder),
+        make_statement(manifest, record, builder),
         {
             "_type": STATEMENT_TYPE,
             "subject": subjects_of(manifest),
@@ -95,8 +95,8 @@ def write_attestations(
         for signer in signers:
             key_ids.add(envelope.sign(signer).keyid)
         lines.append(json.dumps(envelope.to_dict(), sort_keys=True) + "\n")
-    write_file(folder / BILL, json.dumps(bill, indent=2, sort_keys=True).encode() + b"\n")
-    write_file(folder / ATTESTATIONS, "".join(lines).encode())
+    write_file(folder / BILL_FILE, json.dumps(bill, indent=2, sort_keys=True).encode() + b"\n")
+    write_file(folder / ATTESTATIONS_FILE, "".join(lines).encode())
     return AttestationReport(
         folder,
         manifest.family,
@@ -118,19 +118,19 @@ def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], th
     Raises:
         NoSuchPlace; AttestationRefused; ExtraMissing.
     """
-    path = folder / ATTESTATIONS
-    lines = _read(path).splitlines()
+    path = folder / ATTESTATIONS_FILE
+    lines = _read_bounded(path).splitlines()
     predicates, accepted = [], set()
     for number, line in enumerate(lines, 1):
-        statement, key_ids = _open(line, keys, threshold, where=f"{path} line {number}")
+        statement, key_ids = _verify_line(line, keys, threshold, where=f"{path} line {number}")
         if statement.get("subject") != subjects_of(manifest):
             raise AttestationRefused(
                 f"{path} line {number}: it attests other files than those of {manifest.family} {manifest.version}"
             )
         predicates.append(str(statement.get("predicateType")))
         accepted |= key_ids
-        if predicates[-1] == BILL_PREDICATE and json.loads(_read(folder / BILL)) != statement["predicate"]:
-            raise AttestationRefused(f"{folder / BILL} is not the bill of materials that was signed")
+        if predicates[-1] == BILL_PREDICATE and json.loads(_read_bounded(folder / BILL_FILE)) != statement["predicate"]:
+            raise AttestationRefused(f"{folder / BILL_FILE} is not the bill of materials that was signed")
     for wanted in (PREDICATE_TYPE, BILL_PREDICATE):
         if predicates.count(wanted) != 1:
             raise AttestationRefused(f"{path}: found {predicates.count(wanted)} of {wanted}, expected one")
@@ -144,7 +144,7 @@ def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], th
     )
 
 
-def _open(line: bytes, keys: Sequence[Key], threshold: int, where: str) -> tuple[dict[str, Any], set[str]]:
+def _verify_line(line: bytes, keys: Sequence[Key], threshold: int, where: str) -> tuple[dict[str, Any], set[str]]:
     try:
         envelope = Envelope.from_dict(json.loads(line))
     except (ValueError, TypeError, KeyError, AttributeError, FormatError, RecursionError) as error:
@@ -172,12 +172,12 @@ def _has_signed(envelope: Envelope, key: Key) -> bool:
     return True
 
 
-def _read(path: Path) -> bytes:
+def _read_bounded(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_ATTESTATION_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise NoSuchPlace(f"there is no file {path}", remedy="`packager attestation make` writes it") from error
-    if len(data) > MAX_BYTES:
-        raise AttestationRefused(f"{path}: longer than {MAX_BYTES} bytes")
+    if len(data) > MAX_ATTESTATION_BYTES:
+        raise AttestationRefused(f"{path}: longer than {MAX_ATTESTATION_BYTES} bytes")
     return data

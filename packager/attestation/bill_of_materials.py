@@ -19,7 +19,7 @@ from packager.errors import ExtraMissing
 SERIAL_NAMESPACE: Final = uuid.UUID("6f1f2c1e-6c6b-5d53-9c0c-6f2b8f3d8a11")  # ours, drawn once
 
 
-def bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]:
+def make_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]:
     """The document of a release, as plain JSON. Raises ExtraMissing."""
     try:
         from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -45,7 +45,7 @@ def bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]
         return [Component(name=names.get(digest, "source model"), type=model, hashes=hashed(digest))]
 
     def variant_component(name: str, variant: Variant) -> Component:
-        quantization = {f"airweights:quantization:{key}": value for key, value in _rows(variant)}
+        quantization = {f"airweights:quantization:{key}": value for key, value in _property_rows(variant)}
         return Component(
             type=ComponentType.MACHINE_LEARNING_MODEL,
             group=manifest.family,
@@ -124,7 +124,7 @@ def _variant_ref(manifest: Manifest, name: str) -> str:
     return f"{manifest.family}@{manifest.version}/{name}"
 
 
-def _rows(variant: Variant) -> list[tuple[str, str]]:
+def _property_rows(variant: Variant) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in variant.quantization.as_json().items() if value is not None]
 
 
@@ -134,11 +134,11 @@ def _model_card(variant: Variant, data: dict[str, str]) -> dict[str, Any]:
     metrics = []
     if quantization.relative_rms_ppm is not None:
         metrics.append(
-            {"type": "relative RMS error against the source model", "value": _share(quantization.relative_rms_ppm)}
+            {"type": "relative RMS error against the source model", "value": _format_ppm(quantization.relative_rms_ppm)}
         )
     if quantization.top1_agreement_ppm is not None:
         metrics.append(
-            {"type": "top-1 agreement with the source model", "value": _share(quantization.top1_agreement_ppm)}
+            {"type": "top-1 agreement with the source model", "value": _format_ppm(quantization.top1_agreement_ppm)}
         )
     parameters: dict[str, Any] = {
         "inputs": [{"format": f"{tensor.name}: {tensor.dtype} {list(tensor.shape)}"} for tensor in contract.inputs],
@@ -152,5 +152,5 @@ def _model_card(variant: Variant, data: dict[str, str]) -> dict[str, Any]:
     return card
 
 
-def _share(ppm: int) -> str:
+def _format_ppm(ppm: int) -> str:
     return f"{ppm / 1_000_000:.6f}"

@@ -20,8 +20,8 @@ from packager.models.model_package import external_data
 from packager.release.draft import Draft, VariantDraft
 from packager.release.release_file import ReleasePlan
 
-SCHEMA: Final = "airweights.build-record/1"
-TOOLS: Final = ("onnx", "onnxruntime", "numpy", "cryptography", "tuf")
+BUILD_RECORD_FORMAT: Final = "airweights.build-record/1"
+RECORDED_TOOLS: Final = ("onnx", "onnxruntime", "numpy", "cryptography", "tuf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,16 @@ class BuildRecord:
     def as_bytes(self) -> bytes:
         """The file's content."""
         # what JSON has no form for is told by its name: a record is no reason for a release to fail
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, sort_keys=True, indent=1, default=str).encode()
+        return json.dumps(
+            {"schema": BUILD_RECORD_FORMAT, **asdict(self)}, sort_keys=True, indent=1, default=str
+        ).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> "BuildRecord":
         """Inverse of `as_bytes`. Raises WorkspaceRefused."""
         try:
             value = json.loads(data)
-            if value.pop("schema") != SCHEMA:
+            if value.pop("schema") != BUILD_RECORD_FORMAT:
                 raise ValueError("another schema")
             materials = tuple(Material(**row) for row in value.pop("materials"))
             return cls(materials=materials, **value)
@@ -76,14 +78,18 @@ class BuildRecord:
 def build_record(draft: Draft) -> BuildRecord:
     """Of a draft whose variants are assembled."""
     return BuildRecord(
-        plan=_plan(draft.plan),
+        plan=_plan_record(draft.plan),
         materials=_materials(draft),
-        tools={"packager": VERSION, "python": platform.python_version(), **{tool: _version(tool) for tool in TOOLS}},
-        variants={variant.name: _variant(variant) for variant in draft.kept},
+        tools={
+            "packager": VERSION,
+            "python": platform.python_version(),
+            **{tool: _tool_version(tool) for tool in RECORDED_TOOLS},
+        },
+        variants={variant.name: _variant_record(variant) for variant in draft.included_variants},
     )
 
 
-def _variant(variant: VariantDraft) -> dict[str, Any]:
+def _variant_record(variant: VariantDraft) -> dict[str, Any]:
     update = variant.update
     return {
         "quantization": None if variant.report is None else variant.report.as_json(),
@@ -105,23 +111,23 @@ def _materials(draft: Draft) -> tuple[Material, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _plan(plan: ReleasePlan) -> dict[str, Any]:
-    out: dict[str, Any] = _plain(asdict(plan))
+def _plan_record(plan: ReleasePlan) -> dict[str, Any]:
+    out: dict[str, Any] = _to_plain(asdict(plan))
     return {key: value for key, value in out.items() if value not in (None, [], {})}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Rule 1; tuples become lists, pairs of names and values stay lists."""
     if isinstance(value, Path):
         return value.name
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     return value
 
 
-def _version(tool: str) -> str:
+def _tool_version(tool: str) -> str:
     try:
         return version(tool)
     except PackageNotFoundError:  # onnxruntime has builds under other names

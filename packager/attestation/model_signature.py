@@ -22,11 +22,11 @@ from keys.errors import KeyUnreadable
 from keys.key_files import read_key_file
 from packager.errors import ExtraMissing, ModelSignatureRefused, NoSuchPlace, OutputExists
 
-EXTRA: Final = "pip install 'airweights[oms]'"
+INSTALL_HINT: Final = "pip install 'airweights[oms]'"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSignature:
+class ModelSignatureReport:
     """What was written: the signature, and the public half of the key in PEM."""
 
     folder: Path
@@ -44,7 +44,7 @@ class ModelSignature:
         }
 
 
-def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Path) -> ModelSignature:
+def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Path) -> ModelSignatureReport:
     """Sign every file below a folder.
 
     Args:
@@ -65,8 +65,8 @@ def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Pa
             raise OutputExists(f"{out} is there already", remedy="name another with -o")
         if folder.resolve() in out.resolve().parents:
             raise OutputExists(f"{out} lies in the folder that is signed", remedy="name a place outside with -o")
-    _library()
-    private = _private(key, passphrase)
+    _check_library()
+    private = _load_private_key(key, passphrase)
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     signature.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".signing-", dir=signature.parent) as place:
@@ -77,17 +77,17 @@ def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Pa
         made_public.replace(public_path)
         made.replace(signature)
     files = sum(1 for path in folder.rglob("*") if path.is_file())
-    return ModelSignature(folder, signature, public_path, files)
+    return ModelSignatureReport(folder, signature, public_path, files)
 
 
 def verify_model(folder: Path, signature: Path, public_key: Path) -> None:
     """What `model_signing verify key --no-ignore-git-paths` does. Raises ModelSignatureRefused, ExtraMissing."""
-    _library()
+    _check_library()
     from model_signing import hashing, verifying
 
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-        config.set_hashing_config(_nothing_ignored(hashing.Config()))
+        config.set_hashing_config(_ignore_no_files(hashing.Config()))
         config.verify(folder, signature)
     except Exception as error:  # the library raises ValueError, OSError, cryptography's and protobuf's own errors
         text = " ".join(str(error).split()) or type(error).__name__
@@ -102,7 +102,7 @@ def _sign(folder: Path, private: EllipticCurvePrivateKey, out: Path) -> None:
     try:
         os.write(memory, pem)
         config = signing.Config().use_elliptic_key_signer(private_key=f"/proc/self/fd/{memory}")
-        config.set_hashing_config(_nothing_ignored(hashing.Config()))
+        config.set_hashing_config(_ignore_no_files(hashing.Config()))
         config.sign(folder, out)
     except (ValueError, OSError) as error:
         raise ModelSignatureRefused(f"{folder} can not be signed: {' '.join(str(error).split())[:500]}") from error
@@ -110,19 +110,19 @@ def _sign(folder: Path, private: EllipticCurvePrivateKey, out: Path) -> None:
         os.close(memory)
 
 
-def _nothing_ignored(config: Any) -> Any:
+def _ignore_no_files(config: Any) -> Any:
     return config.set_ignored_paths(paths=[], ignore_git_paths=False)
 
 
-def _library() -> None:
+def _check_library() -> None:
     try:
         import model_signing.signing
         import model_signing.verifying  # noqa: F401  # both need pyOpenSSL
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which signs models", remedy=EXTRA) from error
+        raise ExtraMissing(f"{error.name} is not installed, which signs models", remedy=INSTALL_HINT) from error
 
 
-def _private(key: Path, passphrase: Secret | None) -> EllipticCurvePrivateKey:
+def _load_private_key(key: Path, passphrase: Secret | None) -> EllipticCurvePrivateKey:
     algorithm, components = read_key_file(key, passphrase)
     match components:
         case [EllipticCurvePrivateKey() as private]:

@@ -20,11 +20,11 @@ from packager.errors import ExtraMissing
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:airweights:release:1"
-EXTRA: Final = "pip install 'airweights[provenance]'"
+INSTALL_HINT: Final = "pip install 'airweights[provenance]'"
 DEFAULT_BUILDER: Final = "urn:airweights:packager"
 
 
-def statement_of(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT_BUILDER) -> dict[str, Any]:
+def make_statement(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT_BUILDER) -> dict[str, Any]:
     """The statement of a release.
 
     Args:
@@ -65,11 +65,11 @@ def statement_of(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT
     return statement
 
 
-def check_installed() -> None:
+def check_libraries() -> None:
     """That the libraries of attestations are here, before any work is done. Raises ExtraMissing."""
     for name in ("in_toto_attestation", "cyclonedx"):
         if importlib.util.find_spec(name) is None:
-            raise ExtraMissing(f"{name} is not installed", remedy=EXTRA)
+            raise ExtraMissing(f"{name} is not installed", remedy=INSTALL_HINT)
 
 
 def check_statement(statement: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def check_statement(statement: dict[str, Any]) -> None:
         from in_toto_attestation.v1.statement import Statement
         from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which checks provenance", remedy=EXTRA) from error
+        raise ExtraMissing(f"{error.name} is not installed, which checks provenance", remedy=INSTALL_HINT) from error
     try:
         message = ParseDict(statement, StatementMessage())
         Statement.copy_from_pb(message).validate()
@@ -125,7 +125,7 @@ def _byproduct(name: str, variant: Variant, record: BuildRecord) -> dict[str, An
         "build": record.variants.get(name, {}),
     }
     # a NaN has no place in JSON, and a measurement that gave one is told as a word
-    text = json.dumps(_finite(report), sort_keys=True)
+    text = json.dumps(_replace_nonfinite(report), sort_keys=True)
     return {
         "name": f"{name}/report",
         "digest": {"sha256": hashlib.sha256(text.encode()).hexdigest()},
@@ -134,11 +134,11 @@ def _byproduct(name: str, variant: Variant, record: BuildRecord) -> dict[str, An
     }
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     return value

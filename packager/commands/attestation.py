@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from packager.attestation.attestation_files import AttestationReport
     from packager.repository.repository import Repository
 
-FOLDER: Final = "attestations"  # below the repository's folder, beside what is published
+ATTESTATIONS_FOLDER: Final = "attestations"  # below the repository's folder, beside what is published
 
 
 @click.group("attestation")
@@ -36,7 +36,7 @@ def attestation() -> None:
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def make_command(
+def create_command(
     family: str,
     version: str,
     out: Path | None,
@@ -51,14 +51,16 @@ def make_command(
 
     Exit status: 0 written, 2 wrong input, 4 a token is not available.
     """
-    from packager.attestation.attest import attest
+    from packager.attestation.attest import write_release_attestations
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)
-    manifest = _manifest(repository, family, version)
+    manifest = _published_manifest(repository, family, version)
     signers = load_signers(uris, key_dir, passphrase_file)
-    report = attest(repository, manifest, signers, out or default_folder(repo, family, version), builder)
-    print_result(report.as_json(), as_json=as_json, text=text_of(report, "written"))
+    report = write_release_attestations(
+        repository, manifest, signers, out or default_folder(repo, family, version), builder
+    )
+    print_result(report.as_json(), as_json=as_json, text=report_text(report, "written"))
 
 
 @attestation.command("verify")
@@ -81,26 +83,26 @@ def verify_command(
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)
-    manifest = _manifest(repository, family, version)
+    manifest = _published_manifest(repository, family, version)
     keys, threshold = release_keys(repository, family)
     if files:
         keys, threshold = tuple(load_public_key(file) for file in files), len(files)
     report = check_attestations(folder or default_folder(repo, family, version), manifest, keys, threshold)
-    print_result(report.as_json(), as_json=as_json, text=text_of(report, "hold"))
+    print_result(report.as_json(), as_json=as_json, text=report_text(report, "hold"))
 
 
 def default_folder(repo: Path, family: str, version: str) -> Path:
     """Where the attestations of a release go."""
-    return repo / FOLDER / family / version
+    return repo / ATTESTATIONS_FOLDER / family / version
 
 
-def text_of(report: "AttestationReport", state: str) -> str:
+def report_text(report: "AttestationReport", state: str) -> str:
     """One line for a person."""
     what = f"attestations of {report.family} {report.version} over {report.subjects} subjects"
     return f"{report.folder}: {what} {state}, signed by {len(report.key_ids)} keys"
 
 
-def _manifest(repository: "Repository", family: str, version: str) -> "Manifest":
+def _published_manifest(repository: "Repository", family: str, version: str) -> "Manifest":
     from packager.errors import ReleaseUnknown
 
     manifest = repository.manifest(family, version)

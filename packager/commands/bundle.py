@@ -8,7 +8,7 @@ import click
 from bundle.console import print_result, progress_bar
 from packager.commands.options import JSON_OPTION, PASSPHRASE_OPTION, PATH
 
-NOTHING: Final = "-"  # as BASE: a patch from nothing
+NO_BASE: Final = "-"  # as BASE: a patch from nothing
 
 
 @click.group("bundle")
@@ -67,8 +67,8 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | N
     """
     from packager.release.plain_bundles import diff_bundles
 
-    start = None if str(base) == NOTHING else base
-    report = diff_bundles(start, target, out, codec=codec, progress=progress_bar("diff"))
+    start = None if str(base) == NO_BASE else base
+    report = diff_bundles(start, target, out, codec=codec, on_progress=progress_bar("diff"))
     from packager.diff.write.patch_html import write_html
     from packager.diff.write.patch_table import format_table
 
@@ -92,25 +92,25 @@ def apply_command(base: Path, patch: Path, out: Path, as_json: bool) -> None:
     from bundle.files import bundle_digest
     from packager.diff.bundle_folder import apply_to_directory
 
-    files = apply_to_directory(None if str(base) == NOTHING else base, patch, out)
+    files = apply_to_directory(None if str(base) == NO_BASE else base, patch, out)
     digest = bundle_digest(files)
     result = {"bundle": digest, "files": [file.as_json() for file in files]}
     print_result(result, as_json=as_json, text=f"{out}: {len(files)} files, bundle digest {digest}")
 
 
 @bundle.command("inspect")
-@click.argument("place", type=PATH)
+@click.argument("path", type=PATH)
 @JSON_OPTION
-def inspect_command(place: Path, as_json: bool) -> None:
+def inspect_command(path: Path, as_json: bool) -> None:
     """Show what PLACE is: a manifest, rollout or fleet document, a patch, a blob, an envelope, or a bundle folder.
 
     Nothing is decrypted and no signature is checked.
 
     Exit status: 0 shown, 2 nothing of these, 3 one of these, but malformed.
     """
-    from packager.release.inspect_path import inspect_place
+    from packager.release.inspect_path import inspect_path
 
-    found = inspect_place(place)
+    found = inspect_path(path)
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 

@@ -23,9 +23,9 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
 
     Exit status: 0 all of it held, 2 wrong input, 4 the published models cannot be fetched, 5 something did not hold.
     """
-    from packager.demo.demo_models import own_subject, published_subject
+    from packager.demo.demo_models import load_own_models, load_published_models
     from packager.demo.demo_report import render_table
-    from packager.demo.scenes import Story
+    from packager.demo.scenes import Scenes
     from packager.errors import DemoUnproven, UsageInvalid
 
     if len(models) not in (0, 2):
@@ -36,17 +36,17 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     def say(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    with _place(keep) as folder:
-        subject = own_subject(folder, models[0], models[1], inputs) if models else published_subject(folder)
-        report = Story(folder, subject, say).play()
+    with _demo_folder(keep) as folder:
+        subject = load_own_models(folder, models[0], models[1], inputs) if models else load_published_models(folder)
+        report = Scenes(folder, subject, say).play_all()
     print_result(report.as_json(), as_json=as_json, text=render_table(report))
-    if not report.ok:
-        broken = next((claim for claim in report.claims if not claim.held), None)
-        raise DemoUnproven(f"not proven: {broken.claim}: {broken.seen}" if broken else "nothing was proven")
+    if not report.has_passed:
+        broken = next((claim for claim in report.checks if not claim.passed), None)
+        raise DemoUnproven(f"not proven: {broken.name}: {broken.observed}" if broken else "nothing was proven")
 
 
 @contextmanager
-def _place(keep: Path | None) -> Iterator[Path]:
+def _demo_folder(keep: Path | None) -> Iterator[Path]:
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="airweights-demo-") as folder:
             yield Path(folder)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
 MAX_REPORTS_BYTES: Final = 256 * 1024**2
-MAX_LIST_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
+MAX_BATCH_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 
 @click.group("device")
@@ -38,7 +38,7 @@ def device() -> None:
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def enrol_command(
+def enroll_command(
     request: Path,
     fingerprint: str,
     cohort: str,
@@ -53,18 +53,18 @@ def enrol_command(
     """
     from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
-    from packager.repository.devices import admit_device
+    from packager.repository.devices import enroll_device
     from packager.repository.repository import Repository
 
     if key_dir is None:
         raise UsageInvalid("--keys is missing: the cohort's key lies there")
-    data = _read(request)
+    data = _read_bounded(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
-    signers = _signers(key_dir, passphrase)
-    admitted = admit_device(repository, data, fingerprint, cohort, key_dir, passphrase)
-    state = _publish(repository, signers)
-    result = {**_row(admitted), "published": state}
+    signers = _load_all_signers(key_dir, passphrase)
+    admitted = enroll_device(repository, data, fingerprint, cohort, key_dir, passphrase)
+    state = _sign_and_publish(repository, signers)
+    result = {**_device_row(admitted), "published": state}
     text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(repository, state)}"
     print_result(result, as_json=as_json, text=text)
 
@@ -75,7 +75,7 @@ def enrol_command(
 @click.option("-o", "--output", "out", type=PATH, required=True, help="The list to write.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def sign_list_command(
+def sign_batch_command(
     requests: tuple[Path, ...], uri: str, out: Path, passphrase_file: Path | None, as_json: bool
 ) -> None:
     """At the factory: make a signed list of the REQUESTS of the devices that were made.
@@ -87,7 +87,7 @@ def sign_list_command(
     from packager.repository.layout import write_file
 
     (signer,) = load_signers((uri,), None, passphrase_file)
-    write_file(out, sign_batch([_read(request) for request in requests], signer))
+    write_file(out, sign_batch([_read_bounded(request) for request in requests], signer))
     result = {"list": str(out), "devices": len(requests), "key_id": signer.public_key.keyid}
     print_result(result, as_json=as_json, text=f"{out}: {len(requests)} devices")
 
@@ -95,16 +95,16 @@ def sign_list_command(
 @device.command("enrol-list")
 @click.argument("file", type=PATH)
 @click.option(
-    "--enrolment-key", "enrolment_keys", type=PATH, multiple=True, required=True, help="Whose lists to admit."
+    "--enrollment-key", "enrollment_keys", type=PATH, multiple=True, required=True, help="Whose lists to admit."
 )
 @click.option("--cohort", default="default", show_default=True, help="The cohort to admit them to.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def enrol_list_command(
+def enroll_batch_command(
     file: Path,
-    enrolment_keys: tuple[Path, ...],
+    enrollment_keys: tuple[Path, ...],
     cohort: str,
     repo: Path,
     key_dir: Path | None,
@@ -120,19 +120,19 @@ def enrol_list_command(
     from keys.key_files import load_public_key
     from packager.commands.options import read_key_passphrase
     from packager.errors import UsageInvalid
-    from packager.repository.devices import admit_batch
+    from packager.repository.devices import enroll_batch
     from packager.repository.repository import Repository
 
     if key_dir is None:
         raise UsageInvalid("--keys is missing: the cohort's key lies there")
-    requests = parse_batch(_read(file, MAX_LIST_BYTES), [load_public_key(key) for key in enrolment_keys])
+    requests = parse_batch(_read_bounded(file, MAX_BATCH_BYTES), [load_public_key(key) for key in enrollment_keys])
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     workers = os.cpu_count() or 1
     bar = progress_bar("sealing")
-    signers = _signers(key_dir, passphrase)
-    new = admit_batch(repository, requests, cohort, key_dir, passphrase, workers=workers, progress=bar)
-    state = _publish(repository, signers)
+    signers = _load_all_signers(key_dir, passphrase)
+    new = enroll_batch(repository, requests, cohort, key_dir, passphrase, workers=workers, progress=bar)
+    state = _sign_and_publish(repository, signers)
     result = {"devices": len(requests), "new": new, "cohort": cohort, "published": state}
     text = f"{len(requests)} devices, {new} of them new, are in cohort {cohort!r}; {_state_text(repository, state)}"
     print_result(result, as_json=as_json, text=text)
@@ -153,7 +153,9 @@ def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
     registry = Registry(Repository.open(repo).registry_path)
     found = [entry for entry in registry.devices() if cohort in (None, entry.cohort)]
     lines = [f"{e.label:<24} {e.device_id} {e.cohort}{' REVOKED' if e.is_revoked else ''}" for e in found]
-    print_result({"devices": [_row(entry) for entry in found]}, as_json=as_json, text="\n".join(lines) or "none yet")
+    print_result(
+        {"devices": [_device_row(entry) for entry in found]}, as_json=as_json, text="\n".join(lines) or "none yet"
+    )
 
 
 @device.command("revoke")
@@ -175,11 +177,11 @@ def revoke_command(
 
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir) if key_dir else None
-    signers = _signers(key_dir, passphrase) if key_dir else []
+    signers = _load_all_signers(key_dir, passphrase) if key_dir else []
     revoked = revoke_device(repository, label_or_id)
-    state = _publish(repository, signers)
+    state = _sign_and_publish(repository, signers)
     text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(repository, state)}"
-    print_result({**_row(revoked), "published": state}, as_json=as_json, text=text)
+    print_result({**_device_row(revoked), "published": state}, as_json=as_json, text=text)
 
 
 @device.command("epoch")
@@ -190,7 +192,7 @@ def revoke_command(
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def epoch_command(
+def rotate_cohort_command(
     cohort: str,
     jobs: int | None,
     insecure_plaintext: bool,
@@ -205,15 +207,15 @@ def epoch_command(
     """
     from keys.passphrase import read_passphrase
     from packager.errors import UsageInvalid
-    from packager.repository.devices import begin_epoch
+    from packager.repository.devices import rotate_cohort_key
     from packager.repository.repository import Repository
 
     if key_dir is None:
         raise UsageInvalid("--keys is missing: the cohort's new key goes there")
     repository = Repository.open(repo)
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="keys")
-    signers = _signers(key_dir, passphrase)
-    report = begin_epoch(
+    signers = _load_all_signers(key_dir, passphrase)
+    report = rotate_cohort_key(
         repository,
         cohort,
         key_dir,
@@ -222,7 +224,7 @@ def epoch_command(
         progress=progress_bar("sealing"),
         insecure_plaintext=insecure_plaintext,
     )
-    state = _publish(repository, signers)
+    state = _sign_and_publish(repository, signers)
     text = (
         f"{cohort!r} is in epoch {report.epoch}, sealed to {report.envelopes} devices; {_state_text(repository, state)}"
     )
@@ -243,8 +245,8 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
     from packager.repository.device_reports import check_reports
     from packager.repository.repository import Repository
 
-    data = _read(file, MAX_REPORTS_BYTES)
-    checked = check_reports(Repository.open(repo), data, allow_gap=allow_gap, is_kept=not dry_run)
+    data = _read_bounded(file, MAX_REPORTS_BYTES)
+    checked = check_reports(Repository.open(repo), data, allow_gap=allow_gap, is_recorded=not dry_run)
     lines = []
     for signed in checked.new:
         r = signed.report
@@ -254,7 +256,7 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
     print_result(checked.as_json(), as_json=as_json, text="\n".join(line.rstrip() for line in lines))
 
 
-def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
+def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
     from packager.errors import UsageInvalid
 
     try:
@@ -264,14 +266,14 @@ def _read(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
         raise UsageInvalid(f"there is no file {path}") from error
 
 
-def _signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
+def _load_all_signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
     # read before anything is changed: a damaged key file must not leave a half-made change
     from keys.signers import list_key_files, load_folder_signers
 
     return load_folder_signers(key_dir, passphrase) if list_key_files(key_dir) else []
 
 
-def _publish(repository: "Repository", signers: "list[Signer]") -> dict[str, object] | None:
+def _sign_and_publish(repository: "Repository", signers: "list[Signer]") -> dict[str, object] | None:
     if not signers or repository.is_staging_empty:
         return None
     return repository.publish().as_json() if repository.sign(signers).is_complete else None
@@ -283,7 +285,7 @@ def _state_text(repository: "Repository", state: dict[str, object] | None) -> st
     return "nothing changed" if repository.is_staging_empty else "staged: sign and publish it"
 
 
-def _row(entry: "Device") -> dict[str, object]:
+def _device_row(entry: "Device") -> dict[str, object]:
     return {
         "device_id": entry.device_id,
         "label": entry.label,

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from packager.repository.role_changes import RoleChange
 
 THRESHOLD_OPTION = click.option("--threshold", type=click.IntRange(1, 64), help="Default: the least that is sound.")
-KEY_FILES = click.option("--key", "files", multiple=True, required=True, help="Key file or URI; its public half.")
+KEY_FILES_OPTION = click.option(
+    "--key", "files", multiple=True, required=True, help="Key file or URI; its public half."
+)
 
 __all__ = ["keys"]
 
@@ -30,7 +32,7 @@ def role_group() -> None:
 
 @role_group.command("add")
 @click.argument("role")
-@KEY_FILES
+@KEY_FILES_OPTION
 @THRESHOLD_OPTION
 @REPO_OPTION
 @JSON_OPTION
@@ -42,7 +44,7 @@ def add_command(role: str, files: tuple[str, ...], threshold: int | None, repo: 
     from packager.repository.repository import Repository
     from packager.repository.role_changes import add_keys
 
-    _print(add_keys(Repository.open(repo).layout, role, _public(files), threshold), as_json=as_json)
+    _print_change(add_keys(Repository.open(repo).layout, role, _load_public_keys(files), threshold), as_json=as_json)
 
 
 @role_group.command("remove")
@@ -59,13 +61,13 @@ def remove_command(role: str, old: str, threshold: int | None, repo: Path, as_js
     from packager.repository.repository import Repository
     from packager.repository.role_changes import remove_keys
 
-    _print(remove_keys(Repository.open(repo).layout, role, [_key_id(old)], threshold), as_json=as_json)
+    _print_change(remove_keys(Repository.open(repo).layout, role, [_resolve_key_id(old)], threshold), as_json=as_json)
 
 
 @role_group.command("replace")
 @click.argument("role")
 @click.argument("old", required=False)
-@KEY_FILES
+@KEY_FILES_OPTION
 @THRESHOLD_OPTION
 @REPO_OPTION
 @JSON_OPTION
@@ -83,13 +85,13 @@ def replace_command(
     from packager.repository.role_changes import replace_key, replace_keys
 
     layout = Repository.open(repo).layout
-    new = _public(files)
+    new = _load_public_keys(files)
     if old is None:
-        _print(replace_keys(layout, role, new, threshold), as_json=as_json)
+        _print_change(replace_keys(layout, role, new, threshold), as_json=as_json)
         return
     if len(new) != 1:
         raise UsageInvalid(f"--key: found {len(new)}, expected one in place of {old}")
-    _print(replace_key(layout, role, _key_id(old), new[0], threshold), as_json=as_json)
+    _print_change(replace_key(layout, role, _resolve_key_id(old), new[0], threshold), as_json=as_json)
 
 
 @role_group.command("threshold")
@@ -105,7 +107,7 @@ def threshold_command(role: str, threshold: int, repo: Path, as_json: bool) -> N
     from packager.repository.repository import Repository
     from packager.repository.role_changes import set_threshold
 
-    _print(set_threshold(Repository.open(repo).layout, role, threshold), as_json=as_json)
+    _print_change(set_threshold(Repository.open(repo).layout, role, threshold), as_json=as_json)
 
 
 @role_group.command("renew")
@@ -127,15 +129,15 @@ def renew_command(roles: tuple[str, ...], repo: Path, as_json: bool) -> None:
 @role_group.command("hybrid")
 @REPO_OPTION
 @JSON_OPTION
-def hybrid_command(repo: Path, as_json: bool) -> None:
+def require_hybrid_command(repo: Path, as_json: bool) -> None:
     """Stage that a classical repository keeps the hybrid rule from now on. Every role needs ML-DSA keys first.
 
     Exit status: 0 staged, 2 a role lacks keys of one kind.
     """
     from packager.repository.repository import Repository
-    from packager.repository.role_changes import become_hybrid
+    from packager.repository.role_changes import require_hybrid
 
-    changes = become_hybrid(Repository.open(repo).layout)
+    changes = require_hybrid(Repository.open(repo).layout)
     text = "\n".join(f"{change.role}: threshold {change.threshold} of {len(change.key_ids)}" for change in changes)
     print_result({"roles": [change.as_json() for change in changes]}, as_json=as_json, text=text)
 
@@ -161,7 +163,7 @@ def family_add_command(
     from packager.repository.repository import Repository
     from packager.repository.tuf_documents import family_roles
 
-    roles = dict(zip(family_roles(family), (_public(release), _public(rollout)), strict=True))
+    roles = dict(zip(family_roles(family), (_load_public_keys(release), _load_public_keys(rollout)), strict=True))
     Repository.open(repo).add_family(family, roles)
     print_result({"family": family, "roles": list(roles)}, as_json=as_json, text=f"{family}: sign and publish")
 
@@ -192,26 +194,26 @@ def epoch_command(family: str, repo: Path, as_json: bool) -> None:
     Exit status: 0 staged, 2 no such family.
     """
     from packager.repository.repository import Repository
-    from packager.repository.role_changes import raise_counter_epoch
+    from packager.repository.role_changes import advance_counter_epoch
 
-    epoch = raise_counter_epoch(Repository.open(repo).layout, family)
+    epoch = advance_counter_epoch(Repository.open(repo).layout, family)
     text = f"{family}: counter epoch {epoch}; sign and publish, together with the replaced release keys"
     print_result({"family": family, "counter_epoch": epoch}, as_json=as_json, text=text)
 
 
-def _key_id(word: str) -> str:
+def _resolve_key_id(text: str) -> str:
     from keys.key_files import is_uri
     from keys.signers import read_public_key
 
-    return read_public_key(word).keyid if is_uri(word) or Path(word).is_file() else word
+    return read_public_key(text).keyid if is_uri(text) or Path(text).is_file() else text
 
 
-def _public(sources: tuple[str, ...]) -> "list[Key]":
+def _load_public_keys(sources: tuple[str, ...]) -> "list[Key]":
     from keys.signers import read_public_key
 
     return [read_public_key(source) for source in sources]
 
 
-def _print(change: "RoleChange", *, as_json: bool) -> None:
+def _print_change(change: "RoleChange", *, as_json: bool) -> None:
     text = f"{change.role}: threshold {change.threshold} of {len(change.key_ids)} keys; sign and publish"
     print_result(change.as_json(), as_json=as_json, text=text)

@@ -70,7 +70,7 @@ def add_command(
             family,
             version,
             bases,
-            last=last or 0,
+            last_releases=last or 0,
             variants=variants,
             reporter=reporter,
             executor=executor,

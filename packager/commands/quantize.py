@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from packager.models.samples import Samples
     from packager.quantize.gate import Thresholds
     from packager.quantize.prune import Pattern
-    from packager.quantize.schemes import Options
+    from packager.quantize.schemes import QuantizeOptions
 
 PATH = click.Path(path_type=Path)
-INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
+INCONCLUSIVE_REMEDY = "give real inputs of several kinds with --inputs FILE.npz"
 
 
 @click.command("quantize")
@@ -43,7 +43,7 @@ INCONCLUSIVE = "give real inputs of several kinds with --inputs FILE.npz"
     show_default=True,
     help="any: the same numbers on every CPU. arm: signed 8 bits (S8S8), exact on ARM alone.",
 )
-@click.option("--no-optimise", is_flag=True, help="Leave the graph as it is before quantizing.")
+@click.option("--no-optimize", is_flag=True, help="Leave the graph as it is before quantizing.")
 @click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
 @click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
 @click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
@@ -62,7 +62,7 @@ def quantize_command(
     per_tensor: bool,
     signed_weights: bool,
     target: str,
-    no_optimise: bool,
+    no_optimize: bool,
     max_relative_rms: float | None,
     min_top1: float | None,
     metric_text: str | None,
@@ -80,10 +80,10 @@ def quantize_command(
     from dataclasses import replace
 
     from packager.errors import GateFailed, GateInconclusive, QuantizationRefused, UsageInvalid
-    from packager.quantize.schemes import DEFAULT_OPTIONS, quantize
+    from packager.quantize.schemes import DEFAULT_OPTIONS, quantize_model
     from packager.quantize.user_metric import Metric
 
-    _check_places((model, inputs, base), out, report, html)
+    _check_paths((model, inputs, base), out, report, html)
     if base is not None and (html is not None or metric_text is not None):
         raise UsageInvalid("--update-of: found --html or --metric beside it, expected neither")
     options = replace(
@@ -91,15 +91,15 @@ def quantize_command(
         per_channel=not per_tensor,
         signed_weights=signed_weights,
         signed_activations=target == "arm",
-        optimise=not no_optimise,
-        thresholds=_thresholds(max_relative_rms, min_top1, max_metric_loss),
+        optimize=not no_optimize,
+        thresholds=_make_thresholds(max_relative_rms, min_top1, max_metric_loss),
         metric=None if metric_text is None else Metric.parse(metric_text),
     )
-    samples = _samples(model, inputs, random_count, seed)
+    samples = _load_samples(model, inputs, random_count, seed)
     if base is not None:
-        _update(model, base, out, samples, options, report, as_json=as_json)
+        _quantize_update(model, base, out, samples, options, report, as_json=as_json)
         return
-    found = quantize(model, out, scheme, samples, options)
+    found = quantize_model(model, out, scheme, samples, options)
     if report is not None:
         report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
     if html is not None:
@@ -107,7 +107,7 @@ def quantize_command(
 
         write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
-        raise GateInconclusive(f"{model}: {found.reason}", remedy=INCONCLUSIVE)
+        raise GateInconclusive(f"{model}: {found.reason}", remedy=INCONCLUSIVE_REMEDY)
     if found.outcome == "refused":
         if not as_json and found.trials:
             click.echo(found.trials_as_text(), err=True)
@@ -119,34 +119,43 @@ def quantize_command(
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 
-def _update(
-    model: Path, base: Path, out: Path, samples: "Samples", options: "Options", report: Path | None, *, as_json: bool
+def _quantize_update(
+    model: Path,
+    base: Path,
+    out: Path,
+    samples: "Samples",
+    options: "QuantizeOptions",
+    report: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     import json
     import tempfile
 
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.update_aware.quantize_update import update
+    from packager.quantize.update_aware.quantize_update import quantize_update
 
-    calibration, held_back = samples.halves()
+    calibration, held_back = samples.split_halves()
     # what stands at `out` stays until the update has passed
     with tempfile.TemporaryDirectory(prefix=".airweights-", dir=out.parent) as folder:
         made = Path(folder) / out.name
-        found = update(model, base, made, calibration, held_back, thresholds=options.thresholds)
+        found = quantize_update(model, base, made, calibration, held_back, thresholds=options.thresholds)
         if report is not None:
             report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
         if found.gate.verdict == "fail":
-            raise GateFailed(f"{model}: {found.gate.why}", remedy="leave --update-of out: the update would not pass")
+            raise GateFailed(
+                f"{model}: {found.gate.explanation}", remedy="leave --update-of out: the update would not pass"
+            )
         if found.gate.verdict == "inconclusive":
-            raise GateInconclusive(f"{model}: {found.gate.why}", remedy=INCONCLUSIVE)
+            raise GateInconclusive(f"{model}: {found.gate.explanation}", remedy=INCONCLUSIVE_REMEDY)
         for part in sorted(Path(folder).iterdir(), reverse=True):
             part.replace(out.parent / part.name)
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 
 @click.command("compare")
-@click.argument("candidate", type=PATH)
-@click.option("--teacher", "--float", "teacher", type=PATH, required=True, help="The model whose answers are right.")
+@click.argument("model", type=PATH)
+@click.option("--reference", type=PATH, required=True, help="The model whose answers are right.")
 @click.option(
     "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
 )
@@ -163,11 +172,11 @@ def _update(
 @click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
 @click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
 @click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
-@click.option("--no-ordinary", is_flag=True, help="Do not hold an int8 model to ordinary quantization of its teacher.")
+@click.option("--no-baseline", is_flag=True, help="Do not hold an int8 model to ordinary quantization of its teacher.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def compare_command(
-    candidate: Path,
-    teacher: Path,
+    model: Path,
+    reference: Path,
     inputs: Path | None,
     random_count: int,
     seed: int,
@@ -175,43 +184,43 @@ def compare_command(
     min_top1: float | None,
     metric_text: str | None,
     max_metric_loss: float | None,
-    no_ordinary: bool,
+    no_baseline: bool,
     as_json: bool,
 ) -> None:
-    """Compare CANDIDATE (quantized, pruned or a distilled student) with its teacher on the same inputs.
+    """Compare MODEL (quantized, pruned or a distilled student) with its teacher on the same inputs.
 
     Exit status: 0 pass, 2 wrong input, 5 gate failed or inconclusive.
     """
     from packager.errors import GateFailed, GateInconclusive
-    from packager.quantize.baseline import ordinary_error
-    from packager.quantize.candidate_search import Measure
-    from packager.quantize.gate import gate
+    from packager.quantize.baseline import baseline_error
+    from packager.quantize.candidate_search import MetricReference
+    from packager.quantize.gate import run_gate
     from packager.quantize.user_metric import Metric
 
     metric = None if metric_text is None else Metric.parse(metric_text)
-    thresholds = _thresholds(max_relative_rms, min_top1, max_metric_loss)
-    samples = _samples(teacher, inputs, random_count, seed)
-    measure = Measure.of(metric, teacher, samples)
+    thresholds = _make_thresholds(max_relative_rms, min_top1, max_metric_loss)
+    samples = _load_samples(reference, inputs, random_count, seed)
+    measure = MetricReference.from_float_model(metric, reference, samples)
     ordinary = (
-        ordinary_error(teacher, samples, thresholds) if _is_int8_of(candidate, teacher) and not no_ordinary else None
+        baseline_error(reference, samples, thresholds) if _is_int8_of(model, reference) and not no_baseline else None
     )
-    found = gate(teacher, candidate, samples, thresholds, ordinary_rms=ordinary, shapes_vary=measure is not None)
+    found = run_gate(reference, model, samples, thresholds, baseline_rms=ordinary, shapes_vary=measure is not None)
     if measure is not None:
-        found = measure.added_to(found, candidate, samples, thresholds.max_metric_loss)
+        found = measure.add_to_report(found, model, samples, thresholds.max_metric_loss)
     if found.verdict == "fail":
-        raise GateFailed(f"{candidate}: {found.why}")
+        raise GateFailed(f"{model}: {found.explanation}")
     if found.verdict == "inconclusive":
-        raise GateInconclusive(f"{candidate}: {found.why}", remedy=INCONCLUSIVE)
-    rows = [f"{found.verdict}: {found.why}", *(f"  {output.as_line()}" for output in found.outputs)]
+        raise GateInconclusive(f"{model}: {found.explanation}", remedy=INCONCLUSIVE_REMEDY)
+    rows = [f"{found.verdict}: {found.explanation}", *(f"  {output.as_line()}" for output in found.outputs)]
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
 
 
-def _is_int8_of(candidate: Path, teacher: Path) -> bool:
+def _is_int8_of(candidate: Path, reference: Path) -> bool:
     """An int8 model beside a float one; 4-bit weights are another yardstick."""
     from packager.models.graphs import all_nodes, is_quantized
     from packager.models.inputs import load_proto
 
-    small, large = (load_proto(path, external_data=False) for path in (candidate, teacher))
+    small, large = (load_proto(path, external_data=False) for path in (candidate, reference))
     has_four_bits = any(node.op_type == "MatMulNBits" for node in all_nodes(small))
     return is_quantized(small) and not has_four_bits and not is_quantized(large)
 
@@ -248,11 +257,11 @@ def prune_command(
 
     Exit status: 0 written, 2 wrong input, 5 gate failed or inconclusive (nothing is written then).
     """
-    from packager.quantize.prune import prune
+    from packager.quantize.prune import prune_model
 
-    _check_places((model, inputs), out)
-    samples = _samples(model, inputs, random_count, seed)
-    found = prune(model, out, samples, sparsity=sparsity, pattern=pattern)
+    _check_paths((model, inputs), out)
+    samples = _load_samples(model, inputs, random_count, seed)
+    found = prune_model(model, out, samples, sparsity=sparsity, pattern=pattern)
     error = found.gate.relative_rms or 0.0
     text = f"{found.sparsity:.1%} of {found.weights:,} weights are zero, relative RMS {error:.4f}"
     print_result(found.as_json(), as_json=as_json, text=text)
@@ -273,21 +282,23 @@ def lint_command(model: Path, as_json: bool) -> None:
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
 
 
-def _check_places(read: tuple[Path | None, ...], *written: Path | None) -> None:
+def _check_paths(inputs: tuple[Path | None, ...], *outputs: Path | None) -> None:
     """Before any work: what is written has a folder, is none, and is nothing that is read. Raises Invalid kinds."""
     from packager.errors import NoSuchPlace, OutputExists
 
-    for path in written:
+    for path in outputs:
         if path is None:
             continue
         if not path.parent.is_dir():
             raise NoSuchPlace(f"{path}: found no folder {path.parent}", remedy="make it first")
         if path.is_dir():
             raise OutputExists(f"{path}: found a folder, expected the name of a file to write")
-        check_output(path, *read)
+        check_output(path, *inputs)
 
 
-def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metric_loss: float | None) -> "Thresholds":
+def _make_thresholds(
+    max_relative_rms: float | None, min_top1: float | None, max_metric_loss: float | None
+) -> "Thresholds":
     from dataclasses import replace
 
     from packager.quantize.gate import DEFAULT_THRESHOLDS
@@ -300,7 +311,7 @@ def _thresholds(max_relative_rms: float | None, min_top1: float | None, max_metr
     return replace(DEFAULT_THRESHOLDS, **{name: value for name, value in given.items() if value is not None})
 
 
-def _samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
+def _load_samples(model: Path, inputs: Path | None, count: int, seed: int) -> "Samples":
     from packager.models.inputs import ModelInterface
     from packager.models.random_inputs import random_samples
     from packager.models.samples import folder_samples, load_samples

@@ -89,9 +89,9 @@ def release(
             raise UsageInvalid(
                 "--attest: nothing is signed here", remedy="give keys; `packager attestation make` writes them later"
             )
-        from packager.attestation.provenance import check_installed
+        from packager.attestation.provenance import check_libraries
 
-        check_installed()
+        check_libraries()
     has_keys = bool(uris) or key_dir is not None
     signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
     with ExitStack() as stack:
@@ -100,13 +100,13 @@ def release(
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
     result, text = report.as_json(), report.as_text()
     if attest and report.manifest is not None:
-        from packager.attestation.attest import attest as write
-        from packager.commands.attestation import default_folder, text_of
+        from packager.attestation.attest import write_release_attestations as write
+        from packager.commands.attestation import default_folder, report_text
 
         folder = default_folder(repo, report.family, report.version)
         written = write(repository, report.manifest, signers, folder, builder)
         result["attestations"] = written.as_json()
-        text += "\n" + text_of(written, "written")
+        text += "\n" + report_text(written, "written")
     print_result(result, as_json=as_json, text=text)
 
 

@@ -15,16 +15,16 @@ from packager.commands.options import (
     REPO_OPTION,
     load_signers,
 )
-from packager.commands.signing import merge_command, prepare_command, sign_command
+from packager.commands.signing import add_signatures_command, prepare_command, sign_command
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key
 
     from packager.repository.publishing import PublishReport
-    from packager.repository.repository_status import StatusReport
+    from packager.repository.repository_status import RepositoryStatus
 
-DUE: Final = 4
-UNSOUND: Final = 3
+EXIT_CODE_DUE: Final = 4
+EXIT_CODE_UNSOUND: Final = 3
 
 
 @click.group("repo")
@@ -34,7 +34,7 @@ def repo() -> None:
 
 repo.add_command(prepare_command)
 repo.add_command(sign_command)
-repo.add_command(merge_command)
+repo.add_command(add_signatures_command)
 
 
 @repo.command("init")
@@ -82,7 +82,7 @@ def init_command(
         passphrase,
         families,
         cohort,
-        public=_public_keys(public),
+        public=_load_role_keys(public),
         classical=classical,
         insecure_plaintext=insecure_plaintext,
     )
@@ -128,13 +128,13 @@ def status_command(repo: Path, as_json: bool) -> int:
 
     report = Repository.open(repo).status()
     print_result(report.as_json(), as_json=as_json, text=status_text(report))
-    return DUE if report.is_due else 0
+    return EXIT_CODE_DUE if report.is_due else 0
 
 
 @repo.command("doctor")
 @REPO_OPTION
 @JSON_OPTION
-def doctor_command(repo: Path, as_json: bool) -> int:
+def verify_command(repo: Path, as_json: bool) -> int:
     """Prove for the published repository that no role can be signed by one algorithm alone.
 
     Exit status: 0 sound, 2 wrong input, 3 a role is unsound or a file is not what was signed.
@@ -150,7 +150,7 @@ def doctor_command(repo: Path, as_json: bool) -> int:
     if report.is_classical:
         lines.append("this repository is classical: a break of Ed25519 is a break of all of it")
     print_result(report.as_json(), as_json=as_json, text="\n".join(lines))
-    return 0 if report.is_sound else UNSOUND
+    return 0 if report.is_sound else EXIT_CODE_UNSOUND
 
 
 @repo.command("refresh")
@@ -183,7 +183,7 @@ def refresh_command(
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def pack_command(
+def offline_pack_command(
     out: Path,
     families: tuple[str, ...],
     valid: str,
@@ -198,14 +198,14 @@ def pack_command(
     Exit status: 0 made, 2 wrong input, longer than root allows, or a key is missing, 4 a lock or no space.
     """
     from packager.errors import UsageInvalid
-    from packager.repository.offline_pack import make_pack
+    from packager.repository.offline_pack import create_pack
     from packager.repository.repository import Repository
 
     days = valid.removesuffix("d")
     if not days.isdigit():
         raise UsageInvalid(f"--valid: found {valid!r}, expected days, for example 30d")
     signers = load_signers(uris, key_dir, passphrase_file)
-    report = make_pack(Repository.open(repo), out, families, int(days), signers)
+    report = create_pack(Repository.open(repo), out, families, int(days), signers)
     lines = [f"{family} {channel}: {version}" for family, channel, version in report.releases]
     text = "\n".join([*lines, f"{out}: {report.files} files, {report.size:,} bytes, valid {report.valid_days} days"])
     print_result(report.as_json(), as_json=as_json, text=text)
@@ -231,7 +231,7 @@ def withdraw_command(family: str, version: str, repo: Path, as_json: bool) -> No
 @repo.command("discard")
 @REPO_OPTION
 @JSON_OPTION
-def discard_command(repo: Path, as_json: bool) -> None:
+def unstage_command(repo: Path, as_json: bool) -> None:
     """Forget everything that is staged.
 
     Exit status: 0 forgotten, 2 wrong input.
@@ -247,7 +247,7 @@ def discard_command(repo: Path, as_json: bool) -> None:
 @click.option("--grace-hours", type=click.IntRange(0, 24 * 365), default=24, show_default=True, help="Spare the young.")
 @REPO_OPTION
 @JSON_OPTION
-def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
+def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
     """Remove blobs, envelopes and old metadata that no listed release names. Roots are kept for ever.
 
     The private workspace lets go of the plain bundles of releases that are no longer listed; content keys are kept.
@@ -260,7 +260,7 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
     repository = Repository.open(repo)
     report = repository.collect_garbage(dry_run=dry_run, grace_s=grace_hours * 3600)
     listed = {family: repository.releases(family) for family in repository.families()}
-    forgotten = Workspace(repository.root).forget_unlisted(listed, dry_run=dry_run)
+    forgotten = Workspace(repository.root).delete_unlisted_bundles(listed, dry_run=dry_run)
     verb = "would remove" if dry_run else "removed"
     text = "\n".join(
         [
@@ -271,12 +271,12 @@ def garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) 
     print_result({**report.as_json(), "forgotten_bundles": list(forgotten)}, as_json=as_json, text=text)
 
 
-def _public_keys(words: tuple[str, ...]) -> "dict[str, list[Key]]":
+def _load_role_keys(texts: tuple[str, ...]) -> "dict[str, list[Key]]":
     from keys.signers import read_public_key
     from packager.errors import UsageInvalid
 
     out: dict[str, list[Key]] = {}
-    for word in words:
+    for word in texts:
         role, equals, key = word.partition("=")
         if not role or not equals or not key:
             raise UsageInvalid(f"--public: found {word!r}, expected ROLE=KEY, for example root=officer.pem")
@@ -287,11 +287,11 @@ def _public_keys(words: tuple[str, ...]) -> "dict[str, list[Key]]":
 def publish_text(report: "PublishReport") -> str:
     """For people."""
     lines = [f"published: timestamp {report.timestamp_version}"]
-    lines += [f"{r.family} {r.channel}: {r.version or 'no release: ' + str(r.refusal)}" for r in report.rehearsed]
+    lines += [f"{r.family} {r.channel}: {r.version or 'no release: ' + str(r.refusal)}" for r in report.client_checks]
     return "\n".join(lines)
 
 
-def status_text(report: "StatusReport") -> str:
+def status_text(report: "RepositoryStatus") -> str:
     """For people."""
     lines = ["nothing is published yet: the first publication waits for signatures"]
     if report.roles:

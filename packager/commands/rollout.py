@@ -77,7 +77,7 @@ def set_command(
         cohorts=cohorts,
         note=note,
     )
-    _stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
+    _publish_or_stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("halt")
@@ -115,7 +115,7 @@ def halt_command(
     if before is None:
         raise StagingInvalid(f"{family} has no rollout on channel {channel!r}")
     wanted = replace(before, halted=not resume, note=note)
-    _stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
+    _publish_or_stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 @rollout.command("status")
@@ -132,14 +132,14 @@ def status_command(family: str | None, repo: Path, as_json: bool) -> None:
     repository = Repository.open(repo)
     names = repository.families() if family is None else (family,)
     found = [entry for name in names for entry in repository.rollouts(name)]
-    text = "\n".join(_line(entry) for entry in found) or "no rollout yet"
+    text = "\n".join(_rollout_line(entry) for entry in found) or "no rollout yet"
     print_result({"rollouts": [entry.as_json() for entry in found]}, as_json=as_json, text=text)
 
 
-def _stage(
+def _publish_or_stage(
     repo: Path,
-    wanted: "Rollout",
-    seen: "Rollout | None",
+    rollout_document: "Rollout",
+    published_rollout: "Rollout | None",
     uris: tuple[str, ...],
     key_dir: Path | None,
     passphrase_file: Path | None,
@@ -152,21 +152,24 @@ def _stage(
     repository = Repository.open(repo)
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else None
     published = None
-    if signers is not None and repository.published_manifest(wanted.family, wanted.version) is not None:
-        published = repository.publish_rollout(wanted, seen, signers)
+    if (
+        signers is not None
+        and repository.published_manifest(rollout_document.family, rollout_document.version) is not None
+    ):
+        published = repository.publish_rollout(rollout_document, published_rollout, signers)
     else:
-        repository.stage_rollout(wanted)
+        repository.stage_rollout(rollout_document)
         if signers is not None:
             repository.sign(signers)
             published = repository.publish()
     state = (
         "staged: sign and publish it" if published is None else f"published, timestamp {published.timestamp_version}"
     )
-    result = {"rollout": wanted.as_json(), "published": None if published is None else published.as_json()}
-    print_result(result, as_json=as_json, text=f"{_line(wanted)}\n{state}")
+    result = {"rollout": rollout_document.as_json(), "published": None if published is None else published.as_json()}
+    print_result(result, as_json=as_json, text=f"{_rollout_line(rollout_document)}\n{state}")
 
 
-def _line(entry: "Rollout") -> str:
+def _rollout_line(entry: "Rollout") -> str:
     who = f" cohorts {', '.join(entry.cohorts)}" if entry.cohorts else ""
     halted = " HALTED" if entry.halted else ""
     note = f" ({entry.note})" if entry.note else ""

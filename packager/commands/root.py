@@ -24,12 +24,12 @@ class LazyCommand:
     """Where a command lives, and what the group's help says about it."""
 
     module: str
-    attribute: str
+    function: str
     summary: str
 
     def load(self) -> click.Command:
         """Import it (rule 1)."""
-        command = getattr(import_module(self.module), self.attribute)
+        command = getattr(import_module(self.module), self.function)
         assert isinstance(command, click.Command)
         return command
 
@@ -92,14 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def invoke() -> None:
         nonlocal status
-        status = _invoke(words)
+        status = _run_command(words)
 
     return console.run(invoke, as_json="--json" in words) or status
 
 
-def _invoke(words: list[str]) -> int:
+def _run_command(arguments: list[str]) -> int:
     try:
-        result = cli.main(words, prog_name="packager", standalone_mode=False)
+        result = cli.main(arguments, prog_name="packager", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
         return UsageInvalid.exit_code

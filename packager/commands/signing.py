@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from packager.repository.staging import SignReport
 
-DEFAULT_MEMORY: Final = Path("~/.local/share/airweights/signed")
+DEFAULT_HISTORY: Final = Path("~/.local/share/airweights/signed")
 
 
 @click.command("sign")
 @click.argument("request_file", type=PATH, required=False)
 @KEY_OPTION
 @click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
-@click.option("--memory", type=PATH, default=DEFAULT_MEMORY, show_default=True, help="What was signed here before.")
+@click.option("--history", type=PATH, default=DEFAULT_HISTORY, show_default=True, help="What was signed here before.")
 @click.option("--expect", help="Sign only if the request's digest is this: what somebody reviewed is what is signed.")
 @click.option("--replace", is_flag=True, help="Sign a corrected document of a version that was signed here already.")
 @click.option("--new-repository", is_flag=True, help="Sign for a repository that is new to a key used here.")
@@ -41,7 +41,7 @@ def sign_command(
     request_file: Path | None,
     uris: tuple[str, ...],
     out: Path | None,
-    memory: Path,
+    history: Path,
     expect: str | None,
     replace: bool,
     new_repository: bool,
@@ -66,7 +66,7 @@ def sign_command(
         signers = [] if out is None else load_signers(uris, key_dir, passphrase_file)
         public = load_public_keys(uris, key_dir) if out is None else [signer.public_key for signer in signers]
         allowed = {"replace": replace, "new_repository": new_repository}
-        _sign_request(request_file, signers, public, out, memory.expanduser(), expect, allowed, as_json=as_json)
+        _sign_request(request_file, signers, public, out, history.expanduser(), expect, allowed, as_json=as_json)
         return
     signers = load_signers(uris, key_dir, passphrase_file)
     report = Repository.open(repo).sign(signers)
@@ -91,21 +91,21 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
     """
     import time
 
-    from packager.repository.detached_signing import overview, prepare
+    from packager.repository.detached_signing import prepare_request, request_summary
     from packager.repository.layout import write_file
     from packager.repository.repository import Repository
 
     now_s = int(time.time())
-    request = prepare(Repository.open(repo).layout, now_s)
-    lines = overview(request, now_s)
+    request = prepare_request(Repository.open(repo).layout, now_s)
+    lines = request_summary(request, now_s)
     write_file(out, request.as_bytes())
     result = {
         "request": str(out),
-        "documents": {role: doc.signed.version for role, doc in request.new.items()},
+        "documents": {role: doc.signed.version for role, doc in request.new_documents.items()},
         "summary": list(lines),
         "digest": request.digest,
     }
-    text = "\n".join([*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new))}"])
+    text = "\n".join([*lines, f"digest {request.digest}", f"{out}: {', '.join(sorted(request.new_documents))}"])
     print_result(result, as_json=as_json, text=text)
 
 
@@ -116,7 +116,7 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
 @KEYS_OPTION
 @PASSPHRASE_OPTION
 @JSON_OPTION
-def merge_command(
+def add_signatures_command(
     files: tuple[Path, ...],
     repo: Path,
     uris: tuple[str, ...],
@@ -131,7 +131,7 @@ def merge_command(
     import time
 
     from packager.errors import UsageInvalid
-    from packager.repository.detached_signing import merge
+    from packager.repository.detached_signing import add_signatures
     from packager.repository.repository import Repository
 
     signers = load_signers(uris, key_dir, passphrase_file) if uris or key_dir else []
@@ -139,7 +139,7 @@ def merge_command(
         data = [file.read_bytes() for file in files]
     except FileNotFoundError as error:
         raise UsageInvalid(f"there is no signature file {error.filename}") from error
-    report = merge(Repository.open(repo).layout, data, signers, int(time.time()))
+    report = add_signatures(Repository.open(repo).layout, data, signers, int(time.time()))
     print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
 
@@ -148,16 +148,16 @@ def _sign_request(
     signers: "list[Signer]",
     public: "list[Key]",
     out: Path | None,
-    memory: Path,
+    history: Path,
     expect: str | None,
-    allowed: dict[str, bool],
+    allow_flags: dict[str, bool],
     *,
     as_json: bool,
 ) -> None:
     import time
 
     from packager.errors import UsageInvalid
-    from packager.repository.detached_signing import review, sign_request
+    from packager.repository.detached_signing import review_request, sign_request
     from packager.repository.layout import write_file
     from packager.repository.signing_request import parse_request
 
@@ -165,14 +165,14 @@ def _sign_request(
         request = parse_request(request_file.read_bytes())
     except FileNotFoundError as error:
         raise UsageInvalid(f"there is no request file {request_file}") from error
-    reviewed = review(request, public, memory, int(time.time()), **allowed)
+    reviewed = review_request(request, public, history, int(time.time()), **allow_flags)
     if expect is not None and expect != reviewed.digest:
         raise UsageInvalid(
             f"the request's digest is {reviewed.digest}, expected {expect}",
             remedy="without -o the summary is shown: compare it with the one that was reviewed",
         )
     if out is not None:
-        write_file(out, sign_request(request, reviewed, signers, memory))
+        write_file(out, sign_request(request, reviewed, signers, history))
     result = {
         "roles": list(reviewed.roles),
         "summary": list(reviewed.lines),
@@ -186,8 +186,8 @@ def _sign_request(
 def sign_text(report: "SignReport") -> str:
     """For people."""
     lines = [
-        f"{role.role} {role.version}: {len(role.signed)} signatures"
-        + (f", {role.missing} more needed" if role.missing else "")
+        f"{role.role} {role.version}: {len(role.signed_key_ids)} signatures"
+        + (f", {role.missing_signatures} more needed" if role.missing_signatures else "")
         for role in report.roles
     ]
     lines.append("ready to publish" if report.is_complete else "not complete: other keys must sign")

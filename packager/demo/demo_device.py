@@ -19,7 +19,7 @@ from bundle.errors import Unavailable
 COMMAND_TIMEOUT_S: Final = 300
 START_TIMEOUT_S: Final = 60
 STOP_TIMEOUT_S: Final = 30
-POLL_S: Final = 0.05
+POLL_INTERVAL_S: Final = 0.05
 
 Report = dict[str, Any]  # one JSON object of the agent's command line (docs/schemas/)
 
@@ -42,7 +42,7 @@ class DeviceSettings:
     probation_min_requests: int
 
 
-class Device:
+class DemoDevice:
     """One device below `folder`."""
 
     def __init__(self, folder: Path, settings: DeviceSettings) -> None:
@@ -66,7 +66,7 @@ class Device:
         """`device-agent init`: identity, shipped root, configuration."""
         settings = self._settings
         self._folder.mkdir(parents=True)
-        report = self._run(
+        report = self._run_command(
             "init",
             "--directory", str(self.directory),
             "--root", str(root),
@@ -83,22 +83,24 @@ class Device:
             )
         return report
 
-    def enrol(self, request: Path) -> Report:
+    def enroll(self, request: Path) -> Report:
         """`device-agent enrol`: the signed request with the device's public keys, written to `request`."""
-        return self._run("enrol", "--output", str(request))
+        return self._run_command("enrol", "--output", str(request))
 
     def start(self) -> None:
         """`device-agent run`, until it answers on its control socket. Raises AgentUnavailable."""
         log = (self._folder / "agent.log").open("ab")
         with log:
-            self._daemon = subprocess.Popen([*self._command(), "run"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._daemon = subprocess.Popen(
+                [*self._agent_command(), "run"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._daemon.poll() is not None:
                 raise AgentUnavailable(f"the agent ended with {self._daemon.returncode}: {self.log_tail()}")
             if self.status().get("daemon"):
                 return
-            time.sleep(POLL_S)
+            time.sleep(POLL_INTERVAL_S)
         raise AgentUnavailable(f"the agent did not come up in {START_TIMEOUT_S} s: {self.log_tail()}")
 
     def stop(self) -> None:
@@ -115,23 +117,23 @@ class Device:
 
     def update(self) -> Report:
         """One cycle, whatever its outcome: the object of `device-agent update --json`."""
-        return self._run("update", any_exit=True)
+        return self._run_command("update", any_exit=True)
 
     def status(self) -> Report:
         """The object of `device-agent status --json`."""
-        return self._run("status", any_exit=True)
+        return self._run_command("status", any_exit=True)
 
     def log_tail(self) -> str:
         """The last line of the daemon's log."""
         lines = (self._folder / "agent.log").read_text("utf-8", "replace").splitlines()
         return lines[-1] if lines else "it said nothing"
 
-    def _command(self) -> list[str]:
+    def _agent_command(self) -> list[str]:
         return [sys.executable, "-P", "-m", "device_agent", "--config", str(self._config)]
 
-    def _run(self, command: str, *arguments: str, any_exit: bool = False) -> Report:
+    def _run_command(self, command: str, *arguments: str, any_exit: bool = False) -> Report:
         done = subprocess.run(
-            [*self._command(), command, *arguments, "--json"],
+            [*self._agent_command(), command, *arguments, "--json"],
             capture_output=True,
             text=True,
             timeout=COMMAND_TIMEOUT_S,

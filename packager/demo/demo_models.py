@@ -30,7 +30,7 @@ Arrays = dict[str, Array]
 FAMILY: Final = "filetype"
 OWN_FAMILY: Final = "demo"
 RANDOM_SAMPLES: Final = 24
-ASKED: Final = 8
+LIVE_SAMPLES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class DemoModels:
     """Models and inputs, on disk below the demo's folder.
 
     Attributes:
@@ -59,16 +59,16 @@ class Subject:
 
     family: str
     title: str
-    old: Path
-    new: Path
-    inputs: Path
-    live: Path
-    names: tuple[str, ...]
-    files: tuple[tuple[Path, str, str], ...]
-    read: Callable[[Arrays], tuple[str, float]]
+    old_model: Path
+    new_model: Path
+    build_inputs: Path
+    live_inputs: Path
+    live_names: tuple[str, ...]
+    extra_files: tuple[tuple[Path, str, str], ...]
+    read_prediction: Callable[[Arrays], tuple[str, float]]
 
 
-def published_subject(folder: Path) -> Subject:
+def load_published_models(folder: Path) -> DemoModels:
     """Magika's file-type models from the package registry, asked about real files.
 
     Raises:
@@ -76,7 +76,7 @@ def published_subject(folder: Path) -> Subject:
     """
     old = fetch_published(MAGIKA_OLD, cache_directory())
     new = fetch_published(MAGIKA_NEW, cache_directory())
-    kinds = file_type_model.FileTypes.read(new["config.json"])
+    kinds = file_type_model.FileTypeConfig.read(new["config.json"])
     asked = file_type_model.repository_files()
     others = tuple(path for path in file_type_model.sample_files() if path not in set(asked))
     inputs, live = folder / "inputs.npz", folder / "live.npz"
@@ -84,20 +84,20 @@ def published_subject(folder: Path) -> Subject:
     write_npz(live, file_type_model.token_samples(kinds, asked))
     labels = folder / "labels.json"
     labels.write_text(json.dumps(list(kinds.labels)))
-    return Subject(
+    return DemoModels(
         family=FAMILY,
         title=f"Magika's file-type classifier, {MAGIKA_OLD.requirement} to {MAGIKA_NEW.requirement}",
-        old=old["model.onnx"],
-        new=new["model.onnx"],
-        inputs=inputs,
-        live=live,
-        names=tuple(path.relative_to(file_type_model.REPOSITORY).as_posix() for path in asked),
-        files=((new["config.json"], "preprocessing", "config.json"), (labels, "labels", "labels.json")),
-        read=lambda outputs: kinds.label(next(iter(outputs.values()))[0].astype(np.float32)),
+        old_model=old["model.onnx"],
+        new_model=new["model.onnx"],
+        build_inputs=inputs,
+        live_inputs=live,
+        live_names=tuple(path.relative_to(file_type_model.REPOSITORY_ROOT).as_posix() for path in asked),
+        extra_files=((new["config.json"], "preprocessing", "config.json"), (labels, "labels", "labels.json")),
+        read_prediction=lambda outputs: kinds.top_label(next(iter(outputs.values()))[0].astype(np.float32)),
     )
 
 
-def own_subject(folder: Path, old: Path, new: Path, inputs: Path | None) -> Subject:
+def load_own_models(folder: Path, old: Path, new: Path, inputs: Path | None) -> DemoModels:
     """The caller's models.
 
     Args:
@@ -112,60 +112,60 @@ def own_subject(folder: Path, old: Path, new: Path, inputs: Path | None) -> Subj
     ModelInterface.from_file(new)
     if inputs is None:
         origin = "random inputs"
-        build, ask = _one_shape(
+        build, ask = _keep_common_shape(
             random_samples(old, RANDOM_SAMPLES, seed=1), random_samples(old, RANDOM_SAMPLES, seed=2)
         )
     else:
         origin = f"inputs from {inputs.name}"
-        build, ask = _split(load_samples(inputs, interface), random_samples(old, RANDOM_SAMPLES, seed=2))
+        build, ask = _split_samples(load_samples(inputs, interface), random_samples(old, RANDOM_SAMPLES, seed=2))
     paths = folder / "inputs.npz", folder / "live.npz"
     for path, samples in zip(paths, (build, ask), strict=True):
         write_npz(path, {name: np.stack([s[name] for s in samples]) for name in samples[0]})
-    return Subject(
+    return DemoModels(
         family=OWN_FAMILY,
         title=f"{old.name} to {new.name}, {origin}",
-        old=old,
-        new=new,
-        inputs=paths[0],
-        live=paths[1],
-        names=tuple(f"sample {number}" for number in range(min(ASKED, len(ask)))),
-        files=(),
-        read=_largest,
+        old_model=old,
+        new_model=new,
+        build_inputs=paths[0],
+        live_inputs=paths[1],
+        live_names=tuple(f"sample {number}" for number in range(min(LIVE_SAMPLES, len(ask)))),
+        extra_files=(),
+        read_prediction=_largest_element,
     )
 
 
-def _one_shape(build: Samples, ask: Samples) -> tuple[list[Arrays], list[Arrays]]:
+def _keep_common_shape(build: Samples, live: Samples) -> tuple[list[Arrays], list[Arrays]]:
     """An `.npz` of inputs has one shape for each input: the most frequent one that both have."""
-    shapes = Counter(map(_shapes, build))
-    common = max(shapes.keys() & {_shapes(sample) for sample in ask}, key=lambda shape: shapes[shape])
-    return [s for s in build if _shapes(s) == common], [s for s in ask if _shapes(s) == common]
+    shapes = Counter(map(_shape_key, build))
+    common = max(shapes.keys() & {_shape_key(sample) for sample in live}, key=lambda shape: shapes[shape])
+    return [s for s in build if _shape_key(s) == common], [s for s in live if _shape_key(s) == common]
 
 
-def _shapes(sample: Arrays) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _shape_key(sample: Arrays) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, sample[name].shape) for name in sorted(sample))
 
 
-def _split(samples: Samples, fallback: Samples) -> tuple[list[Arrays], list[Arrays]]:
+def _split_samples(samples: Samples, fallback: Samples) -> tuple[list[Arrays], list[Arrays]]:
     """Rule 1: every second sample is for building; a live one equal to any of them is left out."""
     if not len(samples):
         raise TooFewSamples("found 0 samples, expected at least 1")
     rows = list(samples)
     build = rows[::2]
-    rehearsed = {_bytes(sample) for sample in build}
-    ask = [sample for sample in rows[1::2] if _bytes(sample) not in rehearsed]
-    return build, ask or _first_shape(fallback)
+    rehearsed = {_sample_bytes(sample) for sample in build}
+    ask = [sample for sample in rows[1::2] if _sample_bytes(sample) not in rehearsed]
+    return build, ask or _keep_first_shape(fallback)
 
 
-def _first_shape(samples: Samples) -> list[Arrays]:
+def _keep_first_shape(samples: Samples) -> list[Arrays]:
     rows = list(samples)
-    return [sample for sample in rows if _shapes(sample) == _shapes(rows[0])]
+    return [sample for sample in rows if _shape_key(sample) == _shape_key(rows[0])]
 
 
-def _bytes(sample: Arrays) -> bytes:
+def _sample_bytes(sample: Arrays) -> bytes:
     return b"".join(sample[name].tobytes() for name in sorted(sample))
 
 
-def _largest(outputs: Arrays) -> tuple[str, float]:
+def _largest_element(outputs: Arrays) -> tuple[str, float]:
     """Place and value of the largest element of the first numeric output."""
     name, first = next((n, out) for n, out in outputs.items() if out.dtype.kind in "fiub")
     flat = first.astype(np.float64).reshape(-1)

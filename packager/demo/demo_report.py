@@ -7,12 +7,12 @@ from packager.demo.demo_models import Prediction
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class DemoCheck:
     """Something the demo set out to show, and what was seen."""
 
-    claim: str
-    held: bool
-    seen: str
+    name: str
+    passed: bool
+    observed: str
 
 
 @dataclass(slots=True)
@@ -34,21 +34,21 @@ class DemoReport:
     rollbacks: list[dict[str, str]] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
     latency: dict[str, Any] = field(default_factory=dict)
-    claims: list[Claim] = field(default_factory=list)
+    checks: list[DemoCheck] = field(default_factory=list)
 
     @property
-    def ok(self) -> bool:
+    def has_passed(self) -> bool:
         """Every claim held, and there were some."""
-        return bool(self.claims) and all(claim.held for claim in self.claims)
+        return bool(self.checks) and all(claim.passed for claim in self.checks)
 
     def as_json(self) -> dict[str, object]:
         """The one object on stdout (docs/schemas/demo.json)."""
-        return {"ok": self.ok, **asdict(self)}
+        return {"ok": self.has_passed, **asdict(self)}
 
 
 def render_table(report: DemoReport) -> str:
     """What was proven, for a person."""
-    width = max((len(claim.claim) for claim in report.claims), default=0)
-    rows = [f"{'yes' if claim.held else 'NO ':<4} {claim.claim:<{width}}  {claim.seen}" for claim in report.claims]
-    verdict = "All of it held." if report.ok else "Not all of it held."
+    width = max((len(claim.name) for claim in report.checks), default=0)
+    rows = [f"{'yes' if claim.passed else 'NO ':<4} {claim.name:<{width}}  {claim.observed}" for claim in report.checks]
+    verdict = "All of it held." if report.has_passed else "Not all of it held."
     return "\n".join(["", "What was proven", *rows, verdict])

@@ -20,14 +20,16 @@ import numpy.typing as npt
 from packager.errors import SamplesUnreadable
 
 INPUT_NAME: Final = "bytes"
-PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
-SAMPLES: Final = 96
-SKIPPED: Final = frozenset({"__pycache__", "build", "corpus", "vectors"})  # made by machines: no kind of its own
-REPOSITORY: Final = Path(__file__).resolve().parents[2]
+MAX_FILES_PER_SUFFIX: Final = 6  # few of each kind: a folder of one kind says little about a classifier
+DEFAULT_SAMPLE_FILES: Final = 96
+SKIPPED_FOLDERS: Final = frozenset(
+    {"__pycache__", "build", "corpus", "vectors"}
+)  # made by machines: no kind of its own
+REPOSITORY_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
-class FileTypes:
+class FileTypeConfig:
     """The model's configuration file, as far as it is used.
 
     Attributes:
@@ -42,14 +44,14 @@ class FileTypes:
     labels: tuple[str, ...]
     thresholds: dict[str, float]
     threshold: float
-    renamed: dict[str, str]
+    label_names: dict[str, str]
     beg_size: int
     end_size: int
     block_size: int
     padding_token: int
 
     @classmethod
-    def read(cls, path: Path) -> "FileTypes":
+    def read(cls, path: Path) -> "FileTypeConfig":
         """From the `config.json` of the bundle. Raises SamplesUnreadable."""
         try:
             raw = json.loads(path.read_text("utf-8"))
@@ -57,7 +59,7 @@ class FileTypes:
                 labels=tuple(raw["target_labels_space"]),
                 thresholds={str(name): float(value) for name, value in raw["thresholds"].items()},
                 threshold=float(raw["medium_confidence_threshold"]),
-                renamed={str(name): str(value) for name, value in raw["overwrite_map"].items()},
+                label_names={str(name): str(value) for name, value in raw["overwrite_map"].items()},
                 beg_size=int(raw["beg_size"]),
                 end_size=int(raw["end_size"]),
                 block_size=int(raw["block_size"]),
@@ -66,7 +68,7 @@ class FileTypes:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise SamplesUnreadable(f"{path} is not a file-type configuration: {error!r}") from error
 
-    def tokens(self, content: bytes) -> npt.NDArray[np.int32]:
+    def tokenize(self, content: bytes) -> npt.NDArray[np.int32]:
         """Rule 1. Returns int32 [beg_size + end_size]."""
         out = np.full(self.beg_size + self.end_size, self.padding_token, np.int32)
         start = np.frombuffer(content[: self.block_size].lstrip()[: self.beg_size], np.uint8)
@@ -76,33 +78,33 @@ class FileTypes:
             out[-len(end) :] = end
         return out
 
-    def label(self, scores: npt.NDArray[np.float32]) -> tuple[str, float]:
+    def top_label(self, scores: npt.NDArray[np.float32]) -> tuple[str, float]:
         """Rule 2. `scores`: float32 [classes]. Returns label and its score."""
         best = int(scores.argmax())
         name, score = self.labels[best], float(scores[best])
         if score < self.thresholds.get(name, self.threshold):
             return "unknown", score
-        return self.renamed.get(name, name), score
+        return self.label_names.get(name, name), score
 
 
 def repository_files() -> tuple[Path, ...]:
     """Real files of this very repository, one or two of each kind."""
-    return tuple(_varied([REPOSITORY], per_suffix=2, count=12))
+    return tuple(_vary_suffixes([REPOSITORY_ROOT], per_suffix=2, count=12))
 
 
-def sample_files(count: int = SAMPLES) -> tuple[Path, ...]:
+def sample_files(count: int = DEFAULT_SAMPLE_FILES) -> tuple[Path, ...]:
     """Real files of many kinds: this repository's, the interpreter's and its packages'."""
-    roots = [REPOSITORY]
+    roots = [REPOSITORY_ROOT]
     roots += [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
-    return tuple(_varied(roots, per_suffix=PER_SUFFIX, count=count))
+    return tuple(_vary_suffixes(roots, per_suffix=MAX_FILES_PER_SUFFIX, count=count))
 
 
-def token_samples(kinds: FileTypes, files: tuple[Path, ...]) -> dict[str, npt.NDArray[np.int32]]:
+def token_samples(kinds: FileTypeConfig, files: tuple[Path, ...]) -> dict[str, npt.NDArray[np.int32]]:
     """The `.npz` content for these files: `bytes` int32 [files, 1, beg_size + end_size], each sample a batch of one."""
-    return {INPUT_NAME: np.stack([kinds.tokens(path.read_bytes())[None] for path in files])}
+    return {INPUT_NAME: np.stack([kinds.tokenize(path.read_bytes())[None] for path in files])}
 
 
-def _varied(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]:
+def _vary_suffixes(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]:
     seen: dict[str, int] = {}
     taken = 0
     for root in roots:
@@ -111,7 +113,7 @@ def _varied(roots: list[Path], *, per_suffix: int, count: int) -> Iterator[Path]
             if taken == count:
                 return
             parts = path.relative_to(root).parts
-            hidden = any(part.startswith(".") or part in SKIPPED or "egg-info" in part for part in parts)
+            hidden = any(part.startswith(".") or part in SKIPPED_FOLDERS or "egg-info" in part for part in parts)
             suffix = path.suffix or path.name
             if hidden or seen.get(suffix, 0) == per_suffix or path.is_symlink() or not path.is_file():
                 continue

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Site:
+class HttpSite:
     """A plain HTTP server on a free loopback port.
 
     Args:
@@ -23,7 +23,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.replaced: dict[str, bytes] = {}
+        self.replaced_files: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self))
         self._thread = threading.Thread(target=self._server.serve_forever, name="site", daemon=True)
         self._thread.start()
@@ -40,16 +40,16 @@ class Site:
         self._thread.join()
 
     @contextmanager
-    def replacing(self, path: str, data: bytes) -> Iterator[None]:
+    def replace_file(self, path: str, data: bytes) -> Iterator[None]:
         """Serve `data` for one path (relative, no leading slash)."""
-        self.replaced[path] = data
+        self.replaced_files[path] = data
         try:
             yield
         finally:
-            del self.replaced[path]
+            del self.replaced_files[path]
 
     @contextmanager
-    def serving(self, folder: Path) -> Iterator[None]:
+    def serve_folder(self, folder: Path) -> Iterator[None]:
         """Serve another folder."""
         before, self.folder = self.folder, folder
         try:
@@ -62,13 +62,13 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     # the standard library's signature: whatever it passes on
-    def __init__(self, site: Site, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, site: HttpSite, *args: Any, **kwargs: Any) -> None:
         self._site = site
         super().__init__(*args, directory=str(site.folder), **kwargs)
 
     def do_GET(self) -> None:
         self.directory = str(self._site.folder)
-        data = self._site.replaced.get(self.path.lstrip("/"))
+        data = self._site.replaced_files.get(self.path.lstrip("/"))
         if data is None:
             super().do_GET()
             return

@@ -41,7 +41,7 @@ class InferenceUnavailable(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class InferenceResult:
     """One answer.
 
     Attributes:
@@ -66,7 +66,7 @@ class InferenceClient:
         self._path = f"/v2/models/{family}/infer"
         self._connection = self._connect()
 
-    def infer(self, inputs: Mapping[str, Array]) -> Answer:
+    def infer(self, inputs: Mapping[str, Array]) -> InferenceResult:
         """Ask once. Raises InferenceUnavailable."""
         body, header_length = encode_request(inputs)
         try:
@@ -145,7 +145,7 @@ def encode_request(inputs: Mapping[str, Array]) -> tuple[bytes, int]:
     return head + b"".join(chunks), len(head)
 
 
-def decode_response(data: bytes, header_length: int) -> Answer:
+def decode_response(data: bytes, header_length: int) -> InferenceResult:
     """Take an infer response apart. Raises InferenceUnavailable for one that is not of the protocol."""
     try:
         head = json.loads(data[:header_length])
@@ -159,6 +159,6 @@ def decode_response(data: bytes, header_length: int) -> Answer:
                 continue
             outputs[tensor["name"]] = np.frombuffer(data[offset : offset + size], dtype).reshape(tensor["shape"])
             offset += size
-        return Answer(str(head.get("model_version", "")), outputs)
+        return InferenceResult(str(head.get("model_version", "")), outputs)
     except (ValueError, KeyError, TypeError) as error:
         raise InferenceUnavailable(f"the answer is not of the protocol: {error!r}") from error

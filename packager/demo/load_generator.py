@@ -31,7 +31,7 @@ def main(address: str, family: str, inputs: Path, rate: float) -> None:
     start = time.monotonic()
     for number in range(MAX_REQUESTS):
         due = start + number / rate
-        if _input_ended(max(0.0, due - time.monotonic())):
+        if _has_input_ended(max(0.0, due - time.monotonic())):
             break
         ok = finite = True
         version = ""
@@ -45,7 +45,7 @@ def main(address: str, family: str, inputs: Path, rate: float) -> None:
     json.dump({"requests": rows}, sys.stdout)
 
 
-def _input_ended(wait_s: float) -> bool:
+def _has_input_ended(wait_s: float) -> bool:
     ready, _, _ = select.select([sys.stdin], [], [], wait_s)
     return bool(ready)
 

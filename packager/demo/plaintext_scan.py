@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Final
 
 WINDOW_BYTES: Final = 64
-MIN_DISTINCT: Final = 32
-WINDOWS: Final = 256
+MIN_DISTINCT_BYTES: Final = 32
+MAX_WINDOWS: Final = 256
 
 
-def windows_of(model: bytes) -> tuple[bytes, ...]:
+def sample_windows(model: bytes) -> tuple[bytes, ...]:
     """Up to WINDOWS windows, evenly spread over the model."""
-    step = max(1, len(model) // WINDOWS)
+    step = max(1, len(model) // MAX_WINDOWS)
     found = (model[start : start + WINDOW_BYTES] for start in range(0, len(model) - WINDOW_BYTES + 1, step))
-    return tuple(window for window in found if len(set(window)) >= MIN_DISTINCT)
+    return tuple(window for window in found if len(set(window)) >= MIN_DISTINCT_BYTES)
 
 
-def files_with_plain_model(folder: Path, model: bytes) -> Iterator[Path]:
+def find_plaintext_files(folder: Path, model: bytes) -> Iterator[Path]:
     """The files below `folder` that hold any of the model's windows."""
-    windows = windows_of(model)
+    windows = sample_windows(model)
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             data = path.read_bytes()

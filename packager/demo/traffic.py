@@ -22,7 +22,7 @@ class TrafficBug(Bug):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LoadRequest:
     """One request of the load.
 
     Attributes:
@@ -35,8 +35,8 @@ class Request:
 
     due_s: float
     latency_s: float
-    ok: bool
-    finite: bool
+    is_answered: bool
+    is_finite: bool
     version: str
 
 
@@ -49,9 +49,9 @@ class Latency:
     worst_ms: float
 
     @classmethod
-    def of(cls, requests: Sequence[Request]) -> "Latency":
+    def from_requests(cls, requests: Sequence[LoadRequest]) -> "Latency":
         """Of the answered ones; zeros where there are none."""
-        times = [request.latency_s * 1000 for request in requests if request.ok]
+        times = [request.latency_s * 1000 for request in requests if request.is_answered]
         return cls(len(times), round(median(times), 2), round(max(times), 2)) if times else cls(0, 0.0, 0.0)
 
 
@@ -62,7 +62,7 @@ class Traffic:
         command = [sys.executable, "-P", "-m", "packager.demo.load_generator", address, family, str(inputs), str(rate)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def stop(self) -> tuple[Request, ...]:
+    def stop(self) -> tuple[LoadRequest, ...]:
         """End it and take its record. Raises TrafficBug."""
         try:
             out, _ = self._process.communicate(timeout=STOP_TIMEOUT_S)
@@ -72,7 +72,7 @@ class Traffic:
             raise TrafficBug("the load process did not end") from error
         if self._process.returncode:
             raise TrafficBug(f"the load process ended with {self._process.returncode}")
-        return tuple(Request(*row) for row in json.loads(out)["requests"])
+        return tuple(LoadRequest(*row) for row in json.loads(out)["requests"])
 
     def kill(self) -> None:
         """End it without a record; nothing happens where it has ended."""
@@ -80,14 +80,14 @@ class Traffic:
         self._process.communicate()
 
 
-def split_at(requests: Sequence[Request], start_s: float, end_s: float) -> tuple[Latency, Latency, Latency]:
+def split_requests(requests: Sequence[LoadRequest], start_s: float, end_s: float) -> tuple[Latency, Latency, Latency]:
     """Before, during and after a stretch of the monotonic clock."""
     before = [request for request in requests if request.due_s + request.latency_s < start_s]
     after = [request for request in requests if request.due_s > end_s]
     during = [r for r in requests if r.due_s <= end_s and r.due_s + r.latency_s >= start_s]
-    return Latency.of(before), Latency.of(during), Latency.of(after)
+    return Latency.from_requests(before), Latency.from_requests(during), Latency.from_requests(after)
 
 
-def now_s() -> float:
+def monotonic_s() -> float:
     """The clock of `Request.due_s`."""
     return time.monotonic()

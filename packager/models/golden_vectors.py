@@ -26,22 +26,22 @@ from packager.errors import GoldenUnstable, ModelCrashes
 from packager.models.graphs import is_quantized
 from packager.models.inputs import Sample, load_proto
 from packager.models.samples import Samples
-from packager.models.sessions import RunSettings, run, session, settings_for
+from packager.models.sessions import RunSettings, open_session, run_session, settings_for
 
-SETTINGS: Final = (
+RUN_SETTINGS: Final = (
     RunSettings(1, True),
     RunSettings(2, True),
     RunSettings(4, True),
     RunSettings(1, False),
     RunSettings(2, False),
 )
-HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
+TOLERANCE_HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
 FLOAT_FLOOR_PPM: Final = 1_000
 QUANTIZED_FLOOR_PPM: Final = 10_000  # one level of 255 on a few activations
 TOLERANCE_CEILING_PPM: Final = 50_000  # above it the model's answers depend on the weather
-CHILD_LIMIT_S: Final = 600.0
-GOLDEN_BYTES: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and holds them
-CONSIDERED: Final = 256  # samples whose sizes are compared (rule 3)
+CHILD_TIMEOUT_S: Final = 600.0
+GOLDEN_BYTE_BUDGET: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and holds them
+MAX_CONSIDERED_SAMPLES: Final = 256  # samples whose sizes are compared (rule 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +65,29 @@ class GoldenReport:
         }
 
 
-def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
+def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
     """Write at most `count` golden vectors of `model` to `path` (rules above).
 
     Raises:
         GoldenUnstable where no sample gives the same answers from run to run; ModelDoesNotRun; ModelCrashes.
     """
     proto = load_proto(model, external_data=False)
-    running = session(model, settings_for(proto))
+    running = open_session(model, settings_for(proto))
     names = [output.name for output in running.get_outputs()]
     kept: list[GoldenSample] = []
     total = 0
-    for sample in _chosen(samples, count):
-        answers = dict(zip(names, run(running, sample, where=str(model)), strict=True))
+    for sample in _choose_samples(samples, count):
+        answers = dict(zip(names, run_session(running, sample, where=str(model)), strict=True))
         size = sum(array.nbytes for array in (*sample.values(), *answers.values()))
-        if _is_usable(answers) and total + size <= GOLDEN_BYTES:
+        if _is_usable(answers) and total + size <= GOLDEN_BYTE_BUDGET:
             kept.append(GoldenSample(dict(sample), answers))
             total += size
     if not kept:
         raise GoldenUnstable(
-            f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTES} bytes",
+            f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTE_BUDGET} bytes",
             remedy="give smaller or more ordinary inputs with --inputs FILE.npz",
         )
-    spread = _spread_in_child(model, write_golden(tuple(kept)))
+    spread = _spreads_in_child(model, write_golden(tuple(kept)))
     steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
     worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
     if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
@@ -101,30 +101,30 @@ def make_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> Go
     part.write_bytes(data)
     part.replace(path)
     floor = QUANTIZED_FLOOR_PPM if is_quantized(proto) else FLOAT_FLOOR_PPM
-    tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(HEADROOM * worst_ppm)))
+    tolerance = min(TOLERANCE_CEILING_PPM, max(floor, round(TOLERANCE_HEADROOM * worst_ppm)))
     return GoldenReport(len(steady), tolerance, worst_ppm, len(data), hashlib.sha256(data).hexdigest())
 
 
-def spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
+def run_to_run_spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
     """Worst relative RMS of each sample over SETTINGS; None where shape, type or a whole number differs."""
     worst: list[float | None] = [0.0] * len(golden)
     integer_kernels = settings_for(load_proto(model, external_data=False)).integer_kernels
-    for settings in SETTINGS:
-        running = session(model, replace(settings, integer_kernels=integer_kernels))
+    for settings in RUN_SETTINGS:
+        running = open_session(model, replace(settings, integer_kernels=integer_kernels))
         names = [output.name for output in running.get_outputs()]
         for i, sample in enumerate(golden):
             inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
-            answers = dict(zip(names, run(running, inputs, where=str(model)), strict=True))
-            found = _deviation(answers, sample)
+            answers = dict(zip(names, run_session(running, inputs, where=str(model)), strict=True))
+            found = _relative_rms(answers, sample)
             known = worst[i]
             worst[i] = None if found is None or known is None else max(found, known)
     return worst
 
 
-def _deviation(answers: Sample, sample: GoldenSample) -> float | None:
+def _relative_rms(outputs: Sample, sample: GoldenSample) -> float | None:
     worst = 0.0
     for name, golden in sample.outputs.items():
-        answer = answers[name]
+        answer = outputs[name]
         if answer.shape != golden.shape or answer.dtype != golden.dtype:
             return None
         if golden.dtype.kind == "f":
@@ -134,8 +134,8 @@ def _deviation(answers: Sample, sample: GoldenSample) -> float | None:
     return worst
 
 
-def _chosen(samples: Samples, count: int) -> list[Sample]:
-    considered = samples.take(CONSIDERED)
+def _choose_samples(samples: Samples, count: int) -> list[Sample]:
+    considered = samples.take(MAX_CONSIDERED_SAMPLES)
     sizes = [sum(array.size for array in sample.values()) for sample in considered]
     extremes = {int(np.argmin(sizes)), int(np.argmax(sizes))}
     even = [round(i * (len(sizes) - 1) / max(1, count - 1)) for i in range(count)]
@@ -144,18 +144,18 @@ def _chosen(samples: Samples, count: int) -> list[Sample]:
     return [sample for i, sample in enumerate(considered) if i in wanted]
 
 
-def _is_usable(answers: Sample) -> bool:
-    return all(array.dtype.kind in "biuf" for array in answers.values()) and all(
-        bool(np.isfinite(array).all()) for array in answers.values() if array.dtype.kind == "f"
+def _is_usable(outputs: Sample) -> bool:
+    return all(array.dtype.kind in "biuf" for array in outputs.values()) and all(
+        bool(np.isfinite(array).all()) for array in outputs.values() if array.dtype.kind == "f"
     )
 
 
-def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
+def _spreads_in_child(model: Path, golden: bytes) -> list[float | None]:
     command = [sys.executable, "-m", "packager.models.golden_vectors", str(model)]
     try:
-        done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
+        done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ModelCrashes(f"{model}: golden vectors were not verified within {CHILD_LIMIT_S:.0f} s") from error
+        raise ModelCrashes(f"{model}: golden vectors were not verified within {CHILD_TIMEOUT_S:.0f} s") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
         raise ModelCrashes(f"{model}: the second run of the golden vectors failed: {lines[-1][:300]}")
@@ -165,6 +165,6 @@ def _spread_in_child(model: Path, golden: bytes) -> list[float | None]:
 
 if __name__ == "__main__":
     try:
-        print(json.dumps(spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
+        print(json.dumps(run_to_run_spreads(Path(sys.argv[1]), read_golden(sys.stdin.buffer.read()))))
     except AirweightsError as error:
         sys.exit(error.message)

@@ -14,7 +14,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
+FLOAT_TYPES: Final = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.BFLOAT16,
+)
 WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "MatMul": (0, 1),
     "Gemm": (0, 1),
@@ -124,7 +129,7 @@ def weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
         for node in scope.graph.node:
             for index in weight_inputs(node):
                 behind = scope.find(node.input[index]) if index < len(node.input) else None
-                if behind is not None and behind[1].data_type in FLOATS and len(behind[1].dims) >= 2:
+                if behind is not None and behind[1].data_type in FLOAT_TYPES and len(behind[1].dims) >= 2:
                     found.append(WeightUse(scope, node, index, behind[0], behind[1]))
     return found
 
@@ -158,17 +163,17 @@ def names_in(model: onnx.ModelProto) -> set[str]:
     return names
 
 
-def fresh_name(wanted: str, taken: set[str]) -> str:
+def unused_name(preferred: str, taken: set[str]) -> str:
     """`wanted`, or `wanted` with a number behind it; it is taken from then on."""
-    name, number = wanted, 1
+    name, number = preferred, 1
     while name in taken:
         number += 1
-        name = f"{wanted}_{number}"
+        name = f"{preferred}_{number}"
     taken.add(name)
     return name
 
 
-def opset(model: onnx.ModelProto) -> int:
+def opset_version(model: onnx.ModelProto) -> int:
     """Version of the standard operator set."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
 
@@ -189,5 +194,5 @@ def float_bytes(model: onnx.ModelProto) -> int:
     return sum(
         int(np.prod(tensor.dims, dtype=np.int64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in all_tensors(model)
-        if tensor.data_type in FLOATS
+        if tensor.data_type in FLOAT_TYPES
     )

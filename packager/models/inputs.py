@@ -66,12 +66,12 @@ class ModelInterface:
         """The interface of a parsed model. Raises InputUnsupported for sequences, maps, optionals and strings."""
         fixed = {tensor.name for tensor in model.graph.initializer}
         return cls(
-            tuple(_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
-            tuple(_tensor_info(value, "output") for value in model.graph.output),
+            tuple(_make_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
+            tuple(_make_tensor_info(value, "output") for value in model.graph.output),
         )
 
 
-def batched(array: np.ndarray, info: TensorInfo) -> np.ndarray:
+def add_batch_axis(array: np.ndarray, info: TensorInfo) -> np.ndarray:
     """One sample of an input with the axis of its batch (rule 1)."""
     return array[None] if lacks_batch(array.shape, info) else array
 
@@ -137,7 +137,7 @@ def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
         )
 
 
-def check_numbers(sample: Sample, where: object) -> None:
+def check_no_nan(sample: Sample, where: object) -> None:
     """Rule 3 for one sample. Raises SampleHoldsNan."""
     for name, array in sample.items():
         count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
@@ -170,7 +170,7 @@ def check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None
         )
 
 
-def _tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
+def _make_tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
     if not value.type.HasField("tensor_type"):
         kind = value.type.WhichOneof("value") or "untyped"
         raise InputUnsupported(f"{role} {value.name!r} is {kind.removesuffix('_type')}, expected a tensor")
@@ -178,7 +178,7 @@ def _tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
     dtype = "object" if tensor.elem_type == onnx.TensorProto.STRING else _dtype_name(tensor.elem_type)
     if dtype == "object" and role == "input":
         raise InputUnsupported(f"input {value.name!r} takes strings, expected numbers")
-    return TensorInfo(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim), tensor.HasField("shape"))
+    return TensorInfo(value.name, dtype, tuple(_axis_size(dim) for dim in tensor.shape.dim), tensor.HasField("shape"))
 
 
 def _dtype_name(elem_type: int) -> str:
@@ -187,7 +187,7 @@ def _dtype_name(elem_type: int) -> str:
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+def _axis_size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value) if dim.dim_value > 0 else None
     name = str(dim.dim_param)

@@ -18,10 +18,10 @@ from bundle.frames import sealed_size
 from bundle.manifest import Requirements
 from packager.errors import InputUnsupported
 from packager.models.inputs import load_proto
-from packager.models.oldest_runtime import oldest_runtime, parsed
-from packager.models.peak_memory import measure_memory
+from packager.models.oldest_runtime import oldest_runtime, parse_version
+from packager.models.peak_memory import measure_peak_memory
 from packager.models.samples import Samples
-from packager.models.sessions import session
+from packager.models.sessions import open_session
 
 MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
 
@@ -46,13 +46,15 @@ DTYPES: Final = {
 
 def contract_of(model: Path) -> Contract:
     """What goes in and what comes out. Raises ModelDoesNotRun, InputUnsupported."""
-    running = session(model)
+    running = open_session(model)
     inputs, outputs = running.get_inputs(), running.get_outputs()
     if max(len(inputs), len(outputs)) > MAX_TENSORS:
         raise InputUnsupported(
             f"{model}: found {len(inputs)} inputs and {len(outputs)} outputs, at most {MAX_TENSORS} of each are allowed"
         )
-    return Contract(tuple(_spec(node, model) for node in inputs), tuple(_spec(node, model) for node in outputs))
+    return Contract(
+        tuple(_tensor_spec(node, model) for node in inputs), tuple(_tensor_spec(node, model) for node in outputs)
+    )
 
 
 def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirements:
@@ -70,7 +72,7 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
     return replace(
         asked,
         onnxruntime_min=onnxruntime_min(model, asked.onnxruntime_min),
-        memory_bytes=measure_memory(model, samples),
+        memory_bytes=measure_peak_memory(model, samples),
         storage_bytes=sealed_size(plain_bytes),
     )
 
@@ -78,20 +80,20 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
 def onnxruntime_min(model: Path, oldest: str) -> str:
     """Rule 3: the newer one of `oldest` and what the operators ask for."""
     asked = oldest_runtime(load_proto(model, external_data=False))
-    return oldest if asked.version <= parsed(oldest) else str(asked)
+    return oldest if asked.version <= parse_version(oldest) else str(asked)
 
 
-def _spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:
+def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:
     dtype = DTYPES.get(node.type)
     if dtype is None:
         raise InputUnsupported(f"{model}: {node.name!r} is {node.type}, expected a tensor of a type that numpy has")
     shape = node.shape or ()
     if len(shape) > MAX_RANK:
         raise InputUnsupported(f"{model}: {node.name!r} has {len(shape)} axes, at most {MAX_RANK} are allowed")
-    return TensorSpec(node.name, dtype, tuple(_size(size, node.name, axis) for axis, size in enumerate(shape)))
+    return TensorSpec(node.name, dtype, tuple(_axis_size(size, node.name, axis) for axis, size in enumerate(shape)))
 
 
-def _size(size: object, name: str, axis: int) -> int | str:
+def _axis_size(size: object, name: str, axis: int) -> int | str:
     if isinstance(size, int) and size >= 0:
         return size
     named = size if isinstance(size, str) and size else f"{name}.{axis}"

@@ -5,14 +5,14 @@ from typing import Final
 
 import onnx
 
-SINGLE_FILE_BYTES: Final = 1_900_000_000  # protobuf ends at 2 GiB
+MAX_SINGLE_FILE_BYTES: Final = 1_900_000_000  # protobuf ends at 2 GiB
 
 
-def save(model: onnx.ModelProto, out: Path) -> None:
+def save_model(model: onnx.ModelProto, out: Path) -> None:
     """Write a model; above SINGLE_FILE_BYTES its tensors go to `<out>.data` beside it."""
     part = out.with_name(out.name + ".part")
     try:
-        if model.ByteSize() < SINGLE_FILE_BYTES:
+        if model.ByteSize() < MAX_SINGLE_FILE_BYTES:
             part.write_bytes(model.SerializeToString(deterministic=True))
         else:
             data = out.with_name(out.name + ".data")

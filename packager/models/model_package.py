@@ -33,7 +33,7 @@ COMPONENT_FILE: Final = "component.json"
 MODEL_FILE: Final = "model.onnx"
 GOLDEN_PATH: Final = "golden/golden.safetensors"
 FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # of files that the user adds
-RESERVED: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
+RESERVED_ROLES: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
 SCHEMA_VERSION: Final = "1.0"  # of ONNX Runtime's model package; 1.31 and later read it
 
 
@@ -86,21 +86,21 @@ def build_package(
         raise OutputExists(
             f"output {out} exists already", remedy="name a place that does not exist, or remove it first"
         )
-    if family in RESERVED:
+    if family in RESERVED_ROLES:
         raise BundleNameInvalid(
             f"family {family!r} has the name of a folder of the layout",
-            remedy=f"name it other than {', '.join(RESERVED)}",
+            remedy=f"name it other than {', '.join(RESERVED_ROLES)}",
         )
     folder = f"{family}/{variant}"
     sources = {f"{folder}/{MODEL_FILE}": model}
     for location in external_data(model):
-        _add(sources, f"{folder}/{location}", model.parent / location)
+        _add_source(sources, f"{folder}/{location}", model.parent / location)
     if golden is not None:
         sources[GOLDEN_PATH] = golden
     for extra in files:
         if not extra.source.is_file():
             raise ReleaseFileMissing(f"{extra.role} file {extra.source} is not there", remedy="mend the path")
-        _add(sources, extra.path, extra.source)
+        _add_source(sources, extra.path, extra.source)
     parent = out.absolute().parent
     if not parent.is_dir():
         raise NoSuchPlace(f"output {out}: the folder {parent} does not exist")
@@ -110,8 +110,8 @@ def build_package(
         for path, source in sources.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, root / path)
-        _write_json(root / PACKAGE_FILE, _package(family, version))
-        _write_json(root / family / COMPONENT_FILE, _component(variant))
+        _write_json(root / PACKAGE_FILE, _package_document(family, version))
+        _write_json(root / family / COMPONENT_FILE, _component_document(variant))
         scan_directory(root, {})
         root.rename(out)
     return open_package(out)
@@ -125,7 +125,7 @@ def external_data(model: Path) -> tuple[str, ...]:
     """
     from packager.models.inputs import load_proto
 
-    names = sorted(_locations(load_proto(model, external_data=False)))
+    names = sorted(_external_locations(load_proto(model, external_data=False)))
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
             raise BundleNameInvalid(
@@ -150,7 +150,7 @@ def roles_of(root: Path) -> dict[str, str]:
             out[path] = "package"
         elif model_folder is not None and path.startswith(f"{model_folder}/"):
             out[path] = "model" if path == f"{model_folder}/{MODEL_FILE}" else "external-data"
-        elif first in RESERVED and "/" in path:
+        elif first in RESERVED_ROLES and "/" in path:
             out[path] = first
         else:
             out[path] = "other"
@@ -167,7 +167,7 @@ def open_package(root: Path) -> BundleDirectory:
     return scan_directory(root, roles_of(root))
 
 
-def _locations(model: "onnx.ModelProto") -> set[str]:
+def _external_locations(model: "onnx.ModelProto") -> set[str]:
     from packager.models.graphs import all_tensors
 
     functions = (attribute.t for function in model.functions for node in function.node for attribute in node.attribute)
@@ -179,7 +179,7 @@ def _locations(model: "onnx.ModelProto") -> set[str]:
     }
 
 
-def _add(sources: dict[str, Path], path: str, source: Path) -> None:
+def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
     if not _is_bundle_path(path):
         raise BundleNameInvalid(
             f"{source}: {path!r} is a name that a bundle can not hold",
@@ -207,7 +207,7 @@ def _model_folder(root: Path) -> str | None:
     return f"{family}/{variant}"
 
 
-def _package(family: str, version: str) -> dict[str, object]:
+def _package_document(family: str, version: str) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "package_name": family,
@@ -216,7 +216,7 @@ def _package(family: str, version: str) -> dict[str, object]:
     }
 
 
-def _component(variant: str) -> dict[str, object]:
+def _component_document(variant: str) -> dict[str, object]:
     executor = {"ort": {"model_file": MODEL_FILE}}
     return {"variants": {variant: {"ep": "CPUExecutionProvider", "device": "cpu", "executor_info": executor}}}
 

@@ -13,7 +13,7 @@ from typing import Final
 import onnx
 import onnxruntime
 
-from packager.models.graphs import all_nodes, opset, scopes
+from packager.models.graphs import all_nodes, opset_version, scopes
 
 Version = tuple[int, int]
 
@@ -22,10 +22,10 @@ OPERATOR_SETS: Final[dict[int, Version]] = {
     21: (1, 18), 22: (1, 21), 23: (1, 22),
 }  # fmt: skip
 IR_VERSIONS: Final[dict[int, Version]] = {7: (1, 7), 8: (1, 10), 9: (1, 15), 10: (1, 18), 11: (1, 22)}
-CONTRIB: Final = "com.microsoft"
+CONTRIB_DOMAIN: Final = "com.microsoft"
 CONTRIB_OPERATORS: Final[dict[str, Version]] = {"MatMulNBits": (1, 17)}
-SIXTEEN_BITS: Final[Version] = (1, 16)  # of its own QuantizeLinear and DequantizeLinear
-WIDE: Final = (onnx.TensorProto.UINT16, onnx.TensorProto.INT16)
+SIXTEEN_BIT_VERSION: Final[Version] = (1, 16)  # of its own QuantizeLinear and DequantizeLinear
+SIXTEEN_BIT_TYPES: Final = (onnx.TensorProto.UINT16, onnx.TensorProto.INT16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class OldestRuntime:
     """Major and minor version, and what of the model asks for it."""
 
     version: Version
-    why: str
+    explanation: str
 
     def __str__(self) -> str:
         return ".".join(map(str, self.version))
@@ -41,34 +41,34 @@ class OldestRuntime:
 
 def oldest_runtime(model: onnx.ModelProto) -> OldestRuntime:
     """The first version that loads `model` (rules above)."""
-    here = _here()
-    number, ir = opset(model), int(model.ir_version)
+    here = _installed_version()
+    number, ir = opset_version(model), int(model.ir_version)
     asked = [
-        OldestRuntime(_since(OPERATOR_SETS, number, here), f"operator set {number}"),
-        OldestRuntime(_since(IR_VERSIONS, ir, here), f"IR version {ir}"),
+        OldestRuntime(_first_version(OPERATOR_SETS, number, here), f"operator set {number}"),
+        OldestRuntime(_first_version(IR_VERSIONS, ir, here), f"IR version {ir}"),
     ]
-    has_wide = any(t.data_type in WIDE for scope in scopes(model.graph) for t in scope.graph.initializer)
+    has_wide = any(t.data_type in SIXTEEN_BIT_TYPES for scope in scopes(model.graph) for t in scope.graph.initializer)
     for node in all_nodes(model):
-        if node.domain != CONTRIB:
+        if node.domain != CONTRIB_DOMAIN:
             continue
         if node.op_type in CONTRIB_OPERATORS:
             asked.append(OldestRuntime(CONTRIB_OPERATORS[node.op_type], node.op_type))
         elif has_wide and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            asked.append(OldestRuntime(SIXTEEN_BITS, f"16-bit {node.op_type}"))
+            asked.append(OldestRuntime(SIXTEEN_BIT_VERSION, f"16-bit {node.op_type}"))
     return max(asked, key=lambda oldest: oldest.version)
 
 
-def parsed(version: str) -> Version:
+def parse_version(version: str) -> Version:
     """Major and minor of "1.31" or "1.31.2"."""
     parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
     return parts[0] if parts else 0, parts[1] if len(parts) > 1 else 0
 
 
-def _since(table: dict[int, Version], number: int, here: Version) -> Version:
+def _first_version(table: dict[int, Version], number: int, installed: Version) -> Version:
     if number > max(table):
-        return here
+        return installed
     return table.get(number, min(table.values()))
 
 
-def _here() -> Version:
-    return parsed(onnxruntime.__version__)
+def _installed_version() -> Version:
+    return parse_version(onnxruntime.__version__)

@@ -7,21 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import repeat, takewhile
 from typing import Final, TypeVar
 
-WORKERS: Final = 2
-AHEAD: Final = 4  # results that wait
+WORKER_THREADS: Final = 2
+MAX_ITEMS_AHEAD: Final = 4  # results that wait
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKERS) -> Generator[Result]:
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKER_THREADS
+) -> Generator[Result]:
     """`function` of each item. `items` are drawn by the caller's thread, at most AHEAD before their results are."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > AHEAD:
+                if len(waiting) > MAX_ITEMS_AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -30,8 +32,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
                 future.cancel()
 
 
-def drawn_ahead(items: Iterable[Item]) -> Iterator[Item]:
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
     """`items`, drawn by a thread of their own, at most AHEAD before they are asked for."""
     source, end = iter(items), object()
-    found = in_order(lambda _: next(source, end), repeat(None), workers=1)
+    found = ordered_map(lambda _: next(source, end), repeat(None), workers=1)
     yield from takewhile(lambda item: item is not end, found)

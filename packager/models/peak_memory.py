@@ -19,24 +19,26 @@ from packager.errors import ModelCrashes, ModelDoesNotRun
 if TYPE_CHECKING:
     from packager.models.samples import Samples
 
-SAMPLES: Final = 3
-THREADS: Final = 2  # as packager.models.sessions
-CHILD_LIMIT_S: Final = 600.0
+MEASURED_SAMPLES: Final = 3
+MEASURED_THREADS: Final = 2  # as packager.models.sessions
+CHILD_TIMEOUT_S: Final = 600.0
 
 
-def measure_memory(model: Path, samples: "Samples") -> int:
+def measure_peak_memory(model: Path, samples: "Samples") -> int:
     """Bytes at the peak. Raises ModelDoesNotRun, ModelCrashes."""
     with tempfile.TemporaryDirectory() as folder:
         names: list[str] = []
-        for number, sample in enumerate(samples.take(SAMPLES)):
+        for number, sample in enumerate(samples.take(MEASURED_SAMPLES)):
             names = list(sample)
             arrays = {f"input_{i}": array for i, array in enumerate(sample.values())}
             np.savez(Path(folder) / f"{number}.npz", allow_pickle=False, **arrays)
         command = [sys.executable, "-m", "packager.models.peak_memory", str(model), folder, *names]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
+            done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: {SAMPLES} runs did not end within {CHILD_LIMIT_S:.0f} s") from error
+            raise ModelCrashes(
+                f"{model}: {MEASURED_SAMPLES} runs did not end within {CHILD_TIMEOUT_S:.0f} s"
+            ) from error
     if done.returncode < 0:
         raise ModelCrashes(f"{model}: took its process down (signal {-done.returncode}) while its memory was measured")
     if done.returncode:
@@ -45,7 +47,7 @@ def measure_memory(model: Path, samples: "Samples") -> int:
     return int(done.stdout)
 
 
-def peak_bytes() -> int:
+def own_peak_bytes() -> int:
     """Of this process (rule 2)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -53,17 +55,17 @@ def peak_bytes() -> int:
     raise ModelDoesNotRun("/proc/self/status names no VmHWM, expected a Linux kernel that does")
 
 
-def _measure(model: str, folder: Path, names: list[str]) -> int:
+def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
     import onnxruntime  # only the child needs it
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = THREADS, 1, 4
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
     running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     for place in sorted(folder.iterdir()):
         with np.load(place) as arrays:
             running.run(None, {name: arrays[f"input_{i}"] for i, name in enumerate(names)})
-    return peak_bytes()
+    return own_peak_bytes()
 
 
 if __name__ == "__main__":
-    print(_measure(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))
+    print(_measure_in_child(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]))

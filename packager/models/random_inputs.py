@@ -56,11 +56,13 @@ LIKELY_SIZES: Final = (
 SPATIAL_SIZES: Final = (64, 224, 32, 128, 96, 48, 256, 320, 640, 512, 16, 299, 384, 416, 28, 8, 1, 1024)
 LIKELY_RANKS: Final = (2, 3, 4, 1, 0)
 INTEGER_BOUNDS: Final = (64, 2)  # exclusive; a larger one falls out of small vocabularies
-SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, the two sampling rates of speech models
-EXTRA_SIZES: Final = 2  # further sizes beside the first that runs, for golden vectors of smallest and largest shapes
+LIKELY_SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, the two sampling rates of speech models
+MAX_EXTRA_SIZES: Final = (
+    2  # further sizes beside the first that runs, for golden vectors of smallest and largest shapes
+)
 FAST_RUN_S: Final = 1.0  # larger sizes are tried only while one run takes less
-CRASHES_BEFORE_GIVING_UP: Final = 4
-CHILD_MEMORY_SHARE: Final = 0.75  # of physical memory
+MAX_CRASHES: Final = 4
+MAX_CHILD_MEMORY_SHARE: Final = 0.75  # of physical memory
 STATE_WORDS: Final = ("state", "hidden", "cell", "cache", "h0", "c0", "h_0", "c_0", "hx", "cx", "past")
 SEQUENCE_WORDS: Final = ("seq", "len", "time", "frame", "token", "sample", "height", "width")
 STATE_SCALE: Final = 0.1  # states are bounded by tanh in most recurrent nets
@@ -73,17 +75,17 @@ class Recipe:
 
     sizes: Sizes
     integer_bound: int = INTEGER_BOUNDS[0]
-    scalar: int = SCALARS[0]
+    scalar: int = LIKELY_SCALARS[0]
     rank: int = 0
 
 
-def draw(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
+def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
     """Sample number `index`: the same for the same arguments, unlike its neighbours, to tell models apart."""
     rng = np.random.default_rng([seed, index])
-    return {info.name: _draw_one(info, recipe, rng, index) for info in ranked(interface, recipe.rank).inputs}
+    return {info.name: _draw_array(info, recipe, rng, index) for info in with_rank(interface, recipe.rank).inputs}
 
 
-def ranked(interface: ModelInterface, rank: int) -> ModelInterface:
+def with_rank(interface: ModelInterface, rank: int) -> ModelInterface:
     """The interface with `rank` axes of unknown size for inputs that do not say how many they have."""
     inputs = (i if i.is_ranked else replace(i, shape=(None,) * rank, is_ranked=True) for i in interface.inputs)
     return replace(interface, inputs=tuple(inputs))
@@ -100,7 +102,7 @@ def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 1
     interface = ModelInterface.from_file(model)
     recipes = find_recipes(model, interface, limit_s)
     # in pairs: every other sample is held back, and both halves must see every size and state
-    drawn = [draw(interface, recipes[index // 4 % len(recipes)], seed, index) for index in range(count)]
+    drawn = [draw_sample(interface, recipes[index // 4 % len(recipes)], seed, index) for index in range(count)]
     return replace(samples_from(drawn), origin=f"random:{seed}")
 
 
@@ -108,7 +110,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
     """Recipes that were seen to run, first found first. Raises NoWorkingInput, ModelCrashes, ModelDoesNotRun."""
     deadline = time.monotonic() + limit_s
     skip, last_error = 0, "no time was left to try"
-    for _ in range(CRASHES_BEFORE_GIVING_UP):
+    for _ in range(MAX_CRASHES):
         command = [sys.executable, "-m", "packager.models.random_inputs", str(model), str(skip)]
         child = _run_child(command, max(1.0, deadline - time.monotonic()))
         found = [line for line in child.lines if isinstance(line, Recipe)]
@@ -125,9 +127,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
             break
         skip += 1
     else:
-        raise ModelCrashes(
-            f"{model}: took its process down {CRASHES_BEFORE_GIVING_UP} times while inputs were searched"
-        )
+        raise ModelCrashes(f"{model}: took its process down {MAX_CRASHES} times while inputs were searched")
     inputs = "; ".join(str(info) for info in interface.inputs)
     raise NoWorkingInput(
         f"{model}: found no input that it runs on within {limit_s:.0f} s ({inputs}); last error: {last_error}",
@@ -135,22 +135,25 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
     )
 
 
-def candidates(interface: ModelInterface) -> Iterator[Recipe]:
+def recipe_candidates(interface: ModelInterface) -> Iterator[Recipe]:
     """All recipes worth a try, likely ones first (rule 2)."""
     if all(info.is_ranked for info in interface.inputs):
-        yield from _candidates(interface)
+        yield from _all_recipes(interface)
         return
     for rank in LIKELY_RANKS:
-        for recipe in _candidates(ranked(interface, rank)):
+        for recipe in _all_recipes(with_rank(interface, rank)):
             yield replace(recipe, rank=rank)
 
 
-def _candidates(interface: ModelInterface) -> Iterator[Recipe]:
+def _all_recipes(interface: ModelInterface) -> Iterator[Recipe]:
     batch, free = _symbols(interface)
     has_integers = any(np.dtype(info.dtype).kind in "iu" and not _is_scalar(info) for info in interface.inputs)
     has_scalars = any(np.dtype(info.dtype).kind in "iu" and _is_scalar(info) for info in interface.inputs)
     knobs = list(
-        product(SCALARS if has_scalars else SCALARS[:1], INTEGER_BOUNDS if has_integers else INTEGER_BOUNDS[:1])
+        product(
+            LIKELY_SCALARS if has_scalars else LIKELY_SCALARS[:1],
+            INTEGER_BOUNDS if has_integers else INTEGER_BOUNDS[:1],
+        )
     )
     likely = SPATIAL_SIZES if any(len(info.shape) >= 4 for info in interface.inputs) else LIKELY_SIZES
     every = list(dict.fromkeys((*likely, *range(1, MAX_SIZE + 1))))
@@ -185,12 +188,12 @@ def symbol_of(info: TensorInfo, axis: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Child:
+class _ChildOutput:
     lines: list[Recipe | dict[str, str]]
     is_complete: bool
 
 
-def _run_child(command: list[str], limit_s: float) -> "_Child":
+def _run_child(command: list[str], limit_s: float) -> "_ChildOutput":
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=limit_s, env=environment, check=False)
@@ -205,7 +208,7 @@ def _run_child(command: list[str], limit_s: float) -> "_Child":
         except ValueError:
             continue
         lines.append(Recipe(**told["found"]) if "found" in told else {key: str(value) for key, value in told.items()})
-    return _Child(lines, is_complete)
+    return _ChildOutput(lines, is_complete)
 
 
 def _symbols(interface: ModelInterface) -> tuple[list[str], list[str]]:
@@ -229,7 +232,7 @@ def _is_scalar(info: TensorInfo) -> bool:
     return not info.shape or info.shape == (1,)
 
 
-def _draw_one(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index: int) -> np.ndarray:
+def _draw_array(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index: int) -> np.ndarray:
     shape = tuple(
         size if isinstance(size, int) else recipe.sizes[symbol_of(info, axis) or ""]
         for axis, size in enumerate(info.shape)
@@ -243,12 +246,12 @@ def _draw_one(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, index:
     if any(word in name for word in STATE_WORDS):
         return np.asarray(STATE_SCALE * (index // 2 % 2) * rng.standard_normal(shape), dtype)
     if len(shape) == 4 and shape[1] in (1, 3, 4):
-        return _picture(shape, rng).astype(dtype)
-    signal: np.ndarray = (rng.standard_normal(shape) + _tones(shape, rng)) * 2.0 ** rng.uniform(-1.5, 1.0)
+        return _draw_picture(shape, rng).astype(dtype)
+    signal: np.ndarray = (rng.standard_normal(shape) + _draw_tones(shape, rng)) * 2.0 ** rng.uniform(-1.5, 1.0)
     return np.asarray(signal, dtype)
 
 
-def _picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _draw_picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """float64 [batch, channels, height, width] in 0..1: blocks of several sizes and a little noise, with edges."""
     height, width = shape[2:]
     picture = 0.1 * rng.random(shape)
@@ -258,7 +261,7 @@ def _picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _tones(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _draw_tones(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """float64 `shape`: two waves along the last axis, of random pitch and strength; signals are not white noise."""
     places = np.arange(shape[-1] if shape else 1)
     waves = sum(rng.uniform(0, 2) * np.sin(places * rng.uniform(0.01, 1.0) + rng.uniform(0, 6)) for _ in range(2))
@@ -281,16 +284,16 @@ def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng
     return rng.integers(0, recipe.integer_bound, shape).astype(dtype)
 
 
-def _search(model: str, skip: int) -> None:
+def _search_in_child(model: str, skip: int) -> None:
     """The child: prints one JSON object a line (rule 4)."""
-    limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * CHILD_MEMORY_SHARE)
+    limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from packager.models.sessions import RUNTIME_ERRORS, session  # only the child needs the runtime
+    from packager.models.sessions import RUNTIME_ERRORS, open_session  # only the child needs the runtime
 
     interface = ModelInterface.from_file(Path(model))
     try:
-        running = session(Path(model))
+        running = open_session(Path(model))
     except ModelDoesNotRun as error:
         print(json.dumps({"refused": error.message[:400]}), flush=True)
         return
@@ -298,40 +301,40 @@ def _search(model: str, skip: int) -> None:
     def runs(recipe: Recipe) -> float | None:
         start = time.monotonic()
         try:
-            running.run(None, draw(interface, recipe, 0, 0))
+            running.run(None, draw_sample(interface, recipe, 0, 0))
         except RUNTIME_ERRORS as error:
             print(json.dumps({"error": " ".join(str(error).split())[:400]}), flush=True)
             return None
         return time.monotonic() - start
 
-    for number, recipe in enumerate(candidates(interface)):
+    for number, recipe in enumerate(recipe_candidates(interface)):
         if number < skip:
             continue
         print(json.dumps({"trying": number}), flush=True)
         elapsed_s = runs(recipe)
         if elapsed_s is not None:
-            _tell(recipe)
-            _tell_more(interface, recipe, elapsed_s, runs)
+            _print_recipe(recipe)
+            _print_larger_recipes(interface, recipe, elapsed_s, runs)
             return
 
 
-def _tell(recipe: Recipe) -> None:
+def _print_recipe(recipe: Recipe) -> None:
     print(json.dumps({"found": asdict(recipe)}), flush=True)
 
 
-def _tell_more(
+def _print_larger_recipes(
     interface: ModelInterface, recipe: Recipe, elapsed_s: float, runs: Callable[[Recipe], float | None]
 ) -> None:
-    _, free = _symbols(ranked(interface, recipe.rank))
+    _, free = _symbols(with_rank(interface, recipe.rank))
     found = 0
     for factor in (2.0, 0.5, 4.0):
         larger = {name: int(size * factor) if name in free else size for name, size in recipe.sizes.items()}
         is_new = free and all(1 <= size <= MAX_SIZE for size in larger.values())
-        is_worth_it = is_new and found < EXTRA_SIZES and elapsed_s * factor**2 < FAST_RUN_S
+        is_worth_it = is_new and found < MAX_EXTRA_SIZES and elapsed_s * factor**2 < FAST_RUN_S
         if is_worth_it and runs(replace(recipe, sizes=larger)) is not None:
-            _tell(replace(recipe, sizes=larger))
+            _print_recipe(replace(recipe, sizes=larger))
             found += 1
 
 
 if __name__ == "__main__":
-    _search(sys.argv[1], int(sys.argv[2]))
+    _search_in_child(sys.argv[1], int(sys.argv[2]))

@@ -22,10 +22,10 @@ from packager.models.inputs import (
     ModelInterface,
     Sample,
     TensorInfo,
-    batched,
+    add_batch_axis,
     check_dtype,
     check_names,
-    check_numbers,
+    check_no_nan,
     check_sample,
     check_shape,
     lacks_batch,
@@ -65,20 +65,20 @@ class Samples:
         """Were these drawn by us rather than given by someone who knows the model?"""
         return self.origin.startswith("random")
 
-    def halves(self) -> tuple["Samples", "Samples"]:
+    def split_halves(self) -> tuple["Samples", "Samples"]:
         """(calibration, held back): every other sample; a single sample serves as both."""
         if len(self.indices) < 2:
             return self, self
-        return self._pick(self.indices[0::2]), self._pick(self.indices[1::2])
+        return self._select(self.indices[0::2]), self._select(self.indices[1::2])
 
     def take(self, count: int) -> "Samples":
         """At most `count` samples, evenly spread over the whole."""
         if count >= len(self.indices):
             return self
         spots = [round(i * (len(self.indices) - 1) / max(1, count - 1)) for i in range(count)]
-        return self._pick(tuple(self.indices[spot] for spot in spots))
+        return self._select(tuple(self.indices[spot] for spot in spots))
 
-    def _pick(self, indices: tuple[int, ...]) -> "Samples":
+    def _select(self, indices: tuple[int, ...]) -> "Samples":
         return Samples(self.source, indices, self.origin, self.digest)
 
 
@@ -107,7 +107,7 @@ class NpzSource:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
             for index in indices:
-                yield {info.name: batched(column.row(index), info) for info, column in columns.items()}
+                yield {info.name: add_batch_axis(column.row(index), info) for info, column in columns.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +131,11 @@ class FolderSource:
                         f"{path}: one bare array, expected {len(self.interface.inputs)} named ones",
                         remedy="write an .npz with one array per input",
                     )
-                return {self.interface.inputs[0].name: batched(loaded, self.interface.inputs[0])}
+                return {self.interface.inputs[0].name: add_batch_axis(loaded, self.interface.inputs[0])}
             with loaded:
                 known = {info.name: info for info in self.interface.inputs}
                 found = {name: loaded[name] for name in loaded.files}
-                return {name: batched(a, known[name]) if name in known else a for name, a in found.items()}
+                return {name: add_batch_axis(a, known[name]) if name in known else a for name, a in found.items()}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise SamplesUnreadable(f"{path}: not a numpy file that can be read: {error}") from error
 
@@ -152,7 +152,7 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
         with zipfile.ZipFile(path) as archive:
             found = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
             check_names(found, expected, path)
-            shapes = {name: _checked_header(archive, info, path) for name, info in expected.items()}
+            shapes = {name: _check_header(archive, info, path) for name, info in expected.items()}
     except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise SamplesUnreadable(
             f"{path}: not an .npz file that can be read: {error}",
@@ -160,14 +160,14 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
         ) from error
     counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
-        raise SampleShapeMismatch(f"{path}: arrays hold different numbers of samples: {_listed(counts)}")
+        raise SampleShapeMismatch(f"{path}: arrays hold different numbers of samples: {_list_counts(counts)}")
     count = next(iter(counts.values()), 0)
     if count == 0:
         raise TooFewSamples(f"{path}: holds 0 samples, expected at least 1")
     floats = tuple(info for info in interface.inputs if np.dtype(info.dtype).kind == "f")
     if floats:
         for number, sample in enumerate(NpzSource(path, floats).rows(range(count))):
-            check_numbers(sample, f"{path}: sample {number}")
+            check_no_nan(sample, f"{path}: sample {number}")
     digest = _file_digest(path)
     return Samples(NpzSource(path, interface.inputs), tuple(range(count)), f"npz:{digest}", digest)
 
@@ -188,7 +188,7 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
     total = hashlib.sha256()
     for path, sample in zip(paths, source.rows(range(len(paths))), strict=True):
         check_sample(sample, interface, str(path))
-        check_numbers(sample, path)
+        check_no_nan(sample, path)
         total.update(bytes.fromhex(_file_digest(path)))
     return Samples(source, tuple(range(len(paths))), f"folder:{total.hexdigest()}", total.hexdigest())
 
@@ -208,7 +208,7 @@ class _Column:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._shape, self._dtype = _header(stream)
+        self._shape, self._dtype = _read_header(stream)
         self._start = stream.tell()
         self._row_bytes = self._dtype.itemsize * int(np.prod(self._shape[1:], dtype=np.int64))
 
@@ -220,7 +220,7 @@ class _Column:
         return np.frombuffer(bytearray(data), self._dtype).reshape(self._shape[1:])
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(stream)
@@ -231,9 +231,9 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     return shape, dtype
 
 
-def _checked_header(archive: zipfile.ZipFile, info: TensorInfo, path: Path) -> tuple[int, ...]:
+def _check_header(archive: zipfile.ZipFile, info: TensorInfo, path: Path) -> tuple[int, ...]:
     with archive.open(f"{info.name}.npy") as stream:
-        shape, dtype = _header(stream)
+        shape, dtype = _read_header(stream)
     check_dtype(dtype, info, path)
     if not shape:
         raise SampleShapeMismatch(f"{path}: array {info.name!r} is a scalar, expected samples along its first axis")
@@ -246,5 +246,5 @@ def _file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _list_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -25,11 +25,11 @@ from packager.models.graphs import quantization_of
 from packager.models.inputs import Sample
 from packager.models.samples import Samples
 
-THREADS: Final = 2
-SILENT: Final = 4  # onnxruntime log level "fatal": its warnings are about models, not about us
-MESSAGE_LENGTH: Final = 300
-REMEMBERED_BYTES: Final = 64 << 20
-CHILD_LIMIT_S: Final = 300.0
+DEFAULT_THREADS: Final = 2
+SILENT_LOG_LEVEL: Final = 4  # onnxruntime log level "fatal": its warnings are about models, not about us
+MAX_MESSAGE_CHARACTERS: Final = 300
+MAX_CACHED_BYTES: Final = 64 << 20
+CHILD_TIMEOUT_S: Final = 300.0
 
 RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
@@ -52,26 +52,26 @@ class RunSettings:
     """How a session runs: intra-op threads, whether graph optimisation is on, and whether QDQ nodes become integer
     kernels; where they do not, they give what exact integer kernels would, on every CPU."""
 
-    threads: int = THREADS
-    optimise: bool = True
+    threads: int = DEFAULT_THREADS
+    optimize: bool = True
     integer_kernels: bool = True
 
 
 DEFAULT_SETTINGS: Final = RunSettings()
 EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
-ONE_THREAD: Final = RunSettings(threads=1)  # where samples run side by side
+ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # where samples run side by side
 
 
-def session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
     """A CPU session. Raises ModelDoesNotRun."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = SILENT
+    options.log_severity_level = SILENT_LOG_LEVEL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not settings.integer_kernels:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if not settings.optimise:
+    if not settings.optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(
@@ -80,18 +80,18 @@ def session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> on
     except RUNTIME_ERRORS as error:
         where = "model" if isinstance(model, bytes) else str(model)
         raise ModelDoesNotRun(
-            f"{where}: onnxruntime {onnxruntime.__version__} does not load it: {one_line(error)}"
+            f"{where}: onnxruntime {onnxruntime.__version__} does not load it: {one_line_message(error)}"
         ) from error
 
 
-def session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
+def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
     """A session of a model in memory; above protobuf's 2 GiB by way of a folder. Raises ModelDoesNotRun."""
     if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
-        return session(model.SerializeToString(), settings)
+        return open_session(model.SerializeToString(), settings)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, str(path), save_as_external_data=True)
-        return session(path, settings)
+        return open_session(path, settings)
 
 
 def settings_for(model: onnx.ModelProto) -> RunSettings:
@@ -109,14 +109,14 @@ class Runnable(Protocol):
         """The outputs `names`, or all."""
 
 
-class Remembered:
+class CachedSession:
     """A session that remembers its answers, REMEMBERED_BYTES of them: for a model that others are judged by again and
     again. Threads may share it: at worst an answer is made twice."""
 
     def __init__(self, running: onnxruntime.InferenceSession) -> None:
         self._running = running
-        self._answers: dict[bytes, list[Any]] = {}
-        self._left = REMEMBERED_BYTES
+        self._cached_outputs: dict[bytes, list[Any]] = {}
+        self._free_bytes = MAX_CACHED_BYTES
 
     def get_outputs(self) -> list[Any]:
         """Descriptions of the outputs."""
@@ -129,24 +129,26 @@ class Remembered:
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
             digest.update(repr(array.tolist()).encode() if array.dtype == object else np.ascontiguousarray(array).data)
         key = digest.digest()
-        if key in self._answers:
-            return self._answers[key]
+        if key in self._cached_outputs:
+            return self._cached_outputs[key]
         answers = list(self._running.run(names, sample))
         size = sum(np.asarray(answer).nbytes for answer in answers)
-        if size <= self._left:
-            self._left -= size
-            self._answers[key] = answers
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._cached_outputs[key] = answers
         return answers
 
 
-def run(running: Runnable, sample: Sample, names: list[str] | None = None, *, where: str = "model") -> list[np.ndarray]:
+def run_session(
+    running: Runnable, sample: Sample, names: list[str] | None = None, *, where: str = "model"
+) -> list[np.ndarray]:
     """All outputs (or those of `names`) for one sample. Raises ModelDoesNotRun."""
     try:
         return [np.asarray(value) for value in running.run(names, sample)]
     except RUNTIME_ERRORS as error:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
         raise ModelDoesNotRun(
-            f"{where}: does not run on a sample ({shapes}): {one_line(error)}",
+            f"{where}: does not run on a sample ({shapes}): {one_line_message(error)}",
             remedy="give inputs that the model accepts with --inputs FILE.npz",
         ) from error
 
@@ -159,28 +161,28 @@ def run_in_child(model: Path, samples: Samples) -> None:
         np.savez(arrays, allow_pickle=False, **{f"input_{i}": array for i, array in enumerate(sample.values())})
         command = [sys.executable, "-m", "packager.models.sessions", str(model), str(arrays), *sample]
         try:
-            done = subprocess.run(command, capture_output=True, timeout=CHILD_LIMIT_S, check=False)
+            done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: one run did not end within {CHILD_LIMIT_S:.0f} s") from error
+            raise ModelCrashes(f"{model}: one run did not end within {CHILD_TIMEOUT_S:.0f} s") from error
     if done.returncode < 0:
         raise ModelCrashes(f"{model}: took its process down (signal {-done.returncode}) when run on a sample")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ModelDoesNotRun(
-            lines[-1][:MESSAGE_LENGTH], remedy="give inputs that the model accepts with --inputs FILE.npz"
+            lines[-1][:MAX_MESSAGE_CHARACTERS], remedy="give inputs that the model accepts with --inputs FILE.npz"
         )
 
 
-def one_line(error: Exception) -> str:
+def one_line_message(error: Exception) -> str:
     """The message of a foreign error, without line breaks, cut to a readable length."""
-    return " ".join(str(error).split())[:MESSAGE_LENGTH]
+    return " ".join(str(error).split())[:MAX_MESSAGE_CHARACTERS]
 
 
-def _child(model: str, arrays: str, names: list[str]) -> int:
+def _run_as_child(model: str, arrays: str, names: list[str]) -> int:
     with np.load(arrays) as loaded:
         sample = {name: loaded[f"input_{i}"] for i, name in enumerate(names)}
     try:
-        run(session(Path(model)), sample, where=model)
+        run_session(open_session(Path(model)), sample, where=model)
     except ModelDoesNotRun as error:
         print(error.message, file=sys.stderr)
         return 1
@@ -188,4 +190,4 @@ def _child(model: str, arrays: str, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_child(sys.argv[1], sys.argv[2], sys.argv[3:]))
+    sys.exit(_run_as_child(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -12,22 +12,22 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.models.graphs import fresh_name, names_in
+from packager.models.graphs import names_in, unused_name
 from packager.models.samples import Samples
-from packager.models.sessions import run, session_of
+from packager.models.sessions import open_session_of, run_session
 
 REDUCTIONS: Final = ("ReduceMin", "ReduceMax")
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ActivationRange:
     """Extremes of one activation; `low` <= `high`, both finite."""
 
     low: float
     high: float
 
 
-def activation_ranges(model: onnx.ModelProto, tensors: set[str], samples: Samples) -> dict[str, Range]:
+def measure_ranges(model: onnx.ModelProto, tensors: set[str], samples: Samples) -> dict[str, ActivationRange]:
     """The range of each of `tensors` (float values of the top graph). Raises ModelDoesNotRun."""
     if not tensors:
         return {}
@@ -38,7 +38,7 @@ def activation_ranges(model: onnx.ModelProto, tensors: set[str], samples: Sample
     for tensor in sorted(tensors):
         reduced = []
         for kind in REDUCTIONS:
-            name = fresh_name(f"{tensor}_{kind}", taken)
+            name = unused_name(f"{tensor}_{kind}", taken)
             watched.graph.node.append(onnx.helper.make_node(kind, [tensor], [name], name=name, keepdims=0))
             watched.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []))
             reduced.append(name)
@@ -46,14 +46,14 @@ def activation_ranges(model: onnx.ModelProto, tensors: set[str], samples: Sample
     names = [name for pair in outputs.values() for name in pair]
     lows = np.full(len(outputs), np.inf)
     highs = np.full(len(outputs), -np.inf)
-    running = session_of(watched)
+    running = open_session_of(watched)
     for sample in samples:
-        values = np.array([float(value) for value in run(running, sample, names)]).reshape(-1, 2)
+        values = np.array([float(value) for value in run_session(running, sample, names)]).reshape(-1, 2)
         good = np.isfinite(values).all(axis=1)
         lows[good] = np.minimum(lows[good], values[good, 0])
         highs[good] = np.maximum(highs[good], values[good, 1])
     return {
-        tensor: Range(float(low), float(high))
+        tensor: ActivationRange(float(low), float(high))
         for tensor, low, high in zip(outputs, lows, highs, strict=True)
         if np.isfinite(low) and np.isfinite(high)
     }

@@ -15,13 +15,13 @@ from typing import Final
 
 import numpy as np
 
-NEAR_TIE: Final = 0.1  # of the output's spread; for distributions, of probability
-FLAT: Final = 1e-3  # spread over magnitude below which an output counts as constant
+NEAR_TIE_MARGIN: Final = 0.1  # of the output's spread; for distributions, of probability
+CONSTANT_SPREAD_SHARE: Final = 1e-3  # spread over magnitude below which an output counts as constant
 SUM_TOLERANCE: Final = 1e-3  # of a softmax in float32, with room for float16
-MAX_ONE_CLASS: Final = 0.9
-TINY: Final = 1e-30
-STILL: Final = 0.01  # spread of values that all lie in 0..1
-FAINT: Final = 0.1  # samples whose output is below this share of the usual norm have no meaningful direction
+MAX_ONE_CLASS_SHARE: Final = 0.9
+EPSILON: Final = 1e-30
+MIN_UNIT_SPREAD: Final = 0.01  # spread of values that all lie in 0..1
+MIN_NORM_SHARE: Final = 0.1  # samples whose output is below this share of the usual norm have no meaningful direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class OutputFidelity:
     def as_json(self) -> dict[str, object]:
         """Plain values; what is no number is None."""
         plain = {name: getattr(self, name) for name in self.__slots__}
-        return {name: finite(value) if isinstance(value, float) else value for name, value in plain.items()}
+        return {name: finite_or_none(value) if isinstance(value, float) else value for name, value in plain.items()}
 
 
-def finite(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """`value`, or None where it is no number: JSON has neither infinity nor NaN."""
     return value if value is not None and np.isfinite(value) else None
 
@@ -89,7 +89,7 @@ class _Moments:
 
 
 @dataclass(slots=True)
-class Tally:
+class OutputAgreement:
     """Sums over samples for one output (rule 4)."""
 
     name: str
@@ -109,21 +109,21 @@ class Tally:
     max_abs_error: float = 0.0
     low: float = np.inf
     high: float = -np.inf
-    equal: int = 0
+    equal_values: int = 0
     values: int = 0
-    first: bytes | None = None
-    differs: bool = False
-    broken: int = 0
-    reshaped: int = 0
+    first_bytes: bytes | None = None
+    has_differed: bool = False
+    broken_samples: int = 0
+    reshaped_samples: int = 0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
         if a.shape != b.shape:
-            self.reshaped += 1
+            self.reshaped_samples += 1
             return
         data = a.tobytes()
-        self.differs |= self.first is not None and data != self.first
-        self.first = data if self.first is None else self.first
-        self.equal += int(np.count_nonzero(a == b)) if a.dtype.kind != "f" else 0
+        self.has_differed |= self.first_bytes is not None and data != self.first_bytes
+        self.first_bytes = data if self.first_bytes is None else self.first_bytes
+        self.equal_values += int(np.count_nonzero(a == b)) if a.dtype.kind != "f" else 0
         self.values += a.size
         if a.dtype.kind != "f":
             self.is_numeric = False
@@ -131,7 +131,7 @@ class Tally:
         x, y = a.astype(np.float64), b.astype(np.float64)
         good = np.isfinite(x)
         if not np.isfinite(y[good]).all():
-            self.broken += 1
+            self.broken_samples += 1
             return
         x, y = np.where(good, x, 0.0), np.where(good, y, 0.0)
         self._add_floats(x, y)
@@ -172,12 +172,12 @@ class Tally:
             p, q = np.clip(x, 1e-12, None), np.clip(y, 1e-12, None)
             self.kl.append(float((p * np.log(p / q)).sum(axis=1).mean()))
 
-    def result(self) -> OutputFidelity:
+    def as_fidelity(self) -> OutputFidelity:
         if not self.is_numeric or not self.sizes:
-            share = self.equal / self.values if self.values else 1.0
+            share = self.equal_values / self.values if self.values else 1.0
             return OutputFidelity(
                 name=self.name,
-                varies=self.differs and not self.is_numeric,
+                varies=self.has_differed and not self.is_numeric,
                 relative_rms=None,
                 cosine_p1=None,
                 top1_agreement=None,
@@ -187,17 +187,20 @@ class Tally:
                 max_abs_error=0.0,
                 drift=0.0,
                 exact_share=share,
-                broken_samples=self.broken,
-                reshaped_samples=self.reshaped,
+                broken_samples=self.broken_samples,
+                reshaped_samples=self.reshaped_samples,
             )
         spread = self.by_element.spread() if self.is_fixed else self.by_channel.spread()
         magnitude = float(np.sqrt(np.square(self.norms).sum() / sum(self.sizes)))
         most = max(self.classes.values(), default=0)
-        is_one_class = self.is_distribution and most > MAX_ONE_CLASS * self.classes.total()
+        is_one_class = self.is_distribution and most > MAX_ONE_CLASS_SHARE * self.classes.total()
         is_probability = self.low >= 0.0 and self.high <= 1.0
-        is_still = spread <= (STILL if is_probability else FLAT * magnitude) and not self.is_distribution
-        is_flat = self.is_distribution and spread <= FLAT * magnitude
-        varies = len(self.sizes) > 1 and self.differs and not (is_still or is_flat or is_one_class)
+        is_still = (
+            spread <= (MIN_UNIT_SPREAD if is_probability else CONSTANT_SPREAD_SHARE * magnitude)
+            and not self.is_distribution
+        )
+        is_flat = self.is_distribution and spread <= CONSTANT_SPREAD_SHARE * magnitude
+        varies = len(self.sizes) > 1 and self.has_differed and not (is_still or is_flat or is_one_class)
         scale = spread or 1.0
         each = np.sqrt(np.array(self.errors) / np.array(self.sizes)) / scale
         agreement, rows = self._top1(scale)
@@ -211,15 +214,15 @@ class Tally:
             kl_mean=float(np.mean(self.kl)) if self.is_distribution and self.kl else None,
             worst_relative=float(each.max()),
             max_abs_error=self.max_abs_error,
-            drift=self.max_abs_error / (1.0 if is_probability else max(magnitude, TINY)),
+            drift=self.max_abs_error / (1.0 if is_probability else max(magnitude, EPSILON)),
             exact_share=float(np.mean(np.array(self.errors) == 0)),
-            broken_samples=self.broken,
-            reshaped_samples=self.reshaped,
+            broken_samples=self.broken_samples,
+            reshaped_samples=self.reshaped_samples,
         )
 
     def _cosine_p1(self) -> float | None:
         norms = np.array(self.norms)
-        telling = (norms >= FAINT * np.sqrt(np.mean(norms**2))) & (np.array(self.sizes) > 1)
+        telling = (norms >= MIN_NORM_SHARE * np.sqrt(np.mean(norms**2))) & (np.array(self.sizes) > 1)
         return float(np.percentile(np.array(self.cosines)[telling], 1)) if telling.any() else None
 
     def _top1(self, spread: float) -> tuple[float | None, int]:
@@ -228,5 +231,5 @@ class Tally:
             return None, 0
         margin = np.concatenate([row[0] for row in self.rows])
         agree = np.concatenate([row[1] for row in self.rows])
-        clear = margin > NEAR_TIE * (1.0 if self.is_distribution else spread)
+        clear = margin > NEAR_TIE_MARGIN * (1.0 if self.is_distribution else spread)
         return (float(agree[clear].mean()) if clear.any() else None), int(clear.sum())

@@ -11,15 +11,15 @@ from pathlib import Path
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.models.model_files import model_bytes
 from packager.models.samples import Samples
-from packager.models.sessions import session, session_of
-from packager.quantize.candidates import Method, Workshop
+from packager.models.sessions import open_session, open_session_of
+from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.gate import Thresholds, judge
-from packager.quantize.prepare import prepare
+from packager.quantize.prepare import prepare_model
 
-METHODS: tuple[Method, ...] = ("static", "dynamic")
+BASELINE_METHODS: tuple[Method, ...] = ("static", "dynamic")
 
 
-def ordinary_error(model: Path, samples: Samples, thresholds: Thresholds) -> float | None:
+def baseline_error(model: Path, samples: Samples, thresholds: Thresholds) -> float | None:
     """Relative RMS of the worst output of `model`, quantized in an ordinary way; None where no method applies.
 
     Half of the samples calibrate; all are judged, as the model of other origin is judged on all.
@@ -27,13 +27,13 @@ def ordinary_error(model: Path, samples: Samples, thresholds: Thresholds) -> flo
     Raises:
         ModelUnreadable, ModelDoesNotRun, AlreadyQuantized, WeightsNotFinite.
     """
-    prepared = prepare(model, next(iter(samples.take(1)))).model
-    workshop = Workshop(prepared, samples.halves()[0], model_bytes(model))
-    reference = session(model)
+    prepared = prepare_model(model, next(iter(samples.take(1)))).model
+    workshop = CandidateBuilder(prepared, samples.split_halves()[0], model_bytes(model))
+    reference = open_session(model)
     found: list[float] = []
-    for method in METHODS:
+    for method in BASELINE_METHODS:
         try:
-            error = judge(reference, session_of(workshop.build(method, is_partial=True)), samples).relative_rms
+            error = judge(reference, open_session_of(workshop.build(method, is_partial=True)), samples).relative_rms
         except (QuantizationRefused, ModelDoesNotRun):
             continue
         if error is not None and error <= thresholds.max_relative_rms:

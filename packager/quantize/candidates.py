@@ -15,20 +15,20 @@ import onnx
 from packager.errors import QuantizationRefused
 from packager.models.graphs import METADATA_KEY, QUANTIZED_OPS, all_nodes, weight_uses
 from packager.models.samples import Samples
-from packager.models.sessions import RUNTIME_ERRORS, one_line
-from packager.quantize.activation_ranges import Range
+from packager.models.sessions import RUNTIME_ERRORS, one_line_message
+from packager.quantize.activation_ranges import ActivationRange
 from packager.quantize.dynamic import dynamic_nodes, quantize_dynamic
-from packager.quantize.fp16 import quantize_half
+from packager.quantize.fp16 import quantize_fp16
 from packager.quantize.int4 import int4_nodes, quantize_int4
-from packager.quantize.integer_weights import REDUCED, SIGNED, UNSIGNED, LevelRange
-from packager.quantize.static import calibrate, quantize_static, static_nodes
+from packager.quantize.integer_weights import REDUCED_LEVELS, SIGNED_LEVELS, UNSIGNED_LEVELS, LevelRange
+from packager.quantize.static import measure_activation_ranges, quantize_static, static_nodes
 from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 
 INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
 # onnxruntime.quantization fails in all of these ways on published models
-TROUBLE: Final[tuple[type[Exception], ...]] = (
+BUILD_ERRORS: Final[tuple[type[Exception], ...]] = (
     *RUNTIME_ERRORS,
     StopIteration,
     KeyError,
@@ -37,11 +37,11 @@ TROUBLE: Final[tuple[type[Exception], ...]] = (
     IndexError,
     AssertionError,
 )
-WORTH_IT: Final = 0.9  # of the float model's bytes: what is hardly smaller is not worth a variant
+MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes: what is hardly smaller is not worth a variant
 
 
 @dataclass(slots=True)
-class Workshop:
+class CandidateBuilder:
     """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for.
 
     `beyond_half` names the weights that fp16 cannot hold, once it was built. `signed_weights` alone makes them 7 bits
@@ -54,8 +54,8 @@ class Workshop:
     per_channel: bool = True
     signed_weights: bool = False
     signed_activations: bool = False
-    beyond_half: tuple[str, ...] = ()
-    _ranges: dict[str, Range] | None = field(default=None, repr=False)
+    weights_beyond_fp16: tuple[str, ...] = ()
+    _ranges: dict[str, ActivationRange] | None = field(default=None, repr=False)
 
     def numerics_of(self, method: Method) -> str:
         """What the kernels of `method` multiply: integers (activations, then weights), or floats."""
@@ -69,10 +69,10 @@ class Workshop:
     def levels(self) -> LevelRange:
         """Of the weights that integer kernels read."""
         if self.signed_activations:
-            return SIGNED
-        return REDUCED if self.signed_weights else UNSIGNED
+            return SIGNED_LEVELS
+        return REDUCED_LEVELS if self.signed_weights else UNSIGNED_LEVELS
 
-    def methods(self) -> tuple[Method, ...]:
+    def applicable_methods(self) -> tuple[Method, ...]:
         """Methods that this model has anything for. Raises QuantizationRefused where it is none."""
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if not uses:
@@ -90,7 +90,7 @@ class Workshop:
             found.append("int4")
         return (*found, "weights", "fp16")
 
-    def families(self, method: Method) -> list[tuple[str, ...]]:
+    def node_groups(self, method: Method) -> list[tuple[str, ...]]:
         """Names of the nodes that `method` would quantize, in graph order; those that share a weight come together."""
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if method == "static":
@@ -113,7 +113,7 @@ class Workshop:
                 found.setdefault(id(family[node.name]), []).append(node.name)
         return [tuple(names) for names in found.values()]
 
-    def wide_nodes(self, method: Method) -> list[str]:
+    def promotable_nodes(self, method: Method) -> list[str]:
         """Names of the nodes that `method` can give more bits short of float: 16 for the activation that they read
         (static), 8 for their weights (int4)."""
         match method:
@@ -127,57 +127,57 @@ class Workshop:
     def build(
         self,
         method: Method,
-        keep_float: frozenset[str] = frozenset(),
-        wide: frozenset[str] = frozenset(),
+        float_nodes: frozenset[str] = frozenset(),
+        promoted: frozenset[str] = frozenset(),
         *,
         is_partial: bool = False,
     ) -> onnx.ModelProto:
         """One candidate; a partial one (to measure a node's blame) may be large. Raises QuantizationRefused."""
         try:
-            model = self._build(method, keep_float, wide)
-        except TROUBLE as error:
-            raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line(error)}") from error
+            model = self._build(method, float_nodes, promoted)
+        except BUILD_ERRORS as error:
+            raise QuantizationRefused(f"{method}: {type(error).__name__}: {one_line_message(error)}") from error
         if method != "fp16" and not any(node.op_type in QUANTIZED_OPS for node in all_nodes(model)):
             raise QuantizationRefused(f"{method}: nothing was quantized")
         size = model.ByteSize()
-        if size > WORTH_IT * self.float_bytes and not is_partial:
-            is_beyond = method == "fp16" and self.beyond_half
-            beyond = f", since {len(self.beyond_half)} weights are beyond half precision" if is_beyond else ""
+        if size > MAX_SIZE_SHARE * self.float_bytes and not is_partial:
+            is_beyond = method == "fp16" and self.weights_beyond_fp16
+            beyond = f", since {len(self.weights_beyond_fp16)} weights are beyond half precision" if is_beyond else ""
             raise QuantizationRefused(
-                f"{method}: {size} bytes, more than {WORTH_IT:.0%} of the float model's {self.float_bytes}{beyond}"
+                f"{method}: {size} bytes, more than {MAX_SIZE_SHARE:.0%} of the float model's {self.float_bytes}{beyond}"
             )
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, f"{method} {self.numerics_of(method)}"
         return model
 
-    def _build(self, method: Method, keep_float: frozenset[str], wide: frozenset[str]) -> onnx.ModelProto:
+    def _build(self, method: Method, float_nodes: frozenset[str], promoted: frozenset[str]) -> onnx.ModelProto:
         match method:
             case "static":
                 if self._ranges is None:
-                    self._ranges = calibrate(self.prepared, self.calibration)
+                    self._ranges = measure_activation_ranges(self.prepared, self.calibration)
                 return quantize_static(
                     self.prepared,
                     self._ranges,
                     per_channel=self.per_channel,
                     levels=self.levels,
                     signed_activations=self.signed_activations,
-                    keep_float=keep_float,
-                    wide=wide,
+                    float_nodes=float_nodes,
+                    promoted=promoted,
                 )
             case "dynamic":
                 return quantize_dynamic(
                     self.prepared,
                     per_channel=self.per_channel,
                     levels=self.levels,
-                    keep_float=keep_float,
+                    float_nodes=float_nodes,
                 )
             case "int4":
-                return quantize_int4(self.prepared, keep_float, wide)
+                return quantize_int4(self.prepared, float_nodes, promoted)
             case "fp16":
-                halved, self.beyond_half = quantize_half(self.prepared)
+                halved, self.weights_beyond_fp16 = quantize_fp16(self.prepared)
                 return halved
             case "weights":
                 copy = onnx.ModelProto()
                 copy.CopyFrom(self.prepared)
-                quantize_weights(copy, keep_float)
+                quantize_weights(copy, float_nodes)
                 return copy

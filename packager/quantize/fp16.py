@@ -13,14 +13,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.models.graphs import array_of, fresh_name, names_in, scopes
+from packager.models.graphs import array_of, names_in, scopes, unused_name
 from packager.quantize.weight_only import MIN_ELEMENTS
 
-LARGEST: Final = float(np.finfo(np.float16).max)
-MAX_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone costs 1e-7
+FP16_MAX: Final = float(np.finfo(np.float16).max)
+MAX_ROUNDING_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone costs 1e-7
 
 
-def quantize_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def quantize_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """(copy with half-precision weights, names of the weights that stayed float32)."""
     halved = onnx.ModelProto()
     halved.CopyFrom(model)
@@ -33,20 +33,20 @@ def quantize_half(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, .
             if tensor.data_type != onnx.TensorProto.FLOAT or size < MIN_ELEMENTS or tensor.name in outputs:
                 continue
             values = array_of(tensor)
-            if not _fits(values):
+            if not _fits_fp16(values):
                 kept.append(tensor.name)
                 continue
             name = tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), fresh_name(f"{name}_half", taken)))
+            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), unused_name(f"{name}_half", taken)))
             casts.append(helper.make_node("Cast", [tensor.name], [name], name=f"{tensor.name}_cast", to=1))
         for cast in reversed(casts):
             scope.graph.node.insert(0, cast)
     return halved, tuple(kept)
 
 
-def _fits(values: np.ndarray) -> bool:
-    if not np.abs(values).max(initial=0.0) <= LARGEST:
+def _fits_fp16(values: np.ndarray) -> bool:
+    if not np.abs(values).max(initial=0.0) <= FP16_MAX:
         return False
     wide = values.astype(np.float64)
     loss = float(np.square(wide - values.astype(np.float16)).sum())
-    return loss <= MAX_LOSS * (float(np.square(wide).sum()) + 1e-300)
+    return loss <= MAX_ROUNDING_LOSS * (float(np.square(wide).sum()) + 1e-300)

@@ -20,10 +20,10 @@ import onnxruntime
 
 from packager.errors import InterfaceMismatch
 from packager.models.inputs import Sample, load_proto
-from packager.models.ordered_map import in_order
+from packager.models.ordered_map import ordered_map
 from packager.models.samples import Samples
-from packager.models.sessions import Runnable, run, session, settings_for
-from packager.quantize.agreement import OutputFidelity, Tally, finite
+from packager.models.sessions import Runnable, open_session, run_session, settings_for
+from packager.quantize.agreement import OutputAgreement, OutputFidelity, finite_or_none
 from packager.quantize.user_metric import MetricFigures
 
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -39,8 +39,8 @@ class Thresholds:
     max_relative_rms: float = 0.15
     min_top1_agreement: float = 0.95
     min_cosine_p1: float = 0.90
-    max_over_ordinary: float = 1.15
-    max_of_stale: float = 0.5
+    max_over_baseline: float = 1.15
+    max_over_unchanged_base: float = 0.5
     max_metric_loss: float = 0.01
 
 
@@ -52,7 +52,7 @@ class GateReport:
     """The verdict with one sentence for it, and the figures of every output."""
 
     verdict: Verdict
-    why: str
+    explanation: str
     outputs: tuple[OutputFidelity, ...]
     samples: int
     origin: str
@@ -77,25 +77,25 @@ class GateReport:
         """Plain values for `--json` and reports."""
         return {
             "verdict": self.verdict,
-            "why": self.why,
+            "why": self.explanation,
             "samples": self.samples,
             "origin": self.origin,
-            "relative_rms": finite(self.relative_rms),
-            "cosine_p1": finite(self.cosine_p1),
+            "relative_rms": finite_or_none(self.relative_rms),
+            "cosine_p1": finite_or_none(self.cosine_p1),
             "top1_agreement": self.top1_agreement,
             "metric": self.metric.as_json() if self.metric else None,
             "outputs": [output.as_json() for output in self.outputs],
         }
 
 
-def gate(
+def run_gate(
     float_model: Path,
     candidate: Path,
     samples: Samples,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
     *,
-    ordinary_rms: float | None = None,
-    stale_rms: float | None = None,
+    baseline_rms: float | None = None,
+    unchanged_base_rms: float | None = None,
     shapes_vary: bool = False,
 ) -> GateReport:
     """Run both models over `samples` and judge.
@@ -105,10 +105,16 @@ def gate(
         InterfaceMismatch: they do not take the same inputs, or do not give the same outputs.
     """
     settings = settings_for(load_proto(candidate, external_data=False))
-    left, right = session(float_model), session(candidate, settings)
+    left, right = open_session(float_model), open_session(candidate, settings)
     _check_interfaces(left, right, candidate)
     return judge(
-        left, right, samples, thresholds, ordinary_rms=ordinary_rms, stale_rms=stale_rms, shapes_vary=shapes_vary
+        left,
+        right,
+        samples,
+        thresholds,
+        baseline_rms=baseline_rms,
+        unchanged_base_rms=unchanged_base_rms,
+        shapes_vary=shapes_vary,
     )
 
 
@@ -118,24 +124,26 @@ def judge(
     samples: Samples,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
     *,
-    ordinary_rms: float | None = None,
-    stale_rms: float | None = None,
+    baseline_rms: float | None = None,
+    unchanged_base_rms: float | None = None,
     shapes_vary: bool = False,
 ) -> GateReport:
     """`gate` for models that are loaded already; with `shapes_vary`, outputs that come back in another shape prove
     nothing, instead of failing."""
     names = [output.name for output in reference.get_outputs()]
-    tallies = [Tally(name) for name in names]
+    tallies = [OutputAgreement(name) for name in names]
 
     def answers(sample: Sample) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        return run(reference, sample, where="float model"), run(candidate, sample, names, where="candidate")
+        return run_session(reference, sample, where="float model"), run_session(
+            candidate, sample, names, where="candidate"
+        )
 
-    for left, right in in_order(answers, samples):
+    for left, right in ordered_map(answers, samples):
         for tally, a, b in zip(tallies, left, right, strict=True):
             tally.add(a, b)
-    outputs = tuple(tally.result() for tally in tallies)
-    limits = _Limits(thresholds, ordinary_rms, stale_rms, shapes_vary)
-    verdict, why = _verdict(outputs, limits)
+    outputs = tuple(tally.as_fidelity() for tally in tallies)
+    limits = _Limits(thresholds, baseline_rms, unchanged_base_rms, shapes_vary)
+    verdict, why = _decide_verdict(outputs, limits)
     if verdict == "inconclusive" and len(samples) < MIN_SAMPLES:
         needed = f"at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
         why = f"{len(samples)} sample to judge by, {needed}"
@@ -158,12 +166,12 @@ def _check_interfaces(left: onnxruntime.InferenceSession, right: onnxruntime.Inf
 @dataclass(frozen=True, slots=True)
 class _Limits:
     thresholds: Thresholds
-    ordinary: float | None
-    stale: float | None
+    baseline_rms: float | None
+    unchanged_base_rms: float | None
     shapes_vary: bool
 
 
-def _verdict(outputs: tuple[OutputFidelity, ...], limits: _Limits) -> tuple[Verdict, str]:
+def _decide_verdict(outputs: tuple[OutputFidelity, ...], limits: _Limits) -> tuple[Verdict, str]:
     broken = next((o for o in outputs if o.broken_samples), None)
     if broken is not None:
         return "fail", f"output {broken.name!r} holds NaN or infinity on {broken.broken_samples} samples"
@@ -181,13 +189,15 @@ def _verdict(outputs: tuple[OutputFidelity, ...], limits: _Limits) -> tuple[Verd
     if not telling:
         return "inconclusive", "no output varies over the samples, so they cannot tell a good model from a bad one"
     for o in telling:
-        trouble = _trouble(o, limits.thresholds, limits.ordinary, limits.stale)
+        trouble = _describe_failure(o, limits.thresholds, limits.baseline_rms, limits.unchanged_base_rms)
         if trouble:
             return "fail", f"output {o.name!r}: {trouble}"
     return "pass", f"{len(telling)} of {len(outputs)} outputs vary, all within the thresholds"
 
 
-def _trouble(o: OutputFidelity, limits: Thresholds, ordinary: float | None, stale: float | None) -> str | None:
+def _describe_failure(
+    o: OutputFidelity, limits: Thresholds, baseline: float | None, unchanged_base: float | None
+) -> str | None:
     if o.relative_rms is None:
         too_few = o.exact_share < limits.min_top1_agreement
         return (
@@ -195,16 +205,16 @@ def _trouble(o: OutputFidelity, limits: Thresholds, ordinary: float | None, stal
         )
     if not o.relative_rms <= limits.max_relative_rms:
         return f"relative RMS {o.relative_rms:.4g}, at most {limits.max_relative_rms:.4g} allowed"
-    if ordinary is not None and o.relative_rms > limits.max_over_ordinary * ordinary:
+    if baseline is not None and o.relative_rms > limits.max_over_baseline * baseline:
         return (
-            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_ordinary} x ordinary {ordinary:.4g} allowed"
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_baseline} x ordinary {baseline:.4g} allowed"
         )
     # a base that is as near as ordinary quantization has lost nothing: there is no update to miss
-    as_ordinary = limits.max_over_ordinary * (ordinary or 0.0)
-    if stale is not None and o.relative_rms > max(limits.max_of_stale * stale, as_ordinary):
-        return (
-            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_of_stale} x the stale model's {stale:.4g} allowed"
-        )
+    as_ordinary = limits.max_over_baseline * (baseline or 0.0)
+    if unchanged_base is not None and o.relative_rms > max(
+        limits.max_over_unchanged_base * unchanged_base, as_ordinary
+    ):
+        return f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_unchanged_base} x the stale model's {unchanged_base:.4g} allowed"
     if o.top1_agreement is not None and o.top1_agreement < limits.min_top1_agreement:
         return f"top-1 agreement {o.top1_agreement:.4f}, at least {limits.min_top1_agreement:.4f} asked"
     if o.cosine_p1 is not None and o.cosine_p1 < limits.min_cosine_p1:

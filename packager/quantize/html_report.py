@@ -17,18 +17,18 @@ import onnx
 from packager.models.graphs import array_of, weight_uses
 from packager.models.inputs import load_proto
 from packager.models.samples import Samples
-from packager.models.sessions import run, session_of, settings_for
-from packager.quantize.prepare import prepare
+from packager.models.sessions import open_session_of, run_session, settings_for
+from packager.quantize.prepare import prepare_model
 from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.weight_only import MIN_ELEMENTS
 
-SAMPLES: Final = 8
-BINS: Final = 48
+PAGE_SAMPLES: Final = 8
+HISTOGRAM_BINS: Final = 48
 MAX_LAYERS: Final = 200
-WIDTH: Final = 240
-HEIGHT: Final = 48
-TINY: Final = 1e-30
+CHART_WIDTH_PX: Final = 240
+CHART_HEIGHT_PX: Final = 48
+EPSILON: Final = 1e-30
 STYLE: Final = """
 :root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
 body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -65,32 +65,32 @@ class Histogram:
     high: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Histogram":
+    def from_values(cls, values: np.ndarray) -> "Histogram":
         """Of the finite ones among `values`."""
         finite = values[np.isfinite(values)].astype(np.float64)
-        counts, edges = np.histogram(finite, BINS)
+        counts, edges = np.histogram(finite, HISTOGRAM_BINS)
         return cls(counts, float(edges[0]), float(edges[-1]))
 
 
 def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: QuantizationReport) -> list[LayerError]:
     """Every layer with weights, at most MAX_LAYERS, in graph order. Raises ModelDoesNotRun."""
     # as the quantizer saw it: its simplification renames values and gives every node a name
-    left, right = prepare(float_model, next(iter(samples.take(1)))).model, load_proto(quantized)
+    left, right = prepare_model(float_model, next(iter(samples.take(1)))).model, load_proto(quantized)
     theirs = {name for node in right.graph.node for name in node.output}
     uses = {use.node.output[0]: use for use in weight_uses(left)[:MAX_LAYERS]}
     names = [name for name, use in uses.items() if use.scope.depth == 0 and name in theirs]
-    measured = _measured(left, right, names, samples) if names else {}
+    measured = _measure_values(left, right, names, samples) if names else {}
     bits = (
-        dict.fromkeys(report.kept_float, "float")
-        | dict.fromkeys(report.wide_activations, "16-bit activations")
-        | dict.fromkeys(report.wide_weights, "8-bit weights")
+        dict.fromkeys(report.float_nodes, "float")
+        | dict.fromkeys(report.promoted_activations, "16-bit activations")
+        | dict.fromkeys(report.promoted_weights, "8-bit weights")
     )
     return [
         LayerError(
             node=use.node.name or name,
             operator=use.node.op_type,
             relative_rms=measured[name][0] if name in measured else None,
-            weight=Histogram.of(array_of(use.tensor)),
+            weight=Histogram.from_values(array_of(use.tensor)),
             activation=measured[name][1] if name in measured else None,
             bits=bits.get(use.node.name, "float" if use.elements < MIN_ELEMENTS else ""),
         )
@@ -98,25 +98,28 @@ def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: Q
     ]
 
 
-def _measured(
+def _measure_values(
     left: onnx.ModelProto, right: onnx.ModelProto, names: list[str], samples: Samples
 ) -> dict[str, tuple[float, Histogram]]:
     """Relative RMS of the values `names` of two models, and a histogram of the float model's."""
-    runs = session_of(with_outputs(left, names)), session_of(with_outputs(right, names), settings_for(right))
+    runs = open_session_of(with_outputs(left, names)), open_session_of(with_outputs(right, names), settings_for(right))
     error, power = np.zeros(len(names)), np.zeros(len(names))
     seen: list[np.ndarray] = [np.zeros(0)] * len(names)
-    for sample in samples.take(SAMPLES):
-        for i, (a, b) in enumerate(zip(run(runs[0], sample, names), run(runs[1], sample, names), strict=True)):
+    for sample in samples.take(PAGE_SAMPLES):
+        for i, (a, b) in enumerate(
+            zip(run_session(runs[0], sample, names), run_session(runs[1], sample, names), strict=True)
+        ):
             if a.shape == b.shape:
                 error[i] += float(np.square(a.astype(np.float64) - b).sum())
                 power[i] += float(np.square(a.astype(np.float64)).sum())
                 seen[i] = a.ravel()
     return {
-        name: (float(np.sqrt(error[i] / max(power[i], TINY))), Histogram.of(seen[i])) for i, name in enumerate(names)
+        name: (float(np.sqrt(error[i] / max(power[i], EPSILON))), Histogram.from_values(seen[i]))
+        for i, name in enumerate(names)
     }
 
 
-def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) -> str:
+def render_page(report: QuantizationReport, title: str, layers: list[LayerError]) -> str:
     """The page (rules above)."""
     good = report.outcome == "quantized"
     parts = [
@@ -125,32 +128,34 @@ def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) ->
         f"<title>{escape(title)}: {report.scheme}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}: {escape(report.scheme)}</h1>",
         f"<p class={'good' if good else 'bad'}><b>{escape(report.outcome)}</b>: {escape(report.reason)}</p>",
-        _table(("", "float", report.scheme), _summary(report)),
+        _draw_table(("", "float", report.scheme), _summary_rows(report)),
         "<h2>Outputs</h2>",
-        _table(("output", "relative RMS", "cosine p1", "top-1", "KL", "worst sample", "varies"), _outputs(report)),
+        _draw_table(
+            ("output", "relative RMS", "cosine p1", "top-1", "KL", "worst sample", "varies"), _output_rows(report)
+        ),
         "<h2>Kept in float</h2>",
-        f"<p>{escape(', '.join(report.kept_float)) or 'nothing'}</p>",
+        f"<p>{escape(', '.join(report.float_nodes)) or 'nothing'}</p>",
         "<h2>Activations in 16 bits</h2>",
-        f"<p>{escape(', '.join(report.wide_activations)) or 'none'}</p>",
+        f"<p>{escape(', '.join(report.promoted_activations)) or 'none'}</p>",
         *(
-            ["<h2>Weights in 8 bits instead of 4</h2>", f"<p>{escape(', '.join(report.wide_weights))}</p>"]
-            if report.wide_weights
+            ["<h2>Weights in 8 bits instead of 4</h2>", f"<p>{escape(', '.join(report.promoted_weights))}</p>"]
+            if report.promoted_weights
             else []
         ),
         "<h2>Layers</h2>",
         "<p>Relative RMS is the error of the layer's output over its size, all layers before it quantized too. "
         "Histograms have square-root heights, so that tails are seen.</p>",
-        _table(("layer", "operator", "relative RMS", "error", "weights", "activations"), _layers(layers)),
+        _draw_table(("layer", "operator", "relative RMS", "error", "weights", "activations"), _layer_rows(layers)),
         "<h2>Trials</h2>",
-        _table(
+        _draw_table(
             ("method", "float", "more bits", "bytes", "relative RMS", "calibration half", "why", "held-back half"),
-            _trials(report),
+            _trial_rows(report),
         ),
     ]
     if report.sensitivity:
         parts += [
             "<h2>What each layer costs alone</h2>",
-            _table(("layers", "relative RMS of the answers"), _sensitivity(report)),
+            _draw_table(("layers", "relative RMS of the answers"), _sensitivity_rows(report)),
         ]
     if report.notes:
         parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}" for note in report.notes) + "</ul>")
@@ -160,10 +165,10 @@ def as_html(report: QuantizationReport, title: str, layers: list[LayerError]) ->
 def write_page(report: QuantizationReport, float_model: Path, quantized: Path, samples: Samples, out: Path) -> None:
     """Measure the layers where there is a quantized model, and write the page."""
     layers = layer_errors(float_model, quantized, samples, report) if quantized.is_file() else []
-    out.write_text(as_html(report, float_model.name, layers), encoding="utf-8")
+    out.write_text(render_page(report, float_model.name, layers), encoding="utf-8")
 
 
-def _summary(report: QuantizationReport) -> list[tuple[str, ...]]:
+def _summary_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     rows = [("bytes", f"{report.float_bytes:,}", "" if report.bytes is None else f"{report.bytes:,}")]
     if report.latency is not None:
         rows.append(("latency", f"{report.latency.float_ms:.2f} ms", f"{report.latency.quantized_ms:.2f} ms"))
@@ -177,86 +182,89 @@ def _summary(report: QuantizationReport) -> list[tuple[str, ...]]:
     return [tuple(map(escape, row)) for row in rows]
 
 
-def _outputs(report: QuantizationReport) -> list[tuple[str, ...]]:
+def _output_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     outputs = report.gate.outputs if report.gate else ()
     return [
         (
             escape(o.name),
-            _number(o.relative_rms),
-            _number(o.cosine_p1),
-            _number(o.top1_agreement),
-            _number(o.kl_mean),
-            _number(o.worst_relative),
+            _format_number(o.relative_rms),
+            _format_number(o.cosine_p1),
+            _format_number(o.top1_agreement),
+            _format_number(o.kl_mean),
+            _format_number(o.worst_relative),
             "yes" if o.varies else "no",
         )
         for o in outputs
     ]
 
 
-def _layers(layers: list[LayerError]) -> list[tuple[str, ...]]:
+def _layer_rows(layers: list[LayerError]) -> list[tuple[str, ...]]:
     worst = max((layer.relative_rms or 0.0 for layer in layers), default=1.0) or 1.0
     return [
         (
             escape(layer.node) + (f" ({layer.bits})" if layer.bits else ""),
             escape(layer.operator),
-            _number(layer.relative_rms),
-            _bar(layer.relative_rms, worst),
-            _bars(layer.weight),
-            _bars(layer.activation) if layer.activation is not None else "",
+            _format_number(layer.relative_rms),
+            _draw_bar(layer.relative_rms, worst),
+            _draw_histogram(layer.weight),
+            _draw_histogram(layer.activation) if layer.activation is not None else "",
         )
         for layer in layers
     ]
 
 
-def _trials(report: QuantizationReport) -> list[tuple[str, ...]]:
+def _trial_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     return [
         (
             escape(trial.method),
-            str(len(trial.kept_float)),
-            str(len(trial.wide)),
+            str(len(trial.float_nodes)),
+            str(len(trial.promoted)),
             "" if trial.bytes is None else f"{trial.bytes:,}",
-            _number(trial.relative_rms),
+            _format_number(trial.relative_rms),
             escape(trial.verdict),
-            escape(trial.why),
-            escape(trial.held_back or ""),
+            escape(trial.explanation),
+            escape(trial.held_out or ""),
         )
         for trial in report.trials
     ]
 
 
-def _sensitivity(report: QuantizationReport) -> list[tuple[str, ...]]:
-    return [(escape(", ".join(blamed.nodes)), _number(float(np.sqrt(blamed.squared)))) for blamed in report.sensitivity]
+def _sensitivity_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
+    return [
+        (escape(", ".join(blamed.nodes)), _format_number(float(np.sqrt(blamed.squared_error))))
+        for blamed in report.sensitivity
+    ]
 
 
-def _bar(value: float | None, worst: float) -> str:
+def _draw_bar(value: float | None, worst: float) -> str:
     if value is None:
         return ""
     width = 120 * min(1.0, value / worst)
     return f'<svg width=120 height=12 role=img aria-label="{value:.4f}"><rect width={width:.1f} height=12 /></svg>'
 
 
-def _bars(found: Histogram) -> str:
+def _draw_histogram(found: Histogram) -> str:
     """A histogram with its range; heights are square roots, so that tails are seen."""
     counts = found.counts
-    heights = np.sqrt(counts / max(1, int(counts.max(initial=0)))) * HEIGHT
-    step = WIDTH / len(counts)
+    heights = np.sqrt(counts / max(1, int(counts.max(initial=0)))) * CHART_HEIGHT_PX
+    step = CHART_WIDTH_PX / len(counts)
     bars = "".join(
-        f"<rect x={i * step:.1f} y={HEIGHT - h:.1f} width={step:.1f} height={h:.1f} />"
+        f"<rect x={i * step:.1f} y={CHART_HEIGHT_PX - h:.1f} width={step:.1f} height={h:.1f} />"
         for i, h in enumerate(heights)
         if h
     )
     label = f"histogram of {int(counts.sum())} values from {found.low:.3g} to {found.high:.3g}"
     return (
-        f'<svg width={WIDTH} height={HEIGHT} role=img aria-label="{label}">{bars}</svg>'
+        f'<svg width={CHART_WIDTH_PX} height={CHART_HEIGHT_PX} role=img aria-label="{label}">{bars}</svg>'
         f"<small>{found.low:.3g} … {found.high:.3g}</small>"
     )
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _draw_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"

@@ -16,15 +16,15 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.models.graphs import WeightUse, array_of, fresh_name, names_in, weight_uses
-from packager.quantize.integer_weights import drop_unread
-from packager.quantize.nbits import pack
+from packager.models.graphs import WeightUse, array_of, names_in, unused_name, weight_uses
+from packager.quantize.integer_weights import drop_unread_initializers
+from packager.quantize.nbits import pack_levels
 from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
 BLOCK: Final = 32
 LEVELS: Final = 15
 MIDDLE: Final = 8
-DOMAIN: Final = "com.microsoft"
+CONTRIB_DOMAIN: Final = "com.microsoft"
 
 
 def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
@@ -37,14 +37,14 @@ def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
         and use.elements >= MIN_ELEMENTS
         and len(use.tensor.dims) == 2
         and use.tensor.data_type == onnx.TensorProto.FLOAT
-        and not _flags(use.node).get("transA")
-        and _number(use.node, "alpha") == 1.0
-        and _number(use.node, "beta") == 1.0
+        and not _integer_attributes(use.node).get("transA")
+        and _float_attribute(use.node, "alpha") == 1.0
+        and _float_attribute(use.node, "beta") == 1.0
     ]
 
 
 def quantize_int4(
-    model: onnx.ModelProto, keep_float: frozenset[str] = frozenset(), wide: frozenset[str] = frozenset()
+    model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset(), promoted: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
     """A quantized copy of a prepared model; nodes named in `keep_float` stay float, those in `wide` get 8 bits."""
     quantized = onnx.ModelProto()
@@ -53,13 +53,13 @@ def quantize_int4(
     replaced: set[str] = set()
     done: dict[tuple[int, str, bool], tuple[str, str]] = {}
     for use in int4_nodes(quantized):
-        if use.node.name not in keep_float | wide:
+        if use.node.name not in float_nodes | promoted:
             _rewrite(use, taken, done)
             replaced.add(use.tensor.name)
-    drop_unread(quantized, replaced)
-    if replaced and all(entry.domain != DOMAIN for entry in quantized.opset_import):
-        quantized.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    quantize_weights(quantized, keep_float)
+    drop_unread_initializers(quantized, replaced)
+    if replaced and all(entry.domain != CONTRIB_DOMAIN for entry in quantized.opset_import):
+        quantized.opset_import.append(helper.make_opsetid(CONTRIB_DOMAIN, 1))
+    quantize_weights(quantized, float_nodes)
     return quantized
 
 
@@ -79,25 +79,25 @@ def to_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.nd
 
 def _rewrite(use: WeightUse, taken: set[str], done: dict[tuple[int, str, bool], tuple[str, str]]) -> None:
     node = use.node
-    is_flipped = bool(_flags(node).get("transB"))
+    is_flipped = bool(_integer_attributes(node).get("transB"))
     weight = array_of(use.tensor)
     rows = weight if is_flipped else weight.T
     key = (id(use.owner.graph), use.tensor.name, is_flipped)
     if key not in done:
         levels, scales = to_blocks(rows)
-        names = fresh_name(f"{use.tensor.name}_Q4", taken), fresh_name(f"{use.tensor.name}_scales", taken)
-        use.owner.graph.initializer.append(numpy_helper.from_array(pack(levels, BLOCK), names[0]))
+        names = unused_name(f"{use.tensor.name}_Q4", taken), unused_name(f"{use.tensor.name}_scales", taken)
+        use.owner.graph.initializer.append(numpy_helper.from_array(pack_levels(levels, BLOCK), names[0]))
         use.owner.graph.initializer.append(numpy_helper.from_array(scales.reshape(-1), names[1]))
         done[key] = names
     bias = node.input[2] if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] else None
-    result = fresh_name(f"{node.output[0]}_nbits", taken) if bias else node.output[0]
+    result = unused_name(f"{node.output[0]}_nbits", taken) if bias else node.output[0]
     made = [
         helper.make_node(
             "MatMulNBits",
             [node.input[0], *done[key]],
             [result],
             name=node.name,
-            domain=DOMAIN,
+            domain=CONTRIB_DOMAIN,
             K=rows.shape[1],
             N=rows.shape[0],
             bits=4,
@@ -114,9 +114,9 @@ def _rewrite(use: WeightUse, taken: set[str], done: dict[tuple[int, str, bool], 
         nodes.insert(spot, extra)
 
 
-def _flags(node: onnx.NodeProto) -> dict[str, int]:
+def _integer_attributes(node: onnx.NodeProto) -> dict[str, int]:
     return {attribute.name: int(attribute.i) for attribute in node.attribute}
 
 
-def _number(node: onnx.NodeProto, name: str) -> float:
+def _float_attribute(node: onnx.NodeProto, name: str) -> float:
     return next((float(attribute.f) for attribute in node.attribute if attribute.name == name), 1.0)

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.models.graphs import WeightUse, array_of, fresh_name
+from packager.models.graphs import WeightUse, array_of, unused_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class LevelRange:
     middle: int
 
 
-UNSIGNED: Final = LevelRange(np.uint8, 127, 128)
-REDUCED: Final = LevelRange(np.int8, 63, 0)
-SIGNED: Final = LevelRange(np.int8, 127, 0)
+UNSIGNED_LEVELS: Final = LevelRange(np.uint8, 127, 128)
+REDUCED_LEVELS: Final = LevelRange(np.int8, 63, 0)
+SIGNED_LEVELS: Final = LevelRange(np.int8, 127, 0)
 
 
-TINY: Final = float(np.finfo(np.float32).smallest_subnormal)  # a scale of zero would divide by zero
+SMALLEST_SUBNORMAL: Final = float(np.finfo(np.float32).smallest_subnormal)  # a scale of zero would divide by zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,19 @@ def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.nd
     """float32 [channels], or [] where `axis` is None: the largest magnitude falls on the outermost level (rule 1)."""
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     largest = np.asarray(np.abs(weight.astype(np.float64)).max(axis=others))
-    return np.asarray(np.where(largest > 0, np.maximum(largest / levels.outermost, TINY), 1.0), np.float32)
+    return np.asarray(
+        np.where(largest > 0, np.maximum(largest / levels.outermost, SMALLEST_SUBNORMAL), 1.0), np.float32
+    )
 
 
 def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
     """Levels by rounding to nearest, clipped to the symmetric range."""
-    exact = weight.astype(np.float64) / along(scales, axis, weight.ndim)
+    exact = weight.astype(np.float64) / broadcast_along(scales, axis, weight.ndim)
     rounded: np.ndarray = np.clip(np.rint(exact), -levels.outermost, levels.outermost) + levels.middle
     return rounded.astype(levels.dtype)
 
 
-def along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
+def broadcast_along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
     """`values` [channels] shaped so that they broadcast along `axis` of an array of `rank` axes."""
     if axis is None or values.ndim == 0:
         return values
@@ -74,7 +76,7 @@ def add_levels(
     axis: int | None,
     taken: set[str],
     *,
-    levels: LevelRange = UNSIGNED,
+    levels: LevelRange = UNSIGNED_LEVELS,
     min_scales: np.ndarray | None = None,
     scale_dtype: np.dtype | None = None,
 ) -> LevelNames:
@@ -93,14 +95,14 @@ def add_levels(
     if min_scales is not None:
         scales = np.maximum(scales, min_scales.astype(np.float32))
     integers = to_levels(weight, scales, axis, levels)
-    names = [fresh_name(f"{use.tensor.name}_{part}", taken) for part in ("quantized", "scale", "zero_point")]
+    names = [unused_name(f"{use.tensor.name}_{part}", taken) for part in ("quantized", "scale", "zero_point")]
     zero = np.full(scales.shape, levels.middle, levels.dtype)
     for name, array in zip(names, (integers, scales.astype(scale_dtype or np.float32), zero), strict=True):
         use.owner.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
     return LevelNames(names[0], names[1], names[2], scales)
 
 
-def drop_unread(model: onnx.ModelProto, names: set[str]) -> None:
+def drop_unread_initializers(model: onnx.ModelProto, names: set[str]) -> None:
     """Remove initializers of `names` that no node reads and no graph gives any more, in every graph."""
     from packager.models.graphs import scopes
 

@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 
 from packager.models.graphs import (
-    FLOATS,
+    FLOAT_TYPES,
     QUANTIZED_OPS,
     STANDARD_DOMAINS,
     all_nodes,
     array_of,
-    opset,
+    opset_version,
     scopes,
     weight_uses,
 )
@@ -27,11 +27,11 @@ from packager.models.inputs import load_proto
 
 Severity = Literal["warning", "note"]
 
-SATURATING: Final = 64  # signed weight levels beyond it overflow 16-bit sums of CPUs without VNNI
+SATURATING_LEVEL: Final = 64  # signed weight levels beyond it overflow 16-bit sums of CPUs without VNNI
 PER_CHANNEL_OPSET: Final = 13
 NEWEST_OPSET: Final = 23  # operator sets above it are in few runtimes yet
-CONTRIB: Final = "com.microsoft"
-HALF_LIMIT: Final = float(np.finfo(np.float16).max)
+CONTRIB_DOMAIN: Final = "com.microsoft"
+FP16_MAX: Final = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +50,21 @@ class Finding:
 def lint(path: Path) -> list[Finding]:
     """Everything that is known to bring trouble, warnings first. Raises ModelUnreadable, Unavailable."""
     model = load_proto(path)
-    found = [*_portability(model), *_numbers(model), *_weights(model)]
+    found = [*_check_portability(model), *_check_integer_kernels(model), *_check_weights(model)]
     return sorted(found, key=lambda finding: finding.severity != "warning")
 
 
-def _portability(model: onnx.ModelProto) -> list[Finding]:
+def _check_portability(model: onnx.ModelProto) -> list[Finding]:
     found = []
     domains = {node.domain for node in all_nodes(model)} - set(STANDARD_DOMAINS)
     if domains:
         found.append(
             Finding("warning", "custom-domain", f"operators of {', '.join(sorted(domains))}: no stock runtime has them")
         )
-    if any(node.domain == CONTRIB for node in all_nodes(model)):
-        names = sorted({node.op_type for node in all_nodes(model) if node.domain == CONTRIB})
+    if any(node.domain == CONTRIB_DOMAIN for node in all_nodes(model)):
+        names = sorted({node.op_type for node in all_nodes(model) if node.domain == CONTRIB_DOMAIN})
         found.append(Finding("note", "contrib-operators", f"{', '.join(names)}: onnxruntime alone has them"))
-    version = opset(model)
+    version = opset_version(model)
     if version > NEWEST_OPSET:
         found.append(
             Finding(
@@ -76,7 +76,7 @@ def _portability(model: onnx.ModelProto) -> list[Finding]:
     per_channel = any(
         node.op_type in ("QuantizeLinear", "DequantizeLinear") and any(a.name == "axis" for a in node.attribute)
         for node in all_nodes(model)
-        if node.domain != CONTRIB
+        if node.domain != CONTRIB_DOMAIN
     )
     if per_channel and version < PER_CHANNEL_OPSET:
         found.append(
@@ -88,7 +88,7 @@ def _portability(model: onnx.ModelProto) -> list[Finding]:
     return found
 
 
-def _numbers(model: onnx.ModelProto) -> list[Finding]:
+def _check_integer_kernels(model: onnx.ModelProto) -> list[Finding]:
     """Integer kernels whose sums depend on the CPU: signed weights of full range against unsigned activations."""
     found = []
     constants = {tensor.name: tensor for scope in scopes(model.graph) for tensor in scope.graph.initializer}
@@ -100,7 +100,7 @@ def _numbers(model: onnx.ModelProto) -> list[Finding]:
         weight = constants.get(node.input[place[node.op_type]])
         if weight is not None and weight.data_type == onnx.TensorProto.INT8 and len(weight.dims) >= 2:
             levels = array_of(weight).astype(np.int16)
-            if int(np.abs(levels).max(initial=0)) > SATURATING:
+            if int(np.abs(levels).max(initial=0)) > SATURATING_LEVEL:
                 wide.append(weight.name)
     activations_are_unsigned = any(
         tensor.data_type == onnx.TensorProto.UINT8 and not tensor.dims for tensor in constants.values()
@@ -144,16 +144,16 @@ def _is_fused(node: onnx.NodeProto, model: onnx.ModelProto, constants: dict[str,
     return any(a.name == "axis" and a.i == 1 for a in weight.attribute) and len(constants[weight.input[0]].dims) == 2
 
 
-def _weights(model: onnx.ModelProto) -> list[Finding]:
+def _check_weights(model: onnx.ModelProto) -> list[Finding]:
     found = []
     for scope in scopes(model.graph):
         for tensor in scope.graph.initializer:
-            if tensor.data_type not in FLOATS or not tensor.dims:
+            if tensor.data_type not in FLOAT_TYPES or not tensor.dims:
                 continue
             values = array_of(tensor).astype(np.float32, copy=False)
             if np.isnan(values).any():
                 found.append(Finding("warning", "nan-weights", f"{tensor.name!r} holds NaN"))
-            elif len(tensor.dims) >= 2 and float(np.abs(values[np.isfinite(values)]).max(initial=0)) > HALF_LIMIT:
+            elif len(tensor.dims) >= 2 and float(np.abs(values[np.isfinite(values)]).max(initial=0)) > FP16_MAX:
                 found.append(Finding("note", "beyond-half", f"{tensor.name!r} is beyond fp16: it stays float32 there"))
     is_quantized = any(node.op_type in QUANTIZED_OPS for node in all_nodes(model))
     left = [use for use in weight_uses(model) if use.elements >= 65_536]

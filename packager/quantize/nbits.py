@@ -3,14 +3,14 @@
 import numpy as np
 
 
-def unpack(packed: np.ndarray, inputs: int) -> np.ndarray:
+def unpack_levels(packed: np.ndarray, inputs: int) -> np.ndarray:
     """int32 [channels, inputs] in 0..15 from uint8 [channels, blocks, block / 2]; padding behind `inputs` is cut."""
     rows = packed.reshape(packed.shape[0], -1)
     levels = np.stack([rows & 15, rows >> 4], axis=-1).reshape(packed.shape[0], -1)
     return levels[:, :inputs].astype(np.int32)
 
 
-def pack(levels: np.ndarray, block: int, padding: int = 8) -> np.ndarray:
+def pack_levels(levels: np.ndarray, block: int, padding: int = 8) -> np.ndarray:
     """uint8 [channels, blocks, block / 2] from levels [channels, inputs] in 0..15; short last blocks are padded."""
     channels, inputs = levels.shape
     blocks = -(-inputs // block)

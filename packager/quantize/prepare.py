@@ -25,45 +25,45 @@ from onnx import inliner, version_converter
 from bundle.errors import AirweightsError
 from packager.errors import AlreadyQuantized, ModelDoesNotRun, WeightsNotFinite
 from packager.models.graphs import (
-    FLOATS,
+    FLOAT_TYPES,
     QUANTIZED_OPS,
     all_nodes,
     all_tensors,
     array_of,
-    fresh_name,
     is_quantized,
     names_in,
-    opset,
+    opset_version,
     scopes,
+    unused_name,
     weight_inputs,
 )
 from packager.models.inputs import Sample, load_proto
-from packager.models.sessions import RUNTIME_ERRORS, one_line, run, session_of
+from packager.models.sessions import RUNTIME_ERRORS, one_line_message, open_session_of, run_session
 
 logger = logging.getLogger(__name__)
 
 MIN_OPSET: Final = 13  # first with `axis` in QuantizeLinear and DequantizeLinear
-WANTED_OPSETS: Final = (17, 15, 13)
+PREFERRED_OPSETS: Final = (17, 15, 13)
 MIN_IR_VERSION: Final = 8
-TROUBLE: Final[tuple[type[Exception], ...]] = (
+STEP_ERRORS: Final[tuple[type[Exception], ...]] = (
     *RUNTIME_ERRORS,
     AirweightsError,
     onnx.checker.ValidationError,
     version_converter.ConvertError,
 )
-HALVES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-SAME_ANSWER: Final = 1e-3  # of the output's largest magnitude: float kernels differ by rounding after fusions
+HALF_PRECISION_TYPES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+MAX_OUTPUT_CHANGE: Final = 1e-3  # of the output's largest magnitude: float kernels differ by rounding after fusions
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedModel:
     """A float model ready to be quantized, and what was done or left out on the way."""
 
     model: onnx.ModelProto
     notes: tuple[str, ...]
 
 
-def prepare(path: Path, sample: Sample, *, optimise: bool = True) -> Prepared:
+def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> PreparedModel:
     """Load and normalise `path` (rules above); `sample` is used to see that answers stay.
 
     Raises:
@@ -71,23 +71,23 @@ def prepare(path: Path, sample: Sample, *, optimise: bool = True) -> Prepared:
     """
     model = load_proto(path)
     check_quantizable(model, str(path))
-    reference = run(session_of(model), sample, where=str(path))
+    reference = run_session(open_session_of(model), sample, where=str(path))
     notes: list[str] = []
     steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
         ("functions of the model's own", _inline_functions),
         ("constants to initializers", lift_constants),
         ("weights stored in half precision", _widen_stored_weights),
         ("operator set", _raise_opset),
-        ("offline optimisation", _optimise if optimise else lambda _: None),
+        ("offline optimisation", _optimize if optimize else lambda _: None),
         ("constants to initializers", lift_constants),
     ]
     for name, step in steps:
-        changed, trouble = _tried(step, model, sample, reference)
+        changed, trouble = _try_step(step, model, sample, reference)
         if trouble:
             notes.append(f"{name} left out: {trouble}")
         model = changed
     name_nodes(model)
-    return Prepared(model, tuple(notes))
+    return PreparedModel(model, tuple(notes))
 
 
 def check_quantizable(model: onnx.ModelProto, where: str) -> None:
@@ -100,7 +100,7 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
         )
     weights = {node.input[i] for node in all_nodes(model) for i in weight_inputs(node) if i < len(node.input)}
     for name, tensor in _constants(model):
-        if tensor.data_type not in FLOATS:
+        if tensor.data_type not in FLOAT_TYPES:
             continue
         values = array_of(tensor)
         # infinity outside of weights can be meant: the -inf of an attention mask, the start of a running maximum
@@ -135,9 +135,9 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor = scope.graph.initializer.add()
             tensor.CopyFrom(value)
             tensor.name = node.output[0]
-        _replace(scope.graph.node, kept)
+        _replace_items(scope.graph.node, kept)
     fixed = {tensor.name for tensor in changed.graph.initializer}
-    _replace(changed.graph.input, [value for value in changed.graph.input if value.name not in fixed])
+    _replace_items(changed.graph.input, [value for value in changed.graph.input if value.name not in fixed])
     return changed
 
 
@@ -157,7 +157,7 @@ def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
         for node in scope.graph.node:
             behind = scope.find(node.input[0]) if node.op_type == "Cast" and not node.domain else None
             to = next((a.i for a in node.attribute if a.name == "to"), None)
-            is_weight = behind is not None and behind[1].data_type in FLOATS and node.output[0] not in given
+            is_weight = behind is not None and behind[1].data_type in FLOAT_TYPES and node.output[0] not in given
             if behind is None or not is_weight or to != onnx.TensorProto.FLOAT:
                 kept.append(node)
                 continue
@@ -166,10 +166,10 @@ def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
             is_changed = True
         if is_changed and len(kept) < len(scope.graph.node):
             stored = {node.input[0] for node in scope.graph.node} - {name for node in kept for name in node.input}
-            _replace(scope.graph.node, kept)
+            _replace_items(scope.graph.node, kept)
             still_read = {name for node in all_nodes(changed) for name in node.input} | given
             unread = {name for name in stored if name not in still_read}
-            _replace(scope.graph.initializer, [t for t in scope.graph.initializer if t.name not in unread])
+            _replace_items(scope.graph.initializer, [t for t in scope.graph.initializer if t.name not in unread])
     return changed if is_changed else None
 
 
@@ -179,11 +179,11 @@ def name_nodes(model: onnx.ModelProto) -> None:
     seen: set[str] = set()
     for number, node in enumerate(all_nodes(model)):
         if not node.name or node.name in seen:
-            node.name = fresh_name(f"{node.name or node.op_type}_{number}", taken)
+            node.name = unused_name(f"{node.name or node.op_type}_{number}", taken)
         seen.add(node.name)
 
 
-def _tried(
+def _try_step(
     step: Callable[[onnx.ModelProto], onnx.ModelProto | None],
     model: onnx.ModelProto,
     sample: Sample,
@@ -193,21 +193,21 @@ def _tried(
         changed = step(model)
         if changed is None:
             return model, None
-        answers = run(session_of(changed), sample)
-    except TROUBLE as error:
-        return model, one_line(error)
-    if not _same(reference, answers):
+        answers = run_session(open_session_of(changed), sample)
+    except STEP_ERRORS as error:
+        return model, one_line_message(error)
+    if not _is_same_output(reference, answers):
         return model, "it changed the answers"
     return changed, None
 
 
-def _same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+def _is_same_output(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     if [a.shape for a in left] != [a.shape for a in right]:
         return False
     for a, b in zip(left, right, strict=True):
         if a.dtype.kind == "f":
             scale = float(np.max(np.abs(a), initial=0.0, where=np.isfinite(a))) or 1.0
-            if not np.allclose(a, b, rtol=0.0, atol=SAME_ANSWER * scale, equal_nan=True):
+            if not np.allclose(a, b, rtol=0.0, atol=MAX_OUTPUT_CHANGE * scale, equal_nan=True):
                 return False
         elif not np.array_equal(a, b):
             return False
@@ -215,10 +215,10 @@ def _same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
 
 
 def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    if opset(model) >= MIN_OPSET:
+    if opset_version(model) >= MIN_OPSET:
         return None
     trouble: Exception | None = None
-    for version in WANTED_OPSETS:
+    for version in PREFERRED_OPSETS:
         try:
             converted = version_converter.convert_version(model, version)
             onnx.checker.check_model(converted)
@@ -227,16 +227,16 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
             continue
         return converted
     raise ModelDoesNotRun(
-        f"operator set {opset(model)} cannot be raised to {MIN_OPSET}: {one_line(trouble or ValueError())}"
+        f"operator set {opset_version(model)} cannot be raised to {MIN_OPSET}: {one_line_message(trouble or ValueError())}"
     )
 
 
-def _optimise(model: onnx.ModelProto) -> onnx.ModelProto | None:
+def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
     """Rule 4, by onnxruntime's own basic level; None where the model is too large for one protobuf, or half precision.
 
     A half-precision model would come back with a Cast behind every weight: the CPU has few half-precision kernels.
     """
-    is_half = any(tensor.data_type in HALVES for tensor in all_tensors(model))
+    is_half = any(tensor.data_type in HALF_PRECISION_TYPES for tensor in all_tensors(model))
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF or is_half:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -255,12 +255,12 @@ def _optimise(model: onnx.ModelProto) -> onnx.ModelProto | None:
     kept = [entry for entry in optimised.opset_import if entry.domain in after | before | {""}]
     for entry in kept:
         entry.version = versions.get(entry.domain, entry.version)
-    _replace(optimised.opset_import, kept)
+    _replace_items(optimised.opset_import, kept)
     optimised.ir_version = max(model.ir_version, MIN_IR_VERSION)
     return optimised
 
 
-def _replace(field: object, items: list[object]) -> None:
+def _replace_items(field: object, items: list[object]) -> None:
     copies = []
     for item in items:
         copy = type(item)()

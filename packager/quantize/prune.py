@@ -17,9 +17,9 @@ import numpy as np
 from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
 from packager.models.graphs import WeightUse, array_of, weight_uses
 from packager.models.inputs import load_proto
-from packager.models.model_files import save
+from packager.models.model_files import save_model
 from packager.models.samples import Samples
-from packager.models.sessions import run_in_child, session, session_of
+from packager.models.sessions import open_session, open_session_of, run_in_child
 from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import check_quantizable, lift_constants
 from packager.quantize.update_aware.template import set_array
@@ -27,8 +27,8 @@ from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis
 
 Pattern = Literal["unstructured", "2:4"]
 
-QUAD: Final = 4
-KEPT_OF_QUAD: Final = 2
+QUAD_WEIGHTS: Final = 4
+KEPT_WEIGHTS_OF_QUAD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class PruningReport:
         return {"sparsity": self.sparsity, "weights": self.weights, "gate": self.gate.as_json()}
 
 
-def prune(
+def prune_model(
     model: Path,
     out: Path,
     samples: Samples,
@@ -69,22 +69,24 @@ def prune(
         if use.elements < MIN_ELEMENTS or id(use.tensor) in seen or use.node.op_type == "Gather":
             continue
         seen.add(id(use.tensor))
-        values = pruned_values(use, sparsity, pattern)
+        values = prune_values(use, sparsity, pattern)
         set_array(use.tensor, values)
         zeros += int(np.count_nonzero(values == 0))
         total += values.size
     if not total:
         raise QuantizationRefused(f"{model}: found no weight of {MIN_ELEMENTS} or more numbers to prune")
-    verdict = judge(session(model), session_of(pruned), samples.halves()[1], thresholds)
+    verdict = judge(open_session(model), open_session_of(pruned), samples.split_halves()[1], thresholds)
     if verdict.verdict == "fail":
-        raise GateFailed(f"{model}: {verdict.why}", remedy="ask for less sparsity, or train the model for it")
+        raise GateFailed(f"{model}: {verdict.explanation}", remedy="ask for less sparsity, or train the model for it")
     if verdict.verdict == "inconclusive":
-        raise GateInconclusive(f"{model}: {verdict.why}", remedy="give real inputs of several kinds with --inputs")
-    save(pruned, out)
+        raise GateInconclusive(
+            f"{model}: {verdict.explanation}", remedy="give real inputs of several kinds with --inputs"
+        )
+    save_model(pruned, out)
     return PruningReport(zeros / total, total, verdict)
 
 
-def pruned_values(use: WeightUse, sparsity: float, pattern: Pattern) -> np.ndarray:
+def prune_values(use: WeightUse, sparsity: float, pattern: Pattern) -> np.ndarray:
     """The weight with its smallest magnitudes set to zero (rule 1)."""
     values = array_of(use.tensor).copy()
     if pattern == "unstructured":
@@ -94,9 +96,9 @@ def pruned_values(use: WeightUse, sparsity: float, pattern: Pattern) -> np.ndarr
         return flat.reshape(values.shape)
     channels_first = np.moveaxis(values, channel_axis(use), 0)
     rows = channels_first.reshape(channels_first.shape[0], -1)
-    whole = rows.shape[1] // QUAD * QUAD
-    quads = rows[:, :whole].reshape(rows.shape[0], -1, QUAD).copy()
-    smallest = np.argsort(np.abs(quads), axis=2, kind="stable")[..., : QUAD - KEPT_OF_QUAD]
+    whole = rows.shape[1] // QUAD_WEIGHTS * QUAD_WEIGHTS
+    quads = rows[:, :whole].reshape(rows.shape[0], -1, QUAD_WEIGHTS).copy()
+    smallest = np.argsort(np.abs(quads), axis=2, kind="stable")[..., : QUAD_WEIGHTS - KEPT_WEIGHTS_OF_QUAD]
     np.put_along_axis(quads, smallest, 0, axis=2)
     full = np.concatenate([quads.reshape(rows.shape[0], -1), rows[:, whole:]], axis=1)
     return np.moveaxis(full.reshape(channels_first.shape), 0, channel_axis(use))

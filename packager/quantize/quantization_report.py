@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from packager.quantize.agreement import finite
+from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import GateReport
-from packager.quantize.sensitivity import Blame
+from packager.quantize.sensitivity import NodeError
 
 Outcome = Literal["quantized", "refused", "inconclusive"]
 
@@ -19,29 +19,29 @@ class Trial:
     """
 
     method: str
-    kept_float: tuple[str, ...]
-    wide: tuple[str, ...]
+    float_nodes: tuple[str, ...]
+    promoted: tuple[str, ...]
     bytes: int | None
     relative_rms: float | None
     verdict: str
-    why: str
-    held_back: str | None = None
+    explanation: str
+    held_out: str | None = None
 
     @property
-    def wide_activations(self) -> tuple[str, ...]:
+    def promoted_activations(self) -> tuple[str, ...]:
         """Nodes that read 16 bits."""
-        return self.wide if self.method == "static" else ()
+        return self.promoted if self.method == "static" else ()
 
     @property
-    def wide_weights(self) -> tuple[str, ...]:
+    def promoted_weights(self) -> tuple[str, ...]:
         """Nodes that have 8 bits where the others have 4."""
-        return self.wide if self.method == "int4" else ()
+        return self.promoted if self.method == "int4" else ()
 
     def as_json(self) -> dict[str, object]:
         """Plain values; an error that is no number is None."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name != "wide"}
-        wide = {"wide_activations": self.wide_activations, "wide_weights": self.wide_weights}
-        return plain | wide | {"relative_rms": finite(self.relative_rms)}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name != "promoted"}
+        wide = {"activations_16bit": self.promoted_activations, "weights_8bit": self.promoted_weights}
+        return plain | wide | {"relative_rms": finite_or_none(self.relative_rms)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,11 @@ class QuantizationReport:
     bytes: int | None = None
     gate: GateReport | None = None
     calibration_gate: GateReport | None = None
-    kept_float: tuple[str, ...] = ()
-    wide_activations: tuple[str, ...] = ()
-    wide_weights: tuple[str, ...] = ()
+    float_nodes: tuple[str, ...] = ()
+    promoted_activations: tuple[str, ...] = ()
+    promoted_weights: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
-    sensitivity: tuple[Blame, ...] = ()
+    sensitivity: tuple[NodeError, ...] = ()
     notes: tuple[str, ...] = ()
     latency: Latency | None = None
     calibration_samples: int = 0
@@ -112,9 +112,9 @@ class QuantizationReport:
             "bytes": self.bytes,
             "gate": self.gate.as_json() if self.gate else None,
             "calibration_gate": self.calibration_gate.as_json() if self.calibration_gate else None,
-            "kept_float": list(self.kept_float),
-            "wide_activations": list(self.wide_activations),
-            "wide_weights": list(self.wide_weights),
+            "kept_float": list(self.float_nodes),
+            "activations_16bit": list(self.promoted_activations),
+            "weights_8bit": list(self.promoted_weights),
             "trials": [trial.as_json() for trial in self.trials],
             "sensitivity": [blamed.as_json() for blamed in self.sensitivity],
             "notes": list(self.notes),
@@ -130,11 +130,11 @@ class QuantizationReport:
         rows = [
             (
                 trial.method,
-                str(len(trial.kept_float)),
-                str(len(trial.wide)),
+                str(len(trial.float_nodes)),
+                str(len(trial.promoted)),
                 "" if trial.bytes is None else f"{trial.bytes:,}",
                 "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
-                f"{trial.verdict}: {trial.why}" if trial.held_back is None else f"held back {trial.held_back}",
+                f"{trial.verdict}: {trial.explanation}" if trial.held_out is None else f"held back {trial.held_out}",
             )
             for trial in self.trials
         ]
@@ -154,18 +154,18 @@ class QuantizationReport:
             )
             lines.extend(f"  {output.as_line()}" for output in self.gate.outputs)
             if self.gate.metric is not None:
-                lines.append(f"  {self.gate.metric.why}")
+                lines.append(f"  {self.gate.metric.explanation}")
         if self.latency is not None:
             lines.append(
                 f"latency: {self.latency.float_ms:.2f} ms float, {self.latency.quantized_ms:.2f} ms {self.scheme}"
             )
         if self.oldest_runtime is not None:
             lines.append(f"loads on: onnxruntime {self.oldest_runtime} and later")
-        if self.kept_float:
-            lines.append(f"kept in float: {', '.join(self.kept_float)}")
-        if self.wide_activations:
-            lines.append(f"16-bit activations: {', '.join(self.wide_activations)}")
-        if self.wide_weights:
-            lines.append(f"8-bit weights: {', '.join(self.wide_weights)}")
+        if self.float_nodes:
+            lines.append(f"kept in float: {', '.join(self.float_nodes)}")
+        if self.promoted_activations:
+            lines.append(f"16-bit activations: {', '.join(self.promoted_activations)}")
+        if self.promoted_weights:
+            lines.append(f"8-bit weights: {', '.join(self.promoted_weights)}")
         lines.extend(f"note: {note}" for note in self.notes)
         return "\n".join(lines)

@@ -22,27 +22,27 @@ from packager.errors import QuantizationRefused, TooFewSamples
 from packager.models.graphs import float_bytes
 from packager.models.inputs import ModelInterface, check_sample, load_proto
 from packager.models.model_files import model_bytes
-from packager.models.model_files import save as save
+from packager.models.model_files import save_model as save_model
 from packager.models.oldest_runtime import oldest_runtime
 from packager.models.samples import Samples
-from packager.models.sessions import THREADS, run, run_in_child, session
-from packager.quantize.candidate_search import Measure, Search
-from packager.quantize.candidates import INT8_METHODS, Method, Workshop
+from packager.models.sessions import DEFAULT_THREADS, open_session, run_in_child, run_session
+from packager.quantize.candidate_search import CandidateSearch, MetricReference
+from packager.quantize.candidates import INT8_METHODS, CandidateBuilder, Method
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
-from packager.quantize.prepare import prepare
+from packager.quantize.prepare import prepare_model
 from packager.quantize.quantization_report import Latency, QuantizationReport
-from packager.quantize.reference_checks import check_answers
+from packager.quantize.reference_checks import check_reference_outputs
 from packager.quantize.user_metric import Metric
 
 METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
 SCHEMES: Final = ("fp32", *METHODS_OF)
-JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
+MAX_JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
 TIMED_RUNS: Final = 15
 TIMED_SAMPLES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class QuantizeOptions:
     """How to quantize; the defaults give the same numbers on every CPU.
 
     Attributes:
@@ -60,7 +60,7 @@ class Options:
     per_channel: bool = True
     signed_weights: bool = False
     signed_activations: bool = False
-    optimise: bool = True
+    optimize: bool = True
     thresholds: Thresholds = DEFAULT_THRESHOLDS
     max_calibration_samples: int = 256
     methods: tuple[Method, ...] | None = None
@@ -68,11 +68,11 @@ class Options:
     metric: Metric | None = None
 
 
-DEFAULT_OPTIONS: Final = Options()
+DEFAULT_OPTIONS: Final = QuantizeOptions()
 
 
-def quantize(
-    model: Path, out: Path, scheme: str, samples: Samples, options: Options = DEFAULT_OPTIONS
+def quantize_model(
+    model: Path, out: Path, scheme: str, samples: Samples, options: QuantizeOptions = DEFAULT_OPTIONS
 ) -> QuantizationReport:
     """Quantize `model` into `out` and judge it.
 
@@ -97,24 +97,26 @@ def quantize(
         check_sample(sample, interface, samples.origin)
     run_in_child(model, samples)
     if scheme == "fp32":
-        return _pass_through(model, out, samples)
-    calibration, held_back = samples.halves()
+        return _copy_float_model(model, out, samples)
+    calibration, held_back = samples.split_halves()
     calibration = calibration.take(options.max_calibration_samples)
-    prepared = prepare(model, next(iter(samples.take(1))), optimise=options.optimise)
-    reference = session(model)
-    measure = Measure.of(options.metric, model, held_back)
-    workshop = Workshop(
+    prepared = prepare_model(model, next(iter(samples.take(1))), optimize=options.optimize)
+    reference = open_session(model)
+    measure = MetricReference.from_float_model(options.metric, model, held_back)
+    workshop = CandidateBuilder(
         prepared.model, calibration, model_bytes(model), options.per_channel, options.signed_weights,
         options.signed_activations,
     )  # fmt: skip
-    search = Search(workshop, reference, calibration.take(JUDGED_SAMPLES), held_back, options.thresholds, measure)
+    search = CandidateSearch(
+        workshop, reference, calibration.take(MAX_JUDGED_SAMPLES), held_back, options.thresholds, measure
+    )
     report = QuantizationReport(
         scheme=scheme, float_bytes=model_bytes(model), notes=prepared.notes, calibration_samples=len(calibration),
         origin=samples.origin,
     )  # fmt: skip
     try:
-        check_answers(reference, samples, model)
-        chosen, verdict = search.run(options.methods or METHODS_OF[scheme])
+        check_reference_outputs(reference, samples, model)
+        chosen, verdict = search.find_candidate(options.methods or METHODS_OF[scheme])
     except QuantizationRefused as refusal:
         return replace(report, reason=refusal.message, trials=tuple(search.trials))
     report = replace(
@@ -124,57 +126,59 @@ def quantize(
         bytes=chosen.model.ByteSize(),
         oldest_runtime=str(oldest_runtime(chosen.model)),
         gate=verdict,
-        calibration_gate=chosen.calibration,
-        kept_float=chosen.kept,
-        wide_activations=search.trials[chosen.trial].wide_activations,
-        wide_weights=search.trials[chosen.trial].wide_weights,
+        calibration_gate=chosen.calibration_gate,
+        float_nodes=chosen.float_nodes,
+        promoted_activations=search.trials[chosen.trial_index].promoted_activations,
+        promoted_weights=search.trials[chosen.trial_index].promoted_weights,
         trials=tuple(search.trials),
-        sensitivity=tuple(search.blames.get(chosen.method, ())),
+        sensitivity=tuple(search.node_errors.get(chosen.method, ())),
     )
     if verdict.verdict == "inconclusive":
-        return replace(report, outcome="inconclusive", reason=verdict.why)
+        return replace(report, outcome="inconclusive", reason=verdict.explanation)
     if verdict.verdict == "fail":
-        return replace(report, outcome="refused", reason=f"gate failed: {verdict.why}")
-    save(chosen.model, out)
-    latency = time_both(reference, session(out), held_back) if options.measure_latency else None
-    notes = (*report.notes, *_larger_than_fp16(report, prepared.model), *_slower(latency, scheme))
-    return replace(report, outcome="quantized", reason=verdict.why, latency=latency, notes=notes)
+        return replace(report, outcome="refused", reason=f"gate failed: {verdict.explanation}")
+    save_model(chosen.model, out)
+    latency = time_interleaved(reference, open_session(out), held_back) if options.measure_latency else None
+    notes = (*report.notes, *_larger_than_fp16_notes(report, prepared.model), *_slower_notes(latency, scheme))
+    return replace(report, outcome="quantized", reason=verdict.explanation, latency=latency, notes=notes)
 
 
-def time_both(left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, samples: Samples) -> Latency:
+def time_interleaved(
+    left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, samples: Samples
+) -> Latency:
     """Median latency of both models, runs interleaved so that other load meets both alike."""
     times: tuple[list[float], list[float]] = ([], [])
     chosen = list(samples.take(TIMED_SAMPLES))
     for turn in range(TIMED_RUNS + 2):
         for running, spent in zip((left, right), times, strict=True):
             start = time.perf_counter()
-            run(running, chosen[turn % len(chosen)])
+            run_session(running, chosen[turn % len(chosen)])
             if turn >= 2:  # the first runs pay for memory and packing
                 spent.append(1000 * (time.perf_counter() - start))
-    return Latency(float(np.median(times[0])), float(np.median(times[1])), THREADS)
+    return Latency(float(np.median(times[0])), float(np.median(times[1])), DEFAULT_THREADS)
 
 
-def _larger_than_fp16(report: QuantizationReport, prepared: onnx.ModelProto) -> tuple[str, ...]:
+def _larger_than_fp16_notes(report: QuantizationReport, prepared: onnx.ModelProto) -> tuple[str, ...]:
     halved = report.float_bytes - float_bytes(prepared) // 2
     if report.scheme == "fp16" or report.bytes is None or report.bytes <= halved:
         return ()
     return (f"--scheme fp16 would be smaller: about {halved:,} bytes",)
 
 
-def _slower(latency: Latency | None, scheme: str) -> tuple[str, ...]:
+def _slower_notes(latency: Latency | None, scheme: str) -> tuple[str, ...]:
     if latency is None or latency.ratio <= 1.0:
         return ()
     return (f"{scheme} takes {latency.ratio:.2f} times as long as float on this CPU: it saves bytes, not time",)
 
 
-def _pass_through(model: Path, out: Path, samples: Samples) -> QuantizationReport:
+def _copy_float_model(model: Path, out: Path, samples: Samples) -> QuantizationReport:
     size = model_bytes(model)
     if size == model.stat().st_size:
         part = out.with_name(out.name + ".part")
         part.write_bytes(model.read_bytes())
         part.replace(out)
     else:
-        save(load_proto(model), out)
+        save_model(load_proto(model), out)
     return QuantizationReport(
         scheme="fp32", outcome="quantized", reason="passed through unchanged", method="float", float_bytes=size,
         bytes=size, origin=samples.origin,

@@ -19,33 +19,33 @@ import onnxruntime
 
 from packager.errors import ModelDoesNotRun, QuantizationRefused
 from packager.models.samples import Samples
-from packager.models.sessions import session_of, settings_for
-from packager.quantize.agreement import finite
+from packager.models.sessions import open_session_of, settings_for
+from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import judge
 
-SAMPLES: Final = 8
-MAX_TRIED: Final = 48
-AIMS: Final = (0.8, 0.5, 0.3, 0.15, 0.05)  # of the allowed relative RMS, for what stays quantized
+SENSITIVITY_SAMPLES: Final = 8
+MAX_MEASURED_GROUPS: Final = 48
+ERROR_TARGET_SHARES: Final = (0.8, 0.5, 0.3, 0.15, 0.05)  # of the allowed relative RMS, for what stays quantized
 
 
 @dataclass(frozen=True, slots=True)
-class Blame:
+class NodeError:
     """Nodes that were quantized alone, and the squared relative RMS that this cost."""
 
     nodes: tuple[str, ...]
-    squared: float
+    squared_error: float
 
     def as_json(self) -> dict[str, object]:
         """Plain values; `relative_rms` is None where the answers broke."""
-        return {"nodes": list(self.nodes), "relative_rms": finite(float(np.sqrt(self.squared)))}
+        return {"nodes": list(self.nodes), "relative_rms": finite_or_none(float(np.sqrt(self.squared_error)))}
 
 
-def blame(
+def node_errors(
     build: Callable[[frozenset[str]], onnx.ModelProto],
-    families: list[tuple[str, ...]],
+    node_groups: list[tuple[str, ...]],
     reference: onnxruntime.InferenceSession,
     samples: Samples,
-) -> list[Blame]:
+) -> list[NodeError]:
     """The blame of every node or group (rules 1 and 3), worst first.
 
     Args:
@@ -54,45 +54,45 @@ def blame(
         reference: a session of the float model.
         samples: SAMPLES of them are used.
     """
-    few = samples.take(SAMPLES)
+    few = samples.take(SENSITIVITY_SAMPLES)
     found = []
-    nodes = frozenset(name for family in families for name in family)
-    for spots in np.array_split(np.arange(len(families)), min(len(families), MAX_TRIED)):
-        names = tuple(name for spot in spots for name in families[spot])
+    nodes = frozenset(name for family in node_groups for name in family)
+    for spots in np.array_split(np.arange(len(node_groups)), min(len(node_groups), MAX_MEASURED_GROUPS)):
+        names = tuple(name for spot in spots for name in node_groups[spot])
         try:
             model = build(nodes - set(names))
-            report = judge(reference, session_of(model, settings_for(model)), few)
+            report = judge(reference, open_session_of(model, settings_for(model)), few)
         except QuantizationRefused:
             continue  # it has no weight of its own
         except ModelDoesNotRun:
-            found.append(Blame(names, float("inf")))
+            found.append(NodeError(names, float("inf")))
             continue
         # an output of whole numbers has no RMS: the share of values that changed ranks its nodes
         errors = [1 - o.exact_share if o.relative_rms is None else o.relative_rms for o in report.outputs]
         worst = max(errors, default=0.0)
         broken = any(o.broken_samples for o in report.outputs)
-        found.append(Blame(names, float("inf") if broken else worst**2))
-    return sorted(found, key=lambda blamed: -blamed.squared)
+        found.append(NodeError(names, float("inf") if broken else worst**2))
+    return sorted(found, key=lambda blamed: -blamed.squared_error)
 
 
-def repairs(blames: list[Blame], allowed: float) -> list[tuple[str, ...]]:
+def repair_candidates(errors: list[NodeError], allowed: float) -> list[tuple[str, ...]]:
     """Sets of nodes to keep in float, smallest first: by rule 2 for each of AIMS, else the worst quarter and half."""
-    everything = sum(len(blamed.nodes) for blamed in blames)
-    sets = [keep_in_float(blames, share * allowed) for share in AIMS]
-    sets += [tuple(name for b in blames[: -(-len(blames) // part)] for name in b.nodes) for part in (4, 2)]
+    everything = sum(len(blamed.nodes) for blamed in errors)
+    sets = [nodes_to_keep_in_float(errors, share * allowed) for share in ERROR_TARGET_SHARES]
+    sets += [tuple(name for b in errors[: -(-len(errors) // part)] for name in b.nodes) for part in (4, 2)]
     useful = {kept for kept in sets if 0 < len(kept) < everything}
     return sorted(useful, key=lambda kept: (len(kept), kept))
 
 
-def keep_in_float(blames: list[Blame], aim: float) -> tuple[str, ...]:
+def nodes_to_keep_in_float(errors: list[NodeError], max_error: float) -> tuple[str, ...]:
     """The worst nodes, so many that the rest stays within relative RMS `aim` (rule 2)."""
-    left = sum(blamed.squared for blamed in blames if np.isfinite(blamed.squared))
+    left = sum(blamed.squared_error for blamed in errors if np.isfinite(blamed.squared_error))
     kept: list[str] = []
-    for blamed in blames:
-        if np.isfinite(blamed.squared):
-            if left <= aim**2:
+    for blamed in errors:
+        if np.isfinite(blamed.squared_error):
+            if left <= max_error**2:
                 break
-            left -= blamed.squared
+            left -= blamed.squared_error
         kept.extend(blamed.nodes)
     return tuple(kept)
 

@@ -20,22 +20,29 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from packager.models.graphs import WeightUse, array_of, fresh_name, names_in, opset, scopes, weight_uses
+from packager.models.graphs import WeightUse, array_of, names_in, opset_version, scopes, unused_name, weight_uses
 from packager.models.samples import Samples
-from packager.quantize.activation_ranges import Range, activation_ranges
-from packager.quantize.integer_weights import UNSIGNED, LevelNames, LevelRange, add_levels, drop_unread, weight_of
+from packager.quantize.activation_ranges import ActivationRange, measure_ranges
+from packager.quantize.integer_weights import (
+    UNSIGNED_LEVELS,
+    LevelNames,
+    LevelRange,
+    add_levels,
+    drop_unread_initializers,
+    weight_of,
+)
 from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis, quantize_weights
 
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
-SHAPE_READERS: Final = ("Shape", "Size")
-CLIPPING: Final = ("Relu", "Clip")
+SHAPE_OPERATORS: Final = ("Shape", "Size")
+CLIPPING_OPERATORS: Final = ("Relu", "Clip")
 ACTIVATION_LEVELS: Final = 255
 SIGNED_OFFSET: Final = 128
-WIDE_LEVELS: Final = 65_535
+SIXTEEN_BIT_LEVELS: Final = 65_535
 SIXTEEN_BIT_OPSET: Final = 21
-CONTRIB: Final = "com.microsoft"
-BIAS_LIMIT: Final = 2**30  # half of int32: room for the sum of products beside the bias
-TINY: Final = float(np.finfo(np.float32).tiny)
+CONTRIB_DOMAIN: Final = "com.microsoft"
+MAX_BIAS_LEVEL: Final = 2**30  # half of int32: room for the sum of products beside the bias
+SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
 
 
 def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
@@ -52,88 +59,95 @@ def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
     ]
 
 
-def calibrate(model: onnx.ModelProto, samples: Samples) -> dict[str, Range]:
+def measure_activation_ranges(model: onnx.ModelProto, samples: Samples) -> dict[str, ActivationRange]:
     """Ranges of every activation that `quantize_static` may need. Raises ModelDoesNotRun."""
-    readers = _readers(model)
+    readers = _readers_by_name(model)
     wanted: set[str] = set()
     for use in static_nodes(model):
         wanted.add(use.node.input[0])
         if use.node.op_type == "Conv":
-            wanted.add(_end_of_conv(use.node, readers))
-    return activation_ranges(model, wanted - {tensor.name for tensor in model.graph.initializer}, samples)
+            wanted.add(_conv_output(use.node, readers))
+    return measure_ranges(model, wanted - {tensor.name for tensor in model.graph.initializer}, samples)
 
 
 def quantize_static(
     model: onnx.ModelProto,
-    ranges: dict[str, Range],
+    ranges: dict[str, ActivationRange],
     *,
     per_channel: bool,
-    levels: LevelRange = UNSIGNED,
+    levels: LevelRange = UNSIGNED_LEVELS,
     signed_activations: bool = False,
-    keep_float: frozenset[str] = frozenset(),
-    wide: frozenset[str] = frozenset(),
+    float_nodes: frozenset[str] = frozenset(),
+    promoted: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
     """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are, those in `wide` get 16-bit
     activations (rule 4)."""
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     rewrite = _Rewrite(
-        quantized, ranges, names_in(quantized), _readers(quantized), per_channel, levels, signed_activations, wide
+        quantized,
+        ranges,
+        names_in(quantized),
+        _readers_by_name(quantized),
+        per_channel,
+        levels,
+        signed_activations,
+        promoted,
     )
-    uses = [u for u in static_nodes(quantized) if u.node.name not in keep_float and u.node.input[0] in ranges]
+    uses = [u for u in static_nodes(quantized) if u.node.name not in float_nodes and u.node.input[0] in ranges]
     for use in uses:
-        rewrite.node(use)
-    drop_unread(quantized, rewrite.replaced)
-    rewrite.place()
-    quantize_weights(quantized, keep_float)
+        rewrite.rewrite_node(use)
+    drop_unread_initializers(quantized, rewrite.replaced)
+    rewrite.insert_nodes()
+    quantize_weights(quantized, float_nodes)
     return quantized
 
 
 @dataclass(slots=True)
 class _Rewrite:
     model: onnx.ModelProto
-    ranges: dict[str, Range]
-    taken: set[str]
+    ranges: dict[str, ActivationRange]
+    taken_names: set[str]
     readers: dict[str, list[onnx.NodeProto]]
     per_channel: bool
     weight_levels: LevelRange
     signed_activations: bool
-    wide: frozenset[str]
+    promoted: frozenset[str]
     replaced: set[str] = field(default_factory=set)
     activations: dict[tuple[str, bool], tuple[str, float]] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     weights: dict[tuple[str, str, bytes], LevelNames] = field(default_factory=dict)
-    before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
-    after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    nodes_before: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
+    nodes_after: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
 
-    def node(self, use: WeightUse) -> None:
+    def rewrite_node(self, use: WeightUse) -> None:
         node = use.node
-        is_wide = node.name in self.wide
-        end = _end_of_conv(node, self.readers) if node.op_type == "Conv" and not is_wide else None
-        if end is not None and any(reader.name in self.wide for reader in self.readers.get(end, [])):
+        is_wide = node.name in self.promoted
+        end = _conv_output(node, self.readers) if node.op_type == "Conv" and not is_wide else None
+        if end is not None and any(reader.name in self.promoted for reader in self.readers.get(end, [])):
             end = None  # 8 bits here would leave the reader nothing to read in 16
-        dequantized, input_scale = self._activation(node.input[0], is_wide=is_wide)
+        dequantized, input_scale = self._quantize_activation(node.input[0], is_16bit=is_wide)
         axis = channel_axis(use) if self.per_channel else None
-        bias = None if is_wide else self._bias(use)
-        names = self._levels(use, axis, input_scale, bias)
+        bias = None if is_wide else self._constant_bias(use)
+        names = self._add_weight_levels(use, axis, input_scale, bias)
         node.input[0] = dequantized
         # a float MatMul must not be fused with its weights: rule 4 of packager.quantize.weight_only
         counted = axis - len(use.tensor.dims) if axis is not None and is_wide else axis
-        node.input[1] = self._dequantize(node, names.levels, names.scale, names.zero_point, counted)
+        node.input[1] = self._add_dequantize(node, names.levels, names.scale, names.zero_point, counted)
         if bias is not None:
-            self._int32_bias(node, bias, input_scale * names.scales.astype(np.float64))
+            self._add_int32_bias(node, bias, input_scale * names.scales.astype(np.float64))
         if end is not None and end in self.ranges and not any(v.name == end for v in self.model.graph.output):
-            self._output(end)
+            self._quantize_output(end)
 
-    def place(self) -> None:
+    def insert_nodes(self) -> None:
         """Put the new nodes where they belong: before the node that reads them, after the maker of their input."""
         nodes = []
-        made_by_input = self.after.pop("", [])
+        made_by_input = self.nodes_after.pop("", [])
         for node in (*made_by_input, *self.model.graph.node):
-            nodes.extend(self.before.get(node.name, []))
+            nodes.extend(self.nodes_before.get(node.name, []))
             nodes.append(node)
             for name in node.output:
-                nodes.extend(self.after.get(name, []))
+                nodes.extend(self.nodes_after.get(name, []))
         copies = []
         for node in nodes:
             copy = onnx.NodeProto()
@@ -142,28 +156,28 @@ class _Rewrite:
         del self.model.graph.node[:]
         self.model.graph.node.extend(copies)
 
-    def _activation(self, name: str, *, is_wide: bool = False) -> tuple[str, float]:
+    def _quantize_activation(self, name: str, *, is_16bit: bool = False) -> tuple[str, float]:
         if name in self.scales:
             return name, self.scales[name]
-        if (name, is_wide) not in self.activations:
-            scale, zero = scale_of(self.ranges[name], WIDE_LEVELS if is_wide else ACTIVATION_LEVELS)
+        if (name, is_16bit) not in self.activations:
+            scale, zero = scale_of(self.ranges[name], SIXTEEN_BIT_LEVELS if is_16bit else ACTIVATION_LEVELS)
             made = {output for node in self.model.graph.node for output in node.output}
-            pair = self._pair(name, scale, zero, name if name in made else "", is_wide=is_wide)
-            self.activations[name, is_wide] = pair, scale
-        return self.activations[name, is_wide]
+            pair = self._add_qdq_pair(name, scale, zero, name if name in made else "", is_16bit=is_16bit)
+            self.activations[name, is_16bit] = pair, scale
+        return self.activations[name, is_16bit]
 
-    def _pair(self, source: str, scale: float, zero: int, behind: str, *, is_wide: bool) -> str:
+    def _add_qdq_pair(self, source: str, scale: float, zero: int, maker_of: str, *, is_16bit: bool) -> str:
         """QuantizeLinear and DequantizeLinear on `source`, placed after the maker of `behind` ("" = graph input)."""
-        scale_name, zero_name = (fresh_name(f"{source}_{part}", self.taken) for part in ("scale", "zero_point"))
-        levels = fresh_name(f"{source}_levels", self.taken)
-        out = fresh_name(f"{source}_dequantized", self.taken)
-        zeros = np.array(zero, np.uint16 if is_wide else np.uint8)
-        if self.signed_activations and not is_wide:
+        scale_name, zero_name = (unused_name(f"{source}_{part}", self.taken_names) for part in ("scale", "zero_point"))
+        levels = unused_name(f"{source}_levels", self.taken_names)
+        out = unused_name(f"{source}_dequantized", self.taken_names)
+        zeros = np.array(zero, np.uint16 if is_16bit else np.uint8)
+        if self.signed_activations and not is_16bit:
             zeros = np.array(zero - SIGNED_OFFSET, np.int8)
         initializers = self.model.graph.initializer
         initializers.append(numpy_helper.from_array(np.array(scale, np.float32), scale_name))
         initializers.append(numpy_helper.from_array(zeros, zero_name))
-        domain = CONTRIB if is_wide and opset(self.model) < SIXTEEN_BIT_OPSET else ""
+        domain = CONTRIB_DOMAIN if is_16bit and opset_version(self.model) < SIXTEEN_BIT_OPSET else ""
         if domain and all(entry.domain != domain for entry in self.model.opset_import):
             self.model.opset_import.append(helper.make_opsetid(domain, 1))
         parts = [scale_name, zero_name]
@@ -171,73 +185,75 @@ class _Rewrite:
             helper.make_node("QuantizeLinear", [source, *parts], [levels], name=f"{levels}_q", domain=domain),
             helper.make_node("DequantizeLinear", [levels, *parts], [out], name=f"{levels}_dq", domain=domain),
         ]
-        self.after.setdefault(behind, []).extend(pair)
+        self.nodes_after.setdefault(maker_of, []).extend(pair)
         self.scales[out] = scale
         return out
 
-    def _output(self, end: str) -> None:
-        out, _ = self._activation(end)
+    def _quantize_output(self, end: str) -> None:
+        out, _ = self._quantize_activation(end)
         for scope in scopes(self.model.graph):
             for node in scope.graph.node:
                 for i, name in enumerate(node.input):
-                    if name == end and node.op_type not in SHAPE_READERS:
+                    if name == end and node.op_type not in SHAPE_OPERATORS:
                         node.input[i] = out
 
-    def _bias(self, use: WeightUse) -> np.ndarray | None:
+    def _constant_bias(self, use: WeightUse) -> np.ndarray | None:
         if use.node.op_type == "MatMul" or len(use.node.input) < 3 or not use.node.input[2]:
             return None
         behind = use.scope.find(use.node.input[2])
         if behind is None or behind[1].data_type != onnx.TensorProto.FLOAT:
             return None
         bias = array_of(behind[1])
-        return bias if bias.size == _channels(use) and bias.ndim == 1 else None
+        return bias if bias.size == _channel_count(use) and bias.ndim == 1 else None
 
-    def _levels(self, use: WeightUse, axis: int | None, input_scale: float, bias: np.ndarray | None) -> LevelNames:
+    def _add_weight_levels(
+        self, use: WeightUse, axis: int | None, input_scale: float, bias: np.ndarray | None
+    ) -> LevelNames:
         smallest = None
         if bias is not None:
-            smallest = np.abs(bias.astype(np.float64)) / (BIAS_LIMIT * input_scale)
+            smallest = np.abs(bias.astype(np.float64)) / (MAX_BIAS_LEVEL * input_scale)
             smallest = smallest if axis is not None else np.asarray(smallest.max(initial=0.0))
         key = (use.tensor.name, str(axis), b"" if smallest is None else smallest.tobytes())
         if key not in self.weights:
             self.weights[key] = add_levels(
-                use, weight_of(use), axis, self.taken, levels=self.weight_levels, min_scales=smallest
+                use, weight_of(use), axis, self.taken_names, levels=self.weight_levels, min_scales=smallest
             )
             self.replaced.add(use.tensor.name)
         return self.weights[key]
 
-    def _int32_bias(self, node: onnx.NodeProto, bias: np.ndarray, scales: np.ndarray) -> None:
+    def _add_int32_bias(self, node: onnx.NodeProto, bias: np.ndarray, scales: np.ndarray) -> None:
         rounded = np.clip(np.rint(bias.astype(np.float64) / scales), -(2**31) + 1, 2**31 - 1).astype(np.int32)
         base = node.input[2]
-        names = [fresh_name(f"{base}_{part}", self.taken) for part in ("quantized", "scale", "zero_point")]
+        names = [unused_name(f"{base}_{part}", self.taken_names) for part in ("quantized", "scale", "zero_point")]
         zeros = np.zeros(scales.shape, np.int32)
         for name, array in zip(names, (rounded, scales.astype(np.float32), zeros), strict=True):
             self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
-        node.input[2] = self._dequantize(node, names[0], names[1], names[2], 0 if scales.ndim else None)
+        node.input[2] = self._add_dequantize(node, names[0], names[1], names[2], 0 if scales.ndim else None)
         self.replaced.add(base)
 
-    def _dequantize(self, node: onnx.NodeProto, levels: str, scale: str, zero: str, axis: int | None) -> str:
-        out = fresh_name(f"{levels}_dequantized", self.taken)
+    def _add_dequantize(self, node: onnx.NodeProto, levels: str, scale: str, zero: str, axis: int | None) -> str:
+        out = unused_name(f"{levels}_dequantized", self.taken_names)
         added = helper.make_node("DequantizeLinear", [levels, scale, zero], [out], name=out)
         if axis is not None:
             added.attribute.append(helper.make_attribute("axis", axis))
-        self.before.setdefault(node.name, []).append(added)
+        self.nodes_before.setdefault(node.name, []).append(added)
         return out
 
 
-def scale_of(found: Range, levels: int = ACTIVATION_LEVELS) -> tuple[float, int]:
+def scale_of(found: ActivationRange, levels: int = ACTIVATION_LEVELS) -> tuple[float, int]:
     """(scale, zero point) of unsigned levels 0..`levels` that hold the range and zero itself."""
     low, high = min(0.0, found.low), max(0.0, found.high)
-    scale = float(np.float32(max((high - low) / levels, TINY)))
+    scale = float(np.float32(max((high - low) / levels, SMALLEST_NORMAL)))
     if high == low:
         return 1.0, 0
     return scale, int(np.clip(np.rint(-low / scale), 0, levels))
 
 
-def _channels(use: WeightUse) -> int:
+def _channel_count(use: WeightUse) -> int:
     return int(use.tensor.dims[channel_axis(use)])
 
 
-def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+def _readers_by_name(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     found: dict[str, list[onnx.NodeProto]] = {}
     for scope in scopes(model.graph):
         for node in scope.graph.node:
@@ -246,7 +262,7 @@ def _readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
     return found
 
 
-def _end_of_conv(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> str:
+def _conv_output(node: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> str:
     behind = readers.get(node.output[0], [])
-    is_alone = len(behind) == 1 and behind[0].op_type in CLIPPING
+    is_alone = len(behind) == 1 and behind[0].op_type in CLIPPING_OPERATORS
     return str(behind[0].output[0] if is_alone else node.output[0])

@@ -24,13 +24,13 @@ import numpy as np
 from packager.errors import MetricUnusable
 from packager.models.inputs import Sample
 from packager.models.samples import Samples
-from packager.models.sessions import one_line, run, session
+from packager.models.sessions import one_line_message, open_session, run_session
 
-PREFIX: Final = "python:"
-COMMAND_LIMIT_S: Final = 3600.0
+PYTHON_PREFIX: Final = "python:"
+COMMAND_TIMEOUT_S: Final = 3600.0
 
 
-class Answer(NamedTuple):
+class SampleOutput(NamedTuple):
     """One sample and what the model said: `position` in the inputs file, arrays by input and by output name."""
 
     position: int
@@ -38,7 +38,7 @@ class Answer(NamedTuple):
     outputs: dict[str, np.ndarray]
 
 
-Function = Callable[[Iterator[Answer]], float]
+MetricFunction = Callable[[Iterator[SampleOutput]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,21 @@ class MetricFigures:
     name: str
     float_value: float
     value: float
-    least: float
+    minimum: float
 
     @property
-    def passes(self) -> bool:
+    def is_passed(self) -> bool:
         """Is the candidate good enough?"""
-        return self.value >= self.least
+        return self.value >= self.minimum
 
     @property
-    def why(self) -> str:
+    def explanation(self) -> str:
         """One sentence."""
-        return f"metric {self.value:.4f}, float model {self.float_value:.4f}, at least {self.least:.4f} asked"
+        return f"metric {self.value:.4f}, float model {self.float_value:.4f}, at least {self.minimum:.4f} asked"
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
-        return {"name": self.name, "float_value": self.float_value, "value": self.value, "least": self.least}
+        return {"name": self.name, "float_value": self.float_value, "value": self.value, "least": self.minimum}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,14 @@ class Metric:
     """A user's measure, ready to be called (rules above)."""
 
     name: str
-    function: Function | None
+    function: MetricFunction | None
     command: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Metric":
         """Raises MetricUnusable: no such module or function, no such program."""
-        if text.startswith(PREFIX):
-            return cls(text, _function(text), ())
+        if text.startswith(PYTHON_PREFIX):
+            return cls(text, _import_function(text), ())
         try:
             words = tuple(shlex.split(text))
         except ValueError as error:
@@ -86,32 +86,36 @@ class Metric:
             raise MetricUnusable("metric is empty", remedy=REMEDY)
         return cls(text, None, words)
 
-    def value_of(self, model: Path, samples: Samples) -> float:
+    def measure(self, model: Path, samples: Samples) -> float:
         """The measure of one model. Raises MetricUnusable, ModelDoesNotRun."""
-        found = self._called(model, samples) if self.function is not None else self._commanded(model)
+        found = self._call_function(model, samples) if self.function is not None else self._run_command(model)
         if not math.isfinite(found):
             raise MetricUnusable(f"metric {self.name!r} gave {found} for {model.name}, expected a finite number")
         return found
 
-    def figures(self, reference: float, candidate: Path, samples: Samples, max_loss: float) -> MetricFigures:
+    def compare(self, reference: float, candidate: Path, samples: Samples, max_loss: float) -> MetricFigures:
         """The candidate's value beside the float model's (rule 3)."""
         least = reference - max_loss * abs(reference)
-        return MetricFigures(self.name, reference, self.value_of(candidate, samples), least)
+        return MetricFigures(self.name, reference, self.measure(candidate, samples), least)
 
-    def _called(self, model: Path, samples: Samples) -> float:
+    def _call_function(self, model: Path, samples: Samples) -> float:
         assert self.function is not None
         try:
-            return float(self.function(_answers(model, samples)))
+            return float(self.function(_sample_outputs(model, samples)))
         except Exception as error:  # a stranger's function may raise anything
-            raise MetricUnusable(f"metric {self.name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+            raise MetricUnusable(
+                f"metric {self.name!r} failed: {type(error).__name__}: {one_line_message(error)}"
+            ) from error
 
-    def _commanded(self, model: Path) -> float:
+    def _run_command(self, model: Path) -> float:
         try:
             done = subprocess.run(
-                [*self.command, str(model)], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, check=False
+                [*self.command, str(model)], capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise MetricUnusable(f"metric {self.name!r} cannot be run: {one_line(error)}", remedy=REMEDY) from error
+            raise MetricUnusable(
+                f"metric {self.name!r} cannot be run: {one_line_message(error)}", remedy=REMEDY
+            ) from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
             raise MetricUnusable(f"metric {self.name!r} ended with exit status {done.returncode}: {last}")
@@ -127,15 +131,17 @@ class Metric:
 REMEDY: Final = "give python:MODULE:FUNCTION, or a command that takes a model's path and prints a number"
 
 
-def _answers(model: Path, samples: Samples) -> Iterator[Answer]:
-    running = session(model)
+def _sample_outputs(model: Path, samples: Samples) -> Iterator[SampleOutput]:
+    running = open_session(model)
     names = [output.name for output in running.get_outputs()]
     for position, sample in zip(samples.indices, samples, strict=True):
-        yield Answer(position, sample, dict(zip(names, run(running, sample, where=str(model)), strict=True)))
+        yield SampleOutput(
+            position, sample, dict(zip(names, run_session(running, sample, where=str(model)), strict=True))
+        )
 
 
-def _function(text: str) -> Function:
-    module, _, name = text.removeprefix(PREFIX).partition(":")
+def _import_function(text: str) -> MetricFunction:
+    module, _, name = text.removeprefix(PYTHON_PREFIX).partition(":")
     if not module or not name:
         raise MetricUnusable(f"metric {text!r} does not name a module and a function", remedy=REMEDY)
     here = str(Path.cwd())
@@ -145,7 +151,7 @@ def _function(text: str) -> Function:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # importing a stranger's module may raise anything
         raise MetricUnusable(
-            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line(error)}", remedy=REMEDY
+            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line_message(error)}", remedy=REMEDY
         ) from error
     if not callable(found):
         raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", remedy=REMEDY)

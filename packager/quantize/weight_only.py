@@ -18,20 +18,20 @@ from typing import Final
 
 import onnx
 
-from packager.models.graphs import WeightUse, fresh_name, names_in, opset, scopes, weight_uses
+from packager.models.graphs import WeightUse, names_in, opset_version, scopes, unused_name, weight_uses
 from packager.quantize.integer_weights import add_levels, weight_of
 
 MIN_ELEMENTS: Final = 512
 PER_AXIS_OPSET: Final = 13
 
 
-def quantize_weights(model: onnx.ModelProto, keep_float: frozenset[str] = frozenset()) -> list[str]:
+def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset()) -> list[str]:
     """Quantize every float weight that is left, in place; nodes named in `keep_float` keep theirs.
 
     Returns the names of the nodes whose weights are int8 now.
     """
     taken = names_in(model)
-    domain = "" if opset(model) >= PER_AXIS_OPSET else "com.microsoft"
+    domain = "" if opset_version(model) >= PER_AXIS_OPSET else "com.microsoft"
     if domain and all(entry.domain != domain for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
     uses: dict[tuple[int, str], list[WeightUse]] = {}
@@ -41,12 +41,12 @@ def quantize_weights(model: onnx.ModelProto, keep_float: frozenset[str] = frozen
     for group in uses.values():
         first = group[0]
         is_output = any(value.name == first.tensor.name for value in first.owner.graph.output)
-        if first.elements < MIN_ELEMENTS or is_output or any(use.node.name in keep_float for use in group):
+        if first.elements < MIN_ELEMENTS or is_output or any(use.node.name in float_nodes for use in group):
             continue
         if _is_table(group):
             for use in group:
                 _look_up_in_int8(use, taken, domain)
-            _drop(first.owner.graph, first.tensor.name)
+            _drop_initializer(first.owner.graph, first.tensor.name)
         else:
             _dequantize_up_front(first, taken, domain)
         done.extend(use.node.name for use in group)
@@ -81,10 +81,10 @@ def _is_table(group: list[WeightUse]) -> bool:
             node.op_type in ("MatMul", "Gemm") and use.node.output[0] in node.input for node in use.scope.graph.node
         )
         for use in group
-    ) and _readers(group[0]) == len(group)
+    ) and _reader_count(group[0]) == len(group)
 
 
-def _readers(use: WeightUse) -> int:
+def _reader_count(use: WeightUse) -> int:
     return sum(
         list(node.input).count(use.tensor.name)
         for scope in scopes(use.owner.graph, use.owner.outer)
@@ -103,7 +103,7 @@ def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
     graph, name, elem_type = use.owner.graph, use.tensor.name, use.tensor.data_type
     axis = channel_axis(use) - len(use.tensor.dims)  # rule 4
     made = _dequantize([levels, scale, zero_point], name, axis, elem_type, taken, domain)
-    _drop(graph, name)
+    _drop_initializer(graph, name)
     for node in reversed(made):
         graph.node.insert(0, node)
 
@@ -114,7 +114,7 @@ def _look_up_in_int8(use: WeightUse, taken: set[str], domain: str) -> None:
     base = use.tensor.name
     names = (f"{base}_quantized", f"{base}_scale", f"{base}_zero_point")
     levels, scale, zero_point = names if set(names) <= existing else _add_levels(use, taken)
-    looked_up = fresh_name(f"{node.output[0]}_quantized", taken)
+    looked_up = unused_name(f"{node.output[0]}_quantized", taken)
     made = _dequantize([looked_up, scale, zero_point], node.output[0], -1, use.tensor.data_type, taken, domain)
     node.input[0] = levels
     node.output[0] = looked_up
@@ -128,15 +128,15 @@ def _dequantize(
     inputs: list[str], output: str, axis: int, elem_type: int, taken: set[str], domain: str
 ) -> list[onnx.NodeProto]:
     is_float = elem_type == onnx.TensorProto.FLOAT
-    result = output if is_float else fresh_name(f"{output}_float", taken)
-    name = fresh_name(f"{output}_DequantizeLinear", taken)
+    result = output if is_float else unused_name(f"{output}_float", taken)
+    name = unused_name(f"{output}_DequantizeLinear", taken)
     made = [onnx.helper.make_node("DequantizeLinear", inputs, [result], name=name, axis=axis, domain=domain)]
     if not is_float:
         made.append(onnx.helper.make_node("Cast", [result], [output], name=f"{name}_cast", to=elem_type))
     return made
 
 
-def _drop(graph: onnx.GraphProto, name: str) -> None:
+def _drop_initializer(graph: onnx.GraphProto, name: str) -> None:
     spot = next((i for i, tensor in enumerate(graph.initializer) if tensor.name == name), None)
     if spot is not None:
         del graph.initializer[spot]

@@ -18,7 +18,7 @@ from bundle.frames import BLOB_LABEL, FrameContext
 from bundle.manifest import MAX_PATCHES, Manifest, PatchEntry, Variant
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing, TooManyPatches, UnknownVariant
-from packager.release.draft import Base, PlainPatch, ReleaseRepository, Reporter, SilentReporter
+from packager.release.draft import PatchBase, PlainPatch, ReleaseRepository, Reporter, SilentReporter
 from packager.release.steps.encrypt import blob_path, encrypt_patch
 from packager.repository.workspace import Workspace
 
@@ -45,7 +45,7 @@ def add_patches(
     version: str,
     bases: Sequence[str],
     *,
-    last: int = 0,
+    last_releases: int = 0,
     variants: Sequence[str] = (),
     reporter: Reporter | None = None,
     executor: "Executor | None" = None,
@@ -63,18 +63,18 @@ def add_patches(
         BaseMissing: a version was not released, or a plain bundle or content key is no longer in the workspace.
         UnknownVariant, TooManyPatches, KeyCommitmentRefused, WorkspaceRefused, and FamilyUnknown of the repository.
     """
-    manifest = _released(repository, family, version)
+    manifest = _find_release(repository, family, version)
     earlier = sorted((m for m in repository.releases(family) if m.counter < manifest.counter), key=lambda m: -m.counter)
-    starts = [*(_released(repository, family, base) for base in bases), *earlier[:last]]
+    starts = [*(_find_release(repository, family, base) for base in bases), *earlier[:last_releases]]
     workspace = Workspace(repository.root)
     reporter = reporter if reporter is not None else SilentReporter()
     added: list[AddedPatch] = []
-    with workspace.building() as folder:
-        for name in _wanted(manifest, variants):
+    with workspace.build_folder() as folder:
+        for name in _select_variants(manifest, variants):
             variant = manifest.variant(name)
             assert variant is not None
-            fresh = _Fresh(workspace, manifest, name, variant, folder, reporter, executor)
-            found = fresh.patches(starts)
+            fresh = _VariantPatcher(workspace, manifest, name, variant, folder, reporter, executor)
+            found = fresh.make_patches(starts)
             if not found:
                 continue
             entries = variant.patches + tuple(patch.entry for patch, _ in found)
@@ -92,7 +92,7 @@ def add_patches(
 
 
 @dataclass(frozen=True, slots=True)
-class _Fresh:
+class _VariantPatcher:
     """Makes the patches of one variant."""
 
     workspace: Workspace
@@ -103,7 +103,7 @@ class _Fresh:
     reporter: Reporter
     executor: "Executor | None"
 
-    def patches(self, bases: Sequence[Manifest]) -> list[tuple[AddedPatch, Path]]:
+    def make_patches(self, bases: Sequence[Manifest]) -> list[tuple[AddedPatch, Path]]:
         """New entries with their blobs."""
         known = {patch.base for patch in self.variant.patches} | {self.variant.digest}
         limit = min((patch.plain_size for patch in self.variant.patches if patch.base is None), default=None)
@@ -113,15 +113,15 @@ class _Fresh:
             if earlier is None or earlier.digest in known:
                 continue
             known.add(earlier.digest)
-            start = Base(base.version, earlier.digest, self._open(base, earlier))
-            patch = self._diff(start)
+            start = PatchBase(base.version, earlier.digest, self._open_bundle(base, earlier))
+            patch = self._make_patch(start)
             if limit is not None and patch.report.plain_size >= limit:
                 self.reporter.note(f"variant {self.name}: the patch from {base.version} saves nothing and is left out")
                 continue
             out.append((AddedPatch(self.name, base.version, self._encrypt(patch)), blob_path(patch)))
         return out
 
-    def _open(self, manifest: Manifest, variant: Variant) -> BundleDirectory:
+    def _open_bundle(self, manifest: Manifest, variant: Variant) -> BundleDirectory:
         found = self.workspace.open_bundle(manifest.family, variant.digest)
         if found is None:
             raise BaseMissing(
@@ -130,8 +130,8 @@ class _Fresh:
             )
         return found
 
-    def _diff(self, base: Base) -> PlainPatch:
-        target = self._open(self.manifest, self.variant)
+    def _make_patch(self, base: PatchBase) -> PlainPatch:
+        target = self._open_bundle(self.manifest, self.variant)
         bar = self.reporter.bar(f"{self.name} from {base.version}")
         path = self.folder / f"{self.name}-{base.version}.patch"
         with path.open("xb") as out:
@@ -139,7 +139,7 @@ class _Fresh:
         return PlainPatch(base, path, report)
 
     def _encrypt(self, patch: PlainPatch) -> PatchEntry:
-        kept = self.workspace.find(self.manifest.family, self.manifest.counter, self.name)
+        kept = self.workspace.find_variant(self.manifest.family, self.manifest.counter, self.name)
         if kept is None:
             raise BaseMissing(
                 f"the key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is no longer here",
@@ -150,7 +150,7 @@ class _Fresh:
         return encrypt_patch(patch, blob_path(patch), kept.content_key, context)
 
 
-def _wanted(manifest: Manifest, variants: Sequence[str]) -> tuple[str, ...]:
+def _select_variants(manifest: Manifest, variants: Sequence[str]) -> tuple[str, ...]:
     known = tuple(name for name, _ in manifest.variants)
     for name in variants:
         if name not in known:
@@ -160,7 +160,7 @@ def _wanted(manifest: Manifest, variants: Sequence[str]) -> tuple[str, ...]:
     return tuple(variants) or known
 
 
-def _released(repository: ReleaseRepository, family: str, version: str) -> Manifest:
+def _find_release(repository: ReleaseRepository, family: str, version: str) -> Manifest:
     found = repository.manifest(family, version)
     if found is None:
         released = ", ".join(manifest.version for manifest in repository.releases(family)) or "none"

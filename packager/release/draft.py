@@ -87,7 +87,7 @@ class ReleaseRepository(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class PatchBase:
     """A bundle to make a patch from; `version` is for people."""
 
     version: str
@@ -108,7 +108,7 @@ class QuantizedUpdate:
 class PlainPatch:
     """A patch before encryption."""
 
-    base: Base | None
+    base: PatchBase | None
     path: Path
     report: "PatchReport"
 
@@ -126,7 +126,7 @@ class VariantDraft:
     plan: VariantPlan
     folder: Path
     model: Path
-    dropped: str | None = None
+    drop_reason: str | None = None
     report: "QuantizationReport | None" = None
     update: "QuantizedUpdate | None" = None
     gate: "GateReport | None" = None
@@ -178,15 +178,15 @@ class Draft:
     executor: "Executor | None" = None
     manifest: Manifest | None = None
     envelopes: int = 0
-    signed: object = None
-    published: object = None
+    sign_report: object = None
+    publish_report: object = None
 
     @property
-    def kept(self) -> list[VariantDraft]:
+    def included_variants(self) -> list[VariantDraft]:
         """The variants that are in the release so far."""
-        return [variant for variant in self.variants if variant.dropped is None]
+        return [variant for variant in self.variants if variant.drop_reason is None]
 
-    def drop(self, variant: VariantDraft, why: str) -> None:
+    def drop_variant(self, variant: VariantDraft, reason: str) -> None:
         """Leave a variant out."""
-        variant.dropped = why
-        self.reporter.note(f"variant {variant.name} is left out: {why}")
+        variant.drop_reason = reason
+        self.reporter.note(f"variant {variant.name} is left out: {reason}")

@@ -20,12 +20,12 @@ from onnx import helper, numpy_helper
 
 from bundle.golden import GoldenSample, GoldenUnfit, check_outputs
 from packager.errors import DrillInvalid, ModelDoesNotRun
-from packager.models.sessions import run, session
+from packager.models.sessions import open_session, run_session
 
 DRILLS: Final = ("damaged-weights", "live-nan")
-FIXED_POINT: Final = 65_536.0  # a power of two: scaling a float by it is exact
+FIXED_POINT_SCALE: Final = 65_536.0  # a power of two: scaling a float by it is exact
 WEIGHT_PERIOD: Final = 8_191  # position weights 1 to 8,191; a prime, so that shifted rows give another sum
-PREFIX: Final = "airweights_drill_"
+NAME_PREFIX: Final = "airweights_drill_"
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _NUMBERS: Final = (
     *_FLOATS,
@@ -38,7 +38,7 @@ _NUMBERS: Final = (
     onnx.TensorProto.INT64,
     onnx.TensorProto.BOOL,
 )
-TURNED: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # what Sub takes on every runtime
+INVERTIBLE_TYPES: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # what Sub takes on every runtime
 MAX_TOLERANCE_PPM: Final = 50_000  # of a release's golden vectors (packager.models.golden_vectors)
 MIN_OPSET: Final = 9  # NonZero and Where
 
@@ -56,17 +56,19 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
     """
     drills: dict[str, Callable[[onnx.ModelProto, tuple[GoldenSample, ...]], None]] = {
         "damaged-weights": lambda proto, _golden: damage_weights(proto),
-        "live-nan": break_live_answers,
+        "live-nan": break_live_outputs,
     }
     if kind not in drills:
         raise DrillInvalid(f"found drill {kind!r}, expected one of {', '.join(DRILLS)}")
     proto = onnx.load(model, load_external_data=False)
-    locations = {entry.value for tensor in _tensors(proto) for entry in tensor.external_data if entry.key == "location"}
+    locations = {
+        entry.value for tensor in _weight_tensors(proto) for entry in tensor.external_data if entry.key == "location"
+    }
     proto = onnx.load(model)
     drills[kind](proto, golden)
     _save(proto, model, locations)
-    if kind == "damaged-weights" and _answers_as_before(model, golden):
-        turn_answers(proto)
+    if kind == "damaged-weights" and _gives_golden_outputs(model, golden):
+        invert_outputs(proto)
         _save(proto, model, locations)
 
 
@@ -85,32 +87,32 @@ def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
     )
 
 
-def _answers_as_before(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
+def _gives_golden_outputs(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
     """Do weights not matter here: are the golden answers still right, within any tolerance a release may have?"""
     try:
-        running = session(model)
+        running = open_session(model)
         for number, sample in enumerate(golden):
             names = list(sample.outputs)
-            answers = dict(zip(names, run(running, sample.inputs, names), strict=True))
+            answers = dict(zip(names, run_session(running, sample.inputs, names), strict=True))
             check_outputs(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
     except (GoldenUnfit, ModelDoesNotRun):
         return False
     return True
 
 
-def turn_answers(proto: onnx.ModelProto) -> None:
+def invert_outputs(proto: onnx.ModelProto) -> None:
     """Replace every numeric output by one minus itself, for models whose answers do not hang on their weights."""
-    graph = _Graph(proto.graph)
-    numeric = [out for out in proto.graph.output if out.type.tensor_type.elem_type in TURNED]
+    graph = _GraphBuilder(proto.graph)
+    numeric = [out for out in proto.graph.output if out.type.tensor_type.elem_type in INVERTIBLE_TYPES]
     if not numeric:
         raise DrillInvalid("the model has no weights to damage and no numeric output to turn")
     for out in numeric:
-        graph.turn_output(out)
+        graph.invert_output(out)
 
 
 def damage_weights(proto: onnx.ModelProto) -> None:
     """Turn the largest weight tensors end for end, floats in sign too, until half of all weight bytes are wrong."""
-    tensors = sorted(_tensors(proto), key=lambda tensor: -len(tensor.raw_data))
+    tensors = sorted(_weight_tensors(proto), key=lambda tensor: -len(tensor.raw_data))
     total = sum(len(tensor.raw_data) for tensor in tensors)
     done = 0
     for tensor in tensors:
@@ -123,31 +125,35 @@ def damage_weights(proto: onnx.ModelProto) -> None:
         done += len(tensor.raw_data)
 
 
-def break_live_answers(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
+def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
     """Add a graph that knows the golden inputs by a sum and spoils the answers to all others.
 
     The sum of one input is Σ (1 + i mod 8,191) · int64(65,536 · x[i]) over the flattened tensor: integers, so equal on
     every CPU and with any number of threads.
     """
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
-    inputs = [value for value in _true_inputs(proto.graph) if value.type.tensor_type.elem_type in _NUMBERS]
+    inputs = [
+        value for value in _inputs_without_initializers(proto.graph) if value.type.tensor_type.elem_type in _NUMBERS
+    ]
     if opset < MIN_OPSET or not inputs:
         raise DrillInvalid(f"found opset {opset} and {len(inputs)} numeric inputs, expected {MIN_OPSET} and 1 or more")
-    graph = _Graph(proto.graph)
-    sums = [graph.weighted_sum(value.name, value.type.tensor_type.elem_type) for value in inputs]
+    graph = _GraphBuilder(proto.graph)
+    sums = [graph.add_weighted_sum(value.name, value.type.tensor_type.elem_type) for value in inputs]
     total = sums[0]
     for one in sums[1:]:
-        total = graph.add("Add", total, one)
-    known = np.unique([_known_sum([sample.inputs[value.name] for value in inputs]) for sample in golden])
-    hits = graph.add("Cast", graph.add("Equal", total, graph.constant(known.astype(np.int64))), to=_INT32)
+        total = graph.add_node("Add", total, one)
+    known = np.unique([_golden_sum([sample.inputs[value.name] for value in inputs]) for sample in golden])
+    hits = graph.add_node("Cast", graph.add_node("Equal", total, graph.add_constant(known.astype(np.int64))), to=_INT32)
     # Sum over Max: ReduceMax of int32 came with opset 12, ReduceSum had it always
-    is_golden = graph.add("Cast", graph.add("ReduceSum", hits, keepdims=0), to=onnx.TensorProto.BOOL)
+    is_golden = graph.add_node("Cast", graph.add_node("ReduceSum", hits, keepdims=0), to=onnx.TensorProto.BOOL)
     floats = [out for out in proto.graph.output if out.type.tensor_type.elem_type in _FLOATS]
     if floats:
-        spoil = graph.add("Where", is_golden, graph.constant(np.float32(0)), graph.constant(np.float32("nan")))
+        spoil = graph.add_node(
+            "Where", is_golden, graph.add_constant(np.float32(0)), graph.add_constant(np.float32("nan"))
+        )
     else:
-        index = graph.add("Where", is_golden, graph.constant(np.int64(0)), graph.constant(np.int64(1)))
-        spoil = graph.add("Gather", graph.constant(np.zeros(1, np.float32)), index)
+        index = graph.add_node("Where", is_golden, graph.add_constant(np.int64(0)), graph.add_constant(np.int64(1)))
+        spoil = graph.add_node("Gather", graph.add_constant(np.zeros(1, np.float32)), index)
     spoilt = [out for out in floats or proto.graph.output if out.type.tensor_type.elem_type in (*_NUMBERS,)]
     if not spoilt:
         raise DrillInvalid("the model has no numeric output to spoil")
@@ -159,85 +165,85 @@ _INT32: Final = onnx.TensorProto.INT32
 _INT64: Final = onnx.TensorProto.INT64
 
 
-class _Graph:
+class _GraphBuilder:
     """Appends nodes with fresh names to a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
         self._count = 0
 
-    def _fresh(self) -> str:
+    def _unused_name(self) -> str:
         self._count += 1
-        return f"{PREFIX}{self._count}"
+        return f"{NAME_PREFIX}{self._count}"
 
-    def add(self, op: str, *inputs: str, **attributes: object) -> str:
-        name = self._fresh()
+    def add_node(self, op: str, *inputs: str, **attributes: object) -> str:
+        name = self._unused_name()
         node = self._graph.node.add(op_type=op, input=inputs, output=[name])
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         return name
 
-    def constant(self, value: npt.ArrayLike) -> str:
-        name = self._fresh()
+    def add_constant(self, value: npt.ArrayLike) -> str:
+        name = self._unused_name()
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def weighted_sum(self, name: str, dtype: int) -> str:
-        flat = self.add("Reshape", name, self.constant(np.array([-1], np.int64)))
+    def add_weighted_sum(self, name: str, dtype: int) -> str:
+        flat = self.add_node("Reshape", name, self.add_constant(np.array([-1], np.int64)))
         if dtype in _FLOATS:
-            wide = self.add("Cast", flat, to=onnx.TensorProto.DOUBLE)
-            flat = self.add("Mul", wide, self.constant(np.float64(FIXED_POINT)))
-        whole = self.add("Cast", flat, to=_INT64)
-        ones = self.add(
+            wide = self.add_node("Cast", flat, to=onnx.TensorProto.DOUBLE)
+            flat = self.add_node("Mul", wide, self.add_constant(np.float64(FIXED_POINT_SCALE)))
+        whole = self.add_node("Cast", flat, to=_INT64)
+        ones = self.add_node(
             "ConstantOfShape",
-            self.add("Shape", whole),
+            self.add_node("Shape", whole),
             value=helper.make_tensor("value", onnx.TensorProto.INT64, [1], [1]),
         )
-        index = self.add("Reshape", self.add("NonZero", ones), self.constant(np.array([-1], np.int64)))
-        period, one = self.constant(np.int64(WEIGHT_PERIOD)), self.constant(np.int64(1))
-        turns = self.add("Mul", self.add("Div", index, period), period)
-        weights = self.add("Add", self.add("Sub", index, turns), one)
-        return self.add("ReduceSum", self.add("Mul", whole, weights), keepdims=0)
+        index = self.add_node("Reshape", self.add_node("NonZero", ones), self.add_constant(np.array([-1], np.int64)))
+        period, one = self.add_constant(np.int64(WEIGHT_PERIOD)), self.add_constant(np.int64(1))
+        turns = self.add_node("Mul", self.add_node("Div", index, period), period)
+        weights = self.add_node("Add", self.add_node("Sub", index, turns), one)
+        return self.add_node("ReduceSum", self.add_node("Mul", whole, weights), keepdims=0)
 
-    def turn_output(self, out: onnx.ValueInfoProto) -> None:
-        inner = self._inner(out)
-        one = self.add("Cast", self.constant(np.float32(1)), to=out.type.tensor_type.elem_type)
+    def invert_output(self, out: onnx.ValueInfoProto) -> None:
+        inner = self._rename_output(out)
+        one = self.add_node("Cast", self.add_constant(np.float32(1)), to=out.type.tensor_type.elem_type)
         self._graph.node.append(helper.make_node("Sub", [one, inner], [out.name]))
 
-    def _inner(self, out: onnx.ValueInfoProto) -> str:
-        inner = self._fresh()
+    def _rename_output(self, out: onnx.ValueInfoProto) -> str:
+        inner = self._unused_name()
         for node in self._graph.node:
             node.output[:] = [inner if name == out.name else name for name in node.output]
             node.input[:] = [inner if name == out.name else name for name in node.input]
         return inner
 
     def spoil_output(self, out: onnx.ValueInfoProto, spoil: str) -> None:
-        inner = self._inner(out)
+        inner = self._rename_output(out)
         dtype = out.type.tensor_type.elem_type
         if dtype == onnx.TensorProto.BOOL:
-            whole = self.add("Cast", inner, to=_INT32)
-            moved = self.add("Add", whole, self.add("Cast", spoil, to=_INT32))
+            whole = self.add_node("Cast", inner, to=_INT32)
+            moved = self.add_node("Add", whole, self.add_node("Cast", spoil, to=_INT32))
             self._graph.node.append(helper.make_node("Cast", [moved], [out.name], to=dtype))
             return
-        self._graph.node.append(helper.make_node("Add", [inner, self.add("Cast", spoil, to=dtype)], [out.name]))
+        self._graph.node.append(helper.make_node("Add", [inner, self.add_node("Cast", spoil, to=dtype)], [out.name]))
 
 
-def _known_sum(arrays: list[npt.NDArray[np.generic]]) -> int:
+def _golden_sum(arrays: list[npt.NDArray[np.generic]]) -> int:
     total = 0
     for array in arrays:
         flat = array.reshape(-1)
         if flat.dtype.kind == "f":
-            flat = flat.astype(np.float64) * FIXED_POINT
+            flat = flat.astype(np.float64) * FIXED_POINT_SCALE
         weights = np.arange(flat.size) % WEIGHT_PERIOD + 1
         total += sum(int(x) * int(w) for x, w in zip(flat.astype(np.int64), weights, strict=True))
     return (total + 2**63) % 2**64 - 2**63
 
 
-def _true_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+def _inputs_without_initializers(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     weights = {tensor.name for tensor in graph.initializer}
     return [value for value in graph.input if value.name not in weights]
 
 
-def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def _weight_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every weight tensor, those of Constant nodes, nested subgraphs and functions included."""
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:

@@ -22,7 +22,7 @@ from packager.release.plain_bundles import files_table
 
 FRAME_MAGIC: Final = b"AWFRAME1"  # bundle.frames; not imported here, since cryptography is slow to load
 ENVELOPE_MAGIC: Final = b"AWENVEL1"  # bundle.envelope
-HEAD_BYTES: Final = 44  # the longest head that is looked at: a blob's
+MAX_HEAD_BYTES: Final = 44  # the longest head that is looked at: a blob's
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024  # bundle.fleet.MAX_FLEET_BYTES, the largest document
 
 
@@ -43,61 +43,61 @@ class Inspection:
         return "\n".join(self.lines)
 
 
-def inspect_place(place: Path) -> Inspection:
+def inspect_path(path: Path) -> Inspection:
     """Look at a file or folder.
 
     Raises:
         NotRecognised: nothing of these.
         Refused kinds: one of these, but malformed.
     """
-    if place.is_dir():
-        return _bundle(place)
+    if path.is_dir():
+        return _inspect_bundle(path)
     try:
-        with place.open("rb") as stream:
-            head = stream.read(HEAD_BYTES)
+        with path.open("rb") as stream:
+            head = stream.read(MAX_HEAD_BYTES)
     except FileNotFoundError as error:
-        raise NotRecognised(f"{place}: no such file or folder") from error
+        raise NotRecognised(f"{path}: no such file or folder") from error
     except OSError as error:
-        raise Unavailable(f"{place}: cannot be read: {error.strerror or error}") from error
+        raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
     if head.startswith(b"\x89AWPATCH"):
-        return _patch(place)
+        return _inspect_patch(path)
     if head.startswith(FRAME_MAGIC):
-        return _blob(place, head)
+        return _inspect_blob(path, head)
     if head.startswith(ENVELOPE_MAGIC):
-        return _envelope(place)
+        return _inspect_envelope(path)
     if head.lstrip()[:1] == b"{":
-        return _document(place)
+        return _inspect_document(path)
     raise NotRecognised(
-        f"{place}: starts with {head[:8].hex() or 'nothing'}, expected a manifest, rollout, fleet document, "
+        f"{path}: starts with {head[:8].hex() or 'nothing'}, expected a manifest, rollout, fleet document, "
         "patch, blob, envelope or bundle folder",
         remedy="TUF metadata is shown by `packager repo status`",
     )
 
 
-def _document(place: Path) -> Inspection:
-    data = place.read_bytes()
+def _inspect_document(path: Path) -> Inspection:
+    data = path.read_bytes()
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise NotRecognised(f"{place}: a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+        raise NotRecognised(f"{path}: a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise NotRecognised(f"{place}: starts like JSON and is none: {error}") from error
+        raise NotRecognised(f"{path}: starts like JSON and is none: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     readers: dict[str, Callable[[bytes], Inspection]] = {
-        "airweights.manifest": _manifest,
-        "airweights.rollout": _rollout,
-        "airweights.fleet": _fleet,
+        "airweights.manifest": _inspect_manifest,
+        "airweights.rollout": _inspect_rollout,
+        "airweights.fleet": _inspect_fleet,
     }
     reader = readers.get(str(schema).partition("/")[0])
     if reader is None:
         raise NotRecognised(
-            f"{place}: a JSON document with schema {schema!r}, expected one of {', '.join(readers)}",
+            f"{path}: a JSON document with schema {schema!r}, expected one of {', '.join(readers)}",
             remedy="TUF metadata is shown by `packager repo status`",
         )
     return reader(data)
 
 
-def _manifest(data: bytes) -> Inspection:
+def _inspect_manifest(data: bytes) -> Inspection:
     manifest = parse_manifest(data[: MAX_MANIFEST_BYTES + 1])
     facts: dict[str, object] = {
         "digest": manifest.digest_without_patches(),
@@ -146,7 +146,7 @@ def _variant_lines(name: str, variant: Variant) -> list[str]:
     return lines
 
 
-def _rollout(data: bytes) -> Inspection:
+def _inspect_rollout(data: bytes) -> Inspection:
     from bundle.rollout import parse_rollout
 
     rollout = parse_rollout(data)
@@ -159,7 +159,7 @@ def _rollout(data: bytes) -> Inspection:
     return Inspection("rollout", {"rollout": rollout.as_json()}, lines)
 
 
-def _fleet(data: bytes) -> Inspection:
+def _inspect_fleet(data: bytes) -> Inspection:
     from bundle.fleet import parse_fleet
 
     fleet = parse_fleet(data)
@@ -174,13 +174,13 @@ def _fleet(data: bytes) -> Inspection:
     return Inspection("fleet", facts, tuple(lines))
 
 
-def _patch(place: Path) -> Inspection:
+def _inspect_patch(path: Path) -> Inspection:
     from bundle.patch.container import read_frames, read_header
     from bundle.patch.limits import DEFAULT_LIMITS
 
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    with place.open("rb") as stream:
+    with path.open("rb") as stream:
         header = read_header(stream, DEFAULT_LIMITS)
         for frame in read_frames(stream, header):
             counts[frame.op.name.lower()] += 1
@@ -188,7 +188,7 @@ def _patch(place: Path) -> Inspection:
     base = bundle_digest(header.base) if header.base else None
     operations = {name: {"frames": counts[name], "bytes": sizes[name]} for name in sorted(counts)}
     facts: dict[str, object] = {
-        "bytes": place.stat().st_size,
+        "bytes": path.stat().st_size,
         "from": base,
         "to": bundle_digest(header.target),
         "features": list(header.features),
@@ -197,7 +197,7 @@ def _patch(place: Path) -> Inspection:
         "files": [file.as_json() for file in header.target],
     }
     lines = [
-        f"patch of {place.stat().st_size:,} bytes, {'from ' + base if base else 'from nothing'}",
+        f"patch of {path.stat().st_size:,} bytes, {'from ' + base if base else 'from nothing'}",
         f"  to        {bundle_digest(header.target)}",
         f"  features  {', '.join(header.features) or 'none'}; applying takes {header.declared_limits.memory_bound_bytes():,} bytes",
         *(f"  {name:<9} {row['frames']} frames, {row['bytes']:,} bytes" for name, row in operations.items()),
@@ -206,15 +206,15 @@ def _patch(place: Path) -> Inspection:
     return Inspection("patch", facts, tuple(lines))
 
 
-def _blob(place: Path, head: bytes) -> Inspection:
+def _inspect_blob(path: Path, head: bytes) -> Inspection:
     import hashlib
 
     from bundle.frames import HEADER_BYTES, TAG_BYTES, parse_frame_size
 
     frame_bytes = parse_frame_size(head[:HEADER_BYTES])
-    size = place.stat().st_size
+    size = path.stat().st_size
     frames = -(-(size - HEADER_BYTES) // (frame_bytes + TAG_BYTES))
-    with place.open("rb") as stream:
+    with path.open("rb") as stream:
         name = hashlib.file_digest(stream, "sha256").hexdigest()
     plain = size - HEADER_BYTES - frames * TAG_BYTES
     facts: dict[str, object] = {
@@ -231,19 +231,19 @@ def _blob(place: Path, head: bytes) -> Inspection:
     return Inspection("blob", facts, lines)
 
 
-def _envelope(place: Path) -> Inspection:
+def _inspect_envelope(path: Path) -> Inspection:
     from bundle.envelope import ENCAPSULATION_BYTES, MAGIC, MAX_ENVELOPE_BYTES
 
-    size = place.stat().st_size
+    size = path.stat().st_size
     sealed = size - len(MAGIC) - ENCAPSULATION_BYTES
     if sealed <= 0 or size > MAX_ENVELOPE_BYTES:
-        raise NotRecognised(f"{place}: an envelope of {size} bytes, expected up to {MAX_ENVELOPE_BYTES}")
-    lines = (f"envelope of {size:,} bytes for {place.name}: X-Wing, {sealed} bytes sealed",)
-    return Inspection("envelope", {"bytes": size, "sealed_bytes": sealed, "recipient": place.name}, lines)
+        raise NotRecognised(f"{path}: an envelope of {size} bytes, expected up to {MAX_ENVELOPE_BYTES}")
+    lines = (f"envelope of {size:,} bytes for {path.name}: X-Wing, {sealed} bytes sealed",)
+    return Inspection("envelope", {"bytes": size, "sealed_bytes": sealed, "recipient": path.name}, lines)
 
 
-def _bundle(place: Path) -> Inspection:
-    found = open_package(place)
+def _inspect_bundle(path: Path) -> Inspection:
+    found = open_package(path)
     digest = bundle_digest(found.files)
     plain = sum(file.size for file in found.files)
     facts: dict[str, object] = {"bundle": digest, "plain_size": plain, "files": [f.as_json() for f in found.files]}

@@ -61,7 +61,7 @@ STEPS: Final[tuple[Step, ...]] = (
     Step("publish", publish.run),
 )
 STEP_NAMES: Final = tuple(step.name for step in STEPS)
-WRITING: Final = ("sign", "publish")  # steps that change the repository
+WRITING_STEPS: Final = ("sign", "publish")  # steps that change the repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +145,11 @@ def run_release(
         raise UsageInvalid(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
     workspace = Workspace(repository.root)
     with ExitStack() as stack:
-        if until in WRITING:
-            stack.enter_context(workspace.releasing())
+        if until in WRITING_STEPS:
+            stack.enter_context(workspace.lock_release())
         counter = max(repository.next_counter(plan.family), workspace.highest_counter(plan.family) + 1)
         check_plan(plan, repository, counter)
-        folder = stack.enter_context(workspace.building())
+        folder = stack.enter_context(workspace.build_folder())
         draft = Draft(
             plan=plan,
             repository=repository,
@@ -159,13 +159,13 @@ def run_release(
             created=datetime.fromtimestamp(clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             folder=folder,
             samples=samples_for(plan),
-            variants=_variants(plan, folder),
+            variants=_draft_variants(plan, folder),
             reporter=progress if progress is not None else SilentReporter(),
             executor=executor,
         )
-        with _taken_back(repository):
-            seconds = _loop(draft, STEPS[: STEP_NAMES.index(until) + 1])
-        return _report(draft, seconds)
+        with _clean_staging_on_error(repository):
+            seconds = _run_steps(draft, STEPS[: STEP_NAMES.index(until) + 1])
+        return _make_report(draft, seconds)
 
 
 def check_plan(plan: ReleasePlan, repository: ReleaseRepository, counter: int) -> None:
@@ -201,7 +201,7 @@ def samples_for(plan: ReleasePlan) -> Samples:
     return folder_samples(plan.inputs, interface) if plan.inputs.is_dir() else load_samples(plan.inputs, interface)
 
 
-def _variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
+def _draft_variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
     out = []
     for variant in plan.variants:
         place = folder / variant.name
@@ -211,7 +211,7 @@ def _variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
 
 
 @contextmanager
-def _taken_back(repository: ReleaseRepository) -> Iterator[None]:
+def _clean_staging_on_error(repository: ReleaseRepository) -> Iterator[None]:
     """Rule 2: whatever fails, staging is as empty as it was."""
     was_empty = repository.is_staging_empty
     try:
@@ -224,15 +224,15 @@ def _taken_back(repository: ReleaseRepository) -> Iterator[None]:
         raise
 
 
-def _loop(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
+def _run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for number, step in enumerate(steps, start=1):
         draft.reporter.step(step.name, number, len(steps))
         start = time.monotonic()
         step.run(draft)
         seconds[step.name] = round(time.monotonic() - start, 3)
-        if not draft.kept:
-            why = "; ".join(f"{variant.name}: {variant.dropped}" for variant in draft.variants)
+        if not draft.included_variants:
+            why = "; ".join(f"{variant.name}: {variant.drop_reason}" for variant in draft.variants)
             raise NoVariantLeft(
                 f"no variant is left to release: {why}",
                 remedy="mend what the reasons name; scheme = 'none' needs no gate, golden = 0 no golden vectors",
@@ -240,17 +240,17 @@ def _loop(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
     return seconds
 
 
-def _report(draft: Draft, seconds: dict[str, float]) -> ReleaseReport:
+def _make_report(draft: Draft, seconds: dict[str, float]) -> ReleaseReport:
     return ReleaseReport(
         family=draft.plan.family,
         version=draft.plan.version,
         counter=draft.counter,
         manifest=draft.manifest,
-        variants={variant.name: _variant_row(variant) for variant in draft.kept},
-        dropped={variant.name: variant.dropped for variant in draft.variants if variant.dropped is not None},
+        variants={variant.name: _variant_row(variant) for variant in draft.included_variants},
+        dropped={variant.name: variant.drop_reason for variant in draft.variants if variant.drop_reason is not None},
         envelopes=draft.envelopes,
         seconds=seconds,
-        is_published=draft.published is not None,
+        is_published=draft.publish_report is not None,
     )
 
 

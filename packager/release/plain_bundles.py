@@ -83,7 +83,7 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         OutputExists, ReleaseFileMissing, BundleNameInvalid, ModelUnreadable, ExternalDataMissing, ModelDoesNotRun,
         ModelCrashes, GoldenUnstable, errors of the inputs.
     """
-    from packager.models.golden_vectors import make_golden  # heavy, as are the models behind it
+    from packager.models.golden_vectors import record_golden  # heavy, as are the models behind it
     from packager.models.inputs import ModelInterface
     from packager.models.model_facts import contract_of
     from packager.models.sessions import run_in_child
@@ -93,17 +93,17 @@ def build_bundle(request: BuildRequest) -> BuildReport:
         raise OutputExists(f"output {request.out} exists already", remedy="name another place, or remove it first")
     if not request.out.absolute().parent.is_dir():
         raise NoSuchPlace(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
-    extras = tuple(_extra(word) for word in request.files)
+    extras = tuple(_parse_extra_file(word) for word in request.files)
     external_data(request.model)
     interface = ModelInterface.from_file(request.model)
-    samples = _samples(request, interface)
+    samples = _load_samples(request, interface)
     run_in_child(request.model, samples)
     contract = contract_of(request.model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "golden.safetensors"
         report = None
         if request.golden:
-            report = make_golden(request.model, samples, path, request.golden)
+            report = record_golden(request.model, samples, path, request.golden)
         built = build_package(
             request.model,
             request.out,
@@ -117,7 +117,7 @@ def build_bundle(request: BuildRequest) -> BuildReport:
 
 
 def diff_bundles(
-    base: Path | None, target: Path, out: Path, *, codec: str = "auto", progress: Progress | None = None
+    base: Path | None, target: Path, out: Path, *, codec: str = "auto", on_progress: Progress | None = None
 ) -> PatchReport:
     """Write the plain patch from one folder or file to another; `base` None is from nothing.
 
@@ -130,14 +130,14 @@ def diff_bundles(
         raise OutputExists(f"output {out} exists already", remedy="name another place, or remove it first")
     if base is not None and base.exists() and target.exists() and base.is_file() != target.is_file():
         raise UsageInvalid(f"{base} and {target}: found a file and a folder, expected two of a kind")
-    old = None if base is None else open_any(base)
-    new = open_any(target)
+    old = None if base is None else open_bundle_or_file(base)
+    new = open_bundle_or_file(target)
     partial = out.with_name(f".{out.name}.partial")
     if not out.absolute().parent.is_dir():
         raise NoSuchPlace(f"output {out}: the folder {out.absolute().parent} does not exist")
     try:
         with partial.open("wb") as stream:
-            report = make_patch(old, new, stream, codec=codec, progress=progress)
+            report = make_patch(old, new, stream, codec=codec, progress=on_progress)
         partial.rename(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -168,10 +168,10 @@ def verify_bundle(folder: Path, manifest_path: Path, variant: str) -> dict[str, 
     }
 
 
-def compare_files(wanted: tuple[BundleFile, ...], found: tuple[BundleFile, ...], where: str) -> None:
+def compare_files(expected: tuple[BundleFile, ...], actual: tuple[BundleFile, ...], where: str) -> None:
     """Path, size and digest of every file, no file more or less. Raises BundleMismatchRefused."""
-    have = {file.path: file for file in found}
-    for file in wanted:
+    have = {file.path: file for file in actual}
+    for file in expected:
         other = have.pop(file.path, None)
         if other is None:
             raise BundleMismatchRefused(f"{where}: file {file.path!r} of the manifest is missing")
@@ -195,11 +195,11 @@ def read_manifest(path: Path) -> Manifest:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def open_any(place: Path) -> BundleDirectory:
+def open_bundle_or_file(path: Path) -> BundleDirectory:
     """A bundle folder with the roles of its layout, or a single file. Raises Invalid."""
-    if not place.exists():
-        raise NoSuchPlace(f"{place}: no such file or folder", remedy='"-" as BASE is nothing')
-    return open_bundle(place) if place.is_file() else open_bundle(place, roles_of(place))
+    if not path.exists():
+        raise NoSuchPlace(f"{path}: no such file or folder", remedy='"-" as BASE is nothing')
+    return open_bundle(path) if path.is_file() else open_bundle(path, roles_of(path))
 
 
 def files_table(files: tuple[BundleFile, ...]) -> str:
@@ -215,7 +215,7 @@ def _check_names(request: BuildRequest) -> None:
         raise UsageInvalid(f"--version: found {request.version!r}, expected a version like 1.2.0")
 
 
-def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
+def _load_samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
     from packager.models.random_inputs import random_samples
     from packager.models.samples import folder_samples, load_samples
 
@@ -226,12 +226,12 @@ def _samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
     return load_samples(request.inputs, interface)
 
 
-def _extra(word: str) -> ExtraFile:
-    role, separator, path = word.partition("=")
+def _parse_extra_file(text: str) -> ExtraFile:
+    role, separator, path = text.partition("=")
     if not separator or role not in FILE_ROLES:
-        raise UsageInvalid(f"--file: found {word!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
+        raise UsageInvalid(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
     if not Path(path).is_file():
-        raise ReleaseFileMissing(f"--file {word}: {path} is not there")
+        raise ReleaseFileMissing(f"--file {text}: {path} is not there")
     return ExtraFile(Path(path), role, Path(path).name)
 
 

@@ -21,7 +21,7 @@ from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
 from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
 from packager.models.model_package import FILE_ROLES, ExtraFile
 
-AS_IS: Final = "none"  # the scheme of a variant that ships its model unchanged
+UNQUANTIZED_SCHEME: Final = "none"  # the scheme of a variant that ships its model unchanged
 DEFAULT_SAMPLES: Final = 64  # random ones, where no inputs are given
 DEFAULT_GOLDEN: Final = 8
 DEFAULT_BASES: Final = 3
@@ -37,14 +37,18 @@ GATE_LIMITS: Final = (
     "max_relative_rms",
     "min_top1_agreement",
     "min_cosine_p1",
-    "max_over_ordinary",
-    "max_of_stale",
+    "max_over_baseline",
+    "max_over_unchanged_base",
     "max_metric_loss",
 )
 
 DEFAULT_TARGET: Final = "any"
 TARGETS: Final = (DEFAULT_TARGET, "arm")
-ARM: Final = ("aarch64", "armv7l", "armv8l")  # `uname -m` of the devices that a variant for "arm" is offered to
+ARM_ARCHITECTURES: Final = (
+    "aarch64",
+    "armv7l",
+    "armv8l",
+)  # `uname -m` of the devices that a variant for "arm" is offered to
 
 Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
 
@@ -66,7 +70,7 @@ class VariantPlan:
     """
 
     name: str
-    scheme: str = AS_IS
+    scheme: str = UNQUANTIZED_SCHEME
     model: Path | None = None
     required: bool = False
     update_aware: bool = True
@@ -78,7 +82,7 @@ class VariantPlan:
     def apply_requires(self, measured: Requirements) -> Requirements:
         """`measured`, with what the file says instead; a variant for ARM is for nothing else."""
         if self.target == "arm":
-            measured = replace(measured, arch=ARM)
+            measured = replace(measured, arch=ARM_ARCHITECTURES)
         return replace(measured, **dict(self.requires))  # type: ignore[arg-type]  # parsed field by field below
 
     def apply_health(self, default: Health) -> Health:
@@ -164,13 +168,13 @@ def parse_release_file(path: Path) -> ReleasePlan:
         raise ReleaseFileInvalid(f"{path}: not UTF-8 at byte {error.start}") from error
     except tomllib.TOMLDecodeError as error:
         raise ReleaseFileInvalid(f"{path}: not TOML: {error}") from error
-    return plan_from(document, path.absolute().parent, where=str(path))
+    return plan_from_document(document, path.absolute().parent, where=str(path))
 
 
-def plan_from(document: Mapping[str, object], folder: Path, *, where: str) -> ReleasePlan:
+def plan_from_document(document: Mapping[str, object], folder: Path, *, where: str) -> ReleasePlan:
     """The plan that a parsed document says; paths are relative to `folder`. Raises as parse_release_file."""
     try:
-        plan = _plan(_Table(dict(document), where), folder)
+        plan = _parse_plan(_Table(dict(document), where), folder)
     except MalformedRefused as error:
         raise ReleaseFileInvalid(error.message, remedy="docs/release-file.md lists every key") from error
     _check_files(plan, where)
@@ -197,7 +201,7 @@ class _Table(StrictObject):
                 )
         return {entry: _Table(table.value(entry), f"{self.where}: {name}.{entry}") for entry in table.remaining_names()}
 
-    def rows(self, name: str) -> "list[_Table]":
+    def tables_in_array(self, name: str) -> "list[_Table]":
         """An array of tables, empty where it is absent."""
         value: object = self.value(name) if self.has(name) else []
         if not isinstance(value, list):
@@ -216,7 +220,7 @@ class _Table(StrictObject):
         return folder / self.text(name)
 
 
-def _plan(table: _Table, folder: Path) -> ReleasePlan:
+def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     channels = table.texts("channels", NAME_PATTERN, max_items=64)
     if not channels:
         raise MalformedRefused(f"{table.where}: channels: found none, expected at least one")
@@ -225,7 +229,7 @@ def _plan(table: _Table, folder: Path) -> ReleasePlan:
         version=table.text("version", strict_json.VERSION_PATTERN),
         channels=channels,
         model=table.path("model", folder),
-        variants=tuple(_variant(name, row, folder) for name, row in table.tables("variants").items()),
+        variants=tuple(_parse_variant(name, row, folder) for name, row in table.tables("variants").items()),
         min_counter=table.integer("min_counter") if table.has("min_counter") else None,
         min_agent=table.text("min_agent", NUMERIC_VERSION_PATTERN) if table.has("min_agent") else DEFAULT_MIN_AGENT,
         inputs=table.path("inputs", folder) if table.has("inputs") else None,
@@ -233,12 +237,12 @@ def _plan(table: _Table, folder: Path) -> ReleasePlan:
         seed=table.integer("seed") if table.has("seed") else 0,
         golden=table.integer("golden", 0, 1000) if table.has("golden") else DEFAULT_GOLDEN,
         metric=table.text("metric", max_length=1024) if table.has("metric") else None,
-        files=tuple(_file(row, folder) for row in table.rows("files")),
-        bases=_bases(table),
-        rollout=_rollout(table, channels),
+        files=tuple(_parse_file(row, folder) for row in table.tables_in_array("files")),
+        bases=_parse_bases(table),
+        rollout=_parse_rollout(table, channels),
         override_gate=table.text("override_gate", max_length=256) if table.has("override_gate") else None,
         drill=table.choice("drill", DRILLS) if table.has("drill") else None,
-        provenance=_provenance(table.table("provenance")),
+        provenance=_parse_provenance(table.table("provenance")),
     )
     table.reject_unknown()
     if not out.variants:
@@ -250,27 +254,29 @@ def _plan(table: _Table, folder: Path) -> ReleasePlan:
     return out
 
 
-def _variant(name: str, row: _Table, folder: Path) -> VariantPlan:
+def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
     gate = row.table("gate")
     out = VariantPlan(
         name=name,
-        scheme=row.text("scheme", NAME_PATTERN) if row.has("scheme") else AS_IS,
+        scheme=row.text("scheme", NAME_PATTERN) if row.has("scheme") else UNQUANTIZED_SCHEME,
         model=row.path("model", folder) if row.has("model") else None,
         required=row.flag("required") if row.has("required") else False,
         update_aware=row.flag("update_aware") if row.has("update_aware") else True,
-        requires=_requires(row.table("requires")),
-        health=_health(row.table("health")),
+        requires=_parse_requires(row.table("requires")),
+        health=_parse_health(row.table("health")),
         gate=tuple((limit, gate.number(limit, 0, 1000)) for limit in GATE_LIMITS if gate.has(limit)),
         target=row.choice("target", TARGETS) if row.has("target") else DEFAULT_TARGET,
     )
     gate.reject_unknown()
     row.reject_unknown()
-    if out.model is not None and out.scheme != AS_IS:
-        raise MalformedRefused(f"{row.where}: scheme: found {out.scheme!r} beside its own model, expected {AS_IS!r}")
+    if out.model is not None and out.scheme != UNQUANTIZED_SCHEME:
+        raise MalformedRefused(
+            f"{row.where}: scheme: found {out.scheme!r} beside its own model, expected {UNQUANTIZED_SCHEME!r}"
+        )
     return out
 
 
-def _requires(row: _Table) -> Overrides:
+def _parse_requires(row: _Table) -> Overrides:
     """The fields of Requirements that are there."""
     out: dict[str, int | str | tuple[str, ...] | None] = {}
     for name in row.remaining_names():
@@ -287,7 +293,7 @@ def _requires(row: _Table) -> Overrides:
     return tuple(out.items())
 
 
-def _health(row: _Table) -> Overrides:
+def _parse_health(row: _Table) -> Overrides:
     """The fields of Health that are there; its own parser checks them in the company of the defaults."""
     names = [field.name for field in fields(Health)]
     given = {name: row.value(name) for name in row.remaining_names() if name in names}
@@ -301,7 +307,7 @@ def _health(row: _Table) -> Overrides:
     return tuple((field.name, getattr(checked, field.name)) for field in fields(Health) if field.name in given)
 
 
-def _file(row: _Table, folder: Path) -> ExtraFile:
+def _parse_file(row: _Table, folder: Path) -> ExtraFile:
     source = row.path("path", folder)
     role = row.choice("role", FILE_ROLES)
     name = row.text("name", max_length=200) if row.has("name") else source.name
@@ -309,7 +315,7 @@ def _file(row: _Table, folder: Path) -> ExtraFile:
     return ExtraFile(source, role, name)
 
 
-def _bases(table: _Table) -> int | tuple[str, ...]:
+def _parse_bases(table: _Table) -> int | tuple[str, ...]:
     patches = table.table("patches")
     if not patches.has("from"):
         patches.reject_unknown()
@@ -326,7 +332,7 @@ def _bases(table: _Table) -> int | tuple[str, ...]:
     )
 
 
-def _rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
+def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
     if not table.has("rollout"):
         return None
     row = table.table("rollout")
@@ -341,7 +347,7 @@ def _rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
     return RolloutPlan(chosen, round(percent * BASIS_POINTS / 100), cohorts, note)
 
 
-def _provenance(row: _Table) -> tuple[tuple[str, str], ...]:
+def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
     out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.remaining_names()))
     for name, _ in out:
         if not FEATURE_PATTERN.fullmatch(name):
@@ -364,4 +370,11 @@ def _check_files(plan: ReleasePlan, where: str) -> None:
         )
 
 
-__all__ = ["AS_IS", "ReleasePlan", "RolloutPlan", "VariantPlan", "parse_release_file", "plan_from"]
+__all__ = [
+    "UNQUANTIZED_SCHEME",
+    "ReleasePlan",
+    "RolloutPlan",
+    "VariantPlan",
+    "parse_release_file",
+    "plan_from_document",
+]

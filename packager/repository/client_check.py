@@ -20,14 +20,16 @@ from bundle.errors import NotFoundUnavailable, TooLargeRefused, WithdrawnRefused
 from bundle.trust.check import CheckRequest, TrustSession
 from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
-from packager.repository.layout import Layout
+from packager.repository.layout import RepositoryLayout
 
-ANY_AGENT: Final = "999999"  # the publisher does not know which agents there are; `min_agent` is the devices' question
-URL: Final = "https://rehearsal.invalid/"
+NEWEST_AGENT_VERSION: Final = (
+    "999999"  # the publisher does not know which agents there are; `min_agent` is the devices' question
+)
+BASE_URL: Final = "https://rehearsal.invalid/"
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
+class ClientCheckResult:
     """One channel's outcome: the version that its devices will accept, or why they accept none."""
 
     family: str
@@ -36,7 +38,7 @@ class Rehearsed:
     refusal: str | None
 
 
-class Rehearsal:
+class ClientCheck:
     """Devices against a publication that is not out yet.
 
     Args:
@@ -44,11 +46,11 @@ class Rehearsal:
         staged: path below `published/` → bytes.
     """
 
-    def __init__(self, layout: Layout, staged: Mapping[str, bytes]) -> None:
+    def __init__(self, layout: RepositoryLayout, staged: Mapping[str, bytes]) -> None:
         self._layout, self._staged = layout, staged
         self._folder = Path(tempfile.mkdtemp(prefix="airweights-rehearsal-"))
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "ClientCheck":
         if self._layout.observer.exists():
             shutil.copytree(self._layout.observer, self._folder, symlinks=True, dirs_exist_ok=True)
         return self
@@ -56,24 +58,24 @@ class Rehearsal:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def metadata(self, *, has_fleet: bool) -> None:
+    def check_metadata(self, *, has_fleet: bool) -> None:
         """The top-level roles and the fleet document. Raises what a device raises."""
         session = self._session("", "", "metadata")
         session.refresh()
         if has_fleet:
             session.verify_fleet()
 
-    def channel(self, family: str, channel: str) -> Rehearsed:
+    def check_channel(self, family: str, channel: str) -> ClientCheckResult:
         """One channel's device. Raises what a device raises (but see rule 3)."""
         session = self._session(family, channel, f"{family}.{channel}")
         session.refresh()
         try:
             release = session.verify_release()
         except WithdrawnRefused as error:
-            return Rehearsed(family, channel, None, error.message)
-        return Rehearsed(family, channel, release.manifest.version, None)
+            return ClientCheckResult(family, channel, None, error.message)
+        return ClientCheckResult(family, channel, release.manifest.version, None)
 
-    def keep(self) -> None:
+    def save_state(self) -> None:
         """Rule 1: the publication is out."""
         observer = self._layout.observer
         shutil.rmtree(observer, ignore_errors=True)
@@ -83,18 +85,18 @@ class Rehearsal:
         folder = self._folder / name
         request = CheckRequest(
             cache_dir=folder / "cache",
-            bootstrap_root=self._fetch(f"{URL}metadata/1.root.json", 2**20),
-            metadata_url=f"{URL}metadata",
-            targets_url=f"{URL}targets",
+            bootstrap_root=self._fetch(f"{BASE_URL}metadata/1.root.json", 2**20),
+            metadata_url=f"{BASE_URL}metadata",
+            targets_url=f"{BASE_URL}targets",
             family=family,
             channel=channel,
             clock=ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0),
-            agent_version=ANY_AGENT,
+            agent_version=NEWEST_AGENT_VERSION,
         )
         return TrustSession(request, self._fetch, TrustStateStore(folder / "slots"))
 
     def _fetch(self, url: str, max_bytes: int) -> bytes:
-        relative = url.removeprefix(URL)
+        relative = url.removeprefix(BASE_URL)
         data = self._staged.get(relative)
         if data is None:
             try:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FIRST_ROLES: Final = (*tuf_documents.TOP_LEVEL, FLEET_ROLE)
 
 
-def create(
+def create_repository(
     repository: "Repository", signers: Mapping[str, Sequence[Signer]], families: Sequence[str], *, classical: bool
 ) -> "Repository":
     """See `Repository.create`."""
@@ -44,13 +44,13 @@ def create(
         raise RepositoryExists(f"{repository.root} holds a repository already")
     check_names(families)
     keys = {role: [signer.public_key for signer in group] for role, group in signers.items()}
-    _stage_first(repository, keys, families, classical=classical)
+    _stage_first_documents(repository, keys, families, classical=classical)
     repository.sign([signer for role in all_roles(families) for signer in signers[role]])
     repository.publish()
     return repository
 
 
-def create_with_new_keys(
+def create_repository_with_new_keys(
     repository: "Repository",
     key_dir: Path,
     passphrase: Secret | None,
@@ -83,7 +83,7 @@ def create_with_new_keys(
     )
     signers = [signer for group in made.values() for signer in group]
     keys = {role: [signer.public_key for signer in group] for role, group in made.items()}
-    _stage_first(repository, {**keys, **public}, families, classical=classical)
+    _stage_first_documents(repository, {**keys, **public}, families, classical=classical)
     if not public:
         repository.sign(signers)
         repository.publish()
@@ -94,7 +94,7 @@ def create_with_new_keys(
     return repository
 
 
-def _stage_first(
+def _stage_first_documents(
     repository: "Repository", keys: Mapping[str, Sequence[Key]], families: Sequence[str], *, classical: bool
 ) -> None:
     roles = all_roles(families)

@@ -25,25 +25,25 @@ from tuf.api.metadata import Root, Targets
 from keys.errors import SignerNotInRole
 from packager.errors import NothingStaged, RepositoryUnfamiliar, RequestReplayed, SignatureRefused
 from packager.repository import tuf_documents
-from packager.repository.document_rules import check_bounds
-from packager.repository.layout import Layout, locked
-from packager.repository.published import Document, Published, verification
-from packager.repository.signing_history import SignerMemory
+from packager.repository.document_rules import check_document_rules
+from packager.repository.layout import RepositoryLayout, lock_repository
+from packager.repository.published import Document, PublishedDocuments, check_signatures
+from packager.repository.signing_history import SigningHistory
 from packager.repository.signing_request import (
-    Request,
     RoleSignature,
+    SigningRequest,
     first_root_of,
-    identity_of,
     make_request,
+    make_signature_file,
     parse_signatures,
-    signature_file,
+    repository_identity_of,
 )
-from packager.repository.signing_summary import head, summary
+from packager.repository.signing_summary import document_summary, head_lines
 from packager.repository.staging import SignReport, Staging
 
 
 @dataclass(frozen=True, slots=True)
-class Review:
+class SigningReview:
     """What a signer is about to sign.
 
     Attributes:
@@ -57,10 +57,10 @@ class Review:
     digest: str
 
 
-def prepare(layout: Layout, now_s: int) -> Request:
+def prepare_request(layout: RepositoryLayout, now_s: int) -> SigningRequest:
     """Make the staged changes into documents and a request for their signatures. Raises NothingStaged."""
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
             raise NothingStaged("there is nothing to sign", remedy="stage a release, a rollout or keys first")
         staging.prepare(published, now_s)
@@ -68,23 +68,25 @@ def prepare(layout: Layout, now_s: int) -> Request:
         return make_request(published, staging)
 
 
-def overview(request: Request, now_s: int) -> tuple[str, ...]:
+def request_summary(request: SigningRequest, now_s: int) -> tuple[str, ...]:
     """What the whole request changes against what is published, for the one who made it."""
-    lines = list(head(request))
-    for role, document in sorted(request.new.items()):
-        lines += summary(role, document, request.published.get(role), request.contents, request.earlier, now_s)
+    lines = list(head_lines(request))
+    for role, document in sorted(request.new_documents.items()):
+        lines += document_summary(
+            role, document, request.published_documents.get(role), request.new_contents, request.earlier_contents, now_s
+        )
     return tuple(lines)
 
 
-def review(
-    request: Request,
+def review_request(
+    request: SigningRequest,
     keys: Sequence[Key],
-    memory: Path,
+    history: Path,
     now_s: int,
     *,
     replace: bool = False,
     new_repository: bool = False,
-) -> Review:
+) -> SigningReview:
     """Recompute what the keys would sign (rules 1 to 4).
 
     Args:
@@ -100,74 +102,76 @@ def review(
         RepositoryUnfamiliar: packager.repository.signing_history rule 2.
         MalformedRefused, ThresholdInvalid: rule 2. DigestMismatchRefused: a file is not the one that is listed.
     """
-    own = SignerMemory(memory, request.identity)
-    if not own.is_known and not new_repository:
-        _check_familiar(own, keys)
+    own = SigningHistory(history, request.repository_identity)
+    if not own.has_signed_before and not new_repository:
+        _check_known_repository(own, keys)
     held = {key.keyid for key in keys}
     is_classical = _is_classical(request, own)
-    roles, lines = [], list(head(request))
-    for role, document in sorted(request.new.items()):
-        if not held & _may_sign(request, role, own):
+    roles, lines = [], list(head_lines(request))
+    for role, document in sorted(request.new_documents.items()):
+        if not held & _keys_that_may_sign(request, role, own):
             continue
-        check_bounds(role, document.signed, classical=is_classical)
-        before, is_own = _before(request, role, own)
-        if _is_fork(role, document, before, is_own=is_own, replace=replace):
+        check_document_rules(role, document.signed, classical=is_classical)
+        before, is_own = _previous_document(request, role, own)
+        if _is_fork(role, document, before, is_from_history=is_own, replace=replace):
             lines.append(
                 f"{role}: REPLACES version {document.signed.version}, which was signed here with other content"
             )
         if not is_own:
             lines.append(f"{role}: FIRST TIME here: compared with what the request says is published")
-        lines += summary(role, document, before, request.contents, request.earlier, now_s)
+        lines += document_summary(role, document, before, request.new_contents, request.earlier_contents, now_s)
         roles.append(role)
     if not roles:
         raise SignerNotInRole(
             "none of the keys may sign a document of this request",
             remedy="`packager repo status` shows which keys each role has",
         )
-    return Review(tuple(roles), tuple(lines), request.digest)
+    return SigningReview(tuple(roles), tuple(lines), request.digest)
 
 
-def sign_request(request: Request, reviewed: Review, signers: Sequence[Signer], memory: Path) -> bytes:
+def sign_request(request: SigningRequest, review: SigningReview, signers: Sequence[Signer], history: Path) -> bytes:
     """Sign what was reviewed, and remember it. Returns the signature file. Raises errors of tokens, OSError."""
-    own = SignerMemory(memory, request.identity)
+    own = SigningHistory(history, request.repository_identity)
     made: list[RoleSignature] = []
     used: list[Key] = []
-    for role in reviewed.roles:
-        may = _may_sign(request, role, own)
+    for role in review.roles:
+        may = _keys_that_may_sign(request, role, own)
         for signer in signers:
             if signer.public_key.keyid in may:
-                made.append(RoleSignature(role, signer.sign(request.new[role].signed_bytes)))
+                made.append(RoleSignature(role, signer.sign(request.new_documents[role].signed_bytes)))
                 used.append(signer.public_key)
-    for role in reviewed.roles:
-        own.remember(role, request.new[role])
-    own.remember_keys(used)
-    return signature_file(request.identity, made)
+    for role in review.roles:
+        own.record_document(role, request.new_documents[role])
+    own.record_keys(used)
+    return make_signature_file(request.repository_identity, made)
 
 
-def merge(layout: Layout, files: Sequence[bytes], signers: Sequence[Signer], now_s: int) -> SignReport:
+def add_signatures(
+    layout: RepositoryLayout, files: Sequence[bytes], signers: Sequence[Signer], now_s: int
+) -> SignReport:
     """Add signatures from elsewhere to the staged documents (rule 6), and those of the signers at hand.
 
     Raises:
         SignatureRefused: of another repository, for a document that is not staged, or that does not verify.
         NothingStaged, MalformedRefused, TooLargeRefused.
     """
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
             raise NothingStaged(
                 "nothing is staged that signatures could belong to", remedy="was it published, or discarded?"
             )
-        identity = identity_of(first_root_of(published, staging))
+        identity = repository_identity_of(first_root_of(published, staging))
         for data in files:
-            _merge_one(published, staging, data, identity)
+            _add_signature_file(published, staging, data, identity)
         staging.prepare(published, now_s)
         report = staging.sign(published, signers, now_s)
         staging.save()
         return report
 
 
-def _check_familiar(own: SignerMemory, keys: Sequence[Key]) -> None:
-    others = own.strangers(keys)
+def _check_known_repository(history: SigningHistory, keys: Sequence[Key]) -> None:
+    others = history.other_repositories(keys)
     if others:
         raise RepositoryUnfamiliar(
             f"the request is of a repository that is new here, and a key at hand signed here for {others[0][:16]}…",
@@ -175,7 +179,7 @@ def _check_familiar(own: SignerMemory, keys: Sequence[Key]) -> None:
         )
 
 
-def _merge_one(published: Published, staging: Staging, data: bytes, identity: str) -> None:
+def _add_signature_file(published: PublishedDocuments, staging: Staging, data: bytes, identity: str) -> None:
     repository, rows = parse_signatures(data)
     if repository != identity:
         raise SignatureRefused(
@@ -188,10 +192,10 @@ def _merge_one(published: Published, staging: Staging, data: bytes, identity: st
             raise SignatureRefused(
                 f"a signature for {role}, which is not staged", remedy="it signed another request: prepare anew"
             )
-        known = verification(published, staging.documents, role, document)
-        if keyid in known.signed:
+        known = check_signatures(published, staging.documents, role, document)
+        if keyid in known.signed_key_ids:
             continue
-        key = known.unsigned.get(keyid)
+        key = known.unsigned_keys.get(keyid)
         if key is None:
             raise SignatureRefused(
                 f"key {keyid[:20]} is none of {role}", remedy="`packager repo status` shows which keys each role has"
@@ -206,19 +210,24 @@ def _merge_one(published: Published, staging: Staging, data: bytes, identity: st
         document.signatures[keyid] = row.signature
 
 
-def _may_sign(request: Request, role: str, own: SignerMemory) -> set[str]:
+def _keys_that_may_sign(request: SigningRequest, role: str, history: SigningHistory) -> set[str]:
     # the keys that the role has, and those that it is to get: new keys sign their first document too
     name = "root" if role in tuf_documents.TOP_LEVEL else "targets"
-    delegator, _ = _before(request, name, own)
-    return {keyid for held in (delegator, request.new.get(name)) if held is not None for keyid in _keyids(held, role)}
+    delegator, _ = _previous_document(request, name, history)
+    return {
+        keyid
+        for held in (delegator, request.new_documents.get(name))
+        if held is not None
+        for keyid in _role_key_ids(held, role)
+    }
 
 
-def _is_classical(request: Request, own: SignerMemory) -> bool:
-    root = request.new.get("root") or _before(request, "root", own)[0]
+def _is_classical(request: SigningRequest, history: SigningHistory) -> bool:
+    root = request.new_documents.get("root") or _previous_document(request, "root", history)[0]
     return root is not None and isinstance(root.signed, Root) and tuf_documents.is_classical(root.signed)
 
 
-def _keyids(delegator: Document, role: str) -> set[str]:
+def _role_key_ids(delegator: Document, role: str) -> set[str]:
     signed = delegator.signed
     if not isinstance(signed, Root | Targets):
         return set()
@@ -228,18 +237,18 @@ def _keyids(delegator: Document, role: str) -> set[str]:
         return set()
 
 
-def _before(request: Request, role: str, own: SignerMemory) -> tuple[Document | None, bool]:
-    last = own.last(role)
-    return (request.published.get(role), False) if last is None else (last, True)
+def _previous_document(request: SigningRequest, role: str, history: SigningHistory) -> tuple[Document | None, bool]:
+    last = history.last_document(role)
+    return (request.published_documents.get(role), False) if last is None else (last, True)
 
 
-def _is_fork(role: str, new: Document, before: Document | None, *, is_own: bool, replace: bool) -> bool:
-    if before is None or new.signed.version > before.signed.version or new.signed_bytes == before.signed_bytes:
+def _is_fork(role: str, new: Document, previous: Document | None, *, is_from_history: bool, replace: bool) -> bool:
+    if previous is None or new.signed.version > previous.signed.version or new.signed_bytes == previous.signed_bytes:
         return False
-    if replace and is_own and new.signed.version == before.signed.version:
+    if replace and is_from_history and new.signed.version == previous.signed.version:
         return True
     raise RequestReplayed(
         f"{role} {new.signed.version} is to be signed,"
-        f" and {before.signed.version} {'was signed here' if is_own else 'is published'} already, with other content",
+        f" and {previous.signed.version} {'was signed here' if is_from_history else 'is published'} already, with other content",
         remedy="an old request? Else prepare anew; --replace signs a corrected document of the same version",
     )

@@ -22,11 +22,11 @@ from keys.registry import Device, Registry
 from packager.errors import ReportForked, ReportGap, ReportRefused, WorkspaceRefused
 from packager.repository.layout import write_file
 from packager.repository.repository import Repository
-from packager.repository.workspace import FOLDER
+from packager.repository.workspace import PRIVATE_FOLDER
 
-MAX_KNOWN: Final = 1024  # reports of one log that are told from a fork; a device keeps 256
+MAX_ACCEPTED_REPORTS: Final = 1024  # reports of one log that are told from a fork; a device keeps 256
 MAX_LOGS: Final = 64
-SEEN_LINE: Final = re.compile(r"(?P<log>[0-9a-f]{32}) (?P<number>[1-9][0-9]{0,15}) (?P<digest>[0-9a-f]{64})")
+ACCEPTED_LINE: Final = re.compile(r"(?P<log>[0-9a-f]{32}) (?P<number>[1-9][0-9]{0,15}) (?P<digest>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class CheckedReports:
 
 
 def check_reports(
-    repository: Repository, data: bytes, *, allow_gap: bool = False, is_kept: bool = True
+    repository: Repository, data: bytes, *, allow_gap: bool = False, is_recorded: bool = True
 ) -> CheckedReports:
     """Check a file of reports, a line each.
 
@@ -69,8 +69,8 @@ def check_reports(
     registry = Registry(repository.registry_path)
     if registry.digest() != repository.fleet().registry_digest:
         raise ReportRefused(f"{repository.registry_path} is not the registry that the fleet document signs")
-    folder = repository.root / FOLDER / "reports"
-    seen: dict[str, _Seen] = {}
+    folder = repository.root / PRIVATE_FOLDER / "reports"
+    seen: dict[str, _AcceptedReports] = {}
     new: list[SignedReport] = []
     known, gaps, labels = 0, list[tuple[int, int]](), dict[str, str]()
     devices = {device.device_id: device for device in registry.devices()}
@@ -78,13 +78,13 @@ def check_reports(
         if not line.strip():
             continue
         signed = parse_report(line)
-        device = _sender(devices, signed)
+        device = _find_sender(devices, signed)
         labels[signed.device_id] = device.label
-        memory = seen.setdefault(signed.device_id, _Seen.read(folder / f"{signed.device_id}.json"))
-        if memory.knows(signed, device.label):
+        memory = seen.setdefault(signed.device_id, _AcceptedReports.read(folder / f"{signed.device_id}.json"))
+        if memory.is_accepted(signed, device.label):
             known += 1
             continue
-        gap = memory.gap_before(signed, device.label)
+        gap = memory.find_gap(signed, device.label)
         if gap.first <= gap.last:
             if not allow_gap:
                 missing = f"{gap.first} to {gap.last} are missing"
@@ -95,13 +95,13 @@ def check_reports(
             gaps.append((gap.first, gap.last))
         memory.accept(signed)
         new.append(signed)
-    if is_kept:
+    if is_recorded:
         for device_id, memory in seen.items():
             memory.write(folder / f"{device_id}.json")
     return CheckedReports(tuple(new), known, tuple(gaps), labels)
 
 
-def _sender(devices: dict[str, Device], signed: SignedReport) -> Device:
+def _find_sender(devices: dict[str, Device], signed: SignedReport) -> Device:
     device = devices.get(signed.device_id)
     if device is None:
         raise ReportRefused(f"report of device {signed.device_id[:16]}…, which is not registered")
@@ -125,13 +125,13 @@ class _Gap:
     last: int
 
 
-class _Seen:
+class _AcceptedReports:
     """What was accepted of one device: log → number → digest. Kept as text, a line each: log, number, digest."""
 
     def __init__(self, logs: dict[str, dict[int, str]]) -> None:
         self._logs = logs
 
-    def knows(self, signed: SignedReport, label: str) -> bool:
+    def is_accepted(self, signed: SignedReport, label: str) -> bool:
         """Was this very report accepted before? Raises ReportForked for another one of its number."""
         report, log = signed.report, self._logs.get(signed.report.log, {})
         if report.sequence in log:
@@ -141,7 +141,7 @@ class _Seen:
         # one below the last is older than what is remembered, or fills a gap that was allowed: it decides nothing
         return report.sequence < max(log, default=0)
 
-    def gap_before(self, signed: SignedReport, label: str) -> _Gap:
+    def find_gap(self, signed: SignedReport, label: str) -> _Gap:
         """What is missing before a report that is not known. Raises ReportForked."""
         report, log = signed.report, self._logs.get(signed.report.log, {})
         last = max(log, default=0)
@@ -153,25 +153,25 @@ class _Seen:
         """Remember one. Raises ReportRefused where a device begins logs without end."""
         log = self._logs.setdefault(signed.report.log, {})
         log[signed.report.sequence] = signed.report.digest()
-        for number in sorted(log)[:-MAX_KNOWN]:
+        for number in sorted(log)[:-MAX_ACCEPTED_REPORTS]:
             del log[number]
         if len(self._logs) > MAX_LOGS:
             raise ReportRefused(f"device {signed.device_id[:16]}… began more than {MAX_LOGS} logs")
 
     @classmethod
-    def read(cls, path: Path) -> "_Seen":
+    def read(cls, path: Path) -> "_AcceptedReports":
         """Nothing where there is no file. Raises WorkspaceRefused."""
         try:
             text = path.read_text(encoding="ascii")
         except FileNotFoundError:
             return cls({})
         except UnicodeDecodeError as error:
-            raise _damaged(path) from error
+            raise _damaged_error(path) from error
         logs: dict[str, dict[int, str]] = {}
         for line in text.splitlines():
-            found = SEEN_LINE.fullmatch(line)
+            found = ACCEPTED_LINE.fullmatch(line)
             if found is None:
-                raise _damaged(path)
+                raise _damaged_error(path)
             logs.setdefault(found["log"], {})[int(found["number"])] = found["digest"]
         return cls(logs)
 
@@ -183,5 +183,5 @@ class _Seen:
         write_file(path, "".join(lines).encode())
 
 
-def _damaged(path: Path) -> WorkspaceRefused:
+def _damaged_error(path: Path) -> WorkspaceRefused:
     return WorkspaceRefused(f"{path} is damaged", remedy="restore it from a copy")

@@ -24,7 +24,7 @@ from packager.repository.repository import Repository
 
 
 @dataclass(frozen=True, slots=True)
-class EpochReport:
+class RotationReport:
     """A new epoch: its number and how many envelopes were made."""
 
     cohort: str
@@ -36,7 +36,7 @@ class EpochReport:
         return {"cohort": self.cohort, "epoch": self.epoch, "envelopes": self.envelopes}
 
 
-def admit_device(
+def enroll_device(
     repository: Repository,
     request: bytes,
     fingerprint: str,
@@ -58,7 +58,7 @@ def admit_device(
         FingerprintMismatch, CohortUnknown, EnrolmentRefused, MalformedRefused, and errors of key files.
     """
     parsed = parse_enrollment(request)
-    listed = _cohort(repository, cohort)
+    listed = _find_cohort(repository, cohort)
     registry = Registry(repository.registry_path)
     device = registry.enroll(parsed, cohort, fingerprint)
     private = load_private_key(key_dir, listed, passphrase)
@@ -68,7 +68,7 @@ def admit_device(
     return device
 
 
-def admit_batch(
+def enroll_batch(
     repository: Repository,
     requests: Sequence[EnrollmentRequest],
     cohort: str,
@@ -91,7 +91,7 @@ def admit_batch(
         EnrolmentRefused: a label or key of the list is registered otherwise; nothing is admitted then.
         CohortUnknown, and errors of key files.
     """
-    listed = _cohort(repository, cohort)
+    listed = _find_cohort(repository, cohort)
     private = load_private_key(key_dir, listed, passphrase)
     registry = Registry(repository.registry_path)
     before = len(registry)
@@ -111,7 +111,7 @@ def admit_batch(
     return len(registry) - before
 
 
-def begin_epoch(
+def rotate_cohort_key(
     repository: Repository,
     cohort: str,
     key_dir: Path,
@@ -120,7 +120,7 @@ def begin_epoch(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     insecure_plaintext: bool = False,
-) -> EpochReport:
+) -> RotationReport:
     """Rule 2; also makes a new cohort. Raises KeyExists, PlaintextKey, StagingInvalid."""
     repository_id, fleet = repository.repository_id, repository.fleet()  # before a key is made
     registry = Registry(repository.registry_path)
@@ -140,7 +140,7 @@ def begin_epoch(
     )
     os.sync()
     repository.stage_cohort(current)
-    return EpochReport(cohort, current.epoch, made)
+    return RotationReport(cohort, current.epoch, made)
 
 
 def revoke_device(repository: Repository, label_or_id: str) -> Device:
@@ -152,7 +152,7 @@ def revoke_device(repository: Repository, label_or_id: str) -> Device:
     return device
 
 
-def _cohort(repository: Repository, name: str) -> Cohort:
+def _find_cohort(repository: Repository, name: str) -> Cohort:
     fleet = repository.fleet()
     found = fleet.cohort(name)
     if found is None:

@@ -24,10 +24,10 @@ from keys.errors import ThresholdInvalid
 from keys.roles import RoleKeys, collect_role_keys, threshold_problems
 from packager.repository import tuf_documents
 
-PATTERNS: Final = {"release": "bundles/{}/*", "rollout": "rollouts/{}/*", "fleet": "fleet/*"}
+PATH_PATTERNS: Final = {"release": "bundles/{}/*", "rollout": "rollouts/{}/*", "fleet": "fleet/*"}
 
 
-def check_bounds(role: str, signed: Signed, *, classical: bool) -> None:
+def check_document_rules(role: str, signed: Signed, *, classical: bool) -> None:
     """All rules.
 
     Args:
@@ -66,9 +66,9 @@ def keys_of(delegator: Root | Targets, role: str) -> RoleKeys:
 def pattern_of(role: str) -> str | None:
     """The path pattern of a delegated role, or None for a name that is none of ours."""
     kind, _, family = role.partition("-")
-    if kind not in PATTERNS or (role != "fleet" if kind == "fleet" else not NAME_PATTERN.fullmatch(family)):
+    if kind not in PATH_PATTERNS or (role != "fleet" if kind == "fleet" else not NAME_PATTERN.fullmatch(family)):
         return None
-    return PATTERNS[kind].format(family)
+    return PATH_PATTERNS[kind].format(family)
 
 
 def _check_delegations(targets: Targets) -> None:

@@ -18,8 +18,8 @@ from typing import Final
 from tuf.api.metadata import Targets
 
 from bundle.manifest import Manifest
-from packager.repository.layout import Layout
-from packager.repository.published import Published
+from packager.repository.layout import RepositoryLayout
+from packager.repository.published import PublishedDocuments
 from packager.repository.tuf_documents import target_path
 
 GRACE_S: Final = 86_400
@@ -39,8 +39,8 @@ class GarbageReport:
 
 
 def collect_garbage(
-    layout: Layout,
-    published: Published,
+    layout: RepositoryLayout,
+    published: PublishedDocuments,
     releases: Sequence[Manifest],
     epochs: Mapping[str, int],
     *,
@@ -57,13 +57,13 @@ def collect_garbage(
         grace_s: instead of GRACE_S.
     """
     before = time.time() - (GRACE_S if grace_s is None else grace_s)
-    wanted = _wanted(published, releases)
+    wanted = _referenced_paths(published, releases)
     doomed = []
-    for path in _files(layout.published):
+    for path in _list_files(layout.published):
         relative = path.relative_to(layout.published)
         if str(relative) in wanted or path.stat().st_mtime > before or _is_root(relative):
             continue
-        if relative.parts[0] == "envelopes" and not _is_past(relative, releases, epochs):
+        if relative.parts[0] == "envelopes" and not _is_outdated(relative, releases, epochs):
             continue
         doomed.append(path)
     freed = sum(path.stat().st_size for path in doomed)
@@ -74,7 +74,7 @@ def collect_garbage(
     return GarbageReport(names, freed, dry_run)
 
 
-def _wanted(published: Published, releases: Iterable[Manifest]) -> set[str]:
+def _referenced_paths(published: PublishedDocuments, releases: Iterable[Manifest]) -> set[str]:
     out = {"metadata/timestamp.json"}
     out |= {f"metadata/{version}.{role}.json" for role, (version, _) in published.files.items()}
     for document in published.documents.values():
@@ -86,7 +86,7 @@ def _wanted(published: Published, releases: Iterable[Manifest]) -> set[str]:
     return out
 
 
-def _files(folder: Path) -> list[Path]:
+def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -94,7 +94,7 @@ def _is_root(relative: Path) -> bool:
     return relative.parts[0] == "metadata" and relative.name.endswith(".root.json")
 
 
-def _is_past(relative: Path, releases: Sequence[Manifest], epochs: Mapping[str, int]) -> bool:
+def _is_outdated(relative: Path, releases: Sequence[Manifest], epochs: Mapping[str, int]) -> bool:
     match relative.parts:
         case ("envelopes", "content", family, counter, *_):
             return (family, counter) not in {(manifest.family, str(manifest.counter)) for manifest in releases}

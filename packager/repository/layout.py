@@ -29,13 +29,13 @@ from typing import Final
 
 from packager.errors import PublishConflict
 
-LOCK_WAIT_S: Final = 10.0
-LOCK_POLL_S: Final = 0.05
-COPY_BYTES: Final = 1024 * 1024
+LOCK_TIMEOUT_S: Final = 10.0
+LOCK_POLL_INTERVAL_S: Final = 0.05
+COPY_CHUNK_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RepositoryLayout:
     """The paths below a repository's folder."""
 
     root: Path
@@ -105,17 +105,17 @@ def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     if is_synced:
-        sync_folder(path.parent)
+        sync_directory(path.parent)
 
 
-def copy_in(source: Path, folder: Path) -> tuple[Path, str]:
+def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
     """Copy a file into `folder` under a temporary name, synced. Returns the copy and its SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-")
     digest = hashlib.sha256()
     try:
         with open(descriptor, "wb") as out, source.open("rb") as file:
-            while chunk := file.read(COPY_BYTES):
+            while chunk := file.read(COPY_CHUNK_BYTES):
                 digest.update(chunk)
                 out.write(chunk)
             out.flush()
@@ -127,7 +127,7 @@ def copy_in(source: Path, folder: Path) -> tuple[Path, str]:
     return Path(name), digest.hexdigest()
 
 
-def sync_folder(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -137,11 +137,11 @@ def sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def locked(layout: Layout) -> Iterator[None]:
+def lock_repository(layout: RepositoryLayout) -> Iterator[None]:
     """Rule 2. Raises PublishConflict."""
     descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        deadline = time.monotonic() + LOCK_WAIT_S
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,16 +150,16 @@ def locked(layout: Layout) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 256, 0).decode(errors="replace") or "another process"
                     raise PublishConflict(f"{layout.lock} is held by {holder}", remedy="try again") from error
-                time.sleep(LOCK_POLL_S)
+                time.sleep(LOCK_POLL_INTERVAL_S)
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, whoami().encode(), 0)
+        os.pwrite(descriptor, describe_process().encode(), 0)
         yield
         os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
 
 
-def whoami() -> str:
+def describe_process() -> str:
     """User, host and process, for people."""
     try:
         user = getpass.getuser()
@@ -168,13 +168,13 @@ def whoami() -> str:
     return f"{user}@{socket.gethostname()} (process {os.getpid()})"
 
 
-def record_publisher(layout: Layout, timestamp_version: int) -> None:
+def record_publisher(layout: RepositoryLayout, timestamp_version: int) -> None:
     """Note who published, for the one who comes second."""
-    record = {"timestamp_version": timestamp_version, "by": whoami(), "at_s": int(time.time())}
+    record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": int(time.time())}
     write_file(layout.published_by, json.dumps(record).encode())
 
 
-def last_publisher(layout: Layout) -> str:
+def last_publisher(layout: RepositoryLayout) -> str:
     """Who published last, for people."""
     try:
         record = json.loads(layout.published_by.read_bytes())

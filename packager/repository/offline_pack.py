@@ -26,10 +26,10 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository import tuf_documents
-from packager.repository.client_check import ANY_AGENT
-from packager.repository.layout import locked
-from packager.repository.published import TIMESTAMP_FILE, Published
-from packager.repository.publishing import check_complete, files_of, publish, renewal
+from packager.repository.client_check import NEWEST_AGENT_VERSION
+from packager.repository.layout import lock_repository
+from packager.repository.published import TIMESTAMP_FILE, PublishedDocuments
+from packager.repository.publishing import check_complete, files_of, publish, stage_renewal
 from packager.repository.repository import Repository
 from packager.repository.staging import Staging
 
@@ -63,7 +63,7 @@ class PackReport:
         }
 
 
-def make_pack(
+def create_pack(
     repository: Repository, out: Path, families: Sequence[str], valid_days: int, signers: Sequence[Signer]
 ) -> PackReport:
     """Make a pack, and renew the online repository.
@@ -85,23 +85,23 @@ def make_pack(
         if family not in known:
             raise FamilyUnknown(f"family {family!r} is not delegated, found {', '.join(known)}")
     layout = repository.layout
-    with locked(layout):
-        published = Published(layout)
+    with lock_repository(layout):
+        published = PublishedDocuments(layout)
         limit = published.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
         if not 1 <= valid_days <= limit:
             raise StagingInvalid(f"a pack valid for {valid_days} days, root allows 1 to {limit}")
-        packed = renewal(layout, published, signers, pack_valid_s=valid_days * tuf_documents.DAY_S)
+        packed = stage_renewal(layout, published, signers, pack_valid_s=valid_days * tuf_documents.DAY_S)
         check_complete(published, packed.documents)
         for family in families or known:
             if rollout_role(family) not in packed.documents:
                 raise StagingInvalid(f"the keys of {rollout_role(family)} are not at hand")
-        online = renewal(layout, published, signers, ahead=2)
+        online = stage_renewal(layout, published, signers, ahead=2)
         check_complete(published, online.documents)
         half = Path(tempfile.mkdtemp(prefix=".pack-", dir=out.parent))
         try:
-            releases = _fill(repository, published, packed, half, families or known)
-            _try_out(repository, half, releases)
-            publish(layout, published, online, rehearse=True)
+            releases = _copy_contents(repository, published, packed, half, families or known)
+            _check_pack(repository, half, releases)
+            publish(layout, published, online, check_clients=True)
             half.replace(out)
         except BaseException:
             shutil.rmtree(half, ignore_errors=True)
@@ -111,8 +111,8 @@ def make_pack(
     return PackReport(releases, len(files), sum(path.stat().st_size for path in files), valid_days, version)
 
 
-def _fill(
-    repository: Repository, published: Published, packed: Staging, out: Path, families: Sequence[str]
+def _copy_contents(
+    repository: Repository, published: PublishedDocuments, packed: Staging, out: Path, families: Sequence[str]
 ) -> tuple[tuple[str, str, str], ...]:
     source = repository.published
     metadata = list((source / "metadata").glob("*.root.json"))
@@ -146,7 +146,7 @@ def _copy_release(source: Path, out: Path, manifest: Manifest) -> None:
     _copy_folder(source, out, source / "envelopes" / "content" / manifest.family / str(manifest.counter))
 
 
-def _copy_targets(published: Published, source: Path, out: Path, role: str) -> None:
+def _copy_targets(published: PublishedDocuments, source: Path, out: Path, role: str) -> None:
     for target in published.role(role).targets.values():
         _copy(source, out, source / "targets" / tuf_documents.target_path(target))
 
@@ -162,7 +162,7 @@ def _copy(source: Path, out: Path, path: Path) -> None:
     shutil.copyfile(path, place)
 
 
-def _try_out(repository: Repository, pack: Path, releases: Sequence[tuple[str, str, str]]) -> None:
+def _check_pack(repository: Repository, pack: Path, releases: Sequence[tuple[str, str, str]]) -> None:
     for family, channel, _ in releases:
         with tempfile.TemporaryDirectory(prefix="airweights-pack-") as folder:
             request = CheckRequest(
@@ -173,12 +173,12 @@ def _try_out(repository: Repository, pack: Path, releases: Sequence[tuple[str, s
                 family=family,
                 channel=channel,
                 clock=ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0),
-                agent_version=ANY_AGENT,
+                agent_version=NEWEST_AGENT_VERSION,
             )
-            check(request, _read, TrustStateStore(Path(folder) / "slots"))
+            check(request, _read_url, TrustStateStore(Path(folder) / "slots"))
 
 
-def _read(url: str, max_bytes: int) -> bytes:
+def _read_url(url: str, max_bytes: int) -> bytes:
     try:
         with Path(url.removeprefix("file://")).open("rb") as file:
             return file.read(max_bytes + 1)

@@ -18,7 +18,7 @@ from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
 from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp, VerificationResult
 
 from packager.errors import RepositoryDamaged, RepositoryMissing
-from packager.repository.layout import Layout
+from packager.repository.layout import RepositoryLayout
 from packager.repository.tuf_documents import TOP_LEVEL, delegated_roles, target_path
 
 Document = Metadata[Any]
@@ -39,15 +39,15 @@ class RoleSignatures:
 
     role: str
     version: int
-    signed: tuple[str, ...]
-    missing: int
-    unsigned: Mapping[str, Key]
+    signed_key_ids: tuple[str, ...]
+    missing_signatures: int
+    unsigned_keys: Mapping[str, Key]
 
 
-class Published:
+class PublishedDocuments:
     """The documents that devices see now. Raises RepositoryDamaged (rule 1)."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: RepositoryLayout) -> None:
         self._layout = layout
         versions = [int(path.name.split(".")[0]) for path in layout.metadata.glob("*.root.json")]
         self.root_version = max(versions, default=0)
@@ -82,7 +82,7 @@ class Published:
     @property
     def root(self) -> Root:
         """The newest root. Raises RepositoryMissing before the first publication."""
-        signed = self._document("root").signed
+        signed = self._find_document("root").signed
         assert isinstance(signed, Root)
         return signed
 
@@ -93,7 +93,7 @@ class Published:
 
     def role(self, name: str) -> Targets:
         """A targets-type document. Raises RepositoryMissing before the first publication."""
-        signed = self._document(name).signed
+        signed = self._find_document(name).signed
         assert isinstance(signed, Targets)
         return signed
 
@@ -107,7 +107,7 @@ class Published:
             raise RepositoryDamaged(f"published target {path}: {error}") from error
         return data
 
-    def _document(self, role: str) -> Document:
+    def _find_document(self, role: str) -> Document:
         if not self.documents:
             raise RepositoryMissing(
                 "nothing is published yet",
@@ -131,15 +131,15 @@ class Published:
             raise RepositoryDamaged(f"published {role}: {error}") from error
 
 
-def effective(published: Published, staged: Mapping[str, Document], role: str) -> Document | None:
+def effective_document(published: PublishedDocuments, staged: Mapping[str, Document], role: str) -> Document | None:
     """The staged document of a role, else the published one, else None."""
     return staged.get(role) or published.documents.get(role)
 
 
-def delegator_of(published: Published, staged: Mapping[str, Document], role: str) -> Root | Targets:
+def delegator_of(published: PublishedDocuments, staged: Mapping[str, Document], role: str) -> Root | Targets:
     """Rule 3."""
     name = "root" if role in TOP_LEVEL else "targets"
-    document = effective(published, staged, name)
+    document = effective_document(published, staged, name)
     if document is None:
         raise RepositoryDamaged(f"there is no {name} document")
     signed = document.signed
@@ -147,26 +147,28 @@ def delegator_of(published: Published, staged: Mapping[str, Document], role: str
     return signed
 
 
-def verification(published: Published, staged: Mapping[str, Document], role: str, document: Document) -> RoleSignatures:
+def check_signatures(
+    published: PublishedDocuments, staged: Mapping[str, Document], role: str, document: Document
+) -> RoleSignatures:
     """How far a document is signed; a root must be signed by the root before it too."""
     payload = document.signed_bytes
-    results = [_result(delegator_of(published, staged, role), role, payload, document)]
+    results = [_verification_result(delegator_of(published, staged, role), role, payload, document)]
     if role == "root":
-        results = [_result(document.signed, role, payload, document)]
+        results = [_verification_result(document.signed, role, payload, document)]
         if "root" in published.documents and document.signed.version > published.root.version:
-            results.append(_result(published.root, role, payload, document))
+            results.append(_verification_result(published.root, role, payload, document))
     signed = {keyid for result in results for keyid in result.signed}
     unsigned = {keyid: key for result in results for keyid, key in result.unsigned.items() if keyid not in signed}
     missing = max(result.missing for result in results)
     return RoleSignatures(role, document.signed.version, tuple(sorted(signed)), missing, unsigned)
 
 
-def add_signatures(
-    published: Published, staged: Mapping[str, Document], role: str, signers: Sequence[Signer]
+def sign_document(
+    published: PublishedDocuments, staged: Mapping[str, Document], role: str, signers: Sequence[Signer]
 ) -> set[str]:
     """Sign a staged document with those signers that its role lists. Returns the key ids that were used."""
     document = staged[role]
-    wanted = verification(published, staged, role, document).unsigned
+    wanted = check_signatures(published, staged, role, document).unsigned_keys
     used = set()
     for signer in signers:
         keyid = signer.public_key.keyid
@@ -198,6 +200,6 @@ def roles_below(targets: Targets) -> tuple[str, ...]:
     return tuple(sorted(delegated_roles(targets)))
 
 
-def _result(delegator: Any, role: str, payload: bytes, document: Document) -> VerificationResult:
+def _verification_result(delegator: Any, role: str, payload: bytes, document: Document) -> VerificationResult:
     result: VerificationResult = delegator.get_verification_result(role, payload, document.signatures)
     return result

@@ -21,10 +21,17 @@ from bundle.rollout import Rollout
 from bundle.trust.check import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict
 from packager.repository import tuf_documents
-from packager.repository.client_check import Rehearsal, Rehearsed
-from packager.repository.layout import Layout, last_publisher, record_publisher, write_file
-from packager.repository.published import TIMESTAMP_FILE, Document, Published, delegator_of, effective, verification
-from packager.repository.staging import LAST, Staging
+from packager.repository.client_check import ClientCheck, ClientCheckResult
+from packager.repository.layout import RepositoryLayout, last_publisher, record_publisher, write_file
+from packager.repository.published import (
+    TIMESTAMP_FILE,
+    Document,
+    PublishedDocuments,
+    check_signatures,
+    delegator_of,
+    effective_document,
+)
+from packager.repository.staging import LAST_ROLES, Staging
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,7 @@ class PublishReport:
 
     timestamp_version: int
     roles: Mapping[str, int]
-    rehearsed: tuple[Rehearsed, ...]
+    client_checks: tuple[ClientCheckResult, ...]
 
     def as_json(self) -> dict[str, object]:
         """For `--json`."""
@@ -48,13 +55,18 @@ class PublishReport:
             "roles": dict(self.roles),
             "channels": [
                 {"family": r.family, "channel": r.channel, "version": r.version, "refusal": r.refusal}
-                for r in self.rehearsed
+                for r in self.client_checks
             ],
         }
 
 
 def publish(
-    layout: Layout, published: Published, staging: Staging, *, rehearse: bool, is_renewal: bool = False
+    layout: RepositoryLayout,
+    published: PublishedDocuments,
+    staging: Staging,
+    *,
+    check_clients: bool,
+    is_renewal: bool = False,
 ) -> PublishReport:
     """All rules.
 
@@ -75,19 +87,19 @@ def publish(
     check_complete(published, staging.documents)
     _check_all_signed(staging)
     files = files_of(staging)
-    with Rehearsal(layout, files) as rehearsal:
-        rehearsed = _rehearse(rehearsal, published, staging, is_renewal=is_renewal) if rehearse else ()
-        write_out(layout, files)
-        if rehearse:
-            rehearsal.keep()
+    with ClientCheck(layout, files) as rehearsal:
+        rehearsed = _check_clients(rehearsal, published, staging, is_renewal=is_renewal) if check_clients else ()
+        write_files(layout, files)
+        if check_clients:
+            rehearsal.save_state()
     version = staging.documents["timestamp"].signed.version
     record_publisher(layout, version)
     return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, rehearsed)
 
 
-def renewal(
-    layout: Layout,
-    published: Published,
+def stage_renewal(
+    layout: RepositoryLayout,
+    published: PublishedDocuments,
     signers: Sequence[Signer],
     *,
     ahead: int = 1,
@@ -112,7 +124,9 @@ def renewal(
     return drafted
 
 
-def rollout_change(layout: Layout, published: Published, rollout: Rollout, signers: Sequence[Signer]) -> Staging:
+def stage_rollout_change(
+    layout: RepositoryLayout, published: PublishedDocuments, rollout: Rollout, signers: Sequence[Signer]
+) -> Staging:
     """One channel's rollout, its role, snapshot and timestamp; nothing of the staging folder."""
     drafted = Staging(layout, is_blank=True)
     drafted.base = published.timestamp_version
@@ -126,20 +140,20 @@ def rollout_change(layout: Layout, published: Published, rollout: Rollout, signe
     return drafted
 
 
-def check_complete(published: Published, drafted: Mapping[str, Document]) -> None:
+def check_complete(published: PublishedDocuments, documents: Mapping[str, Document]) -> None:
     """Rule 2. Raises BelowThreshold, naming the role and what is missing."""
-    for role, document in drafted.items():
-        state = verification(published, drafted, role, document)
-        if state.missing:
-            keys = ", ".join(f"{key.keytype} {keyid[:16]}…" for keyid, key in sorted(state.unsigned.items()))
-            which = "any" if state.missing < len(state.unsigned) else "each"
+    for role, document in documents.items():
+        state = check_signatures(published, documents, role, document)
+        if state.missing_signatures:
+            keys = ", ".join(f"{key.keytype} {keyid[:16]}…" for keyid, key in sorted(state.unsigned_keys.items()))
+            which = "any" if state.missing_signatures < len(state.unsigned_keys) else "each"
             raise BelowThreshold(
-                f"{role} {state.version} is signed by {len(state.signed)} keys, {state.missing} more must sign",
+                f"{role} {state.version} is signed by {len(state.signed_key_ids)} keys, {state.missing_signatures} more must sign",
                 remedy=f"`packager repo sign` with {which} of: {keys}",
             )
-    for role in LAST:
-        if role not in drafted:
-            keyids = delegator_of(published, drafted, role).get_delegated_role(role).keyids
+    for role in LAST_ROLES:
+        if role not in documents:
+            keyids = delegator_of(published, documents, role).get_delegated_role(role).keyids
             raise BelowThreshold(
                 f"{role} is not signed yet",
                 remedy=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
@@ -169,14 +183,14 @@ def files_of(staging: Staging) -> dict[str, bytes]:
     out: dict[str, bytes] = {}
     for name, data in staging.targets.items():
         out[f"targets/{tuf_documents.target_path(tuf_documents.target_file(name, data))}"] = data
-    for role in sorted(staging.documents, key=lambda role: (role == "root", role in LAST, role == "timestamp")):
+    for role in sorted(staging.documents, key=lambda role: (role == "root", role in LAST_ROLES, role == "timestamp")):
         document = staging.documents[role]
         name = TIMESTAMP_FILE if role == "timestamp" else f"{document.signed.version}.{role}.json"
-        out[f"metadata/{name}"] = tuf_documents.serialise(document)
+        out[f"metadata/{name}"] = tuf_documents.serialize(document)
     return out
 
 
-def write_out(layout: Layout, files: Mapping[str, bytes]) -> None:
+def write_files(layout: RepositoryLayout, files: Mapping[str, bytes]) -> None:
     """Rule 4."""
     last = f"metadata/{TIMESTAMP_FILE}"
     for relative, data in files.items():
@@ -185,32 +199,32 @@ def write_out(layout: Layout, files: Mapping[str, bytes]) -> None:
     write_file(layout.published / last, files[last])
 
 
-def _rehearse(
-    rehearsal: Rehearsal, published: Published, staging: Staging, *, is_renewal: bool
-) -> tuple[Rehearsed, ...]:
+def _check_clients(
+    client_check: ClientCheck, published: PublishedDocuments, staging: Staging, *, is_renewal: bool
+) -> tuple[ClientCheckResult, ...]:
     drafted = staging.documents
-    fleet = effective(published, drafted, FLEET_ROLE)
+    fleet = effective_document(published, drafted, FLEET_ROLE)
     has_fleet = fleet is not None and FLEET_TARGET in fleet.signed.targets
     try:
-        rehearsal.metadata(has_fleet=has_fleet)
+        client_check.check_metadata(has_fleet=has_fleet)
     except MetadataExpiredUnavailable:
         # what is online is renewed first, what is offline after it: neither waits for the other
         if not is_renewal:
             raise
     concerns_all = bool({"root", "targets", FLEET_ROLE} & set(drafted))
-    targets = effective(published, drafted, "targets")
+    targets = effective_document(published, drafted, "targets")
     assert targets is not None
     out = []
     for family in tuf_documents.families_of(targets.signed) if has_fleet else ():
-        rollouts = effective(published, drafted, rollout_role(family))
+        rollouts = effective_document(published, drafted, rollout_role(family))
         names = sorted(rollouts.signed.targets) if rollouts is not None else []
         for channel in (name.rpartition("/")[2].removesuffix(".json") for name in names):
             try:
-                out.append(rehearsal.channel(family, channel))
+                out.append(client_check.check_channel(family, channel))
             except AirweightsError as error:
                 # another family's trouble (an expired role) must not hold up this publication
                 is_its_own = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(drafted))
                 if is_its_own and not (is_renewal and isinstance(error, MetadataExpiredUnavailable)):
                     raise
-                out.append(Rehearsed(family, channel, None, error.message))
+                out.append(ClientCheckResult(family, channel, None, error.message))
     return tuple(out)

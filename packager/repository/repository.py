@@ -31,24 +31,24 @@ from packager.errors import (
     StagingInvalid,
 )
 from packager.repository import tuf_documents
-from packager.repository.creation import check_names, create, create_with_new_keys
+from packager.repository.creation import check_names, create_repository, create_repository_with_new_keys
 from packager.repository.garbage_collection import GarbageReport, collect_garbage
 from packager.repository.layout import (
-    copy_in,
+    copy_into,
     last_publisher,
-    locked,
-    sync_folder,
+    lock_repository,
+    sync_directory,
     write_file,
 )
-from packager.repository.listing import Listing
-from packager.repository.published import Published
-from packager.repository.publishing import PublishReport, publish, renewal, rollout_change
+from packager.repository.listing import RepositoryListing
+from packager.repository.published import PublishedDocuments
+from packager.repository.publishing import PublishReport, publish, stage_renewal, stage_rollout_change
 from packager.repository.role_changes import next_targets
-from packager.repository.staged_view import View
+from packager.repository.staged_view import StagedView
 from packager.repository.staging import SignReport, Staging
 
 
-class Repository(Listing):
+class Repository(RepositoryListing):
     """A listing that can be changed. Made by `create`, `create_with_new_keys`, `open`."""
 
     @classmethod
@@ -71,7 +71,7 @@ class Repository(Listing):
         Raises:
             RepositoryExists, ThresholdInvalid, FamilyUnknown (a role has no signers).
         """
-        return create(cls(root), signers, families, classical=classical)
+        return create_repository(cls(root), signers, families, classical=classical)
 
     @classmethod
     def create_with_new_keys(
@@ -102,7 +102,7 @@ class Repository(Listing):
         Raises:
             as `create`; KeyExists, PlaintextKey.
         """
-        return create_with_new_keys(
+        return create_repository_with_new_keys(
             cls(root),
             key_dir,
             passphrase,
@@ -125,11 +125,11 @@ class Repository(Listing):
 
     def put_blob(self, source: Path) -> str:
         """Copy a blob into its place. Returns its SHA-256. Raises OSError."""
-        copy, sha256 = copy_in(source, self._layout.published / "blobs")
+        copy, sha256 = copy_into(source, self._layout.published / "blobs")
         place = self._layout.blob(sha256)
         place.parent.mkdir(parents=True, exist_ok=True)
         copy.replace(place)
-        sync_folder(place.parent)
+        sync_directory(place.parent)
         return sha256
 
     def put_envelope(self, relative: str, data: bytes, *, is_synced: bool = True) -> None:
@@ -166,7 +166,7 @@ class Repository(Listing):
                     raise StagingInvalid(f"{manifest.version} {name}: blob {patch.blob[:16]}… was not put")
         data = manifest.as_bytes()
         parse_manifest(data)
-        self._stage(release_target(manifest.family, manifest.version), data)
+        self._stage_target(release_target(manifest.family, manifest.version), data)
 
     def stage_rollout(self, rollout: Rollout, *, forged: bool = False) -> None:
         """Stage what a channel runs.
@@ -181,7 +181,7 @@ class Repository(Listing):
         if not forged:
             _check_rollout(rollout, self.manifest(rollout.family, rollout.version))
         parse_rollout(rollout.as_bytes())
-        self._stage(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
+        self._stage_target(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
 
     def stage_fleet(self, fleet: Fleet) -> None:
         """Stage the fleet document, if it is another one. Raises StagingInvalid: an epoch goes back."""
@@ -193,8 +193,8 @@ class Repository(Listing):
                 raise StagingInvalid(
                     f"cohort {before.name!r}: epoch {before.epoch} is listed, a new key needs epoch {before.epoch + 1}"
                 )
-        if View(self._layout).target(FLEET_ROLE, FLEET_TARGET) != fleet.as_bytes():
-            self._stage(FLEET_TARGET, fleet.as_bytes())
+        if StagedView(self._layout).target(FLEET_ROLE, FLEET_TARGET) != fleet.as_bytes():
+            self._stage_target(FLEET_TARGET, fleet.as_bytes())
 
     def stage_cohort(self, cohort: Cohort) -> Fleet:
         """Stage the fleet document with one cohort's new epoch and the registry as it is now."""
@@ -216,7 +216,7 @@ class Repository(Listing):
         """Stage that a release is no longer listed. Raises FamilyUnknown, StagingInvalid (not listed)."""
         if self.manifest(family, version) is None:
             raise StagingInvalid(f"{family} {version} is not listed")
-        with locked(self._layout):
+        with lock_repository(self._layout):
             Staging(self._layout).withdraw(release_target(family, version))
 
     def add_family(self, family: str, keys: Mapping[str, Sequence[Key]]) -> None:
@@ -232,8 +232,8 @@ class Repository(Listing):
         check_names([family])
         if family in self.families():
             raise StagingInvalid(f"family {family!r} is delegated already")
-        with locked(self._layout):
-            published, staging = Published(self._layout), Staging(self._layout)
+        with lock_repository(self._layout):
+            published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             targets = next_targets(published, staging)
             for role in tuf_documents.family_roles(family):
                 if not keys.get(role):
@@ -245,8 +245,8 @@ class Repository(Listing):
 
     def sign(self, signers: Sequence[Signer]) -> SignReport:
         """Make the staged changes into documents and add the signatures of `signers`. Raises NothingStaged."""
-        with locked(self._layout):
-            published, staging = Published(self._layout), Staging(self._layout)
+        with lock_repository(self._layout):
+            published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
                 raise NothingStaged("there is nothing to sign", remedy="stage a release, a rollout or keys first")
             now_s = int(time.time())
@@ -255,7 +255,7 @@ class Repository(Listing):
             staging.save()
             return report
 
-    def publish(self, *, rehearse: bool = True) -> PublishReport:
+    def publish(self, *, check_clients: bool = True) -> PublishReport:
         """Make the signed changes what devices see (rules 2 to 4).
 
         Args:
@@ -264,12 +264,12 @@ class Repository(Listing):
         Raises:
             NothingStaged, BelowThreshold, PublishConflict, and what a device would raise.
         """
-        with locked(self._layout):
-            published, staging = Published(self._layout), Staging(self._layout)
+        with lock_repository(self._layout):
+            published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
                 raise NothingStaged("there is nothing to publish")
-            report = publish(self._layout, published, staging, rehearse=rehearse)
-            staging.clear()
+            report = publish(self._layout, published, staging, check_clients=check_clients)
+            staging.discard()
             return report
 
     def refresh(self, signers: Sequence[Signer]) -> PublishReport:
@@ -278,12 +278,12 @@ class Repository(Listing):
         Raises:
             BelowThreshold, PublishConflict, and what a device would raise.
         """
-        with locked(self._layout):
-            published = Published(self._layout)
-            renewed = renewal(self._layout, published, signers)
-            return publish(self._layout, published, renewed, rehearse=True, is_renewal=True)
+        with lock_repository(self._layout):
+            published = PublishedDocuments(self._layout)
+            renewed = stage_renewal(self._layout, published, signers)
+            return publish(self._layout, published, renewed, check_clients=True, is_renewal=True)
 
-    def publish_rollout(self, rollout: Rollout, seen: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
+    def publish_rollout(self, rollout: Rollout, expected: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
         """Publish what a channel runs, at once and alone: what is staged neither goes out nor stands in the way.
 
         Args:
@@ -295,17 +295,17 @@ class Repository(Listing):
             as `stage_rollout`; BelowThreshold, and what a device would raise; PublishConflict: devices see another
             rollout by now.
         """
-        with locked(self._layout):
-            published = Published(self._layout)
-            if self.published_rollout(rollout.family, rollout.channel) != seen:
+        with lock_repository(self._layout):
+            published = PublishedDocuments(self._layout)
+            if self.published_rollout(rollout.family, rollout.channel) != expected:
                 raise PublishConflict(
                     f"the rollout of {rollout.family} {rollout.channel} was changed meanwhile:"
                     f" {last_publisher(self._layout)}",
                     remedy="`packager rollout status` shows it: decide again",
                 )
             _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
-            drafted = rollout_change(self._layout, published, rollout, signers)
-            return publish(self._layout, published, drafted, rehearse=True)
+            drafted = stage_rollout_change(self._layout, published, rollout, signers)
+            return publish(self._layout, published, drafted, check_clients=True)
 
     @property
     def is_staging_empty(self) -> bool:
@@ -314,23 +314,23 @@ class Repository(Listing):
 
     def discard(self) -> None:
         """Forget everything staged."""
-        with locked(self._layout):
-            Staging(self._layout).clear()
+        with lock_repository(self._layout):
+            Staging(self._layout).discard()
 
     def collect_garbage(self, *, dry_run: bool, grace_s: int | None = None) -> GarbageReport:
         """Remove what no listed release, nor any recent metadata, names. See packager.repository.garbage_collection."""
-        with locked(self._layout):
+        with lock_repository(self._layout):
             return collect_garbage(
                 self._layout,
-                Published(self._layout),
+                PublishedDocuments(self._layout),
                 [manifest for family in self.families() for manifest in self.releases(family)],
                 {cohort.name: cohort.epoch for cohort in self._cohorts()},
                 dry_run=dry_run,
                 grace_s=grace_s,
             )
 
-    def _stage(self, name: str, data: bytes) -> None:
-        with locked(self._layout):
+    def _stage_target(self, name: str, data: bytes) -> None:
+        with lock_repository(self._layout):
             Staging(self._layout).put_target(name, data)
 
 

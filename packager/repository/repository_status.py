@@ -9,10 +9,10 @@ from tuf.api.metadata import Root, Targets
 from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
-from packager.repository.published import Published, verification
+from packager.repository.published import PublishedDocuments, check_signatures
 from packager.repository.staging import Staging
 
-SOON_SHARE: Final = 0.25  # of a role's life: from then on it is time to renew
+DUE_SHARE: Final = 0.25  # of a role's life: from then on it is time to renew
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class StagedRole:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusReport:
+class RepositoryStatus:
     """The whole repository.
 
     Attributes:
@@ -106,24 +106,24 @@ class StatusReport:
         return {**asdict(self), "is_due": self.is_due, "is_sound": self.is_sound}
 
 
-def status_of(published: Published, staging: Staging, now_s: int) -> StatusReport:
+def repository_status(published: PublishedDocuments, staging: Staging, now_s: int) -> RepositoryStatus:
     """Look at everything once."""
     is_published = bool(published.documents)
     is_classical = is_published and tuf_documents.is_classical(published.root)
     delegated = sorted(tuf_documents.delegated_roles(published.targets)) if is_published else []
     order = [*tuf_documents.TOP_LEVEL, *delegated] if is_published else []
-    return StatusReport(
+    return RepositoryStatus(
         repository_id=published.repository_id if is_published else "",
         timestamp_version=published.timestamp_version,
         is_classical=is_classical,
-        roles=tuple(_role(published, role, now_s, classical=is_classical) for role in order),
-        staged=tuple(_staged(published, staging, role) for role in sorted(staging.documents)),
+        roles=tuple(_role_status(published, role, now_s, classical=is_classical) for role in order),
+        staged=tuple(_staged_role(published, staging, role) for role in sorted(staging.documents)),
         staged_targets=tuple(sorted(staging.targets)),
         withdrawn=tuple(sorted(staging.withdrawn)),
     )
 
 
-def _role(published: Published, role: str, now_s: int, *, classical: bool) -> RoleStatus:
+def _role_status(published: PublishedDocuments, role: str, now_s: int, *, classical: bool) -> RoleStatus:
     delegator: Root | Targets = published.root if role in tuf_documents.TOP_LEVEL else published.targets
     keys = keys_of(delegator, role)
 
@@ -148,9 +148,9 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
             tuple(wrong),
             "",
         )
-    state = verification(published, {}, role, document)
-    if state.missing:
-        wrong.append(f"its document lacks {state.missing} signatures")
+    state = check_signatures(published, {}, role, document)
+    if state.missing_signatures:
+        wrong.append(f"its document lacks {state.missing_signatures} signatures")
     left_s = document.signed.expires.timestamp() - now_s
     life_s = tuf_documents.EXPIRY_DAYS[tuf_documents.kind_of(role)] * tuf_documents.DAY_S
     return RoleStatus(
@@ -158,18 +158,18 @@ def _role(published: Published, role: str, now_s: int, *, classical: bool) -> Ro
         version=document.signed.version,
         expires=document.signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
         days_left=round(left_s / tuf_documents.DAY_S, 2),
-        is_due=left_s < life_s * SOON_SHARE,
+        is_due=left_s < life_s * DUE_SHARE,
         threshold=keys.threshold,
         classical=keys.classical_count,
         post_quantum=keys.post_quantum_count,
-        keys=listed(state.signed),
-        signatures=len(state.signed),
+        keys=listed(state.signed_key_ids),
+        signatures=len(state.signed_key_ids),
         problems=tuple(wrong),
         still_needed=remaining_signers_needed(keys),
     )
 
 
-def _staged(published: Published, staging: Staging, role: str) -> StagedRole:
-    state = verification(published, staging.documents, role, staging.documents[role])
-    may_sign = tuple(RoleKey(keyid, str(key.scheme), False) for keyid, key in sorted(state.unsigned.items()))
-    return StagedRole(role, state.version, len(state.signed), state.missing, may_sign)
+def _staged_role(published: PublishedDocuments, staging: Staging, role: str) -> StagedRole:
+    state = check_signatures(published, staging.documents, role, staging.documents[role])
+    may_sign = tuple(RoleKey(keyid, str(key.scheme), False) for keyid, key in sorted(state.unsigned_keys.items()))
+    return StagedRole(role, state.version, len(state.signed_key_ids), state.missing_signatures, may_sign)

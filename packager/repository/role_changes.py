@@ -21,8 +21,8 @@ from keys.errors import SignerNotInRole
 from keys.roles import RoleKeys, check_threshold, collect_role_keys, default_threshold
 from packager.errors import StagingInvalid
 from packager.repository import tuf_documents
-from packager.repository.layout import Layout, locked
-from packager.repository.published import Published
+from packager.repository.layout import RepositoryLayout, lock_repository
+from packager.repository.published import PublishedDocuments
 from packager.repository.staging import Staging
 
 ChangeKeys = Callable[[list[Key]], list[Key]]
@@ -42,35 +42,37 @@ class RoleChange:
         return {"role": self.role, "key_ids": list(self.key_ids), "threshold": self.threshold}
 
 
-def add_keys(layout: Layout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
+def add_keys(layout: RepositoryLayout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
     """Stage further keys of a role. Raises ThresholdInvalid, StagingInvalid (no such role)."""
-    return _change(layout, role, lambda held: [*held, *keys], threshold)
+    return _stage_change(layout, role, lambda held: [*held, *keys], threshold)
 
 
-def remove_keys(layout: Layout, role: str, key_ids: Sequence[str], threshold: int | None = None) -> RoleChange:
+def remove_keys(
+    layout: RepositoryLayout, role: str, key_ids: Sequence[str], threshold: int | None = None
+) -> RoleChange:
     """Stage that a role loses keys, named by id or the beginning of one. Raises also SignerNotInRole."""
-    return _change(layout, role, lambda held: _without(role, held, key_ids), threshold)
+    return _stage_change(layout, role, lambda held: _remove_keys(role, held, key_ids), threshold)
 
 
-def replace_key(layout: Layout, role: str, key_id: str, key: Key, threshold: int | None = None) -> RoleChange:
+def replace_key(layout: RepositoryLayout, role: str, key_id: str, key: Key, threshold: int | None = None) -> RoleChange:
     """Stage that one key takes the place of another. Raises as `remove_keys`."""
-    return _change(layout, role, lambda held: [*_without(role, held, [key_id]), key], threshold)
+    return _stage_change(layout, role, lambda held: [*_remove_keys(role, held, [key_id]), key], threshold)
 
 
-def replace_keys(layout: Layout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
+def replace_keys(layout: RepositoryLayout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
     """Stage all new keys of a role, as after a compromise. Raises as `add_keys`."""
-    return _change(layout, role, lambda _held: list(keys), threshold)
+    return _stage_change(layout, role, lambda _held: list(keys), threshold)
 
 
-def set_threshold(layout: Layout, role: str, threshold: int) -> RoleChange:
+def set_threshold(layout: RepositoryLayout, role: str, threshold: int) -> RoleChange:
     """Stage another threshold. Raises ThresholdInvalid, StagingInvalid."""
-    return _change(layout, role, list, threshold)
+    return _stage_change(layout, role, list, threshold)
 
 
-def raise_counter_epoch(layout: Layout, family: str) -> int:
+def advance_counter_epoch(layout: RepositoryLayout, family: str) -> int:
     """Stage the next counter epoch of a family: outlives a huge counter that a stolen key signed. Returns it."""
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         targets = next_targets(published, staging)
         delegated = tuf_documents.delegated_roles(targets).get(release_role(family))
         if delegated is None:
@@ -81,14 +83,14 @@ def raise_counter_epoch(layout: Layout, family: str) -> int:
         return epoch
 
 
-def become_hybrid(layout: Layout) -> tuple[RoleChange, ...]:
+def require_hybrid(layout: RepositoryLayout) -> tuple[RoleChange, ...]:
     """Stage that a classical repository keeps the hybrid rule from now on; every role must have ML-DSA keys already.
 
     Raises:
         ThresholdInvalid: a role lacks keys of one kind.
     """
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         root, targets = next_root(published, staging), next_targets(published, staging)
         changes = []
         for role in (*TOP_LEVEL, *tuf_documents.delegated_roles(targets)):
@@ -97,16 +99,16 @@ def become_hybrid(layout: Layout) -> tuple[RoleChange, ...]:
             keys = [delegator.get_key(keyid) for keyid in listed.keyids]
             listed.threshold = default_threshold(role, keys)
             changes.append(RoleChange(role, tuple(listed.keyids), listed.threshold))
-        root.unrecognized_fields.pop(tuf_documents.CLASSICAL, None)
+        root.unrecognized_fields.pop(tuf_documents.CLASSICAL_FIELD, None)
         staging.put_document("root", Metadata[Root](root))
         staging.put_document("targets", Metadata[Targets](targets))
         return tuple(changes)
 
 
-def renew(layout: Layout, roles: Sequence[str]) -> None:
+def renew(layout: RepositoryLayout, roles: Sequence[str]) -> None:
     """Stage the same documents with new expiries. Raises StagingInvalid: no such role, or snapshot or timestamp."""
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         now_s = int(time.time())
         for role in roles:
             if role == "root":
@@ -121,10 +123,10 @@ def renew(layout: Layout, roles: Sequence[str]) -> None:
                 raise StagingInvalid(f"there is no role {role!r} to renew; snapshot and timestamp: `repo refresh`")
 
 
-def remove_family(layout: Layout, family: str) -> None:
+def remove_family(layout: RepositoryLayout, family: str) -> None:
     """Stage that a family is no longer delegated. Raises StagingInvalid."""
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         targets = next_targets(published, staging)
         roles = tuf_documents.delegated_roles(targets)
         if release_role(family) not in roles:
@@ -137,7 +139,7 @@ def remove_family(layout: Layout, family: str) -> None:
         staging.put_document("targets", Metadata[Targets](targets))
 
 
-def next_root(published: Published, staging: Staging) -> Root:
+def next_root(published: PublishedDocuments, staging: Staging) -> Root:
     """The staged root, unsigned, or a new one on top of the published."""
     staged = staging.documents.get("root")
     if staged is not None and staged.signed.version == published.root_version + 1:
@@ -145,7 +147,7 @@ def next_root(published: Published, staging: Staging) -> Root:
     return tuf_documents.next_root(published.root, published.repository_id, int(time.time()))
 
 
-def next_targets(published: Published, staging: Staging) -> Targets:
+def next_targets(published: PublishedDocuments, staging: Staging) -> Targets:
     """The staged `targets`, unsigned, or a new one on top of the published."""
     staged = staging.documents.get("targets")
     if staged is not None and staged.signed.version == published.targets.version + 1:
@@ -153,14 +155,14 @@ def next_targets(published: Published, staging: Staging) -> Targets:
     return tuf_documents.next_targets(published.targets, "targets", {}, int(time.time()))
 
 
-def _change(layout: Layout, role: str, change: ChangeKeys, threshold: int | None) -> RoleChange:
-    with locked(layout):
-        published, staging = Published(layout), Staging(layout)
+def _stage_change(layout: RepositoryLayout, role: str, change: ChangeKeys, threshold: int | None) -> RoleChange:
+    with lock_repository(layout):
+        published, staging = PublishedDocuments(layout), Staging(layout)
         classical = tuf_documents.is_classical(published.root)
         if role in TOP_LEVEL:
             root = next_root(published, staging)
             keys = change([root.keys[keyid] for keyid in root.roles[role].keyids])
-            counted = _counted(role, keys, threshold, classical=classical)
+            counted = _checked_role_keys(role, keys, threshold, classical=classical)
             root.roles[role].keyids = [key.keyid for key in keys]
             root.roles[role].threshold = counted.threshold
             root.keys.update({key.keyid: key for key in keys})
@@ -173,7 +175,7 @@ def _change(layout: Layout, role: str, change: ChangeKeys, threshold: int | None
             if delegated is None or targets.delegations is None:
                 raise StagingInvalid(f"there is no role {role!r}", remedy="`packager repo status` lists the roles")
             keys = change([targets.delegations.keys[keyid] for keyid in delegated.keyids])
-            counted = _counted(role, keys, threshold, classical=classical)
+            counted = _checked_role_keys(role, keys, threshold, classical=classical)
             delegated.keyids = [key.keyid for key in keys]
             delegated.threshold = counted.threshold
             targets.delegations.keys.update({key.keyid: key for key in keys})
@@ -182,19 +184,19 @@ def _change(layout: Layout, role: str, change: ChangeKeys, threshold: int | None
         return RoleChange(role, tuple(key.keyid for key in keys), counted.threshold)
 
 
-def _counted(role: str, keys: Sequence[Key], threshold: int | None, *, classical: bool) -> RoleKeys:
+def _checked_role_keys(role: str, keys: Sequence[Key], threshold: int | None, *, classical: bool) -> RoleKeys:
     wanted = default_threshold(role, keys, is_classical_only=classical) if threshold is None else threshold
     counted = collect_role_keys(role, keys, wanted)
     check_threshold(counted, is_classical_only=classical)
     return counted
 
 
-def _without(role: str, held: Sequence[Key], key_ids: Sequence[str]) -> list[Key]:
+def _remove_keys(role: str, keys: Sequence[Key], key_ids: Sequence[str]) -> list[Key]:
     for key_id in key_ids:
-        matching = [key for key in held if key.keyid.startswith(key_id)]
+        matching = [key for key in keys if key.keyid.startswith(key_id)]
         if len(matching) != 1:
             raise SignerNotInRole(
                 f"key {key_id[:20]!r} matches {len(matching)} keys of role {role!r}, expected one",
                 remedy="`packager repo status` shows each role's keys",
             )
-    return [key for key in held if not any(key.keyid.startswith(key_id) for key_id in key_ids)]
+    return [key for key in keys if not any(key.keyid.startswith(key_id) for key_id in key_ids)]

@@ -23,21 +23,21 @@ from packager.repository import tuf_documents
 from packager.repository.layout import write_file
 from packager.repository.published import Document, parse_document
 
-KEYS: Final = "keys.json"
+KEYS_FILE: Final = "keys.json"
 
 
-class SignerMemory:
+class SigningHistory:
     """One repository's part of the memory in a folder, which need not be there yet."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder, self._identity = folder, identity
 
     @property
-    def is_known(self) -> bool:
+    def has_signed_before(self) -> bool:
         """Was anything of this repository signed here?"""
         return (self._folder / self._identity).is_dir()
 
-    def last(self, role: str) -> Document | None:
+    def last_document(self, role: str) -> Document | None:
         """The document of a role that was signed last. Raises SignerMemoryDamaged."""
         path = self._folder / self._identity / f"{role}.json"
         try:
@@ -49,20 +49,20 @@ class SignerMemory:
                 f"{path}, what was signed here last, can not be read", remedy="restore it from a backup"
             ) from error
 
-    def strangers(self, keys: Iterable[Key]) -> tuple[str, ...]:
+    def other_repositories(self, keys: Iterable[Key]) -> tuple[str, ...]:
         """Other repositories that one of these keys signed for here (rule 2), sorted."""
         held = {key_digest(key) for key in keys}
         folders = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
         others = (path for path in folders if SHA256_HEX_PATTERN.fullmatch(path.name) and path.name != self._identity)
-        return tuple(path.name for path in others if held & _read_keys(path / KEYS))
+        return tuple(path.name for path in others if held & _read_keys(path / KEYS_FILE))
 
-    def remember(self, role: str, document: Document) -> None:
+    def record_document(self, role: str, document: Document) -> None:
         """This document of the role is being signed."""
-        write_file(self._folder / self._identity / f"{role}.json", tuf_documents.serialise(document))
+        write_file(self._folder / self._identity / f"{role}.json", tuf_documents.serialize(document))
 
-    def remember_keys(self, keys: Iterable[Key]) -> None:
+    def record_keys(self, keys: Iterable[Key]) -> None:
         """These keys sign for this repository."""
-        path = self._folder / self._identity / KEYS
+        path = self._folder / self._identity / KEYS_FILE
         known = _read_keys(path)
         now = known | {key_digest(key) for key in keys}
         if now != known:

@@ -26,11 +26,11 @@ from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from bundle.trust.trust_state import ROLE_NAME_PATTERN
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
-from packager.repository.published import Document, Published, parse_document
-from packager.repository.staging import LAST, Staging
+from packager.repository.published import Document, PublishedDocuments, parse_document
+from packager.repository.staging import LAST_ROLES, Staging
 
-REQUEST: Final = "airweights.signing-request/1"
-SIGNATURES: Final = "airweights.signatures/1"
+REQUEST_FORMAT: Final = "airweights.signing-request/1"
+SIGNATURES_FORMAT: Final = "airweights.signatures/1"
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
 MAX_BLOCK_CHARACTERS: Final = 8 * 1024 * 1024
 MAX_ROLES: Final = 4096
@@ -39,7 +39,7 @@ MAX_SIGNATURE_CHARACTERS: Final = 16384
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SigningRequest:
     """What is to be signed.
 
     Attributes:
@@ -51,34 +51,41 @@ class Request:
     """
 
     first_root: bytes
-    new: Mapping[str, Document]
-    published: Mapping[str, Document]
-    contents: Mapping[str, bytes]
-    earlier: Mapping[str, bytes]
+    new_documents: Mapping[str, Document]
+    published_documents: Mapping[str, Document]
+    new_contents: Mapping[str, bytes]
+    earlier_contents: Mapping[str, bytes]
 
     @property
-    def identity(self) -> str:
+    def repository_identity(self) -> str:
         """Rule 2: SHA-256 of the signed part of the first root, hexadecimal."""
-        return identity_of(self.first_root)
+        return repository_identity_of(self.first_root)
 
     @property
     def digest(self) -> str:
         """SHA-256 over every document to be signed, hexadecimal: the same wherever the same request is looked at."""
-        lines = [self.identity, *(f"{role} {content_digest(self.new[role])}" for role in sorted(self.new))]
+        lines = [
+            self.repository_identity,
+            *(f"{role} {content_digest(self.new_documents[role])}" for role in sorted(self.new_documents)),
+        ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def as_bytes(self) -> bytes:
         """The request file."""
         return strict_json.encode(
             {
-                "schema": REQUEST,
-                "first_root": _pack(self.first_root),
-                "new": {role: _pack(tuf_documents.serialise(document)) for role, document in self.new.items()},
-                "published": {
-                    role: _pack(tuf_documents.serialise(document)) for role, document in self.published.items()
+                "schema": REQUEST_FORMAT,
+                "first_root": _pack_block(self.first_root),
+                "new": {
+                    role: _pack_block(tuf_documents.serialize(document))
+                    for role, document in self.new_documents.items()
                 },
-                "contents": {name: _pack(data) for name, data in self.contents.items()},
-                "earlier": {name: _pack(data) for name, data in self.earlier.items()},
+                "published": {
+                    role: _pack_block(tuf_documents.serialize(document))
+                    for role, document in self.published_documents.items()
+                },
+                "contents": {name: _pack_block(data) for name, data in self.new_contents.items()},
+                "earlier": {name: _pack_block(data) for name, data in self.earlier_contents.items()},
             }
         )
 
@@ -91,24 +98,24 @@ class RoleSignature:
     signature: Signature
 
 
-def make_request(published: Published, staging: Staging) -> Request:
+def make_request(published: PublishedDocuments, staging: Staging) -> SigningRequest:
     """A request for what is staged and prepared."""
-    new = {role: Metadata(document.signed) for role, document in staging.documents.items() if role not in LAST}
-    held = {role: document for role, document in published.documents.items() if role not in LAST}
-    return Request(first_root_of(published, staging), new, held, *_contents(published, staging, new))
+    new = {role: Metadata(document.signed) for role, document in staging.documents.items() if role not in LAST_ROLES}
+    held = {role: document for role, document in published.documents.items() if role not in LAST_ROLES}
+    return SigningRequest(first_root_of(published, staging), new, held, *_collect_contents(published, staging, new))
 
 
-def first_root_of(published: Published, staging: Staging) -> bytes:
+def first_root_of(published: PublishedDocuments, staging: Staging) -> bytes:
     """Bytes of root 1: the published file, or the staged document without signatures. Raises RepositoryDamaged."""
     if published.root_version:
         return published.first_root
     staged = staging.documents.get("root")
     if staged is None:
         raise RepositoryDamaged("no root is published, and none is staged", remedy="begin again: `packager repo init`")
-    return tuf_documents.serialise(Metadata(staged.signed))
+    return tuf_documents.serialize(Metadata(staged.signed))
 
 
-def identity_of(first_root: bytes) -> str:
+def repository_identity_of(first_root: bytes) -> str:
     """Rule 2. Raises RepositoryDamaged: not a root's file."""
     return content_digest(parse_document(first_root, "the first root"))
 
@@ -118,38 +125,39 @@ def content_digest(document: Document) -> str:
     return hashlib.sha256(document.signed_bytes).hexdigest()
 
 
-def parse_request(data: bytes) -> Request:
+def parse_request(data: bytes) -> SigningRequest:
     """Read a request file. Raises MalformedRefused, TooLargeRefused."""
     fields = StrictObject(
         strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request"
     )
-    if fields.text("schema") != REQUEST:
+    if fields.text("schema") != REQUEST_FORMAT:
         raise MalformedRefused(
-            f"signing request.schema: expected {REQUEST!r}", remedy="a request is made by `packager repo prepare`"
+            f"signing request.schema: expected {REQUEST_FORMAT!r}",
+            remedy="a request is made by `packager repo prepare`",
         )
-    out = Request(
-        _unpack(fields, "first_root"),
-        {role: _document(block, role) for role, block in _blocks(fields, "new", MAX_ROLES).items()},
-        {role: _document(block, role) for role, block in _blocks(fields, "published", MAX_ROLES).items()},
-        _blocks(fields, "contents", MAX_TARGETS),
-        _blocks(fields, "earlier", MAX_TARGETS),
+    out = SigningRequest(
+        _unpack_block(fields, "first_root"),
+        {role: _parse_block(block, role) for role, block in _unpack_blocks(fields, "new", MAX_ROLES).items()},
+        {role: _parse_block(block, role) for role, block in _unpack_blocks(fields, "published", MAX_ROLES).items()},
+        _unpack_blocks(fields, "contents", MAX_TARGETS),
+        _unpack_blocks(fields, "earlier", MAX_TARGETS),
     )
     fields.reject_unknown()
-    for role in (*out.new, *out.published):
+    for role in (*out.new_documents, *out.published_documents):
         if not ROLE_NAME_PATTERN.fullmatch(role):
             raise MalformedRefused(f"signing request: {role[:80]!r} is no role's name")
-    first = _document(out.first_root, "the first root").signed
+    first = _parse_block(out.first_root, "the first root").signed
     if not isinstance(first, Root) or first.version != 1:
         raise MalformedRefused("signing request.first_root: expected root 1")
     return out
 
 
-def signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
+def make_signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
     """What comes back."""
     rows: list[JSON] = [
         {"role": row.role, "key_id": row.signature.keyid, "signature": row.signature.signature} for row in signatures
     ]
-    return strict_json.encode({"schema": SIGNATURES, "repository": identity, "signatures": rows})
+    return strict_json.encode({"schema": SIGNATURES_FORMAT, "repository": identity, "signatures": rows})
 
 
 def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
@@ -157,9 +165,10 @@ def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
     fields = StrictObject(
         strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file"
     )
-    if fields.text("schema") != SIGNATURES:
+    if fields.text("schema") != SIGNATURES_FORMAT:
         raise MalformedRefused(
-            f"signature file.schema: expected {SIGNATURES!r}", remedy="`packager repo sign REQUEST -o FILE` writes one"
+            f"signature file.schema: expected {SIGNATURES_FORMAT!r}",
+            remedy="`packager repo sign REQUEST -o FILE` writes one",
         )
     repository = fields.text("repository", SHA256_HEX_PATTERN)
     rows = []
@@ -171,8 +180,8 @@ def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
     return repository, tuple(rows)
 
 
-def _contents(
-    published: Published, staging: Staging, new: Mapping[str, Document]
+def _collect_contents(
+    published: PublishedDocuments, staging: Staging, new: Mapping[str, Document]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
     # all that is listed, not only what is new: a signer may have missed releases that others signed
     contents, earlier = {}, {}
@@ -187,7 +196,7 @@ def _contents(
     return contents, earlier
 
 
-def _document(data: bytes, where: str) -> Document:
+def _parse_block(data: bytes, where: str) -> Document:
     try:
         document = parse_document(data, where)
         document.signed_bytes  # noqa: B018  # rule 3: floats and the like have none
@@ -196,20 +205,20 @@ def _document(data: bytes, where: str) -> Document:
     return document
 
 
-def _pack(data: bytes) -> str:
+def _pack_block(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _unpack(fields: StrictObject, name: str) -> bytes:
+def _unpack_block(fields: StrictObject, name: str) -> bytes:
     try:
         return base64.b64decode(fields.text(name, max_length=MAX_BLOCK_CHARACTERS), validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedRefused(f"{fields.where}.{name[:80]}: not base64") from error
 
 
-def _blocks(fields: StrictObject, name: str, max_items: int) -> dict[str, bytes]:
+def _unpack_blocks(fields: StrictObject, name: str, max_items: int) -> dict[str, bytes]:
     rows = fields.object(name)
     names = rows.remaining_names()
     if len(names) > max_items:
         raise MalformedRefused(f"{rows.where}: found {len(names)} entries, at most {max_items} are allowed")
-    return {entry: _unpack(rows, entry) for entry in names}
+    return {entry: _unpack_block(rows, entry) for entry in names}

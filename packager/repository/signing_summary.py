@@ -26,25 +26,33 @@ from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of
 from packager.repository.published import Document
-from packager.repository.signing_request import Request, content_digest
+from packager.repository.signing_request import SigningRequest, content_digest
 
-SAID: Final = ("_type", "version", "expires", "keys", "roles", "targets", "delegations")  # by lines of their own
+SUMMARIZED_FIELDS: Final = (
+    "_type",
+    "version",
+    "expires",
+    "keys",
+    "roles",
+    "targets",
+    "delegations",
+)  # by lines of their own
 GRACE_S: Final = 3600  # between the build machine's clock and the signer's
 
 
-def head(request: Request) -> tuple[str, ...]:
+def head_lines(request: SigningRequest) -> tuple[str, ...]:
     """What the request is of, and the name of what is to be signed."""
-    if "root" in request.published:
+    if "root" in request.published_documents:
         first = f"repository {hashlib.sha256(request.first_root).hexdigest()}"
     else:
-        first = f"a new repository, whose first root is {request.identity}"
+        first = f"a new repository, whose first root is {request.repository_identity}"
     return (first,)
 
 
-def summary(
+def document_summary(
     role: str,
     new: Document,
-    before: Document | None,
+    previous: Document | None,
     contents: Mapping[str, bytes],
     earlier: Mapping[str, bytes],
     now_s: int,
@@ -62,34 +70,34 @@ def summary(
     Raises:
         DigestMismatchRefused, MalformedRefused (rule 2).
     """
-    return tuple(_plain(line) for line in _lines(role, new, before, contents, earlier, now_s))
+    return tuple(_escape_line(line) for line in _document_lines(role, new, previous, contents, earlier, now_s))
 
 
-def _lines(
+def _document_lines(
     role: str,
     new: Document,
-    before: Document | None,
+    previous: Document | None,
     contents: Mapping[str, bytes],
     earlier: Mapping[str, bytes],
     now_s: int,
 ) -> Iterator[str]:
-    old = None if before is None else before.signed
+    old = None if previous is None else previous.signed
     yield f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
     yield f"{role}: signed part {content_digest(new)}"
-    yield f"{role}: expires {'never signed' if old is None else _time(old)} -> {_time(new.signed)}"
-    yield from _life(role, new.signed, now_s)
-    yield from _fields(role, new.signed, old)
+    yield f"{role}: expires {'never signed' if old is None else _format_issue_time(old)} -> {_format_issue_time(new.signed)}"
+    yield from _expiry_lines(role, new.signed, now_s)
+    yield from _field_lines(role, new.signed, old)
     if isinstance(new.signed, Root):
         held = old if isinstance(old, Root) else None
         for name in tuf_documents.TOP_LEVEL:
-            yield from _role_keys(f"{role}: role {name}", new.signed, held, name)
+            yield from _role_key_lines(f"{role}: role {name}", new.signed, held, name)
     if isinstance(new.signed, Targets):
         listed = old if isinstance(old, Targets) else None
-        yield from _delegations(role, new.signed, listed)
-        yield from _targets(role, new.signed, listed, contents, earlier)
+        yield from _delegation_lines(role, new.signed, listed)
+        yield from _target_lines(role, new.signed, listed, contents, earlier)
 
 
-def _life(role: str, new: Any, now_s: int) -> Iterator[str]:
+def _expiry_lines(role: str, new: Any, now_s: int) -> Iterator[str]:
     left_s = int(new.expires.timestamp()) - now_s
     days = tuf_documents.EXPIRY_DAYS.get(tuf_documents.kind_of(role))
     if left_s <= 0:
@@ -98,21 +106,21 @@ def _life(role: str, new: Any, now_s: int) -> Iterator[str]:
         yield f"{role}: VALID FOR {left_s / tuf_documents.DAY_S:,.0f} days, while its role has {days}"
 
 
-def _fields(role: str, new: Any, old: Any) -> Iterator[str]:
-    after = _unsaid(new.to_dict())
-    ago = {} if old is None else _unsaid(old.to_dict())
+def _field_lines(role: str, new: Any, old: Any) -> Iterator[str]:
+    after = _other_fields(new.to_dict())
+    ago = {} if old is None else _other_fields(old.to_dict())
     for name in sorted({*after, *ago}):
         if after.get(name) != ago.get(name):
             yield f"{role}: field {name} {ago.get(name)!r} -> {after.get(name)!r}"
 
 
-def _unsaid(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in SAID}
+def _other_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in SUMMARIZED_FIELDS}
 
 
-def _role_keys(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
+def _role_key_lines(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
     after = new.get_delegated_role(name)
-    ago = None if old is None else _delegated(old, name)
+    ago = None if old is None else _delegated_role(old, name)
     now_keys = set(after.keyids)
     was_keys = set() if ago is None else set(ago.keyids)
     changed = [keyid for keyid in sorted(now_keys & was_keys) if new.get_key(keyid) != old.get_key(keyid)]
@@ -120,50 +128,50 @@ def _role_keys(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
     if ago is None or after.threshold != ago.threshold:
         yield f"{where}: threshold {'none' if ago is None else ago.threshold} -> {after.threshold} of {len(now_keys)}"
     for keyid in sorted(now_keys - was_keys):
-        yield f"{where}: key added: {_key(keyid, new.get_key(keyid))}"
+        yield f"{where}: key added: {_describe_key(keyid, new.get_key(keyid))}"
     for keyid in sorted(was_keys - now_keys):
-        yield f"{where}: key removed: {_key(keyid, old.get_key(keyid))}"
+        yield f"{where}: key removed: {_describe_key(keyid, old.get_key(keyid))}"
     for keyid in changed:
-        yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_key(keyid, new.get_key(keyid))}"
+        yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_describe_key(keyid, new.get_key(keyid))}"
     if is_other:
         counted = keys_of(new, name)
         yield f"{where}: {counted.classical_count} classical and {counted.post_quantum_count} ML-DSA keys; {remaining_signers_needed(counted)}"
         for problem in threshold_problems(counted):
             yield f"{where}: UNSOUND: {problem}"
-    if ago is not None and _unknown_role(after) != _unknown_role(ago):
-        yield f"{where}: {_unknown_role(ago)} -> {_unknown_role(after)}"
-    if ago is None and _unknown_role(after):
-        yield f"{where}: {_unknown_role(after)}"
+    if ago is not None and _unknown_role_fields(after) != _unknown_role_fields(ago):
+        yield f"{where}: {_unknown_role_fields(ago)} -> {_unknown_role_fields(after)}"
+    if ago is None and _unknown_role_fields(after):
+        yield f"{where}: {_unknown_role_fields(after)}"
 
 
-def _key(keyid: str, key: Key) -> str:
+def _describe_key(keyid: str, key: Key) -> str:
     return f"{key.scheme} {keyid} (public key {key_digest(key)})"
 
 
-def _delegated(delegator: Any, name: str) -> Any:
+def _delegated_role(delegator: Any, name: str) -> Any:
     try:
         return delegator.get_delegated_role(name)
     except ValueError:
         return None
 
 
-def _unknown_role(role: Any) -> dict[str, Any]:
+def _unknown_role_fields(role: Any) -> dict[str, Any]:
     return {name: value for name, value in role.to_dict().items() if name not in ("keyids", "threshold", "name")}
 
 
-def _delegations(role: str, new: Targets, old: Targets | None) -> Iterator[str]:
+def _delegation_lines(role: str, new: Targets, old: Targets | None) -> Iterator[str]:
     after = tuf_documents.delegated_roles(new)
     ago = {} if old is None else tuf_documents.delegated_roles(old)
     for name in sorted(ago.keys() - after.keys()):
         yield f"{role}: delegation of {name} removed"
     for name in after:
-        yield from _role_keys(f"{role}: delegation of {name}", new, old if name in ago else None, name)
+        yield from _role_key_lines(f"{role}: delegation of {name}", new, old if name in ago else None, name)
     kept = [name for name in ago if name in after]
     if kept != [name for name in after if name in ago]:
         yield f"{role}: delegations in another order: {', '.join(after)}"
 
 
-def _targets(
+def _target_lines(
     role: str, new: Targets, old: Targets | None, contents: Mapping[str, bytes], earlier: Mapping[str, bytes]
 ) -> Iterator[str]:
     ago = {} if old is None else old.targets
@@ -175,24 +183,24 @@ def _targets(
         data = contents.get(name)
         if data is None:
             raise MalformedRefused(f"{role} lists {name}, and its content is not at hand")
-        if not _is_of(target, data):
+        if not _has_digest(target, data):
             raise DigestMismatchRefused(f"{role} lists {name} with a digest that is not its content's")
-        yield f"{role}: {'changed' if name in ago else 'new'}: {name}: {_content(name, data)}"
+        yield f"{role}: {'changed' if name in ago else 'new'}: {name}: {_describe_content(name, data)}"
         if name in ago:
             was = earlier.get(name)
-            is_at_hand = was is not None and _is_of(ago[name], was)
-            yield f"{role}: before: {name}: {_content(name, was) if was and is_at_hand else 'not at hand here'}"
+            is_at_hand = was is not None and _has_digest(ago[name], was)
+            yield f"{role}: before: {name}: {_describe_content(name, was) if was and is_at_hand else 'not at hand here'}"
             if was and is_at_hand:
-                yield from _goes_back(role, name, was, data)
-    yield from _counters(role, new, ago, contents)
+                yield from _rollback_lines(role, name, was, data)
+    yield from _counter_lines(role, new, ago, contents)
 
 
-def _goes_back(role: str, name: str, was: bytes, data: bytes) -> Iterator[str]:
-    if _counter(name, data) < _counter(name, was):
-        yield f"{role}: DOWNGRADE: {name} goes from counter {_counter(name, was)} to {_counter(name, data)}"
+def _rollback_lines(role: str, name: str, old_data: bytes, data: bytes) -> Iterator[str]:
+    if _read_counter(name, data) < _read_counter(name, old_data):
+        yield f"{role}: DOWNGRADE: {name} goes from counter {_read_counter(name, old_data)} to {_read_counter(name, data)}"
     if name == FLEET_TARGET:
         now = parse_fleet(data)
-        for cohort in parse_fleet(was).cohorts:
+        for cohort in parse_fleet(old_data).cohorts:
             after = now.cohort(cohort.name)
             if after is None:
                 yield f"{role}: cohort {cohort.name} is no longer listed"
@@ -202,21 +210,23 @@ def _goes_back(role: str, name: str, was: bytes, data: bytes) -> Iterator[str]:
                 yield f"{role}: COHORT {cohort.name} HAS ANOTHER KEY in the same epoch {cohort.epoch}"
 
 
-def _counters(role: str, new: Targets, ago: Mapping[str, TargetFile], contents: Mapping[str, bytes]) -> Iterator[str]:
+def _counter_lines(
+    role: str, new: Targets, old: Mapping[str, TargetFile], contents: Mapping[str, bytes]
+) -> Iterator[str]:
     if not role.startswith("release-"):
         return
-    known = {name: _counter(name, data) for name, data in contents.items() if name in new.targets and name in ago}
-    for name in sorted(new.targets.keys() - ago.keys()):
-        counter = _counter(name, contents[name])
+    known = {name: _read_counter(name, data) for name, data in contents.items() if name in new.targets and name in old}
+    for name in sorted(new.targets.keys() - old.keys()):
+        counter = _read_counter(name, contents[name])
         if any(counter <= other for other in known.values()):
             yield f"{role}: COUNTER {counter} of {name} is not above that of every release before it"
 
 
-def _is_of(target: TargetFile, data: bytes) -> bool:
+def _has_digest(target: TargetFile, data: bytes) -> bool:
     return len(data) == target.length and hashlib.sha256(data).hexdigest() == target.hashes.get("sha256")
 
 
-def _counter(name: str, data: bytes) -> int:
+def _read_counter(name: str, data: bytes) -> int:
     match name.split("/"):
         case ["bundles", *_]:
             return parse_manifest(data).counter
@@ -226,12 +236,12 @@ def _counter(name: str, data: bytes) -> int:
             return 0
 
 
-def _content(name: str, data: bytes) -> str:
+def _describe_content(name: str, data: bytes) -> str:
     match name.removesuffix(".json").split("/"):
         case ["bundles", family, version]:
-            return _manifest(name, parse_manifest(data), family, version)
+            return _describe_manifest(name, parse_manifest(data), family, version)
         case ["rollouts", family, channel]:
-            return _rollout(name, parse_rollout(data), family, channel)
+            return _describe_rollout(name, parse_rollout(data), family, channel)
         case ["fleet", _]:
             fleet = parse_fleet(data)
             cohorts = ", ".join(
@@ -242,7 +252,7 @@ def _content(name: str, data: bytes) -> str:
             return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
 
 
-def _manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
+def _describe_manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
     if (manifest.family, manifest.version) != (family, version):
         raise MalformedRefused(f"{name} is the manifest of {manifest.family} {manifest.version}")
     variants = ", ".join(f"{title} ({len(variant.patches)} patches)" for title, variant in manifest.variants)
@@ -253,7 +263,7 @@ def _manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
     )
 
 
-def _rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
+def _describe_rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
     if (rollout.family, rollout.channel) != (family, channel):
         raise MalformedRefused(f"{name} is the rollout of {rollout.family} {rollout.channel}")
     windows = ", ".join(f"{window.start_s} to {window.end_s}" for window in rollout.windows)
@@ -265,9 +275,9 @@ def _rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
     )
 
 
-def _plain(line: str) -> str:
+def _escape_line(line: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _time(signed: Any) -> str:
+def _format_issue_time(signed: Any) -> str:
     return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ"))

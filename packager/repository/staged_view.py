@@ -3,27 +3,27 @@
 from tuf.api.metadata import Targets
 
 from packager.errors import RepositoryMissing
-from packager.repository.layout import Layout
-from packager.repository.published import Published, effective
+from packager.repository.layout import RepositoryLayout
+from packager.repository.published import PublishedDocuments, effective_document
 from packager.repository.staging import Staging
 
 
-class View:
+class StagedView:
     """Published and staged state at one moment. Raises RepositoryDamaged."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.published = Published(layout)
+    def __init__(self, layout: RepositoryLayout) -> None:
+        self.published = PublishedDocuments(layout)
         self.staging = Staging(layout)
 
     @property
     def targets(self) -> Targets:
         """The effective `targets`. Raises RepositoryMissing."""
-        held = effective(self.published, self.staging.documents, "targets")
+        held = effective_document(self.published, self.staging.documents, "targets")
         if held is None or not isinstance(held.signed, Targets):
             raise RepositoryMissing("the repository has no targets role")
         return held.signed
 
-    def listed(self, role: str) -> tuple[str, ...]:
+    def target_names(self, role: str) -> tuple[str, ...]:
         """Names of the targets that a role lists, sorted."""
         held = set(self.published.role(role).targets) if role in self.published.documents else set()
         kind, _, family = role.partition("-")

@@ -23,19 +23,19 @@ from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Ti
 from bundle.trust.check import PACK_FIELD
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
-from packager.repository.layout import Layout, write_file
+from packager.repository.layout import RepositoryLayout, write_file
 from packager.repository.published import (
     Document,
-    Published,
+    PublishedDocuments,
     RoleSignatures,
-    add_signatures,
-    effective,
+    check_signatures,
+    effective_document,
     parse_document,
     roles_below,
-    verification,
+    sign_document,
 )
 
-LAST: Final = ("snapshot", "timestamp")
+LAST_ROLES: Final = ("snapshot", "timestamp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class SignReport:
                 {
                     "role": role.role,
                     "version": role.version,
-                    "signed": list(role.signed),
-                    "missing": role.missing,
-                    "may_sign": sorted(role.unsigned),
+                    "signed": list(role.signed_key_ids),
+                    "missing": role.missing_signatures,
+                    "may_sign": sorted(role.unsigned_keys),
                 }
                 for role in self.roles
             ],
@@ -81,7 +81,7 @@ class Staging:
     """
 
     def __init__(
-        self, layout: Layout, *, is_blank: bool = False, ahead: int = 1, pack_valid_s: int | None = None
+        self, layout: RepositoryLayout, *, is_blank: bool = False, ahead: int = 1, pack_valid_s: int | None = None
     ) -> None:
         self._ahead, self._pack_valid_s = ahead, pack_valid_s
         self._folder = layout.staging
@@ -119,32 +119,32 @@ class Staging:
     def put_document(self, role: str, document: Document) -> None:
         """Stage a document as it is: a root or targets with other keys, or one that was signed elsewhere."""
         self.documents[role] = document
-        write_file(self._folder / "metadata" / f"{role}.json", tuf_documents.serialise(document))
+        write_file(self._folder / "metadata" / f"{role}.json", tuf_documents.serialize(document))
 
-    def prepare(self, published: Published, now_s: int) -> None:
+    def prepare(self, published: PublishedDocuments, now_s: int) -> None:
         """Make or keep the documents of every role that changes, but for snapshot and timestamp (rules 2 and 4)."""
         if self.base != published.timestamp_version:
-            self._drop_stale(published)
+            self._drop_outdated(published)
             self.base = published.timestamp_version
         self._prepare_role("targets", published, {}, now_s)
-        targets = effective(published, self.documents, "targets")
+        targets = effective_document(published, self.documents, "targets")
         assert targets is not None
         for role in roles_below(targets.signed):
             changes = {name: data for name, data in self.targets.items() if _role_of(name) == role}
             self._prepare_role(role, published, changes, now_s)
 
     def sign(
-        self, published: Published, signers: Sequence[Signer], now_s: int, *, is_renewal: bool = False
+        self, published: PublishedDocuments, signers: Sequence[Signer], now_s: int, *, is_renewal: bool = False
     ) -> SignReport:
         """Add signatures, and when all below is signed make and sign snapshot and timestamp (rule 3)."""
         used: set[str] = set()
         for role in list(self.documents):
-            if role not in LAST:
-                used |= add_signatures(published, self.documents, role, signers)
+            if role not in LAST_ROLES:
+                used |= sign_document(published, self.documents, role, signers)
         if (self.documents or is_renewal) and not self._missing(published):
             used |= self._finish(published, signers, now_s)
-        states = tuple(verification(published, self.documents, role, doc) for role, doc in self.documents.items())
-        is_complete = "timestamp" in self.documents and not any(state.missing for state in states)
+        states = tuple(check_signatures(published, self.documents, role, doc) for role, doc in self.documents.items())
+        is_complete = "timestamp" in self.documents and not any(state.missing_signatures for state in states)
         unused = tuple(s.public_key.keyid for s in signers if s.public_key.keyid not in used)
         return SignReport(states, is_complete, unused)
 
@@ -155,42 +155,46 @@ class Staging:
             if path.name.removesuffix(".json") not in self.documents:
                 path.unlink()
         for role, document in self.documents.items():
-            write_file(folder / f"{role}.json", tuf_documents.serialise(document))
+            write_file(folder / f"{role}.json", tuf_documents.serialize(document))
         write_file(self._folder / "base.json", json.dumps({"timestamp_version": self.base}).encode())
 
-    def clear(self) -> None:
+    def discard(self) -> None:
         """Forget all of it."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _finish(self, published: Published, signers: Sequence[Signer], now_s: int) -> set[str]:
-        files = {role: entry for role, entry in published.files.items() if role not in (*LAST, "root")}
+    def _finish(self, published: PublishedDocuments, signers: Sequence[Signer], now_s: int) -> set[str]:
+        files = {role: entry for role, entry in published.files.items() if role not in (*LAST_ROLES, "root")}
         for role, document in self.documents.items():
-            if role not in (*LAST, "root"):
-                files[role] = (document.signed.version, tuf_documents.serialise(document))
+            if role not in (*LAST_ROLES, "root"):
+                files[role] = (document.signed.version, tuf_documents.serialize(document))
         before = published.documents.get("snapshot")
         version = self._ahead + (0 if before is None else before.signed.version)
         snapshot = tuf_documents.new_snapshot(version, files, now_s)
         held = self.documents.get("snapshot")
-        if held is None or held.signed.meta != snapshot.meta or _is_aged(held, "snapshot", now_s):
+        if held is None or held.signed.meta != snapshot.meta or _is_near_expiry(held, "snapshot", now_s):
             self._as_packed(snapshot, now_s)
             self.documents["snapshot"] = Metadata[Snapshot](snapshot)
-        used = add_signatures(published, self.documents, "snapshot", signers)
+        used = sign_document(published, self.documents, "snapshot", signers)
         document = self.documents["snapshot"]
-        if verification(published, self.documents, "snapshot", document).missing:
+        if check_signatures(published, self.documents, "snapshot", document).missing_signatures:
             self.documents.pop("timestamp", None)
             return used
-        named = (document.signed.version, tuf_documents.serialise(document))
+        named = (document.signed.version, tuf_documents.serialize(document))
         timestamp = tuf_documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
         held = self.documents.get("timestamp")
-        if held is None or held.signed.snapshot_meta != timestamp.snapshot_meta or _is_aged(held, "timestamp", now_s):
+        if (
+            held is None
+            or held.signed.snapshot_meta != timestamp.snapshot_meta
+            or _is_near_expiry(held, "timestamp", now_s)
+        ):
             self._as_packed(timestamp, now_s)
             self.documents["timestamp"] = Metadata[Timestamp](timestamp)
-        return used | add_signatures(published, self.documents, "timestamp", signers)
+        return used | sign_document(published, self.documents, "timestamp", signers)
 
-    def renew_rollout(self, role: str, before: Targets, now_s: int) -> None:
+    def renew_rollout(self, role: str, previous: Targets, now_s: int) -> None:
         """A rollout role's document as it is, with a new version and expiry."""
-        renewed = tuf_documents.next_targets(before, role, before.targets, now_s)
-        renewed.version = before.version + self._ahead
+        renewed = tuf_documents.next_targets(previous, role, previous.targets, now_s)
+        renewed.version = previous.version + self._ahead
         self._as_packed(renewed, now_s)
         self.documents[role] = Metadata[Targets](renewed)
 
@@ -200,7 +204,7 @@ class Staging:
             signed.expires = datetime.fromtimestamp(now_s + self._pack_valid_s, UTC)
             signed.unrecognized_fields[PACK_FIELD] = True
 
-    def _prepare_role(self, role: str, published: Published, changes: Mapping[str, bytes], now_s: int) -> None:
+    def _prepare_role(self, role: str, published: PublishedDocuments, changes: Mapping[str, bytes], now_s: int) -> None:
         before = published.documents.get(role)
         staged = self.documents.get(role)
         if before is None and staged is None:
@@ -216,22 +220,22 @@ class Staging:
                 self.documents[role] = Metadata[Targets](changed)
             return
         assert before is not None
-        is_stale = bool(verification(published, self.documents, role, before).missing)
+        is_stale = bool(check_signatures(published, self.documents, role, before).missing_signatures)
         if wanted != held or is_stale:
             self.documents[role] = Metadata[Targets](tuf_documents.next_targets(before.signed, role, wanted, now_s))
 
-    def _drop_stale(self, published: Published) -> None:
+    def _drop_outdated(self, published: PublishedDocuments) -> None:
         for role in list(self.documents):
             before = published.documents.get(role)
             is_successor = self.documents[role].signed.version == (0 if before is None else before.signed.version) + 1
-            if role in LAST or not is_successor:
+            if role in LAST_ROLES or not is_successor:
                 del self.documents[role]
 
-    def _missing(self, published: Published) -> int:
+    def _missing(self, published: PublishedDocuments) -> int:
         return sum(
-            verification(published, self.documents, role, document).missing
+            check_signatures(published, self.documents, role, document).missing_signatures
             for role, document in self.documents.items()
-            if role not in LAST
+            if role not in LAST_ROLES
         )
 
     def _read_targets(self) -> dict[str, bytes]:
@@ -260,7 +264,7 @@ class Staging:
             raise RepositoryDamaged(f"{self._folder / 'base.json'} is damaged") from error
 
 
-def _is_aged(document: Document, role: str, now_s: int) -> bool:
+def _is_near_expiry(document: Document, role: str, now_s: int) -> bool:
     # what was signed long before it is published would be out of date at once
     life_s = tuf_documents.EXPIRY_DAYS[role] * tuf_documents.DAY_S
     return bool(document.signed.expires.timestamp() - now_s < life_s / 2)

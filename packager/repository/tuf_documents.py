@@ -41,8 +41,8 @@ EXPIRY_DAYS: Final = {
     "snapshot": 7,
     "timestamp": 1,
 }
-PACK_LIMIT_DAYS: Final = 90
-CLASSICAL: Final = "x-classical"
+MAX_PACK_DAYS: Final = 90
+CLASSICAL_FIELD: Final = "x-classical"
 TOP_LEVEL: Final = ("root", "targets", "snapshot", "timestamp")
 FIRST_EPOCH: Final = 1
 
@@ -62,7 +62,7 @@ def expiry(role: str, now_s: int) -> datetime:
     return datetime.fromtimestamp(now_s + EXPIRY_DAYS[kind_of(role)] * DAY_S, UTC)
 
 
-def issued(now_s: int) -> dict[str, Any]:
+def issue_fields(now_s: int) -> dict[str, Any]:
     """Rule 1."""
     return {ISSUED_AT_FIELD: format_time(now_s)}
 
@@ -78,9 +78,9 @@ def new_root(keys: Mapping[str, Sequence[Key]], now_s: int, *, classical: bool) 
     Raises:
         ThresholdInvalid.
     """
-    fields: dict[str, Any] = {**issued(now_s), PACK_MAX_DAYS_FIELD: PACK_LIMIT_DAYS}
+    fields: dict[str, Any] = {**issue_fields(now_s), PACK_MAX_DAYS_FIELD: MAX_PACK_DAYS}
     if classical:
-        fields[CLASSICAL] = True
+        fields[CLASSICAL_FIELD] = True
     return Root(
         version=1,
         expires=expiry("root", now_s),
@@ -96,7 +96,7 @@ def next_root(root: Root, repository_id: str, now_s: int) -> Root:
     copied = Root.from_dict(root.to_dict())
     copied.version += 1
     copied.expires = expiry("root", now_s)
-    copied.unrecognized_fields.update({**issued(now_s), REPOSITORY_ID_FIELD: repository_id})
+    copied.unrecognized_fields.update({**issue_fields(now_s), REPOSITORY_ID_FIELD: repository_id})
     return copied
 
 
@@ -107,7 +107,7 @@ def new_targets(now_s: int) -> Targets:
         expires=expiry("targets", now_s),
         targets={},
         delegations=Delegations({}, {}),
-        unrecognized_fields=issued(now_s),
+        unrecognized_fields=issue_fields(now_s),
     )
 
 
@@ -140,15 +140,15 @@ def drop_unused_keys(targets: Targets) -> None:
 
 def empty_role(role: str, now_s: int) -> Targets:
     """The first document of a delegated role."""
-    return Targets(version=1, expires=expiry(role, now_s), targets={}, unrecognized_fields=issued(now_s))
+    return Targets(version=1, expires=expiry(role, now_s), targets={}, unrecognized_fields=issue_fields(now_s))
 
 
-def next_targets(before: Targets, role: str, targets: Mapping[str, TargetFile], now_s: int) -> Targets:
+def next_targets(previous: Targets, role: str, targets: Mapping[str, TargetFile], now_s: int) -> Targets:
     """A targets-type document one version on, with another list of targets."""
-    copied = Targets.from_dict(before.to_dict())
+    copied = Targets.from_dict(previous.to_dict())
     copied.version += 1
     copied.expires = expiry(role, now_s)
-    copied.unrecognized_fields.update(issued(now_s))
+    copied.unrecognized_fields.update(issue_fields(now_s))
     copied.targets = dict(targets)
     return copied
 
@@ -159,7 +159,7 @@ def new_snapshot(version: int, files: Mapping[str, tuple[int, bytes]], now_s: in
         version=version,
         expires=expiry("snapshot", now_s),
         meta={f"{role}.json": meta_file(number, data) for role, (number, data) in sorted(files.items())},
-        unrecognized_fields=issued(now_s),
+        unrecognized_fields=issue_fields(now_s),
     )
 
 
@@ -169,7 +169,7 @@ def new_timestamp(version: int, snapshot: tuple[int, bytes], now_s: int) -> Time
         version=version,
         expires=expiry("timestamp", now_s),
         snapshot_meta=meta_file(*snapshot),
-        unrecognized_fields=issued(now_s),
+        unrecognized_fields=issue_fields(now_s),
     )
 
 
@@ -191,7 +191,7 @@ def target_path(target: TargetFile) -> str:
 
 def is_classical(root: Root) -> bool:
     """Was the repository made without ML-DSA?"""
-    return root.unrecognized_fields.get(CLASSICAL) is True
+    return root.unrecognized_fields.get(CLASSICAL_FIELD) is True
 
 
 def families_of(targets: Targets) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ def delegated_roles(targets: Targets) -> dict[str, DelegatedRole]:
     return {} if targets.delegations is None else dict(targets.delegations.roles or {})
 
 
-def serialise(document: Metadata[Any]) -> bytes:
+def serialize(document: Metadata[Any]) -> bytes:
     """The file of a document."""
     return document.to_bytes()
 

@@ -31,13 +31,13 @@ from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN
 from packager.errors import PublishConflict, WorkspaceRefused
 from packager.models.model_package import open_package
 
-FOLDER: Final = "private"
+PRIVATE_FOLDER: Final = "private"
 RELEASE_LOCK: Final = ".releasing"
 MAX_RECORD_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class KeptVariant:
+class StoredVariant:
     """What is kept of one variant of one release.
 
     Attributes:
@@ -62,22 +62,22 @@ class Workspace:
     """
 
     def __init__(self, root: Path) -> None:
-        self.folder = root / FOLDER
+        self.folder = root / PRIVATE_FOLDER
 
     @contextmanager
-    def building(self) -> Iterator[Path]:
+    def build_folder(self) -> Iterator[Path]:
         """A folder for work in progress, on the same file system, gone afterwards."""
-        self._make(self.folder)
+        self._create_folder(self.folder)
         with tempfile.TemporaryDirectory(prefix=".building-", dir=self.folder) as place:
             yield Path(place)
 
     @contextmanager
-    def releasing(self) -> Iterator[None]:
+    def lock_release(self) -> Iterator[None]:
         """One release at a time: two would draw the same counter, and the second would keep its keys over the first's.
 
         The kernel lets go of it when the process ends. Raises PublishConflict.
         """
-        self._make(self.folder)
+        self._create_folder(self.folder)
         descriptor = os.open(self.folder / RELEASE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -90,36 +90,36 @@ class Workspace:
         finally:
             os.close(descriptor)
 
-    def keep(self, directory: BundleDirectory, kept: KeptVariant) -> None:
+    def store_variant(self, directory: BundleDirectory, stored: StoredVariant) -> None:
         """Take a plain bundle and its record over; the bundle's folder is moved here. Once for each variant."""
-        place = self._bundle_place(kept.family, kept.bundle)
+        place = self._bundle_path(stored.family, stored.bundle)
         if not place.exists():
-            self._make(place.parent)
+            self._create_folder(place.parent)
             directory.root.rename(place)
-        record = {"version": kept.version, "bundle": kept.bundle, "content_key": kept.content_key.value.hex()}
-        self._write(self._record_place(kept.family, kept.counter, kept.variant), strict_json.encode({**record}))
+        record = {"version": stored.version, "bundle": stored.bundle, "content_key": stored.content_key.value.hex()}
+        self._write(self._record_path(stored.family, stored.counter, stored.variant), strict_json.encode({**record}))
 
-    def keep_build(self, family: str, counter: int, record: bytes) -> None:
+    def store_build_record(self, family: str, counter: int, record: bytes) -> None:
         """Keep the record of a build."""
-        self._write(self._build_place(family, counter), record)
+        self._write(self._build_record_path(family, counter), record)
 
-    def find_build(self, family: str, counter: int) -> bytes | None:
+    def find_build_record(self, family: str, counter: int) -> bytes | None:
         """The record of a build, or None."""
         try:
-            return self._build_place(family, counter).read_bytes()
+            return self._build_record_path(family, counter).read_bytes()
         except FileNotFoundError:
             return None
 
-    def find(self, family: str, counter: int, variant: str) -> KeptVariant | None:
+    def find_variant(self, family: str, counter: int, variant: str) -> StoredVariant | None:
         """What is kept of a variant, or None. Raises WorkspaceRefused for a damaged record."""
-        place = self._record_place(family, counter, variant)
+        place = self._record_path(family, counter, variant)
         try:
             data = place.read_bytes()
         except FileNotFoundError:
             return None
         try:
             fields = StrictObject(strict_json.decode(data, what=str(place), max_bytes=MAX_RECORD_BYTES), str(place))
-            kept = KeptVariant(
+            kept = StoredVariant(
                 family,
                 counter,
                 fields.text("version", VERSION_PATTERN),
@@ -140,7 +140,7 @@ class Workspace:
 
     def open_bundle(self, family: str, digest: BundleDigest) -> BundleDirectory | None:
         """A kept plain bundle, or None. Raises WorkspaceRefused where it is not what its name says (rule 1)."""
-        place = self._bundle_place(family, digest)
+        place = self._bundle_path(family, digest)
         if not place.is_dir():
             return None
         directory = open_package(place)
@@ -151,57 +151,59 @@ class Workspace:
             )
         return directory
 
-    def forget(self, family: str, keep: frozenset[BundleDigest], *, dry_run: bool = False) -> tuple[BundleDigest, ...]:
+    def delete_bundles(
+        self, family: str, listed: frozenset[BundleDigest], *, dry_run: bool = False
+    ) -> tuple[BundleDigest, ...]:
         """Remove the plain bundles of a family that are not in `keep`; records and keys stay. Returns their digests."""
         folder = self.folder / "bundles" / family
         gone = []
         for place in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if place.name not in keep:
+            if place.name not in listed:
                 if not dry_run:
                     shutil.rmtree(place)
                 gone.append(BundleDigest(place.name))
         return tuple(gone)
 
-    def forget_unlisted(
+    def delete_unlisted_bundles(
         self, listed: Mapping[str, Sequence[Manifest]], *, dry_run: bool = False
     ) -> tuple[BundleDigest, ...]:
         """`forget` for every family, keeping the bundles of its listed releases."""
         gone: list[BundleDigest] = []
         for family, releases in listed.items():
             keep = frozenset(variant.digest for manifest in releases for _, variant in manifest.variants)
-            gone += self.forget(family, keep, dry_run=dry_run)
+            gone += self.delete_bundles(family, keep, dry_run=dry_run)
         return tuple(gone)
 
-    def _bundle_place(self, family: str, digest: BundleDigest) -> Path:
+    def _bundle_path(self, family: str, digest: BundleDigest) -> Path:
         assert NAME_PATTERN.fullmatch(family)
         return self.folder / "bundles" / family / digest
 
-    def _record_place(self, family: str, counter: int, variant: str) -> Path:
+    def _record_path(self, family: str, counter: int, variant: str) -> Path:
         assert NAME_PATTERN.fullmatch(family)
         assert NAME_PATTERN.fullmatch(variant)
         return self.folder / "releases" / family / str(counter) / f"{variant}.json"
 
-    def _build_place(self, family: str, counter: int) -> Path:
+    def _build_record_path(self, family: str, counter: int) -> Path:
         assert NAME_PATTERN.fullmatch(family)
         return self.folder / "builds" / family / f"{counter}.json"
 
-    def _make(self, folder: Path) -> None:
+    def _create_folder(self, folder: Path) -> None:
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.folder.chmod(0o700)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _write(self, place: Path, data: bytes) -> None:
-        self._make(place.parent)
-        handle, name = tempfile.mkstemp(prefix=f".{place.name}.", dir=place.parent)  # mkstemp gives 0600
+    def _write(self, path: Path, data: bytes) -> None:
+        self._create_folder(path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp gives 0600
         partial = Path(name)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            partial.replace(place)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
 
-__all__ = ["FOLDER", "KeptVariant", "Workspace"]
+__all__ = ["PRIVATE_FOLDER", "StoredVariant", "Workspace"]

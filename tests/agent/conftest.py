@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.faulty_http_server import Site, serving
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +20,11 @@ def first_publisher(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
 
 
 @pytest.fixture(scope="session")
-def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> Device:
+def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFactory) -> DeviceUnderTest:
     """Admitted, with 1.0.0 installed and committed."""
     folder = tmp_path_factory.mktemp("device")
     with serving(first_publisher.published) as site:
-        device = Device.make(folder, site.url, first_publisher.root)
+        device = DeviceUnderTest.make(folder, site.url, first_publisher.root)
         first_publisher.admit(device.directory)
         device.start()
         try:
@@ -36,8 +36,8 @@ def first_device(first_publisher: Publisher, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def first_update(
-    first_publisher: Publisher, first_device: Device, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Publisher, Device]:
+    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Publisher, DeviceUnderTest]:
     """The channel at 1.1.0, and a device with 1.1.0 active and 1.0.0 previous; both to be copied."""
     folder = tmp_path_factory.mktemp("update")
     publisher = first_publisher.copy(folder / "site")
@@ -53,7 +53,9 @@ def first_update(
 
 
 @pytest.fixture
-def updated(first_update: tuple[Publisher, Device], tmp_path: Path) -> Iterator[tuple[Publisher, Device]]:
+def updated(
+    first_update: tuple[Publisher, DeviceUnderTest], tmp_path: Path
+) -> Iterator[tuple[Publisher, DeviceUnderTest]]:
     """A copy of the publisher that offers 1.1.0, and of the device that has it; stopped."""
     publisher = first_update[0].copy(tmp_path / "updated-site")
     with serving(publisher.published) as site:
@@ -63,7 +65,9 @@ def updated(first_update: tuple[Publisher, Device], tmp_path: Path) -> Iterator[
 
 
 @pytest.fixture
-def installed(first_device: Device, publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[Device]:
+def installed(
+    first_device: DeviceUnderTest, publisher: Publisher, site: Site, tmp_path: Path
+) -> Iterator[DeviceUnderTest]:
     """A copy of the device that serves 1.0.0, stopped."""
     device = first_device.copy(tmp_path / "lab", site.url)
     yield device
@@ -84,9 +88,9 @@ def site(publisher: Publisher) -> Iterator[Site]:
 
 
 @pytest.fixture
-def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[Device]:
+def device(publisher: Publisher, site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
     """An enrolled device that has nothing yet."""
-    device = Device.make(tmp_path / "lab", site.url, publisher.root)
+    device = DeviceUnderTest.make(tmp_path / "lab", site.url, publisher.root)
     publisher.admit(device.directory)
     yield device
     device.stop()

@@ -14,7 +14,7 @@ from device_agent.runtime.tensors import Array
 from tests.packager.test_json_schemas import check
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site, serving
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 RANK = 2
 RNG = np.random.default_rng(3)
@@ -62,7 +62,7 @@ def personal(tmp_path: Path) -> Path:
     return path
 
 
-def _says(device: Device, *words: str, code: int = 0) -> dict[str, Any]:
+def _says(device: DeviceUnderTest, *words: str, code: int = 0) -> dict[str, Any]:
     done = device.command(*words, "--json")
     assert done.returncode == code, done.stderr
     if code == 0:
@@ -70,7 +70,7 @@ def _says(device: Device, *words: str, code: int = 0) -> dict[str, Any]:
     return dict(json.loads(done.stdout)) if code == 0 else dict(json.loads(done.stderr)["error"])
 
 
-def _answers(device: Device) -> Array:
+def _answers(device: DeviceUnderTest) -> Array:
     return np.array(infer(device)["outputs"][0]["data"], np.float32)
 
 
@@ -121,7 +121,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
         assert _says(device, "adapter", "list")["adapters"][0]["wanted"] is False
 
 
-def test_what_is_no_adapter_changes_nothing(installed: Device, tmp_path: Path, personal: Path) -> None:
+def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path: Path, personal: Path) -> None:
     nonsense = tmp_path / "nonsense"
     nonsense.write_bytes(bytes(range(256)) * 20)
     for place, reason, code in (
@@ -135,15 +135,15 @@ def test_what_is_no_adapter_changes_nothing(installed: Device, tmp_path: Path, p
     assert _says(installed, "adapter", "list") == {"adapters": []}
 
 
-def _serving_device(publisher: Publisher, site: Site, folder: Path) -> Device:
-    device = Device.make(folder / "lab", site.url, publisher.root)
+def _serving_device(publisher: Publisher, site: Site, folder: Path) -> DeviceUnderTest:
+    device = DeviceUnderTest.make(folder / "lab", site.url, publisher.root)
     publisher.admit(device.directory)
     device.start()
     assert device.ask("update")["outcome"] == "updated"
     return device
 
 
-def _nothing_plain_lies_around(device: Device) -> None:
+def _nothing_plain_lies_around(device: DeviceUnderTest) -> None:
     needle = LORA_B.tobytes()
     for path in device.directory.root.rglob("*"):
         if path.is_file():

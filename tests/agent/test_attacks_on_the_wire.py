@@ -11,11 +11,11 @@ from device_agent.workers import fetcher
 from tests.agent.test_plaintext import holds_any, windows_of
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site
-from tests.support.publisher import Device, Publisher, near
+from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
 from torture.in_process import ErrandsHere
 
 
-def test_partial_install(installed: Device, publisher: Publisher, site: Site) -> None:
+def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     """A mirror that serves a release but for one of the files that it needs: nothing of it is activated."""
     publisher.offer("1.1.0")
     for needed in ("blobs/", "envelopes/"):
@@ -31,7 +31,7 @@ def test_partial_install(installed: Device, publisher: Publisher, site: Site) ->
     assert installed.update().outcome is Outcome.STAGED
 
 
-def test_eavesdropping(device: Device, publisher: Publisher, site: Site) -> None:
+def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     """All that crosses the wire in a first install and an update: no piece of a model, and no name of the device."""
     heard: list[bytes] = []
 
@@ -44,7 +44,7 @@ def test_eavesdropping(device: Device, publisher: Publisher, site: Site) -> None
     publisher.offer("1.1.0")
     device.start()
     assert device.ask("update")["outcome"] == "updated"
-    windows = windows_of(near(0).SerializeToString()) | windows_of(near(1).SerializeToString())
+    windows = windows_of(similar_model(0).SerializeToString()) | windows_of(similar_model(1).SerializeToString())
     assert any(data.startswith(b"blobs/") for data in heard)
     assert [data[:80] for data in heard if holds_any(data, windows)] == []
     public = device.directory.public_identity()
@@ -53,7 +53,9 @@ def test_eavesdropping(device: Device, publisher: Publisher, site: Site) -> None
         assert public.label.encode() not in data
 
 
-def test_slow_retrieval(installed: Device, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_retrieval(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A byte now and then, for ever: cut by the average rate, what came is kept, and the next attempt goes on there."""
     # the same rule over a shorter window: a test can not wait for half a minute
     monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)

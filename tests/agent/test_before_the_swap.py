@@ -14,14 +14,14 @@ from device_agent.config.config import ProbationSettings
 from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES
 from tests.support import tiny_models
 from tests.support.endpoint_client import get, infer
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 SHADOW = "\n[variants.fp32.health]\nshadow_ppm = 1_000_000\nshadow_relative_rms_ppm = {limit}\n"
 SHADOW += "shadow_agreement_ppm = 990_000\n"
 
 
 @contextmanager
-def requests(device: Device) -> Iterator[Counter[str]]:
+def requests(device: DeviceUnderTest) -> Iterator[Counter[str]]:
     """Asks all the time; counts answers by version, and failures."""
     answers: Counter[str] = Counter()
     stop = threading.Event()
@@ -42,7 +42,7 @@ def requests(device: Device) -> Iterator[Counter[str]]:
         client.join()
 
 
-def _start(device: Device, *, requests: int, window_s: int = 3, serve: str = "") -> None:
+def _start(device: DeviceUnderTest, *, requests: int, window_s: int = 3, serve: str = "") -> None:
     device.config = replace(device.config, probation=ProbationSettings(window_s=window_s, min_requests=requests))
     device.write_config()
     text = device.config_path.read_text()
@@ -50,7 +50,7 @@ def _start(device: Device, *, requests: int, window_s: int = 3, serve: str = "")
     device.start()
 
 
-def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: Device, publisher: Publisher) -> None:
+def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with requests(installed) as answers:
@@ -60,7 +60,7 @@ def test_a_candidate_that_agrees_in_the_shadow_is_swapped_in(installed: Device, 
     assert set(answers) == {"1.0.0", "1.2.0"}, answers
 
 
-def test_a_candidate_that_answers_otherwise_never_serves(installed: Device, publisher: Publisher) -> None:
+def test_a_candidate_that_answers_otherwise_never_serves(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=0, model=tiny_models.mlp(7), extra=SHADOW.format(limit=50_000))
     _start(installed, requests=5)
     with requests(installed) as answers:
@@ -73,7 +73,7 @@ def test_a_candidate_that_answers_otherwise_never_serves(installed: Device, publ
     assert metric(installed, "updates_total", outcome="unfit") == 1
 
 
-def test_an_operator_ends_a_shadow(installed: Device, publisher: Publisher) -> None:
+def test_an_operator_ends_a_shadow(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra=SHADOW.format(limit=50_000))
     _start(installed, requests=10**6, window_s=60)
     result: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def test_an_operator_ends_a_shadow(installed: Device, publisher: Publisher) -> N
 
 @pytest.mark.parametrize("drill", ["", "live-nan"])
 def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
-    installed: Device, publisher: Publisher, drill: str
+    installed: DeviceUnderTest, publisher: Publisher, drill: str
 ) -> None:
     publisher.release("1.2.0", seed=1, drill=drill)
     budget = BARE_PROCESS_BYTES + RESERVE_BYTES + 40 * 2**20
@@ -107,7 +107,7 @@ def test_where_two_models_do_not_fit_the_running_one_is_stopped_first(
     assert metric(installed, "swaps_total", result="rolled-back" if drill else "committed") == 1
 
 
-def test_a_candidate_that_fits_nowhere_is_not_tried(installed: Device, publisher: Publisher) -> None:
+def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _start(installed, requests=0, serve=f"memory_bytes = {2**20}")
     ended = installed.ask("update")
@@ -115,7 +115,7 @@ def test_a_candidate_that_fits_nowhere_is_not_tried(installed: Device, publisher
     assert infer(installed)["model_version"] == "1.0.0"
 
 
-def metric(device: Device, name: str, **labels: str) -> float:
+def metric(device: DeviceUnderTest, name: str, **labels: str) -> float:
     """One value of /metrics; `labels` beside the family."""
     wanted = ",".join(f'{key}="{value}"' for key, value in {"family": "kws", **labels}.items())
     for line in get(device, "/metrics").decode().splitlines():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.host.meters import ProcessMeter, energy_meters
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
 def _error(text: str) -> dict[str, str]:
@@ -14,7 +14,7 @@ def _error(text: str) -> dict[str, str]:
 
 
 def test_active_and_staged_are_measured_under_golden_inputs_and_under_a_mix(
-    installed: Device, publisher: Publisher, tmp_path: Path
+    installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
 ) -> None:
     publisher.offer("1.1.0")
     assert installed.update().outcome == "staged"
@@ -41,13 +41,13 @@ def test_active_and_staged_are_measured_under_golden_inputs_and_under_a_mix(
     assert installed.command("bench", "--mix", str(mix)).returncode == 2
 
 
-def test_a_device_without_a_bundle_has_nothing_to_measure(device: Device) -> None:
+def test_a_device_without_a_bundle_has_nothing_to_measure(device: DeviceUnderTest) -> None:
     done = device.command("bench", "--json")
     assert (done.returncode, _error(done.stderr)["reason"]) == (2, "nothing-to-measure")
 
 
 @pytest.mark.parametrize("with_daemon", [False, True])
-def test_a_plan_says_which_variant_and_why(installed: Device, publisher: Publisher, with_daemon: bool) -> None:
+def test_a_plan_says_which_variant_and_why(installed: DeviceUnderTest, publisher: Publisher, with_daemon: bool) -> None:
     publisher.offer("1.1.0")
     if with_daemon:
         installed.start()
@@ -67,7 +67,7 @@ def test_a_plan_says_which_variant_and_why(installed: Device, publisher: Publish
     journal.close()
 
 
-def test_a_plan_says_why_no_variant_fits(installed: Device, publisher: Publisher) -> None:
+def test_a_plan_says_why_no_variant_fits(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=1, extra='\n[variants.fp32.requires]\ncpu_features = ["sparkle"]\n')
     found = json.loads(installed.command("plan", "--json").stdout)
     assert (found["chosen"], found["path"], found["reason"]) == (None, None, "no-variant")

@@ -11,7 +11,7 @@ import pytest
 
 from device_agent.commands import root
 from tests.support.faulty_http_server import Site
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 from torture.fault_classes import inject, without_strace
 
 
@@ -134,7 +134,7 @@ def test_check_config_does_nothing_but_read(
 
 
 def test_each_outcome_of_an_update_has_its_exit_code(
-    installed: Device, publisher: Publisher, site: Site, capsys: pytest.CaptureFixture[str]
+    installed: DeviceUnderTest, publisher: Publisher, site: Site, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ("--config", installed.config_path)
 
@@ -161,7 +161,7 @@ def _busy(exchange: object) -> bool:
 
 
 def test_without_a_daemon_the_commands_work_on_the_directory(
-    installed: Device, publisher: Publisher, capsys: pytest.CaptureFixture[str]
+    installed: DeviceUnderTest, publisher: Publisher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = ("--config", installed.config_path)
     status = json.loads(_run(capsys, *config, "status", "--json")[1])
@@ -175,7 +175,7 @@ def test_without_a_daemon_the_commands_work_on_the_directory(
 
 
 def test_a_rollback_without_a_daemon_moves_the_pointers(
-    updated: tuple[Publisher, Device], capsys: pytest.CaptureFixture[str]
+    updated: tuple[Publisher, DeviceUnderTest], capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, device = updated
     config = ("--config", device.config_path)
@@ -185,13 +185,17 @@ def test_a_rollback_without_a_daemon_moves_the_pointers(
     assert (status["active"]["release"], status["previous"]) == ("1.0.0", None)
 
 
-def test_a_key_file_that_others_can_read_is_refused(installed: Device, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_file_that_others_can_read_is_refused(
+    installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
     (installed.directory.identity / "ed25519.key").chmod(0o644)
     message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
     assert "has mode 0644, expected 0600" in message
 
 
-def test_a_damaged_key_file_says_nothing_of_its_content(installed: Device, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_key_file_says_nothing_of_its_content(
+    installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = installed.directory.identity / "ed25519.key"
     text = path.read_text()
     path.write_text(text.replace('"value":"', '"value":"0'))

@@ -20,10 +20,10 @@ from device_agent.errors import PausedUnavailable
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
-def test_the_daemon_installs_serves_updates_and_goes_back(device: Device, publisher: Publisher) -> None:
+def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTest, publisher: Publisher) -> None:
     line = device.start()
     assert line["address"] == device.config.serve.listen
     assert device.ask("status")["ready"] is False
@@ -54,14 +54,16 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: Device, publis
     assert not device.directory.control.exists()
 
 
-def _watched(device: Device, requests: int) -> None:
+def _watched(device: DeviceUnderTest, requests: int) -> None:
     """Restart with a probation that needs so many requests."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=30, min_requests=requests))
     device.write_config()
     device.start()
 
 
-def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(installed: Device, publisher: Publisher) -> None:
+def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(
+    installed: DeviceUnderTest, publisher: Publisher
+) -> None:
     publisher.release("1.2.0", seed=2, drill="live-nan")
     _watched(installed, requests=1000)
     with _requests(installed) as versions:
@@ -73,7 +75,7 @@ def test_a_release_that_answers_nan_under_live_requests_is_rolled_back(installed
     assert installed.ask("status")["quarantine"][0]["reason"] == "probation-failed"
 
 
-def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: Device, publisher: Publisher) -> None:
+def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _watched(installed, requests=1000)
     result: dict[str, Any] = {}
@@ -86,7 +88,7 @@ def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: Device,
     assert infer(installed)["model_version"] == "1.0.0"
 
 
-def test_an_operator_ends_a_probation(installed: Device, publisher: Publisher) -> None:
+def test_an_operator_ends_a_probation(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     _watched(installed, requests=1000)
     result: dict[str, Any] = {}
@@ -100,7 +102,7 @@ def test_an_operator_ends_a_probation(installed: Device, publisher: Publisher) -
     assert infer(installed)["model_version"] == "1.0.0"
 
 
-def test_what_could_not_be_started_at_once_is_started_later(installed: Device) -> None:
+def test_what_could_not_be_started_at_once_is_started_later(installed: DeviceUnderTest) -> None:
     killed = threading.Event()
 
     def kill_the_first_patcher() -> None:
@@ -125,7 +127,7 @@ def test_what_could_not_be_started_at_once_is_started_later(installed: Device) -
 
 
 def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwards(
-    installed: Device, publisher: Publisher
+    installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
     _watched(installed, requests=1000)
@@ -140,7 +142,7 @@ def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwar
     assert (last["outcome"], last["reason"]) == ("interrupted", "stopped")
 
 
-def test_a_first_install_that_fails_is_told_and_tried_again(device: Device, publisher: Publisher) -> None:
+def test_a_first_install_that_fails_is_told_and_tried_again(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     device.start()
     ended = device.ask("update")
@@ -151,7 +153,7 @@ def test_a_first_install_that_fails_is_told_and_tried_again(device: Device, publ
     assert infer(device)["model_version"] == "1.1.0"
 
 
-def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: Device, publisher: Publisher) -> None:
+def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: DeviceUnderTest, publisher: Publisher) -> None:
     text = installed.config_path.read_text().replace("automatic = false", "automatic = true\npoll_interval_s = 1")
     installed.config_path.write_text(text)
     installed.start()
@@ -166,7 +168,9 @@ def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: Device, publi
     assert installed.ask("history")["history"][0]["trigger"] == "poll"
 
 
-def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publisher: Publisher, site: Site) -> None:
+def test_the_daemon_stops_at_once_though_a_server_hangs(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
+) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
     site.faults = [faulty_http_server.below("blobs/", faulty_http_server.hang(release, arrived))]
@@ -181,7 +185,7 @@ def test_the_daemon_stops_at_once_though_a_server_hangs(installed: Device, publi
         update.join(60)
 
 
-def test_a_standby_takes_over_when_the_model_process_dies(installed: Device) -> None:
+def test_a_standby_takes_over_when_the_model_process_dies(installed: DeviceUnderTest) -> None:
     text = installed.config_path.read_text().replace("[serve]\n", "[serve]\nstandby = true\n")
     installed.config_path.write_text(text)
     installed.start()
@@ -199,24 +203,24 @@ def test_a_standby_takes_over_when_the_model_process_dies(installed: Device) -> 
     assert len(seen) == 3
 
 
-def test_a_second_daemon_finds_the_directory_taken(installed: Device) -> None:
+def test_a_second_daemon_finds_the_directory_taken(installed: DeviceUnderTest) -> None:
     installed.start()
     second = installed.command("run")
     assert second.returncode == 4
     assert '"busy"' in second.stderr
 
 
-def test_the_control_socket_is_for_its_owner_alone(installed: Device) -> None:
+def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -> None:
     installed.start()
     assert stat.S_IMODE(installed.directory.control.stat().st_mode) == 0o600
 
 
-def _ignoring_the_end(device: Device) -> None:
+def _ignoring_the_end(device: DeviceUnderTest) -> None:
     with contextlib.suppress(AirweightsError):
         device.ask("update")
 
 
-def _probationer(device: Device) -> int:
+def _probationer(device: DeviceUnderTest) -> int:
     """The process of the candidate, once it is on probation."""
     deadline = time.monotonic() + 60
     while True:
@@ -227,7 +231,7 @@ def _probationer(device: Device) -> int:
 
 
 @contextlib.contextmanager
-def _requests(device: Device) -> Iterator[list[str]]:
+def _requests(device: DeviceUnderTest) -> Iterator[list[str]]:
     """Requests one after the other in a thread; the versions that answered."""
     versions: list[str] = []
     done = threading.Event()

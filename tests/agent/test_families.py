@@ -27,7 +27,7 @@ from tests.runtime.test_metrics import parse
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import get, infer
 from tests.support.faulty_http_server import Site, serving
-from tests.support.publisher import FAMILY, Device, Publisher
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
 OTHER = "vision"
 FIRST = {FAMILY: "1.0.0", OTHER: "2.0.0"}
@@ -35,7 +35,7 @@ NEXT = {FAMILY: "1.1.0", OTHER: "2.1.0"}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, Device]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnderTest]:
     """Two families with two releases each, the channels at the first; a device that has installed both."""
     folder = tmp_path_factory.mktemp("families")
     publisher = Publisher(folder / "site", families=(FAMILY, OTHER))
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, Device]:
     for family, version in FIRST.items():
         publisher.offer(version, family=family)
     with serving(publisher.published) as site:
-        device = Device.make(folder / "lab", site.url, publisher.root)
+        device = DeviceUnderTest.make(folder / "lab", site.url, publisher.root)
         device.config = replace(device.config, further=(FurtherFamily(OTHER, variant="fp32"),))
         device.write_config()
         publisher.admit(device.directory)
@@ -65,20 +65,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, Device]:
 
 
 @pytest.fixture
-def publisher(made: tuple[Publisher, Device], tmp_path: Path) -> Publisher:
+def publisher(made: tuple[Publisher, DeviceUnderTest], tmp_path: Path) -> Publisher:
     """A copy that the test may change."""
     return made[0].copy(tmp_path / "site")
 
 
 @pytest.fixture
-def device(made: tuple[Publisher, Device], site: Site, tmp_path: Path) -> Iterator[Device]:
+def device(made: tuple[Publisher, DeviceUnderTest], site: Site, tmp_path: Path) -> Iterator[DeviceUnderTest]:
     """A copy of the device, stopped."""
     device = made[1].copy(tmp_path / "lab", site.url)
     yield device
     device.stop()
 
 
-def versions(device: Device) -> dict[str, str]:
+def versions(device: DeviceUnderTest) -> dict[str, str]:
     """What answers."""
     return {family: infer(device, family=family)["model_version"] for family in (FAMILY, OTHER)}
 
@@ -88,7 +88,7 @@ def rows_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def load(device: Device) -> Iterator[Counter[tuple[str, str]]]:
+def load(device: DeviceUnderTest) -> Iterator[Counter[tuple[str, str]]]:
     """Asks both families all the time; counts answers by family and version, and failures."""
     answers: Counter[tuple[str, str]] = Counter()
     stop = threading.Event()
@@ -111,7 +111,7 @@ def load(device: Device) -> Iterator[Counter[tuple[str, str]]]:
             client.join()
 
 
-def test_one_daemon_serves_both_and_tells_of_both(device: Device, publisher: Publisher) -> None:
+def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publisher: Publisher) -> None:
     device.start()
     assert versions(device) == FIRST
     said = json.loads(device.command("status", "--json").stdout)
@@ -133,7 +133,9 @@ def test_one_daemon_serves_both_and_tells_of_both(device: Device, publisher: Pub
     assert set.union(*map(set, held.values())) == kept
 
 
-def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(device: Device, publisher: Publisher) -> None:
+def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
+    device: DeviceUnderTest, publisher: Publisher
+) -> None:
     publisher.offer("2.1.0", family=OTHER)
     device.config = replace(device.config, probation=ProbationSettings(window_s=1, min_requests=5))
     device.write_config()
@@ -153,7 +155,7 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(device: Devi
 
 
 def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
-    device: Device, publisher: Publisher
+    device: DeviceUnderTest, publisher: Publisher
 ) -> None:
     device.config = replace(device.config, further=(FurtherFamily("ghost"), *device.config.further))
     device.write_config()
@@ -171,7 +173,7 @@ def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
     assert [rows[family]["last_update"]["trigger"] for family in (FAMILY, OTHER)] == ["poll", "poll"]
 
 
-def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: Device, publisher: Publisher) -> None:
+def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     publisher.offer("2.1.0", family=OTHER)
     device.start()
@@ -185,7 +187,7 @@ def test_a_release_that_one_refuses_keeps_no_other_from_its_own(device: Device, 
     assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
 
 
-def _in_probation(device: Device) -> tuple[threading.Thread, dict[str, Any]]:
+def _in_probation(device: DeviceUnderTest) -> tuple[threading.Thread, dict[str, Any]]:
     """Start a device that updates FAMILY and waits in a probation; the update, and where its end is told."""
     device.config = replace(device.config, probation=ProbationSettings(window_s=60, min_requests=10**6))
     device.write_config()
@@ -199,7 +201,7 @@ def _in_probation(device: Device) -> tuple[threading.Thread, dict[str, Any]]:
     return update, result
 
 
-def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, publisher: Publisher) -> None:
+def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     update, result = _in_probation(device)
     before = _pid(device, OTHER)
@@ -220,7 +222,7 @@ def test_within_a_probation_what_dies_elsewhere_is_back_at_once(device: Device, 
 
 
 def test_what_dies_while_another_is_fetched_for_is_back_at_once(
-    device: Device, publisher: Publisher, site: Site
+    device: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
     release, arrived = threading.Event(), threading.Event()
@@ -243,7 +245,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
     assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}, result
 
 
-def test_one_is_sent_back_while_another_is_in_its_probation(device: Device, publisher: Publisher) -> None:
+def test_one_is_sent_back_while_another_is_in_its_probation(device: DeviceUnderTest, publisher: Publisher) -> None:
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
     device.start()
@@ -261,7 +263,7 @@ def test_one_is_sent_back_while_another_is_in_its_probation(device: Device, publ
 
 @pytest.mark.parametrize("standby", [False, True])
 def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room(
-    device: Device, publisher: Publisher, standby: bool
+    device: DeviceUnderTest, publisher: Publisher, standby: bool
 ) -> None:
     publisher.offer("1.1.0")
     device.start()
@@ -284,7 +286,7 @@ def test_the_budget_is_for_all_and_of_running_models_only_the_own_one_makes_room
     assert _pid(device, OTHER) == before
 
 
-def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(device: Device) -> None:
+def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(device: DeviceUnderTest) -> None:
     journal = device.directory.root / "families" / OTHER / "state.db"
     kept = journal.with_name("kept")
     journal.rename(kept)
@@ -301,7 +303,7 @@ def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(devic
     assert versions(device) == FIRST
 
 
-def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(device: Device) -> None:
+def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(device: DeviceUnderTest) -> None:
     journal = device.directory.root / "families" / OTHER / "state.db"
     journal.write_bytes(b"x" * journal.stat().st_size)
     device.start()
@@ -310,7 +312,7 @@ def test_a_damaged_journal_of_one_is_made_anew_and_the_other_keeps_its_own(devic
     assert [len(rows[family]["history"]) for family in (FAMILY, OTHER)] == [1, 0]
 
 
-def test_by_hand_each_command_knows_both(device: Device, publisher: Publisher) -> None:
+def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Publisher) -> None:
     for family, version in NEXT.items():
         publisher.offer(version, family=family)
 
@@ -344,7 +346,7 @@ def test_by_hand_each_command_knows_both(device: Device, publisher: Publisher) -
     assert versions(device) == {FAMILY: "1.1.0", OTHER: "2.0.0"}
 
 
-def test_no_family_loses_its_floor_with_the_trust_memory(device: Device, publisher: Publisher) -> None:
+def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest, publisher: Publisher) -> None:
     floors = {FAMILY: 4, OTHER: 5}
     for number, (family, floor) in enumerate(floors.items()):
         publisher.release(f"3.0.{number}", seed=3 + number, extra="", family=family)
@@ -367,7 +369,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: Device, publish
     assert remembered() == before
 
 
-def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Device) -> None:
+def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: DeviceUnderTest) -> None:
     alone = replace(device.config, further=())
     both, device.config = device.config, alone
     shutil.rmtree(device.directory.root / "families")
@@ -384,7 +386,7 @@ def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Devic
     assert versions(device) == FIRST
 
 
-def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(device: Device) -> None:
+def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(device: DeviceUnderTest) -> None:
     device.config = replace(device.config, family=OTHER, further=(FurtherFamily(FAMILY, variant="fp32"),))
     device.write_config()
     device.start()
@@ -396,12 +398,12 @@ def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(devic
         device.ask("rollback", family=OTHER)
 
 
-def _pid(device: Device, family: str) -> int:
+def _pid(device: DeviceUnderTest, family: str) -> int:
     """Of the model process that serves."""
     return int(rows_of(device.ask("status"))[family]["serving"]["pid"])
 
 
-def _models(device: Device) -> int:
+def _models(device: DeviceUnderTest) -> int:
     """Model processes of the daemon."""
     count = 0
     for pid in _children(device):
@@ -410,7 +412,7 @@ def _models(device: Device) -> int:
     return count
 
 
-def _until_answered(device: Device, family: str) -> None:
+def _until_answered(device: DeviceUnderTest, family: str) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:

@@ -9,7 +9,7 @@ import pytest
 from device_agent.errors import JournalDamaged, JournalUnavailable
 from device_agent.storage.journal import Journal
 from tests.support.endpoint_client import infer
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
 def _flip(path: Path, offset: int) -> None:
@@ -20,11 +20,13 @@ def _flip(path: Path, offset: int) -> None:
         file.write(bytes([byte[0] ^ 0x10]))
 
 
-def _sealed(device: Device, publisher: Publisher, version: str) -> Path:
+def _sealed(device: DeviceUnderTest, publisher: Publisher, version: str) -> Path:
     return device.directory.root / "store" / f"{publisher.digest(version)}.sealed"
 
 
-def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(updated: tuple[Publisher, Device]) -> None:
+def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
+    updated: tuple[Publisher, DeviceUnderTest],
+) -> None:
     publisher, device = updated
     path = _sealed(device, publisher, "1.1.0")
     _flip(path, path.stat().st_size // 2)
@@ -39,7 +41,7 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(update
     assert (status["degraded"], status["damaged"], status["active"]["release"]) == (False, [], "1.1.0")
 
 
-def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, Device]) -> None:
+def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     publisher, device = updated
     for version in ("1.0.0", "1.1.0"):
         path = _sealed(device, publisher, version)
@@ -50,7 +52,7 @@ def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, Device
     assert infer(device)["model_version"] == "1.1.0"
 
 
-def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[Publisher, Device]) -> None:
+def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     _, device = updated
     path = device.directory.journal
     for offset in range(100, path.stat().st_size, 512):
@@ -63,7 +65,7 @@ def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[P
 
 
 def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
-    updated: tuple[Publisher, Device], tmp_path: Path
+    updated: tuple[Publisher, DeviceUnderTest], tmp_path: Path
 ) -> None:
     _, device = updated
     original = device.directory.journal
@@ -91,7 +93,7 @@ def _everything(path: Path) -> object:
         journal.close()
 
 
-def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, Device]) -> None:
+def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     _, device = updated
     with sqlite3.connect(device.directory.journal) as db:
         db.execute("PRAGMA user_version = 99")
@@ -101,7 +103,9 @@ def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, Dev
 
 
 @pytest.mark.parametrize("slots", [("slot-a",), ("slot-b",), ("slot-a", "slot-b")])
-def test_damaged_trust_slots_never_lower_the_floor(updated: tuple[Publisher, Device], slots: tuple[str, ...]) -> None:
+def test_damaged_trust_slots_never_lower_the_floor(
+    updated: tuple[Publisher, DeviceUnderTest], slots: tuple[str, ...]
+) -> None:
     publisher, device = updated
     for slot in slots:
         path = device.directory.trust / "slots" / slot

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from packager.release import fire_drill
 from tests.support import hostile_models as hostile
 from tests.support.endpoint_client import infer
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 SOON = "[variants.fp32.health]\nprobe_deadline_s = 4\n"
 
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[Callable[[onnx.ModelProto], bytes], str]] = {
 
 
 def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
-    installed: Device, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+    installed: DeviceUnderTest, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed.start()
     assert installed.daemon is not None
@@ -98,7 +98,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
 
 
 @contextmanager
-def asked_all_the_time(device: Device) -> Iterator[set[str]]:
+def asked_all_the_time(device: DeviceUnderTest) -> Iterator[set[str]]:
     """Requests one after the other in the background; the versions that answered. A request that fails is raised."""
     versions: set[str] = set()
     failures: list[BaseException] = []

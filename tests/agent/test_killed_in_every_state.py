@@ -9,7 +9,7 @@ import pytest
 from device_agent.errors import DaemonUnavailable
 from device_agent.policy.state_machine import MAX_KILLS, State
 from tests.support.endpoint_client import infer
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 # state → what leads to it: an update to 1.1.0, a release that fails its probe, an operator's rollback
 UPDATE, DAMAGED, ROLLBACK, ARMED = "update", "damaged", "rollback", "armed"
@@ -18,7 +18,7 @@ WAYS = dict.fromkeys(State, UPDATE) | {State.REFUSING: DAMAGED, State.ROLLING_BA
 SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.ARMED: "1.1.0", State.IDLE: "1.1.0"}
 
 
-def _killed(device: Device, state: State, command: str = "update", times: int = 1) -> None:
+def _killed(device: DeviceUnderTest, state: State, command: str = "update", times: int = 1) -> None:
     """Run the daemon until it is killed in `state`."""
     device.start(
         [sys.executable, "-m", "tests.support.kill_at_state", state.value, str(times), str(device.config_path)]
@@ -31,7 +31,7 @@ def _killed(device: Device, state: State, command: str = "update", times: int = 
 
 
 @pytest.mark.parametrize("state", State)
-def test_killed_in(state: State, installed: Device, publisher: Publisher) -> None:
+def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publisher) -> None:
     device = installed
     match WAYS[state]:
         case "damaged":
@@ -60,7 +60,7 @@ def test_killed_in(state: State, installed: Device, publisher: Publisher) -> Non
 
 @pytest.mark.parametrize("state", [State.PROBING, State.PROBATION])  # all of TRIALS: make torture
 def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
-    state: State, installed: Device, publisher: Publisher
+    state: State, installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
     for _ in range(MAX_KILLS):
@@ -74,7 +74,7 @@ def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
 
 
 def test_the_store_holds_nothing_that_no_pointer_names_after_a_kill(
-    installed: Device, publisher: Publisher, tmp_path: Path
+    installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
 ) -> None:
     publisher.offer("1.1.0")
     _killed(installed, State.PATCHING)

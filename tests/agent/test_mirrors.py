@@ -14,7 +14,7 @@ from device_agent.errors import ConfigInvalid
 from device_agent.policy.attempt import Outcome
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site, serving
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 Lie = Callable[[Site], None]
 
@@ -51,14 +51,14 @@ def mirrors(publisher: Publisher, tmp_path: Path) -> Iterator[list[Site]]:
         yield [stack.enter_context(serving(publisher.published)) for _ in range(3)]
 
 
-def following(device: Device, sites: list[Site]) -> Device:
+def following(device: DeviceUnderTest, sites: list[Site]) -> DeviceUnderTest:
     first, *others = [site.url for site in sites]
     device.config = replace(device.config, repository_url=first, mirrors=tuple(others))
     return device
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_two_of_three_mirrors_lie(installed: Device, mirrors: list[Site], name: str) -> None:
+def test_two_of_three_mirrors_lie(installed: DeviceUnderTest, mirrors: list[Site], name: str) -> None:
     for site in mirrors[:2]:
         LIES[name](site)
     ended = following(installed, mirrors).update()
@@ -66,7 +66,7 @@ def test_two_of_three_mirrors_lie(installed: Device, mirrors: list[Site], name: 
 
 
 def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
-    installed: Device, publisher: Publisher, tmp_path: Path
+    installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
 ) -> None:
     stale_files = tmp_path / "stale"
     shutil.copytree(publisher.published, stale_files)
@@ -83,7 +83,7 @@ def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
         journal.close()
 
 
-def test_all_mirrors_lie(installed: Device, publisher: Publisher, mirrors: list[Site]) -> None:
+def test_all_mirrors_lie(installed: DeviceUnderTest, publisher: Publisher, mirrors: list[Site]) -> None:
     for site in mirrors:
         LIES["poisoned"](site)
     ended = following(installed, mirrors).update()
@@ -93,7 +93,9 @@ def test_all_mirrors_lie(installed: Device, publisher: Publisher, mirrors: list[
     journal.close()
 
 
-def test_a_download_goes_on_at_the_next_mirror(installed: Device, publisher: Publisher, mirrors: list[Site]) -> None:
+def test_a_download_goes_on_at_the_next_mirror(
+    installed: DeviceUnderTest, publisher: Publisher, mirrors: list[Site]
+) -> None:
     for site in mirrors[:2]:
         site.faults.append(
             faulty_http_server.below("blobs/", faulty_http_server.first(50, faulty_http_server.cut_after(100)))

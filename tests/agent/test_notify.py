@@ -14,7 +14,7 @@ import pytest
 
 from device_agent.host.systemd import Notifier
 from tests.support.endpoint_client import infer
-from tests.support.publisher import Device
+from tests.support.publisher import DeviceUnderTest
 
 UNIT = Path(__file__).parents[2] / "packaging" / "systemd" / "airweights-agent.service"
 
@@ -34,7 +34,7 @@ def _heard(systemd: socket.socket, word: str) -> bytes:
 
 
 def test_the_daemon_is_ready_when_it_serves_and_says_so_while_the_model_answers(
-    installed: Device, systemd: socket.socket
+    installed: DeviceUnderTest, systemd: socket.socket
 ) -> None:
     environment = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "200000"}
     installed.start(environment=environment)
@@ -103,7 +103,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit_file(tmp_path: Path) -> None:
     assert said == []
 
 
-def test_a_dead_front_is_started_again_at_the_same_address(installed: Device) -> None:
+def test_a_dead_front_is_started_again_at_the_same_address(installed: DeviceUnderTest) -> None:
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
     for pid in _children(installed):
@@ -112,7 +112,7 @@ def test_a_dead_front_is_started_again_at_the_same_address(installed: Device) ->
     assert _infer_soon(installed)["model_version"] == "1.0.0"
 
 
-def _infer_soon(device: Device) -> dict[str, Any]:
+def _infer_soon(device: DeviceUnderTest) -> dict[str, Any]:
     for _ in range(50):
         try:
             return infer(device)
@@ -121,7 +121,7 @@ def _infer_soon(device: Device) -> dict[str, Any]:
     raise AssertionError("the front did not come back")
 
 
-def _children(device: Device) -> list[int]:
+def _children(device: DeviceUnderTest) -> list[int]:
     assert device.daemon is not None
     tasks = Path(f"/proc/{device.daemon.pid}/task").iterdir()
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.endpoint_client import infer
-from tests.support.publisher import Device, Publisher, near
+from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
 
 WINDOW_BYTES = 64
 MIN_DISTINCT = 32  # windows of zeros or of one repeated value are in every file
@@ -38,13 +38,13 @@ def files_below(*folders: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def windows() -> set[bytes]:
-    found = set().union(*(windows_of(near(seed).SerializeToString()) for seed in (0, 1)))
+    found = set().union(*(windows_of(similar_model(seed).SerializeToString()) for seed in (0, 1)))
     assert len(found) > 100
     return found
 
 
 def test_no_file_of_the_device_or_of_the_temporary_folder_holds_a_piece_of_the_model(
-    installed: Device, publisher: Publisher, windows: set[bytes], tmp_path: Path
+    installed: DeviceUnderTest, publisher: Publisher, windows: set[bytes], tmp_path: Path
 ) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -58,13 +58,13 @@ def test_no_file_of_the_device_or_of_the_temporary_folder_holds_a_piece_of_the_m
 
 
 def test_a_planted_piece_is_found(windows: set[bytes], tmp_path: Path) -> None:
-    model = near(0).SerializeToString()
+    model = similar_model(0).SerializeToString()
     piece = model[len(model) // 2 : len(model) // 2 + 3 * WINDOW_BYTES]
     (tmp_path / "planted").write_bytes(os.urandom(1001) + piece + os.urandom(77))
     assert [path.name for path in files_below(tmp_path) if holds_any(path.read_bytes(), windows)] == ["planted"]
 
 
-def test_no_model_process_leaves_a_core(installed: Device) -> None:
+def test_no_model_process_leaves_a_core(installed: DeviceUnderTest) -> None:
     installed.start()
     pid = installed.ask("status")["serving"]["pid"]
     limits = Path(f"/proc/{pid}/limits").read_text()

@@ -12,11 +12,11 @@ from device_agent.policy.state_machine import Event
 from tests.packager.test_json_schemas import check
 from tests.support.faulty_http_server import serving
 from tests.support.packager_cli import packager
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
 def test_what_a_device_went_through_is_reported_and_accepted(
-    first_publisher: Publisher, first_device: Device, tmp_path: Path
+    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path: Path
 ) -> None:
     publisher = first_publisher.copy(tmp_path / "site")
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
@@ -41,7 +41,7 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
 
 
-def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Device, tmp_path: Path) -> None:
+def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: DeviceUnderTest, tmp_path: Path) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     journal = device.journal()
     try:
@@ -61,13 +61,13 @@ def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Dev
     assert [report.sequence for report in read_reports(device.config, after=held[-2].sequence)] == [held[-1].sequence]
 
 
-def test_an_outcome_that_is_not_terminal_is_no_report(first_device: Device, tmp_path: Path) -> None:
+def test_an_outcome_that_is_not_terminal_is_no_report(first_device: DeviceUnderTest, tmp_path: Path) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     assert device.update().outcome is Outcome.UNAVAILABLE
     assert len(read_reports(device.config)) == 1
 
 
-def test_a_report_is_there_with_its_outcome_or_not_at_all(first_device: Device, tmp_path: Path) -> None:
+def test_a_report_is_there_with_its_outcome_or_not_at_all(first_device: DeviceUnderTest, tmp_path: Path) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
     (signed,) = (parse_report(line) for line in export(device.config).splitlines())
     history = device.journal().history()

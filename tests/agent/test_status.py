@@ -14,10 +14,10 @@ from device_agent.process import memory_lock
 from device_agent.process.jail import JailPolicy
 from device_agent.storage.journal import Journal
 from tests.runtime.test_children import start
-from tests.support.publisher import Device
+from tests.support.publisher import DeviceUnderTest
 
 
-def told(device: Device, **clock: object) -> dict[str, object]:
+def told(device: DeviceUnderTest, **clock: object) -> dict[str, object]:
     """`status` under another clock."""
     facts = {**clock_facts(), **clock}
     with pytest.MonkeyPatch.context() as patch:
@@ -29,7 +29,7 @@ def told(device: Device, **clock: object) -> dict[str, object]:
             journal.close()
 
 
-def test_stale_metadata_is_said_with_its_date(installed: Device) -> None:
+def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> None:
     now_s = int(time.time())
     fresh = told(installed, now_s=now_s, is_synchronized=True)
     assert (fresh["stale_since_ms"], fresh["clock_suspect"]) == (None, False)
@@ -40,13 +40,13 @@ def test_stale_metadata_is_said_with_its_date(installed: Device) -> None:
 
 
 @pytest.mark.parametrize("now_s", [0, 1, 1_700_000_000])
-def test_a_clock_that_was_turned_back_is_suspect(installed: Device, now_s: int) -> None:
+def test_a_clock_that_was_turned_back_is_suspect(installed: DeviceUnderTest, now_s: int) -> None:
     behind = told(installed, now_s=now_s, is_synchronized=True)
     assert behind["clock_suspect"] is True
     assert "clock suspect: it is behind the time of the last check" in status_text({"daemon": False, **behind})
 
 
-def test_a_clock_that_nobody_set_is_suspect(installed: Device) -> None:
+def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
     unset = told(installed, now_s=int(time.time()), is_synchronized=False)
     assert (unset["clock_suspect"], unset["clock_synchronized"]) == (True, False)
     assert "clock suspect: it is not synchronized" in status_text({"daemon": False, **unset})
@@ -56,13 +56,13 @@ def test_a_clock_that_nobody_set_is_suspect(installed: Device) -> None:
     ("alive", "line"),
     [(True, "serving 1.0.0 at a (process 7)"), (False, "not serving: the process of 1.0.0 has died again and again")],
 )
-def test_a_process_that_is_down_does_not_serve(installed: Device, *, alive: bool, line: str) -> None:
+def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, alive: bool, line: str) -> None:
     serving = {"release": "1.0.0", "pid": 7, "alive": alive}
     lines = status_text({**told(installed), "daemon": True, "address": "a", "serving": serving}).splitlines()
     assert next(text for text in lines if "serving" in text).startswith(line)
 
 
-def test_memory_that_can_be_swapped_out_is_said(installed: Device) -> None:
+def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
     told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "swappable": True}
     assert "swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
 

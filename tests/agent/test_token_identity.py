@@ -10,7 +10,7 @@ from device_agent.identity.device_keys import enrolment_request, signing_key
 from device_agent.identity.provision import initialise
 from keys.tokens import LIBRARY_VARIABLE
 from tests.support.faulty_http_server import serving
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 pytestmark = needs_softhsm
@@ -32,8 +32,10 @@ def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return f"pkcs11:test?module={token[LIBRARY_VARIABLE]}&pin-file={pin}"
 
 
-def make(folder: Path, url: str, publisher: Publisher, identity: str) -> Device:
-    device = Device(folder, replace(Device.make(folder / "plain", url, publisher.root).config, identity=identity))
+def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
+    device = DeviceUnderTest(
+        folder, replace(DeviceUnderTest.make(folder / "plain", url, publisher.root).config, identity=identity)
+    )
     device.config = replace(device.config, directory=folder / "device")
     initialise(device.directory, publisher.root, f"token-{folder.parent.name[-8:].strip('_')}", identity)
     device.write_config()

@@ -19,7 +19,7 @@ from device_agent.policy.attempt import Outcome
 from device_agent.process.child import Child
 from device_agent.workers.worker_pool import keeper_policy
 from tests.support.faulty_http_server import serving
-from tests.support.publisher import FAMILY, Device, Publisher
+from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 from tests.support.swtpm import extend, held, needs_swtpm, running
 
 pytestmark = needs_swtpm
@@ -41,8 +41,8 @@ def tcti(place: Path) -> Iterator[str]:
         yield found
 
 
-def make(folder: Path, url: str, publisher: Publisher, identity: str) -> Device:
-    device = Device.make(folder, url, publisher.root)
+def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
+    device = DeviceUnderTest.make(folder, url, publisher.root)
     shutil.rmtree(device.config.directory)
     device.config = replace(device.config, identity=identity)
     initialise(device.directory, publisher.root, f"tpm-{folder.name}", identity)
@@ -145,7 +145,9 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
 
 def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher: Publisher, tmp_path: Path) -> None:
     words = ("init", "--root", str(first_publisher.root), "--repository-url", "http://127.0.0.1:9", "--family", FAMILY)
-    device = Device(tmp_path, replace(Device.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config))
+    device = DeviceUnderTest(
+        tmp_path, replace(DeviceUnderTest.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config)
+    )
     where = ("--directory", str(tmp_path / "device"), "--identity", f"tpm:swtpm:path={tmp_path}/no", "--json")
     said = device.command(*words, *where)
     assert said.returncode == 4, said.stderr
@@ -233,7 +235,7 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
 def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
-    device = Device.make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
+    device = DeviceUnderTest.make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
     plain = {path.name: path.read_bytes() for path in device.directory.identity.glob("*.key")}
     private = signing_key(device.directory).private_bytes_raw()
     device.config = replace(device.config, identity=f"tpm:{tcti}")

@@ -12,14 +12,14 @@ from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import Store
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Site
-from tests.support.publisher import Device, Publisher
+from tests.support.publisher import DeviceUnderTest, Publisher
 
 
 def _is(ended: Ended, outcome: Outcome, reason: str = "") -> None:
     assert (ended.outcome, ended.reason) == (outcome, reason), ended.detail
 
 
-def _holds_1_0_0(device: Device, publisher: Publisher) -> None:
+def _holds_1_0_0(device: DeviceUnderTest, publisher: Publisher) -> None:
     journal = device.journal()
     assert journal.pointers.active == publisher.digest("1.0.0")
     assert journal.state in (State.IDLE, State.ARMED)
@@ -27,7 +27,7 @@ def _holds_1_0_0(device: Device, publisher: Publisher) -> None:
 
 
 def test_a_first_update_stages_the_release_that_the_channel_offers(
-    device: Device, publisher: Publisher, site: Site
+    device: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     ended = device.update()
     _is(ended, Outcome.STAGED)
@@ -41,7 +41,9 @@ def test_a_first_update_stages_the_release_that_the_channel_offers(
     assert list((device.directory.root / "spool").iterdir()) == []
 
 
-def test_an_update_comes_as_a_patch_from_what_is_held(installed: Device, publisher: Publisher, site: Site) -> None:
+def test_an_update_comes_as_a_patch_from_what_is_held(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
+) -> None:
     publisher.offer("1.1.0")
     ended = installed.update()
     _is(ended, Outcome.STAGED)
@@ -50,13 +52,13 @@ def test_an_update_comes_as_a_patch_from_what_is_held(installed: Device, publish
     assert site.bytes_sent("blobs/") == ended.attempt.patch_bytes, "what is staged is not fetched again"
 
 
-def test_nothing_new_is_nothing_done(installed: Device, site: Site) -> None:
+def test_nothing_new_is_nothing_done(installed: DeviceUnderTest, site: Site) -> None:
     _is(installed.update(), Outcome.NOTHING_NEW)
     assert site.bytes_sent("blobs/") == site.bytes_sent("envelopes/") == 0
 
 
 def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
-    installed: Device, publisher: Publisher, site: Site
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
     for path in publisher.blobs("1.1.0"):
@@ -70,7 +72,7 @@ def test_a_tampered_blob_is_refused_and_not_blamed_on_the_release(
 
 
 def test_an_envelope_for_somebody_else_is_refused_and_not_blamed_on_the_release(
-    installed: Device, publisher: Publisher, site: Site
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.offer("1.1.0")
     site.faults.append(faulty_http_server.below("envelopes/content", _flip))
@@ -85,20 +87,20 @@ def _flip(exchange: faulty_http_server.Exchange) -> bool:
 
 
 def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Site, tmp_path: Path) -> None:
-    stranger = Device.make(tmp_path / "stranger", site.url, publisher.root)
+    stranger = DeviceUnderTest.make(tmp_path / "stranger", site.url, publisher.root)
     ended = stranger.update()
     _is(ended, Outcome.UNAVAILABLE, "envelope-missing")
     assert "this device is not in epoch 1" in ended.detail
 
 
-def test_an_unreachable_repository_leaves_everything_as_it_is(installed: Device, publisher: Publisher) -> None:
+def test_an_unreachable_repository_leaves_everything_as_it_is(installed: DeviceUnderTest, publisher: Publisher) -> None:
     away = replace(installed.config, repository_url="http://127.0.0.1:9")
     _is(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "fetch")
     _holds_1_0_0(installed, publisher)
 
 
 def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
-    installed: Device, publisher: Publisher, site: Site
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
 ) -> None:
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     _is(installed.update(), Outcome.UNFIT, "golden-mismatch")
@@ -110,7 +112,7 @@ def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
     _is(installed.update(), Outcome.STAGED)
 
 
-def test_a_rollout_that_is_not_for_this_device_waits(installed: Device, publisher: Publisher) -> None:
+def test_a_rollout_that_is_not_for_this_device_waits(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0", percent_bp=0)
     ended = installed.update()
     _is(ended, Outcome.WAITING, "not-eligible")
@@ -120,7 +122,7 @@ def test_a_rollout_that_is_not_for_this_device_waits(installed: Device, publishe
 
 
 def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
-    installed: Device, publisher: Publisher
+    installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
     _is(installed.update(), Outcome.STAGED)
@@ -129,7 +131,7 @@ def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
     _holds_1_0_0(installed, publisher)
 
 
-def test_metered_connections_have_a_limit(installed: Device, publisher: Publisher, site: Site) -> None:
+def test_metered_connections_have_a_limit(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
     publisher.offer("1.1.0")
     metered = replace(installed.config.update, metered=True, metered_limit_bytes=10)
     ended = installed.update(update=metered)
@@ -138,7 +140,7 @@ def test_metered_connections_have_a_limit(installed: Device, publisher: Publishe
 
 
 def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
-    installed: Device, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
+    installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.offer("1.1.0")
     monkeypatch.setattr(Store, "free_bytes", lambda _self: 1000)
@@ -155,7 +157,9 @@ def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
     store.check_space(1)
 
 
-def test_a_download_goes_on_after_the_agent_was_cut_off(installed: Device, publisher: Publisher, site: Site) -> None:
+def test_a_download_goes_on_after_the_agent_was_cut_off(
+    installed: DeviceUnderTest, publisher: Publisher, site: Site
+) -> None:
     publisher.offer("1.1.0")
     first = 500
     site.faults = [faulty_http_server.below("blobs/", faulty_http_server.first(1, faulty_http_server.cut_after(first)))]
@@ -169,7 +173,7 @@ def test_a_download_goes_on_after_the_agent_was_cut_off(installed: Device, publi
     assert ended.attempt.download_bytes == ended.attempt.patch_bytes - first
 
 
-def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: Device, publisher: Publisher) -> None:
+def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: DeviceUnderTest, publisher: Publisher) -> None:
     publisher.offer("1.1.0")
     sealed = installed.directory.root / "store" / f"{publisher.digest('1.0.0')}.sealed"
     data = bytearray(sealed.read_bytes())
@@ -186,7 +190,9 @@ def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: Device, 
     journal.close()
 
 
-def test_a_release_for_another_channel_or_variant_is_told_apart(installed: Device, publisher: Publisher) -> None:
+def test_a_release_for_another_channel_or_variant_is_told_apart(
+    installed: DeviceUnderTest, publisher: Publisher
+) -> None:
     publisher.offer("1.1.0")
     _is(installed.update(channel="beta"), Outcome.UNAVAILABLE, "no-rollout")
     other = replace(installed.config.update, variant="int4")
@@ -195,13 +201,15 @@ def test_a_release_for_another_channel_or_variant_is_told_apart(installed: Devic
     assert "the release has fp32" in ended.detail
 
 
-def test_a_pack_on_a_stick_is_taken_like_a_server(installed: Device, publisher: Publisher, tmp_path: Path) -> None:
+def test_a_pack_on_a_stick_is_taken_like_a_server(
+    installed: DeviceUnderTest, publisher: Publisher, tmp_path: Path
+) -> None:
     publisher.offer("1.1.0")
     ended = installed.update(repository_url=f"file://{publisher.published}")
     _is(ended, Outcome.STAGED)
 
 
-def test_no_file_of_the_device_is_readable_by_others(installed: Device) -> None:
+def test_no_file_of_the_device_is_readable_by_others(installed: DeviceUnderTest) -> None:
     for path in installed.directory.root.rglob("*"):
         if path.name not in ("device.json",) and not path.is_symlink():
             assert path.parent == installed.directory.root or not path.parent.stat().st_mode & 0o077, path

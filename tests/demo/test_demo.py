@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from packager.demo.demo_models import own_subject, write_npz
-from packager.demo.file_type_model import FileTypes, repository_files, token_samples
-from packager.demo.plaintext_scan import files_with_plain_model
+from packager.demo.demo_models import load_own_models, write_npz
+from packager.demo.file_type_model import FileTypeConfig, repository_files, token_samples
+from packager.demo.plaintext_scan import find_plaintext_files
 from packager.demo.published_model import MAGIKA_OLD, cache_directory, fetch_published
 from packager.errors import ModelUnreadable
 from tests.support import tiny_models
@@ -70,8 +70,8 @@ def test_live_inputs_are_never_those_that_the_release_was_built_with(tmp_path: P
     size = onnxruntime.InferenceSession(str(model)).get_inputs()[0].shape[-1]
     rows = np.repeat(np.random.default_rng(0).standard_normal((4, 1, size)).astype(np.float32), 3, axis=0)
     write_npz(tmp_path / "x.npz", {"x": rows})
-    subject = own_subject(tmp_path, model, model, tmp_path / "x.npz")
-    with np.load(subject.inputs) as built, np.load(subject.live) as live:
+    subject = load_own_models(tmp_path, model, model, tmp_path / "x.npz")
+    with np.load(subject.build_inputs) as built, np.load(subject.live_inputs) as live:
         rehearsed = {row.tobytes() for row in built["x"]}
         assert len(live["x"])
         assert not any(row.tobytes() in rehearsed for row in live["x"])
@@ -80,27 +80,27 @@ def test_live_inputs_are_never_those_that_the_release_was_built_with(tmp_path: P
 def test_a_damaged_model_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"garbage")
     with pytest.raises(ModelUnreadable):
-        own_subject(tmp_path, tmp_path / "m.onnx", tmp_path / "m.onnx", None)
+        load_own_models(tmp_path, tmp_path / "m.onnx", tmp_path / "m.onnx", None)
 
 
 def test_a_planted_plain_model_is_found(tmp_path: Path) -> None:
     model = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8).tobytes()
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "harmless").write_bytes(bytes(100_000))
-    assert list(files_with_plain_model(tmp_path, model)) == []
+    assert list(find_plaintext_files(tmp_path, model)) == []
     (tmp_path / "deep" / "leak").write_bytes(b"x" * 17 + model[50_000:52_000])
-    assert [path.name for path in files_with_plain_model(tmp_path, model)] == ["leak"]
+    assert [path.name for path in find_plaintext_files(tmp_path, model)] == ["leak"]
 
 
 @pytest.mark.published_model
 def test_the_published_model_knows_the_files_of_this_repository() -> None:
     files = fetch_published(MAGIKA_OLD, cache_directory())
-    kinds = FileTypes.read(files["config.json"])
+    kinds = FileTypeConfig.read(files["config.json"])
     session = onnxruntime.InferenceSession(str(files["model.onnx"]))
     asked = repository_files()
     labels = {}
     for path, tokens in zip(asked, token_samples(kinds, asked)["bytes"], strict=True):
-        labels[path.name] = kinds.label(session.run(None, {"bytes": tokens})[0][0])[0]
+        labels[path.name] = kinds.top_label(session.run(None, {"bytes": tokens})[0][0])[0]
     assert labels["pyproject.toml"] == "toml"
     assert labels["Makefile"] == "makefile"
     assert labels["README.md"] == "markdown"

@@ -10,7 +10,7 @@ import pytest
 from bundle.frames import Secret
 from packager.repository.repository import Repository
 from tests.support import tiny_models
-from tests.support.packager_cli import Said, packager
+from tests.support.packager_cli import CommandResult, packager
 
 PASSPHRASE = "only for tests"
 
@@ -38,7 +38,7 @@ class Site:
 
     folder: Path
 
-    def release(self, name: str, *words: object) -> Said:
+    def release(self, name: str, *words: object) -> CommandResult:
         """`packager release`, with this site's repository and keys."""
         keys = ("--keys", self.folder / "keys")
         return packager("release", self.folder / name, "--repo", self.folder / "repo", *keys, *words)

@@ -19,7 +19,7 @@ from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.packager.conftest import Site
 from tests.packager.test_json_schemas import check
-from tests.support.packager_cli import Said, packager
+from tests.support.packager_cli import CommandResult, packager
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def make(site: Site, out: Path, *words: object) -> tuple[object, ...]:
     return ("attestation", "make", "kws", "1.1.0", *place, *words)
 
 
-def verify(site: Site, folder: Path, *words: object, version: str = "1.1.0") -> Said:
+def verify(site: Site, folder: Path, *words: object, version: str = "1.1.0") -> CommandResult:
     place = ("--repo", site.folder / "repo", "--folder", folder, "--json")
     return packager("attestation", "verify", "kws", version, *place, *words)
 
@@ -148,7 +148,7 @@ def test_a_changed_payload_is_refused(site: Site, folder: Path, tmp_path: Path) 
     assert changed(site, folder, tmp_path, change).error["reason"] == "attestation"
 
 
-def changed(site: Site, folder: Path, place: Path, change: Any) -> Said:
+def changed(site: Site, folder: Path, place: Path, change: Any) -> CommandResult:
     envelopes = [json.loads(line) for line in (folder / "attestations.intoto.jsonl").read_text().splitlines()]
     change(envelopes[0])
     (place / "attestations.intoto.jsonl").write_text("".join(json.dumps(row) + "\n" for row in envelopes))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.support import tiny_models
-from tests.support.packager_cli import everything_in, packager, refused
+from tests.support.packager_cli import assert_refused, everything_in, packager
 
 
 def make_models() -> None:
@@ -152,7 +152,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     damaged: Path, words: list[str], code: int, reason: str, message: str
 ) -> None:
     before = everything_in(damaged)
-    refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    assert_refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
     told = packager(*words)
     assert told.code == code
     assert told.stderr.startswith("error: ")

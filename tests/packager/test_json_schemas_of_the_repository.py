@@ -9,7 +9,7 @@ from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
 from tests.packager.conftest import PASSPHRASE, make_site
 from tests.packager.test_json_schemas import check
-from tests.support.packager_cli import Said, packager
+from tests.support.packager_cli import CommandResult, packager
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def done(*words: object) -> Said:
+def done(*words: object) -> CommandResult:
     """A command that succeeds."""
     said = packager(*words, "--json")
     assert said.code == 0, said.stderr

@@ -12,7 +12,7 @@ from keys.key_files import generate_key_file
 from packager.repository.workspace import Workspace
 from tests.packager.conftest import Site
 from tests.packager.test_json_schemas import check
-from tests.support.packager_cli import Said, packager
+from tests.support.packager_cli import CommandResult, packager
 
 pytest.importorskip("model_signing", reason="model-signing is not installed: extra oms")
 
@@ -31,7 +31,7 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bundle(site: Site, tmp_path: Path) -> Path:
     """A copy of a plain bundle, as it was released."""
     workspace = Workspace(site.folder / "repo")
-    kept = workspace.find("kws", 2, "int8")
+    kept = workspace.find_variant("kws", 2, "int8")
     assert kept is not None
     opened = workspace.open_bundle("kws", kept.bundle)
     assert opened is not None
@@ -42,7 +42,7 @@ def bundle(site: Site, tmp_path: Path) -> Path:
     return out
 
 
-def sign(bundle: Path, key: Path, out: Path) -> Said:
+def sign(bundle: Path, key: Path, out: Path) -> CommandResult:
     return packager("bundle", "sign-oms", bundle, "--key", key, "-o", out, "--json")
 
 
@@ -52,7 +52,7 @@ def verify_by_their_command_line(bundle: Path, signature: Path, public_key: Path
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def verify_by_ours(bundle: Path, signature: Path, public_key: Path) -> Said:
+def verify_by_ours(bundle: Path, signature: Path, public_key: Path) -> CommandResult:
     return packager("bundle", "verify-oms", bundle, signature, "--public-key", public_key, "--json")
 
 

@@ -189,7 +189,7 @@ def test_the_rollout_names_the_release_for_its_share_of_devices(shared: Bench) -
 
 
 def test_no_plain_model_and_no_key_is_among_the_published_files(shared: Bench) -> None:
-    kept = Workspace(shared.repository.root).find("kws", 2, "fp32")
+    kept = Workspace(shared.repository.root).find_variant("kws", 2, "fp32")
     assert kept is not None
     model = (shared.folder / "1.1.0.onnx").read_bytes()
     secrets = (model[2000:2064], kept.content_key.value, kept.content_key.value.hex().encode())
@@ -252,9 +252,9 @@ def test_patches_can_be_added_to_a_release_that_others_came_after(bench: Bench, 
     for number in range(4):
         (bench.folder / "labels.txt").write_text("a\nb\n" * (number + 1))
         bench.release(f"1.{number}.0", body, seed=0)
-    added = add_patches(bench.repository, "kws", "1.2.0", [], last=1)
+    added = add_patches(bench.repository, "kws", "1.2.0", [], last_releases=1)
     assert [row.version for row in added] == ["1.1.0"]
-    added = add_patches(bench.repository, "kws", "1.2.0", ["1.3.0"], last=5)
+    added = add_patches(bench.repository, "kws", "1.2.0", ["1.3.0"], last_releases=5)
     assert [row.version for row in added] == ["1.3.0", "1.0.0"]
     bench.repository.sign(bench.signers)
     bench.repository.publish()
@@ -380,14 +380,14 @@ def test_a_counter_is_not_used_again_after_a_withdrawal(bench: Bench) -> None:
     bench.repository.withdraw("kws", "1.1.0")
     bench.repository.sign(bench.signers)
     bench.repository.publish()
-    withdrawn, kept = (Workspace(bench.repository.root).find("kws", counter, "fp32") for counter in (2, 1))
+    withdrawn, kept = (Workspace(bench.repository.root).find_variant("kws", counter, "fp32") for counter in (2, 1))
     assert bench.release("1.2.0", SMALL, seed=1).counter == 3
     assert withdrawn is not None
     assert kept is not None
     listed = {"kws": bench.repository.releases("kws")}
     workspace = Workspace(bench.repository.root)
-    assert workspace.forget_unlisted(listed, dry_run=True) == (withdrawn.bundle,)
-    assert workspace.forget_unlisted(listed) == (withdrawn.bundle,)
+    assert workspace.delete_unlisted_bundles(listed, dry_run=True) == (withdrawn.bundle,)
+    assert workspace.delete_unlisted_bundles(listed) == (withdrawn.bundle,)
     assert workspace.open_bundle("kws", withdrawn.bundle) is None
     assert workspace.open_bundle("kws", kept.bundle) is not None
 

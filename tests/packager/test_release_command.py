@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.packager.conftest import Site, make_site
-from tests.support.packager_cli import everything_in, packager, refused
+from tests.support.packager_cli import assert_refused, everything_in, packager
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
     if code is None:
         assert site.release("bad.toml", "--dry-run").code == 0
     else:
-        refused(site.release("bad.toml", "--json"), code=code, reason=reason, words=(message,))
+        assert_refused(site.release("bad.toml", "--json"), code=code, reason=reason, words=(message,))
     assert everything_in(site.folder) == before
 
 
@@ -60,7 +60,7 @@ def test_wrong_words_are_one_line(
     monkeypatch.chdir(site.folder)
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "only for tests")
     before = everything_in(site.folder)
-    refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
+    assert_refused(packager(*words, "--json"), code=code, reason=reason, words=(message,))
     assert everything_in(site.folder) == before
 
 
@@ -70,7 +70,7 @@ def test_a_wrong_passphrase_is_told_and_changes_nothing(tmp_path: Path, monkeypa
     monkeypatch.setenv("PACKAGER_PASSPHRASE", "something else")
     before = everything_in(site.folder)
     said = packager("release", "1.2.0.toml", "--repo", "repo", "--keys", "keys", "--json")
-    refused(said, code=2, reason="wrong-passphrase")
+    assert_refused(said, code=2, reason="wrong-passphrase")
     assert everything_in(site.folder) == before
 
 
@@ -81,9 +81,9 @@ def test_with_too_few_keys_the_release_waits_staged_and_others_can_sign(tmp_path
     for path in (tmp_path / "keys").glob("release-kws*"):
         path.rename(away / path.name)
     said = site.release("small-1.0.0.toml", "--json")
-    refused(said, code=2, reason="below-threshold", words=("release-kws",))
+    assert_refused(said, code=2, reason="below-threshold", words=("release-kws",))
     again = site.release("small-1.0.0.toml", "--json")
-    refused(again, code=2, reason="version-taken", words=("1.0.0",))
+    assert_refused(again, code=2, reason="version-taken", words=("1.0.0",))
     for path in away.iterdir():
         path.rename(tmp_path / "keys" / path.name)
     assert packager("repo", "sign", "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0

@@ -132,7 +132,7 @@ def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(reposito
 
     report = run_release(plan, Overtaken(repository, -1, is_done_first=False), signers)
     assert report.is_published
-    kept = Workspace(repository.root).find("kws", report.counter, "fp32")
+    kept = Workspace(repository.root).find_variant("kws", report.counter, "fp32")
     assert kept is not None
     assert report.manifest is not None
     check_commitment(kept.content_key, report.manifest.variants[0][1].key_commitment)

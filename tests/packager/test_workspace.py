@@ -7,25 +7,25 @@ import pytest
 from bundle.files import bundle_digest, scan_directory
 from bundle.frames import Secret
 from packager.errors import WorkspaceRefused
-from packager.repository.workspace import KeptVariant, Workspace
+from packager.repository.workspace import StoredVariant, Workspace
 
 
-def keep(workspace: Workspace, content: str, counter: int) -> KeptVariant:
-    with workspace.building() as folder:
+def keep(workspace: Workspace, content: str, counter: int) -> StoredVariant:
+    with workspace.build_folder() as folder:
         root = folder / "b"
         root.mkdir()
         (root / "file").write_text(content)
         directory = scan_directory(root, {})
-        kept = KeptVariant("kws", counter, "1.0.0", "int8", bundle_digest(directory.files), Secret(bytes(range(32))))
-        workspace.keep(directory, kept)
+        kept = StoredVariant("kws", counter, "1.0.0", "int8", bundle_digest(directory.files), Secret(bytes(range(32))))
+        workspace.store_variant(directory, kept)
     return kept
 
 
 def test_what_was_kept_is_found_again(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     kept = keep(workspace, "one", 3)
-    assert workspace.find("kws", 3, "int8") == kept
-    assert workspace.find("kws", 4, "int8") is None
+    assert workspace.find_variant("kws", 3, "int8") == kept
+    assert workspace.find_variant("kws", 4, "int8") is None
     found = workspace.open_bundle("kws", kept.bundle)
     assert found is not None
     assert (found.root / "file").read_text() == "one"
@@ -61,15 +61,15 @@ def test_a_damaged_record_is_refused(tmp_path: Path, data: bytes) -> None:
     keep(workspace, "one", 1)
     (workspace.folder / "releases" / "kws" / "1" / "int8.json").write_bytes(data)
     with pytest.raises(WorkspaceRefused):
-        workspace.find("kws", 1, "int8")
+        workspace.find_variant("kws", 1, "int8")
 
 
 def test_forgotten_bundles_are_gone_and_their_keys_stay(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     first, second = keep(workspace, "one", 1), keep(workspace, "two", 2)
-    assert workspace.forget("kws", frozenset({second.bundle})) == (first.bundle,)
+    assert workspace.delete_bundles("kws", frozenset({second.bundle})) == (first.bundle,)
     assert workspace.open_bundle("kws", first.bundle) is None
-    assert workspace.find("kws", 1, "int8") == first
+    assert workspace.find_variant("kws", 1, "int8") == first
 
 
 def test_a_key_shows_nowhere_in_text(tmp_path: Path) -> None:

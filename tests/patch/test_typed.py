@@ -18,7 +18,7 @@ from bundle.patch.elements import ELEMENT_TYPES, from_ordered, from_values, to_d
 from packager.diff.encode.entropy import EncoderOptions, write_part
 from packager.diff.encode.zstd_prefix import compress_with_prefix
 from packager.diff.write.make_patch import make_patch
-from packager.quantize.update_aware.fill_template import on_grid
+from packager.quantize.update_aware.fill_template import round_to_steps
 from tests.support import model_formats
 from tests.support.memory_bundles import applied, patch_between, written
 
@@ -301,7 +301,7 @@ def test_floats_that_moved_in_steps_cost_what_the_steps_cost(tmp_path: Path) -> 
     old = {f"bias{i}": dice.normal(0, 0.1 * 4.0**-i, 384).astype(np.float32) for i in range(6)}
     moved = {name: (value + dice.normal(0, 1e-4, 384)).astype(np.float32) for name, value in old.items()}
     sizes = {}
-    for name, new in (("steps", {key: on_grid(old[key], moved[key]) for key in old}), ("any", moved)):
+    for name, new in (("steps", {key: round_to_steps(old[key], moved[key]) for key in old}), ("any", moved)):
         base, target = {"m": model_formats.safetensors(old)}, {"m": model_formats.safetensors(new)}
         patch, _ = patch_between(tmp_path / name, base, target)
         assert applied(patch, base) == target

@@ -6,11 +6,11 @@ import numpy as np
 
 from packager.models.graphs import float_bytes
 from packager.models.samples import samples_from
-from packager.quantize.activation_ranges import Range
-from packager.quantize.candidates import Workshop
-from packager.quantize.prepare import prepare
-from packager.quantize.update_aware.activation_refit import best_range, noise, pinned_ranges, refitted_ranges
-from packager.quantize.update_aware.fill_template import Choice, candidate
+from packager.quantize.activation_ranges import ActivationRange
+from packager.quantize.candidates import CandidateBuilder
+from packager.quantize.prepare import prepare_model
+from packager.quantize.update_aware.activation_refit import best_range, pinned_ranges, quantization_noise, refit_ranges
+from packager.quantize.update_aware.fill_template import UpdateChoice, fill_template
 from tests.support import tiny_models
 
 VALUES = np.linspace(-1, 9, 1001)
@@ -20,7 +20,9 @@ def test_outliers_on_which_nothing_depends_are_clipped() -> None:
     weights = np.where(VALUES < 1, 1.0, 1e-9)
     found = best_range(VALUES, weights)
     assert found.high < 2
-    assert noise(VALUES, weights, found) < 0.1 * noise(VALUES, weights, Range(-1, 9))
+    assert quantization_noise(VALUES, weights, found) < 0.1 * quantization_noise(
+        VALUES, weights, ActivationRange(-1, 9)
+    )
 
 
 def test_outliers_that_matter_are_kept() -> None:
@@ -46,9 +48,9 @@ def test_ranges_that_serve_stay_as_they_are(tmp_path: Path) -> None:
     samples = samples_from(
         [{"input_ids": rng.integers(0, 50, (1, 9)), "attention_mask": np.ones((1, 9), np.int64)} for _ in range(24)]
     )
-    model = prepare(path, next(iter(samples))).model
-    quantized = Workshop(model, samples, float_bytes(model)).build("static")
-    changed = refitted_ranges(quantized, model, quantized, samples)
+    model = prepare_model(path, next(iter(samples))).model
+    quantized = CandidateBuilder(model, samples, float_bytes(model)).build("static")
+    changed = refit_ranges(quantized, model, quantized, samples)
     assert changed.keys() <= pinned_ranges(quantized).keys()
-    again = candidate(quantized, model, [], Choice(), changed)
-    assert not refitted_ranges(again, model, again, samples)
+    again = fill_template(quantized, model, [], UpdateChoice(), changed)
+    assert not refit_ranges(again, model, again, samples)

@@ -12,11 +12,11 @@ from packager.errors import WeightsNotFinite
 from packager.models.graphs import is_quantized
 from packager.models.inputs import ModelInterface, check_sample
 from packager.models.random_inputs import random_samples
-from packager.models.sessions import RunSettings, run, session
-from packager.quantize.fp16 import quantize_half
-from packager.quantize.gate import gate
+from packager.models.sessions import RunSettings, open_session, run_session
+from packager.quantize.fp16 import quantize_fp16
+from packager.quantize.gate import run_gate
 from packager.quantize.lint import lint
-from packager.quantize.schemes import Options, quantize
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
 
 QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -30,7 +30,7 @@ QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
     "weights in a Loop": tiny_models.looping,
     "a weight in an Einsum": tiny_models.einsum,
     "a function of its own": tiny_models.with_function,
-    "weights stored in half precision": lambda: quantize_half(tiny_models.text_encoder())[0],
+    "weights stored in half precision": lambda: quantize_fp16(tiny_models.text_encoder())[0],
     "several inputs, dynamic shapes": tiny_models.text_encoder,
 }
 
@@ -39,16 +39,18 @@ QUANTIZABLE: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_model_becomes_smaller_and_passes_the_gate(kind: str, tmp_path: Path) -> None:
     model = tiny_models.save(QUANTIZABLE[kind](), tmp_path / "float.onnx")
     samples = random_samples(model, 48)
-    report = quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(optimise=kind != "a function of its own"))
+    report = quantize_model(
+        model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(optimize=kind != "a function of its own")
+    )
     assert (report.outcome, report.origin) == ("quantized", "random:0"), report.as_text()
     assert report.bytes == (tmp_path / "int8.onnx").stat().st_size < 0.75 * report.float_bytes
     assert is_quantized(onnx.load(tmp_path / "int8.onnx"))
-    assert gate(model, tmp_path / "int8.onnx", samples).verdict == "pass"
+    assert run_gate(model, tmp_path / "int8.onnx", samples).verdict == "pass"
 
 
 def test_model_without_a_layer_for_four_bits_is_not_called_int4(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.einsum(), tmp_path / "float.onnx")
-    report = quantize(model, tmp_path / "int4.onnx", "int4", random_samples(model, 8))
+    report = quantize_model(model, tmp_path / "int4.onnx", "int4", random_samples(model, 8))
     assert report.outcome == "refused"
     assert "which is what 4 bits need" in report.reason
     assert not (tmp_path / "int4.onnx").exists()
@@ -61,9 +63,11 @@ def test_weights_beyond_half_precision_stay_float_and_are_named(tmp_path: Path) 
     back = next(t for t in large.graph.initializer if t.name == "down0")
     back.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(back) * np.float32(1e-6), "down0"))
     model = tiny_models.save(large, tmp_path / "float.onnx")
-    report = quantize(model, tmp_path / "half.onnx", "fp16", random_samples(model, 32), Options(measure_latency=False))
+    report = quantize_model(
+        model, tmp_path / "half.onnx", "fp16", random_samples(model, 32), QuantizeOptions(measure_latency=False)
+    )
     assert report.outcome == "quantized", report.as_text()
-    assert report.kept_float == ("up0", "down0")  # too large, and too small to keep their energy
+    assert report.float_nodes == ("up0", "down0")  # too large, and too small to keep their energy
 
 
 def test_infinite_weight_is_told_before_any_work(tmp_path: Path) -> None:
@@ -73,7 +77,7 @@ def test_infinite_weight_is_told_before_any_work(tmp_path: Path) -> None:
     broken.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w1"))
     model = tiny_models.save(broken, tmp_path / "float.onnx")
     with pytest.raises(WeightsNotFinite, match="1 of 8192 numbers of 'w1'"):
-        quantize(model, tmp_path / "int8.onnx", "int8", random_samples(model, 8))
+        quantize_model(model, tmp_path / "int8.onnx", "int8", random_samples(model, 8))
 
 
 def test_input_that_does_not_say_how_many_axes_it_has_is_searched(tmp_path: Path) -> None:
@@ -86,12 +90,12 @@ def test_input_that_does_not_say_how_many_axes_it_has_is_searched(tmp_path: Path
 def test_weights_only_model_computes_in_float_at_every_optimisation_level(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.with_outlier_feature(3000.0), tmp_path / "float.onnx")
     samples = random_samples(model, 16)
-    options = Options(measure_latency=False, methods=("weights",))
-    report = quantize(model, tmp_path / "int8.onnx", "int8", samples, options)
+    options = QuantizeOptions(measure_latency=False, methods=("weights",))
+    report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, options)
     assert report.outcome == "quantized", report.as_text()
-    plain, optimised = (session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
+    plain, optimised = (open_session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
     for sample in samples:
-        for a, b in zip(run(plain, sample), run(optimised, sample), strict=True):
+        for a, b in zip(run_session(plain, sample), run_session(optimised, sample), strict=True):
             assert np.allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
     assert not [f.code for f in lint(tmp_path / "int8.onnx") if f.severity == "warning"]
 
@@ -100,14 +104,14 @@ def test_same_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.conv_net(), tmp_path / "float.onnx")
     written = []
     for name in ("a.onnx", "b.onnx"):
-        quantize(model, tmp_path / name, "int8", random_samples(model, 16))
+        quantize_model(model, tmp_path / name, "int8", random_samples(model, 16))
         written.append((tmp_path / name).read_bytes())
     assert written[0] == written[1]
 
 
 def test_model_without_weights_is_refused_with_the_reason(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.without_weights(), tmp_path / "float.onnx")
-    report = quantize(model, tmp_path / "int8.onnx", "int8", random_samples(model, 8))
+    report = quantize_model(model, tmp_path / "int8.onnx", "int8", random_samples(model, 8))
     assert report.outcome == "refused"
     assert "no constant weight" in report.reason
     assert not (tmp_path / "int8.onnx").exists()
@@ -115,7 +119,7 @@ def test_model_without_weights_is_refused_with_the_reason(tmp_path: Path) -> Non
 
 def test_answers_that_never_vary_are_inconclusive_and_nothing_is_written(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
-    report = quantize(model, tmp_path / "int8.onnx", "int8", random_samples(model, 16))
+    report = quantize_model(model, tmp_path / "int8.onnx", "int8", random_samples(model, 16))
     assert report.outcome == "inconclusive"
     assert "no output varies" in report.reason
     assert not (tmp_path / "int8.onnx").exists()

@@ -10,8 +10,8 @@ from onnx import numpy_helper
 from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, samples_from
-from packager.quantize.gate import gate
-from packager.quantize.schemes import Options, quantize
+from packager.quantize.gate import run_gate
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
 
 
@@ -20,7 +20,7 @@ def encoder(tmp_path: Path) -> tuple[Path, Path, Samples]:
     """(float model, its int8 model, samples)."""
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
-    report = quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     assert report.outcome == "quantized", report.as_text()
     return model, tmp_path / "int8.onnx", samples
 
@@ -35,7 +35,7 @@ def with_changed(source: Path, out: Path, name: str, change: float) -> Path:
 
 
 def test_good_quantization_passes(encoder: tuple[Path, Path, Samples]) -> None:
-    report = gate(*encoder)
+    report = run_gate(*encoder)
     assert (report.verdict, report.samples) == ("pass", 64)
     assert report.relative_rms is not None
     assert 0 < report.relative_rms < 0.1
@@ -44,40 +44,40 @@ def test_good_quantization_passes(encoder: tuple[Path, Path, Samples]) -> None:
 @pytest.mark.parametrize("layer", ["table_scale", "up0_scale", "down1_scale", "head_scale"])
 def test_one_layer_of_zeros_is_caught(layer: str, encoder: tuple[Path, Path, Samples], tmp_path: Path) -> None:
     model, quantized, samples = encoder
-    report = gate(model, with_changed(quantized, tmp_path / "broken.onnx", layer, 0.0), samples)
+    report = run_gate(model, with_changed(quantized, tmp_path / "broken.onnx", layer, 0.0), samples)
     assert report.verdict == "fail"
-    assert "relative RMS" in report.why
+    assert "relative RMS" in report.explanation
 
 
 def test_answers_that_became_nan_fail(encoder: tuple[Path, Path, Samples], tmp_path: Path) -> None:
     model, quantized, samples = encoder
-    report = gate(model, with_changed(quantized, tmp_path / "nan.onnx", "head_scale", float("nan")), samples)
+    report = run_gate(model, with_changed(quantized, tmp_path / "nan.onnx", "head_scale", float("nan")), samples)
     assert report.verdict == "fail"
-    assert "NaN" in report.why
+    assert "NaN" in report.explanation
 
 
 def test_error_far_above_ordinary_quantization_fails_even_below_the_floor(
     encoder: tuple[Path, Path, Samples],
 ) -> None:
     model, quantized, samples = encoder
-    found = gate(model, quantized, samples).relative_rms or 0.0
-    report = gate(model, quantized, samples, ordinary_rms=found / 2)
+    found = run_gate(model, quantized, samples).relative_rms or 0.0
+    report = run_gate(model, quantized, samples, baseline_rms=found / 2)
     assert report.verdict == "fail"
-    assert "x ordinary" in report.why
+    assert "x ordinary" in report.explanation
 
 
 def test_update_that_changes_nothing_fails_against_the_stale_model(encoder: tuple[Path, Path, Samples]) -> None:
     model, quantized, samples = encoder
-    found = gate(model, quantized, samples).relative_rms or 0.0
-    report = gate(model, quantized, samples, stale_rms=found)
+    found = run_gate(model, quantized, samples).relative_rms or 0.0
+    report = run_gate(model, quantized, samples, unchanged_base_rms=found)
     assert report.verdict == "fail"
-    assert "the stale model's" in report.why
+    assert "the stale model's" in report.explanation
 
 
 def test_one_sample_twice_is_inconclusive(encoder: tuple[Path, Path, Samples]) -> None:
     model, quantized, samples = encoder
     sample = next(iter(samples))
-    report = gate(model, quantized, samples_from([sample, sample]))
+    report = run_gate(model, quantized, samples_from([sample, sample]))
     assert report.verdict == "inconclusive"
 
 
@@ -86,7 +86,7 @@ def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     centre = rng.standard_normal((1, 64))
     near = [{"x": (centre + 0.01 * rng.standard_normal((1, 64))).astype(np.float32)} for _ in range(20)]
-    report = gate(model, model, samples_from(near))
+    report = run_gate(model, model, samples_from(near))
     assert report.verdict == "inconclusive"
     assert not report.outputs[0].varies
 
@@ -94,6 +94,6 @@ def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None
 def test_constant_output_must_stay_where_it_is(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
     moved = with_changed(model, tmp_path / "moved.onnx", "b", 3.0)
-    report = gate(model, moved, random_samples(model, 8))
+    report = run_gate(model, moved, random_samples(model, 8))
     assert report.verdict == "fail"
-    assert "does not vary, but is off" in report.why
+    assert "does not vary, but is off" in report.explanation

@@ -11,9 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, samples_from
-from packager.models.sessions import run, session_of
-from packager.quantize.prepare import prepare
-from packager.quantize.update_aware.gradients import Gradients, spreads_of
+from packager.models.sessions import open_session_of, run_session
+from packager.quantize.prepare import prepare_model
+from packager.quantize.update_aware.gradients import GradientWalk, spreads_of
 from tests.support import tiny_models
 
 STEP = 1e-3
@@ -45,12 +45,12 @@ def with_constant(model: onnx.ModelProto, name: str, values: np.ndarray) -> onnx
 
 def assert_gradient_is_right(model: onnx.ModelProto, samples: Samples, name: str) -> None:
     spreads = spreads_of(model, samples)
-    gradients = Gradients(model, frozenset({name}))
-    assert gradients.known == {name}
+    gradients = GradientWalk(model, frozenset({name}))
+    assert gradients.known_names == {name}
     one = samples.take(1)
-    slope = next(gradients.of(one, spreads))[name]
+    slope = next(gradients.gradients(one, spreads))[name]
     sample = next(iter(one))
-    answers = run(session_of(model), sample)
+    answers = run_session(open_session_of(model), sample)
     names = [value.name for value in model.graph.output]
     rng = np.random.default_rng(0)  # draws the directions that `of` draws
     directions = [
@@ -62,7 +62,7 @@ def assert_gradient_is_right(model: onnx.ModelProto, samples: Samples, name: str
     way = np.random.default_rng(1).standard_normal(values.shape)
 
     def along(step: float) -> float:
-        moved = run(session_of(with_constant(model, name, values + step * way)), sample)
+        moved = run_session(open_session_of(with_constant(model, name, values + step * way)), sample)
         told = [answer for answer, n in zip(moved, names, strict=True) if spreads.get(n, 0.0) > 0]
         return sum(float((a.astype(np.float64) * d).sum()) for a, d in zip(told, directions, strict=True))
 
@@ -136,20 +136,22 @@ def test_whole_models_are_walked_back(kind: str, name: str, tmp_path: Path) -> N
         tiny_models.text_encoder() if kind == "text" else tiny_models.conv_net(), tmp_path / "model.onnx"
     )
     samples = random_samples(path, 8)
-    assert_gradient_is_right(prepare(path, next(iter(samples))).model, samples, name)
+    assert_gradient_is_right(prepare_model(path, next(iter(samples))).model, samples, name)
 
 
 def test_half_an_influence_is_none() -> None:
     nodes = [node("CumSum", ["h", "one"], "c"), node("Add", ["c", "h"])]
     model = chain(nodes, {"one": np.array(1, np.int64)}, [4, 6])
-    assert not Gradients(model, frozenset({"offset"})).known
+    assert not GradientWalk(model, frozenset({"offset"})).known_names
 
 
 def test_padding_has_no_influence(tmp_path: Path) -> None:
     path = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     sample = {"input_ids": np.arange(6, dtype=np.int64)[None], "attention_mask": np.array([[1, 1, 1, 1, 0, 0]])}
     samples = random_samples(path, 8)
-    model = prepare(path, sample).model
-    slope = next(Gradients(model, frozenset({"u0"})).of(samples_from([sample]), spreads_of(model, samples)))["u0"]
+    model = prepare_model(path, sample).model
+    slope = next(GradientWalk(model, frozenset({"u0"})).gradients(samples_from([sample]), spreads_of(model, samples)))[
+        "u0"
+    ]
     assert slope[0, :4].any()
     assert not slope[0, 4:].any()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from packager.models.ordered_map import AHEAD, WORKERS, drawn_ahead, in_order
+from packager.models.ordered_map import MAX_ITEMS_AHEAD, WORKER_THREADS, ordered_map, prefetch
 
 
 def test_results_keep_the_order_of_their_items_whoever_is_done_first() -> None:
@@ -19,7 +19,7 @@ def test_results_keep_the_order_of_their_items_whoever_is_done_first() -> None:
             assert gates[number].wait(10)
         return number * number
 
-    assert list(in_order(wait_for_the_next, range(20))) == [number * number for number in range(20)]
+    assert list(ordered_map(wait_for_the_next, range(20))) == [number * number for number in range(20)]
 
 
 def test_no_more_is_drawn_than_a_few_items_ahead() -> None:
@@ -30,14 +30,14 @@ def test_no_more_is_drawn_than_a_few_items_ahead() -> None:
             drawn.append(number)
             yield number
 
-    for count, found in enumerate(in_order(lambda number: number, items()), start=1):
+    for count, found in enumerate(ordered_map(lambda number: number, items()), start=1):
         assert found == count - 1
-        assert len(drawn) <= count + AHEAD
+        assert len(drawn) <= count + MAX_ITEMS_AHEAD
     assert len(drawn) == 100
 
 
 def test_failure_of_an_item_is_raised_in_its_turn() -> None:
-    found = in_order(lambda number: 12 // number, [3, 2, 0, 1])
+    found = ordered_map(lambda number: 12 // number, [3, 2, 0, 1])
     assert [next(found), next(found)] == [4, 6]
     with pytest.raises(ZeroDivisionError):
         next(found)
@@ -51,15 +51,15 @@ def test_what_is_drawn_ahead_is_drawn_by_one_thread_and_ends() -> None:
             threads.add(threading.get_ident())
             yield number
 
-    assert list(drawn_ahead(items())) == list(range(30))
+    assert list(prefetch(items())) == list(range(30))
     assert len(threads) == 1
     assert threading.get_ident() not in threads
 
 
 def test_whoever_stops_asking_leaves_no_thread_behind() -> None:
     before = threading.active_count()
-    found = in_order(lambda number: number, range(1000))
+    found = ordered_map(lambda number: number, range(1000))
     assert next(found) == 0
-    assert threading.active_count() <= before + WORKERS
+    assert threading.active_count() <= before + WORKER_THREADS
     found.close()
     assert threading.active_count() == before

@@ -22,8 +22,8 @@ from packager.errors import (
 from packager.models.inputs import ModelInterface
 from packager.models.random_inputs import random_samples
 from packager.models.samples import folder_samples, load_samples
-from packager.quantize.schemes import Options, quantize
-from packager.quantize.update_aware.quantize_update import update
+from packager.quantize.schemes import QuantizeOptions, quantize_model
+from packager.quantize.update_aware.quantize_update import quantize_update
 from tests.support import tiny_models
 
 
@@ -66,7 +66,7 @@ def test_axis_of_fixed_size_is_never_taken_for_a_batch(tmp_path: Path) -> None:
 
 def test_every_other_sample_is_held_back(interface: ModelInterface, tmp_path: Path) -> None:
     samples = load_samples(npz(tmp_path / "x.npz", input_ids=IDS, attention_mask=MASK), interface)
-    calibration, held_back = samples.halves()
+    calibration, held_back = samples.split_halves()
     assert [s["input_ids"][0, 0] for s in calibration] == [IDS[i, 0, 0] for i in (0, 2, 4)]
     assert [s["input_ids"][0, 0] for s in held_back] == [IDS[i, 0, 0] for i in (1, 3, 5)]
 
@@ -133,15 +133,15 @@ def test_float_model_that_answers_nan_alone_is_refused(tmp_path: Path) -> None:
     model = tiny_models.mlp()
     good = tiny_models.save(model, tmp_path / "good.onnx")
     samples = random_samples(good, 16)
-    options = Options(measure_latency=False)
-    assert quantize(good, tmp_path / "base.onnx", "int8", samples, options).outcome == "quantized"
+    options = QuantizeOptions(measure_latency=False)
+    assert quantize_model(good, tmp_path / "base.onnx", "int8", samples, options).outcome == "quantized"
     next(node for node in model.graph.node if node.op_type == "Relu").op_type = "Sqrt"  # of numbers of both signs
     path = tiny_models.save(model, tmp_path / "float.onnx")
-    report = quantize(path, tmp_path / "int8.onnx", "int8", samples, options)
+    report = quantize_model(path, tmp_path / "int8.onnx", "int8", samples, options)
     assert report.outcome == "refused"
     assert "answers NaN alone on 8 samples" in report.reason
     with pytest.raises(QuantizationRefused, match="answers NaN alone"):
-        update(path, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
+        quantize_update(path, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves())
     assert not (tmp_path / "update.onnx").exists()
 
 
@@ -187,9 +187,9 @@ def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:
 def test_quantized_model_is_not_quantized_again(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "model.onnx")
     samples = random_samples(model, 32)
-    quantize(model, tmp_path / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    quantize_model(model, tmp_path / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     with pytest.raises(AlreadyQuantized, match="already quantized"):
-        quantize(tmp_path / "int8.onnx", tmp_path / "again.onnx", "int8", samples)
+        quantize_model(tmp_path / "int8.onnx", tmp_path / "again.onnx", "int8", samples)
     assert not (tmp_path / "again.onnx").exists()
 
 
@@ -201,4 +201,4 @@ def test_weights_that_are_not_numbers_are_named(tmp_path: Path) -> None:
     tensor.raw_data = values.tobytes()
     path = tiny_models.save(model, tmp_path / "model.onnx")
     with pytest.raises(WeightsNotFinite, match=r"1 of 8192 numbers of 'w1'"):
-        quantize(path, tmp_path / "int8.onnx", "int8", random_samples(path, 4))
+        quantize_model(path, tmp_path / "int8.onnx", "int8", random_samples(path, 4))

@@ -9,37 +9,39 @@ import pytest
 
 from packager.errors import MetricUnusable
 from packager.models.random_inputs import random_samples
-from packager.quantize.schemes import Options, quantize
-from packager.quantize.user_metric import Answer, Metric
+from packager.quantize.schemes import QuantizeOptions, quantize_model
+from packager.quantize.user_metric import Metric, SampleOutput
 from tests.quantize.test_commands import packager
 from tests.support import tiny_models
 
 HERE = f"python:{__name__}"
 
 
-def mean_of_largest(answers: Iterator[Answer]) -> float:
+def mean_of_largest(answers: Iterator[SampleOutput]) -> float:
     return float(np.mean([float(next(iter(a.outputs.values())).max(initial=0.0)) for a in answers]))
 
 
-def positions(answers: Iterator[Answer]) -> float:
+def positions(answers: Iterator[SampleOutput]) -> float:
     return float(sum(answer.position for answer in answers))
 
 
-def no_number(_answers: Iterator[Answer]) -> float:
+def no_number(_answers: Iterator[SampleOutput]) -> float:
     return float("nan")
 
 
-def raises(_answers: Iterator[Answer]) -> float:
+def raises(_answers: Iterator[SampleOutput]) -> float:
     raise KeyError("label")
 
 
 def test_shape_that_depends_on_values_is_left_to_the_metric(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.boxes(), tmp_path / "float.onnx")
     samples = random_samples(model, 64)
-    alone = quantize(model, tmp_path / "a.onnx", "int8", samples, Options(measure_latency=False))
+    alone = quantize_model(model, tmp_path / "a.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     assert (alone.outcome, "give a metric" in alone.reason) == ("refused", True), alone.as_text()
     metric = Metric.parse(f"{HERE}:mean_of_largest")
-    report = quantize(model, tmp_path / "b.onnx", "int8", samples, Options(measure_latency=False, metric=metric))
+    report = quantize_model(
+        model, tmp_path / "b.onnx", "int8", samples, QuantizeOptions(measure_latency=False, metric=metric)
+    )
     assert report.outcome == "quantized", report.as_text()
     assert report.gate is not None
     assert report.gate.metric is not None
@@ -50,8 +52,12 @@ def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     values = iter([1.0, *[0.5] * 99])  # the float model is measured first
     metric = Metric("falling", lambda _answers: next(values), ())
-    report = quantize(
-        model, tmp_path / "out.onnx", "int8", random_samples(model, 32), Options(measure_latency=False, metric=metric)
+    report = quantize_model(
+        model,
+        tmp_path / "out.onnx",
+        "int8",
+        random_samples(model, 32),
+        QuantizeOptions(measure_latency=False, metric=metric),
     )
     assert report.outcome == "refused"
     assert "metric 0.5000, float model 1.0000, at least 0.9900 asked" in report.reason
@@ -60,8 +66,8 @@ def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
 
 def test_function_is_told_where_each_sample_lies_in_the_file(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
-    _, held_back = random_samples(model, 8).halves()
-    assert Metric.parse(f"{HERE}:positions").value_of(model, held_back) == 1 + 3 + 5 + 7
+    _, held_back = random_samples(model, 8).split_halves()
+    assert Metric.parse(f"{HERE}:positions").measure(model, held_back) == 1 + 3 + 5 + 7
 
 
 def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
@@ -98,6 +104,6 @@ def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
 def test_metric_that_cannot_be_used_is_one_line(text: str, words: str, tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     with pytest.raises(MetricUnusable) as caught:
-        Metric.parse(text).value_of(model, random_samples(model, 2))
+        Metric.parse(text).measure(model, random_samples(model, 2))
     assert words in caught.value.message
     assert "\n" not in caught.value.message

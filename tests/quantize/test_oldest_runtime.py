@@ -7,10 +7,10 @@ import onnxruntime
 import pytest
 
 from packager.models.model_facts import onnxruntime_min
-from packager.models.oldest_runtime import oldest_runtime, parsed
+from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.models.random_inputs import random_samples
 from packager.quantize.gate import Thresholds
-from packager.quantize.schemes import Options, quantize
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
 
 
@@ -22,15 +22,17 @@ def test_operator_set_and_file_version_name_the_runtime(opset: int, oldest: str)
 def test_operator_set_of_the_future_asks_for_the_runtime_that_is_here() -> None:
     model = tiny_models.mlp()
     model.opset_import[0].version = 99
-    assert oldest_runtime(model).version == parsed(onnxruntime.__version__)
-    assert oldest_runtime(model).why == "operator set 99"
+    assert oldest_runtime(model).version == parse_version(onnxruntime.__version__)
+    assert oldest_runtime(model).explanation == "operator set 99"
 
 
 @pytest.mark.parametrize(("scheme", "oldest"), [("int8", "1.12"), ("int4", "1.17"), ("fp16", "1.12")])
 def test_quantized_model_says_where_it_loads(scheme: str, oldest: str, tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
-    lenient = Options(measure_latency=False, thresholds=Thresholds(2.0, 0.0, -1.0))  # four bits of noise are noise
-    report = quantize(model, tmp_path / "out.onnx", scheme, random_samples(model, 32), lenient)
+    lenient = QuantizeOptions(
+        measure_latency=False, thresholds=Thresholds(2.0, 0.0, -1.0)
+    )  # four bits of noise are noise
+    report = quantize_model(model, tmp_path / "out.onnx", scheme, random_samples(model, 32), lenient)
     assert (report.outcome, report.oldest_runtime) == ("quantized", oldest), report.as_text()
     assert str(oldest_runtime(onnx.load(tmp_path / "out.onnx"))) == oldest
     assert onnxruntime_min(tmp_path / "out.onnx", "1.31") == "1.31"

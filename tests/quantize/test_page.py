@@ -13,7 +13,7 @@ from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples
 from packager.quantize.html_report import write_page
 from packager.quantize.quantization_report import QuantizationReport
-from packager.quantize.schemes import Options, quantize
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 from tests.support import tiny_models
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -56,7 +56,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, 
 
 
 def written(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationReport, Path]:
-    report = quantize(path, folder / "int8.onnx", "int8", samples, Options(measure_latency=False))
+    report = quantize_model(path, folder / "int8.onnx", "int8", samples, QuantizeOptions(measure_latency=False))
     write_page(report, path, folder / "int8.onnx", samples, folder / "page.html")
     return report, folder / "page.html"
 

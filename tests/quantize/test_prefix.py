@@ -8,9 +8,9 @@ import pytest
 
 from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
-from packager.models.sessions import run
-from packager.quantize.update_aware.float_prefix import Prefix
-from packager.quantize.update_aware.layer_statistics import watching
+from packager.models.sessions import run_session
+from packager.quantize.update_aware.float_prefix import FloatPrefix
+from packager.quantize.update_aware.layer_statistics import open_watching_session
 from tests.support import tiny_models
 
 NESTED = """
@@ -42,13 +42,13 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, onnx.ModelPr
 def test_each_stop_tells_what_a_whole_run_tells(nested: tuple[Path, onnx.ModelProto], tmp_path: Path) -> None:
     path, model = nested
     samples = random_samples(path, 5)
-    prefix = Prefix(model, samples, tmp_path)
+    prefix = FloatPrefix(model, samples, tmp_path)
     for before, names in ((0, ["x"]), (1, ["a", "x"]), (4, ["c"]), (5, ["c", "d"]), (7, ["f"])):
-        whole = watching(model, names)
+        whole = open_watching_session(model, names)
         walked = list(prefix.walk(before, names))
         inner = [name for name in names if name != "x"]
         for sample, values in zip(samples, walked, strict=True):
-            expected = dict(zip(inner, run(whole, sample, inner), strict=True)) if inner else {}
+            expected = dict(zip(inner, run_session(whole, sample, inner), strict=True)) if inner else {}
             for name in names:
                 np.testing.assert_allclose(
                     values[name], expected[name] if name in expected else sample[name], rtol=1e-6
@@ -57,7 +57,7 @@ def test_each_stop_tells_what_a_whole_run_tells(nested: tuple[Path, onnx.ModelPr
 
 def test_what_was_walked_keeps_the_weights_of_then(nested: tuple[Path, onnx.ModelProto], tmp_path: Path) -> None:
     path, model = nested
-    prefix = Prefix(model, random_samples(path, 2), tmp_path)
+    prefix = FloatPrefix(model, random_samples(path, 2), tmp_path)
     before = [values["c"] for values in prefix.walk(4, ["c"])]
     weight = next(tensor for tensor in prefix._model.graph.initializer if tensor.name == "w2")
     weight.CopyFrom(onnx.numpy_helper.from_array(array_of(weight) * 2, "w2"))
@@ -68,7 +68,7 @@ def test_what_was_walked_keeps_the_weights_of_then(nested: tuple[Path, onnx.Mode
 
 def test_nothing_but_the_last_stop_is_kept(nested: tuple[Path, onnx.ModelProto], tmp_path: Path) -> None:
     path, model = nested
-    prefix = Prefix(model, random_samples(path, 2), tmp_path)
+    prefix = FloatPrefix(model, random_samples(path, 2), tmp_path)
     for before, name in ((1, "a"), (2, "b"), (3, "c")):
         list(prefix.walk(before, [name]))
     assert len(list(tmp_path.iterdir())) == 1

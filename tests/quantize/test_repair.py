@@ -10,37 +10,37 @@ from onnx import numpy_helper
 
 from packager.models.graphs import all_nodes
 from packager.models.random_inputs import random_samples
-from packager.models.sessions import EXACT_SETTINGS, session
+from packager.models.sessions import EXACT_SETTINGS, open_session
 from packager.quantize.gate import Thresholds, judge
 from packager.quantize.html_report import write_page
-from packager.quantize.prepare import prepare
+from packager.quantize.prepare import prepare_model
 from packager.quantize.quantization_report import QuantizationReport
-from packager.quantize.schemes import Options, quantize
-from packager.quantize.update_aware.matching_baseline import ordinary_of
+from packager.quantize.schemes import QuantizeOptions, quantize_model
+from packager.quantize.update_aware.matching_baseline import quantize_like_template
 from tests.support import tiny_models
 
-INT4 = Options(measure_latency=False)
+INT4 = QuantizeOptions(measure_latency=False)
 
 
 def quantized(model: onnx.ModelProto, folder: Path, **options: object) -> QuantizationReport:
     path = tiny_models.save(model, folder / "float.onnx")
-    return quantize(
+    return quantize_model(
         path,
         folder / "int8.onnx",
         "int8",
         random_samples(path, 64),
-        Options(measure_latency=False, **options),  # type: ignore[arg-type]
+        QuantizeOptions(measure_latency=False, **options),  # type: ignore[arg-type]
     )
 
 
 def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
     report = quantized(tiny_models.with_outlier_feature(3000.0), tmp_path, methods=("static", "weights"))
     assert report.outcome == "quantized", report.as_text()
-    assert (report.method, report.kept_float) == ("static", ())
-    assert report.wide_activations == ("behind the outlier",)
+    assert (report.method, report.float_nodes) == ("static", ())
+    assert report.promoted_activations == ("behind the outlier",)
     assert report.sensitivity[0].nodes == ("behind the outlier",)
     plain, *repaired = [trial for trial in report.trials if trial.method == "static"]
-    assert (plain.verdict, plain.wide_activations) == ("fail", ())
+    assert (plain.verdict, plain.promoted_activations) == ("fail", ())
     assert repaired[-1].relative_rms is not None
     assert plain.relative_rms is not None
     assert repaired[-1].relative_rms < 0.2 * plain.relative_rms
@@ -52,31 +52,31 @@ def test_activation_with_an_outlier_is_read_in_16_bits(tmp_path: Path) -> None:
 def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
     path = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "float.onnx")
     samples = random_samples(path, 64)
-    whole = quantize(path, tmp_path / "whole.onnx", "int4", samples, INT4)
+    whole = quantize_model(path, tmp_path / "whole.onnx", "int4", samples, INT4)
     assert whole.gate is not None
     assert whole.gate.relative_rms is not None
     assert whole.bytes is not None
     strict = replace(INT4, thresholds=Thresholds(max_relative_rms=0.6 * whole.gate.relative_rms))
-    report = quantize(path, tmp_path / "int4.onnx", "int4", samples, strict)
+    report = quantize_model(path, tmp_path / "int4.onnx", "int4", samples, strict)
     assert report.outcome == "quantized", report.trials_as_text()
-    assert report.wide_weights
-    assert report.kept_float == ()
+    assert report.promoted_weights
+    assert report.float_nodes == ()
     assert report.bytes is not None
     assert whole.bytes < report.bytes < 0.5 * report.float_bytes
     made = {node.name: node for node in all_nodes(onnx.load(tmp_path / "int4.onnx"))}
-    assert {made[name].op_type for name in report.wide_weights} <= {"MatMul", "Gemm"}
+    assert {made[name].op_type for name in report.promoted_weights} <= {"MatMul", "Gemm"}
     assert any(node.op_type == "MatMulNBits" for node in made.values())
-    assert f"8-bit weights: {report.wide_weights[0]}" in report.as_text()
+    assert f"8-bit weights: {report.promoted_weights[0]}" in report.as_text()
     write_page(report, path, tmp_path / "int4.onnx", samples, tmp_path / "page.html")
     shown = re.search(r"Weights in 8 bits instead of 4</h2>\s*<p>([^<]*)</p>", (tmp_path / "page.html").read_text())
     assert shown is not None
-    assert shown[1] == ", ".join(report.wide_weights)
+    assert shown[1] == ", ".join(report.promoted_weights)
 
 
 def test_rows_of_a_table_that_a_product_reads_are_8_bits_too(tmp_path: Path) -> None:
     report = quantized(tiny_models.text_encoder(), tmp_path, methods=("weights",))
     assert report.outcome == "quantized", report.trials_as_text()
-    assert (report.method, report.kept_float) == ("weights", ())
+    assert (report.method, report.float_nodes) == ("weights", ())
     assert report.bytes is not None
     assert report.bytes < 0.4 * report.float_bytes
 
@@ -85,15 +85,15 @@ def test_update_of_a_repaired_model_is_measured_against_one_repaired_alike(tmp_p
     wide = tiny_models.save(tiny_models.with_outlier_feature(3000.0), tmp_path / "wide.onnx")
     deep = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "deep.onnx")
     cases = (
-        (wide, "int8", Options(measure_latency=False, methods=("static", "weights"))),
+        (wide, "int8", QuantizeOptions(measure_latency=False, methods=("static", "weights"))),
         (deep, "int4", replace(INT4, thresholds=Thresholds(max_relative_rms=0.4))),
     )
     for path, scheme, options in cases:
         samples = random_samples(path, 64)
-        report = quantize(path, tmp_path / "made.onnx", scheme, samples, options)
-        assert report.wide_activations or report.wide_weights, report.trials_as_text()
+        report = quantize_model(path, tmp_path / "made.onnx", scheme, samples, options)
+        assert report.promoted_activations or report.promoted_weights, report.trials_as_text()
         made = onnx.load(tmp_path / "made.onnx")
-        again = ordinary_of(made, prepare(path, next(iter(samples))).model, samples)
+        again = quantize_like_template(made, prepare_model(path, next(iter(samples))).model, samples)
         for parts in (lambda m: [t.name for t in m.graph.initializer], lambda m: [n.op_type for n in all_nodes(m)]):
             assert sorted(parts(again)) == sorted(parts(made))
 
@@ -102,13 +102,13 @@ def test_int4_nodes_under_names_of_another_tool_count_as_int4(tmp_path: Path) ->
     path = tiny_models.save(tiny_models.text_encoder(layers=3), tmp_path / "float.onnx")
     samples = random_samples(path, 64)
     loose = replace(INT4, thresholds=Thresholds(max_relative_rms=1.0, min_top1_agreement=0.0))
-    assert quantize(path, tmp_path / "int4.onnx", "int4", samples, loose).outcome == "quantized"
+    assert quantize_model(path, tmp_path / "int4.onnx", "int4", samples, loose).outcome == "quantized"
     foreign = onnx.load(tmp_path / "int4.onnx")
     del foreign.metadata_props[:]
     renamed = [node for node in all_nodes(foreign) if node.op_type == "MatMulNBits"]
     for node in renamed:
         node.name += "_Q4"
-    made = ordinary_of(foreign, prepare(path, next(iter(samples))).model, samples)
+    made = quantize_like_template(foreign, prepare_model(path, next(iter(samples))).model, samples)
     assert [node.op_type for node in all_nodes(made)].count("MatMulNBits") == len(renamed) > 0
 
 
@@ -116,8 +116,8 @@ def test_node_that_cannot_be_quantized_goes_back_to_float(tmp_path: Path) -> Non
     strict = Thresholds(max_relative_rms=0.03)
     report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=strict, methods=("dynamic",))
     assert report.outcome == "quantized", report.as_text()
-    assert report.kept_float
-    kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.kept_float]
+    assert report.float_nodes
+    kept = [node for node in all_nodes(onnx.load(tmp_path / "int8.onnx")) if node.name in report.float_nodes]
     assert {node.op_type for node in kept} <= {"MatMul", "Gemm", "Gather"}
     assert all(trial.bytes is not None for trial in report.trials if trial.verdict == "pass")
 
@@ -149,7 +149,7 @@ def test_weight_that_several_nodes_share_goes_back_to_float_with_all_of_them(tmp
     assert report.outcome == "quantized", report.trials_as_text()
     first, *others = report.sensitivity
     assert len(first.nodes) == 2
-    assert set(report.kept_float) == set(first.nodes)
+    assert set(report.float_nodes) == set(first.nodes)
     assert all(len(blame.nodes) == 1 for blame in others)
 
 
@@ -157,7 +157,7 @@ def test_int8_that_is_larger_than_fp16_says_so(tmp_path: Path) -> None:
     cases = ((Thresholds(), False), (Thresholds(max_relative_rms=0.026), True))
     for thresholds, is_named in cases:
         report = quantized(tiny_models.text_encoder(), tmp_path, thresholds=thresholds, methods=("weights",))
-        half = quantize(
+        half = quantize_model(
             tmp_path / "float.onnx", tmp_path / "half.onnx", "fp16", random_samples(tmp_path / "float.onnx", 8)
         )
         assert report.bytes is not None
@@ -202,5 +202,5 @@ def test_arm_gets_signed_activations_and_weights_of_full_range(tmp_path: Path) -
         max(int(np.abs(a.astype(np.int16)).max()) for a in arrays.values() if a.dtype == np.int8 and a.ndim == 4) == 127
     )
     # as exact kernels would: those of a CPU without VNNI saturate
-    sides = session(tmp_path / "float.onnx"), session(tmp_path / "int8.onnx", EXACT_SETTINGS)
+    sides = open_session(tmp_path / "float.onnx"), open_session(tmp_path / "int8.onnx", EXACT_SETTINGS)
     assert judge(*sides, random_samples(tmp_path / "float.onnx", 8), Thresholds(0.3)).verdict == "pass"

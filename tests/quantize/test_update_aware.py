@@ -13,16 +13,16 @@ from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples
 from packager.quantize.int4 import quantize_int4
-from packager.quantize.nbits import pack, unpack
-from packager.quantize.prepare import prepare
-from packager.quantize.schemes import DEFAULT_OPTIONS, Options, quantize, save
+from packager.quantize.nbits import pack_levels, unpack_levels
+from packager.quantize.prepare import prepare_model
+from packager.quantize.schemes import DEFAULT_OPTIONS, QuantizeOptions, quantize_model, save_model
 from packager.quantize.update_aware import coordinate_descent
-from packager.quantize.update_aware.coordinate_descent import Layer, choose, prices
-from packager.quantize.update_aware.quantize_update import UpdateReport, update
+from packager.quantize.update_aware.coordinate_descent import Layer, bits_of_changes, choose_levels
+from packager.quantize.update_aware.quantize_update import UpdateReport, quantize_update
 from packager.quantize.update_aware.rate_search import entropy_bits
 from tests.support import tiny_models
 
-STATIC = Options(methods=("static",), measure_latency=False)
+STATIC = QuantizeOptions(methods=("static",), measure_latency=False)
 
 
 def fine_tuned(model: onnx.ModelProto, seed: int, amount: float) -> onnx.ModelProto:
@@ -42,16 +42,18 @@ def fine_tuned(model: onnx.ModelProto, seed: int, amount: float) -> onnx.ModelPr
 
 
 def updated(
-    tmp_path: Path, model: onnx.ModelProto, options: Options, amount: float = 0.01
+    tmp_path: Path, model: onnx.ModelProto, options: QuantizeOptions, amount: float = 0.01
 ) -> tuple[UpdateReport, Path, Path, Samples]:
     """Quantize `model`, fine-tune it, update it: (report, base, update, held-back samples)."""
     old = tiny_models.save(model, tmp_path / "old.onnx")
     new = tiny_models.save(fine_tuned(model, 1, amount), tmp_path / "new.onnx")
     samples = random_samples(old, 96)
-    report = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
+    report = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)
     assert report.outcome == "quantized", report.as_text()
-    calibration, held = samples.halves()
-    found = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", calibration, held, max_over_ordinary=1.15)
+    calibration, held = samples.split_halves()
+    found = quantize_update(
+        new, tmp_path / "base.onnx", tmp_path / "update.onnx", calibration, held, max_over_baseline=1.15
+    )
     return found, tmp_path / "base.onnx", tmp_path / "update.onnx", held
 
 
@@ -63,12 +65,12 @@ def changed_bytes(base: Path, update_: Path) -> int:
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
 def test_small_update_changes_few_levels_and_stays_near_ordinary_quality(method: str, tmp_path: Path) -> None:
-    options = Options(methods=("static" if method == "static" else "dynamic",), measure_latency=False)
+    options = QuantizeOptions(methods=("static" if method == "static" else "dynamic",), measure_latency=False)
     report, base, out, _ = updated(tmp_path, tiny_models.text_encoder(width=128), options)
-    assert report.means == "joint", report.reason
+    assert report.method == "joint", report.reason
     assert report.gate.relative_rms is not None
-    assert report.ordinary.relative_rms is not None
-    assert report.gate.relative_rms <= 1.3 * report.ordinary.relative_rms
+    assert report.baseline.relative_rms is not None
+    assert report.gate.relative_rms <= 1.3 * report.baseline.relative_rms
     nearest_levels = 0.5  # bits a weight that rounding to nearest costs for this step, roughly
     assert report.bits_per_weight is not None
     assert report.bits_per_weight < nearest_levels
@@ -92,21 +94,21 @@ def test_retrained_model_is_told_apart_and_quantized_afresh(tmp_path: Path) -> N
     old = tiny_models.save(tiny_models.text_encoder(0), tmp_path / "old.onnx")
     new = tiny_models.save(tiny_models.text_encoder(99), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
-    quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
-    calibration, held = samples.halves()
-    report = update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", calibration, held)
-    assert report.means == "ordinary"
+    quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC)
+    calibration, held = samples.split_halves()
+    report = quantize_update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", calibration, held)
+    assert report.method == "ordinary"
     assert "afresh" in report.reason
-    assert report.gate.relative_rms == report.ordinary.relative_rms
+    assert report.gate.relative_rms == report.baseline.relative_rms
 
 
 def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
     old = tiny_models.save(tiny_models.text_encoder(layers=2), tmp_path / "old.onnx")
     new = tiny_models.save(tiny_models.text_encoder(layers=1), tmp_path / "new.onnx")
     samples = random_samples(old, 32)
-    quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC)
+    quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC)
     with pytest.raises(UpdateDoesNotFit, match="is not in the new model") as caught:
-        update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.halves())
+        quantize_update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.split_halves())
     assert caught.value.reason == "update-does-not-fit"
 
 
@@ -115,13 +117,15 @@ def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:
     old = tiny_models.save(model, tmp_path / "old.onnx")
     new = tiny_models.save(fine_tuned(model, 1, 0.01), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
-    base = quantize_int4(prepare(old, next(iter(samples))).model)
-    save(base, tmp_path / "base.onnx")
-    report = update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.halves(), max_over_ordinary=1.2)
+    base = quantize_int4(prepare_model(old, next(iter(samples))).model)
+    save_model(base, tmp_path / "base.onnx")
+    report = quantize_update(
+        new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.split_halves(), max_over_baseline=1.2
+    )
     out = onnx.load(tmp_path / "out.onnx")
     scales = {t.name: array_of(t) for t in base.graph.initializer if t.name.endswith("_scales")}
     assert scales
-    assert report.means == "joint", report.reason
+    assert report.method == "joint", report.reason
     for tensor in out.graph.initializer:
         if tensor.name in scales:
             assert np.array_equal(array_of(tensor), scales[tensor.name])
@@ -131,7 +135,7 @@ def jointly(layer: Layer, inputs: np.ndarray, price: float, rows: float | None =
     """Levels for what the layer reads [rows, inputs], which counts as `rows` rows where they are told."""
     h = (inputs.T @ inputs / len(inputs)).astype(np.float32)
     wanted = h @ layer.weight.astype(np.float32)
-    return choose(layer, h, wanted, float(np.sum(layer.weight * wanted)), price, rows or len(inputs))
+    return choose_levels(layer, h, wanted, float(np.sum(layer.weight * wanted)), price, rows or len(inputs))
 
 
 def error_of(layer: Layer, levels: np.ndarray, inputs: np.ndarray) -> float:
@@ -186,11 +190,11 @@ def test_few_rows_are_not_taken_for_more_than_they_tell() -> None:
 
 def test_four_bit_levels_survive_packing() -> None:
     levels = np.random.default_rng(0).integers(0, 16, (5, 70)).astype(np.uint8)
-    assert np.array_equal(unpack(pack(levels, 32), 70), levels)
+    assert np.array_equal(unpack_levels(pack_levels(levels, 32), 70), levels)
 
 
 def test_frequent_changes_are_cheaper_than_rare_ones() -> None:
-    bits = prices(np.array([0] * 90 + [1] * 9 + [2]))
+    bits = bits_of_changes(np.array([0] * 90 + [1] * 9 + [2]))
     middle = len(bits) // 2
     assert bits[middle] < bits[middle + 1] < bits[middle + 2] < bits[middle + 5]
 
@@ -215,8 +219,8 @@ def test_base_that_onnxruntime_quantized_is_updated_too(how: str, tmp_path: Path
         foreign.quantize_static(old, base, Reader(), **settings)
     else:
         foreign.quantize_dynamic(old, base, **settings)
-    report = update(new, base, tmp_path / "out.onnx", *samples.halves(), max_over_ordinary=2.0)
-    assert report.means == "joint", report.reason
+    report = quantize_update(new, base, tmp_path / "out.onnx", *samples.split_halves(), max_over_baseline=2.0)
+    assert report.method == "joint", report.reason
     assert report.gate.relative_rms is not None
-    assert report.stale.relative_rms is not None
-    assert report.gate.relative_rms < 2.5 * (report.ordinary.relative_rms or 0.0)
+    assert report.unchanged_base.relative_rms is not None
+    assert report.gate.relative_rms < 2.5 * (report.baseline.relative_rms or 0.0)

@@ -10,27 +10,27 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from packager.models.golden_vectors import make_golden
+from packager.models.golden_vectors import record_golden
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples
-from packager.models.sessions import Remembered, run, session
+from packager.models.sessions import CachedSession, open_session, run_session
 from packager.quantize.agreement import OutputFidelity
-from packager.quantize.gate import GateReport, Thresholds, gate
-from packager.quantize.prepare import prepare
-from packager.quantize.schemes import Options, quantize
+from packager.quantize.gate import GateReport, Thresholds, run_gate
+from packager.quantize.prepare import prepare_model
+from packager.quantize.schemes import QuantizeOptions, quantize_model
 from packager.quantize.update_aware import coordinate_descent, rate_search
-from packager.quantize.update_aware.coordinate_descent import Layer, choose
-from packager.quantize.update_aware.fill_template import LEFTOVER_STEPS
-from packager.quantize.update_aware.float_prefix import Prefix
-from packager.quantize.update_aware.layer_statistics import measure_rows, moments
-from packager.quantize.update_aware.layers import Shared, patches, stages
-from packager.quantize.update_aware.quantize_update import update
+from packager.quantize.update_aware.coordinate_descent import Layer, choose_levels
+from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS
+from packager.quantize.update_aware.float_prefix import FloatPrefix
+from packager.quantize.update_aware.layer_statistics import measure_moments, measure_rows
+from packager.quantize.update_aware.layers import SharedInput, conv_input_rows, execution_order
+from packager.quantize.update_aware.quantize_update import quantize_update
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template, to_matrices
 from tests.quantize.test_update_aware import fine_tuned
 from tests.support import tiny_models
 
-STATIC = Options(methods=("static",), measure_latency=False)
+STATIC = QuantizeOptions(methods=("static",), measure_latency=False)
 
 
 def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
     found = {}
     for size in (1, 64, 128, 1000):
         monkeypatch.setattr(coordinate_descent, "BLOCK", size)
-        found[size] = choose(layer, h, wanted, energy, 1e-12, len(rows))
+        found[size] = choose_levels(layer, h, wanted, energy, 1e-12, len(rows))
     assert np.count_nonzero(found[1] != base) > 100
     for size in (64, 128, 1000):
         assert np.mean(found[size] != found[1]) < 1e-3
@@ -57,28 +57,28 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
 ) -> None:
     old = tiny_models.save(tiny_models.mlp(), tmp_path / "old.onnx")
     samples = random_samples(old, 40)
-    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     new = tiny_models.save(fine_tuned(tiny_models.mlp(), 1, 0.02), tmp_path / "new.onnx")
-    prepared = prepare(new, next(iter(samples))).model
+    prepared = prepare_model(new, next(iter(samples))).model
     template = onnx.load(tmp_path / "base.onnx")
     weights = [weight for weight in read_template(template, prepared) if weight.source is not None]
     found: dict[bool, list[np.ndarray]] = {}
     for is_projected in (False, True):
-        monkeypatch.setattr(Shared, "is_projected", is_projected)
+        monkeypatch.setattr(SharedInput, "is_projected", is_projected)
         folder = tmp_path / str(is_projected)
         folder.mkdir()
-        walked = stages(prepared, weights)
+        walked = execution_order(prepared, weights)
         everything = [shared for stage in walked for shared in stage]
         rows = measure_rows(prepared, everything, [], samples, folder)
-        prefix = Prefix(prepared, samples, folder)
+        prefix = FloatPrefix(prepared, samples, folder)
         # an error in front, so that both sides differ
-        prefix.put(weights[0], weights[0].float_values() * 1.1)
+        prefix.set_weight(weights[0], weights[0].float_values() * 1.1)
         found[is_projected] = []
         for stage in walked:
-            for shared, parts in zip(stage, moments(prefix, stage, rows, folder), strict=True):
-                matrix = to_matrices(shared.first.float_values(), shared.first.kind, 1)[0]
+            for shared, parts in zip(stage, measure_moments(prefix, stage, rows, folder), strict=True):
+                matrix = to_matrices(shared.first_weight.float_values(), shared.first_weight.kind, 1)[0]
                 columns = slice(0, matrix.shape[1])
-                found[is_projected] += [parts[0].wanted(matrix, columns), parts[0].mean_wanted(matrix, columns)]
+                found[is_projected] += [parts[0].target_moment(matrix, columns), parts[0].target_mean(matrix, columns)]
     assert len(found[True]) >= 4
     for wide, narrow in zip(found[False], found[True], strict=True):
         np.testing.assert_allclose(narrow, wide, rtol=1e-3, atol=1e-4 * float(np.abs(wide).max()))
@@ -92,7 +92,7 @@ def text_update(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, S
     old = tiny_models.save(model, folder / "old.onnx")
     new = tiny_models.save(fine_tuned(model, 1, 0.1), folder / "new.onnx")
     samples = random_samples(old, 96)
-    assert quantize(old, folder / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize_model(old, folder / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     return folder / "base.onnx", new, samples
 
 
@@ -101,17 +101,17 @@ def test_search_comes_near_the_error_that_is_allowed_from_any_price(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     base, new, samples = text_update
-    points: list[rate_search.Point] = []
-    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.FIRST_PRICE * factor)
-    report = update(
-        new, base, tmp_path / "update.onnx", *samples.halves(), max_over_ordinary=1.6, on_solution=points.append
+    points: list[rate_search.RatePoint] = []
+    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.INITIAL_RATE_WEIGHT * factor)
+    report = quantize_update(
+        new, base, tmp_path / "update.onnx", *samples.split_halves(), max_over_baseline=1.6, on_solution=points.append
     )
     nearest, first, *others = points
-    assert nearest.price == 0
+    assert nearest.rate_weight == 0
     assert 1 <= len(others) < rate_search.MAX_SOLUTIONS
-    assert len({point.price for point in points}) == len(points)
-    assert (others[0].price > first.price) == (factor < 1)
-    assert report.gate.verdict == "pass", report.gate.why
+    assert len({point.rate_weight for point in points}) == len(points)
+    assert (others[0].rate_weight > first.rate_weight) == (factor < 1)
+    assert report.gate.verdict == "pass", report.gate.explanation
     good = [point for point in points if point.gate.verdict == "pass"]
     assert report.bits_per_weight == min(point.bits_per_weight for point in good)
     assert report.bits_per_weight < 0.3 * nearest.bits_per_weight
@@ -121,17 +121,17 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
     text_update: tuple[Path, Path, Samples], tmp_path: Path
 ) -> None:
     base, new, samples = text_update
-    halves = samples.halves()
-    plain = update(new, base, tmp_path / "plain.onnx", *halves, max_over_ordinary=1.5)
-    assert plain.price is not None
-    found, ordinary = plain.gate.cosine_p1, plain.ordinary.cosine_p1
+    halves = samples.split_halves()
+    plain = quantize_update(new, base, tmp_path / "plain.onnx", *halves, max_over_baseline=1.5)
+    assert plain.rate_weight is not None
+    found, ordinary = plain.gate.cosine_p1, plain.baseline.cosine_p1
     assert found is not None
     assert ordinary is not None
     strict = Thresholds(min_cosine_p1=(found + ordinary) / 2)
-    report = update(new, base, tmp_path / "strict.onnx", *halves, max_over_ordinary=1.5, thresholds=strict)
-    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.gate.why
-    assert report.price is not None
-    assert 0 < report.price < plain.price
+    report = quantize_update(new, base, tmp_path / "strict.onnx", *halves, max_over_baseline=1.5, thresholds=strict)
+    assert (report.method, report.gate.verdict) == ("joint", "pass"), report.gate.explanation
+    assert report.rate_weight is not None
+    assert 0 < report.rate_weight < plain.rate_weight
 
 
 @pytest.mark.parametrize(
@@ -143,15 +143,17 @@ def test_ranges_are_fitted_again_for_a_clear_gain_alone(
     model = tiny_models.mlp()
     old = tiny_models.save(model, tmp_path / "old.onnx")
     samples = random_samples(old, 64)
-    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     tuned = fine_tuned(model, 1, 0.02)
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "b1")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
     new = tiny_models.save(tuned, tmp_path / "new.onnx")
     monkeypatch.setattr(rate_search, "WORTH_FITTING", worth)
-    points: list[rate_search.Point] = []
-    update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
+    points: list[rate_search.RatePoint] = []
+    quantize_update(
+        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves(), on_solution=points.append
+    )
     base, nearest = (
         {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
         for proto in (onnx.load(tmp_path / "base.onnx"), points[0].model)
@@ -164,16 +166,18 @@ def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None
     model = tiny_models.conv_net()
     old = tiny_models.save(model, tmp_path / "old.onnx")
     samples = random_samples(old, 64)
-    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     tuned = fine_tuned(model, 1, 0.02)
     # rounding the moves of a bias to their own RMS would be seen in every answer
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "cb")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "cb"))
     new = tiny_models.save(tuned, tmp_path / "new.onnx")
-    points: list[rate_search.Point] = []
-    report = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves(), on_solution=points.append)
-    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
+    points: list[rate_search.RatePoint] = []
+    report = quantize_update(
+        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves(), on_solution=points.append
+    )
+    assert (report.method, report.gate.verdict) == ("joint", "pass"), report.reason
     assert report.bits_per_weight is not None
     assert report.bits_per_weight < 0.2 * points[0].bits_per_weight
 
@@ -181,15 +185,15 @@ def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None
 def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "model.onnx")
     first, second, *_ = random_samples(model, 4)
-    plain, remembered = session(model), Remembered(session(model))
+    plain, remembered = open_session(model), CachedSession(open_session(model))
     for sample in (first, second, first, second):
-        np.testing.assert_array_equal(run(remembered, sample)[0], run(plain, sample)[0])
-    assert len(remembered._answers) == 2
-    monkeypatch.setattr("packager.models.sessions.REMEMBERED_BYTES", run(plain, first)[0].nbytes)
-    full = Remembered(session(model))
+        np.testing.assert_array_equal(run_session(remembered, sample)[0], run_session(plain, sample)[0])
+    assert len(remembered._cached_outputs) == 2
+    monkeypatch.setattr("packager.models.sessions.REMEMBERED_BYTES", run_session(plain, first)[0].nbytes)
+    full = CachedSession(open_session(model))
     for sample in (first, second):
-        np.testing.assert_array_equal(run(full, sample)[0], run(plain, sample)[0])
-    assert len(full._answers) == 1
+        np.testing.assert_array_equal(run_session(full, sample)[0], run_session(plain, sample)[0])
+    assert len(full._cached_outputs) == 1
 
 
 def test_patches_at_no_place_have_the_width_of_any() -> None:
@@ -197,23 +201,23 @@ def test_patches_at_no_place_have_the_width_of_any() -> None:
     image = np.zeros((1, 6, 8, 8), np.float32)
     nowhere, somewhere = np.zeros(0, np.int64), np.array([0, 5])
     for groups in (1, 2):
-        assert patches(image, conv, (3, 3), 0, groups, nowhere).shape == (0, 54 // groups)
-        assert patches(image, conv, (3, 3), 0, groups, somewhere).shape == (2, 54 // groups)
+        assert conv_input_rows(image, conv, (3, 3), 0, groups, nowhere).shape == (0, 54 // groups)
+        assert conv_input_rows(image, conv, (3, 3), 0, groups, somewhere).shape == (2, 54 // groups)
 
 
 def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
     old = tiny_models.save(tiny_models.conv_net(), tmp_path / "old.onnx")
     new = tiny_models.save(fine_tuned(tiny_models.conv_net(), 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 40)
-    assert quantize(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # fewer than the 64 groups of one layer
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
     try:
-        report = update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.halves())
+        report = quantize_update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert report.joint
+    assert report.jointly_optimized
 
 
 def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_path: Path) -> None:
@@ -221,17 +225,18 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
     old = tiny_models.save(model, tmp_path / "old.onnx")
     new = tiny_models.save(fine_tuned(model, 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
-    options = Options(methods=("static",), measure_latency=False, signed_activations=True)
-    made = quantize(old, tmp_path / "base.onnx", "int8", samples, options)
+    options = QuantizeOptions(methods=("static",), measure_latency=False, signed_activations=True)
+    made = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)
     assert (made.outcome, made.numerics) == ("quantized", "s8s8"), made.as_text()
     out = tmp_path / "update.onnx"
-    report = update(new, tmp_path / "base.onnx", out, *samples.halves(), max_over_ordinary=1.2)
-    assert (report.means, report.gate.verdict) == ("joint", "pass"), report.reason
+    report = quantize_update(new, tmp_path / "base.onnx", out, *samples.split_halves(), max_over_baseline=1.2)
+    assert (report.method, report.gate.verdict) == ("joint", "pass"), report.reason
     # integer kernels of this CPU or not: the same gate, the same golden vectors
     assert (
-        gate(new, out, samples.halves()[1], Thresholds(max_relative_rms=0.3)).relative_rms == report.gate.relative_rms
+        run_gate(new, out, samples.split_halves()[1], Thresholds(max_relative_rms=0.3)).relative_rms
+        == report.gate.relative_rms
     )
-    assert make_golden(out, samples, tmp_path / "golden").spread_ppm < 1_000
+    assert record_golden(out, samples, tmp_path / "golden").spread_ppm < 1_000
 
 
 def test_prices_that_change_little_are_followed_by_wider_steps(
@@ -240,34 +245,36 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
     ordinary, solver = _to_search(text_update, tmp_path)
     assert ordinary.relative_rms is not None
     # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
-    below = 0.95 * 1.5 * (1 - rate_search.UNTOLD / math.sqrt(ordinary.samples))
+    below = 0.95 * 1.5 * (1 - rate_search.HELD_OUT_MARGIN / math.sqrt(ordinary.samples))
     told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
-    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.FIRST_PRICE * 1e-4)
-    found = rate_search.Search(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
-    found.run()
+    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.INITIAL_RATE_WEIGHT * 1e-4)
+    found = rate_search.RateSearch(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
+    found.find_best_point()
     _, first, second, third, *_ = found.points
-    assert second.price < rate_search.SAFER * first.price
-    assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=rate_search.SAME)
-    assert third.price == pytest.approx(rate_search.SAFER * second.price)
+    assert second.rate_weight < rate_search.RATE_BACKOFF * first.rate_weight
+    assert second.bits_per_weight == pytest.approx(first.bits_per_weight, rel=rate_search.SAME_RELATIVE_TOLERANCE)
+    assert third.rate_weight == pytest.approx(rate_search.RATE_BACKOFF * second.rate_weight)
 
 
 def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ordinary, solver = _to_search(text_update, tmp_path)
-    widest, wide, *finer = LEFTOVER_STEPS
+    widest, wide, *finer = FLOAT_ROUNDING_STEPS
     errors = {widest: 1.04, wide: 1.02, **dict.fromkeys(finer, 1.0)}
     monkeypatch.setattr(rate_search, "MAX_SOLUTIONS", 0)
-    rate_search.Search(solver, lambda _: ordinary, lambda _: errors[solver.leftover_step], ordinary, 1.5, None).run()
-    assert solver.leftover_step == wide
+    rate_search.RateSearch(
+        solver, lambda _: ordinary, lambda _: errors[solver.float_rounding_step], ordinary, 1.5, None
+    ).find_best_point()
+    assert solver.float_rounding_step == wide
 
 
 def _to_search(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateReport, Solver]:
     """What the old model's answers are worth for the new one, and a solver between them."""
     base, new, samples = update
-    template, prepared = onnx.load(base), prepare(new, next(iter(samples))).model
+    template, prepared = onnx.load(base), prepare_model(new, next(iter(samples))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
-    return gate(new, base, samples), Solver(template, prepared, grids, samples.take(16), {}, folder)
+    return run_gate(new, base, samples), Solver(template, prepared, grids, samples.take(16), {}, folder)
 
 
 def _scaled(output: OutputFidelity, factor: float) -> OutputFidelity:

@@ -4,24 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.metadata_publisher import Shop, TestDevice, build_shop, copy_shop, new_device
+from tests.support.metadata_publisher import CheckClient, MetadataPublisher, build_publisher, copy_publisher, new_client
 
 
 @pytest.fixture(scope="session")
-def pristine_shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def pristine_shop(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
     """Release 1.0.0 is out."""
-    shop = build_shop(tmp_path_factory.mktemp("shop"))
+    shop = build_publisher(tmp_path_factory.mktemp("shop"))
     shop.release("1.0.0", 1)
     return shop
 
 
 @pytest.fixture
-def shop(pristine_shop: Shop, tmp_path: Path) -> Shop:
+def shop(pristine_shop: MetadataPublisher, tmp_path: Path) -> MetadataPublisher:
     """A copy."""
-    return copy_shop(pristine_shop, tmp_path / "shop")
+    return copy_publisher(pristine_shop, tmp_path / "shop")
 
 
 @pytest.fixture
-def device(shop: Shop) -> TestDevice:
+def device(shop: MetadataPublisher) -> CheckClient:
     """Fresh."""
-    return new_device(shop)
+    return new_client(shop)

@@ -13,9 +13,9 @@ from keys.key_files import load_signer
 from keys.passphrase import PASSPHRASE_VARIABLE, PIN_VARIABLE
 from packager.commands.root import main
 from packager.repository import tuf_documents
-from packager.repository.detached_signing import prepare, review, sign_request
+from packager.repository.detached_signing import prepare_request, review_request, sign_request
 from packager.repository.role_changes import replace_key
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, rollout_of
+from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, MetadataPublisher, build_publisher, rollout_of
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 RELEASE = f"release-{FAMILY}"
@@ -24,7 +24,7 @@ RELEASE = f"release-{FAMILY}"
 class Desk:
     """Types commands and reads how they fail."""
 
-    def __init__(self, shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
         self.shop, self._capfd = shop, capfd
 
     def run(self, *words: str | Path) -> None:
@@ -45,13 +45,13 @@ class Desk:
 
 
 @pytest.fixture
-def desk(shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
+def desk(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Desk:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
     return Desk(shop, capfd)
 
 
-def stage(shop: Shop, version: str = "1.1.0", counter: int = 2) -> None:
+def stage(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> None:
     manifest = shop.manifest(version, counter)
     shop.repository.stage_manifest(manifest)
     shop.repository.stage_rollout(rollout_of(manifest))
@@ -123,7 +123,7 @@ def test_a_threshold_that_one_algorithm_meets_is_not_staged(desk: Desk) -> None:
 def test_an_expired_role_is_told_and_holds_up_no_other_family(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shop = build_shop(tmp_path / "shop", families=(FAMILY, "speech"))
+    shop = build_publisher(tmp_path / "shop", families=(FAMILY, "speech"))
     shop.release("1.0.0", 1)
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv("PACKAGER_REPO", os.fspath(shop.repository.root))
@@ -159,16 +159,18 @@ def test_an_expired_role_is_told_and_holds_up_no_other_family(
 
 
 @needs_softhsm
-def test_a_token_that_is_pulled_out_in_mid_signing(shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_pulled_out_in_mid_signing(
+    shop: MetadataPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The officer's token signs one document, and is gone before the next: nothing is signed, nothing remembered."""
     for name, value in make_token(tmp_path / "token").items():
         monkeypatch.setenv(name, value)
     token = load_signer("hsm:2?label=test", PIN)
     old = shop.signers_of(RELEASE)[0]
     replace_key(shop.repository.layout, RELEASE, old.public_key.keyid, token.public_key)
-    request = prepare(shop.repository.layout, NOW_S)
+    request = prepare_request(shop.repository.layout, NOW_S)
     memory = tmp_path / "memory"
-    reviewed = review(request, [token.public_key], memory, NOW_S)
+    reviewed = review_request(request, [token.public_key], memory, NOW_S)
     assert reviewed.roles == (RELEASE,)
     token.sign(b"the first document")
     shutil.rmtree(tmp_path / "token" / "tokens")

@@ -18,7 +18,7 @@ from keys.passphrase import PASSPHRASE_VARIABLE
 from keys.registry import Registry
 from packager.commands.root import main
 from tests.repository.test_commands import check_schema
-from tests.support.metadata_publisher import PASSPHRASE, Shop
+from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher
 
 FACTORY = CryptoSigner.generate_mldsa()
 
@@ -53,7 +53,7 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
 
 
 def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
-    shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shop: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     key = tmp_path / "factory" / "enrolment.key"

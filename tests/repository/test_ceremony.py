@@ -11,9 +11,9 @@ from keys.key_files import load_signer
 from keys.passphrase import PASSPHRASE_VARIABLE, PIN_VARIABLE
 from keys.signers import load_folder_signers
 from packager.commands.root import main
-from tests.support.attacker import Thief
+from tests.support.attacker import Attacker
 from tests.support.docs_page import run_block
-from tests.support.metadata_publisher import PASSPHRASE, Shop, new_device, rollout_of
+from tests.support.metadata_publisher import PASSPHRASE, MetadataPublisher, new_client, rollout_of
 from tests.support.softhsm import PIN, make_token, needs_softhsm
 
 PAGE = "operations.md"
@@ -32,7 +32,7 @@ class Team:
         assert code == status, (words, err)
         return out + err
 
-    def release(self, shop: Shop, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
+    def release(self, shop: MetadataPublisher, version: str, counter: int, ci: str, engineer: str, online: str) -> None:
         """A release of the family, signed by the build machine and the engineer, each with its own memory."""
         manifest = shop.manifest(version, counter)
         shop.repository.stage_manifest(manifest)
@@ -57,7 +57,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     monkeypatch.setenv(PIN_VARIABLE, PIN.value.decode())
-    team, shop = Team(capfd), Shop(tmp_path, [])
+    team, shop = Team(capfd), MetadataPublisher(tmp_path, [])
 
     run_block(PAGE, "ceremony: keys")
     run_block(PAGE, "ceremony: init")
@@ -75,7 +75,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert (root.threshold, root.classical, root.post_quantum) == (3, 2, 2)
     assert [key.scheme for key in root.keys] == ["ecdsa-sha2-nistp256", "ed25519", "ml-dsa-65/1", "ml-dsa-65/1"]
     assert [key.has_signed for key in root.keys] == [True, True, True, False]
-    late, regular = new_device(shop, "late"), new_device(shop, "regular")
+    late, regular = new_client(shop, "late"), new_client(shop, "regular")
     team.release(shop, "1.0.0", 1, "ci/release.key", "engineer/release.key", "online")
     assert regular.check(shop.published).manifest.version == "1.0.0"
 
@@ -92,7 +92,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
 
     stolen = load_folder_signers(tmp_path / "online", PASSPHRASE)
     run_block(PAGE, "ceremony: compromise")
-    thief = Thief(shop, stolen, shop.copy_published("thief"))
+    thief = Attacker(shop, stolen, shop.copy_published("thief"))
     first = shop.repository.manifest("vision", "1.0.0")
     assert first is not None
     thief.roll_out(rollout_of(first))

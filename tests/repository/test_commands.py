@@ -23,7 +23,7 @@ from bundle.envelope import (
 )
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
-from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop, TestDevice
+from tests.support.metadata_publisher import FAMILY, PASSPHRASE, CheckClient, MetadataPublisher
 from tools.generate_docs.__main__ import DOCS
 
 
@@ -62,7 +62,7 @@ def check_schema(words: Sequence[str], found: dict[str, Any]) -> None:
 class Terminal:
     """Runs a command line and reads what it prints."""
 
-    def __init__(self, shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+    def __init__(self, shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
         self._shop, self._capfd = shop, capfd
 
     def json(self, *words: str, status: int = 0, keys: bool = False) -> dict[str, Any]:
@@ -85,11 +85,13 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(shop: Shop, capfd: pytest.CaptureFixture[str]) -> Terminal:
+def terminal(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> Terminal:
     return Terminal(shop, capfd)
 
 
-def test_a_rollout_goes_up_by_stages_and_is_halted(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+def test_a_rollout_goes_up_by_stages_and_is_halted(
+    shop: MetadataPublisher, device: CheckClient, terminal: Terminal
+) -> None:
     first = terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "1", keys=True)
     assert first["rollout"]["percent_bp"] == 100
     assert first["published"]["channels"][0]["version"] == "1.0.0"
@@ -111,7 +113,7 @@ def test_a_rollout_of_what_is_not_there_is_refused_with_what_is(terminal: Termin
     assert terminal.json("rollout", "halt", FAMILY, "beta", status=2)["error"]["reason"] == "staging-invalid"
 
 
-def test_without_keys_a_change_waits_for_sign_and_publish(shop: Shop, terminal: Terminal) -> None:
+def test_without_keys_a_change_waits_for_sign_and_publish(shop: MetadataPublisher, terminal: Terminal) -> None:
     assert terminal.json("rollout", "set", FAMILY, "stable", "1.0.0", "--percent", "50")["published"] is None
     assert "staged file rollouts/vision/stable.json" in terminal.text("repo", "status")
     key = shop.keys / "rollout-vision-ed25519-1.key"
@@ -126,7 +128,7 @@ def test_without_keys_a_change_waits_for_sign_and_publish(shop: Shop, terminal: 
     assert terminal.json("repo", "publish", status=2)["error"]["reason"] == "nothing-staged"
 
 
-def test_a_device_is_enrolled_listed_and_revoked(shop: Shop, terminal: Terminal) -> None:
+def test_a_device_is_enrolled_listed_and_revoked(shop: MetadataPublisher, terminal: Terminal) -> None:
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest("cam-1", derive_public_key(private), signing.public_key().public_bytes_raw())
     file = shop.folder / "request.json"
@@ -163,7 +165,9 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
     assert terminal.json("repo", "status", status=4)["is_due"]
 
 
-def test_doctor_refresh_withdraw_and_garbage_have_their_say(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+def test_doctor_refresh_withdraw_and_garbage_have_their_say(
+    shop: MetadataPublisher, device: CheckClient, terminal: Terminal
+) -> None:
     assert "if ML-DSA falls: 1 classical keys" in terminal.text("repo", "doctor")
     assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
@@ -173,7 +177,7 @@ def test_doctor_refresh_withdraw_and_garbage_have_their_say(shop: Shop, device: 
 
 
 def test_wrong_and_missing_passphrases_are_told_without_a_traceback(
-    terminal: Terminal, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, "not the passphrase")
     assert terminal.json("repo", "refresh", keys=True, status=2)["error"]["reason"] == "wrong-passphrase"
@@ -236,7 +240,7 @@ def test_help_imports_no_cryptography_and_no_tuf(group: str) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_roles_and_families_change_by_command(shop: Shop, device: TestDevice, terminal: Terminal) -> None:
+def test_roles_and_families_change_by_command(shop: MetadataPublisher, device: CheckClient, terminal: Terminal) -> None:
     folder = shop.folder / "more"
     for name, algorithm in (("a", "ed25519"), ("b", "ml-dsa-65")):
         assert main(["keys", "new", os.fspath(folder / f"{name}.key"), "--algorithm", algorithm]) == 0

@@ -12,33 +12,33 @@ from tuf.api.metadata import Metadata, Root
 
 from packager.commands.root import main
 from packager.repository import tuf_documents
-from packager.repository.published import Published
+from packager.repository.published import PublishedDocuments
 from packager.repository.staging import Staging
-from tests.support.metadata_publisher import NOW_S, Shop, build_shop
+from tests.support.metadata_publisher import NOW_S, MetadataPublisher, build_publisher
 
 
-def change_root(shop: Shop, change: Any) -> None:
+def change_root(shop: MetadataPublisher, change: Any) -> None:
     """Publish a root that is changed past all checks, signed by the keys of the old and the new one."""
-    published = Published(shop.repository.layout)
+    published = PublishedDocuments(shop.repository.layout)
     root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
     change(root)
     Staging(shop.repository.layout).put_document("root", Metadata[Root](root))
     assert shop.repository.sign(shop.signers).is_complete
-    shop.repository.publish(rehearse=False)
+    shop.repository.publish(check_clients=False)
 
 
-def doctor(shop: Shop, capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, list[str]]]:
+def doctor(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, list[str]]]:
     code = main(["repo", "doctor", "--repo", os.fspath(shop.repository.root), "--json"])
     report = json.loads(capfd.readouterr().out)
     assert report["is_sound"] == (code == 0)
     return code, {role["name"]: role["problems"] for role in report["roles"] if role["problems"]}
 
 
-def test_a_sound_repository_is_proven_role_by_role(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_sound_repository_is_proven_role_by_role(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
     assert doctor(shop, capfd) == (0, {})
 
 
-def test_a_role_that_one_algorithm_meets_is_found(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_role_that_one_algorithm_meets_is_found(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
     change_root(shop, lambda root: setattr(root.roles["timestamp"], "threshold", 1))
     assert doctor(shop, capfd) == (
         3,
@@ -51,7 +51,7 @@ def test_a_role_that_one_algorithm_meets_is_found(shop: Shop, capfd: pytest.Capt
     )
 
 
-def test_one_key_under_two_ids_counts_once(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_key_under_two_ids_counts_once(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
     """TUF counts key ids: two ids of one Ed25519 key meet a threshold of two. We count public keys."""
     (held, *_) = shop.signers_of("snapshot")
     twin_id = "f" * 64
@@ -76,17 +76,17 @@ def test_one_key_under_two_ids_counts_once(shop: Shop, capfd: pytest.CaptureFixt
 def test_a_classical_repository_that_does_not_say_so_is_unsound(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop = build_shop(tmp_path / "shop", classical=True)
+    shop = build_publisher(tmp_path / "shop", classical=True)
     assert doctor(shop, capfd) == (0, {})
     assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root)]) == 0
     assert "a break of Ed25519 is a break of all of it" in capfd.readouterr().out
-    change_root(shop, lambda root: root.unrecognized_fields.pop(tuf_documents.CLASSICAL))
+    change_root(shop, lambda root: root.unrecognized_fields.pop(tuf_documents.CLASSICAL_FIELD))
     code, found = doctor(shop, capfd)
     assert code == 3
     assert set(found) == {"root", "targets", "snapshot", "timestamp", "fleet", "release-vision", "rollout-vision"}
 
 
-def test_a_changed_file_is_found(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_file_is_found(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> None:
     (path,) = (shop.published / "metadata").glob("1.fleet.json")
     newest = max((shop.published / "metadata").glob("*.fleet.json"), key=lambda file: int(file.name.split(".")[0]))
     newest.write_bytes(newest.read_bytes().replace(b"fleet.json", b"fleet.jsom", 1))

@@ -10,12 +10,12 @@ from keys.key_files import load_signer
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.repository.role_changes import replace_keys
-from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice
+from tests.support.metadata_publisher import PASSPHRASE, CheckClient, MetadataPublisher
 from tests.support.vault import TOKEN, vault
 
 
 def test_a_repository_is_refreshed_with_a_key_in_vault(
-    shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shop: MetadataPublisher, device: CheckClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with vault() as running:
         running.rotate("online")

@@ -11,19 +11,19 @@ from bundle.frames import Secret
 from keys.key_files import read_key_file
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
-from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop
+from tests.support.metadata_publisher import FAMILY, PASSPHRASE, MetadataPublisher
 
 RELEASE = f"release-{FAMILY}"
 WRONG = "a wrong passphrase, also secret"
 
 
 @pytest.fixture(scope="module")
-def secrets(pristine_shop: Shop) -> list[str]:
+def secrets(pristine_shop: MetadataPublisher) -> list[str]:
     """Of every copy of the shop."""
     return private_strings(pristine_shop)
 
 
-def private_strings(shop: Shop) -> list[str]:
+def private_strings(shop: MetadataPublisher) -> list[str]:
     """What must not show: raw private bytes of every key file as hexadecimal and base64, and the passphrases."""
     found = [PASSPHRASE.value.decode(), WRONG]
     for path in sorted(shop.keys.rglob("*.key")):
@@ -71,7 +71,7 @@ COMMANDS = (
 
 
 def test_nothing_secret_is_printed_or_written(
-    shop: Shop,
+    shop: MetadataPublisher,
     secrets: list[str],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

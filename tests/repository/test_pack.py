@@ -11,31 +11,39 @@ from bundle.errors import MetadataExpiredUnavailable, PackOnlineRefused, Rollbac
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
-from packager.repository.offline_pack import make_pack
+from packager.repository.offline_pack import create_pack
 from tests.repository.test_commands import check_schema
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, fetch_http, serve
+from tests.support.metadata_publisher import (
+    FAMILY,
+    NOW_S,
+    PASSPHRASE,
+    CheckClient,
+    MetadataPublisher,
+    fetch_http,
+    serve,
+)
 
 DAY_S = 86_400
 
 
 @pytest.fixture
-def pack(shop: Shop) -> Path:
+def pack(shop: MetadataPublisher) -> Path:
     out = shop.folder / "pack"
-    make_pack(shop.repository, out, [], 30, shop.signers)
+    create_pack(shop.repository, out, [], 30, shop.signers)
     return out
 
 
-def test_a_device_without_network_updates_from_a_pack_for_a_month(pack: Path, device: TestDevice) -> None:
-    later = device.at(NOW_S + 20 * DAY_S)
+def test_a_device_without_network_updates_from_a_pack_for_a_month(pack: Path, device: CheckClient) -> None:
+    later = device.with_time(NOW_S + 20 * DAY_S)
     release = later.check(pack)
     assert release.manifest.version == "1.0.0"
     blob = release.manifest.variants[0][1].patches[0].blob
     assert (pack / "blobs" / blob[:2] / blob).is_file()
     with pytest.raises(MetadataExpiredUnavailable):
-        device.at(NOW_S + 40 * DAY_S).check(pack)
+        device.with_time(NOW_S + 40 * DAY_S).check(pack)
 
 
-def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: TestDevice) -> None:
+def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: CheckClient) -> None:
     url, stop = serve(pack)
     try:
         with pytest.raises(PackOnlineRefused) as refused:
@@ -47,7 +55,7 @@ def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: TestDevice) 
 
 
 def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(
-    shop: Shop, pack: Path, device: TestDevice
+    shop: MetadataPublisher, pack: Path, device: CheckClient
 ) -> None:
     packed = device.check(pack)
     online = device.check(shop.published)
@@ -58,7 +66,7 @@ def test_after_a_pack_the_online_repository_is_newer_and_never_the_other_way(
     assert device.check(shop.published).manifest.version == "1.1.0"
 
 
-def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Path, device: TestDevice) -> None:
+def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Path, device: CheckClient) -> None:
     device.check(pack)
     for name in ("slot-a", "slot-b"):
         (device.folder / "slots" / name).write_bytes(b"damaged")
@@ -67,21 +75,21 @@ def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Pa
     assert lost.value.reason == "trust-memory-lost"
 
 
-def test_a_pack_lives_no_longer_than_root_allows(shop: Shop) -> None:
+def test_a_pack_lives_no_longer_than_root_allows(shop: MetadataPublisher) -> None:
     for days in (0, 91, 10_000):
         with pytest.raises(StagingInvalid):
-            make_pack(shop.repository, shop.folder / "pack", [], days, shop.signers)
+            create_pack(shop.repository, shop.folder / "pack", [], days, shop.signers)
     with pytest.raises(FamilyUnknown):
-        make_pack(shop.repository, shop.folder / "pack", ["speech"], 30, shop.signers)
+        create_pack(shop.repository, shop.folder / "pack", ["speech"], 30, shop.signers)
     online_only = shop.signers_of("snapshot", "timestamp")
     with pytest.raises(StagingInvalid):
-        make_pack(shop.repository, shop.folder / "pack", [FAMILY], 30, online_only)
+        create_pack(shop.repository, shop.folder / "pack", [FAMILY], 30, online_only)
     assert not (shop.folder / "pack").exists()
     assert [path for path in shop.folder.iterdir() if path.name.startswith(".pack")] == []
 
 
 def test_the_command_makes_a_pack_once(
-    shop: Shop, device: TestDevice, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shop: MetadataPublisher, device: CheckClient, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     out = shop.folder / "stick"
@@ -90,6 +98,6 @@ def test_the_command_makes_a_pack_once(
     report = json.loads(capfd.readouterr().out)
     check_schema(["repo", "pack"], report)
     assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
-    assert replace(device).at(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
+    assert replace(device).with_time(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "output-exists"

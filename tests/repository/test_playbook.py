@@ -38,9 +38,17 @@ from keys.key_files import generate_key_file, load_public_key, load_signer
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.repository import tuf_documents
-from packager.repository.devices import admit_batch, admit_device
-from tests.support.attacker import Thief
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, TestDevice, new_device, rollout_of
+from packager.repository.devices import enroll_batch, enroll_device
+from tests.support.attacker import Attacker
+from tests.support.metadata_publisher import (
+    FAMILY,
+    NOW_S,
+    PASSPHRASE,
+    CheckClient,
+    MetadataPublisher,
+    new_client,
+    rollout_of,
+)
 from tools.generate_docs.__main__ import DOCS
 
 ONLINE = (f"rollout-{FAMILY}", "snapshot", "timestamp")
@@ -51,8 +59,8 @@ RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 class Play:
     """A shop with release 1.1.0 out, a device that has it, and commands as they are typed."""
 
-    shop: Shop
-    device: TestDevice
+    shop: MetadataPublisher
+    device: CheckClient
 
     def run(self, *words: str) -> None:
         assert main([*words, "--repo", str(self.shop.repository.root)]) == 0, words
@@ -88,17 +96,17 @@ class Play:
         self.shop.publish()
         return old
 
-    def thief(self, *signers: Signer) -> Thief:
-        return Thief(
+    def thief(self, *signers: Signer) -> Attacker:
+        return Attacker(
             self.shop, signers, self.shop.copy_published(f"thief-{len(list(self.shop.folder.glob('thief*')))}")
         )
 
-    def twin(self) -> TestDevice:
+    def twin(self) -> CheckClient:
         """A device that remembers the same; what a thief with online keys says about versions stays with it."""
         place = self.shop.folder / f"twin-{len(list(self.shop.folder.glob('twin-*')))}"
         return replace(self.device, folder=Path(shutil.copytree(self.device.folder, place, symlinks=True)))
 
-    def refused(self, thief: Thief, error: type[AirweightsError] = UntrustedMetadataRefused) -> None:
+    def refused(self, thief: Attacker, error: type[AirweightsError] = UntrustedMetadataRefused) -> None:
         """A device does not follow the thief's mirror."""
         with pytest.raises(error):
             self.twin().check(thief.publish())
@@ -109,14 +117,14 @@ class Play:
         assert self.device.check(self.shop.published).manifest.version == version
 
 
-def evil_release(thief: Thief) -> Thief:
+def evil_release(thief: Attacker) -> Attacker:
     manifest = thief.shop.manifest("6.6.6", 666)
     thief.release(manifest)
     thief.roll_out(rollout_of(manifest))
     return thief
 
 
-def evil_root(thief: Thief) -> Thief:
+def evil_root(thief: Attacker) -> Attacker:
     """A root of the thief's own keys."""
     published = thief.published
     root = tuf_documents.next_root(published.root, published.repository_id, NOW_S)
@@ -128,7 +136,7 @@ def evil_root(thief: Thief) -> Thief:
     return thief
 
 
-def evil_targets(thief: Thief) -> Thief:
+def evil_targets(thief: Attacker) -> Attacker:
     """Targets that give the family to the thief."""
     held = thief.published.targets
     targets = tuf_documents.next_targets(held, "targets", {}, NOW_S)
@@ -252,7 +260,7 @@ def enrol(play: Play, label: str) -> Secret:
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest(label, derive_public_key(private), signing.public_key().public_bytes_raw())
     data = request.encode(signing)
-    admit_device(play.shop.repository, data, request.fingerprint, "default", play.shop.keys, PASSPHRASE)
+    enroll_device(play.shop.repository, data, request.fingerprint, "default", play.shop.keys, PASSPHRASE)
     play.shop.publish()
     return private
 
@@ -316,7 +324,7 @@ def enrolment_key_stolen(play: Play) -> None:
     request = EnrollmentRequest("intruder", derive_public_key(private), signing.public_key().public_bytes_raw())
     batch = sign_batch([request.encode(signing)], old)
     admitted = parse_batch(batch, [old.public_key])
-    assert admit_batch(play.shop.repository, admitted, "default", play.shop.keys, PASSPHRASE) == 1
+    assert enroll_batch(play.shop.repository, admitted, "default", play.shop.keys, PASSPHRASE) == 1
     with pytest.raises(EnrolmentRefused):
         parse_batch(batch, [new.public_key])
     play.run("device", "revoke", "intruder", "--keys", str(play.shop.keys))
@@ -325,7 +333,7 @@ def enrolment_key_stolen(play: Play) -> None:
 
 
 def metadata_expired(play: Play) -> None:
-    later = play.device.at(NOW_S + 8 * tuf_documents.DAY_S)
+    later = play.device.with_time(NOW_S + 8 * tuf_documents.DAY_S)
     with pytest.raises(MetadataExpiredUnavailable):
         later.check(play.shop.published)
     play.run("repo", "refresh", "--keys", str(play.shop.keys))
@@ -383,10 +391,10 @@ def test_every_row_of_the_page_is_played() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_playbook(shop: Shop, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
+def test_playbook(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch, row: str) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     shop.release("1.1.0", 2)
-    play = Play(shop, new_device(shop))
+    play = Play(shop, new_client(shop))
     assert play.device.check(shop.published).manifest.version == "1.1.0"
     ROWS[row](play)
     assert shop.repository.status().is_sound

@@ -27,10 +27,17 @@ from packager.errors import (
 )
 from packager.repository import layout, publishing
 from packager.repository.repository import Repository
-from tests.support.metadata_publisher import FAMILY, PASSPHRASE, Shop, TestDevice, copy_shop, rollout_of
+from tests.support.metadata_publisher import (
+    FAMILY,
+    PASSPHRASE,
+    CheckClient,
+    MetadataPublisher,
+    copy_publisher,
+    rollout_of,
+)
 
 
-def test_a_release_needs_every_signature_of_its_roles(shop: Shop, device: TestDevice) -> None:
+def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, device: CheckClient) -> None:
     manifest = shop.manifest("1.1.0", 2)
     repository = shop.repository
     repository.stage_manifest(manifest)
@@ -39,7 +46,7 @@ def test_a_release_needs_every_signature_of_its_roles(shop: Shop, device: TestDe
     report = repository.sign(online)
     assert not report.is_complete
     release = next(role for role in report.roles if role.role == "release-vision")
-    assert (release.signed, release.missing, len(release.unsigned)) == ((), 2, 2)
+    assert (release.signed_key_ids, release.missing_signatures, len(release.unsigned_keys)) == ((), 2, 2)
     with pytest.raises(BelowThreshold) as refused:
         repository.publish()
     assert refused.value.reason == "below-threshold"
@@ -53,7 +60,7 @@ def test_a_release_needs_every_signature_of_its_roles(shop: Shop, device: TestDe
     assert device.check(shop.published).manifest.version == "1.1.0"
 
 
-def test_signatures_of_every_role_can_come_one_at_a_time(shop: Shop, device: TestDevice) -> None:
+def test_signatures_of_every_role_can_come_one_at_a_time(shop: MetadataPublisher, device: CheckClient) -> None:
     manifest = shop.manifest("1.1.0", 2)
     repository = shop.repository
     repository.stage_manifest(manifest)
@@ -65,17 +72,17 @@ def test_signatures_of_every_role_can_come_one_at_a_time(shop: Shop, device: Tes
     assert device.check(shop.published).manifest.version == "1.1.0"
 
 
-def test_a_changed_document_loses_its_signatures(shop: Shop) -> None:
+def test_a_changed_document_loses_its_signatures(shop: MetadataPublisher) -> None:
     repository = shop.repository
     repository.stage_manifest(shop.manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
     repository.stage_manifest(shop.manifest("1.2.0", 3))
     report = repository.sign([])
     assert not report.is_complete
-    assert {role.role: len(role.signed) for role in report.roles}["release-vision"] == 0
+    assert {role.role: len(role.signed_key_ids) for role in report.roles}["release-vision"] == 0
 
 
-def test_what_was_staged_after_the_signature_is_not_forgotten(shop: Shop) -> None:
+def test_what_was_staged_after_the_signature_is_not_forgotten(shop: MetadataPublisher) -> None:
     repository = shop.repository
     repository.stage_manifest(shop.manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
@@ -93,8 +100,8 @@ def test_what_was_staged_after_the_signature_is_not_forgotten(shop: Shop) -> Non
     assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.2.0"]
 
 
-def test_a_strangers_key_signs_nothing(shop: Shop, tmp_path: Path) -> None:
-    stranger = Shop(tmp_path / "stranger", [])
+def test_a_strangers_key_signs_nothing(shop: MetadataPublisher, tmp_path: Path) -> None:
+    stranger = MetadataPublisher(tmp_path / "stranger", [])
     Repository.create_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
     from keys.signers import load_folder_signers
 
@@ -105,7 +112,7 @@ def test_a_strangers_key_signs_nothing(shop: Shop, tmp_path: Path) -> None:
     assert not report.is_complete
 
 
-def test_what_devices_would_refuse_is_not_published(shop: Shop, device: TestDevice) -> None:
+def test_what_devices_would_refuse_is_not_published(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("1.1.0", 2, min_counter=2)
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
@@ -118,7 +125,7 @@ def test_what_devices_would_refuse_is_not_published(shop: Shop, device: TestDevi
     assert device.check(shop.published).manifest.version == "1.1.0"
 
 
-def test_the_second_of_two_publishers_is_told_who_won(shop: Shop) -> None:
+def test_the_second_of_two_publishers_is_told_who_won(shop: MetadataPublisher) -> None:
     repository = shop.repository
     repository.stage_manifest(shop.manifest("1.1.0", 2))
     assert repository.sign(shop.signers).is_complete
@@ -132,16 +139,16 @@ def test_the_second_of_two_publishers_is_told_who_won(shop: Shop) -> None:
     assert [manifest.version for manifest in repository.releases(FAMILY)] == ["1.0.0", "1.1.0"]
 
 
-def test_a_held_lock_is_said_with_its_holder(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_lock_is_said_with_its_holder(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "LOCK_WAIT_S", 0.0)
-    with layout.locked(layout.Layout(shop.repository.root)):
+    with layout.lock_repository(layout.RepositoryLayout(shop.repository.root)):
         with pytest.raises(PublishConflict) as busy:
             shop.repository.publish()
     assert f"process {os.getpid()}" in busy.value.message
 
 
 def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
-    shop: Shop, device: TestDevice, monkeypatch: pytest.MonkeyPatch
+    shop: MetadataPublisher, device: CheckClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = shop.manifest("1.1.0", 2)
     shop.repository.stage_manifest(manifest)
@@ -160,8 +167,8 @@ def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
             real(path, data)
 
         monkeypatch.setattr(publishing, "write_file", dying)
-        tried = copy_shop(shop, shop.folder.parent / f"cut-{cut}")
-        watching = TestDevice(tried.folder / "watching", device.root)
+        tried = copy_publisher(shop, shop.folder.parent / f"cut-{cut}")
+        watching = CheckClient(tried.folder / "watching", device.root)
         try:
             tried.repository.publish()
             break
@@ -175,7 +182,7 @@ def test_a_publication_cut_off_at_any_file_is_none_and_can_be_repeated(
     assert cut == 6
 
 
-def test_nothing_staged_is_nothing_to_publish(shop: Shop) -> None:
+def test_nothing_staged_is_nothing_to_publish(shop: MetadataPublisher) -> None:
     with pytest.raises(NothingStaged):
         shop.repository.publish()
     with pytest.raises(NothingStaged):
@@ -186,7 +193,7 @@ def test_nothing_staged_is_nothing_to_publish(shop: Shop) -> None:
         shop.repository.sign(shop.signers)
 
 
-def test_refresh_renews_what_is_online_and_nothing_else(shop: Shop, device: TestDevice) -> None:
+def test_refresh_renews_what_is_online_and_nothing_else(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
     online = shop.signers_of("rollout-vision", "snapshot", "timestamp")
@@ -199,7 +206,7 @@ def test_refresh_renews_what_is_online_and_nothing_else(shop: Shop, device: Test
         shop.repository.refresh(shop.signers_of("timestamp"))
 
 
-def test_staging_contradicts_nothing_that_is_out(shop: Shop) -> None:
+def test_staging_contradicts_nothing_that_is_out(shop: MetadataPublisher) -> None:
     repository = shop.repository
     manifest = repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
@@ -225,20 +232,20 @@ def test_staging_contradicts_nothing_that_is_out(shop: Shop) -> None:
         repository.publish()
 
 
-def _without_blob(shop: Shop) -> Manifest:
+def _without_blob(shop: MetadataPublisher) -> Manifest:
     manifest = shop.manifest("1.1.0", 2)
     patch = replace(manifest.variants[0][1].patches[0], blob="0" * 64)
     return manifest.with_patches("fp32", (patch,))
 
 
-def test_a_damaged_repository_is_not_built_upon(shop: Shop) -> None:
+def test_a_damaged_repository_is_not_built_upon(shop: MetadataPublisher) -> None:
     snapshot = max((shop.published / "metadata").glob("*.snapshot.json"), key=lambda path: path.name)
     snapshot.write_bytes(snapshot.read_bytes().replace(b"snapshot", b"snapshit", 1))
     with pytest.raises(RepositoryDamaged):
         shop.repository.status()
 
 
-def test_there_is_one_repository_a_folder(shop: Shop, tmp_path: Path) -> None:
+def test_there_is_one_repository_a_folder(shop: MetadataPublisher, tmp_path: Path) -> None:
     with pytest.raises(RepositoryExists):
         Repository.create_with_new_keys(shop.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
     assert not (tmp_path / "k").exists()
@@ -249,7 +256,7 @@ def test_there_is_one_repository_a_folder(shop: Shop, tmp_path: Path) -> None:
     assert not (tmp_path / "k").exists()
 
 
-def test_a_repository_with_weak_roles_is_not_made(shop: Shop, tmp_path: Path) -> None:
+def test_a_repository_with_weak_roles_is_not_made(shop: MetadataPublisher, tmp_path: Path) -> None:
     signers = {
         role: shop.signers_of(role)
         for role in ("root", "targets", "snapshot", "fleet", "release-vision", "rollout-vision")
@@ -270,7 +277,7 @@ def test_a_classical_repository_says_that_it_is_one(tmp_path: Path) -> None:
     assert all(role.post_quantum == 0 for role in status.roles)
 
 
-def test_status_counts_days_and_doctor_finds_no_fault(shop: Shop) -> None:
+def test_status_counts_days_and_doctor_finds_no_fault(shop: MetadataPublisher) -> None:
     status = shop.repository.status()
     assert status.is_sound
     assert not status.is_due
@@ -289,7 +296,7 @@ def test_status_counts_days_and_doctor_finds_no_fault(shop: Shop) -> None:
     }
 
 
-def test_doctor_finds_a_key_under_two_ids(shop: Shop) -> None:
+def test_doctor_finds_a_key_under_two_ids(shop: MetadataPublisher) -> None:
     metadata = shop.published / "metadata"
     root: Metadata = Metadata.from_bytes((metadata / "1.root.json").read_bytes())  # type: ignore[type-arg]  # of Root
     role = root.signed.roles["timestamp"]
@@ -304,7 +311,7 @@ def test_doctor_finds_a_key_under_two_ids(shop: Shop) -> None:
     assert any("under 2 key ids" in problem for problem in problems)
 
 
-def test_garbage_is_what_no_listed_release_names(shop: Shop, device: TestDevice) -> None:
+def test_garbage_is_what_no_listed_release_names(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("1.1.0", 2)
     shop.repository.put_envelope(f"content/{FAMILY}/1/fp32/{'a' * 64}", b"old")
     shop.repository.put_envelope(f"content/{FAMILY}/2/fp32/{'a' * 64}", b"now")

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 from keys.passphrase import PASSPHRASE_VARIABLE
-from tests.support.metadata_publisher import PASSPHRASE, Shop, TestDevice, rollout_of
+from tests.support.metadata_publisher import PASSPHRASE, CheckClient, MetadataPublisher, rollout_of
 from tools.generate_docs.__main__ import DOCS
 
 
-def test_the_plain_shell_recipe_publishes_a_release(shop: Shop, device: TestDevice, tmp_path: Path) -> None:
+def test_the_plain_shell_recipe_publishes_a_release(
+    shop: MetadataPublisher, device: CheckClient, tmp_path: Path
+) -> None:
     page = (DOCS / "operations.md").read_text()
     recipe = re.search(r"test_recipe\.py runs this -->\n```sh\n(.*?)```", page, re.DOTALL)
     assert recipe is not None

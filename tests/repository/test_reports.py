@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bundle.device_report import DeviceReport
 from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.envelope import derive_public_key, generate_private_key
-from packager.repository.devices import admit_device, revoke_device
+from packager.repository.devices import enroll_device, revoke_device
 from packager.repository.repository import Repository
 from tests.packager.test_json_schemas import check
-from tests.support.packager_cli import Said, packager
+from tests.support.packager_cli import CommandResult, packager
 
 
 class Sender:
@@ -57,7 +57,7 @@ def repository(tmp_path: Path) -> Repository:
 def admit(repository: Repository, sender: Sender) -> Sender:
     request = sender.request()
     data = request.encode(sender.private)
-    admit_device(repository, data, request.fingerprint, "default", repository.root.parent / "keys", None)
+    enroll_device(repository, data, request.fingerprint, "default", repository.root.parent / "keys", None)
     return sender
 
 
@@ -69,7 +69,7 @@ def camera(repository: Repository) -> Sender:
     return sender
 
 
-def verify(repository: Repository, data: bytes, *words: str) -> Said:
+def verify(repository: Repository, data: bytes, *words: str) -> CommandResult:
     place = repository.root.parent / "reports.jsonl"
     place.write_bytes(data)
     return packager("device", "verify-report", place, "--repo", repository.root, "--json", *words)

@@ -17,14 +17,22 @@ from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefus
 from bundle.fleet import Fleet
 from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import RepositoryUnfamiliar, RequestReplayed, SignerMemoryDamaged
-from packager.repository.detached_signing import overview, prepare, review, sign_request
-from packager.repository.devices import begin_epoch
+from packager.repository.detached_signing import prepare_request, request_summary, review_request, sign_request
+from packager.repository.devices import rotate_cohort_key
 from packager.repository.published import Document
 from packager.repository.role_changes import renew, replace_key
-from packager.repository.signing_history import SignerMemory
-from packager.repository.signing_request import Request, parse_request
+from packager.repository.signing_history import SigningHistory
+from packager.repository.signing_request import SigningRequest, parse_request
 from packager.repository.tuf_documents import target_file
-from tests.support.metadata_publisher import FAMILY, NOW_S, PASSPHRASE, Shop, build_shop, copy_shop, rollout_of
+from tests.support.metadata_publisher import (
+    FAMILY,
+    NOW_S,
+    PASSPHRASE,
+    MetadataPublisher,
+    build_publisher,
+    copy_publisher,
+    rollout_of,
+)
 
 RELEASE, ROLLOUT = f"release-{FAMILY}", f"rollout-{FAMILY}"
 NAME = f"bundles/{FAMILY}/1.1.0.json"
@@ -32,20 +40,20 @@ CHANNEL_FILE = f"rollouts/{FAMILY}/stable.json"
 Change = Callable[[Any], object]
 
 
-def honest(shop: Shop, version: str = "1.1.0", counter: int = 2) -> Request:
+def honest(shop: MetadataPublisher, version: str = "1.1.0", counter: int = 2) -> SigningRequest:
     """What the build server should ask for: a release, its rollout, and renewed offline roles."""
     manifest = shop.manifest(version, counter)
     shop.repository.stage_manifest(manifest)
     shop.repository.stage_rollout(rollout_of(manifest))
     renew(shop.repository.layout, ["root", "targets", "fleet"])
-    return prepare(shop.repository.layout, NOW_S)
+    return prepare_request(shop.repository.layout, NOW_S)
 
 
-def evil(request: Request, role: str, change: Change) -> Request:
+def evil(request: SigningRequest, role: str, change: Change) -> SigningRequest:
     """The same request with one document changed, as it arrives."""
-    document: Document = Metadata.from_bytes(request.new[role].to_bytes())
+    document: Document = Metadata.from_bytes(request.new_documents[role].to_bytes())
     change(document.signed)
-    return parse_request(replace(request, new={**request.new, role: document}).as_bytes())
+    return parse_request(replace(request, new_documents={**request.new_documents, role: document}).as_bytes())
 
 
 def delegated(targets: Targets, name: str = RELEASE) -> DelegatedRole:
@@ -276,7 +284,7 @@ SHOWN: dict[str, tuple[str, Change, str]] = {
 }
 
 
-def desk(shop: Shop) -> Path:
+def desk(shop: MetadataPublisher) -> Path:
     return shop.folder / "desk"
 
 
@@ -285,81 +293,91 @@ def public(signers: list[Signer]) -> list[Key]:
 
 
 @pytest.fixture(scope="module")
-def asked(pristine_shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, Request]:
+def asked(
+    pristine_shop: MetadataPublisher, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[MetadataPublisher, SigningRequest]:
     """A shop and its honest request, for tests that change neither."""
-    shop = copy_shop(pristine_shop, tmp_path_factory.mktemp("asked") / "shop")
+    shop = copy_publisher(pristine_shop, tmp_path_factory.mktemp("asked") / "shop")
     return shop, honest(shop)
 
 
 @pytest.mark.parametrize("attack", REFUSED)
-def test_what_no_honest_request_asks_for_is_not_signed(asked: tuple[Shop, Request], attack: str) -> None:
+def test_what_no_honest_request_asks_for_is_not_signed(
+    asked: tuple[MetadataPublisher, SigningRequest], attack: str
+) -> None:
     role, change, error, words = REFUSED[attack]
     shop, request = asked[0], evil(asked[1], role, change)
     with pytest.raises(error) as refused:
-        review(request, public(shop.signers_of(role)), desk(shop), NOW_S)
+        review_request(request, public(shop.signers_of(role)), desk(shop), NOW_S)
     assert words in refused.value.message
     assert refused.value.message.isprintable()
 
 
 @pytest.mark.parametrize("attack", SHOWN)
-def test_what_differs_is_shown_and_has_another_digest(asked: tuple[Shop, Request], attack: str) -> None:
+def test_what_differs_is_shown_and_has_another_digest(
+    asked: tuple[MetadataPublisher, SigningRequest], attack: str
+) -> None:
     role, change, words = SHOWN[attack]
     shop, request = asked
     changed = evil(request, role, change)
     keys = public(shop.signers_of(role))
-    before = review(request, keys, desk(shop), NOW_S)
-    after = review(changed, keys, desk(shop), NOW_S)
+    before = review_request(request, keys, desk(shop), NOW_S)
+    after = review_request(changed, keys, desk(shop), NOW_S)
     assert any(words in line for line in after.lines), after.lines
     assert not any(words in line for line in before.lines)
     assert before.digest != after.digest
     assert all(line.isprintable() for line in after.lines)
 
 
-def test_a_repository_that_only_claims_to_be_another_finds_no_signature(shop: Shop, tmp_path: Path) -> None:
+def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
+    shop: MetadataPublisher, tmp_path: Path
+) -> None:
     """Without a memory to compare with, an old counter or a withdrawn release would pass as news."""
     keys = shop.signers_of(RELEASE)
     first = honest(shop)
-    sign_request(first, review(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
-    other = build_shop(tmp_path / "other")
+    sign_request(first, review_request(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    other = build_publisher(tmp_path / "other")
     claimed = replace(first, first_root=(other.published / "metadata" / "1.root.json").read_bytes())
     with pytest.raises(RepositoryUnfamiliar) as refused:
-        review(claimed, public(keys), desk(shop), NOW_S)
+        review_request(claimed, public(keys), desk(shop), NOW_S)
     assert "--new-repository" in str(refused.value.remedy)
-    said = review(claimed, public(keys), desk(shop), NOW_S, new_repository=True)
+    said = review_request(claimed, public(keys), desk(shop), NOW_S, new_repository=True)
     assert any("FIRST TIME" in line for line in said.lines)
     # a key that never signed here is free to begin
     strangers = other.signers_of(RELEASE)
     there = honest(other)
-    assert review(there, public(strangers), desk(shop), NOW_S).roles == (RELEASE,)
+    assert review_request(there, public(strangers), desk(shop), NOW_S).roles == (RELEASE,)
 
 
-def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: Shop) -> None:
+def test_a_rollout_that_goes_back_is_shown_as_a_downgrade(shop: MetadataPublisher) -> None:
     keys = shop.signers_of(ROLLOUT)
     first = honest(shop)
-    sign_request(first, review(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    sign_request(first, review_request(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
     shop.publish()
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
     shop.repository.stage_rollout(rollout_of(old))
-    request = prepare(shop.repository.layout, NOW_S)
-    text = "\n".join(review(request, public(keys), desk(shop), NOW_S).lines)
+    request = prepare_request(shop.repository.layout, NOW_S)
+    text = "\n".join(review_request(request, public(keys), desk(shop), NOW_S).lines)
     assert f"DOWNGRADE: {CHANNEL_FILE} goes from counter 2 to 1" in text
     assert f"before: {CHANNEL_FILE}: vision stable runs 1.1.0, counter 2" in text
     # the server keeps back what was before, or gives something else: that is said, not believed
-    for earlier in ({}, {CHANNEL_FILE: request.contents[CHANNEL_FILE]}):
-        lines = review(replace(request, earlier=earlier), public(keys), desk(shop), NOW_S).lines
+    for earlier in ({}, {CHANNEL_FILE: request.new_contents[CHANNEL_FILE]}):
+        lines = review_request(replace(request, earlier_contents=earlier), public(keys), desk(shop), NOW_S).lines
         assert f"{ROLLOUT}: before: {CHANNEL_FILE}: not at hand here" in lines
 
 
-def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: Shop) -> None:
+def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: MetadataPublisher) -> None:
     signers = shop.signers_of("fleet")
-    epoch = begin_epoch(shop.repository, "default", shop.folder / "cohorts-2", PASSPHRASE).epoch
+    epoch = rotate_cohort_key(shop.repository, "default", shop.folder / "cohorts-2", PASSPHRASE).epoch
     assert epoch == 2
     shop.publish()
     now = shop.repository.fleet()
     (cohort,) = now.cohorts
     honest_request = evil_fleet(shop, replace(now, devices=1))
-    sign_request(honest_request, review(honest_request, public(signers), desk(shop), NOW_S), signers, desk(shop))
+    sign_request(
+        honest_request, review_request(honest_request, public(signers), desk(shop), NOW_S), signers, desk(shop)
+    )
     for change, words in (
         (replace(cohort, epoch=1), "DOWNGRADE: cohort default goes from epoch 2 to 1"),
         (
@@ -367,92 +385,99 @@ def test_a_cohort_that_goes_back_or_changes_its_key_is_shown(shop: Shop) -> None
             "COHORT default HAS ANOTHER KEY in the same epoch 2",
         ),
     ):
-        lines = overview(evil_fleet(shop, replace(now, cohorts=(change,))), NOW_S)
+        lines = request_summary(evil_fleet(shop, replace(now, cohorts=(change,))), NOW_S)
         assert f"fleet: {words}" in lines
-    assert "fleet: cohort default is no longer listed" in overview(evil_fleet(shop, replace(now, cohorts=())), NOW_S)
+    assert "fleet: cohort default is no longer listed" in request_summary(
+        evil_fleet(shop, replace(now, cohorts=())), NOW_S
+    )
 
 
-def evil_fleet(shop: Shop, fleet: Fleet) -> Request:
+def evil_fleet(shop: MetadataPublisher, fleet: Fleet) -> SigningRequest:
     """A request for a fleet document that nobody staged."""
     renew(shop.repository.layout, ["fleet"])
-    request = prepare(shop.repository.layout, NOW_S)
-    earlier = {"fleet/fleet.json": request.contents["fleet/fleet.json"]}
+    request = prepare_request(shop.repository.layout, NOW_S)
+    earlier = {"fleet/fleet.json": request.new_contents["fleet/fleet.json"]}
     changed = evil(request, "fleet", lambda t: list_file(t, "fleet/fleet.json", fleet.as_bytes()))
-    return replace(changed, contents={"fleet/fleet.json": fleet.as_bytes()}, earlier=earlier)
+    return replace(changed, new_contents={"fleet/fleet.json": fleet.as_bytes()}, earlier_contents=earlier)
 
 
-def test_a_release_below_one_that_is_listed_is_shown(shop: Shop) -> None:
+def test_a_release_below_one_that_is_listed_is_shown(shop: MetadataPublisher) -> None:
     shop.release("3.0.0", 9)
     request = honest(shop, "3.1.0", 10)
     low = shop.manifest("3.1.0", 4).as_bytes()
     name = f"bundles/{FAMILY}/3.1.0.json"
     changed = evil(request, RELEASE, lambda t: list_file(t, name, low))
-    changed = replace(changed, contents={**changed.contents, name: low})
-    lines = review(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S).lines
+    changed = replace(changed, new_contents={**changed.new_contents, name: low})
+    lines = review_request(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S).lines
     assert f"{RELEASE}: COUNTER 4 of {name} is not above that of every release before it" in lines
 
 
-def test_a_manifest_under_another_name_is_refused(shop: Shop) -> None:
+def test_a_manifest_under_another_name_is_refused(shop: MetadataPublisher) -> None:
     request = honest(shop)
     other = shop.manifest("6.6.6", 666).as_bytes()
     changed = evil(request, RELEASE, lambda t: list_file(t, NAME, other))
-    changed = replace(changed, contents={**changed.contents, NAME: other})
+    changed = replace(changed, new_contents={**changed.new_contents, NAME: other})
     with pytest.raises(MalformedRefused) as refused:
-        review(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S)
+        review_request(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S)
     assert "is the manifest of vision 6.6.6" in refused.value.message
 
 
 @pytest.mark.parametrize("role", ["snapshot", "timestamp"])
-def test_snapshot_and_timestamp_are_not_signed_by_request(shop: Shop, role: str) -> None:
+def test_snapshot_and_timestamp_are_not_signed_by_request(shop: MetadataPublisher, role: str) -> None:
     request = honest(shop)
     online: Document = Metadata.from_bytes(shop.repository_document(role))
-    asked = replace(request, new={**request.new, role: online})
+    asked = replace(request, new_documents={**request.new_documents, role: online})
     with pytest.raises(MalformedRefused) as refused:
-        review(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+        review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
     assert "never by request" in refused.value.message
 
 
-def test_a_document_of_another_role_does_not_pass_for_this_one(shop: Shop) -> None:
+def test_a_document_of_another_role_does_not_pass_for_this_one(shop: MetadataPublisher) -> None:
     request = honest(shop)
     for role, other in (("targets", RELEASE), (RELEASE, ROLLOUT), (RELEASE, "root"), ("root", "targets")):
-        asked = replace(request, new={**request.new, role: request.new[other]})
+        asked = replace(request, new_documents={**request.new_documents, role: request.new_documents[other]})
         with pytest.raises(MalformedRefused):
-            review(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
+            review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
 
 
-def test_a_new_keys_public_half_is_named(shop: Shop) -> None:
+def test_a_new_keys_public_half_is_named(shop: MetadataPublisher) -> None:
     fresh = CryptoSigner.generate_ed25519().public_key
     old = shop.signers_of(RELEASE)[0].public_key
     replace_key(shop.repository.layout, RELEASE, old.keyid, fresh)
-    request = prepare(shop.repository.layout, NOW_S)
-    text = "\n".join(review(request, public(shop.signers_of("targets")), desk(shop), NOW_S).lines)
+    request = prepare_request(shop.repository.layout, NOW_S)
+    text = "\n".join(review_request(request, public(shop.signers_of("targets")), desk(shop), NOW_S).lines)
     assert f"key added: ed25519 {fresh.keyid} (public key " in text
     assert f"key removed: ed25519 {old.keyid}" in text
     assert "if classical signatures fall: 1 ML-DSA keys" in text
-    assert "\n".join(overview(request, NOW_S)).count("key added") == 1
+    assert "\n".join(request_summary(request, NOW_S)).count("key added") == 1
 
 
-def test_a_damaged_memory_is_said_and_not_taken_for_none(shop: Shop) -> None:
+def test_a_damaged_memory_is_said_and_not_taken_for_none(shop: MetadataPublisher) -> None:
     keys = shop.signers_of(RELEASE)
     request = honest(shop)
-    sign_request(request, review(request, public(keys), desk(shop), NOW_S), keys, desk(shop))
+    sign_request(request, review_request(request, public(keys), desk(shop), NOW_S), keys, desk(shop))
     (path,) = desk(shop).rglob(f"{RELEASE}.json")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(SignerMemoryDamaged) as refused:
-        review(request, public(keys), desk(shop), NOW_S)
+        review_request(request, public(keys), desk(shop), NOW_S)
     assert refused.value.reason == "signer-memory-damaged"
     assert str(path) in refused.value.message
     (known,) = desk(shop).rglob("keys.json")
     known.write_text("{")
     with pytest.raises(SignerMemoryDamaged):
-        SignerMemory(desk(shop), "0" * 64).strangers(public(keys))
+        SigningHistory(desk(shop), "0" * 64).other_repositories(public(keys))
 
 
-def test_a_key_gains_no_say_by_being_put_into_the_request(shop: Shop) -> None:
+def test_a_key_gains_no_say_by_being_put_into_the_request(shop: MetadataPublisher) -> None:
     """The engineer's key listed for root in the request: asked to sign it, and her summary says what it is."""
     (engineer, *_) = shop.signers_of(RELEASE)
     request = evil(honest(shop), "root", lambda r: add_key(r, "root", engineer.public_key))
     with pytest.raises(ThresholdInvalid):
-        review(request, [engineer.public_key], desk(shop), NOW_S)
+        review_request(request, [engineer.public_key], desk(shop), NOW_S)
     with pytest.raises(SignerNotInRole):
-        review(replace(request, new={"targets": request.new["targets"]}), [engineer.public_key], desk(shop), NOW_S)
+        review_request(
+            replace(request, new_documents={"targets": request.new_documents["targets"]}),
+            [engineer.public_key],
+            desk(shop),
+            NOW_S,
+        )

@@ -13,23 +13,30 @@ from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import BelowThreshold, StagingInvalid
 from packager.repository.role_changes import (
     add_keys,
-    become_hybrid,
-    raise_counter_epoch,
+    advance_counter_epoch,
     remove_family,
     remove_keys,
     renew,
     replace_key,
     replace_keys,
+    require_hybrid,
     set_threshold,
 )
-from tests.support.metadata_publisher import FAMILY, Shop, TestDevice, build_shop, new_device, rollout_of
+from tests.support.metadata_publisher import (
+    FAMILY,
+    CheckClient,
+    MetadataPublisher,
+    build_publisher,
+    new_client,
+    rollout_of,
+)
 
 
 def new_pair() -> list[Signer]:
     return [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
 
 
-def test_an_online_key_is_replaced_and_the_old_one_signs_nothing(shop: Shop, device: TestDevice) -> None:
+def test_an_online_key_is_replaced_and_the_old_one_signs_nothing(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     old = shop.signers_of("timestamp")
     fresh = new_pair()
@@ -49,7 +56,7 @@ def test_an_online_key_is_replaced_and_the_old_one_signs_nothing(shop: Shop, dev
     assert device.check(shop.published).manifest.version == "1.0.0"
 
 
-def test_a_new_root_needs_the_old_roots_threshold(shop: Shop) -> None:
+def test_a_new_root_needs_the_old_roots_threshold(shop: MetadataPublisher) -> None:
     fresh = [*new_pair(), *new_pair()]
     replace_keys(shop.repository.layout, "root", [signer.public_key for signer in fresh])
     online = shop.signers_of("snapshot", "timestamp")
@@ -63,7 +70,7 @@ def test_a_new_root_needs_the_old_roots_threshold(shop: Shop) -> None:
     ]
 
 
-def test_a_familys_keys_are_replaced_and_its_document_signed_anew(shop: Shop, device: TestDevice) -> None:
+def test_a_familys_keys_are_replaced_and_its_document_signed_anew(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     stolen = shop.signers_of("release-vision")
     fresh = new_pair()
@@ -78,10 +85,10 @@ def test_a_familys_keys_are_replaced_and_its_document_signed_anew(shop: Shop, de
     assert not shop.repository.sign([*stolen, *without_fresh]).is_complete
 
 
-def test_a_huge_counter_of_a_stolen_key_is_outlived_by_an_epoch(shop: Shop, device: TestDevice) -> None:
+def test_a_huge_counter_of_a_stolen_key_is_outlived_by_an_epoch(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("6.6.6", 2**50, min_counter=2**50)
     assert device.check(shop.published).floor == ReleaseCounter(1, 2**50)
-    assert raise_counter_epoch(shop.repository.layout, FAMILY) == 2
+    assert advance_counter_epoch(shop.repository.layout, FAMILY) == 2
     shop.repository.withdraw(FAMILY, "6.6.6")
     shop.publish()
     shop.release("7.0.0", 2)
@@ -90,7 +97,7 @@ def test_a_huge_counter_of_a_stolen_key_is_outlived_by_an_epoch(shop: Shop, devi
     assert release.floor == ReleaseCounter(2, 0)
 
 
-def test_changes_that_would_make_a_role_unsound_are_not_staged(shop: Shop) -> None:
+def test_changes_that_would_make_a_role_unsound_are_not_staged(shop: MetadataPublisher) -> None:
     layout = shop.repository.layout
     one = CryptoSigner.generate_ed25519().public_key
     first = shop.signers_of("timestamp")[0].public_key
@@ -114,7 +121,7 @@ def test_changes_that_would_make_a_role_unsound_are_not_staged(shop: Shop) -> No
     assert not shop.repository.status().staged
 
 
-def test_a_family_comes_and_goes(shop: Shop, device: TestDevice) -> None:
+def test_a_family_comes_and_goes(shop: MetadataPublisher, device: CheckClient) -> None:
     release, rollout = new_pair(), new_pair()
     keys = {
         "release-speech": [signer.public_key for signer in release],
@@ -132,7 +139,7 @@ def test_a_family_comes_and_goes(shop: Shop, device: TestDevice) -> None:
     assert device.check(shop.published).manifest.version == "1.0.0"
 
 
-def test_offline_roles_are_renewed_without_a_change(shop: Shop, device: TestDevice) -> None:
+def test_offline_roles_are_renewed_without_a_change(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     renew(shop.repository.layout, ["root", "targets", "fleet", "release-vision"])
     report = shop.publish()
@@ -141,9 +148,9 @@ def test_offline_roles_are_renewed_without_a_change(shop: Shop, device: TestDevi
 
 
 def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) -> None:
-    shop = build_shop(tmp_path / "shop", classical=True)
+    shop = build_publisher(tmp_path / "shop", classical=True)
     shop.release("1.0.0", 1)
-    device = new_device(shop)
+    device = new_client(shop)
     device.check(shop.published)
     layout = shop.repository.layout
     roots: list[Signer] = shop.signers_of("root")
@@ -171,7 +178,7 @@ def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) ->
         add_keys(layout, role, [single.public_key])
         others.append(single)
         publish()
-    become_hybrid(layout)
+    require_hybrid(layout)
     publish()
     status = shop.repository.status()
     assert status.is_sound
@@ -190,13 +197,13 @@ def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) ->
     memory = device.slots.load()
     assert memory is not None
     assert memory.roles["root"].version == 51
-    newcomer = new_device(shop, "newcomer")
+    newcomer = new_client(shop, "newcomer")
     assert newcomer.check(shop.published).repository_id == release.repository_id
-    newest = TestDevice(shop.folder / "newest", (shop.published / "metadata" / "51.root.json").read_bytes())
+    newest = CheckClient(shop.folder / "newest", (shop.published / "metadata" / "51.root.json").read_bytes())
     assert newest.check(shop.published).repository_id == release.repository_id
 
 
-def test_a_fast_forward_heals_by_rotating_the_online_keys(shop: Shop, device: TestDevice) -> None:
+def test_a_fast_forward_heals_by_rotating_the_online_keys(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     thief = build_thief(shop)
     assert device.check(thief).context.timestamp_version == 2**40
@@ -214,7 +221,7 @@ def test_a_fast_forward_heals_by_rotating_the_online_keys(shop: Shop, device: Te
         device.check(thief)
 
 
-def build_thief(shop: Shop) -> Path:
+def build_thief(shop: MetadataPublisher) -> Path:
     """A mirror whose owner has the snapshot and timestamp keys, and signs huge versions dated far ahead."""
     from tuf.api.metadata import Metadata, Snapshot, Timestamp
 
@@ -237,7 +244,7 @@ def build_thief(shop: Shop) -> Path:
     return mirror
 
 
-def test_rollouts_survive_the_change_of_every_key(shop: Shop, device: TestDevice) -> None:
+def test_rollouts_survive_the_change_of_every_key(shop: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(shop.published)
     for role in ("targets", "fleet", "rollout-vision", "release-vision", "snapshot", "timestamp", "root"):
         fresh = [*new_pair(), *new_pair()] if role in ("targets", "root") else new_pair()

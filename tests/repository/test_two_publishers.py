@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from keys.passphrase import PASSPHRASE_VARIABLE
-from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, Shop, TestDevice, new_device
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, CheckClient, MetadataPublisher, new_client
 
 WAIT_S = 120
 
 
-def start(shop: Shop, *words: str) -> subprocess.Popen[str]:
+def start(shop: MetadataPublisher, *words: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         PASSPHRASE_VARIABLE: PASSPHRASE.value.decode(),
@@ -33,12 +33,14 @@ def end(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     return process.returncode, json.loads(out or err)
 
 
-def run(shop: Shop, *words: str) -> tuple[int, int, dict[str, Any]]:
+def run(shop: MetadataPublisher, *words: str) -> tuple[int, int, dict[str, Any]]:
     process = start(shop, *words)
     return (process.pid, *end(process))
 
 
-def test_who_was_overtaken_between_signing_and_publishing_is_told_by_whom(shop: Shop, device: TestDevice) -> None:
+def test_who_was_overtaken_between_signing_and_publishing_is_told_by_whom(
+    shop: MetadataPublisher, device: CheckClient
+) -> None:
     keys = ("--keys", os.fspath(shop.keys))
     assert run(shop, "rollout", "set", FAMILY, CHANNEL, "1.0.0", "--percent", "10")[1] == 0
     assert run(shop, "repo", "sign", *keys)[2]["complete"]
@@ -53,7 +55,7 @@ def test_who_was_overtaken_between_signing_and_publishing_is_told_by_whom(shop: 
     assert device.check(shop.published).rollout.percent_bp == 1000
 
 
-def test_publishers_at_the_same_time_leave_one_whole_history(shop: Shop) -> None:
+def test_publishers_at_the_same_time_leave_one_whole_history(shop: MetadataPublisher) -> None:
     """Refreshes and rollouts at once: each that reports success has a timestamp of its own, and said what went out."""
     keys = ("--keys", os.fspath(shop.keys))
     before = shop.repository.status().timestamp_version
@@ -74,12 +76,12 @@ def test_publishers_at_the_same_time_leave_one_whole_history(shop: Shop) -> None
     last = next(
         said for code, said in ended if not code and said.get("published", said)["timestamp_version"] == won[-1]
     )
-    seen = new_device(shop, "witness").check(shop.published).rollout
+    seen = new_client(shop, "witness").check(shop.published).rollout
     if "rollout" in last:
         assert seen.as_json() == last["rollout"]
 
 
-def test_a_halt_goes_out_whatever_waits_for_signatures(shop: Shop, device: TestDevice) -> None:
+def test_a_halt_goes_out_whatever_waits_for_signatures(shop: MetadataPublisher, device: CheckClient) -> None:
     keys = ("--keys", os.fspath(shop.keys))
     shop.repository.stage_manifest(shop.manifest("1.1.0", 2))
     assert run(shop, "rollout", "set", FAMILY, CHANNEL, "1.1.0")[2]["published"] is None

@@ -13,24 +13,24 @@ from bundle.manifest import Manifest
 from bundle.rollout import Rollout
 from bundle.trust.check import release_role, release_target, rollout_role, rollout_target
 from packager.repository import tuf_documents
-from packager.repository.layout import Layout
-from packager.repository.published import Published
-from tests.support.metadata_publisher import NOW_S, Shop
+from packager.repository.layout import RepositoryLayout
+from packager.repository.published import PublishedDocuments
+from tests.support.metadata_publisher import NOW_S, MetadataPublisher
 
 AHEAD = 100  # versions that the thief is ahead of the honest publisher
 
 
 @dataclass
-class Thief:
+class Attacker:
     """Holds `signers`, and a copy of the published files in `mirror` to change."""
 
-    shop: Shop
+    shop: MetadataPublisher
     signers: Sequence[Signer]
     mirror: Path
     changed: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shop: Shop, *roles: str, each: int = 9) -> "Thief":
+    def from_publisher(cls, shop: MetadataPublisher, *roles: str, each: int = 9) -> "Attacker":
         """With up to `each` keys of every role named."""
         signers = [signer for role in roles for signer in shop.signers_of(role)[:each]]
         mirror = shop.folder / f"thief-{len(list(shop.folder.glob('thief-*')))}"
@@ -38,8 +38,8 @@ class Thief:
         return cls(shop, signers, mirror)
 
     @property
-    def published(self) -> Published:
-        return Published(Layout(self.shop.repository.root))
+    def published(self) -> PublishedDocuments:
+        return PublishedDocuments(RepositoryLayout(self.shop.repository.root))
 
     def list_target(self, role: str, name: str, data: bytes) -> None:
         """Let a role list a target with this content."""

@@ -5,7 +5,7 @@ import json
 import socket
 from typing import Any
 
-from tests.support.publisher import FAMILY, Device
+from tests.support.publisher import FAMILY, DeviceUnderTest
 
 
 class _Connection(http.client.HTTPConnection):
@@ -19,7 +19,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def get(device: Device, path: str, wanted: int = 200) -> bytes:
+def get(device: DeviceUnderTest, path: str, wanted: int = 200) -> bytes:
     """The body of what is at a path."""
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))
     try:
@@ -31,7 +31,7 @@ def get(device: Device, path: str, wanted: int = 200) -> bytes:
         connection.close()
 
 
-def infer(device: Device, value: float = 0.5, family: str = FAMILY) -> dict[str, Any]:
+def infer(device: DeviceUnderTest, value: float = 0.5, family: str = FAMILY) -> dict[str, Any]:
     """One inference; the answer's JSON. Raises AssertionError for a status other than 200."""
     body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 64], "data": [value] * 64}]}
     connection = _Connection(device.config.serve.listen.removeprefix("unix:"))

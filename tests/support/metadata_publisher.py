@@ -25,7 +25,7 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from bundle.trust.updater import Fetch
 from keys.signers import load_folder_signers
-from packager.repository.published import Published
+from packager.repository.published import PublishedDocuments
 from packager.repository.publishing import PublishReport
 from packager.repository.repository import Repository
 
@@ -36,7 +36,7 @@ NOW_S = int(time.time())
 
 
 @dataclass(slots=True)
-class Shop:
+class MetadataPublisher:
     """A repository and the keys of all its roles."""
 
     folder: Path
@@ -96,11 +96,11 @@ class Shop:
     def publish(self, *, rehearse: bool = True) -> PublishReport:
         """Sign with all keys and publish."""
         assert self.repository.sign(self.signers).is_complete
-        return self.repository.publish(rehearse=rehearse)
+        return self.repository.publish(check_clients=rehearse)
 
     def repository_document(self, role: str) -> bytes:
         """The file of a role's document that is out."""
-        return Published(self.repository.layout).files[role][1]
+        return PublishedDocuments(self.repository.layout).files[role][1]
 
     def copy_published(self, name: str) -> Path:
         """What is served now, kept aside."""
@@ -112,21 +112,21 @@ def rollout_of(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
     return Rollout(FAMILY, channel, manifest.version, manifest.counter, manifest.digest_without_patches())
 
 
-def build_shop(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> Shop:
+def build_publisher(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> MetadataPublisher:
     """A new one."""
     repository = folder / "repository"
     Repository.create_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
-    return Shop(folder, load_folder_signers(folder / "keys", PASSPHRASE))
+    return MetadataPublisher(folder, load_folder_signers(folder / "keys", PASSPHRASE))
 
 
-def copy_shop(shop: Shop, folder: Path) -> Shop:
+def copy_publisher(publisher: MetadataPublisher, folder: Path) -> MetadataPublisher:
     """The same keys and repository elsewhere."""
-    shutil.copytree(shop.folder, folder, symlinks=True, dirs_exist_ok=True)
-    return Shop(folder, list(shop.signers))
+    shutil.copytree(publisher.folder, folder, symlinks=True, dirs_exist_ok=True)
+    return MetadataPublisher(folder, list(publisher.signers))
 
 
 @dataclass(slots=True)
-class TestDevice:
+class CheckClient:
     """A device's trust side: its folder, its shipped root, what it is configured for."""
 
     folder: Path
@@ -146,7 +146,7 @@ class TestDevice:
     def cache(self) -> Path:
         return self.folder / "cache" / "tuf"
 
-    def at(self, now_s: int, *, synchronised: bool = True) -> "TestDevice":
+    def with_time(self, now_s: int, *, synchronised: bool = True) -> "CheckClient":
         """The same device with another clock."""
         return replace(self, clock=replace(self.clock, now_s=now_s, is_synchronized=synchronised))
 
@@ -166,9 +166,9 @@ class TestDevice:
         return check(request, fetch or fetch_file, self.slots)
 
 
-def new_device(shop: Shop, name: str = "device") -> TestDevice:
+def new_client(publisher: MetadataPublisher, name: str = "device") -> CheckClient:
     """Fresh, with the first root."""
-    return TestDevice(shop.folder / name, (shop.published / "metadata" / "1.root.json").read_bytes())
+    return CheckClient(publisher.folder / name, (publisher.published / "metadata" / "1.root.json").read_bytes())
 
 
 def fetch_file(url: str, max_bytes: int) -> bytes:

@@ -11,7 +11,7 @@ from packager.commands.root import main
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class CommandResult:
     """What one command said, and how it ended."""
 
     code: int
@@ -30,12 +30,12 @@ class Said:
         return found
 
 
-def packager(*words: object) -> Said:
+def packager(*words: object) -> CommandResult:
     """Run `packager` with these words."""
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = main([str(word) for word in words])
-    return Said(code, out.getvalue(), err.getvalue())
+    return CommandResult(code, out.getvalue(), err.getvalue())
 
 
 def everything_in(folder: Path) -> dict[str, bytes]:
@@ -43,12 +43,12 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def refused(said: Said, *, code: int, reason: str, words: tuple[str, ...] = ()) -> None:
+def assert_refused(result: CommandResult, *, code: int, reason: str, words: tuple[str, ...] = ()) -> None:
     """A failure under rules 2 and 3 of bundle.console, told with --json."""
-    assert said.stdout == "", said.stdout
-    assert "Traceback" not in said.stderr
-    assert said.stderr.count("\n") == 1, said.stderr
-    assert said.error["reason"] == reason, said.error
-    assert said.error["exit_code"] == said.code == code
+    assert result.stdout == "", result.stdout
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.error["reason"] == reason, result.error
+    assert result.error["exit_code"] == result.code == code
     for word in words:
-        assert word in said.error["message"], said.error["message"]
+        assert word in result.error["message"], result.error["message"]

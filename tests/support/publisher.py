@@ -34,7 +34,7 @@ from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import Errands
 from keys.signers import load_folder_signers
 from packager.release.pipeline import parse_release_file, run_release
-from packager.repository.devices import admit_device
+from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository
 from tests.support import tiny_models
 
@@ -91,7 +91,7 @@ class Publisher:
         family: str = FAMILY,
     ) -> Manifest:
         """Make, sign, publish and offer a release to all devices; `model` instead of one by seed and size."""
-        onnx.save(model or near(seed, size), self.folder / "model.onnx")
+        onnx.save(model or similar_model(seed, size), self.folder / "model.onnx")
         place = self.folder / "release.toml"
         drill_line = f'drill = "{drill}"\n' if drill else ""
         place.write_text(f'family = "{family}"\nversion = "{version}"\n{drill_line}{WORDS}{extra}')
@@ -133,16 +133,16 @@ class Publisher:
     def publish(self) -> None:
         """Without the rehearsal, which is tested where it belongs, and which would not let a test publish nonsense."""
         self.repository.sign(self.signers)
-        self.repository.publish(rehearse=False)
+        self.repository.publish(check_clients=False)
 
     def admit(self, device: DeviceDirectory, asked: tuple[EnrollmentRequest, bytes] | None = None) -> None:
         """Enrol a device; `asked` is its request, where its keys are not in files."""
         request, data = asked or enrolment_request(device)
-        admit_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
+        enroll_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
         self.publish()
 
 
-def near(seed: int, size: int = 128) -> onnx.ModelProto:
+def similar_model(seed: int, size: int = 128) -> onnx.ModelProto:
     """A model; seeds differ in a few weights only, so that a patch is much smaller than the model."""
     model = tiny_models.mlp(0)
     for tensor in model.graph.initializer:
@@ -159,7 +159,7 @@ def near(seed: int, size: int = 128) -> onnx.ModelProto:
 
 
 @dataclass
-class Device:
+class DeviceUnderTest:
     """One device below a folder."""
 
     folder: Path
@@ -168,7 +168,7 @@ class Device:
     daemon: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
-    def make(cls, folder: Path, url: str, root: Path, **update: Any) -> "Device":
+    def make(cls, folder: Path, url: str, root: Path, **update: Any) -> "DeviceUnderTest":
         folder.mkdir(parents=True, exist_ok=True)
         config = Config(
             directory=folder / "device",
@@ -184,7 +184,7 @@ class Device:
         device.write_config()
         return device
 
-    def copy(self, folder: Path, url: str) -> "Device":
+    def copy(self, folder: Path, url: str) -> "DeviceUnderTest":
         """The same device elsewhere, with another repository URL."""
         folder.mkdir(parents=True)
         config = replace(
@@ -194,7 +194,7 @@ class Device:
             serve=ServeSettings(listen=f"unix:{folder}/serve.sock"),
         )
         shutil.copytree(self.config.directory, config.directory, symlinks=True)
-        device = Device(folder, config)
+        device = DeviceUnderTest(folder, config)
         device.write_config()
         return device
 

@@ -29,13 +29,13 @@ from tests.support.metadata_publisher import (
     CHANNEL,
     FAMILY,
     NOW_S,
-    Shop,
-    TestDevice,
-    build_shop,
-    copy_shop,
+    CheckClient,
+    MetadataPublisher,
+    build_publisher,
+    copy_publisher,
     fetch_file,
     fetch_http,
-    new_device,
+    new_client,
     replacing,
     rollout_of,
     serve,
@@ -44,7 +44,7 @@ from tests.support.metadata_publisher import (
 DAY_S = 86_400
 
 
-def test_the_first_check_accepts_the_release_and_remembers_it(shop: Shop, device: TestDevice) -> None:
+def test_the_first_check_accepts_the_release_and_remembers_it(shop: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(shop.published)
     assert (release.manifest.version, release.counter) == ("1.0.0", ReleaseCounter(1, 1))
     assert release.repository_id == shop.repository.repository_id
@@ -64,23 +64,23 @@ def test_the_first_check_accepts_the_release_and_remembers_it(shop: Shop, device
     assert memory.known_releases[FAMILY] == {ReleaseCounter(1, 1): release.manifest.digest_without_patches()}
 
 
-def test_a_check_over_http_gives_the_same(shop: Shop, device: TestDevice) -> None:
+def test_a_check_over_http_gives_the_same(shop: MetadataPublisher, device: CheckClient) -> None:
     url, stop = serve(shop.published)
     try:
         over_http = device.check(url, fetch_http)
     finally:
         stop()
-    over_files = new_device(shop, "other").check(shop.published)
+    over_files = new_client(shop, "other").check(shop.published)
     assert over_http.manifest == over_files.manifest
     assert over_http.context.timestamp_version == over_files.context.timestamp_version
 
 
-def test_a_verified_release_crosses_the_process_boundary_whole(shop: Shop, device: TestDevice) -> None:
+def test_a_verified_release_crosses_the_process_boundary_whole(shop: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(shop.published)
     assert VerifiedRelease.from_verifier(release.as_json()) == release
 
 
-def test_nobody_but_accept_makes_a_verified_release(shop: Shop, device: TestDevice) -> None:
+def test_nobody_but_accept_makes_a_verified_release(shop: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(shop.published)
     with pytest.raises(Bug):
         VerifiedRelease(release.manifest, release.rollout, release.fleet, release.context, release.floor, object())
@@ -88,7 +88,7 @@ def test_nobody_but_accept_makes_a_verified_release(shop: Shop, device: TestDevi
         replace(release, floor=ReleaseCounter(0, 0), _proof=None)
 
 
-def test_replayed_metadata_is_a_rollback(shop: Shop, device: TestDevice) -> None:
+def test_replayed_metadata_is_a_rollback(shop: MetadataPublisher, device: CheckClient) -> None:
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2)
     assert device.check(shop.published).manifest.version == "1.1.0"
@@ -99,7 +99,7 @@ def test_replayed_metadata_is_a_rollback(shop: Shop, device: TestDevice) -> None
     assert device.slots.load() == before
 
 
-def test_a_release_below_the_floor_is_refused(shop: Shop, device: TestDevice) -> None:
+def test_a_release_below_the_floor_is_refused(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("1.1.0", 2, min_counter=2)
     assert device.check(shop.published).floor == ReleaseCounter(1, 2)
     old = shop.repository.manifest(FAMILY, "1.0.0")
@@ -114,7 +114,7 @@ def test_a_release_below_the_floor_is_refused(shop: Shop, device: TestDevice) ->
     assert memory.floor(FAMILY) == ReleaseCounter(1, 2)
 
 
-def test_an_older_release_above_the_floor_may_be_chosen_again(shop: Shop, device: TestDevice) -> None:
+def test_an_older_release_above_the_floor_may_be_chosen_again(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("1.1.0", 2)
     device.check(shop.published)
     old = shop.repository.manifest(FAMILY, "1.0.0")
@@ -124,16 +124,18 @@ def test_an_older_release_above_the_floor_may_be_chosen_again(shop: Shop, device
     assert device.check(shop.published).manifest.version == "1.0.0"
 
 
-def test_a_rollout_that_names_a_release_that_is_not_listed_is_withdrawn(shop: Shop, device: TestDevice) -> None:
+def test_a_rollout_that_names_a_release_that_is_not_listed_is_withdrawn(
+    shop: MetadataPublisher, device: CheckClient
+) -> None:
     shop.repository.withdraw(FAMILY, "1.0.0")
     report = shop.publish()
-    assert report.rehearsed[0].version is None
+    assert report.client_checks[0].version is None
     with pytest.raises(WithdrawnRefused) as refused:
         device.check(shop.published)
     assert refused.value.reason == "withdrawn"
 
 
-def test_withdrawal_is_remembered_against_a_replay(shop: Shop, device: TestDevice) -> None:
+def test_withdrawal_is_remembered_against_a_replay(shop: MetadataPublisher, device: CheckClient) -> None:
     old = shop.copy_published("mirror-of-then")
     shop.repository.withdraw(FAMILY, "1.0.0")
     shop.publish()
@@ -148,20 +150,20 @@ def test_withdrawal_is_remembered_against_a_replay(shop: Shop, device: TestDevic
     [("counter", 7), ("manifest_digest", "0" * 64), ("family", "other"), ("channel", "beta")],
 )
 def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
-    shop: Shop, device: TestDevice, field: str, value: object
+    shop: MetadataPublisher, device: CheckClient, field: str, value: object
 ) -> None:
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
     forged = replace(rollout_of(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
     repository = shop.repository
-    repository._stage(check.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
+    repository._stage_target(check.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
     shop.publish(rehearse=False)
     with pytest.raises(ReleaseMismatchRefused) as refused:
         device.check(shop.published)
     assert refused.value.reason == "release-mismatch"
 
 
-def test_a_release_for_another_channel_is_refused(shop: Shop, device: TestDevice) -> None:
+def test_a_release_for_another_channel_is_refused(shop: MetadataPublisher, device: CheckClient) -> None:
     manifest = shop.manifest("1.1.0", 2, channels=("beta",))
     shop.repository.stage_manifest(manifest)
     shop.repository.stage_rollout(rollout_of(manifest), forged=True)
@@ -172,7 +174,7 @@ def test_a_release_for_another_channel_is_refused(shop: Shop, device: TestDevice
     assert "'beta'" in refused.value.message
 
 
-def test_a_known_counter_with_another_content_is_refused(shop: Shop, device: TestDevice) -> None:
+def test_a_known_counter_with_another_content_is_refused(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     shop.repository.withdraw(FAMILY, "1.0.0")
     shop.publish()
@@ -185,7 +187,7 @@ def test_a_known_counter_with_another_content_is_refused(shop: Shop, device: Tes
     assert refused.value.reason == "counter-reused"
 
 
-def test_more_patches_leave_the_release_the_same(shop: Shop, device: TestDevice) -> None:
+def test_more_patches_leave_the_release_the_same(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
@@ -196,30 +198,32 @@ def test_more_patches_leave_the_release_the_same(shop: Shop, device: TestDevice)
     assert len(device.check(shop.published).manifest.variants[0][1].patches) == 2
 
 
-def test_an_agent_that_is_too_old_says_so(shop: Shop, device: TestDevice) -> None:
+def test_an_agent_that_is_too_old_says_so(shop: MetadataPublisher, device: CheckClient) -> None:
     with pytest.raises(AgentTooOldRefused) as refused:
         replace(device, agent_version="0.0.9").check(shop.published)
     assert "0.1.0" in refused.value.message
     assert "0.0.9" in refused.value.message
 
 
-def test_an_unknown_channel_or_family_has_no_rollout(shop: Shop, device: TestDevice) -> None:
+def test_an_unknown_channel_or_family_has_no_rollout(shop: MetadataPublisher, device: CheckClient) -> None:
     with pytest.raises(NoRolloutUnavailable):
         replace(device, channel="beta").check(shop.published)
     with pytest.raises(NoRolloutUnavailable):
         replace(device, family="speech").check(shop.published)
 
 
-def test_expired_metadata_is_not_believed_and_not_fatal(shop: Shop, device: TestDevice) -> None:
+def test_expired_metadata_is_not_believed_and_not_fatal(shop: MetadataPublisher, device: CheckClient) -> None:
     with pytest.raises(MetadataExpiredUnavailable) as late:
-        device.at(NOW_S + 2 * DAY_S).check(shop.published)
+        device.with_time(NOW_S + 2 * DAY_S).check(shop.published)
     assert late.value.reason == "metadata-expired"
     assert device.check(shop.published).manifest.version == "1.0.0"
 
 
-def test_metadata_of_another_repository_is_untrusted(shop: Shop, device: TestDevice, pristine_shop: Shop) -> None:
+def test_metadata_of_another_repository_is_untrusted(
+    shop: MetadataPublisher, device: CheckClient, pristine_shop: MetadataPublisher
+) -> None:
     device.check(shop.published)
-    stranger = build_shop(shop.folder / "stranger")
+    stranger = build_publisher(shop.folder / "stranger")
     stranger.release("9.9.9", 9)
     before = device.slots.load()
     with pytest.raises(UntrustedMetadataRefused) as refused:
@@ -228,26 +232,28 @@ def test_metadata_of_another_repository_is_untrusted(shop: Shop, device: TestDev
     assert device.slots.load() == before
 
 
-def test_endless_data_is_cut_at_the_limit(shop: Shop, device: TestDevice) -> None:
+def test_endless_data_is_cut_at_the_limit(shop: MetadataPublisher, device: CheckClient) -> None:
     for path in ("timestamp.json", "stable.json", "fleet.json"):
         endless = replacing(path, b" " * (8 * 1024 * 1024))
         with pytest.raises(TooLargeRefused):
             device.check(shop.published, endless)
 
 
-def test_a_damaged_target_is_a_digest_mismatch(shop: Shop, device: TestDevice) -> None:
+def test_a_damaged_target_is_a_digest_mismatch(shop: MetadataPublisher, device: CheckClient) -> None:
     path = next((shop.published / "targets" / "bundles" / FAMILY).glob("*.json"))
     changed = path.read_bytes().replace(b"1.0.0", b"1.0.9")
     with pytest.raises(DigestMismatchRefused):
         device.check(shop.published, replacing(path.name, changed))
 
 
-def test_metadata_that_is_not_json_is_malformed(shop: Shop, device: TestDevice) -> None:
+def test_metadata_that_is_not_json_is_malformed(shop: MetadataPublisher, device: CheckClient) -> None:
     with pytest.raises(MalformedRefused):
         device.check(shop.published, replacing("timestamp.json", b"<html>captive portal</html>"))
 
 
-def test_what_is_not_there_and_what_does_not_answer_are_unavailable(shop: Shop, device: TestDevice) -> None:
+def test_what_is_not_there_and_what_does_not_answer_are_unavailable(
+    shop: MetadataPublisher, device: CheckClient
+) -> None:
     with pytest.raises(NotFoundUnavailable):
         device.check(shop.folder / "nowhere")
 
@@ -259,7 +265,7 @@ def test_what_is_not_there_and_what_does_not_answer_are_unavailable(shop: Shop, 
     assert "connection refused" in unavailable.value.message
 
 
-def test_two_checks_at_a_time_do_not_share_a_cache(shop: Shop, device: TestDevice) -> None:
+def test_two_checks_at_a_time_do_not_share_a_cache(shop: MetadataPublisher, device: CheckClient) -> None:
     def nested(url: str, max_bytes: int) -> bytes:
         with pytest.raises(CheckBusyUnavailable):
             device.check(shop.published)
@@ -268,6 +274,6 @@ def test_two_checks_at_a_time_do_not_share_a_cache(shop: Shop, device: TestDevic
     assert device.check(shop.published, nested).manifest.version == "1.0.0"
 
 
-def test_a_copy_of_the_shop_is_the_same_repository(shop: Shop, pristine_shop: Shop) -> None:
-    other = copy_shop(pristine_shop, shop.folder / "copy")
+def test_a_copy_of_the_shop_is_the_same_repository(shop: MetadataPublisher, pristine_shop: MetadataPublisher) -> None:
+    other = copy_publisher(pristine_shop, shop.folder / "copy")
     assert other.repository.repository_id == shop.repository.repository_id

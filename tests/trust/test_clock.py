@@ -11,7 +11,7 @@ from tuf.ngclient import Updater
 from bundle.errors import MetadataExpiredUnavailable
 from bundle.trust import updater
 from bundle.trust.clock import MAX_TIME_S, ClockFacts, TimeFloor, current_time, is_suspect, parse_time, raise_floor
-from tests.support.metadata_publisher import NOW_S, Shop, TestDevice
+from tests.support.metadata_publisher import NOW_S, CheckClient, MetadataPublisher
 
 DAY_S = 86_400
 YEAR_S = 365 * DAY_S
@@ -68,9 +68,9 @@ def test_what_is_not_a_time_is_none(text: object) -> None:
 
 
 @pytest.mark.parametrize("now_s", [0, 1, 2**31 - 1, 2**31, 2082758400, 4102444800, 2**40, 2**62])
-def test_a_wrong_clock_harms_only_while_it_is_wrong(shop: Shop, device: TestDevice, now_s: int) -> None:
+def test_a_wrong_clock_harms_only_while_it_is_wrong(shop: MetadataPublisher, device: CheckClient, now_s: int) -> None:
     device.check(shop.published)
-    wrong = device.at(now_s)
+    wrong = device.with_time(now_s)
     if now_s < NOW_S:
         wrong.check(shop.published)
     else:
@@ -81,20 +81,22 @@ def test_a_wrong_clock_harms_only_while_it_is_wrong(shop: Shop, device: TestDevi
 
 
 @pytest.mark.parametrize("now_s", [0, pytest.param(NOW_S, id="now"), 2**31, 4102444800])
-def test_an_unset_clock_does_not_make_stale_metadata_fresh(shop: Shop, device: TestDevice, now_s: int) -> None:
+def test_an_unset_clock_does_not_make_stale_metadata_fresh(
+    shop: MetadataPublisher, device: CheckClient, now_s: int
+) -> None:
     device.check(shop.published)
     days_later = replace(device, clock=ClockFacts(now_s, False, 0, 1000 + 3 * DAY_S, "boot"))
     with pytest.raises(MetadataExpiredUnavailable):
         days_later.check(shop.published)
 
 
-def test_a_clock_of_1970_is_helped_by_the_build_time(shop: Shop, device: TestDevice) -> None:
+def test_a_clock_of_1970_is_helped_by_the_build_time(shop: MetadataPublisher, device: CheckClient) -> None:
     built_late = replace(device, clock=ClockFacts(0, True, NOW_S + 30 * DAY_S, 5, "boot"))
     with pytest.raises(MetadataExpiredUnavailable):
         built_late.check(shop.published)
 
 
-def test_tuf_still_has_the_clock_that_we_set(shop: Shop, device: TestDevice) -> None:
+def test_tuf_still_has_the_clock_that_we_set(shop: MetadataPublisher, device: CheckClient) -> None:
     made = updater.TrustedUpdater(
         device.folder / "cache", device.root, "file:///m", "file:///t", lambda _url, _max: b"", lambda _root: NOW_S
     )

@@ -17,8 +17,8 @@ from bundle.acceptance import ReleaseCounter
 from bundle.errors import AirweightsError, Refused, Unavailable
 from bundle.manifest import Manifest
 from packager.repository import tuf_documents
-from tests.support.attacker import Thief
-from tests.support.metadata_publisher import NOW_S, Shop, TestDevice, new_device, rollout_of
+from tests.support.attacker import Attacker
+from tests.support.metadata_publisher import NOW_S, CheckClient, MetadataPublisher, new_client, rollout_of
 
 ROLES = ("timestamp", "snapshot", "targets", "release-vision", "rollout-vision")
 SUBSETS = [set(roles) for size in range(len(ROLES) + 1) for roles in itertools.combinations(ROLES, size)]
@@ -37,31 +37,33 @@ def may_choose_a_release(stolen: set[str]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, TestDevice, list[Signer]]:
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublisher, CheckClient, list[Signer]]:
     """A shop with 1.0.0 and 1.1.0, a device that has accepted 1.1.0, and keys of the thief's own."""
-    from tests.support.metadata_publisher import build_shop
+    from tests.support.metadata_publisher import build_publisher
 
-    shop = build_shop(tmp_path_factory.mktemp("attacked") / "shop")
+    shop = build_publisher(tmp_path_factory.mktemp("attacked") / "shop")
     shop.release("1.0.0", 1)
     shop.release("1.1.0", 2)
-    device = new_device(shop)
+    device = new_client(shop)
     device.check(shop.published)
     return shop, device, [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
 
 
-def attempt(shop: Shop, device: TestDevice, thief: Thief, tried: Path) -> ReleaseCounter | AirweightsError:
+def attempt(
+    shop: MetadataPublisher, device: CheckClient, thief: Attacker, tried: Path
+) -> ReleaseCounter | AirweightsError:
     """What a copy of the device makes of the thief's mirror."""
     shutil.rmtree(tried, ignore_errors=True)
     shutil.copytree(device.folder, tried, symlinks=True)
     try:
-        return TestDevice(tried, device.root).check(thief.publish()).counter
+        return CheckClient(tried, device.root).check(thief.publish()).counter
     except (Refused, Unavailable) as error:
         return error
     finally:
         shutil.rmtree(thief.mirror)
 
 
-def redelegate(thief: Thief, role: str, own: list[Signer]) -> None:
+def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
     """What a thief of targets does: gives a role to keys of its own."""
     held: Targets = thief.changed.get("targets") or tuf_documents.next_targets(
         thief.published.role("targets"), "targets", {}, NOW_S
@@ -75,16 +77,16 @@ def redelegate(thief: Thief, role: str, own: list[Signer]) -> None:
     thief.changed["targets"] = held
 
 
-def equipped(shop: Shop, stolen: set[str], own: list[Signer]) -> Thief:
+def equipped(shop: MetadataPublisher, stolen: set[str], own: list[Signer]) -> Attacker:
     """With the stolen keys, and its own."""
-    thief = Thief.of(shop, *sorted(stolen))
+    thief = Attacker.from_publisher(shop, *sorted(stolen))
     thief.signers = [*thief.signers, *own]
     return thief
 
 
 @pytest.mark.parametrize("stolen", SUBSETS, ids=["+".join(sorted(roles)) or "none" for roles in SUBSETS])
 def test_a_subset_of_stolen_keys(
-    attacked: tuple[Shop, TestDevice, list[Signer]], stolen: set[str], tmp_path: Path
+    attacked: tuple[MetadataPublisher, CheckClient, list[Signer]], stolen: set[str], tmp_path: Path
 ) -> None:
     shop, device, own = attacked
     evil = shop.manifest("6.6.6", 666)

@@ -10,13 +10,13 @@ import pytest
 
 from bundle.acceptance import VerifiedRelease
 from bundle.errors import AirweightsError, RollbackRefused
-from tests.support.metadata_publisher import FAMILY, Shop, TestDevice, fetch_file, replacing
+from tests.support.metadata_publisher import FAMILY, CheckClient, MetadataPublisher, fetch_file, replacing
 
 SEED = 20260101
 POSITIONS = 24  # a file; every file's first and last bytes are among them
 
 
-def published_files(shop: Shop) -> list[str]:
+def published_files(shop: MetadataPublisher) -> list[str]:
     """Every file that a check reads, but for the shipped root."""
     read: list[str] = []
 
@@ -25,7 +25,7 @@ def published_files(shop: Shop) -> list[str]:
         read.append(Path(url).relative_to(shop.published.as_uri()).as_posix())
         return data
 
-    TestDevice(shop.folder / "spy", (shop.published / "metadata" / "1.root.json").read_bytes()).check(
+    CheckClient(shop.folder / "spy", (shop.published / "metadata" / "1.root.json").read_bytes()).check(
         shop.published, spy
     )
     return read
@@ -38,12 +38,12 @@ def same_but_for_time(one: VerifiedRelease, other: VerifiedRelease) -> bool:
     )
 
 
-def test_any_flipped_byte_is_refused_or_changes_nothing(shop: Shop, device: TestDevice) -> None:
+def test_any_flipped_byte_is_refused_or_changes_nothing(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     shop.release("1.1.0", 2, min_counter=2)
     before = device.slots.load()
     assert before is not None
-    good = TestDevice(shop.folder / "other", device.root).check(shop.published)
+    good = CheckClient(shop.folder / "other", device.root).check(shop.published)
     chance = random.Random(SEED)
     files = published_files(shop)
     assert len(files) == 9
@@ -54,7 +54,7 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(shop: Shop, device: Test
         for place in sorted(places):
             changed = bytearray(data)
             changed[place] ^= 1 << chance.randrange(8)
-            tried = TestDevice(shop.folder / "tried", device.root)
+            tried = CheckClient(shop.folder / "tried", device.root)
             shutil.rmtree(tried.folder, ignore_errors=True)
             shutil.copytree(device.folder, tried.folder, symlinks=True)
             try:
@@ -77,14 +77,14 @@ CACHED = ("timestamp", "snapshot", "targets", f"release-{FAMILY}")
 
 
 @pytest.mark.parametrize("first", DAMAGES)
-def test_a_damaged_cache_never_lets_a_rollback_in(shop: Shop, device: TestDevice, first: str) -> None:
+def test_a_damaged_cache_never_lets_a_rollback_in(shop: MetadataPublisher, device: CheckClient, first: str) -> None:
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2)
     device.check(shop.published)
     for damages in itertools.product(
         (first,), ("kept", "missing", "flipped"), ("kept", "empty"), ("kept", "truncated")
     ):
-        tried = TestDevice(shop.folder / "tried", device.root)
+        tried = CheckClient(shop.folder / "tried", device.root)
         shutil.rmtree(tried.folder, ignore_errors=True)
         shutil.copytree(device.folder, tried.folder, symlinks=True)
         for role, damage in zip(CACHED, damages, strict=True):
@@ -94,7 +94,7 @@ def test_a_damaged_cache_never_lets_a_rollback_in(shop: Shop, device: TestDevice
         assert tried.check(shop.published).manifest.version == "1.1.0"
 
 
-def test_a_lost_cache_as_a_whole_lets_no_rollback_in(shop: Shop, device: TestDevice) -> None:
+def test_a_lost_cache_as_a_whole_lets_no_rollback_in(shop: MetadataPublisher, device: CheckClient) -> None:
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2)
     device.check(shop.published)
@@ -103,7 +103,7 @@ def test_a_lost_cache_as_a_whole_lets_no_rollback_in(shop: Shop, device: TestDev
         device.check(old)
 
 
-def test_one_lost_slot_loses_nothing(shop: Shop, device: TestDevice) -> None:
+def test_one_lost_slot_loses_nothing(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     old = shop.copy_published("mirror-of-then")
     shop.release("1.1.0", 2, min_counter=2)
@@ -111,7 +111,7 @@ def test_one_lost_slot_loses_nothing(shop: Shop, device: TestDevice) -> None:
     whole = device.slots.load()
     assert whole is not None
     for name in ("slot-a", "slot-b"):
-        tried = TestDevice(shop.folder / f"without-{name}", device.root)
+        tried = CheckClient(shop.folder / f"without-{name}", device.root)
         shutil.copytree(device.folder, tried.folder, symlinks=True)
         spoil(tried.folder / "slots" / name, "flipped")
         assert tried.slots.damaged_copies == (name,)

@@ -6,13 +6,13 @@ import pytest
 from tuf.ngclient import Updater
 
 from bundle.trust.check import release_target, rollout_target
-from tests.support.metadata_publisher import CHANNEL, FAMILY, Shop, build_shop, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, build_publisher, serve
 
 
 @pytest.mark.parametrize("classical", [False, True])
-def test_a_stock_client_reads_manifest_and_rollout(shop: Shop, tmp_path: Path, classical: bool) -> None:
+def test_a_stock_client_reads_manifest_and_rollout(shop: MetadataPublisher, tmp_path: Path, classical: bool) -> None:
     if classical:
-        shop = build_shop(tmp_path / "classical", classical=True)
+        shop = build_publisher(tmp_path / "classical", classical=True)
         shop.release("1.0.0", 1)
     url, stop = serve(shop.published)
     try:

@@ -26,15 +26,29 @@ from bundle.errors import (
 from bundle.trust.clock import ClockFacts
 from packager.repository import tuf_documents
 from packager.repository.role_changes import replace_keys
-from tests.support.attacker import Thief
-from tests.support.metadata_publisher import CHANNEL, FAMILY, NOW_S, Shop, TestDevice, fetch_file, replacing, rollout_of
+from tests.support.attacker import Attacker
+from tests.support.metadata_publisher import (
+    CHANNEL,
+    FAMILY,
+    NOW_S,
+    CheckClient,
+    MetadataPublisher,
+    fetch_file,
+    replacing,
+    rollout_of,
+)
 
 DAY_S = 86_400
 ONLINE = ("rollout-vision", "snapshot", "timestamp")
 
 
 def unchanged(
-    device: TestDevice, shop: Shop, mirror: Path, expected: type[AirweightsError], *, is_ahead: bool = False
+    device: CheckClient,
+    shop: MetadataPublisher,
+    mirror: Path,
+    expected: type[AirweightsError],
+    *,
+    is_ahead: bool = False,
 ) -> AirweightsError:
     """The attack fails with that error, and floors stay. The honest repository still works, unless the thief could sign
     timestamps and snapshots of higher versions (`is_ahead`): then nothing works until the online keys are rotated."""
@@ -51,7 +65,7 @@ def unchanged(
     return failed.value
 
 
-def rotate_online_keys(shop: Shop) -> None:
+def rotate_online_keys(shop: MetadataPublisher) -> None:
     """What heals a compromise of the online keys: a root that replaces them."""
     for role in ("snapshot", "timestamp"):
         signers = [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
@@ -60,9 +74,9 @@ def rotate_online_keys(shop: Shop) -> None:
     shop.publish()
 
 
-def test_arbitrary_install_without_a_key(shop: Shop, device: TestDevice) -> None:
+def test_arbitrary_install_without_a_key(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
-    thief = Thief.of(shop)
+    thief = Attacker.from_publisher(shop)
     thief.signers = [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
     evil = shop.manifest("6.6.6", 666)
     thief.release(evil)
@@ -70,24 +84,24 @@ def test_arbitrary_install_without_a_key(shop: Shop, device: TestDevice) -> None
     unchanged(device, shop, thief.publish(), UntrustedMetadataRefused)
 
 
-def test_rollback_to_an_old_repository(shop: Shop, device: TestDevice) -> None:
+def test_rollback_to_an_old_repository(shop: MetadataPublisher, device: CheckClient) -> None:
     old = shop.copy_published("then")
     shop.repository.refresh(shop.signers)
     device.check(shop.published)
     assert unchanged(device, shop, old, RollbackRefused).reason == "rollback-refused"
 
 
-def test_freeze_ends_with_the_expiry_and_serving_does_not(shop: Shop, device: TestDevice) -> None:
+def test_freeze_ends_with_the_expiry_and_serving_does_not(shop: MetadataPublisher, device: CheckClient) -> None:
     frozen = shop.copy_published("frozen")
     device.check(frozen)
     release = device.check(frozen)
     later = int(time.time()) + DAY_S + 60
     with pytest.raises(MetadataExpiredUnavailable):
-        device.at(later).check(frozen)
+        device.with_time(later).check(frozen)
     assert check_eligibility(release, "device", "default", later).reason == "metadata-expired"
 
 
-def test_mix_and_match_of_two_publications(shop: Shop, device: TestDevice) -> None:
+def test_mix_and_match_of_two_publications(shop: MetadataPublisher, device: CheckClient) -> None:
     old = shop.copy_published("then")
     shop.release("1.1.0", 2)
     mixed = shop.copy_published("mixed")
@@ -101,7 +115,7 @@ def test_mix_and_match_of_two_publications(shop: Shop, device: TestDevice) -> No
 @pytest.mark.parametrize(
     "name", ["timestamp.json", "snapshot.json", "targets.json", "release-vision.json", "stable.json"]
 )
-def test_endless_data(shop: Shop, device: TestDevice, name: str) -> None:
+def test_endless_data(shop: MetadataPublisher, device: CheckClient, name: str) -> None:
     asked: list[int] = []
 
     def endless(url: str, max_bytes: int) -> bytes:
@@ -115,7 +129,7 @@ def test_endless_data(shop: Shop, device: TestDevice, name: str) -> None:
     assert max(asked) <= 4 * 1024 * 1024
 
 
-def test_wrong_software_under_a_right_name(shop: Shop, device: TestDevice) -> None:
+def test_wrong_software_under_a_right_name(shop: MetadataPublisher, device: CheckClient) -> None:
     other = shop.manifest("2.0.0", 2, channels=(CHANNEL,))
     shop.repository.stage_manifest(other)
     shop.publish()
@@ -124,8 +138,8 @@ def test_wrong_software_under_a_right_name(shop: Shop, device: TestDevice) -> No
         device.check(shop.published, replacing(".1.0.0.json", wrong.read_bytes()))
 
 
-def test_extraneous_dependencies_are_unknown_fields(shop: Shop, device: TestDevice) -> None:
-    thief = Thief.of(shop, "release-vision", *ONLINE)
+def test_extraneous_dependencies_are_unknown_fields(shop: MetadataPublisher, device: CheckClient) -> None:
+    thief = Attacker.from_publisher(shop, "release-vision", *ONLINE)
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
     extra = strict_json.encode({**manifest.as_json(), "depends": ["malware"]})
@@ -134,7 +148,7 @@ def test_extraneous_dependencies_are_unknown_fields(shop: Shop, device: TestDevi
         device.check(thief.publish())
 
 
-def test_drop_request_is_unavailable(shop: Shop, device: TestDevice) -> None:
+def test_drop_request_is_unavailable(shop: MetadataPublisher, device: CheckClient) -> None:
     def dropping(url: str, max_bytes: int) -> bytes:
         if "timestamp" in url:
             raise FetchUnavailable(f"{url}: connection reset")
@@ -147,7 +161,7 @@ def test_drop_request_is_unavailable(shop: Shop, device: TestDevice) -> None:
         device.check(shop.published)
 
 
-def test_withdrawal_in_mid_flight(shop: Shop, device: TestDevice) -> None:
+def test_withdrawal_in_mid_flight(shop: MetadataPublisher, device: CheckClient) -> None:
     release = device.check(shop.published)
     assert check_eligibility(release, "device", "default", NOW_S).is_eligible
     shop.repository.withdraw(FAMILY, "1.0.0")
@@ -158,11 +172,11 @@ def test_withdrawal_in_mid_flight(shop: Shop, device: TestDevice) -> None:
 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "release-vision", "rollout-vision", "fleet"])
 @pytest.mark.parametrize("kind", ["ed25519", "mldsa"])
-def test_key_compromise_below_threshold(shop: Shop, device: TestDevice, role: str, kind: str) -> None:
+def test_key_compromise_below_threshold(shop: MetadataPublisher, device: CheckClient, role: str, kind: str) -> None:
     """All keys of one algorithm of a role, and every key of all other online roles: still not enough."""
     device.check(shop.published)
     others = [name for name in ("snapshot", "timestamp") if name != role]
-    thief = Thief.of(shop, *others)
+    thief = Attacker.from_publisher(shop, *others)
     broken = [s for s in shop.signers_of(role) if s.public_key.keytype.startswith("ml") == (kind == "mldsa")]
     thief.signers = [*thief.signers, *broken]
     if role not in ("timestamp", "snapshot"):
@@ -170,7 +184,9 @@ def test_key_compromise_below_threshold(shop: Shop, device: TestDevice, role: st
     unchanged(device, shop, thief.publish(), UntrustedMetadataRefused, is_ahead=role != "timestamp")
 
 
-def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(shop: Shop, device: TestDevice) -> None:
+def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(
+    shop: MetadataPublisher, device: CheckClient
+) -> None:
     shop.release("1.1.0", 2)
     beta = shop.manifest("1.2.0", 3, channels=("beta",))
     shop.repository.stage_manifest(beta)
@@ -179,12 +195,12 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(sh
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
 
-    def attempt(thief: Thief) -> VerifiedRelease:
-        tried = TestDevice(shop.folder / f"device-{thief.mirror.name}", device.root)
+    def attempt(thief: Attacker) -> VerifiedRelease:
+        tried = CheckClient(shop.folder / f"device-{thief.mirror.name}", device.root)
         shutil.copytree(device.folder, tried.folder, symlinks=True)
         return tried.check(thief.publish())
 
-    allowed = Thief.of(shop, *ONLINE)
+    allowed = Attacker.from_publisher(shop, *ONLINE)
     allowed.roll_out(rollout_of(old))
     assert attempt(allowed).manifest.version == "1.0.0"
     refused: dict[str, type[AirweightsError]] = {
@@ -194,7 +210,7 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(sh
         "new manifest": UntrustedMetadataRefused,
     }
     for attack, error in refused.items():
-        thief = Thief.of(shop, *ONLINE)
+        thief = Attacker.from_publisher(shop, *ONLINE)
         match attack:
             case "never released":
                 thief.roll_out(rollout_of(shop.manifest("6.6.6", 666)))
@@ -210,45 +226,45 @@ def test_stolen_online_keys_can_only_select_what_was_released_for_the_channel(sh
             attempt(thief)
 
 
-def test_stolen_online_keys_and_the_floor(shop: Shop, device: TestDevice) -> None:
+def test_stolen_online_keys_and_the_floor(shop: MetadataPublisher, device: CheckClient) -> None:
     shop.release("1.1.0", 2, min_counter=2)
     device.check(shop.published)
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
-    thief = Thief.of(shop, *ONLINE)
+    thief = Attacker.from_publisher(shop, *ONLINE)
     thief.roll_out(rollout_of(old))
     with pytest.raises(RollbackRefused):
         device.check(thief.publish())
 
 
-def test_a_stolen_release_key_alone_reaches_nobody(shop: Shop, device: TestDevice) -> None:
+def test_a_stolen_release_key_alone_reaches_nobody(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
-    thief = Thief.of(shop, "release-vision")
+    thief = Attacker.from_publisher(shop, "release-vision")
     thief.release(shop.manifest("6.6.6", 666))
     unchanged(device, shop, thief.publish(), UntrustedMetadataRefused)
 
 
 def test_all_keys_of_a_family_do_not_reach_another(tmp_path: Path) -> None:
-    from tests.support.metadata_publisher import build_shop, new_device
+    from tests.support.metadata_publisher import build_publisher, new_client
 
-    shop = build_shop(tmp_path / "shop", families=(FAMILY, "speech"))
+    shop = build_publisher(tmp_path / "shop", families=(FAMILY, "speech"))
     shop.release("1.0.0", 1)
-    device = new_device(shop)
+    device = new_client(shop)
     device.check(shop.published)
-    thief = Thief.of(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
+    thief = Attacker.from_publisher(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
     evil = shop.manifest("6.6.6", 666)
     thief.release(evil)
     thief.roll_out(rollout_of(evil))
     with pytest.raises(UntrustedMetadataRefused):
         device.check(thief.publish())
-    smuggling = Thief.of(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
+    smuggling = Attacker.from_publisher(shop, "release-speech", "rollout-speech", "snapshot", "timestamp")
     smuggling.list_target("release-speech", f"bundles/{FAMILY}/6.6.6.json", evil.as_bytes())
     smuggling.list_target("rollout-speech", f"rollouts/{FAMILY}/{CHANNEL}.json", rollout_of(evil).as_bytes())
-    assert new_device(shop, "another").check(smuggling.publish()).manifest.version == "1.0.0"
+    assert new_client(shop, "another").check(smuggling.publish()).manifest.version == "1.0.0"
 
 
-def test_targets_that_list_files_themselves_are_refused(shop: Shop, device: TestDevice) -> None:
-    thief = Thief.of(shop, "targets", *ONLINE)
+def test_targets_that_list_files_themselves_are_refused(shop: MetadataPublisher, device: CheckClient) -> None:
+    thief = Attacker.from_publisher(shop, "targets", *ONLINE)
     manifest = shop.manifest("6.6.6", 666)
     thief.list_target("targets", f"bundles/{FAMILY}/6.6.6.json", manifest.as_bytes())
     with pytest.raises(UntrustedMetadataRefused) as refused:
@@ -258,10 +274,10 @@ def test_targets_that_list_files_themselves_are_refused(shop: Shop, device: Test
 
 @pytest.mark.parametrize("ahead_s", [30 * DAY_S, 73 * 365 * DAY_S])
 def test_an_online_thief_who_dates_the_future_bricks_nobody_for_good(
-    shop: Shop, device: TestDevice, ahead_s: int
+    shop: MetadataPublisher, device: CheckClient, ahead_s: int
 ) -> None:
     device.check(shop.published)
-    thief = Thief.of(shop, *ONLINE)
+    thief = Attacker.from_publisher(shop, *ONLINE)
     device.check(thief.publish(dated={"timestamp": NOW_S + ahead_s}))
     memory = device.slots.load()
     assert memory is not None
@@ -276,7 +292,7 @@ def test_an_online_thief_who_dates_the_future_bricks_nobody_for_good(
     assert memory.roles["timestamp"].version == shop.repository.status().timestamp_version
 
 
-def test_a_device_offline_for_years_comes_back(shop: Shop, device: TestDevice) -> None:
+def test_a_device_offline_for_years_comes_back(shop: MetadataPublisher, device: CheckClient) -> None:
     device.check(shop.published)
     for _ in range(3):
         fresh = [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]

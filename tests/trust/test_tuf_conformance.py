@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bundle.trust.check import rollout_target
-from tests.support.metadata_publisher import CHANNEL, FAMILY, Shop, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, serve
 
 TARGET = rollout_target(FAMILY, CHANNEL)
 
@@ -50,18 +50,18 @@ class Client:
 
 
 @pytest.fixture
-def url(shop: Shop) -> Iterator[str]:
+def url(shop: MetadataPublisher) -> Iterator[str]:
     address, stop = serve(shop.published)
     yield address
     stop()
 
 
 @pytest.fixture
-def client(shop: Shop, url: str) -> Client:
+def client(shop: MetadataPublisher, url: str) -> Client:
     return Client(shop.folder / "client", url, shop.published / "metadata" / "1.root.json")
 
 
-def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: Shop, client: Client) -> None:
+def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: MetadataPublisher, client: Client) -> None:
     assert client.init() == 0
     assert client.version("root") == 1
     assert client.refresh().returncode == 0
@@ -79,7 +79,7 @@ def test_init_refresh_and_download_leave_what_the_suite_looks_for(shop: Shop, cl
     assert client.download("nothing of that name") == 1
 
 
-def test_a_rollback_is_refused_in_one_line(shop: Shop, client: Client) -> None:
+def test_a_rollback_is_refused_in_one_line(shop: MetadataPublisher, client: Client) -> None:
     assert client.init() == 0
     old = shop.copy_published("then")
     shop.repository.refresh(shop.signers)
@@ -102,7 +102,7 @@ def test_a_bad_initial_root_fails_at_refresh(client: Client) -> None:
     assert client.refresh().returncode == 1
 
 
-def test_a_changed_target_is_not_stored(shop: Shop, client: Client) -> None:
+def test_a_changed_target_is_not_stored(shop: MetadataPublisher, client: Client) -> None:
     assert client.init() == 0
     path = next((shop.published / "targets" / "rollouts" / FAMILY).glob(f"*.{CHANNEL}.json"))
     path.write_bytes(path.read_bytes().replace(b"10000", b"00001"))

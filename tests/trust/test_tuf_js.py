@@ -19,7 +19,7 @@ from keys.registry import Registry
 from packager.repository.creation import all_roles
 from packager.repository.repository import Repository
 from packager.repository.role_changes import replace_key
-from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, Shop, rollout_of, serve
+from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, MetadataPublisher, rollout_of, serve
 
 VERSIONS = (((22, 9), "5.0.1"), ((20, 17), "5.0.1"), ((18, 17), "3.1.0"))  # newest release for a node of at least …
 CLIENT = Path(__file__).parents[1] / "support" / "tuf_js_client.cjs"
@@ -52,7 +52,7 @@ def modules(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="module")
-def classical(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+def classical(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
     """A classical repository with Ed25519 and P-256 keys in every role, a release, and a rotated root."""
     folder = tmp_path_factory.mktemp("classical")
 
@@ -66,7 +66,7 @@ def classical(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 
     signers = {role: group(role) for role in all_roles([FAMILY])}
     repository = Repository.create(folder / "repository", signers=signers, families=[FAMILY], classical=True)
-    shop = Shop(folder, [signer for role in signers.values() for signer in role])
+    shop = MetadataPublisher(folder, [signer for role in signers.values() for signer in role])
     cohort = create_next_epoch(folder / "keys", "default", None, PASSPHRASE)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (cohort,)))
     shop.release("1.0.0", 1)
@@ -77,7 +77,9 @@ def classical(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return shop
 
 
-def read(shop: Shop, published: Path, modules: Path, folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
+def read(
+    shop: MetadataPublisher, published: Path, modules: Path, folder: Path, *names: str
+) -> subprocess.CompletedProcess[str]:
     (folder / "metadata").mkdir(parents=True)
     shutil.copy(shop.published / "metadata" / "1.root.json", folder / "metadata" / "root.json")
     url, stop = serve(published)
@@ -94,7 +96,9 @@ def read(shop: Shop, published: Path, modules: Path, folder: Path, *names: str) 
         stop()
 
 
-def test_tuf_js_reads_manifest_and_rollout_over_a_rotated_root(classical: Shop, modules: Path, tmp_path: Path) -> None:
+def test_tuf_js_reads_manifest_and_rollout_over_a_rotated_root(
+    classical: MetadataPublisher, modules: Path, tmp_path: Path
+) -> None:
     manifest = classical.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
     names = (release_target(FAMILY, "1.0.0"), rollout_target(FAMILY, CHANNEL), release_target(FAMILY, "9.9.9"))
@@ -108,7 +112,9 @@ def test_tuf_js_reads_manifest_and_rollout_over_a_rotated_root(classical: Shop, 
 
 
 @pytest.mark.parametrize("pattern", ["metadata/timestamp.json", "metadata/*.snapshot.json", "targets/bundles/*/*.json"])
-def test_tuf_js_refuses_what_was_changed(classical: Shop, modules: Path, tmp_path: Path, pattern: str) -> None:
+def test_tuf_js_refuses_what_was_changed(
+    classical: MetadataPublisher, modules: Path, tmp_path: Path, pattern: str
+) -> None:
     mirror = Path(shutil.copytree(classical.published, tmp_path / "mirror"))
     for path in mirror.glob(pattern):
         path.write_bytes(path.read_bytes().replace(b"20", b"21", 1).replace(b'"1.0.0"', b'"6.0.0"', 1))

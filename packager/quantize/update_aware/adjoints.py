@@ -18,34 +18,34 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from packager.models.sessions import run, session_of
+from packager.models.sessions import open_session_of, run_session
 
-EXACT_PLACES: Final = 2**24  # integers that float32 holds
+MAX_EXACT_POSITIONS: Final = 2**24  # integers that float32 holds
 ERF_GAIN: Final = 2.0 / np.sqrt(np.pi)
-TINY: Final = 1e-12
+EPSILON: Final = 1e-12
 
 Gradients = list[np.ndarray | None]
 
 
 @dataclass(slots=True)
-class Step:
+class NodeRun:
     """One node with its values in one run; `inputs` holds None for what is left out, `asked` says which gradients
     are of use."""
 
     node: onnx.NodeProto
     inputs: list[np.ndarray | None]
     outputs: list[np.ndarray | None]
-    asked: list[bool]
+    needs_gradient: list[bool]
     opset: int
     sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = field(repr=False)
 
-    def number(self, name: str, default: float) -> float:
+    def float_attribute(self, name: str, default: float) -> float:
         return next((float(a.f) for a in self.node.attribute if a.name == name), default)
 
-    def integer(self, name: str, default: int) -> int:
+    def int_attribute(self, name: str, default: int) -> int:
         return next((int(a.i) for a in self.node.attribute if a.name == name), default)
 
-    def integers(self, name: str) -> list[int] | None:
+    def ints_attribute(self, name: str) -> list[int] | None:
         return next((list(a.ints) for a in self.node.attribute if a.name == name), None)
 
     def x(self, index: int = 0) -> np.ndarray:
@@ -59,7 +59,7 @@ class Step:
         return value
 
 
-Adjoint = Callable[[Step, np.ndarray], Gradients]
+Adjoint = Callable[[NodeRun, np.ndarray], Gradients]
 
 
 def adjoint_of(node: onnx.NodeProto) -> Adjoint | None:
@@ -69,7 +69,7 @@ def adjoint_of(node: onnx.NodeProto) -> Adjoint | None:
     return ADJOINTS.get(node.op_type)
 
 
-def summed_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def sum_to_shape(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Undo a broadcast: `gradient` summed over the axes along which `shape` was repeated."""
     extra = gradient.ndim - len(shape)
     if extra:
@@ -78,117 +78,117 @@ def summed_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return gradient.sum(axis=axes, keepdims=True) if axes else gradient
 
 
-def _elementwise(slope: Callable[[Step], np.ndarray]) -> Adjoint:
+def _elementwise(slope: Callable[[NodeRun], np.ndarray]) -> Adjoint:
     return lambda step, g: [g * slope(step)]
 
 
-def _add(step: Step, g: np.ndarray) -> Gradients:
-    return [summed_to(g, step.x(i).shape) for i in range(len(step.inputs))]
+def _add(step: NodeRun, g: np.ndarray) -> Gradients:
+    return [sum_to_shape(g, step.x(i).shape) for i in range(len(step.inputs))]
 
 
-def _subtract(step: Step, g: np.ndarray) -> Gradients:
-    return [summed_to(g, step.x(0).shape), summed_to(-g, step.x(1).shape)]
+def _subtract(step: NodeRun, g: np.ndarray) -> Gradients:
+    return [sum_to_shape(g, step.x(0).shape), sum_to_shape(-g, step.x(1).shape)]
 
 
-def _multiply(step: Step, g: np.ndarray) -> Gradients:
-    return [summed_to(g * step.x(1), step.x(0).shape), summed_to(g * step.x(0), step.x(1).shape)]
+def _multiply(step: NodeRun, g: np.ndarray) -> Gradients:
+    return [sum_to_shape(g * step.x(1), step.x(0).shape), sum_to_shape(g * step.x(0), step.x(1).shape)]
 
 
-def _divide(step: Step, g: np.ndarray) -> Gradients:
+def _divide(step: NodeRun, g: np.ndarray) -> Gradients:
     down = g / step.x(1)
-    return [summed_to(down, step.x(0).shape), summed_to(-down * step.y(), step.x(1).shape)]
+    return [sum_to_shape(down, step.x(0).shape), sum_to_shape(-down * step.y(), step.x(1).shape)]
 
 
-def _power(step: Step, g: np.ndarray) -> Gradients:
+def _power(step: NodeRun, g: np.ndarray) -> Gradients:
     exponent = step.x(1).astype(np.float32)
-    return [summed_to(g * exponent * np.power(step.x(0), exponent - 1), step.x(0).shape), None]
+    return [sum_to_shape(g * exponent * np.power(step.x(0), exponent - 1), step.x(0).shape), None]
 
 
-def _choose(step: Step, g: np.ndarray) -> Gradients:
+def _choose(step: NodeRun, g: np.ndarray) -> Gradients:
     condition = step.x(0).astype(bool)
     return [
         None,
-        summed_to(np.where(condition, g, 0), step.x(1).shape),
-        summed_to(np.where(condition, 0, g), step.x(2).shape),
+        sum_to_shape(np.where(condition, g, 0), step.x(1).shape),
+        sum_to_shape(np.where(condition, 0, g), step.x(2).shape),
     ]
 
 
-def _extreme(step: Step, g: np.ndarray) -> Gradients:
+def _extreme(step: NodeRun, g: np.ndarray) -> Gradients:
     found: Gradients = []
     for value in step.inputs:
-        found.append(None if value is None else summed_to(np.where(value == step.y(), g, 0), value.shape))
+        found.append(None if value is None else sum_to_shape(np.where(value == step.y(), g, 0), value.shape))
     return found
 
 
-def _clip(step: Step, g: np.ndarray) -> Gradients:
+def _clip(step: NodeRun, g: np.ndarray) -> Gradients:
     return [np.where(step.x() == step.y(), g, 0)]
 
 
-def _softmax(step: Step, g: np.ndarray) -> Gradients:
+def _softmax(step: NodeRun, g: np.ndarray) -> Gradients:
     y = step.y()
-    axis = step.integer("axis", -1 if step.opset >= 13 else 1)
+    axis = step.int_attribute("axis", -1 if step.opset >= 13 else 1)
     axes: int | tuple[int, ...] = axis if step.opset >= 13 else tuple(range(axis % y.ndim, y.ndim))
     return [y * (g - (g * y).sum(axis=axes, keepdims=True))]
 
 
-def _log_softmax(step: Step, g: np.ndarray) -> Gradients:
-    axis = step.integer("axis", -1)
+def _log_softmax(step: NodeRun, g: np.ndarray) -> Gradients:
+    axis = step.int_attribute("axis", -1)
     return [g - np.exp(step.y()) * g.sum(axis=axis, keepdims=True)]
 
 
-def _layer_norm(step: Step, g: np.ndarray) -> Gradients:
+def _layer_norm(step: NodeRun, g: np.ndarray) -> Gradients:
     x, scale = step.x(0), step.x(1)
-    axis = step.integer("axis", -1) % x.ndim
+    axis = step.int_attribute("axis", -1) % x.ndim
     axes = tuple(range(axis, x.ndim))
-    inverse = 1.0 / np.sqrt(x.var(axis=axes, keepdims=True) + step.number("epsilon", 1e-5))
+    inverse = 1.0 / np.sqrt(x.var(axis=axes, keepdims=True) + step.float_attribute("epsilon", 1e-5))
     normal = (x - x.mean(axis=axes, keepdims=True)) * inverse
     inner = g * scale
     mean, along = inner.mean(axis=axes, keepdims=True), (inner * normal).mean(axis=axes, keepdims=True)
-    found: Gradients = [inverse * (inner - mean - normal * along), summed_to(g * normal, scale.shape)]
-    return [*found, summed_to(g, scale.shape)][: len(step.inputs)]
+    found: Gradients = [inverse * (inner - mean - normal * along), sum_to_shape(g * normal, scale.shape)]
+    return [*found, sum_to_shape(g, scale.shape)][: len(step.inputs)]
 
 
-def _batch_norm(step: Step, g: np.ndarray) -> Gradients:
+def _batch_norm(step: NodeRun, g: np.ndarray) -> Gradients:
     shape = (1, -1) + (1,) * (g.ndim - 2)
     scale, mean, variance = (step.x(i).reshape(shape) for i in (1, 3, 4))
-    inverse = 1.0 / np.sqrt(variance + step.number("epsilon", 1e-5))
+    inverse = 1.0 / np.sqrt(variance + step.float_attribute("epsilon", 1e-5))
     axes = tuple(i for i in range(g.ndim) if i != 1)
     normal = (step.x(0) - mean) * inverse
     return [g * scale * inverse, (g * normal).sum(axis=axes), g.sum(axis=axes), None, None]
 
 
-def _matmul(step: Step, g: np.ndarray) -> Gradients:
+def _matmul(step: NodeRun, g: np.ndarray) -> Gradients:
     a, b = step.x(0), step.x(1)
     if a.ndim == 1 or b.ndim == 1:
         return [None, None]
-    left = summed_to(np.matmul(g, np.swapaxes(b, -1, -2)), a.shape) if step.asked[0] else None
-    right = summed_to(np.matmul(np.swapaxes(a, -1, -2), g), b.shape) if step.asked[1] else None
+    left = sum_to_shape(np.matmul(g, np.swapaxes(b, -1, -2)), a.shape) if step.needs_gradient[0] else None
+    right = sum_to_shape(np.matmul(np.swapaxes(a, -1, -2), g), b.shape) if step.needs_gradient[1] else None
     return [left, right]
 
 
-def _gemm(step: Step, g: np.ndarray) -> Gradients:
-    alpha, beta = step.number("alpha", 1.0), step.number("beta", 1.0)
+def _gemm(step: NodeRun, g: np.ndarray) -> Gradients:
+    alpha, beta = step.float_attribute("alpha", 1.0), step.float_attribute("beta", 1.0)
     a, b = step.x(0), step.x(1)
     left, right = None, None
-    if step.asked[0]:
-        left = alpha * (g @ (b if step.integer("transB", 0) else b.T))
-        left = left.T if step.integer("transA", 0) else left
-    if step.asked[1]:
-        right = alpha * ((a if step.integer("transA", 0) else a.T) @ g)
-        right = right.T if step.integer("transB", 0) else right
+    if step.needs_gradient[0]:
+        left = alpha * (g @ (b if step.int_attribute("transB", 0) else b.T))
+        left = left.T if step.int_attribute("transA", 0) else left
+    if step.needs_gradient[1]:
+        right = alpha * ((a if step.int_attribute("transA", 0) else a.T) @ g)
+        right = right.T if step.int_attribute("transB", 0) else right
     found: Gradients = [left, right]
     if len(step.inputs) > 2 and step.inputs[2] is not None:
-        found.append(summed_to(beta * g, step.x(2).shape))
+        found.append(sum_to_shape(beta * g, step.x(2).shape))
     return found
 
 
-def _conv(step: Step, g: np.ndarray) -> Gradients:
+def _conv(step: NodeRun, g: np.ndarray) -> Gradients:
     """Input gradient: ConvTranspose with the same weight; the output padding makes up for strides that do not fit."""
     x, weight = step.x(0), step.x(1).astype(np.float32, copy=False)
     rank = x.ndim - 2
     auto = next((a.s for a in step.node.attribute if a.name == "auto_pad"), b"NOTSET")
-    strides, dilations = step.integers("strides") or [1] * rank, step.integers("dilations") or [1] * rank
-    pads = step.integers("pads") or [0] * (2 * rank)
+    strides, dilations = step.ints_attribute("strides") or [1] * rank, step.ints_attribute("dilations") or [1] * rank
+    pads = step.ints_attribute("pads") or [0] * (2 * rank)
     spans = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
     if auto in (b"SAME_UPPER", b"SAME_LOWER"):
         total = [
@@ -205,10 +205,10 @@ def _conv(step: Step, g: np.ndarray) -> Gradients:
             ["y"],
             strides=strides,
             dilations=dilations,
-            group=step.integer("group", 1),
+            group=step.int_attribute("group", 1),
         )
-        step.sessions[key] = _alone(node, {"g": g, "w": weight}, 13)
-    full = run(step.sessions[key], {"g": g, "w": weight})[0]
+        step.sessions[key] = _single_node_session(node, {"g": g, "w": weight}, 13)
+    full = run_session(step.sessions[key], {"g": g, "w": weight})[0]
     # `full` covers the padded input as far as the windows reached: cut the padding off, fill what no window saw
     padded = np.zeros((*x.shape[:2], *[n + pads[i] + pads[i + rank] for i, n in enumerate(x.shape[2:])]), np.float32)
     seen = tuple(slice(0, min(n, size)) for n, size in zip(whole, padded.shape[2:], strict=True))
@@ -220,9 +220,9 @@ def _conv(step: Step, g: np.ndarray) -> Gradients:
     return found
 
 
-def _reduce(step: Step, g: np.ndarray, *, is_mean: bool) -> Gradients:
+def _reduce(step: NodeRun, g: np.ndarray, *, is_mean: bool) -> Gradients:
     x = step.x()
-    axes = step.integers("axes")
+    axes = step.ints_attribute("axes")
     if axes is None and len(step.inputs) > 1 and step.inputs[1] is not None:
         axes = [int(axis) for axis in step.x(1).ravel()]
     if not axes:
@@ -232,29 +232,29 @@ def _reduce(step: Step, g: np.ndarray, *, is_mean: bool) -> Gradients:
     return [np.broadcast_to(g.reshape(kept) / share, x.shape)]
 
 
-def _global_average(step: Step, g: np.ndarray) -> Gradients:
+def _global_average(step: NodeRun, g: np.ndarray) -> Gradients:
     return [np.broadcast_to(g / np.prod(step.x().shape[2:]), step.x().shape)]
 
 
-def _reshaped(step: Step, g: np.ndarray) -> Gradients:
+def _undo_reshape(step: NodeRun, g: np.ndarray) -> Gradients:
     return [g.reshape(step.x().shape)]
 
 
-def _transpose(step: Step, g: np.ndarray) -> Gradients:
-    order = step.integers("perm") or list(range(g.ndim))[::-1]
+def _transpose(step: NodeRun, g: np.ndarray) -> Gradients:
+    order = step.ints_attribute("perm") or list(range(g.ndim))[::-1]
     return [g.transpose(np.argsort(order))]
 
 
-def _concat(step: Step, g: np.ndarray) -> Gradients:
-    axis = step.integer("axis", 0)
+def _concat(step: NodeRun, g: np.ndarray) -> Gradients:
+    axis = step.int_attribute("axis", 0)
     ends = np.cumsum([step.x(i).shape[axis] for i in range(len(step.inputs))])[:-1]
     return list(np.split(g, ends, axis=axis))
 
 
-def _moved(step: Step, g: np.ndarray) -> Gradients:
+def _undo_move(step: NodeRun, g: np.ndarray) -> Gradients:
     """Rule 2. Places start at 1, so that what an operator fills in is told apart."""
     x = step.x()
-    if x.size >= EXACT_PLACES or not step.asked[0]:
+    if x.size >= MAX_EXACT_POSITIONS or not step.needs_gradient[0]:
         return [None]
     places = np.arange(1, x.size + 1, dtype=np.float32).reshape(x.shape)
     feeds = {f"i{n}": value for n, value in enumerate(step.inputs) if value is not None}
@@ -268,13 +268,13 @@ def _moved(step: Step, g: np.ndarray) -> Gradients:
         del node.input[:], node.output[:]
         node.input.extend(f"i{n}" if f"i{n}" in feeds else "" for n in range(len(step.inputs)))
         node.output.append("y")
-        step.sessions[key] = _alone(node, feeds, step.opset)
-    origin = run(step.sessions[key], feeds)[0].astype(np.int64).ravel()
+        step.sessions[key] = _single_node_session(node, feeds, step.opset)
+    origin = run_session(step.sessions[key], feeds)[0].astype(np.int64).ravel()
     found = np.bincount(origin, g.ravel(), minlength=x.size + 1)[1:]
     return [found.reshape(x.shape).astype(np.float32)]
 
 
-def _max_pool(step: Step, g: np.ndarray) -> Gradients:
+def _max_pool(step: NodeRun, g: np.ndarray) -> Gradients:
     x = step.x()
     key = ("pool", step.node.name, x.shape)
     if key not in step.sessions:
@@ -283,32 +283,34 @@ def _max_pool(step: Step, g: np.ndarray) -> Gradients:
         del node.input[:], node.output[:]
         node.input.append("i0")
         node.output.extend(["values", "y"])
-        step.sessions[key] = _alone(node, {"i0": x}, step.opset, onnx.TensorProto.INT64)
-    origin = run(step.sessions[key], {"i0": x})[0].ravel()
+        step.sessions[key] = _single_node_session(node, {"i0": x}, step.opset, onnx.TensorProto.INT64)
+    origin = run_session(step.sessions[key], {"i0": x})[0].ravel()
     return [np.bincount(origin, g.ravel(), minlength=x.size).reshape(x.shape).astype(np.float32)]
 
 
-def _split(step: Step, g: np.ndarray) -> Gradients:
+def _split(step: NodeRun, g: np.ndarray) -> Gradients:
     raise NotImplementedError  # `gradients` puts the parts together, see `joined`
 
 
-def joined(step: Step, parts: list[np.ndarray | None]) -> Gradients:
+def join_gradients(step: NodeRun, parts: list[np.ndarray | None]) -> Gradients:
     """The adjoint of a Split from the gradients of all its outputs, None where there is none."""
-    axis = step.integer("axis", 0)
+    axis = step.int_attribute("axis", 0)
     full = [np.zeros_like(y) if part is None else part for part, y in zip(parts, step.outputs, strict=True)]
     return [np.concatenate([part for part in full if part is not None], axis=axis)]
 
 
-def _alone(
+def _single_node_session(
     node: onnx.NodeProto, feeds: dict[str, np.ndarray], opset: int, result: int = onnx.TensorProto.FLOAT
 ) -> onnxruntime.InferenceSession:
     make = onnx.helper.make_tensor_value_info
     inputs = [make(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim) for n, v in feeds.items()]
     graph = onnx.helper.make_graph([node], "alone", inputs, [make("y", result, None)])
-    return session_of(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8))
+    return open_session_of(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    )
 
 
-def _gelu_slope(step: Step) -> np.ndarray:
+def _gelu_slope(step: NodeRun) -> np.ndarray:
     x = step.x()
     normal = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi)
     # Phi(x) = gelu(x) / x, except near 0 where it is a half
@@ -316,7 +318,7 @@ def _gelu_slope(step: Step) -> np.ndarray:
     return np.asarray(below + x * normal)
 
 
-def _hard_swish_slope(step: Step) -> np.ndarray:
+def _hard_swish_slope(step: NodeRun) -> np.ndarray:
     x = step.x()
     return np.where(x <= -3, 0.0, np.where(x >= 3, 1.0, x / 3 + 0.5))
 
@@ -333,7 +335,7 @@ ADJOINTS: Final[dict[str, Adjoint]] = {
     "Min": _extreme,
     "Neg": _elementwise(lambda s: np.float32(-1.0) * np.ones_like(s.x())),
     "Abs": _elementwise(lambda s: np.sign(s.x())),
-    "Sqrt": _elementwise(lambda s: 0.5 / np.maximum(s.y(), TINY)),
+    "Sqrt": _elementwise(lambda s: 0.5 / np.maximum(s.y(), EPSILON)),
     "Reciprocal": _elementwise(lambda s: -np.square(s.y())),
     "Exp": _elementwise(lambda s: s.y()),
     "Log": _elementwise(lambda s: 1.0 / s.x()),
@@ -342,9 +344,9 @@ ADJOINTS: Final[dict[str, Adjoint]] = {
     "Sigmoid": _elementwise(lambda s: s.y() * (1.0 - s.y())),
     "Softplus": _elementwise(lambda s: 1.0 - np.exp(-s.y())),
     "Relu": _elementwise(lambda s: (s.x() > 0).astype(np.float32)),
-    "LeakyRelu": _elementwise(lambda s: np.where(s.x() > 0, 1.0, s.number("alpha", 0.01))),
-    "Elu": _elementwise(lambda s: np.where(s.x() > 0, 1.0, s.y() + s.number("alpha", 1.0))),
-    "HardSigmoid": _elementwise(lambda s: np.where((s.y() > 0) & (s.y() < 1), s.number("alpha", 0.2), 0.0)),
+    "LeakyRelu": _elementwise(lambda s: np.where(s.x() > 0, 1.0, s.float_attribute("alpha", 0.01))),
+    "Elu": _elementwise(lambda s: np.where(s.x() > 0, 1.0, s.y() + s.float_attribute("alpha", 1.0))),
+    "HardSigmoid": _elementwise(lambda s: np.where((s.y() > 0) & (s.y() < 1), s.float_attribute("alpha", 0.2), 0.0)),
     "HardSwish": _elementwise(_hard_swish_slope),
     "Gelu": _elementwise(_gelu_slope),
     "Clip": _clip,
@@ -359,15 +361,15 @@ ADJOINTS: Final[dict[str, Adjoint]] = {
     "ReduceSum": partial(_reduce, is_mean=False),
     "GlobalAveragePool": _global_average,
     "MaxPool": _max_pool,
-    "Reshape": _reshaped,
-    "Flatten": _reshaped,
-    "Squeeze": _reshaped,
-    "Unsqueeze": _reshaped,
-    "Identity": _reshaped,
-    "Dropout": _reshaped,
-    "Cast": _reshaped,
+    "Reshape": _undo_reshape,
+    "Flatten": _undo_reshape,
+    "Squeeze": _undo_reshape,
+    "Unsqueeze": _undo_reshape,
+    "Identity": _undo_reshape,
+    "Dropout": _undo_reshape,
+    "Cast": _undo_reshape,
     "Transpose": _transpose,
     "Concat": _concat,
     "Split": _split,
-    **dict.fromkeys(("Slice", "Gather", "Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), _moved),
+    **dict.fromkeys(("Slice", "Gather", "Pad", "Expand", "Tile", "DepthToSpace", "SpaceToDepth"), _undo_move),
 }

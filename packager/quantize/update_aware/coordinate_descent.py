@@ -18,19 +18,19 @@ from typing import Final
 
 import numpy as np
 
-ANNEALING: Final = (8.0, 4.0, 2.0, 1.4)
-PASSES: Final = 4
-DAMPING: Final = 0.3  # of the mean of H's diagonal; from .02 to 1.5 the answers' error differed by a twentieth
-FEW_ROWS: Final = 0.1  # more of it, for each input over the rows: a layer with few rows fits their noise
-MANY: Final = 0.5  # share of levels that rounding to nearest changes
+ANNEALING_FACTORS: Final = (8.0, 4.0, 2.0, 1.4)
+MAX_PASSES: Final = 4
+DAMPING_SHARE: Final = 0.3  # of the mean of H's diagonal; from .02 to 1.5 the answers' error differed by a twentieth
+FEW_ROWS_DAMPING: Final = 0.1  # more of it, for each input over the rows: a layer with few rows fits their noise
+MANY_CHANGED_SHARE: Final = 0.5  # share of levels that rounding to nearest changes
 MAX_CHANGE: Final = 20  # changes beyond it share one price
-SETTLED: Final = 3e-5  # share of levels that changed in a pass
+CONVERGED_SHARE: Final = 3e-5  # share of levels that changed in a pass
 TABLE_PASSES: Final = 3
 TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
-BLOCK: Final = 64  # rows
-FEW: Final = 8  # columns are picked out where less than one in as many changed
-REACH: Final = 3  # steps beyond what rounding to nearest takes, of what is chosen jointly
-NEVER: Final = 0.5  # pseudo-count of a change that was not seen
+BLOCK_ROWS: Final = 64  # rows
+SPARSE_COLUMN_RATIO: Final = 8  # columns are picked out where less than one in as many changed
+MAX_EXTRA_STEPS: Final = 3  # steps beyond what rounding to nearest takes, of what is chosen jointly
+UNSEEN_CHANGE_COUNT: Final = 0.5  # pseudo-count of a change that was not seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +54,20 @@ class Layer:
         return levels.astype(np.int32)
 
 
-def prices(change: np.ndarray) -> np.ndarray:
+def bits_of_changes(change: np.ndarray) -> np.ndarray:
     """float32 [2 * MAX_CHANGE + 1]: bits for each change from -MAX_CHANGE on, by the histogram of `change` (rule 3)."""
     spots = np.clip(change, -MAX_CHANGE, MAX_CHANGE).astype(np.int8).ravel() + np.int8(MAX_CHANGE)
     seen = np.bincount(spots, minlength=2 * MAX_CHANGE + 1)
-    count = seen + NEVER * np.exp(-np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1)) / 2)
+    count = seen + UNSEEN_CHANGE_COUNT * np.exp(-np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1)) / 2)
     return np.asarray(-np.log2(count / count.sum()), dtype=np.float32)
 
 
-def choose(
+def choose_levels(
     layer: Layer,
     h: np.ndarray,
-    wanted: np.ndarray,
+    target_moment: np.ndarray,
     energy: float,
-    price: float,
+    rate_weight: float,
     rows: float,
     start: np.ndarray | None = None,
     channels: np.ndarray | None = None,
@@ -85,35 +85,35 @@ def choose(
         channels: float64 [channels], a_n of rule 1; all 1 where not given.
     """
     inputs = layer.weight.shape[0]
-    damping = np.float32((DAMPING + FEW_ROWS * inputs / rows) * float(np.mean(np.diag(h))) + 1e-12)
+    damping = np.float32((DAMPING_SHARE + FEW_ROWS_DAMPING * inputs / rows) * float(np.mean(np.diag(h))) + 1e-12)
     each = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
     # rows in the order in which they are walked, so that a block of them is a slice
     order = np.argsort(-np.diag(h), kind="stable")
     h = h.astype(np.float32)[np.ix_(order, order)]
     h[np.diag_indices(inputs)] += damping
     weight = layer.weight.astype(np.float32)
-    wanted = wanted.astype(np.float32) + damping * weight
+    target_moment = target_moment.astype(np.float32) + damping * weight
     scale, zero, base = (
         np.ascontiguousarray(np.broadcast_to(part, weight.shape)[order], np.float32)
         for part in (layer.scale, layer.zero, layer.base)
     )
     nearest = np.rint(weight[order] / scale + zero - base)
-    reach = np.abs(nearest) + REACH
+    reach = np.abs(nearest) + MAX_EXTRA_STEPS
     low, high = np.maximum(layer.low - base, -reach), np.minimum(layer.high - base, reach)
-    is_far = np.count_nonzero(nearest) > MANY * nearest.size
+    is_far = np.count_nonzero(nearest) > MANY_CHANGED_SHARE * nearest.size
     if start is not None:
         levels = start[order].astype(np.float32)
     else:
         levels = base + np.clip(nearest, low, high) if is_far else base.copy()
-    descent = _Descent(h, base, scale, levels, wanted[order] - h @ (scale * (levels - zero)), low, high)
-    bits = prices(levels - base) if start is not None or is_far else _first_prices()
-    schedule = [price * factor for factor in (*ANNEALING, *[1.0] * PASSES)]
+    descent = _Descent(h, base, scale, levels, target_moment[order] - h @ (scale * (levels - zero)), low, high)
+    bits = bits_of_changes(levels - base) if start is not None or is_far else _initial_bits()
+    schedule = [rate_weight * factor for factor in (*ANNEALING_FACTORS, *[1.0] * MAX_PASSES)]
     if start is not None:
-        schedule = schedule[-PASSES - 1 :]
+        schedule = schedule[-MAX_PASSES - 1 :]
     for turn, now in enumerate(schedule):
-        changed = descent.turn(bits, np.float32(now) * each)
-        bits = prices(levels - base)
-        if turn >= len(schedule) - PASSES and changed < levels.size * SETTLED:
+        changed = descent.run_pass(bits, np.float32(now) * each)
+        bits = bits_of_changes(levels - base)
+        if turn >= len(schedule) - MAX_PASSES and changed < levels.size * CONVERGED_SHARE:
             break
     out = np.empty(levels.shape, np.int16)
     out[order] = levels
@@ -138,23 +138,25 @@ class _Descent:
     low: np.ndarray
     high: np.ndarray
 
-    def turn(self, bits: np.ndarray, price: np.ndarray | np.float32) -> int:
+    def run_pass(self, bits: np.ndarray, rate_weight: np.ndarray | np.float32) -> int:
         """One pass over all rows at a price [channels]; how many levels changed."""
         changed = 0
-        for first in range(0, len(self.h), BLOCK):
-            block = slice(first, min(first + BLOCK, len(self.h)))
-            count, moves = self._block(block, bits, price)
+        for first in range(0, len(self.h), BLOCK_ROWS):
+            block = slice(first, min(first + BLOCK_ROWS, len(self.h)))
+            count, moves = self._run_block(block, bits, rate_weight)
             if not count:
                 continue
             changed += count
             columns = np.flatnonzero(moves.any(axis=0))
-            if FEW * len(columns) > moves.shape[1]:
+            if SPARSE_COLUMN_RATIO * len(columns) > moves.shape[1]:
                 self.residual -= self.h[:, block] @ moves
             else:
                 self.residual[:, columns] -= self.h[:, block] @ moves[:, columns]
         return changed
 
-    def _block(self, block: slice, bits: np.ndarray, price: np.ndarray | np.float32) -> tuple[int, np.ndarray]:
+    def _run_block(
+        self, block: slice, bits: np.ndarray, rate_weight: np.ndarray | np.float32
+    ) -> tuple[int, np.ndarray]:
         """One pass over the rows of a block: how many levels changed, and by how much their numbers did."""
         inner, step, base = self.h[block, block], self.scale[block], self.base[block]
         own = np.diag(inner)[:, None] * step
@@ -164,14 +166,14 @@ class _Descent:
         changed = 0
         for k in range(len(inner)):
             wanted = levels[k] + left[k] * inverse[k]
-            change = _best(wanted, low[k], high[k], gain[k], bits, price) - levels[k]
+            change = _best_levels(wanted, low[k], high[k], gain[k], bits, rate_weight) - levels[k]
             moved = np.flatnonzero(change)
             if not len(moved):
                 continue
             changed += len(moved)
             levels[k] += change
             moves[k] = change * step[k]
-            if FEW * len(moved) > len(change):
+            if SPARSE_COLUMN_RATIO * len(moved) > len(change):
                 left[k + 1 :] -= np.multiply.outer(inner[k + 1 :, k], moves[k])
             else:
                 left[k + 1 :, moved] -= np.multiply.outer(inner[k + 1 :, k], moves[k, moved])
@@ -180,13 +182,13 @@ class _Descent:
         return changed, moves
 
 
-def _best(
-    wanted: np.ndarray,
+def _best_levels(
+    exact_change: np.ndarray,
     low: np.ndarray,
     high: np.ndarray,
     gain: np.ndarray,
     bits: np.ndarray,
-    price: np.ndarray | np.float32,
+    rate_weight: np.ndarray | np.float32,
 ) -> np.ndarray:
     """The best of a row's candidates for each channel; all levels are counted from the base's.
 
@@ -196,38 +198,38 @@ def _best(
         gain: error of a channel a squared level.
         bits: of each change (`prices`).
     """
-    nearest = np.rint(wanted)
+    nearest = np.rint(exact_change)
     np.maximum(nearest, low, out=nearest)
     np.minimum(nearest, high, out=nearest)
-    best, least = np.zeros_like(nearest), gain * np.square(wanted) + price * bits[MAX_CHANGE]
+    best, least = np.zeros_like(nearest), gain * np.square(exact_change) + rate_weight * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest)):
-        cost = gain * np.square(wanted - candidate)
-        cost += price * bits.take(candidate.astype(np.intp) + MAX_CHANGE, mode="clip")
+        cost = gain * np.square(exact_change - candidate)
+        cost += rate_weight * bits.take(candidate.astype(np.intp) + MAX_CHANGE, mode="clip")
         better = cost < least
         np.copyto(best, candidate, where=better)
         np.copyto(least, cost, where=better)
     return np.asarray(best)
 
 
-def choose_diagonal(layer: Layer, importance: np.ndarray, price: float) -> np.ndarray:
+def choose_table_levels(layer: Layer, importance: np.ndarray, rate_weight: float) -> np.ndarray:
     """int16 levels of a table whose rows stand alone: each by its own error, weighed by `importance`, which has the
     table's shape or broadcasts to it."""
     levels = np.array(layer.base, np.int16)
-    bits = _first_prices()
+    bits = _initial_bits()
     # rows whose every number rounds to the base's level stay: most of a vocabulary, after a fine-tune
     moving = [
-        rows[np.any(np.rint(_exact(layer, rows)) != layer.base[rows], axis=tuple(range(1, levels.ndim)))]
+        rows[np.any(np.rint(_exact_levels(layer, rows)) != layer.base[rows], axis=tuple(range(1, levels.ndim)))]
         for rows in np.array_split(np.arange(len(levels)), -(-len(levels) // TABLE_ROWS))
     ]
     for _ in range(TABLE_PASSES):
         for rows in moving:
             if len(rows):
-                levels[rows] = _rows(layer, importance, price, bits, rows)
-        bits = prices(levels - layer.base)
+                levels[rows] = _choose_rows(layer, importance, rate_weight, bits, rows)
+        bits = bits_of_changes(levels - layer.base)
     return levels
 
 
-def _exact(layer: Layer, rows: np.ndarray) -> np.ndarray:
+def _exact_levels(layer: Layer, rows: np.ndarray) -> np.ndarray:
     """float32: the numbers of `rows` in units of levels."""
     shape = layer.base.shape
     scale, zero = (np.broadcast_to(part, shape)[rows].astype(np.float32) for part in (layer.scale, layer.zero))
@@ -235,23 +237,25 @@ def _exact(layer: Layer, rows: np.ndarray) -> np.ndarray:
     return exact
 
 
-def _rows(layer: Layer, importance: np.ndarray, price: float, bits: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _choose_rows(
+    layer: Layer, importance: np.ndarray, rate_weight: float, bits: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     shape = layer.base.shape
     scale = np.broadcast_to(layer.scale, shape)[rows].astype(np.float32)
-    exact = _exact(layer, rows)
+    exact = _exact_levels(layer, rows)
     base = layer.base[rows].astype(np.float32)
     gain = np.broadcast_to(importance, shape)[rows].astype(np.float32) * scale * scale
     nearest = np.clip(np.rint(exact), layer.low, layer.high)
-    best, cost = base.copy(), gain * np.square(exact - base) + np.float32(price) * bits[MAX_CHANGE]
+    best, cost = base.copy(), gain * np.square(exact - base) + np.float32(rate_weight) * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest - base)):
         spot = np.clip(candidate - base, -MAX_CHANGE, MAX_CHANGE).astype(np.int32) + MAX_CHANGE
-        other = gain * np.square(exact - candidate) + np.float32(price) * bits[spot]
+        other = gain * np.square(exact - candidate) + np.float32(rate_weight) * bits[spot]
         better = other < cost
         best, cost = np.where(better, candidate, best), np.where(better, other, cost)
     return np.asarray(best)
 
 
-def _first_prices() -> np.ndarray:
+def _initial_bits() -> np.ndarray:
     """Before anything is known: one level in a hundred changes, each further step costs two bits."""
     rare = 0.01
     steps = np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1))

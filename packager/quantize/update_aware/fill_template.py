@@ -19,13 +19,13 @@ import numpy as np
 import onnx
 
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, from_ordered, to_ordered
-from packager.models.graphs import FLOATS, Scope, array_of, scopes
-from packager.quantize.activation_ranges import Range
-from packager.quantize.nbits import pack
+from packager.models.graphs import FLOAT_TYPES, Scope, array_of, scopes
+from packager.quantize.activation_ranges import ActivationRange
+from packager.quantize.nbits import pack_levels
 from packager.quantize.static import scale_of
-from packager.quantize.update_aware.template import SUFFIX, QuantizedWeight, set_array
+from packager.quantize.update_aware.template import LEVELS_NAME_PATTERN, QuantizedWeight, set_array
 
-LEFTOVER_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
+FLOAT_ROUNDING_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
 F32: Final = ELEMENT_TYPE_BY_NAME["f32"]
 
 Levels = dict[tuple[int, str], np.ndarray]
@@ -33,7 +33,7 @@ Corrections = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class UpdateChoice:
     """What an update changes: levels by (graph, tensor), refitted scales likewise, and errors of means by bias name."""
 
     levels: Levels = field(default_factory=dict)
@@ -41,13 +41,13 @@ class Choice:
     corrections: Corrections = field(default_factory=dict)
 
 
-def candidate(
+def fill_template(
     template: onnx.ModelProto,
     prepared: onnx.ModelProto,
     weights: list[QuantizedWeight],
-    choice: Choice,
-    ranges: dict[str, Range],
-    leftover_step: float = LEFTOVER_STEPS[0],
+    choice: UpdateChoice,
+    ranges: dict[str, ActivationRange],
+    float_rounding_step: float = FLOAT_ROUNDING_STEPS[0],
 ) -> onnx.ModelProto:
     """The template with the choice in it (rules above).
 
@@ -71,9 +71,9 @@ def candidate(
             _write_levels(ours[weight.graph].initializers[weight.levels.name], weight, choice.levels[key])
     if ranges:
         _refit_activations(ours[0], ranges)
-    for old, new, float_scope, protected in zip(base, ours, theirs, _protected(ours), strict=True):
-        _leftovers(old, new, float_scope, protected, choice.corrections, leftover_step)
-    _int32_biases(base[0], ours[0], theirs[0], choice.corrections, leftover_step)
+    for old, new, float_scope, protected in zip(base, ours, theirs, _protected_names(ours), strict=True):
+        _round_float_constants(old, new, float_scope, protected, choice.corrections, float_rounding_step)
+    _fill_int32_biases(base[0], ours[0], theirs[0], choice.corrections, float_rounding_step)
     return model
 
 
@@ -84,13 +84,13 @@ def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
     if node.op_type in ("Gemm", "Conv"):
         name = str(node.input[2]) if len(node.input) > 2 else ""
         return name if name in constants else None
-    _, name = added_to(prepared, node.output[0])
-    channels = weight.counterpart.dims[-1]
+    _, name = find_addition(prepared, node.output[0])
+    channels = weight.float_tensor.dims[-1]
     fits = name in constants and constants[name].dims and int(np.prod(constants[name].dims)) == channels
     return name if fits else None
 
 
-def added_to(model: onnx.ModelProto, value: str) -> tuple[str, str]:
+def find_addition(model: onnx.ModelProto, value: str) -> tuple[str, str]:
     """(sum, what is added) where an Add is all that reads `value`; ("", "") elsewhere."""
     readers = [node for node in model.graph.node if value in node.input]
     is_told = any(value == output.name for output in model.graph.output)
@@ -99,7 +99,7 @@ def added_to(model: onnx.ModelProto, value: str) -> tuple[str, str]:
     return readers[0].output[0], next((str(name) for name in readers[0].input if name != value), "")
 
 
-def on_grid(old: np.ndarray, new: np.ndarray, share: float = LEFTOVER_STEPS[0]) -> np.ndarray:
+def round_to_steps(old: np.ndarray, new: np.ndarray, share: float = FLOAT_ROUNDING_STEPS[0]) -> np.ndarray:
     """float32 like `new`, moved from `old` in whole steps (rule 2)."""
     with np.errstate(invalid="ignore"):
         change = new.astype(np.float64) - old.astype(np.float64)
@@ -121,12 +121,12 @@ def _write_levels(tensor: onnx.TensorProto, weight: QuantizedWeight, levels: np.
     old = array_of(tensor)
     if weight.kind == "nbits":
         block = next(int(a.i) for a in weight.node.attribute if a.name == "block_size")
-        set_array(tensor, pack(levels.astype(np.uint8), block).reshape(old.shape))
+        set_array(tensor, pack_levels(levels.astype(np.uint8), block).reshape(old.shape))
     else:
         set_array(tensor, levels.astype(old.dtype).reshape(old.shape))
 
 
-def _protected(everywhere: list[Scope]) -> list[set[str]]:
+def _protected_names(everywhere: list[Scope]) -> list[set[str]]:
     """Names in each graph that belong to quantization: levels, scales, zero points."""
     found = []
     quantizers = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
@@ -136,14 +136,16 @@ def _protected(everywhere: list[Scope]) -> list[set[str]]:
     for scope in everywhere:
         mine = set()
         for name, tensor in scope.initializers.items():
-            is_part = name.endswith(("_scale", "_scales", "_zero_point", "_zero_points")) or SUFFIX.match(name)
-            if name in read or is_part or tensor.data_type not in FLOATS:
+            is_part = name.endswith(("_scale", "_scales", "_zero_point", "_zero_points")) or LEVELS_NAME_PATTERN.match(
+                name
+            )
+            if name in read or is_part or tensor.data_type not in FLOAT_TYPES:
                 mine.add(name)
         found.append(mine)
     return found
 
 
-def _leftovers(
+def _round_float_constants(
     base: Scope, ours: Scope, theirs: Scope, protected: set[str], corrections: Corrections, share: float
 ) -> None:
     for name, tensor in base.initializers.items():
@@ -154,10 +156,10 @@ def _leftovers(
         if name in corrections:
             new = (new.astype(np.float64) + corrections[name].reshape(new.shape)).astype(new.dtype)
         if not np.array_equal(old, new):
-            set_array(ours.initializers[name], on_grid(old, new, share) if old.dtype == np.float32 else new)
+            set_array(ours.initializers[name], round_to_steps(old, new, share) if old.dtype == np.float32 else new)
 
 
-def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections, share: float) -> None:
+def _fill_int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections, share: float) -> None:
     makers = {name: node for node in scope.graph.node for name in node.output}
     for node in scope.graph.node:
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
@@ -168,7 +170,7 @@ def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Correcti
         activation, weight, bias = (part for part in parts if part is not None)
         levels, scale = scope.initializers.get(bias.input[0]), scope.initializers.get(bias.input[1])
         sides = [scope.initializers.get(part.input[1]) for part in (activation, weight)]
-        match = SUFFIX.match(bias.input[0])
+        match = LEVELS_NAME_PATTERN.match(bias.input[0])
         counterpart = other.initializers.get(match["name"]) if match else None
         if levels is None or scale is None or counterpart is None or any(side is None for side in sides):
             continue
@@ -188,7 +190,7 @@ def _int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Correcti
         set_array(levels, moved.astype(np.int32))
 
 
-def _refit_activations(scope: Scope, ranges: dict[str, Range]) -> None:
+def _refit_activations(scope: Scope, ranges: dict[str, ActivationRange]) -> None:
     for node in scope.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] not in ranges or len(node.input) < 3:
             continue

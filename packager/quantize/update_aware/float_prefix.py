@@ -20,15 +20,15 @@ import onnxruntime
 
 from packager.models.graphs import array_of, scopes
 from packager.models.inputs import Sample
-from packager.models.ordered_map import in_order
+from packager.models.ordered_map import ordered_map
 from packager.models.samples import Samples
-from packager.models.sessions import ONE_THREAD, run, session_of
+from packager.models.sessions import ONE_THREAD_SETTINGS, open_session_of, run_session
 from packager.quantize.update_aware.template import QuantizedWeight, set_array
 
 Values = dict[str, np.ndarray]
 
 
-class Prefix:
+class FloatPrefix:
     """A walk through a copy of `prepared`.
 
     Args:
@@ -45,88 +45,93 @@ class Prefix:
         self._exact = {tensor.name: tensor for tensor in prepared.graph.initializer}
         self._inputs = {value.name for value in prepared.graph.input}
         self._samples, self._folder = samples, folder
-        self._reads = [reads(node) for node in self._model.graph.node]
-        self._done = self._kept = 0
-        self._alive: list[str] = []
+        self._reads = [names_read(node) for node in self._model.graph.node]
+        self._next_node = self._file_number = 0
+        self._alive_names: list[str] = []
         # of each sample, what its values are in the order of `_alive`
-        self._forms: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
+        self._value_forms: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
 
-    def put(self, weight: QuantizedWeight, values: np.ndarray) -> None:
+    def set_weight(self, weight: QuantizedWeight, values: np.ndarray) -> None:
         """Replace a weight by `values`, which have the layout of its levels."""
         values = values / weight.factor
-        tensor = self._nested[weight.graph][weight.counterpart.name]
+        tensor = self._nested[weight.graph][weight.float_tensor.name]
         set_array(tensor, (values.T if weight.is_flipped else values).astype(array_of(tensor).dtype))
 
-    def correct(self, name: str, correction: np.ndarray) -> None:
+    def correct_bias(self, name: str, correction: np.ndarray) -> None:
         """Add `correction` to a bias of the float model."""
         exact = array_of(self._exact[name])
         set_array(self._tensors[name], (exact + correction.reshape(exact.shape)).astype(exact.dtype))
 
-    def walk(self, before: int, names: Sequence[str]) -> Iterator[Values]:
+    def walk(self, before_node: int, names: Sequence[str]) -> Iterator[Values]:
         """For each sample, the values `names` once every node whose number is below `before` has run. Nodes from there
         on may run for them too, but count as not run yet. A value that none of these reads is gone."""
         names = list(names)
-        self._advance(before)
+        self._advance(before_node)
         made = {name: i for i, node in enumerate(self._model.graph.node) for name in node.output}
         last = max((made[name] + 1 for name in names if name in made), default=0)
-        beyond = sorted({name for name in names if name not in self._inputs and name not in self._alive})
-        running = self._part(self._done, last, beyond) if beyond else None
+        beyond = sorted({name for name in names if name not in self._inputs and name not in self._alive_names})
+        running = self._open_part(self._next_node, last, beyond) if beyond else None
 
         def found(standing: tuple[Sample, Values]) -> Values:
             here = {**standing[0], **standing[1]}
             if running is not None:
-                here.update(zip(beyond, run(running, _given(running, here), beyond), strict=True))
+                here.update(zip(beyond, run_session(running, _select_inputs(running, here), beyond), strict=True))
             return {name: here[name] for name in names}
 
-        yield from in_order(found, self._standing())
+        yield from ordered_map(found, self._alive_values())
 
-    def _advance(self, before: int) -> None:
+    def _advance(self, before_node: int) -> None:
         """Rule 1, to the node numbered `before`; rule 3 leaves it where it is."""
-        if before <= self._done:
+        if before_node <= self._next_node:
             return
         nodes = self._model.graph.node
-        fresh = {name for node in nodes[self._done : before] for name in node.output if name}
-        later = set().union(*self._reads[before:]) | {value.name for value in self._model.graph.output}
-        alive = sorted((fresh | set(self._alive)) & later)
+        fresh = {name for node in nodes[self._next_node : before_node] for name in node.output if name}
+        later = set().union(*self._reads[before_node:]) | {value.name for value in self._model.graph.output}
+        alive = sorted((fresh | set(self._alive_names)) & later)
         made = [name for name in alive if name in fresh]
-        running = self._part(self._done, before, made)
-        path = self._place(self._kept + 1)
+        running = self._open_part(self._next_node, before_node, made)
+        path = self._values_path(self._file_number + 1)
         kept: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
 
         def found(standing: tuple[Sample, Values]) -> dict[str, Any]:
             sample, old = standing
-            answers = running.run(made, _given(running, {**sample, **old})) if made else []
+            answers = running.run(made, _select_inputs(running, {**sample, **old})) if made else []
             return {**old, **dict(zip(made, answers, strict=True))}
 
         with path.open("wb") as stream:
-            for here in in_order(found, self._standing()):
+            for here in ordered_map(found, self._alive_values()):
                 arrays = [here[name] for name in alive]
                 if not all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays):
                     return
                 kept.append([(array.dtype, array.shape) for array in arrays])
                 for array in arrays:
                     stream.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
-        self._place(self._kept).unlink(missing_ok=True)
-        self._kept, self._done, self._alive, self._forms = self._kept + 1, before, alive, kept
+        self._values_path(self._file_number).unlink(missing_ok=True)
+        self._file_number, self._next_node, self._alive_names, self._value_forms = (
+            self._file_number + 1,
+            before_node,
+            alive,
+            kept,
+        )
 
-    def _standing(self) -> Iterator[tuple[Sample, Values]]:
+    def _alive_values(self) -> Iterator[tuple[Sample, Values]]:
         """Each sample with what is alive where the walk stands."""
-        if not self._alive:
+        if not self._alive_names:
             for sample in self._samples:
                 yield sample, {}
             return
-        with self._place(self._kept).open("rb") as stream:
-            for sample, forms in zip(self._samples, self._forms, strict=True):
+        with self._values_path(self._file_number).open("rb") as stream:
+            for sample, forms in zip(self._samples, self._value_forms, strict=True):
                 found: Values = {}
-                for name, (dtype, shape) in zip(self._alive, forms, strict=True):
+                for name, (dtype, shape) in zip(self._alive_names, forms, strict=True):
                     content = stream.read(dtype.itemsize * math.prod(shape))
                     found[name] = np.frombuffer(content, dtype).reshape(shape)
                 yield sample, found
 
-    def _place(self, number: int) -> Path:
+    def _values_path(self, number: int) -> Path:
         return self._folder / f"{number}.prefix"
 
-    def _part(self, first: int, last: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
+    def _open_part(self, first: int, last: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
         """The nodes from `first` up to `last`, as far as `outputs` need them, with what they read as inputs."""
         needed, numbers = set(outputs), []
         nodes = self._model.graph.node
@@ -143,34 +148,34 @@ class Prefix:
         part.graph.name = "prefix"
         part.graph.node.extend(chosen)
         part.graph.initializer.extend(tensors)
-        part.graph.input.extend(self._input(name) for name in given)
+        part.graph.input.extend(self._input_info(name) for name in given)
         part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
-        return session_of(part, ONE_THREAD)
+        return open_session_of(part, ONE_THREAD_SETTINGS)
 
-    def _input(self, name: str) -> onnx.ValueInfoProto:
+    def _input_info(self, name: str) -> onnx.ValueInfoProto:
         value: onnx.ValueInfoProto
         for value in self._model.graph.input:
             if value.name == name:
                 return value
-        _, alive = next(self._standing())
+        _, alive = next(self._alive_values())
         element = onnx.helper.np_dtype_to_tensor_dtype(alive[name].dtype)
         value = onnx.helper.make_tensor_value_info(name, element, None)
         return value
 
 
-def reads(node: onnx.NodeProto) -> set[str]:
+def names_read(node: onnx.NodeProto) -> set[str]:
     """Names that a node reads from around it, those that its graphs read included."""
     found = set(node.input)
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
             made = {value.name for value in (*graph.input, *graph.initializer)}
             made |= {name for inner in graph.node for name in inner.output}
-            inside = {value.name for value in graph.output}.union(*(reads(inner) for inner in graph.node))
+            inside = {value.name for value in graph.output}.union(*(names_read(inner) for inner in graph.node))
             found |= inside - made
     return found - {""}
 
 
-def _given(running: onnxruntime.InferenceSession, values: Values) -> Values:
+def _select_inputs(running: onnxruntime.InferenceSession, values: Values) -> Values:
     return {value.name: values[value.name] for value in running.get_inputs()}
 
 

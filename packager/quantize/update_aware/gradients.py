@@ -20,21 +20,21 @@ import onnx
 import onnxruntime
 
 from packager.errors import ModelDoesNotRun
-from packager.models.graphs import array_of, opset, scopes
+from packager.models.graphs import array_of, opset_version, scopes
 from packager.models.inputs import Sample
 from packager.models.samples import Samples
-from packager.models.sessions import run, session_of
+from packager.models.sessions import open_session_of, run_session
 from packager.quantize.sensitivity import with_outputs
-from packager.quantize.update_aware.adjoints import Step, adjoint_of, joined
+from packager.quantize.update_aware.adjoints import NodeRun, adjoint_of, join_gradients
 
 logger = logging.getLogger(__name__)
 
 SPREAD_SAMPLES: Final = 32
 # what numpy and the operators' definitions here run into on a model that no one thought of
-TROUBLE: Final = (ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError, ModelDoesNotRun)
-INTEGERS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.UINT8)
+WALK_ERRORS: Final = (ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError, ModelDoesNotRun)
+INTEGER_TYPES: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.UINT8)
 # what these give does not change with small changes of what they read
-STEPS: Final = frozenset(
+FLAT_OPERATORS: Final = frozenset(
     {
         *("Shape", "Size", "ArgMax", "ArgMin", "ConstantOfShape", "NonZero", "Range", "IsNaN", "IsInf"),
         *("Greater", "Less", "Equal", "GreaterOrEqual", "LessOrEqual", "Not", "And", "Or"),
@@ -44,14 +44,14 @@ STEPS: Final = frozenset(
 
 
 @dataclass(slots=True)
-class Gradients:
+class GradientWalk:
     """Walks back from the answers of `model` to the values `wanted` (node outputs or initializers)."""
 
     model: onnx.ModelProto
-    wanted: frozenset[str]
-    known: frozenset[str] = field(init=False)
+    requested_names: frozenset[str]
+    known_names: frozenset[str] = field(init=False)
     _nodes: list[onnx.NodeProto] = field(init=False)
-    _between: set[str] = field(init=False)
+    _names_between: set[str] = field(init=False)
     _names: list[str] = field(init=False)
     _running: onnxruntime.InferenceSession = field(init=False, repr=False)
     _constants: dict[str, np.ndarray] = field(init=False, repr=False)
@@ -61,42 +61,42 @@ class Gradients:
         graph = self.model.graph
         answers = {value.name for value in graph.output}
         self._constants = {tensor.name: array_of(tensor) for tensor in graph.initializer}
-        ahead = _ahead(graph, self.wanted)
-        behind = _behind(graph, answers & ahead)
-        self._between = ahead & behind
-        self._nodes = [node for node in graph.node if self._between & set(node.output)]
-        blocked = _blocked(self._nodes, self._between)
-        self.known = frozenset((self.wanted & behind & ahead) - blocked)
-        if not self.known:
+        ahead = _dependents(graph, self.requested_names)
+        behind = _dependencies(graph, answers & ahead)
+        self._names_between = ahead & behind
+        self._nodes = [node for node in graph.node if self._names_between & set(node.output)]
+        blocked = _blocked_values(self._nodes, self._names_between)
+        self.known_names = frozenset((self.requested_names & behind & ahead) - blocked)
+        if not self.known_names:
             self._nodes = []
         inner = {name for node in self._nodes for name in (*node.input, *node.output) if name}
         fed = {value.name for value in graph.input}
         self._names = sorted((inner - self._constants.keys() - fed) | answers)
         try:
-            self._running = session_of(with_outputs(self.model, self._names))
+            self._running = open_session_of(with_outputs(self.model, self._names))
         except ModelDoesNotRun as error:
             logger.info("no influences: %s", error.message)
-            self.known, self._nodes, self._names = frozenset(), [], sorted(answers)
-            self._running = session_of(self.model)
+            self.known_names, self._nodes, self._names = frozenset(), [], sorted(answers)
+            self._running = open_session_of(self.model)
 
-    def floats(self, sample: Sample) -> int:
+    def count_inner_floats(self, sample: Sample) -> int:
         """Inner values of one run, which is what a walk back costs."""
-        return sum(int(value.size) for value in run(self._running, sample, self._names))
+        return sum(int(value.size) for value in run_session(self._running, sample, self._names))
 
-    def of(self, samples: Samples, spreads: dict[str, float]) -> Iterator[dict[str, np.ndarray]]:
+    def gradients(self, samples: Samples, spreads: dict[str, float]) -> Iterator[dict[str, np.ndarray]]:
         """For each sample the gradients at `known` (rule 1); `spreads` are of the answers, by name."""
-        for _, slopes in self.with_values(samples, spreads):
+        for _, slopes in self.gradients_with_values(samples, spreads):
             yield slopes
 
-    def with_values(
+    def gradients_with_values(
         self, samples: Samples, spreads: dict[str, float]
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """The same with the inner values of each run."""
         rng = np.random.default_rng(0)
-        version = opset(self.model)
+        version = opset_version(self.model)
         for sample in samples:
             values = {**self._constants, **sample}
-            values.update(zip(self._names, run(self._running, sample, self._names), strict=True))
+            values.update(zip(self._names, run_session(self._running, sample, self._names), strict=True))
             found: dict[str, np.ndarray] = {}
             for value in self.model.graph.output:
                 answer, spread = values[value.name], spreads.get(value.name, 0.0)
@@ -107,20 +107,20 @@ class Gradients:
             try:
                 with np.errstate(all="ignore"):
                     self._walk_back(values, found, version)
-            except TROUBLE as error:
+            except WALK_ERRORS as error:
                 logger.info("no influences: %s: %s", type(error).__name__, error)
                 found = {}
-            slopes = {name: found[name] for name in self.known if name in found}
+            slopes = {name: found[name] for name in self.known_names if name in found}
             yield values, {name: slope for name, slope in slopes.items() if np.isfinite(slope).all()}
 
     def _walk_back(self, values: dict[str, np.ndarray], found: dict[str, np.ndarray], version: int) -> None:
         for node in reversed(self._nodes):
             parts = [found.get(name) for name in node.output]
             adjoint = adjoint_of(node)
-            asked = [name in self._between for name in node.input]
+            asked = [name in self._names_between for name in node.input]
             if adjoint is None or all(part is None for part in parts) or not any(asked):
                 continue  # a look-up in a table, for one: nothing before it was asked for
-            step = Step(
+            step = NodeRun(
                 node,
                 [values.get(name) if name else None for name in node.input],
                 [values.get(name) if name else None for name in node.output],
@@ -129,22 +129,22 @@ class Gradients:
                 self._sessions,
             )
             first = parts[0]
-            gradients = joined(step, parts) if node.op_type == "Split" else []
+            gradients = join_gradients(step, parts) if node.op_type == "Split" else []
             if node.op_type != "Split" and first is not None:
                 gradients = adjoint(step, first)
             for name, gradient in zip(node.input, gradients, strict=False):
-                if gradient is not None and name in self._between and values[name].dtype.kind == "f":
+                if gradient is not None and name in self._names_between and values[name].dtype.kind == "f":
                     gradient = np.asarray(gradient, np.float32)
                     found[name] = gradient if name not in found else found[name] + gradient
 
 
 def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
     """Spread of each float answer over a few of `samples`: RMS distance from its mean answer."""
-    running = session_of(model)
+    running = open_session_of(model)
     names = [value.name for value in model.graph.output]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for sample in samples.take(SPREAD_SAMPLES):
-        for name, answer in zip(names, run(running, sample), strict=True):
+        for name, answer in zip(names, run_session(running, sample), strict=True):
             found[name].append(answer)
     return {name: spread(answers) for name, answers in found.items() if answers and answers[0].dtype.kind == "f"}
 
@@ -157,40 +157,40 @@ def spread(answers: list[np.ndarray]) -> float:
     return float(np.sqrt(np.stack(answers).astype(np.float64).var(axis=0).mean()))
 
 
-def _ahead(graph: onnx.GraphProto, starts: frozenset[str]) -> set[str]:
+def _dependents(graph: onnx.GraphProto, starts: frozenset[str]) -> set[str]:
     """Values that depend on `starts`, themselves included."""
     reached = set(starts)
     for node in graph.node:
-        if not _is_flat(node) and reached & _read(node):
+        if not _is_flat(node) and reached & _names_read(node):
             reached |= {name for name in node.output if name}
     return reached
 
 
-def _behind(graph: onnx.GraphProto, ends: set[str]) -> set[str]:
+def _dependencies(graph: onnx.GraphProto, ends: set[str]) -> set[str]:
     """Values that `ends` depend on, themselves included."""
     reached = set(ends)
     for node in reversed(graph.node):
         if reached & set(node.output):
-            reached |= _read(node)
+            reached |= _names_read(node)
     return reached
 
 
-def _blocked(nodes: list[onnx.NodeProto], between: set[str]) -> set[str]:
+def _blocked_values(nodes: list[onnx.NodeProto], between: set[str]) -> set[str]:
     """Values that reach the answers through an operator without adjoint (rule 3)."""
     blocked: set[str] = set()
     for node in reversed(nodes):
         makes_other = node.op_type != "Split" and any(name in between for name in list(node.output)[1:])
         if adjoint_of(node) is None or makes_other or blocked & set(node.output):
-            blocked |= _read(node)
+            blocked |= _names_read(node)
     return blocked
 
 
 def _is_flat(node: onnx.NodeProto) -> bool:
     to = next((a.i for a in node.attribute if a.name == "to"), onnx.TensorProto.FLOAT)
-    return node.op_type in STEPS or (node.op_type == "Cast" and to in INTEGERS)
+    return node.op_type in FLAT_OPERATORS or (node.op_type == "Cast" and to in INTEGER_TYPES)
 
 
-def _read(node: onnx.NodeProto) -> set[str]:
+def _names_read(node: onnx.NodeProto) -> set[str]:
     """What a node reads, through its subgraphs too."""
     names = {name for name in node.input if name}
     for attribute in node.attribute:

@@ -22,22 +22,22 @@ import onnx
 import onnxruntime
 
 from packager.models.inputs import Sample
-from packager.models.ordered_map import WORKERS, drawn_ahead, in_order
+from packager.models.ordered_map import WORKER_THREADS, ordered_map, prefetch
 from packager.models.samples import Samples
-from packager.models.sessions import DEFAULT_SETTINGS, ONE_THREAD, RunSettings, run, session_of
+from packager.models.sessions import DEFAULT_SETTINGS, ONE_THREAD_SETTINGS, RunSettings, open_session_of, run_session
 from packager.quantize.sensitivity import with_outputs
-from packager.quantize.update_aware.float_prefix import Prefix
-from packager.quantize.update_aware.gradients import Gradients, spreads_of
-from packager.quantize.update_aware.layers import Shared, outputs_of, places_of, rows_of, shape_of
+from packager.quantize.update_aware.float_prefix import FloatPrefix
+from packager.quantize.update_aware.gradients import GradientWalk, spreads_of
+from packager.quantize.update_aware.layers import SharedInput, outputs_of, position_count, rows_of, shape_of
 from packager.quantize.update_aware.template import QuantizedWeight, to_matrices
 
 MAX_ROWS: Final = 32_768
-BUNDLE: Final = 1024  # rows that are multiplied together, at least
+BATCH_ROWS: Final = 1024  # rows that are multiplied together, at least
 LOCAL_ROWS: Final = 512  # of inputs that are kept as they are
 MAX_STORED_BYTES: Final = 4 << 30  # on disk, while an update is solved
-EVERY_ROW: Final = 0.3
-EVERY_CHANNEL: Final = 0.3
-NO_INFLUENCE: Final = 1e-9  # of the mean
+UNIFORM_ROW_SHARE: Final = 0.3
+UNIFORM_CHANNEL_SHARE: Final = 0.3
+MIN_INFLUENCE: Final = 1e-9  # of the mean
 MAX_GRADIENT_FLOATS: Final = 1_000_000_000  # inner values over all samples that are walked back
 
 Key = tuple[int, str]
@@ -62,8 +62,8 @@ class Moments:
     mean_t: np.ndarray = field(init=False)
     total: float = 0.0
     squares: float = 0.0
-    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
-    under_way: list[Future[None]] = field(default_factory=list)
+    pending_rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list)
+    pending_sums: list[Future[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.h = np.zeros((self.size, self.size), np.float32)
@@ -76,12 +76,12 @@ class Moments:
         They are multiplied in bundles, since adding to `h` costs as much as many rows; by `workers`, while the caller
         makes the next one.
         """
-        self.waiting.append((q, t, weights))
-        if sum(len(part[2]) for part in self.waiting) >= max(BUNDLE, self.size):
+        self.pending_rows.append((q, t, weights))
+        if sum(len(part[2]) for part in self.pending_rows) >= max(BATCH_ROWS, self.size):
             self._flush()
 
     @property
-    def rows(self) -> float:
+    def effective_rows(self) -> float:
         """How many rows of equal weight tell as much (Kish's effective sample size)."""
         return max(1.0, self.total * self.total / (self.squares or 1.0))
 
@@ -97,7 +97,7 @@ class Moments:
         self.h -= np.outer(self.mean_q, self.mean_q).astype(np.float32)
         self.c -= np.outer(self.mean_q, self.mean_t).astype(np.float32)
 
-    def wanted(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
+    def target_moment(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
         """float32 [size, channels]: E[x_q y'] for what a weight should give, y.
 
         Args:
@@ -106,15 +106,15 @@ class Moments:
         """
         return np.asarray(self.c[:, columns] if self.is_projected else self.c @ matrix.astype(np.float32))
 
-    def mean_wanted(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
+    def target_mean(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
         """[channels]: the mean of y, as in `wanted`."""
         return np.asarray(self.mean_t[columns] if self.is_projected else self.mean_t @ matrix)
 
     def _flush(self) -> None:
-        if not self.waiting:
+        if not self.pending_rows:
             return
-        q, t, weights = (np.concatenate([part[i] for part in self.waiting]) for i in range(3))
-        self.waiting = []
+        q, t, weights = (np.concatenate([part[i] for part in self.pending_rows]) for i in range(3))
+        self.pending_rows = []
         self.total += float(weights.sum(dtype=np.float64))
         self.squares += float(np.square(weights, dtype=np.float64).sum())
         self.mean_q += weights @ q
@@ -123,16 +123,16 @@ class Moments:
         q *= roots
         t *= roots
         self._wait()
-        self.under_way = [
+        self.pending_sums = [
             self.workers.submit(_add_product, self.h, q, q),
             self.workers.submit(_add_product, self.c, q, t),
         ]
 
     def _wait(self) -> None:
         """Sums keep their order: one product is added to each at a time."""
-        for product in self.under_way:
+        for product in self.pending_sums:
             product.result()
-        self.under_way = []
+        self.pending_sums = []
 
 
 def _add_product(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
@@ -140,7 +140,7 @@ def _add_product(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None
 
 
 @dataclass(slots=True)
-class Rows:
+class RowSelection:
     """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 3).
 
     `local` holds the weights of the rows whose inputs are stored as they are.
@@ -148,101 +148,108 @@ class Rows:
     holds for each table how often each of its rows was looked up, a look-up counting 1 in the mean.
     """
 
-    places: dict[int, list[np.ndarray]]
+    positions: dict[int, list[np.ndarray]]
     weights: dict[int, list[np.ndarray]]
     channels: dict[Key, np.ndarray]
-    looked_up: dict[Key, np.ndarray] = field(default_factory=dict)
+    lookup_counts: dict[Key, np.ndarray] = field(default_factory=dict)
     local: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
 
 def measure_rows(
-    prepared: onnx.ModelProto, everything: list[Shared], tables: list[QuantizedWeight], samples: Samples, folder: Path
-) -> Rows:
+    prepared: onnx.ModelProto,
+    everything: list[SharedInput],
+    tables: list[QuantizedWeight],
+    samples: Samples,
+    folder: Path,
+) -> RowSelection:
     """Choose the rows of every layer and write the float model's into `folder` (rules 1 to 3), float32."""
     constants = {tensor.name for tensor in prepared.graph.initializer}
     tables = [table for table in tables if table.float_source and table.float_source not in constants]
     names = sorted(
-        {s.first.float_source or "" for s in everything}
+        {s.first_weight.float_source or "" for s in everything}
         | {table.float_source or "" for table in tables}
-        | {s.beside for s in everything if s.beside}
+        | {s.added_value for s in everything if s.added_value}
     )
-    running = watching(prepared, names, ONE_THREAD)
-    limit = row_limit(samples, everything)
-    found = Rows({s.number: [] for s in everything}, {s.number: [] for s in everything}, {})
-    found.local = {s.number: [] for s in everything}
+    running = open_watching_session(prepared, names, ONE_THREAD_SETTINGS)
+    limit = max_rows_per_sample(samples, everything)
+    found = RowSelection({s.node_number: [] for s in everything}, {s.node_number: [] for s in everything}, {})
+    found.local = {s.node_number: [] for s in everything}
     few = -(-LOCAL_ROWS // max(1, len(samples)))
-    exact = {s.number: _exact_matrices(s) for s in everything if s.is_projected}
+    exact = {s.node_number: _exact_matrices(s) for s in everything if s.is_projected}
     with ExitStack() as open_files:
-        streams = {s.number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
-        inputs = {s.number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
-        slopes_ahead = drawn_ahead(influences(prepared, everything, tables, samples))
-        values_ahead = in_order(lambda sample: values_at(running, sample, names), samples)
+        streams = {s.node_number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
+        inputs = {s.node_number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
+        slopes_ahead = prefetch(layer_gradients(prepared, everything, tables, samples))
+        values_ahead = ordered_map(lambda sample: values_at(running, sample, names), samples)
         for values, slopes in zip(values_ahead, slopes_ahead, strict=True):
             for table in tables:
-                _look_up(table, values[table.float_source or ""], slopes, found)
+                _count_lookups(table, values[table.float_source or ""], slopes, found)
             for shared in everything:
-                source = values[shared.first.float_source or ""]
+                source = values[shared.first_weight.float_source or ""]
                 weights = _row_weights(shared, source, slopes, found.channels)
-                used = np.flatnonzero(weights > NO_INFLUENCE * weights.mean()) if weights.any() else np.zeros(0, int)
+                used = np.flatnonzero(weights > MIN_INFLUENCE * weights.mean()) if weights.any() else np.zeros(0, int)
                 used = used[:: max(1, -(-len(used) // max(1, limit)))]
-                found.places[shared.number].append(used)
-                found.weights[shared.number].append(weights[used].astype(np.float32))
+                found.positions[shared.node_number].append(used)
+                found.weights[shared.node_number].append(weights[used].astype(np.float32))
                 some = slice(None, None, max(1, -(-len(used) // few)))
-                found.local[shared.number].append(weights[used[some]].astype(np.float32))
-                left = _beside_parts(shared, values, used)
-                rows = rows_of(source, shared.first, used)
-                inputs[shared.number].write(np.concatenate([part[some] for part in rows], axis=1).tobytes())
+                found.local[shared.node_number].append(weights[used[some]].astype(np.float32))
+                left = _added_parts(shared, values, used)
+                rows = rows_of(source, shared.first_weight, used)
+                inputs[shared.node_number].write(np.concatenate([part[some] for part in rows], axis=1).tobytes())
                 if shared.is_projected:
-                    rows = [part @ matrix for part, matrix in zip(rows, exact[shared.number], strict=True)]
+                    rows = [part @ matrix for part, matrix in zip(rows, exact[shared.node_number], strict=True)]
                     if left is not None:
                         rows = [part + more for part, more in zip(rows, left, strict=True)]
-                streams[shared.number].write(np.concatenate(rows, axis=1).tobytes())
+                streams[shared.node_number].write(np.concatenate(rows, axis=1).tobytes())
     for parts in found.weights.values():
         mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
         parts[:] = [
-            np.float32(1 - EVERY_ROW) * part / np.float32(mean or 1.0) + np.float32(EVERY_ROW) for part in parts
+            np.float32(1 - UNIFORM_ROW_SHARE) * part / np.float32(mean or 1.0) + np.float32(UNIFORM_ROW_SHARE)
+            for part in parts
         ]
     for key, energy in found.channels.items():
-        found.channels[key] = energy / (energy.mean() or 1.0) * (1 - EVERY_CHANNEL) + EVERY_CHANNEL
+        found.channels[key] = energy / (energy.mean() or 1.0) * (1 - UNIFORM_CHANNEL_SHARE) + UNIFORM_CHANNEL_SHARE
     return found
 
 
-def influences(
-    prepared: onnx.ModelProto, everything: list[Shared], tables: list[QuantizedWeight], samples: Samples
+def layer_gradients(
+    prepared: onnx.ModelProto, everything: list[SharedInput], tables: list[QuantizedWeight], samples: Samples
 ) -> Iterator[dict[str, np.ndarray]]:
     """For each sample the gradients at the outputs of the layers, by name; empty where they are not known or would
     take too long."""
     layers = [weight for shared in everything for weight in shared.weights if weight.kind != "recurrent"]
-    gradients = Gradients(prepared, frozenset(weight.float_node.output[0] for weight in (*layers, *tables)))
+    gradients = GradientWalk(prepared, frozenset(weight.float_node.output[0] for weight in (*layers, *tables)))
     spreads = spreads_of(prepared, samples)
-    if not gradients.known or not any(spread > 0 for spread in spreads.values()):
+    if not gradients.known_names or not any(spread > 0 for spread in spreads.values()):
         yield from repeat({}, len(samples))
         return
-    count = max(1, MAX_GRADIENT_FLOATS // max(1, gradients.floats(next(iter(samples)))))
+    count = max(1, MAX_GRADIENT_FLOATS // max(1, gradients.count_inner_floats(next(iter(samples)))))
     step = -(-len(samples) // count)
-    walk = gradients.of(replace(samples, indices=samples.indices[::step]), spreads)
+    walk = gradients.gradients(replace(samples, indices=samples.indices[::step]), spreads)
     for number in range(len(samples)):
         yield next(walk) if number % step == 0 else {}
 
 
-def _look_up(table: QuantizedWeight, index: np.ndarray, slopes: dict[str, np.ndarray], found: Rows) -> None:
+def _count_lookups(
+    table: QuantizedWeight, index: np.ndarray, slopes: dict[str, np.ndarray], found: RowSelection
+) -> None:
     key = (table.graph, table.levels.name)
-    count = int(table.counterpart.dims[0])
+    count = int(table.float_tensor.dims[0])
     places = np.where(index < 0, index + count, index).ravel()
     slope = slopes.get(table.float_node.output[0])
     weights = np.ones(len(places))
     if slope is not None and slope.any():
         squares = np.square(slope.reshape(len(places), -1).astype(np.float64))
-        if len(table.counterpart.dims) == 2:
+        if len(table.float_tensor.dims) == 2:
             found.channels[key] = found.channels.get(key, 0.0) + squares.sum(axis=0)
         weights = squares.sum(axis=1)
         weights /= weights.mean()
     seen = np.bincount(places, weights, minlength=count)[:count]
-    found.looked_up[key] = found.looked_up[key] + seen if key in found.looked_up else seen
+    found.lookup_counts[key] = found.lookup_counts[key] + seen if key in found.lookup_counts else seen
 
 
 def _row_weights(
-    shared: Shared, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
+    shared: SharedInput, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
 ) -> np.ndarray:
     """Squared gradients of each row of a layer, summed over its channels; adds those of each channel to `channels`."""
     count = _row_count(shared, source)
@@ -267,72 +274,84 @@ def _row_weights(
     return np.ones(count) if total is None else total / known
 
 
-def _exact_matrices(shared: Shared) -> list[np.ndarray]:
+def _exact_matrices(shared: SharedInput) -> list[np.ndarray]:
     """float32 [inputs, channels of all weights] for each group."""
-    groups = shape_of(shared.first)[1]
+    groups = shape_of(shared.first_weight)[1]
     parts = [to_matrices(weight.float_values(), weight.kind, groups) for weight in shared.weights]
     return [np.concatenate([part[group] for part in parts], axis=1).astype(np.float32) for group in range(groups)]
 
 
-def _beside_parts(shared: Shared, values: dict[str, np.ndarray], places: np.ndarray) -> list[np.ndarray] | None:
+def _added_parts(shared: SharedInput, values: dict[str, np.ndarray], positions: np.ndarray) -> list[np.ndarray] | None:
     """For each group, what is added at `places` to what the layer gives; None where it is of another shape."""
-    if not shared.beside:
+    if not shared.added_value:
         return None
-    groups = shape_of(shared.first)[1]
-    outputs = outputs_of(values[shared.beside], shared.first)
-    source = values[shared.first.float_source or ""]
+    groups = shape_of(shared.first_weight)[1]
+    outputs = outputs_of(values[shared.added_value], shared.first_weight)
+    source = values[shared.first_weight.float_source or ""]
     if outputs.shape != (_row_count(shared, source), shared.width * groups):
         return None
-    return np.split(outputs[places], groups, axis=1)
+    return np.split(outputs[positions], groups, axis=1)
 
 
-def _row_count(shared: Shared, source: np.ndarray) -> int:
+def _row_count(shared: SharedInput, source: np.ndarray) -> int:
     """Rows that a value of the layer's input holds."""
-    if shared.first.kind == "conv":
-        return places_of(source.shape, shared.first)
-    return source.size // max(1, shape_of(shared.first)[0])
+    if shared.first_weight.kind == "conv":
+        return position_count(source.shape, shared.first_weight)
+    return source.size // max(1, shape_of(shared.first_weight)[0])
 
 
-def float_rows(shared: Shared, folder: Path) -> list[np.ndarray]:
+def float_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
     """For each group the float model's rows [rows, width] (`Moments`), mapped from disk."""
-    return _mapped(shared, shared.path(folder), shared.width)
+    return _map_rows(shared, shared.path(folder), shared.width)
 
 
-def local_rows(shared: Shared, folder: Path) -> list[np.ndarray]:
+def local_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
     """For each group the inputs [rows, inputs] of a few of them in the float model."""
-    return _mapped(shared, shared.local_path(folder), shape_of(shared.first)[0])
+    return _map_rows(shared, shared.local_path(folder), shape_of(shared.first_weight)[0])
 
 
-def _mapped(shared: Shared, path: Path, width: int) -> list[np.ndarray]:
-    groups = shape_of(shared.first)[1]
+def _map_rows(shared: SharedInput, path: Path, width: int) -> list[np.ndarray]:
+    groups = shape_of(shared.first_weight)[1]
     if path.stat().st_size == 0:
         return [np.zeros((0, width), np.float32)] * groups
     return np.split(np.memmap(path, np.float32, "r").reshape(-1, width * groups), groups, axis=1)
 
 
-def moments(prefix: Prefix, stage: list[Shared], rows: Rows, folder: Path) -> list[list[Moments]]:
+def measure_moments(
+    prefix: FloatPrefix, shared_inputs: list[SharedInput], rows: RowSelection, folder: Path
+) -> list[list[Moments]]:
     """For each of `stage`, the moments of each of its groups, behind what is chosen in `prefix`."""
-    with ThreadPoolExecutor(WORKERS) as workers:
-        return _moments(prefix, stage, rows, folder, workers)
+    with ThreadPoolExecutor(WORKER_THREADS) as workers:
+        return _measure_moments(prefix, shared_inputs, rows, folder, workers)
 
 
-def _moments(prefix: Prefix, stage: list[Shared], rows: Rows, folder: Path, workers: Executor) -> list[list[Moments]]:
+def _measure_moments(
+    prefix: FloatPrefix, shared_inputs: list[SharedInput], rows: RowSelection, folder: Path, workers: Executor
+) -> list[list[Moments]]:
     found = [
-        [Moments(shape_of(s.first)[0], s.width, s.is_projected, workers) for _ in range(shape_of(s.first)[1])]
-        for s in stage
+        [
+            Moments(shape_of(s.first_weight)[0], s.width, s.is_projected, workers)
+            for _ in range(shape_of(s.first_weight)[1])
+        ]
+        for s in shared_inputs
     ]
-    stored = [float_rows(s, folder) for s in stage]
-    starts = [np.cumsum([0, *[len(places) for places in rows.places[s.number]]]) for s in stage]
-    names = sorted({s.first.float_source or "" for s in stage} | {s.beside for s in stage if s.beside})
-    first = min(shared.place for shared in stage)
+    stored = [float_rows(s, folder) for s in shared_inputs]
+    starts = [np.cumsum([0, *[len(places) for places in rows.positions[s.node_number]]]) for s in shared_inputs]
+    names = sorted(
+        {s.first_weight.float_source or "" for s in shared_inputs}
+        | {s.added_value for s in shared_inputs if s.added_value}
+    )
+    first = min(shared.input_index for shared in shared_inputs)
     for number, values in enumerate(prefix.walk(first, names)):
-        for i, shared in enumerate(stage):
-            places, weights = rows.places[shared.number][number], rows.weights[shared.number][number]
+        for i, shared in enumerate(shared_inputs):
+            places, weights = rows.positions[shared.node_number][number], rows.weights[shared.node_number][number]
             if not len(places):
                 continue
             span = slice(starts[i][number], starts[i][number + 1])
-            left = _beside_parts(shared, values, places)
-            for group, q in enumerate(rows_of(values[shared.first.float_source or ""], shared.first, places)):
+            left = _added_parts(shared, values, places)
+            for group, q in enumerate(
+                rows_of(values[shared.first_weight.float_source or ""], shared.first_weight, places)
+            ):
                 exact = stored[i][group][span]
                 found[i][group].add(q, exact if left is None else exact - left[group], weights)
     for parts in found:
@@ -341,9 +360,9 @@ def _moments(prefix: Prefix, stage: list[Shared], rows: Rows, folder: Path, work
     return found
 
 
-def row_limit(samples: Samples, everything: list[Shared]) -> int:
+def max_rows_per_sample(samples: Samples, everything: list[SharedInput]) -> int:
     """Rows of a layer and sample (rule 1)."""
-    floats = sum(shared.width * shape_of(shared.first)[1] for shared in everything)
+    floats = sum(shared.width * shape_of(shared.first_weight)[1] for shared in everything)
     rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
     return max(1, rows // max(1, len(samples)))
 
@@ -351,11 +370,11 @@ def row_limit(samples: Samples, everything: list[Shared]) -> int:
 def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
     """The values `names`: from the sample itself where they are inputs, else from one run."""
     outputs = [name for name in names if name not in sample]
-    found = dict(zip(outputs, run(running, sample, outputs), strict=True)) if outputs else {}
+    found = dict(zip(outputs, run_session(running, sample, outputs), strict=True)) if outputs else {}
     return {name: sample[name] if name in sample else found[name] for name in names}
 
 
-def watching(
+def open_watching_session(
     model: onnx.ModelProto, names: list[str], settings: RunSettings = DEFAULT_SETTINGS
 ) -> onnxruntime.InferenceSession:
     """A session that gives the values `names` and computes no more than they need."""
@@ -371,4 +390,4 @@ def watching(
                 kept.append(twin)
         del copy.graph.output[:]
         copy.graph.output.extend(kept)
-    return session_of(copy, settings)
+    return open_session_of(copy, settings)

@@ -16,68 +16,70 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.quantize.update_aware.fill_template import added_to
+from packager.quantize.update_aware.fill_template import find_addition
 from packager.quantize.update_aware.template import QuantizedWeight
 
 MAX_STAGES: Final = 160
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class SharedInput:
     """Weights that multiply the same rows, the number of the first node that does so, and where the rows lie.
 
     `beside` is the value that is added to the layer's output, rule 3; "" where there is none.
     """
 
-    number: int
-    place: int
+    node_number: int
+    input_index: int
     weights: tuple[QuantizedWeight, ...]
-    beside: str = ""
+    added_value: str = ""
 
     @property
-    def first(self) -> QuantizedWeight:
+    def first_weight(self) -> QuantizedWeight:
         return self.weights[0]
 
     @property
     def is_projected(self) -> bool:
         """Is it what the layer gives that is stored and aimed at, not what it multiplies? The narrower of the two."""
-        return bool(self.beside) or sum(map(channels_of, self.weights)) <= shape_of(self.first)[0]
+        return bool(self.added_value) or sum(map(channels_of, self.weights)) <= shape_of(self.first_weight)[0]
 
     @property
     def width(self) -> int:
         """Columns of what is stored of one group."""
-        return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first)[0]
+        return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first_weight)[0]
 
     def path(self, folder: Path) -> Path:
         """Of all rows, those of its groups side by side: a file for each group would be too many open at once."""
-        return folder / f"{self.number}.rows"
+        return folder / f"{self.node_number}.rows"
 
     def local_path(self, folder: Path) -> Path:
         """Of the inputs of a few rows."""
-        return folder / f"{self.number}.local"
+        return folder / f"{self.node_number}.local"
 
 
-def stages(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[Shared]]:
+def execution_order(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[SharedInput]]:
     """Watched weights in the order in which the float model reads them, grouped by rules 1 and 2."""
     place = {node.name: i for i, node in enumerate(prepared.graph.node)}
     layers: dict[tuple[str, ...], list[QuantizedWeight]] = {}
     for weight in sorted(weights, key=lambda w: place[w.float_node.name]):
         layers.setdefault(_layer_key(weight), []).append(weight)
     shared = [
-        Shared(i, min(place[w.float_node.name] for w in group), tuple(group), _beside(prepared, group))
+        SharedInput(i, min(place[w.float_node.name] for w in group), tuple(group), _find_added_value(prepared, group))
         for i, group in enumerate(layers.values())
     ]
     together = max(1, -(-len(shared) // MAX_STAGES))
     return [shared[i : i + together] for i in range(0, len(shared), together)]
 
 
-def rows_of(activation: np.ndarray, weight: QuantizedWeight, places: np.ndarray) -> list[np.ndarray]:
+def rows_of(activation: np.ndarray, weight: QuantizedWeight, positions: np.ndarray) -> list[np.ndarray]:
     """float32 [places, inputs] for each group: what `weight` multiplies at `places`."""
     size, groups = shape_of(weight)
     if weight.kind == "conv":
-        kernel = tuple(weight.counterpart.dims[2:])
-        return [patches(activation, weight.float_node, kernel, group, groups, places) for group in range(groups)]
-    return [activation.reshape(-1, size)[places].astype(np.float32, copy=False)] * groups
+        kernel = tuple(weight.float_tensor.dims[2:])
+        return [
+            conv_input_rows(activation, weight.float_node, kernel, group, groups, positions) for group in range(groups)
+        ]
+    return [activation.reshape(-1, size)[positions].astype(np.float32, copy=False)] * groups
 
 
 def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
@@ -86,12 +88,12 @@ def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
     return value.reshape(-1, value.shape[-1] if value.ndim else 1).astype(np.float32, copy=False)
 
 
-def patches(
-    image: np.ndarray, node: onnx.NodeProto, kernel: tuple[int, ...], group: int, groups: int, places: np.ndarray
+def conv_input_rows(
+    image: np.ndarray, node: onnx.NodeProto, kernel: tuple[int, ...], group: int, groups: int, positions: np.ndarray
 ) -> np.ndarray:
     """float32 [places, channels / groups * kernel]: the patches that a Conv multiplies for the outputs at `places`."""
     rank = len(kernel)
-    strides, dilations, spans, pads = _geometry(image.shape, node, kernel)
+    strides, dilations, spans, pads = _conv_geometry(image.shape, node, kernel)
     per_group = image.shape[1] // groups
     part = image[:, group * per_group : (group + 1) * per_group].astype(np.float32, copy=False)
     part = np.pad(part, [(0, 0), (0, 0), *[(pads[i], pads[i + rank]) for i in range(rank)]])
@@ -101,11 +103,11 @@ def patches(
     windows = windows[(slice(None), slice(None), *steps, *inner)]
     # [batch, channels, places..., kernel...] -> [batch, places..., channels, kernel...]
     moved = np.moveaxis(windows, 1, 1 + rank)
-    spots = np.unravel_index(places, moved.shape[: 1 + rank])
-    return np.asarray(moved[spots].reshape(len(places), per_group * math.prod(kernel)))
+    spots = np.unravel_index(positions, moved.shape[: 1 + rank])
+    return np.asarray(moved[spots].reshape(len(positions), per_group * math.prod(kernel)))
 
 
-def _geometry(
+def _conv_geometry(
     shape: tuple[int, ...], node: onnx.NodeProto, kernel: tuple[int, ...]
 ) -> tuple[list[int], list[int], tuple[int, ...], list[int]]:
     """(strides, dilations, spans of the dilated kernel, pads) of a Conv on an image of `shape`."""
@@ -122,10 +124,10 @@ def _geometry(
     return strides, dilations, spans, pads
 
 
-def places_of(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
+def position_count(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
     """Outputs a channel that a Conv has for an image of `shape`, batch included."""
-    kernel = tuple(weight.counterpart.dims[2:])
-    strides, _, spans, pads = _geometry(shape, weight.float_node, kernel)
+    kernel = tuple(weight.float_tensor.dims[2:])
+    strides, _, spans, pads = _conv_geometry(shape, weight.float_node, kernel)
     rank = len(kernel)
     sizes = [
         (n + pads[i] + pads[i + rank] - e) // s + 1
@@ -136,7 +138,7 @@ def places_of(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
 
 def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
     """(inputs of one group, groups) of a weight's matrices."""
-    dims = list(weight.counterpart.dims)
+    dims = list(weight.float_tensor.dims)
     match weight.kind:
         case "conv":
             groups = next((int(a.i) for a in weight.float_node.attribute if a.name == "group"), 1)
@@ -155,17 +157,17 @@ def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
 def channels_of(weight: QuantizedWeight) -> int:
     """Outputs of one group of a weight."""
     size, groups = shape_of(weight)
-    return int(math.prod(weight.counterpart.dims)) // max(1, size * groups)
+    return int(math.prod(weight.float_tensor.dims)) // max(1, size * groups)
 
 
-def _beside(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
+def _find_added_value(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
     """The value that is added to what a layer makes, behind its bias (rule 3)."""
     if len(group) != 1 or group[0].kind not in ("matrix", "transposed", "conv", "nbits"):
         return ""
     constants = {tensor.name for tensor in prepared.graph.initializer}
-    made, other = added_to(prepared, group[0].float_node.output[0])
+    made, other = find_addition(prepared, group[0].float_node.output[0])
     if other in constants:
-        _, other = added_to(prepared, made)
+        _, other = find_addition(prepared, made)
     return "" if other in constants else other
 
 
@@ -173,6 +175,6 @@ def _layer_key(weight: QuantizedWeight) -> tuple[str, ...]:
     cut = ""
     if weight.kind == "conv":
         # the same image is cut into other patches by another kernel, stride or padding
-        cut = f"{list(weight.counterpart.dims)[1:]}"
+        cut = f"{list(weight.float_tensor.dims)[1:]}"
         cut += "".join(sorted(a.SerializeToString().hex() for a in weight.float_node.attribute))
     return weight.float_source or "", weight.source or "", cut

@@ -9,11 +9,13 @@ import onnx
 
 from packager.models.graphs import all_nodes, float_bytes, quantization_of, weight_uses
 from packager.models.samples import Samples
-from packager.quantize.candidates import Method, Workshop
+from packager.quantize.candidates import CandidateBuilder, Method
 from packager.quantize.int4 import int4_nodes
 
 
-def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibration: Samples) -> onnx.ModelProto:
+def quantize_like_template(
+    template: onnx.ModelProto, prepared: onnx.ModelProto, calibration: Samples
+) -> onnx.ModelProto:
     """The new model quantized the way the template was (rules 1 and 2). Raises QuantizationRefused."""
     told = quantization_of(template)
     operators = {node.op_type for node in all_nodes(template)}
@@ -24,8 +26,8 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
         method = "dynamic"
     floats = {tensor.name for tensor in template.graph.initializer}
     kept = frozenset(use.node.name for use in weight_uses(prepared) if use.tensor.name in floats)
-    wide = _wide_of(template, method, {use.node.name for use in int4_nodes(prepared)}) - kept
-    workshop = Workshop(
+    wide = _promoted_nodes(template, method, {use.node.name for use in int4_nodes(prepared)}) - kept
+    workshop = CandidateBuilder(
         prepared,
         calibration,
         float_bytes(prepared),
@@ -35,7 +37,7 @@ def ordinary_of(template: onnx.ModelProto, prepared: onnx.ModelProto, calibratio
     return workshop.build(method, kept, wide, is_partial=True)
 
 
-def _wide_of(template: onnx.ModelProto, method: Method, four_bits: set[str]) -> frozenset[str]:
+def _promoted_nodes(template: onnx.ModelProto, method: Method, four_bits: set[str]) -> frozenset[str]:
     """Names of the nodes that have more bits in the template: 16 for what they read, or 8 for weights that could have
     4."""
     nodes = list(all_nodes(template))

@@ -21,87 +21,90 @@ import onnx
 from bundle.patch.single_thread import use_single_thread
 from packager.models.inputs import load_proto
 from packager.models.samples import Samples
-from packager.models.sessions import Remembered, session, session_of, settings_for
+from packager.models.sessions import CachedSession, open_session, open_session_of, settings_for
 from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
-from packager.quantize.prepare import prepare
-from packager.quantize.reference_checks import check_answers
-from packager.quantize.schemes import save
-from packager.quantize.update_aware.activation_refit import refitted_ranges
-from packager.quantize.update_aware.matching_baseline import ordinary_of
-from packager.quantize.update_aware.rate_search import Point, Search
+from packager.quantize.prepare import prepare_model
+from packager.quantize.reference_checks import check_reference_outputs
+from packager.quantize.schemes import save_model
+from packager.quantize.update_aware.activation_refit import refit_ranges
+from packager.quantize.update_aware.matching_baseline import quantize_like_template
+from packager.quantize.update_aware.rate_search import RatePoint, RateSearch
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template
 
-Means = Literal["joint", "ordinary"]
+UpdateMethod = Literal["joint", "ordinary"]
 
-FRESH_SHARE: Final = 0.5
-AIM: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
+REQUANTIZED_SHARE_LIMIT: Final = 0.5
+DEFAULT_ERROR_RATIO: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
 MAX_SAMPLES: Final = 1024
-TRIED_SAMPLES: Final = 100  # of those for calibration, on which ranges are tried
-NAMED: Final = 5  # weights that a text lists by name
+TRIAL_SAMPLES: Final = 100  # of those for calibration, on which ranges are tried
+MAX_LISTED_WEIGHTS: Final = 5  # weights that a text lists by name
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
     """What an update came to; all gates are on the samples that were held back."""
 
-    means: Means
+    method: UpdateMethod
     reason: str
     gate: GateReport
-    ordinary: GateReport
-    stale: GateReport
-    price: float | None
+    baseline: GateReport
+    unchanged_base: GateReport
+    rate_weight: float | None
     bits_per_weight: float | None
-    curve: tuple[Point, ...]
+    curve: tuple[RatePoint, ...]
     weights: int
-    fresh: tuple[str, ...]
-    refitted: tuple[str, ...]
-    joint: tuple[str, ...]
+    requantized: tuple[str, ...]
+    refitted_scales: tuple[str, ...]
+    jointly_optimized: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
         return {
-            "means": self.means,
+            "means": self.method,
             "reason": self.reason,
             "gate": self.gate.as_json(),
-            "ordinary": self.ordinary.as_json(),
-            "stale": self.stale.as_json(),
-            "lambda": self.price,
+            "ordinary": self.baseline.as_json(),
+            "stale": self.unchanged_base.as_json(),
+            "lambda": self.rate_weight,
             "bits_per_weight": self.bits_per_weight,
             "curve": [point.as_json() for point in self.curve],
             "weights": self.weights,
-            "fresh": list(self.fresh),
-            "refitted": list(self.refitted),
-            "joint": list(self.joint),
+            "fresh": list(self.requantized),
+            "refitted": list(self.refitted_scales),
+            "joint": list(self.jointly_optimized),
         }
 
     def as_text(self) -> str:
         """For a person: what it came to, and which weights did not fit the base's scales."""
         bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
-        error, ordinary = self.gate.relative_rms or 0.0, self.ordinary.relative_rms or 0.0
+        error, ordinary = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
         lines = [
-            f"{self.means}: {self.reason}{bits}",
+            f"{self.method}: {self.reason}{bits}",
             f"relative RMS {error:.4f}, ordinary quantization {ordinary:.4f}",
         ]
-        for names, what in ((self.fresh, "quantized afresh"), (self.refitted, "scales of some channels fitted again")):
+        for names, what in (
+            (self.requantized, "quantized afresh"),
+            (self.refitted_scales, "scales of some channels fitted again"),
+        ):
             if names:
-                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                lines.append(f"{what}: {', '.join(names[:NAMED])}{more}")
+                more = f" and {len(names) - MAX_LISTED_WEIGHTS} more" if len(names) > MAX_LISTED_WEIGHTS else ""
+                lines.append(f"{what}: {', '.join(names[:MAX_LISTED_WEIGHTS])}{more}")
         return "\n".join(lines)
 
 
 @use_single_thread()
-def update(
+def quantize_update(
     new: Path,
     base: Path,
     out: Path,
     calibration: Samples,
-    held_back: Samples,
+    held_out: Samples,
     *,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
-    max_over_ordinary: float | None = None,
-    on_solution: Callable[[Point], None] | None = None,
-    around: tuple[float, ...] = (),
+    max_over_baseline: float | None = None,
+    on_solution: Callable[[RatePoint], None] | None = None,
+    extra_rate_factors: tuple[float, ...] = (),
 ) -> UpdateReport:
     """Quantize the float model `new` near the quantized model `base` into `out`.
 
@@ -124,20 +127,20 @@ def update(
     """
     calibration = calibration.take(MAX_SAMPLES)
     template = load_proto(base)
-    prepared = prepare(new, next(iter(calibration.take(1)))).model
+    prepared = prepare_model(new, next(iter(calibration.take(1)))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
-    running = session(new)
-    check_answers(running, calibration, new)
-    reference = Remembered(running)
-    ordinary = ordinary_of(template, prepared, calibration)
-    ratio = max_over_ordinary if max_over_ordinary is not None else thresholds.max_over_ordinary
-    fresh = tuple(grid.weight.name for grid in grids if grid.is_fresh)
-    share = sum(grid.values.size for grid in grids if grid.is_fresh) / max(total, 1)
-    tried = calibration.take(TRIED_SAMPLES)
+    running = open_session(new)
+    check_reference_outputs(running, calibration, new)
+    reference = CachedSession(running)
+    ordinary = quantize_like_template(template, prepared, calibration)
+    ratio = max_over_baseline if max_over_baseline is not None else thresholds.max_over_baseline
+    fresh = tuple(grid.weight.name for grid in grids if grid.is_requantized)
+    share = sum(grid.values.size for grid in grids if grid.is_requantized) / max(total, 1)
+    tried = calibration.take(TRIAL_SAMPLES)
 
-    def judged(model: onnx.ModelProto, samples: Samples = held_back) -> GateReport:
-        return judge(reference, session_of(model, settings_for(model)), samples, thresholds)
+    def judged(model: onnx.ModelProto, samples: Samples = held_out) -> GateReport:
+        return judge(reference, open_session_of(model, settings_for(model)), samples, thresholds)
 
     def error_of(model: onnx.ModelProto) -> float:
         return judged(model, tried).relative_rms or 0.0
@@ -147,43 +150,50 @@ def update(
     def gate_of(model: onnx.ModelProto) -> GateReport:
         return judge(
             reference,
-            session_of(model, settings_for(model)),
-            held_back,
-            replace(thresholds, max_over_ordinary=ratio),
-            ordinary_rms=gates["ordinary"].relative_rms,
-            stale_rms=gates["stale"].relative_rms,
+            open_session_of(model, settings_for(model)),
+            held_out,
+            replace(thresholds, max_over_baseline=ratio),
+            baseline_rms=gates["ordinary"].relative_rms,
+            unchanged_base_rms=gates["stale"].relative_rms,
         )
 
-    curve: list[Point] = []
-    chosen: Point | None = None
-    if share <= FRESH_SHARE:
-        ranges = refitted_ranges(template, prepared, ordinary, calibration)
+    curve: list[RatePoint] = []
+    chosen: RatePoint | None = None
+    if share <= REQUANTIZED_SHARE_LIMIT:
+        ranges = refit_ranges(template, prepared, ordinary, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
-            aim = ratio if max_over_ordinary is not None else min(ratio, AIM)
-            search = Search(solver, gate_of, error_of, gates["ordinary"], aim, on_solution)
-            chosen = search.run()
-            for factor in around:
-                search.solve(((chosen.price if chosen else 0.0) or search.first_price) * factor, is_around=True)
+            aim = ratio if max_over_baseline is not None else min(ratio, DEFAULT_ERROR_RATIO)
+            search = RateSearch(solver, gate_of, error_of, gates["ordinary"], aim, on_solution)
+            chosen = search.find_best_point()
+            for factor in extra_rate_factors:
+                search.solve(
+                    ((chosen.rate_weight if chosen else 0.0) or search.initial_rate_weight) * factor,
+                    is_extra_point=True,
+                )
         curve = search.points
     verdict = chosen.gate if chosen else gate_of(ordinary)
-    reason = verdict.why
+    reason = verdict.explanation
     if chosen is None:
         reason = (
-            f"{share:.0%} of the weights are quantized afresh" if share > FRESH_SHARE else "no price passes the gate"
+            f"{share:.0%} of the weights are quantized afresh"
+            if share > REQUANTIZED_SHARE_LIMIT
+            else "no price passes the gate"
         )
-    save(chosen.model if chosen else ordinary, out)
+    save_model(chosen.model if chosen else ordinary, out)
     return UpdateReport(
-        means="joint" if chosen else "ordinary",
+        method="joint" if chosen else "ordinary",
         reason=reason,
         gate=verdict,
-        ordinary=gates["ordinary"],
-        stale=gates["stale"],
-        price=chosen.price if chosen else None,
+        baseline=gates["ordinary"],
+        unchanged_base=gates["stale"],
+        rate_weight=chosen.rate_weight if chosen else None,
         bits_per_weight=chosen.bits_per_weight if chosen else None,
         curve=tuple(curve),
         weights=total,
-        fresh=fresh,
-        refitted=tuple(grid.weight.name for grid in grids if grid.refitted is not None and not grid.is_fresh),
-        joint=tuple(grid.weight.name for grid in grids if grid.is_joint),
+        requantized=fresh,
+        refitted_scales=tuple(
+            grid.weight.name for grid in grids if grid.refitted_scales is not None and not grid.is_requantized
+        ),
+        jointly_optimized=tuple(grid.weight.name for grid in grids if grid.is_jointly_optimized),
     )

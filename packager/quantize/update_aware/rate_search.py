@@ -27,44 +27,48 @@ from typing import Final
 import numpy as np
 import onnx
 
-from packager.quantize.agreement import finite
+from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import GateReport
-from packager.quantize.update_aware.coordinate_descent import prices
-from packager.quantize.update_aware.fill_template import LEFTOVER_STEPS, Choice
+from packager.quantize.update_aware.coordinate_descent import bits_of_changes
+from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS, UpdateChoice
 from packager.quantize.update_aware.solver import Solver
 
 logger = logging.getLogger(__name__)
 
 MAX_SOLUTIONS: Final = 5
 MAX_POINTS: Final = MAX_SOLUTIONS + 1  # with rounding to nearest
-FIRST_PRICE: Final = 25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier, where
-FIRST_AIM: Final = 1.15  # of ordinary quantization's error is allowed
-FLOOR: Final = 0.7  # of ordinary quantization's error energy: what no price gets rid of, about
-LEAST_EXCESS: Final = 0.05
-USUAL_POWER: Final = 0.7  # of the price, by which the energy above the floor grows
-LARGEST_STEP: Final = 16.0  # between the prices of two solutions
-TINY: Final = 1e-4
-UNTOLD: Final = 0.2
-WASTED: Final = 0.03
-SAFER: Final = 4.0
-LEFTOVERS_MAY_COST: Final = 0.03  # on a hundred samples 0.01 is a coin's toss, and a quarter of the step costs two bits
-WORTH_FITTING: Final = 0.03
-NARROW: Final = 1.2  # between two prices: there is nothing to find
-SAME: Final = 0.02  # of the bits, or of the error
+INITIAL_RATE_WEIGHT: Final = (
+    25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier, where
+)
+INITIAL_ERROR_RATIO: Final = 1.15  # of ordinary quantization's error is allowed
+ENERGY_FLOOR: Final = 0.7  # of ordinary quantization's error energy: what no price gets rid of, about
+MIN_EXCESS_ENERGY: Final = 0.05
+DEFAULT_EXPONENT: Final = 0.7  # of the price, by which the energy above the floor grows
+MAX_RATE_STEP: Final = 16.0  # between the prices of two solutions
+MIN_BASELINE_ERROR: Final = 1e-4
+HELD_OUT_MARGIN: Final = 0.2
+UNUSED_ERROR_SHARE: Final = 0.03
+RATE_BACKOFF: Final = 4.0
+FLOAT_ROUNDING_MAX_ERROR: Final = (
+    0.03  # on a hundred samples 0.01 is a coin's toss, and a quarter of the step costs two bits
+)
+MIN_REFIT_GAIN: Final = 0.03
+MIN_RATE_RATIO: Final = 1.2  # between two prices: there is nothing to find
+SAME_RELATIVE_TOLERANCE: Final = 0.02  # of the bits, or of the error
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RatePoint:
     """One solution: price of a bit, entropy of the changes in bits a weight, and the gate on the samples held back.
 
     `is_around` where it was asked for beside the search.
     """
 
-    price: float
+    rate_weight: float
     bits_per_weight: float
     gate: GateReport
     model: onnx.ModelProto
-    is_around: bool = False
+    is_extra_point: bool = False
 
     @property
     def relative_rms(self) -> float:
@@ -73,20 +77,20 @@ class Point:
 
     def as_json(self) -> dict[str, float | None]:
         """Plain values; `relative_rms` is None where no output tells."""
-        error = finite(self.gate.relative_rms)
-        return {"lambda": self.price, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
+        error = finite_or_none(self.gate.relative_rms)
+        return {"lambda": self.rate_weight, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
 
 
 def entropy_bits(change: np.ndarray) -> float:
     """Bits that `change` costs by its own histogram."""
-    bits = prices(change)
+    bits = bits_of_changes(change)
     middle = len(bits) // 2
     spots = np.clip(change, -middle, middle).astype(np.int8).ravel() + np.int8(middle)
     return float(np.bincount(spots, minlength=len(bits)) @ bits)
 
 
 @dataclass(slots=True)
-class Search:
+class RateSearch:
     """One search; `points` tells afterwards what was solved.
 
     Args:
@@ -101,134 +105,141 @@ class Search:
     solver: Solver
     gate_of: Callable[[onnx.ModelProto], GateReport]
     error_of: Callable[[onnx.ModelProto], float]
-    ordinary: GateReport
-    aim: float
-    on_solution: Callable[[Point], None] | None
-    points: list[Point] = field(default_factory=list)
-    first_price: float = field(init=False)
-    _unit: float = field(init=False)
-    _wanted: float = field(init=False)
-    _total: int = field(init=False)
-    _last: Choice | None = None
+    baseline: GateReport
+    error_ratio: float
+    on_solution: Callable[[RatePoint], None] | None
+    points: list[RatePoint] = field(default_factory=list)
+    initial_rate_weight: float = field(init=False)
+    _baseline_error: float = field(init=False)
+    _target_error: float = field(init=False)
+    _weight_count: int = field(init=False)
+    _last_choice: UpdateChoice | None = None
 
     def __post_init__(self) -> None:
-        self._total = max(1, sum(grid.values.size for grid in self.solver.grids))
-        self._unit = max(self.ordinary.relative_rms or 0.0, TINY)
-        share = self.aim * (1.0 - UNTOLD / math.sqrt(max(1, self.ordinary.samples)))
-        self._wanted = share * self._unit
-        price = FIRST_PRICE * _step(self._excess(FIRST_AIM * self._unit), self._excess(self._wanted))
-        self.first_price = price * self._unit**2 / self._total
+        self._weight_count = max(1, sum(grid.values.size for grid in self.solver.grids))
+        self._baseline_error = max(self.baseline.relative_rms or 0.0, MIN_BASELINE_ERROR)
+        share = self.error_ratio * (1.0 - HELD_OUT_MARGIN / math.sqrt(max(1, self.baseline.samples)))
+        self._target_error = share * self._baseline_error
+        price = INITIAL_RATE_WEIGHT * _rate_factor(
+            self._excess_energy(INITIAL_ERROR_RATIO * self._baseline_error), self._excess_energy(self._target_error)
+        )
+        self.initial_rate_weight = price * self._baseline_error**2 / self._weight_count
 
-    def run(self) -> Point | None:
+    def find_best_point(self) -> RatePoint | None:
         """The cheapest solution that passes, or None."""
-        self._note(self._nearest())
-        if self.ordinary.relative_rms is not None:
-            price = self.first_price
+        self._record(self._round_to_nearest())
+        if self.baseline.relative_rms is not None:
+            price = self.initial_rate_weight
             for _ in range(MAX_SOLUTIONS):
                 point = self.solve(price)
-                if self._is_good(point) and point.relative_rms >= self._wanted * (1 - WASTED):
+                if self._is_passed(point) and point.relative_rms >= self._target_error * (1 - UNUSED_ERROR_SHARE):
                     break
-                following = self._next(point)
+                following = self._next_rate_weight(point)
                 if following is None:
                     break
                 price = following
-        return min(filter(self._is_good, self.points), key=attrgetter("bits_per_weight"), default=None)
+        return min(filter(self._is_passed, self.points), key=attrgetter("bits_per_weight"), default=None)
 
-    def solve(self, price: float, *, is_around: bool = False) -> Point:
+    def solve(self, rate_weight: float, *, is_extra_point: bool = False) -> RatePoint:
         """One solution, started from the last one."""
-        self._last = self.solver.solve(price, self._last)
-        model = self.solver.model(self._last)
-        return self._note(Point(price, self._bits(self._last), self.gate_of(model), model, is_around))
+        self._last_choice = self.solver.solve(rate_weight, self._last_choice)
+        model = self.solver.model(self._last_choice)
+        return self._record(
+            RatePoint(rate_weight, self._bits_per_weight(self._last_choice), self.gate_of(model), model, is_extra_point)
+        )
 
-    def _nearest(self) -> Point:
+    def _round_to_nearest(self) -> RatePoint:
         """Rounding to nearest, with the ranges and the step of leftovers that rule 5 tells: the solver keeps both."""
         solver, choice = self.solver, self.solver.nearest()
-        *wider, solver.leftover_step = LEFTOVER_STEPS
+        *wider, solver.float_rounding_step = FLOAT_ROUNDING_STEPS
         least = self.error_of(solver.model(choice))
         if fitted := solver.ranges:
             solver.ranges = {}
             pinned = self.error_of(solver.model(choice))
-            if least > (1 - WORTH_FITTING) * pinned:
+            if least > (1 - MIN_REFIT_GAIN) * pinned:
                 least = pinned
             else:
                 solver.ranges = fitted
-        finest = solver.leftover_step
-        for solver.leftover_step in wider:
-            if self.error_of(solver.model(choice)) <= (1 + LEFTOVERS_MAY_COST) * least:
+        finest = solver.float_rounding_step
+        for solver.float_rounding_step in wider:
+            if self.error_of(solver.model(choice)) <= (1 + FLOAT_ROUNDING_MAX_ERROR) * least:
                 break
         else:
-            solver.leftover_step = finest
+            solver.float_rounding_step = finest
         model = solver.model(choice)
-        return Point(0.0, self._bits(choice), self.gate_of(model), model)
+        return RatePoint(0.0, self._bits_per_weight(choice), self.gate_of(model), model)
 
-    def _bits(self, choice: Choice) -> float:
-        return sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids) / self._total
+    def _bits_per_weight(self, choice: UpdateChoice) -> float:
+        return sum(entropy_bits(choice.levels[grid.key] - grid.base) for grid in self.solver.grids) / self._weight_count
 
-    def _note(self, point: Point) -> Point:
+    def _record(self, point: RatePoint) -> RatePoint:
         self.points.append(point)
         logger.info(
-            "price %.3g: %.4f bits a weight, relative RMS %.4f", point.price, point.bits_per_weight, point.relative_rms
+            "price %.3g: %.4f bits a weight, relative RMS %.4f",
+            point.rate_weight,
+            point.bits_per_weight,
+            point.relative_rms,
         )
         if self.on_solution is not None:
             self.on_solution(point)
         return point
 
-    def _keeps_to_error(self, point: Point) -> bool:
-        return point.gate.relative_rms is None or point.relative_rms <= self.aim * self._unit
+    def _is_within_error(self, point: RatePoint) -> bool:
+        return point.gate.relative_rms is None or point.relative_rms <= self.error_ratio * self._baseline_error
 
-    def _is_good(self, point: Point) -> bool:
-        is_passed = point.gate.verdict == "pass" or self.ordinary.verdict == "fail"
-        return is_passed and self._keeps_to_error(point)
+    def _is_passed(self, point: RatePoint) -> bool:
+        is_passed = point.gate.verdict == "pass" or self.baseline.verdict == "fail"
+        return is_passed and self._is_within_error(point)
 
-    def _next(self, point: Point) -> float | None:
+    def _next_rate_weight(self, point: RatePoint) -> float | None:
         """The price to try behind `point`, or None where there is none to try: between the highest good one and the
         lowest bad one above it (rules 3 and 4)."""
-        solved = [each for each in self.points if each.price]
-        low = max((each.price for each in solved if self._is_good(each)), default=0.0)
-        high = min((each.price for each in solved if each.price > low), default=math.inf)
-        if high < low * NARROW:
+        solved = [each for each in self.points if each.rate_weight]
+        low = max((each.rate_weight for each in solved if self._is_passed(each)), default=0.0)
+        high = min((each.rate_weight for each in solved if each.rate_weight > low), default=math.inf)
+        if high < low * MIN_RATE_RATIO:
             return None
-        least = NARROW ** (1 << max(0, len(solved) - 2))
-        if len(solved) > 1 and self._is_idle(*solved[-2:]):
-            lower, upper = sorted(each.price for each in solved[-2:])
-            if (low and high < math.inf) or upper >= SAFER * lower:
+        least = MIN_RATE_RATIO ** (1 << max(0, len(solved) - 2))
+        if len(solved) > 1 and self._is_unchanged(*solved[-2:]):
+            lower, upper = sorted(each.rate_weight for each in solved[-2:])
+            if (low and high < math.inf) or upper >= RATE_BACKOFF * lower:
                 return None
-            least = SAFER
-        is_safer_asked = self._keeps_to_error(point) and not self._is_good(point)
-        price = point.price / SAFER if is_safer_asked else self._aimed(solved)
+            least = RATE_BACKOFF
+        is_safer_asked = self._is_within_error(point) and not self._is_passed(point)
+        price = point.rate_weight / RATE_BACKOFF if is_safer_asked else self._interpolate_rate_weight(solved)
         if not low:
             return min(price, high / least)
         if high == math.inf:
             return max(price, low * least)
         return price if low < price < high else math.sqrt(low * high)
 
-    def _is_idle(self, before: Point, now: Point) -> bool:
+    def _is_unchanged(self, previous: RatePoint, now: RatePoint) -> bool:
         """Did another price change nothing, or only the error of what passes?"""
-        costs_same = math.isclose(before.bits_per_weight, now.bits_per_weight, rel_tol=SAME)
-        errs_same = math.isclose(before.relative_rms, now.relative_rms, rel_tol=SAME)
-        return costs_same and (errs_same or self._is_good(now))
+        costs_same = math.isclose(previous.bits_per_weight, now.bits_per_weight, rel_tol=SAME_RELATIVE_TOLERANCE)
+        errs_same = math.isclose(previous.relative_rms, now.relative_rms, rel_tol=SAME_RELATIVE_TOLERANCE)
+        return costs_same and (errs_same or self._is_passed(now))
 
-    def _aimed(self, solved: list[Point]) -> float:
+    def _interpolate_rate_weight(self, solved_points: list[RatePoint]) -> float:
         """Where the error would reach what is wanted, by the two solutions that came nearest."""
-        excesses = {each.price: self._excess(each.relative_rms) for each in solved}
-        wanted = self._excess(self._wanted)
+        excesses = {each.rate_weight: self._excess_energy(each.relative_rms) for each in solved_points}
+        wanted = self._excess_energy(self._target_error)
         price, *others = sorted(excesses, key=lambda each: abs(math.log(excesses[each] / wanted)))
-        power = USUAL_POWER
+        power = DEFAULT_EXPONENT
         if others:
             power = math.log(excesses[others[0]] / excesses[price]) / math.log(others[0] / price)
-            power = min(max(power, USUAL_POWER / 2), USUAL_POWER * 2)
-        return price * _step(excesses[price], wanted, power)
+            power = min(max(power, DEFAULT_EXPONENT / 2), DEFAULT_EXPONENT * 2)
+        return price * _rate_factor(excesses[price], wanted, power)
 
-    def _excess(self, error: float) -> float:
+    def _excess_energy(self, error: float) -> float:
         """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of
         it."""
-        allowed = self._wanted / self._unit
+        allowed = self._target_error / self._baseline_error
         # where less is allowed than the floor, the floor is taken for lower
-        floor = min(FLOOR, FLOOR * allowed * allowed)
-        share = min(error / self._unit, 1 / TINY)
-        return max(share * share - floor, LEAST_EXCESS)
+        floor = min(ENERGY_FLOOR, ENERGY_FLOOR * allowed * allowed)
+        share = min(error / self._baseline_error, 1 / MIN_BASELINE_ERROR)
+        return max(share * share - floor, MIN_EXCESS_ENERGY)
 
 
-def _step(excess: float, wanted: float, power: float = USUAL_POWER) -> float:
+def _rate_factor(excess: float, target: float, exponent: float = DEFAULT_EXPONENT) -> float:
     """By what to multiply a price to come from one excess to another."""
-    return float(min(max((wanted / excess) ** (1 / power), 1 / LARGEST_STEP), LARGEST_STEP))
+    return float(min(max((target / excess) ** (1 / exponent), 1 / MAX_RATE_STEP), MAX_RATE_STEP))

@@ -19,29 +19,35 @@ import onnx
 
 from packager.models.graphs import array_of
 from packager.models.samples import Samples
-from packager.quantize.activation_ranges import Range
-from packager.quantize.update_aware.coordinate_descent import Layer, choose, choose_diagonal
-from packager.quantize.update_aware.fill_template import LEFTOVER_STEPS, Choice, bias_of, candidate
-from packager.quantize.update_aware.float_prefix import Prefix
-from packager.quantize.update_aware.layer_statistics import Moments, Rows, local_rows, measure_rows, moments
-from packager.quantize.update_aware.layers import Shared, channels_of, stages
-from packager.quantize.update_aware.output_sensitivity import OutputProbe
+from packager.quantize.activation_ranges import ActivationRange
+from packager.quantize.update_aware.coordinate_descent import Layer, choose_levels, choose_table_levels
+from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS, UpdateChoice, bias_of, fill_template
+from packager.quantize.update_aware.float_prefix import FloatPrefix
+from packager.quantize.update_aware.layer_statistics import (
+    Moments,
+    RowSelection,
+    local_rows,
+    measure_moments,
+    measure_rows,
+)
+from packager.quantize.update_aware.layers import SharedInput, channels_of, execution_order
+from packager.quantize.update_aware.output_sensitivity import OutputSensitivity
 from packager.quantize.update_aware.template import QuantizedWeight, from_matrices, to_matrices
 
-FRESH_STEPS: Final = 8.0
-HALF_STEP: Final = 0.5
-JOINT_ELEMENTS: Final = 8_192  # of a weight: below it a patch saves less than a kilobyte
-JOINT_INPUTS: Final = 8_192  # rows of one matrix: its moments are squares of that
-UNSEEN: Final = 0.5  # a row that no sample looked up counts as half a look-up
-MAX_PROBED: Final = 40  # weights whose sensitivity is measured; the rest is taken as usual
-MAX_SPREAD: Final = 30.0  # of sensitivities around the median: a weight that hardly changed measures noise
-TINY: Final = 1e-9
+REQUANTIZE_STEPS: Final = 8.0
+HALF_STEP_LEVELS: Final = 0.5
+MIN_JOINT_ELEMENTS: Final = 8_192  # of a weight: below it a patch saves less than a kilobyte
+MAX_JOINT_INPUTS: Final = 8_192  # rows of one matrix: its moments are squares of that
+UNSEEN_ROW_COUNT: Final = 0.5  # a row that no sample looked up counts as half a look-up
+MAX_PROBED_WEIGHTS: Final = 40  # weights whose sensitivity is measured; the rest is taken as usual
+MAX_SENSITIVITY_RATIO: Final = 30.0  # of sensitivities around the median: a weight that hardly changed measures noise
+EPSILON: Final = 1e-9
 
 Key = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class WeightGrid:
     """How one weight is treated: its base levels, its exact place on the grid, and whether it fits (rules 1 and 2)."""
 
     weight: QuantizedWeight
@@ -49,20 +55,25 @@ class Grid:
     scales: np.ndarray
     zeros: np.ndarray
     base: np.ndarray
-    is_fresh: bool
-    refitted: np.ndarray | None
+    is_requantized: bool
+    refitted_scales: np.ndarray | None
 
     @property
     def key(self) -> Key:
         return self.weight.graph, self.weight.levels.name
 
     @property
-    def is_joint(self) -> bool:
+    def is_jointly_optimized(self) -> bool:
         """Rule 3: can and should its levels be chosen jointly?"""
         weight = self.weight
         inputs = to_matrices(self.values, weight.kind, groups_of(weight))[0].shape[0]
         is_watched = weight.source is not None and weight.kind in ("matrix", "transposed", "conv", "recurrent", "nbits")
-        return is_watched and not self.is_fresh and self.values.size >= JOINT_ELEMENTS and inputs <= JOINT_INPUTS
+        return (
+            is_watched
+            and not self.is_requantized
+            and self.values.size >= MIN_JOINT_ELEMENTS
+            and inputs <= MAX_JOINT_INPUTS
+        )
 
     def layers(self) -> list[Layer]:
         """The weight as matrices on its grid."""
@@ -75,7 +86,7 @@ class Grid:
         ]
         return [Layer(v, s, z, b, low, high) for v, s, z, b in zip(*parts, strict=True)]
 
-    def float_of(self, levels: np.ndarray) -> np.ndarray:
+    def dequantize(self, levels: np.ndarray) -> np.ndarray:
         """float64 numbers behind `levels`, in the layout of the weight."""
         return np.asarray((levels - self.zeros) * self.scales)
 
@@ -86,26 +97,26 @@ class Grid:
         return levels.astype(np.int16)
 
 
-def grid_of(weight: QuantizedWeight) -> Grid:
+def grid_of(weight: QuantizedWeight) -> WeightGrid:
     """Rules 1 and 2 for one weight."""
     values, scales, zeros = weight.float_values(), weight.scales(), weight.zeros()
     base = weight.base_levels().astype(np.int16)
     low, high = weight.limits()
     exact = values / scales + zeros
     steps = float(np.median(np.abs(exact - base))) if weight.kind != "nbits" else 0.0
-    is_fresh = steps > FRESH_STEPS
+    is_fresh = steps > REQUANTIZE_STEPS
     refitted = None
     beyond = np.maximum(exact - high, low - exact)
-    if weight.kind != "nbits" and (is_fresh or float(beyond.max()) > HALF_STEP):
+    if weight.kind != "nbits" and (is_fresh or float(beyond.max()) > HALF_STEP_LEVELS):
         stored = array_of(weight.scale).astype(np.float64)
         axes = None if scales.ndim == 0 else tuple(i for i, n in enumerate(scales.shape) if n == 1)
         largest = np.abs(values).max(axis=axes, keepdims=scales.ndim > 0)
         levels = np.minimum(high - zeros, zeros - low)
         wanted = np.where(largest > 0, largest / levels, scales).astype(np.float32).astype(np.float64)
         worst = beyond.max(axis=axes, keepdims=scales.ndim > 0)
-        scales = np.where(is_fresh | (worst > HALF_STEP), wanted, scales)
+        scales = np.where(is_fresh | (worst > HALF_STEP_LEVELS), wanted, scales)
         refitted = scales.reshape(stored.shape)
-    return Grid(weight, values, scales, zeros, base, is_fresh, refitted)
+    return WeightGrid(weight, values, scales, zeros, base, is_fresh, refitted)
 
 
 def groups_of(weight: QuantizedWeight) -> int:
@@ -114,7 +125,7 @@ def groups_of(weight: QuantizedWeight) -> int:
         case "conv":
             return next((int(a.i) for a in weight.float_node.attribute if a.name == "group"), 1)
         case "recurrent":
-            return int(weight.counterpart.dims[0])
+            return int(weight.float_tensor.dims[0])
         case _:
             return 1
 
@@ -128,79 +139,88 @@ class Solver:
 
     template: onnx.ModelProto
     prepared: onnx.ModelProto
-    grids: list[Grid]
+    grids: list[WeightGrid]
     samples: Samples
-    ranges: dict[str, Range]
+    ranges: dict[str, ActivationRange]
     folder: Path
-    leftover_step: float = LEFTOVER_STEPS[0]
-    stages: list[list[Shared]] = field(init=False)
-    rows: Rows = field(init=False)
+    float_rounding_step: float = FLOAT_ROUNDING_STEPS[0]
+    execution_order: list[list[SharedInput]] = field(init=False)
+    rows: RowSelection = field(init=False)
     sensitivity: dict[Key, float] = field(init=False)
 
     def __post_init__(self) -> None:
         watched = [grid.weight for grid in self.grids if grid.weight.source is not None and _has_rows(grid)]
-        self.stages = stages(self.prepared, watched)
-        everything = [shared for stage in self.stages for shared in stage]
+        self.execution_order = execution_order(self.prepared, watched)
+        everything = [shared for stage in self.execution_order for shared in stage]
         tables = [g.weight for g in self.grids if g.weight.kind == "table" and g.weight.graph == 0]
         self.rows = measure_rows(self.prepared, everything, tables, self.samples, self.folder)
-        self.sensitivity = self._sensitivity(everything)
+        self.sensitivity = self._measure_sensitivity(everything)
 
-    def nearest(self) -> Choice:
+    def nearest(self) -> UpdateChoice:
         """Pinned scales, levels by rounding: what an update costs without joint choice."""
-        scales = {grid.key: grid.refitted for grid in self.grids if grid.refitted is not None}
-        return Choice({grid.key: grid.nearest() for grid in self.grids}, scales, {})
+        scales = {grid.key: grid.refitted_scales for grid in self.grids if grid.refitted_scales is not None}
+        return UpdateChoice({grid.key: grid.nearest() for grid in self.grids}, scales, {})
 
-    def solve(self, price: float, start: Choice | None = None) -> Choice:
+    def solve(self, rate_weight: float, start: UpdateChoice | None = None) -> UpdateChoice:
         """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4)."""
         by_key = {grid.key: grid for grid in self.grids}
         choice = self.nearest()
-        prefix = Prefix(self.prepared, self.samples, self.folder)
-        watched = {(w.graph, w.levels.name) for stage in self.stages for shared in stage for w in shared.weights}
+        prefix = FloatPrefix(self.prepared, self.samples, self.folder)
+        watched = {
+            (w.graph, w.levels.name) for stage in self.execution_order for shared in stage for w in shared.weights
+        }
         for grid in self.grids:
-            if grid.weight.kind == "table" and not grid.is_fresh:
-                choice.levels[grid.key] = self._table(grid, price)
+            if grid.weight.kind == "table" and not grid.is_requantized:
+                choice.levels[grid.key] = self._choose_table_levels(grid, rate_weight)
             if grid.key not in watched:
-                prefix.put(grid.weight, grid.float_of(choice.levels[grid.key]))
-        for stage in self.stages:
-            found = moments(prefix, stage, self.rows, self.folder)
+                prefix.set_weight(grid.weight, grid.dequantize(choice.levels[grid.key]))
+        for stage in self.execution_order:
+            found = measure_moments(prefix, stage, self.rows, self.folder)
             for shared, parts in zip(stage, found, strict=True):
                 end = 0
                 for weight in shared.weights:
                     columns = slice(end, end := end + channels_of(weight))
                     grid = by_key[(weight.graph, weight.levels.name)]
-                    if grid.is_joint:
+                    if grid.is_jointly_optimized:
                         warm = start.levels.get(grid.key) if start is not None else None
-                        choice.levels[grid.key] = self._joint(grid, parts, columns, price, warm)
+                        choice.levels[grid.key] = self._choose_jointly(grid, parts, columns, rate_weight, warm)
                     levels = choice.levels[grid.key]
-                    prefix.put(weight, grid.float_of(levels))
+                    prefix.set_weight(weight, grid.dequantize(levels))
                     correction = self._correction(grid, levels, parts, columns)
                     if correction is not None:
                         name, values = correction
                         choice.corrections[name] = values
-                        prefix.correct(name, values)
+                        prefix.correct_bias(name, values)
         return choice
 
-    def model(self, choice: Choice) -> onnx.ModelProto:
+    def model(self, choice: UpdateChoice) -> onnx.ModelProto:
         """The quantized model of a choice."""
         weights = [grid.weight for grid in self.grids]
-        return candidate(self.template, self.prepared, weights, choice, self.ranges, self.leftover_step)
+        return fill_template(self.template, self.prepared, weights, choice, self.ranges, self.float_rounding_step)
 
-    def _joint(
-        self, grid: Grid, parts: list[Moments], columns: slice, price: float, warm: np.ndarray | None
+    def _choose_jointly(
+        self,
+        grid: WeightGrid,
+        parts: list[Moments],
+        columns: slice,
+        rate_weight: float,
+        start_levels: np.ndarray | None,
     ) -> np.ndarray:
         groups = groups_of(grid.weight)
-        starts = to_matrices(warm, grid.weight.kind, groups) if warm is not None else [None] * groups
+        starts = to_matrices(start_levels, grid.weight.kind, groups) if start_levels is not None else [None] * groups
         chosen = []
         layers = grid.layers()
-        shares = self._channels(grid)
-        energy = sum(_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True))
+        shares = self._channel_weights(grid)
+        energy = sum(
+            _layer_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True)
+        )
         energy /= self.sensitivity.get(grid.key, 1.0)
         for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
-            wanted = part.wanted(layer.weight, columns)
-            chosen.append(choose(layer, part.h, wanted, energy, price, part.rows, first, share))
+            wanted = part.target_moment(layer.weight, columns)
+            chosen.append(choose_levels(layer, part.h, wanted, energy, rate_weight, part.effective_rows, first, share))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
 
-    def _channels(self, grid: Grid) -> list[np.ndarray]:
+    def _channel_weights(self, grid: WeightGrid) -> list[np.ndarray]:
         """How much each channel counts, for each matrix of the weight."""
         groups = groups_of(grid.weight)
         matrices = to_matrices(grid.values, grid.weight.kind, groups)
@@ -210,72 +230,74 @@ class Solver:
         return np.split(known, groups)
 
     def _correction(
-        self, grid: Grid, levels: np.ndarray, parts: list[Moments], columns: slice
+        self, grid: WeightGrid, levels: np.ndarray, parts: list[Moments], columns: slice
     ) -> tuple[str, np.ndarray] | None:
         """The bias of a layer, and the mean error that it takes up; None where it has none."""
         name = bias_of(grid.weight, self.prepared)
         if name is None or grid.weight.kind == "recurrent":
             return None
-        values = to_matrices(grid.float_of(levels), grid.weight.kind, groups_of(grid.weight))
+        values = to_matrices(grid.dequantize(levels), grid.weight.kind, groups_of(grid.weight))
         exact = to_matrices(grid.values, grid.weight.kind, groups_of(grid.weight))
         error = [
-            part.mean_wanted(float_part, columns) - part.mean_q @ part_values
+            part.target_mean(float_part, columns) - part.mean_q @ part_values
             for part, float_part, part_values in zip(parts, exact, values, strict=True)
         ]
         return name, np.concatenate(error)
 
-    def _table(self, grid: Grid, price: float) -> np.ndarray:
+    def _choose_table_levels(self, grid: WeightGrid, rate_weight: float) -> np.ndarray:
         importance = self._importance(grid)
         energy = float((importance * np.square(grid.values)).sum()) or 1.0
         energy /= self.sensitivity.get(grid.key, 1.0)
         low, high = grid.weight.limits()
         layer = Layer(grid.values, grid.scales, grid.zeros, grid.base, low, high)
-        return choose_diagonal(layer, importance / energy, price)
+        return choose_table_levels(layer, importance / energy, rate_weight)
 
-    def _importance(self, grid: Grid) -> np.ndarray:
+    def _importance(self, grid: WeightGrid) -> np.ndarray:
         """How much each number of a table counts, broadcast to its shape: by look-ups of its row, and by channel."""
-        counts = self.rows.looked_up.get(grid.key, np.zeros(grid.values.shape[0])) + UNSEEN
+        counts = self.rows.lookup_counts.get(grid.key, np.zeros(grid.values.shape[0])) + UNSEEN_ROW_COUNT
         shares = self.rows.channels.get(grid.key, np.ones(1))
         rows = (counts / counts.sum()).reshape(-1, *[1] * (grid.values.ndim - 1))
         return np.asarray(rows * shares)
 
-    def _sensitivity(self, everything: list[Shared]) -> dict[Key, float]:
+    def _measure_sensitivity(self, everything: list[SharedInput]) -> dict[Key, float]:
         """Relative error energy of the output over that of the layer, with the base's weight in the float model."""
         place = {(w.graph, w.levels.name): shared for shared in everything for w in shared.weights}
         wanted = [
-            g for g in self.grids if g.weight.graph == 0 and not g.is_fresh and (g.is_joint or g.weight.kind == "table")
+            g
+            for g in self.grids
+            if g.weight.graph == 0 and not g.is_requantized and (g.is_jointly_optimized or g.weight.kind == "table")
         ]
-        wanted = sorted(wanted, key=lambda g: -g.values.size)[:MAX_PROBED]
-        probe = OutputProbe(self.prepared, [g.weight.counterpart.name for g in wanted], self.samples)
+        wanted = sorted(wanted, key=lambda g: -g.values.size)[:MAX_PROBED_WEIGHTS]
+        probe = OutputSensitivity(self.prepared, [g.weight.float_tensor.name for g in wanted], self.samples)
         found: dict[Key, float] = {}
         for grid in wanted:
             stale = (grid.base - grid.zeros) * grid.scales
             local = self._local_error(grid, stale, place.get(grid.key))
-            if local <= TINY:
+            if local <= EPSILON:
                 continue
             values = (stale / grid.weight.factor).T if grid.weight.is_flipped else stale / grid.weight.factor
-            found[grid.key] = float(probe.error(grid.weight.counterpart.name, values)) / local
+            found[grid.key] = float(probe.error(grid.weight.float_tensor.name, values)) / local
         usual = float(np.median(list(found.values()))) if found else 1.0
         return {
-            grid.key: min(max(found.get(grid.key, usual), usual / MAX_SPREAD), usual * MAX_SPREAD)
+            grid.key: min(max(found.get(grid.key, usual), usual / MAX_SENSITIVITY_RATIO), usual * MAX_SENSITIVITY_RATIO)
             for grid in self.grids
         }
 
-    def _local_error(self, grid: Grid, stale: np.ndarray, shared: Shared | None) -> float:
+    def _local_error(self, grid: WeightGrid, base_values: np.ndarray, shared: SharedInput | None) -> float:
         if grid.weight.kind == "table":
             share = self._importance(grid)
-            return float((share * np.square(stale - grid.values)).sum() / (share * np.square(grid.values)).sum())
+            return float((share * np.square(base_values - grid.values)).sum() / (share * np.square(grid.values)).sum())
         if shared is None:
             return 0.0
         groups = groups_of(grid.weight)
         error, energy = 0.0, 1e-30
         parts = zip(
-            to_matrices(stale - grid.values, grid.weight.kind, groups),
+            to_matrices(base_values - grid.values, grid.weight.kind, groups),
             to_matrices(grid.values, grid.weight.kind, groups),
-            self._channels(grid),
+            self._channel_weights(grid),
             strict=True,
         )
-        weights = np.concatenate(self.rows.local[shared.number])
+        weights = np.concatenate(self.rows.local[shared.node_number])
         for inputs, (difference, exact, share) in zip(local_rows(shared, self.folder), parts, strict=True):
             rows = inputs * np.sqrt(weights[:, None])
             error += float(np.square(rows @ difference.astype(np.float32)).sum(axis=0) @ share)
@@ -283,12 +305,12 @@ class Solver:
         return error / energy
 
 
-def _has_rows(grid: Grid) -> bool:
+def _has_rows(grid: WeightGrid) -> bool:
     kinds = ("matrix", "transposed", "conv", "recurrent", "nbits")
     inputs = to_matrices(grid.values, grid.weight.kind, groups_of(grid.weight))[0].shape[0]
-    return grid.weight.kind in kinds and inputs <= JOINT_INPUTS
+    return grid.weight.kind in kinds and inputs <= MAX_JOINT_INPUTS
 
 
-def _energy(layer: Layer, part: Moments, share: np.ndarray) -> float:
+def _layer_energy(layer: Layer, part: Moments, share: np.ndarray) -> float:
     weight = layer.weight.astype(np.float32)
     return float((weight * (part.h @ weight)).sum(axis=0) @ share) + 1e-12

@@ -19,13 +19,13 @@ from onnx import numpy_helper
 
 from packager.errors import UpdateDoesNotFit
 from packager.models.graphs import Scope, array_of, scopes
-from packager.quantize.nbits import unpack
+from packager.quantize.nbits import unpack_levels
 
 Kind = Literal["matrix", "transposed", "conv", "table", "recurrent", "nbits", "other"]
 
-SUFFIX: Final = re.compile(r"^(?P<name>.*?)_(?:quantized|Q4)(?:_\d+)?$")
+LEVELS_NAME_PATTERN: Final = re.compile(r"^(?P<name>.*?)_(?:quantized|Q4)(?:_\d+)?$")
 SYMMETRIC_ZERO: Final = 128
-EIGHT_BITS: Final = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+EIGHT_BIT_TYPES: Final = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class QuantizedWeight:
     zero: onnx.TensorProto | None
     axis: int | None
     node: onnx.NodeProto
-    counterpart: onnx.TensorProto
+    float_tensor: onnx.TensorProto
     is_flipped: bool
     factor: float
     source: str | None
@@ -53,7 +53,7 @@ class QuantizedWeight:
 
     def float_values(self) -> np.ndarray:
         """float32, in the layout of the levels."""
-        values = array_of(self.counterpart).astype(np.float32)
+        values = array_of(self.float_tensor).astype(np.float32)
         values = values.T if self.is_flipped else values
         return np.asarray(values * np.float32(self.factor))
 
@@ -61,7 +61,7 @@ class QuantizedWeight:
         """int32, in the layout of the weight (nbits: unpacked [channels, inputs])."""
         levels = array_of(self.levels)
         if self.kind == "nbits":
-            return unpack(levels, self.float_values().shape[1])
+            return unpack_levels(levels, self.float_values().shape[1])
         return levels.astype(np.int32)
 
     def scales(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class QuantizedWeight:
             # two to a byte, one a block, as the levels are
             channels, inputs = self.float_values().shape
             block = next(int(a.i) for a in self.node.attribute if a.name == "block_size")
-            zeros = unpack(array_of(self.zero).reshape(channels, -1), -(-inputs // block))
+            zeros = unpack_levels(array_of(self.zero).reshape(channels, -1), -(-inputs // block))
             return np.repeat(zeros.astype(np.float64), block, axis=1)[:, :inputs]
         return self._spread(array_of(self.zero).astype(np.float64))
 
@@ -114,10 +114,10 @@ def read_template(template: onnx.ModelProto, prepared: onnx.ModelProto) -> list[
     found: list[QuantizedWeight] = []
     for number, (scope, other) in enumerate(zip(ours, theirs, strict=True)):
         for tensor in scope.graph.initializer:
-            match = SUFFIX.match(tensor.name)
-            if match is None or tensor.data_type not in EIGHT_BITS:
+            match = LEVELS_NAME_PATTERN.match(tensor.name)
+            if match is None or tensor.data_type not in EIGHT_BIT_TYPES:
                 continue
-            weight = _weight(tensor, match["name"], number, ours, scope, theirs, other)
+            weight = _match_weight(tensor, match["name"], number, ours, scope, theirs, other)
             if weight is not None:
                 found.append(weight)
     if not found:
@@ -125,7 +125,7 @@ def read_template(template: onnx.ModelProto, prepared: onnx.ModelProto) -> list[
     return found
 
 
-def _weight(
+def _match_weight(
     tensor: onnx.TensorProto,
     name: str,
     number: int,
@@ -134,7 +134,7 @@ def _weight(
     theirs: list[Scope],
     other: Scope,
 ) -> QuantizedWeight | None:
-    reader = _reader(tensor.name, ours)
+    reader = _find_reader(tensor.name, ours)
     if reader is None:
         return None
     holder, node, index = reader
@@ -153,7 +153,7 @@ def _weight(
             scale, zero = node.input[1], node.input[2] if len(node.input) > 2 else ""
             axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
             axis = axis if axis >= 0 else axis + len(tensor.dims)
-            consumer = _reader(node.output[0], ours)
+            consumer = _find_reader(node.output[0], ours)
             if consumer is None:
                 return None
             holder, node, index = consumer
@@ -162,7 +162,7 @@ def _weight(
             scale = tensor.name.replace("_quantized", "_scale")
             axis = 0 if node.op_type == "ConvInteger" else 1
         case "Gather":
-            behind = _reader(node.output[0], ours)
+            behind = _find_reader(node.output[0], ours)
             if behind is None or behind[1].op_type != "DequantizeLinear":
                 return None
             scale, zero = behind[1].input[1], behind[1].input[2] if len(behind[1].input) > 2 else ""
@@ -173,7 +173,7 @@ def _weight(
             return None
     if scale not in scope.initializers:
         return None
-    kind, source = _kind(node, index, ours)
+    kind, source = _kind_of_node(node, index, ours)
     is_flipped, factor = _orientation(node, float_node, kind)
     shape = list(counterpart.dims)[::-1] if is_flipped else list(counterpart.dims)
     if kind != "nbits" and shape != list(tensor.dims):
@@ -188,7 +188,7 @@ def _weight(
         zero=scope.initializers.get(zero),
         axis=axis,
         node=node,
-        counterpart=counterpart,
+        float_tensor=counterpart,
         is_flipped=is_flipped,
         factor=factor,
         source=(float_node.input[1] if kind == "table" else source) if is_watched or kind == "table" else None,
@@ -197,7 +197,7 @@ def _weight(
     )
 
 
-def _reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodeProto, int] | None:
+def _find_reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodeProto, int] | None:
     for scope in everywhere:
         for node in scope.graph.node:
             if name in node.input:
@@ -205,7 +205,7 @@ def _reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodeProto, 
     return None
 
 
-def _kind(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> tuple[Kind, str | None]:
+def _kind_of_node(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> tuple[Kind, str | None]:
     """(kind, value that the weight is multiplied with) for the node that reads it."""
     match node.op_type:
         case "MatMul" if index == 1:

@@ -17,7 +17,7 @@ from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
 from packager.models.model_facts import requirements_of
 from packager.models.model_package import build_package, open_package
-from packager.models.oldest_runtime import oldest_runtime, parsed
+from packager.models.oldest_runtime import oldest_runtime, parse_version
 from packager.release.draft import Draft, VariantDraft
 
 TOOLS: Final = ("onnx", "onnxruntime", "numpy")
@@ -31,7 +31,7 @@ def run(draft: Draft) -> None:
         BundleNameInvalid, ExternalDataMissing, ReleaseFileInvalid, ReleaseFileMissing, DrillInvalid, ModelDoesNotRun,
         ModelCrashes.
     """
-    for variant in draft.kept:
+    for variant in draft.included_variants:
         root = variant.folder / "bundle"
         built = build_package(
             variant.model,
@@ -46,24 +46,24 @@ def run(draft: Draft) -> None:
         variant.requires = variant.plan.apply_requires(measured)
         _check_runtime(variant)
         if draft.plan.drill is not None:
-            _drill(draft, variant, draft.plan.drill, root)
+            _apply_drill(draft, variant, draft.plan.drill, root)
         variant.bundle = open_package(root)
-        variant.provenance = {**_provenance(draft, variant), **variant.provenance}
+        variant.provenance = {**_collect_provenance(draft, variant), **variant.provenance}
 
 
 def _check_runtime(variant: VariantDraft) -> None:
     """What the release file says of the runtime must not be older than the operators. Raises ReleaseFileInvalid."""
     assert variant.requires is not None
     asked = oldest_runtime(load_proto(variant.model, external_data=False))
-    if parsed(variant.requires.onnxruntime_min) < asked.version:
+    if parse_version(variant.requires.onnxruntime_min) < asked.version:
         raise ReleaseFileInvalid(
             f"variants.{variant.name}: requires.onnxruntime_min: found {variant.requires.onnxruntime_min}, "
-            f"its {asked.why} came with {asked}",
+            f"its {asked.explanation} came with {asked}",
             remedy=f"say {asked} or newer, or leave it out",
         )
 
 
-def _drill(draft: Draft, variant: VariantDraft, kind: str, root: Path) -> None:
+def _apply_drill(draft: Draft, variant: VariantDraft, kind: str, root: Path) -> None:
     from packager.release.fire_drill import apply_drill
 
     golden = read_golden(variant.golden_path.read_bytes()) if variant.golden is not None else ()
@@ -73,7 +73,7 @@ def _drill(draft: Draft, variant: VariantDraft, kind: str, root: Path) -> None:
     draft.reporter.note(f"variant {variant.name} is a fire drill ({kind}): devices must refuse it or come back from it")
 
 
-def _provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
+def _collect_provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
     source = variant.plan.model or draft.plan.model
     out = {
         "source_sha256": _sha256(source),
@@ -84,24 +84,26 @@ def _provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
     if variant.update is not None:
         report = variant.update.report
         out["update_of"] = variant.update.version
-        out["update"] = f"{report.means}, {report.bits_per_weight or 0:.4f} bits a weight over {report.weights} weights"
+        out["update"] = (
+            f"{report.method}, {report.bits_per_weight or 0:.4f} bits a weight over {report.weights} weights"
+        )
     if variant.report is not None:
         out["quantization"] = f"{variant.report.scheme} {variant.report.method} {variant.report.numerics}"
-        if variant.report.kept_float:
-            out["kept_float"] = ", ".join(variant.report.kept_float)
-        if variant.report.wide_activations:
-            out["wide_activations"] = ", ".join(variant.report.wide_activations)
-        if variant.report.wide_weights:
-            out["wide_weights"] = ", ".join(variant.report.wide_weights)
+        if variant.report.float_nodes:
+            out["kept_float"] = ", ".join(variant.report.float_nodes)
+        if variant.report.promoted_activations:
+            out["wide_activations"] = ", ".join(variant.report.promoted_activations)
+        if variant.report.promoted_weights:
+            out["wide_weights"] = ", ".join(variant.report.promoted_weights)
         for number, note in enumerate(variant.report.notes):
             out[f"note_{number}"] = note
     if draft.plan.override_gate is not None:
         out["override_gate"] = draft.plan.override_gate
     out.update(draft.plan.provenance)
-    return {name: _printable(text) for name, text in out.items()}
+    return {name: _to_printable(text) for name, text in out.items()}
 
 
-def _printable(text: str) -> str:
+def _to_printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_PROVENANCE_CHARACTERS]
 
 

@@ -16,22 +16,22 @@ from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing
-from packager.release.draft import Base, Draft, PlainPatch, VariantDraft
+from packager.release.draft import Draft, PatchBase, PlainPatch, VariantDraft
 from packager.release.release_file import ReleasePlan
 
 OPTIONAL_FEATURES: Final = frozenset({"lzma", "pcodec"})  # some platforms lack a wheel of pcodec, some builds lzma
-PLAIN_CODEC: Final = "zstd"
+UNIVERSAL_CODEC: Final = "zstd"
 
 
 def run(draft: Draft) -> None:
     """Set `patches`. Raises BaseMissing, WorkspaceRefused."""
-    for variant in draft.kept:
+    for variant in draft.included_variants:
         assert variant.bundle is not None
-        variant.patches = [diff(draft, variant, None, "nothing")]
+        variant.patches = [write_patch(draft, variant, None, "nothing")]
         if OPTIONAL_FEATURES & set(variant.patches[0].report.features):
-            variant.patches.append(diff(draft, variant, None, "nothing-plain", codec=PLAIN_CODEC))
+            variant.patches.append(write_patch(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC))
         for base in bases_of(draft, variant):
-            patch = diff(draft, variant, base, base.version)
+            patch = write_patch(draft, variant, base, base.version)
             if patch.report.plain_size < variant.patches[0].report.plain_size:
                 variant.patches.append(patch)
             else:
@@ -40,14 +40,14 @@ def run(draft: Draft) -> None:
                 )
 
 
-def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
+def bases_of(draft: Draft, variant: VariantDraft) -> list[PatchBase]:
     """The bundles to start from (rules 1 and 2), latest release first. Raises BaseMissing, WorkspaceRefused."""
     assert variant.bundle is not None
     plan = draft.plan
     released = {manifest.version: manifest for manifest in reversed(draft.repository.releases(plan.family))}
     kept = [version for version, manifest in released.items() if not is_drill(manifest)]
     wanted = kept[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
-    found: dict[str, Base] = {}
+    found: dict[str, PatchBase] = {}
     own = bundle_digest(variant.bundle.files)
     for version in wanted:
         earlier = released[version].variant(variant.name)
@@ -55,7 +55,7 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[Base]:
             continue
         directory = draft.workspace.open_bundle(plan.family, earlier.digest)
         if directory is not None:
-            found.setdefault(earlier.digest, Base(version, earlier.digest, directory))
+            found.setdefault(earlier.digest, PatchBase(version, earlier.digest, directory))
         elif not isinstance(plan.bases, int):
             raise BaseMissing(
                 f"patches.from: the bundle of {plan.family} {version}, variant {variant.name!r}, is no longer here",
@@ -80,7 +80,9 @@ def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
             )
 
 
-def diff(draft: Draft, variant: VariantDraft, base: Base | None, name: str, *, codec: str = "auto") -> PlainPatch:
+def write_patch(
+    draft: Draft, variant: VariantDraft, base: PatchBase | None, name: str, *, codec: str = "auto"
+) -> PlainPatch:
     """One patch, written into the variant's folder."""
     assert variant.bundle is not None
     path = variant.folder / f"{name}.patch"

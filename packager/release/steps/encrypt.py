@@ -30,7 +30,7 @@ class Envelope:
 
 def run(draft: Draft) -> None:
     """Set `content_key` and `entries`; the blobs lie beside the patches."""
-    for variant in draft.kept:
+    for variant in draft.included_variants:
         variant.content_key = Secret(os.urandom(KEY_BYTES))
         context = FrameContext(BLOB_LABEL, draft.plan.family, draft.counter, variant.name)
         variant.entries = tuple(

@@ -5,4 +5,4 @@ from packager.release.draft import Draft
 
 def run(draft: Draft) -> None:
     """Set `published`. Raises the repository's errors: below threshold, or refused by the acceptance rules."""
-    draft.published = draft.repository.publish()
+    draft.publish_report = draft.repository.publish()

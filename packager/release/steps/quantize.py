@@ -26,23 +26,23 @@ from packager.errors import (
 )
 from packager.models.model_package import external_data
 from packager.models.sessions import run_in_child
-from packager.quantize.candidate_search import Measure
+from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import DEFAULT_THRESHOLDS, Thresholds
 from packager.quantize.quantization_report import QuantizationReport
-from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize
-from packager.quantize.update_aware.quantize_update import update
+from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize_model
+from packager.quantize.update_aware.quantize_update import quantize_update
 from packager.quantize.update_aware.rate_search import MAX_POINTS
 from packager.quantize.user_metric import Metric
 from packager.release.draft import Draft, QuantizedUpdate, VariantDraft
-from packager.release.release_file import AS_IS, ReleasePlan, VariantPlan
+from packager.release.release_file import UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
 from packager.release.steps.diff import is_drill
 
-ANYTHING: Final = Thresholds(
+UNLIMITED_THRESHOLDS: Final = Thresholds(
     max_relative_rms=float("inf"),
     min_top1_agreement=0.0,
     min_cosine_p1=-1.0,
-    max_over_ordinary=float("inf"),
-    max_of_stale=float("inf"),
+    max_over_baseline=float("inf"),
+    max_over_unchanged_base=float("inf"),
     max_metric_loss=float("inf"),
 )
 
@@ -56,19 +56,19 @@ def run(draft: Draft) -> None:
         Errors of packager.quantize for a model that does not load or run at all.
     """
     check_schemes(draft.plan)
-    for model in {variant.model for variant in draft.variants if variant.plan.scheme == AS_IS}:
+    for model in {variant.model for variant in draft.variants if variant.plan.scheme == UNQUANTIZED_SCHEME}:
         external_data(model)
         run_in_child(model, draft.samples)
     for variant in draft.variants:
-        if variant.plan.scheme != AS_IS:
+        if variant.plan.scheme != UNQUANTIZED_SCHEME:
             _quantize(draft, variant)
 
 
 def check_schemes(plan: ReleasePlan) -> None:
     """Raises ReleaseFileInvalid: an unknown scheme; MetricUnusable."""
     for variant in plan.variants:
-        if variant.scheme not in (AS_IS, *SCHEMES):
-            known = ", ".join((AS_IS, *SCHEMES))
+        if variant.scheme not in (UNQUANTIZED_SCHEME, *SCHEMES):
+            known = ", ".join((UNQUANTIZED_SCHEME, *SCHEMES))
             raise ReleaseFileInvalid(
                 f"variants.{variant.name}: scheme: found {variant.scheme!r}, expected one of {known}"
             )
@@ -98,7 +98,7 @@ def base_of(draft: Draft, variant: VariantDraft) -> tuple[Manifest, Path] | None
     return None
 
 
-def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
+def _try_update(draft: Draft, variant: VariantDraft, out: Path) -> bool:
     """Rule 3; False where the variant is to be quantized afresh."""
     base = base_of(draft, variant) if variant.plan.update_aware else None
     if base is None:
@@ -106,10 +106,10 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
     manifest, model = base
     earlier = manifest.variant(variant.name)
     assert earlier is not None
-    calibration, held_back = draft.samples.halves()
+    calibration, held_back = draft.samples.split_halves()
     bar, solved = draft.reporter.bar(f"{variant.name} near {manifest.version}"), count(1)
     try:
-        report = update(
+        report = quantize_update(
             draft.plan.model,
             model,
             out,
@@ -121,10 +121,14 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
     except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")
         return False
-    reason = report.reason if report.means != "joint" or report.gate.verdict != "pass" else None
-    if reason is None and (measure := Measure.of(metric_of(draft.plan), draft.plan.model, held_back)) is not None:
-        measured = measure.added_to(report.gate, out, held_back, thresholds_of(variant.plan).max_metric_loss)
-        reason = measured.why if measured.verdict != "pass" else None
+    reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
+    if (
+        reason is None
+        and (measure := MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_back))
+        is not None
+    ):
+        measured = measure.add_to_report(report.gate, out, held_back, thresholds_of(variant.plan).max_metric_loss)
+        reason = measured.explanation if measured.verdict != "pass" else None
     if reason is not None:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {reason}")
         out.unlink()
@@ -134,7 +138,7 @@ def _updated(draft: Draft, variant: VariantDraft, out: Path) -> bool:
 
 
 def _quantize(draft: Draft, variant: VariantDraft) -> None:
-    thresholds = ANYTHING if draft.plan.override_gate else thresholds_of(variant.plan)
+    thresholds = UNLIMITED_THRESHOLDS if draft.plan.override_gate else thresholds_of(variant.plan)
     options = replace(
         DEFAULT_OPTIONS,
         thresholds=thresholds,
@@ -142,15 +146,15 @@ def _quantize(draft: Draft, variant: VariantDraft) -> None:
         metric=None if draft.plan.override_gate else metric_of(draft.plan),
     )
     out = variant.folder / "model.onnx"
-    if _updated(draft, variant, out):
+    if _try_update(draft, variant, out):
         variant.model = out
         return
     try:
-        report = quantize(draft.plan.model, out, variant.plan.scheme, draft.samples, options)
+        report = quantize_model(draft.plan.model, out, variant.plan.scheme, draft.samples, options)
     except (AlreadyQuantized, WeightsNotFinite) as error:
         if variant.plan.required:
             raise
-        draft.drop(variant, error.message)
+        draft.drop_variant(variant, error.message)
         return
     variant.report = report
     if report.outcome == "quantized":
@@ -158,7 +162,7 @@ def _quantize(draft: Draft, variant: VariantDraft) -> None:
         return
     if variant.plan.required:
         raise _failure(variant, report)
-    draft.drop(variant, report.reason)
+    draft.drop_variant(variant, report.reason)
 
 
 def _failure(variant: VariantDraft, report: QuantizationReport) -> GateFailed | GateInconclusive | QuantizationRefused:

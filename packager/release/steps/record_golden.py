@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from bundle.contract import Contract, Health
 from packager.errors import GoldenUnstable
-from packager.models.golden_vectors import GoldenReport, make_golden
+from packager.models.golden_vectors import GoldenReport, record_golden
 from packager.models.model_facts import contract_of
 from packager.release.draft import Draft, VariantDraft
 
@@ -23,14 +23,14 @@ def run(draft: Draft) -> None:
         GoldenUnstable (of a required variant), ModelDoesNotRun, ModelCrashes, InputUnsupported.
     """
     bar = draft.reporter.bar("golden vectors")
-    for number, variant in enumerate(draft.kept, start=1):
+    for number, variant in enumerate(draft.included_variants, start=1):
         variant.contract = contract_of(variant.model)
         try:
-            variant.golden = _golden(draft, variant, variant.contract)
+            variant.golden = _record_golden(draft, variant, variant.contract)
         except GoldenUnstable as error:
             if variant.plan.required:
                 raise
-            draft.drop(variant, error.message)
+            draft.drop_variant(variant, error.message)
         variant.health = variant.plan.apply_health(health_of(variant.golden))
         bar(number, len(draft.variants))
 
@@ -40,7 +40,7 @@ def health_of(golden: GoldenReport | None) -> Health:
     return Health() if golden is None else replace(Health(), golden_relative_rms_ppm=golden.tolerance_ppm)
 
 
-def _golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenReport | None:
+def _record_golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenReport | None:
     strings = [tensor.name for tensor in (*contract.inputs, *contract.outputs) if tensor.dtype == "string"]
     if draft.plan.golden == 0 or strings:
         why = f"{strings[0]!r} holds strings" if strings else "golden = 0"
@@ -50,7 +50,7 @@ def _golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenRe
         )
         return None
     try:
-        return make_golden(variant.model, draft.samples, variant.golden_path, draft.plan.golden)
+        return record_golden(variant.model, draft.samples, variant.golden_path, draft.plan.golden)
     except GoldenUnstable as error:
         raise GoldenUnstable(
             f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",

@@ -16,22 +16,24 @@ from packager.attestation.build_record import build_record
 from packager.release.draft import Draft, VariantDraft
 from packager.release.release_file import RolloutPlan
 from packager.release.steps.encrypt import blob_path, seal_to_cohorts
-from packager.repository.workspace import KeptVariant
+from packager.repository.workspace import StoredVariant
 
 
 def run(draft: Draft) -> None:
     """Set `manifest`, `envelopes` and `signed`. Raises CohortUnknown, TooLargeRefused, errors of the repository."""
-    manifest = make_manifest(draft, commitments={v.name: compute_commitment(_key(v)) for v in draft.kept})
+    manifest = make_manifest(
+        draft, commitments={v.name: compute_commitment(_content_key(v)) for v in draft.included_variants}
+    )
     parse_manifest(manifest.as_bytes())
     fleet = draft.repository.fleet()
     check_cohorts(draft.plan.rollout, tuple(cohort.name for cohort in fleet.cohorts))
-    draft.workspace.keep_build(manifest.family, manifest.counter, build_record(draft).as_bytes())
-    for variant in draft.kept:
-        _keep(draft, variant)
+    draft.workspace.store_build_record(manifest.family, manifest.counter, build_record(draft).as_bytes())
+    for variant in draft.included_variants:
+        _store_variant(draft, variant)
         for patch in variant.patches:
             draft.repository.put_blob(blob_path(patch))
         envelopes = seal_to_cohorts(
-            _key(variant),
+            _content_key(variant),
             fleet,
             repository=draft.repository.repository_id,
             family=manifest.family,
@@ -45,7 +47,7 @@ def run(draft: Draft) -> None:
     for rollout in rollouts_of(draft.plan.rollout, manifest):
         draft.repository.stage_rollout(rollout)
     draft.manifest = manifest
-    draft.signed = draft.repository.sign(draft.signers)
+    draft.sign_report = draft.repository.sign(draft.signers)
 
 
 def make_manifest(draft: Draft, commitments: dict[str, str]) -> Manifest:
@@ -60,7 +62,10 @@ def make_manifest(draft: Draft, commitments: dict[str, str]) -> Manifest:
         channels=plan.channels,
         min_agent=plan.min_agent,
         created=draft.created,
-        variants=tuple((v.name, _variant(v, commitments[v.name])) for v in sorted(draft.kept, key=lambda v: v.name)),
+        variants=tuple(
+            (v.name, _manifest_variant(v, commitments[v.name]))
+            for v in sorted(draft.included_variants, key=lambda v: v.name)
+        ),
     )
 
 
@@ -91,7 +96,7 @@ def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
             raise CohortUnknown(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
 
 
-def _variant(variant: VariantDraft, commitment: str) -> Variant:
+def _manifest_variant(variant: VariantDraft, commitment: str) -> Variant:
     assert variant.bundle is not None
     assert variant.requires is not None
     assert variant.contract is not None
@@ -108,13 +113,15 @@ def _variant(variant: VariantDraft, commitment: str) -> Variant:
     )
 
 
-def _keep(draft: Draft, variant: VariantDraft) -> None:
+def _store_variant(draft: Draft, variant: VariantDraft) -> None:
     assert variant.bundle is not None
     digest = bundle_digest(variant.bundle.files)
-    record = KeptVariant(draft.plan.family, draft.counter, draft.plan.version, variant.name, digest, _key(variant))
-    draft.workspace.keep(variant.bundle, record)
+    record = StoredVariant(
+        draft.plan.family, draft.counter, draft.plan.version, variant.name, digest, _content_key(variant)
+    )
+    draft.workspace.store_variant(variant.bundle, record)
 
 
-def _key(variant: VariantDraft) -> Secret:
+def _content_key(variant: VariantDraft) -> Secret:
     assert variant.content_key is not None
     return variant.content_key
