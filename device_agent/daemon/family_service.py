@@ -8,8 +8,8 @@ Rules:
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleDigest
@@ -24,9 +24,8 @@ from device_agent.policy.attempt import Ended, Outcome
 from device_agent.policy.poll_schedule import pause_s
 from device_agent.policy.state_machine import State
 from device_agent.serving.family_serving import Serving
-from device_agent.serving.serving_runtime import Switchboard
 from device_agent.storage.bundle_store import Store
-from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
+from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
 from device_agent.update.context import Agent, collect
 from device_agent.update.probe_client import Prober
@@ -36,38 +35,10 @@ from device_agent.update.update import run_armed, run_update
 from device_agent.workers.adapter_check import AdapterShelf
 from device_agent.workers.worker_pool import Errands
 
+if TYPE_CHECKING:
+    from device_agent.daemon.supervisor import Supervisor
+
 logger = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What a line needs of the supervisor."""
-
-    identity: PublicIdentity
-    switchboard: Switchboard
-    is_stopping: bool
-
-    @property
-    def lines(self) -> "Iterable[Line]":
-        """All that are open."""
-        ...
-
-    def put(self, word: Word) -> None:
-        """Into the main thread's queue; from any thread."""
-        ...
-
-    def errands(
-        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
-    ) -> Errands:
-        """Children that end when the daemon is asked to."""
-        ...
-
-    def attend(self, busy: "Line | None" = None) -> None:
-        """What can not wait for the end of an update of `busy`: processes that died, a rollback of another family."""
-        ...
-
-    def wait(self, line: "Line", timeout_s: float) -> str | None:
-        """Signals of an update of `line` in its probation (device_agent.update.context.Signals)."""
-        ...
 
 
 class Line:
@@ -87,7 +58,7 @@ class Line:
         JournalUnavailable, SystemUnavailable.
     """
 
-    def __init__(self, config: Config, host: Host, first_journal: Journal | None) -> None:
+    def __init__(self, config: Config, host: "Supervisor", first_journal: Journal | None) -> None:
         self.name, self.config, self._host = config.family, config, host
         self.device = DeviceDirectory.of(config)
         self.device.make_place()
@@ -279,7 +250,7 @@ class Line:
 
 
 class _Signals:
-    def __init__(self, host: Host, line: Line) -> None:
+    def __init__(self, host: "Supervisor", line: Line) -> None:
         self._host, self._line = host, line
 
     def wait(self, timeout_s: float) -> str | None:
@@ -289,7 +260,7 @@ class _Signals:
 class _Neighbours:
     """The other lines (device_agent.update.context.Neighbours)."""
 
-    def __init__(self, host: Host, line: Line) -> None:
+    def __init__(self, host: "Supervisor", line: Line) -> None:
         self._host, self._line = host, line
 
     def resident_bytes(self) -> int:

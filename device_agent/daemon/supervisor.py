@@ -48,7 +48,7 @@ FOR_ONE_FAMILY: Final = ("rollback", "adapter-attach", "adapter-detach", "adapte
 
 
 class Supervisor:
-    """Made by `run_daemon`. Implements `device_agent.daemon.family_service.Host`.
+    """Made by `run_daemon`.
 
     Args:
         config: of the device.
