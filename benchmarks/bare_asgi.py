@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 
 from bundle.contract import Contract
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.wire import NO_JSON
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    bundle = BundleFds({"m": sealed_memfd("m", arguments.model.read_bytes())}, "m")
+    bundle = BundleFds({"m": create_sealed_memfd("m", arguments.model.read_bytes())}, "m")
     model = LoadedModel.load(bundle, threads=arguments.threads)
     inference = Inference(model, Contract(model.inputs, model.outputs), "m", "1")
 
@@ -38,7 +38,7 @@ def main() -> None:
             body += message["body"]
             more = message["more_body"]
         sizes = [int(value) for name, value in scope["headers"] if name == b"inference-header-content-length"]
-        answer = inference.answer(memoryview(body), sizes[0] if sizes else NO_JSON)
+        answer = inference.answer_request(memoryview(body), sizes[0] if sizes else NO_JSON)
         headers = [(b"content-length", b"%d" % answer.size)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"".join(answer.parts)})

@@ -7,7 +7,7 @@ import numpy as np
 
 from bundle.contract import TensorSpec
 from bundle.golden import GoldenSample, write_golden
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
 from packager.models.inputs import ModelInterface
@@ -44,8 +44,8 @@ def _texts(model: Path) -> list[dict[str, Array]]:
 
 def _loaded(model: Path) -> LoadedModel:
     external = external_files(model)
-    files = {name: sealed_memfd(name, path.read_bytes()) for name, path in external.items()}
-    bundle = BundleFds({"m": sealed_memfd("m", model.read_bytes()), **files}, "m", None, tuple(external))
+    files = {name: create_sealed_memfd(name, path.read_bytes()) for name, path in external.items()}
+    bundle = BundleFds({"m": create_sealed_memfd("m", model.read_bytes()), **files}, "m", None, tuple(external))
     try:
         return LoadedModel.load(bundle, threads=1)
     finally:
@@ -54,16 +54,16 @@ def _loaded(model: Path) -> LoadedModel:
 
 def bundle_for(model: Path, inputs: list[dict[str, Array]]) -> BundleFds:
     """The model, its external data and its own answers as golden vectors. The caller closes it."""
-    files = {"model.onnx": sealed_memfd("model", model.read_bytes())}
+    files = {"model.onnx": create_sealed_memfd("model", model.read_bytes())}
     external = external_files(model)
     for name, path in external.items():
-        files[name] = sealed_memfd("external", path.read_bytes())
+        files[name] = create_sealed_memfd("external", path.read_bytes())
     bundle = BundleFds(files, "model.onnx", None, tuple(external))
     loaded = LoadedModel.load(bundle, threads=1)
     if any(tensor.dtype == "string" for tensor in (*loaded.inputs, *loaded.outputs)):
         return bundle  # golden vectors hold no strings
     goldens = tuple(GoldenSample(dict(sample), loaded.run(sample)) for sample in inputs)
-    files["golden.safetensors"] = sealed_memfd("golden", write_golden(goldens))
+    files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(goldens))
     return BundleFds(files, "model.onnx", "golden.safetensors", tuple(external))
 
 

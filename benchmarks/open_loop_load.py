@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from device_agent.runtime.tensors import Array, datatype_of, to_bytes
+from device_agent.runtime.tensors import Array, datatype_name, to_bytes
 
 Row = tuple[float, float, bool]  # planned start and latency, seconds of the monotonic clock; answered as expected
 BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine can not do the asked rate
@@ -24,7 +24,7 @@ def infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:
     rows, raw = [], b""
     for name, array in inputs.items():
         data = bytes(to_bytes(array))
-        row = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
+        row = {"name": name, "datatype": datatype_name(array.dtype), "shape": list(array.shape)}
         rows.append({**row, "parameters": {"binary_data_size": len(data)}})
         raw += data
     text = json.dumps({"inputs": rows, "parameters": {"binary_data_output": True}}).encode()

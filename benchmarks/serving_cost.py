@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.benchmark_models import bundle_for, inputs_for
 from benchmarks.open_loop_load import closed_loop, infer_request
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.model_runtime import ModelRuntime
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
@@ -39,7 +39,7 @@ def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], se
     )
     assert bare.stdout is not None
     bare_address = f"http://127.0.0.1:{int(bare.stdout.readline())}"
-    front = Front.start(ServeConfig("tcp:127.0.0.1:0"))
+    front = FrontHandle.start(ServeConfig("tcp:127.0.0.1:0"))
     process = ModelProcess.start(bundle, GenerationSpec("m", 1, "1.0", "benchmark", None, threads=1))
     out: dict[str, Any] = {}
     try:
@@ -65,7 +65,7 @@ def over_http(model: Path, bundle: BundleFds, inputs: list[dict[str, Array]], se
     return out
 
 
-def at_rest(front: Front, process: ModelProcess) -> dict[str, Any]:
+def at_rest(front: FrontHandle, process: ModelProcess) -> dict[str, Any]:
     """Memory, processor share and wake-ups of front and model process while nobody asks."""
     time.sleep(1.0)  # past the sweep after the last request
     before = {name: (_switches(p.pid), _cpu_s(p.pid)) for name, p in (("front", front), ("model_process", process))}

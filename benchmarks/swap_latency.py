@@ -25,7 +25,7 @@ from benchmarks.benchmark_models import bundle_for, inputs_for
 from benchmarks.open_loop_load import LoadProcess, OpenLoop, Row, infer_request
 from benchmarks.scatter_plot import draw_latencies
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.model_runtime import ModelRuntime
 from device_agent.runtime.tensors import Array
 
@@ -91,7 +91,7 @@ class Worker:
     """The front and a model process a generation, as the agent runs them."""
 
     def __init__(self, inputs: list[dict[str, Array]], threads: int) -> None:
-        self._front = Front.start(ServeConfig("tcp:127.0.0.1:0"))
+        self._front = FrontHandle.start(ServeConfig("tcp:127.0.0.1:0"))
         self._requests = [infer_request("/v2/models/m/infer", inputs[n % len(inputs)]) for n in range(CLIENTS)]
         self._threads = threads
         self._number = 0

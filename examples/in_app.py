@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_agent.runtime import ModelRuntime, bundle_of
+from device_agent.runtime import ModelRuntime, bundle_from_files
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("new", type=Path)
     parser.add_argument("--isolation", choices=["inproc", "worker"], default="inproc")
     arguments = parser.parse_args()
-    old, new = bundle_of(arguments.old), bundle_of(arguments.new)
+    old, new = bundle_from_files(arguments.old), bundle_from_files(arguments.new)
     calls: Counter[int] = Counter()
     slowest_s = 0.0
     stop = threading.Event()

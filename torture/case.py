@@ -205,7 +205,7 @@ def look(config: Path, *, fails_live: bool = False) -> str:
 
 
 def _look(alone: Alone) -> dict[str, Any]:
-    slots = TrustStateStore(alone.device.trust / "slots")
+    slots = TrustStateStore(alone.device.trust_directory / "slots")
     state = "lost" if slots.is_lost else "valid"
     served = alone.boot()
     left = [path.name for path in (alone.device.root / "store").iterdir() if not path.name.endswith(".sealed")]

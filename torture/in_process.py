@@ -16,22 +16,22 @@ from bundle.manifest import Variant
 from device_agent.config.config import load_config
 from device_agent.errors import StoreDamagedRefused
 from device_agent.host.device_facts import device_facts, runtime_version
-from device_agent.policy.attempt import Ended
-from device_agent.policy.journal_records import Holding
-from device_agent.policy.probation import Observed
-from device_agent.policy.shadow_judge import Heard
+from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.policy.probation import ServingObservation
+from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.process.channel import Message
 from device_agent.process.worker import Handler
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.probe_runner import ProbeReport
-from device_agent.serving.family_serving import Process, Serving
-from device_agent.storage.bundle_store import Store
+from device_agent.serving.family_serving import FamilyServing, ModelProcessHandle
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
-from device_agent.update.context import Agent, collect
-from device_agent.update.recovery import open_journal, recover
-from device_agent.update.update import run_armed, run_update
+from device_agent.update.context import UpdateContext, collect_garbage
+from device_agent.update.recovery import open_journal, recover_journal
+from device_agent.update.update import run_staged, run_update
 from device_agent.workers import fetcher, patcher, verifier
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 
 Ask = Callable[[Message], tuple[dict[str, Any], Sequence[int]]]
 
@@ -51,26 +51,28 @@ class _Parent:
         return Message(answer, tuple(answer_fds))
 
 
-class ErrandsHere(Errands):
+class ErrandsHere(WorkerPool):
     """Calls the handlers of fetcher, verifier and patcher in this process."""
 
     def __init__(self, *words: Any) -> None:
         super().__init__(*words)
         self._patcher = patcher.Patcher()
         self._handlers: dict[tuple[str, str], Handler] = {
-            ("fetcher", "get"): fetcher.get,
-            ("fetcher", "blob"): fetcher.blob,
-            ("verifier", "check"): verifier.check,
-            ("patcher", "unlock"): self._patcher.unlock,
-            ("patcher", "apply"): self._patcher.apply,
-            ("patcher", "unseal"): patcher.unseal,
-            ("patcher", "describe"): patcher.describe,
+            ("fetcher", "get"): fetcher.handle_get,
+            ("fetcher", "blob"): fetcher.fetch_blob,
+            ("verifier", "check"): verifier.check_channel,
+            ("patcher", "unlock"): self._patcher.load_content_key,
+            ("patcher", "apply"): self._patcher.apply_patch,
+            ("patcher", "unseal"): patcher.unseal_bundle,
+            ("patcher", "describe"): patcher.read_sealed_header,
         }
 
-    def _call(self, name: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **how: Any) -> Message:
+    def _call(
+        self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
+    ) -> Message:
         # a handler owns what it is sent, as if it had come through a socket
         message = Message(request, tuple(os.dup(fd) for fd in fds))
-        result = self._handlers[name, operation](_Parent(how.get("on_ask")), message)  # type: ignore[arg-type]  # its part
+        result = self._handlers[worker, operation](_Parent(options.get("on_request")), message)  # type: ignore[arg-type]  # its part
         return result if isinstance(result, Message) else Message(result)
 
 
@@ -80,7 +82,7 @@ class _NoProcess:
     def __init__(self, *, is_alive: bool = True) -> None:
         self.pid, self._fd, self._is_alive = 0, os.open("/dev/null", os.O_RDONLY), is_alive
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._is_alive
 
     def fileno(self) -> int:
@@ -96,26 +98,26 @@ class _NoProcess:
 class _NoRuntime:
     """Publishes nothing; what it sees of a candidate is the case's choice."""
 
-    def __init__(self, seen: Observed) -> None:
+    def __init__(self, seen: ServingObservation) -> None:
         self._seen = seen
 
-    def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> Process:
+    def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcessHandle:
         return _NoProcess()
 
-    def publish(self, generation: int, process: Process) -> int:
+    def publish(self, generation: int, process: ModelProcessHandle) -> int:
         return 0
 
     def retire(self, generation: int) -> None:
         """Nothing to wait for."""
 
-    def observe(self, generation: int) -> Observed:
+    def observation(self, generation: int) -> ServingObservation:
         return self._seen
 
-    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+    def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
         """Nobody hears."""
 
-    def heard(self) -> Heard:
-        return Heard()
+    def shadow_observation(self) -> ShadowObservation:
+        return ShadowObservation()
 
 
 class NoProber:
@@ -126,7 +128,7 @@ class NoProber:
         return ProbeReport("pass")
 
 
-class _Serving(Serving):
+class _Serving(FamilyServing):
     """Without threads that watch: a case forks, and threads do not survive that."""
 
     def _watch(self, generation: int, pidfd: int) -> None:
@@ -146,69 +148,69 @@ class Alone:
         self._has_children = has_children
         self.config = load_config(config_path)
         self.device = DeviceDirectory(self.config.directory)
-        self.store = Store(self.device.root)
+        self.store = BundleStore(self.device.root)
         self.journal = open_journal(self.device, self.store, self._errands)
-        seen = Observed(requests=10, errors=10) if fails_live else Observed(requests=10)
+        seen = ServingObservation(requests=10, errors=10) if fails_live else ServingObservation(requests=10)
         self.serving = _Serving(_NoRuntime(seen), lambda _: None)
-        self.agent = Agent(
+        self.agent = UpdateContext(
             config=self.config,
             device=self.device,
-            identity=self.device.public_identity(),
+            identity=self.device.read_public_identity(),
             store=self.store,
             journal=self.journal,
-            prober=NoProber(),  # type: ignore[arg-type]  # the one part that would need a model
-            facts=device_facts,
-            errands=self._errands,
+            probe_client=NoProber(),  # type: ignore[arg-type]  # the one part that would need a model
+            read_facts=device_facts,
+            open_workers=self._errands,
             serving=self.serving,
         )
 
     def boot(self) -> str | None:
         """Recover, and serve what is here; its version. Every byte is read and compared, as for a real process."""
-        recover(self.journal, runtime_version())
-        collect(self.agent)
+        recover_journal(self.journal, runtime_version())
+        collect_garbage(self.agent)
         for digest in (self.journal.pointers.active, self.journal.pointers.previous):
-            holding = self.journal.holding(digest)
+            holding = self.journal.bundle(digest)
             if holding is None:
                 continue
             try:
                 fds = self._errands().unseal(holding)
             except StoreDamagedRefused:
                 continue
-            self.serving.publish(self.serving.start(holding, fds))
+            self.serving.publish(self.serving.start_generation(holding, fds))
             fds.close()
             break
-        run_armed(self.agent)
+        run_staged(self.agent)
         current = self.serving.current
-        return None if current is None else current.holding.version
+        return None if current is None else current.bundle.version
 
-    def update(self) -> Ended:
+    def update(self) -> UpdateResult:
         """One update."""
         return run_update(self.agent, "operator")
 
     def served(self) -> str | None:
         """Version of what serves."""
         current = self.serving.current
-        return None if current is None else current.holding.version
+        return None if current is None else current.bundle.version
 
     def recover(self) -> None:
         """What the supervisor does after an update that its journal did not survive."""
         if self.serving.previous is not None:
-            self.serving.restore()
-        recover(self.journal, runtime_version())
-        collect(self.agent)
-        active = self.journal.holding(self.journal.pointers.active)
+            self.serving.revert()
+        recover_journal(self.journal, runtime_version())
+        collect_garbage(self.agent)
+        active = self.journal.bundle(self.journal.pointers.active)
         if active is not None and self.served() != active.version:
             fds = self._errands().unseal(active)
-            self.serving.publish(self.serving.start(active, fds))
+            self.serving.publish(self.serving.start_generation(active, fds))
             fds.close()
-            self.serving.settle()
+            self.serving.stop_replaced()
 
     def close(self) -> None:
         """Release the journal."""
         self.journal.close()
 
-    def _errands(self) -> Errands:
-        return (Errands if self._has_children else ErrandsHere)(self.config, self.device, self.store)
+    def _errands(self) -> WorkerPool:
+        return (WorkerPool if self._has_children else ErrandsHere)(self.config, self.device, self.store)
 
 
 def copy_device(source: Path, target: Path, url: str | None = None) -> Path:

@@ -61,8 +61,8 @@ def hasty() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in PATIENCE.items():
             stack.enter_context(mock.patch.object(fetcher, name, value))
-        fetcher.connections.cache_clear()
-        stack.callback(fetcher.connections.cache_clear)
+        fetcher.connection_pool.cache_clear()
+        stack.callback(fetcher.connection_pool.cache_clear)
         yield
 
 

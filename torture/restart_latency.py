@@ -14,13 +14,13 @@ import threading
 import time
 from pathlib import Path
 
-from device_agent.daemon.serving_watchdog import MAX_RESTARTS
+from device_agent.daemon.serving_watchdog import MAX_FAST_RESTARTS
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 SETTLE_S = 2.0  # a standby is loaded anew at a low priority
-IN_A_ROW = MAX_RESTARTS - 1  # what dies more often at once is no longer started at once
+IN_A_ROW = MAX_FAST_RESTARTS - 1  # what dies more often at once is no longer started at once
 
 
 def main() -> None:

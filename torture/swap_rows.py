@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import ExitStack
 
 from device_agent.runtime import ModelRuntime
-from device_agent.runtime.handles import ModelProcess, Standby
+from device_agent.runtime.handles import ModelProcess, PrestartedProcess
 from tests.support.load_clients import Load
 from tests.support.memfd_bundles import floats, front, plain, scale
 from torture.fault_classes import Row
@@ -31,9 +31,9 @@ def swapped_behind_the_front(limit: int | None) -> Row:
                 candidate = bundle.process(number)
                 served.publish("toy", candidate)
                 if number % KILL_EVERY == 0:
-                    standby = Standby.start()
+                    standby = PrestartedProcess.start()
                     candidate.kill()
-                    candidate = ModelProcess.start(bundle.fds, bundle.spec(number), standby=standby)
+                    candidate = ModelProcess.start(bundle.fds, bundle.spec(number), prestarted=standby)
                     served.publish("toy", candidate)
                 load.wait_for(10)
                 served.retire("toy", number - 1, 30)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from bundle import console
-from device_agent.commands.daemon_or_offline import as_json, asked, named
+from device_agent.commands.daemon_or_offline import JSON_OPTION, REQUIRED_FAMILY_OPTION, daemon_or_offline
 
 
 @click.group()
@@ -19,8 +19,8 @@ def adapter() -> None:
 @click.option(
     "--tolerance-ppm", type=click.IntRange(0, 1_000_000), help="Relative RMS change that a new base may make."
 )
-@named
-@as_json
+@REQUIRED_FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def adapter_attach(
     path: Path, file: Path | None, tolerance_ppm: int | None, family: str | None, *, as_json: bool
@@ -31,8 +31,8 @@ def adapter_attach(
 
 
 @adapter.command("detach")
-@named
-@as_json
+@REQUIRED_FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def adapter_detach(path: Path, family: str | None, *, as_json: bool) -> None:
     """Serve without it; it is kept."""
@@ -40,8 +40,8 @@ def adapter_detach(path: Path, family: str | None, *, as_json: bool) -> None:
 
 
 @adapter.command("list")
-@named
-@as_json
+@REQUIRED_FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def adapter_list(path: Path, family: str | None, *, as_json: bool) -> None:
     """The adapter that is held, and whether it is attached to what is active."""
@@ -49,8 +49,10 @@ def adapter_list(path: Path, family: str | None, *, as_json: bool) -> None:
 
 
 def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: str | None, *, as_json: bool) -> None:
-    from device_agent.commands.offline import adapter_once
+    from device_agent.commands.offline import adapter_offline
 
-    found = asked(path, command, lambda config: adapter_once(config, family, command, fields), family=family, **fields)
+    found = daemon_or_offline(
+        path, command, lambda config: adapter_offline(config, family, command, fields), family=family, **fields
+    )
     lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
     console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is held")

@@ -26,18 +26,18 @@ from bundle.contract import Contract
 from bundle.golden import GoldenSample, read_golden
 from device_agent.config.config import Config
 from device_agent.errors import BenchUnfit, ConfigInvalid, NothingToMeasure
-from device_agent.host.meters import EnergyMeter, ProcessMeter, energy_meters
-from device_agent.policy.journal_records import Holding
+from device_agent.host.meters import EnergyMeter, ProcessMeter, open_energy_meters
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.jail import JailPolicy
-from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig
-from device_agent.runtime.oip import oip_datatype
+from device_agent.runtime.handles import BundleFds, FrontHandle, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.oip import oip_datatype_name
 from device_agent.runtime.tensors import to_bytes
-from device_agent.storage.bundle_store import Store
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 
-ROUNDS: Final = 3
+ROUND_COUNT: Final = 3
 WARM_UP_REQUESTS: Final = 5
 MAX_MIX_BYTES: Final = 256 * 1024 * 1024
 ROLES: Final = ("active", "candidate", "previous")
@@ -45,7 +45,7 @@ HTTP_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class MixedRequest:
+class BenchRequest:
     """One request of the mix: its body, and the bytes of its JSON part where tensors follow it."""
 
     body: bytes
@@ -53,7 +53,7 @@ class MixedRequest:
 
 
 @dataclass(slots=True)
-class Measured:
+class BenchResult:
     """Of one bundle.
 
     Attributes:
@@ -65,10 +65,10 @@ class Measured:
     """
 
     role: str
-    holding: Holding
+    bundle: BundleRecord
     load_ms: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    elapsed_s: float = 0.0
     cpu_s: float = 0.0
     joules: float | None = None
     resident_bytes: int = 0
@@ -83,12 +83,12 @@ class Measured:
 
         return {
             "role": self.role,
-            "release": self.holding.version,
-            "variant": self.holding.variant,
-            "bundle": self.holding.digest,
-            "bundle_bytes": self.holding.parsed()[1].plain_size,
+            "release": self.bundle.version,
+            "variant": self.bundle.variant,
+            "bundle": self.bundle.digest,
+            "bundle_bytes": self.bundle.parse_manifest()[1].plain_size,
             "requests": count,
-            "requests_per_s": round(count / self.seconds, 1),
+            "requests_per_s": round(count / self.elapsed_s, 1),
             "p50_ms": quantile_ms(0.50),
             "p95_ms": quantile_ms(0.95),
             "p99_ms": quantile_ms(0.99),
@@ -100,7 +100,7 @@ class Measured:
         }
 
 
-def measure(config: Config, *, seconds: float, connections: int, mix: Path | None) -> dict[str, Any]:
+def measure_bundles(config: Config, *, duration_s: float, connections: int, mix: Path | None) -> dict[str, Any]:
     """Measure every bundle that is active, staged or kept.
 
     Args:
@@ -113,23 +113,23 @@ def measure(config: Config, *, seconds: float, connections: int, mix: Path | Non
         NothingToMeasure, ConfigInvalid, BenchUnfit: no bundle, a bad mix, a request that is not answered.
         Unfit, Refused, Unavailable: a bundle that does not open or load.
     """
-    device = DeviceDirectory.of(config)
-    found = _held(device)
+    device = DeviceDirectory.for_family(config)
+    found = _stored_bundles(device)
     if not found:
         raise NothingToMeasure("this device holds no bundle", remedy="`device-agent update` installs one")
     requests = None if mix is None else read_mix(mix)
-    energy = energy_meters()
+    energy = open_energy_meters()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airweights-bench-")))
-        errands = stack.enter_context(Errands(config, device, Store(device.place)))
+        errands = stack.enter_context(WorkerPool(config, device, BundleStore(device.family_directory)))
         rigs = [
-            stack.enter_context(_rig(config, errands, folder / role, role, holding, requests))
+            stack.enter_context(_open_endpoint(config, errands, folder / role, role, holding, requests))
             for role, holding in found.items()
         ]
-        for _ in range(ROUNDS):
+        for _ in range(ROUND_COUNT):
             for rig in rigs:
-                rig.run(seconds / ROUNDS, connections, energy)
-        rows = [rig.finished().as_json() for rig in rigs]
+                rig.run_round(duration_s / ROUND_COUNT, connections, energy)
+        rows = [rig.read_result().as_json() for rig in rigs]
     return {
         "mix": "golden inputs, or zeros" if mix is None else str(mix),
         "connections": connections,
@@ -138,7 +138,7 @@ def measure(config: Config, *, seconds: float, connections: int, mix: Path | Non
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def format_table(result: dict[str, Any]) -> str:
     """The same for a person."""
     head = ("", "release", "variant", "p50 ms", "p95 ms", "p99 ms", "req/s", "RSS MiB", "CPU ms", "J")
     rows = [
@@ -157,7 +157,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*(line.rstrip() for line in lines), f"{result['connections']} connections; CPU and J a request"])
 
 
-def read_mix(path: Path) -> tuple[MixedRequest, ...]:
+def read_mix(path: Path) -> tuple[BenchRequest, ...]:
     """Rule 3. Raises ConfigInvalid."""
     try:
         with path.open("rb") as stream:
@@ -174,10 +174,10 @@ def read_mix(path: Path) -> tuple[MixedRequest, ...]:
             is_object = False
         if not is_object:
             raise ConfigInvalid(f"{path}, line {number}: no JSON object", remedy="docs/endpoint.md shows a request")
-    return tuple(MixedRequest(line) for line in lines)
+    return tuple(BenchRequest(line) for line in lines)
 
 
-def golden_mix(samples: Sequence[GoldenSample], contract: Contract) -> tuple[MixedRequest, ...]:
+def make_golden_mix(samples: Sequence[GoldenSample], contract: Contract) -> tuple[BenchRequest, ...]:
     """Golden inputs as binary tensors; zeros, empty strings and sizes of 1 where there are none."""
     import numpy as np
 
@@ -193,15 +193,15 @@ def golden_mix(samples: Sequence[GoldenSample], contract: Contract) -> tuple[Mix
         rows, raw = [], b""
         for spec in contract.inputs:
             data = bytes(to_bytes(np.asarray(arrays[spec.name])))
-            row = {"name": spec.name, "datatype": oip_datatype(spec), "shape": list(np.shape(arrays[spec.name]))}
+            row = {"name": spec.name, "datatype": oip_datatype_name(spec), "shape": list(np.shape(arrays[spec.name]))}
             rows.append({**row, "parameters": {"binary_data_size": len(data)}})
             raw += data
         text = json.dumps({"inputs": rows, "parameters": {"binary_data_output": True}}).encode()
-        requests.append(MixedRequest(text + raw, len(text)))
+        requests.append(BenchRequest(text + raw, len(text)))
     return tuple(requests)
 
 
-class _Connection(HTTPConnection):
+class _UnixConnection(HTTPConnection):
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=HTTP_TIMEOUT_S)
         self._path = path
@@ -212,60 +212,61 @@ class _Connection(HTTPConnection):
         self.sock.connect(str(self._path))
 
 
-class _Rig:
+class _BenchEndpoint:
     """One bundle behind its own front (rule 1)."""
 
     def __init__(
-        self, measured: Measured, front: Front, process: ModelProcess, requests: Sequence[MixedRequest]
+        self, result: BenchResult, front: FrontHandle, process: ModelProcess, requests: Sequence[BenchRequest]
     ) -> None:
-        self._measured, self._front, self._process, self._requests = measured, front, process, requests
+        self._result, self._front, self._process, self._requests = result, front, process, requests
         self._path = Path(front.address.removeprefix("unix:"))
-        self._url = f"/v2/models/{measured.holding.family}/infer"
+        self._url = f"/v2/models/{result.bundle.family}/infer"
 
-    def run(self, seconds: float, connections: int, energy: Sequence[EnergyMeter]) -> None:
+    def run_round(self, duration_s: float, connections: int, energy: Sequence[EnergyMeter]) -> None:
         """One round."""
         meters = [ProcessMeter.open(pid) for pid in (self._front.pid, self._process.pid)]
         failures: list[str] = []
         barrier = threading.Barrier(connections + 1)
         end = [0.0]
         threads = [
-            threading.Thread(target=self._ask, args=(number, barrier, end, failures)) for number in range(connections)
+            threading.Thread(target=self._send_requests, args=(number, barrier, end, failures))
+            for number in range(connections)
         ]
         for thread in threads:
             thread.start()
         barrier.wait()
         cpu_s = sum(meter.cpu_s() for meter in meters)
-        joules = [meter.joules() or 0.0 for meter in energy]
+        joules = [meter.read_joules() or 0.0 for meter in energy]
         started = time.monotonic()
-        end[0] = started + seconds
+        end[0] = started + duration_s
         barrier.wait()
         for thread in threads:
             thread.join()
-        self._measured.seconds += time.monotonic() - started
-        self._measured.cpu_s += sum(meter.cpu_s() for meter in meters) - cpu_s
+        self._result.elapsed_s += time.monotonic() - started
+        self._result.cpu_s += sum(meter.cpu_s() for meter in meters) - cpu_s
         if energy:
-            spent = sum(meter.since(before) for meter, before in zip(energy, joules, strict=True))
-            self._measured.joules = (self._measured.joules or 0.0) + spent
+            spent = sum(meter.joules_since(before) for meter, before in zip(energy, joules, strict=True))
+            self._result.joules = (self._result.joules or 0.0) + spent
         for meter in meters:
             meter.close()
         if failures:
-            raise BenchUnfit(f"release {self._measured.holding.version} does not answer the mix: {failures[0]}")
+            raise BenchUnfit(f"release {self._result.bundle.version} does not answer the mix: {failures[0]}")
 
-    def finished(self) -> Measured:
+    def read_result(self) -> BenchResult:
         """With its memory, as it is after the last round."""
-        self._measured.resident_bytes = self._process.resident_bytes()
-        self._measured.peak_bytes = self._process.peak_bytes()
-        return self._measured
+        self._result.resident_bytes = self._process.resident_bytes()
+        self._result.peak_bytes = self._process.peak_bytes()
+        return self._result
 
-    def _ask(self, first: int, barrier: threading.Barrier, end: list[float], failures: list[str]) -> None:
-        connection, latencies, number = _Connection(self._path), list[float](), first
+    def _send_requests(self, first: int, barrier: threading.Barrier, end: list[float], failures: list[str]) -> None:
+        connection, latencies, number = _UnixConnection(self._path), list[float](), first
         try:
             for _ in range(WARM_UP_REQUESTS):
-                self._one(connection, number, failures)
+                self._send_request(connection, number, failures)
             barrier.wait()
             barrier.wait()
             while not failures and (before := time.monotonic()) < end[0]:
-                self._one(connection, number, failures)
+                self._send_request(connection, number, failures)
                 latencies.append(time.monotonic() - before)
                 number += 1
         except (OSError, HTTPException) as error:
@@ -273,9 +274,9 @@ class _Rig:
             barrier.abort()
         finally:
             connection.close()
-        self._measured.latencies_s += latencies
+        self._result.latencies_s += latencies
 
-    def _one(self, connection: _Connection, number: int, failures: list[str]) -> None:
+    def _send_request(self, connection: _UnixConnection, number: int, failures: list[str]) -> None:
         request = self._requests[number % len(self._requests)]
         headers = {} if request.json_bytes is None else {"Inference-Header-Content-Length": str(request.json_bytes)}
         connection.request("POST", self._url, request.body, headers)
@@ -286,43 +287,43 @@ class _Rig:
 
 
 @contextmanager
-def _rig(
-    config: Config, errands: Errands, path: Path, role: str, holding: Holding, mix: Sequence[MixedRequest] | None
-) -> Iterator[_Rig]:
-    contract = holding.parsed()[1].contract
-    spec = GenerationSpec(holding.family, 1, holding.version, holding.variant, contract, threads=config.serve.threads)
+def _open_endpoint(
+    config: Config, workers: WorkerPool, path: Path, role: str, bundle: BundleRecord, mix: Sequence[BenchRequest] | None
+) -> Iterator[_BenchEndpoint]:
+    contract = bundle.parse_manifest()[1].contract
+    spec = GenerationSpec(bundle.family, 1, bundle.version, bundle.variant, contract, threads=config.serve.threads)
     jail = JailPolicy(allow_unjailed=config.allow_unjailed)
-    fds: BundleFds = errands.unseal(holding)
+    fds: BundleFds = workers.unseal(bundle)
     try:
-        requests = golden_mix(_golden(fds), contract) if mix is None else mix
+        requests = make_golden_mix(_read_golden(fds), contract) if mix is None else mix
         process = ModelProcess.start(fds, spec, jail)
     finally:
         fds.close()
     try:
-        front = Front.start(ServeConfig(f"unix:{path}", (holding.family,), jail=jail))
+        front = FrontHandle.start(ServeConfig(f"unix:{path}", (bundle.family,), jail=jail))
         try:
-            front.publish(holding.family, process)
-            yield _Rig(Measured(role, holding, process.load_us / 1000), front, process, requests)
+            front.publish(bundle.family, process)
+            yield _BenchEndpoint(BenchResult(role, bundle, process.load_us / 1000), front, process, requests)
         finally:
             front.stop()
     finally:
         process.stop()
 
 
-def _golden(fds: BundleFds) -> tuple[GoldenSample, ...]:
+def _read_golden(fds: BundleFds) -> tuple[GoldenSample, ...]:
     if fds.golden is None:
         return ()
     fd = fds.files[fds.golden]
     return read_golden(os.pread(fd, os.fstat(fd).st_size, 0))
 
 
-def _held(device: DeviceDirectory) -> dict[str, Holding]:
-    device.check_initialised()
-    journal = Journal(device.journal, read_only=device.journal.exists())
+def _stored_bundles(device: DeviceDirectory) -> dict[str, BundleRecord]:
+    device.check_initialized()
+    journal = Journal(device.journal_path, read_only=device.journal_path.exists())
     try:
-        pointers, found = journal.pointers, dict[str, Holding]()
+        pointers, found = journal.pointers, dict[str, BundleRecord]()
         for role in ROLES:
-            holding = journal.holding(getattr(pointers, role))
+            holding = journal.bundle(getattr(pointers, role))
             if holding is not None and holding.digest not in {other.digest for other in found.values()}:
                 found[role] = holding
         return found

@@ -6,7 +6,7 @@ from typing import Final
 import click
 
 from bundle import console
-from device_agent.commands.daemon_or_offline import as_json, one_of_them
+from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION
 from device_agent.config.config import load_config
 
 
@@ -15,40 +15,42 @@ def report() -> None:
     """Show and hand out this device's signed reports of how attempts ended. Nothing is sent from here."""
 
 
-AFTER: Final = click.option("--after", type=click.IntRange(0), default=0, help="Only those with a higher number.")
+AFTER_OPTION: Final = click.option(
+    "--after", type=click.IntRange(0), default=0, help="Only those with a higher number."
+)
 
 
 @report.command("list")
-@AFTER
-@one_of_them
-@as_json
+@AFTER_OPTION
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -> None:
     """The reports that are kept, oldest first."""
-    from device_agent.commands.report_export import read_reports, row_of
+    from device_agent.commands.report_export import read_reports, report_row
 
     config = load_config(path)
     found = read_reports(config, after, family)
     lines = [f"{r.sequence} {r.outcome} {r.release or ''} {r.variant or ''} {r.reason}".rstrip() for r in found]
-    if config.further:
+    if config.further_families:
         lines = [f"{r.family or ''} {line}".lstrip() for r, line in zip(found, lines, strict=True)]
     text = "\n".join(lines) or "no report yet"
-    console.print_result({"reports": [row_of(row) for row in found]}, as_json=as_json, text=text)
+    console.print_result({"reports": [report_row(row) for row in found]}, as_json=as_json, text=text)
 
 
 @report.command("export", short_help="Sign the reports and write them to a file.")
-@AFTER
-@one_of_them
+@AFTER_OPTION
+@FAMILY_OPTION
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
 )
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def export_command(path: Path, after: int, family: str | None, output: Path, *, as_json: bool) -> None:
     """Sign them with the device's key, and write them a line each for `packager device verify-report`."""
-    from device_agent.commands.report_export import export, write_export
+    from device_agent.commands.report_export import export_reports, write_export
 
-    data = export(load_config(path), after, family)
+    data = export_reports(load_config(path), after, family)
     write_export(data, output)
     result = {"output": str(output), "reports": data.count(b"\n")}
     console.print_result(result, as_json=as_json, text=f"{output}: {result['reports']} reports")

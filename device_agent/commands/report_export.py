@@ -15,13 +15,15 @@ from bundle.device_report import OUTCOMES, DeviceReport
 from bundle.version import VERSION
 from device_agent.config.config import Config
 from device_agent.errors import UsageInvalid
-from device_agent.policy.attempt import Ended
+from device_agent.policy.attempt import UpdateResult
 from device_agent.storage.device_directory import DeviceDirectory
 
 MAX_REPORTS: Final = 256
 
 
-def next_report(ended: Ended, family: str | None, before: DeviceReport | None, runtime: str) -> DeviceReport | None:
+def next_report(
+    result: UpdateResult, family: str | None, before: DeviceReport | None, runtime: str
+) -> DeviceReport | None:
     """The report of an outcome, or None where it is not terminal (bundle.device_report rule 1).
 
     Args:
@@ -30,22 +32,22 @@ def next_report(ended: Ended, family: str | None, before: DeviceReport | None, r
         before: the newest report; None begins a log.
         runtime: onnxruntime's version.
     """
-    if ended.outcome.value not in OUTCOMES:
+    if result.outcome.value not in OUTCOMES:
         return None
-    attempt = ended.attempt
+    attempt = result.attempt
     return DeviceReport(
         log=os.urandom(16).hex() if before is None else before.log,
         sequence=1 if before is None else before.sequence + 1,
         previous=None if before is None else before.digest(),
-        outcome=ended.outcome.value,
-        reason=ended.reason,
+        outcome=result.outcome.value,
+        reason=result.reason,
         family=family,
         release=attempt.release,
         counter=attempt.counter,
         variant=attempt.variant,
         bundle=attempt.target,
         trigger=attempt.trigger,
-        finished_ms=ended.finished_ms,
+        finished_ms=result.finished_ms,
         agent=VERSION,
         runtime=runtime,
     )
@@ -58,32 +60,32 @@ def read_reports(config: Config, after: int = 0, family: str | None = None) -> t
         JournalUnavailable.
         UsageInvalid: there is no such family, or `after` is for one of several logs and none is named.
     """
-    from device_agent.config.families import check_family, one_family
-    from device_agent.daemon.status import journal_of
+    from device_agent.config.families import check_family, require_one_family
+    from device_agent.daemon.status import open_for_reading
 
     check_family(config.families, family)
     if after:
-        family = one_family(config.families, family)
+        family = require_one_family(config.families, family)
     found: list[DeviceReport] = []
-    for one in config.by_family():
+    for one in config.family_configs():
         if family in (None, one.family):
-            with journal_of(DeviceDirectory.of(one)) as journal:
+            with open_for_reading(DeviceDirectory.for_family(one)) as journal:
                 found += [report for report in journal.reports() if report.sequence > after]
     return tuple(found)
 
 
-def export(config: Config, after: int = 0, family: str | None = None) -> bytes:
+def export_reports(config: Config, after: int = 0, family: str | None = None) -> bytes:
     """The signed reports, a line each. Raises as `device_agent.identity.device_keys.signing_key`, and as
     `read_reports`.
     """
-    from device_agent.identity.device_keys import signing_key
+    from device_agent.identity.device_keys import open_signing_key
 
     device = DeviceDirectory(config.directory)
-    device_id = device.public_identity().device_id
+    device_id = device.read_public_identity().device_id
     reports = read_reports(config, after, family)
     if not reports:
         return b""
-    private = signing_key(device, config.identity)
+    private = open_signing_key(device, config.key_storage)
     lines = (report.encode(device_id, private.sign(report.signed_bytes(device_id))) for report in reports)
     return b"".join(line + b"\n" for line in lines)
 
@@ -97,6 +99,6 @@ def write_export(data: bytes, out: Path) -> None:
     write_durably(out, data, 0o644)
 
 
-def row_of(report: DeviceReport) -> dict[str, Any]:
+def report_row(report: DeviceReport) -> dict[str, Any]:
     """What `report list --json` prints of one."""
     return {**report.as_json(), "digest": report.digest()}

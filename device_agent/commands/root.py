@@ -22,17 +22,22 @@ from bundle import console
 from bundle.errors import AirweightsError
 from bundle.version import VERSION
 from device_agent.commands.adapter import adapter
-from device_agent.commands.daemon_or_offline import as_json, asked, named, one_of_them
+from device_agent.commands.daemon_or_offline import (
+    FAMILY_OPTION,
+    JSON_OPTION,
+    REQUIRED_FAMILY_OPTION,
+    daemon_or_offline,
+)
 from device_agent.commands.report import report
 from device_agent.config.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
 from device_agent.errors import AlreadyInitialised, ConfigInvalid, UsageInvalid
 
 STATUS_TIMEOUT_S: Final = 10.0
 DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: an arena for each is memory for nothing
-CONTEXT: Final = {"help_option_names": ["-h", "--help"]}
+CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(context_settings=CONTEXT_SETTINGS)
 @click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -63,7 +68,7 @@ def cli(context: click.Context, config: Path) -> None:
 @click.option("--directory", type=click.Path(path_type=Path), default=Path("/var/lib/airweights"), show_default=True)
 @click.option("--identity", default="file", show_default=True, help="Where its keys rest: file, tpm:… or pkcs11:….")
 @click.option("--label", help="What people call the device.  [default: the host's name]")
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def init(
     path: Path,
@@ -82,7 +87,7 @@ def init(
 ) -> None:
     """Make this device's identity and folders, and write its configuration."""
     from device_agent.config.config import parse_config
-    from device_agent.identity.provision import default_label, initialise
+    from device_agent.identity.provision import default_label, initialize_device
     from device_agent.storage.device_directory import DeviceDirectory
 
     config = Config(
@@ -91,7 +96,7 @@ def init(
         family=family,
         channel=channel,
         cohort=cohort,
-        identity=identity,
+        key_storage=identity,
         serve=ServeSettings(listen=listen),
         update=replace(UpdateSettings(), variant=variant),
     )
@@ -99,14 +104,14 @@ def init(
     parse_config(text.encode(), where="the options given", folder=Path("/"))
     # the identity comes last: an `init` that was cut off before it is simply run again
     device = DeviceDirectory(config.directory)
-    is_cut_off = path.exists() and not device.identity.exists() and path.read_bytes() == text.encode()
+    is_cut_off = path.exists() and not device.identity_directory.exists() and path.read_bytes() == text.encode()
     if path.exists() and not is_cut_off:
         raise AlreadyInitialised(f"{path} exists", remedy="remove it, or name another with --config")
-    device.check_uninitialised()
+    device.check_uninitialized()
     if not is_cut_off:
         _write_config(path, text)
     try:
-        public = initialise(device, root, label or default_label(), identity)
+        public = initialize_device(device, root, label or default_label(), identity)
     except AirweightsError:
         path.unlink()
         raise
@@ -117,15 +122,15 @@ def init(
 
 @cli.command(short_help="Print the enrolment request and its fingerprint.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the request there.")
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
     """Print the request that the release team enrols this device with, and its fingerprint to confirm."""
-    from device_agent.identity.device_keys import enrolment_request
+    from device_agent.identity.device_keys import create_enrollment_request
     from device_agent.storage.device_directory import DeviceDirectory
 
     config = load_config(path)
-    request, data = enrolment_request(DeviceDirectory(config.directory), config.identity)
+    request, data = create_enrollment_request(DeviceDirectory(config.directory), config.key_storage)
     if output is not None:
         if not output.parent.is_dir():
             raise UsageInvalid(f"{output}: there is no folder {output.parent}")
@@ -142,88 +147,90 @@ def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
 
 
 @cli.command()
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def run(path: Path, *, as_json: bool) -> None:
     """Serve, poll and update until stopped. Logs JSON lines to stderr."""
     from device_agent.storage.device_directory import DeviceDirectory
 
     del as_json  # the daemon's log is JSON anyway
-    DeviceDirectory(load_config(path).directory).check_initialised()
+    DeviceDirectory(load_config(path).directory).check_initialized()
     # the same process, without what only a command line needs in its memory
     words = [sys.executable, "-P", "-m", "device_agent.daemon", str(path)]
     os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell, our own words
 
 
 @cli.command(short_help="Run one update now and wait for its end.")
-@one_of_them
-@as_json
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def update(path: Path, family: str | None, *, as_json: bool) -> None:
     """Run one update now and wait for its end, probation included; of several families one after the other."""
-    from device_agent.commands.offline import update_once
-    from device_agent.config.families import exit_code_of, text_of_each
+    from device_agent.commands.offline import update_offline
+    from device_agent.config.families import highest_exit_code, per_family_text
 
-    ended = asked(path, "update", lambda config: update_once(config, family, console.progress_bar), family=family)
-    console.print_result(ended, as_json=as_json, text=text_of_each(ended, _ended_text))
-    click.get_current_context().exit(exit_code_of(ended))
+    ended = daemon_or_offline(
+        path, "update", lambda config: update_offline(config, family, console.progress_bar), family=family
+    )
+    console.print_result(ended, as_json=as_json, text=per_family_text(ended, _result_text))
+    click.get_current_context().exit(highest_exit_code(ended))
 
 
 @cli.command()
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def status(path: Path, *, as_json: bool) -> None:
     """What serves, what is held, what is remembered."""
     from device_agent.daemon.status import read_status, status_text
 
-    found = asked(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
+    found = daemon_or_offline(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
     console.print_result(found, as_json=as_json, text=status_text(found))
 
 
 @cli.command()
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
-@one_of_them
-@as_json
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> None:
     """How each attempt ended, newest first."""
-    from device_agent.config.families import text_of_each
+    from device_agent.config.families import per_family_text
     from device_agent.daemon.status import read_history
 
-    found = asked(
+    found = daemon_or_offline(
         path, "history", lambda config: read_history(config, family), timeout_s=STATUS_TIMEOUT_S, family=family
     )
     for row in found.get("families", [found]):
         if "history" in row:
             row["history"] = row["history"][:limit]
-    console.print_result(found, as_json=as_json, text=text_of_each(found, _history_text))
+    console.print_result(found, as_json=as_json, text=per_family_text(found, _history_text))
 
 
 @cli.command(short_help="Go back to the previous release.")
-@named
-@as_json
+@REQUIRED_FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
     """Go back to the previous release, and put the one that is left into quarantine."""
-    from device_agent.commands.offline import roll_back_once
+    from device_agent.commands.offline import roll_back_offline
 
-    ended = asked(path, "rollback", lambda config: roll_back_once(config, family), family=family)
-    console.print_result(ended, as_json=as_json, text=_ended_text(ended))
+    ended = daemon_or_offline(path, "rollback", lambda config: roll_back_offline(config, family), family=family)
+    console.print_result(ended, as_json=as_json, text=_result_text(ended))
 
 
 @cli.command()
 @click.option("--explain", is_flag=True, help="Say for every variant what speaks for or against it here.")
-@one_of_them
-@as_json
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> None:
     """What an update would do now: which variant, by which patches, how many bytes."""
-    from device_agent.commands.offline import explain_once
-    from device_agent.config.families import text_of_each
-    from device_agent.update.preview import explanation_text
+    from device_agent.commands.offline import plan_offline
+    from device_agent.config.families import per_family_text
+    from device_agent.update.preview import plan_text
 
-    found = asked(path, "plan", lambda config: explain_once(config, family), family=family)
-    text = text_of_each(found, lambda row: explanation_text(row, with_reasons=explain))
+    found = daemon_or_offline(path, "plan", lambda config: plan_offline(config, family), family=family)
+    text = per_family_text(found, lambda row: plan_text(row, with_reasons=explain))
     console.print_result(found, as_json=as_json, text=text)
 
 
@@ -235,82 +242,86 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
     type=click.Path(path_type=Path, dir_okay=False),
     help="Requests, one JSON body a line.  [default: the golden inputs]",
 )
-@one_of_them
-@as_json
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def bench(path: Path, seconds: float, connections: int, mix: Path | None, family: str | None, *, as_json: bool) -> None:
     """Measure the bundles that are held: latency, throughput, memory, processor time, energy."""
-    from device_agent.commands.bench import measure, table
-    from device_agent.config.families import check_family, of_each, one_family, text_of_each
+    from device_agent.commands.bench import format_table, measure_bundles
+    from device_agent.config.families import check_family, per_family, per_family_text, require_one_family
 
     config = load_config(path)
     check_family(config.families, family)
     if mix is not None:
-        family = one_family(config.families, family)  # a request is for one model
-    chosen = {one.family: one for one in config.by_family() if family in (None, one.family)}
-    result = of_each(chosen, lambda name: measure(chosen[name], seconds=seconds, connections=connections, mix=mix))
-    console.print_result(result, as_json=as_json, text=text_of_each(result, table))
+        family = require_one_family(config.families, family)  # a request is for one model
+    chosen = {one.family: one for one in config.family_configs() if family in (None, one.family)}
+    result = per_family(
+        chosen, lambda name: measure_bundles(chosen[name], duration_s=seconds, connections=connections, mix=mix)
+    )
+    console.print_result(result, as_json=as_json, text=per_family_text(result, format_table))
 
 
 @cli.command(short_help="Take no updates until `resume`.")
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def pause(path: Path, *, as_json: bool) -> None:
     """Take no updates until `resume`; what serves goes on serving."""
-    from device_agent.commands.offline import set_paused
+    from device_agent.commands.offline import set_paused_offline
 
-    asked(path, "pause", lambda config: set_paused(config, is_paused=True))
+    daemon_or_offline(path, "pause", lambda config: set_paused_offline(config, is_paused=True))
     console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
 
 
 @cli.command()
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def resume(path: Path, *, as_json: bool) -> None:
     """Take updates again."""
-    from device_agent.commands.offline import set_paused
+    from device_agent.commands.offline import set_paused_offline
 
-    asked(path, "resume", lambda config: set_paused(config, is_paused=False))
+    daemon_or_offline(path, "resume", lambda config: set_paused_offline(config, is_paused=False))
     console.print_result({"paused": False}, as_json=as_json, text="updates are taken again")
 
 
 @cli.command(short_help="Take bundles out of quarantine.")
 @click.option("--bundle", help="Only this bundle digest.  [default: all]")
-@one_of_them
-@as_json
+@FAMILY_OPTION
+@JSON_OPTION
 @click.pass_obj
 def forgive(path: Path, bundle: str | None, family: str | None, *, as_json: bool) -> None:
     """Take bundles out of quarantine: the next update may try them again."""
-    from device_agent.commands.offline import forgive_once
+    from device_agent.commands.offline import clear_quarantine_offline
 
-    done = asked(path, "forgive", lambda config: forgive_once(config, family, bundle), bundle=bundle, family=family)
+    done = daemon_or_offline(
+        path, "forgive", lambda config: clear_quarantine_offline(config, family, bundle), bundle=bundle, family=family
+    )
     console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
 
 
 @cli.command(short_help="Move the keys to where `identity` says.")
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def reseal(path: Path, *, as_json: bool) -> None:
     """Bring this device's keys to where `identity` in the configuration says: files, a TPM, or a token.
 
     Also after a planned change of what a TPM's PCRs measure: before it, to fewer PCRs; after it, to all of them again.
     """
-    from device_agent.identity.provision import reseal as move
+    from device_agent.identity.provision import move_keys_to_configured_storage as move
 
     config = load_config(path)
     move(config)
-    result = {"identity": config.identity, "directory": str(config.directory)}
-    console.print_result(result, as_json=as_json, text=f"the keys rest in {config.identity} now")
+    result = {"identity": config.key_storage, "directory": str(config.directory)}
+    console.print_result(result, as_json=as_json, text=f"the keys rest in {config.key_storage} now")
 
 
 @cli.command("check-config")
-@as_json
+@JSON_OPTION
 @click.pass_obj
 def check_config(path: Path, *, as_json: bool) -> None:
     """Read the configuration and do nothing."""
     config = load_config(path)
     result = {"config": str(path), "ok": True, "directory": str(config.directory), "family": config.family}
-    if config.further:
+    if config.further_families:
         result["families"] = list(config.families)
     console.print_result(result, as_json=as_json, text=f"{path} is good")
 
@@ -341,15 +352,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _history_text(found: dict[str, Any]) -> str:
-    return "\n".join(_ended_text(row) for row in found["history"]) or "no attempt yet"
+    return "\n".join(_result_text(row) for row in found["history"]) or "no attempt yet"
 
 
-def _ended_text(ended: dict[str, Any]) -> str:
-    parts = [ended["outcome"], ended["release"] or "", ended["variant"] or ""]
-    if ended["reason"]:
-        parts.append(f"({ended['reason']}: {ended['detail']})")
-    if ended["full_bytes"]:
-        parts.append(f"{ended['download_bytes']} bytes downloaded, {ended['full_bytes']} for all of it")
+def _result_text(result: dict[str, Any]) -> str:
+    parts = [result["outcome"], result["release"] or "", result["variant"] or ""]
+    if result["reason"]:
+        parts.append(f"({result['reason']}: {result['detail']})")
+    if result["full_bytes"]:
+        parts.append(f"{result['download_bytes']} bytes downloaded, {result['full_bytes']} for all of it")
     return " ".join(part for part in parts if part)
 
 

@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import Final
 
 from bundle.strict_json import NAME_PATTERN, describe_pattern
-from device_agent.config.key_storage import parse_home
+from device_agent.config.key_storage import parse_key_storage
 from device_agent.errors import ConfigInvalid
 
 MAX_CONFIG_BYTES: Final = 64 * 1024
 DEFAULT_PATH: Final = Path("/etc/airweights/config.toml")
-URL: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
-LISTEN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
-IDENTITY: Final = re.compile(r"[ -~]{1,1024}")
-MIRROR: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
+URL_PATTERN: Final = re.compile(r"(?:https?://[^\s/?#]+(?:/[^\s?#]*)?|file:///[^\s?#]*)")
+LISTEN_PATTERN: Final = re.compile(r"unix:/[^\0]{1,100}|tcp:(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+KEY_STORAGE_PATTERN: Final = re.compile(r"[ -~]{1,1024}")
+MIRROR_PATTERN: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
 MAX_FAMILIES: Final = 16
-FAMILIES: Final = "families"  # below `directory`: a folder for each further family
-EXPECTED: Final = {
-    URL: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
-    LISTEN: "unix:/path, or tcp:127.0.0.1:PORT (an endpoint is for this machine only)",
-    IDENTITY: "file, tpm:… or pkcs11:…",
+FAMILIES_FOLDER_NAME: Final = "families"  # below `directory`: a folder for each further family
+PATTERN_DESCRIPTIONS: Final = {
+    URL_PATTERN: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
+    LISTEN_PATTERN: "unix:/path, or tcp:127.0.0.1:PORT (an endpoint is for this machine only)",
+    KEY_STORAGE_PATTERN: "file, tpm:… or pkcs11:…",
 }
 MIN_POLL_S: Final = 1
-MAX_S: Final = 30 * 86400
+MAX_DURATION_S: Final = 30 * 86400
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +127,20 @@ class Config:
     channel: str = "stable"
     cohort: str = "default"
     mirrors: tuple[str, ...] = ()
-    identity: str = "file"
+    key_storage: str = "file"
     allow_unjailed: bool = False
     serve: ServeSettings = field(default_factory=ServeSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
     probation: ProbationSettings = field(default_factory=ProbationSettings)
-    further: tuple[FurtherFamily, ...] = ()
-    place: Path | None = None
+    further_families: tuple[FurtherFamily, ...] = ()
+    family_directory: Path | None = None
 
     @property
     def families(self) -> tuple[str, ...]:
         """Names, the first one first."""
-        return self.family, *(one.family for one in self.further)
+        return self.family, *(one.family for one in self.further_families)
 
-    def by_family(self) -> "tuple[Config, ...]":
+    def family_configs(self) -> "tuple[Config, ...]":
         """One for each family, with no further ones."""
         rest = (
             replace(
@@ -149,82 +149,86 @@ class Config:
                 channel=one.channel,
                 cohort=one.cohort,
                 update=replace(self.update, variant=one.variant),
-                further=(),
-                place=self.directory / FAMILIES / one.family,
+                further_families=(),
+                family_directory=self.directory / FAMILIES_FOLDER_NAME / one.family,
             )
-            for one in self.further
+            for one in self.further_families
         )
-        return replace(self, further=()), *rest
+        return replace(self, further_families=()), *rest
 
 
 class _Table:
     """One TOML table, taken apart key by key (rule 1)."""
 
     def __init__(self, values: dict[str, object], where: str, name: str = "") -> None:
-        self._left, self._where, self._prefix = dict(values), where, f"{name}." if name else ""
+        self._remaining, self._where, self._prefix = dict(values), where, f"{name}." if name else ""
 
     def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
-        value = self._take(key, default)
+        value = self._value(key, default)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise self._wrong(key, value, EXPECTED.get(pattern) or describe_pattern(pattern))
+            raise self._type_error(key, value, PATTERN_DESCRIPTIONS.get(pattern) or describe_pattern(pattern))
         return value
 
-    def texts(self, key: str, pattern: re.Pattern[str], most: int) -> tuple[str, ...]:
-        value = self._take(key, [])
-        if not isinstance(value, list) or len(value) > most:
-            raise self._wrong(key, value, f"a list of at most {most}")
+    def texts(self, key: str, pattern: re.Pattern[str], max_items: int) -> tuple[str, ...]:
+        value = self._value(key, [])
+        if not isinstance(value, list) or len(value) > max_items:
+            raise self._type_error(key, value, f"a list of at most {max_items}")
         for item in value:
             if not isinstance(item, str) or not pattern.fullmatch(item):
-                raise self._wrong(key, item, f"a match of {pattern.pattern}")
+                raise self._type_error(key, item, f"a match of {pattern.pattern}")
         return tuple(item.rstrip("/") for item in value)
 
     def path(self, key: str, folder: Path) -> Path:
-        value = self._take(key, None)
+        value = self._value(key, None)
         if not isinstance(value, str) or not value or "\0" in value:
-            raise self._wrong(key, value, "a path")
+            raise self._type_error(key, value, "a path")
         return (folder / value).absolute()
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
-        value = self._take(key, default)
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._wrong(key, value, f"an integer from {low} to {high}")
+            raise self._type_error(key, value, f"an integer from {low} to {high}")
         return value
 
     def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        return self.integer(key, low, low, high) if key in self._left else None
+        return self.integer(key, low, low, high) if key in self._remaining else None
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._take(key, default)
+        value = self._value(key, default)
         if not isinstance(value, bool):
-            raise self._wrong(key, value, "true or false")
+            raise self._type_error(key, value, "true or false")
         return value
 
     def table(self, key: str) -> "_Table":
-        value = self._left.pop(key, {})
+        value = self._remaining.pop(key, {})
         if not isinstance(value, dict):
-            raise self._wrong(key, value, "a table")
+            raise self._type_error(key, value, "a table")
         return _Table(value, self._where, f"{self._prefix}{key}")
 
-    def tables(self, key: str, most: int) -> "list[_Table]":
-        values = self._left.pop(key, [])
-        if not isinstance(values, list) or len(values) > most or not all(isinstance(value, dict) for value in values):
-            raise self._wrong(key, values, f"at most {most} tables, each headed [[{self._prefix}{key}]]")
+    def tables(self, key: str, max_items: int) -> "list[_Table]":
+        values = self._remaining.pop(key, [])
+        if (
+            not isinstance(values, list)
+            or len(values) > max_items
+            or not all(isinstance(value, dict) for value in values)
+        ):
+            raise self._type_error(key, values, f"at most {max_items} tables, each headed [[{self._prefix}{key}]]")
         return [_Table(value, self._where, f"{self._prefix}{key}[{number}]") for number, value in enumerate(values, 1)]
 
-    def end(self) -> None:
-        if self._left:
+    def reject_unknown(self) -> None:
+        if self._remaining:
             raise ConfigInvalid(
-                f"{self._where}: unknown key {self._prefix + min(self._left)!r}", remedy="see docs/operations.md"
+                f"{self._where}: unknown key {self._prefix + min(self._remaining)!r}", remedy="see docs/operations.md"
             )
 
-    def _take(self, key: str, default: object) -> object:
-        if key in self._left:
-            return self._left.pop(key)
+    def _value(self, key: str, default: object) -> object:
+        if key in self._remaining:
+            return self._remaining.pop(key)
         if default is None:
             raise ConfigInvalid(f"{self._where}: key {self._prefix + key!r} is missing")
         return default
 
-    def _wrong(self, key: str, value: object, expected: str) -> ConfigInvalid:
+    def _type_error(self, key: str, value: object, expected: str) -> ConfigInvalid:
         return ConfigInvalid(f"{self._where}: {self._prefix}{key} is {value!r}, expected {expected}")
 
 
@@ -251,44 +255,44 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
     top = _Table(values, where)
     serve, update, probation, jail = (top.table(name) for name in ("serve", "update", "probation", "jail"))
     directory = top.path("directory", folder)
-    repository_url = top.text("repository_url", None, URL).rstrip("/")
+    repository_url = top.text("repository_url", None, URL_PATTERN).rstrip("/")
     config = Config(
         directory=directory,
         repository_url=repository_url,
         family=top.text("family", None, NAME_PATTERN),
         channel=top.text("channel", "stable", NAME_PATTERN),
         cohort=top.text("cohort", "default", NAME_PATTERN),
-        mirrors=_mirrors(top, where, repository_url),
-        identity=_identity(top, where),
+        mirrors=_parse_mirrors(top, where, repository_url),
+        key_storage=_parse_key_storage(top, where),
         allow_unjailed=jail.flag("allow_unjailed", False),
         serve=ServeSettings(
-            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN),
+            listen=serve.text("listen", "tcp:127.0.0.1:0", LISTEN_PATTERN),
             threads=serve.integer("threads", 0, 0, 1024),
             standby=serve.flag("standby", False),
             memory_bytes=serve.optional_integer("memory_bytes", 2**20, 2**50),
         ),
-        update=_update(update),
+        update=_parse_update(update),
         probation=ProbationSettings(
-            window_s=probation.optional_integer("window_s", 0, MAX_S),
+            window_s=probation.optional_integer("window_s", 0, MAX_DURATION_S),
             min_requests=probation.optional_integer("min_requests", 0, 10**9),
         ),
     )
-    config = replace(config, further=_further(top, where, config))
+    config = replace(config, further_families=_parse_further_families(top, where, config))
     for table in (top, serve, update, probation, jail):
-        table.end()
+        table.reject_unknown()
     return config
 
 
-def _further(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...]:
+def _parse_further_families(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...]:
     names, further = {first.family}, []
-    for table in top.tables(FAMILIES, MAX_FAMILIES - 1):
+    for table in top.tables(FAMILIES_FOLDER_NAME, MAX_FAMILIES - 1):
         one = FurtherFamily(
             family=table.text("family", None, NAME_PATTERN),
             channel=table.text("channel", first.channel, NAME_PATTERN),
             cohort=table.text("cohort", first.cohort, NAME_PATTERN),
             variant=table.text("variant", first.update.variant, NAME_PATTERN),
         )
-        table.end()
+        table.reject_unknown()
         if one.family in names:
             raise ConfigInvalid(f"{where}: family {one.family!r} is named twice")
         names.add(one.family)
@@ -296,27 +300,27 @@ def _further(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...
     return tuple(further)
 
 
-def _mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
-    mirrors = table.texts("mirrors", MIRROR, MAX_MIRRORS)
+def _parse_mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
+    mirrors = table.texts("mirrors", MIRROR_PATTERN, MAX_MIRRORS)
     if mirrors and repository_url.startswith("file:"):
         # a fetcher has either the network or one folder
         raise ConfigInvalid(f"{where}: mirrors are for a repository on the network, found {repository_url!r}")
     return mirrors
 
 
-def _identity(table: _Table, where: str) -> str:
-    uri = table.text("identity", "file", IDENTITY)
+def _parse_key_storage(table: _Table, where: str) -> str:
+    uri = table.text("identity", "file", KEY_STORAGE_PATTERN)
     try:
-        parse_home(uri)
+        parse_key_storage(uri)
     except ValueError as error:
         raise ConfigInvalid(f"{where}: identity is {uri!r}: {error}") from error
     return uri
 
 
-def _update(table: _Table) -> UpdateSettings:
+def _parse_update(table: _Table) -> UpdateSettings:
     default = UpdateSettings()
     return UpdateSettings(
-        poll_interval_s=table.integer("poll_interval_s", default.poll_interval_s, MIN_POLL_S, MAX_S),
+        poll_interval_s=table.integer("poll_interval_s", default.poll_interval_s, MIN_POLL_S, MAX_DURATION_S),
         max_rate_bytes_s=table.optional_integer("max_rate_bytes_s", 1024, 2**40),
         min_rate_bytes_s=table.integer("min_rate_bytes_s", default.min_rate_bytes_s, 0, 2**30),
         variant=table.text("variant", default.variant, NAME_PATTERN),
@@ -360,7 +364,7 @@ def render_config(config: Config) -> str:
         family=_quote(config.family),
         channel=_quote(config.channel),
         cohort=_quote(config.cohort),
-        identity=_quote(config.identity),
+        identity=_quote(config.key_storage),
         listen=_quote(config.serve.listen),
         variant=_quote(config.update.variant),
     )
@@ -371,7 +375,7 @@ def render_config(config: Config) -> str:
             cohort=_quote(one.cohort),
             variant=_quote(one.variant),
         )
-        for one in config.further
+        for one in config.further_families
     )
     return first + "".join(rest)
 

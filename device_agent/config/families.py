@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bundle.errors import AirweightsError, Bug, UsageInvalid
-from device_agent.process.channel import error_from
+from device_agent.process.channel import error_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def check_family(families: Sequence[str], family: str | None) -> None:
         raise UsageInvalid(f"no family {family!r} is followed here", remedy=f"one of: {', '.join(families)}")
 
 
-def one_family(families: Sequence[str], family: str | None) -> str:
+def require_one_family(families: Sequence[str], family: str | None) -> str:
     """For a command that is for one family. Raises UsageInvalid: there are several and none is named, or another is."""
     check_family(families, family)
     if family is None and len(families) > 1:
@@ -34,7 +34,7 @@ def one_family(families: Sequence[str], family: str | None) -> str:
     return families[0] if family is None else family
 
 
-def of_each(families: Iterable[str], act: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def per_family(families: Iterable[str], action: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """Rules 1 to 3.
 
     Args:
@@ -46,11 +46,11 @@ def of_each(families: Iterable[str], act: Callable[[str], dict[str, Any]]) -> di
     """
     chosen = tuple(families)
     if len(chosen) == 1:
-        return act(chosen[0])
-    return {"families": [_row(family, act) for family in chosen]}
+        return action(chosen[0])
+    return {"families": [_run_for_family(family, action) for family in chosen]}
 
 
-def _row(family: str, act: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def _run_for_family(family: str, act: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     try:
         return {"family": family, **act(family)}
     except Bug:
@@ -60,7 +60,7 @@ def _row(family: str, act: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         return {"family": family, "error": error.as_dict()}
 
 
-def text_of_each(found: dict[str, Any], text_of: Callable[[dict[str, Any]], str]) -> str:
+def per_family_text(found: dict[str, Any], text_of: Callable[[dict[str, Any]], str]) -> str:
     """For a person: what `text_of` says, under each family's name where there are several."""
     if "families" not in found:
         return text_of(found)
@@ -72,16 +72,16 @@ def text_of_each(found: dict[str, Any], text_of: Callable[[dict[str, Any]], str]
     return "\n".join(parts)
 
 
-def exit_code_of(found: dict[str, Any]) -> int:
+def highest_exit_code(found: dict[str, Any]) -> int:
     """Of a command that ran an attempt for each: the highest."""
     rows = found.get("families", [found])
     return max(int((row.get("error") or row).get("exit_code", 0)) for row in rows)
 
 
-def total_forgiven(found: dict[str, Any]) -> dict[str, Any]:
+def total_cleared(found: dict[str, Any]) -> dict[str, Any]:
     """Of all families that were asked, as one number. Raises what the first one raised that could not be asked."""
     rows = found.get("families", [found])
     for row in rows:
         if "error" in row:
-            raise error_from(row["error"])
+            raise error_from_dict(row["error"])
     return {"forgiven": sum(row["forgiven"] for row in rows)}

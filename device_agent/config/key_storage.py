@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-FILE: Final = "file"
+FILE_STORAGE: Final = "file"
 DEFAULT_NV_INDEX: Final = 0x01801A57  # in the owner's range (TCG registry of reserved handles, section 2.2)
-TPM_URI: Final = re.compile(r"tpm:(?P<tcti>[A-Za-z0-9=,:/._-]*)(?:\?(?P<query>[a-z0-9=,&x]*))?")
-MAX_PCR: Final = 23
-TOKEN_URI: Final = re.compile(
+TPM_URI_PATTERN: Final = re.compile(r"tpm:(?P<tcti>[A-Za-z0-9=,:/._-]*)(?:\?(?P<query>[a-z0-9=,&x]*))?")
+MAX_PCR_INDEX: Final = 23
+TOKEN_URI_PATTERN: Final = re.compile(
     r"pkcs11:(?P<label>[A-Za-z0-9 ._-]{1,32})\?module=(?P<module>/[^&?\0]+)&pin-file=(?P<pin>/[^&?\0]+)"
 )
 
@@ -51,18 +51,18 @@ class TokenSettings:
     pin_file: Path
 
 
-Settings: TypeAlias = TpmSettings | TokenSettings | None
+KeyStorageSettings: TypeAlias = TpmSettings | TokenSettings | None
 
 
-def parse_home(uri: str) -> Settings:
+def parse_key_storage(uri: str) -> KeyStorageSettings:
     """Take a home's URI apart; None is files. Raises ValueError, with what is expected."""
     scheme, _, _ = uri.partition(":")
-    if uri == FILE:
+    if uri == FILE_STORAGE:
         return None
     if scheme == "tpm":
         return _parse_tpm(uri)
     if scheme == "pkcs11":
-        found = TOKEN_URI.fullmatch(uri)
+        found = TOKEN_URI_PATTERN.fullmatch(uri)
         if found is None:
             raise ValueError("expected pkcs11:LABEL?module=/path/of/library.so&pin-file=/path/of/pin")
         return TokenSettings(found["label"], Path(found["module"]), Path(found["pin"]))
@@ -71,7 +71,7 @@ def parse_home(uri: str) -> Settings:
 
 def _parse_tpm(uri: str) -> TpmSettings:
     """`tpm:[TCTI][?pcrs=0,7&nv=0x1801a57]`. Raises ValueError, with what is expected."""
-    found = TPM_URI.fullmatch(uri)
+    found = TPM_URI_PATTERN.fullmatch(uri)
     if found is None:
         raise ValueError("expected tpm:[TCTI][?pcrs=N,N…&nv=0x…]")
     pcrs: tuple[int, ...] = ()
@@ -79,8 +79,8 @@ def _parse_tpm(uri: str) -> TpmSettings:
     for item in (found["query"] or "").split("&"):
         name, _, value = item.partition("=")
         if name == "pcrs":
-            if not re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", value) or max(map(int, value.split(","))) > MAX_PCR:
-                raise ValueError(f"pcrs={value}: expected numbers from 0 to {MAX_PCR} with commas")
+            if not re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", value) or max(map(int, value.split(","))) > MAX_PCR_INDEX:
+                raise ValueError(f"pcrs={value}: expected numbers from 0 to {MAX_PCR_INDEX} with commas")
             pcrs = tuple(sorted({int(number) for number in value.split(",")}))
         elif name == "nv":
             if not re.fullmatch(r"0x01[0-9a-f]{6}|0x1[0-9a-f]{6}", value):

@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import DaemonUnavailable
-from device_agent.process.channel import ChannelClosed, error_from, receive, send
+from device_agent.process.channel import ChannelClosed, error_from_dict, receive_message, send_message
 
 logger = logging.getLogger(__name__)
 
-BACKLOG: Final = 8
+BACKLOG_CONNECTIONS: Final = 8
 REQUEST_TIMEOUT_S: Final = 5.0  # for the request to arrive; the answer takes as long as it takes
 # that wait for the main thread
-COMMANDS: Final = (
+QUEUED_COMMANDS: Final = (
     "update",
     "rollback",
     "pause",
@@ -36,13 +36,13 @@ COMMANDS: Final = (
     "adapter-detach",
     "stop",
 )
-SOCKET_PATH_BYTES: Final = 107  # sun_path
+MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path
 
-Answer = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+RequestHandler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(slots=True)
-class Word:
+class DaemonMessage:
     """What reaches the main thread: a command with somebody who waits, or a generation that died; for one family, or,
     where none is named, for all."""
 
@@ -63,46 +63,48 @@ class ControlServer:
         answer: called with the request, from any thread; what it raises of AirweightsError is sent.
     """
 
-    def __init__(self, path: Path, answer: Answer) -> None:
-        self._path, self._answer = path, answer
+    def __init__(self, path: Path, handle_request: RequestHandler) -> None:
+        self._path, self._handle_request = path, handle_request
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with _ShortPath(path) as name:
+        with _ShortSocketPath(path) as name:
             mask = os.umask(0o177)
             try:
                 self._socket.bind(name)
             finally:
                 os.umask(mask)
-        self._socket.listen(BACKLOG)
-        threading.Thread(target=self._accept, name="control", daemon=True).start()
+        self._socket.listen(BACKLOG_CONNECTIONS)
+        threading.Thread(target=self._accept_connections, name="control", daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
         self._path.unlink(missing_ok=True)
         self._socket.close()
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         while True:
             try:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(connection,), name="control-client", daemon=True).start()
+            threading.Thread(
+                target=self._serve_connection, args=(connection,), name="control-client", daemon=True
+            ).start()
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve_connection(self, connection: socket.socket) -> None:
         with connection:
             try:
                 connection.settimeout(REQUEST_TIMEOUT_S)
-                request = receive(connection)
+                request = receive_message(connection)
                 request.close()
                 connection.settimeout(None)
-                send(connection, self._reply(request.value))
+                send_message(connection, self._reply(request.value))
             except (ChannelClosed, OSError) as error:
                 logger.info("control client went away: %s", error)
 
     def _reply(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
-            return {"ok": self._answer(request)}
+            return {"ok": self._handle_request(request)}
         except AirweightsError as error:
             return {"error": error.as_dict()}
         except Exception as error:
@@ -110,7 +112,7 @@ class ControlServer:
             return {"error": Bug(f"{type(error).__name__}: {error}").as_dict()}
 
 
-def ask(path: Path, command: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
+def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
     """Ask the daemon.
 
     Args:
@@ -123,11 +125,11 @@ def ask(path: Path, command: str, timeout_s: float | None = None, **fields: Any)
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            with _ShortPath(path) as name:
+            with _ShortSocketPath(path) as name:
                 connection.connect(name)
             connection.settimeout(timeout_s)
-            send(connection, {"command": command, **fields})
-            reply = receive(connection)
+            send_message(connection, {"command": command, **fields})
+            reply = receive_message(connection)
         except (ChannelClosed, OSError) as error:
             raise DaemonUnavailable(
                 f"no daemon answers on {path}: {error}", remedy="`device-agent run` starts one"
@@ -135,17 +137,17 @@ def ask(path: Path, command: str, timeout_s: float | None = None, **fields: Any)
     reply.close()
     if isinstance(reply.value.get("ok"), dict):
         return dict(reply.value["ok"])
-    raise error_from(reply.value.get("error"))
+    raise error_from_dict(reply.value.get("error"))
 
 
-class _ShortPath:
+class _ShortSocketPath:
     """A name for a socket whose path may be longer than a Unix socket's address takes."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._fd = path, -1
 
     def __enter__(self) -> str:
-        if len(os.fsencode(self._path)) <= SOCKET_PATH_BYTES:
+        if len(os.fsencode(self._path)) <= MAX_SOCKET_PATH_BYTES:
             return str(self._path)
         self._fd = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return f"/proc/self/fd/{self._fd}/{self._path.name}"

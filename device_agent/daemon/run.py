@@ -17,15 +17,15 @@ from device_agent.config.config import Config, load_config
 from device_agent.daemon.supervisor import Supervisor
 from device_agent.storage.device_directory import DeviceDirectory
 
-_STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+_STANDARD_LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
-class JsonLines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, and the fields that the event came with."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See above."""
-        fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD_LOG_FIELDS}
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
             "level": record.levelname.lower(),
@@ -38,13 +38,13 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iterable[int] = ()) -> None:
+def run_daemon(config: Config, announce: Callable[[str, str], None], stop_signals: Iterable[int] = ()) -> None:
     """Serve until one of the signals `stops`. Raises AirweightsError."""
     device = DeviceDirectory(config.directory)
-    device.check_initialised()
-    with device.locked():
+    device.check_initialized()
+    with device.acquire_lock():
         supervisor = Supervisor(config, device, announce)
-        for number in stops or (signal.SIGTERM, signal.SIGINT):
+        for number in stop_signals or (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         supervisor.run()
 
@@ -52,7 +52,7 @@ def run_daemon(config: Config, announce: Callable[[str, str], None], stops: Iter
 def main(arguments: list[str]) -> int:
     """Run until SIGTERM or SIGINT; the exit code."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logger = logging.getLogger("device_agent")
     try:

@@ -6,20 +6,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from device_agent.config.config import Config
-from device_agent.config.families import check_family, of_each
+from device_agent.config.families import check_family, per_family
 from device_agent.errors import system_error
 from device_agent.host.system_clock import clock_facts
-from device_agent.policy.journal_records import Holding, Remembered, Witness
+from device_agent.policy.journal_records import BundleRecord, PersistentState, TpmCounterRecord
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal
 
 
-def status_of(
+def family_status(
     config: Config,
     identity: PublicIdentity,
     journal: Journal,
     *,
-    of_device: tuple[Remembered, Witness] | None = None,
+    device_records: tuple[PersistentState, TpmCounterRecord] | None = None,
 ) -> dict[str, Any]:
     """The object of `status --json`, without the daemon's part.
 
@@ -28,11 +28,11 @@ def status_of(
         journal: the family's.
         of_device: what the device's first family remembers for all; None where `journal` is that one's.
     """
-    pointers, remembered, clock = journal.pointers, journal.remembered, clock_facts()
-    first, witness = of_device or (remembered, journal.witness)
+    pointers, remembered, clock = journal.pointers, journal.persistent_state, clock_facts()
+    first, witness = device_records or (remembered, journal.tpm_counter)
     now_ms = int(clock["now_s"]) * 1000
     last = journal.history(1)
-    is_stale = 0 < remembered.fresh_until_ms < now_ms
+    is_stale = 0 < remembered.metadata_expires_ms < now_ms
     return {
         "daemon": False,
         "device_id": identity.device_id,
@@ -41,29 +41,29 @@ def status_of(
         "channel": config.channel,
         "cohort": config.cohort,
         "directory": str(config.directory),
-        "identity": config.identity.partition(":")[0],
+        "identity": config.key_storage.partition(":")[0],
         "floor_unproven": witness.is_unproven,
         "state": journal.state.value,
-        "active": _row(journal.holding(pointers.active)),
-        "previous": _row(journal.holding(pointers.previous)),
-        "candidate": _row(journal.holding(pointers.candidate)),
-        "paused": first.paused,
+        "active": _bundle_row(journal.bundle(pointers.active)),
+        "previous": _bundle_row(journal.bundle(pointers.previous)),
+        "candidate": _bundle_row(journal.bundle(pointers.candidate)),
+        "paused": first.is_paused,
         "floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
-        "offered": remembered.offered,
+        "offered": remembered.offered_release,
         "checked_ms": remembered.checked_ms or None,
-        "fresh_until_ms": remembered.fresh_until_ms or None,
-        "stale_since_ms": remembered.fresh_until_ms if is_stale else None,
+        "fresh_until_ms": remembered.metadata_expires_ms or None,
+        "stale_since_ms": remembered.metadata_expires_ms if is_stale else None,
         "last_error": remembered.last_error or None,
         "clock_synchronized": bool(clock["is_synchronized"]),
         # a clock that has been turned back behind what was seen to be true
         "clock_suspect": not clock["is_synchronized"] or now_ms < remembered.checked_ms,
-        "damaged": list(remembered.damaged),
-        "quarantine": [row.as_json() for row in journal.quarantined()],
+        "damaged": list(remembered.damaged_bundles),
+        "quarantine": [row.as_json() for row in journal.quarantine_records()],
         "last_update": last[0].summary() if last else None,
     }
 
 
-def device_status(first: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def device_status(first_family: dict[str, Any], family_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`status` of a device from that of its families: what stands for the first one stays where it stands with one
     family, `ready` speaks of all, and `families` has a row for each where there are several.
 
@@ -71,26 +71,26 @@ def device_status(first: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict
         first: of the first family.
         rows: of each, or of the one that was asked for.
     """
-    if len(rows) == 1:
-        return rows[0]
-    return {**first, "ready": all(row.get("ready", False) for row in rows), "families": list(rows)}
+    if len(family_rows) == 1:
+        return family_rows[0]
+    return {**first_family, "ready": all(row.get("ready", False) for row in family_rows), "families": list(family_rows)}
 
 
 def read_status(config: Config) -> dict[str, Any]:
     """`status` without a daemon."""
     device = DeviceDirectory(config.directory)
-    identity = device.public_identity()
-    with journal_of(device) as journal:
-        shared = journal.remembered, journal.witness
+    identity = device.read_public_identity()
+    with open_for_reading(device) as journal:
+        shared = journal.persistent_state, journal.tpm_counter
 
     def of_family(one: Config) -> dict[str, Any]:
-        with journal_of(DeviceDirectory.of(one)) as journal:
-            status = status_of(one, identity, journal, of_device=shared)
+        with open_for_reading(DeviceDirectory.for_family(one)) as journal:
+            status = family_status(one, identity, journal, device_records=shared)
         nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
         return {**status, "address": None, "serving": None, **nothing_runs}
 
-    by_family = {one.family: one for one in config.by_family()}
-    found = of_each(by_family, lambda family: of_family(by_family[family]))
+    by_family = {one.family: one for one in config.family_configs()}
+    found = per_family(by_family, lambda family: of_family(by_family[family]))
     if "families" not in found:
         return found
     return device_status(of_family(by_family[config.family]), found["families"])
@@ -99,13 +99,13 @@ def read_status(config: Config) -> dict[str, Any]:
 def read_history(config: Config, family: str | None = None) -> dict[str, Any]:
     """`history` without a daemon. Raises UsageInvalid."""
     check_family(config.families, family)
-    by_family = {one.family: one for one in config.by_family() if family in (None, one.family)}
+    by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
 
     def of_family(family: str) -> dict[str, Any]:
-        with journal_of(DeviceDirectory.of(by_family[family])) as journal:
+        with open_for_reading(DeviceDirectory.for_family(by_family[family])) as journal:
             return {"history": [row.summary() for row in journal.history()]}
 
-    return of_each(by_family, of_family)
+    return per_family(by_family, of_family)
 
 
 def status_text(status: dict[str, Any]) -> str:
@@ -119,8 +119,8 @@ def status_text(status: dict[str, Any]) -> str:
         )
     active = status["active"]
     lines = [
-        f"{status['family']} on channel {status['channel']}: {_name(active)}",
-        f"previous: {_name(status['previous'])}",
+        f"{status['family']} on channel {status['channel']}: {_bundle_name(active)}",
+        f"previous: {_bundle_name(status['previous'])}",
         f"state: {status['state']}" + (", paused" if status["paused"] else ""),
     ]
     serving = status.get("serving")
@@ -154,30 +154,30 @@ def status_text(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(holding: Holding | None) -> dict[str, Any] | None:
-    if holding is None:
+def _bundle_row(bundle: BundleRecord | None) -> dict[str, Any] | None:
+    if bundle is None:
         return None
     return {
-        "release": holding.version,
-        "counter": holding.counter,
-        "variant": holding.variant,
-        "bundle": holding.digest,
+        "release": bundle.version,
+        "counter": bundle.counter,
+        "variant": bundle.variant,
+        "bundle": bundle.digest,
     }
 
 
-def _name(row: dict[str, Any] | None) -> str:
+def _bundle_name(row: dict[str, Any] | None) -> str:
     return "none" if row is None else f"{row['release']} ({row['variant']})"
 
 
 @contextmanager
-def journal_of(device: DeviceDirectory) -> Iterator[Journal]:
+def open_for_reading(device: DeviceDirectory) -> Iterator[Journal]:
     """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
-    if not device.journal.exists():
+    if not device.journal_path.exists():
         try:
-            device.make_place()
+            device.create_family_directory()
         except OSError as error:
             raise system_error(error) from error
-    journal = Journal(device.journal, read_only=device.journal.exists())
+    journal = Journal(device.journal_path, read_only=device.journal_path.exists())
     try:
         yield journal
     finally:

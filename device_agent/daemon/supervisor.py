@@ -29,22 +29,22 @@ from weakref import ref
 
 from bundle.errors import AirweightsError, Bug, Unavailable
 from device_agent.config.config import Config
-from device_agent.config.families import check_family, of_each, one_family, total_forgiven
-from device_agent.daemon.control_socket import COMMANDS, ControlServer, Word
-from device_agent.daemon.family_service import Line, guarded
+from device_agent.config.families import check_family, per_family, require_one_family, total_cleared
+from device_agent.daemon.control_socket import QUEUED_COMMANDS, ControlServer, DaemonMessage
+from device_agent.daemon.family_service import FamilyService, log_errors
 from device_agent.daemon.status import device_status
-from device_agent.daemon.update_metrics import render
+from device_agent.daemon.update_metrics import render_update_metrics
 from device_agent.errors import JournalUnavailable, PausedUnavailable, StoppedUnavailable, system_error
-from device_agent.host.systemd import Notifier
-from device_agent.serving.family_serving import when_ended
-from device_agent.serving.serving_runtime import Switchboard
-from device_agent.storage.bundle_store import Store
+from device_agent.host.systemd import SystemdNotifier
+from device_agent.serving.family_serving import call_on_exit
+from device_agent.serving.serving_runtime import ServingRuntime
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-FOR_ONE_FAMILY: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
+SINGLE_FAMILY_COMMANDS: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
 
 
 class Supervisor:
@@ -58,307 +58,316 @@ class Supervisor:
 
     def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
         self._config, self._announce = config, announce
-        self._words: queue.SimpleQueue[Word] = queue.SimpleQueue()
-        self._deferred: list[Word] = []
-        self._out: tuple[ref[Errands], ...] = ()
+        self._messages: queue.SimpleQueue[DaemonMessage] = queue.SimpleQueue()
+        self._deferred_messages: list[DaemonMessage] = []
+        self._open_worker_pools: tuple[ref[WorkerPool], ...] = ()
         self.is_stopping = False
-        self.identity = device.public_identity()
-        self._notifier = Notifier()
-        self.switchboard = Switchboard(config)
+        self.identity = device.read_public_identity()
+        self._notifier = SystemdNotifier()
+        self.runtime = ServingRuntime(config)
         self._watch_front()
-        self._lines: dict[str, Line] = {}
-        self._closed = {one.family: one for one in config.by_family()}
+        self._services: dict[str, FamilyService] = {}
+        self._unopened_configs = {one.family: one for one in config.family_configs()}
         try:
-            self._open(config.family)
-            for family in tuple(self._closed):
-                guarded(partial(self._open, family))
-            self._tell_metrics()
-            self._control = ControlServer(device.control, self._answer)
+            self._open_service(config.family)
+            for family in tuple(self._unopened_configs):
+                log_errors(partial(self._open_service, family))
+            self._push_metrics()
+            self._control = ControlServer(device.control_path, self._answer_request)
         except BaseException:
-            self.switchboard.stop()
+            self.runtime.stop()
             raise
 
     def run(self) -> None:
         """Until `stop`. Raises Bug."""
         try:
-            self._announce("serving", self.switchboard.address)
-            self._begin()
-            self._tell_metrics()
-            self._announce("started", self.switchboard.address)
-            self._notifier.tell("READY=1", f"STATUS=serving at {self.switchboard.address}")
-            self._notifier.watch(self.switchboard.is_answering)
-            self._stock()
+            self._announce("serving", self.runtime.address)
+            self._start_services()
+            self._push_metrics()
+            self._announce("started", self.runtime.address)
+            self._notifier.send("READY=1", f"STATUS=serving at {self.runtime.address}")
+            self._notifier.start_watchdog(self.runtime.is_answering)
+            self._ensure_standbys()
             while not self.is_stopping:
-                word = self._next()
+                word = self._next_message()
                 if word is not None:
-                    self._obey(word)
-                elif not self._start_what_is_down():
-                    self._poll()
-                self._stock()
+                    self.handle(word)
+                elif not self._restart_due():
+                    self._run_due_polls()
+                self._ensure_standbys()
         finally:
             self.is_stopping = True
-            self._notifier.end()
+            self._notifier.stop()
             self._control.close()
-            self._dismiss()
-            self.switchboard.stop()
-            for line in self.lines:
+            self.release_waiters()
+            self.runtime.stop()
+            for line in self.services:
                 line.close()
 
     def stop(self) -> None:
         """Ask the main thread to end; from any thread or a signal handler."""
-        self._words.put(Word("stop"))
+        self._messages.put(DaemonMessage("stop"))
         # in a thread: a signal handler may have come in the middle of a call to just these children
-        threading.Thread(target=self._interrupt, name="stop", daemon=True).start()
+        threading.Thread(target=self._interrupt_workers, name="stop", daemon=True).start()
 
     # for the lines
 
     @property
-    def lines(self) -> tuple[Line, ...]:
+    def services(self) -> tuple[FamilyService, ...]:
         """Those that are open, in the configuration's order."""
-        return tuple(self._lines.values())
+        return tuple(self._services.values())
 
-    def put(self, word: Word) -> None:
+    def enqueue(self, message: DaemonMessage) -> None:
         """Into the main thread's queue; from any thread."""
-        self._words.put(word)
+        self._messages.put(message)
 
-    def errands(
-        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
-    ) -> Errands:
+    def open_workers(
+        self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
+    ) -> WorkerPool:
         """Children that end when the daemon is asked to."""
-        errands = Errands(config, device, store, on_idle)
+        errands = WorkerPool(config, device, store, on_idle)
         # replaced as a whole: `stop` reads it from another thread
-        self._out = (*(known for known in self._out if known() is not None), ref(errands))
+        self._open_worker_pools = (*(known for known in self._open_worker_pools if known() is not None), ref(errands))
         return errands
 
-    def attend(self, busy: Line | None = None) -> None:
+    def handle_pending(self, busy: FamilyService | None = None) -> None:
         """What can not wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
-        while not self._words.empty():
-            self._hear(self._words.get_nowait(), busy)
-        self._start_what_is_down(busy)
+        while not self._messages.empty():
+            self.handle_during_update(self._messages.get_nowait(), busy)
+        self._restart_due(busy)
 
-    def wait(self, line: Line, timeout_s: float) -> str | None:
+    def wait_for_interrupt(self, service: FamilyService, timeout_s: float) -> str | None:
         """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
         if self.is_stopping:
             return "stop"
         try:
-            return self._hear(self._words.get(timeout=timeout_s), line, is_on_trial=True)
+            return self.handle_during_update(self._messages.get(timeout=timeout_s), service, is_interruptible=True)
         except queue.Empty:
-            self._start_what_is_down(line)
+            self._restart_due(service)
             return None
 
-    def _hear(self, word: Word, busy: Line | None, *, is_on_trial: bool = False) -> str | None:
-        is_own = busy is not None and word.family == busy.name
-        match word.command:
+    def handle_during_update(
+        self, message: DaemonMessage, busy: FamilyService | None, *, is_interruptible: bool = False
+    ) -> str | None:
+        is_own = busy is not None and message.family == busy.name
+        match message.command:
             case "stop":
                 self.is_stopping = True
                 return "stop"
             case "front-died":
-                self._obey(word)
-            case "died" if busy is not None and is_own and is_on_trial and busy.is_on_probation():
+                self.handle(message)
+            case "died" if busy is not None and is_own and is_interruptible and busy.is_on_probation():
                 # the candidate's verdict; in a shadow it is still the old release that serves
-                self._deferred.append(word)
+                self._deferred_messages.append(message)
             case "died":
-                self._obey(word)
-            case "rollback" if is_own and is_on_trial:
-                self._deferred.append(Word("told", word.family, fields={"rollback": word}))
+                self.handle(message)
+            case "rollback" if is_own and is_interruptible:
+                self._deferred_messages.append(DaemonMessage("told", message.family, fields={"rollback": message}))
                 return "rollback"
             case "rollback" if not is_own:
-                self._obey(word)
+                self.handle(message)
             case _:
-                self._deferred.append(word)
+                self._deferred_messages.append(message)
         return None
 
     # the loop
 
-    def _open(self, family: str) -> None:
-        config = self._closed[family]
-        first = None if config.place is None else self._lines[self._config.family].journal
+    def _open_service(self, family: str) -> None:
+        config = self._unopened_configs[family]
+        first = None if config.family_directory is None else self._services[self._config.family].journal
         try:
-            self._lines[family] = Line(config, self, first)
+            self._services[family] = FamilyService(config, self, first)
         except OSError as error:
             raise system_error(error) from error
-        del self._closed[family]
+        del self._unopened_configs[family]
         order = self._config.families
-        self._lines = dict(sorted(self._lines.items(), key=lambda item: order.index(item[0])))
+        self._services = dict(sorted(self._services.items(), key=lambda item: order.index(item[0])))
 
-    def _open_line(self, family: str) -> Line:
+    def _ensure_open(self, family: str) -> FamilyService:
         """A further family whose journal did not open before is tried again. Raises JournalUnavailable."""
-        if family in self._closed:
-            self._open(family)
-            guarded(self._lines[family].begin)
-            guarded(self._lines[family].go_on)
-        return self._lines[family]
+        if family in self._unopened_configs:
+            self._open_service(family)
+            log_errors(self._services[family].start)
+            log_errors(self._services[family].activate_staged)
+        return self._services[family]
 
-    def _begin(self) -> None:
+    def _start_services(self) -> None:
         """Rule 2. Raises what the only family raises."""
-        for line in self.lines:
+        for line in self.services:
             if len(self._config.families) == 1:
-                line.begin()
+                line.start()
             else:
-                guarded(line.begin)
-        for line in self.lines:
+                log_errors(line.start)
+        for line in self.services:
             if not self.is_stopping:
-                guarded(line.go_on)
-                self.attend()
+                log_errors(line.activate_staged)
+                self.handle_pending()
 
-    def _interrupt(self) -> None:
-        for known in self._out:
+    def _interrupt_workers(self) -> None:
+        for known in self._open_worker_pools:
             if (errands := known()) is not None:
                 errands.interrupt()
 
-    def _dismiss(self) -> None:
-        words = list(self._deferred)
-        while not self._words.empty():
-            words.append(self._words.get_nowait())
+    def release_waiters(self) -> None:
+        words = list(self._deferred_messages)
+        while not self._messages.empty():
+            words.append(self._messages.get_nowait())
         for word in words:
             word.answered.set()
 
-    def _next(self) -> Word | None:
+    def _next_message(self) -> DaemonMessage | None:
         """The next word, or None where something is due before one comes."""
-        if self._deferred:
-            return self._deferred.pop(0)
+        if self._deferred_messages:
+            return self._deferred_messages.pop(0)
         release_memory()
-        due = [at for line in self.lines if (at := line.upkeep.look()) is not None]
+        due = [at for line in self.services if (at := line.watchdog.next_restart_at()) is not None]
         if self._config.update.automatic and not self._is_paused():
-            due += [line.next_poll for line in self.lines]
+            due += [line.next_poll_at_s for line in self.services]
         try:
-            return self._words.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
+            return self._messages.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
         except queue.Empty:
             return None
 
-    def _start_what_is_down(self, busy: Line | None = None) -> bool:
+    def _restart_due(self, busy: FamilyService | None = None) -> bool:
         """After its pause; of `busy` its own update decides. Was anything due?"""
         is_any = False
-        for line in self.lines:
-            at = None if line is busy or self.is_stopping else line.upkeep.look()
+        for line in self.services:
+            at = None if line is busy or self.is_stopping else line.watchdog.next_restart_at()
             if at is not None and at <= time.monotonic():
                 is_any = True
-                guarded(line.upkeep.serve_again)
+                log_errors(line.watchdog.retry_serving)
         return is_any
 
-    def _obey(self, word: Word) -> None:
+    def handle(self, message: DaemonMessage) -> None:
         try:
-            match word.command:
+            match message.command:
                 case "stop":
                     self.is_stopping = True
                 case "died":
-                    assert word.family is not None
-                    self._lines[word.family].upkeep.revive(word.generation)
+                    assert message.family is not None
+                    self._services[message.family].watchdog.restart(message.generation)
                 case "front-died":
-                    self._revive_front()
+                    self._restart_front()
                 case "told":
                     # the rollback that ended a probation is answered with how that attempt ended
-                    line, word = self._line(word), word.fields["rollback"]
-                    word.answer = line.last_ended()
+                    line, message = self._service_of_message(message), message.fields["rollback"]
+                    message.answer = line.last_result()
                 case "update":
-                    word.answer = self._update_at_once(word)
+                    message.answer = self._update_now(message)
                 case "rollback":
-                    word.answer = self._line(word).roll_back()
-                    self._tell_metrics()
+                    message.answer = self._service_of_message(message).roll_back()
+                    self._push_metrics()
                 case "pause" | "resume":
-                    is_paused = word.command == "pause"
-                    self._first.journal.remember(lambda before: replace(before, paused=is_paused))
-                    word.answer = {"paused": is_paused}
+                    is_paused = message.command == "pause"
+                    self._first_service.journal.update_persistent_state(
+                        lambda before: replace(before, is_paused=is_paused)
+                    )
+                    message.answer = {"paused": is_paused}
                 case "adapter-attach" | "adapter-detach":
-                    word.answer = self._line(word).change_adapter(word.command, word.fields)
+                    message.answer = self._service_of_message(message).change_adapter(message.command, message.fields)
                 case "plan":
-                    word.answer = of_each(self._asked(word), lambda family: self._open_line(family).explain())
+                    message.answer = per_family(
+                        self._requested_families(message), lambda family: self._ensure_open(family).plan()
+                    )
                 case "forgive":
-                    digest = word.fields.get("bundle")
-                    word.answer = total_forgiven(
-                        of_each(self._asked(word), lambda family: self._open_line(family).forgive(digest))
+                    digest = message.fields.get("bundle")
+                    message.answer = total_cleared(
+                        per_family(
+                            self._requested_families(message),
+                            lambda family: self._ensure_open(family).clear_quarantine(digest),
+                        )
                     )
                 case other:
                     raise Bug(f"unknown word {other!r}")
         except (Bug, SystemExit):
             raise
         except AirweightsError as error:
-            word.error = error
-            if word.command in ("died", "front-died"):
+            message.error = error
+            if message.command in ("died", "front-died"):
                 logger.error("%s: %s", error.reason, error.message)
         finally:
-            word.answered.set()
+            message.answered.set()
 
     @property
-    def _first(self) -> Line:
-        return self._lines[self._config.family]
+    def _first_service(self) -> FamilyService:
+        return self._services[self._config.family]
 
-    def _line(self, word: Word) -> Line:
-        return self._open_line(one_family(self._config.families, word.family))
+    def _service_of_message(self, message: DaemonMessage) -> FamilyService:
+        return self._ensure_open(require_one_family(self._config.families, message.family))
 
-    def _asked(self, word: Word) -> tuple[str, ...]:
-        return self._config.families if word.family is None else (word.family,)
+    def _requested_families(self, message: DaemonMessage) -> tuple[str, ...]:
+        return self._config.families if message.family is None else (message.family,)
 
-    def _tell_metrics(self) -> None:
+    def _push_metrics(self) -> None:
         with contextlib.suppress(Unavailable):  # a front that has died is told when it is back
-            self.switchboard.front.tell_metrics(render(line.tally for line in self.lines))
+            self.runtime.front.push_metrics(render_update_metrics(line.update_metrics for line in self.services))
 
-    def _poll(self) -> None:
-        for family in tuple(self._closed):
-            guarded(partial(self._open_line, family))
+    def _run_due_polls(self) -> None:
+        for family in tuple(self._unopened_configs):
+            log_errors(partial(self._ensure_open, family))
         now, is_paused = time.monotonic(), self._is_paused()
-        for line in self.lines:
-            if line.next_poll <= now and not is_paused and not self.is_stopping:
-                guarded(partial(self._update, line, "poll"))
-                self.attend()
+        for line in self.services:
+            if line.next_poll_at_s <= now and not is_paused and not self.is_stopping:
+                log_errors(partial(self._update_service, line, "poll"))
+                self.handle_pending()
 
-    def _update_at_once(self, word: Word) -> dict[str, Any]:
+    def _update_now(self, message: DaemonMessage) -> dict[str, Any]:
         if self._is_paused():
             raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
 
         def act(family: str) -> dict[str, Any]:
             if self.is_stopping:
                 raise StoppedUnavailable("the agent is stopping")
-            self.attend()
-            return self._update(self._open_line(family), "operator")
+            self.handle_pending()
+            return self._update_service(self._ensure_open(family), "operator")
 
-        return of_each(self._asked(word), act)
+        return per_family(self._requested_families(message), act)
 
-    def _update(self, line: Line, trigger: str) -> dict[str, Any]:
+    def _update_service(self, service: FamilyService, trigger: str) -> dict[str, Any]:
         try:
-            return line.update(trigger)
+            return service.update(trigger)
         finally:
-            line.rest()
-            self._tell_metrics()
+            service.schedule_next_poll()
+            self._push_metrics()
 
     # serving
 
-    def _stock(self) -> None:
-        for line in self.lines:
+    def _ensure_standbys(self) -> None:
+        for line in self.services:
             if not self.is_stopping:
-                guarded(line.upkeep.stock)
+                log_errors(line.watchdog.ensure_standby)
 
     def _watch_front(self) -> None:
-        pidfd = os.dup(self.switchboard.front.fileno())
-        when_ended(pidfd, lambda: self._words.put(Word("front-died")))
+        pidfd = os.dup(self.runtime.front.fileno())
+        call_on_exit(pidfd, lambda: self._messages.put(DaemonMessage("front-died")))
 
-    def _revive_front(self) -> None:
+    def _restart_front(self) -> None:
         if self.is_stopping:
             return
         logger.error("the front died, its requests are lost; it is started again")
-        self.switchboard.revive()
+        self.runtime.restart_front()
         self._watch_front()
-        self._tell_metrics()
+        self._push_metrics()
 
     # from other threads
 
-    def _answer(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _answer_request(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         command, named = request.get("command"), request.get("family")
         family = None if named is None else str(named)
         check_family(self._config.families, family)
-        if command in FOR_ONE_FAMILY:
-            family = one_family(self._config.families, family)
+        if command in SINGLE_FAMILY_COMMANDS:
+            family = require_one_family(self._config.families, family)
         asked = self._config.families if family is None else (family,)
         if command == "status":
             return self._status()
         if command == "history":
-            return of_each(asked, lambda family: self._told(family).history())
+            return per_family(asked, lambda family: self._service_for_reading(family).history())
         if command == "adapter-list":
-            return of_each(asked, lambda family: self._told(family).adapters())
-        if command not in COMMANDS:
+            return per_family(asked, lambda family: self._service_for_reading(family).list_adapters())
+        if command not in QUEUED_COMMANDS:
             raise Bug(f"unknown command {command!r}")
-        word = Word(str(command), family, fields=request)
-        self._words.put(word)
+        word = DaemonMessage(str(command), family, fields=request)
+        self._messages.put(word)
         word.answered.wait()
         if word.error is not None:
             raise word.error
@@ -366,8 +375,8 @@ class Supervisor:
             raise StoppedUnavailable("the agent is stopping")
         return word.answer
 
-    def _told(self, family: str) -> Line:
-        line = self._lines.get(family)
+    def _service_for_reading(self, family: str) -> FamilyService:
+        line = self._services.get(family)
         if line is None:
             raise JournalUnavailable(
                 f"the journal of {family!r} does not open", remedy="see the log; it is tried again"
@@ -375,16 +384,16 @@ class Supervisor:
         return line
 
     def _status(self) -> dict[str, Any]:
-        found = of_each(self._config.families, lambda family: self._told(family).status())
+        found = per_family(self._config.families, lambda family: self._service_for_reading(family).status())
         if "families" not in found:
             return found
-        return device_status(self._told(self._config.family).status(), found["families"])
+        return device_status(self._service_for_reading(self._config.family).status(), found["families"])
 
     # facts
 
     def _is_paused(self) -> bool:
         try:
-            return self._first.journal.remembered.paused
+            return self._first_service.journal.persistent_state.is_paused
         except JournalUnavailable as error:
             logger.error("%s", error.message)
             return False

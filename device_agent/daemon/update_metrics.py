@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from device_agent.policy.attempt import DOWNTIME, Ended, Outcome
+from device_agent.policy.attempt import DOWNTIME, Outcome, UpdateResult
 from device_agent.runtime.probe_runner import ProbeReport
 
-PREFIX: Final = "airweights_"
+METRIC_PREFIX: Final = "airweights_"
 SWAP_RESULTS: Final = {Outcome.UPDATED: "committed", Outcome.ROLLED_BACK: "rolled-back"}
 
 Sample = tuple[str, str, float]  # suffix of the name, labels, value
 Metric = tuple[str, str, str, Iterable[Sample]]  # name without the prefix, type, help text, samples
 
 
-class Tally:
+class UpdateMetrics:
     """Counters of one family.
 
     Args:
@@ -27,60 +27,80 @@ class Tally:
 
     def __init__(self, family: str) -> None:
         self._family = family
-        self._outcomes: Counter[str] = Counter()
-        self._swaps: Counter[str] = Counter(dict.fromkeys((*SWAP_RESULTS.values(), "failed"), 0))
-        self._rollbacks: Counter[str] = Counter()
+        self._updates_by_outcome: Counter[str] = Counter()
+        self._swaps_by_result: Counter[str] = Counter(dict.fromkeys((*SWAP_RESULTS.values(), "failed"), 0))
+        self._rollbacks_by_reason: Counter[str] = Counter()
         self._phases_ms: Counter[str] = Counter()
-        self._phases: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter({"patch": 0, "full": 0})
+        self._phase_counts: Counter[str] = Counter()
+        self._download_bytes_by_kind: Counter[str] = Counter({"patch": 0, "full": 0})
         self._downtime_ms = 0
         self._publish_us: int | None = None
         self._fidelity_ppm: int | None = None
 
-    def count(self, ended: Ended) -> None:
+    def record(self, result: UpdateResult) -> None:
         """An attempt that has ended."""
-        attempt = ended.attempt
-        self._outcomes[ended.outcome.value] += 1
+        attempt = result.attempt
+        self._updates_by_outcome[result.outcome.value] += 1
         if attempt.swap_us is not None or "swap" in attempt.phases_ms:
-            self._swaps[SWAP_RESULTS.get(ended.outcome, "failed")] += 1
-        if ended.outcome is Outcome.ROLLED_BACK:
-            self._rollbacks[ended.reason] += 1
+            self._swaps_by_result[SWAP_RESULTS.get(result.outcome, "failed")] += 1
+        if result.outcome is Outcome.ROLLED_BACK:
+            self._rollbacks_by_reason[result.reason] += 1
         # every way from nothing costs at least the cheapest one
         kind = "patch" if attempt.patch_bytes < attempt.full_bytes else "full"
-        self._bytes[kind] += attempt.download_bytes
+        self._download_bytes_by_kind[kind] += attempt.download_bytes
         for name, elapsed_ms in attempt.phases_ms.items():
             if name == DOWNTIME:
                 self._downtime_ms += elapsed_ms
             else:
-                self._phases[name] += 1
+                self._phase_counts[name] += 1
                 self._phases_ms[name] += elapsed_ms
         if attempt.swap_us is not None:
             self._publish_us = attempt.swap_us
 
-    def count_probe(self, report: ProbeReport | None) -> None:
+    def record_probe(self, report: ProbeReport | None) -> None:
         """The last one that passed."""
         if report is not None and report.worst_relative_rms_ppm is not None:
             self._fidelity_ppm = report.worst_relative_rms_ppm
 
     def metrics(self) -> Iterator[Metric]:
         """All of it."""
-        yield "updates_total", "counter", "Attempts to update, by outcome.", self._by("outcome", self._outcomes)
-        yield "swaps_total", "counter", "Swaps that were tried, by result.", self._by("result", self._swaps)
-        yield "rollbacks_total", "counter", "Ways back, by reason.", self._by("reason", self._rollbacks)
+        yield (
+            "updates_total",
+            "counter",
+            "Attempts to update, by outcome.",
+            self._samples_by_label("outcome", self._updates_by_outcome),
+        )
+        yield (
+            "swaps_total",
+            "counter",
+            "Swaps that were tried, by result.",
+            self._samples_by_label("result", self._swaps_by_result),
+        )
+        yield (
+            "rollbacks_total",
+            "counter",
+            "Ways back, by reason.",
+            self._samples_by_label("reason", self._rollbacks_by_reason),
+        )
         yield (
             "update_phase_duration_seconds",
             "summary",
             "Of the phases of an update.",
             [
                 sample
-                for name in self._phases
+                for name in self._phase_counts
                 for sample in (
                     ("_sum", self._labels(phase=name), self._phases_ms[name] / 1000),
-                    ("_count", self._labels(phase=name), self._phases[name]),
+                    ("_count", self._labels(phase=name), self._phase_counts[name]),
                 )
             ],
         )
-        yield "download_bytes_total", "counter", "Blobs that came over the wire.", self._by("kind", self._bytes)
+        yield (
+            "download_bytes_total",
+            "counter",
+            "Blobs that came over the wire.",
+            self._samples_by_label("kind", self._download_bytes_by_kind),
+        )
         yield (
             "swap_downtime_seconds_total",
             "counter",
@@ -102,7 +122,7 @@ class Tally:
                 [("", self._labels(), self._fidelity_ppm / 1e6)],
             )
 
-    def _by(self, label: str, counter: Counter[str]) -> list[Sample]:
+    def _samples_by_label(self, label: str, counter: Counter[str]) -> list[Sample]:
         return [("", self._labels(**{label: value}), count) for value, count in counter.items()]
 
     def _labels(self, **further: str) -> str:
@@ -110,14 +130,14 @@ class Tally:
         return "{" + ",".join(f'{name}="{value}"' for name, value in labels.items()) + "}"
 
 
-def render(tallies: Iterable[Tally]) -> str:
+def render_update_metrics(families_metrics: Iterable[UpdateMetrics]) -> str:
     """All families' counters: a metric is headed once, whatever number of them has samples of it."""
     found: dict[str, tuple[str, str, list[Sample]]] = {}
-    for tally in tallies:
+    for tally in families_metrics:
         for name, kind, text, samples in tally.metrics():
             found.setdefault(name, (kind, text, []))[2].extend(samples)
     lines: list[str] = []
     for name, (kind, text, rows) in found.items():
-        lines += [f"# HELP {PREFIX}{name} {text}", f"# TYPE {PREFIX}{name} {kind}"]
-        lines += [f"{PREFIX}{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in rows]
+        lines += [f"# HELP {METRIC_PREFIX}{name} {text}", f"# TYPE {METRIC_PREFIX}{name} {kind}"]
+        lines += [f"{METRIC_PREFIX}{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in rows]
     return "\n".join(lines) + "\n"

@@ -14,30 +14,30 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from device_agent.front import metrics
-from device_agent.front.app import App, Limits
-from device_agent.front.generations import Generation, Slot, Window
+from device_agent.front.app import EndpointApp, RequestLimits
+from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration
 from device_agent.front.request_channel import RequestChannel
-from device_agent.front.server import FrontServer, server_for
-from device_agent.front.shadow import Shadow
-from device_agent.host.meters import ProcessMeter, energy_meters
-from device_agent.process.channel import ChannelClosed, Message, Value
-from device_agent.process.worker import Handler, Parent, answer, start
+from device_agent.front.server import FrontServer, create_server
+from device_agent.front.shadow import ShadowMirror
+from device_agent.host.meters import ProcessMeter, open_energy_meters
+from device_agent.process.channel import ChannelClosed, JsonObject, Message
+from device_agent.process.worker import Handler, SupervisorChannel, answer_call, start_worker
 from device_agent.runtime.wire import Answer
 
-SWEEP_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
+SWEEP_INTERVAL_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
 
 
 class FrontProcess:
     """The supervisor's calls on the event loop."""
 
-    def __init__(self, parent: Parent, meters: metrics.Meters) -> None:
-        self._parent, self._meters = parent, meters
+    def __init__(self, supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> None:
+        self._supervisor, self._meters = supervisor, meters
         self._loop = asyncio.get_running_loop()
-        self._app: App | None = None
+        self._app: EndpointApp | None = None
         self._server: FrontServer | None = None
-        self._limits: Limits | None = None
-        self._serving: asyncio.Task[None] | None = None
-        self._sweeping = False
+        self._limits: RequestLimits | None = None
+        self._server_task: asyncio.Task[None] | None = None
+        self._is_sweeping = False
         self._handlers: dict[str, Handler] = {
             "serve": self.serve,
             "publish": self.publish,
@@ -45,8 +45,8 @@ class FrontProcess:
             "window": self.window,
             "state": self.state,
             "facts": self.facts,
-            "metrics": self.tell_metrics,
-            "shadow": self.shadow,
+            "metrics": self.set_supervisor_metrics,
+            "shadow": self.set_shadow,
             "shadow-counters": self.shadow_counters,
         }
 
@@ -56,216 +56,222 @@ class FrontProcess:
 
         def take_call() -> None:
             try:
-                message = self._parent.receive()
+                message = self._supervisor.receive()
                 if message.value.get("call") == "stop":
                     stopped.set()
                 else:
-                    answer(self._parent, message, self._handlers)
+                    answer_call(self._supervisor, message, self._handlers)
             except ChannelClosed:
-                self._loop.remove_reader(self._parent.fileno())
+                self._loop.remove_reader(self._supervisor.fileno())
                 stopped.set()
 
-        self._loop.add_reader(self._parent.fileno(), take_call)
+        self._loop.add_reader(self._supervisor.fileno(), take_call)
         await stopped.wait()
-        if self._server is not None and self._serving is not None and self._app is not None:
-            for slot in self._app.slots.values():
-                slot.give_up()
-            self._server.end()
-            await self._serving
-        self._loop.remove_reader(self._parent.fileno())
-        self._parent.reply({})
+        if self._server is not None and self._server_task is not None and self._app is not None:
+            for slot in self._app.family_queues.values():
+                slot.fail_waiting()
+            self._server.request_stop()
+            await self._server_task
+        self._loop.remove_reader(self._supervisor.fileno())
+        self._supervisor.reply({})
 
-    def serve(self, _parent: Parent, message: Message) -> Value:
+    def serve(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Start to answer on the listening socket that comes along."""
-        self._limits = limits = Limits(**message.value["limits"])
-        self._app = App(limits, lambda: self._server.connections if self._server else 0, self._watch_deadlines)
+        self._limits = limits = RequestLimits(**message.value["limits"])
+        self._app = EndpointApp(
+            limits, lambda: self._server.open_connections if self._server else 0, self._schedule_sweep
+        )
         self._app.meters = self._meters
-        self._meters.put('process="supervisor"', ProcessMeter(*message.fds[1:]))
+        self._meters.set_meter('process="supervisor"', ProcessMeter(*message.fds[1:]))
         for family in message.value["families"]:
-            self._slot(family, is_awaited=family in message.value["awaited"])
-        self._server = server_for(self._app)
+            self._family_queue(family, is_awaited=family in message.value["awaited"])
+        self._server = create_server(self._app)
         listener = socket.socket(fileno=message.fds[0])
-        self._serving = self._loop.create_task(self._server.serve(sockets=[listener]))
+        self._server_task = self._loop.create_task(self._server.serve(sockets=[listener]))
         return {}
 
-    def publish(self, _parent: Parent, message: Message) -> Value:
+    def publish(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Rule 1 of `generations`. The channel that comes along is used if it is of a new process."""
         value = message.value
-        slot = self._slot(value["family"])
+        slot = self._family_queue(value["family"])
         generation = slot.generations.get(value["generation"])
         if generation is None:
-            generation = Generation(value["generation"], value["version"], value["meta"], Window(time.monotonic()))
-        if isinstance(slot.shadow, Shadow) and slot.shadow.process == value["process"]:
+            generation = FrontGeneration(
+                value["generation"], value["version"], value["meta"], CounterWindow(time.monotonic())
+            )
+        if isinstance(slot.shadow, ShadowMirror) and slot.shadow.process == value["process"]:
             self._end_shadow(slot)
         if generation.sender is None or generation.process != value["process"]:
             if generation.sender is not None:
                 generation.sender.close()
-                slot.lost(generation)
-            generation.sender = self._channel(slot, generation, message.fds[0])
+                slot.handle_lost_process(generation)
+            generation.sender = self._open_channel(slot, generation, message.fds[0])
             generation.process = value["process"]
             if len(message.fds) == 3:
-                self._meters.put(_labels(slot, generation), ProcessMeter(*message.fds[1:]))
+                self._meters.set_meter(_metric_labels(slot, generation), ProcessMeter(*message.fds[1:]))
         else:
             message.close()
         before = time.perf_counter_ns()
         slot.publish(generation)
         return {"publish_ns": time.perf_counter_ns() - before}
 
-    def retire(self, _parent: Parent, message: Message) -> Value:
+    def retire(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Rule 4 of `generations`."""
-        slot = self._slot(message.value["family"])
+        slot = self._family_queue(message.value["family"])
         generation = slot.generations.get(message.value["generation"])
 
         def drained() -> None:
             os.close(message.fds[0])
             if generation is not None and not any(g.version == generation.version for g in slot.generations.values()):
-                self._meters.drop(_labels(slot, generation))
+                self._meters.delete_meter(_metric_labels(slot, generation))
 
         slot.retire(message.value["generation"], drained)
         return {}
 
-    def window(self, _parent: Parent, message: Message) -> Value:
+    def window(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Rule 5 of `generations`; {} for a generation that is not here."""
-        generation = self._slot(message.value["family"]).generations.get(message.value["generation"])
+        generation = self._family_queue(message.value["family"]).generations.get(message.value["generation"])
         return {} if generation is None else _window(generation)
 
-    def state(self, _parent: Parent, _message: Message) -> Value:
+    def state(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
         """What is loaded and current, and what waits."""
         slots = {
             family: {
                 "current": None if slot.current is None else slot.current.number,
                 "ready": slot.is_ready,
                 "generations": sorted(slot.generations),
-                "waiting": len(slot.waiting),
-                "refused": slot.refused,
+                "waiting": len(slot.waiting_requests),
+                "refused": slot.rejected_requests,
             }
-            for family, slot in (self._app.slots if self._app else {}).items()
+            for family, slot in (self._app.family_queues if self._app else {}).items()
         }
-        return {"slots": slots, "connections": self._server.connections if self._server else 0}
+        return {"slots": slots, "connections": self._server.open_connections if self._server else 0}
 
-    def shadow(self, _parent: Parent, message: Message) -> Value:
+    def set_shadow(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """A candidate hears a share of the family's requests from now on; a share of 0 ends it."""
         value = message.value
-        slot = self._slot(value["family"])
+        slot = self._family_queue(value["family"])
         self._end_shadow(slot)
         if value["share_ppm"] and message.fds:
 
-            def connect(*, answered: Callable[[int, Answer], None], lost: Callable[[], None]) -> RequestChannel:
-                return self._connect(message.fds[0], answered, lost)
+            def connect(*, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]) -> RequestChannel:
+                return self._connect(message.fds[0], on_answer, on_lost)
 
-            slot.shadow = Shadow(value["process"], value["share_ppm"], value["limit_ppm"], connect)
+            slot.shadow = ShadowMirror(value["process"], value["share_ppm"], value["limit_ppm"], connect)
         else:
             message.close()
         return {}
 
-    def shadow_counters(self, _parent: Parent, message: Message) -> Value:
+    def shadow_counters(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Of the candidate that hears now; {} without one."""
-        shadow = self._slot(message.value["family"]).shadow
-        return asdict(shadow.counters) if isinstance(shadow, Shadow) else {}
+        shadow = self._family_queue(message.value["family"]).shadow
+        return asdict(shadow.counters) if isinstance(shadow, ShadowMirror) else {}
 
-    def tell_metrics(self, _parent: Parent, message: Message) -> Value:
+    def set_supervisor_metrics(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """The supervisor's own metrics, in the text format, to be told after the front's."""
         assert self._app is not None
-        self._app.further_metrics = str(message.value["text"]).encode()
+        self._app.supervisor_metrics = str(message.value["text"]).encode()
         return {}
 
-    def facts(self, _parent: Parent, _message: Message) -> Value:
+    def facts(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
         """What is loaded into this process, for tests and `status`."""
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
 
-    def _slot(self, family: str, *, is_awaited: bool = False) -> Slot:
+    def _family_queue(self, family: str, *, is_awaited: bool = False) -> FamilyQueue:
         assert self._app is not None
         assert self._limits is not None
-        if family not in self._app.slots:
+        if family not in self._app.family_queues:
             first = int.from_bytes(os.urandom(7), "big")
             limits = self._limits
-            self._app.slots[family] = Slot(
+            self._app.family_queues[family] = FamilyQueue(
                 family,
                 max_waiting=limits.max_waiting,
                 wait_s=limits.wait_s,
                 first_number=first,
                 is_awaited=is_awaited,
             )
-        return self._app.slots[family]
+        return self._app.family_queues[family]
 
-    def _channel(self, slot: Slot, generation: Generation, fd: int) -> RequestChannel:
+    def _open_channel(self, queue: FamilyQueue, generation: FrontGeneration, fd: int) -> RequestChannel:
         channel: RequestChannel
 
         def lost() -> None:
             if generation.sender is channel:
-                slot.lost(generation)
+                queue.handle_lost_process(generation)
 
-        channel = self._connect(fd, lambda number, answer: slot.answered(generation, number, answer), lost)
+        channel = self._connect(fd, lambda number, answer: queue.handle_answer(generation, number, answer), lost)
         return channel
 
-    def _connect(self, fd: int, answered: Callable[[int, Answer], None], lost: Callable[[], None]) -> RequestChannel:
+    def _connect(
+        self, fd: int, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]
+    ) -> RequestChannel:
         assert self._limits is not None
         limit = self._limits.max_kept_bytes
-        return RequestChannel(self._loop, fd, max_answer_bytes=limit, answered=answered, lost=lost)
+        return RequestChannel(self._loop, fd, max_answer_bytes=limit, on_answer=on_answer, on_lost=on_lost)
 
-    def _end_shadow(self, slot: Slot) -> None:
-        if isinstance(slot.shadow, Shadow):
-            slot.shadow.close()
-        slot.shadow = None
+    def _end_shadow(self, queue: FamilyQueue) -> None:
+        if isinstance(queue.shadow, ShadowMirror):
+            queue.shadow.close()
+        queue.shadow = None
 
-    def _watch_deadlines(self) -> None:
-        if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(SWEEP_S, self._sweep)
+    def _schedule_sweep(self) -> None:
+        if not self._is_sweeping:
+            self._is_sweeping = True
+            self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
 
     def _sweep(self) -> None:
         assert self._app is not None
         assert self._limits is not None
-        for slot in self._app.slots.values():
-            slot.sweep(self._limits.answer_deadline_s)
-        self._sweeping = False
-        if not all(slot.is_idle for slot in self._app.slots.values()):
-            self._watch_deadlines()
+        for slot in self._app.family_queues.values():
+            slot.fail_expired(self._limits.answer_deadline_s)
+        self._is_sweeping = False
+        if not all(slot.is_idle for slot in self._app.family_queues.values()):
+            self._schedule_sweep()
 
 
-def _labels(slot: Slot, generation: Generation) -> str:
-    return f'process="model",family="{slot.family}",version="{generation.version}"'
+def _metric_labels(queue: FamilyQueue, generation: FrontGeneration) -> str:
+    return f'process="model",family="{queue.family}",version="{generation.version}"'
 
 
-def _window(generation: Generation) -> dict[str, Any]:
+def _window(generation: FrontGeneration) -> dict[str, Any]:
     window, now = generation.window, time.monotonic()
     return {
         "seconds": now - window.since_s,
         "requests": window.requests,
         "client_errors": window.client_errors,
         "errors": window.errors,
-        "nan": window.nan,
+        "nan": window.nan_responses,
         "crashes": window.crashes,
-        "p50_us": window.busy.quantile_us(0.5),
-        "p95_us": window.busy.quantile_us(0.95),
-        "total_p50_us": window.total.quantile_us(0.5),
-        "total_p95_us": window.total.quantile_us(0.95),
+        "p50_us": window.busy_us.quantile_us(0.5),
+        "p95_us": window.busy_us.quantile_us(0.95),
+        "total_p50_us": window.total_us.quantile_us(0.5),
+        "total_p95_us": window.total_us.quantile_us(0.95),
         "in_flight": len(generation.leases),
         "oldest_in_flight_s": max((now - r.dispatched_s for r in generation.leases.values()), default=0.0),
     }
 
 
-def _import_all() -> metrics.Meters:
+def _import_all() -> metrics.ProcessMeters:
     """Every module that the first request would otherwise import: the jail has closed their files by then. What is
     read later is opened here."""
 
     async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
 
     async def load() -> None:
-        server_for(nothing)
+        create_server(nothing)
 
     asyncio.run(load())
-    return metrics.Meters(energy_meters(), {'process="front"': ProcessMeter.open()})
+    return metrics.ProcessMeters(open_energy_meters(), {'process="front"': ProcessMeter.open()})
 
 
-async def _run(parent: Parent, meters: metrics.Meters) -> None:
-    await FrontProcess(parent, meters).run()
+async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> None:
+    await FrontProcess(supervisor, meters).run()
 
 
 def main() -> None:
     """The process."""
-    meters: list[metrics.Meters] = []
-    parent, _ = start(lambda _pace: meters.append(_import_all()))
+    meters: list[metrics.ProcessMeters] = []
+    parent, _ = start_worker(lambda _pace: meters.append(_import_all()))
     asyncio.run(_run(parent, meters[0]))
 
 

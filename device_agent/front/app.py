@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from bundle.version import VERSION
 from device_agent.front import metrics
-from device_agent.front.generations import RETRY_AFTER_S, Generation, Request, RequestFailed, Slot
-from device_agent.front.model_info import index, statistics
+from device_agent.front.generations import RETRY_AFTER_S, FamilyQueue, FrontGeneration, Request, RequestFailed
+from device_agent.front.model_info import model_statistics, repository_index
 from device_agent.runtime import wire
 from device_agent.runtime.wire import NO_JSON
 
@@ -33,15 +33,15 @@ Headers = list[tuple[bytes, bytes]]
 
 EXTENSIONS: Final = ["binary_tensor_data", "statistics", "model_repository"]
 PLATFORM: Final = "onnxruntime_onnx"
-DECIMAL: Final = re.compile(rb"[0-9]{1,15}")
-JSON_TYPE: Final = (b"content-type", b"application/json")
-BYTES_TYPE: Final = (b"content-type", b"application/octet-stream")
-JSON_LENGTH: Final = b"inference-header-content-length"
-BODY_S: Final = 60  # for a body to arrive; who sends slower on a local link holds memory that others wait for
+DECIMAL_PATTERN: Final = re.compile(rb"[0-9]{1,15}")
+JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
+BINARY_CONTENT_TYPE: Final = (b"content-type", b"application/octet-stream")
+JSON_LENGTH_HEADER: Final = b"inference-header-content-length"
+BODY_TIMEOUT_S: Final = 60  # for a body to arrive; who sends slower on a local link holds memory that others wait for
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """Attributes:
     max_body_bytes: of one request.
     max_kept_bytes: of all request bodies that are here at a time.
@@ -59,7 +59,7 @@ class Limits:
     answer_deadline_s: float
 
 
-class App:
+class EndpointApp:
     """The ASGI app.
 
     Args:
@@ -68,12 +68,14 @@ class App:
         on_work: called when a request waits or runs, so that deadlines are watched only then.
     """
 
-    def __init__(self, limits: Limits, connections: Callable[[], int], on_work: Callable[[], None]) -> None:
-        self.slots: dict[str, Slot] = {}
-        self.further_metrics = b""
-        self.meters = metrics.Meters()
+    def __init__(
+        self, limits: RequestLimits, count_connections: Callable[[], int], on_work: Callable[[], None]
+    ) -> None:
+        self.family_queues: dict[str, FamilyQueue] = {}
+        self.supervisor_metrics = b""
+        self.meters = metrics.ProcessMeters()
         self._limits = limits
-        self._connections = connections
+        self._count_connections = count_connections
         self._on_work = on_work
         self._kept_bytes = 0
         self._loop = asyncio.get_running_loop()
@@ -83,109 +85,115 @@ class App:
         try:
             status, headers, body = await self._route(scope, receive)
         except RequestFailed as error:
-            status, headers, body = _json(error.status, {"error": error.message})
+            status, headers, body = _json_response(error.status, {"error": error.message})
             if error.status == 503:
                 headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-            if error.closes:
+            if error.closes_connection:
                 headers.append((b"connection", b"close"))
         headers.append((b"content-length", b"%d" % len(body)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _route(self, scope: Scope, receive: Receive) -> tuple[int, Headers, bytes]:
-        if self._connections() > self._limits.max_connections:
-            raise RequestFailed(503, f"more than {self._limits.max_connections} connections are open", closes=True)
+        if self._count_connections() > self._limits.max_connections:
+            raise RequestFailed(
+                503, f"more than {self._limits.max_connections} connections are open", closes_connection=True
+            )
         # split before unquoting: a %2F in a name is not a separator
         parts = [urllib.parse.unquote(part) for part in bytes(scope["raw_path"]).decode("ascii").strip("/").split("/")]
         if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
-            _expect(scope, "POST")
+            _check_method(scope, "POST")
             match parts[2:-1]:
                 case [family]:
-                    return await self._infer(scope, receive, self._slot(family), None)
+                    return await self._answer_inference(scope, receive, self._family_queue(family), None)
                 case [family, "versions", version]:
-                    return await self._infer(scope, receive, self._slot(family), version)
+                    return await self._answer_inference(scope, receive, self._family_queue(family), version)
         if parts == ["v2", "repository", "index"]:
-            _expect(scope, "POST")
-            return _json(200, index(self.slots.values()))
+            _check_method(scope, "POST")
+            return _json_response(200, repository_index(self.family_queues.values()))
         if parts[:2] == ["v2", "repository"]:
             raise RequestFailed(403, "models are loaded by updates, not by requests")
-        _expect(scope, "GET", "HEAD")
-        return self._describe(parts)
+        _check_method(scope, "GET", "HEAD")
+        return self._answer_get(parts)
 
-    def _describe(self, parts: list[str]) -> tuple[int, Headers, bytes]:
+    def _answer_get(self, parts: list[str]) -> tuple[int, Headers, bytes]:
         match parts:
             case ["v2"]:
-                return _json(200, {"name": "airweights", "version": VERSION, "extensions": EXTENSIONS})
+                return _json_response(200, {"name": "airweights", "version": VERSION, "extensions": EXTENSIONS})
             case ["v2", "health", "live"]:
-                return _json(200, {"live": True})
+                return _json_response(200, {"live": True})
             case ["v2", "health", "ready"]:
-                ready = bool(self.slots) and all(slot.is_ready for slot in self.slots.values())
-                return _json(200 if ready else 400, {"ready": ready})
+                ready = bool(self.family_queues) and all(slot.is_ready for slot in self.family_queues.values())
+                return _json_response(200 if ready else 400, {"ready": ready})
             case ["metrics"]:
                 return (
                     200,
                     [metrics.CONTENT_TYPE],
-                    metrics.render(self.slots, self._connections(), self.meters, self.further_metrics),
+                    metrics.render_metrics(
+                        self.family_queues, self._count_connections(), self.meters, self.supervisor_metrics
+                    ),
                 )
             case ["v2", "models", "stats"]:
-                return _json(200, statistics(self.slots.values(), None))
+                return _json_response(200, model_statistics(self.family_queues.values(), None))
             case ["v2", "models", family, "stats"]:
-                return _json(200, statistics([self._slot(family)], None))
+                return _json_response(200, model_statistics([self._family_queue(family)], None))
             case ["v2", "models", family, "versions", version, "stats"]:
-                return _json(200, statistics([self._slot(family)], version))
+                return _json_response(200, model_statistics([self._family_queue(family)], version))
             case ["v2", "models", family]:
-                return _json(200, self._metadata(self._slot(family), None))
+                return _json_response(200, self._metadata(self._family_queue(family), None))
             case ["v2", "models", family, "versions", version]:
-                return _json(200, self._metadata(self._slot(family), version))
+                return _json_response(200, self._metadata(self._family_queue(family), version))
             case ["v2", "models", family, "ready"]:
-                return _ready(family, self._slot(family).current)
+                return _ready_response(family, self._family_queue(family).current)
             case ["v2", "models", family, "versions", version, "ready"]:
-                return _ready(family, self._slot(family).of_version(version))
+                return _ready_response(family, self._family_queue(family).generation_of_version(version))
         raise RequestFailed(404, "no such path; expected /v2/... of the Open Inference Protocol")
 
-    def _metadata(self, slot: Slot, version: str | None) -> dict[str, Any]:
-        generation = slot.current if version is None else slot.of_version(version)
+    def _metadata(self, queue: FamilyQueue, version: str | None) -> dict[str, Any]:
+        generation = queue.current if version is None else queue.generation_of_version(version)
         if generation is None:
             raise RequestFailed(
-                404, f"model {slot.family!r} has no loaded version{'' if version is None else ' so named'}"
+                404, f"model {queue.family!r} has no loaded version{'' if version is None else ' so named'}"
             )
-        versions = sorted({g.version for g in slot.generations.values() if not g.is_retired})
-        return {"name": slot.family, "versions": versions, "platform": PLATFORM, **generation.meta}
+        versions = sorted({g.version for g in queue.generations.values() if not g.is_retired})
+        return {"name": queue.family, "versions": versions, "platform": PLATFORM, **generation.metadata}
 
-    def _slot(self, family: str) -> Slot:
-        slot = self.slots.get(family)
+    def _family_queue(self, family: str) -> FamilyQueue:
+        slot = self.family_queues.get(family)
         if slot is None:
-            raise RequestFailed(404, f"no model of this name; there is {', '.join(self.slots) or 'none'}")
+            raise RequestFailed(404, f"no model of this name; there is {', '.join(self.family_queues) or 'none'}")
         return slot
 
-    async def _infer(
-        self, scope: Scope, receive: Receive, slot: Slot, version: str | None
+    async def _answer_inference(
+        self, scope: Scope, receive: Receive, queue: FamilyQueue, version: str | None
     ) -> tuple[int, Headers, bytes]:
-        flags, json_bytes, length = _framing(scope["headers"])
+        flags, json_bytes, length = _parse_framing(scope["headers"])
         if length > self._limits.max_body_bytes:
-            raise self._too_large()
-        kept = self._keep(length)
+            raise self._too_large_error()
+        kept = self._reserve_body_bytes(length)
         try:
             try:
-                async with asyncio.timeout(BODY_S):
-                    body = await self._body(receive, length)
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    body = await self._read_body(receive, length)
             except TimeoutError as error:
-                raise RequestFailed(408, f"the body did not arrive within {BODY_S} s", closes=True) from error
+                raise RequestFailed(
+                    408, f"the body did not arrive within {BODY_TIMEOUT_S} s", closes_connection=True
+                ) from error
             request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
-            slot.submit(request)
+            queue.submit(request)
             self._on_work()
-            answer = await request.outcome  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
+            answer = await request.response  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
         finally:
             self._kept_bytes -= kept
         if answer.json_bytes == NO_JSON:
-            headers: Headers = [JSON_TYPE]
+            headers: Headers = [JSON_CONTENT_TYPE]
         else:
-            headers = [BYTES_TYPE, (JSON_LENGTH, b"%d" % answer.json_bytes)]
+            headers = [BINARY_CONTENT_TYPE, (JSON_LENGTH_HEADER, b"%d" % answer.json_bytes)]
         if answer.encoding:
             headers.append((b"content-encoding", answer.encoding.encode()))
         return answer.status, headers, answer.body
 
-    def _keep(self, length: int) -> int:
+    def _reserve_body_bytes(self, length: int) -> int:
         # a body of unknown length counts as a whole one until it is here
         kept = length if length >= 0 else self._limits.max_body_bytes
         if self._kept_bytes + kept > self._limits.max_kept_bytes and self._kept_bytes:
@@ -193,41 +201,41 @@ class App:
         self._kept_bytes += kept
         return kept
 
-    async def _body(self, receive: Receive, length: int) -> bytes | bytearray:
+    async def _read_body(self, receive: Receive, length: int) -> bytes | bytearray:
         message = await receive()
         first: bytes = message.get("body", b"")
         if not message.get("more_body", False) and message["type"] == "http.request":
-            return self._checked(first, length)
+            return self._check_body(first, length)
         body = bytearray(first)
         while message.get("more_body", False):
             message = await receive()
             if message["type"] != "http.request":
-                raise RequestFailed(408, "the client went away within its request", closes=True)
+                raise RequestFailed(408, "the client went away within its request", closes_connection=True)
             body += message["body"]
             if len(body) > self._limits.max_body_bytes:
-                raise self._too_large()
-        return self._checked(body, length)
+                raise self._too_large_error()
+        return self._check_body(body, length)
 
-    def _too_large(self) -> RequestFailed:
+    def _too_large_error(self) -> RequestFailed:
         # closed: the rest of the body is not read
-        return RequestFailed(413, f"a body is at most {self._limits.max_body_bytes} bytes here", closes=True)
+        return RequestFailed(413, f"a body is at most {self._limits.max_body_bytes} bytes here", closes_connection=True)
 
-    def _checked(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
+    def _check_body(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
         if len(body) > self._limits.max_body_bytes:
-            raise self._too_large()
+            raise self._too_large_error()
         if length >= 0 and len(body) != length:
-            raise RequestFailed(408, "the client went away within its request", closes=True)
+            raise RequestFailed(408, "the client went away within its request", closes_connection=True)
         return body
 
 
-def _framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:
+def _parse_framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:
     """Flags for the wire, bytes of the JSON part, Content-Length or -1. Raises RequestFailed."""
     flags, json_bytes, length = 0, NO_JSON, -1
     for name, value in headers:
         if name == b"content-length":
-            length = _decimal(name, value)
-        elif name == JSON_LENGTH:
-            json_bytes = _decimal(name, value)
+            length = _parse_decimal(name, value)
+        elif name == JSON_LENGTH_HEADER:
+            json_bytes = _parse_decimal(name, value)
             if json_bytes >= NO_JSON:
                 raise RequestFailed(400, "Inference-Header-Content-Length is too large")
         elif name == b"content-encoding" and value.strip().lower() not in (b"identity", b""):
@@ -255,21 +263,21 @@ def _answer_flag(value: bytes) -> int:
     return wire.DEFLATE_ANSWER if b"deflate" in accepted else 0
 
 
-def _decimal(name: bytes, value: bytes) -> int:
-    if not DECIMAL.fullmatch(value.strip()):
+def _parse_decimal(name: bytes, value: bytes) -> int:
+    if not DECIMAL_PATTERN.fullmatch(value.strip()):
         raise RequestFailed(400, f"{name.decode()}: expected a decimal number")
     return int(value)
 
 
-def _expect(scope: Scope, *methods: str) -> None:
+def _check_method(scope: Scope, *methods: str) -> None:
     if scope["method"] not in methods:
         raise RequestFailed(405, f"method {scope['method'][:20]!r}, expected {' or '.join(methods)}")
 
 
-def _ready(family: str, generation: Generation | None) -> tuple[int, Headers, bytes]:
+def _ready_response(family: str, generation: FrontGeneration | None) -> tuple[int, Headers, bytes]:
     ready = generation is not None and generation.sender is not None
-    return _json(200 if ready else 400, {"name": family, "ready": ready})
+    return _json_response(200 if ready else 400, {"name": family, "ready": ready})
 
 
-def _json(status: int, value: object) -> tuple[int, Headers, bytes]:
-    return status, [JSON_TYPE], json.dumps(value).encode()
+def _json_response(status: int, value: object) -> tuple[int, Headers, bytes]:
+    return status, [JSON_CONTENT_TYPE], json.dumps(value).encode()

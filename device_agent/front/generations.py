@@ -19,21 +19,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from device_agent.runtime.latency import LatencyHistogram
-from device_agent.runtime.wire import IN_FLIGHT, Answer
+from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Answer
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
-MAX_VERSIONS_KEPT: Final = 8  # in the metrics: a device that updates for years must not grow
+MAX_PAST_VERSIONS: Final = 8  # in the metrics: a device that updates for years must not grow
 
 
 class RequestFailed(Exception):
     """A request gets this answer instead of the model's; with `closes`, its connection ends too."""
 
-    def __init__(self, status: int, message: str, *, closes: bool = False) -> None:
+    def __init__(self, status: int, message: str, *, closes_connection: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
-        self.closes = closes
+        self.closes_connection = closes_connection
 
 
 class Sender(Protocol):
@@ -44,13 +44,13 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
-class Listener(Protocol):
+class TrafficMirror(Protocol):
     """Hears live requests and their answers (device_agent.front.shadow)."""
 
-    def hear(self, request: "Request", answer: Answer) -> None: ...
+    def mirror(self, request: "Request", answer: Answer) -> None: ...
 
 
-class Outcome(Protocol):
+class ResponseFuture(Protocol):
     """Where the answer goes; asyncio.Future is one."""
 
     def set_result(self, result: Answer, /) -> None: ...
@@ -79,7 +79,7 @@ class Request:
     flags: int
     json_bytes: int
     body: bytes | bytearray
-    outcome: Outcome
+    response: ResponseFuture
     arrived_s: float
     version: str | None = None
     number: int = 0
@@ -87,55 +87,55 @@ class Request:
     dispatched_s: float = 0.0
     is_expired: bool = False
 
-    def answer(self, answer: Answer) -> None:
+    def set_answer(self, answer: Answer) -> None:
         """Nobody may wait any more: the client has gone, or was told that it takes too long."""
-        if not self.outcome.done():
-            self.outcome.set_result(answer)
+        if not self.response.done():
+            self.response.set_result(answer)
 
     def fail(self, status: int, message: str) -> None:
         """As `answer`."""
-        if not self.outcome.done():
-            self.outcome.set_exception(RequestFailed(status, message))
+        if not self.response.done():
+            self.response.set_exception(RequestFailed(status, message))
 
 
 @dataclass(eq=False, slots=True)
-class Window:
+class CounterWindow:
     """Counters of one generation since it became current (rule 5)."""
 
     since_s: float
     requests: int = 0
     client_errors: int = 0
     errors: int = 0
-    nan: int = 0
+    nan_responses: int = 0
     crashes: int = 0
-    busy: LatencyHistogram = field(default_factory=LatencyHistogram)
-    total: LatencyHistogram = field(default_factory=LatencyHistogram)
+    busy_us: LatencyHistogram = field(default_factory=LatencyHistogram)
+    total_us: LatencyHistogram = field(default_factory=LatencyHistogram)
 
-    def count(self, answer: Answer, total_us: int) -> None:
+    def record_answer(self, answer: Answer, total_us: int) -> None:
         """One answer; `total_us` from the request's arrival."""
         self.requests += 1
-        self.total.add(total_us)
+        self.total_us.add(total_us)
         if answer.status >= 500:
             self.errors += 1
         elif answer.status >= 400:
             self.client_errors += 1
         else:
-            self.nan += answer.has_nan
-            self.busy.add(answer.busy_us)
+            self.nan_responses += answer.has_nan
+            self.busy_us.add(answer.busy_us)
 
-    def merge(self, other: "Window") -> None:
+    def merge(self, other: "CounterWindow") -> None:
         """Count all of the other's too."""
         self.requests += other.requests
         self.client_errors += other.client_errors
         self.errors += other.errors
-        self.nan += other.nan
+        self.nan_responses += other.nan_responses
         self.crashes += other.crashes
-        self.busy.merge(other.busy)
-        self.total.merge(other.total)
+        self.busy_us.merge(other.busy_us)
+        self.total_us.merge(other.total_us)
 
 
 @dataclass(eq=False, slots=True)
-class Generation:
+class FrontGeneration:
     """One generation that the front knows.
 
     Attributes:
@@ -152,31 +152,31 @@ class Generation:
 
     number: int
     version: str
-    meta: Mapping[str, Any]
-    window: Window
+    metadata: Mapping[str, Any]
+    window: CounterWindow
     process: str = ""
     sender: Sender | None = None
     leases: dict[int, Request] = field(default_factory=dict)
-    pinned: deque[Request] = field(default_factory=deque)
-    drained: list[Callable[[], None]] = field(default_factory=list)
+    pinned_requests: deque[Request] = field(default_factory=deque)
+    on_drained: list[Callable[[], None]] = field(default_factory=list)
     is_retired: bool = False
-    past: Window = field(default_factory=lambda: Window(0.0))
+    past_window: CounterWindow = field(default_factory=lambda: CounterWindow(0.0))
 
     @property
-    def lifetime(self) -> Window:
+    def lifetime(self) -> CounterWindow:
         """Counters since it is here."""
-        out = Window(0.0)
-        out.merge(self.past)
+        out = CounterWindow(0.0)
+        out.merge(self.past_window)
         out.merge(self.window)
         return out
 
     @property
     def has_room(self) -> bool:
         """It can take a request now."""
-        return self.sender is not None and len(self.leases) < IN_FLIGHT
+        return self.sender is not None and len(self.leases) < MAX_IN_FLIGHT_REQUESTS
 
 
-class Slot:
+class FamilyQueue:
     """One family: its generations, the current one, and the requests that wait.
 
     Args:
@@ -199,13 +199,13 @@ class Slot:
         is_awaited: bool = False,
     ) -> None:
         self.family = family
-        self.current: Generation | None = None
-        self.generations: dict[int, Generation] = {}
-        self.waiting: deque[Request] = deque()
-        self.refused = 0
-        self.swaps = 0
-        self.shadow: Listener | None = None
-        self.past: dict[str, Window] = {}  # by version: what generations counted that are gone
+        self.current: FrontGeneration | None = None
+        self.generations: dict[int, FrontGeneration] = {}
+        self.waiting_requests: deque[Request] = deque()
+        self.rejected_requests = 0
+        self.switches = 0
+        self.shadow: TrafficMirror | None = None
+        self.past_windows: dict[str, CounterWindow] = {}  # by version: what generations counted that are gone
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._clock = clock
@@ -220,22 +220,22 @@ class Slot:
     @property
     def is_idle(self) -> bool:
         """No request is here."""
-        return not self.waiting and not any(g.leases or g.pinned for g in self.generations.values())
+        return not self.waiting_requests and not any(g.leases or g.pinned_requests for g in self.generations.values())
 
-    def lifetimes(self) -> dict[str, Window]:
+    def lifetimes(self) -> dict[str, CounterWindow]:
         """Counters by version, of what is here and what was; they never fall. At most MAX_VERSIONS_KEPT of the past."""
-        out: dict[str, Window] = {}
+        out: dict[str, CounterWindow] = {}
         for version, window in (
-            *self.past.items(),
+            *self.past_windows.items(),
             *((g.version, g.lifetime) for g in self.generations.values()),
         ):
-            out.setdefault(version, Window(0.0)).merge(window)
+            out.setdefault(version, CounterWindow(0.0)).merge(window)
         return out
 
-    def _keep(self, version: str, window: Window) -> None:
-        self.past.setdefault(version, Window(0.0)).merge(window)
-        while len(self.past) > MAX_VERSIONS_KEPT:
-            del self.past[next(iter(self.past))]
+    def _add_past_window(self, version: str, window: CounterWindow) -> None:
+        self.past_windows.setdefault(version, CounterWindow(0.0)).merge(window)
+        while len(self.past_windows) > MAX_PAST_VERSIONS:
+            del self.past_windows[next(iter(self.past_windows))]
 
     def submit(self, request: Request) -> None:
         """Dispatch a request or let it wait (rules 1 and 2).
@@ -243,65 +243,65 @@ class Slot:
         Raises:
             RequestFailed: 404 for a version that is not loaded, 503 where too many wait or nothing was ever published.
         """
-        generation = self.current if request.version is None else self.of_version(request.version)
+        generation = self.current if request.version is None else self.generation_of_version(request.version)
         if request.version is not None and generation is None:
             raise RequestFailed(404, f"model {self.family!r} has no loaded version {request.version!r}")
-        if generation is None and not self.swaps and not self._is_awaited:
+        if generation is None and not self.switches and not self._is_awaited:
             # nothing was ever published: there is no swap or restart in sight that a wait could bridge
-            self.refused += 1
+            self.rejected_requests += 1
             raise RequestFailed(503, f"model {self.family!r} is not installed yet")
-        queue = self.waiting if generation is None or request.version is None else generation.pinned
+        queue = self.waiting_requests if generation is None or request.version is None else generation.pinned_requests
         if generation is not None and generation.has_room and not queue:
             self._dispatch(generation, request)
             return
         if len(queue) >= self._max_waiting:
-            self.refused += 1
+            self.rejected_requests += 1
             raise RequestFailed(503, f"model {self.family!r}: {len(queue)} requests wait already")
         queue.append(request)
 
-    def of_version(self, version: str) -> Generation | None:
+    def generation_of_version(self, version: str) -> FrontGeneration | None:
         """The generation that answers for a version; the current one if several have it."""
         if self.current is not None and self.current.version == version:
             return self.current
         found = [g for g in self.generations.values() if g.version == version and not g.is_retired]
         return found[-1] if found else None
 
-    def publish(self, generation: Generation) -> None:
+    def publish(self, generation: FrontGeneration) -> None:
         """The switch: from here on requests go to `generation`."""
         self.generations[generation.number] = generation
         if self.current is not generation:
-            generation.past.merge(generation.window)
-            generation.window = Window(self._clock())
-            self.swaps += 1
+            generation.past_window.merge(generation.window)
+            generation.window = CounterWindow(self._clock())
+            self.switches += 1
             generation.is_retired = False
             self.current = generation
-        self.pump()
+        self.dispatch_waiting()
 
-    def retire(self, number: int, drained: Callable[[], None]) -> None:
+    def retire(self, number: int, on_drained: Callable[[], None]) -> None:
         """Rule 4. `drained` is called at once where nothing is on lease. Unknown generations are drained already."""
         generation = self.generations.get(number)
         if generation is None:
-            drained()
+            on_drained()
             return
         if self.current is generation:
             self.current = None
         generation.is_retired = True
-        generation.drained.append(drained)
-        self._forget_if_drained(generation)
+        generation.on_drained.append(on_drained)
+        self._delete_if_drained(generation)
 
-    def answered(self, generation: Generation, number: int, answer: Answer) -> None:
+    def handle_answer(self, generation: FrontGeneration, number: int, answer: Answer) -> None:
         """An answer came; unknown numbers are of requests that a front before this one sent."""
         request = generation.leases.pop(number, None)
         if request is not None:
             if not request.is_expired:
-                generation.window.count(answer, round((self._clock() - request.arrived_s) * 1e6))
-            request.answer(answer)
+                generation.window.record_answer(answer, round((self._clock() - request.arrived_s) * 1e6))
+            request.set_answer(answer)
             if self.shadow is not None and generation is self.current:
-                self.shadow.hear(request, answer)
-        self.pump()
-        self._forget_if_drained(generation)
+                self.shadow.mirror(request, answer)
+        self.dispatch_waiting()
+        self._delete_if_drained(generation)
 
-    def lost(self, generation: Generation) -> None:
+    def handle_lost_process(self, generation: FrontGeneration) -> None:
         """The process of a generation is gone (rule 3)."""
         generation.sender = None
         generation.window.crashes += 1
@@ -313,45 +313,48 @@ class Slot:
                 generation.window.errors += 1
                 request.fail(500, "the model process died on this request, and again when it was sent once more")
             else:
-                (self.waiting if request.version is None else generation.pinned).appendleft(request)
-        self.pump()
-        self._forget_if_drained(generation)
+                (self.waiting_requests if request.version is None else generation.pinned_requests).appendleft(request)
+        self.dispatch_waiting()
+        self._delete_if_drained(generation)
 
-    def pump(self) -> None:
+    def dispatch_waiting(self) -> None:
         """Dispatch what can be dispatched."""
         current = self.current
-        while self.waiting and current is not None and current.has_room:
-            self._dispatch(current, self.waiting.popleft())
+        while self.waiting_requests and current is not None and current.has_room:
+            self._dispatch(current, self.waiting_requests.popleft())
         for generation in self.generations.values():
-            while generation.pinned and generation.has_room:
-                self._dispatch(generation, generation.pinned.popleft())
+            while generation.pinned_requests and generation.has_room:
+                self._dispatch(generation, generation.pinned_requests.popleft())
 
-    def sweep(self, answer_deadline_s: float) -> None:
+    def fail_expired(self, answer_deadline_s: float) -> None:
         """Fail what has waited too long: for a process (503), or for its answer (504)."""
         now = self._clock()
-        for queue in (self.waiting, *(g.pinned for g in self.generations.values())):
+        for queue in (self.waiting_requests, *(g.pinned_requests for g in self.generations.values())):
             for _ in range(len(queue)):
                 request = queue.popleft()
                 if now - request.arrived_s > self._wait_s:
-                    self.refused += 1
+                    self.rejected_requests += 1
                     request.fail(503, f"model {self.family!r} had no capacity for {self._wait_s:g} s")
-                elif not request.outcome.done():
+                elif not request.response.done():
                     queue.append(request)
         for generation in self.generations.values():
             for request in generation.leases.values():
-                if now - request.dispatched_s > answer_deadline_s and not request.outcome.done():
+                if now - request.dispatched_s > answer_deadline_s and not request.response.done():
                     generation.window.requests += 1
                     generation.window.errors += 1
                     request.is_expired = True
                     request.fail(504, f"model {self.family!r} did not answer within {answer_deadline_s:g} s")
 
-    def give_up(self) -> None:
+    def fail_waiting(self) -> None:
         """The front ends: fail what waits for a process that is not there."""
-        for queue in (self.waiting, *(g.pinned for g in self.generations.values() if g.sender is None)):
-            while queue and (not self.is_ready or queue is not self.waiting):
+        for queue in (
+            self.waiting_requests,
+            *(g.pinned_requests for g in self.generations.values() if g.sender is None),
+        ):
+            while queue and (not self.is_ready or queue is not self.waiting_requests):
                 queue.popleft().fail(503, "the endpoint is being stopped")
 
-    def _dispatch(self, generation: Generation, request: Request) -> None:
+    def _dispatch(self, generation: FrontGeneration, request: Request) -> None:
         assert generation.sender is not None
         self._next_number += 1
         request.attempts += 1
@@ -360,19 +363,21 @@ class Slot:
         generation.leases[request.number] = request
         generation.sender.send(request)
 
-    def _forget_if_drained(self, generation: Generation) -> None:
+    def _delete_if_drained(self, generation: FrontGeneration) -> None:
         if not generation.is_retired:
             return
-        while generation.pinned:
-            generation.pinned.popleft().fail(404, f"model {self.family!r}: version {generation.version!r} was unloaded")
+        while generation.pinned_requests:
+            generation.pinned_requests.popleft().fail(
+                404, f"model {self.family!r}: version {generation.version!r} was unloaded"
+            )
         if generation.leases:
             return
         if self.generations.get(generation.number) is generation:
             del self.generations[generation.number]
-            self._keep(generation.version, generation.lifetime)
+            self._add_past_window(generation.version, generation.lifetime)
         if generation.sender is not None:
             generation.sender.close()
             generation.sender = None
-        for drained in generation.drained:
+        for drained in generation.on_drained:
             drained()
-        generation.drained.clear()
+        generation.on_drained.clear()

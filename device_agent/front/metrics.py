@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bundle.version import VERSION
-from device_agent.front.generations import Slot, Window
+from device_agent.front.generations import CounterWindow, FamilyQueue
 from device_agent.host.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
 
 CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 # seconds; Prometheus' default buckets and two below, where small models are
-BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BUCKET_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 Sample = tuple[str, str, float]  # suffix of the name, labels, value
 
 
 @dataclass(eq=False, slots=True)
-class Meters:
+class ProcessMeters:
     """What is read when somebody asks, from files that were opened before the jail or came from the supervisor.
 
     Attributes:
@@ -32,40 +32,42 @@ class Meters:
     energy: tuple[EnergyMeter, ...] = ()
     processes: dict[str, ProcessMeter] = field(default_factory=dict)
 
-    def put(self, labels: str, meter: ProcessMeter) -> None:
+    def set_meter(self, labels: str, meter: ProcessMeter) -> None:
         """Of a process; one of the same labels before it is closed."""
-        self.drop(labels)
+        self.delete_meter(labels)
         self.processes[labels] = meter
 
-    def drop(self, labels: str) -> None:
+    def delete_meter(self, labels: str) -> None:
         """A process is no longer told of."""
         before = self.processes.pop(labels, None)
         if before is not None:
             before.close()
 
 
-def render(slots: Mapping[str, Slot], connections: int, meters: Meters, further: bytes) -> bytes:
+def render_metrics(queues: Mapping[str, FamilyQueue], connections: int, meters: ProcessMeters, further: bytes) -> bytes:
     """All of it; `further` is the supervisor's."""
     lines: list[str] = []
-    for name, kind, text, samples in (*_families(slots, connections), *_metered(meters)):
+    for name, kind, text, samples in (*_family_metrics(queues, connections), *_resource_metrics(meters)):
         lines += [f"# HELP airweights_{name} {text}", f"# TYPE airweights_{name} {kind}"]
         lines += [f"airweights_{name}{suffix}{labels} {value:.10g}" for suffix, labels, value in samples]
     return ("\n".join(lines) + "\n").encode() + further
 
 
-def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+def _family_metrics(
+    queues: Mapping[str, FamilyQueue], connections: int
+) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     counted = [
         (slot, f'family="{slot.family}",version="{version}"', window)
-        for slot in slots.values()
+        for slot in queues.values()
         for version, window in slot.lifetimes().items()
     ]
     yield "info", "gauge", "The software that serves.", [("", f'{{version="{VERSION}"}}', 1)]
-    yield "requests_total", "counter", "Inference requests answered, by class of status.", _by_code(counted)
+    yield "requests_total", "counter", "Inference requests answered, by class of status.", _samples_by_code(counted)
     yield (
         "nan_answers_total",
         "counter",
         "Answers with NaN or infinity that the model made.",
-        [("", f"{{{labels}}}", window.nan) for _, labels, window in counted],
+        [("", f"{{{labels}}}", window.nan_responses) for _, labels, window in counted],
     )
     yield (
         "model_process_crashes_total",
@@ -77,19 +79,19 @@ def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str
         "request_duration_seconds",
         "histogram",
         "From a request's arrival to its answer.",
-        _histograms((labels, window.total) for _, labels, window in counted),
+        _histogram_samples((labels, window.total_us) for _, labels, window in counted),
     )
     yield (
         "inference_duration_seconds",
         "histogram",
         "In the model process, of successful requests.",
-        _histograms((labels, window.busy) for _, labels, window in counted),
+        _histogram_samples((labels, window.busy_us) for _, labels, window in counted),
     )
     yield (
         "requests_refused_total",
         "counter",
         "Requests beyond the limits (503).",
-        [("", f'{{family="{slot.family}"}}', slot.refused) for slot in slots.values()],
+        [("", f'{{family="{slot.family}"}}', slot.rejected_requests) for slot in queues.values()],
     )
     yield (
         "requests_in_flight",
@@ -97,20 +99,20 @@ def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str
         "Requests with a model process.",
         [
             ("", f'{{family="{slot.family}"}}', sum(len(g.leases) for g in slot.generations.values()))
-            for slot in slots.values()
+            for slot in queues.values()
         ],
     )
     yield (
         "requests_waiting",
         "gauge",
         "Requests that wait for a model process.",
-        [("", f'{{family="{slot.family}"}}', len(slot.waiting)) for slot in slots.values()],
+        [("", f'{{family="{slot.family}"}}', len(slot.waiting_requests)) for slot in queues.values()],
     )
     yield (
         "switches_total",
         "counter",
         "Changes of the generation that serves, rollbacks included.",
-        [("", f'{{family="{slot.family}"}}', slot.swaps) for slot in slots.values()],
+        [("", f'{{family="{slot.family}"}}', slot.switches) for slot in queues.values()],
     )
     yield (
         "model_info",
@@ -118,7 +120,7 @@ def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str
         "The version that serves.",
         [
             ("", f'{{family="{slot.family}",version="{slot.current.version}"}}', 1)
-            for slot in slots.values()
+            for slot in queues.values()
             if slot.current
         ],
     )
@@ -126,12 +128,12 @@ def _families(slots: Mapping[str, Slot], connections: int) -> Iterator[tuple[str
         "model_ready",
         "gauge",
         "1 while a model process can answer.",
-        [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in slots.values()],
+        [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in queues.values()],
     )
     yield "connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
 
 
-def _metered(meters: Meters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
+def _resource_metrics(meters: ProcessMeters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
     processes = meters.processes.items()
     yield (
         "cpu_seconds_total",
@@ -145,7 +147,7 @@ def _metered(meters: Meters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]
         "Resident memory of a process.",
         [("", f"{{{labels}}}", meter.resident_bytes()) for labels, meter in processes],
     )
-    joules = [(meter.zone, meter.joules()) for meter in meters.energy]
+    joules = [(meter.zone, meter.read_joules()) for meter in meters.energy]
     yield (
         "energy_joules_total",
         "counter",
@@ -154,17 +156,17 @@ def _metered(meters: Meters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]
     )
 
 
-def _by_code(counted: Iterable[tuple[Slot, str, Window]]) -> Iterator[Sample]:
+def _samples_by_code(counted: Iterable[tuple[FamilyQueue, str, CounterWindow]]) -> Iterator[Sample]:
     for _, labels, window in counted:
         good = window.requests - window.client_errors - window.errors
         for code, count in (("2xx", good), ("4xx", window.client_errors), ("5xx", window.errors)):
             yield "", f'{{{labels},code="{code}"}}', count
 
 
-def _histograms(histograms: Iterable[tuple[str, LatencyHistogram]]) -> Iterator[Sample]:
+def _histogram_samples(histograms: Iterable[tuple[str, LatencyHistogram]]) -> Iterator[Sample]:
     for labels, histogram in histograms:
-        for bound_s in BOUNDS_S:
-            yield "_bucket", f'{{{labels},le="{bound_s:g}"}}', histogram.below(bound_s * 1e6)
+        for bound_s in BUCKET_BOUNDS_S:
+            yield "_bucket", f'{{{labels},le="{bound_s:g}"}}', histogram.count_below(bound_s * 1e6)
         yield "_bucket", f'{{{labels},le="+Inf"}}', histogram.count
         yield "_sum", f"{{{labels}}}", histogram.total_us / 1e6
         yield "_count", f"{{{labels}}}", histogram.count

@@ -7,35 +7,35 @@ loaded is READY too: its version can be asked for.
 from collections.abc import Iterable
 from typing import Any
 
-from device_agent.front.generations import Slot, Window
+from device_agent.front.generations import CounterWindow, FamilyQueue
 
 
-def statistics(slots: Iterable[Slot], version: str | None) -> dict[str, Any]:
+def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict[str, Any]:
     """`model_stats`, a row a version that was ever loaded here. Times in nanoseconds, as the extension has them."""
     rows = [
         {
             "name": slot.family,
             "version": found,
-            "inference_count": window.busy.count,
-            "execution_count": window.busy.count,
+            "inference_count": window.busy_us.count,
+            "execution_count": window.busy_us.count,
             "inference_stats": {
-                "success": {"count": window.busy.count, "ns": 1000 * window.busy.total_us},
+                "success": {"count": window.busy_us.count, "ns": 1000 * window.busy_us.total_us},
                 "fail": {"count": window.errors + window.client_errors, "ns": 0},
-                "queue": {"count": window.busy.count, "ns": 1000 * _queue_us(window)},
-                "compute_infer": {"count": window.busy.count, "ns": 1000 * window.busy.total_us},
+                "queue": {"count": window.busy_us.count, "ns": 1000 * _mean_queue_us(window)},
+                "compute_infer": {"count": window.busy_us.count, "ns": 1000 * window.busy_us.total_us},
             },
         }
-        for slot in slots
+        for slot in queues
         for found, window in slot.lifetimes().items()
         if version is None or found == version
     ]
     return {"model_stats": rows}
 
 
-def index(slots: Iterable[Slot]) -> list[dict[str, str]]:
+def repository_index(queues: Iterable[FamilyQueue]) -> list[dict[str, str]]:
     """The repository index: a row a loaded version, and one for a family that has none."""
     rows = []
-    for slot in slots:
+    for slot in queues:
         loaded = [g for g in slot.generations.values() if not g.is_retired]
         for generation in loaded:
             state = "READY" if generation.sender is not None else "UNAVAILABLE"
@@ -46,5 +46,5 @@ def index(slots: Iterable[Slot]) -> list[dict[str, str]]:
     return rows
 
 
-def _queue_us(window: Window) -> int:
-    return max(window.total.total_us - window.busy.total_us, 0)
+def _mean_queue_us(window: CounterWindow) -> int:
+    return max(window.total_us.total_us - window.busy_us.total_us, 0)

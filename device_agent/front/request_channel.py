@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from device_agent.front.generations import Request
 from device_agent.runtime import wire
-from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Answer, Head, WireError
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Answer, FrameHead, WireError
 
-Answered = Callable[[int, Answer], None]
+OnAnswer = Callable[[int, Answer], None]
 
 
 class RequestChannel:
@@ -32,15 +32,15 @@ class RequestChannel:
         fd: int,
         *,
         max_answer_bytes: int,
-        answered: Answered,
-        lost: Callable[[], None],
+        on_answer: OnAnswer,
+        on_lost: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._max_answer_bytes = max_answer_bytes
-        self._answered = answered
-        self._lost = lost
+        self._on_answer = on_answer
+        self._on_lost = on_lost
         self._outbox: deque[Request] = deque()
         self._is_open = True
         loop.add_reader(self._socket.fileno(), self._read)
@@ -57,7 +57,7 @@ class RequestChannel:
             self._loop.add_writer(self._socket.fileno(), self._flush)
         except (OSError, WireError):
             # not from here: the caller is in the middle of its own bookkeeping
-            self._loop.call_soon(self._end)
+            self._loop.call_soon(self._close_lost)
 
     def close(self) -> None:
         """Of a drained generation."""
@@ -68,7 +68,7 @@ class RequestChannel:
             self._socket.close()
 
     def _write(self, request: Request) -> None:
-        head = Head(wire.REQUEST, request.flags, 0, request.json_bytes, request.number, len(request.body))
+        head = FrameHead(wire.REQUEST_KIND, request.flags, 0, request.json_bytes, request.number, len(request.body))
         wire.send_frame(self._socket, head, (request.body,))
 
     def _flush(self) -> None:
@@ -79,7 +79,7 @@ class RequestChannel:
         except BlockingIOError:
             return
         except (OSError, WireError):
-            self._end()
+            self._close_lost()
             return
         self._loop.remove_writer(self._socket.fileno())
 
@@ -89,9 +89,9 @@ class RequestChannel:
         except BlockingIOError:
             return
         except (OSError, WireError):
-            self._end()
+            self._close_lost()
             return
-        self._answered(number, answer)
+        self._on_answer(number, answer)
 
     def _receive(self) -> tuple[int, Answer]:
         data, ancillary, flags, _ = self._socket.recvmsg(
@@ -101,8 +101,8 @@ class RequestChannel:
         try:
             if not data:
                 raise WireError("the model process closed the channel")
-            head = Head.unpack(data)
-            if head.kind != wire.ANSWER or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            head = FrameHead.unpack(data)
+            if head.kind != wire.ANSWER_KIND or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise WireError("not an answer")
             # the JSON part of a compressed body may be longer than all of it is now
             is_cut = head.json_bytes != NO_JSON and head.json_bytes > head.size and not head.flags & wire.COMPRESSED
@@ -123,10 +123,10 @@ class RequestChannel:
         encoding = "gzip" if head.flags & wire.GZIP_ANSWER else "deflate" if head.flags & wire.DEFLATE_ANSWER else ""
         return head.number, Answer(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
 
-    def _end(self) -> None:
+    def _close_lost(self) -> None:
         if self._is_open:
             # for the supervisor's copy of the socket too: a process that broke the rules sees the end, and ends
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self.close()
-            self._lost()
+            self._on_lost()

@@ -20,10 +20,10 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
-KEEP_ALIVE_S: Final = 75  # nginx's default; the timer is the only wake-up that an idle connection causes, once
+KEEP_ALIVE_TIMEOUT_S: Final = 75  # nginx's default; the timer is the only wake-up that an idle connection causes, once
 MAX_HEAD_BYTES: Final = 512 * 1024  # twice what asyncio reads at a time: a short head may begin in such a piece
 SHUTDOWN_GRACE_S: Final = 10
-JOINED_BYTES: Final = 256 * 1024  # above it a copy costs more than a second write
+MAX_JOINED_BYTES: Final = 256 * 1024  # above it a copy costs more than a second write
 
 
 class JoiningTransport:
@@ -42,7 +42,7 @@ class JoiningTransport:
         """As the transport's; a head without its body waits for the next write or for `close`."""
         head, self._head = self._head, b""
         if head:
-            if len(data) <= JOINED_BYTES:
+            if len(data) <= MAX_JOINED_BYTES:
                 self._transport.write(head + data)
             else:
                 self._transport.write(head)
@@ -67,7 +67,7 @@ class JoiningTransport:
 class FrontProtocol(HttpToolsProtocol):
     """uvicorn's protocol over a JoiningTransport, with rule 2."""
 
-    _in_head = True
+    _is_in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
@@ -76,33 +76,33 @@ class FrontProtocol(HttpToolsProtocol):
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(JoiningTransport(transport))  # type: ignore[arg-type]  # all that uvicorn calls of one
-        self._expect_head()
+        self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn's."""
-        self._head_is_here()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """As uvicorn's; a head that has no end is refused."""
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if not self._is_in_head or self.transport.is_closing():
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response(f"a request's head is longer than {MAX_HEAD_BYTES} bytes")
         elif self._head_timer is None:
-            self._expect_head()
+            self._start_head_timer()
 
     def on_message_begin(self) -> None:
         """As uvicorn's."""
-        self._in_head, self._head_bytes = True, 0
+        self._is_in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """As uvicorn's."""
-        self._in_head = False
-        self._head_is_here()
+        self._is_in_head = False
+        self._stop_head_timer()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -117,10 +117,10 @@ class FrontProtocol(HttpToolsProtocol):
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
         self.transport.close()
 
-    def _expect_head(self) -> None:
-        self._head_timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self.transport.close)
+    def _start_head_timer(self) -> None:
+        self._head_timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_TIMEOUT_S, self.transport.close)
 
-    def _head_is_here(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
@@ -134,11 +134,11 @@ class FrontServer(Server):
         self._stopping = asyncio.Event()
 
     @property
-    def connections(self) -> int:
+    def open_connections(self) -> int:
         """Open ones."""
         return len(self.server_state.connections)
 
-    def end(self) -> None:
+    def request_stop(self) -> None:
         """Stop accepting, let the running requests end, return from `serve`."""
         self.should_exit = True
         self._stopping.set()
@@ -154,7 +154,7 @@ class FrontServer(Server):
         yield
 
 
-def server_for(app: Any) -> FrontServer:
+def create_server(app: Any) -> FrontServer:
     """A server for an ASGI app, with all its modules imported. Call it inside the event loop."""
     config = Config(
         app,
@@ -168,7 +168,7 @@ def server_for(app: Any) -> FrontServer:
         proxy_headers=False,
         server_header=False,
         date_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=KEEP_ALIVE_TIMEOUT_S,
         timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
     )
     config.load()

@@ -18,10 +18,12 @@ from device_agent.runtime import wire
 from device_agent.runtime.wire import Answer
 
 PPM: Final = 1_000_000
-FIRST_NUMBER: Final = 1 << 62  # apart from those of live requests, which the same process may get after a publish
+FIRST_REQUEST_NUMBER: Final = (
+    1 << 62
+)  # apart from those of live requests, which the same process may get after a publish
 
 
-class Dropped:
+class DiscardedResponse:
     """An outcome that nobody waits for."""
 
     def set_result(self, _result: Answer) -> None:
@@ -35,10 +37,10 @@ class Dropped:
         return True
 
 
-class Connect(Protocol):
+class ShadowConnector(Protocol):
     """Makes the channel to the candidate's process."""
 
-    def __call__(self, *, answered: Callable[[int, Answer], None], lost: Callable[[], None]) -> Sender: ...
+    def __call__(self, *, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]) -> Sender: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +62,7 @@ class ShadowCounters:
     crashes: int = 0
 
 
-class Shadow:
+class ShadowMirror:
     """One candidate.
 
     Args:
@@ -70,30 +72,30 @@ class Shadow:
         connect: makes its channel.
     """
 
-    def __init__(self, process: str, share_ppm: int, limit_ppm: int, connect: Connect) -> None:
+    def __init__(self, process: str, share_ppm: int, limit_ppm: int, connect: ShadowConnector) -> None:
         self.process = process
         self.counters = ShadowCounters()
         self._share_ppm = share_ppm
         self._limit_ppm = limit_ppm
-        self._credit = 0
-        self._sent = 0
+        self._share_credit_ppm = 0
+        self._sent_requests = 0
         self._is_busy = False
-        self._sender: Sender | None = connect(answered=self._answered, lost=self._lost)
+        self._sender: Sender | None = connect(on_answer=self._handle_answer, on_lost=self._handle_lost_process)
 
-    def hear(self, request: Request, answer: Answer) -> None:
+    def mirror(self, request: Request, answer: Answer) -> None:
         """A live request was answered (rules 1 and 2)."""
-        self._credit = min(self._credit + self._share_ppm, PPM)
-        if self._credit < PPM or self._is_busy or self._sender is None or answer.status != 200:
+        self._share_credit_ppm = min(self._share_credit_ppm + self._share_ppm, PPM)
+        if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or answer.status != 200:
             return
         if request.flags & wire.COMPRESSED:
             return
-        self._credit -= PPM
-        self._sent += 1
+        self._share_credit_ppm -= PPM
+        self._sent_requests += 1
         self._is_busy = True
         trailer = wire.SHADOW_TRAILER.pack(len(answer.body), answer.json_bytes, self._limit_ppm)
         body = b"".join((request.body, answer.body, trailer))
-        shadowed = Request(wire.SHADOW, request.json_bytes, body, Dropped(), request.arrived_s)
-        shadowed.number = FIRST_NUMBER + self._sent
+        shadowed = Request(wire.SHADOW, request.json_bytes, body, DiscardedResponse(), request.arrived_s)
+        shadowed.number = FIRST_REQUEST_NUMBER + self._sent_requests
         self._sender.send(shadowed)
 
     def close(self) -> None:
@@ -102,8 +104,8 @@ class Shadow:
             self._sender.close()
             self._sender = None
 
-    def _answered(self, number: int, answer: Answer) -> None:
-        if number != FIRST_NUMBER + self._sent:
+    def _handle_answer(self, number: int, answer: Answer) -> None:
+        if number != FIRST_REQUEST_NUMBER + self._sent_requests:
             return
         self._is_busy = False
         self.counters.nan += answer.has_nan
@@ -117,6 +119,6 @@ class Shadow:
         self.counters.agreed += agrees
         self.counters.worst_ppm = max(self.counters.worst_ppm, ppm)
 
-    def _lost(self) -> None:
+    def _handle_lost_process(self) -> None:
         self._sender = None
         self.counters.crashes += 1

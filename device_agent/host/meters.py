@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+CPU_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 MAX_FILE_BYTES: Final = 4096
-SYS: Final = Path("/sys/class")
+SYSFS_CLASS_PATH: Final = Path("/sys/class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ProcessMeter:
         """Processor seconds of all its threads; 0 once it has ended."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = os.pread(self.stat, MAX_FILE_BYTES, 0).rpartition(b")")[2].split()
-            return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+            return (int(fields[11]) + int(fields[12])) / CPU_TICKS_PER_S
         return 0.0
 
     def close(self) -> None:
@@ -65,23 +65,25 @@ class EnergyMeter:
 
     zone: str
     fd: int
-    full_j: float | None = None
+    wraparound_j: float | None = None
 
-    def joules(self) -> float | None:
+    def read_joules(self) -> float | None:
         """So far; None where the sensor does not answer."""
         with contextlib.suppress(OSError, ValueError):
             return int(os.pread(self.fd, MAX_FILE_BYTES, 0)) / 1e6
         return None
 
-    def since(self, before_j: float) -> float:
+    def joules_since(self, before_j: float) -> float:
         """Joules since an earlier reading, across one restart of the counter."""
-        now_j = self.joules()
+        now_j = self.read_joules()
         if now_j is None:
             return 0.0
-        return now_j - before_j if now_j >= before_j or self.full_j is None else now_j + self.full_j - before_j
+        return (
+            now_j - before_j if now_j >= before_j or self.wraparound_j is None else now_j + self.wraparound_j - before_j
+        )
 
 
-def energy_meters(sys: Path = SYS) -> tuple[EnergyMeter, ...]:
+def open_energy_meters(sys: Path = SYSFS_CLASS_PATH) -> tuple[EnergyMeter, ...]:
     """All that can be read: whole packages and what is beside them, no parts of a package.
 
     Args:
@@ -90,14 +92,14 @@ def energy_meters(sys: Path = SYS) -> tuple[EnergyMeter, ...]:
     found: list[EnergyMeter] = []
     for zone in sorted((sys / "powercap").glob("*")):
         if zone.name.count(":") == 1:  # "intel-rapl:0" is a package, "intel-rapl:0:0" a part of it
-            _add(found, zone / "name", zone / "energy_uj", zone / "max_energy_range_uj")
+            _add_meter(found, zone / "name", zone / "energy_uj", zone / "max_energy_range_uj")
     for counter in sorted((sys / "hwmon").glob("*/energy*_input")):
         label = counter.with_name(counter.name.replace("_input", "_label"))
-        _add(found, label if label.exists() else counter.with_name("name"), counter, None)
+        _add_meter(found, label if label.exists() else counter.with_name("name"), counter, None)
     return tuple(found)
 
 
-def _add(found: list[EnergyMeter], name: Path, counter: Path, full: Path | None) -> None:
+def _add_meter(found: list[EnergyMeter], name: Path, counter: Path, full: Path | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         zone = "".join(c for c in name.read_text(encoding="ascii").strip() if c.isalnum() or c in "-_.")
         full_j = None if full is None or not full.exists() else int(full.read_text()) / 1e6

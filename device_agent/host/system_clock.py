@@ -12,9 +12,9 @@ from typing import Final
 BUILT_AT_S: Final = 1_795_305_600  # 2026-11-22: no device that runs this software lives earlier
 STA_UNSYNC: Final = 0x0040  # linux/timex.h
 TIMEX_BYTES: Final = 208  # sizeof(struct timex) on 64-bit Linux; 128 on 32-bit
-STATUS_OFFSET: Final = 40  # of `int status` there: after modes and four longs
-SYNCHRONISED_MARK: Final = Path("/run/systemd/timesync/synchronized")
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+STATUS_OFFSET_BYTES: Final = 40  # of `int status` there: after modes and four longs
+SYNCHRONIZED_MARK_PATH: Final = Path("/run/systemd/timesync/synchronized")
+BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def clock_facts() -> dict[str, int | bool | str]:
@@ -24,18 +24,18 @@ def clock_facts() -> dict[str, int | bool | str]:
         "is_synchronized": is_synchronized(),
         "build_time_s": BUILT_AT_S,
         "boot_elapsed_s": int(time.clock_gettime(time.CLOCK_BOOTTIME)),
-        "boot_id": BOOT_ID.read_text().strip() if BOOT_ID.exists() else "",
+        "boot_id": BOOT_ID_PATH.read_text().strip() if BOOT_ID_PATH.exists() else "",
     }
 
 
 def is_synchronized() -> bool:
     """Does the system say that its clock is set?"""
-    if SYNCHRONISED_MARK.exists():
+    if SYNCHRONIZED_MARK_PATH.exists():
         return True
     if ctypes.sizeof(ctypes.c_long) != 8:
         return False
     buffer = ctypes.create_string_buffer(TIMEX_BYTES)
     if ctypes.CDLL(None).adjtimex(buffer) < 0:
         return False
-    status = int.from_bytes(buffer.raw[STATUS_OFFSET : STATUS_OFFSET + 4], "little")
+    status = int.from_bytes(buffer.raw[STATUS_OFFSET_BYTES : STATUS_OFFSET_BYTES + 4], "little")
     return not status & STA_UNSYNC

@@ -15,10 +15,10 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-MICROSECONDS: Final = 1_000_000
+MICROSECONDS_PER_S: Final = 1_000_000
 
 
-class Notifier:
+class SystemdNotifier:
     """Sends to the socket that systemd named.
 
     Args:
@@ -29,10 +29,10 @@ class Notifier:
         self._address = environment.get("NOTIFY_SOCKET", "")
         is_for_us = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         usec = environment.get("WATCHDOG_USEC", "") if is_for_us else ""
-        self._interval_s = int(usec) / MICROSECONDS / 2 if usec.isdecimal() and int(usec) else None
-        self._ended = threading.Event()
+        self._interval_s = int(usec) / MICROSECONDS_PER_S / 2 if usec.isdecimal() and int(usec) else None
+        self._stop_event = threading.Event()
 
-    def tell(self, *words: str) -> None:
+    def send(self, *assignments: str) -> None:
         """One message of words such as "READY=1"; a systemd that does not listen is no failure of ours."""
         if not self._address:
             return
@@ -40,23 +40,23 @@ class Notifier:
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.sendto("\n".join(words).encode(), address)
+                sender.sendto("\n".join(assignments).encode(), address)
         except OSError as error:
             logger.warning("systemd does not listen: %s", error)
 
-    def watch(self, answers: Callable[[], bool]) -> None:
+    def start_watchdog(self, is_answering: Callable[[], bool]) -> None:
         """Start to say that all is well, for as long as `answers` says so (rule 2)."""
         if self._interval_s is not None and self._address:
-            threading.Thread(target=self._watch, args=(answers,), name="watchdog", daemon=True).start()
+            threading.Thread(target=self._send_keepalives, args=(is_answering,), name="watchdog", daemon=True).start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Rule 1; no further watchdog messages."""
-        self._ended.set()
-        self.tell("STOPPING=1")
+        self._stop_event.set()
+        self.send("STOPPING=1")
 
-    def _watch(self, answers: Callable[[], bool]) -> None:
-        while not self._ended.wait(self._interval_s):
-            if answers():
-                self.tell("WATCHDOG=1")
+    def _send_keepalives(self, is_answering: Callable[[], bool]) -> None:
+        while not self._stop_event.wait(self._interval_s):
+            if is_answering():
+                self.send("WATCHDOG=1")
             else:
                 logger.error("the model does not answer: no watchdog message")

@@ -24,10 +24,16 @@ from bundle.envelope import derive_public_key, generate_private_key
 from bundle.errors import MalformedRefused
 from bundle.frames import KEY_BYTES, Secret
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject, describe_pattern
-from device_agent.config.key_storage import FILE, parse_home
+from device_agent.config.key_storage import FILE_STORAGE, parse_key_storage
 from device_agent.errors import ConfigInvalid, IdentityInvalid
-from device_agent.identity.sealed_key import MAX_SEALED_FILE_BYTES, is_sealed, open_home, parse_sealed, sealed_file
-from device_agent.storage.bundle_store import sync_folder, write_durably
+from device_agent.identity.sealed_key import (
+    MAX_SEALED_FILE_BYTES,
+    encode_sealed_file,
+    is_sealed,
+    open_key_storage,
+    parse_sealed_file,
+)
+from device_agent.storage.bundle_store import sync_directory, write_durably
 from device_agent.storage.device_directory import (
     DEVICE_KEY,
     KEY_FILES,
@@ -41,7 +47,7 @@ KEY_SCHEMA: Final = "airweights.device-key/1"
 MAX_KEY_FILE_BYTES: Final = 4096
 
 
-def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> PublicIdentity:
+def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE_STORAGE) -> PublicIdentity:
     """Make all keys.
 
     Args:
@@ -56,7 +62,7 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
     """
     if not NAME_PATTERN.fullmatch(label):
         raise ConfigInvalid(f"label {label!r}: expected {describe_pattern(NAME_PATTERN)}")
-    device.check_uninitialised()
+    device.check_uninitialized()
     x_wing, ed25519 = generate_private_key(), Ed25519PrivateKey.generate()
     public = PublicIdentity(
         device_id=derive_device_id(derive_public_key(x_wing), ed25519.public_key().public_bytes_raw()),
@@ -69,75 +75,77 @@ def create_identity(device: DeviceDirectory, label: str, home: str = FILE) -> Pu
         SIGNING_KEY: Secret(ed25519.private_bytes_raw()),
         STORAGE_KEY: Secret(os.urandom(KEY_BYTES)),
     }
-    files = _sealed(keys, home)
-    new = device.identity.with_name("identity.new")
+    files = _seal_keys(keys, key_storage)
+    new = device.identity_directory.with_name("identity.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     for use, data in files.items():
         write_durably(new / KEY_FILES[use], data)
     write_durably(new / "device.json", public.as_bytes(), 0o644)
-    new.rename(device.identity)
-    sync_folder(device.root)
+    new.rename(device.identity_directory)
+    sync_directory(device.root)
     return public
 
 
-def enrolment_request(device: DeviceDirectory, home: str = FILE) -> tuple[EnrollmentRequest, bytes]:
+def create_enrollment_request(
+    device: DeviceDirectory, key_storage: str = FILE_STORAGE
+) -> tuple[EnrollmentRequest, bytes]:
     """What this device asks to be registered as, and the signed file. Raises as `signing_key`."""
-    public = device.public_identity()
-    private = signing_key(device, home)
+    public = device.read_public_identity()
+    private = open_signing_key(device, key_storage)
     request = EnrollmentRequest(public.label, public.x_wing_public, public.ed25519_public)
     return request, request.encode(private)
 
 
-def signing_key(device: DeviceDirectory, home: str = FILE) -> Ed25519PrivateKey:
+def open_signing_key(device: DeviceDirectory, key_storage: str = FILE_STORAGE) -> Ed25519PrivateKey:
     """The key that requests and reports are signed with.
 
     Raises:
         IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable.
     """
-    return Ed25519PrivateKey.from_private_bytes(_opened(device, SIGNING_KEY, home).value)
+    return Ed25519PrivateKey.from_private_bytes(_open_key(device, SIGNING_KEY, key_storage).value)
 
 
-def reseal(device: DeviceDirectory, home: str) -> None:
+def move_keys(device: DeviceDirectory, key_storage: str) -> None:
     """Bring every key to the home that the configuration names now, from wherever each is; cut off, it can run again.
 
     Raises:
         as `signing_key`; nothing is changed then but what was resealed before.
     """
-    keys = {use: _opened(device, use, home) for use in KEY_FILES}
-    for use, data in _sealed(keys, home).items():
-        write_durably(device.identity / KEY_FILES[use], data)
+    keys = {use: _open_key(device, use, key_storage) for use in KEY_FILES}
+    for use, data in _seal_keys(keys, key_storage).items():
+        write_durably(device.identity_directory / KEY_FILES[use], data)
 
 
-def home_of_keys(device: DeviceDirectory) -> str:
+def current_key_storage(device: DeviceDirectory) -> str:
     """The URI of the home that the storage key rests in now. Raises IdentityInvalid."""
-    data = _content(device, STORAGE_KEY)
-    return parse_sealed(data, STORAGE_KEY)[0] if is_sealed(data) else FILE
+    data = _read_key_file(device, STORAGE_KEY)
+    return parse_sealed_file(data, STORAGE_KEY)[0] if is_sealed(data) else FILE_STORAGE
 
 
-def counter_behind_the_floor(home: str) -> int | None:
+def read_tpm_counter(key_storage: str) -> int | None:
     """Where the TPM's counter stands, or None where the home has none. Raises TpmUnavailable."""
-    settings = parse_home(home)
+    settings = parse_key_storage(key_storage)
     if settings is None:
         return None
     with ExitStack() as stack:
-        return open_home(settings, stack).counter()
+        return open_key_storage(settings, stack).read_counter()
 
 
-def _opened(device: DeviceDirectory, use: str, home: str) -> Secret:
-    data = _content(device, use)
+def _open_key(device: DeviceDirectory, use: str, key_storage: str) -> Secret:
+    data = _read_key_file(device, use)
     if not is_sealed(data):
         return parse_key(data, use)
-    uri, sealed = parse_sealed(data, use)
+    uri, sealed = parse_sealed_file(data, use)
     # the way to a TPM may have changed since; a key that is on its way to another home knows its old one
-    settings = parse_home(home if _scheme(home) == _scheme(uri) else uri)
+    settings = parse_key_storage(key_storage if _uri_scheme(key_storage) == _uri_scheme(uri) else uri)
     if settings is None:
         raise IdentityInvalid(f"the sealed {use} key names no home")
     with ExitStack() as stack:
-        return open_home(settings, stack).unseal(use, sealed)
+        return open_key_storage(settings, stack).unseal(use, sealed)
 
 
-def _content(device: DeviceDirectory, use: str) -> bytes:
+def _read_key_file(device: DeviceDirectory, use: str) -> bytes:
     fd = device.open_key(KEY_FILES[use])
     try:
         return os.pread(fd, MAX_SEALED_FILE_BYTES + 1, 0)
@@ -145,17 +153,17 @@ def _content(device: DeviceDirectory, use: str) -> bytes:
         os.close(fd)
 
 
-def _sealed(keys: dict[str, Secret], home: str) -> dict[str, bytes]:
-    settings = parse_home(home)
+def _seal_keys(keys: dict[str, Secret], key_storage: str) -> dict[str, bytes]:
+    settings = parse_key_storage(key_storage)
     if settings is None:
-        return {use: key_file(use, key) for use, key in keys.items()}
+        return {use: encode_key_file(use, key) for use, key in keys.items()}
     with ExitStack() as stack:
-        opened = open_home(settings, stack)
+        opened = open_key_storage(settings, stack)
         opened.raise_counter(1)
-        return {use: sealed_file(home, use, opened.seal(use, key)) for use, key in keys.items()}
+        return {use: encode_sealed_file(key_storage, use, opened.seal(use, key)) for use, key in keys.items()}
 
 
-def _scheme(uri: str) -> str:
+def _uri_scheme(uri: str) -> str:
     return uri.partition(":")[0]
 
 
@@ -187,7 +195,7 @@ def parse_key(data: bytes, use: str) -> Secret:
     return Secret(value)
 
 
-def check_root(shipped: Path) -> bytes:
+def read_shipped_root(shipped: Path) -> bytes:
     """The bytes of a shipped root. Raises ConfigInvalid where it is no root metadata."""
     from tuf.api.metadata import Metadata, Root
     from tuf.api.serialization import DeserializationError
@@ -204,7 +212,7 @@ def check_root(shipped: Path) -> bytes:
     return data
 
 
-def key_file(use: str, key: Secret) -> bytes:
+def encode_key_file(use: str, key: Secret) -> bytes:
     """A plain key file (rule 2)."""
     return strict_json.encode(
         {"schema": KEY_SCHEMA, "use": use, "value": key.value.hex(), "sha256": _checksum(use, key.value)}

@@ -5,17 +5,19 @@ import re
 from pathlib import Path
 
 from device_agent.config.config import Config
-from device_agent.config.key_storage import FILE
+from device_agent.config.key_storage import FILE_STORAGE
 from device_agent.errors import ConfigInvalid
-from device_agent.identity.device_keys import check_root, counter_behind_the_floor, create_identity, home_of_keys
-from device_agent.identity.device_keys import reseal as move_keys
-from device_agent.policy.journal_records import Witness
-from device_agent.storage.bundle_store import Store, sync_folder, write_durably
+from device_agent.identity.device_keys import create_identity, current_key_storage, read_shipped_root, read_tpm_counter
+from device_agent.identity.device_keys import move_keys as move_keys
+from device_agent.policy.journal_records import TpmCounterRecord
+from device_agent.storage.bundle_store import BundleStore, sync_directory, write_durably
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal
 
 
-def initialise(device: DeviceDirectory, shipped_root: Path, label: str, home: str = FILE) -> PublicIdentity:
+def initialize_device(
+    device: DeviceDirectory, shipped_root: Path, label: str, key_storage: str = FILE_STORAGE
+) -> PublicIdentity:
     """Make the directory.
 
     Args:
@@ -26,44 +28,44 @@ def initialise(device: DeviceDirectory, shipped_root: Path, label: str, home: st
     Raises:
         AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
     """
-    device.check_uninitialised()
-    root = check_root(shipped_root)
+    device.check_uninitialized()
+    root = read_shipped_root(shipped_root)
     try:
         device.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        device.trust.mkdir(mode=0o700, exist_ok=True)
-        write_durably(device.shipped_root, root)
-        Store(device.root)
-        sync_folder(device.root)
+        device.trust_directory.mkdir(mode=0o700, exist_ok=True)
+        write_durably(device.shipped_root_path, root)
+        BundleStore(device.root)
+        sync_directory(device.root)
     except OSError as error:
         raise ConfigInvalid(
             f"{device.root}: {error.strerror}", remedy="name another folder with --directory"
         ) from error
-    public = create_identity(device, label, home)
-    witness_from_here(device, home)
+    public = create_identity(device, label, key_storage)
+    record_initial_tpm_counter(device, key_storage)
     return public
 
 
-def witness_from_here(device: DeviceDirectory, home: str) -> None:
+def record_initial_tpm_counter(device: DeviceDirectory, key_storage: str) -> None:
     """A TPM's counter may stand anywhere when a device begins with it: what counts is that it grows from here on."""
-    counter = counter_behind_the_floor(home)
+    counter = read_tpm_counter(key_storage)
     if counter is None:
         return
-    journal = Journal(device.journal)
+    journal = Journal(device.journal_path)
     try:
-        journal.witness_floor(Witness(counter))
+        journal.record_tpm_counter(TpmCounterRecord(counter))
     finally:
         journal.close()
 
 
-def reseal(config: Config) -> None:
+def move_keys_to_configured_storage(config: Config) -> None:
     """Bring the keys to the home that the configuration names. No daemon may run. Raises as `identity.reseal`; Busy."""
     device = DeviceDirectory(config.directory)
-    device.check_initialised()
-    with device.locked():
-        had_counter = home_of_keys(device).startswith("tpm:")
-        move_keys(device, config.identity)
+    device.check_initialized()
+    with device.acquire_lock():
+        had_counter = current_key_storage(device).startswith("tpm:")
+        move_keys(device, config.key_storage)
         if not had_counter:
-            witness_from_here(device, config.identity)
+            record_initial_tpm_counter(device, config.key_storage)
 
 
 def default_label() -> str:

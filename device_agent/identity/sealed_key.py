@@ -29,10 +29,10 @@ MAX_SEALED_FILE_BYTES: Final = 4096
 MAX_PIN_BYTES: Final = 256
 NONCE_BYTES: Final = 12
 TAG_BITS: Final = 128
-WRAPPING_KEY: Final = "airweights-identity"
+WRAPPING_KEY_LABEL: Final = "airweights-identity"
 
 
-class Opened(Protocol):
+class OpenKeyStorage(Protocol):
     """A home that is ready: keys go in and come out."""
 
     def seal(self, use: str, key: Secret) -> dict[str, JSON]:
@@ -43,7 +43,7 @@ class Opened(Protocol):
         """Inverse of `seal`. Raises IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable."""
         ...
 
-    def counter(self) -> int | None:
+    def read_counter(self) -> int | None:
         """The counter behind the floor, or None where this home has none."""
         ...
 
@@ -52,20 +52,20 @@ class Opened(Protocol):
         ...
 
 
-def open_home(settings: TpmSettings | TokenSettings, stack: ExitStack) -> Opened:
+def open_key_storage(settings: TpmSettings | TokenSettings, stack: ExitStack) -> OpenKeyStorage:
     """Get a home ready until the stack ends. Raises TpmUnavailable, DeviceTokenUnavailable, IdentityInvalid."""
     if isinstance(settings, TpmSettings):
-        return _TpmHome(stack.enter_context(Tpm(settings)))
-    return _TokenHome(settings, stack)
+        return _TpmKeyStorage(stack.enter_context(Tpm(settings)))
+    return _TokenKeyStorage(settings, stack)
 
 
-def sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
+def encode_sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
     """A sealed key file."""
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": use, "home": uri, "sealed": sealed}
     return strict_json.encode({**body, "sha256": hashlib.sha256(strict_json.encode(body)).hexdigest()})
 
 
-def parse_sealed(data: bytes, use: str) -> tuple[str, StrictObject]:
+def parse_sealed_file(data: bytes, use: str) -> tuple[str, StrictObject]:
     """The home's URI and what it keeps of a key. Raises IdentityInvalid, which says nothing of the content."""
     try:
         fields = StrictObject(
@@ -90,7 +90,7 @@ def is_sealed(data: bytes) -> bool:
     return SEALED_SCHEMA.encode() in data
 
 
-class _TpmHome:
+class _TpmKeyStorage:
     def __init__(self, tpm: Tpm) -> None:
         self._tpm = tpm
 
@@ -109,18 +109,18 @@ class _TpmHome:
         pcrs = sealed.value("pcrs")
         if not isinstance(pcrs, list) or not all(isinstance(number, int) for number in pcrs):
             raise IdentityInvalid("sealed key: pcrs are not numbers")
-        public, private, parent = (_hexadecimal(sealed, name) for name in ("public", "private", "parent"))
+        public, private, parent = (_parse_hexadecimal(sealed, name) for name in ("public", "private", "parent"))
         found = SealedObject(public, private, parent, tuple(int(str(number)) for number in pcrs))
         return Secret(self._tpm.unseal(found))
 
-    def counter(self) -> int | None:
-        return self._tpm.counter()
+    def read_counter(self) -> int | None:
+        return self._tpm.read_counter()
 
     def raise_counter(self, value: int) -> int | None:
         return self._tpm.raise_counter(value)
 
 
-class _TokenHome:
+class _TokenKeyStorage:
     """AES-256-GCM by a key that is made in the token, sensitive and not extractable (PKCS#11 2.40 mechanisms, 2.12)."""
 
     def __init__(self, settings: TokenSettings, stack: ExitStack) -> None:
@@ -133,7 +133,7 @@ class _TokenHome:
             ) from error
         self._pkcs11: Any = pkcs11
         pin = _read_pin(settings.pin_file)
-        self._session: Any = self._translated(
+        self._session: Any = self._translate_errors(
             lambda: stack.enter_context(
                 pkcs11.lib(str(settings.module)).get_token(token_label=settings.label).open(user_pin=pin, rw=True)
             )
@@ -141,41 +141,43 @@ class _TokenHome:
 
     def seal(self, use: str, key: Secret) -> dict[str, JSON]:
         nonce = os.urandom(NONCE_BYTES)
-        sealed = self._translated(lambda: self._key(make=True).encrypt(key.value, **self._mechanism(nonce, use)))
+        sealed = self._translate_errors(
+            lambda: self._find_wrapping_key(make=True).encrypt(key.value, **self._mechanism(nonce, use))
+        )
         return {"nonce": nonce.hex(), "value": bytes(sealed).hex()}
 
     def unseal(self, use: str, sealed: StrictObject) -> Secret:
-        nonce, value = _hexadecimal(sealed, "nonce"), _hexadecimal(sealed, "value")
+        nonce, value = _parse_hexadecimal(sealed, "nonce"), _parse_hexadecimal(sealed, "value")
         try:
-            return Secret(bytes(self._key(make=False).decrypt(value, **self._mechanism(nonce, use))))
+            return Secret(bytes(self._find_wrapping_key(make=False).decrypt(value, **self._mechanism(nonce, use))))
         except self._pkcs11.exceptions.NoSuchKey as error:
-            raise IdentityInvalid(f"token {self._settings.label!r} has no key {WRAPPING_KEY!r}") from error
+            raise IdentityInvalid(f"token {self._settings.label!r} has no key {WRAPPING_KEY_LABEL!r}") from error
         except self._pkcs11.exceptions.PKCS11Error as error:
             # tokens have no common word for a tag that does not hold
             raise IdentityInvalid(f"token {self._settings.label!r} does not open the {use} key") from error
 
-    def counter(self) -> int | None:
+    def read_counter(self) -> int | None:
         return None
 
     def raise_counter(self, value: int) -> int | None:
         del value
         return None
 
-    def _key(self, *, make: bool) -> Any:
+    def _find_wrapping_key(self, *, make: bool) -> Any:
         p = self._pkcs11
         try:
-            return self._session.get_key(p.ObjectClass.SECRET_KEY, p.KeyType.AES, label=WRAPPING_KEY)
+            return self._session.get_key(p.ObjectClass.SECRET_KEY, p.KeyType.AES, label=WRAPPING_KEY_LABEL)
         except p.exceptions.NoSuchKey:
             if not make:
                 raise
         template = {p.Attribute.SENSITIVE: True, p.Attribute.EXTRACTABLE: False, p.Attribute.PRIVATE: True}
-        return self._session.generate_key(p.KeyType.AES, 256, store=True, label=WRAPPING_KEY, template=template)
+        return self._session.generate_key(p.KeyType.AES, 256, store=True, label=WRAPPING_KEY_LABEL, template=template)
 
     def _mechanism(self, nonce: bytes, use: str) -> dict[str, Any]:
         parameters = self._pkcs11.GCMParams(nonce, b"airweights device key v1 " + use.encode(), TAG_BITS)
         return {"mechanism": self._pkcs11.Mechanism.AES_GCM, "mechanism_param": parameters}
 
-    def _translated(self, act: Callable[[], Any]) -> Any:
+    def _translate_errors(self, act: Callable[[], Any]) -> Any:
         try:
             return act()
         except (self._pkcs11.exceptions.PKCS11Error, RuntimeError, OSError) as error:
@@ -197,7 +199,7 @@ def _read_pin(path: Path) -> str:
         raise IdentityInvalid(f"{path}: the token's PIN can not be read: {error}") from error
 
 
-def _hexadecimal(fields: StrictObject, name: str) -> bytes:
+def _parse_hexadecimal(fields: StrictObject, name: str) -> bytes:
     try:
         return bytes.fromhex(fields.text(name, max_length=MAX_SEALED_FILE_BYTES))
     except (ValueError, MalformedRefused) as error:

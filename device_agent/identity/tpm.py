@@ -22,8 +22,8 @@ from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavai
 
 MAX_SEALED_BYTES: Final = 128  # TPM 2.0 part 2, MAX_SYM_DATA
 # TPM2_RC_POLICY_FAIL and TPM2_RC_VALUE, formats with the parameter or session number masked out (part 2, 6.6.3)
-POLICY_FAILS: Final = (0x9D, 0x84)
-EXTRA: Final = "pip install 'airweights[tpm]'; building it needs Debian's libtss2-dev"
+POLICY_FAILURE_CODES: Final = (0x9D, 0x84)
+INSTALL_HINT: Final = "pip install 'airweights[tpm]'; building it needs Debian's libtss2-dev"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,10 @@ class Tpm:
         try:
             import tpm2_pytss as library
         except ImportError as error:
-            raise TpmUnavailable(f"{error.name or 'tpm2_pytss'} is not installed", remedy=EXTRA) from error
+            raise TpmUnavailable(f"{error.name or 'tpm2_pytss'} is not installed", remedy=INSTALL_HINT) from error
         self._tss: Any = library
         self._settings = settings
-        with self._translated("open"):
+        with self._translate_errors("open"):
             self._esys: Any = library.ESAPI(settings.tcti or None)
 
     def __enter__(self) -> "Tpm":
@@ -73,7 +73,7 @@ class Tpm:
         """Seal at most MAX_SEALED_BYTES under the PCRs as they are now. Raises TpmUnavailable."""
         tss = self._tss
         assert len(value) <= MAX_SEALED_BYTES
-        with self._translated("seal"), self._primary() as (primary, name):
+        with self._translate_errors("seal"), self._create_primary() as (primary, name):
             public = tss.TPM2B_PUBLIC(
                 tss.TPMT_PUBLIC(
                     type=tss.TPM2_ALG.KEYEDHASH,
@@ -89,7 +89,7 @@ class Tpm:
                 )
             )
             sensitive = tss.TPM2B_SENSITIVE_CREATE(tss.TPMS_SENSITIVE_CREATE(data=tss.TPM2B_SENSITIVE_DATA(value)))
-            with self._session(tss.TPM2_SE.HMAC, primary, tss.TPMA_SESSION.DECRYPT) as session:
+            with self._open_session(tss.TPM2_SE.HMAC, primary, tss.TPMA_SESSION.DECRYPT) as session:
                 made = self._esys.create(primary, sensitive, public, session2=session)
             return SealedObject(made[1].marshal(), made[0].marshal(), name, self._settings.pcrs)
 
@@ -102,7 +102,7 @@ class Tpm:
             TpmUnavailable.
         """
         tss = self._tss
-        with self._translated("unseal"), self._primary() as (primary, name):
+        with self._translate_errors("unseal"), self._create_primary() as (primary, name):
             if name != sealed.parent_name:
                 raise IdentityInvalid("the identity was sealed in another TPM, or this one was cleared since")
             try:
@@ -110,15 +110,17 @@ class Tpm:
                 private, _ = tss.TPM2B_PRIVATE.unmarshal(sealed.private)
                 loaded = self._esys.load(primary, private, public)
             except tss.TSS2_Exception as error:
-                raise IdentityInvalid(f"the sealed identity does not load into the TPM: {_words(error)}") from error
+                raise IdentityInvalid(
+                    f"the sealed identity does not load into the TPM: {_describe_error(error)}"
+                ) from error
             try:
-                with self._session(tss.TPM2_SE.POLICY, primary, tss.TPMA_SESSION.ENCRYPT) as session:
+                with self._open_session(tss.TPM2_SE.POLICY, primary, tss.TPMA_SESSION.ENCRYPT) as session:
                     if sealed.pcrs:
                         self._esys.policy_pcr(session, None, _selection(sealed.pcrs))
                     try:
                         return bytes(self._esys.unseal(loaded, session1=session))
                     except tss.TSS2_Exception as error:
-                        if error.rc & 0xBF not in POLICY_FAILS:
+                        if error.rc & 0xBF not in POLICY_FAILURE_CODES:
                             raise
                         raise TpmPolicyUnavailable(
                             f"PCR {', '.join(map(str, sealed.pcrs))}: not as when the identity was sealed",
@@ -127,17 +129,17 @@ class Tpm:
             finally:
                 self._esys.flush_context(loaded)
 
-    def counter(self) -> int:
+    def read_counter(self) -> int:
         """The counter behind the floor; 0 where there is none yet. Raises TpmUnavailable."""
-        with self._translated("read the counter of"):
-            index = self._index()
-            return 0 if index is None else self._read(index)
+        with self._translate_errors("read the counter of"):
+            index = self._find_index()
+            return 0 if index is None else self._read_index(index)
 
     def raise_counter(self, value: int) -> int:
         """Increment the counter, made if it is missing, until it is at least `value`. Raises TpmUnavailable."""
-        with self._translated("raise the counter of"):
-            index = self._index() or self._define()
-            while (found := self._read(index)) < value:
+        with self._translate_errors("raise the counter of"):
+            index = self._find_index() or self._define_index()
+            while (found := self._read_index(index)) < value:
                 self._esys.nv_increment(index, auth_handle=index)
             return found
 
@@ -149,7 +151,7 @@ class Tpm:
         return count
 
     @contextlib.contextmanager
-    def _primary(self) -> Iterator[tuple[Any, bytes]]:
+    def _create_primary(self) -> Iterator[tuple[Any, bytes]]:
         """Rule 1: the handle of the primary key, and its name."""
         handle, public, *_ = self._esys.create_primary(None, "ecc")
         try:
@@ -158,7 +160,7 @@ class Tpm:
             self._esys.flush_context(handle)
 
     @contextlib.contextmanager
-    def _session(self, kind: Any, primary: Any, direction: Any) -> Iterator[Any]:
+    def _open_session(self, kind: Any, primary: Any, direction: Any) -> Iterator[Any]:
         """Rule 3: a salted session that encrypts parameters in one direction."""
         tss = self._tss
         symmetric = tss.TPMT_SYM_DEF.parse("aes128cfb")
@@ -182,7 +184,7 @@ class Tpm:
         finally:
             self._esys.flush_context(session)
 
-    def _index(self) -> Any | None:
+    def _find_index(self) -> Any | None:
         if self._settings.nv_index not in self._handles(self._settings.nv_index, 1):
             return None
         return self._esys.tr_from_tpmpublic(self._settings.nv_index)
@@ -193,7 +195,7 @@ class Tpm:
         found = owner.data.handles
         return [int(found[number]) for number in range(found.count)]
 
-    def _define(self) -> Any:
+    def _define_index(self) -> Any:
         tss = self._tss
         attributes = tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.AUTHWRITE | tss.TPMA_NV.NO_DA
         public = tss.TPM2B_NV_PUBLIC(
@@ -208,19 +210,19 @@ class Tpm:
         self._esys.nv_increment(index, auth_handle=index)  # it can be read from its first increment on
         return index
 
-    def _read(self, index: Any) -> int:
+    def _read_index(self, index: Any) -> int:
         return int.from_bytes(bytes(self._esys.nv_read(index, 8, auth_handle=index)), "big")
 
     @contextlib.contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translate_errors(self, operation: str) -> Iterator[None]:
         """What the library raises, in our words."""
         try:
             yield
         except self._tss.TSS2_Exception as error:
             raise TpmUnavailable(
-                f"the TPM ({self._settings.tcti or 'of the system'}) did not {what}: {_words(error)}"
-                if what in ("seal", "unseal")
-                else f"could not {what} the TPM ({self._settings.tcti or 'of the system'}): {_words(error)}",
+                f"the TPM ({self._settings.tcti or 'of the system'}) did not {operation}: {_describe_error(error)}"
+                if operation in ("seal", "unseal")
+                else f"could not {operation} the TPM ({self._settings.tcti or 'of the system'}): {_describe_error(error)}",
                 remedy="is the TPM there, and may this user use it (group tss)?",
             ) from error
 
@@ -229,5 +231,5 @@ def _selection(pcrs: tuple[int, ...]) -> str:
     return "sha256:" + ",".join(map(str, pcrs))
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -52,7 +52,7 @@ assert EXIT_CODES.keys() == set(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Rejection:
     """Why an attempt is about to end against its candidate; recorded before anything is undone.
 
     Attributes:
@@ -68,9 +68,9 @@ class Verdict:
     quarantines: bool
 
     @classmethod
-    def of(cls, error: AirweightsError, outcome: Outcome, *, quarantines: bool) -> "Verdict":
+    def from_error(cls, error: AirweightsError, outcome: Outcome, *, quarantines: bool) -> "Rejection":
         """The verdict that an error means."""
-        return cls(outcome, error.reason, line(error.message), quarantines)
+        return cls(outcome, error.reason, one_line(error.message), quarantines)
 
     def as_json(self) -> dict[str, JSON]:
         """The `verdict` object."""
@@ -82,7 +82,7 @@ class Verdict:
         }
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Verdict":
+    def parse(cls, fields: StrictObject) -> "Rejection":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             Outcome(fields.choice("outcome", tuple(Outcome))),
@@ -124,7 +124,7 @@ class Attempt:
     phases_ms: dict[str, int] = field(default_factory=dict)
     swap_us: int | None = None
     states: tuple[str, ...] = ()
-    verdict: Verdict | None = None
+    rejection: Rejection | None = None
 
     def with_phase(self, name: str, elapsed_ms: int) -> "Attempt":
         """The same with time added to a phase."""
@@ -146,7 +146,7 @@ class Attempt:
             "phases_ms": dict(self.phases_ms),
             "swap_us": self.swap_us,
             "states": list(self.states),
-            "verdict": None if self.verdict is None else self.verdict.as_json(),
+            "verdict": None if self.rejection is None else self.rejection.as_json(),
         }
 
     @classmethod
@@ -170,14 +170,14 @@ class Attempt:
             phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
             swap_us=fields.optional_integer("swap_us"),
             states=tuple(str(state) for state in states) if isinstance(states, list) else (),
-            verdict=None if verdict is None else Verdict.parse(StrictObject(verdict, f"{fields.where}.verdict")),
+            rejection=None if verdict is None else Rejection.parse(StrictObject(verdict, f"{fields.where}.verdict")),
         )
         fields.reject_unknown()
         return out
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class UpdateResult:
     """A finished attempt: a row of the history, and what `update` prints.
 
     Attributes:
@@ -196,7 +196,7 @@ class Ended:
         """Of a command that ran this attempt."""
         return EXIT_CODES[self.outcome]
 
-    def is_same_as(self, other: "Ended") -> bool:
+    def is_same_as(self, other: "UpdateResult") -> bool:
         """Did both end in the same way over the same bundle, without having changed anything?"""
         same = (self.outcome, self.reason, self.detail, self.attempt.target)
         is_change = self.outcome in (Outcome.UPDATED, Outcome.ROLLED_BACK)
@@ -213,7 +213,7 @@ class Ended:
         }
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Ended":
+    def parse(cls, fields: StrictObject) -> "UpdateResult":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             attempt=Attempt.parse(fields.object("attempt")),
@@ -250,7 +250,7 @@ class Ended:
         }
 
 
-def line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` as one printable line of bounded length."""
     flat = " ".join(text.split())
     return "".join(c if c.isprintable() else "?" for c in flat)[:MAX_DETAIL_CHARACTERS]

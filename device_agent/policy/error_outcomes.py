@@ -19,7 +19,7 @@ from device_agent.policy.state_machine import Event, State
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ErrorOutcome:
     """How an error ends an attempt."""
 
     event: Event
@@ -27,42 +27,42 @@ class End:
     quarantines: bool = False
 
 
-_REFUSED: Final = End(Event.GIVEN_UP, Outcome.REFUSED)
-_UNAVAILABLE: Final = End(Event.GIVEN_UP, Outcome.UNAVAILABLE)
-_BLAMED: Final = End(Event.UNHEALTHY, Outcome.REFUSED, quarantines=True)
-_UNFIT: Final = End(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
-_BACK: Final = End(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
+_REFUSED: Final = ErrorOutcome(Event.ABORTED, Outcome.REFUSED)
+_UNAVAILABLE: Final = ErrorOutcome(Event.ABORTED, Outcome.UNAVAILABLE)
+_REFUSED_AND_QUARANTINED: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.REFUSED, quarantines=True)
+_UNFIT: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.UNFIT, quarantines=True)
+_ROLLED_BACK: Final = ErrorOutcome(Event.UNHEALTHY, Outcome.ROLLED_BACK, quarantines=True)
 
-ON_ERROR: Final[dict[tuple[State, type[AirweightsError]], End]] = {
+OUTCOME_OF_ERROR: Final[dict[tuple[State, type[AirweightsError]], ErrorOutcome]] = {
     **{(state, Invalid): _UNAVAILABLE for state in (State.CHECKING, State.FETCHING, State.PATCHING, State.PROBING)},
     (State.SWAPPING, Invalid): _UNAVAILABLE,
     (State.CHECKING, Refused): _REFUSED,
     (State.CHECKING, Unavailable): _UNAVAILABLE,
     (State.FETCHING, Refused): _REFUSED,
     (State.FETCHING, Unavailable): _UNAVAILABLE,
-    (State.PATCHING, Refused): _BLAMED,
+    (State.PATCHING, Refused): _REFUSED_AND_QUARANTINED,
     (State.PATCHING, Unavailable): _UNAVAILABLE,
     (State.PATCHING, Unfit): _UNFIT,
     (State.PROBING, Refused): _REFUSED,
     (State.PROBING, Unavailable): _UNAVAILABLE,
     (State.PROBING, Unfit): _UNFIT,
-    (State.PROBING, ProbeInconclusiveUnfit): End(Event.GIVEN_UP, Outcome.INCONCLUSIVE),
+    (State.PROBING, ProbeInconclusiveUnfit): ErrorOutcome(Event.ABORTED, Outcome.INCONCLUSIVE),
     (State.SWAPPING, Refused): _REFUSED,
     (State.SWAPPING, Unavailable): _UNAVAILABLE,
-    (State.SWAPPING, Unfit): _BACK,
-    (State.SWAPPING, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
-    (State.PROBATION, Unfit): _BACK,
-    (State.PROBATION, ProbationInconclusiveUnfit): End(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
-    (State.PROBATION, OperatorUnfit): End(Event.OPERATOR, Outcome.ROLLED_BACK, quarantines=True),
-    (State.PROBATION, Unavailable): End(Event.GIVEN_UP, Outcome.INTERRUPTED),
+    (State.SWAPPING, Unfit): _ROLLED_BACK,
+    (State.SWAPPING, ProbationInconclusiveUnfit): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
+    (State.PROBATION, Unfit): _ROLLED_BACK,
+    (State.PROBATION, ProbationInconclusiveUnfit): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
+    (State.PROBATION, OperatorUnfit): ErrorOutcome(Event.ROLLBACK_REQUESTED, Outcome.ROLLED_BACK, quarantines=True),
+    (State.PROBATION, Unavailable): ErrorOutcome(Event.ABORTED, Outcome.INTERRUPTED),
 }
 
 
-def ending_of(state: State, error: AirweightsError) -> End:
+def error_outcome(state: State, error: AirweightsError) -> ErrorOutcome:
     """The row of ON_ERROR for the nearest class of `error`. Raises Bug where there is none."""
     if isinstance(error, NotEligibleUnavailable):
-        return End(Event.GIVEN_UP, Outcome.WAITING)
+        return ErrorOutcome(Event.ABORTED, Outcome.WAITING)
     for kind in type(error).__mro__:
-        if (state, kind) in ON_ERROR:
-            return ON_ERROR[state, kind]
+        if (state, kind) in OUTCOME_OF_ERROR:
+            return OUTCOME_OF_ERROR[state, kind]
     raise Bug(f"{error.reason!r} in state {state.value!r}: {error.message}") from error

@@ -16,7 +16,7 @@ from device_agent.errors import StoreDamagedRefused
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class BundleRecord:
     """One bundle of a release that this device has verified.
 
     Attributes:
@@ -35,7 +35,7 @@ class Holding:
     manifest: str
 
     @classmethod
-    def of(cls, manifest: Manifest, variant: str, counter_epoch: int) -> "Holding":
+    def from_manifest(cls, manifest: Manifest, variant: str, counter_epoch: int) -> "BundleRecord":
         """The holding of one variant. Raises StoreDamagedRefused where the manifest has no such variant."""
         found = manifest.variant(variant)
         if found is None:
@@ -43,7 +43,7 @@ class Holding:
         text = manifest.as_bytes().decode()
         return cls(found.digest, manifest.family, manifest.version, manifest.counter, counter_epoch, variant, text)
 
-    def parsed(self) -> tuple[Manifest, Variant]:
+    def parse_manifest(self) -> tuple[Manifest, Variant]:
         """The manifest and this bundle's variant. Raises StoreDamagedRefused where they are not this bundle's."""
         manifest = parse_manifest(self.manifest.encode())
         variant = manifest.variant(self.variant)
@@ -51,7 +51,7 @@ class Holding:
             raise StoreDamagedRefused(f"the manifest kept for bundle {self.digest[:16]} is of another bundle")
         return manifest, variant
 
-    def identity(self) -> str:
+    def release_digest(self) -> str:
         """Of the release: the digest of its manifest without patches."""
         return parse_manifest(self.manifest.encode()).digest_without_patches()
 
@@ -68,7 +68,7 @@ class Holding:
         }
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Holding":
+    def parse(cls, fields: StrictObject) -> "BundleRecord":
         """Inverse of `as_json`. Raises MalformedRefused."""
         manifest = fields.value("manifest")
         out = cls(
@@ -85,14 +85,14 @@ class Holding:
 
 
 @dataclass(frozen=True, slots=True)
-class Pointers:
+class BundlePointers:
     """Which bundles have a part to play; None where there is none."""
 
     active: BundleDigest | None = None
     previous: BundleDigest | None = None
     candidate: BundleDigest | None = None
 
-    def all(self) -> frozenset[BundleDigest]:
+    def digests(self) -> frozenset[BundleDigest]:
         """The bundles that must not be collected."""
         return frozenset(digest for digest in (self.active, self.previous, self.candidate) if digest is not None)
 
@@ -101,15 +101,15 @@ class Pointers:
         return {"active": self.active, "previous": self.previous, "candidate": self.candidate}
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Pointers":
+    def parse(cls, fields: StrictObject) -> "BundlePointers":
         """Inverse of `as_json`. Raises MalformedRefused."""
-        active, previous, candidate = (_digest(fields, name) for name in ("active", "previous", "candidate"))
+        active, previous, candidate = (_optional_digest(fields, name) for name in ("active", "previous", "candidate"))
         fields.reject_unknown()
         return cls(active, previous, candidate)
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
+class QuarantineRecord:
     """A bundle that failed here, under one runtime version.
 
     Attributes:
@@ -135,7 +135,7 @@ class Quarantined:
         }
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Quarantined":
+    def parse(cls, fields: StrictObject) -> "QuarantineRecord":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
             digest=BundleDigest(fields.text("digest", SHA256_HEX_PATTERN)),
@@ -149,7 +149,7 @@ class Quarantined:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class PersistentState:
     """What else survives a restart.
 
     Attributes:
@@ -162,39 +162,39 @@ class Remembered:
         last_error: reason of the last check that failed since, or "".
     """
 
-    paused: bool = False
+    is_paused: bool = False
     floor_epoch: int = 0
     floor_counter: int = 0
     checked_ms: int = 0
-    fresh_until_ms: int = 0
-    offered: str | None = None
-    damaged: tuple[BundleDigest, ...] = ()
+    metadata_expires_ms: int = 0
+    offered_release: str | None = None
+    damaged_bundles: tuple[BundleDigest, ...] = ()
     last_error: str = ""
 
     def as_json(self) -> dict[str, JSON]:
         """The journal's record."""
         return {
-            "paused": self.paused,
+            "paused": self.is_paused,
             "floor_epoch": self.floor_epoch,
             "floor_counter": self.floor_counter,
             "checked_ms": self.checked_ms,
-            "fresh_until_ms": self.fresh_until_ms,
-            "offered": self.offered,
-            "damaged": list(self.damaged),
+            "fresh_until_ms": self.metadata_expires_ms,
+            "offered": self.offered_release,
+            "damaged": list(self.damaged_bundles),
             "last_error": self.last_error,
         }
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Remembered":
+    def parse(cls, fields: StrictObject) -> "PersistentState":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(
-            paused=fields.flag("paused"),
+            is_paused=fields.flag("paused"),
             floor_epoch=fields.integer("floor_epoch"),
             floor_counter=fields.integer("floor_counter"),
             checked_ms=fields.integer("checked_ms"),
-            fresh_until_ms=fields.integer("fresh_until_ms"),
-            offered=fields.optional_text("offered", VERSION_PATTERN),
-            damaged=tuple(BundleDigest(d) for d in fields.texts("damaged", SHA256_HEX_PATTERN)),
+            metadata_expires_ms=fields.integer("fresh_until_ms"),
+            offered_release=fields.optional_text("offered", VERSION_PATTERN),
+            damaged_bundles=tuple(BundleDigest(d) for d in fields.texts("damaged", SHA256_HEX_PATTERN)),
             last_error=fields.text("last_error"),
         )
         fields.reject_unknown()
@@ -202,7 +202,7 @@ class Remembered:
 
 
 @dataclass(frozen=True, slots=True)
-class Witness:
+class TpmCounterRecord:
     """What a TPM's counter had to be when the floor rose last: a copy of the disk from before says less than the TPM.
 
     Attributes:
@@ -218,13 +218,13 @@ class Witness:
         return {"counter": self.counter, "is_unproven": self.is_unproven}
 
     @classmethod
-    def parse(cls, fields: StrictObject) -> "Witness":
+    def parse(cls, fields: StrictObject) -> "TpmCounterRecord":
         """Inverse of `as_json`. Raises MalformedRefused."""
         out = cls(fields.integer("counter"), fields.flag("is_unproven"))
         fields.reject_unknown()
         return out
 
 
-def _digest(fields: StrictObject, name: str) -> BundleDigest | None:
+def _optional_digest(fields: StrictObject, name: str) -> BundleDigest | None:
     value = fields.optional_text(name, SHA256_HEX_PATTERN)
     return None if value is None else BundleDigest(value)

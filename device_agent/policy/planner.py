@@ -20,8 +20,8 @@ from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariant
 
 FRAME_HEADER_BYTES: Final = 44  # of a frame file; bundle.frames, which the supervisor does not load
 FRAME_BYTES: Final = 64 * 1024
-TAG_BYTES: Final = 16
-HEAD_BYTES: Final = 600 * 1024  # the most that the head of a sealed bundle takes: its manifest, escaped
+FRAME_TAG_BYTES: Final = 16
+MAX_HEAD_BYTES: Final = 600 * 1024  # the most that the head of a sealed bundle takes: its manifest, escaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Edge:
+class PatchEdge:
     """One patch that may be used: it leads from `entry.base` to `target`, a variant of `manifest`."""
 
     manifest: Manifest
     counter_epoch: int
-    name: str
+    variant_name: str
     target: BundleDigest
     entry: PatchEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PatchPath:
     """What to fetch and apply, in order.
 
     Attributes:
@@ -66,7 +66,7 @@ class Plan:
         storage_bytes: that the spool and the store take at the most.
     """
 
-    steps: tuple[Edge, ...]
+    steps: tuple[PatchEdge, ...]
     fetch_bytes: int
     patch_bytes: int
     full_bytes: int
@@ -74,14 +74,14 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class PathPolicy:
     """Rule 3; None is no limit."""
 
-    max_chain: int
+    max_steps: int
     metered_limit_bytes: int | None = None
 
 
-def choose_variant(manifest: Manifest, wanted: str, facts: DeviceFacts, current: str | None) -> tuple[str, Variant]:
+def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, current: str | None) -> tuple[str, Variant]:
     """The variant for this device.
 
     Args:
@@ -91,13 +91,13 @@ def choose_variant(manifest: Manifest, wanted: str, facts: DeviceFacts, current:
     Raises:
         NoVariantRefused: none fits; says why for each.
     """
-    misfits = {name: misfit(variant.requires, facts) for name, variant in manifest.variants}
-    if wanted != "auto":
-        variant = manifest.variant(wanted)
-        if variant is None or misfits[wanted]:
-            why = misfits.get(wanted) or f"the release has {', '.join(misfits)}"
-            raise NoVariantRefused(f"release {manifest.version}: variant {wanted!r} does not fit: {why}")
-        return wanted, variant
+    misfits = {name: unmet_requirement(variant.requires, facts) for name, variant in manifest.variants}
+    if requested != "auto":
+        variant = manifest.variant(requested)
+        if variant is None or misfits[requested]:
+            why = misfits.get(requested) or f"the release has {', '.join(misfits)}"
+            raise NoVariantRefused(f"release {manifest.version}: variant {requested!r} does not fit: {why}")
+        return requested, variant
     fitting = [(name, variant) for name, variant in manifest.variants if not misfits[name]]
     if not fitting:
         reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
@@ -106,39 +106,41 @@ def choose_variant(manifest: Manifest, wanted: str, facts: DeviceFacts, current:
     return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
 
 
-def misfit(requires: Requirements, facts: DeviceFacts) -> str:
+def unmet_requirement(requires: Requirements, facts: DeviceFacts) -> str:
     """Why a device does not meet requirements; "" where it does."""
     if requires.arch and facts.arch not in requires.arch:
         return f"made for {', '.join(requires.arch)}, this is {facts.arch}"
     missing = sorted(set(requires.cpu_features) - facts.cpu_features)
     if missing:
         return f"needs the processor features {', '.join(missing)}"
-    if _dotted(facts.runtime) < _dotted(requires.onnxruntime_min):
+    if _parse_version(facts.runtime) < _parse_version(requires.onnxruntime_min):
         return f"needs onnxruntime {requires.onnxruntime_min}, this is {facts.runtime}"
-    if requires.onnxruntime_below is not None and _dotted(facts.runtime) >= _dotted(requires.onnxruntime_below):
+    if requires.onnxruntime_below is not None and _parse_version(facts.runtime) >= _parse_version(
+        requires.onnxruntime_below
+    ):
         return f"needs onnxruntime below {requires.onnxruntime_below}, this is {facts.runtime}"
     if requires.memory_bytes > facts.memory_bytes:
         return f"needs {requires.memory_bytes} bytes of memory, {facts.memory_bytes} are available"
     return ""
 
 
-def edges_of(manifest: Manifest, counter_epoch: int) -> list[Edge]:
+def patch_edges(manifest: Manifest, counter_epoch: int) -> list[PatchEdge]:
     """Every patch that a manifest lists."""
     return [
-        Edge(manifest, counter_epoch, name, variant.digest, entry)
+        PatchEdge(manifest, counter_epoch, name, variant.digest, entry)
         for name, variant in manifest.variants
         for entry in variant.patches
     ]
 
 
-def plan_update(
+def find_cheapest_path(
     target: BundleDigest,
-    edges: Iterable[Edge],
-    held: frozenset[BundleDigest],
+    edges: Iterable[PatchEdge],
+    stored: frozenset[BundleDigest],
     spooled: Mapping[str, int],
     facts: DeviceFacts,
-    policy: Policy,
-) -> Plan:
+    policy: PathPolicy,
+) -> PatchPath:
     """Rules 1 to 4, but for the free space, which the caller compares.
 
     Args:
@@ -150,43 +152,45 @@ def plan_update(
     Raises:
         NoPathUnavailable, MeteredUnavailable.
     """
-    if target in held:
-        return Plan((), 0, 0, 0, 0)
-    usable = [edge for edge in edges if not _unusable(edge.entry, facts)]
+    if target in stored:
+        return PatchPath((), 0, 0, 0, 0)
+    usable = [edge for edge in edges if not _unmet_patch_requirement(edge.entry, facts)]
     full = min((e.entry.size for e in usable if e.target == target and e.entry.base is None), default=0)
-    path = _cheapest(target, usable, held, spooled, policy.max_chain)
+    path = _cheapest_edges(target, usable, stored, spooled, policy.max_steps)
     if path is None:
-        reasons = sorted({_unusable(edge.entry, facts) for edge in edges if edge.target == target} - {""})
+        reasons = sorted(
+            {_unmet_patch_requirement(edge.entry, facts) for edge in edges if edge.target == target} - {""}
+        )
         raise NoPathUnavailable(
             f"no published patch leads to bundle {target[:16]} from what this device holds"
             + (f" ({'; '.join(reasons)})" if reasons else ""),
             remedy="publish a patch from nothing",
         )
-    fetch = sum(_left(edge.entry, spooled) for edge in path)
+    fetch = sum(_remaining_bytes(edge.entry, spooled) for edge in path)
     if policy.metered_limit_bytes is not None and fetch > policy.metered_limit_bytes:
         raise MeteredUnavailable(
             f"the cheapest path takes {fetch} bytes, the metered limit is {policy.metered_limit_bytes}",
             remedy="wait for a connection that is not metered, or raise update.metered_limit_bytes",
         )
     storage = fetch + sum(_sealed_bytes(edge) for edge in path)
-    return Plan(path, fetch, sum(edge.entry.size for edge in path), full, storage)
+    return PatchPath(path, fetch, sum(edge.entry.size for edge in path), full, storage)
 
 
-def _cheapest(
+def _cheapest_edges(
     target: BundleDigest,
-    edges: list[Edge],
-    held: frozenset[BundleDigest],
+    edges: list[PatchEdge],
+    stored: frozenset[BundleDigest],
     spooled: Mapping[str, int],
     max_chain: int,
-) -> tuple[Edge, ...] | None:
-    into: dict[BundleDigest, list[Edge]] = {}
+) -> tuple[PatchEdge, ...] | None:
+    into: dict[BundleDigest, list[PatchEdge]] = {}
     for edge in edges:
         into.setdefault(edge.target, []).append(edge)
     # backwards from the target, so that a bundle that is held ends a path; the number breaks ties between equal costs
-    queue: list[tuple[int, int, int, BundleDigest, tuple[Edge, ...]]] = [(0, 0, 0, target, ())]
+    queue: list[tuple[int, int, int, BundleDigest, tuple[PatchEdge, ...]]] = [(0, 0, 0, target, ())]
     number = 0
     seen: set[tuple[BundleDigest, int]] = set()
-    best: tuple[int, int, tuple[Edge, ...]] | None = None
+    best: tuple[int, int, tuple[PatchEdge, ...]] | None = None
     while queue:
         cost, length, _, node, path = heappop(queue)
         if best is not None and (cost, length) >= best[:2]:
@@ -195,8 +199,8 @@ def _cheapest(
             continue
         seen.add((node, length))
         for edge in into.get(node, []):
-            after = (cost + _left(edge.entry, spooled), length + 1, (edge, *path))
-            if edge.entry.base is None or edge.entry.base in held:
+            after = (cost + _remaining_bytes(edge.entry, spooled), length + 1, (edge, *path))
+            if edge.entry.base is None or edge.entry.base in stored:
                 best = after if best is None or after[:2] < best[:2] else best
             else:
                 number += 1
@@ -204,11 +208,11 @@ def _cheapest(
     return None if best is None else best[2]
 
 
-def _left(entry: PatchEntry, spooled: Mapping[str, int]) -> int:
+def _remaining_bytes(entry: PatchEntry, spooled: Mapping[str, int]) -> int:
     return max(0, entry.size - spooled.get(entry.blob, 0))
 
 
-def _unusable(entry: PatchEntry, facts: DeviceFacts) -> str:
+def _unmet_patch_requirement(entry: PatchEntry, facts: DeviceFacts) -> str:
     missing = sorted(set(entry.features) - facts.decoders)
     if missing:
         return f"a patch needs the decoder feature {missing[0]!r}"
@@ -217,13 +221,13 @@ def _unusable(entry: PatchEntry, facts: DeviceFacts) -> str:
     return ""
 
 
-def _sealed_bytes(edge: Edge) -> int:
-    variant = edge.manifest.variant(edge.name)
-    plain = HEAD_BYTES + (0 if variant is None else variant.plain_size)
-    return FRAME_HEADER_BYTES + plain + -(-plain // FRAME_BYTES) * TAG_BYTES
+def _sealed_bytes(edge: PatchEdge) -> int:
+    variant = edge.manifest.variant(edge.variant_name)
+    plain = MAX_HEAD_BYTES + (0 if variant is None else variant.plain_size)
+    return FRAME_HEADER_BYTES + plain + -(-plain // FRAME_BYTES) * FRAME_TAG_BYTES
 
 
-def _dotted(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     parts = []
     for part in version.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -10,13 +10,13 @@ import random
 from collections.abc import Callable
 from typing import Final
 
-JITTER: Final = 0.2
+JITTER_SHARE: Final = 0.2
 FIRST_RETRY_S: Final = 15.0
 MAX_RETRY_FACTOR: Final = 4  # of the poll interval
 MAX_DOUBLINGS: Final = 20  # far beyond what the factor allows; keeps the shift small
 
 
-def pause_s(interval_s: int, failures: int, draw: Callable[[], float] = random.random) -> float:
+def next_poll_delay_s(interval_s: int, failures: int, draw: Callable[[], float] = random.random) -> float:
     """Seconds until the next poll.
 
     Args:
@@ -25,6 +25,6 @@ def pause_s(interval_s: int, failures: int, draw: Callable[[], float] = random.r
         draw: from 0 to 1.
     """
     if not failures:
-        return interval_s * (1 - JITTER + 2 * JITTER * draw())
+        return interval_s * (1 - JITTER_SHARE + 2 * JITTER_SHARE * draw())
     longest = min(FIRST_RETRY_S * float(1 << min(failures - 1, MAX_DOUBLINGS)), float(MAX_RETRY_FACTOR * interval_s))
     return longest * (1 + draw()) / 2

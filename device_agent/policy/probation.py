@@ -18,7 +18,7 @@ LATENCY_ALLOWANCE_US: Final = 5_000  # a turn of the scheduler: a ratio alone wo
 MAX_EXTENSIONS: Final = 10  # a window that nobody sends requests in does not keep two models resident for ever
 
 
-class Judgement(StrEnum):
+class ProbationAction(StrEnum):
     """What to do about a candidate now."""
 
     WATCH = "watch"
@@ -28,7 +28,7 @@ class Judgement(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class ServingObservation:
     """What was seen of one generation.
 
     Attributes:
@@ -46,7 +46,7 @@ class Observed:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ProbationLimits:
     """What to judge by: the health contract, with the window that this device's operator may have set."""
 
     window_s: int
@@ -57,7 +57,7 @@ class Limits:
     inconclusive: str
 
     @classmethod
-    def of(cls, health: Health, window_s: int | None, min_requests: int | None) -> "Limits":
+    def from_health(cls, health: Health, window_s: int | None, min_requests: int | None) -> "ProbationLimits":
         """From the signed contract and the settings."""
         return cls(
             window_s=health.probation_window_s if window_s is None else window_s,
@@ -70,14 +70,16 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbationDecision:
     """A judgement and why, in one line."""
 
-    judgement: Judgement
+    action: ProbationAction
     detail: str
 
 
-def judge(limits: Limits, seen: Observed, baseline: Observed, elapsed_s: float) -> Verdict:
+def judge_probation(
+    limits: ProbationLimits, observation: ServingObservation, baseline: ServingObservation, elapsed_s: float
+) -> ProbationDecision:
     """All rules.
 
     Args:
@@ -85,34 +87,40 @@ def judge(limits: Limits, seen: Observed, baseline: Observed, elapsed_s: float) 
         baseline: of the previous generation.
         elapsed_s: since it was published.
     """
-    failure = _failure(limits, seen, baseline)
+    failure = _violated_limit(limits, observation, baseline)
     if failure:
-        return Verdict(Judgement.ROLL_BACK, failure)
+        return ProbationDecision(ProbationAction.ROLL_BACK, failure)
     extensions = elapsed_s / limits.window_s if limits.window_s else float(MAX_EXTENSIONS)
     if elapsed_s < limits.window_s:
-        return Verdict(Judgement.WATCH, f"{seen.requests} requests so far")
-    if seen.requests >= limits.min_requests:
-        return Verdict(Judgement.COMMIT, f"{seen.requests} requests, {seen.errors} errors, {seen.nan} with NaN")
-    few = f"{seen.requests} requests in {elapsed_s:.0f} s, {limits.min_requests} are needed to tell"
+        return ProbationDecision(ProbationAction.WATCH, f"{observation.requests} requests so far")
+    if observation.requests >= limits.min_requests:
+        return ProbationDecision(
+            ProbationAction.COMMIT,
+            f"{observation.requests} requests, {observation.errors} errors, {observation.nan} with NaN",
+        )
+    few = f"{observation.requests} requests in {elapsed_s:.0f} s, {limits.min_requests} are needed to tell"
     match limits.inconclusive:
         case "commit":
-            return Verdict(Judgement.COMMIT, f"inconclusive, committed as the contract says: {few}")
+            return ProbationDecision(ProbationAction.COMMIT, f"inconclusive, committed as the contract says: {few}")
         case "extend" if extensions < MAX_EXTENSIONS:
-            return Verdict(Judgement.WATCH, f"extended: {few}")
+            return ProbationDecision(ProbationAction.WATCH, f"extended: {few}")
         case _:
-            return Verdict(Judgement.INCONCLUSIVE, few)
+            return ProbationDecision(ProbationAction.INCONCLUSIVE, few)
 
 
-def _failure(limits: Limits, seen: Observed, baseline: Observed) -> str:
-    if seen.crashes:
-        return f"its process died {seen.crashes} times" if seen.crashes > 1 else "its process died"
-    for what, count, ppm in (("failed", seen.errors, limits.error_ppm), ("NaN", seen.nan, limits.nan_ppm)):
+def _violated_limit(limits: ProbationLimits, observation: ServingObservation, baseline: ServingObservation) -> str:
+    if observation.crashes:
+        return f"its process died {observation.crashes} times" if observation.crashes > 1 else "its process died"
+    for what, count, ppm in (
+        ("failed", observation.errors, limits.error_ppm),
+        ("NaN", observation.nan, limits.nan_ppm),
+    ):
         if count and ppm == 0:
-            return f"{count} {what} answers in {seen.requests} requests, none is allowed"
-        if seen.requests >= max(1, limits.min_requests) and count * PPM > ppm * seen.requests:
-            return f"{count} {what} answers in {seen.requests} requests, at most {ppm} in a million are allowed"
-    enough = min(seen.requests, baseline.requests) >= max(1, limits.min_requests)
+            return f"{count} {what} answers in {observation.requests} requests, none is allowed"
+        if observation.requests >= max(1, limits.min_requests) and count * PPM > ppm * observation.requests:
+            return f"{count} {what} answers in {observation.requests} requests, at most {ppm} in a million are allowed"
+    enough = min(observation.requests, baseline.requests) >= max(1, limits.min_requests)
     slowest_us = limits.latency_percent * baseline.p50_us // 100 + LATENCY_ALLOWANCE_US
-    if enough and baseline.p50_us and seen.p50_us > slowest_us:
-        return f"median latency {seen.p50_us} µs against {baseline.p50_us} µs before, at most {slowest_us} are allowed"
+    if enough and baseline.p50_us and observation.p50_us > slowest_us:
+        return f"median latency {observation.p50_us} µs against {baseline.p50_us} µs before, at most {slowest_us} are allowed"
     return ""

@@ -12,11 +12,11 @@ Rules, in this order:
 from dataclasses import dataclass
 
 from bundle.contract import PPM, Health
-from device_agent.policy.probation import MAX_EXTENSIONS, Judgement, Limits, Verdict
+from device_agent.policy.probation import MAX_EXTENSIONS, ProbationAction, ProbationDecision, ProbationLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ShadowObservation:
     """What a candidate did so far.
 
     Attributes:
@@ -34,7 +34,9 @@ class Heard:
     crashes: int = 0
 
 
-def judge_shadow(health: Health, limits: Limits, heard: Heard, elapsed_s: float) -> Verdict:
+def judge_shadow(
+    health: Health, limits: ProbationLimits, shadow_observation: ShadowObservation, elapsed_s: float
+) -> ProbationDecision:
     """All rules; COMMIT means: go on to the swap.
 
     Args:
@@ -43,27 +45,33 @@ def judge_shadow(health: Health, limits: Limits, heard: Heard, elapsed_s: float)
         heard: since the shadow began.
         elapsed_s: since then.
     """
-    if heard.crashes:
-        return Verdict(Judgement.ROLL_BACK, "its process died in the shadow")
-    asked = heard.compared + heard.errors
+    if shadow_observation.crashes:
+        return ProbationDecision(ProbationAction.ROLL_BACK, "its process died in the shadow")
+    asked = shadow_observation.compared + shadow_observation.errors
     is_enough = asked >= max(1, limits.min_requests)
-    for what, count, ppm in (("failed", heard.errors, limits.error_ppm), ("NaN", heard.nan, limits.nan_ppm)):
+    for what, count, ppm in (
+        ("failed", shadow_observation.errors, limits.error_ppm),
+        ("NaN", shadow_observation.nan, limits.nan_ppm),
+    ):
         if count and (ppm == 0 or (is_enough and count * PPM > ppm * asked)):
-            return Verdict(
-                Judgement.ROLL_BACK, f"{count} {what} answers in {asked} shadowed requests, limit {ppm} in a million"
+            return ProbationDecision(
+                ProbationAction.ROLL_BACK,
+                f"{count} {what} answers in {asked} shadowed requests, limit {ppm} in a million",
             )
     if is_enough:
-        found = f"{heard.agreed} of {heard.compared} shadowed answers agree"
-        if heard.agreed * PPM < health.shadow_agreement_ppm * heard.compared:
-            return Verdict(Judgement.ROLL_BACK, f"{found}, {health.shadow_agreement_ppm} in a million are needed")
-        return Verdict(Judgement.COMMIT, found)
+        found = f"{shadow_observation.agreed} of {shadow_observation.compared} shadowed answers agree"
+        if shadow_observation.agreed * PPM < health.shadow_agreement_ppm * shadow_observation.compared:
+            return ProbationDecision(
+                ProbationAction.ROLL_BACK, f"{found}, {health.shadow_agreement_ppm} in a million are needed"
+            )
+        return ProbationDecision(ProbationAction.COMMIT, found)
     few = f"{asked} shadowed requests in {elapsed_s:.0f} s, {limits.min_requests} are needed to tell"
     if elapsed_s < limits.window_s:
-        return Verdict(Judgement.WATCH, few)
+        return ProbationDecision(ProbationAction.WATCH, few)
     match limits.inconclusive:
         case "commit":
-            return Verdict(Judgement.COMMIT, f"inconclusive, goes on as the contract says: {few}")
+            return ProbationDecision(ProbationAction.COMMIT, f"inconclusive, goes on as the contract says: {few}")
         case "extend" if limits.window_s and elapsed_s < MAX_EXTENSIONS * limits.window_s:
-            return Verdict(Judgement.WATCH, f"extended: {few}")
+            return ProbationDecision(ProbationAction.WATCH, f"extended: {few}")
         case _:
-            return Verdict(Judgement.INCONCLUSIVE, few)
+            return ProbationDecision(ProbationAction.INCONCLUSIVE, few)

@@ -15,7 +15,7 @@ from typing import Final
 
 from device_agent.errors import IllegalTransitionBug
 
-MAX_KILLS: Final = 3  # twice may be the neighbour's power cut; a third time is the candidate
+MAX_CRASHES: Final = 3  # twice may be the neighbour's power cut; a third time is the candidate
 
 
 class State(StrEnum):
@@ -26,64 +26,64 @@ class State(StrEnum):
     FETCHING = "fetching"
     PATCHING = "patching"
     PROBING = "probing"
-    ARMED = "armed"
+    STAGED = "armed"
     SWAPPING = "swapping"
     PROBATION = "probation"
     COMMITTING = "committing"
     ROLLING_BACK = "rolling-back"
-    REFUSING = "refusing"
+    REJECTING = "refusing"
 
 
 class Event(StrEnum):
     """What happened."""
 
     CHECK = "check"
-    NOTHING = "nothing"
+    UP_TO_DATE = "nothing"
     FOUND = "found"
     FETCHED = "fetched"
-    STAGED = "staged"
+    PATCHED = "staged"
     REPLAN = "replan"
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
-    GIVEN_UP = "given-up"
-    PARKED = "parked"
-    BOOT = "boot"
+    ABORTED = "given-up"
+    STAGED = "parked"
+    DAEMON_STARTED = "boot"
     SWAPPED = "swapped"
-    ADOPTED = "adopted"
-    OPERATOR = "operator"
+    FIRST_INSTALL = "adopted"
+    ROLLBACK_REQUESTED = "operator"
     DONE = "done"
 
 
 TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
     (State.IDLE, Event.CHECK): State.CHECKING,
-    (State.CHECKING, Event.NOTHING): State.IDLE,
-    (State.CHECKING, Event.GIVEN_UP): State.IDLE,
+    (State.CHECKING, Event.UP_TO_DATE): State.IDLE,
+    (State.CHECKING, Event.ABORTED): State.IDLE,
     (State.CHECKING, Event.FOUND): State.FETCHING,
     (State.FETCHING, Event.FETCHED): State.PATCHING,
-    (State.FETCHING, Event.GIVEN_UP): State.IDLE,
-    (State.PATCHING, Event.STAGED): State.PROBING,
+    (State.FETCHING, Event.ABORTED): State.IDLE,
+    (State.PATCHING, Event.PATCHED): State.PROBING,
     (State.PATCHING, Event.REPLAN): State.FETCHING,
-    (State.PATCHING, Event.GIVEN_UP): State.IDLE,
-    (State.PATCHING, Event.UNHEALTHY): State.REFUSING,
+    (State.PATCHING, Event.ABORTED): State.IDLE,
+    (State.PATCHING, Event.UNHEALTHY): State.REJECTING,
     (State.PROBING, Event.HEALTHY): State.SWAPPING,
-    (State.PROBING, Event.PARKED): State.ARMED,
-    (State.PROBING, Event.UNHEALTHY): State.REFUSING,
-    (State.PROBING, Event.GIVEN_UP): State.IDLE,
-    (State.ARMED, Event.BOOT): State.SWAPPING,
-    (State.ARMED, Event.CHECK): State.CHECKING,
-    (State.ARMED, Event.GIVEN_UP): State.IDLE,
+    (State.PROBING, Event.STAGED): State.STAGED,
+    (State.PROBING, Event.UNHEALTHY): State.REJECTING,
+    (State.PROBING, Event.ABORTED): State.IDLE,
+    (State.STAGED, Event.DAEMON_STARTED): State.SWAPPING,
+    (State.STAGED, Event.CHECK): State.CHECKING,
+    (State.STAGED, Event.ABORTED): State.IDLE,
     (State.SWAPPING, Event.SWAPPED): State.PROBATION,
-    (State.SWAPPING, Event.ADOPTED): State.COMMITTING,
+    (State.SWAPPING, Event.FIRST_INSTALL): State.COMMITTING,
     (State.SWAPPING, Event.UNHEALTHY): State.ROLLING_BACK,
-    (State.SWAPPING, Event.GIVEN_UP): State.IDLE,
+    (State.SWAPPING, Event.ABORTED): State.IDLE,
     (State.PROBATION, Event.HEALTHY): State.COMMITTING,
     (State.PROBATION, Event.UNHEALTHY): State.ROLLING_BACK,
-    (State.PROBATION, Event.OPERATOR): State.ROLLING_BACK,
-    (State.PROBATION, Event.GIVEN_UP): State.ROLLING_BACK,
+    (State.PROBATION, Event.ROLLBACK_REQUESTED): State.ROLLING_BACK,
+    (State.PROBATION, Event.ABORTED): State.ROLLING_BACK,
     (State.COMMITTING, Event.DONE): State.IDLE,
-    (State.IDLE, Event.OPERATOR): State.ROLLING_BACK,
+    (State.IDLE, Event.ROLLBACK_REQUESTED): State.ROLLING_BACK,
     (State.ROLLING_BACK, Event.DONE): State.IDLE,
-    (State.REFUSING, Event.DONE): State.IDLE,
+    (State.REJECTING, Event.DONE): State.IDLE,
 }
 
 RECOVERY: Final[dict[State, State]] = {
@@ -92,16 +92,16 @@ RECOVERY: Final[dict[State, State]] = {
     State.FETCHING: State.IDLE,  # the spool keeps what came; the next cycle goes on from there
     State.PATCHING: State.IDLE,  # an unfinished store file has no name that anybody reads
     State.PROBING: State.IDLE,  # the bundle is in the store; the next cycle probes it again
-    State.ARMED: State.ARMED,  # it waits for just this restart
+    State.STAGED: State.STAGED,  # it waits for just this restart
     State.SWAPPING: State.IDLE,  # `active` still names the release that served before
     State.PROBATION: State.ROLLING_BACK,  # a candidate that did not live through its probation has not passed it
     State.COMMITTING: State.COMMITTING,  # decided: only the pointers are left to move
     State.ROLLING_BACK: State.ROLLING_BACK,
-    State.REFUSING: State.REFUSING,
+    State.REJECTING: State.REJECTING,
 }
 assert RECOVERY.keys() == set(State)
 
-TRIALS: Final = frozenset({State.PATCHING, State.PROBING, State.SWAPPING, State.PROBATION})
+CRASH_SUSPECT_STATES: Final = frozenset({State.PATCHING, State.PROBING, State.SWAPPING, State.PROBATION})
 
 
 def next_state(state: State, event: Event) -> State:
@@ -112,18 +112,18 @@ def next_state(state: State, event: Event) -> State:
     return after
 
 
-def allowed(state: State) -> tuple[Event, ...]:
+def allowed_events(state: State) -> tuple[Event, ...]:
     """The events that `state` knows, in the order of the table."""
     return tuple(event for before, event in TRANSITIONS if before is state)
 
 
-def recover(state: State, kills: int) -> State:
+def recovery_state(state: State, crashes: int) -> State:
     """Where a restart goes on.
 
     Args:
         state: found in the journal.
         kills: how often the agent was killed in this state with this candidate, this time included.
     """
-    if state in TRIALS and kills >= MAX_KILLS:
-        return State.REFUSING
+    if state in CRASH_SUSPECT_STATES and crashes >= MAX_CRASHES:
+        return State.REJECTING
     return RECOVERY[state]

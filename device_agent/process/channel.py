@@ -24,9 +24,9 @@ from bundle.errors import KINDS, AirweightsError, Bug, subclasses
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # root metadata and manifests are below 1 MiB; larger things go as memfds
 MAX_FDS: Final = 250  # the kernel's SCM_MAX_FD is 253
-REASON: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+REASON_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
-Value = dict[str, Any]  # a parsed JSON object; each side takes it apart at once
+JsonObject = dict[str, Any]  # a parsed JSON object; each side takes it apart at once
 _HEAD: Final = struct.Struct(">I")
 
 
@@ -38,7 +38,7 @@ class ChannelClosed(Exception):
 class Message:
     """One message as received; the receiver owns `fds`."""
 
-    value: Value
+    value: JsonObject
     fds: tuple[int, ...] = field(default=())
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Message:
             os.close(fd)
 
 
-def send(channel: socket.socket, value: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
+def send_message(channel: socket.socket, value: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
     """Send one message, blocking.
 
     Raises:
@@ -69,7 +69,7 @@ def send(channel: socket.socket, value: Mapping[str, Any], fds: Sequence[int] = 
         raise ChannelClosed(str(error)) from error
 
 
-def receive(channel: socket.socket) -> Message:
+def receive_message(channel: socket.socket) -> Message:
     """Receive one message, blocking.
 
     Raises:
@@ -77,11 +77,11 @@ def receive(channel: socket.socket) -> Message:
     """
     fds: list[int] = []
     try:
-        (length,) = _HEAD.unpack(_read(channel, _HEAD.size, fds))
+        (length,) = _HEAD.unpack(_read_exactly(channel, _HEAD.size, fds))
         if length > MAX_MESSAGE_BYTES:
             raise ChannelClosed(f"message of {length} bytes announced, at most {MAX_MESSAGE_BYTES} are allowed")
         try:
-            value = json.loads(_read(channel, length, fds))
+            value = json.loads(_read_exactly(channel, length, fds))
         except (ValueError, RecursionError) as error:
             raise ChannelClosed(f"message is not JSON: {error}") from error
         if not isinstance(value, dict):
@@ -93,7 +93,7 @@ def receive(channel: socket.socket) -> Message:
     return Message(value, tuple(fds))
 
 
-def _read(channel: socket.socket, size: int, fds: list[int]) -> bytes:
+def _read_exactly(channel: socket.socket, size: int, fds: list[int]) -> bytes:
     parts = []
     rights_bytes = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     while size:
@@ -117,12 +117,12 @@ def _read(channel: socket.socket, size: int, fds: list[int]) -> bytes:
     return b"".join(parts)
 
 
-def error_from(value: object) -> AirweightsError:
+def error_from_dict(value: object) -> AirweightsError:
     """The exception for an `as_dict()` that a child sent (rule 3); a Bug where it is none."""
     if not isinstance(value, dict):
         return Bug("a child reported an error that has no form")
     reason, message, hint = value.get("reason"), value.get("message"), value.get("hint")
-    if not isinstance(reason, str) or not REASON.fullmatch(reason) or not isinstance(message, str):
+    if not isinstance(reason, str) or not REASON_PATTERN.fullmatch(reason) or not isinstance(message, str):
         return Bug("a child reported an error that has no form")
     remedy = hint if isinstance(hint, str) else None
     for cls in subclasses():
@@ -131,16 +131,16 @@ def error_from(value: object) -> AirweightsError:
                 return cls(message[:2000], remedy=remedy)
     for kind in KINDS:
         if kind.exit_code == value.get("exit_code"):
-            return _foreign(kind, reason)(message[:2000], remedy=remedy)
+            return _class_for_unknown_reason(kind, reason)(message[:2000], remedy=remedy)
     return Bug(f"a child reported {reason!r}: {message[:500]}")
 
 
-_FOREIGN: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
+_UNKNOWN_REASON_CLASSES: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
 
 
-def _foreign(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
+def _class_for_unknown_reason(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
     # cached: a class is never collected while its base lives, and a child may fail for years
-    found = _FOREIGN.get((kind, reason))
+    found = _UNKNOWN_REASON_CLASSES.get((kind, reason))
     if found is None:
-        found = _FOREIGN[kind, reason] = type(f"Foreign{kind.__name__}", (kind,), {"reason": reason})
+        found = _UNKNOWN_REASON_CLASSES[kind, reason] = type(f"Foreign{kind.__name__}", (kind,), {"reason": reason})
     return found

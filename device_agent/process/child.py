@@ -32,7 +32,7 @@ from typing import IO, Any, Final
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
 from device_agent.process import channel
-from device_agent.process.channel import ChannelClosed, Message, Value
+from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.jail import JailPolicy, JailStatus
 from device_agent.process.worker import CHANNEL_OPTION
 
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 START_DEADLINE_S: Final = 60.0  # imports from a cold SD card; 0.4 s on the machine of the measurements
 STOP_GRACE_S: Final = 5.0
-IDLE_S: Final = 0.5
+IDLE_INTERVAL_S: Final = 0.5
 MAX_LINE_BYTES: Final = 2000
 MAX_LINES_LOGGED: Final = 1000  # of one child's life: a broken model must not fill a disk with its log
-LAST_WORDS: Final = 5
-ENVIRONMENT: Final = (
+STDERR_TAIL_LINES: Final = 5
+INHERITED_VARIABLES: Final = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH"),
     *(
         "SSL_CERT_FILE",
@@ -58,7 +58,7 @@ ENVIRONMENT: Final = (
     ),
 )
 # one thread and few arenas: a second thread before the jail would escape Landlock, and arenas cost resident memory
-FIXED_ENVIRONMENT: Final = {
+FIXED_VARIABLES: Final = {
     "ORT_DISABLE_TELEMETRY": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
@@ -66,11 +66,11 @@ FIXED_ENVIRONMENT: Final = {
     "PYTHONFAULTHANDLER": "1",
 }
 
-OnEvent = Callable[[Value], None]
-OnAsk = Callable[[Message], tuple[Mapping[str, Any], Sequence[int]]]
+OnEvent = Callable[[JsonObject], None]
+OnRequest = Callable[[Message], tuple[Mapping[str, Any], Sequence[int]]]
 
 
-class Child:
+class ChildProcess:
     """One running child. Made by `start`; use as a context manager or call `stop`."""
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
@@ -80,11 +80,13 @@ class Child:
         self._process = process
         self._channel = channel
         self._lock = threading.RLock()
-        self._last_words: deque[str] = deque(maxlen=LAST_WORDS)
+        self._stderr_tail: deque[str] = deque(maxlen=STDERR_TAIL_LINES)
         self._pidfd = os.pidfd_open(process.pid)
         assert process.stderr is not None
-        self._log = threading.Thread(target=self._read_log, args=(process.stderr,), name=f"{name}-log", daemon=True)
-        self._log.start()
+        self._log_thread = threading.Thread(
+            target=self._read_log, args=(process.stderr,), name=f"{name}-log", daemon=True
+        )
+        self._log_thread.start()
 
     @classmethod
     def start(
@@ -94,7 +96,7 @@ class Child:
         *,
         environment: Mapping[str, str] | None = None,
         deadline_s: float = START_DEADLINE_S,
-    ) -> "Child":
+    ) -> "ChildProcess":
         """Start `python -m MODULE` and wait until it is in its jail.
 
         Args:
@@ -115,7 +117,7 @@ class Child:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 cwd="/",
-                env=_environment(environment or {}),
+                env=_worker_environment(environment or {}),
             )
         except BaseException:
             ours.close()
@@ -131,7 +133,7 @@ class Child:
         except BaseException:
             child.kill()
             raise
-        if not child.jail.confined:
+        if not child.jail.is_confined:
             logger.warning("child %s runs unjailed: %s", child.name, child.jail)
         return child
 
@@ -143,7 +145,7 @@ class Child:
         *,
         deadline_s: float,
         on_event: OnEvent | None = None,
-        on_ask: OnAsk | None = None,
+        on_request: OnRequest | None = None,
         on_idle: Callable[[], None] | None = None,
     ) -> Message:
         """Send a call and wait for its result.
@@ -154,7 +156,7 @@ class Child:
             fds: duplicated into the child; the caller still owns them.
             deadline_s: for all of it, questions included.
             on_event: called for each event on the way.
-            on_ask: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it raises of
+            on_request: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it raises of
                 AirweightsError goes to the child.
             on_idle: called every IDLE_S in which the child says nothing; it must not call this child.
 
@@ -164,9 +166,9 @@ class Child:
         Raises:
             AirweightsError: the child's own, ChildDied, ChildFailed or ChildTimeout.
         """
-        return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_ask, on_idle)
+        return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_request, on_idle)
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """It has not ended."""
         return self._process.poll() is None
 
@@ -206,7 +208,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._release()
+        self._close_descriptors()
 
     def kill(self) -> None:
         """End it now and reap it. Any number of times, from any thread."""
@@ -214,9 +216,9 @@ class Child:
         self._process.wait()
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
-        self._release()
+        self._close_descriptors()
 
-    def ended_how(self) -> str:
+    def describe_exit(self) -> str:
         """How it ended, for a message: an exit code or a signal, and its last words."""
         code = self._process.poll()
         if code is None:
@@ -225,10 +227,10 @@ class Child:
             how = f"ended by {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"
         else:
             how = f"ended with exit code {code}"
-        words = " | ".join(self._last_words)
+        words = " | ".join(self._stderr_tail)
         return f"{how}: {words[-600:]}" if words else how
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> "ChildProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -240,65 +242,65 @@ class Child:
         fds: Sequence[int],
         deadline_s: float,
         on_event: OnEvent | None,
-        on_ask: OnAsk | None,
+        on_request: OnRequest | None,
         on_idle: Callable[[], None] | None = None,
     ) -> Message:
         deadline = time.monotonic() + deadline_s
         with self._lock:
             try:
                 self._set_timeout(deadline)
-                channel.send(self._channel, request, fds)
+                channel.send_message(self._channel, request, fds)
                 while True:
                     if on_idle is not None:
-                        self._await(deadline, on_idle)
+                        self._wait_until_readable(deadline, on_idle)
                     self._set_timeout(deadline)
-                    message = channel.receive(self._channel)
+                    message = channel.receive_message(self._channel)
                     if "event" in message.value:
                         message.close()
                         if on_event is not None:
-                            with well_formed(self.name):
+                            with parse_reply(self.name):
                                 on_event(message.value["event"])
                     elif "ask" in message.value:
-                        answer, answer_fds = self._answer(message, on_ask)
+                        answer, answer_fds = self._handle_request(message, on_request)
                         self._set_timeout(deadline)
-                        channel.send(self._channel, answer, answer_fds)
+                        channel.send_message(self._channel, answer, answer_fds)
                         for fd in answer_fds:
                             os.close(fd)
                     elif isinstance(message.value.get("ok"), dict):
                         return Message(message.value["ok"], message.fds)
                     else:
                         message.close()
-                        raise self._raised(message.value.get("error"))
+                        raise self._parse_error(message.value.get("error"))
             except TimeoutError as error:
-                self._end()
+                self._terminate()
                 raise ChildTimeout(
                     f"{self.name} did not answer {request.get('call', 'its start')!r} within {deadline_s:g} s"
                 ) from error
             except (ChannelClosed, OSError) as error:
-                self._end()
+                self._terminate()
                 raise ChildDied(
-                    f"{self.name} did not answer {request.get('call', 'its start')!r}, it {self.ended_how()} ({error})"
+                    f"{self.name} did not answer {request.get('call', 'its start')!r}, it {self.describe_exit()} ({error})"
                 ) from error
 
-    def _raised(self, error: object) -> AirweightsError:
-        found = channel.error_from(error)
+    def _parse_error(self, error: object) -> AirweightsError:
+        found = channel.error_from_dict(error)
         return ChildFailed(f"{self.name}: {found.message}") if isinstance(found, Bug) else found
 
-    def _answer(self, message: Message, on_ask: OnAsk | None) -> tuple[Value, Sequence[int]]:
-        if on_ask is None:
+    def _handle_request(self, message: Message, on_request: OnRequest | None) -> tuple[JsonObject, Sequence[int]]:
+        if on_request is None:
             message.close()
             return {"error": Bug(f"{self.name} asked a question and nobody listens").as_dict()}, ()
         try:
-            with well_formed(self.name):
-                value, fds = on_ask(Message(message.value["ask"], message.fds))
+            with parse_reply(self.name):
+                value, fds = on_request(Message(message.value["ask"], message.fds))
         except AirweightsError as error:
             return {"error": error.as_dict()}, ()
         return {"ok": value}, fds
 
-    def _await(self, deadline: float, on_idle: Callable[[], None]) -> None:
+    def _wait_until_readable(self, deadline: float, on_idle: Callable[[], None]) -> None:
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        while not poll.poll(IDLE_S * 1000) and time.monotonic() < deadline:
+        while not poll.poll(IDLE_INTERVAL_S * 1000) and time.monotonic() < deadline:
             on_idle()
 
     def _set_timeout(self, deadline: float) -> None:
@@ -307,16 +309,16 @@ class Child:
             raise TimeoutError
         self._channel.settimeout(left)
 
-    def _end(self) -> None:
+    def _terminate(self) -> None:
         # a channel that broke is of no use: whatever the child is at, it ends
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2)  # one that died by itself leaves its own exit code, not our SIGKILL
         self._process.kill()
         self._process.wait()
-        self._log.join(1.0)  # a grandchild could hold stderr open
+        self._log_thread.join(1.0)  # a grandchild could hold stderr open
 
-    def _release(self) -> None:
-        self._log.join(1.0)
+    def _close_descriptors(self) -> None:
+        self._log_thread.join(1.0)
         with self._lock:
             self._channel.close()
             if self._pidfd >= 0:
@@ -329,7 +331,7 @@ class Child:
             for number, line in enumerate(iter(lambda: stderr.readline(MAX_LINE_BYTES), b"")):
                 text = "".join(c if c.isprintable() else " " for c in line.decode("utf-8", "replace")).strip()
                 if text:
-                    self._last_words.append(text[:300])
+                    self._stderr_tail.append(text[:300])
                 if number < MAX_LINES_LOGGED and text:
                     log.warning("%s", text)
                 elif number == MAX_LINES_LOGGED:
@@ -337,7 +339,7 @@ class Child:
 
 
 @contextlib.contextmanager
-def well_formed(name: str) -> Iterator[None]:
+def parse_reply(name: str) -> Iterator[None]:
     """Around whatever takes a child's message apart: one without the form that was agreed raises ChildFailed."""
     try:
         yield
@@ -345,6 +347,6 @@ def well_formed(name: str) -> Iterator[None]:
         raise ChildFailed(f"{name} sent what is no answer ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    return {**kept, **FIXED_ENVIRONMENT, **extra}
+def _worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    return {**kept, **FIXED_VARIABLES, **extra}

@@ -32,13 +32,13 @@ from device_agent.errors import JailUnavailable
 from device_agent.process import syscalls as sys_
 from device_agent.process.memory_lock import lock_memory
 
-SOCKETS: Final = ("none", "unix", "inet")
+SOCKET_KINDS: Final = ("none", "unix", "inet")
 MAX_OPEN_FILES: Final = 1024
-EXPENDABLE: Final = "1000"  # proc(5): the highest there is
+EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the highest there is
 # systemd's table of user ids (docs "UIDS-GIDS"): from here up nobody assigns any; the process id makes it our own
-OWN_UIDS_FROM: Final = 1_879_048_192
+FIRST_WORKER_UID: Final = 1_879_048_192
 # where a container maps only 65,536 ids: systemd's range for dynamic users
-NARROW_UIDS: Final = range(61_184, 65_520)
+FALLBACK_UID_RANGE: Final = range(61_184, 65_520)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +107,13 @@ class JailStatus:
     memory_locked: bool = False
 
     @property
-    def confined(self) -> bool:
+    def is_confined(self) -> bool:
         """Files and calls are closed to it."""
         return self.seccomp and (self.own_uid is not None or (self.landlock_abi > 0 and self.threads == 1))
 
     def as_json(self) -> dict[str, Any]:
         """For the child's first reply and for `status`."""
-        return {**asdict(self), "confined": self.confined}
+        return {**asdict(self), "confined": self.is_confined}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "JailStatus":
@@ -121,12 +121,12 @@ class JailStatus:
         return cls(**{key: item for key, item in value.items() if key != "confined"})
 
 
-def available() -> JailStatus:
+def detect_jail() -> JailStatus:
     """What a child with the strictest policy would get here; changes nothing."""
     return JailStatus(
-        own_uid=_free_uid() if os.geteuid() == 0 else None,
+        own_uid=_choose_free_uid() if os.geteuid() == 0 else None,
         landlock_abi=_landlock_abi(),
-        seccomp=_seccomp_offered(),
+        seccomp=_is_seccomp_offered(),
         network_namespace=os.geteuid() == 0,
         undumpable=True,
     )
@@ -138,7 +138,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     Raises:
         JailUnavailable: the result would not be confined and the policy does not allow that.
     """
-    _limit(policy)
+    _set_limits(policy)
     status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
     if policy.lock_memory:
         status = replace(status, memory_locked=lock_memory())
@@ -151,7 +151,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
     status = replace(status, undumpable=_prctl(sys_.PR_SET_DUMPABLE, 0) and _LIBC.prctl(sys_.PR_GET_DUMPABLE) == 0)
     if _prctl(sys_.PR_SET_NO_NEW_PRIVS, 1):
         status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
-    if not status.confined and not policy.allow_unjailed:
+    if not status.is_confined and not policy.allow_unjailed:
         raise JailUnavailable(
             f"a child of the agent can not be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
             f"{status.landlock_abi or 'no'}, {status.threads} threads, own user {status.own_uid or 'no'})",
@@ -174,7 +174,7 @@ def _prctl(option: int, value: int) -> bool:
     return bool(_LIBC.prctl(option, value, 0, 0, 0) == 0)
 
 
-def _limit(policy: JailPolicy) -> None:
+def _set_limits(policy: JailPolicy) -> None:
     def lower(which: int, value: int) -> None:
         _, hard = resource.getrlimit(which)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -190,24 +190,24 @@ def _limit(policy: JailPolicy) -> None:
         lower(resource.RLIMIT_FSIZE, policy.file_bytes)
     if policy.expendable:
         with contextlib.suppress(OSError):  # no /proc
-            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE)
+            Path("/proc/self/oom_score_adj").write_text(EXPENDABLE_OOM_SCORE)
 
 
-def _free_uid() -> int | None:
+def _choose_free_uid() -> int | None:
     mapped: int = 0
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         inside, _, length = (int(word) for word in line.split())
         mapped = max(mapped, inside + length)
-    if mapped > OWN_UIDS_FROM + os.getpid():
-        return OWN_UIDS_FROM + os.getpid()
+    if mapped > FIRST_WORKER_UID + os.getpid():
+        return FIRST_WORKER_UID + os.getpid()
     taken = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
-    start = os.getpid() % len(NARROW_UIDS)
-    turned = (*NARROW_UIDS[start:], *NARROW_UIDS[:start])
+    start = os.getpid() % len(FALLBACK_UID_RANGE)
+    turned = (*FALLBACK_UID_RANGE[start:], *FALLBACK_UID_RANGE[:start])
     return next((uid for uid in turned if uid not in taken and uid < mapped), None)
 
 
 def _become_own_user() -> int | None:
-    uid = _free_uid()
+    uid = _choose_free_uid()
     if uid is None:
         return None
     try:
@@ -237,7 +237,7 @@ def _restrict_files(policy: JailPolicy) -> int:
     # each version of the interface adds rights; asking for one that the kernel does not know fails as a whole
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     net = sys_.LANDLOCK_ACCESS_NET_TCP if abi >= 4 and policy.sockets != "inet" else 0
-    scopes = sys_.LANDLOCK_SCOPES if abi >= 6 else 0
+    scopes = sys_.LANDLOCK_SCOPE_FLAGS if abi >= 6 else 0
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     attributes = struct.pack("=QQQ", handled, net, scopes)[:size]
     ruleset = _syscall(sys_.LANDLOCK_CREATE_RULESET, attributes, size, 0)
@@ -250,13 +250,13 @@ def _restrict_files(policy: JailPolicy) -> int:
         writable = (writable | sys_.REFER | sys_.TRUNCATE) & handled
         for paths, rights in ((policy.read, readable), (policy.write, writable)):
             for path in paths:
-                _allow_below(ruleset, path, rights)
+                _allow_path(ruleset, path, rights)
         return abi if _syscall(sys_.LANDLOCK_RESTRICT_SELF, ruleset, 0) == 0 else 0
     finally:
         os.close(ruleset)
 
 
-def _allow_below(ruleset: int, path: str, rights: int) -> None:
+def _allow_path(ruleset: int, path: str, rights: int) -> None:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -271,7 +271,7 @@ def _allow_below(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def _seccomp_offered() -> bool:
+def _is_seccomp_offered() -> bool:
     return os.uname().machine in sys_.ARCHITECTURES and "Seccomp:" in Path("/proc/self/status").read_text()
 
 
@@ -279,21 +279,26 @@ def _install_filter(policy: JailPolicy) -> bool:
     arch = sys_.ARCHITECTURES.get(os.uname().machine)
     if arch is None or struct.calcsize("P") != 8:
         return False
-    program = _program(arch, policy.sockets)
+    program = _seccomp_program(arch, policy.sockets)
     code = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
     done = _syscall(arch.seccomp, sys_.SECCOMP_SET_MODE_FILTER, sys_.SECCOMP_FILTER_FLAG_TSYNC, fprog)
     return bool(done == 0)
 
 
-def _program(arch: sys_.Architecture, sockets: str) -> bytes:
+def _seccomp_program(arch: sys_.Architecture, sockets: str) -> bytes:
     """The filter in classic BPF; offsets are those of `struct seccomp_data` (linux/seccomp.h)."""
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     denied, unknown = sys_.SECCOMP_RET_ERRNO | errno.EPERM, sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
-    lines = [(load, 0, 0, 4), (equal, 1, 0, arch.audit), (ret, 0, 0, sys_.SECCOMP_RET_KILL_PROCESS), (load, 0, 0, 0)]
+    lines = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, arch.audit_arch),
+        (ret, 0, 0, sys_.SECCOMP_RET_KILL_PROCESS),
+        (load, 0, 0, 0),
+    ]
     if os.uname().machine == "x86_64":
         lines += [(at_least, 0, 1, sys_.X32_BIT), (ret, 0, 0, denied)]
-    for number in arch.denied:
+    for number in arch.denied_calls:
         lines += [(equal, 0, 1, number), (ret, 0, 0, denied)]
     # without clone3 the C library falls back to clone, whose flags a filter can read
     lines += [(equal, 0, 1, arch.clone3), (ret, 0, 0, unknown)]

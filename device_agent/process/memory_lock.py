@@ -27,7 +27,7 @@ def lock_memory() -> bool:
     return bool(ctypes.CDLL(None).mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) == 0)
 
 
-def is_there_swap() -> bool:
+def swap_is_enabled() -> bool:
     """Could memory that is not locked be swapped out here? Yes, where that can not be told."""
     try:
         devices = SWAPS.read_text(encoding="utf-8", errors="replace").splitlines()[1:]

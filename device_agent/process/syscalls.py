@@ -21,7 +21,7 @@ LANDLOCK_RESTRICT_SELF: Final = 446
 LANDLOCK_CREATE_RULESET_VERSION: Final = 1
 LANDLOCK_RULE_PATH_BENEATH: Final = 1
 LANDLOCK_ACCESS_NET_TCP: Final = 0b11  # bind, connect
-LANDLOCK_SCOPES: Final = 0b11  # abstract Unix sockets, signals
+LANDLOCK_SCOPE_FLAGS: Final = 0b11  # abstract Unix sockets, signals
 
 WRITE_FILE: Final = 1 << 1
 READ_FILE: Final = 1 << 2
@@ -53,17 +53,17 @@ class Architecture:
             namespaces, modules, clocks, and ways around a filter or a path (io_uring, file handles).
     """
 
-    audit: int
+    audit_arch: int
     seccomp: int
     socket: int
     clone: int
     clone3: int
-    denied: tuple[int, ...]
+    denied_calls: tuple[int, ...]
 
 
 # open_tree … fsmount, pidfd_getfd, process_madvise, mount_setattr, io_uring_setup: the same on every processor
-_COMMON: Final = (425, 428, 429, 430, 431, 432, 433, 438, 440, 442)
-_GENERIC: Final = (
+_COMMON_DENIED_CALLS: Final = (425, 428, 429, 430, 431, 432, 433, 438, 440, 442)
+_GENERIC_DENIED_CALLS: Final = (
     *(221, 281, 117, 270, 271, 272),  # execve, execveat, ptrace, process_vm_readv, process_vm_writev, kcmp
     *(280, 241, 217, 218, 219),  # bpf, perf_event_open, add_key, request_key, keyctl
     *(40, 39, 41, 51, 97, 268),  # mount, umount2, pivot_root, chroot, unshare, setns
@@ -82,16 +82,16 @@ _GENERIC: Final = (
         116,
         161,
     ),  # quotactl, reboot, swap*, acct, clocks, syslog, sethostname
-    *_COMMON,
+    *_COMMON_DENIED_CALLS,
 )
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "x86_64": Architecture(
-        audit=0xC000003E,
+        audit_arch=0xC000003E,
         seccomp=317,
         socket=41,
         clone=56,
         clone3=435,
-        denied=(
+        denied_calls=(
             *(59, 322, 101, 310, 311, 312),  # execve, execveat, ptrace, process_vm_readv, process_vm_writev, kcmp
             *(57, 58),  # fork, vfork
             *(321, 298, 248, 249, 250),  # bpf, perf_event_open, add_key, request_key, keyctl
@@ -99,9 +99,9 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             *(246, 320, 175, 313, 176),  # kexec_load, kexec_file_load, init_module, finit_module, delete_module
             *(323, 303, 304),  # userfaultfd, name_to_handle_at, open_by_handle_at
             *(179, 169, 167, 168, 163, 164, 227, 159, 305, 103, 170, 172, 173),  # as below, and iopl, ioperm
-            *_COMMON,
+            *_COMMON_DENIED_CALLS,
         ),
     ),
-    "aarch64": Architecture(0xC00000B7, 277, 198, 220, 435, _GENERIC),
-    "riscv64": Architecture(0xC00000F3, 277, 198, 220, 435, _GENERIC),
+    "aarch64": Architecture(0xC00000B7, 277, 198, 220, 435, _GENERIC_DENIED_CALLS),
+    "riscv64": Architecture(0xC00000F3, 277, 198, 220, 435, _GENERIC_DENIED_CALLS),
 }

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-REST: Final = 4.0
-MAX_REST_S: Final = 3.0
+WAIT_TO_WORK_RATIO: Final = 4.0
+MAX_WAIT_S: Final = 3.0
 
 
-class Pace:
+class Throttle:
     """The rhythm of one piece of work, which begins now.
 
     Args:
@@ -30,10 +30,10 @@ class Pace:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._is_paced, self._clock, self._sleep = is_paced, clock, sleep
-        self._step_began = clock()
+        self._step_started_s = clock()
 
-    def rest(self) -> None:
+    def wait(self) -> None:
         """After a step."""
         if self._is_paced:
-            self._sleep(min(REST * (self._clock() - self._step_began), MAX_REST_S))
-            self._step_began = self._clock()
+            self._sleep(min(WAIT_TO_WORK_RATIO * (self._clock() - self._step_started_s), MAX_WAIT_S))
+            self._step_started_s = self._clock()

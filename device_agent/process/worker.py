@@ -26,16 +26,23 @@ from typing import Any, Final, Protocol
 
 from bundle.errors import AirweightsError, Bug
 from device_agent.errors import ChildFailed
-from device_agent.process.channel import ChannelClosed, Message, Value, error_from, receive, send
+from device_agent.process.channel import (
+    ChannelClosed,
+    JsonObject,
+    Message,
+    error_from_dict,
+    receive_message,
+    send_message,
+)
 from device_agent.process.jail import JailPolicy, JailStatus, enter_jail
-from device_agent.process.throttle import Pace
+from device_agent.process.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
 CHANNEL_OPTION: Final = "--channel"
 
 
-class Parent:
+class SupervisorChannel:
     """The channel to the supervisor."""
 
     def __init__(self, channel: socket.socket) -> None:
@@ -47,21 +54,21 @@ class Parent:
 
     def receive(self) -> Message:
         """The next call. Raises ChannelClosed at the supervisor's end."""
-        return receive(self._channel)
+        return receive_message(self._channel)
 
     def reply(self, value: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """The result of the call at hand; `fds` stay open here."""
-        send(self._channel, {"ok": value}, fds)
+        send_message(self._channel, {"ok": value}, fds)
 
-    def fail(self, error: AirweightsError) -> None:
+    def reply_error(self, error: AirweightsError) -> None:
         """The error of the call at hand."""
-        send(self._channel, {"error": error.as_dict()})
+        send_message(self._channel, {"error": error.as_dict()})
 
-    def event(self, value: Mapping[str, Any]) -> None:
+    def send_event(self, value: Mapping[str, Any]) -> None:
         """Something to know before the result, for example progress."""
-        send(self._channel, {"event": value})
+        send_message(self._channel, {"event": value})
 
-    def ask(self, value: Mapping[str, Any], fds: Sequence[int] = ()) -> Message:
+    def request(self, value: Mapping[str, Any], fds: Sequence[int] = ()) -> Message:
         """A question in the middle of a call.
 
         Returns:
@@ -71,21 +78,21 @@ class Parent:
             AirweightsError: what the supervisor raised.
             ChannelClosed.
         """
-        send(self._channel, {"ask": value}, fds)
-        answer = receive(self._channel)
+        send_message(self._channel, {"ask": value}, fds)
+        answer = receive_message(self._channel)
         if "ok" not in answer.value:
             answer.close()
-            raise error_from(answer.value.get("error"))
+            raise error_from_dict(answer.value.get("error"))
         return Message(answer.value["ok"], answer.fds)
 
 
 class Handler(Protocol):
     """Answers one operation. It owns the call's descriptors; those of a `Message` it returns are sent and closed."""
 
-    def __call__(self, parent: Parent, message: Message, /) -> Value | Message: ...
+    def __call__(self, supervisor: SupervisorChannel, message: Message, /) -> JsonObject | Message: ...
 
 
-def start(prepare: Callable[[Pace], object] = lambda _pace: None) -> tuple[Parent, JailStatus]:
+def start_worker(prepare: Callable[[Throttle], object] = lambda _pace: None) -> tuple[SupervisorChannel, JailStatus]:
     """Steps 1 to 3. `prepare` does the heavy imports, at the pace that it is given.
 
     Raises:
@@ -101,62 +108,64 @@ def start(prepare: Callable[[Pace], object] = lambda _pace: None) -> tuple[Paren
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(arguments[1]))
     os.set_inheritable(channel.fileno(), False)
-    parent = Parent(channel)
+    parent = SupervisorChannel(channel)
     try:
         policy = JailPolicy.parse(parent.receive().value)
-        prepare(Pace(is_paced=policy.is_paced))
+        prepare(Throttle(is_paced=policy.is_paced))
         with contextlib.suppress(OSError):  # glibc opens it when a thread ends with the interpreter: too late then
             ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)
         status = enter_jail(policy)
-        _end_with_the_parent(channel.fileno())
+        _exit_with_supervisor(channel.fileno())
         parent.reply(status.as_json())
     except AirweightsError as error:
-        parent.fail(error)
+        parent.reply_error(error)
         raise SystemExit(1) from error
     except ChannelClosed as error:
         raise SystemExit(0) from error
     return parent, status
 
 
-def serve(parent: Parent, handlers: Mapping[str, Handler]) -> None:
+def serve_calls(supervisor: SupervisorChannel, handlers: Mapping[str, Handler]) -> None:
     """Step 4: answer calls by their operation until the channel closes. A handler's Bug and a foreign exception are
     told to the supervisor, as ChildFailed, and the child goes on."""
     while True:
         try:
-            message = parent.receive()
+            message = supervisor.receive()
         except ChannelClosed:
             return
-        answer(parent, message, handlers)
+        answer_call(supervisor, message, handlers)
 
 
-def answer(parent: Parent, message: Message, handlers: Mapping[str, Handler]) -> None:
+def answer_call(supervisor: SupervisorChannel, message: Message, handlers: Mapping[str, Handler]) -> None:
     """One call of step 4, for a child with an event loop of its own."""
     operation = message.value.get("call")
     handler = handlers.get(operation) if isinstance(operation, str) else None
     if handler is None:
         message.close()
-        parent.fail(Bug(f"this child knows {', '.join(sorted(handlers))}, not {operation!r}"))
+        supervisor.reply_error(Bug(f"this child knows {', '.join(sorted(handlers))}, not {operation!r}"))
         return
     try:
-        result = handler(parent, message)
+        result = handler(supervisor, message)
         if isinstance(result, Message):
             try:
-                parent.reply(result.value, result.fds)
+                supervisor.reply(result.value, result.fds)
             finally:
                 result.close()
         else:
-            parent.reply(result)
+            supervisor.reply(result)
     except AirweightsError as error:
-        parent.fail(error)
+        supervisor.reply_error(error)
     except ChannelClosed:
         raise
     except Exception as error:
         logger.exception("call %s", operation)
-        parent.fail(ChildFailed(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}"))
+        supervisor.reply_error(
+            ChildFailed(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}")
+        )
 
 
-def _end_with_the_parent(fd: int) -> None:
+def _exit_with_supervisor(fd: int) -> None:
     def sleep() -> None:
         poll = select.poll()
         poll.register(fd, select.POLLRDHUP | select.POLLHUP)

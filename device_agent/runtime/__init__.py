@@ -7,9 +7,9 @@ supervisor, which imports other modules of this package, stays without it.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from device_agent.runtime.model_runtime import ModelRuntime, bundle_of
+    from device_agent.runtime.model_runtime import ModelRuntime, bundle_from_files
 
-__all__ = ["ModelRuntime", "bundle_of"]
+__all__ = ["ModelRuntime", "bundle_from_files"]
 
 
 def __getattr__(name: str) -> object:

@@ -23,7 +23,7 @@ class Admission:
     available_bytes: now, with the running model resident.
     """
 
-    way: str
+    strategy: str
     needed_bytes: int
     available_bytes: int
 
@@ -33,7 +33,7 @@ class Admission:
         return f"needs {self.needed_bytes} bytes, {self.available_bytes} are available beside the running model"
 
 
-def admit(available_bytes: int, candidate_peak_bytes: int, running_resident_bytes: int = 0) -> Admission:
+def decide_admission(available_bytes: int, candidate_peak_bytes: int, running_resident_bytes: int = 0) -> Admission:
     """Rules 1 to 3.
 
     Args:

@@ -26,7 +26,7 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-class InProcess:
+class InProcessBackend:
     """A session here."""
 
     def __init__(self, model: LoadedModel) -> None:
@@ -40,13 +40,13 @@ class InProcess:
         self._model = None
 
 
-class Worker:
+class WorkerBackend:
     """A jailed child."""
 
     def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int, *, in_background: bool) -> None:
         self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
-        self._bundle = _duplicate(bundle)
-        self._restarting = threading.Lock()
+        self._bundle = _duplicate_fds(bundle)
+        self._restart_lock = threading.Lock()
         self._start(in_background=in_background)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
@@ -54,7 +54,7 @@ class Worker:
         try:
             return client.run(inputs, outputs)
         except (WireError, OSError):
-            with self._restarting:
+            with self._restart_lock:
                 if self._client is client:
                     self._process.kill()
                     client.close()
@@ -71,5 +71,5 @@ class Worker:
         self._client = TensorClient(self._process.channel)
 
 
-def _duplicate(bundle: BundleFds) -> BundleFds:
+def _duplicate_fds(bundle: BundleFds) -> BundleFds:
     return dataclasses.replace(bundle, files={path: os.dup(fd) for path, fd in bundle.files.items()})

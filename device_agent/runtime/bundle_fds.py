@@ -10,7 +10,7 @@ from typing import Any, Final
 from bundle.errors import MalformedRefused
 from bundle.files import BundleFile
 
-SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class BundleFds:
     files: Mapping[str, int]
     model: str
     golden: str | None = None
-    external: tuple[str, ...] = ()
+    external_data: tuple[str, ...] = ()
     adapter: str | None = None
 
     @classmethod
@@ -54,13 +54,13 @@ class BundleFds:
     def external_names(self) -> dict[str, int]:
         """The external data under the names that the model calls them by: paths relative to its folder."""
         folder = PurePosixPath(self.model).parent
-        return {str(PurePosixPath(path).relative_to(folder)): self.files[path] for path in self.external}
+        return {str(PurePosixPath(path).relative_to(folder)): self.files[path] for path in self.external_data}
 
-    def as_message(self) -> tuple[dict[str, Any], tuple[int, ...]]:
+    def to_message(self) -> tuple[dict[str, Any], tuple[int, ...]]:
         """For a child: an object and the descriptors beside it."""
         paths = tuple(self.files)
         value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
-        value |= {"external": self.external, "adapter": self.adapter}
+        value |= {"external": self.external_data, "adapter": self.adapter}
         return value, tuple(self.files[path] for path in paths)
 
     @classmethod
@@ -75,14 +75,14 @@ class BundleFds:
             os.close(fd)
 
 
-def sealed_memfd(name: str, data: bytes | memoryview) -> int:
+def create_sealed_memfd(name: str, data: bytes | memoryview) -> int:
     """A new memfd with `data` that nobody can change any more; the caller closes it."""
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         left = memoryview(data).cast("B")
         while left:
             left = left[os.write(fd, left) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
     except BaseException:
         os.close(fd)
         raise

@@ -17,7 +17,7 @@ from device_agent.errors import InferenceUnfit
 from device_agent.runtime.tensors import DATATYPES, Array, from_bytes, from_json, has_non_finite
 from device_agent.runtime.wire import NO_JSON
 
-WORST_PPM = 10**9  # reported for answers of another dtype or shape, and as a ceiling
+MAX_ERROR_PPM = 10**9  # reported for answers of another dtype or shape, and as a ceiling
 
 
 def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
@@ -43,31 +43,33 @@ def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
     return out
 
 
-def compare(answers: Mapping[str, Array], live: Mapping[str, Array], limit_ppm: int) -> tuple[bool, int]:
+def compare_answers(
+    answers: Mapping[str, Array], live_answers: Mapping[str, Array], limit_ppm: int
+) -> tuple[bool, int]:
     """Rules 1 and 2.
 
     Returns:
         whether they agree, and the largest relative RMS difference in parts per million.
     """
     agrees, worst = True, 0
-    for name, theirs in live.items():
+    for name, theirs in live_answers.items():
         mine = answers.get(name)
         if mine is None or mine.dtype != theirs.dtype or mine.shape != theirs.shape:
-            return False, WORST_PPM
+            return False, MAX_ERROR_PPM
         if theirs.dtype.kind != "f":
             agrees = agrees and bool(np.array_equal(mine, theirs))
             continue
         if not theirs.size or has_non_finite(theirs):
             continue
         if has_non_finite(mine):
-            return False, WORST_PPM
-        ppm = min(round(relative_rms(mine, theirs) * 1e6), WORST_PPM)
+            return False, MAX_ERROR_PPM
+        ppm = min(round(relative_rms(mine, theirs) * 1e6), MAX_ERROR_PPM)
         worst = max(worst, ppm)
-        agrees = agrees and (ppm <= limit_ppm or _same_decision(mine, theirs))
+        agrees = agrees and (ppm <= limit_ppm or _is_same_decision(mine, theirs))
     return agrees, worst
 
 
-def _same_decision(mine: Array, theirs: Array) -> bool:
+def _is_same_decision(mine: Array, theirs: Array) -> bool:
     if not theirs.ndim or theirs.shape[-1] < 2:
         return False
     return bool(np.array_equal(mine.argmax(axis=-1), theirs.argmax(axis=-1)))

@@ -13,15 +13,15 @@ from typing import Any, Final
 from bundle.errors import AirweightsError
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable
 from device_agent.host.meters import ProcessMeter
-from device_agent.process.child import Child
+from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
-from device_agent.runtime.oip import metadata
+from device_agent.runtime.oip import model_metadata
 
 MODULE: Final = "device_agent.front"
 CALL_DEADLINE_S: Final = 10.0
 STOP_DEADLINE_S: Final = 15.0  # beyond the server's own grace
-BACKLOG: Final = 128
+BACKLOG_CONNECTIONS: Final = 128
 SOCKET_MODE: Final = 0o660
 
 
@@ -110,20 +110,20 @@ class ShadowStats:
     crashes: int = 0
 
 
-class Front:
+class FrontHandle:
     """The inference endpoint's process. Made by `start`.
 
     Attributes:
         address: "unix:/path" or "http://HOST:PORT".
     """
 
-    def __init__(self, child: Child, address: str, unix_path: Path | None) -> None:
+    def __init__(self, child: ChildProcess, address: str, unix_path: Path | None) -> None:
         self._child = child
         self.address = address
         self._unix_path = unix_path
 
     @classmethod
-    def start(cls, config: ServeConfig) -> "Front":
+    def start(cls, config: ServeConfig) -> "FrontHandle":
         """Listen and serve; until the first `publish`, requests wait and `ready` is false.
 
         Raises:
@@ -133,8 +133,8 @@ class Front:
         """
         listener, address, unix_path = listen_on(config.listen, config.group)
         with listener:
-            child = Child.start(MODULE, config.jail)
-            limits = {name: getattr(config, name) for name in _LIMITS}
+            child = ChildProcess.start(MODULE, config.jail)
+            limits = {name: getattr(config, name) for name in _LIMIT_FIELDS}
             try:
                 meter = ProcessMeter.open()
                 try:
@@ -170,8 +170,8 @@ class Front:
             "family": family,
             "generation": spec.generation,
             "version": spec.version,
-            "process": _name(process),
-            "meta": {**metadata(spec), **(meta or {})},
+            "process": _process_name(process),
+            "meta": {**model_metadata(spec), **(meta or {})},
         }
         with ExitStack() as stack:
             fds = [process.channel]
@@ -203,7 +203,7 @@ class Front:
         finally:
             os.close(drained)
 
-    def shadow(self, family: str, process: ModelProcess, share_ppm: int, limit_ppm: int) -> None:
+    def set_shadow(self, family: str, process: ModelProcess, share_ppm: int, limit_ppm: int) -> None:
         """Let a candidate hear a share of the live requests. Publishing it, or another shadow, ends that.
 
         Args:
@@ -215,7 +215,7 @@ class Front:
         Raises:
             ChildDied, ChildTimeout: the front is gone.
         """
-        request = {"family": family, "process": _name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
+        request = {"family": family, "process": _process_name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
         self._child.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
 
     def shadow_stats(self, family: str) -> ShadowStats:
@@ -227,7 +227,7 @@ class Front:
         request = {"family": family, "generation": generation}
         return WindowStats(**self._child.call("window", request, deadline_s=CALL_DEADLINE_S).value)
 
-    def tell_metrics(self, text: str) -> None:
+    def push_metrics(self, text: str) -> None:
         """Further metrics for the front's `/metrics`, in Prometheus' text format; they replace what was told before.
 
         Raises:
@@ -248,9 +248,9 @@ class Front:
         """Of the process."""
         return self._child.pid
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """It has not ended."""
-        return self._child.alive()
+        return self._child.is_alive()
 
     def fileno(self) -> int:
         """A pidfd: readable once it has ended."""
@@ -262,7 +262,7 @@ class Front:
 
     def stop(self) -> None:
         """Stop accepting, answer what is here, end; any number of times."""
-        if self._child.alive():
+        if self._child.is_alive():
             with suppress(AirweightsError):
                 self._child.call("stop", deadline_s=STOP_DEADLINE_S)
         self._child.stop()
@@ -270,11 +270,11 @@ class Front:
             self._unix_path.unlink(missing_ok=True)
 
 
-def _name(process: ModelProcess) -> str:
+def _process_name(process: ModelProcess) -> str:
     return f"{process.pid}-{id(process)}"
 
 
-_LIMITS: Final = (
+_LIMIT_FIELDS: Final = (
     *("max_body_bytes", "max_kept_bytes", "max_waiting", "max_connections", "wait_s", "answer_deadline_s"),
 )
 
@@ -321,7 +321,7 @@ def _listen_unix(path: Path, group: str | None) -> socket.socket:
             import shutil
 
             shutil.chown(path, group=group)
-        listener.listen(BACKLOG)
+        listener.listen(BACKLOG_CONNECTIONS)
     except BaseException:
         listener.close()
         raise
@@ -330,7 +330,7 @@ def _listen_unix(path: Path, group: str | None) -> socket.socket:
 
 def _listen_tcp(host: str, port: int) -> tuple[socket.socket, str, None]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG_CONNECTIONS)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     return listener, f"http://{shown}:{listener.getsockname()[1]}", None

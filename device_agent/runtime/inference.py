@@ -19,13 +19,13 @@ from typing import Any, Final, NoReturn
 
 from bundle.contract import MAX_RANK, Contract, TensorSpec
 from device_agent.errors import ContractUnfit, RequestInvalid
-from device_agent.runtime.comparison import compare, decode_answer
-from device_agent.runtime.oip import oip_datatype
+from device_agent.runtime.comparison import compare_answers, decode_answer
+from device_agent.runtime.oip import oip_datatype_name
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import (
     DATATYPES,
     Array,
-    datatype_of,
+    datatype_name,
     from_bytes,
     from_json,
     has_non_finite,
@@ -37,7 +37,7 @@ from device_agent.runtime.wire import NO_JSON
 
 MAX_ID_CHARACTERS: Final = 256
 # zlib's codes for a gzip header, and for its own: HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
-WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+ZLIB_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 COMPRESSION_LEVEL: Final = 1  # a local link: time matters more than bytes
 
 
@@ -91,15 +91,15 @@ class Inference:
         contract: Contract,
         family: str,
         version: str,
-        nan_is_right: frozenset[str] = frozenset(),
+        outputs_with_nan: frozenset[str] = frozenset(),
     ) -> None:
         self._model = model
         self._inputs = {tensor.name: tensor for tensor in contract.inputs}
         self._outputs = tuple(tensor.name for tensor in contract.outputs)
         self._names = {"model_name": family, "model_version": version}
-        self._nan_is_right = nan_is_right
+        self._outputs_with_nan = outputs_with_nan
 
-    def answer(self, body: memoryview, json_bytes: int) -> InferenceAnswer:
+    def answer_request(self, body: memoryview, json_bytes: int) -> InferenceAnswer:
         """Parse, run, encode.
 
         Args:
@@ -109,11 +109,11 @@ class Inference:
         Raises:
             RequestInvalid, InferenceUnfit.
         """
-        request = self.parse(body, json_bytes)
+        request = self.parse_request(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
         return self._encode(request, outputs)
 
-    def shadow(
+    def compare_with_live(
         self, body: memoryview, json_bytes: int, live: memoryview, live_json: int, limit_ppm: int
     ) -> InferenceAnswer:
         """Run a request that the live model has answered, and tell only whether this model agrees.
@@ -126,37 +126,37 @@ class Inference:
         Raises:
             RequestInvalid, InferenceUnfit.
         """
-        request = self.parse(body, json_bytes)
+        request = self.parse_request(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
-        agrees, ppm = compare(outputs, decode_answer(live, live_json), limit_ppm)
+        agrees, ppm = compare_answers(outputs, decode_answer(live, live_json), limit_ppm)
         text = json.dumps({"agrees": agrees, "relative_rms_ppm": ppm}).encode()
         return InferenceAnswer((text,), NO_JSON, self._has_nan(request, outputs))
 
-    def parse(self, body: memoryview, json_bytes: int) -> InferenceRequest:
+    def parse_request(self, body: memoryview, json_bytes: int) -> InferenceRequest:
         """Rule 1. Raises RequestInvalid."""
         if json_bytes == NO_JSON:
             json_bytes = len(body)
         elif json_bytes > len(body):
             raise RequestInvalid(f"Inference-Header-Content-Length is {json_bytes}, the body has {len(body)} bytes")
-        head = _object(body[:json_bytes])
+        head = _parse_object(body[:json_bytes])
         raw = body[json_bytes:]
         inputs: dict[str, Array] = {}
-        for item in _objects(head, "inputs"):
-            array, raw = self._input(item, raw)
+        for item in _object_list(head, "inputs"):
+            array, raw = self._parse_input(item, raw)
             inputs[item["name"]] = array
         if raw:
             raise RequestInvalid(f"{len(raw)} bytes of binary data follow the last input")
         if len(inputs) != len(self._inputs):
             missing = [name for name in self._inputs if name not in inputs]
             raise RequestInvalid(f"inputs: {', '.join(missing) or 'one of them'} missing or given twice")
-        return InferenceRequest(inputs, self._wanted(head), _id(head))
+        return InferenceRequest(inputs, self._requested_outputs(head), _parse_id(head))
 
-    def _input(self, item: Mapping[str, Any], raw: memoryview) -> tuple[Array, memoryview]:
+    def _parse_input(self, item: Mapping[str, Any], raw: memoryview) -> tuple[Array, memoryview]:
         name, datatype, shape = item.get("name"), item.get("datatype"), item.get("shape")
         spec = self._inputs.get(name) if isinstance(name, str) else None
         if spec is None:
             raise RequestInvalid(f"input {str(name)[:80]!r} is unknown, expected {', '.join(self._inputs) or 'none'}")
-        if datatype != (expected := oip_datatype(spec)):
+        if datatype != (expected := oip_datatype_name(spec)):
             raise RequestInvalid(f"input {name!r}: datatype is {str(datatype)[:20]!r}, expected {expected!r}")
         sizes = _check_shape(shape, spec)
         parameters = _object_or_empty(item, "parameters")
@@ -173,12 +173,12 @@ class Inference:
             )
         return from_bytes(raw[:length], expected, sizes, spec.name), raw[length:]
 
-    def _wanted(self, head: Mapping[str, Any]) -> dict[str, bool]:
-        default = _boolean(_object_or_empty(head, "parameters"), "binary_data_output", default=False)
+    def _requested_outputs(self, head: Mapping[str, Any]) -> dict[str, bool]:
+        default = _parse_boolean(_object_or_empty(head, "parameters"), "binary_data_output", default=False)
         if "outputs" not in head or head["outputs"] == []:
             return dict.fromkeys(self._outputs, default)
         wanted: dict[str, bool] = {}
-        for item in _objects(head, "outputs"):
+        for item in _object_list(head, "outputs"):
             name = item.get("name")
             if name not in self._outputs:
                 raise RequestInvalid(
@@ -187,7 +187,7 @@ class Inference:
             parameters = _object_or_empty(item, "parameters")
             if parameters.get("classification") or "shared_memory_region" in parameters:
                 raise RequestInvalid(f"output {name!r}: classification and shared memory are not offered")
-            wanted[name] = _boolean(parameters, "binary_data", default=default)
+            wanted[name] = _parse_boolean(parameters, "binary_data", default=default)
         return wanted
 
     def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceAnswer:
@@ -195,7 +195,7 @@ class Inference:
         raw: list[memoryview] = []
         for name, as_bytes in request.outputs.items():
             array = outputs[name]
-            row: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype), "shape": list(array.shape)}
+            row: dict[str, Any] = {"name": name, "datatype": datatype_name(array.dtype), "shape": list(array.shape)}
             if as_bytes:
                 data = to_bytes(array)
                 raw.append(data)
@@ -211,20 +211,20 @@ class Inference:
         return InferenceAnswer((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
 
     def _has_nan(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> bool:
-        bad = any(has_non_finite(array) for name, array in outputs.items() if name not in self._nan_is_right)
+        bad = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)
         return bad and not any(has_non_finite(array) for array in request.inputs.values())
 
 
-def servable(contract: Contract) -> None:
+def check_servable(contract: Contract) -> None:
     """Raises ContractUnfit for a contract with a dtype that requests can not carry."""
     for tensor in (*contract.inputs, *contract.outputs):
-        if oip_datatype(tensor) not in DATATYPES:
+        if oip_datatype_name(tensor) not in DATATYPES:
             raise ContractUnfit(f"tensor {tensor.name!r} is {tensor.dtype}, which requests can not carry")
 
 
 def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
     """The body of a request with a Content-Encoding of WINDOWS. Raises RequestInvalid, also past `max_bytes`."""
-    engine = zlib.decompressobj(WINDOWS[encoding])
+    engine = zlib.decompressobj(ZLIB_WINDOW_BITS[encoding])
     try:
         plain = engine.decompress(body, max_bytes + 1)
     except zlib.error as error:
@@ -238,11 +238,11 @@ def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
 
 def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
     """A body with a Content-Encoding of WINDOWS."""
-    engine = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, WINDOWS[encoding])
+    engine = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, ZLIB_WINDOW_BITS[encoding])
     return b"".join([*(engine.compress(part) for part in parts), engine.flush()])
 
 
-def _object(text: memoryview) -> dict[str, Any]:
+def _parse_object(text: memoryview) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise RequestInvalid(f"body: {constant} is not JSON")
 
@@ -256,7 +256,7 @@ def _object(text: memoryview) -> dict[str, Any]:
     return value
 
 
-def _objects(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+def _object_list(head: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     value = head.get(key, [])
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise RequestInvalid(f"{key}: expected a list of objects")
@@ -273,14 +273,14 @@ def _object_or_empty(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found
 
 
-def _boolean(value: Mapping[str, Any], key: str, *, default: bool) -> bool:
+def _parse_boolean(value: Mapping[str, Any], key: str, *, default: bool) -> bool:
     found = value.get(key, default)
     if not isinstance(found, bool):
         raise RequestInvalid(f"{key}: found {str(found)[:20]}, expected true or false")
     return found
 
 
-def _id(head: Mapping[str, Any]) -> str | None:
+def _parse_id(head: Mapping[str, Any]) -> str | None:
     found = head.get("id")
     if found is not None and (not isinstance(found, str) or len(found) > MAX_ID_CHARACTERS or not is_text(found)):
         raise RequestInvalid(f"id: expected a string of at most {MAX_ID_CHARACTERS} characters")

@@ -8,8 +8,8 @@ import math
 from typing import Final
 
 BUCKETS_PER_DOUBLING: Final = 8
-DOUBLINGS: Final = 30
-BUCKETS: Final = BUCKETS_PER_DOUBLING * DOUBLINGS + 1
+DOUBLING_COUNT: Final = 30
+BUCKET_COUNT: Final = BUCKETS_PER_DOUBLING * DOUBLING_COUNT + 1
 
 
 class LatencyHistogram:
@@ -18,14 +18,14 @@ class LatencyHistogram:
     __slots__ = ("count", "counts", "total_us")
 
     def __init__(self) -> None:
-        self.counts = [0] * BUCKETS
+        self.counts = [0] * BUCKET_COUNT
         self.count = 0
         self.total_us = 0
 
     def add(self, duration_us: int) -> None:
         """Count one duration, in microseconds."""
         index = int(math.log2(duration_us) * BUCKETS_PER_DOUBLING) if duration_us > 1 else 0
-        self.counts[min(index, BUCKETS - 1)] += 1
+        self.counts[min(index, BUCKET_COUNT - 1)] += 1
         self.count += 1
         self.total_us += duration_us
 
@@ -46,7 +46,7 @@ class LatencyHistogram:
                 return round(2 ** ((index + 0.5) / BUCKETS_PER_DOUBLING)) if index else 1
         return None
 
-    def below(self, bound_us: float) -> int:
+    def count_below(self, bound_us: float) -> int:
         """How many of them lie in buckets that end at or below `bound_us`."""
         last = int(math.log2(bound_us) * BUCKETS_PER_DOUBLING) if bound_us > 1 else 0
         return sum(self.counts[:last])

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from bundle.contract import Contract
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout, ModelProcessUnfit
-from device_agent.process.child import Child, well_formed
+from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.model_process"
 LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
-LOADING_NICE: Final = 10
+LOADING_NICENESS_INCREMENT: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -60,23 +60,23 @@ def _may_lower_niceness() -> bool:
     return False
 
 
-class Standby:
+class PrestartedProcess:
     """A model process without a model: its imports done, in its jail, so that a crash costs only the loading.
 
     It holds some 45 MiB. Made by `start`, used once by `ModelProcess.start(..., standby=...)`.
     """
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: ChildProcess) -> None:
         self.child = child
 
     @classmethod
-    def start(cls, jail: JailPolicy | None = None) -> "Standby":
+    def start(cls, jail: JailPolicy | None = None) -> "PrestartedProcess":
         """Raises Unavailable: no process can be started, or no jail."""
-        return cls(Child.start(MODULE, jail or JailPolicy()))
+        return cls(ChildProcess.start(MODULE, jail or JailPolicy()))
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """It can be used."""
-        return self.child.alive()
+        return self.child.is_alive()
 
     def stop(self) -> None:
         """End it unused; any number of times."""
@@ -92,7 +92,7 @@ class ModelProcess:
         channel: the front's end of the request channel, kept so that a restarted front can take it over.
     """
 
-    def __init__(self, child: Child, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
+    def __init__(self, child: ChildProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
         self._child = child
         self.spec = spec
         self.load_us = int(facts["load_us"])
@@ -106,7 +106,7 @@ class ModelProcess:
         spec: GenerationSpec,
         jail: JailPolicy | None = None,
         *,
-        standby: Standby | None = None,
+        prestarted: PrestartedProcess | None = None,
         in_background: bool = False,
         deadline_s: float = LOAD_DEADLINE_S,
     ) -> "ModelProcess":
@@ -129,12 +129,12 @@ class ModelProcess:
         """
         jail = jail or JailPolicy()
         nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
-        if standby is not None and standby.alive():
-            child = standby.child
+        if prestarted is not None and prestarted.is_alive():
+            child = prestarted.child
         else:
-            lowered = jail.nice if nice is None else jail.nice + LOADING_NICE
-            child = Child.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
-        value, fds = bundle.as_message()
+            lowered = jail.nice if nice is None else jail.nice + LOADING_NICENESS_INCREMENT
+            child = ChildProcess.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
+        value, fds = bundle.to_message()
         try:
             request = {**spec.as_json(), "is_paced": in_background, "bundle": value}
             loaded = child.call("load", request, fds, deadline_s=deadline_s)
@@ -147,7 +147,7 @@ class ModelProcess:
             child.kill()
             raise
         try:
-            with well_formed(MODULE):
+            with parse_reply(MODULE):
                 return cls(child, spec, loaded.value, loaded.fds[0])
         except ChildFailed as error:
             child.kill()
@@ -160,18 +160,18 @@ class ModelProcess:
         return self._child.pid
 
     @property
-    def jailed(self) -> bool:
+    def is_jailed(self) -> bool:
         """It is confined."""
-        return self._child.jail.confined
+        return self._child.jail.is_confined
 
     @property
-    def memory_locked(self) -> bool:
+    def is_memory_locked(self) -> bool:
         """None of its memory can be swapped out."""
         return self._child.jail.memory_locked
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         """It has not ended."""
-        return self._child.alive()
+        return self._child.is_alive()
 
     def fileno(self) -> int:
         """A pidfd: readable once it has ended."""
@@ -193,15 +193,15 @@ class ModelProcess:
         """Low priority, or back to this process's own; nothing where that could not be taken back (CAP_SYS_NICE)."""
         if _may_lower_niceness():
             own = os.getpriority(os.PRIO_PROCESS, 0)
-            self._child.set_nice(min(own + LOADING_NICE, 19) if is_background else own)
+            self._child.set_nice(min(own + LOADING_NICENESS_INCREMENT, 19) if is_background else own)
 
     def facts(self) -> dict[str, Any]:
         """What is loaded into the process: {"modules": [...], "uid": ...}."""
         return self._child.call("facts", deadline_s=30).value
 
-    def ended_how(self) -> str:
+    def describe_exit(self) -> str:
         """How it ended, for a message."""
-        return self._child.ended_how()
+        return self._child.describe_exit()
 
     def stop(self) -> None:
         """End the process; any number of times. Retire its generation in the front first."""

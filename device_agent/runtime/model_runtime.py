@@ -33,10 +33,10 @@ from bundle.contract import Contract
 from bundle.errors import Invalid
 from bundle.golden import check_outputs
 from device_agent.errors import NothingToRollBack
-from device_agent.process.throttle import Pace
-from device_agent.runtime.backends import Backend, InProcess, Worker
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.session import LoadedModel, golden_of, trim_heap
+from device_agent.process.throttle import Throttle
+from device_agent.runtime.backends import Backend, InProcessBackend, WorkerBackend
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.session import LoadedModel, read_golden_samples, trim_heap
 from device_agent.runtime.tensors import Array
 
 ISOLATIONS: Final = ("inproc", "worker")
@@ -115,10 +115,10 @@ class ModelRuntime:
         self._threads = threads
         self._tolerance_ppm = tolerance_ppm
         self._lock = threading.Lock()  # of the switch and the leases: held for no longer than an assignment
-        self._changing = threading.Lock()  # of swap, rollback and close
+        self._change_lock = threading.Lock()  # of swap, rollback and close
         self._current: _Generation | None = None
         self._previous: _Generation | None = None
-        self._reaper: _Reaper | None = None
+        self._destroy_thread: _DestroyThread | None = None
         self._numbers = 0
 
     @property
@@ -159,21 +159,21 @@ class ModelRuntime:
         Raises:
             ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit: nothing has changed.
         """
-        with self._changing, _short_turns():
-            if self._reaper is None:
-                self._reaper = _Reaper(self._destroy)
-            self._reaper.wait()
-            pace = Pace(is_paced=self._current is not None)
+        with self._change_lock, _shorten_switch_interval():
+            if self._destroy_thread is None:
+                self._destroy_thread = _DestroyThread(self._destroy)
+            self._destroy_thread.wait_until_empty()
+            pace = Throttle(is_paced=self._current is not None)
             started = time.perf_counter()
             self._numbers += 1
             generation = _Generation(self._numbers, self._load(bundle, contract), self._lock)
-            pace.rest()
+            pace.wait()
             loaded = time.perf_counter()
             try:
-                for number, sample in enumerate(golden_of(bundle)):
+                for number, sample in enumerate(read_golden_samples(bundle)):
                     answers = generation.backend.run(sample.inputs, None)
                     check_outputs(answers, sample, tolerance_ppm=self._tolerance_ppm, where=f"golden {number}")
-                    pace.rest()
+                    pace.wait()
             except BaseException:
                 generation.backend.close()
                 raise
@@ -181,7 +181,7 @@ class ModelRuntime:
             with self._lock:
                 gone, self._previous, self._current = self._previous, self._current, generation
             published = time.perf_counter()
-            pace.rest()
+            pace.wait()
             drain_s, destroy_s = self._destroy(gone)
             return SwapReport(
                 generation.number, loaded - started, warmed - loaded, published - warmed, drain_s, destroy_s
@@ -196,7 +196,7 @@ class ModelRuntime:
         Raises:
             NothingToRollBack.
         """
-        with self._changing:
+        with self._change_lock:
             with self._lock:
                 gone = self._current
                 if self._previous is None or gone is None:
@@ -204,25 +204,25 @@ class ModelRuntime:
                 self._current, self._previous = self._previous, None
                 number = self._current.number
             # not here: the caller wants its model back, and may itself hold a lease on the one that goes
-            assert self._reaper is not None
-            self._reaper.take(gone)
+            assert self._destroy_thread is not None
+            self._destroy_thread.enqueue(gone)
             return number
 
     def forget_previous(self) -> None:
         """Free the generation that is kept for `rollback`."""
-        with self._changing:
-            if self._reaper is not None:
-                self._reaper.wait()
+        with self._change_lock:
+            if self._destroy_thread is not None:
+                self._destroy_thread.wait_until_empty()
             with self._lock:
                 gone, self._previous = self._previous, None
             self._destroy(gone)
 
     def close(self) -> None:
         """Drain and destroy everything; any number of times."""
-        with self._changing:
-            if self._reaper is not None:
-                self._reaper.end()
-                self._reaper = None
+        with self._change_lock:
+            if self._destroy_thread is not None:
+                self._destroy_thread.stop()
+                self._destroy_thread = None
             with self._lock:
                 gone = (self._current, self._previous)
                 self._current = self._previous = None
@@ -239,17 +239,17 @@ class ModelRuntime:
 
     def _load(self, bundle: BundleFds, contract: Contract | None) -> Backend:
         if self._isolation == "worker":
-            return Worker(bundle, contract, self._threads, in_background=self._current is not None)
+            return WorkerBackend(bundle, contract, self._threads, in_background=self._current is not None)
         model = LoadedModel.load(bundle, threads=self._threads)
         if contract is not None:
             model.check_contract(contract)
-        return InProcess(model)
+        return InProcessBackend(model)
 
     def _destroy(self, generation: "_Generation | None") -> tuple[float, float]:
         if generation is None:
             return 0.0, 0.0
         started = time.perf_counter()
-        generation.retire()
+        generation.wait_until_drained()
         drained = time.perf_counter()
         generation.backend.close()
         if self._isolation == "inproc":
@@ -257,27 +257,27 @@ class ModelRuntime:
         return drained - started, time.perf_counter() - drained
 
 
-_turns = threading.Lock()
-_swaps_under_way = 0
-_usual_interval_s = 0.0
+_switch_interval_lock = threading.Lock()
+_running_swaps = 0
+_original_interval_s = 0.0
 
 
 @contextmanager
-def _short_turns() -> Iterator[None]:
+def _shorten_switch_interval() -> Iterator[None]:
     """Rule 5; the last of several swaps at a time puts the interval back."""
-    global _swaps_under_way, _usual_interval_s
-    with _turns:
-        if not _swaps_under_way:
-            _usual_interval_s = sys.getswitchinterval()
-            sys.setswitchinterval(min(_usual_interval_s, SWAP_SWITCH_INTERVAL_S))
-        _swaps_under_way += 1
+    global _running_swaps, _original_interval_s
+    with _switch_interval_lock:
+        if not _running_swaps:
+            _original_interval_s = sys.getswitchinterval()
+            sys.setswitchinterval(min(_original_interval_s, SWAP_SWITCH_INTERVAL_S))
+        _running_swaps += 1
     try:
         yield
     finally:
-        with _turns:
-            _swaps_under_way -= 1
-            if not _swaps_under_way:
-                sys.setswitchinterval(_usual_interval_s)
+        with _switch_interval_lock:
+            _running_swaps -= 1
+            if not _running_swaps:
+                sys.setswitchinterval(_original_interval_s)
 
 
 class _Generation:
@@ -296,7 +296,7 @@ class _Generation:
             if self.leases == 0 and self._drained is not None:
                 self._drained.set()
 
-    def retire(self) -> None:
+    def wait_until_drained(self) -> None:
         with self._lock:
             if self.leases == 0:
                 return
@@ -304,42 +304,42 @@ class _Generation:
         self._drained.wait()
 
 
-class _Reaper:
+class _DestroyThread:
     """Destroys generations in a thread that is there already: starting one would take the caller milliseconds."""
 
     def __init__(self, destroy: Callable[[_Generation], object]) -> None:
         self._destroy = destroy
-        self._doomed: queue.SimpleQueue[_Generation | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Generation | threading.Event | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="reaper", daemon=True).start()
 
-    def take(self, generation: _Generation) -> None:
-        self._doomed.put(generation)
+    def enqueue(self, generation: _Generation) -> None:
+        self._queue.put(generation)
 
-    def wait(self) -> None:
+    def wait_until_empty(self) -> None:
         """Until all that was taken is gone."""
         reached = threading.Event()
-        self._doomed.put(reached)
+        self._queue.put(reached)
         reached.wait()
 
-    def end(self) -> None:
-        self.wait()
-        self._doomed.put(None)
+    def stop(self) -> None:
+        self.wait_until_empty()
+        self._queue.put(None)
 
     def _run(self) -> None:
-        while (item := self._doomed.get()) is not None:
+        while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
             else:
                 self._destroy(item)
 
 
-def bundle_of(model: Path, golden: Path | None = None, external: Sequence[Path] = ()) -> BundleFds:
+def bundle_from_files(model: Path, golden: Path | None = None, external: Sequence[Path] = ()) -> BundleFds:
     """A bundle from plain files, for apps that have them; `external` lies beside the model. The caller closes it.
 
     Raises:
         OSError: of the files.
     """
-    files = {path.name: sealed_memfd(path.name, path.read_bytes()) for path in (model, *external)}
+    files = {path.name: create_sealed_memfd(path.name, path.read_bytes()) for path in (model, *external)}
     if golden is not None:
-        files[golden.name] = sealed_memfd(golden.name, golden.read_bytes())
+        files[golden.name] = create_sealed_memfd(golden.name, golden.read_bytes())
     return BundleFds(files, model.name, None if golden is None else golden.name, tuple(p.name for p in external))

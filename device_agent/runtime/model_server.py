@@ -30,15 +30,15 @@ import numpy as np
 from bundle.contract import Contract
 from bundle.errors import AirweightsError, Bug, Invalid
 from bundle.strict_json import StrictObject
-from device_agent.process.channel import ChannelClosed, Message, Value
-from device_agent.process.throttle import Pace
-from device_agent.process.worker import Handler, Parent, answer
+from device_agent.process.channel import ChannelClosed, JsonObject, Message
+from device_agent.process.throttle import Throttle
+from device_agent.process.worker import Handler, SupervisorChannel, answer_call
 from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.inference import Inference, compress, decompress, servable
-from device_agent.runtime.session import LoadedModel, golden_of, non_finite_in, trim_heap
+from device_agent.runtime.inference import Inference, check_servable, compress, decompress
+from device_agent.runtime.session import LoadedModel, outputs_with_non_finite, read_golden_samples, trim_heap
 from device_agent.runtime.tensor_channel import TensorServer
-from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Head, Part, WireError
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Part, WireError
 
 logger = logging.getLogger(__name__)
 
@@ -48,59 +48,61 @@ MAX_BUSY_US: Final = 2**32 - 1
 class ModelServer:
     """The loop of rule 3."""
 
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
+    def __init__(self, supervisor: SupervisorChannel) -> None:
+        self._supervisor = supervisor
         self._poll = select.poll()
-        self._poll.register(parent.fileno(), select.POLLIN)
+        self._poll.register(supervisor.fileno(), select.POLLIN)
         self._requests: socket.socket | None = None
         self._inference: Inference | None = None
         self._tensors: TensorServer | None = None
         self._max_body_bytes = 0
-        buffer = np.empty(wire.MESSAGE_BYTES + wire.ALIGNMENT, np.uint8)
-        start_at = -buffer.ctypes.data % wire.ALIGNMENT
+        buffer = np.empty(wire.MESSAGE_BYTES + wire.ALIGNMENT_BYTES, np.uint8)
+        start_at = -buffer.ctypes.data % wire.ALIGNMENT_BYTES
         self._buffer = buffer.data[start_at : start_at + wire.MESSAGE_BYTES]
 
     def run(self) -> None:
         """Until the supervisor, or the front for good, closes its end."""
-        handlers: dict[str, Handler] = {"load": self.load, "facts": self.facts}
+        handlers: dict[str, Handler] = {"load": self.load_model, "facts": self.facts}
         while True:
             for fd, _ in self._poll.poll():
-                if fd == self._parent.fileno():
+                if fd == self._supervisor.fileno():
                     try:
-                        answer(self._parent, self._parent.receive(), handlers)
+                        answer_call(self._supervisor, self._supervisor.receive(), handlers)
                     except ChannelClosed:
                         return
                 else:
                     try:
-                        self._take_request()
+                        self._serve_request()
                     except ChannelClosed:
                         return
 
-    def load(self, _parent: Parent, message: Message) -> Message:
+    def load_model(self, _supervisor: SupervisorChannel, message: Message) -> Message:
         """Call `load`: rules 1 and 2. Raises Unfit, Refused."""
         value = message.value
         try:
             if self._inference is not None:
                 raise Bug("a model process loads one model in its life")
             bundle = BundleFds.from_message(value["bundle"], message.fds)
-            pace = Pace(is_paced=value["is_paced"])
+            pace = Throttle(is_paced=value["is_paced"])
             started = time.monotonic_ns()
             model = LoadedModel.load(bundle, threads=value["threads"])
             contract = Contract(model.inputs, model.outputs)
             if value["contract"] is not None:
                 contract = Contract.parse(StrictObject(value["contract"], "contract"))
                 model.check_contract(contract)
-            servable(contract)
+            check_servable(contract)
             loaded = time.monotonic_ns()
-            pace.rest()
-            samples = golden_of(bundle)
+            pace.wait()
+            samples = read_golden_samples(bundle)
             for sample in samples:
-                model.ask(sample.inputs)
-                pace.rest()
+                model.infer(sample.inputs)
+                pace.wait()
         finally:
             message.close()
         self._max_body_bytes = value["max_body_bytes"]
-        self._inference = Inference(model, contract, value["family"], value["version"], non_finite_in(samples))
+        self._inference = Inference(
+            model, contract, value["family"], value["version"], outputs_with_non_finite(samples)
+        )
         self._tensors = TensorServer(model)
         warmed = time.monotonic_ns()
         trim_heap()
@@ -110,12 +112,12 @@ class ModelServer:
         result = {"load_us": (loaded - started) // 1000, "warm_us": (warmed - loaded) // 1000}
         return Message(result, (theirs.detach(),))
 
-    def facts(self, _parent: Parent, message: Message) -> Value:
+    def facts(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Call `facts`: what is loaded into this process, for tests and `status`."""
         message.close()
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
 
-    def _take_request(self) -> None:
+    def _serve_request(self) -> None:
         assert self._requests is not None
         arrived = time.monotonic_ns()
         try:
@@ -129,16 +131,16 @@ class ModelServer:
             raise ChannelClosed
         fds = [struct.unpack("i", payload[:4])[0] for *_, payload in ancillary]
         try:
-            head = Head.unpack(self._buffer[:size])
+            head = FrameHead.unpack(self._buffer[:size])
             with contextlib.ExitStack() as cleanup:
-                body = self._body(head, size, fds, cleanup)
-                if head.kind == wire.TENSORS:
+                body = self._read_body(head, size, fds, cleanup)
+                if head.kind == wire.TENSORS_KIND:
                     status, json_bytes, parts, flags = self._answer_tensors(head, body, fds)
                 else:
-                    status, json_bytes, parts, flags = self._answer(head, body)
+                    status, json_bytes, parts, flags = self._answer_request(head, body)
                 busy_us = min((time.monotonic_ns() - arrived) // 1000, MAX_BUSY_US)
                 length = sum(len(part) for part in parts)
-                reply = Head(wire.ANSWER, flags, 0, json_bytes, head.number, length, busy_us, status)
+                reply = FrameHead(wire.ANSWER_KIND, flags, 0, json_bytes, head.number, length, busy_us, status)
                 wire.send_frame(self._requests, reply, parts)
         except WireError as error:
             logger.warning("request channel: %s", error)
@@ -146,7 +148,7 @@ class ModelServer:
             for fd in fds:
                 os.close(fd)
 
-    def _body(self, head: Head, size: int, fds: Sequence[int], cleanup: contextlib.ExitStack) -> memoryview:
+    def _read_body(self, head: FrameHead, size: int, fds: Sequence[int], cleanup: contextlib.ExitStack) -> memoryview:
         if not head.flags & wire.IN_MEMFD:
             return self._buffer[HEAD_BYTES + head.padding : min(HEAD_BYTES + head.padding + head.size, size)]
         if len(fds) != 1 or fcntl.fcntl(fds[0], fcntl.F_GETFD) < 0:
@@ -156,7 +158,7 @@ class ModelServer:
         cleanup.callback(_close_when_free, mapping)
         return memoryview(mapping)[head.padding :]
 
-    def _answer(self, head: Head, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
+    def _answer_request(self, head: FrameHead, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
         assert self._inference is not None
         try:
             if head.flags & wire.GZIP_BODY:
@@ -170,9 +172,9 @@ class ModelServer:
                     body[-wire.SHADOW_TRAILER.size - live_bytes :],
                 )
                 live = live[:live_bytes]
-                result = self._inference.shadow(request, head.json_bytes, live, live_json, limit_ppm)
+                result = self._inference.compare_with_live(request, head.json_bytes, live, live_json, limit_ppm)
             else:
-                result = self._inference.answer(body, head.json_bytes)
+                result = self._inference.answer_request(body, head.json_bytes)
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:
@@ -188,10 +190,12 @@ class ModelServer:
             return 200, result.json_bytes, (compress(result.parts, "deflate"),), flags | wire.DEFLATE_ANSWER
         return 200, result.json_bytes, result.parts, flags
 
-    def _answer_tensors(self, head: Head, body: memoryview, fds: Sequence[int]) -> tuple[int, int, Sequence[Part], int]:
+    def _answer_tensors(
+        self, head: FrameHead, body: memoryview, fds: Sequence[int]
+    ) -> tuple[int, int, Sequence[Part], int]:
         assert self._tensors is not None
         try:
-            json_bytes, parts = self._tensors.answer(body, head.json_bytes, fds)
+            json_bytes, parts = self._tensors.answer_request(body, head.json_bytes, fds)
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from bundle.contract import Contract, TensorSpec
 
 
-class Described(Protocol):
+class DescribedModel(Protocol):
     """What metadata is made of."""
 
     @property
@@ -15,7 +15,7 @@ class Described(Protocol):
     def variant(self) -> str: ...
 
 
-def oip_datatype(spec: TensorSpec) -> str:
+def oip_datatype_name(spec: TensorSpec) -> str:
     """The protocol's name of a tensor's dtype; bfloat16 is BF16, which requests can not carry here."""
     if spec.dtype in ("string", "bool"):
         return {"string": "BYTES", "bool": "BOOL"}[spec.dtype]
@@ -24,16 +24,16 @@ def oip_datatype(spec: TensorSpec) -> str:
     return spec.dtype.upper().replace("FLOAT", "FP")
 
 
-def metadata(described: Described) -> dict[str, Any]:
+def model_metadata(described: DescribedModel) -> dict[str, Any]:
     """`inputs` and `outputs` of the model metadata, a size that varies as -1; the variant as a parameter."""
     contract = described.contract
     return {
-        "inputs": [_tensor(spec) for spec in contract.inputs] if contract else [],
-        "outputs": [_tensor(spec) for spec in contract.outputs] if contract else [],
+        "inputs": [_tensor_metadata(spec) for spec in contract.inputs] if contract else [],
+        "outputs": [_tensor_metadata(spec) for spec in contract.outputs] if contract else [],
         "parameters": {"variant": described.variant},
     }
 
 
-def _tensor(spec: TensorSpec) -> dict[str, Any]:
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     shape = [size if isinstance(size, int) else -1 for size in spec.shape]
-    return {"name": spec.name, "datatype": oip_datatype(spec), "shape": shape}
+    return {"name": spec.name, "datatype": oip_datatype_name(spec), "shape": shape}

@@ -21,18 +21,18 @@ from typing import Any, Final
 from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
 from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
-from device_agent.process.channel import Value
-from device_agent.process.child import Child, well_formed
+from device_agent.process.channel import JsonObject
+from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.probe"
-PROBE_NICE: Final = 10
+PROBE_NICENESS: Final = 10
 LATENCY_ALLOWANCE_US: Final = 500
 MEMORY_ALLOWANCE_BYTES: Final = 32 * 1024 * 1024
-STARVED_SHARE: Final = 0.5  # processor seconds a second of wall clock: below it the time was somebody else's
+MIN_CPU_SHARE: Final = 0.5  # processor seconds a second of wall clock: below it the time was somebody else's
 RUNTIME_ADDRESS_SPACE_BYTES: Final = 2 * 1024**3  # libraries, arenas and thread stacks: reserved, mostly not resident
-MEMORY_SHARE: Final = 0.9  # of what the system has left: the running model must not be the one that is killed
+ADDRESS_SPACE_SHARE: Final = 0.9  # of what the system has left: the running model must not be the one that is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class ProbeReport:
         return None if self.latency_us is None else ProbeBaseline(self.latency_us, self.peak_bytes)
 
 
-def probe(
+def run_probe_process(
     bundle: BundleFds,
     contract: Contract,
     health: Health,
@@ -105,24 +105,24 @@ def probe(
         threads: as the candidate will be run with.
     """
     started = time.monotonic()
-    jail = jail or JailPolicy(nice=PROBE_NICE)
+    jail = jail or JailPolicy(nice=PROBE_NICENESS)
     jail = replace(
         jail,
         expendable=True,
-        memory_bytes=jail.memory_bytes or _memory_limit(),
+        memory_bytes=jail.memory_bytes or _address_space_limit_bytes(),
         cpu_s=jail.cpu_s or 4 * health.probe_deadline_s + 60,
         file_bytes=jail.file_bytes or 0,
     )
     try:
-        child = Child.start(MODULE, jail, deadline_s=health.probe_deadline_s)
+        child = ChildProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s)
     except Unavailable as error:
-        return _report("inconclusive", error.reason, error.message, started)
+        return _create_report("inconclusive", error.reason, error.message, started)
     with child:
-        return _judge(child, bundle, contract, health, baseline, threads, started)
+        return _judge_bundle(child, bundle, contract, health, baseline, threads, started)
 
 
-def _judge(
-    child: Child,
+def _judge_bundle(
+    child: ChildProcess,
     bundle: BundleFds,
     contract: Contract,
     health: Health,
@@ -133,11 +133,11 @@ def _judge(
     before_bytes = child.memory_bytes("VmRSS")
     stage = "start"
 
-    def on_event(event: Value) -> None:
+    def on_event(event: JsonObject) -> None:
         nonlocal stage
         stage = str(event.get("stage"))[:40]
 
-    value, fds = bundle.as_message()
+    value, fds = bundle.to_message()
     request = {
         "bundle": value,
         "contract": contract.as_json(),
@@ -149,22 +149,22 @@ def _judge(
         found = child.call("probe", request, fds, deadline_s=left, on_event=on_event).value
     except ChildTimeout:
         detail = f"no end within {health.probe_deadline_s} s, at {stage}"
-        return _report("fail", "probe-timeout", detail, started)
+        return _create_report("fail", "probe-timeout", detail, started)
     except ChildFailed as error:
-        return _report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
+        return _create_report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
     except ChildDied as error:
-        killed = child.ended_how().startswith("ended by SIGKILL")
+        killed = child.describe_exit().startswith("ended by SIGKILL")
         detail = f"at {stage}: {error.message}"
         if killed:
-            return _report("inconclusive", "probe-killed", detail, started)
-        return _report("fail", "probe-crashed", detail, started)
+            return _create_report("inconclusive", "probe-killed", detail, started)
+        return _create_report("fail", "probe-crashed", detail, started)
     except (Unfit, Refused) as error:
-        return _report("fail", error.reason, error.message, started)
+        return _create_report("fail", error.reason, error.message, started)
     peak_bytes = max(child.memory_bytes("VmHWM") - before_bytes, 0)
     try:
-        with well_formed(MODULE):
+        with parse_reply(MODULE):
             if "failed" in found:
-                return _report("fail", str(found["failed"]), str(found["detail"]), started)
+                return _create_report("fail", str(found["failed"]), str(found["detail"]), started)
             report = ProbeReport(
                 "pass",
                 latency_us=None if found["latency_us"] is None else int(found["latency_us"]),
@@ -175,12 +175,12 @@ def _judge(
                 load_us=int(found["load_us"]),
                 elapsed_s=round(time.monotonic() - started, 3),
             )
-            return compare(report, health, baseline, cpu_share=float(found["cpu_share"]))
+            return compare_with_baseline(report, health, baseline, cpu_share=float(found["cpu_share"]))
     except ChildFailed as error:
-        return _report("fail", "probe-crashed", error.message, started)
+        return _create_report("fail", "probe-crashed", error.message, started)
 
 
-def compare(
+def compare_with_baseline(
     report: ProbeReport, health: Health, baseline: ProbeBaseline | None, *, cpu_share: float = 1.0
 ) -> ProbeReport:
     """Rule 4 for a report that has passed so far."""
@@ -197,23 +197,23 @@ def compare(
         detail = (
             f"median latency {report.latency_us} us, at most {slowest} are allowed (running: {baseline.latency_us})"
         )
-        if cpu_share < STARVED_SHARE:
+        if cpu_share < MIN_CPU_SHARE:
             detail += f"; the probe had {cpu_share:.0%} of a processor"
             return replace(report, verdict="inconclusive", reason="busy", detail=detail)
         return replace(report, verdict="fail", reason="too-slow", detail=detail)
     return report
 
 
-def _report(verdict: str, reason: str, detail: str, started: float) -> ProbeReport:
+def _create_report(verdict: str, reason: str, detail: str, started: float) -> ProbeReport:
     return ProbeReport(verdict, reason, detail[:1000], elapsed_s=round(time.monotonic() - started, 3))
 
 
-def _memory_limit() -> int | None:
-    left = [*_left_in_groups(), *_left_in_system()]
-    return int(min(left) * MEMORY_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES if left else None
+def _address_space_limit_bytes() -> int | None:
+    left = [*_available_in_cgroups(), *_available_in_system()]
+    return int(min(left) * ADDRESS_SPACE_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES if left else None
 
 
-def _left_in_system() -> list[int]:
+def _available_in_system() -> list[int]:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -221,7 +221,7 @@ def _left_in_system() -> list[int]:
         return []
 
 
-def _left_in_groups() -> list[int]:
+def _available_in_cgroups() -> list[int]:
     """What each control group above this process (cgroup v2) has left, bytes; none where there is no limit."""
     left = []
     try:

@@ -27,7 +27,7 @@ from device_agent.runtime.tensors import Array, has_non_finite
 
 MAX_KNOWN_SHAPES: Final = 16
 MAX_THREADS: Final = 4  # beyond it small models get slower, and a device has other work to do
-QUIET: Final = 4  # onnxruntime's severity "fatal": what matters comes back as an exception
+FATAL_LOG_LEVEL: Final = 4  # onnxruntime's severity "fatal": what matters comes back as an exception
 
 # onnxruntime's type names
 DTYPES: Final = {
@@ -69,8 +69,8 @@ class LoadedModel:
         if adapter is not None:
             self._options = ort.RunOptions()
             self._options.add_active_adapter(adapter)
-        self.inputs = _specs(session.get_inputs())
-        self.outputs = _specs(session.get_outputs())
+        self.inputs = _tensor_specs(session.get_inputs())
+        self.outputs = _tensor_specs(session.get_outputs())
 
     @classmethod
     def load(cls, bundle: BundleFds, *, threads: int = 0) -> "LoadedModel":
@@ -84,15 +84,15 @@ class LoadedModel:
             ModelUnfit: with onnxruntime's reason.
             ContractUnfit: an input or output is no tensor.
         """
-        ort.set_default_logger_severity(QUIET)
+        ort.set_default_logger_severity(FATAL_LOG_LEVEL)
         options = ort.SessionOptions()
-        options.log_severity_level = QUIET
+        options.log_severity_level = FATAL_LOG_LEVEL
         options.intra_op_num_threads = threads or min(len(os.sched_getaffinity(0)), MAX_THREADS)
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         try:
-            with _mapped(bundle.external_names()) as external:
+            with _map_files(bundle.external_names()) as external:
                 if external:
                     lengths = [len(view) for view in external.values()]
                     options.add_external_initializers_from_files_in_memory(
@@ -100,7 +100,7 @@ class LoadedModel:
                     )
                 path = f"/proc/self/fd/{bundle.files[bundle.model]}"
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            return cls(session, None if bundle.adapter is None else _adapter(bundle.files[bundle.adapter]))
+            return cls(session, None if bundle.adapter is None else _load_adapter(bundle.files[bundle.adapter]))
         except (*ORT_ERRORS, ValueError, MemoryError) as error:  # a ValueError: names that are not UTF-8
             raise ModelUnfit(
                 f"onnxruntime {ort.__version__} does not load {bundle.model!r}: {_one_line(error)}"
@@ -124,7 +124,7 @@ class LoadedModel:
                         f"expected {tensor.dtype}{list(tensor.shape)}"
                     )
 
-    def ask(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference on inputs that the contract allows, all outputs: whatever is wrong then is the model's fault.
         Raises InferenceUnfit."""
         try:
@@ -165,22 +165,24 @@ class OutputBinding:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._known: dict[object, tuple[tuple[str, Any, tuple[int, ...]], ...]] = {}
+        self._outputs_by_shapes: dict[object, tuple[tuple[str, Any, tuple[int, ...]], ...]] = {}
 
-    def expected(
+    def expected_outputs(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None
     ) -> tuple[tuple[str, Any, tuple[int, ...]], ...] | None:
         """Name, dtype and shape of each output as the last run with inputs of these shapes gave them, or None."""
         if self._model.has_adapter:
             return None  # onnxruntime leaves adapters out of a run with bindings, with no more than a warning
-        return self._known.get(_shapes_key(inputs, outputs))
+        return self._outputs_by_shapes.get(_shapes_key(inputs, outputs))
 
-    def learn(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, found: Mapping[str, Array]) -> None:
+    def record_outputs(
+        self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, computed: Mapping[str, Array]
+    ) -> None:
         """After a run by other means. A few kinds of requests are kept, the last ones."""
-        while len(self._known) >= MAX_KNOWN_SHAPES:
-            del self._known[next(iter(self._known))]
-        rows = tuple((name, array.dtype, array.shape) for name, array in found.items())
-        self._known[_shapes_key(inputs, outputs)] = rows
+        while len(self._outputs_by_shapes) >= MAX_KNOWN_SHAPES:
+            del self._outputs_by_shapes[next(iter(self._outputs_by_shapes))]
+        rows = tuple((name, array.dtype, array.shape) for name, array in computed.items())
+        self._outputs_by_shapes[_shapes_key(inputs, outputs)] = rows
 
     def run_into(self, inputs: Mapping[str, Array], targets: Mapping[str, Array]) -> bool:
         """One inference into `targets`, each of the expected dtype and shape.
@@ -200,13 +202,13 @@ class OutputBinding:
             self._model.session.run_with_iobinding(binding)
         except ORT_ERRORS as error:
             if "shape" in str(error).lower():
-                self._known.clear()
+                self._outputs_by_shapes.clear()
                 return False
             raise InferenceUnfit(f"inference failed: {_one_line(error)}") from error
         return True
 
 
-def _adapter(fd: int) -> Any:
+def _load_adapter(fd: int) -> Any:
     adapter = ort.LoraAdapter()
     try:
         adapter.Load(f"/proc/self/fd/{fd}")
@@ -219,17 +221,17 @@ def _shapes_key(inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> o
     return tuple((name, array.shape) for name, array in inputs.items()), None if outputs is None else tuple(outputs)
 
 
-def golden_of(bundle: BundleFds) -> tuple[GoldenSample, ...]:
+def read_golden_samples(bundle: BundleFds) -> tuple[GoldenSample, ...]:
     """The bundle's golden samples, () where it has none. Raises MalformedRefused, TooLargeRefused."""
     if bundle.golden is None:
         return ()
-    with _mapped({"golden": bundle.files[bundle.golden]}) as views:
+    with _map_files({"golden": bundle.files[bundle.golden]}) as views:
         # samples are views into the file; a copy outlives the mapping
         data = bytes(views["golden"])
     return read_golden(data)
 
 
-def non_finite_in(samples: Sequence[GoldenSample]) -> frozenset[str]:
+def outputs_with_non_finite(samples: Sequence[GoldenSample]) -> frozenset[str]:
     """Outputs for which NaN or infinity is a right answer: some golden one has it."""
     return frozenset(
         name for sample in samples for name, array in sample.outputs.items() if has_non_finite(np.asarray(array))
@@ -243,7 +245,7 @@ def trim_heap() -> None:
 
 
 @contextlib.contextmanager
-def _mapped(fds: Mapping[str, int]) -> Iterator[dict[str, memoryview]]:
+def _map_files(fds: Mapping[str, int]) -> Iterator[dict[str, memoryview]]:
     views: dict[str, memoryview] = {}
     mappings = []
     try:
@@ -263,7 +265,7 @@ def _mapped(fds: Mapping[str, int]) -> Iterator[dict[str, memoryview]]:
             mapping.close()
 
 
-def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
+def _tensor_specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     out = []
     for value in values:
         dtype = DTYPES.get(value.type)
@@ -274,12 +276,12 @@ def _specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     return tuple(out)
 
 
-def _shapes_agree(found: tuple[int | str, ...], promised: tuple[int | str, ...]) -> bool:
+def _shapes_agree(found: tuple[int | str, ...], declared: tuple[int | str, ...]) -> bool:
     # onnxruntime gives an unknown rank as no dimensions
     if not found:
         return True
-    return len(found) == len(promised) and all(
-        a == b for a, b in zip(found, promised, strict=True) if isinstance(a, int) and isinstance(b, int)
+    return len(found) == len(declared) and all(
+        a == b for a, b in zip(found, declared, strict=True) if isinstance(a, int) and isinstance(b, int)
     )
 
 

@@ -28,12 +28,12 @@ from device_agent.errors import InferenceUnfit, RequestInvalid
 from device_agent.runtime import wire
 from device_agent.runtime.session import LoadedModel, OutputBinding
 from device_agent.runtime.tensors import Array
-from device_agent.runtime.wire import ALIGNMENT, HEAD_BYTES, Head, Part, WireError
+from device_agent.runtime.wire import ALIGNMENT_BYTES, HEAD_BYTES, FrameHead, Part, WireError
 
 MAX_ARENAS: Final = 4
-PAGE: Final = 4096
+PAGE_BYTES: Final = 4096
 
-Row = list[Any]  # name, dtype, shape, offset of the bytes in the body or the arena
+TensorRow = list[Any]  # name, dtype, shape, offset of the bytes in the body or the arena
 
 
 @dataclass(eq=False, slots=True)
@@ -50,7 +50,7 @@ class Arena:
     @classmethod
     def create(cls, number: int, input_bytes: int, output_bytes: int) -> "Arena":
         """Of at least these sizes."""
-        input_bytes, output_bytes = (-(-size // PAGE) * PAGE for size in (input_bytes, output_bytes))
+        input_bytes, output_bytes = (-(-size // PAGE_BYTES) * PAGE_BYTES for size in (input_bytes, output_bytes))
         fd = os.memfd_create("airweights-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, input_bytes + output_bytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -73,15 +73,15 @@ class TensorClient:
     channel: int
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _arenas: list[Arena] = field(default_factory=list)
-    _free: list[Arena] = field(default_factory=list)
-    _dropped: list[int] = field(default_factory=list)
+    _free_arenas: list[Arena] = field(default_factory=list)
+    _dropped_arena_numbers: list[int] = field(default_factory=list)
     _next_number: int = 0
     _output_bytes: int = 0
 
     def __post_init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(self.channel))
         # results die on any thread, also within a request of this one: no lock is taken there
-        self._returned: list[Arena] = []
+        self._returned_arenas: list[Arena] = []
         self._is_open = True
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
@@ -96,8 +96,8 @@ class TensorClient:
             if array.dtype.kind not in "biuf":
                 raise RequestInvalid(f"input {name!r} is {array.dtype}, which does not travel to a model process")
         with self._lock:
-            size = sum(_aligned(array.nbytes) for array in arrays.values())
-            arena = self._arena(size) if max(size, self._output_bytes) > wire.MAX_INLINE_BYTES else None
+            size = sum(_align_size(array.nbytes) for array in arrays.values())
+            arena = self._take_arena(size) if max(size, self._output_bytes) > wire.MAX_INLINE_BYTES else None
             self._send(arrays, outputs, arena)
             return self._receive(arena)
 
@@ -107,20 +107,20 @@ class TensorClient:
             self._is_open = False
             self._socket.close()
             self._reclaim()
-            for arena in self._free:
+            for arena in self._free_arenas:
                 arena.close()
-            self._free.clear()
+            self._free_arenas.clear()
 
-    def _arena(self, input_bytes: int) -> Arena | None:
+    def _take_arena(self, input_bytes: int) -> Arena | None:
         self._reclaim()
-        for arena in self._free:
+        for arena in self._free_arenas:
             if arena.input_bytes >= input_bytes and arena.output_bytes >= self._output_bytes:
-                self._free.remove(arena)
+                self._free_arenas.remove(arena)
                 return arena
-        for arena in self._free[:1] if len(self._arenas) >= MAX_ARENAS else []:
-            self._free.remove(arena)
+        for arena in self._free_arenas[:1] if len(self._arenas) >= MAX_ARENAS else []:
+            self._free_arenas.remove(arena)
             self._arenas.remove(arena)
-            self._dropped.append(arena.number)
+            self._dropped_arena_numbers.append(arena.number)
             arena.close()
         if len(self._arenas) >= MAX_ARENAS:
             return None
@@ -130,17 +130,17 @@ class TensorClient:
         return arena
 
     def _reclaim(self) -> None:
-        while self._returned:
-            arena = self._returned.pop()
-            self._free.append(arena)
+        while self._returned_arenas:
+            arena = self._returned_arenas.pop()
+            self._free_arenas.append(arena)
 
     def _send(self, arrays: Mapping[str, Array], outputs: Sequence[str] | None, arena: Arena | None) -> None:
-        rows: list[Row] = []
+        rows: list[TensorRow] = []
         parts: list[Part] = []
         offset = 0
         for name, array in arrays.items():
             rows.append([name, array.dtype.str, array.shape, offset])
-            size = _aligned(array.nbytes)
+            size = _align_size(array.nbytes)
             if arena is not None:
                 target: Array = np.frombuffer(arena.memory, array.dtype, array.size, offset)
                 np.copyto(target.reshape(array.shape), array)
@@ -153,12 +153,12 @@ class TensorClient:
             head["arena"] = [arena.number, arena.input_bytes, arena.output_bytes]
             fd = None if arena.is_known else arena.fd
             arena.is_known = True
-        if self._dropped:
-            head["dropped"] = self._dropped
-            self._dropped = []
+        if self._dropped_arena_numbers:
+            head["dropped"] = self._dropped_arena_numbers
+            self._dropped_arena_numbers = []
         text = json.dumps(head, separators=(",", ":")).encode()
         size = len(text) + (0 if arena is not None else offset)
-        frame = Head(wire.TENSORS, 0, 0, len(text), 0, size)
+        frame = FrameHead(wire.TENSORS_KIND, 0, 0, len(text), 0, size)
         wire.send_frame(self._socket, frame, [text, *parts], fd=fd)
 
     def _receive(self, arena: Arena | None) -> dict[str, Array]:
@@ -167,7 +167,7 @@ class TensorClient:
         try:
             if not data:
                 raise WireError("the model process closed the channel")
-            head = Head.unpack(data)
+            head = FrameHead.unpack(data)
             body = memoryview(data)[HEAD_BYTES + head.padding :]
             if head.flags & wire.IN_MEMFD:
                 body = memoryview(wire.read_memfd(fds[0], head, head.size))
@@ -175,15 +175,15 @@ class TensorClient:
             for fd in fds:
                 os.close(fd)
         if head.status != 200:
-            self._give_back(arena)
+            self._release_arena(arena)
             kind = RequestInvalid if head.status == 400 else InferenceUnfit
             raise kind(str(json.loads(bytes(body))["error"]))
         answer = json.loads(bytes(body[: head.json_bytes]))
-        sizes = sum(_aligned(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in answer["outputs"])
+        sizes = sum(_align_size(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in answer["outputs"])
         self._output_bytes = max(self._output_bytes, sizes)
         if arena is None or not answer["in_arena"]:
-            self._give_back(arena)
-            return _arrays(answer["outputs"], body[head.json_bytes :], 0)
+            self._release_arena(arena)
+            return _parse_arrays(answer["outputs"], body[head.json_bytes :], 0)
         owner: Array = np.frombuffer(arena.memory, np.uint8)
         weakref.finalize(owner, _return_arena, weakref.ref(self), arena).atexit = False
         return {
@@ -192,15 +192,15 @@ class TensorClient:
             for start in (arena.input_bytes + offset,)
         }
 
-    def _give_back(self, arena: Arena | None) -> None:
+    def _release_arena(self, arena: Arena | None) -> None:
         if arena is not None:
-            self._free.append(arena)
+            self._free_arenas.append(arena)
 
 
 def _return_arena(client: "weakref.ref[TensorClient]", arena: Arena) -> None:
     owner = client()
     if owner is not None and owner._is_open:
-        owner._returned.append(arena)
+        owner._returned_arenas.append(arena)
     else:
         os.close(arena.fd)  # the mapping goes with its last view
 
@@ -213,7 +213,7 @@ class TensorServer:
         self._binding = OutputBinding(model)
         self._arenas: dict[int, mmap.mmap] = {}
 
-    def answer(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
+    def answer_request(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
         """Run a request.
 
         Returns:
@@ -233,20 +233,20 @@ class TensorServer:
                 self._arenas[number] = mmap.mmap(fds[0], input_bytes + output_bytes)
             memory = self._arenas[number]
         source = memoryview(memory) if memory is not None else body[json_bytes:]
-        inputs = _arrays(head["inputs"], source, 0)
+        inputs = _parse_arrays(head["inputs"], source, 0)
         if memory is not None and (rows := self._run_in_place(inputs, head["outputs"], memory, input_bytes)):
             text = json.dumps({"outputs": rows, "in_arena": True}, separators=(",", ":")).encode()
             return len(text), [text]
         outputs = self._model.run(inputs, head["outputs"])
         if memory is not None:
-            self._binding.learn(inputs, head["outputs"], outputs)
+            self._binding.record_outputs(inputs, head["outputs"], outputs)
         rows = []
         offset = 0
         for name, array in outputs.items():
             if array.dtype.kind not in "biuf":
                 raise InferenceUnfit(f"output {name!r} is {array.dtype}, which does not travel from a model process")
             rows.append([name, array.dtype.str, array.shape, offset])
-            offset += _aligned(array.nbytes)
+            offset += _align_size(array.nbytes)
         in_arena = memory is not None and offset <= output_bytes
         text = json.dumps({"outputs": rows, "in_arena": in_arena}, separators=(",", ":")).encode()
         parts: list[Part] = [text]
@@ -256,21 +256,21 @@ class TensorServer:
                 np.copyto(target.reshape(array.shape), array)
             else:
                 flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else b""
-                parts += [flat, bytes(_aligned(array.nbytes) - array.nbytes)]
+                parts += [flat, bytes(_align_size(array.nbytes) - array.nbytes)]
         return len(text), parts
 
     def _run_in_place(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, memory: mmap.mmap, input_bytes: int
-    ) -> list[Row] | None:
-        expected = self._binding.expected(inputs, outputs)
+    ) -> list[TensorRow] | None:
+        expected = self._binding.expected_outputs(inputs, outputs)
         if expected is None:
             return None
-        rows: list[Row] = []
+        rows: list[TensorRow] = []
         targets: dict[str, Array] = {}
         offset = input_bytes
         for name, dtype, shape in expected:
             count = int(np.prod(shape))
-            end = offset + _aligned(count * dtype.itemsize)
+            end = offset + _align_size(count * dtype.itemsize)
             if not count or dtype.kind not in "biuf" or end > len(memory):
                 return None
             targets[name] = np.frombuffer(memory, dtype, count, offset).reshape(shape)
@@ -279,7 +279,7 @@ class TensorServer:
         return rows if self._binding.run_into(inputs, targets) else None
 
 
-def _arrays(rows: Sequence[Row], source: memoryview, start: int) -> dict[str, Array]:
+def _parse_arrays(rows: Sequence[TensorRow], source: memoryview, start: int) -> dict[str, Array]:
     out: dict[str, Array] = {}
     for name, dtype, shape, offset in rows:
         count = int(np.prod(shape))
@@ -291,5 +291,5 @@ def _arrays(rows: Sequence[Row], source: memoryview, start: int) -> dict[str, Ar
     return out
 
 
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+def _align_size(size: int) -> int:
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

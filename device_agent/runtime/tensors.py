@@ -34,16 +34,16 @@ DATATYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(object),
 }
-_NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
+_DATATYPE_NAMES: Final = {dtype: name for name, dtype in DATATYPES.items()}
 MAX_ELEMENTS: Final = 2**40
 
 
-def datatype_of(dtype: np.dtype[Any]) -> str:
+def datatype_name(dtype: np.dtype[Any]) -> str:
     """The protocol's name. Raises KeyError for a dtype that it does not have."""
-    return _NAMES[dtype]
+    return _DATATYPE_NAMES[dtype]
 
 
-def elements(shape: Sequence[int], name: str) -> int:
+def count_elements(shape: Sequence[int], name: str) -> int:
     """Their number. Raises RequestInvalid for more than MAX_ELEMENTS."""
     count = 1
     for size in shape:
@@ -55,12 +55,12 @@ def elements(shape: Sequence[int], name: str) -> int:
 
 def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> Array:
     """The array of an input's `data` (rules 1 and 2). Raises RequestInvalid."""
-    count = elements(shape, name)
+    count = count_elements(shape, name)
     if not isinstance(data, list):
         raise RequestInvalid(f"input {name!r}: data is {type(data).__name__}, expected a list")
     if datatype == "BYTES":
         flat = list(_flat_strings(data, name))
-        _expect_count(len(flat), count, shape, name)
+        _check_count(len(flat), count, shape, name)
         array: Array = np.empty(count, object)
         array[:] = flat
         return array.reshape(tuple(shape))
@@ -78,7 +78,7 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
     if found.dtype.kind not in allowed:
         # integers beyond 64 bits become objects, null too
         raise RequestInvalid(f"input {name!r}: data does not hold {datatype} values only")
-    _expect_count(found.size, count, shape, name)
+    _check_count(found.size, count, shape, name)
     if dtype.kind in "iu" and found.size:
         limits = np.iinfo(dtype)
         if found.min() < limits.min or found.max() > limits.max:
@@ -93,7 +93,7 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
 
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
     """The array of an input's raw bytes (rule 3), without a copy where it is aligned. Raises RequestInvalid."""
-    count = elements(shape, name)
+    count = count_elements(shape, name)
     if datatype == "BYTES":
         return _strings_from_bytes(data, count, shape, name)
     dtype = DATATYPES[datatype]
@@ -172,13 +172,13 @@ def _strings_from_bytes(data: memoryview, count: int, shape: Sequence[int], name
         offset += length
         if len(found) > count:
             break
-    _expect_count(len(found), count, shape, name)
+    _check_count(len(found), count, shape, name)
     array: Array = np.empty(count, object)
     array[:] = found
     return array.reshape(tuple(shape))
 
 
-def _expect_count(found: int, expected: int, shape: Sequence[int], name: str) -> None:
+def _check_count(found: int, expected: int, shape: Sequence[int], name: str) -> None:
     if found != expected:
         raise RequestInvalid(f"input {name!r}: {found} elements of data, expected {expected} for shape {list(shape)}")
 

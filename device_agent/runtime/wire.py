@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 MAX_INLINE_BYTES: Final = 64 * 1024  # three of them fit the kernel's default socket buffer of 208 KiB
-IN_FLIGHT: Final = 4
-ALIGNMENT: Final = 64  # a cache line, and the widest vector load of onnxruntime's kernels
+MAX_IN_FLIGHT_REQUESTS: Final = 4
+ALIGNMENT_BYTES: Final = 64  # a cache line, and the widest vector load of onnxruntime's kernels
 NO_JSON: Final = 0xFFFFFFFF  # the whole body is JSON, or there is no body
 
 Part: TypeAlias = bytes | bytearray | memoryview
 
-REQUEST: Final = 1
-ANSWER: Final = 2
-TENSORS: Final = 3  # device_agent.runtime.tensor_channel
+REQUEST_KIND: Final = 1
+ANSWER_KIND: Final = 2
+TENSORS_KIND: Final = 3  # device_agent.runtime.tensor_channel
 
 IN_MEMFD: Final = 1
 HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
@@ -43,14 +43,14 @@ HEAD_BYTES: Final = _HEAD.size
 SHADOW_TRAILER: Final = struct.Struct(
     "!QII"
 )  # at the body's end: bytes of the live answer, of its JSON part; limit, ppm
-MESSAGE_BYTES: Final = HEAD_BYTES + ALIGNMENT + MAX_INLINE_BYTES
+MESSAGE_BYTES: Final = HEAD_BYTES + ALIGNMENT_BYTES + MAX_INLINE_BYTES
 
 
 class WireError(Exception):
     """The other side broke a rule of the frames, or is gone."""
 
 
-class Head(NamedTuple):
+class FrameHead(NamedTuple):
     """The head of a frame.
 
     Attributes:
@@ -78,7 +78,7 @@ class Head(NamedTuple):
         return _HEAD.pack(*self)
 
     @classmethod
-    def unpack(cls, data: bytes | bytearray | memoryview) -> "Head":
+    def unpack(cls, data: bytes | bytearray | memoryview) -> "FrameHead":
         """Inverse of `pack`, of the first HEAD_BYTES. Raises WireError."""
         if len(data) < HEAD_BYTES:
             raise WireError(f"frame of {len(data)} bytes, expected at least {HEAD_BYTES}")
@@ -113,10 +113,10 @@ def padding_for(json_bytes: int, start: int) -> int:
         json_bytes: length of the JSON part, or NO_JSON.
         start: offset of the first padding byte.
     """
-    return 0 if json_bytes == NO_JSON else -(start + json_bytes) % ALIGNMENT
+    return 0 if json_bytes == NO_JSON else -(start + json_bytes) % ALIGNMENT_BYTES
 
 
-def send_frame(channel: socket.socket, head: Head, parts: Sequence[Part], *, fd: int | None = None) -> None:
+def send_frame(channel: socket.socket, head: FrameHead, parts: Sequence[Part], *, fd: int | None = None) -> None:
     """Send one frame; `head.size` bytes in `parts`, its IN_MEMFD and padding are set here.
 
     Args:
@@ -130,7 +130,7 @@ def send_frame(channel: socket.socket, head: Head, parts: Sequence[Part], *, fd:
         WireError: the other side is gone.
     """
     if head.size > MAX_INLINE_BYTES:
-        body = memfd_of(parts, padding := padding_for(head.json_bytes, 0))
+        body = create_memfd(parts, padding := padding_for(head.json_bytes, 0))
         try:
             data = head._replace(flags=head.flags | IN_MEMFD, padding=padding).pack()
             _send(channel, [data], body)
@@ -141,7 +141,7 @@ def send_frame(channel: socket.socket, head: Head, parts: Sequence[Part], *, fd:
     _send(channel, [head._replace(padding=padding).pack(), bytes(padding), *parts], fd)
 
 
-def memfd_of(parts: Sequence[Part], padding: int) -> int:
+def create_memfd(parts: Sequence[Part], padding: int) -> int:
     """A new memfd with the padding and the parts; the caller closes it."""
     fd = os.memfd_create("airweights-body", os.MFD_CLOEXEC)
     try:
@@ -158,7 +158,7 @@ def memfd_of(parts: Sequence[Part], padding: int) -> int:
     return fd
 
 
-def read_memfd(fd: int, head: Head, max_bytes: int) -> bytes:
+def read_memfd(fd: int, head: FrameHead, max_bytes: int) -> bytes:
     """The body in a memfd, read under rule 4. Raises WireError."""
     if head.size > max_bytes:
         raise WireError(f"body of {head.size} bytes, at most {max_bytes} are allowed")

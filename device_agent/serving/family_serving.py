@@ -18,19 +18,19 @@ from typing import Protocol
 
 from bundle.files import BundleDigest
 from bundle.manifest import Variant
-from device_agent.policy.journal_records import Holding
-from device_agent.policy.probation import Observed
-from device_agent.policy.shadow_judge import Heard
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.policy.probation import ServingObservation
+from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.runtime.bundle_fds import BundleFds
 
 
-class Process(Protocol):
+class ModelProcessHandle(Protocol):
     """A model process."""
 
     @property
     def pid(self) -> int: ...
 
-    def alive(self) -> bool: ...
+    def is_alive(self) -> bool: ...
 
     def fileno(self) -> int: ...
 
@@ -39,14 +39,14 @@ class Process(Protocol):
     def stop(self) -> None: ...
 
 
-class Runtime(Protocol):
+class ServingBackend(Protocol):
     """What the supervisor needs of the runtime (device_agent.runtime)."""
 
-    def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> Process:
+    def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcessHandle:
         """Load and warm. Raises Unfit, Refused, Unavailable."""
         ...
 
-    def publish(self, generation: int, process: Process) -> int:
+    def publish(self, generation: int, process: ModelProcessHandle) -> int:
         """Requests go to this generation from now on; microseconds that it took."""
         ...
 
@@ -54,21 +54,21 @@ class Runtime(Protocol):
         """Take it out and wait for its last answer."""
         ...
 
-    def observe(self, generation: int) -> Observed:
+    def observation(self, generation: int) -> ServingObservation:
         """What was seen of it since it was published."""
         ...
 
-    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+    def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
         """Let it hear a share of the live requests at a low priority; 0 ends that."""
         ...
 
-    def heard(self) -> Heard:
+    def shadow_observation(self) -> ShadowObservation:
         """What the candidate in the shadow did so far."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class Generation:
     """One generation.
 
     Attributes:
@@ -77,18 +77,18 @@ class Served:
         process: behind it.
     """
 
-    generation: int
-    holding: Holding
+    number: int
+    bundle: BundleRecord
     variant: Variant
-    process: Process
+    process: ModelProcessHandle
 
     @property
     def digest(self) -> BundleDigest:
         """Of the bundle."""
-        return self.holding.digest
+        return self.bundle.digest
 
 
-class Serving:
+class FamilyServing:
     """The generations of one family. Called by the supervisor's main thread only.
 
     Args:
@@ -96,112 +96,112 @@ class Serving:
         on_death: told the number of a generation whose process ended; from another thread.
     """
 
-    def __init__(self, runtime: Runtime, on_death: Callable[[int], None]) -> None:
-        self._runtime, self._on_death = runtime, on_death
-        self._number = 0
-        self.current: Served | None = None
-        self.previous: Served | None = None
-        self.spare: Served | None = None
+    def __init__(self, runtime: ServingBackend, on_crash: Callable[[int], None]) -> None:
+        self._runtime, self._on_crash = runtime, on_crash
+        self._last_number = 0
+        self.current: Generation | None = None
+        self.previous: Generation | None = None
+        self.standby: Generation | None = None
 
-    def start(self, holding: Holding, fds: BundleFds) -> Served:
+    def start_generation(self, bundle: BundleRecord, fds: BundleFds) -> Generation:
         """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
-        _, variant = holding.parsed()
-        self._number += 1
-        process = self._runtime.start(fds, holding, variant, self._number)
-        self._watch(self._number, os.dup(process.fileno()))
-        return Served(self._number, holding, variant, process)
+        _, variant = bundle.parse_manifest()
+        self._last_number += 1
+        process = self._runtime.start(fds, bundle, variant, self._last_number)
+        self._watch_process(self._last_number, os.dup(process.fileno()))
+        return Generation(self._last_number, bundle, variant, process)
 
-    def publish(self, served: Served) -> int:
+    def publish(self, generation: Generation) -> int:
         """The switch (rule 1). Returns microseconds."""
-        took_us = self._runtime.publish(served.generation, served.process)
-        if self.current is not None and self.current is not served:
-            self._drop(self.previous)
+        took_us = self._runtime.publish(generation.number, generation.process)
+        if self.current is not None and self.current is not generation:
+            self._retire_and_stop(self.previous)
             self.previous = self.current
-        self.current = served
+        self.current = generation
         return took_us
 
-    def restore(self) -> None:
+    def revert(self) -> None:
         """Back to what served before, if that is still resident; what served since is stopped."""
         candidate, before = self.current, self.previous
         if before is not None:
-            self._runtime.publish(before.generation, before.process)
+            self._runtime.publish(before.number, before.process)
         self.current, self.previous = before, None
-        self._drop(candidate)
+        self._retire_and_stop(candidate)
 
-    def settle(self) -> None:
+    def stop_replaced(self) -> None:
         """The current one stays: what it replaced is stopped."""
         before, self.previous = self.previous, None
-        self._drop(before)
+        self._retire_and_stop(before)
 
     def stop_current(self) -> None:
         """Rule 4."""
         stopped, self.current = self.current, None
-        self._drop(stopped)
+        self._retire_and_stop(stopped)
 
-    def drop_spare(self) -> None:
+    def drop_standby(self) -> None:
         """Free what a standby holds."""
-        if self.spare is not None:
-            self.spare.process.stop()
-            self.spare = None
+        if self.standby is not None:
+            self.standby.process.stop()
+            self.standby = None
 
     def resident_bytes(self) -> int:
         """Of all its processes."""
-        served = (self.current, self.previous, self.spare)
+        served = (self.current, self.previous, self.standby)
         return sum(one.process.resident_bytes() for one in served if one is not None)
 
-    def shadow(self, served: Served, share_ppm: int, limit_ppm: int) -> None:
+    def set_shadow(self, generation: Generation, share_ppm: int, limit_ppm: int) -> None:
         """Let a generation that serves nothing yet hear a share of the live requests; 0 ends that."""
-        self._runtime.shadow(served.process, share_ppm, limit_ppm)
+        self._runtime.set_shadow(generation.process, share_ppm, limit_ppm)
 
-    def heard(self, served: Served) -> Heard:
+    def shadow_observation(self, generation: Generation) -> ShadowObservation:
         """What it did in the shadow; its process's end counts even before the front has noticed."""
-        heard = self._runtime.heard()
-        return heard if served.process.alive() else replace(heard, crashes=1)
+        heard = self._runtime.shadow_observation()
+        return heard if generation.process.is_alive() else replace(heard, crashes=1)
 
-    def needs_spare(self) -> bool:
+    def needs_standby(self) -> bool:
         """There is a current generation, and no live process of the same bundle beside it."""
-        current, spare = self.current, self.spare
-        return current is not None and not (spare and spare.process.alive() and spare.digest == current.digest)
+        current, spare = self.current, self.standby
+        return current is not None and not (spare and spare.process.is_alive() and spare.digest == current.digest)
 
-    def keep_spare(self, served: Served) -> None:
+    def set_standby(self, generation: Generation) -> None:
         """Hold a loaded process back; what was held before is stopped."""
-        if self.spare is not None:
-            self.spare.process.stop()
-        self.spare = served
+        if self.standby is not None:
+            self.standby.process.stop()
+        self.standby = generation
 
-    def take_spare(self, digest: BundleDigest) -> Served | None:
+    def take_standby(self, digest: BundleDigest) -> Generation | None:
         """The spare, if it is of this bundle and alive; it is no spare any more then."""
-        spare = self.spare
-        if spare is None or spare.digest != digest or not spare.process.alive():
+        spare = self.standby
+        if spare is None or spare.digest != digest or not spare.process.is_alive():
             return None
-        self.spare = None
+        self.standby = None
         return spare
 
-    def observe(self, served: Served) -> Observed:
+    def observation(self, generation: Generation) -> ServingObservation:
         """What was seen of a generation."""
-        return self._runtime.observe(served.generation)
+        return self._runtime.observation(generation.number)
 
-    def abandon(self, served: Served) -> None:
+    def stop_unpublished(self, generation: Generation) -> None:
         """Stop a process that was never published."""
-        served.process.stop()
+        generation.process.stop()
 
-    def stop(self) -> None:
+    def stop_all(self) -> None:
         """Stop all."""
-        for served in (self.spare, self.previous, self.current):
+        for served in (self.standby, self.previous, self.current):
             if served is not None:
                 served.process.stop()
-        self.current = self.previous = self.spare = None
+        self.current = self.previous = self.standby = None
 
-    def _drop(self, served: Served | None) -> None:
-        if served is not None:
-            self._runtime.retire(served.generation)
-            served.process.stop()
+    def _retire_and_stop(self, generation: Generation | None) -> None:
+        if generation is not None:
+            self._runtime.retire(generation.number)
+            generation.process.stop()
 
-    def _watch(self, generation: int, pidfd: int) -> None:
-        when_ended(pidfd, lambda: self._on_death(generation))
+    def _watch_process(self, generation: int, pidfd: int) -> None:
+        call_on_exit(pidfd, lambda: self._on_crash(generation))
 
 
-def when_ended(pidfd: int, act: Callable[[], None]) -> None:
+def call_on_exit(pidfd: int, callback: Callable[[], None]) -> None:
     """Call `act` from a thread once a process has ended; the pidfd is closed then."""
 
     def sleep() -> None:
@@ -209,6 +209,6 @@ def when_ended(pidfd: int, act: Callable[[], None]) -> None:
         poll.register(pidfd, select.POLLIN)
         poll.poll()
         os.close(pidfd)
-        act()
+        callback()
 
     threading.Thread(target=sleep, name=f"pidfd-{pidfd}", daemon=True).start()

@@ -18,21 +18,28 @@ from bundle.errors import Unavailable
 from bundle.manifest import Variant
 from device_agent.config.config import Config
 from device_agent.errors import ChildDied, ChildTimeout, DrainUnavailable
-from device_agent.policy.journal_records import Holding
-from device_agent.policy.probation import Observed
-from device_agent.policy.shadow_judge import Heard
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.policy.probation import ServingObservation
+from device_agent.policy.shadow_judge import ShadowObservation
 from device_agent.process.jail import JailPolicy
-from device_agent.process.memory_lock import is_there_swap
-from device_agent.runtime.handles import BundleFds, Front, GenerationSpec, ModelProcess, ServeConfig, Standby
-from device_agent.serving.family_serving import Process
+from device_agent.process.memory_lock import swap_is_enabled
+from device_agent.runtime.handles import (
+    BundleFds,
+    FrontHandle,
+    GenerationSpec,
+    ModelProcess,
+    PrestartedProcess,
+    ServeConfig,
+)
+from device_agent.serving.family_serving import ModelProcessHandle
 
 T = TypeVar("T")
 
-DRAIN_S: Final = 30.0
-ANSWER_S: Final = 30.0  # half of what the front lets a request wait for its answer
+DRAIN_TIMEOUT_S: Final = 30.0
+MAX_ANSWER_DELAY_S: Final = 30.0  # half of what the front lets a request wait for its answer
 
 
-class Switchboard:
+class ServingRuntime:
     """What all families share: the front, and the model process that is begun beside other work.
 
     Args:
@@ -43,8 +50,10 @@ class Switchboard:
         self._config = config
         self._jail = JailPolicy(allow_unjailed=config.allow_unjailed)
         self._model_jail = replace(self._jail, lock_memory=True)
-        self._warming: tuple[threading.Thread, list[Standby]] | None = None
-        self._outlets = {family: Outlet(self, family, config.serve.threads) for family in config.families}
+        self._prestarting: tuple[threading.Thread, list[PrestartedProcess]] | None = None
+        self._family_runtimes = {
+            family: FamilyRuntime(self, family, config.serve.threads) for family in config.families
+        }
         self._listen = config.serve.listen
         self.front = self._start_front()
         if self.front.address.startswith("http://"):
@@ -56,73 +65,73 @@ class Switchboard:
         """Where clients connect."""
         return self.front.address
 
-    def outlet(self, family: str) -> "Outlet":
+    def family_runtime(self, family: str) -> "FamilyRuntime":
         """Of a family of the configuration."""
-        return self._outlets[family]
+        return self._family_runtimes[family]
 
     @property
     def model_jail(self) -> JailPolicy:
         """Of a model process."""
         return self._model_jail
 
-    def warm_up(self) -> None:
+    def prestart(self) -> None:
         """Begin a model process, without its model, for the next `start` (rule 3); `cool_down` ends it unused."""
-        self.cool_down()
-        started: list[Standby] = []
+        self.discard_prestarted()
+        started: list[PrestartedProcess] = []
 
         def begin() -> None:
             with contextlib.suppress(Unavailable):  # `start` tries again, and says why
-                started.append(Standby.start(self._model_jail))
+                started.append(PrestartedProcess.start(self._model_jail))
 
         thread = threading.Thread(target=begin, name="warm-up", daemon=True)
-        self._warming = thread, started
+        self._prestarting = thread, started
         thread.start()
 
-    def cool_down(self) -> None:
+    def discard_prestarted(self) -> None:
         """End what `warm_up` began and nobody took."""
-        if (unused := self.take_warm()) is not None:
+        if (unused := self.take_prestarted()) is not None:
             unused.stop()
 
-    def take_warm(self) -> Standby | None:
+    def take_prestarted(self) -> PrestartedProcess | None:
         """What `warm_up` began, or None."""
-        if self._warming is None:
+        if self._prestarting is None:
             return None
-        (thread, started), self._warming = self._warming, None
+        (thread, started), self._prestarting = self._prestarting, None
         thread.join()
         return started[0] if started else None
 
     def is_answering(self) -> bool:
         """Every family that is published answers."""
-        return self.front.alive() and all(outlet.is_answering() for outlet in self._outlets.values())
+        return self.front.is_alive() and all(outlet.is_answering() for outlet in self._family_runtimes.values())
 
-    def revive(self) -> None:
+    def restart_front(self) -> None:
         """Start the front again where it has died, with what was published. Raises Unavailable."""
-        if self.front.alive():
+        if self.front.is_alive():
             return
         with contextlib.suppress(Unavailable):
             self.front.stop()
         self.front = self._start_front()
-        for outlet in self._outlets.values():
-            outlet.publish_again()
+        for outlet in self._family_runtimes.values():
+            outlet.republish()
 
     def stop(self) -> None:
         """Stop accepting, answer what is here, end."""
         self.front.stop()
 
-    def with_front(self, act: Callable[[Front], T]) -> T:
+    def call_front(self, act: Callable[[FrontHandle], T]) -> T:
         """Ask the front; rule 1, in the middle of a switch too."""
         try:
             return act(self.front)
         except (ChildDied, ChildTimeout):
-            self.revive()
+            self.restart_front()
             return act(self.front)
 
-    def _start_front(self) -> Front:
-        awaited = tuple(family for family, outlet in self._outlets.items() if outlet.is_published)
-        return Front.start(ServeConfig(self._listen, self._config.families, awaited, jail=self._jail))
+    def _start_front(self) -> FrontHandle:
+        awaited = tuple(family for family, outlet in self._family_runtimes.items() if outlet.is_published)
+        return FrontHandle.start(ServeConfig(self._listen, self._config.families, awaited, jail=self._jail))
 
 
-class Outlet:
+class FamilyRuntime:
     """One family's part: implements `device_agent.serving.family_serving.Runtime`. Made by a Switchboard.
 
     Args:
@@ -131,8 +140,8 @@ class Outlet:
         threads: of a model process.
     """
 
-    def __init__(self, switchboard: Switchboard, family: str, threads: int) -> None:
-        self._switchboard, self._family, self._threads = switchboard, family, threads
+    def __init__(self, runtime: ServingRuntime, family: str, threads: int) -> None:
+        self._runtime, self._family, self._threads = runtime, family, threads
         self._published: ModelProcess | None = None
 
     @property
@@ -143,47 +152,47 @@ class Outlet:
     @property
     def is_jailed(self) -> bool:
         """The model process is confined; true where there is none."""
-        return self._published is None or self._published.jailed
+        return self._published is None or self._published.is_jailed
 
     @property
     def is_swappable(self) -> bool:
         """Memory of the model process may be swapped out."""
-        return self._published is not None and not self._published.memory_locked and is_there_swap()
+        return self._published is not None and not self._published.is_memory_locked and swap_is_enabled()
 
-    def start(self, fds: BundleFds, holding: Holding, variant: Variant, generation: int) -> ModelProcess:
+    def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcess:
         """Load and warm. Raises Unfit, Refused, Unavailable."""
         spec = GenerationSpec(
-            family=holding.family,
+            family=bundle.family,
             generation=generation,
-            version=holding.version,
-            variant=holding.variant,
+            version=bundle.version,
+            variant=bundle.variant,
             contract=variant.contract,
             threads=self._threads,
         )
         # what nobody waits for does not take the processor from requests; after a crash everybody waits
-        is_serving = self._published is not None and self._published.alive()
+        is_serving = self._published is not None and self._published.is_alive()
         return ModelProcess.start(
-            fds, spec, self._switchboard.model_jail, standby=self._switchboard.take_warm(), in_background=is_serving
+            fds, spec, self._runtime.model_jail, prestarted=self._runtime.take_prestarted(), in_background=is_serving
         )
 
-    def publish(self, generation: int, process: Process) -> int:
+    def publish(self, generation: int, process: ModelProcessHandle) -> int:
         """Requests go there from now on. Returns microseconds that the switch took within the front."""
         assert isinstance(process, ModelProcess)
         assert process.spec.generation == generation
         self._published = process
-        return round(self._switchboard.with_front(lambda front: front.publish(self._family, process)) * 1e6)
+        return round(self._runtime.call_front(lambda front: front.publish(self._family, process)) * 1e6)
 
     def retire(self, generation: int) -> None:
         """Take it out and wait for its last answer, at most DRAIN_S."""
         if self._published is not None and self._published.spec.generation == generation:
             self._published = None  # nothing is expected to answer until the next `publish`
         with contextlib.suppress(DrainUnavailable):
-            self._switchboard.with_front(lambda front: front.retire(self._family, generation, DRAIN_S))
+            self._runtime.call_front(lambda front: front.retire(self._family, generation, DRAIN_TIMEOUT_S))
 
-    def observe(self, generation: int) -> Observed:
+    def observation(self, generation: int) -> ServingObservation:
         """Since it was published."""
-        window = self._switchboard.with_front(lambda front: front.window(self._family, generation))
-        return Observed(
+        window = self._runtime.call_front(lambda front: front.window(self._family, generation))
+        return ServingObservation(
             requests=window.requests - window.client_errors,
             errors=window.errors,
             nan=window.nan,
@@ -191,16 +200,16 @@ class Outlet:
             crashes=window.crashes,
         )
 
-    def shadow(self, process: Process, share_ppm: int, limit_ppm: int) -> None:
+    def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
         """Let a candidate hear a share of the live requests at a low priority; 0 ends that."""
         assert isinstance(process, ModelProcess)
         process.set_background(is_background=share_ppm > 0)
-        self._switchboard.with_front(lambda front: front.shadow(self._family, process, share_ppm, limit_ppm))
+        self._runtime.call_front(lambda front: front.set_shadow(self._family, process, share_ppm, limit_ppm))
 
-    def heard(self) -> Heard:
+    def shadow_observation(self) -> ShadowObservation:
         """What the candidate in the shadow did so far; nothing after a restart of the front."""
-        stats = self._switchboard.with_front(lambda front: front.shadow_stats(self._family))
-        return Heard(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
+        stats = self._runtime.call_front(lambda front: front.shadow_stats(self._family))
+        return ShadowObservation(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 
     def is_answering(self) -> bool:
         """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""
@@ -208,12 +217,12 @@ class Outlet:
         if process is None:
             return True
         try:
-            window = self._switchboard.front.window(self._family, process.spec.generation)
+            window = self._runtime.front.window(self._family, process.spec.generation)
         except Unavailable:
             return False
-        return process.alive() and window.oldest_in_flight_s < ANSWER_S
+        return process.is_alive() and window.oldest_in_flight_s < MAX_ANSWER_DELAY_S
 
-    def publish_again(self) -> None:
+    def republish(self) -> None:
         """To a front that was started anew. Raises Unavailable."""
-        if self._published is not None and self._published.alive():
-            self._switchboard.front.publish(self._family, self._published)
+        if self._published is not None and self._published.is_alive():
+            self._runtime.front.publish(self._family, self._published)

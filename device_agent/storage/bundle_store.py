@@ -17,14 +17,14 @@ from bundle.files import BundleDigest
 from bundle.strict_json import SHA256_HEX_PATTERN
 from device_agent.errors import NoSpaceUnavailable, StoreDamagedRefused
 
-SEALED: Final = ".sealed"
-INCOMING: Final = ".incoming"
-PART: Final = ".part"
-ETAG: Final = ".etag"
+SEALED_SUFFIX: Final = ".sealed"
+INCOMING_SUFFIX: Final = ".incoming"
+PARTIAL_SUFFIX: Final = ".part"
+ETAG_SUFFIX: Final = ".etag"
 RESERVE_BYTES: Final = 8 * 1024 * 1024  # for the journal and the trust memory: an update never takes the last block
 
 
-class Store:
+class BundleStore:
     """The folders `store/` and `spool/` of one family.
 
     Args:
@@ -32,100 +32,100 @@ class Store:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._bundles, self._spool = directory / "store", directory / "spool"
-        for folder in (self._bundles, self._spool):
+        self._bundle_directory, self._spool_directory = directory / "store", directory / "spool"
+        for folder in (self._bundle_directory, self._spool_directory):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # bundles
 
-    def holds(self, digest: BundleDigest) -> bool:
+    def contains(self, digest: BundleDigest) -> bool:
         """Is there a sealed bundle of that name?"""
-        return self._sealed(digest).exists()
+        return self._sealed_path(digest).exists()
 
-    def held(self) -> frozenset[BundleDigest]:
+    def digests(self) -> frozenset[BundleDigest]:
         """Every sealed bundle."""
-        names = (path.name.removesuffix(SEALED) for path in self._bundles.glob("*" + SEALED))
+        names = (path.name.removesuffix(SEALED_SUFFIX) for path in self._bundle_directory.glob("*" + SEALED_SUFFIX))
         return frozenset(BundleDigest(name) for name in names if SHA256_HEX_PATTERN.fullmatch(name))
 
-    def open(self, digest: BundleDigest) -> int:
+    def open_bundle(self, digest: BundleDigest) -> int:
         """A descriptor to read a sealed bundle; the caller closes it. Raises StoreDamagedRefused: it is missing."""
         try:
-            return os.open(self._sealed(digest), os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(self._sealed_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise StoreDamagedRefused(f"bundle {digest[:16]} is not in the store") from error
 
-    def begin(self, digest: BundleDigest) -> int:
+    def create_incoming(self, digest: BundleDigest) -> int:
         """A descriptor to write a sealed bundle to, from its beginning; the caller closes it."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return os.open(self._incoming(digest), flags, 0o600)
+        return os.open(self._incoming_path(digest), flags, 0o600)
 
-    def finish(self, digest: BundleDigest, fd: int) -> None:
+    def commit_incoming(self, digest: BundleDigest, fd: int) -> None:
         """What was written to `fd` is complete (rule 1)."""
         os.fsync(fd)
-        self._incoming(digest).rename(self._sealed(digest))
-        sync_folder(self._bundles)
+        self._incoming_path(digest).rename(self._sealed_path(digest))
+        sync_directory(self._bundle_directory)
 
-    def discard(self, digest: BundleDigest) -> None:
+    def delete(self, digest: BundleDigest) -> None:
         """Remove a sealed bundle, finished or not."""
-        for path in (self._incoming(digest), self._sealed(digest)):
+        for path in (self._incoming_path(digest), self._sealed_path(digest)):
             path.unlink(missing_ok=True)
 
     # the spool
 
     def spooled_bytes(self, blob: str) -> int:
         """How much of a blob is already here."""
-        part = self._spool / (blob + PART)
+        part = self._spool_directory / (blob + PARTIAL_SUFFIX)
         return part.stat().st_size if part.exists() else 0
 
-    def open_part(self, blob: str) -> tuple[int, int]:
+    def open_partial(self, blob: str) -> tuple[int, int]:
         """Descriptors of a blob's part file and of the note about its origin; the caller closes both."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        part = os.open(self._spool / (blob + PART), flags, 0o600)
+        part = os.open(self._spool_directory / (blob + PARTIAL_SUFFIX), flags, 0o600)
         try:
-            return part, os.open(self._spool / (blob + ETAG), flags, 0o600)
+            return part, os.open(self._spool_directory / (blob + ETAG_SUFFIX), flags, 0o600)
         except OSError:
             os.close(part)
             raise
 
-    def drop_part(self, blob: str) -> None:
+    def delete_partial(self, blob: str) -> None:
         """Remove a blob's part file: it was used, or it is not what it should be."""
-        for suffix in (PART, ETAG):
-            (self._spool / (blob + suffix)).unlink(missing_ok=True)
+        for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX):
+            (self._spool_directory / (blob + suffix)).unlink(missing_ok=True)
 
     # space
 
     def free_bytes(self) -> int:
         """That a new file can take, after the reserve."""
-        facts = os.statvfs(self._bundles)
+        facts = os.statvfs(self._bundle_directory)
         return max(0, facts.f_bavail * facts.f_frsize - RESERVE_BYTES)
 
-    def check_space(self, needed: int) -> None:
+    def check_space(self, needed_bytes: int) -> None:
         """Raises NoSpaceUnavailable."""
         free = self.free_bytes()
-        if needed > free:
+        if needed_bytes > free:
             raise NoSpaceUnavailable(
-                f"{needed} bytes are needed in {self._bundles}, {free} are free beside a reserve of {RESERVE_BYTES}",
+                f"{needed_bytes} bytes are needed in {self._bundle_directory}, {free} are free beside a reserve of {RESERVE_BYTES}",
                 remedy="free space on the device; nothing was downloaded",
             )
 
-    def collect(self, keep: Iterable[BundleDigest], keep_parts: Iterable[str] = ()) -> list[str]:
+    def delete_unlisted(self, keep: Iterable[BundleDigest], keep_partials: Iterable[str] = ()) -> list[str]:
         """Remove what is not named (rule 3); the names that went."""
-        kept = {digest + SEALED for digest in keep}
-        kept_parts = {blob + suffix for blob in keep_parts for suffix in (PART, ETAG)}
-        gone = [path for path in self._bundles.iterdir() if path.name not in kept]
-        gone += [path for path in self._spool.iterdir() if path.name not in kept_parts]
+        kept = {digest + SEALED_SUFFIX for digest in keep}
+        kept_parts = {blob + suffix for blob in keep_partials for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX)}
+        gone = [path for path in self._bundle_directory.iterdir() if path.name not in kept]
+        gone += [path for path in self._spool_directory.iterdir() if path.name not in kept_parts]
         for path in gone:
             path.unlink(missing_ok=True)
         return sorted(path.name for path in gone)
 
-    def _sealed(self, digest: BundleDigest) -> Path:
-        return self._bundles / (digest + SEALED)
+    def _sealed_path(self, digest: BundleDigest) -> Path:
+        return self._bundle_directory / (digest + SEALED_SUFFIX)
 
-    def _incoming(self, digest: BundleDigest) -> Path:
-        return self._bundles / (digest + INCOMING)
+    def _incoming_path(self, digest: BundleDigest) -> Path:
+        return self._bundle_directory / (digest + INCOMING_SUFFIX)
 
 
-def sync_folder(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -145,4 +145,4 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     finally:
         os.close(fd)
     new.rename(path)
-    sync_folder(path.parent)
+    sync_directory(path.parent)

@@ -46,7 +46,7 @@ MIGRATIONS: Final[dict[int, tuple[int, Callable[[sqlite3.Connection], None]]]] =
 }
 
 
-class Records:
+class RecordDatabase:
     """An open file of records.
 
     Args:
@@ -60,13 +60,13 @@ class Records:
         self._path = path
         # a reader too opens for writing: after a power cut it is SQLite that rolls the journal back
         self._mode = "rw" if read_only else "rwc"
-        self._is_stuck = False
+        self._needs_reconnect = False
         try:
             self._db = self._connect()
             self._prepare(read_only=read_only)
         except sqlite3.Error as error:
             self._close_half_open()
-            raise self._broken(error) from error
+            raise self._unavailable_error(error) from error
         except JournalUnavailable:
             self._close_half_open()
             raise
@@ -79,16 +79,16 @@ class Records:
     def transaction(self) -> Iterator[None]:
         """All of what happens inside, or none of it; durable when it returns."""
         try:
-            if self._is_stuck:
+            if self._needs_reconnect:
                 self._reconnect()
             self._db.execute("BEGIN IMMEDIATE")
             yield
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            self._undo()
-            raise self._broken(error) from error
+            self._roll_back()
+            raise self._unavailable_error(error) from error
         except BaseException:
-            self._undo()
+            self._roll_back()
             raise
 
     def put(self, kind: str, key: str, body: JSON) -> None:
@@ -116,7 +116,7 @@ class Records:
         try:
             row = self._db.execute("SELECT max(key) FROM record WHERE kind = ?", (kind,)).fetchone()
         except sqlite3.Error as error:
-            raise self._broken(error) from error
+            raise self._unavailable_error(error) from error
         return None if row[0] is None else str(row[0])
 
     def delete(self, kind: str, key: str) -> None:
@@ -161,23 +161,23 @@ class Records:
 
     def _select(self, query: str, values: tuple[str | int, ...]) -> list[StrictObject]:
         try:
-            return [self._checked(*row) for row in self._db.execute(query, values)]
+            return [self._check_row(*row) for row in self._db.execute(query, values)]
         except (sqlite3.Error, AirweightsError, UnicodeDecodeError) as error:
-            raise self._broken(error) from error
+            raise self._unavailable_error(error) from error
 
-    def _checked(self, kind: object, key: object, body: object, sha256: object) -> StrictObject:
+    def _check_row(self, kind: object, key: object, body: object, sha256: object) -> StrictObject:
         if not isinstance(body, str) or sha256 != checksum(str(kind), str(key), body):
             raise JournalDamaged(f"{self._path}: record {kind}/{key} does not match its checksum")
         decoded = strict_json.decode(body.encode(), what=f"journal record {kind}/{key}", max_bytes=MAX_RECORD_BYTES)
         return StrictObject(decoded, f"journal.{kind}.{key}")
 
-    def _undo(self) -> None:
+    def _roll_back(self) -> None:
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         except sqlite3.Error:
             # the medium refuses that too: what is on it is a hot journal, which the next connection rolls back
-            self._is_stuck = True
+            self._needs_reconnect = True
 
     def _close_half_open(self) -> None:
         if hasattr(self, "_db"):
@@ -193,9 +193,9 @@ class Records:
     def _reconnect(self) -> None:
         self._db.close()
         self._db = self._connect()
-        self._is_stuck = False
+        self._needs_reconnect = False
 
-    def _broken(self, error: Exception) -> JournalUnavailable:
+    def _unavailable_error(self, error: Exception) -> JournalUnavailable:
         if isinstance(error, JournalUnavailable):
             return error
         # these two are not about the file's content: locked, full, no permission; a connection that is closed

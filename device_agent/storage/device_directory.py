@@ -26,7 +26,7 @@ from bundle.errors import MalformedRefused
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.config import Config
 from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
-from device_agent.storage.bundle_store import sync_folder
+from device_agent.storage.bundle_store import sync_directory
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
 MAX_IDENTITY_BYTES: Final = 16 * 1024
@@ -76,43 +76,45 @@ class DeviceDirectory:
         place: of one family's part of it; the first one's is `root` itself.
     """
 
-    def __init__(self, root: Path, place: Path | None = None) -> None:
+    def __init__(self, root: Path, family_directory: Path | None = None) -> None:
         self.root = root
-        self.place = root if place is None else place
-        self.identity = root / "identity"
-        self.trust = root / "trust"
-        self.shipped_root = self.trust / "root.json"
-        self.journal = self.place / "state.db"
-        self.control = root / "control.sock"
-        self.lock = root / "lock"
+        self.family_directory = root if family_directory is None else family_directory
+        self.identity_directory = root / "identity"
+        self.trust_directory = root / "trust"
+        self.shipped_root_path = self.trust_directory / "root.json"
+        self.journal_path = self.family_directory / "state.db"
+        self.control_path = root / "control.sock"
+        self.lock_path = root / "lock"
 
     @classmethod
-    def of(cls, config: Config) -> "DeviceDirectory":
+    def for_family(cls, config: Config) -> "DeviceDirectory":
         """As the configuration of one family names it."""
-        return cls(config.directory, config.place)
+        return cls(config.directory, config.family_directory)
 
-    def make_place(self) -> None:
+    def create_family_directory(self) -> None:
         """The family's folder, durable: what is committed into it later must not lose its path. Raises OSError."""
-        if not self.place.is_dir():
-            self.place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(self.place.parent)
-            sync_folder(self.root)
+        if not self.family_directory.is_dir():
+            self.family_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(self.family_directory.parent)
+            sync_directory(self.root)
 
-    def check_initialised(self) -> None:
+    def check_initialized(self) -> None:
         """Raises NotInitialised."""
-        for path in (self.identity / "device.json", self.shipped_root):
+        for path in (self.identity_directory / "device.json", self.shipped_root_path):
             if not path.exists():
                 raise NotInitialised(f"{path} is missing", remedy="run `device-agent init` first")
 
-    def check_uninitialised(self) -> None:
+    def check_uninitialized(self) -> None:
         """Raises AlreadyInitialised: there is an identity."""
-        if self.identity.exists():
-            raise AlreadyInitialised(f"{self.identity} exists", remedy="remove the device directory to start over")
+        if self.identity_directory.exists():
+            raise AlreadyInitialised(
+                f"{self.identity_directory} exists", remedy="remove the device directory to start over"
+            )
 
-    def public_identity(self) -> PublicIdentity:
+    def read_public_identity(self) -> PublicIdentity:
         """Raises NotInitialised, IdentityInvalid."""
-        self.check_initialised()
-        path = self.identity / "device.json"
+        self.check_initialized()
+        path = self.identity_directory / "device.json"
         try:
             fields = StrictObject(
                 strict_json.decode(path.read_bytes(), what=str(path), max_bytes=MAX_IDENTITY_BYTES), str(path)
@@ -131,7 +133,7 @@ class DeviceDirectory:
 
     def open_key(self, name: str) -> int:
         """A descriptor of a key file (rule 2); the caller closes it. Raises IdentityInvalid, OSError."""
-        path = self.identity / name
+        path = self.identity_directory / name
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (FileNotFoundError, PermissionError) as error:
@@ -145,9 +147,9 @@ class DeviceDirectory:
         return fd
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def acquire_lock(self) -> Iterator[None]:
         """Rule 1. Raises BusyUnavailable."""
-        fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,21 +8,21 @@ from typing import Any
 
 from bundle.errors import Bug
 from device_agent.errors import AdapterUnfit, ConfigInvalid, NoAdapter
-from device_agent.policy.journal_records import Holding
-from device_agent.update.context import Agent
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.update.context import UpdateContext
 from device_agent.workers.adapter_check import (
     DEFAULT_TOLERANCE_PPM,
     MAX_ADAPTER_BYTES,
     Adapter,
-    AdapterShelf,
+    AdapterStore,
     check_adapter,
-    golden_answers,
+    record_golden_answers,
     with_adapter,
 )
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 
 
-def change_adapter(agent: Agent, command: str, fields: Mapping[str, Any]) -> None:
+def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, Any]) -> None:
     """Do what an operator asked for.
 
     Args:
@@ -35,38 +35,40 @@ def change_adapter(agent: Agent, command: str, fields: Mapping[str, Any]) -> Non
         AdapterUnfit: it does not fit the active release. Nothing has changed then.
     """
     if command == "adapter-detach":
-        AdapterShelf(agent.device).detach()
+        AdapterStore(context.device).detach()
         return
     if command != "adapter-attach":
         raise Bug(f"unknown word {command!r}")
-    active = agent.journal.holding(agent.journal.pointers.active)
+    active = context.journal.bundle(context.journal.pointers.active)
     if active is None:
         raise NoAdapter("no release is active that an adapter could be attached to", remedy="`device-agent update`")
-    with agent.errands() as errands:
+    with context.open_workers() as errands:
         if fields.get("file") is None:
-            _attach_again(agent, errands, active)
+            _reattach(context, errands, active)
         else:
-            _attach(agent, errands, active, Path(str(fields["file"])), fields.get("tolerance_ppm"))
+            _attach(context, errands, active, Path(str(fields["file"])), fields.get("tolerance_ppm"))
 
 
-def _attach(agent: Agent, errands: Errands, active: Holding, path: Path, tolerance_ppm: int | None) -> None:
-    source = _in_memory(path)
-    fds = errands.unseal(active)
+def _attach(
+    context: UpdateContext, workers: WorkerPool, active: BundleRecord, path: Path, tolerance_ppm: int | None
+) -> None:
+    source = _copy_to_memfd(path)
+    fds = workers.unseal(active)
     try:
         both = with_adapter(fds, source)
-        golden = golden_answers(both, active.parsed()[1], allow_unjailed=agent.config.allow_unjailed)
+        golden = record_golden_answers(both, active.parse_manifest()[1], allow_unjailed=context.config.allow_unjailed)
         try:
-            sha256, size = errands.seal_adapter(source, golden)
+            sha256, size = workers.seal_adapter(source, golden)
         finally:
             os.close(golden)
     finally:
         fds.close()
         os.close(source)
     tolerance = DEFAULT_TOLERANCE_PPM if tolerance_ppm is None else tolerance_ppm
-    AdapterShelf(agent.device).write(Adapter(path.name[:256], sha256, size, tolerance, True, {active.digest: True}))
+    AdapterStore(context.device).write(Adapter(path.name[:256], sha256, size, tolerance, True, {active.digest: True}))
 
 
-def _in_memory(path: Path) -> int:
+def _copy_to_memfd(path: Path) -> int:
     # a jailed child can not open a file again by its descriptor, as onnxruntime does, but a memfd it can
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -85,23 +87,23 @@ def _in_memory(path: Path) -> int:
         raise ConfigInvalid(f"{path}: {error.strerror}") from error
 
 
-def _attach_again(agent: Agent, errands: Errands, active: Holding) -> None:
-    shelf = AdapterShelf(agent.device)
+def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord) -> None:
+    shelf = AdapterStore(context.device)
     adapter = shelf.read()
     if adapter is None:
         raise NoAdapter("no adapter is held", remedy="name a file")
-    fds = errands.unseal(active)
+    fds = workers.unseal(active)
     try:
-        adapter_fd, golden_fd = errands.unseal_adapter(adapter)
+        adapter_fd, golden_fd = workers.unseal_adapter(adapter)
         try:
-            both, unjailed = with_adapter(fds, adapter_fd), agent.config.allow_unjailed
-            check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parsed()[1], allow_unjailed=unjailed)
+            both, unjailed = with_adapter(fds, adapter_fd), context.config.allow_unjailed
+            check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parse_manifest()[1], allow_unjailed=unjailed)
         except AdapterUnfit:
-            shelf.write(adapter.checked(active.digest, fits=False))
+            shelf.write(adapter.with_check_result(active.digest, is_compatible=False))
             raise
         finally:
             os.close(adapter_fd)
             os.close(golden_fd)
     finally:
         fds.close()
-    shelf.write(replace(adapter.checked(active.digest, fits=True), is_wanted=True))
+    shelf.write(replace(adapter.with_check_result(active.digest, is_compatible=True), is_enabled=True))

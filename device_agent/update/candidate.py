@@ -30,22 +30,28 @@ from device_agent.errors import (
     StoppedUnavailable,
     StoreDamagedRefused,
 )
-from device_agent.policy.journal_records import Holding
-from device_agent.policy.probation import Judgement, Limits, Observed, Verdict, judge
+from device_agent.policy.journal_records import BundleRecord
+from device_agent.policy.probation import (
+    ProbationAction,
+    ProbationDecision,
+    ProbationLimits,
+    ServingObservation,
+    judge_probation,
+)
 from device_agent.policy.shadow_judge import judge_shadow
-from device_agent.runtime.admission import Admission, admit
+from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.serving.family_serving import Served, Serving
-from device_agent.update.context import Agent, with_damaged
-from device_agent.workers.adapter_check import AdapterShelf, check_adapter, with_adapter
-from device_agent.workers.worker_pool import Errands
+from device_agent.serving.family_serving import FamilyServing, Generation
+from device_agent.update.context import UpdateContext, mark_damaged
+from device_agent.workers.adapter_check import AdapterStore, check_adapter, with_adapter
+from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
 WATCH_INTERVAL_S: Final = 0.25  # of the front's counters; asking costs the front about 0.1 ms
 
 
-class Trial:
+class Candidate:
     """One candidate.
 
     Args:
@@ -57,172 +63,174 @@ class Trial:
         downtime_ms: how long nothing served because of rule 2, since the caller last set it to 0.
     """
 
-    def __init__(self, agent: Agent, errands: Errands) -> None:
-        self._agent, self._errands = agent, errands
+    def __init__(self, context: UpdateContext, workers: WorkerPool) -> None:
+        self._context, self._workers = context, workers
         self._peak_bytes = 0  # in its probe
-        self._stopped: Holding | None = None  # by rule 2
-        self._down_since: float | None = None  # monotonic clock
-        self.candidate: Served | None = None
+        self._stopped_bundle: BundleRecord | None = None  # by rule 2
+        self._down_since_s: float | None = None  # monotonic clock
+        self.published: Generation | None = None
         self.downtime_ms = 0
 
-    def probe(self, holding: Holding) -> None:
+    def probe(self, bundle: BundleRecord) -> None:
         """Raises Unfit, Refused, Unavailable."""
         try:
-            fds = self._errands.unseal(holding)
+            fds = self._workers.unseal(bundle)
         except StoreDamagedRefused:
-            self._agent.journal.remember(with_damaged(holding.digest))
+            self._context.journal.update_persistent_state(mark_damaged(bundle.digest))
             raise
         try:
-            serving = self._agent.serving
+            serving = self._context.serving
             running = None if serving is None else serving.current
-            _, variant = holding.parsed()
-            self._peak_bytes = self._agent.prober.probe(fds, variant, running, self._errands).peak_bytes
-            self._check_adapter(fds, holding)
+            _, variant = bundle.parse_manifest()
+            self._peak_bytes = self._context.probe_client.probe(fds, variant, running, self._workers).peak_bytes
+            self._check_adapter(fds, bundle)
         finally:
             fds.close()
 
-    def make_room(self, serving: Serving, holding: Holding) -> None:
+    def make_memory_available(self, serving: FamilyServing, bundle: BundleRecord) -> None:
         """Rule 2. Raises NoMemoryUnavailable: nothing has changed."""
-        running, neighbours = serving.current, self._agent.neighbours
-        if running is None and self._agent.config.serve.memory_bytes is None and not neighbours.are_serving():
+        running, neighbours = serving.current, self._context.neighbours
+        if running is None and self._context.config.serve.memory_bytes is None and not neighbours.are_serving():
             return  # there is nobody to protect
-        needed_bytes = self._peak_bytes or holding.parsed()[1].requires.memory_bytes
+        needed_bytes = self._peak_bytes or bundle.parse_manifest()[1].requires.memory_bytes
         admission = self._admission(serving, running, needed_bytes)
-        if admission.way != "beside" and serving.spare is not None:
-            serving.drop_spare()
+        if admission.strategy != "beside" and serving.standby is not None:
+            serving.drop_standby()
             admission = self._admission(serving, running, needed_bytes)
-        if admission.way != "beside" and neighbours.drop_spares():
+        if admission.strategy != "beside" and neighbours.drop_spares():
             admission = self._admission(serving, running, needed_bytes)
-        if admission.way == "refuse":
-            raise NoMemoryUnavailable(f"release {holding.version} {admission.detail}")
-        if admission.way == "stop-first" and running is not None:
+        if admission.strategy == "refuse":
+            raise NoMemoryUnavailable(f"release {bundle.version} {admission.detail}")
+        if admission.strategy == "stop-first" and running is not None:
             logger.warning("the running model is stopped first: the candidate %s", admission.detail)
-            self._stopped, self._down_since = running.holding, time.monotonic()
+            self._stopped_bundle, self._down_since_s = running.bundle, time.monotonic()
             serving.stop_current()
 
-    def load(self, serving: Serving, holding: Holding) -> Served:
+    def load(self, serving: FamilyServing, bundle: BundleRecord) -> Generation:
         """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
-        fds = self._errands.unseal_to_serve(holding)
+        fds = self._workers.unseal_to_serve(bundle)
         try:
-            return serving.start(holding, fds)
+            return serving.start_generation(bundle, fds)
         finally:
             fds.close()
 
-    def shadow(self, serving: Serving, candidate: Served) -> None:
+    def run_shadow(self, serving: FamilyServing, candidate: Generation) -> None:
         """Rule 3. Raises ShadowUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
         health, limits = candidate.variant.health, self._limits(candidate)
         try:
-            serving.shadow(candidate, health.shadow_ppm, health.shadow_relative_rms_ppm)
+            serving.set_shadow(candidate, health.shadow_ppm, health.shadow_relative_rms_ppm)
 
-            def judged(elapsed_s: float) -> Verdict:
-                return judge_shadow(health, limits, serving.heard(candidate), elapsed_s)
+            def judged(elapsed_s: float) -> ProbationDecision:
+                return judge_shadow(health, limits, serving.shadow_observation(candidate), elapsed_s)
 
-            self._until_judged("shadow", candidate, limits, judged, ShadowUnfit)
-            serving.shadow(candidate, 0, 0)
+            self._watch_until_decided("shadow", candidate, limits, judged, ShadowUnfit)
+            serving.set_shadow(candidate, 0, 0)
         except BaseException:
-            serving.abandon(candidate)
+            serving.stop_unpublished(candidate)
             raise
 
-    def publish(self, serving: Serving, candidate: Served) -> int:
+    def publish(self, serving: FamilyServing, candidate: Generation) -> int:
         """The switch; microseconds that it took."""
         took_us = serving.publish(candidate)
-        self.candidate = candidate
-        self._is_up()
+        self.published = candidate
+        self._end_downtime()
         return took_us
 
-    def watch(self, serving: Serving, candidate: Served) -> None:
+    def run_probation(self, serving: FamilyServing, candidate: Generation) -> None:
         """Rule 5. Raises ProbationUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
         limits = self._limits(candidate)
-        baseline = Observed() if serving.previous is None else serving.observe(serving.previous)
+        baseline = ServingObservation() if serving.previous is None else serving.observation(serving.previous)
 
-        def judged(elapsed_s: float) -> Verdict:
-            return judge(limits, observe(serving, candidate), baseline, elapsed_s)
+        def judged(elapsed_s: float) -> ProbationDecision:
+            return judge_probation(limits, observe_generation(serving, candidate), baseline, elapsed_s)
 
-        self._until_judged("probation", candidate, limits, judged, ProbationUnfit)
+        self._watch_until_decided("probation", candidate, limits, judged, ProbationUnfit)
 
-    def withdraw(self, serving: Serving) -> None:
+    def revert(self, serving: FamilyServing) -> None:
         """What served before the candidate serves again; where it has to be loaded and that fails, the daemon goes on
         trying."""
-        if self.candidate is not None and serving.current is self.candidate:
-            self._down_since = time.monotonic() if serving.previous is None else None
-            serving.restore()
-        self.candidate = None
-        if self._stopped is None or serving.current is not None:
+        if self.published is not None and serving.current is self.published:
+            self._down_since_s = time.monotonic() if serving.previous is None else None
+            serving.revert()
+        self.published = None
+        if self._stopped_bundle is None or serving.current is not None:
             return
         try:
-            serving.publish(self.load(serving, self._stopped))
+            serving.publish(self.load(serving, self._stopped_bundle))
         except (AirweightsError, OSError) as error:
-            logger.error("release %s does not come back: %s", self._stopped.version, error)
-        self._is_up()
+            logger.error("release %s does not come back: %s", self._stopped_bundle.version, error)
+        self._end_downtime()
 
-    def _check_adapter(self, fds: BundleFds, holding: Holding) -> None:
+    def _check_adapter(self, fds: BundleFds, bundle: BundleRecord) -> None:
         """Rule 4: only if it still answers as it did (device_agent.workers.adapter_check rule 1)."""
-        shelf = AdapterShelf(self._agent.device)
+        shelf = AdapterStore(self._context.device)
         adapter = shelf.read()
-        if adapter is None or not adapter.is_wanted:
+        if adapter is None or not adapter.is_enabled:
             return
         fits = False
         try:
-            adapter_fd, golden_fd = self._errands.unseal_adapter(adapter)
+            adapter_fd, golden_fd = self._workers.unseal_adapter(adapter)
             try:
-                both, variant = with_adapter(fds, adapter_fd), holding.parsed()[1]
-                unjailed = self._agent.config.allow_unjailed
+                both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
+                unjailed = self._context.config.allow_unjailed
                 check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, allow_unjailed=unjailed)
                 fits = True
             finally:
                 os.close(adapter_fd)
                 os.close(golden_fd)
         except (AdapterUnfit, StoreDamagedRefused, ChildTimeout) as error:
-            logger.warning("release %s serves without the adapter: %s", holding.version, error.message)
-        shelf.write(adapter.checked(holding.digest, fits=fits))
+            logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
+        shelf.write(adapter.with_check_result(bundle.digest, is_compatible=fits))
 
-    def _limits(self, candidate: Served) -> Limits:
-        settings = self._agent.config.probation
-        return Limits.of(candidate.variant.health, settings.window_s, settings.min_requests)
+    def _limits(self, candidate: Generation) -> ProbationLimits:
+        settings = self._context.config.probation
+        return ProbationLimits.from_health(candidate.variant.health, settings.window_s, settings.min_requests)
 
-    def _admission(self, serving: Serving, running: Served | None, needed_bytes: int) -> Admission:
-        available_bytes = self._agent.facts().memory_bytes
-        budget_bytes = self._agent.config.serve.memory_bytes
+    def _admission(self, serving: FamilyServing, running: Generation | None, needed_bytes: int) -> Admission:
+        available_bytes = self._context.read_facts().memory_bytes
+        budget_bytes = self._context.config.serve.memory_bytes
         if budget_bytes is not None:
-            held_bytes = serving.resident_bytes() + self._agent.neighbours.resident_bytes()
+            held_bytes = serving.resident_bytes() + self._context.neighbours.resident_bytes()
             available_bytes = min(available_bytes, max(0, budget_bytes - held_bytes))
-        return admit(available_bytes, needed_bytes, 0 if running is None else running.process.resident_bytes())
+        return decide_admission(
+            available_bytes, needed_bytes, 0 if running is None else running.process.resident_bytes()
+        )
 
-    def _is_up(self) -> None:
-        if self._down_since is not None:
-            self.downtime_ms += round((time.monotonic() - self._down_since) * 1000)
-            self._down_since = None
+    def _end_downtime(self) -> None:
+        if self._down_since_s is not None:
+            self.downtime_ms += round((time.monotonic() - self._down_since_s) * 1000)
+            self._down_since_s = None
 
-    def _until_judged(
+    def _watch_until_decided(
         self,
-        what: str,
-        candidate: Served,
-        limits: Limits,
-        judged: Callable[[float], Verdict],
+        phase: str,
+        candidate: Generation,
+        limits: ProbationLimits,
+        decide: Callable[[float], ProbationDecision],
         failure: type[Unfit],
     ) -> None:
-        version, started = candidate.holding.version, time.monotonic()
+        version, started = candidate.bundle.version, time.monotonic()
         while True:
             elapsed_s = time.monotonic() - started
-            verdict = judged(elapsed_s)
-            match verdict.judgement:
-                case Judgement.COMMIT:
-                    logger.info("%s passed", what, extra={"detail": verdict.detail})
+            verdict = decide(elapsed_s)
+            match verdict.action:
+                case ProbationAction.COMMIT:
+                    logger.info("%s passed", phase, extra={"detail": verdict.detail})
                     return
-                case Judgement.ROLL_BACK:
+                case ProbationAction.ROLL_BACK:
                     raise failure(f"release {version}: {verdict.detail}")
-                case Judgement.INCONCLUSIVE:
+                case ProbationAction.INCONCLUSIVE:
                     raise ProbationInconclusiveUnfit(f"release {version}: {verdict.detail}")
-                case Judgement.WATCH:
+                case ProbationAction.WATCH:
                     left_s = max(0.0, limits.window_s - elapsed_s)
-                    signal = self._agent.signals.wait(min(WATCH_INTERVAL_S, left_s) or WATCH_INTERVAL_S)
+                    signal = self._context.signals.wait(min(WATCH_INTERVAL_S, left_s) or WATCH_INTERVAL_S)
             if signal == "rollback":
-                raise OperatorUnfit(f"release {version}: an operator ended its {what}")
+                raise OperatorUnfit(f"release {version}: an operator ended its {phase}")
             if signal == "stop":
-                raise StoppedUnavailable(f"the agent was stopped in the {what} of {version}")
+                raise StoppedUnavailable(f"the agent was stopped in the {phase} of {version}")
 
 
-def observe(serving: Serving, served: Served) -> Observed:
+def observe_generation(serving: FamilyServing, generation: Generation) -> ServingObservation:
     """What was seen of a generation; its process's end counts even before the front has noticed."""
-    seen = serving.observe(served)
-    return seen if served.process.alive() else replace(seen, crashes=max(1, seen.crashes))
+    seen = serving.observation(generation)
+    return seen if generation.process.is_alive() else replace(seen, crashes=max(1, seen.crashes))

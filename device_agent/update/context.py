@@ -10,18 +10,18 @@ from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
 from device_agent.errors import JournalUnavailable
-from device_agent.policy.journal_records import Remembered
-from device_agent.policy.planner import DeviceFacts, Plan, Policy, edges_of, plan_update
-from device_agent.serving.family_serving import Serving
-from device_agent.storage.bundle_store import Store
+from device_agent.policy.journal_records import PersistentState
+from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
+from device_agent.serving.family_serving import FamilyServing
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal
-from device_agent.update.probe_client import Prober
-from device_agent.workers.worker_pool import Errands
+from device_agent.update.probe_client import ProbeClient
+from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
+MAX_KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
 
 
 class Signals(Protocol):
@@ -74,7 +74,7 @@ class NoSignals:
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class UpdateContext:
     """What an update works with.
 
     Attributes:
@@ -89,14 +89,14 @@ class Agent:
     config: Config
     device: DeviceDirectory
     identity: PublicIdentity
-    store: Store
+    store: BundleStore
     journal: Journal
-    prober: Prober
-    facts: Callable[[], DeviceFacts]
-    errands: Callable[[], Errands]
-    serving: Serving | None = None
+    probe_client: ProbeClient
+    read_facts: Callable[[], DeviceFacts]
+    open_workers: Callable[[], WorkerPool]
+    serving: FamilyServing | None = None
     signals: Signals = field(default_factory=NoSignals)
-    progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
+    on_progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
     first_journal: Journal | None = None
     neighbours: Neighbours = field(default_factory=NoNeighbours)
 
@@ -106,14 +106,14 @@ class Agent:
         return self.journal if self.first_journal is None else self.first_journal
 
 
-def plan_to(
-    agent: Agent,
+def find_patch_path(
+    context: UpdateContext,
     manifest: Manifest,
     counter_epoch: int,
     target: BundleDigest,
     facts: DeviceFacts,
-    avoided: frozenset[str] = frozenset(),
-) -> Plan:
+    excluded_blobs: frozenset[str] = frozenset(),
+) -> PatchPath:
     """The cheapest path to a bundle of a release, by what is held, spooled and configured.
 
     Args:
@@ -122,44 +122,46 @@ def plan_to(
     Raises:
         NoPathUnavailable, MeteredUnavailable.
     """
-    update = agent.config.update
-    edges = edges_of(manifest, counter_epoch)
-    for known in agent.journal.holdings():
+    update = context.config.update
+    edges = patch_edges(manifest, counter_epoch)
+    for known in context.journal.bundles():
         if known.family == manifest.family and known.version != manifest.version:
-            edges += edges_of(known.parsed()[0], known.counter_epoch)
-    edges = [edge for edge in edges if edge.entry.blob not in avoided]
-    held = agent.store.held() - set(agent.journal.remembered.damaged)
-    spooled = {edge.entry.blob: agent.store.spooled_bytes(edge.entry.blob) for edge in edges}
+            edges += patch_edges(known.parse_manifest()[0], known.counter_epoch)
+    edges = [edge for edge in edges if edge.entry.blob not in excluded_blobs]
+    held = context.store.digests() - set(context.journal.persistent_state.damaged_bundles)
+    spooled = {edge.entry.blob: context.store.spooled_bytes(edge.entry.blob) for edge in edges}
     limit = update.metered_limit_bytes if update.metered else None
-    return plan_update(target, edges, held, spooled, facts, Policy(update.max_chain, limit))
+    return find_cheapest_path(target, edges, held, spooled, facts, PathPolicy(update.max_chain, limit))
 
 
-def collect(agent: Agent) -> None:
+def collect_garbage(context: UpdateContext) -> None:
     """Remove what no pointer names; a failure to remove is no failure of the update."""
     try:
-        _collect(agent)
+        _delete_unreferenced(context)
     except (OSError, JournalUnavailable) as error:
         logger.warning("the store could not be cleaned: %s", error)
 
 
-def _collect(agent: Agent) -> None:
-    pointers, journal = agent.journal.pointers, agent.journal
-    newest = sorted(journal.holdings(), key=lambda holding: (holding.counter_epoch, holding.counter))[-KNOWN_RELEASES:]
-    journal.forget(pointers.all() | {holding.digest for holding in newest})
-    candidate = journal.holding(pointers.candidate)
+def _delete_unreferenced(context: UpdateContext) -> None:
+    pointers, journal = context.journal.pointers, context.journal
+    newest = sorted(journal.bundles(), key=lambda holding: (holding.counter_epoch, holding.counter))[
+        -MAX_KNOWN_RELEASES:
+    ]
+    journal.delete_unreferenced(pointers.digests() | {holding.digest for holding in newest})
+    candidate = journal.bundle(pointers.candidate)
     blobs: set[str] = set()
     if candidate is not None:
-        blobs = {edge.entry.blob for edge in edges_of(candidate.parsed()[0], candidate.counter_epoch)}
-    gone = agent.store.collect(pointers.all(), blobs)
+        blobs = {edge.entry.blob for edge in patch_edges(candidate.parse_manifest()[0], candidate.counter_epoch)}
+    gone = context.store.delete_unlisted(pointers.digests(), blobs)
     if gone:
         logger.info("collected", extra={"files": len(gone)})
 
 
-def with_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+def mark_damaged(digest: BundleDigest) -> Callable[[PersistentState], PersistentState]:
     """Remember that a sealed bundle does not open."""
-    return lambda before: replace(before, damaged=tuple(dict.fromkeys((*before.damaged, digest))))
+    return lambda before: replace(before, damaged_bundles=tuple(dict.fromkeys((*before.damaged_bundles, digest))))
 
 
-def without_damaged(digest: BundleDigest) -> Callable[[Remembered], Remembered]:
+def clear_damaged(digest: BundleDigest) -> Callable[[PersistentState], PersistentState]:
     """A sealed bundle was made anew."""
-    return lambda before: replace(before, damaged=tuple(d for d in before.damaged if d != digest))
+    return lambda before: replace(before, damaged_bundles=tuple(d for d in before.damaged_bundles if d != digest))

@@ -8,30 +8,32 @@ from typing import Any, Final
 from bundle.manifest import Manifest, Variant
 from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
 from device_agent.host.device_facts import providers
-from device_agent.policy.planner import DeviceFacts, choose_variant, misfit
-from device_agent.update.context import Agent, plan_to
+from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
+from device_agent.update.context import UpdateContext, find_patch_path
 
-WHY_KEPT: Final = "it fits, and it is the one that serves now"
-WHY_SMALLEST: Final = "it is the smallest that fits"
-WHY_WANTED: Final = "the configuration names it, and it fits"
+REASON_ACTIVE: Final = "it fits, and it is the one that serves now"
+REASON_SMALLEST: Final = "it is the smallest that fits"
+REASON_REQUESTED: Final = "the configuration names it, and it fits"
 
 
-def explain(agent: Agent) -> dict[str, Any]:
+def preview_update(context: UpdateContext) -> dict[str, Any]:
     """The object of `plan --json`. Raises Refused, Unavailable: of the check."""
-    with agent.errands() as errands:
-        release = errands.check(agent.journal.remembered, agent.journal.holdings())
-    facts, manifest, settings = agent.facts(), release.manifest, agent.config.update
-    active = agent.journal.holding(agent.journal.pointers.active)
+    with context.open_workers() as errands:
+        release = errands.check_channel(context.journal.persistent_state, context.journal.bundles())
+    facts, manifest, settings = context.read_facts(), release.manifest, context.config.update
+    active = context.journal.bundle(context.journal.pointers.active)
     current = None if active is None else active.variant
     try:
         chosen: str | None = choose_variant(manifest, settings.variant, facts, current)[0]
         reason, detail = "", ""
     except NoVariantRefused as error:
         chosen, reason, detail = None, error.reason, error.message
-    rows = [_row(name, variant, facts, chosen, current, settings.variant) for name, variant in manifest.variants]
+    rows = [
+        _variant_row(name, variant, facts, chosen, current, settings.variant) for name, variant in manifest.variants
+    ]
     path: dict[str, Any] | None = None
     if chosen is not None:
-        path, reason, detail = _path(agent, manifest, release.counter_epoch, chosen, facts)
+        path, reason, detail = _path_row(context, manifest, release.counter_epoch, chosen, facts)
     return {
         "release": manifest.version,
         "counter": manifest.counter,
@@ -41,7 +43,7 @@ def explain(agent: Agent) -> dict[str, Any]:
             "onnxruntime": facts.runtime,
             "available_memory_bytes": facts.memory_bytes,
             "execution_providers": list(providers()),
-            "cpu_features": sorted(facts.cpu_features & _asked_for(manifest.variants)),
+            "cpu_features": sorted(facts.cpu_features & _required_cpu_features(manifest.variants)),
         },
         "wanted": settings.variant,
         "chosen": chosen,
@@ -52,7 +54,7 @@ def explain(agent: Agent) -> dict[str, Any]:
     }
 
 
-def explanation_text(found: dict[str, Any], *, with_reasons: bool) -> str:
+def plan_text(found: dict[str, Any], *, with_reasons: bool) -> str:
     """The same for a person; without reasons, the choice and the path alone."""
     lines = [f"release {found['release']}, installed: {found['installed'] or 'none'}"]
     if with_reasons:
@@ -76,13 +78,13 @@ def explanation_text(found: dict[str, Any], *, with_reasons: bool) -> str:
     return "\n".join(lines)
 
 
-def _row(
-    name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None, wanted: str
+def _variant_row(
+    name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None, requested: str
 ) -> dict[str, Any]:
-    why = misfit(variant.requires, facts)
+    why = unmet_requirement(variant.requires, facts)
     fits = not why
     if name == chosen:
-        why = WHY_WANTED if wanted != "auto" else WHY_KEPT if name == current else WHY_SMALLEST
+        why = REASON_REQUESTED if requested != "auto" else REASON_ACTIVE if name == current else REASON_SMALLEST
     elif fits:
         why = f"it fits, {chosen} is preferred"
     return {
@@ -95,11 +97,11 @@ def _row(
     }
 
 
-def _path(
-    agent: Agent, manifest: Manifest, counter_epoch: int, chosen: str, facts: DeviceFacts
+def _path_row(
+    context: UpdateContext, manifest: Manifest, counter_epoch: int, chosen: str, facts: DeviceFacts
 ) -> tuple[dict[str, Any] | None, str, str]:
     try:
-        plan = plan_to(agent, manifest, counter_epoch, dict(manifest.variants)[chosen].digest, facts)
+        plan = find_patch_path(context, manifest, counter_epoch, dict(manifest.variants)[chosen].digest, facts)
     except (NoPathUnavailable, MeteredUnavailable) as error:
         return None, error.reason, error.message
     steps = [
@@ -115,5 +117,5 @@ def _path(
     return path, "", ""
 
 
-def _asked_for(variants: tuple[tuple[str, Variant], ...]) -> frozenset[str]:
+def _required_cpu_features(variants: tuple[tuple[str, Variant], ...]) -> frozenset[str]:
     return frozenset(feature for _, variant in variants for feature in variant.requires.cpu_features)

@@ -13,15 +13,15 @@ from bundle.files import BundleDigest
 from bundle.manifest import Variant
 from device_agent.errors import ProbeInconclusiveUnfit
 from device_agent.process.jail import JailPolicy
-from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, probe
-from device_agent.runtime.probe_runner import PROBE_NICE
-from device_agent.serving.family_serving import Served
-from device_agent.workers.worker_pool import Errands
+from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, run_probe_process
+from device_agent.runtime.probe_runner import PROBE_NICENESS
+from device_agent.serving.family_serving import Generation
+from device_agent.workers.worker_pool import WorkerPool
 
-RELATIVE: Final = ("too-slow", "too-fat")
+RELATIVE_REASONS: Final = ("too-slow", "too-fat")
 
 
-class Prober:
+class ProbeClient:
     """Keeps the numbers of what was probed, by bundle.
 
     Attributes:
@@ -34,11 +34,11 @@ class Prober:
 
     def __init__(self, threads: int, *, allow_unjailed: bool) -> None:
         self._threads = threads
-        self._jail = JailPolicy(nice=PROBE_NICE, lock_memory=True, allow_unjailed=allow_unjailed)
-        self._known: dict[BundleDigest, ProbeBaseline] = {}
-        self.last: ProbeReport | None = None
+        self._jail = JailPolicy(nice=PROBE_NICENESS, lock_memory=True, allow_unjailed=allow_unjailed)
+        self._baselines: dict[BundleDigest, ProbeBaseline] = {}
+        self.last_report: ProbeReport | None = None
 
-    def probe(self, fds: BundleFds, variant: Variant, running: Served | None, errands: Errands) -> ProbeReport:
+    def probe(self, fds: BundleFds, variant: Variant, running: Generation | None, workers: WorkerPool) -> ProbeReport:
         """Rules 1 and 2.
 
         Args:
@@ -51,35 +51,35 @@ class Prober:
         """
         baseline = None
         if running is not None and running.digest != variant.digest:
-            baseline = self._known.get(running.digest) or self._measure(running, errands)
-        report = self._try(fds, variant, baseline)
-        if running is not None and report.verdict == "fail" and report.reason in RELATIVE:
-            report = self._try(fds, variant, self._measure(running, errands))
+            baseline = self._baselines.get(running.digest) or self._measure_running(running, workers)
+        report = self._run_probe(fds, variant, baseline)
+        if running is not None and report.verdict == "fail" and report.reason in RELATIVE_REASONS:
+            report = self._run_probe(fds, variant, self._measure_running(running, workers))
         if report.verdict == "inconclusive":
             raise ProbeInconclusiveUnfit(f"{report.reason}: {report.detail}")
         if report.verdict != "pass":
-            raise failure(report)
+            raise probe_error(report)
         measured = report.baseline()
         if measured is not None:
-            self._known[variant.digest] = measured
-        self.last = report
+            self._baselines[variant.digest] = measured
+        self.last_report = report
         return report
 
-    def _try(self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None) -> ProbeReport:
-        return probe(fds, variant.contract, variant.health, baseline, self._jail, threads=self._threads)
+    def _run_probe(self, fds: BundleFds, variant: Variant, baseline: ProbeBaseline | None) -> ProbeReport:
+        return run_probe_process(fds, variant.contract, variant.health, baseline, self._jail, threads=self._threads)
 
-    def _measure(self, running: Served, errands: Errands) -> ProbeBaseline | None:
-        fds = errands.unseal(running.holding)
+    def _measure_running(self, running: Generation, workers: WorkerPool) -> ProbeBaseline | None:
+        fds = workers.unseal(running.bundle)
         try:
-            measured = self._try(fds, running.variant, None).baseline()
+            measured = self._run_probe(fds, running.variant, None).baseline()
         finally:
             fds.close()
         if measured is not None:
-            self._known[running.digest] = measured
+            self._baselines[running.digest] = measured
         return measured
 
 
-def failure(report: ProbeReport) -> Unfit:
+def probe_error(report: ProbeReport) -> Unfit:
     """The error for a failed probe: its `reason` is the report's own."""
     # made on the spot, since the probe's reasons are an open set: a refused bundle keeps the reason that refused it
     return _of_reason(report.reason)(report.detail or report.reason)

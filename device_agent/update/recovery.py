@@ -13,23 +13,23 @@ from collections.abc import Callable
 
 from bundle.errors import Bug
 from device_agent.errors import JournalDamaged, StoreDamagedRefused
-from device_agent.policy.journal_records import Holding, Pointers
+from device_agent.policy.journal_records import BundlePointers, BundleRecord
 from device_agent.policy.state_machine import State
-from device_agent.storage.bundle_store import Store, sync_folder
+from device_agent.storage.bundle_store import BundleStore, sync_directory
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-SET_ASIDE = "state.db.damaged"
+DAMAGED_JOURNAL_NAME = "state.db.damaged"
 
 
-def open_journal(device: DeviceDirectory, store: Store, errands: Callable[[], Errands]) -> Journal:
+def open_journal(device: DeviceDirectory, store: BundleStore, open_workers: Callable[[], WorkerPool]) -> Journal:
     """The journal, made anew where it is damaged. Raises JournalUnavailable where it can not be opened otherwise."""
-    device.make_place()
+    device.create_family_directory()
     try:
-        journal = Journal(device.journal)
+        journal = Journal(device.journal_path)
         try:
             journal.check()
         except JournalDamaged:
@@ -37,11 +37,11 @@ def open_journal(device: DeviceDirectory, store: Store, errands: Callable[[], Er
             raise
     except JournalDamaged as error:
         logger.error("the journal is damaged and made anew: %s", error.message)
-        return _rebuilt(device, store, errands)
+        return _rebuild_journal(device, store, open_workers)
     return journal
 
 
-def recover(journal: Journal, runtime: str) -> State:
+def recover_journal(journal: Journal, runtime: str) -> State:
     """Bring the journal to IDLE, or leave it ARMED.
 
     Args:
@@ -53,32 +53,32 @@ def recover(journal: Journal, runtime: str) -> State:
     """
     found, now = journal.recover()
     attempt = journal.attempt
-    if now in (State.COMMITTING, State.ROLLING_BACK, State.REFUSING):
+    if now in (State.COMMITTING, State.ROLLING_BACK, State.REJECTING):
         if attempt is None:
             raise Bug(f"the journal is {now.value} without an attempt")
-        ended = journal.commit(attempt) if now is State.COMMITTING else journal.give_back(attempt, runtime)
+        ended = journal.commit(attempt) if now is State.COMMITTING else journal.finish_rejection(attempt, runtime)
         logger.info("recovered", extra={"from": found.value, "outcome": ended.outcome.value, "reason": ended.reason})
     elif found is not State.IDLE:
         logger.info("recovered", extra={"from": found.value, "to": now.value})
     return found
 
 
-def _rebuilt(device: DeviceDirectory, store: Store, errands: Callable[[], Errands]) -> Journal:
+def _rebuild_journal(device: DeviceDirectory, store: BundleStore, open_workers: Callable[[], WorkerPool]) -> Journal:
     intact = []
-    with errands() as children:
-        for digest in sorted(store.held()):
+    with open_workers() as children:
+        for digest in sorted(store.digests()):
             try:
-                intact.append(children.describe(digest))
+                intact.append(children.read_sealed_header(digest))
             except StoreDamagedRefused as error:
                 logger.error("a bundle in the store is damaged: %s", error.message)
-    device.journal.replace(device.place / SET_ASIDE)
-    device.journal.with_name("state.db-journal").unlink(missing_ok=True)  # it belongs to the damaged file
-    sync_folder(device.place)
-    intact.sort(key=_age)
-    journal = Journal(device.journal)
-    journal.rebuild(intact, Pointers(active=intact[0].digest) if intact else Pointers())
+    device.journal_path.replace(device.family_directory / DAMAGED_JOURNAL_NAME)
+    device.journal_path.with_name("state.db-journal").unlink(missing_ok=True)  # it belongs to the damaged file
+    sync_directory(device.family_directory)
+    intact.sort(key=_release_order)
+    journal = Journal(device.journal_path)
+    journal.rebuild(intact, BundlePointers(active=intact[0].digest) if intact else BundlePointers())
     return journal
 
 
-def _age(holding: Holding) -> tuple[int, int]:
-    return holding.counter_epoch, holding.counter
+def _release_order(bundle: BundleRecord) -> tuple[int, int]:
+    return bundle.counter_epoch, bundle.counter

@@ -5,12 +5,14 @@ committed is one. (In a probation the previous release still counts as the one t
 """
 
 from device_agent.errors import BelowFloorRefused, NothingToRollBack, OperatorUnfit
-from device_agent.policy.attempt import Outcome, Verdict
-from device_agent.policy.journal_records import Holding
+from device_agent.policy.attempt import Outcome, Rejection
+from device_agent.policy.journal_records import BundleRecord
 from device_agent.storage.journal import Journal
 
 
-def check_rollback(active: Holding | None, previous: Holding | None, floor: tuple[int, int]) -> Verdict:
+def check_rollback_allowed(
+    active: BundleRecord | None, previous: BundleRecord | None, floor: tuple[int, int]
+) -> Rejection:
     """May an operator send the device back? The verdict on what it leaves. Pure.
 
     Raises:
@@ -23,15 +25,15 @@ def check_rollback(active: Holding | None, previous: Holding | None, floor: tupl
             f"previous release {previous.version} has counter {previous.counter}, the floor is {floor[1]}"
         )
     error = OperatorUnfit(f"an operator went back from {active.version} to {previous.version}")
-    return Verdict.of(error, Outcome.ROLLED_BACK, quarantines=True)
+    return Rejection.from_error(error, Outcome.ROLLED_BACK, quarantines=True)
 
 
-def way_back(journal: Journal) -> tuple[Holding, Holding, Verdict]:
+def prepare_rollback(journal: Journal) -> tuple[BundleRecord, BundleRecord, Rejection]:
     """The active release, the previous one, and the verdict on the first. Raises as `check_rollback`, and
     JournalUnavailable."""
-    pointers, remembered = journal.pointers, journal.remembered
-    active, previous = journal.holding(pointers.active), journal.holding(pointers.previous)
-    verdict = check_rollback(active, previous, (remembered.floor_epoch, remembered.floor_counter))
+    pointers, remembered = journal.pointers, journal.persistent_state
+    active, previous = journal.bundle(pointers.active), journal.bundle(pointers.previous)
+    verdict = check_rollback_allowed(active, previous, (remembered.floor_epoch, remembered.floor_counter))
     assert active is not None
     assert previous is not None
     return active, previous, verdict

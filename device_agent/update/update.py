@@ -30,21 +30,21 @@ from device_agent.errors import (
     StoreDamagedRefused,
     system_error,
 )
-from device_agent.policy.attempt import DOWNTIME, Attempt, Ended, Outcome, Verdict
-from device_agent.policy.error_outcomes import ending_of
-from device_agent.policy.journal_records import Holding, Witness
-from device_agent.policy.planner import DeviceFacts, Edge, Plan, choose_variant
-from device_agent.policy.state_machine import MAX_KILLS, Event, State
-from device_agent.update.candidate import Trial
-from device_agent.update.context import Agent, collect, plan_to, with_damaged, without_damaged
-from device_agent.workers.worker_pool import Errands
+from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, Rejection, UpdateResult
+from device_agent.policy.error_outcomes import error_outcome
+from device_agent.policy.journal_records import BundleRecord, TpmCounterRecord
+from device_agent.policy.planner import DeviceFacts, PatchEdge, PatchPath, choose_variant
+from device_agent.policy.state_machine import MAX_CRASHES, Event, State
+from device_agent.update.candidate import Candidate
+from device_agent.update.context import UpdateContext, clear_damaged, collect_garbage, find_patch_path, mark_damaged
+from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-REPLANS: Final = 4
+MAX_REPLANS: Final = 4
 
 
-def run_update(agent: Agent, trigger: str) -> Ended:
+def run_update(context: UpdateContext, trigger: str) -> UpdateResult:
     """One attempt from its check on.
 
     Raises:
@@ -52,38 +52,38 @@ def run_update(agent: Agent, trigger: str) -> Ended:
         Unavailable: nothing was begun, or the journal failed in the middle (JournalUnavailable); every other error
             becomes the outcome.
     """
-    facts = _facts(agent)
-    with agent.errands() as errands:
-        update = _Update(agent, errands, facts, agent.journal.begin(trigger))
-        return update.guarded(update.from_check)
+    facts = _read_facts(context)
+    with context.open_workers() as errands:
+        update = _Update(context, errands, facts, context.journal.begin_attempt(trigger))
+        return update.run_to_result(update.from_check)
 
 
-def run_armed(agent: Agent) -> Ended | None:
+def run_staged(context: UpdateContext) -> UpdateResult | None:
     """Go on with a candidate that was armed while no daemon served; None where there is none."""
-    attempt = agent.journal.attempt
-    if agent.journal.state is not State.ARMED or attempt is None:
+    attempt = context.journal.attempt
+    if context.journal.state is not State.STAGED or attempt is None:
         return None
-    facts = _facts(agent)
-    with agent.errands() as errands:
-        update = _Update(agent, errands, facts, attempt)
-        return update.guarded(update.from_armed)
+    facts = _read_facts(context)
+    with context.open_workers() as errands:
+        update = _Update(context, errands, facts, attempt)
+        return update.run_to_result(update.from_staged)
 
 
-def _facts(agent: Agent) -> DeviceFacts:
+def _read_facts(context: UpdateContext) -> DeviceFacts:
     try:
-        return agent.facts()
+        return context.read_facts()
     except OSError as error:
         raise system_error(error) from error
 
 
 class _Update:
-    def __init__(self, agent: Agent, errands: Errands, facts: DeviceFacts, attempt: Attempt) -> None:
-        self._agent, self._errands, self._attempt = agent, errands, attempt
-        self._journal, self._store = agent.journal, agent.store
+    def __init__(self, context: UpdateContext, workers: WorkerPool, facts: DeviceFacts, attempt: Attempt) -> None:
+        self._context, self._workers, self._attempt = context, workers, attempt
+        self._journal, self._store = context.journal, context.store
         self._facts = facts
-        self._trial = Trial(agent, errands)
+        self._candidate = Candidate(context, workers)
 
-    def guarded(self, steps: Callable[[], Ended]) -> Ended:
+    def run_to_result(self, steps: Callable[[], UpdateResult]) -> UpdateResult:
         """Run the steps; what they raise becomes an outcome (rule 2)."""
         try:
             try:
@@ -93,104 +93,106 @@ class _Update:
         except JournalUnavailable:
             raise  # what can not be recorded is not decided: recovery goes on from what is recorded
         except (Invalid, Refused, Unavailable, Unfit) as error:
-            ended = self._end(error)
-        self._log(ended)
-        collect(self._agent)
+            ended = self._end_with_error(error)
+        self._log_result(ended)
+        collect_garbage(self._context)
         return ended
 
-    def from_check(self) -> Ended:
+    def from_check(self) -> UpdateResult:
         """Everything."""
-        with self._phase("check"):
-            release = self._check()
+        with self._time_phase("check"):
+            release = self._check_channel()
             name, _ = choose_variant(
-                release.manifest, self._agent.config.update.variant, self._facts, self._active_variant()
+                release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
             )
-        holding = Holding.of(release.manifest, name, release.counter_epoch)
+        holding = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
         if self._is_active(holding):
-            self._journal.hold(holding)
-            return self._journal.end(self._attempt, Event.NOTHING, Outcome.NOTHING_NEW)
+            self._journal.store_bundle(holding)
+            return self._journal.end_attempt(self._attempt, Event.UP_TO_DATE, Outcome.NOTHING_NEW)
         self._attempt = replace(
             self._attempt, target=holding.digest, release=holding.version, counter=holding.counter, variant=name
         )
         self._check_quarantine(holding)
         self._check_eligible(release)
-        self._attempt = self._journal.aim(self._attempt, holding)
-        self._make(release, holding)
-        with self._phase("probe"):
-            self._trial.probe(holding)
-        with self._phase("check"):
+        self._attempt = self._journal.set_target(self._attempt, holding)
+        self._prepare_bundle(release, holding)
+        with self._time_phase("probe"):
+            self._candidate.probe(holding)
+        with self._time_phase("check"):
             self._check_again(release)
-        if self._agent.serving is None:
-            return self._journal.arm(self._attempt)
+        if self._context.serving is None:
+            return self._journal.stage(self._attempt)
         return self._activate(holding, Event.HEALTHY)
 
-    def from_armed(self) -> Ended:
+    def from_staged(self) -> UpdateResult:
         """From the swap on."""
-        holding = self._journal.holding(self._attempt.target)
-        if holding is None or not self._store.holds(holding.digest):
-            return self._journal.end(self._attempt, Event.GIVEN_UP, Outcome.INTERRUPTED, "store-damaged", "it is gone")
-        return self._activate(holding, Event.BOOT)
+        holding = self._journal.bundle(self._attempt.target)
+        if holding is None or not self._store.contains(holding.digest):
+            return self._journal.end_attempt(
+                self._attempt, Event.ABORTED, Outcome.INTERRUPTED, "store-damaged", "it is gone"
+            )
+        return self._activate(holding, Event.DAEMON_STARTED)
 
     # check
 
-    def _check(self) -> VerifiedRelease:
-        seen = self._counter()
+    def _check_channel(self) -> VerifiedRelease:
+        seen = self._check_tpm_counter()
         try:
-            release = self._errands.check(self._journal.remembered, self._journal.holdings())
+            release = self._workers.check_channel(self._journal.persistent_state, self._journal.bundles())
         except (Refused, Unavailable) as error:
             reason = error.reason
-            self._journal.remember(lambda before: replace(before, last_error=reason))
+            self._journal.update_persistent_state(lambda before: replace(before, last_error=reason))
             raise
-        before = self._journal.remembered
+        before = self._journal.persistent_state
         is_raised = (release.floor.epoch, release.floor.counter) > (before.floor_epoch, before.floor_counter)
         checked = replace(
             before,
             floor_epoch=release.floor.epoch,
             floor_counter=release.floor.counter,
             checked_ms=release.checked_at_s * 1000,
-            fresh_until_ms=release.expires_at_s * 1000,
-            offered=release.manifest.version,
+            metadata_expires_ms=release.expires_at_s * 1000,
+            offered_release=release.manifest.version,
             last_error="",
         )
-        self._journal.remember(lambda _: checked)
-        if seen is not None and (is_raised or self._agent.device_journal.witness.is_unproven):
+        self._journal.update_persistent_state(lambda _: checked)
+        if seen is not None and (is_raised or self._context.device_journal.tpm_counter.is_unproven):
             # recorded before the TPM's is raised: cut off in between, the record is ahead, which accuses nobody
-            self._agent.device_journal.witness_floor(Witness(seen + 1))
-            self._errands.raise_counter(seen + 1)
+            self._context.device_journal.record_tpm_counter(TpmCounterRecord(seen + 1))
+            self._workers.raise_tpm_counter(seen + 1)
         return release
 
-    def _counter(self) -> int | None:
+    def _check_tpm_counter(self) -> int | None:
         """The TPM's counter behind the floor, where there is one. Raises FloorUnprovenUnavailable."""
-        seen, witness = self._errands.counter(), self._agent.device_journal.witness
+        seen, witness = self._workers.read_tpm_counter(), self._context.device_journal.tpm_counter
         if seen is None or seen <= witness.counter:
             return seen
-        self._agent.device_journal.witness_floor(replace(witness, is_unproven=True))
+        self._context.device_journal.record_tpm_counter(replace(witness, is_unproven=True))
         logger.warning("floor unproven", extra={"tpm_counter": seen, "remembered": witness.counter})
-        if self._agent.config.repository_url.startswith("file:"):
+        if self._context.config.repository_url.startswith("file:"):
             raise FloorUnprovenUnavailable(
                 f"the TPM's counter is {seen}, this disk remembers {witness.counter}: an old copy, or damaged",
                 remedy="update from the network once, which proves the floor anew; packs are taken again then",
             )
         return seen
 
-    def _check_quarantine(self, holding: Holding) -> None:
-        row = self._journal.in_quarantine(holding.digest, self._facts.runtime)
-        if row is not None and holding.counter <= row.counter:
+    def _check_quarantine(self, bundle: BundleRecord) -> None:
+        row = self._journal.quarantine_record(bundle.digest, self._facts.runtime)
+        if row is not None and bundle.counter <= row.counter:
             raise QuarantinedRefused(
-                f"release {holding.version} ({holding.variant}) failed here before with {row.reason!r}, "
+                f"release {bundle.version} ({bundle.variant}) failed here before with {row.reason!r}, "
                 f"under onnxruntime {row.runtime}",
                 remedy="publish a release with a higher counter, or `device-agent forgive`",
             )
 
     def _check_eligible(self, release: VerifiedRelease) -> None:
         answer = check_eligibility(
-            release, self._agent.identity.device_id, self._agent.config.cohort, release.checked_at_s
+            release, self._context.identity.device_id, self._context.config.cohort, release.checked_at_s
         )
         if not answer.is_eligible:
             raise NotEligibleUnavailable(f"{answer.reason}: {answer.detail}")
 
     def _check_again(self, before: VerifiedRelease) -> None:
-        release = self._check()
+        release = self._check_channel()
         if release.rollout.manifest_digest != before.rollout.manifest_digest:
             raise NotEligibleUnavailable(
                 f"the rollout moved on to {release.manifest.version} while {before.manifest.version} was prepared"
@@ -199,17 +201,17 @@ class _Update:
 
     # fetch and patch
 
-    def _make(self, release: VerifiedRelease, holding: Holding) -> None:
+    def _prepare_bundle(self, release: VerifiedRelease, bundle: BundleRecord) -> None:
         """The bundle is in the store when this returns; the state is PROBING."""
         avoided: set[str] = set()
-        for last in (*(False,) * REPLANS, True):
-            plan = self._plan(release, holding.digest, avoided)
+        for last in (*(False,) * MAX_REPLANS, True):
+            plan = self._find_path(release, bundle.digest, avoided)
             try:
-                self._follow(release, plan)
+                self._run_path(release, plan)
             except StoreDamagedRefused:
                 if last:
                     raise
-                self._drop_damaged(plan)
+                self._mark_damaged_bases(plan)
             except PatchRefused as error:
                 # a delta that does not apply is no reason to go without: the patch from nothing needs no base
                 step = self._applying
@@ -220,133 +222,137 @@ class _Update:
             else:
                 break
             self._attempt = self._journal.advance(Event.REPLAN, self._attempt)
-        self._attempt = self._journal.advance(Event.STAGED, self._attempt)
+        self._attempt = self._journal.advance(Event.PATCHED, self._attempt)
 
-    _applying: Edge | None = None
+    _applying: PatchEdge | None = None
 
-    def _plan(self, release: VerifiedRelease, target: BundleDigest, avoided: set[str]) -> Plan:
-        plan = plan_to(self._agent, release.manifest, release.counter_epoch, target, self._facts, frozenset(avoided))
+    def _find_path(self, release: VerifiedRelease, target: BundleDigest, excluded_blobs: set[str]) -> PatchPath:
+        plan = find_patch_path(
+            self._context, release.manifest, release.counter_epoch, target, self._facts, frozenset(excluded_blobs)
+        )
         if plan.steps:
             self._store.check_space(plan.storage_bytes)
         self._attempt = replace(self._attempt, patch_bytes=plan.patch_bytes, full_bytes=plan.full_bytes)
         logger.info("planned", extra={"steps": len(plan.steps), "bytes": plan.fetch_bytes})
         return plan
 
-    def _follow(self, release: VerifiedRelease, plan: Plan) -> None:
-        with self._phase("fetch"):
+    def _run_path(self, release: VerifiedRelease, plan: PatchPath) -> None:
+        with self._time_phase("fetch"):
             for edge in plan.steps:
-                fetched = self._errands.fetch_blob(edge, lambda done, total: self._agent.progress("fetch", done, total))
+                fetched = self._workers.fetch_blob(
+                    edge, lambda done, total: self._context.on_progress("fetch", done, total)
+                )
                 self._attempt = replace(
                     self._attempt, download_bytes=self._attempt.download_bytes + fetched.received_bytes
                 )
-                self._errands.unlock(release, edge, self._agent.identity.x_wing_public)
+                self._workers.load_content_key(release, edge, self._context.identity.x_wing_public)
         self._attempt = self._journal.advance(Event.FETCHED, self._attempt)
-        with self._phase("patch"):
+        with self._time_phase("patch"):
             for edge in plan.steps:
-                self._apply(edge)
+                self._apply_patch(edge)
 
-    def _apply(self, edge: Edge) -> None:
+    def _apply_patch(self, edge: PatchEdge) -> None:
         self._applying = edge
         try:
-            self._errands.apply(edge)
+            self._workers.apply_patch(edge)
         except ChildDied as error:
-            self._blame(error)
+            self._count_patcher_crash(error)
             raise
         self._applying = None
-        self._store.drop_part(edge.entry.blob)
-        self._journal.remember(without_damaged(edge.target))
+        self._store.delete_partial(edge.entry.blob)
+        self._journal.update_persistent_state(clear_damaged(edge.target))
 
-    def _drop_damaged(self, plan: Plan) -> None:
+    def _mark_damaged_bases(self, plan: PatchPath) -> None:
         bases = {edge.entry.base for edge in plan.steps if edge.entry.base is not None}
-        for base in bases & self._store.held():
+        for base in bases & self._store.digests():
             try:
-                self._errands.describe(base)
+                self._workers.read_sealed_header(base)
             except StoreDamagedRefused:
                 logger.warning("a bundle in the store is damaged", extra={"bundle": base})
-                self._journal.remember(with_damaged(base))
+                self._journal.update_persistent_state(mark_damaged(base))
 
-    def _blame(self, error: ChildDied) -> None:
+    def _count_patcher_crash(self, error: ChildDied) -> None:
         """A child that died over this bundle, again and again, is a verdict on the bundle."""
         if self._attempt.target is None:
             return
-        if self._journal.count_kill(self._attempt.target, self._journal.state) >= MAX_KILLS:
-            raise PatcherDiedUnfit(f"{MAX_KILLS} times: {error.message}") from error
+        if self._journal.count_crash(self._attempt.target, self._journal.state) >= MAX_CRASHES:
+            raise PatcherDiedUnfit(f"{MAX_CRASHES} times: {error.message}") from error
 
     # probe, swap, watch
 
-    def _activate(self, holding: Holding, event: Event) -> Ended:
-        serving, trial = self._agent.serving, self._trial
+    def _activate(self, bundle: BundleRecord, event: Event) -> UpdateResult:
+        serving, trial = self._context.serving, self._candidate
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
         is_first = serving.current is None
-        with self._phase("swap"):
-            trial.make_room(serving, holding)
-            candidate = trial.load(serving, holding)
+        with self._time_phase("swap"):
+            trial.make_memory_available(serving, bundle)
+            candidate = trial.load(serving, bundle)
         if candidate.variant.health.shadow_ppm and serving.current is not None:
-            with self._phase("shadow"):
-                trial.shadow(serving, candidate)
-        with self._phase("swap"):
+            with self._time_phase("shadow"):
+                trial.run_shadow(serving, candidate)
+        with self._time_phase("swap"):
             took_us = trial.publish(serving, candidate)
-        self._note_downtime()
+        self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
         # with nothing to go back to, a probation could only take the service away
-        self._attempt = self._journal.advance(Event.ADOPTED if is_first else Event.SWAPPED, self._attempt)
+        self._attempt = self._journal.advance(Event.FIRST_INSTALL if is_first else Event.SWAPPED, self._attempt)
         if not is_first:
-            with self._phase("probation"):
-                trial.watch(serving, candidate)
+            with self._time_phase("probation"):
+                trial.run_probation(serving, candidate)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
         ended = self._journal.commit(self._attempt)
-        serving.settle()
+        serving.stop_replaced()
         return ended
 
     # the end
 
-    def _end(self, error: AirweightsError) -> Ended:
+    def _end_with_error(self, error: AirweightsError) -> UpdateResult:
         state = self._journal.state
-        end = ending_of(state, error)
-        if end.outcome is Outcome.ROLLED_BACK and self._trial.candidate is None:
+        end = error_outcome(state, error)
+        if end.outcome is Outcome.ROLLED_BACK and self._candidate.published is None:
             end = replace(end, outcome=Outcome.UNFIT)  # it never served
-        if end.event is Event.GIVEN_UP and state is not State.PROBATION:
-            self._abandon()
-            return self._journal.end(self._attempt, end.event, end.outcome, error.reason, error.message)
-        verdict = Verdict.of(error, end.outcome, quarantines=end.quarantines)
-        self._attempt = self._journal.decide(end.event, self._attempt, verdict)
-        self._abandon()
-        return self._journal.give_back(self._attempt, self._facts.runtime)
+        if end.event is Event.ABORTED and state is not State.PROBATION:
+            self._revert_candidate()
+            return self._journal.end_attempt(self._attempt, end.event, end.outcome, error.reason, error.message)
+        verdict = Rejection.from_error(error, end.outcome, quarantines=end.quarantines)
+        self._attempt = self._journal.record_rejection(end.event, self._attempt, verdict)
+        self._revert_candidate()
+        return self._journal.finish_rejection(self._attempt, self._facts.runtime)
 
-    def _abandon(self) -> None:
-        if self._agent.serving is not None:
-            self._trial.withdraw(self._agent.serving)
-            self._note_downtime()
+    def _revert_candidate(self) -> None:
+        if self._context.serving is not None:
+            self._candidate.revert(self._context.serving)
+            self._record_downtime()
 
-    def _note_downtime(self) -> None:
-        if self._trial.downtime_ms:
-            self._attempt = self._attempt.with_phase(DOWNTIME, self._trial.downtime_ms)
-            self._trial.downtime_ms = 0
+    def _record_downtime(self) -> None:
+        if self._candidate.downtime_ms:
+            self._attempt = self._attempt.with_phase(DOWNTIME, self._candidate.downtime_ms)
+            self._candidate.downtime_ms = 0
 
     # facts
 
     def _active_variant(self) -> str | None:
-        active = self._journal.holding(self._journal.pointers.active)
+        active = self._journal.bundle(self._journal.pointers.active)
         return None if active is None else active.variant
 
-    def _is_active(self, holding: Holding) -> bool:
+    def _is_active(self, bundle: BundleRecord) -> bool:
         active = self._journal.pointers.active
-        return active == holding.digest and active not in self._journal.remembered.damaged
+        return active == bundle.digest and active not in self._journal.persistent_state.damaged_bundles
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _time_phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         try:
             yield
         finally:
             self._attempt = self._attempt.with_phase(name, round((time.monotonic() - started) * 1000))
 
-    def _log(self, ended: Ended) -> None:
+    def _log_result(self, result: UpdateResult) -> None:
         fields: dict[str, JSON] = {
-            "outcome": ended.outcome.value,
-            "reason": ended.reason,
-            "release": ended.attempt.release,
-            "detail": ended.detail,
+            "outcome": result.outcome.value,
+            "reason": result.reason,
+            "release": result.attempt.release,
+            "detail": result.detail,
         }
         logger.info("update ended", extra=fields)

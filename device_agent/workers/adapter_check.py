@@ -24,16 +24,16 @@ from bundle.manifest import Variant
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from device_agent.errors import AdapterUnfit, ChildDied, NoAdapter
 from device_agent.process.channel import Message
-from device_agent.process.child import Child
+from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.runtime.probe_runner import PROBE_NICE
+from device_agent.runtime.probe_runner import PROBE_NICENESS
 from device_agent.storage.bundle_store import write_durably
 from device_agent.storage.device_directory import DeviceDirectory
 
 SCHEMA: Final = "airweights.adapter/1"
-FOLDER: Final = "adapter"
-RECORD: Final = "adapter.json"
+ADAPTER_DIRECTORY_NAME: Final = "adapter"
+RECORD_FILE_NAME: Final = "adapter.json"
 MAX_RECORD_BYTES: Final = 64 * 1024
 MAX_ADAPTER_BYTES: Final = 1 << 30
 DEFAULT_TOLERANCE_PPM: Final = 100_000
@@ -57,17 +57,17 @@ class Adapter:
     sha256: str
     size: int
     tolerance_ppm: int
-    is_wanted: bool = True
-    fits: dict[BundleDigest, bool] = field(default_factory=dict)
+    is_enabled: bool = True
+    check_results: dict[BundleDigest, bool] = field(default_factory=dict)
 
     def is_attached_to(self, digest: BundleDigest) -> bool:
         """Rule 1."""
-        return self.is_wanted and self.fits.get(digest, False)
+        return self.is_enabled and self.check_results.get(digest, False)
 
-    def checked(self, digest: BundleDigest, *, fits: bool) -> "Adapter":
+    def with_check_result(self, digest: BundleDigest, *, is_compatible: bool) -> "Adapter":
         """With the outcome of a check."""
-        known = {**{d: found for d, found in self.fits.items() if d != digest}, digest: fits}
-        return replace(self, fits=dict(list(known.items())[-MAX_KNOWN_BUNDLES:]))
+        known = {**{d: found for d, found in self.check_results.items() if d != digest}, digest: is_compatible}
+        return replace(self, check_results=dict(list(known.items())[-MAX_KNOWN_BUNDLES:]))
 
     def as_json(self) -> dict[str, JSON]:
         """The record."""
@@ -77,9 +77,9 @@ class Adapter:
             "sha256": self.sha256,
             "size": self.size,
             "tolerance_ppm": self.tolerance_ppm,
-            "is_wanted": self.is_wanted,
-            "fits": [d for d, found in self.fits.items() if found],
-            "misfits": [d for d, found in self.fits.items() if not found],
+            "is_wanted": self.is_enabled,
+            "fits": [d for d, found in self.check_results.items() if found],
+            "misfits": [d for d, found in self.check_results.items() if not found],
         }
 
     @classmethod
@@ -101,22 +101,24 @@ class Adapter:
         return out
 
 
-class AdapterShelf:
+class AdapterStore:
     """The folder `adapter/` of a family's part of a device directory."""
 
     def __init__(self, device: DeviceDirectory) -> None:
-        self._folder = device.place / FOLDER
+        self._folder = device.family_directory / ADAPTER_DIRECTORY_NAME
 
     def read(self) -> Adapter | None:
         """What lies here; None where nothing does, or its record is damaged: a model serves without it then."""
         with suppress(FileNotFoundError, MalformedRefused):
-            data = (self._folder / RECORD).read_bytes()
+            data = (self._folder / RECORD_FILE_NAME).read_bytes()
             return Adapter.parse(
-                StrictObject(strict_json.decode(data, what=RECORD, max_bytes=MAX_RECORD_BYTES), RECORD)
+                StrictObject(
+                    strict_json.decode(data, what=RECORD_FILE_NAME, max_bytes=MAX_RECORD_BYTES), RECORD_FILE_NAME
+                )
             )
         return None
 
-    def attached_to(self, digest: BundleDigest) -> Adapter | None:
+    def find_attached(self, digest: BundleDigest) -> Adapter | None:
         """The adapter, where it is attached to this bundle."""
         adapter = self.read()
         return adapter if adapter is not None and adapter.is_attached_to(digest) else None
@@ -124,16 +126,16 @@ class AdapterShelf:
     def write(self, adapter: Adapter) -> None:
         """Replace the record; sealed files that it does not name go."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        write_durably(self._folder / RECORD, strict_json.encode(adapter.as_json()))
+        write_durably(self._folder / RECORD_FILE_NAME, strict_json.encode(adapter.as_json()))
         for path in self._folder.glob("*.sealed*"):
-            if path != self.sealed(adapter.sha256):
+            if path != self.sealed_path(adapter.sha256):
                 path.unlink(missing_ok=True)
 
-    def sealed(self, sha256: str) -> Path:
+    def sealed_path(self, sha256: str) -> Path:
         """Where the content lies."""
         return self._folder / f"{sha256}.sealed"
 
-    def incoming(self) -> Path:
+    def incoming_path(self) -> Path:
         """Where a content is written to, before its name is known."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         return self._folder / "incoming.sealed.new"
@@ -143,10 +145,10 @@ class AdapterShelf:
         adapter = self.read()
         if adapter is None:
             raise NoAdapter("no adapter is held", remedy="`device-agent adapter attach FILE` brings one")
-        self.write(replace(adapter, is_wanted=False))
-        return replace(adapter, is_wanted=False)
+        self.write(replace(adapter, is_enabled=False))
+        return replace(adapter, is_enabled=False)
 
-    def listed(self, digest: BundleDigest | None) -> dict[str, Any]:
+    def as_listing(self, digest: BundleDigest | None) -> dict[str, Any]:
         """For `adapter list`; `digest` of the active bundle."""
         adapter = self.read()
         rows = []
@@ -159,8 +161,8 @@ class AdapterShelf:
                     "bytes": adapter.size,
                     "tolerance_ppm": adapter.tolerance_ppm,
                     "state": state,
-                    "wanted": adapter.is_wanted,
-                    "fits_active": None if digest is None else adapter.fits.get(digest),
+                    "wanted": adapter.is_enabled,
+                    "fits_active": None if digest is None else adapter.check_results.get(digest),
                 }
             )
         return {"adapters": rows}
@@ -168,10 +170,10 @@ class AdapterShelf:
 
 def with_adapter(fds: BundleFds, adapter_fd: int) -> BundleFds:
     """A bundle that is loaded with an adapter; the descriptor is the bundle's from here on."""
-    return replace(fds, files={**fds.files, FOLDER: adapter_fd}, adapter=FOLDER)
+    return replace(fds, files={**fds.files, ADAPTER_DIRECTORY_NAME: adapter_fd}, adapter=ADAPTER_DIRECTORY_NAME)
 
 
-def golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
+def record_golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
     """Ask a bundle's golden questions with its adapter.
 
     Args:
@@ -183,7 +185,7 @@ def golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) ->
     Raises:
         AdapterUnfit: it does not fit the model, or there are no golden questions.
     """
-    return _ask(fds, variant, (), 0, allow_unjailed).fds[0]
+    return _call_probe(fds, variant, (), 0, allow_unjailed).fds[0]
 
 
 def check_adapter(
@@ -199,18 +201,18 @@ def check_adapter(
         AdapterUnfit: it does not pass.
         Unavailable: nothing was learned.
     """
-    _ask(fds, variant, (golden_fd,), tolerance_ppm, allow_unjailed)
+    _call_probe(fds, variant, (golden_fd,), tolerance_ppm, allow_unjailed)
 
 
-def _ask(
+def _call_probe(
     fds: BundleFds, variant: Variant, golden: tuple[int, ...], tolerance_ppm: int, allow_unjailed: bool
 ) -> Message:
     deadline_s = variant.health.probe_deadline_s
-    jail = JailPolicy(nice=PROBE_NICE, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
-    value, files = fds.as_message()
+    jail = JailPolicy(nice=PROBE_NICENESS, cpu_s=4 * deadline_s + 60, allow_unjailed=allow_unjailed)
+    value, files = fds.to_message()
     request = {"bundle": value, "tolerance_ppm": tolerance_ppm}
     try:
-        with Child.start(PROBE_MODULE, jail) as child:
+        with ChildProcess.start(PROBE_MODULE, jail) as child:
             return child.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
     except ChildDied as error:
         raise AdapterUnfit(f"the trial with the adapter died: {error.message}") from error

@@ -38,9 +38,9 @@ from urllib3.exceptions import HTTPError
 from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
 from bundle.version import VERSION
 from device_agent.errors import SlowUnavailable
-from device_agent.process.channel import Message, Value
-from device_agent.process.worker import Parent, serve, start
-from device_agent.workers.partial_download import MAX_ETAG_CHARACTERS, STRONG_ETAG, PartialBlob
+from device_agent.process.channel import JsonObject, Message
+from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
+from device_agent.workers.partial_download import MAX_ETAG_CHARACTERS, STRONG_ETAG_PATTERN, PartialBlob
 
 logger = logging.getLogger(__name__)
 
@@ -50,18 +50,18 @@ DOCUMENT_DEADLINE_S: Final = 120.0  # metadata is at most a few MiB
 RATE_WINDOW_S: Final = 30.0
 CHUNK_BYTES: Final = 64 * 1024
 RANGE_NOT_SATISFIABLE: Final = 416
-REPORT_BYTES: Final = 1024 * 1024
+PROGRESS_INTERVAL_BYTES: Final = 1024 * 1024
 MAX_REDIRECTS: Final = 5
-TRIES: Final = 5
+MAX_TRIES: Final = 5
 BACKOFF_MS: Final = 500
 MAX_BACKOFF_S: Final = 30.0
 MAX_RETRY_AFTER_S: Final = 60.0
-CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
+CONTENT_RANGE_PATTERN: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:([0-9]{1,18})|\*)")
 HEADERS: Final = {"User-Agent": f"airweights-device-agent/{VERSION}", "Accept-Encoding": "identity"}
 
 
 @functools.cache
-def connections() -> urllib3.PoolManager:
+def connection_pool() -> urllib3.PoolManager:
     """This process's. The first call loads the system's authorities: it must come before the jail closes the files."""
     return urllib3.PoolManager(
         num_pools=4,
@@ -74,50 +74,50 @@ def connections() -> urllib3.PoolManager:
 
 
 @dataclass(slots=True)
-class _Rate:
+class _RateLimit:
     """Rule 4: an average over a window, and a ceiling."""
 
-    least: int
-    most: int | None
-    started: float = field(default_factory=time.monotonic)
-    window_started: float = field(default_factory=time.monotonic)
+    min_bytes_s: int
+    max_bytes_s: int | None
+    started_s: float = field(default_factory=time.monotonic)
+    window_started_s: float = field(default_factory=time.monotonic)
     window_bytes: int = 0
-    total: int = 0
+    total_bytes: int = 0
 
-    def took(self, count: int, where: str) -> None:
+    def record_received(self, count: int, url: str) -> None:
         """Raises SlowUnavailable where it is too slow; sleeps where it is too fast."""
-        self.total += count
+        self.total_bytes += count
         self.window_bytes += count
         now = time.monotonic()
-        elapsed = now - self.window_started
+        elapsed = now - self.window_started_s
         if elapsed >= RATE_WINDOW_S:
-            if self.window_bytes < self.least * elapsed:
+            if self.window_bytes < self.min_bytes_s * elapsed:
                 raise SlowUnavailable(
-                    f"{where}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.least} bytes a second"
+                    f"{url}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.min_bytes_s} bytes a second"
                 )
-            self.window_started, self.window_bytes = now, 0
-        if self.most is not None:
-            ahead = self.total / self.most - (now - self.started)
+            self.window_started_s, self.window_bytes = now, 0
+        if self.max_bytes_s is not None:
+            ahead = self.total_bytes / self.max_bytes_s - (now - self.started_s)
             if ahead > 0:
                 time.sleep(ahead)
 
 
-def get(_parent: Parent, message: Message) -> Message:
+def handle_get(_supervisor: SupervisorChannel, message: Message) -> Message:
     """A small document. Raises NotFoundUnavailable, FetchUnavailable, TooLargeRefused."""
     message.close()
-    fd = document(str(message.value["url"]), int(message.value["max_bytes"]))
+    fd = fetch_document(str(message.value["url"]), int(message.value["max_bytes"]))
     return Message({"bytes": os.fstat(fd).st_size}, (fd,))
 
 
-def document(url: str, max_bytes: int) -> int:
+def fetch_document(url: str, max_bytes: int) -> int:
     """A small document in a memfd, the caller's to close. Raises as `get`."""
     fd = os.memfd_create("document", os.MFD_CLOEXEC)
     try:
         deadline = time.monotonic() + DOCUMENT_DEADLINE_S
         received = 0
-        with _opened(url, {}) as body:
-            if body.announced is not None and body.announced > max_bytes:
-                raise TooLargeRefused(f"{url}: {body.announced} bytes announced, at most {max_bytes} are allowed")
+        with _open_body(url, {}) as body:
+            if body.announced_bytes is not None and body.announced_bytes > max_bytes:
+                raise TooLargeRefused(f"{url}: {body.announced_bytes} bytes announced, at most {max_bytes} are allowed")
             for data in body.chunks():
                 received += len(data)
                 if received > max_bytes:
@@ -125,116 +125,122 @@ def document(url: str, max_bytes: int) -> int:
                 if time.monotonic() > deadline:
                     raise FetchUnavailable(f"{url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
                 os.write(fd, data)
-            if body.announced is not None and received < body.announced:
-                raise FetchUnavailable(f"{url}: ends after {received} of {body.announced} bytes")
+            if body.announced_bytes is not None and received < body.announced_bytes:
+                raise FetchUnavailable(f"{url}: ends after {received} of {body.announced_bytes} bytes")
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def blob(parent: Parent, message: Message) -> Value:
+def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """One blob, to its end. Raises NotFoundUnavailable, FetchUnavailable, DigestMismatchRefused."""
     value = message.value
     try:
         part = PartialBlob(message.fds[0], message.fds[1], int(value["size"]))
         part.load()
-        resumed_at, received = part.have, 0
+        resumed_at, received = part.received_bytes, 0
         url, sha256 = str(value["url"]), str(value["sha256"])
         for again in (True, False):
-            rate = _Rate(int(value["min_rate_bytes_s"]), value["max_rate_bytes_s"])
+            rate = _RateLimit(int(value["min_rate_bytes_s"]), value["max_rate_bytes_s"])
             try:
-                _complete(parent, url, part, rate, int(value["backoff_ms"]))
+                _download_with_retries(supervisor, url, part, rate, int(value["backoff_ms"]))
             finally:
                 part.sync()
-                received += rate.total
+                received += rate.total_bytes
             if part.hash.hexdigest() == sha256:
                 return {"received": received, "resumed_at": resumed_at}
             found = part.hash.hexdigest()
             part.clear()
-            if not part.resumed or not again:
+            if not part.is_resumed or not again:
                 break
         raise DigestMismatchRefused(
-            f"{url}: SHA-256 of the {part.size} bytes is {found[:16]}…, expected {sha256[:16]}…"
+            f"{url}: SHA-256 of the {part.size_bytes} bytes is {found[:16]}…, expected {sha256[:16]}…"
         )
     finally:
         message.close()
 
 
-def _complete(parent: Parent, url: str, part: PartialBlob, rate: _Rate, backoff_ms: int) -> None:
+def _download_with_retries(
+    supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: _RateLimit, backoff_ms: int
+) -> None:
     failures = 0
-    while part.have < part.size:
-        before = part.have
+    while part.received_bytes < part.size_bytes:
+        before = part.received_bytes
         try:
-            _transfer(parent, url, part, rate)
+            _transfer(supervisor, url, part, rate)
         except (NotFoundUnavailable, SlowUnavailable):
             raise
         except FetchUnavailable as error:
             part.sync()
-            failures = 1 if part.have > before else failures + 1
-            if failures >= TRIES:
+            failures = 1 if part.received_bytes > before else failures + 1
+            if failures >= MAX_TRIES:
                 raise
             logger.info("retry %d: %s", failures, error.message)
-            time.sleep(_pause(failures, backoff_ms, error))
+            time.sleep(_retry_delay_s(failures, backoff_ms, error))
 
 
-def _transfer(parent: Parent, url: str, part: PartialBlob, rate: _Rate) -> None:
+def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: _RateLimit) -> None:
     headers = {}
-    if part.have:
-        part.resumed = True
-        headers["Range"] = f"bytes={part.have}-"
-        if part.etag():
-            headers["If-Range"] = part.etag()
-    with _opened(url, headers) as body:
-        skip = _place(url, body, part)
-        left = part.size - part.have + skip
-        if body.announced is not None and body.announced > left:
-            raise DigestMismatchRefused(f"{url}: {body.announced} bytes announced where {left} are signed")
-        reported = part.have
+    if part.received_bytes:
+        part.is_resumed = True
+        headers["Range"] = f"bytes={part.received_bytes}-"
+        if part.read_etag():
+            headers["If-Range"] = part.read_etag()
+    with _open_body(url, headers) as body:
+        skip = _skip_bytes(url, body, part)
+        left = part.size_bytes - part.received_bytes + skip
+        if body.announced_bytes is not None and body.announced_bytes > left:
+            raise DigestMismatchRefused(f"{url}: {body.announced_bytes} bytes announced where {left} are signed")
+        reported = part.received_bytes
         for data in body.chunks():
-            rate.took(len(data), url)
+            rate.record_received(len(data), url)
             skipped = min(skip, len(data))
             skip -= skipped
             data = data[skipped:]
-            if len(data) > part.size - part.have:
+            if len(data) > part.size_bytes - part.received_bytes:
                 part.clear()
-                raise DigestMismatchRefused(f"{url}: longer than the {part.size} bytes that are signed")
+                raise DigestMismatchRefused(f"{url}: longer than the {part.size_bytes} bytes that are signed")
             part.append(data)
-            if part.have - reported >= REPORT_BYTES or part.have == part.size:
-                reported = part.have
-                parent.event({"done": part.have, "total": part.size})
-        if part.have < part.size:
-            raise FetchUnavailable(f"{url}: ends after {part.have} of {part.size} bytes")
+            if part.received_bytes - reported >= PROGRESS_INTERVAL_BYTES or part.received_bytes == part.size_bytes:
+                reported = part.received_bytes
+                supervisor.send_event({"done": part.received_bytes, "total": part.size_bytes})
+        if part.received_bytes < part.size_bytes:
+            raise FetchUnavailable(f"{url}: ends after {part.received_bytes} of {part.size_bytes} bytes")
 
 
-def _place(url: str, body: "_Body", part: PartialBlob) -> int:
+def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
     """How many bytes of the body are already here."""
-    if body.start == -1:
+    if body.start_byte == -1:
         if part.restarts:
-            raise DigestMismatchRefused(f"{url}: the file there is shorter than the {part.size} bytes that are signed")
+            raise DigestMismatchRefused(
+                f"{url}: the file there is shorter than the {part.size_bytes} bytes that are signed"
+            )
         part.clear()
-    if body.start is not None:
-        if body.start != part.have or (body.total is not None and body.total != part.size):
+    if body.start_byte is not None:
+        if body.start_byte != part.received_bytes or (
+            body.total_bytes is not None and body.total_bytes != part.size_bytes
+        ):
             raise FetchUnavailable(
-                f"{url}: answers with bytes {body.start} on of {body.total}, expected {part.have} on of {part.size}"
+                f"{url}: answers with bytes {body.start_byte} on of {body.total_bytes}, expected {part.received_bytes} on of {part.size_bytes}"
             )
         return 0
-    if part.have and body.etag != part.etag():
+    if part.received_bytes and body.etag != part.read_etag():
         if part.restarts:
             raise FetchUnavailable(f"{url}: changes while it is fetched")
         part.clear()
-    part.note(body.etag)
-    return part.have
+    part.write_etag(body.etag)
+    return part.received_bytes
 
 
 @dataclass(slots=True)
-class _Body:
+class _ResponseBody:
     """An answer: `start` and `total` are those of its Content-Range, or None for a whole file."""
 
     stream: Iterator[bytes]
-    announced: int | None
-    start: int | None
-    total: int | None
+    announced_bytes: int | None
+    start_byte: int | None
+    total_bytes: int | None
     etag: str
 
     def chunks(self) -> Iterator[bytes]:
@@ -242,46 +248,46 @@ class _Body:
 
 
 @contextmanager
-def _opened(url: str, headers: dict[str, str]) -> Iterator[_Body]:
+def _open_body(url: str, headers: dict[str, str]) -> Iterator[_ResponseBody]:
     parts = urlsplit(url)
     if parts.scheme == "file":
-        with _file(unquote(parts.path), url, headers) as body:
+        with _open_file_body(unquote(parts.path), url, headers) as body:
             yield body
         return
     try:
-        response = _request(url, headers)
+        response = _send_request(url, headers)
         try:
-            yield _body(url, response, headers)
+            yield _parse_response(url, response, headers)
         finally:
             # what is left of a body that nobody wants is not read to reuse the connection
             response.close()
     except HTTPError as error:
-        raise FetchUnavailable(f"{url}: {_cause(error)}") from error
+        raise FetchUnavailable(f"{url}: {_describe_cause(error)}") from error
 
 
 @contextmanager
-def _file(path: str, url: str, headers: dict[str, str]) -> Iterator[_Body]:
+def _open_file_body(path: str, url: str, headers: dict[str, str]) -> Iterator[_ResponseBody]:
     try:
         with open(path, "rb") as stream:
             start = int(headers["Range"][6:-1]) if "Range" in headers else None
             total = os.fstat(stream.fileno()).st_size
             stream.seek(start or 0)
             chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
-            yield _Body(chunks, total - (start or 0), start, None if start is None else total, "")
+            yield _ResponseBody(chunks, total - (start or 0), start, None if start is None else total, "")
     except FileNotFoundError as error:
         raise NotFoundUnavailable(f"{url}: no such file") from error
     except OSError as error:
         raise FetchUnavailable(f"{url}: {error.strerror}") from error
 
 
-def _request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+def _send_request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
     for _ in range(MAX_REDIRECTS + 1):
-        response = connections().request(
+        response = connection_pool().request(
             "GET", url, headers={**HEADERS, **headers}, redirect=False, preload_content=False, decode_content=False
         )
         location = response.get_redirect_location()
         if not location:
-            return _checked(url, response)
+            return _check_response(url, response)
         response.close()
         target = urljoin(url, location)
         if urlsplit(target).scheme not in (("https",) if url.startswith("https:") else ("http", "https")):
@@ -290,7 +296,7 @@ def _request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
     raise FetchUnavailable(f"{url}: redirected more than {MAX_REDIRECTS} times")
 
 
-def _checked(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+def _check_response(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
     if response.status in (200, 206, RANGE_NOT_SATISFIABLE) and not response.headers.get("Content-Encoding"):
         return response
     response.close()
@@ -304,38 +310,38 @@ def _checked(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPRe
     raise error
 
 
-def _body(url: str, response: urllib3.BaseHTTPResponse, headers: dict[str, str]) -> _Body:
+def _parse_response(url: str, response: urllib3.BaseHTTPResponse, headers: dict[str, str]) -> _ResponseBody:
     length = response.headers.get("Content-Length", "")
     announced = int(length) if length.isdecimal() and len(length) < 19 else None
     etag = response.headers.get("ETag", "")
-    etag = etag if STRONG_ETAG.fullmatch(etag) and len(etag) <= MAX_ETAG_CHARACTERS else ""
+    etag = etag if STRONG_ETAG_PATTERN.fullmatch(etag) and len(etag) <= MAX_ETAG_CHARACTERS else ""
     start = total = None
     if response.status == RANGE_NOT_SATISFIABLE:
         if "Range" not in headers:
             raise FetchUnavailable(f"{url}: HTTP 416 without a range that was asked for")
         start = -1
     if response.status == 206:
-        found = CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        found = CONTENT_RANGE_PATTERN.fullmatch(response.headers.get("Content-Range", ""))
         if found is None or "Range" not in headers:
             raise FetchUnavailable(f"{url}: HTTP 206 without the range that was asked for")
         start, total = int(found[1]), None if found[3] is None else int(found[3])
-    return _Body(_chunks(response), announced, start, total, etag)
+    return _ResponseBody(_read_chunks(response), announced, start, total, etag)
 
 
-def _chunks(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+def _read_chunks(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     # read1: what has come, at once. A whole read would hide from the rate window a server that sends a byte a second
     return iter(lambda: response.read1(CHUNK_BYTES, decode_content=False), b"")
 
 
-def _pause(failures: int, backoff_ms: int, error: FetchUnavailable) -> float:
+def _retry_delay_s(failures: int, backoff_ms: int, error: FetchUnavailable) -> float:
     asked = next((float(note) for note in getattr(error, "__notes__", []) if note), 0.0)
     ceiling = min(backoff_ms / 1000 * 2**failures, MAX_BACKOFF_S)
     return max(min(asked, MAX_RETRY_AFTER_S), random.uniform(0, ceiling))  # noqa: S311  # jitter, not a secret
 
 
-def _cause(error: HTTPError) -> str:
+def _describe_cause(error: HTTPError) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 if __name__ == "__main__":
-    serve(start(lambda _pace: connections())[0], {"get": get, "blob": blob})
+    serve_calls(start_worker(lambda _pace: connection_pool())[0], {"get": handle_get, "blob": fetch_blob})

@@ -17,57 +17,65 @@ from typing import Final
 # loaded by cryptography at its first use, when the jail has closed the files
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
-from device_agent.config.key_storage import parse_home
-from device_agent.identity.device_keys import key_file
-from device_agent.identity.sealed_key import MAX_SEALED_FILE_BYTES, Opened, is_sealed, open_home, parse_sealed
-from device_agent.process.channel import Message, Value
-from device_agent.process.worker import Parent, serve, start
+from device_agent.config.key_storage import parse_key_storage
+from device_agent.identity.device_keys import encode_key_file
+from device_agent.identity.sealed_key import (
+    MAX_SEALED_FILE_BYTES,
+    OpenKeyStorage,
+    is_sealed,
+    open_key_storage,
+    parse_sealed_file,
+)
+from device_agent.process.channel import JsonObject, Message
+from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
-HOME_VARIABLE: Final = "AIRWEIGHTS_IDENTITY"
+KEY_STORAGE_VARIABLE: Final = "AIRWEIGHTS_IDENTITY"
 
 
-class Keeper:
+class KeyOpener:
     """The calls."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._home: Opened | None = None
+        self._key_storage: OpenKeyStorage | None = None
 
     def prepare(self) -> None:
         """Open the home, before the jail. Raises TpmUnavailable, DeviceTokenUnavailable, IdentityInvalid."""
-        settings = parse_home(os.environ[HOME_VARIABLE])
+        settings = parse_key_storage(os.environ[KEY_STORAGE_VARIABLE])
         if settings is not None:
-            self._home = open_home(settings, self._stack)
+            self._key_storage = open_key_storage(settings, self._stack)
 
-    def open(self, _parent: Parent, message: Message) -> Message:
+    def open_key(self, _supervisor: SupervisorChannel, message: Message) -> Message:
         """See above. Raises IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable."""
         try:
             (fd,) = message.fds
             use = str(message.value["use"])
             data = os.pread(fd, MAX_SEALED_FILE_BYTES + 1, 0)
             if is_sealed(data):
-                assert self._home is not None
-                data = key_file(use, self._home.unseal(use, parse_sealed(data, use)[1]))
+                assert self._key_storage is not None
+                data = encode_key_file(use, self._key_storage.unseal(use, parse_sealed_file(data, use)[1]))
             memory = os.memfd_create("device-key", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.write(memory, data)
             return Message({}, (memory,))
         finally:
             message.close()
 
-    def counter(self, _parent: Parent, message: Message) -> Value:
+    def read_counter(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """See above. Raises TpmUnavailable."""
         message.close()
-        assert self._home is not None
-        return {"value": self._home.counter()}
+        assert self._key_storage is not None
+        return {"value": self._key_storage.read_counter()}
 
-    def raise_counter(self, _parent: Parent, message: Message) -> Value:
+    def raise_counter(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """See above. Raises TpmUnavailable."""
         message.close()
-        assert self._home is not None
-        return {"value": self._home.raise_counter(int(message.value["value"]))}
+        assert self._key_storage is not None
+        return {"value": self._key_storage.raise_counter(int(message.value["value"]))}
 
 
 if __name__ == "__main__":
-    keeper = Keeper()
-    parent, _ = start(lambda _pace: keeper.prepare())
-    serve(parent, {"open": keeper.open, "counter": keeper.counter, "raise": keeper.raise_counter})
+    key_opener = KeyOpener()
+    supervisor, _ = start_worker(lambda _pace: key_opener.prepare())
+    serve_calls(
+        supervisor, {"open": key_opener.open_key, "counter": key_opener.read_counter, "raise": key_opener.raise_counter}
+    )

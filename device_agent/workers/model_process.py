@@ -7,24 +7,24 @@ which priority and pace they are to run, one after the other with rests between.
 from importlib import import_module
 from typing import Final
 
-from device_agent.process.throttle import Pace
-from device_agent.process.worker import start
+from device_agent.process.throttle import Throttle
+from device_agent.process.worker import start_worker
 
-STEPS: Final = (
+PRELOADED_MODULES: Final = (
     *("json", "numpy", "onnxruntime", "bundle.manifest"),
     *("device_agent.runtime.session", "device_agent.runtime.inference", "device_agent.runtime.model_server"),
 )
 
 
-def _import_all(pace: Pace) -> None:
-    for name in STEPS:
+def _import_all(throttle: Throttle) -> None:
+    for name in PRELOADED_MODULES:
         import_module(name)
-        pace.rest()
+        throttle.wait()
 
 
 def main() -> None:
     """The process."""
-    parent, _ = start(_import_all)
+    parent, _ = start_worker(_import_all)
     from device_agent.runtime.model_server import ModelServer
 
     ModelServer(parent).run()

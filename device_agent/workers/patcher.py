@@ -37,11 +37,11 @@ from bundle.patch.apply import apply_patch
 from bundle.strict_json import StrictObject
 from device_agent.errors import CohortKeyRefused, StoreDamagedRefused
 from device_agent.identity.device_keys import read_key
-from device_agent.process.channel import MAX_FDS, Message, Value
-from device_agent.process.worker import Handler, Parent, serve, start
-from device_agent.runtime.bundle_fds import sealed_memfd
+from device_agent.process.channel import MAX_FDS, JsonObject, Message
+from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
+from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
-from device_agent.workers.sealed_bundle import Head, SealedBundle, SealedWriter
+from device_agent.workers.sealed_bundle import SealedBundle, SealedHead, SealedWriter
 
 with suppress(ImportError):  # some builds of Python lack it; the planner asks for no patch that needs it then
     import lzma  # noqa: F401  # bundle.patch loads it at its first use
@@ -87,28 +87,28 @@ class Patcher:
     def __init__(self) -> None:
         self._content_keys: dict[BundleDigest, Secret] = {}
 
-    def unlock(self, _parent: Parent, message: Message) -> Value:
+    def load_content_key(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Fields: `manifest`, `variant`, `counter_epoch`, `repository`, `cohort`, `epoch`, `cohort_public_key`,
         `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused: nothing signed says what an envelope should
         be, so whatever is wrong here may be the mirror's fault and not the release's."""
         try:
             (device_fd,) = message.fds
-            manifest, variant = _release(message.value)
-            self._content_keys[variant.digest] = _content_key(
+            manifest, variant = _parse_release(message.value)
+            self._content_keys[variant.digest] = _open_content_key(
                 message.value, read_key(device_fd, DEVICE_KEY), manifest, variant
             )
             return {}
         finally:
             message.close()
 
-    def apply(self, _parent: Parent, message: Message) -> Value:
+    def apply_patch(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry). Raises Refused of every kind
         that bundle.patch has, StoreDamagedRefused for the base."""
         value = message.value
         storage_fd, blob_fd, output_fd, *base_fds = message.fds
         try:
-            manifest, variant = _release(value)
-            head = Head(value["manifest"], value["variant"], value["counter_epoch"])
+            manifest, variant = _parse_release(value)
+            head = SealedHead(value["manifest"], value["variant"], value["counter_epoch"])
             entry = PatchEntry.parse(StrictObject(value["patch"], "patch entry"))
             storage_key = read_key(storage_fd, STORAGE_KEY)
             context = FrameContext(BLOB_LABEL, manifest.family, manifest.counter, head.variant)
@@ -134,7 +134,7 @@ class Patcher:
             message.close()
 
 
-def unseal(_parent: Parent, message: Message) -> Message:
+def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
     """Fields: `digest`, `roles`. Answers with the wanted files in table order. Raises StoreDamagedRefused,
     TooLargeRefused."""
     fds: list[int] = []
@@ -144,7 +144,7 @@ def unseal(_parent: Parent, message: Message) -> Message:
         wanted = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
         if len(wanted) > MAX_FDS:
             raise TooLargeRefused(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
-        fds.extend(bundle.unseal(index) for index in wanted)
+        fds.extend(bundle.unseal_file(index) for index in wanted)
         return Message({"paths": [bundle.files[index].path for index in wanted]}, tuple(fds))
     except BaseException:
         for fd in fds:
@@ -154,20 +154,20 @@ def unseal(_parent: Parent, message: Message) -> Message:
         message.close()
 
 
-def describe(_parent: Parent, message: Message) -> Value:
+def read_sealed_header(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Fields: `digest`. Raises StoreDamagedRefused where any byte of it is not as it was sealed."""
     try:
         storage_fd, sealed_fd = message.fds
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
         for index in range(len(bundle.files)):
-            os.close(bundle.unseal(index))
+            os.close(bundle.unseal_file(index))
         head = bundle.head
         return {"manifest": head.manifest, "variant": head.variant, "counter_epoch": head.counter_epoch}
     finally:
         message.close()
 
 
-def seal_adapter(_parent: Parent, message: Message) -> Value:
+def seal_adapter(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Fields: `family`. Answers with the adapter's `sha256` and `size`. Raises TooLargeRefused."""
     try:
         storage_fd, adapter_fd, golden_fd, output_fd = message.fds
@@ -188,7 +188,7 @@ def seal_adapter(_parent: Parent, message: Message) -> Value:
         message.close()
 
 
-def unseal_adapter(_parent: Parent, message: Message) -> Message:
+def unseal_adapter(_supervisor: SupervisorChannel, message: Message) -> Message:
     """Fields: `family`, `sha256`. Answers with sealed memfds of the adapter and its golden answers. Raises
     StoreDamagedRefused."""
     try:
@@ -202,18 +202,18 @@ def unseal_adapter(_parent: Parent, message: Message) -> Message:
             raise StoreDamagedRefused(f"the adapter does not open: {error.message}") from error
         if hashlib.sha256(adapter).hexdigest() != message.value["sha256"]:
             raise StoreDamagedRefused("the adapter is not the one that it is named for")
-        adapter_fd = sealed_memfd("adapter", adapter)
-        return Message({}, (adapter_fd, sealed_memfd("golden-with-adapter", golden)))
+        adapter_fd = create_sealed_memfd("adapter", adapter)
+        return Message({}, (adapter_fd, create_sealed_memfd("golden-with-adapter", golden)))
     finally:
         message.close()
 
 
-def _release(value: Value) -> tuple[Manifest, Variant]:
-    head = Head(value["manifest"], value["variant"], value["counter_epoch"])
-    return parse_manifest(head.manifest.encode()), head.parsed_variant()
+def _parse_release(value: JsonObject) -> tuple[Manifest, Variant]:
+    head = SealedHead(value["manifest"], value["variant"], value["counter_epoch"])
+    return parse_manifest(head.manifest.encode()), head.parse_variant()
 
 
-def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
+def _open_content_key(value: JsonObject, device_key: Secret, manifest: Manifest, variant: Variant) -> Secret:
     repository, cohort, epoch = value["repository"], value["cohort"], value["epoch"]
     cohort_context = EnvelopeContext(COHORT_KEY_PURPOSE, repository, cohort, epoch)
     cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
@@ -229,12 +229,12 @@ def _content_key(value: Value, device_key: Secret, manifest: Manifest, variant: 
 
 if __name__ == "__main__":
     patcher = Patcher()
-    calls: dict[str, Handler] = {
-        "unlock": patcher.unlock,
-        "apply": patcher.apply,
-        "unseal": unseal,
-        "describe": describe,
+    handlers: dict[str, Handler] = {
+        "unlock": patcher.load_content_key,
+        "apply": patcher.apply_patch,
+        "unseal": unseal_bundle,
+        "describe": read_sealed_header,
         "seal-adapter": seal_adapter,
         "unseal-adapter": unseal_adapter,
     }
-    serve(start()[0], calls)
+    serve_calls(start_worker()[0], handlers)

@@ -23,26 +23,26 @@ from bundle.contract import Contract
 from bundle.golden import GoldenSample, check_outputs, write_golden
 from bundle.strict_json import StrictObject
 from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
-from device_agent.process.channel import Message, Value
-from device_agent.process.worker import Parent, serve, start
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.inference import servable
-from device_agent.runtime.session import LoadedModel, golden_of
+from device_agent.process.channel import JsonObject, Message
+from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.inference import check_servable
+from device_agent.runtime.session import LoadedModel, read_golden_samples
 from device_agent.runtime.tensors import Array, has_non_finite
 
 MIN_RUNS: Final = 10
 MAX_RUNS: Final = 128
 MAX_GROWTH_BYTES: Final = 64 * 1024 * 1024  # arenas settle in the first pass; a leak of 5 MB a run is beyond it
-BUDGET_S: Final = 1.5  # the whole gate of a 3 MB model is to take less than three seconds
-_STATM: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+LATENCY_BUDGET_S: Final = 1.5  # the whole gate of a 3 MB model is to take less than three seconds
+_STATM_FD: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def run_probe(parent: Parent, message: Message) -> Value:
+def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Call `probe`. Raises ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit, MalformedRefused."""
     value = message.value
 
     def stage(name: str) -> None:
-        parent.event({"stage": name})
+        supervisor.send_event({"stage": name})
 
     try:
         bundle = BundleFds.from_message(value["bundle"], message.fds)
@@ -53,23 +53,23 @@ def run_probe(parent: Parent, message: Message) -> Value:
         stage("contract")
         contract = Contract.parse(StrictObject(value["contract"], "contract"))
         model.check_contract(contract)
-        servable(contract)
-        samples = golden_of(bundle)
+        check_servable(contract)
+        samples = read_golden_samples(bundle)
     finally:
         message.close()
     worst = 0.0
     for number, sample in enumerate(samples):
         stage(f"golden {number}")
-        answers = model.ask(sample.inputs)
+        answers = model.infer(sample.inputs)
         for name, golden in sample.outputs.items():
             if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
                 # its own reason, whatever the tolerance
                 return {"failed": "nan", "detail": f"golden {number}: output {name!r} has NaN or infinity"}
         tolerance_ppm = value["golden_relative_rms_ppm"]
         worst = max(worst, check_outputs(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
-    questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zeros(model, contract)
+    questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
     stage("latency")
-    grown_bytes, measured = growth_bytes(model, questions)
+    grown_bytes, measured = measure_growth(model, questions)
     if grown_bytes > MAX_GROWTH_BYTES:
         detail = f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} are allowed"
         return {"failed": "leaks-memory", "detail": detail}
@@ -81,15 +81,15 @@ def run_probe(parent: Parent, message: Message) -> Value:
     }
 
 
-def growth_bytes(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> tuple[int, Value]:
+def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> tuple[int, JsonObject]:
     """Rule 3's further runs: by how much resident memory grew, and {"latency_us", "runs", "cpu_share"}.
     Raises InferenceUnfit."""
     before_bytes = _resident_bytes()
-    measured = _latency(model, questions)
+    measured = _measure_latency(model, inputs)
     return _resident_bytes() - before_bytes, measured
 
 
-def run_adapter(_parent: Parent, message: Message) -> Value | Message:
+def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonObject | Message:
     """Call `adapter`: the golden questions of a bundle with an adapter. Without further descriptors the answers come
     back as golden vectors; with one of such vectors they are compared. Raises AdapterUnfit, Unfit, MalformedRefused."""
     value = message.value
@@ -100,15 +100,15 @@ def run_adapter(_parent: Parent, message: Message) -> Value | Message:
         wanted: tuple[GoldenSample, ...] = ()
         if len(message.fds) > count:
             files = {**bundle.files, "wanted": message.fds[count]}
-            wanted = golden_of(replace(bundle, files=files, golden="wanted"))
-        samples = wanted or golden_of(bundle)
+            wanted = read_golden_samples(replace(bundle, files=files, golden="wanted"))
+        samples = wanted or read_golden_samples(bundle)
     finally:
         message.close()
     if not samples:
         raise AdapterUnfit("the release has no golden inputs to try it with")
-    answered = tuple(GoldenSample(dict(sample.inputs), dict(model.ask(sample.inputs))) for sample in samples)
+    answered = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
     if not wanted:
-        return Message({}, (sealed_memfd("golden-with-adapter", write_golden(answered)),))
+        return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(answered)),))
     tolerance_ppm = value["tolerance_ppm"]
     errors = [
         check_outputs(found.outputs, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number} with the adapter")
@@ -117,14 +117,14 @@ def run_adapter(_parent: Parent, message: Message) -> Value | Message:
     return {"worst_relative_rms_ppm": round(max(errors) * 1e6)}
 
 
-def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Value:
+def _measure_latency(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> JsonObject:
     durations: list[int] = []
     cpu, wall = time.process_time(), time.perf_counter()
-    while questions and len(durations) < MAX_RUNS:
+    while inputs and len(durations) < MAX_RUNS:
         before = time.perf_counter_ns()
-        model.ask(questions[len(durations) % len(questions)])
+        model.infer(inputs[len(durations) % len(inputs)])
         durations.append((time.perf_counter_ns() - before) // 1000)
-        if len(durations) >= MIN_RUNS and time.perf_counter() - wall > BUDGET_S:
+        if len(durations) >= MIN_RUNS and time.perf_counter() - wall > LATENCY_BUDGET_S:
             break
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     latency_us = sorted(durations)[len(durations) // 2] if durations else None
@@ -133,10 +133,10 @@ def _latency(model: LoadedModel, questions: Sequence[Mapping[str, Array]]) -> Va
 
 def _resident_bytes() -> int:
     # statm's second field, in pages; open since before the jail, which closes /proc
-    return int(os.pread(_STATM, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(os.pread(_STATM_FD, 200, 0).split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
+def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
     zeros: dict[str, Any] = {}
     for tensor in contract.inputs:
         shape = tuple(size if isinstance(size, int) else 1 for size in tensor.shape)
@@ -154,8 +154,8 @@ def _zeros(model: LoadedModel, contract: Contract) -> list[Mapping[str, Array]]:
 
 def main() -> None:
     """The process."""
-    parent, _ = start()
-    serve(parent, {"probe": run_probe, "adapter": run_adapter})
+    parent, _ = start_worker()
+    serve_calls(parent, {"probe": run_probe, "adapter": run_adapter_check})
 
 
 if __name__ == "__main__":

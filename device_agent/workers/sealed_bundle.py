@@ -28,13 +28,13 @@ from device_agent.errors import StoreDamagedRefused
 SCHEMA: Final = "airweights.sealed/1"
 MAX_HEAD_BYTES: Final = 2 * MAX_MANIFEST_BYTES + 4096
 CHUNK_BYTES: Final = 1 << 20
-SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _LENGTH: Final = struct.Struct(">I")
 MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3, linux/memfd.h; Python has no name for it before 3.14
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class SealedHead:
     """What a sealed bundle says of itself.
 
     Attributes:
@@ -47,7 +47,7 @@ class Head:
     variant: str
     counter_epoch: int
 
-    def parsed_variant(self) -> Variant:
+    def parse_variant(self) -> Variant:
         """Raises MalformedRefused, StoreDamagedRefused."""
         variant = parse_manifest(self.manifest.encode()).variant(self.variant)
         if variant is None:
@@ -66,7 +66,7 @@ class Head:
         return _LENGTH.pack(len(data)) + data
 
     @classmethod
-    def parse(cls, data: bytes) -> "Head":
+    def parse(cls, data: bytes) -> "SealedHead":
         """Inverse of `as_bytes` without the length. Raises MalformedRefused."""
         fields = StrictObject(strict_json.decode(data, what="sealed bundle", max_bytes=MAX_HEAD_BYTES), "sealed bundle")
         fields.choice("schema", (SCHEMA,))
@@ -89,8 +89,8 @@ class SealedWriter:
         head: of the bundle; its variant's digest names the file.
     """
 
-    def __init__(self, out: Sink, key: Secret, head: Head) -> None:
-        self._frames = FrameWriter(out, key, context_of(head.parsed_variant().digest))
+    def __init__(self, out: Sink, key: Secret, head: SealedHead) -> None:
+        self._frames = FrameWriter(out, key, frame_context(head.parse_variant().digest))
         self._frames.write(head.as_bytes())
 
     def begin_file(self, file: BundleFile) -> None:
@@ -124,17 +124,17 @@ class SealedBundle:
         self._digest = digest
         try:
             size = os.fstat(fd).st_size
-            self._frames = FrameRandomReader(lambda n, at: os.pread(fd, n, at), size, key, context_of(digest))
+            self._frames = FrameRandomReader(lambda n, at: os.pread(fd, n, at), size, key, frame_context(digest))
             (length,) = _LENGTH.unpack(self._frames.pread(_LENGTH.size, 0))
             if length > MAX_HEAD_BYTES:
                 raise StoreDamagedRefused(f"bundle {digest[:16]}: head of {length} bytes")
-            self.head = Head.parse(self._frames.pread(length, _LENGTH.size))
-            self._files = self.head.parsed_variant().files
+            self.head = SealedHead.parse(self._frames.pread(length, _LENGTH.size))
+            self._files = self.head.parse_variant().files
         except AirweightsError as error:
-            raise self._damaged(error) from error
+            raise self._damaged_error(error) from error
         start = _LENGTH.size + length
-        self._starts = list(accumulate((file.size for file in self._files), initial=start))
-        if bundle_digest(self._files) != digest or self._starts[-1] != self._frames.size:
+        self._file_offsets = list(accumulate((file.size for file in self._files), initial=start))
+        if bundle_digest(self._files) != digest or self._file_offsets[-1] != self._frames.size:
             raise StoreDamagedRefused(f"bundle {digest[:16]}: the sealed file is of another bundle, or not whole")
 
     @property
@@ -145,14 +145,14 @@ class SealedBundle:
     def pread(self, index: int, offset: int, length: int) -> bytes:
         """Bytes of one file."""
         try:
-            return self._frames.pread(length, self._starts[index] + offset)
+            return self._frames.pread(length, self._file_offsets[index] + offset)
         except AirweightsError as error:
-            raise self._damaged(error) from error
+            raise self._damaged_error(error) from error
 
-    def unseal(self, index: int) -> int:
+    def unseal_file(self, index: int) -> int:
         """Rule 3: a sealed memfd with one file; the caller closes it."""
         file = self._files[index]
-        fd = _memfd(file.path)
+        fd = _create_memfd(file.path)
         try:
             digest = hashlib.sha256()
             for offset in range(0, file.size, CHUNK_BYTES):
@@ -161,24 +161,24 @@ class SealedBundle:
                 _write_all(fd, data)
             if digest.hexdigest() != file.sha256:
                 raise StoreDamagedRefused(f"bundle {self._digest[:16]}: {file.path!r} is not what the manifest says")
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def _damaged(self, error: AirweightsError) -> StoreDamagedRefused:
+    def _damaged_error(self, error: AirweightsError) -> StoreDamagedRefused:
         if isinstance(error, StoreDamagedRefused):
             return error
         return StoreDamagedRefused(f"bundle {self._digest[:16]} does not open: {error.message}")
 
 
-def context_of(digest: BundleDigest) -> FrameContext:
+def frame_context(digest: BundleDigest) -> FrameContext:
     """Rule 1."""
     return FrameContext(STORE_LABEL, "", 0, "", digest)
 
 
-def _memfd(path: str) -> int:
+def _create_memfd(path: str) -> int:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     name = path.rpartition("/")[2][:100]
     try:

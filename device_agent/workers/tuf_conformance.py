@@ -31,78 +31,78 @@ from bundle.errors import AirweightsError, MalformedRefused, NotFoundUnavailable
 if TYPE_CHECKING:
     from bundle.trust.updater import TrustedUpdater
 
-SHIPPED_ROOT: Final = "shipped-root"  # no .json: the suite counts those as cached roles
-CACHED_ROOT: Final = "root.json"
+SHIPPED_ROOT_NAME: Final = "shipped-root"  # no .json: the suite counts those as cached roles
+CACHED_ROOT_NAME: Final = "root.json"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _create_parser().parse_args(arguments)
     try:
         if options.command == "init":
-            _init(options.metadata_dir, options.root)
+            _initialize_client(options.metadata_dir, options.root)
         else:
-            _follow(options)
+            _refresh_metadata(options)
     except (AirweightsError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _init(metadata_dir: Path, root: Path) -> None:
+def _initialize_client(metadata_dir: Path, root: Path) -> None:
     metadata_dir.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(root, metadata_dir / SHIPPED_ROOT)
-    shutil.copyfile(root, metadata_dir / CACHED_ROOT)
+    shutil.copyfile(root, metadata_dir / SHIPPED_ROOT_NAME)
+    shutil.copyfile(root, metadata_dir / CACHED_ROOT_NAME)
 
 
-def _follow(options: argparse.Namespace) -> None:
+def _refresh_metadata(options: argparse.Namespace) -> None:
     # only a device's verifier and fetcher need these; the suite starts this program a thousand times
     sys.modules.setdefault("pkcs11", None)  # type: ignore[arg-type]  # tuf loads what signs, where it is installed
     from bundle.trust.updater import translate_errors
 
     if options.metadata_url is None:
         raise MalformedRefused("--metadata-url is missing")
-    updater = _updater(options)
+    updater = _create_updater(options)
     with translate_errors(updater):
         updater.refresh()
         for name in options.target_name if options.command == "download" else ():
-            _download(updater, name)
+            _download_target(updater, name)
 
 
-def _download(updater: "TrustedUpdater", name: str) -> None:
+def _download_target(updater: "TrustedUpdater", name: str) -> None:
     target = updater.get_targetinfo(name)
     if target is None:
         raise NotFoundUnavailable(f"no role lists target {name!r}")
     updater.find_cached_target(target) or updater.download_target(target)
 
 
-def _updater(options: argparse.Namespace) -> "TrustedUpdater":
+def _create_updater(options: argparse.Namespace) -> "TrustedUpdater":
     from bundle.trust.clock import ClockFacts, TimeFloor, current_time
     from bundle.trust.updater import TrustedUpdater
 
     clock = ClockFacts(int(time.time()), is_synchronized=True, build_time_s=0, boot_elapsed_s=0)
     updater = TrustedUpdater(
         options.metadata_dir,
-        (options.metadata_dir / SHIPPED_ROOT).read_bytes(),
+        (options.metadata_dir / SHIPPED_ROOT_NAME).read_bytes(),
         options.metadata_url,
         options.target_base_url or options.metadata_url,
-        _fetch,
+        _fetch_url,
         lambda _root: current_time(clock, TimeFloor()),
     )
     updater.target_dir = options.target_dir and os.fspath(options.target_dir)
     return updater
 
 
-def _fetch(url: str, max_bytes: int) -> bytes:
-    from device_agent.workers.fetcher import document
+def _fetch_url(url: str, max_bytes: int) -> bytes:
+    from device_agent.workers.fetcher import fetch_document
 
-    descriptor = document(url, max_bytes)
+    descriptor = fetch_document(url, max_bytes)
     with open(descriptor, "rb") as file:
         file.seek(0)
         return file.read()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m device_agent.workers.tuf_conformance")
     parser.add_argument("--metadata-dir", type=Path, required=True)
     parser.add_argument("--metadata-url")

@@ -25,15 +25,15 @@ from bundle.version import VERSION
 from device_agent.config.config import Config
 from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable, StoreDamagedRefused
 from device_agent.host.system_clock import clock_facts
-from device_agent.policy.journal_records import Holding, Remembered
-from device_agent.policy.planner import Edge
+from device_agent.policy.journal_records import BundleRecord, PersistentState
+from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
-from device_agent.process.child import Child, well_formed
+from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
-from device_agent.storage.bundle_store import Store
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
-from device_agent.workers.adapter_check import Adapter, AdapterShelf, with_adapter
+from device_agent.workers.adapter_check import Adapter, AdapterStore, with_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ DOCUMENT_DEADLINE_S: Final = 180.0
 BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's own rate window ends it long before
 PATCH_DEADLINE_S: Final = 3600.0
 UNSEAL_DEADLINE_S: Final = 600.0
-KEEPER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
+KEY_OPENER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
 MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
-SERVED_ROLES: Final = ("model", "external-data", "golden")
+SERVED_FILE_ROLES: Final = ("model", "external-data", "golden")
 # what a resolver reads: glibc's configuration and its modules
 NETWORK_FILES: Final = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
@@ -57,14 +57,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class DownloadCost:
     """What one blob cost: bytes that came over the wire, and where it went on."""
 
     received_bytes: int
-    resumed_at: int
+    resumed_at_bytes: int
 
 
-class Errands:
+class WorkerPool:
     """Use as a context manager; one thread at a time.
 
     Args:
@@ -73,14 +73,14 @@ class Errands:
     """
 
     def __init__(
-        self, config: Config, device: DeviceDirectory, store: Store, on_idle: Callable[[], None] | None = None
+        self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
     ) -> None:
         self._config, self._device, self._store, self._on_idle = config, device, store, on_idle
-        self._children: dict[str, Child] = {}
+        self._workers: dict[str, ChildProcess] = {}
         self._is_interrupted = False
-        self._sources = [config.repository_url, *config.mirrors]
+        self._mirrors = [config.repository_url, *config.mirrors]
 
-    def __enter__(self) -> "Errands":
+    def __enter__(self) -> "WorkerPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,39 +88,41 @@ class Errands:
 
     def close(self) -> None:
         """End all children."""
-        while self._children:
-            self._children.popitem()[1].stop()
+        while self._workers:
+            self._workers.popitem()[1].stop()
 
     def interrupt(self) -> None:
         """End them from another thread: what is under way raises, and nothing new begins."""
         self._is_interrupted = True
-        for child in list(self._children.values()):
+        for child in list(self._workers.values()):
             child.kill()
 
-    def check(self, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
+    def check_channel(self, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> VerifiedRelease:
         """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.check.check)."""
-        return self._from_any(lambda source: self._check(source, remembered, holdings))
+        return self._try_mirrors(lambda source: self._check_channel(source, persistent_state, bundles))
 
-    def _check(self, source: str, remembered: Remembered, holdings: Sequence[Holding]) -> VerifiedRelease:
+    def _check_channel(
+        self, source: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]
+    ) -> VerifiedRelease:
         config = self._config
         request = {
-            "trust_dir": str(self._device.trust),
+            "trust_dir": str(self._device.trust_directory),
             "repository_url": source,
             "family": config.family,
             "channel": config.channel,
             "clock": clock_facts(),
             "agent_version": VERSION,
-            "known": _known(config.family, remembered, holdings),
+            "known": _known_releases(config.family, persistent_state, bundles),
         }
-        reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_ask=self._answer)
-        with well_formed("verifier"):
+        reply = self._call("verifier", "check", request, deadline_s=CHECK_DEADLINE_S, on_request=self._answer_request)
+        with parse_reply("verifier"):
             return VerifiedRelease.from_verifier(reply.value["release"])
 
-    def fetch_blob(self, edge: Edge, on_progress: OnProgress | None = None) -> Fetched:
+    def fetch_blob(self, edge: PatchEdge, on_progress: OnProgress | None = None) -> DownloadCost:
         """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
-        return self._from_any(lambda source: self._fetch_blob(source, edge, on_progress))
+        return self._try_mirrors(lambda source: self._fetch_blob(source, edge, on_progress))
 
-    def _fetch_blob(self, source: str, edge: Edge, on_progress: OnProgress | None) -> Fetched:
+    def _fetch_blob(self, source: str, edge: PatchEdge, on_progress: OnProgress | None) -> DownloadCost:
         update = self._config.update
         entry = edge.entry
         request = {
@@ -131,8 +133,8 @@ class Errands:
             "max_rate_bytes_s": update.max_rate_bytes_s,
             "backoff_ms": BACKOFF_MS,
         }
-        with _Fds() as fds:
-            part, note = (fds.own(fd) for fd in self._store.open_part(entry.blob))
+        with _OwnedFds() as fds:
+            part, note = (fds.own(fd) for fd in self._store.open_partial(entry.blob))
             reply = self._call(
                 "fetcher",
                 "blob",
@@ -141,21 +143,21 @@ class Errands:
                 deadline_s=BLOB_DEADLINE_S,
                 on_event=lambda event: on_progress(event["done"], event["total"]) if on_progress else None,
             )
-        with well_formed("fetcher"):
-            return Fetched(int(reply.value["received"]), int(reply.value["resumed_at"]))
+        with parse_reply("fetcher"):
+            return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
 
-    def unlock(self, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
+    def load_content_key(self, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
         """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
-        self._from_any(lambda source: self._unlock(source, release, edge, x_wing_public))
+        self._try_mirrors(lambda source: self._load_content_key(source, release, edge, x_wing_public))
 
-    def _unlock(self, source: str, release: VerifiedRelease, edge: Edge, x_wing_public: bytes) -> None:
+    def _load_content_key(self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
             raise EnvelopeUnavailable(f"the fleet document has no cohort {name!r}", remedy="check `cohort`")
         manifest = edge.manifest
         content = content_envelope_path(
-            manifest.family, manifest.counter, edge.name, envelope_name(cohort.public_key, cohort.epoch)
+            manifest.family, manifest.counter, edge.variant_name, envelope_name(cohort.public_key, cohort.epoch)
         )
         device = cohort_envelope_path(name, cohort.epoch, envelope_name(x_wing_public, cohort.epoch))
         request = {
@@ -164,48 +166,48 @@ class Errands:
             "cohort": name,
             "epoch": cohort.epoch,
             "cohort_public_key": cohort.public_key.hex(),
-            "cohort_envelope": self._envelope(
+            "cohort_envelope": self._fetch_envelope(
                 source, device, f"this device is not in epoch {cohort.epoch} of {name!r}"
             ),
-            "content_envelope": self._envelope(
+            "content_envelope": self._fetch_envelope(
                 source, content, f"release {manifest.version} is not sealed to {name!r}"
             ),
         }
-        with _Fds() as fds:
-            key = fds.own(self._key(DEVICE_KEY))
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(DEVICE_KEY))
             self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
 
-    def apply(self, edge: Edge) -> int:
+    def apply_patch(self, edge: PatchEdge) -> int:
         """One step of a plan: from the spool, and the base in the store, into the store. Returns the sealed bytes.
         Raises Refused, ChildDied, ChildTimeout."""
-        with _Fds() as fds:
-            key = fds.own(self._key(STORAGE_KEY))
-            part, note = (fds.own(fd) for fd in self._store.open_part(edge.entry.blob))
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            part, note = (fds.own(fd) for fd in self._store.open_partial(edge.entry.blob))
             del note
-            output = fds.own(self._store.begin(edge.target))
-            base = () if edge.entry.base is None else (fds.own(self._store.open(edge.entry.base)),)
+            output = fds.own(self._store.create_incoming(edge.target))
+            base = () if edge.entry.base is None else (fds.own(self._store.open_bundle(edge.entry.base)),)
             request = {**_release_fields(edge), "patch": edge.entry.as_json()}
             reply = self._call("patcher", "apply", request, (key, part, output, *base), deadline_s=PATCH_DEADLINE_S)
-            self._store.finish(edge.target, output)
-        with well_formed("patcher"):
+            self._store.commit_incoming(edge.target, output)
+        with parse_reply("patcher"):
             return int(reply.value["sealed_bytes"])
 
-    def unseal(self, holding: Holding) -> BundleFds:
+    def unseal(self, bundle: BundleRecord) -> BundleFds:
         """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
-        _, variant = holding.parsed()
-        with _Fds() as fds:
-            key = fds.own(self._key(STORAGE_KEY))
-            sealed = fds.own(self._store.open(holding.digest))
-            request = {"digest": holding.digest, "roles": SERVED_ROLES}
+        _, variant = bundle.parse_manifest()
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            sealed = fds.own(self._store.open_bundle(bundle.digest))
+            request = {"digest": bundle.digest, "roles": SERVED_FILE_ROLES}
             reply = self._call("patcher", "unseal", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
-        with well_formed("patcher"):
+        with parse_reply("patcher"):
             return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
 
-    def unseal_to_serve(self, holding: Holding) -> BundleFds:
+    def unseal_to_serve(self, bundle: BundleRecord) -> BundleFds:
         """As `unseal`, with the personal adapter where one is attached to this bundle. An adapter that does not open is
         left out: the model matters more."""
-        fds = self.unseal(holding)
-        adapter = AdapterShelf(self._device).attached_to(holding.digest)
+        fds = self.unseal(bundle)
+        adapter = AdapterStore(self._device).find_attached(bundle.digest)
         if adapter is None:
             return fds
         try:
@@ -218,134 +220,140 @@ class Errands:
 
     def seal_adapter(self, adapter_fd: int, golden_fd: int) -> tuple[str, int]:
         """Put an adapter and its golden answers on the shelf; its digest and size. Raises TooLargeRefused."""
-        shelf = AdapterShelf(self._device)
-        with _Fds() as fds:
-            key = fds.own(self._key(STORAGE_KEY))
-            output = fds.own(os.open(shelf.incoming(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        shelf = AdapterStore(self._device)
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            output = fds.own(os.open(shelf.incoming_path(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             request = {"family": self._config.family}
             given = (key, adapter_fd, golden_fd, output)
             reply = self._call("patcher", "seal-adapter", request, given, deadline_s=PATCH_DEADLINE_S)
             os.fsync(output)
-        with well_formed("patcher"):
+        with parse_reply("patcher"):
             sha256, size = str(reply.value["sha256"]), int(reply.value["size"])
-        shelf.incoming().rename(shelf.sealed(sha256))
+        shelf.incoming_path().rename(shelf.sealed_path(sha256))
         return sha256, size
 
     def unseal_adapter(self, adapter: Adapter) -> tuple[int, int]:
         """Descriptors of an adapter and its golden answers; the caller closes both. Raises StoreDamagedRefused."""
-        with _Fds() as fds:
-            key = fds.own(self._key(STORAGE_KEY))
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
             try:
-                sealed = fds.own(os.open(AdapterShelf(self._device).sealed(adapter.sha256), os.O_RDONLY | os.O_CLOEXEC))
+                sealed = fds.own(
+                    os.open(AdapterStore(self._device).sealed_path(adapter.sha256), os.O_RDONLY | os.O_CLOEXEC)
+                )
             except FileNotFoundError as error:
                 raise StoreDamagedRefused(f"adapter {adapter.sha256[:16]} is missing") from error
             request = {"family": self._config.family, "sha256": adapter.sha256}
             reply = self._call("patcher", "unseal-adapter", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
-        with well_formed("patcher"):
+        with parse_reply("patcher"):
             adapter_fd, golden_fd = reply.fds
             return adapter_fd, golden_fd
 
-    def describe(self, digest: BundleDigest) -> Holding:
+    def read_sealed_header(self, digest: BundleDigest) -> BundleRecord:
         """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""
         from bundle.manifest import parse_manifest
 
-        with _Fds() as fds:
-            key = fds.own(self._key(STORAGE_KEY))
-            sealed = fds.own(self._store.open(digest))
+        with _OwnedFds() as fds:
+            key = fds.own(self._open_key(STORAGE_KEY))
+            sealed = fds.own(self._store.open_bundle(digest))
             reply = self._call("patcher", "describe", {"digest": digest}, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
-        with well_formed("patcher"):
+        with parse_reply("patcher"):
             manifest = parse_manifest(str(reply.value["manifest"]).encode())
-            return Holding.of(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
+            return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
 
-    def counter(self) -> int | None:
+    def read_tpm_counter(self) -> int | None:
         """The TPM's counter behind the floor; None where the identity is in no TPM. Raises TpmUnavailable."""
-        if not self._config.identity.startswith("tpm:"):
+        if not self._config.key_storage.startswith("tpm:"):
             return None
-        return _optional(self._call("key_opener", "counter", {}, deadline_s=KEEPER_DEADLINE_S))
+        return _optional_integer(self._call("key_opener", "counter", {}, deadline_s=KEY_OPENER_DEADLINE_S))
 
-    def raise_counter(self, value: int) -> int | None:
+    def raise_tpm_counter(self, value: int) -> int | None:
         """Raise it to at least `value`. Raises TpmUnavailable."""
-        return _optional(self._call("key_opener", "raise", {"value": value}, deadline_s=KEEPER_DEADLINE_S))
+        return _optional_integer(self._call("key_opener", "raise", {"value": value}, deadline_s=KEY_OPENER_DEADLINE_S))
 
-    def _key(self, use: str) -> int:
+    def _open_key(self, use: str) -> int:
         """A descriptor of a plain key file, which this process does not read (device_agent.storage.device_directory
         rule 2).
         """
         fd = self._device.open_key(KEY_FILES[use])
-        if self._config.identity == "file":
+        if self._config.key_storage == "file":
             return fd
         try:
-            return self._call("key_opener", "open", {"use": use}, (fd,), deadline_s=KEEPER_DEADLINE_S).fds[0]
+            return self._call("key_opener", "open", {"use": use}, (fd,), deadline_s=KEY_OPENER_DEADLINE_S).fds[0]
         finally:
             os.close(fd)
 
-    def _from_any(self, act: Callable[[str], T]) -> T:
+    def _try_mirrors(self, act: Callable[[str], T]) -> T:
         """Rule 4. Raises what the first source raised, where all fail."""
         errors: list[AirweightsError] = []
-        for source in list(self._sources):
+        for source in list(self._mirrors):
             try:
                 done = act(source)
             except StoppedUnavailable:
                 raise
             except (Refused, Unavailable) as error:
                 errors.append(error)
-                if len(self._sources) > 1:
+                if len(self._mirrors) > 1:
                     logger.warning("mirror failed", extra={"mirror": source, "reason": error.reason})
                 continue
-            self._sources.sort(key=lambda each: each != source)
+            self._mirrors.sort(key=lambda each: each != source)
             return done
         raise errors[0]
 
-    def _answer(self, question: Message) -> tuple[dict[str, Any], Sequence[int]]:
-        question.close()
-        document = self._document(str(question.value["url"]), int(question.value["max_bytes"]))
+    def _answer_request(self, request: Message) -> tuple[dict[str, Any], Sequence[int]]:
+        request.close()
+        document = self._fetch_document(str(request.value["url"]), int(request.value["max_bytes"]))
         return {}, document.fds
 
-    def _document(self, url: str, max_bytes: int) -> Message:
+    def _fetch_document(self, url: str, max_bytes: int) -> Message:
         request = {"url": url, "max_bytes": max_bytes}
         return self._call("fetcher", "get", request, deadline_s=DOCUMENT_DEADLINE_S)
 
-    def _envelope(self, source: str, path: str, missing: str) -> str:
+    def _fetch_envelope(self, source: str, path: str, missing_detail: str) -> str:
         url = f"{source}/{path}"
         try:
-            document = self._document(url, MAX_ENVELOPE_BYTES)
+            document = self._fetch_document(url, MAX_ENVELOPE_BYTES)
         except NotFoundUnavailable as error:
-            raise EnvelopeUnavailable(missing, remedy="is the device enrolled, and its cohort sealed?") from error
+            raise EnvelopeUnavailable(
+                missing_detail, remedy="is the device enrolled, and its cohort sealed?"
+            ) from error
         try:
-            with well_formed("fetcher"):
+            with parse_reply("fetcher"):
                 return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
         finally:
             document.close()
 
-    def _call(self, name: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **how: Any) -> Message:
-        child = self._children.get(name)
+    def _call(
+        self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
+    ) -> Message:
+        child = self._workers.get(worker)
         if self._is_interrupted:
             raise StoppedUnavailable(f"the agent is stopping, {operation!r} is not begun")
         if child is None:
-            environment = self._environment(name)
-            child = self._children[name] = Child.start(
-                f"device_agent.workers.{name}", self._policy(name), environment=environment
+            environment = self._worker_environment(worker)
+            child = self._workers[worker] = ChildProcess.start(
+                f"device_agent.workers.{worker}", self._worker_jail(worker), environment=environment
             )
         try:
-            return child.call(operation, request, fds, on_idle=self._on_idle, **how)
+            return child.call(operation, request, fds, on_idle=self._on_idle, **options)
         except (ChildDied, ChildTimeout):
-            if self._children.get(name) is child:
-                self._children.pop(name).stop()
+            if self._workers.get(worker) is child:
+                self._workers.pop(worker).stop()
             if self._is_interrupted:
                 raise StoppedUnavailable(f"the agent is stopping, {operation!r} was cut off") from None
             raise
 
-    def _environment(self, name: str) -> dict[str, str]:
+    def _worker_environment(self, worker: str) -> dict[str, str]:
         # a token's library is set up by variables that nobody can list beforehand
-        return {**os.environ, "AIRWEIGHTS_IDENTITY": self._config.identity} if name == "key_opener" else {}
+        return {**os.environ, "AIRWEIGHTS_IDENTITY": self._config.key_storage} if worker == "key_opener" else {}
 
-    def _policy(self, name: str) -> JailPolicy:
+    def _worker_jail(self, worker: str) -> JailPolicy:
         allow = self._config.allow_unjailed
-        if name == "key_opener":
-            return keeper_policy(self._config.identity, allow_unjailed=allow)
-        if name == "verifier":
-            return JailPolicy(write=(str(self._device.trust),), own_user=False, allow_unjailed=allow)
-        if name == "patcher":
+        if worker == "key_opener":
+            return key_opener_jail(self._config.key_storage, allow_unjailed=allow)
+        if worker == "verifier":
+            return JailPolicy(write=(str(self._device.trust_directory),), own_user=False, allow_unjailed=allow)
+        if worker == "patcher":
             return JailPolicy(lock_memory=True, allow_unjailed=allow)
         if self._config.repository_url.startswith("file:"):
             from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
@@ -356,42 +364,42 @@ class Errands:
         return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
 
 
-class _Fds(ExitStack):
+class _OwnedFds(ExitStack):
     def own(self, fd: int) -> int:
         self.callback(os.close, fd)
         return fd
 
 
-def keeper_policy(identity: str, *, allow_unjailed: bool) -> JailPolicy:
+def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
     """What the keeper needs for a home (device_agent.workers.key_opener)."""
-    if identity.startswith("pkcs11:"):
+    if key_storage.startswith("pkcs11:"):
         return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
-    if identity.startswith("tpm:device:"):
+    if key_storage.startswith("tpm:device:"):
         return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
     # a resource manager or a simulator is connected to anew for each command
-    sockets = "inet" if "host=" in identity or "port=" in identity else "unix"
+    sockets = "inet" if "host=" in key_storage or "port=" in key_storage else "unix"
     return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
 
 
-def _known(family: str, remembered: Remembered, holdings: Sequence[Holding]) -> dict[str, Any]:
-    own = [holding for holding in holdings if holding.family == family]
+def _known_releases(family: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> dict[str, Any]:
+    own = [holding for holding in bundles if holding.family == family]
     # a journal that followed another family until now remembers that one's floor
-    is_own_floor = bool(own) or not holdings
+    is_own_floor = bool(own) or not bundles
     return {
-        "floor_epoch": remembered.floor_epoch if is_own_floor else 0,
-        "floor_counter": remembered.floor_counter if is_own_floor else 0,
-        "releases": [{"epoch": h.counter_epoch, "counter": h.counter, "identity": h.identity()} for h in own],
+        "floor_epoch": persistent_state.floor_epoch if is_own_floor else 0,
+        "floor_counter": persistent_state.floor_counter if is_own_floor else 0,
+        "releases": [{"epoch": h.counter_epoch, "counter": h.counter, "identity": h.release_digest()} for h in own],
     }
 
 
-def _optional(message: Message) -> int | None:
+def _optional_integer(message: Message) -> int | None:
     value = message.value["value"]
     return None if value is None else int(value)
 
 
-def _release_fields(edge: Edge) -> dict[str, Any]:
+def _release_fields(edge: PatchEdge) -> dict[str, Any]:
     return {
         "manifest": edge.manifest.as_bytes().decode(),
-        "variant": edge.name,
+        "variant": edge.variant_name,
         "counter_epoch": edge.counter_epoch,
     }

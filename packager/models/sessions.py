@@ -110,7 +110,7 @@ class Runnable(Protocol):
 
 
 class CachedSession:
-    """A session that remembers its answers, REMEMBERED_BYTES of them: for a model that others are judged by again and
+    """A session that remembers its answers, MAX_CACHED_BYTES of them: for a model that others are judged by again and
     again. Threads may share it: at worst an answer is made twice."""
 
     def __init__(self, running: onnxruntime.InferenceSession) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import State
-from device_agent.storage.bundle_store import Store
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.workers import fetcher
 from tests.agent.test_plaintext import holds_any, windows_of
 from tests.support import faulty_http_server
@@ -26,7 +26,7 @@ def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site:
         assert journal.pointers.active == publisher.digest("1.0.0")
         assert journal.state is State.IDLE
         journal.close()
-        assert Store(installed.directory.root).held() == {publisher.digest("1.0.0")}
+        assert BundleStore(installed.directory.root).digests() == {publisher.digest("1.0.0")}
     site.faults = []
     assert installed.update().outcome is Outcome.STAGED
 
@@ -47,7 +47,7 @@ def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site
     windows = windows_of(similar_model(0).SerializeToString()) | windows_of(similar_model(1).SerializeToString())
     assert any(data.startswith(b"blobs/") for data in heard)
     assert [data[:80] for data in heard if holds_any(data, windows)] == []
-    public = device.directory.public_identity()
+    public = device.directory.read_public_identity()
     for data in heard:
         assert public.device_id.encode() not in data
         assert public.label.encode() not in data
@@ -64,7 +64,7 @@ def test_slow_retrieval(
     hasty = replace(installed.config, update=replace(installed.config.update, min_rate_bytes_s=1000))
 
     def here() -> ErrandsHere:
-        return ErrandsHere(hasty, installed.directory, Store(installed.directory.root))
+        return ErrandsHere(hasty, installed.directory, BundleStore(installed.directory.root))
 
     ended = installed.update(errands=here)
     assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "too-slow-server"), ended

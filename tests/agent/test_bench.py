@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.host.meters import ProcessMeter, energy_meters
+from device_agent.host.meters import ProcessMeter, open_energy_meters
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
@@ -85,11 +85,11 @@ def test_energy_is_read_where_the_kernel_has_a_counter(tmp_path: Path) -> None:
     sensor.mkdir(parents=True)
     (sensor / "name").write_text("board\n")
     (sensor / "energy1_input").write_text("7000000\n")
-    meters = energy_meters(tmp_path)
-    assert [(meter.zone, meter.joules()) for meter in meters] == [("package-0", 2.5), ("board", 7.0)]
+    meters = open_energy_meters(tmp_path)
+    assert [(meter.zone, meter.read_joules()) for meter in meters] == [("package-0", 2.5), ("board", 7.0)]
     (package / "energy_uj").write_text("1500000\n")
-    assert meters[0].since(2.5) == 9.0, "the counter was full at 10 J"
-    assert energy_meters(tmp_path / "none") == ()
+    assert meters[0].joules_since(2.5) == 9.0, "the counter was full at 10 J"
+    assert open_energy_meters(tmp_path / "none") == ()
 
 
 def test_a_process_is_metered_from_files_that_stay_open() -> None:

@@ -188,7 +188,7 @@ def test_a_rollback_without_a_daemon_moves_the_pointers(
 def test_a_key_file_that_others_can_read_is_refused(
     installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (installed.directory.identity / "ed25519.key").chmod(0o644)
+    (installed.directory.identity_directory / "ed25519.key").chmod(0o644)
     message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
     assert "has mode 0644, expected 0600" in message
 
@@ -196,7 +196,7 @@ def test_a_key_file_that_others_can_read_is_refused(
 def test_a_damaged_key_file_says_nothing_of_its_content(
     installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = installed.directory.identity / "ed25519.key"
+    path = installed.directory.identity_directory / "ed25519.key"
     text = path.read_text()
     path.write_text(text.replace('"value":"', '"value":"0'))
     message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")

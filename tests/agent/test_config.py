@@ -47,16 +47,16 @@ def test_a_further_family_shares_what_its_table_leaves_out() -> None:
         '[[families]]\nfamily = "vision"\n[[families]]\nfamily = "asr"\nchannel = "stable"\nvariant = "auto"\n'
     )
     assert config.families == ("kws", "vision", "asr")
-    assert config.further == (
+    assert config.further_families == (
         FurtherFamily("vision", "beta", "lab", "int8"),
         FurtherFamily("asr", "stable", "lab", "auto"),
     )
     assert _parse(render_config(config)) == config
-    first, vision, asr = config.by_family()
-    assert first == replace(config, further=())
-    assert (first.place, vision.place) == (None, Path("/etc/agent/d/families/vision"))
+    first, vision, asr = config.family_configs()
+    assert first == replace(config, further_families=())
+    assert (first.family_directory, vision.family_directory) == (None, Path("/etc/agent/d/families/vision"))
     assert (asr.family, asr.channel, asr.cohort, asr.update.variant) == ("asr", "stable", "lab", "auto")
-    assert (asr.directory, asr.repository_url, asr.further) == (first.directory, first.repository_url, ())
+    assert (asr.directory, asr.repository_url, asr.further_families) == (first.directory, first.repository_url, ())
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert (status["daemon"], status["active"]["release"], status["previous"]["release"]) == (True, "1.1.0", "1.0.0")
     assert device.stop() == 0
     assert json.loads(device.command("status", "--json").stdout)["daemon"] is False
-    assert not device.directory.control.exists()
+    assert not device.directory.control_path.exists()
 
 
 def _watched(device: DeviceUnderTest, requests: int) -> None:
@@ -212,7 +212,7 @@ def test_a_second_daemon_finds_the_directory_taken(installed: DeviceUnderTest) -
 
 def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -> None:
     installed.start()
-    assert stat.S_IMODE(installed.directory.control.stat().st_mode) == 0o600
+    assert stat.S_IMODE(installed.directory.control_path.stat().st_mode) == 0o600
 
 
 def _ignoring_the_end(device: DeviceUnderTest) -> None:

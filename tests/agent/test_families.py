@@ -20,7 +20,7 @@ from bundle.errors import UsageInvalid
 from bundle.trust.trust_state import TrustStateStore
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
-from device_agent.storage.bundle_store import Store
+from device_agent.storage.bundle_store import BundleStore
 from tests.agent.test_notify import _children
 from tests.packager.test_json_schemas import check
 from tests.runtime.test_metrics import parse
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Publisher, DeviceUnd
         publisher.offer(version, family=family)
     with serving(publisher.published) as site:
         device = DeviceUnderTest.make(folder / "lab", site.url, publisher.root)
-        device.config = replace(device.config, further=(FurtherFamily(OTHER, variant="fp32"),))
+        device.config = replace(device.config, further_families=(FurtherFamily(OTHER, variant="fp32"),))
         device.write_config()
         publisher.admit(device.directory)
         device.start()
@@ -127,7 +127,10 @@ def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publi
     metrics = parse(get(device, "/metrics").decode())
     swaps = metrics["airweights_swaps_total"].samples
     assert {dict(labels)["family"] for _, labels in swaps} == {FAMILY, OTHER}
-    held = {place: Store(place).held() for place in (device.directory.root, device.directory.root / "families" / OTHER)}
+    held = {
+        place: BundleStore(place).digests()
+        for place in (device.directory.root, device.directory.root / "families" / OTHER)
+    }
     kept = {publisher.manifest(version, family).variants[0][1].digest for family, version in FIRST.items()}
     assert [len(found) for found in held.values()] == [1, 1]
     assert set.union(*map(set, held.values())) == kept
@@ -157,7 +160,7 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
 def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
     device: DeviceUnderTest, publisher: Publisher
 ) -> None:
-    device.config = replace(device.config, further=(FurtherFamily("ghost"), *device.config.further))
+    device.config = replace(device.config, further_families=(FurtherFamily("ghost"), *device.config.further_families))
     device.write_config()
     text = device.config_path.read_text()
     device.config_path.write_text(text.replace("automatic = false", "automatic = true\npoll_interval_s = 1"))
@@ -354,7 +357,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest
         place.write_text(place.read_text().replace(f'"3.0.{number}"', f'"3.1.{number}"\nmin_counter = {floor - 1}'))
         publisher.release_file()
     assert device.command("update").returncode == 0
-    slots = device.directory.trust / "slots"
+    slots = device.directory.trust_directory / "slots"
 
     def remembered() -> dict[str, ReleaseCounter]:
         memory = TrustStateStore(slots).load()
@@ -370,7 +373,7 @@ def test_no_family_loses_its_floor_with_the_trust_memory(device: DeviceUnderTest
 
 
 def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: DeviceUnderTest) -> None:
-    alone = replace(device.config, further=())
+    alone = replace(device.config, further_families=())
     both, device.config = device.config, alone
     shutil.rmtree(device.directory.root / "families")
     device.write_config()
@@ -387,7 +390,7 @@ def test_a_device_that_learns_of_a_second_family_keeps_what_it_has(device: Devic
 
 
 def test_a_place_that_another_family_had_serves_nothing_under_a_wrong_name(device: DeviceUnderTest) -> None:
-    device.config = replace(device.config, family=OTHER, further=(FurtherFamily(FAMILY, variant="fp32"),))
+    device.config = replace(device.config, family=OTHER, further_families=(FurtherFamily(FAMILY, variant="fp32"),))
     device.write_config()
     device.start()
     status = device.ask("status")

@@ -54,7 +54,7 @@ def test_both_bundles_damaged_are_fetched_again(updated: tuple[Publisher, Device
 
 def test_a_damaged_journal_is_made_anew_from_the_sealed_bundles(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     _, device = updated
-    path = device.directory.journal
+    path = device.directory.journal_path
     for offset in range(100, path.stat().st_size, 512):
         _flip(path, offset)
     device.start()
@@ -68,7 +68,7 @@ def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
     updated: tuple[Publisher, DeviceUnderTest], tmp_path: Path
 ) -> None:
     _, device = updated
-    original = device.directory.journal
+    original = device.directory.journal_path
     expected = _everything(original)
     noticed = 0
     for offset in range(0, original.stat().st_size, 211):
@@ -87,7 +87,13 @@ def _everything(path: Path) -> object:
     journal = Journal(path)
     try:
         journal.check()
-        rows = (journal.holdings(), journal.quarantined(), journal.history(), journal.remembered, journal.attempt)
+        rows = (
+            journal.bundles(),
+            journal.quarantine_records(),
+            journal.history(),
+            journal.persistent_state,
+            journal.attempt,
+        )
         return (journal.state, journal.pointers, *rows)
     finally:
         journal.close()
@@ -95,10 +101,10 @@ def _everything(path: Path) -> object:
 
 def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, DeviceUnderTest]) -> None:
     _, device = updated
-    with sqlite3.connect(device.directory.journal) as db:
+    with sqlite3.connect(device.directory.journal_path) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(JournalUnavailable) as caught:
-        Journal(device.directory.journal)
+        Journal(device.directory.journal_path)
     assert not isinstance(caught.value, JournalDamaged)
 
 
@@ -108,11 +114,11 @@ def test_damaged_trust_slots_never_lower_the_floor(
 ) -> None:
     publisher, device = updated
     for slot in slots:
-        path = device.directory.trust / "slots" / slot
+        path = device.directory.trust_directory / "slots" / slot
         if path.exists():
             _flip(path, path.stat().st_size // 2)
-    shutil.rmtree(device.directory.trust / "cache")
+    shutil.rmtree(device.directory.trust_directory / "cache")
     assert device.update().outcome == "nothing-new"
     journal = device.journal()
-    assert journal.remembered.floor_counter == publisher.manifest("1.1.0").min_counter
+    assert journal.persistent_state.floor_counter == publisher.manifest("1.1.0").min_counter
     journal.close()

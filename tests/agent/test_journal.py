@@ -10,11 +10,11 @@ import pytest
 
 from bundle.files import BundleDigest
 from device_agent.errors import IllegalTransitionBug, JournalUnavailable
-from device_agent.policy.attempt import Attempt, Outcome, Verdict
-from device_agent.policy.journal_records import Holding, Pointers
-from device_agent.policy.state_machine import MAX_KILLS, Event, State
+from device_agent.policy.attempt import Attempt, Outcome, Rejection
+from device_agent.policy.journal_records import BundlePointers, BundleRecord
+from device_agent.policy.state_machine import MAX_CRASHES, Event, State
 from device_agent.storage.database import SCHEMA_VERSION
-from device_agent.storage.journal import HISTORY_ROWS, Journal
+from device_agent.storage.journal import MAX_HISTORY_ROWS, Journal
 from tests.vectors.journal.generate import DIGEST, FOLDER
 
 VECTORS = {
@@ -26,8 +26,8 @@ VECTORS = {
 OTHER = BundleDigest("7a" * 32)
 
 
-def holding(digest: str = DIGEST, version: str = "1.0.0", counter: int = 1) -> Holding:
-    return Holding(BundleDigest(digest), "kws", version, counter, 1, "fp32", "{}")
+def holding(digest: str = DIGEST, version: str = "1.0.0", counter: int = 1) -> BundleRecord:
+    return BundleRecord(BundleDigest(digest), "kws", version, counter, 1, "fp32", "{}")
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def test_a_file_that_is_not_ours_to_read_is_refused_and_left_alone(name: str, tm
 def test_a_file_of_schema_1_is_migrated_with_all_that_it_says(tmp_path: Path) -> None:
     path = Path(shutil.copy(FOLDER / "schema-1.db", tmp_path / "state.db"))
     journal = Journal(path)
-    assert journal.pointers == Pointers(active=BundleDigest(DIGEST))
+    assert journal.pointers == BundlePointers(active=BundleDigest(DIGEST))
     assert journal.state is State.IDLE
-    assert journal.kills(BundleDigest(DIGEST), State.PROBING) == 2
+    assert journal.crashes(BundleDigest(DIGEST), State.PROBING) == 2
     journal.close()
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
@@ -63,16 +63,16 @@ def test_a_file_of_schema_1_is_migrated_with_all_that_it_says(tmp_path: Path) ->
 
 
 def test_a_transition_that_the_table_does_not_know_changes_nothing(journal: Journal) -> None:
-    attempt = journal.begin("poll")
+    attempt = journal.begin_attempt("poll")
     with pytest.raises(IllegalTransitionBug):
         journal.advance(Event.SWAPPED, attempt)
     assert journal.state is State.CHECKING
     assert journal.attempt == attempt
 
 
-def _to(journal: Journal, state: State, target: Holding) -> Attempt:
-    attempt = journal.aim(journal.begin("poll"), target)
-    for event in (Event.FETCHED, Event.STAGED, Event.HEALTHY, Event.SWAPPED, Event.HEALTHY):
+def _to(journal: Journal, state: State, target: BundleRecord) -> Attempt:
+    attempt = journal.set_target(journal.begin_attempt("poll"), target)
+    for event in (Event.FETCHED, Event.PATCHED, Event.HEALTHY, Event.SWAPPED, Event.HEALTHY):
         if journal.state is state:
             return attempt
         attempt = journal.advance(event, attempt)
@@ -82,42 +82,44 @@ def _to(journal: Journal, state: State, target: Holding) -> Attempt:
 def test_a_commit_moves_the_pointers_and_is_told_in_the_history(journal: Journal) -> None:
     journal.commit(_to(journal, State.COMMITTING, holding()))
     ended = journal.commit(_to(journal, State.COMMITTING, holding(OTHER, "1.1.0", 2)))
-    assert journal.pointers == Pointers(active=OTHER, previous=BundleDigest(DIGEST))
+    assert journal.pointers == BundlePointers(active=OTHER, previous=BundleDigest(DIGEST))
     assert (ended.outcome, ended.attempt.states[-1]) == (Outcome.UPDATED, "idle")
     assert [row.attempt.release for row in journal.history()] == ["1.1.0", "1.0.0"]
 
 
 def test_a_refused_bundle_is_in_quarantine_for_its_runtime_until_a_higher_counter(journal: Journal) -> None:
     attempt = _to(journal, State.PROBING, holding())
-    verdict = Verdict(Outcome.UNFIT, "golden-mismatch", "off by 1", quarantines=True)
-    journal.give_back(journal.decide(Event.UNHEALTHY, attempt, verdict), "1.32.0")
-    assert journal.in_quarantine(BundleDigest(DIGEST), "1.32.0") is not None
-    assert journal.in_quarantine(BundleDigest(DIGEST), "1.33.0") is None
-    assert journal.pointers == Pointers()
+    verdict = Rejection(Outcome.UNFIT, "golden-mismatch", "off by 1", quarantines=True)
+    journal.finish_rejection(journal.record_rejection(Event.UNHEALTHY, attempt, verdict), "1.32.0")
+    assert journal.quarantine_record(BundleDigest(DIGEST), "1.32.0") is not None
+    assert journal.quarantine_record(BundleDigest(DIGEST), "1.33.0") is None
+    assert journal.pointers == BundlePointers()
     journal.commit(_to(journal, State.COMMITTING, holding(OTHER, "1.1.0", 2)))
-    assert journal.quarantined() == ()
+    assert journal.quarantine_records() == ()
 
 
 def test_forgive_clears_one_bundle_or_all(journal: Journal) -> None:
-    verdict = Verdict(Outcome.UNFIT, "nan", "", quarantines=True)
+    verdict = Rejection(Outcome.UNFIT, "nan", "", quarantines=True)
     for target in (holding(), holding(OTHER)):
-        journal.give_back(journal.decide(Event.UNHEALTHY, _to(journal, State.PROBING, target), verdict), "1.32.0")
-    assert journal.forgive(OTHER) == 1
-    assert [row.digest for row in journal.quarantined()] == [DIGEST]
-    assert journal.forgive() == 1
-    assert journal.forgive() == 0
+        journal.finish_rejection(
+            journal.record_rejection(Event.UNHEALTHY, _to(journal, State.PROBING, target), verdict), "1.32.0"
+        )
+    assert journal.clear_quarantine(OTHER) == 1
+    assert [row.digest for row in journal.quarantine_records()] == [DIGEST]
+    assert journal.clear_quarantine() == 1
+    assert journal.clear_quarantine() == 0
 
 
 def test_three_kills_in_the_same_trial_refuse_and_fewer_do_not(journal: Journal) -> None:
-    for kill in range(1, MAX_KILLS + 1):
+    for kill in range(1, MAX_CRASHES + 1):
         _to(journal, State.PROBING, holding())
-        expected = State.REFUSING if kill == MAX_KILLS else State.IDLE
+        expected = State.REJECTING if kill == MAX_CRASHES else State.IDLE
         assert journal.recover() == (State.PROBING, expected)
         assert journal.recover() == (expected, expected), "recovering twice is recovering once"
     attempt = journal.attempt
     assert attempt is not None
-    assert attempt.verdict is not None
-    assert journal.give_back(attempt, "1.32.0").reason == "killed-in-trial"
+    assert attempt.rejection is not None
+    assert journal.finish_rejection(attempt, "1.32.0").reason == "killed-in-trial"
 
 
 def test_a_bundle_that_stays_for_the_next_try_keeps_its_pointer(journal: Journal) -> None:
@@ -126,35 +128,35 @@ def test_a_bundle_that_stays_for_the_next_try_keeps_its_pointer(journal: Journal
     assert (found, now) == (State.PROBATION, State.ROLLING_BACK)
     attempt = journal.attempt
     assert attempt is not None
-    assert journal.give_back(attempt, "1.32.0").outcome is Outcome.INTERRUPTED
-    assert journal.pointers == Pointers(candidate=BundleDigest(DIGEST))
+    assert journal.finish_rejection(attempt, "1.32.0").outcome is Outcome.INTERRUPTED
+    assert journal.pointers == BundlePointers(candidate=BundleDigest(DIGEST))
 
 
 def test_the_history_is_bounded_and_a_check_without_news_leaves_no_row(journal: Journal) -> None:
-    journal.end(journal.begin("poll"), Event.NOTHING, Outcome.NOTHING_NEW)
+    journal.end_attempt(journal.begin_attempt("poll"), Event.UP_TO_DATE, Outcome.NOTHING_NEW)
     assert journal.history() == ()
-    for number in range(HISTORY_ROWS + 3):
-        journal.end(journal.begin("poll"), Event.GIVEN_UP, Outcome.UNAVAILABLE, "fetch", f"try {number}")
+    for number in range(MAX_HISTORY_ROWS + 3):
+        journal.end_attempt(journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "fetch", f"try {number}")
     rows = journal.history()
-    assert len(rows) == HISTORY_ROWS
-    assert rows[0].detail == f"try {HISTORY_ROWS + 2}"
+    assert len(rows) == MAX_HISTORY_ROWS
+    assert rows[0].detail == f"try {MAX_HISTORY_ROWS + 2}"
 
 
 def test_the_same_complaint_again_is_one_row(journal: Journal) -> None:
     for _ in range(3):
-        journal.end(journal.begin("poll"), Event.GIVEN_UP, Outcome.UNAVAILABLE, "fetch", "no route")
+        journal.end_attempt(journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "fetch", "no route")
     assert len(journal.history()) == 1
 
 
 def test_a_reader_sees_what_was_committed_while_the_writer_is_open(journal: Journal, tmp_path: Path) -> None:
-    journal.remember(lambda before: replace(before, paused=True))
+    journal.update_persistent_state(lambda before: replace(before, is_paused=True))
     reader = Journal(tmp_path / "state.db", read_only=True)
-    assert reader.remembered.paused
+    assert reader.persistent_state.is_paused
     reader.close()
 
 
 def test_a_record_whose_checksum_does_not_hold_is_never_returned(journal: Journal, tmp_path: Path) -> None:
-    journal.rebuild([], Pointers(active=BundleDigest(DIGEST)))
+    journal.rebuild([], BundlePointers(active=BundleDigest(DIGEST)))
     with sqlite3.connect(tmp_path / "state.db") as db:
         db.execute("UPDATE record SET body = replace(body, '5e', '5f') WHERE key = 'pointers'")
     with pytest.raises(JournalUnavailable, match="checksum"):

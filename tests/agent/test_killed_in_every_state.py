@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import DaemonUnavailable
-from device_agent.policy.state_machine import MAX_KILLS, State
+from device_agent.policy.state_machine import MAX_CRASHES, State
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 # state → what leads to it: an update to 1.1.0, a release that fails its probe, an operator's rollback
 UPDATE, DAMAGED, ROLLBACK, ARMED = "update", "damaged", "rollback", "armed"
-WAYS = dict.fromkeys(State, UPDATE) | {State.REFUSING: DAMAGED, State.ROLLING_BACK: ROLLBACK, State.ARMED: ARMED}
+WAYS = dict.fromkeys(State, UPDATE) | {State.REJECTING: DAMAGED, State.ROLLING_BACK: ROLLBACK, State.STAGED: ARMED}
 # what a restarted agent serves: from COMMITTING on the new release; a recorded rollback is finished
-SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.ARMED: "1.1.0", State.IDLE: "1.1.0"}
+SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.STAGED: "1.1.0", State.IDLE: "1.1.0"}
 
 
 def _killed(device: DeviceUnderTest, state: State, command: str = "update", times: int = 1) -> None:
@@ -63,7 +63,7 @@ def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
     state: State, installed: DeviceUnderTest, publisher: Publisher
 ) -> None:
     publisher.offer("1.1.0")
-    for _ in range(MAX_KILLS):
+    for _ in range(MAX_CRASHES):
         _killed(installed, state)
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from device_agent.errors import IllegalTransitionBug
 from device_agent.policy.state_machine import (
-    MAX_KILLS,
+    CRASH_SUSPECT_STATES,
+    MAX_CRASHES,
     RECOVERY,
     TRANSITIONS,
-    TRIALS,
     Event,
     State,
-    allowed,
+    allowed_events,
     next_state,
-    recover,
+    recovery_state,
 )
 from tools.generate_docs import state_diagram
 
@@ -28,7 +28,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "state-machine.md"
 def test_random_events_never_leave_the_table(events: list[Event]) -> None:
     state = State.IDLE
     for event in events:
-        if event in allowed(state):
+        if event in allowed_events(state):
             state = next_state(state, event)
         else:
             with pytest.raises(IllegalTransitionBug, match=f"{event.value}.*{state.value}"):
@@ -43,11 +43,11 @@ def test_any_sequence_of_events_and_kills_ends(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 40))):
         if data.draw(st.booleans()):
             kills[state] += 1
-            found, state = state, recover(state, kills[state])
-            if kills[found] >= MAX_KILLS and found in TRIALS:
-                assert state is State.REFUSING
+            found, state = state, recovery_state(state, kills[state])
+            if kills[found] >= MAX_CRASHES and found in CRASH_SUSPECT_STATES:
+                assert state is State.REJECTING
         else:
-            state = next_state(state, data.draw(st.sampled_from(allowed(state))))
+            state = next_state(state, data.draw(st.sampled_from(allowed_events(state))))
     assert _reaches(state, State.IDLE)
 
 
@@ -68,14 +68,14 @@ def test_nothing_becomes_active_but_through_committing() -> None:
 
 
 def test_the_page_is_what_the_table_draws() -> None:
-    assert PAGE.read_text() == state_diagram.page()
+    assert PAGE.read_text() == state_diagram.render_page()
 
 
 def _reaches(start: State, goal: State) -> bool:
     seen, front = {start}, [start]
     while front:
         state = front.pop()
-        new = {next_state(state, event) for event in allowed(state)} - seen
+        new = {next_state(state, event) for event in allowed_events(state)} - seen
         seen |= new
         front += new
     return goal in seen

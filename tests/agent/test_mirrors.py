@@ -74,12 +74,12 @@ def test_a_stale_mirror_is_passed_over_once_a_newer_one_was_seen(
     with serving(publisher.published) as honest, serving(stale_files) as stale:
         assert following(installed, [honest, stale]).update().outcome is Outcome.STAGED
         journal = installed.journal()
-        before = journal.remembered
+        before = journal.persistent_state
         journal.close()
         ended = following(installed, [stale, honest]).update()
         assert (ended.outcome, ended.attempt.release) == (Outcome.STAGED, "1.1.0"), ended
         journal = installed.journal()
-        assert journal.remembered.offered == before.offered == "1.1.0"
+        assert journal.persistent_state.offered_release == before.offered_release == "1.1.0"
         journal.close()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from device_agent.host.systemd import Notifier
+from device_agent.host.systemd import SystemdNotifier
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest
 
@@ -50,7 +50,7 @@ def test_the_daemon_is_ready_when_it_serves_and_says_so_while_the_model_answers(
 
 
 def test_a_model_that_does_not_answer_earns_no_watchdog_message(systemd: socket.socket) -> None:
-    notifier = Notifier({"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000"})
+    notifier = SystemdNotifier({"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000"})
     answers = iter([False, False, True])
     asked = []
 
@@ -58,26 +58,26 @@ def test_a_model_that_does_not_answer_earns_no_watchdog_message(systemd: socket.
         asked.append(next(answers, True))
         return asked[-1]
 
-    notifier.watch(is_answering)
+    notifier.start_watchdog(is_answering)
     assert systemd.recv(100) == b"WATCHDOG=1"
     assert asked[:3] == [False, False, True]
-    notifier.end()
+    notifier.stop()
 
 
 def test_without_systemd_nothing_is_said() -> None:
-    notifier = Notifier({})
-    notifier.tell("READY=1")
-    notifier.watch(lambda: True)
-    notifier.end()
+    notifier = SystemdNotifier({})
+    notifier.send("READY=1")
+    notifier.start_watchdog(lambda: True)
+    notifier.stop()
 
 
 def test_a_watchdog_for_another_process_is_not_ours(systemd: socket.socket) -> None:
     words = {"NOTIFY_SOCKET": str(systemd.getsockname()), "WATCHDOG_USEC": "20000", "WATCHDOG_PID": "1"}
-    notifier = Notifier(words)
-    notifier.watch(lambda: True)
-    notifier.tell("READY=1")
+    notifier = SystemdNotifier(words)
+    notifier.start_watchdog(lambda: True)
+    notifier.send("READY=1")
     assert systemd.recv(100) == b"READY=1"
-    notifier.end()
+    notifier.stop()
 
 
 def test_the_unit_file_says_what_the_daemon_does() -> None:

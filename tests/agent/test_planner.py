@@ -9,10 +9,18 @@ from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
 from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
-from device_agent.policy.planner import DeviceFacts, Edge, Policy, choose_variant, edges_of, misfit, plan_update
+from device_agent.policy.planner import (
+    DeviceFacts,
+    PatchEdge,
+    PathPolicy,
+    choose_variant,
+    find_cheapest_path,
+    patch_edges,
+    unmet_requirement,
+)
 
 FACTS = DeviceFacts("x86_64", frozenset({"avx2"}), "1.32.0", 10**9, frozenset({"delta", "typed"}))
-POLICY = Policy(max_chain=3)
+POLICY = PathPolicy(max_steps=3)
 SPEC = TensorSpec("x", "float32", (1,))
 
 
@@ -34,18 +42,18 @@ def manifest(version: str, counter: int, **variants: Variant) -> Manifest:
 A, B, C = (variant(name).digest for name in "abc")
 
 
-def edges(*patches: tuple[str, PatchEntry]) -> list[Edge]:
+def edges(*patches: tuple[str, PatchEntry]) -> list[PatchEdge]:
     """One manifest a target."""
     out = []
     for name in {name for name, _ in patches}:
         entries = [entry for target, entry in patches if target == name]
-        out += edges_of(manifest("1.0.0", 1, fp32=variant(name, *entries)), 1)
+        out += patch_edges(manifest("1.0.0", 1, fp32=variant(name, *entries)), 1)
     return out
 
 
-def sizes(known: list[Edge], held: set[BundleDigest], target: BundleDigest = C, **changes: Any) -> list[int]:
+def sizes(known: list[PatchEdge], held: set[BundleDigest], target: BundleDigest = C, **changes: Any) -> list[int]:
     spooled = changes.pop("spooled", {})
-    plan = plan_update(target, known, frozenset(held), spooled, FACTS, replace(POLICY, **changes))
+    plan = find_cheapest_path(target, known, frozenset(held), spooled, FACTS, replace(POLICY, **changes))
     return [step.entry.size for step in plan.steps]
 
 
@@ -53,7 +61,7 @@ WAYS = edges(("c", patch(None, 1000)), ("c", patch(B, 100)), ("c", patch(A, 300)
 
 
 def test_what_is_held_is_not_fetched() -> None:
-    plan = plan_update(C, WAYS, frozenset({C}), {}, FACTS, POLICY)
+    plan = find_cheapest_path(C, WAYS, frozenset({C}), {}, FACTS, POLICY)
     assert (plan.steps, plan.fetch_bytes, plan.storage_bytes) == ((), 0, 0)
 
 
@@ -73,7 +81,7 @@ def test_what_lies_in_the_spool_counts_as_fetched() -> None:
 
 
 def test_a_plan_says_what_it_takes() -> None:
-    plan = plan_update(C, WAYS, frozenset({A}), {f"{100:064x}": 40}, FACTS, POLICY)
+    plan = find_cheapest_path(C, WAYS, frozenset({A}), {f"{100:064x}": 40}, FACTS, POLICY)
     assert (plan.fetch_bytes, plan.patch_bytes, plan.full_bytes) == (210, 250, 1000)
     assert plan.storage_bytes > plan.fetch_bytes + 2 * 1000
 
@@ -88,7 +96,7 @@ def test_a_plan_says_what_it_takes() -> None:
 )
 def test_a_patch_that_this_device_can_not_apply_is_no_path(entry: PatchEntry, words: str) -> None:
     with pytest.raises(NoPathUnavailable, match=words):
-        plan_update(C, edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
+        find_cheapest_path(C, edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
 
 
 def test_patches_that_go_in_a_circle_end() -> None:
@@ -122,7 +130,7 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
     ],
 )
 def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: str) -> None:
-    assert words in misfit(Requirements(**requires), FACTS)
+    assert words in unmet_requirement(Requirements(**requires), FACTS)
     release = manifest("1.0.0", 1, fp32=variant("a", **requires))
     for wanted in ("auto", "fp32"):
         with pytest.raises(NoVariantRefused, match=words):
@@ -130,6 +138,6 @@ def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: s
 
 
 def test_runtime_versions_compare_by_number() -> None:
-    assert not misfit(Requirements(onnxruntime_min="1.9"), FACTS)
-    assert not misfit(Requirements(onnxruntime_min="1.32"), FACTS)
-    assert not misfit(Requirements(onnxruntime_min="1.32"), replace(FACTS, runtime="1.32.0rc1"))
+    assert not unmet_requirement(Requirements(onnxruntime_min="1.9"), FACTS)
+    assert not unmet_requirement(Requirements(onnxruntime_min="1.32"), FACTS)
+    assert not unmet_requirement(Requirements(onnxruntime_min="1.32"), replace(FACTS, runtime="1.32.0rc1"))

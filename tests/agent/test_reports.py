@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from bundle.device_report import parse_report
-from device_agent.commands.report_export import MAX_REPORTS, export, read_reports
+from device_agent.commands.report_export import MAX_REPORTS, export_reports, read_reports
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import Event
 from tests.packager.test_json_schemas import check
@@ -47,8 +47,8 @@ def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: Dev
     try:
         (first,) = journal.reports()
         for number in range(MAX_REPORTS + 3):
-            attempt = journal.begin("operator")
-            journal.end(attempt, Event.GIVEN_UP, Outcome.REFUSED, f"reason-{number}")
+            attempt = journal.begin_attempt("operator")
+            journal.end_attempt(attempt, Event.ABORTED, Outcome.REFUSED, f"reason-{number}")
         held = journal.reports()
     finally:
         journal.close()
@@ -69,9 +69,9 @@ def test_an_outcome_that_is_not_terminal_is_no_report(first_device: DeviceUnderT
 
 def test_a_report_is_there_with_its_outcome_or_not_at_all(first_device: DeviceUnderTest, tmp_path: Path) -> None:
     device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
-    (signed,) = (parse_report(line) for line in export(device.config).splitlines())
+    (signed,) = (parse_report(line) for line in export_reports(device.config).splitlines())
     history = device.journal().history()
     assert signed.report.outcome == history[0].outcome.value
     assert signed.report.finished_ms == history[0].finished_ms
-    assert signed.device_id == device.directory.public_identity().device_id
+    assert signed.device_id == device.directory.read_public_identity().device_id
     assert replace(signed.report, reason="x").digest() != signed.report.digest()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.daemon import status
-from device_agent.daemon.status import status_of, status_text
+from device_agent.daemon.status import family_status, status_text
 from device_agent.host.system_clock import clock_facts
 from device_agent.process import memory_lock
 from device_agent.process.jail import JailPolicy
@@ -22,9 +22,9 @@ def told(device: DeviceUnderTest, **clock: object) -> dict[str, object]:
     facts = {**clock_facts(), **clock}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(status, "clock_facts", lambda: facts)
-        journal = Journal(device.directory.journal)
+        journal = Journal(device.directory.journal_path)
         try:
-            return status_of(device.config, device.directory.public_identity(), journal)
+            return family_status(device.config, device.directory.read_public_identity(), journal)
         finally:
             journal.close()
 
@@ -82,11 +82,11 @@ def test_whether_there_is_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     swaps = tmp_path / "swaps"
     monkeypatch.setattr(memory_lock, "SWAPS", swaps)
     monkeypatch.setattr(memory_lock, "GROUPS", tmp_path / "groups")
-    assert memory_lock.is_there_swap()
+    assert memory_lock.swap_is_enabled()
     swaps.write_text("Filename Type Size Used Priority\n")
-    assert not memory_lock.is_there_swap()
+    assert not memory_lock.swap_is_enabled()
     swaps.write_text("Filename Type Size Used Priority\n/dev/sda2 partition 1000 0 -2\n")
-    assert memory_lock.is_there_swap()
+    assert memory_lock.swap_is_enabled()
     (tmp_path / "groups").mkdir()
     (tmp_path / "groups" / "memory.swap.max").write_text("0\n")
-    assert not memory_lock.is_there_swap()
+    assert not memory_lock.swap_is_enabled()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import DeviceTokenUnavailable, IdentityInvalid
-from device_agent.identity.device_keys import enrolment_request, signing_key
-from device_agent.identity.provision import initialise
+from device_agent.identity.device_keys import create_enrollment_request, open_signing_key
+from device_agent.identity.provision import initialize_device
 from keys.tokens import LIBRARY_VARIABLE
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import DeviceUnderTest, Publisher
@@ -34,10 +34,10 @@ def identity(token: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
     device = DeviceUnderTest(
-        folder, replace(DeviceUnderTest.make(folder / "plain", url, publisher.root).config, identity=identity)
+        folder, replace(DeviceUnderTest.make(folder / "plain", url, publisher.root).config, key_storage=identity)
     )
     device.config = replace(device.config, directory=folder / "device")
-    initialise(device.directory, publisher.root, f"token-{folder.parent.name[-8:].strip('_')}", identity)
+    initialize_device(device.directory, publisher.root, f"token-{folder.parent.name[-8:].strip('_')}", identity)
     device.write_config()
     return device
 
@@ -48,7 +48,7 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
     publisher = first_publisher.copy(tmp_path / "site")
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, identity)
-        publisher.admit(device.directory, enrolment_request(device.directory, identity))
+        publisher.admit(device.directory, create_enrollment_request(device.directory, identity))
         device.start()
         try:
             ended = device.ask("update")
@@ -57,7 +57,7 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
             assert (status["identity"], status["ready"]) == ("pkcs11", True)
         finally:
             device.stop()
-    secret = signing_key(device.directory, identity).private_bytes_raw()
+    secret = open_signing_key(device.directory, identity).private_bytes_raw()
     for path in device.config.directory.rglob("*"):
         if path.is_file():
             assert secret not in path.read_bytes(), path
@@ -67,25 +67,25 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
 def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
     device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
     with pytest.raises(DeviceTokenUnavailable, match="elsewhere"):
-        signing_key(device.directory, identity.replace("pkcs11:test", "pkcs11:elsewhere"))
+        open_signing_key(device.directory, identity.replace("pkcs11:test", "pkcs11:elsewhere"))
     with pytest.raises(DeviceTokenUnavailable, match="nothing"):
-        signing_key(device.directory, identity.replace("libsofthsm2.so", "nothing.so"))
+        open_signing_key(device.directory, identity.replace("libsofthsm2.so", "nothing.so"))
     pin = tmp_path / "pin"
     pin.write_bytes(b"4321")
     with pytest.raises(DeviceTokenUnavailable, match="PinIncorrect"):
-        signing_key(device.directory, identity)
+        open_signing_key(device.directory, identity)
     pin.chmod(0o644)
     with pytest.raises(IdentityInvalid, match="readable by others"):
-        signing_key(device.directory, identity)
+        open_signing_key(device.directory, identity)
     pin.unlink()
     with pytest.raises(IdentityInvalid, match="can not be read"):
-        signing_key(device.directory, identity)
+        open_signing_key(device.directory, identity)
 
 
 def test_a_key_of_one_use_does_not_open_as_another(first_publisher: Publisher, identity: str, tmp_path: Path) -> None:
     device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, identity)
-    folder = device.directory.identity
+    folder = device.directory.identity_directory
     text = (folder / "storage.key").read_text()
     (folder / "ed25519.key").write_text(text)
     with pytest.raises(IdentityInvalid, match="ed25519"):
-        signing_key(device.directory, identity)
+        open_signing_key(device.directory, identity)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from device_agent.config.config import FurtherFamily
-from device_agent.config.key_storage import TokenSettings, TpmSettings, parse_home
+from device_agent.config.key_storage import TokenSettings, TpmSettings, parse_key_storage
 from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
-from device_agent.identity.device_keys import enrolment_request, home_of_keys, signing_key
-from device_agent.identity.provision import initialise, reseal
+from device_agent.identity.device_keys import create_enrollment_request, current_key_storage, open_signing_key
+from device_agent.identity.provision import initialize_device, move_keys_to_configured_storage
 from device_agent.identity.tpm import Tpm
 from device_agent.policy.attempt import Outcome
-from device_agent.process.child import Child
-from device_agent.workers.worker_pool import keeper_policy
+from device_agent.process.child import ChildProcess
+from device_agent.workers.worker_pool import key_opener_jail
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 from tests.support.swtpm import extend, held, needs_swtpm, running
@@ -44,8 +44,8 @@ def tcti(place: Path) -> Iterator[str]:
 def make(folder: Path, url: str, publisher: Publisher, identity: str) -> DeviceUnderTest:
     device = DeviceUnderTest.make(folder, url, publisher.root)
     shutil.rmtree(device.config.directory)
-    device.config = replace(device.config, identity=identity)
-    initialise(device.directory, publisher.root, f"tpm-{folder.name}", identity)
+    device.config = replace(device.config, key_storage=identity)
+    initialize_device(device.directory, publisher.root, f"tpm-{folder.name}", identity)
     device.write_config()
     return device
 
@@ -56,7 +56,7 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
     publisher = first_publisher.copy(tmp_path / "site")
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs=7,{PCR}")
-        request, data = enrolment_request(device.directory, device.config.identity)
+        request, data = create_enrollment_request(device.directory, device.config.key_storage)
         publisher.admit(device.directory, (request, data))
         device.start()
         try:
@@ -66,8 +66,8 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
             assert (status["identity"], status["floor_unproven"], status["ready"]) == ("tpm", False, True)
         finally:
             device.stop()
-        private = signing_key(device.directory, device.config.identity)
-        assert private.public_key().public_bytes_raw() == device.directory.public_identity().ed25519_public
+        private = open_signing_key(device.directory, device.config.key_storage)
+        assert private.public_key().public_bytes_raw() == device.directory.read_public_identity().ed25519_public
         secret = private.private_bytes_raw()
         for path in device.config.directory.rglob("*"):
             if path.is_file():
@@ -84,13 +84,13 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
     publisher = first_publisher.copy(tmp_path / "site")
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}?pcrs={PCR}")
-        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         extend(tcti, PCR)
         ended = device.update()
         assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy")
-        assert not device.journal().quarantined()
+        assert not device.journal().quarantine_records()
         with pytest.raises(TpmPolicyUnavailable, match=str(PCR)):
-            signing_key(device.directory, device.config.identity)
+            open_signing_key(device.directory, device.config.key_storage)
         said = device.command("enrol", "--json")
         assert said.returncode == 4
         assert '"tpm-policy"' in said.stderr
@@ -100,10 +100,10 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
 def test_pcrs_are_as_before_after_the_next_power_on(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
     with running(place / "state") as tcti:
         device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}?pcrs={PCR}")
-        before = signing_key(device.directory, device.config.identity).private_bytes_raw()
+        before = open_signing_key(device.directory, device.config.key_storage).private_bytes_raw()
         extend(tcti, PCR)
     with running(place / "state"):
-        assert signing_key(device.directory, device.config.identity).private_bytes_raw() == before
+        assert open_signing_key(device.directory, device.config.key_storage).private_bytes_raw() == before
 
 
 def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publisher, tmp_path: Path) -> None:
@@ -111,19 +111,19 @@ def test_a_stolen_disk_opens_in_no_other_tpm(place: Path, first_publisher: Publi
         device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
     with running(place / "b") as other:
         with pytest.raises(IdentityInvalid, match="another TPM"):
-            signing_key(device.directory, f"tpm:{other}")
+            open_signing_key(device.directory, f"tpm:{other}")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "another-use"])
 def test_a_damaged_sealed_key_is_told(first_publisher: Publisher, tcti: str, tmp_path: Path, damage: str) -> None:
     device = make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher, f"tpm:{tcti}")
-    path = device.directory.identity / "ed25519.key"
+    path = device.directory.identity_directory / "ed25519.key"
     data = path.read_bytes()
     if damage == "another-use":
-        data = (device.directory.identity / "storage.key").read_bytes()
+        data = (device.directory.identity_directory / "storage.key").read_bytes()
     path.write_bytes({"flipped": data.replace(b"a", b"b"), "truncated": data[:-9], "another-use": data}[damage])
     with pytest.raises(IdentityInvalid, match="ed25519 key"):
-        signing_key(device.directory, device.config.identity)
+        open_signing_key(device.directory, device.config.key_storage)
 
 
 def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal(
@@ -132,12 +132,12 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
     publisher = first_publisher.copy(tmp_path / "site")
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
-        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
-        ended = device.update(identity="file")
+        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
+        ended = device.update(key_storage="file")
         assert ended.reason == "identity-invalid"
         assert "is sealed, and `identity` in the configuration says files" in ended.detail
-        assert not device.journal().quarantined()
-        device.config = replace(device.config, identity="file")
+        assert not device.journal().quarantine_records()
+        device.config = replace(device.config, key_storage="file")
         device.write_config()
         assert device.command("reseal").returncode == 0
         assert device.update().outcome is Outcome.STAGED
@@ -169,12 +169,12 @@ def test_no_unseal_leaves_anything_behind(tcti: str) -> None:
 
 def test_a_counter_only_grows(tcti: str) -> None:
     with Tpm(TpmSettings(tcti)) as tpm:
-        assert tpm.counter() == 0
+        assert tpm.read_counter() == 0
         assert tpm.raise_counter(5) == 5
         assert tpm.raise_counter(3) == 5
-        index = tpm._index()
+        index = tpm._find_index()
         tpm._esys.nv_undefine_space(index)
-        assert tpm.counter() == 0
+        assert tpm.read_counter() == 0
         assert tpm.raise_counter(1) > 5
 
 
@@ -184,7 +184,7 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
     publisher = first_publisher.copy(tmp_path / "site")
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
-        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         assert device.update().outcome is Outcome.STAGED
         old = tmp_path / "old"
         shutil.copytree(device.config.directory, old)
@@ -194,8 +194,8 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         publisher.release_file()
         assert device.update().outcome is Outcome.STAGED
         with Tpm(TpmSettings(tcti)) as tpm:
-            risen = tpm.counter()
-        assert device.journal().witness.counter == risen > 1
+            risen = tpm.read_counter()
+        assert device.journal().tpm_counter.counter == risen > 1
         # the thief puts the old copy back and comes with a stick
         shutil.rmtree(device.config.directory)
         shutil.copytree(old, device.config.directory)
@@ -203,8 +203,8 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "floor-unproven")
         assert "floor unproven" in device.command("status").stdout
         assert device.update().outcome is Outcome.STAGED
-        assert not device.journal().witness.is_unproven
-        assert device.journal().remembered.floor_counter == 3
+        assert not device.journal().tpm_counter.is_unproven
+        assert device.journal().persistent_state.floor_counter == 3
         again = device.update(repository_url=publisher.published.as_uri())
         assert again.reason != "floor-unproven"
 
@@ -218,9 +218,9 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
         publisher.release_file()
     with serving(publisher.published) as site:
         device = make(tmp_path / "lab", site.url, publisher, f"tpm:{tcti}")
-        device.config = replace(device.config, further=(FurtherFamily("vision", variant="fp32"),))
+        device.config = replace(device.config, further_families=(FurtherFamily("vision", variant="fp32"),))
         device.write_config()
-        publisher.admit(device.directory, enrolment_request(device.directory, device.config.identity))
+        publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         for _ in range(2):
             done = device.command("update", "--json")
             assert done.returncode == 0, done.stdout
@@ -229,35 +229,37 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
         assert [row["floor"]["counter"] for row in status["families"]] == [2, 2]
         assert [row["floor_unproven"] for row in status["families"]] == [False, False]
         with Tpm(TpmSettings(tcti)) as tpm:
-            assert device.journal().witness.counter == tpm.counter() > 2
+            assert device.journal().tpm_counter.counter == tpm.read_counter() > 2
 
 
 def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
     first_publisher: Publisher, tcti: str, tmp_path: Path
 ) -> None:
     device = DeviceUnderTest.make(tmp_path / "lab", "http://127.0.0.1:9", first_publisher.root)
-    plain = {path.name: path.read_bytes() for path in device.directory.identity.glob("*.key")}
-    private = signing_key(device.directory).private_bytes_raw()
-    device.config = replace(device.config, identity=f"tpm:{tcti}")
+    plain = {path.name: path.read_bytes() for path in device.directory.identity_directory.glob("*.key")}
+    private = open_signing_key(device.directory).private_bytes_raw()
+    device.config = replace(device.config, key_storage=f"tpm:{tcti}")
     device.write_config()
     said = device.command("reseal", "--json")
     assert said.returncode == 0, said.stderr
-    assert home_of_keys(device.directory) == device.config.identity
-    assert signing_key(device.directory, device.config.identity).private_bytes_raw() == private
+    assert current_key_storage(device.directory) == device.config.key_storage
+    assert open_signing_key(device.directory, device.config.key_storage).private_bytes_raw() == private
     # cut off: one of the three is still as it was
-    (device.directory.identity / "x-wing.key").write_bytes(plain["x-wing.key"])
-    reseal(device.config)
-    assert b"x-wing" in (device.directory.identity / "x-wing.key").read_bytes()
-    assert plain["x-wing.key"] != (device.directory.identity / "x-wing.key").read_bytes()
-    reseal(replace(device.config, identity="file"))
-    assert {path.name: path.read_bytes() for path in device.directory.identity.glob("*.key")} == plain
+    (device.directory.identity_directory / "x-wing.key").write_bytes(plain["x-wing.key"])
+    move_keys_to_configured_storage(device.config)
+    assert b"x-wing" in (device.directory.identity_directory / "x-wing.key").read_bytes()
+    assert plain["x-wing.key"] != (device.directory.identity_directory / "x-wing.key").read_bytes()
+    move_keys_to_configured_storage(replace(device.config, key_storage="file"))
+    assert {path.name: path.read_bytes() for path in device.directory.identity_directory.glob("*.key")} == plain
 
 
 def test_the_keeper_is_jailed_and_knows_nothing_of_metadata_or_models(tcti: str) -> None:
     identity = f"tpm:{tcti}"
-    policy = keeper_policy(identity, allow_unjailed=False)
-    with Child.start("device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_IDENTITY": identity}) as child:
-        assert child.jail.confined
+    policy = key_opener_jail(identity, allow_unjailed=False)
+    with ChildProcess.start(
+        "device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_IDENTITY": identity}
+    ) as child:
+        assert child.jail.is_confined
         assert child.call("counter", deadline_s=30).value == {"value": 0}
         maps = Path(f"/proc/{child.pid}/maps").read_text()
         assert "onnxruntime" not in maps
@@ -286,7 +288,7 @@ def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_homes(uri: str, expected: object) -> None:
-    assert parse_home(uri) == expected
+    assert parse_key_storage(uri) == expected
 
 
 @pytest.mark.parametrize(
@@ -298,4 +300,4 @@ def test_homes(uri: str, expected: object) -> None:
 )
 def test_what_is_no_home_says_what_is_expected(uri: str) -> None:
     with pytest.raises(ValueError, match="expected"):
-        parse_home(uri)
+        parse_key_storage(uri)

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 
 from device_agent.errors import NoSpaceUnavailable
-from device_agent.policy.attempt import Ended, Outcome
-from device_agent.policy.journal_records import Pointers
+from device_agent.policy.attempt import Outcome, UpdateResult
+from device_agent.policy.journal_records import BundlePointers
 from device_agent.policy.state_machine import State
-from device_agent.storage.bundle_store import Store
+from device_agent.storage.bundle_store import BundleStore
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Site
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 
-def _is(ended: Ended, outcome: Outcome, reason: str = "") -> None:
+def _is(ended: UpdateResult, outcome: Outcome, reason: str = "") -> None:
     assert (ended.outcome, ended.reason) == (outcome, reason), ended.detail
 
 
 def _holds_1_0_0(device: DeviceUnderTest, publisher: Publisher) -> None:
     journal = device.journal()
     assert journal.pointers.active == publisher.digest("1.0.0")
-    assert journal.state in (State.IDLE, State.ARMED)
+    assert journal.state in (State.IDLE, State.STAGED)
     journal.close()
 
 
@@ -35,8 +35,8 @@ def test_a_first_update_stages_the_release_that_the_channel_offers(
     assert ended.attempt.download_bytes == ended.attempt.full_bytes == site.bytes_sent("blobs/") > 0
     assert ended.attempt.states == ("checking", "fetching", "patching", "probing", "armed")
     journal = device.journal()
-    assert journal.state is State.ARMED
-    assert journal.pointers == Pointers(candidate=publisher.digest("1.0.0"))
+    assert journal.state is State.STAGED
+    assert journal.pointers == BundlePointers(candidate=publisher.digest("1.0.0"))
     journal.close()
     assert list((device.directory.root / "spool").iterdir()) == []
 
@@ -143,7 +143,7 @@ def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
     installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher.offer("1.1.0")
-    monkeypatch.setattr(Store, "free_bytes", lambda _self: 1000)
+    monkeypatch.setattr(BundleStore, "free_bytes", lambda _self: 1000)
     ended = installed.update()
     _is(ended, Outcome.UNAVAILABLE, "no-space")
     assert site.bytes_sent("blobs/") == 0
@@ -151,7 +151,7 @@ def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
 
 
 def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = BundleStore(tmp_path)
     with pytest.raises(NoSpaceUnavailable, match=str(2**60)):
         store.check_space(2**60)
     store.check_space(1)
@@ -186,7 +186,7 @@ def test_a_damaged_base_is_noticed_and_another_path_is_taken(installed: DeviceUn
     assert ended.attempt.states.count("patching") == 2
     assert sealed.read_bytes() != bytes(data)
     journal = installed.journal()
-    assert journal.remembered.damaged == ()
+    assert journal.persistent_state.damaged_bundles == ()
     journal.close()
 
 

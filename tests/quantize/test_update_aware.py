@@ -177,7 +177,7 @@ def test_walk_to_weights_that_moved_far_starts_near_them(monkeypatch: pytest.Mon
     rng, layer = np.random.default_rng(3), moved(256, 4.0)
     inputs = rng.standard_normal((2000, 256)) @ rng.standard_normal((256, 256)) / 16
     near = error_of(layer, jointly(layer, inputs, 1e-9), inputs)
-    monkeypatch.setattr(coordinate_descent, "MANY", 1.0)
+    monkeypatch.setattr(coordinate_descent, "MANY_CHANGED_SHARE", 1.0)
     assert near < 0.98 * error_of(layer, jointly(layer, inputs, 1e-9), inputs)
 
 

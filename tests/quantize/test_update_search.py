@@ -45,7 +45,7 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
     energy = float(np.sum(new * wanted))
     found = {}
     for size in (1, 64, 128, 1000):
-        monkeypatch.setattr(coordinate_descent, "BLOCK", size)
+        monkeypatch.setattr(coordinate_descent, "BLOCK_ROWS", size)
         found[size] = choose_levels(layer, h, wanted, energy, 1e-12, len(rows))
     assert np.count_nonzero(found[1] != base) > 100
     for size in (64, 128, 1000):
@@ -102,7 +102,7 @@ def test_search_comes_near_the_error_that_is_allowed_from_any_price(
 ) -> None:
     base, new, samples = text_update
     points: list[rate_search.RatePoint] = []
-    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.INITIAL_RATE_WEIGHT * factor)
+    monkeypatch.setattr(rate_search, "INITIAL_RATE_WEIGHT", rate_search.INITIAL_RATE_WEIGHT * factor)
     report = quantize_update(
         new, base, tmp_path / "update.onnx", *samples.split_halves(), max_over_baseline=1.6, on_solution=points.append
     )
@@ -149,7 +149,7 @@ def test_ranges_are_fitted_again_for_a_clear_gain_alone(
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
     new = tiny_models.save(tuned, tmp_path / "new.onnx")
-    monkeypatch.setattr(rate_search, "WORTH_FITTING", worth)
+    monkeypatch.setattr(rate_search, "MIN_REFIT_GAIN", worth)
     points: list[rate_search.RatePoint] = []
     quantize_update(
         new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves(), on_solution=points.append
@@ -189,7 +189,7 @@ def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, mo
     for sample in (first, second, first, second):
         np.testing.assert_array_equal(run_session(remembered, sample)[0], run_session(plain, sample)[0])
     assert len(remembered._cached_outputs) == 2
-    monkeypatch.setattr("packager.models.sessions.REMEMBERED_BYTES", run_session(plain, first)[0].nbytes)
+    monkeypatch.setattr("packager.models.sessions.MAX_CACHED_BYTES", run_session(plain, first)[0].nbytes)
     full = CachedSession(open_session(model))
     for sample in (first, second):
         np.testing.assert_array_equal(run_session(full, sample)[0], run_session(plain, sample)[0])
@@ -247,7 +247,7 @@ def test_prices_that_change_little_are_followed_by_wider_steps(
     # an error a little below the one that is aimed at, whatever the price: each step that it asks for is small
     below = 0.95 * 1.5 * (1 - rate_search.HELD_OUT_MARGIN / math.sqrt(ordinary.samples))
     told = replace(ordinary, outputs=tuple(_scaled(output, below) for output in ordinary.outputs))
-    monkeypatch.setattr(rate_search, "FIRST_PRICE", rate_search.INITIAL_RATE_WEIGHT * 1e-4)
+    monkeypatch.setattr(rate_search, "INITIAL_RATE_WEIGHT", rate_search.INITIAL_RATE_WEIGHT * 1e-4)
     found = rate_search.RateSearch(solver, lambda _: told, lambda _: 0.0, ordinary, 1.5, None)
     found.find_best_point()
     _, first, second, third, *_ = found.points

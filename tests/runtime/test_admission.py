@@ -2,7 +2,7 @@
 
 import pytest
 
-from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES, admit
+from device_agent.runtime.admission import BARE_PROCESS_BYTES, RESERVE_BYTES, decide_admission
 
 FIXED = BARE_PROCESS_BYTES + RESERVE_BYTES
 
@@ -12,11 +12,11 @@ FIXED = BARE_PROCESS_BYTES + RESERVE_BYTES
     [(FIXED + 100, "beside"), (FIXED + 99, "stop-first"), (FIXED + 40, "stop-first"), (FIXED + 39, "refuse")],
 )
 def test_a_candidate_of_100_bytes_beside_a_model_of_60(available: int, way: str) -> None:
-    admission = admit(available, 100, 60)
-    assert admission.way == way
+    admission = decide_admission(available, 100, 60)
+    assert admission.strategy == way
     assert admission.detail == f"needs {FIXED + 100} bytes, {available} are available beside the running model"
 
 
 def test_a_first_install_is_beside_nothing() -> None:
-    assert admit(FIXED + 100, 100).way == "beside"
-    assert admit(FIXED + 99, 100).way == "refuse"
+    assert decide_admission(FIXED + 100, 100).strategy == "beside"
+    assert decide_admission(FIXED + 99, 100).strategy == "refuse"

@@ -13,16 +13,16 @@ import pytest
 from bundle.errors import Bug, Unfit
 from device_agent.errors import BusyUnavailable, ChildDied, ChildFailed, ChildTimeout
 from device_agent.process import channel
-from device_agent.process.child import Child
-from device_agent.process.jail import JailPolicy, available
+from device_agent.process.child import ChildProcess
+from device_agent.process.jail import JailPolicy, detect_jail
 
 JAIL_PROBE = "tests.support.jail_probe"
 ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 MEMFD_READ = "did: plain model"
 
 
-def start(policy: JailPolicy | None = None) -> Child:
-    return Child.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
+def start(policy: JailPolicy | None = None) -> ChildProcess:
+    return ChildProcess.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
 
 
 def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
     with start() as child:
         request = {"readable": str(secret), "supervisor": os.getpid()}
         tried = child.call("attempts", request, (fd,), deadline_s=10).value
-        assert child.jail.confined
+        assert child.jail.is_confined
         assert child.jail.undumpable
         assert child.jail.threads == 1
     os.close(fd)
@@ -62,7 +62,7 @@ def test_a_policy_opens_the_paths_and_sockets_that_it_names(tmp_path: Path) -> N
 
 def test_what_a_child_can_be_kept_from_is_known_before_one_starts() -> None:
     with start() as child:
-        promised = available()
+        promised = detect_jail()
         assert (child.jail.landlock_abi, child.jail.seccomp) == (promised.landlock_abi, promised.seccomp)
         assert child.jail.network_namespace == promised.network_namespace
 
@@ -77,15 +77,15 @@ def test_an_error_of_the_child_is_raised_as_its_class() -> None:
         assert foreign.value.reason == "child-failed"
         with pytest.raises(ChildFailed, match="knows attempts, environment, fail, talk, not 'dance'"):
             child.call("dance", deadline_s=10)
-        assert child.alive()
+        assert child.is_alive()
 
 
 def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> None:
-    error = channel.error_from({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
+    error = channel.error_from_dict({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
     assert isinstance(error, Unfit)
     assert error.reason == "never-heard-of"
-    assert isinstance(channel.error_from({"reason": "../x", "message": "m"}), Bug)
-    assert isinstance(channel.error_from(None), Bug)
+    assert isinstance(channel.error_from_dict({"reason": "../x", "message": "m"}), Bug)
+    assert isinstance(channel.error_from_dict(None), Bug)
 
 
 @pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*jail_probe.py"), ("exit", "exit code 3")])
@@ -93,7 +93,7 @@ def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: 
     with start() as child:
         with pytest.raises(ChildDied, match=words):
             child.call("fail", {"how": how}, deadline_s=10)
-        assert not child.alive()
+        assert not child.is_alive()
         assert select.select([child], [], [], 0)[0]
 
 
@@ -108,24 +108,24 @@ def test_a_silent_child_is_killed_at_the_deadline() -> None:
         with pytest.raises(ChildTimeout, match=r"did not answer 'fail' within 0.2 s"):
             child.call("fail", {"how": "sleep"}, deadline_s=0.2)
         assert time.monotonic() - before < 5
-        assert not child.alive()
+        assert not child.is_alive()
 
 
 def test_events_questions_and_descriptors_cross() -> None:
-    events: list[channel.Value] = []
+    events: list[channel.JsonObject] = []
     with start() as child:
         answer = child.call(
             "talk",
             {"n": 21},
             deadline_s=10,
             on_event=events.append,
-            on_ask=lambda question: ({"n": question.value["n"] * 2}, ()),
+            on_request=lambda question: ({"n": question.value["n"] * 2}, ()),
         )
         assert events == [{"done": 1}, {"done": 2}]
         assert os.pread(answer.fds[0], 10, 0) == b"42"
         answer.close()
         with pytest.raises(BusyUnavailable):
-            child.call("talk", {"n": 1}, deadline_s=10, on_ask=_refuse)
+            child.call("talk", {"n": 1}, deadline_s=10, on_request=_refuse)
 
 
 def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, ...]]:
@@ -147,7 +147,7 @@ def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
     child.stop()
     caller.join()
     assert died
-    assert not child.alive()
+    assert not child.is_alive()
     assert time.monotonic() - before < 4
     child.stop()
 

@@ -7,8 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from device_agent.front.generations import Generation, Request, RequestFailed, Slot, Window
-from device_agent.runtime.wire import IN_FLIGHT, NO_JSON, Answer
+from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration, Request, RequestFailed
+from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Answer
 
 
 class Process:
@@ -50,12 +50,14 @@ class Bench:
 
     def __init__(self, max_waiting: int = 4) -> None:
         self.now = 100.0
-        self.slot = Slot("toy", max_waiting=max_waiting, wait_s=10.0, clock=lambda: self.now)
+        self.slot = FamilyQueue("toy", max_waiting=max_waiting, wait_s=10.0, clock=lambda: self.now)
         self.processes: dict[int, Process] = {}
         self.drained: list[int] = []
 
     def publish(self, number: int) -> Process:
-        generation = self.slot.generations.get(number) or Generation(number, f"1.{number}", {}, Window(self.now))
+        generation = self.slot.generations.get(number) or FrontGeneration(
+            number, f"1.{number}", {}, CounterWindow(self.now)
+        )
         if generation.sender is None:
             generation.sender = self.processes[number] = Process()
         self.slot.publish(generation)
@@ -69,19 +71,19 @@ class Bench:
     def answer(self, number: int, status: int = 200, *, has_nan: bool = False) -> None:
         request = self.processes[number].inbox.pop(0)
         answer = Answer(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
-        self.slot.answered(self.slot.generations[number], request.number, answer)
+        self.slot.handle_answer(self.slot.generations[number], request.number, answer)
 
     def kill(self, number: int) -> None:
         self.processes[number].inbox.clear()
-        self.slot.lost(self.slot.generations[number])
+        self.slot.handle_lost_process(self.slot.generations[number])
 
     def retire(self, number: int) -> None:
         self.slot.retire(number, lambda: self.drained.append(number))
 
 
 def outcome(request: Request) -> Answer | RequestFailed | None:
-    assert isinstance(request.outcome, Outcome)
-    return request.outcome.result
+    assert isinstance(request.response, Outcome)
+    return request.response.result
 
 
 def answered_by(request: Request) -> int:
@@ -110,30 +112,30 @@ def test_a_request_keeps_its_generation_through_a_switch() -> None:
 def test_no_more_than_a_few_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
     bench = Bench()
     first = bench.publish(1)
-    requests = [bench.request() for _ in range(IN_FLIGHT + 2)]
-    assert len(first.inbox) == IN_FLIGHT
+    requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 2)]
+    assert len(first.inbox) == MAX_IN_FLIGHT_REQUESTS
     second = bench.publish(2)
-    assert second.inbox == requests[IN_FLIGHT:]
+    assert second.inbox == requests[MAX_IN_FLIGHT_REQUESTS:]
 
 
 def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
     bench = Bench(max_waiting=1)
     bench.publish(1)
-    for _ in range(IN_FLIGHT + 1):
+    for _ in range(MAX_IN_FLIGHT_REQUESTS + 1):
         bench.request()
     with pytest.raises(RequestFailed, match="1 requests wait already") as caught:
         bench.request()
     assert caught.value.status == 503
-    assert bench.slot.refused == 1
+    assert bench.slot.rejected_requests == 1
 
 
 def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
     bench = Bench()
     bench.publish(1)
-    requests = [bench.request() for _ in range(IN_FLIGHT + 1)]
+    requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
     bench.kill(1)
     assert not bench.slot.is_ready
-    assert bench.publish(1).inbox == requests[:IN_FLIGHT]
+    assert bench.publish(1).inbox == requests[:MAX_IN_FLIGHT_REQUESTS]
     for _ in requests:
         bench.answer(1)
     assert [answered_by(request) for request in requests] == [1] * len(requests)
@@ -158,10 +160,10 @@ def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
     bench.kill(1)
     request = bench.request()
     bench.now += 9
-    bench.slot.sweep(60)
+    bench.slot.fail_expired(60)
     assert outcome(request) is None
     bench.now += 2
-    bench.slot.sweep(60)
+    bench.slot.fail_expired(60)
     assert failed_with(request) == 503
     assert bench.slot.is_idle
 
@@ -177,7 +179,7 @@ def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped
     bench.publish(1)
     request = bench.request()
     bench.now += 61
-    bench.slot.sweep(60)
+    bench.slot.fail_expired(60)
     assert failed_with(request) == 504
     bench.answer(1)
     window = bench.slot.generations[1].window
@@ -189,11 +191,11 @@ def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
     bench.publish(1)
     bench.kill(1)
     stranded = bench.request()
-    bench.slot.give_up()
+    bench.slot.fail_waiting()
     assert failed_with(stranded) == 503
     bench.publish(1)
-    requests = [bench.request() for _ in range(IN_FLIGHT + 1)]
-    bench.slot.give_up()
+    requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
+    bench.slot.fail_waiting()
     for _ in requests:
         bench.answer(1)
     assert [answered_by(request) for request in requests] == [1] * len(requests)
@@ -221,7 +223,7 @@ def test_a_version_can_be_named_while_it_is_loaded() -> None:
     old = bench.request("1.1")
     bench.answer(1)
     assert answered_by(old) == 1
-    pinned = [bench.request("1.1") for _ in range(IN_FLIGHT + 1)]
+    pinned = [bench.request("1.1") for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
     bench.retire(1)
     assert failed_with(pinned[-1]) == 404
     with pytest.raises(RequestFailed, match=r"no loaded version '1\.1'"):
@@ -235,8 +237,8 @@ def test_health_counts_what_the_model_did_since_it_became_current() -> None:
         bench.request()
         bench.answer(1, status, has_nan=has_nan)
     window = bench.slot.generations[1].window
-    assert (window.requests, window.nan, window.client_errors, window.errors) == (4, 1, 1, 1)
-    assert window.busy.count == 2
+    assert (window.requests, window.nan_responses, window.client_errors, window.errors) == (4, 1, 1, 1)
+    assert window.busy_us.count == 2
     bench.publish(2)
     bench.publish(1)
     assert bench.slot.generations[1].window.requests == 0
@@ -263,7 +265,7 @@ class Requests(RuleBasedStateMachine):
     @rule()
     def request(self) -> None:
         current = self.bench.slot.current
-        if len(self.bench.slot.waiting) >= 6:  # those of a dead process come on top
+        if len(self.bench.slot.waiting_requests) >= 6:  # those of a dead process come on top
             with pytest.raises(RequestFailed, match="wait already"):
                 self.bench.request()
             return
@@ -314,7 +316,7 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def every_open_request_is_somewhere_once(self) -> None:
         slot = self.bench.slot
-        places = [*slot.waiting, *(r for g in slot.generations.values() for r in g.leases.values())]
+        places = [*slot.waiting_requests, *(r for g in slot.generations.values() for r in g.leases.values())]
         assert sorted(map(id, places)) == sorted(id(request) for request, _ in self.open)
 
     def teardown(self) -> None:

@@ -41,7 +41,7 @@ def echo(dtype: str) -> Any:
 
 def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes, bool]:
     text = json.dumps(head).encode()
-    answer = model.answer(memoryview(text + raw), len(text) if raw else NO_JSON)
+    answer = model.answer_request(memoryview(text + raw), len(text) if raw else NO_JSON)
     body = b"".join(answer.parts)
     length = len(body) if answer.json_bytes == NO_JSON else answer.json_bytes
     return json.loads(body[:length]), body[length:], answer.has_nan
@@ -57,7 +57,7 @@ def x(data: list[Any] | None = None, **fields: Any) -> dict[str, Any]:
 def test_every_dtype_goes_in_and_out_as_json_and_as_bytes(dtype: str) -> None:
     values = np.array([0, 1, 1], dtype) if dtype == "bool" else np.array([0, 1, 100], dtype)
     with model_of(echo(dtype)) as model:
-        name = tensors.datatype_of(values.dtype)
+        name = tensors.datatype_name(values.dtype)
         for as_bytes in (False, True):
             for out_bytes in (False, True):
                 fields: dict[str, Any] = {"name": "x", "datatype": name, "shape": [3]}
@@ -155,7 +155,7 @@ def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
 )
 def test_a_body_that_is_no_request_is_named(body: bytes, json_bytes: int, words: str) -> None:
     with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
-        model.answer(memoryview(body), json_bytes)
+        model.answer_request(memoryview(body), json_bytes)
 
 
 @pytest.mark.parametrize(("dtype", "bad"), [("uint8", 256), ("uint8", -1), ("int64", 2**63), ("int32", 1.5)])

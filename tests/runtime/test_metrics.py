@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from device_agent.daemon.update_metrics import Tally, render
-from device_agent.policy.attempt import DOWNTIME, Attempt, Ended, Outcome
+from device_agent.daemon.update_metrics import UpdateMetrics, render_update_metrics
+from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, UpdateResult
 from device_agent.runtime.probe_runner import ProbeReport
 from tests.support.load_clients import ask, connect
 from tests.support.memfd_bundles import front, plain, scale
@@ -78,21 +78,21 @@ def buckets_of(metric: Metric) -> Iterator[tuple[list[float], float]]:
 
 
 @pytest.fixture
-def tally() -> Tally:
+def tally() -> UpdateMetrics:
     """Of one update, one rollback, one failure that never swapped."""
-    tally = Tally("toy")
+    tally = UpdateMetrics("toy")
     phases = {"check": 10, "probe": 1500, "swap": 20, "probation": 30_000}
     good = Attempt(1, "poll", 0, download_bytes=7, patch_bytes=7, full_bytes=90, phases_ms=phases, swap_us=80)
     bad = Attempt(2, "poll", 0, download_bytes=90, patch_bytes=90, full_bytes=90, phases_ms={"swap": 5, DOWNTIME: 250})
-    tally.count(Ended(good, Outcome.UPDATED, "", "", 1))
-    tally.count(Ended(bad, Outcome.ROLLED_BACK, "probation-failed", "NaN", 1))
-    tally.count(Ended(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "fetch", "", 1))
-    tally.count_probe(ProbeReport("pass", worst_relative_rms_ppm=120))
+    tally.record(UpdateResult(good, Outcome.UPDATED, "", "", 1))
+    tally.record(UpdateResult(bad, Outcome.ROLLED_BACK, "probation-failed", "NaN", 1))
+    tally.record(UpdateResult(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "fetch", "", 1))
+    tally.record_probe(ProbeReport("pass", worst_relative_rms_ppm=120))
     return tally
 
 
-def test_the_supervisors_counters_add_up(tally: Tally) -> None:
-    found = parse(render([tally]))
+def test_the_supervisors_counters_add_up(tally: UpdateMetrics) -> None:
+    found = parse(render_update_metrics([tally]))
     check_conventions(found)
 
     def value(name: str, suffix: str = "", **labels: str) -> float:
@@ -109,8 +109,8 @@ def test_the_supervisors_counters_add_up(tally: Tally) -> None:
     assert value("probe_worst_relative_rms_ratio") == pytest.approx(1.2e-4)
 
 
-def test_several_families_share_the_heading_of_a_metric(tally: Tally) -> None:
-    text = render([tally, Tally("other")])
+def test_several_families_share_the_heading_of_a_metric(tally: UpdateMetrics) -> None:
+    text = render_update_metrics([tally, UpdateMetrics("other")])
     found = parse(text)
     check_conventions(found)
     heads = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
@@ -121,11 +121,11 @@ def test_several_families_share_the_heading_of_a_metric(tally: Tally) -> None:
     assert [samples["", (("family", "other"), ("result", result))] for result in results] == [0, 0, 0]
 
 
-def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: Tally) -> None:
+def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: UpdateMetrics) -> None:
     with plain(scale(2.0)) as bundle, front() as served:
         process = bundle.process(1)
         served.publish("toy", process)
-        served.tell_metrics(render([tally]))
+        served.push_metrics(render_update_metrics([tally]))
         assert ask(served.address)[0] == 200
         assert ask(served.address, b"{")[0] == 400
         connection = connect(served.address)

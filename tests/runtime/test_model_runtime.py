@@ -14,7 +14,7 @@ from onnx import helper
 
 from bundle.golden import GoldenUnfit
 from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, NothingToRollBack, RequestInvalid
-from device_agent.runtime import ModelRuntime, bundle_of
+from device_agent.runtime import ModelRuntime, bundle_from_files
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
 from tests.support.memfd_bundles import floats, graph, plain, scale
@@ -152,7 +152,7 @@ def test_large_tensors_travel_in_shared_memory_that_is_reused_only_once_results_
 
 def test_a_bundle_is_made_of_plain_files(tmp_path: Path) -> None:
     onnx.save(scale(2.0), str(tmp_path / "model.onnx"))
-    bundle = bundle_of(tmp_path / "model.onnx")
+    bundle = bundle_from_files(tmp_path / "model.onnx")
     with ModelRuntime(threads=1) as runtime:
         runtime.swap(bundle)
         bundle.close()

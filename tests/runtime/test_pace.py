@@ -1,6 +1,6 @@
 """The rhythm of work beside live requests."""
 
-from device_agent.process.throttle import MAX_REST_S, REST, Pace
+from device_agent.process.throttle import MAX_WAIT_S, WAIT_TO_WORK_RATIO, Throttle
 
 
 class Clock:
@@ -9,8 +9,8 @@ class Clock:
     def __init__(self) -> None:
         self.now, self.rests = 5.0, list[float]()
 
-    def pace(self, *, is_paced: bool = True) -> Pace:
-        return Pace(is_paced=is_paced, clock=lambda: self.now, sleep=self.rests.append)
+    def pace(self, *, is_paced: bool = True) -> Throttle:
+        return Throttle(is_paced=is_paced, clock=lambda: self.now, sleep=self.rests.append)
 
 
 def test_a_rest_is_a_multiple_of_the_step_before_it() -> None:
@@ -18,21 +18,21 @@ def test_a_rest_is_a_multiple_of_the_step_before_it() -> None:
     pace = clock.pace()
     for step_s in (0.25, 0.0, 0.125):
         clock.now += step_s
-        pace.rest()
-    assert clock.rests == [0.25 * REST, 0.0, 0.125 * REST]
+        pace.wait()
+    assert clock.rests == [0.25 * WAIT_TO_WORK_RATIO, 0.0, 0.125 * WAIT_TO_WORK_RATIO]
 
 
 def test_a_long_step_is_not_paid_for_without_end() -> None:
     clock = Clock()
     pace = clock.pace()
     clock.now += 1000.0
-    pace.rest()
-    assert clock.rests == [MAX_REST_S]
+    pace.wait()
+    assert clock.rests == [MAX_WAIT_S]
 
 
 def test_without_a_pace_nothing_rests() -> None:
     clock = Clock()
     pace = clock.pace(is_paced=False)
     clock.now += 1.0
-    pace.rest()
+    pace.wait()
     assert clock.rests == []

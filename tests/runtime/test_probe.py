@@ -16,8 +16,8 @@ import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
 from device_agent.process.jail import JailPolicy
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, compare, probe
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, compare_with_baseline, run_probe_process
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
 from device_agent.workers import probe as probe_process
@@ -30,7 +30,7 @@ ENOUGH_TO_START_S = 8  # on a machine with other things to do; what does not end
 
 
 def verdict(bundle: Plain, health: Health = HEALTH, baseline: ProbeBaseline | None = None) -> ProbeReport:
-    return probe(bundle.fds, bundle.contract, health, baseline, threads=1)
+    return run_probe_process(bundle.fds, bundle.contract, health, baseline, threads=1)
 
 
 def test_a_good_candidate_passes_with_its_numbers() -> None:
@@ -165,13 +165,13 @@ def test_a_model_whose_memory_grows_leaks() -> None:
 
         def ask(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
             self.held.append(os.urandom(16) * 500_000)
-            return super().ask(inputs)
+            return super().infer(inputs)
 
     with plain(scale(2.0), list(SAMPLES)) as bundle:
         sound, leaking = LoadedModel.load(bundle.fds, threads=1), Leaking.load(bundle.fds, threads=1)
         questions = list(SAMPLES)
-        assert probe_process.growth_bytes(sound, questions)[0] < probe_process.MAX_GROWTH_BYTES / 8
-        assert probe_process.growth_bytes(leaking, questions)[0] > probe_process.MAX_GROWTH_BYTES
+        assert probe_process.measure_growth(sound, questions)[0] < probe_process.MAX_GROWTH_BYTES / 8
+        assert probe_process.measure_growth(leaking, questions)[0] > probe_process.MAX_GROWTH_BYTES
     Leaking.held.clear()
 
 
@@ -197,7 +197,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
     with plain(scale(2.0)) as bundle:
         renamed = replace(bundle.contract, inputs=(TensorSpec("z", "float32", (4,)),))
-        report = probe(bundle.fds, renamed, HEALTH, threads=1)
+        report = run_probe_process(bundle.fds, renamed, HEALTH, threads=1)
         assert (report.verdict, report.reason) == ("fail", "contract-mismatch")
         assert report.detail == "model inputs: found x, expected z"
 
@@ -262,13 +262,13 @@ def test_a_model_fatter_than_the_running_one_fails() -> None:
 def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy() -> None:
     report = ProbeReport("pass", latency_us=5000, peak_bytes=1)
     baseline = ProbeBaseline(latency_us=1000, peak_bytes=1)
-    slow = compare(report, HEALTH, baseline)
+    slow = compare_with_baseline(report, HEALTH, baseline)
     assert (slow.verdict, slow.reason) == ("fail", "too-slow")
     assert slow.detail == "median latency 5000 us, at most 4500 are allowed (running: 1000)"
-    busy = compare(report, HEALTH, baseline, cpu_share=0.3)
+    busy = compare_with_baseline(report, HEALTH, baseline, cpu_share=0.3)
     assert (busy.verdict, busy.reason) == ("inconclusive", "busy")
-    assert compare(replace(report, latency_us=4500), HEALTH, baseline).verdict == "pass"
-    assert compare(report, HEALTH, None).verdict == "pass"
+    assert compare_with_baseline(replace(report, latency_us=4500), HEALTH, baseline).verdict == "pass"
+    assert compare_with_baseline(report, HEALTH, None).verdict == "pass"
 
 
 def test_a_slow_model_is_measured_as_slow() -> None:
@@ -279,14 +279,14 @@ def test_a_slow_model_is_measured_as_slow() -> None:
 
 def test_malformed_golden_vectors_fail_with_their_reason() -> None:
     with plain(scale(2.0)) as bundle:
-        files = {**bundle.fds.files, "g": sealed_memfd("g", b"\xff" * 16)}
-        report = probe(BundleFds(files, bundle.fds.model, "g"), bundle.contract, HEALTH, threads=1)
+        files = {**bundle.fds.files, "g": create_sealed_memfd("g", b"\xff" * 16)}
+        report = run_probe_process(BundleFds(files, bundle.fds.model, "g"), bundle.contract, HEALTH, threads=1)
         assert (report.verdict, report.reason) == ("fail", "malformed")
 
 
 def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
     with plain(scale(2.0)) as bundle:
-        report = probe(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
+        report = run_probe_process(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
         assert report.verdict == "inconclusive"
         assert report.reason in ("child-died", "jail-unavailable", "child-failed")
 
@@ -299,7 +299,7 @@ class _with_golden:
 
         shape = tuple(n for n in bundle.contract.outputs[0].shape if isinstance(n, int))
         sample = GoldenSample({"x": np.ones(size, np.float32)}, {"y": np.ones(shape, np.float32)})
-        self._fd = sealed_memfd("g", write_golden((sample,)))
+        self._fd = create_sealed_memfd("g", write_golden((sample,)))
         files = {**bundle.fds.files, "g": self._fd}
         self._plain = Plain(BundleFds(files, bundle.fds.model, "g"), bundle.contract)
 

@@ -20,8 +20,8 @@ from onnx import helper
 from device_agent.config.config import Config, FurtherFamily, ServeSettings
 from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
 from device_agent.runtime.front_handle import listen_on
-from device_agent.runtime.handles import Front, ModelProcess, Standby
-from device_agent.serving.serving_runtime import Switchboard
+from device_agent.runtime.handles import FrontHandle, ModelProcess, PrestartedProcess
+from device_agent.serving.serving_runtime import ServingRuntime
 from tests.support import hostile_models as hostile
 from tests.support.load_clients import INFER, REQUEST, Load, ask, connect, until
 from tests.support.memfd_bundles import floats, front, graph, plain, scale
@@ -93,7 +93,7 @@ def test_metrics_add_up_over_a_swap() -> None:
             ask(served.address, b"{")
         served.retire("toy", 1, 5)
         served.publish("toy", processes[1])
-        served.tell_metrics("# TYPE airweights_swaps_total counter\nairweights_swaps_total 7\n")
+        served.push_metrics("# TYPE airweights_swaps_total counter\nairweights_swaps_total 7\n")
         connection = connect(served.address)
         connection.request("GET", "/metrics")
         response = connection.getresponse()
@@ -295,7 +295,7 @@ def test_no_request_is_lost_when_the_model_process_is_killed_and_restarted() -> 
                 load.wait_for(20)
                 os.kill(process.pid, signal.SIGKILL)
                 process.stop()
-                assert not process.alive()
+                assert not process.is_alive()
                 process = bundle.process(1)
                 served.publish("toy", process)
             load.wait_for(20)
@@ -308,24 +308,24 @@ def test_no_request_is_lost_when_the_model_process_is_killed_and_restarted() -> 
 
 def test_a_standby_takes_over_from_a_killed_process() -> None:
     with plain(scale(2.0), list(SAMPLE)) as bundle, front() as served:
-        process, standby = bundle.process(1), Standby.start()
+        process, standby = bundle.process(1), PrestartedProcess.start()
         served.publish("toy", process)
         with Load(served.address) as load:
             load.wait_for(20)
             process.kill()
-            process = ModelProcess.start(bundle.fds, bundle.spec(1), standby=standby)
+            process = ModelProcess.start(bundle.fds, bundle.spec(1), prestarted=standby)
             served.publish("toy", process)
             load.wait_for(20)
         assert load.failed == {}
         assert process.pid == standby.child.pid
         process.stop()
-        assert not standby.alive()
-        again = ModelProcess.start(bundle.fds, bundle.spec(1), standby=standby)
+        assert not standby.is_alive()
+        again = ModelProcess.start(bundle.fds, bundle.spec(1), prestarted=standby)
         assert again.pid != standby.child.pid
         again.stop()
-        unused = Standby.start()
+        unused = PrestartedProcess.start()
         unused.stop()
-        assert not unused.alive()
+        assert not unused.is_alive()
 
 
 def test_bodies_that_fill_the_request_channel_are_all_answered() -> None:
@@ -469,7 +469,7 @@ def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_d
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert served_value(served.address) == 2.0
         with pytest.raises(ListenUnavailable, match="another server answers there"):
-            Front.start(_config(f"unix:{path}"))
+            FrontHandle.start(_config(f"unix:{path}"))
         process.stop()
     assert not path.exists()
     listen_on(f"unix:{path}")[0].close()
@@ -511,19 +511,21 @@ def _switches_after_a_second(*pids: int) -> list[str]:
 
 
 def test_a_switchboard_answers_as_long_as_each_family_does(tmp_path: Path) -> None:
-    config = Config(tmp_path, "https://models.example.com", "a", serve=ServeSettings(), further=(FurtherFamily("b"),))
+    config = Config(
+        tmp_path, "https://models.example.com", "a", serve=ServeSettings(), further_families=(FurtherFamily("b"),)
+    )
     with plain(scale(2.0)) as bundle:
-        switchboard = Switchboard(config)
+        switchboard = ServingRuntime(config)
         try:
             processes = {family: bundle.process(1) for family in ("a", "b")}
             for family, process in processes.items():
                 assert get(switchboard.address, "/v2/health/ready")[0] == 400
-                switchboard.outlet(family).publish(1, process)
+                switchboard.family_runtime(family).publish(1, process)
                 assert switchboard.is_answering()
             assert get(switchboard.address, "/v2/health/ready")[0] == 200
             processes["b"].kill()
             assert not switchboard.is_answering()
-            switchboard.outlet("b").retire(1)
+            switchboard.family_runtime("b").retire(1)
             assert switchboard.is_answering(), "nothing is expected of what was taken out"
         finally:
             switchboard.stop()

@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 
-from device_agent.runtime.comparison import compare, decode_answer
-from device_agent.runtime.handles import Front
+from device_agent.runtime.comparison import compare_answers, decode_answer
+from device_agent.runtime.handles import FrontHandle
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import NO_JSON
 from tests.support import hostile_models as hostile
@@ -16,7 +16,7 @@ from tests.support.load_clients import Load, ask, until
 from tests.support.memfd_bundles import floats, front, plain, scale
 
 
-def wait_for(served: Front, count: int) -> None:
+def wait_for(served: FrontHandle, count: int) -> None:
     def heard() -> bool:
         assert ask(served.address)[0] == 200
         stats = served.shadow_stats("toy")
@@ -33,7 +33,7 @@ def test_a_candidate_agrees_or_not(factor: float, limit_ppm: int, agrees: bool) 
         processes = live.process(1), candidate.process(2)
         served.publish("toy", processes[0])
         processes[1].set_background(is_background=True)
-        served.shadow("toy", processes[1], 1_000_000, limit_ppm)
+        served.set_shadow("toy", processes[1], 1_000_000, limit_ppm)
         wait_for(served, 5)
         stats = served.shadow_stats("toy")
         assert (stats.agreed == stats.compared, stats.errors, stats.nan) == (agrees, 0, 0)
@@ -49,7 +49,7 @@ def test_only_the_share_is_heard_and_both_encodings_are_compared() -> None:
     with plain(scale(2.0)) as live, front() as served:
         processes = live.process(1), live.process(2)
         served.publish("toy", processes[0])
-        served.shadow("toy", processes[1], 250_000, 0)
+        served.set_shadow("toy", processes[1], 250_000, 0)
         head = {
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [4], "parameters": {"binary_data_size": 16}}],
             "parameters": {"binary_data_output": True},
@@ -72,7 +72,7 @@ def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
     with plain(scale(2.0)) as live, plain(hostile.is_slow(2**40)) as candidate, front() as served:
         processes = live.process(1), candidate.process(2)
         served.publish("toy", processes[0])
-        served.shadow("toy", processes[1], 1_000_000, 0)
+        served.set_shadow("toy", processes[1], 1_000_000, 0)
         with Load(served.address) as load:
             load.wait_for(50)
             os.kill(processes[1].pid, signal.SIGKILL)
@@ -86,12 +86,12 @@ def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
 
 def test_answers_are_compared_output_by_output() -> None:
     live: dict[str, Array] = {"p": floats(0.1, 0.9), "n": np.array([1, 2])}
-    assert compare(live, live, 0) == (True, 0)
-    assert compare({**live, "p": floats(0.4, 0.6)}, live, 0)[0]
-    assert not compare({**live, "p": floats(0.6, 0.4)}, live, 0)[0]
-    assert not compare({**live, "n": np.array([1, 3])}, live, 10**6)[0]
-    assert not compare({"p": live["p"]}, live, 10**6)[0]
-    assert not compare({**live, "p": floats(np.nan, 1)}, live, 10**6)[0]
-    assert compare(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
+    assert compare_answers(live, live, 0) == (True, 0)
+    assert compare_answers({**live, "p": floats(0.4, 0.6)}, live, 0)[0]
+    assert not compare_answers({**live, "p": floats(0.6, 0.4)}, live, 0)[0]
+    assert not compare_answers({**live, "n": np.array([1, 3])}, live, 10**6)[0]
+    assert not compare_answers({"p": live["p"]}, live, 10**6)[0]
+    assert not compare_answers({**live, "p": floats(np.nan, 1)}, live, 10**6)[0]
+    assert compare_answers(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
     text = json.dumps({"outputs": [{"name": "p", "datatype": "FP32", "shape": [2], "data": [1.0, None]}]}).encode()
     assert np.isnan(decode_answer(memoryview(text), NO_JSON)["p"][1])

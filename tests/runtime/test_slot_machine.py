@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from bundle.errors import Unfit
 from device_agent.errors import NothingToRollBack
 from device_agent.runtime import ModelRuntime
-from device_agent.runtime.backends import Worker
+from device_agent.runtime.backends import WorkerBackend
 from device_agent.runtime.model_runtime import Lease, NoModelLoaded
 from tests.support import hostile_models as hostile
 from tests.support.memfd_bundles import Plain, floats, plain, scale
@@ -99,7 +99,7 @@ class Slot(RuleBasedStateMachine):
     def the_process_dies(self) -> None:
         current = self.runtime._current
         assert current is not None
-        assert isinstance(current.backend, Worker)
+        assert isinstance(current.backend, WorkerBackend)
         os.kill(current.backend._process.pid, signal.SIGKILL)
 
     @invariant()

@@ -1,10 +1,10 @@
 """The fetcher with a rate window of a fifth of a second and one try, so that a test need not wait."""
 
-from device_agent.process.worker import serve, start
+from device_agent.process.worker import serve_calls, start_worker
 from device_agent.workers import fetcher
 
 fetcher.RATE_WINDOW_S = 0.2  # type: ignore[misc]  # the test's whole point
-fetcher.TRIES = 1  # type: ignore[misc]
+fetcher.MAX_TRIES = 1  # type: ignore[misc]
 
 if __name__ == "__main__":
-    serve(start()[0], {"get": fetcher.get, "blob": fetcher.blob})
+    serve_calls(start_worker()[0], {"get": fetcher.handle_get, "blob": fetcher.fetch_blob})

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from device_agent.errors import BusyUnavailable
-from device_agent.process.channel import Message, Value
-from device_agent.process.worker import Parent, serve, start
+from device_agent.process.channel import JsonObject, Message
+from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
 
 def _outcome(attempt: Callable[[], object]) -> str:
@@ -21,7 +21,7 @@ def _outcome(attempt: Callable[[], object]) -> str:
         return type(error).__name__
 
 
-def attempts(_parent: Parent, message: Message) -> Value:
+def attempts(_parent: SupervisorChannel, message: Message) -> JsonObject:
     """Each attempt's outcome: "did: ..." or the name of the exception."""
     tries: dict[str, Callable[[], object]] = {
         "inet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
@@ -47,7 +47,7 @@ def _call(number: int, *arguments: int) -> int:
     return result
 
 
-def fail(parent: Parent, message: Message) -> Value:
+def fail(parent: SupervisorChannel, message: Message) -> JsonObject:
     """Fail in the way that the call names."""
     match message.value["how"]:
         case "busy":
@@ -59,26 +59,26 @@ def fail(parent: Parent, message: Message) -> Value:
         case "exit":
             os._exit(3)
         case "nonsense":
-            parent.event("done")  # type: ignore[arg-type]  # what a child would send that was taken over
+            parent.send_event("done")  # type: ignore[arg-type]  # what a child would send that was taken over
         case _:
             time.sleep(1000)
     return {}
 
 
-def talk(parent: Parent, message: Message) -> Message:
+def talk(parent: SupervisorChannel, message: Message) -> Message:
     """Events, a question with a descriptor, and a descriptor in the result."""
-    parent.event({"done": 1})
-    parent.event({"done": 2})
-    answer = parent.ask({"what": "double", "n": message.value["n"]})
+    parent.send_event({"done": 1})
+    parent.send_event({"done": 2})
+    answer = parent.request({"what": "double", "n": message.value["n"]})
     fd = os.memfd_create("answer")
     os.write(fd, str(answer.value["n"]).encode())
     return Message({"length": answer.value["n"]}, (fd,))
 
 
-def environment(_parent: Parent, _message: Message) -> Value:
+def environment(_parent: SupervisorChannel, _message: Message) -> JsonObject:
     """Names and values; another process can not read them, since this one is not dumpable."""
     return {"environment": dict(os.environ), "arguments": sys.orig_argv}
 
 
 if __name__ == "__main__":
-    serve(start()[0], {"attempts": attempts, "environment": environment, "fail": fail, "talk": talk})
+    serve_calls(start_worker()[0], {"attempts": attempts, "environment": environment, "fail": fail, "talk": talk})

@@ -12,15 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from device_agent.daemon import run
-from device_agent.storage.database import Records
+from device_agent.storage.database import RecordDatabase
 
 STATE, TIMES, CONFIG = sys.argv[1:]
 left = int(TIMES)
-transaction = Records.transaction
+transaction = RecordDatabase.transaction
 
 
 @contextmanager
-def wrapped(self: Records) -> Iterator[None]:
+def wrapped(self: RecordDatabase) -> Iterator[None]:
     global left
     before = self.get("machine", "state")
     with transaction(self):
@@ -33,5 +33,5 @@ def wrapped(self: Records) -> Iterator[None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-Records.transaction = wrapped  # type: ignore[method-assign]  # see above
+RecordDatabase.transaction = wrapped  # type: ignore[method-assign]  # see above
 sys.exit(run.main([CONFIG]))

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper
 
 from bundle.contract import Contract, TensorSpec
 from bundle.golden import GoldenSample, write_golden
-from device_agent.runtime.bundle_fds import BundleFds, sealed_memfd
-from device_agent.runtime.handles import Front, GenerationSpec, ModelProcess, ServeConfig
+from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
+from device_agent.runtime.handles import FrontHandle, GenerationSpec, ModelProcess, ServeConfig
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
 
@@ -70,9 +70,9 @@ def plain(
     if contract is None:
         assert isinstance(model, onnx.ModelProto)
         contract = contract_of(model)
-    files = {"toy/fp32/model.onnx": sealed_memfd("model", data)}
+    files = {"toy/fp32/model.onnx": create_sealed_memfd("model", data)}
     for name, content in (external or {}).items():
-        files[f"toy/fp32/{name}"] = sealed_memfd("external", content)
+        files[f"toy/fp32/{name}"] = create_sealed_memfd("external", content)
     bundle = BundleFds(files, "toy/fp32/model.onnx", None, tuple(f"toy/fp32/{name}" for name in external or {}))
     if samples:
         loaded = LoadedModel.load(bundle, threads=1)
@@ -80,8 +80,8 @@ def plain(
         for golden in goldens:
             if damage is not None:
                 damage(golden.outputs)
-        files["golden.safetensors"] = sealed_memfd("golden", write_golden(tuple(goldens)))
-        bundle = BundleFds(files, bundle.model, "golden.safetensors", bundle.external)
+        files["golden.safetensors"] = create_sealed_memfd("golden", write_golden(tuple(goldens)))
+        bundle = BundleFds(files, bundle.model, "golden.safetensors", bundle.external_data)
     try:
         yield Plain(bundle, contract)
     finally:
@@ -89,9 +89,9 @@ def plain(
 
 
 @contextmanager
-def front(**settings: object) -> Iterator[Front]:
+def front(**settings: object) -> Iterator[FrontHandle]:
     """A front on a free loopback port."""
-    started = Front.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
+    started = FrontHandle.start(ServeConfig(**{"listen": "tcp:127.0.0.1:0", **settings}))  # type: ignore[arg-type]
     try:
         yield started
     finally:

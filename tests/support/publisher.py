@@ -19,19 +19,19 @@ from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
 from device_agent.config.config import Config, ProbationSettings, ServeSettings, UpdateSettings, render_config
-from device_agent.daemon.control_socket import ask
+from device_agent.daemon.control_socket import call_daemon
 from device_agent.host.device_facts import device_facts, runtime_version
-from device_agent.identity.device_keys import enrolment_request
-from device_agent.identity.provision import initialise
-from device_agent.policy.attempt import Ended
-from device_agent.storage.bundle_store import Store
+from device_agent.identity.device_keys import create_enrollment_request
+from device_agent.identity.provision import initialize_device
+from device_agent.policy.attempt import UpdateResult
+from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
-from device_agent.update.context import Agent
-from device_agent.update.probe_client import Prober
-from device_agent.update.recovery import recover
+from device_agent.update.context import UpdateContext
+from device_agent.update.probe_client import ProbeClient
+from device_agent.update.recovery import recover_journal
 from device_agent.update.update import run_update
-from device_agent.workers.worker_pool import Errands
+from device_agent.workers.worker_pool import WorkerPool
 from keys.signers import load_folder_signers
 from packager.release.pipeline import parse_release_file, run_release
 from packager.repository.devices import enroll_device
@@ -137,7 +137,7 @@ class Publisher:
 
     def admit(self, device: DeviceDirectory, asked: tuple[EnrollmentRequest, bytes] | None = None) -> None:
         """Enrol a device; `asked` is its request, where its keys are not in files."""
-        request, data = asked or enrolment_request(device)
+        request, data = asked or create_enrollment_request(device)
         enroll_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
         self.publish()
 
@@ -164,7 +164,7 @@ class DeviceUnderTest:
 
     folder: Path
     config: Config
-    log: list[Ended] = field(default_factory=list)
+    log: list[UpdateResult] = field(default_factory=list)
     daemon: "subprocess.Popen[bytes] | None" = None
 
     @classmethod
@@ -180,7 +180,7 @@ class DeviceUnderTest:
             probation=ProbationSettings(window_s=0, min_requests=0),
         )
         device = cls(folder, config)
-        initialise(device.directory, root, f"lab-{os.urandom(4).hex()}")
+        initialize_device(device.directory, root, f"lab-{os.urandom(4).hex()}")
         device.write_config()
         return device
 
@@ -213,23 +213,23 @@ class DeviceUnderTest:
         self.config_path.write_text(text)
 
     def journal(self) -> Journal:
-        return Journal(self.directory.journal)
+        return Journal(self.directory.journal_path)
 
-    def update(self, *, errands: Callable[[], Errands] | None = None, **changes: Any) -> Ended:
+    def update(self, *, errands: Callable[[], WorkerPool] | None = None, **changes: Any) -> UpdateResult:
         """One update by hand in this process, with its children; recovers first."""
-        store, journal = Store(self.directory.root), self.journal()
+        store, journal = BundleStore(self.directory.root), self.journal()
         config = replace(self.config, **changes)
         try:
-            recover(journal, runtime_version())
-            agent = Agent(
+            recover_journal(journal, runtime_version())
+            agent = UpdateContext(
                 config=config,
                 device=self.directory,
-                identity=self.directory.public_identity(),
+                identity=self.directory.read_public_identity(),
                 store=store,
                 journal=journal,
-                prober=Prober(0, allow_unjailed=False),
-                facts=device_facts,
-                errands=errands or (lambda: Errands(config, self.directory, store)),
+                probe_client=ProbeClient(0, allow_unjailed=False),
+                read_facts=device_facts,
+                open_workers=errands or (lambda: WorkerPool(config, self.directory, store)),
             )
             ended = run_update(agent, "operator")
         finally:
@@ -260,7 +260,7 @@ class DeviceUnderTest:
         return self.daemon.stderr
 
     def ask(self, command: str, **fields: Any) -> dict[str, Any]:
-        return ask(self.directory.control, command, 120, **fields)
+        return call_daemon(self.directory.control_path, command, 120, **fields)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End the daemon; its exit code."""

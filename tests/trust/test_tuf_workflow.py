@@ -105,7 +105,7 @@ def test_a_bad_first_root_makes_no_request(repo: SimulatedRepository, client: Cl
             document["signatures"] = []
         case "other role":
             document = json.loads(repo.served["metadata/1.targets.json"])
-    path = client.metadata / tuf_conformance.SHIPPED_ROOT
+    path = client.metadata / tuf_conformance.SHIPPED_ROOT_NAME
     path.write_bytes(b"{" if damage == "not json" else json.dumps(document).encode())
     assert client.refresh() == 1
     assert repo.asked == []

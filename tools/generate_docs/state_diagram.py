@@ -6,30 +6,33 @@ this output.
 
 from typing import Final
 
-from device_agent.policy.state_machine import MAX_KILLS, RECOVERY, TRANSITIONS, TRIALS, State
+from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, MAX_CRASHES, RECOVERY, TRANSITIONS, State
 
-MEANING: Final[dict[State, str]] = {
+STATE_MEANINGS: Final[dict[State, str]] = {
     State.IDLE: "nothing under way; `active` serves",
     State.CHECKING: "the verifier walks the signed metadata and decides what the channel runs now",
     State.FETCHING: "blobs and envelopes come into the spool",
     State.PATCHING: "the patcher decrypts, applies and seals into the store",
     State.PROBING: "the candidate answers golden vectors in a jailed child",
-    State.ARMED: "probed while no daemon served; the next start swaps it in",
+    State.STAGED: "probed while no daemon served; the next start swaps it in",
     State.SWAPPING: "the candidate's model process starts and is published",
     State.PROBATION: "the candidate serves under watch; the previous generation stays resident",
     State.COMMITTING: "decided for the candidate; the pointers move",
     State.ROLLING_BACK: "decided against the candidate, or an operator's rollback; the previous release serves again",
-    State.REFUSING: "decided against a candidate that never served; it is put into quarantine",
+    State.REJECTING: "decided against a candidate that never served; it is put into quarantine",
 }
-assert MEANING.keys() == set(State)
+assert STATE_MEANINGS.keys() == set(State)
 
 
-def page() -> str:
+def render_page() -> str:
     """The Markdown page."""
-    edges = [f"    {_id(before)} --> {_id(after)}: {event.value}" for (before, event), after in TRANSITIONS.items()]
-    states = [f'    state "{state.value}" as {_id(state)}' for state in State]
+    edges = [
+        f"    {_mermaid_id(before)} --> {_mermaid_id(after)}: {event.value}"
+        for (before, event), after in TRANSITIONS.items()
+    ]
+    states = [f'    state "{state.value}" as {_mermaid_id(state)}' for state in State]
     rows = [
-        f"| {state.value} | {MEANING[state]} | {RECOVERY[state].value} | {'yes' if state in TRIALS else ''} |"
+        f"| {state.value} | {STATE_MEANINGS[state]} | {RECOVERY[state].value} | {'yes' if state in CRASH_SUSPECT_STATES else ''} |"
         for state in State
     ]
     return "\n".join(
@@ -40,13 +43,13 @@ def page() -> str:
             "",
             "```mermaid",
             "stateDiagram-v2",
-            f"    [*] --> {_id(State.IDLE)}",
+            f"    [*] --> {_mermaid_id(State.IDLE)}",
             *states,
             *edges,
             "```",
             "",
-            f"A restart goes on as the third column says. In a trial, being killed {MAX_KILLS} times in the same state",
-            f"leads to `{State.REFUSING.value}` instead: the release goes into quarantine.",
+            f"A restart goes on as the third column says. In a trial, being killed {MAX_CRASHES} times in the same state",
+            f"leads to `{State.REJECTING.value}` instead: the release goes into quarantine.",
             "",
             "| state | meaning | after a restart | trial |",
             "| --- | --- | --- | --- |",
@@ -56,9 +59,9 @@ def page() -> str:
     )
 
 
-def _id(state: State) -> str:
+def _mermaid_id(state: State) -> str:
     return state.name.lower()
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(render_page(), end="")
