@@ -26,7 +26,7 @@ import onnx
 from benchmarks.quantization_table import peak_bytes
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.make_patch import make_patch
-from packager.errors import QuantizationRefused, UpdateDoesNotFit
+from packager.errors import BaseIncompatible, QuantizationRefused
 from packager.models.graphs import float_bytes, is_quantized
 from packager.models.inputs import ModelInterface, load_proto
 from packager.models.samples import Samples, load_samples
@@ -110,7 +110,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
             extra_rate_factors=() if arguments.no_curve else AROUND,
         )
         reason = report.reason
-    except (UpdateDoesNotFit, QuantizationRefused) as error_:
+    except (BaseIncompatible, QuantizationRefused) as error_:
         # another graph: it is no update, and goes out like any other model
         reason = error_.message
         save_model(ordinary, target)

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bundle.errors import (
-    AgentTooOldRefused,
+    AgentTooOld,
     Bug,
-    ChannelRefused,
-    CounterReusedRefused,
-    ReleaseMismatchRefused,
+    CounterReused,
+    ReleaseMismatch,
     RollbackRefused,
+    WrongChannel,
 )
 from bundle.fleet import Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
@@ -198,28 +198,28 @@ def accept(
     """
     _check_agreement(manifest, rollout, family, channel)
     if channel not in manifest.channels:
-        raise ChannelRefused(
+        raise WrongChannel(
             f"release {manifest.version} of {family!r} is made for {_join_names(manifest.channels)},"
             f" and offered on channel {channel!r}",
-            remedy="point the rollout of this channel at a release whose manifest lists the channel",
+            hint="point the rollout of this channel at a release whose manifest lists the channel",
         )
     counter = ReleaseCounter(context.counter_epoch, manifest.counter)
     if counter < floor or context.counter_epoch < floor.epoch:
         raise RollbackRefused(
             f"release {manifest.version} of {family!r} has counter {counter}, the floor is {floor}",
-            remedy=f"publish a release with a counter of at least {floor.counter}",
+            hint=f"publish a release with a counter of at least {floor.counter}",
         )
     identity = manifest.digest_without_patches()
     if known_releases.get(counter, identity) != identity:
-        raise CounterReusedRefused(
+        raise CounterReused(
             f"release {manifest.version} of {family!r} has counter {counter}, which is known for a release with"
             f" identity {known_releases[counter][:16]}…, found {identity[:16]}…",
-            remedy="a changed release needs a counter of its own",
+            hint="a changed release needs a counter of its own",
         )
     if _parse_dotted_version(agent_version) < _parse_dotted_version(manifest.min_agent):
-        raise AgentTooOldRefused(
+        raise AgentTooOld(
             f"release {manifest.version} of {family!r} needs agent {manifest.min_agent}, this is {agent_version}",
-            remedy="update the agent first",
+            hint="update the agent first",
         )
     risen = max(floor, ReleaseCounter(context.counter_epoch, manifest.min_counter))
     return VerifiedRelease(manifest, rollout, fleet, context, risen, _ACCEPTANCE_PROOF)
@@ -261,7 +261,7 @@ def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel:
     )
     for what, found, expected in pairs:
         if found != expected:
-            raise ReleaseMismatchRefused(f"{what}: found {found!r}, expected {expected!r}")
+            raise ReleaseMismatch(f"{what}: found {found!r}, expected {expected!r}")
 
 
 def _parse_dotted_version(version: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Rules:
 1. The result goes to stdout, everything else (progress, hints, logs) to stderr.
 2. `--json`: exactly one object on stdout; on failure nothing on stdout and one error object on stderr.
-3. A user's mistake is one line `error: …` and, where there is a remedy, one line `hint: …`. No traceback. Only a `Bug`
+3. A user's mistake is one line `error: …` and, where there is a hint, one line `hint: …`. No traceback. Only a `Bug`
    shows where it happened, and only with AIRWEIGHTS_TRACEBACK=1.
 4. The exit code is the error class's (bundle.errors); 130 after an interrupt. A reader that goes away early, as
    `head` does, ends the command without a word and with 141, as it ends any Unix tool.
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Final, TextIO
 
-from bundle.errors import AirweightsError, Bug, SystemUnavailable
+from bundle.errors import AirweightsError, Bug, OsFailure
 
 INTERRUPTED: Final = 130
 READER_LEFT: Final = 141  # 128 + SIGPIPE: what a shell reports of a tool that the signal ended
@@ -41,8 +41,8 @@ def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None 
         print(json.dumps({"error": error.as_dict()}, ensure_ascii=not _is_unicode(stream)), file=stream)
         return
     print("error:", " ".join(str(error.message).split()), file=stream)
-    if error.remedy:
-        print("hint:", " ".join(error.remedy.split()), file=stream)
+    if error.hint:
+        print("hint:", " ".join(error.hint.split()), file=stream)
 
 
 def run(main: Callable[[], None], *, as_json: bool) -> int:
@@ -77,14 +77,14 @@ def _run(main: Callable[[], None], *, as_json: bool) -> int:
     except OSError as error:
         _show_traceback()
         place = f" ({error.filename})" if error.filename else ""
-        print_error(SystemUnavailable(f"{error.strerror or error}{place}"), as_json=as_json)
-        return SystemUnavailable.exit_code
+        print_error(OsFailure(f"{error.strerror or error}{place}"), as_json=as_json)
+        return OsFailure.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  # the last line of defence: a bug is reported in the same form as all else
         _show_traceback()
-        bug = Bug(f"{type(error).__name__}: {error}", remedy="this is a bug; AIRWEIGHTS_TRACEBACK=1 shows where")
+        bug = Bug(f"{type(error).__name__}: {error}", hint="this is a bug; AIRWEIGHTS_TRACEBACK=1 shows where")
         print_error(bug, as_json=as_json)
         return Bug.exit_code
     return 0

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import JSON, StrictObject
 
 MAX_TENSORS: Final = 256
@@ -43,13 +43,13 @@ class TensorSpec:
         shape = fields.value("shape")
         fields.reject_unknown()
         if not isinstance(shape, list) or len(shape) > MAX_RANK:
-            raise MalformedRefused(f"{fields.where}.shape: expected a list of at most {MAX_RANK} sizes")
+            raise Malformed(f"{fields.where}.shape: expected a list of at most {MAX_RANK} sizes")
         sizes: list[int | str] = []
         for size in shape:
             is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 0
             is_name = isinstance(size, str) and 0 < len(size) <= 64
             if not (is_size or is_name) or not isinstance(size, int | str):
-                raise MalformedRefused(f"{fields.where}.shape: found {size!r}, expected a size or the name of one")
+                raise Malformed(f"{fields.where}.shape: found {size!r}, expected a size or the name of one")
             sizes.append(size)
         return cls(name, dtype, tuple(sizes))
 
@@ -74,7 +74,7 @@ class Contract:
         )
         fields.reject_unknown()
         if not out.outputs:
-            raise MalformedRefused(f"{fields.where}.outputs: found none, expected at least one")
+            raise Malformed(f"{fields.where}.outputs: found none, expected at least one")
         return out
 
 

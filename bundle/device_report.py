@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
 
@@ -101,7 +101,7 @@ class DeviceReport:
             runtime=fields.text("runtime", max_length=64),
         )
         if (out.sequence == 1) != (out.previous is None):
-            raise MalformedRefused(f"{fields.where}: report {out.sequence} names {out.previous} as the one before")
+            raise Malformed(f"{fields.where}: report {out.sequence} names {out.previous} as the one before")
         return out
 
 
@@ -123,7 +123,7 @@ def parse_report(data: bytes) -> SignedReport:
     fields = StrictObject(strict_json.decode(data, what="report", max_bytes=MAX_REPORT_BYTES), "report")
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise MalformedRefused(f"report.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"report.schema: found {schema!r}, expected {SCHEMA!r}")
     device_id, signature = fields.text("device_id", SHA256_HEX_PATTERN), fields.text("signature", SIGNATURE_PATTERN)
     report = DeviceReport.parse(fields)
     fields.reject_unknown()

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from bundle import strict_json
 from bundle.envelope import PUBLIC_BYTES
-from bundle.errors import EnrolmentRefused, MalformedRefused
+from bundle.errors import EnrollmentRefused, Malformed
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.enrolment/1"
@@ -92,11 +92,11 @@ def parse_enrollment(data: bytes) -> EnrollmentRequest:
     )
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise MalformedRefused(f"enrolment request.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"enrolment request.schema: found {schema!r}, expected {SCHEMA!r}")
     attributes = fields.object("attributes")
     names = sorted(attributes.remaining_names())
     if len(names) > MAX_ATTRIBUTES or not all(NAME_PATTERN.fullmatch(name) for name in names):
-        raise MalformedRefused(f"enrolment request.attributes: expected at most {MAX_ATTRIBUTES} plain names")
+        raise Malformed(f"enrolment request.attributes: expected at most {MAX_ATTRIBUTES} plain names")
     claimed = fields.text("device_id", SHA256_HEX_PATTERN)
     request = EnrollmentRequest(
         label=fields.text("label", NAME_PATTERN),
@@ -107,11 +107,11 @@ def parse_enrollment(data: bytes) -> EnrollmentRequest:
     signature = _read_hex(fields, "signature", SIGNATURE_BYTES)
     fields.reject_unknown()
     if request.device_id != claimed:
-        raise EnrolmentRefused(f"enrolment request: device id {claimed[:16]}… is not that of its keys")
+        raise EnrollmentRefused(f"enrolment request: device id {claimed[:16]}… is not that of its keys")
     try:
         Ed25519PublicKey.from_public_bytes(request.ed25519_public).verify(signature, request.signed_bytes())
     except (InvalidSignature, ValueError) as error:
-        raise EnrolmentRefused(f"enrolment request of {request.label!r}: its signature does not hold") from error
+        raise EnrollmentRefused(f"enrolment request of {request.label!r}: its signature does not hold") from error
     return request
 
 
@@ -120,7 +120,7 @@ def _read_hex(fields: StrictObject, name: str, size: int) -> bytes:
     try:
         value = bytes.fromhex(text)
     except ValueError as error:
-        raise MalformedRefused(f"{fields.where}.{name}: not hexadecimal") from error
+        raise Malformed(f"{fields.where}.{name}: not hexadecimal") from error
     if len(value) != size or value.hex() != text:
-        raise MalformedRefused(f"{fields.where}.{name}: expected {size} bytes in lower-case hexadecimal")
+        raise Malformed(f"{fields.where}.{name}: expected {size} bytes in lower-case hexadecimal")
     return value

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey, Suite
 
 from bundle import strict_json
-from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused
+from bundle.errors import KeyCommitmentMismatch, Malformed, NotAuthentic
 from bundle.frames import KEY_BYTES, Secret
 from bundle.key_sizes import MLKEM_PUBLIC_BYTES, PRIVATE_BYTES
 from bundle.key_sizes import MLKEM_SEED_BYTES as MLKEM_SEED_BYTES
@@ -93,14 +93,14 @@ def seal(secret: Secret, recipient: bytes, context: EnvelopeContext) -> bytes:
         MalformedRefused: the public key is not PUBLIC_BYTES of a valid key.
     """
     if len(recipient) != PUBLIC_BYTES:
-        raise MalformedRefused(f"recipient key: found {len(recipient)} bytes, expected {PUBLIC_BYTES}")
+        raise Malformed(f"recipient key: found {len(recipient)} bytes, expected {PUBLIC_BYTES}")
     try:
         key = MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(recipient[:MLKEM_PUBLIC_BYTES]),
             X25519PublicKey.from_public_bytes(recipient[MLKEM_PUBLIC_BYTES:]),
         )
     except ValueError as error:
-        raise MalformedRefused("recipient key: not a valid X-Wing public key") from error
+        raise Malformed("recipient key: not a valid X-Wing public key") from error
     return MAGIC + _hpke_suite().encrypt(secret.value, key, context.encode_info(recipient))
 
 
@@ -112,7 +112,7 @@ def open_envelope(envelope: bytes, private_key: Secret, context: EnvelopeContext
         NotAuthenticRefused: not for this key or context, or changed; never told apart.
     """
     if not envelope.startswith(MAGIC) or len(envelope) > MAX_ENVELOPE_BYTES:
-        raise MalformedRefused(f"envelope: found {bytes(envelope[:8])!r} and {len(envelope)} bytes, expected {MAGIC!r}")
+        raise Malformed(f"envelope: found {bytes(envelope[:8])!r} and {len(envelope)} bytes, expected {MAGIC!r}")
     kem, curve = _split_private_key(private_key)
     try:
         plain = _hpke_suite().decrypt(
@@ -121,7 +121,7 @@ def open_envelope(envelope: bytes, private_key: Secret, context: EnvelopeContext
             context.encode_info(derive_public_key(private_key)),
         )
     except (InvalidTag, ValueError) as error:
-        raise NotAuthenticRefused("envelope does not open: sealed to another key or context, or changed") from error
+        raise NotAuthentic("envelope does not open: sealed to another key or context, or changed") from error
     return Secret(plain)
 
 
@@ -133,7 +133,7 @@ def compute_commitment(content_key: Secret) -> str:
 def check_commitment(content_key: Secret, commitment: str) -> None:
     """Rule 4, before any use of the key. Raises KeyCommitmentRefused."""
     if len(content_key.value) != KEY_BYTES or not hmac.compare_digest(compute_commitment(content_key), commitment):
-        raise KeyCommitmentRefused("the content key in the envelope is not the one that the manifest commits to")
+        raise KeyCommitmentMismatch("the content key in the envelope is not the one that the manifest commits to")
 
 
 def _hpke_suite() -> Suite:
@@ -142,7 +142,7 @@ def _hpke_suite() -> Suite:
 
 def _split_private_key(private_key: Secret) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
     if len(private_key.value) != PRIVATE_BYTES:
-        raise MalformedRefused(f"recipient private key: found {len(private_key.value)} bytes, expected {PRIVATE_BYTES}")
+        raise Malformed(f"recipient private key: found {len(private_key.value)} bytes, expected {PRIVATE_BYTES}")
     return (
         MLKEM768PrivateKey.from_seed_bytes(private_key.value[:MLKEM_SEED_BYTES]),
         X25519PrivateKey.from_private_bytes(private_key.value[MLKEM_SEED_BYTES:]),

@@ -10,7 +10,7 @@
 Rules:
 1. A class is a cause. `reason` is its stable name in logs, `--json`, device reports and tests; once released it never
    changes.
-2. The message is one line: what was found, what was expected, where. The remedy, if there is one, says what to do.
+2. The message is one line: what was found, what was expected, where. The hint, if there is one, says what to do.
 3. A subclass sets `reason` and inherits its kind's exit code; nothing else decides an exit code.
 4. Foreign exceptions are translated where they enter, with `raise ... from`.
 """
@@ -24,20 +24,20 @@ class AirweightsError(Exception):
 
     Args:
         message: one line, no trailing period needed; found, expected, where.
-        remedy: one line a person can act on, or None.
+        hint: one line a person can act on, or None.
     """
 
     reason: ClassVar[str] = "error"
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, remedy: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
+        self.hint = hint
 
     def as_dict(self) -> dict[str, str | int | None]:
         """The error object that `--json` prints on stderr."""
-        return {"reason": self.reason, "message": self.message, "hint": self.remedy, "exit_code": self.exit_code}
+        return {"reason": self.reason, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
 
 
 class Invalid(AirweightsError):
@@ -78,139 +78,139 @@ class Bug(AirweightsError):
 KINDS: tuple[type[AirweightsError], ...] = (Invalid, Refused, Unavailable, Unfit, Bug)
 
 
-class UsageInvalid(Invalid):
+class InvalidUsage(Invalid):
     """An option or argument that the command does not take."""
 
-    reason = "usage"
+    reason = "invalid-usage"
 
 
-class SystemUnavailable(Unavailable):
+class OsFailure(Unavailable):
     """The operating system refused: no permission, an error of the medium, no such file where one was promised."""
 
-    reason = "system"
+    reason = "os-failure"
 
 
-class MalformedRefused(Refused):
+class Malformed(Refused):
     """A document that is not of its schema: unknown version, unknown or missing field, duplicate key, trailing byte."""
 
     reason = "malformed"
 
 
-class TooLargeRefused(Refused):
+class TooLarge(Refused):
     """Something is longer than its limit; the limit is named in the message."""
 
     reason = "too-large"
 
 
-class DigestMismatchRefused(Refused):
+class DigestMismatch(Refused):
     """Bytes whose SHA-256 or length is not the signed one."""
 
     reason = "digest-mismatch"
 
 
-class NotAuthenticRefused(Refused):
+class NotAuthentic(Refused):
     """Ciphertext that does not open: wrong key and changed bytes are never told apart."""
 
     reason = "not-authentic"
 
 
-class KeyCommitmentRefused(Refused):
+class KeyCommitmentMismatch(Refused):
     """A content key that is not the one the manifest commits to."""
 
-    reason = "key-commitment"
+    reason = "key-commitment-mismatch"
 
 
 class PatchRefused(Refused):
     """A patch that can not be applied; the subclasses say why."""
 
-    reason = "patch"
+    reason = "patch-refused"
 
 
-class WrongBaseRefused(PatchRefused):
+class WrongBase(PatchRefused):
     """The patch was made for a base with other files than the one at hand."""
 
     reason = "wrong-base"
 
 
-class PatchVersionRefused(PatchRefused):
+class PatchVersionUnsupported(PatchRefused):
     """Not a patch, or one of a version that this decoder does not know."""
 
-    reason = "patch-version"
+    reason = "patch-version-unsupported"
 
 
-class PatchFeatureRefused(PatchRefused):
+class PatchFeatureUnsupported(PatchRefused):
     """The patch needs a decoder feature that is not here: an unknown one, or a library that is not installed."""
 
-    reason = "patch-feature"
+    reason = "patch-feature-unsupported"
 
 
-class PatchTruncatedRefused(PatchRefused):
+class PatchTruncated(PatchRefused):
     """The patch ends before its END frame."""
 
     reason = "patch-truncated"
 
 
-class PatchCorruptRefused(PatchRefused):
+class PatchCorrupt(PatchRefused):
     """A checksum does not hold, a payload does not decode, or a field has no meaning."""
 
     reason = "patch-corrupt"
 
 
-class PatchRangeRefused(PatchRefused):
+class PatchRangeInvalid(PatchRefused):
     """A range lies outside its file table, overlaps another one in the target, or leaves a hole there."""
 
-    reason = "patch-range"
+    reason = "patch-range-invalid"
 
 
-class PatchLimitRefused(PatchRefused):
+class PatchLimitExceeded(PatchRefused):
     """The patch asks for more memory than the decoder's limits, or than its own header announces."""
 
-    reason = "patch-limit"
+    reason = "patch-limit-exceeded"
 
 
-class PatchTargetRefused(PatchRefused):
+class PatchTargetMismatch(PatchRefused):
     """A file was rebuilt to the end and its SHA-256 is not the table's."""
 
-    reason = "patch-target"
+    reason = "patch-target-mismatch"
 
 
-class FetchUnavailable(Unavailable):
+class DownloadFailed(Unavailable):
     """A transfer that failed: no connection, an error of the server, cut short, too slow."""
 
-    reason = "fetch"
+    reason = "download-failed"
 
 
-class NotFoundUnavailable(FetchUnavailable):
+class NotFound(DownloadFailed):
     """The server says that there is no such file (404, and 403 from stores that hide which files they have)."""
 
     reason = "not-found"
 
 
-class MetadataExpiredUnavailable(Unavailable):
+class MetadataExpired(Unavailable):
     """Signed metadata that is past its expiry: a stale mirror, a publisher who stopped, or somebody who replays."""
 
     reason = "metadata-expired"
 
 
-class NoRolloutUnavailable(Unavailable):
+class NoRollout(Unavailable):
     """The repository has no rollout for this family and channel."""
 
     reason = "no-rollout"
 
 
-class CheckBusyUnavailable(Unavailable):
+class CheckInProgress(Unavailable):
     """Another check of the same device is running."""
 
-    reason = "check-busy"
+    reason = "check-in-progress"
 
 
-class TrustMemoryLostUnavailable(Unavailable):
+class TrustStateLost(Unavailable):
     """Both memory slots are lost, and what is offered is not fresh online metadata."""
 
-    reason = "trust-memory-lost"
+    reason = "trust-state-lost"
 
 
-class UntrustedMetadataRefused(Refused):
+class UntrustedMetadata(Refused):
     """Metadata that too few of its role's keys signed, or that contradicts the metadata above it."""
 
     reason = "untrusted-metadata"
@@ -222,46 +222,46 @@ class RollbackRefused(Refused):
     reason = "rollback-refused"
 
 
-class ReleaseMismatchRefused(Refused):
+class ReleaseMismatch(Refused):
     """The rollout and the manifest, which two roles sign, do not agree."""
 
     reason = "release-mismatch"
 
 
-class CounterReusedRefused(ReleaseMismatchRefused):
+class CounterReused(ReleaseMismatch):
     """A counter that is already known for a release with other content."""
 
     reason = "counter-reused"
 
 
-class ChannelRefused(Refused):
+class WrongChannel(Refused):
     """The release is not made for the channel that offers it."""
 
-    reason = "not-in-channel"
+    reason = "wrong-channel"
 
 
-class WithdrawnRefused(Refused):
+class ReleaseWithdrawn(Refused):
     """The rollout names a release that its release role does not list: withdrawn, or never released."""
 
-    reason = "withdrawn"
+    reason = "release-withdrawn"
 
 
-class AgentTooOldRefused(Refused):
+class AgentTooOld(Refused):
     """The release asks for a newer agent."""
 
     reason = "agent-too-old"
 
 
-class PackOnlineRefused(Refused):
+class OfflinePackRefused(Refused):
     """Metadata of an offline pack that comes from a server, or a pack that lives longer than root allows."""
 
-    reason = "pack-online"
+    reason = "offline-pack-refused"
 
 
-class EnrolmentRefused(Refused):
+class EnrollmentRefused(Refused):
     """An enrolment request that does not prove its keys, or contradicts what is registered."""
 
-    reason = "enrolment"
+    reason = "enrollment-refused"
 
 
 def subclasses(root: type[AirweightsError] = AirweightsError) -> Iterator[type[AirweightsError]]:

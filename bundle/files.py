@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NewType
 
 from bundle import strict_json
-from bundle.errors import Invalid, MalformedRefused
+from bundle.errors import Invalid, Malformed
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 
 BundleDigest = NewType("BundleDigest", str)
@@ -80,17 +80,13 @@ def check_files(files: Iterable[BundleFile]) -> None:
     paths = [file.path for file in files]
     for before, after in pairwise(paths):
         if before >= after:
-            raise MalformedRefused(
-                f"bundle files: found {after!r} after {before!r}, expected a sorted list without repeats"
-            )
+            raise Malformed(f"bundle files: found {after!r} after {before!r}, expected a sorted list without repeats")
     known = set(paths)
     for path in paths:
         parts = path.split("/")
         for n in range(1, len(parts)):
             if "/".join(parts[:n]) in known:
-                raise MalformedRefused(
-                    f"bundle files: {'/'.join(parts[:n])!r} is both a file and the folder of {path!r}"
-                )
+                raise Malformed(f"bundle files: {'/'.join(parts[:n])!r} is both a file and the folder of {path!r}")
 
 
 def bundle_digest(files: Iterable[BundleFile]) -> BundleDigest:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.fleet/1"
@@ -67,7 +67,7 @@ def parse_fleet(data: bytes) -> Fleet:
     fields = StrictObject(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise MalformedRefused(f"fleet.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"fleet.schema: found {schema!r}, expected {SCHEMA!r}")
     cohorts = []
     for name, row in sorted(fields.mapping("cohorts", NAME_PATTERN, max_items=MAX_COHORTS).items()):
         epoch = row.integer("epoch", 1)
@@ -76,9 +76,9 @@ def parse_fleet(data: bytes) -> Fleet:
         try:
             public_key = bytes.fromhex(key)
         except ValueError as error:
-            raise MalformedRefused(f"{row.where}.public_key: not hexadecimal") from error
+            raise Malformed(f"{row.where}.public_key: not hexadecimal") from error
         if len(public_key) != PUBLIC_BYTES or public_key.hex() != key:
-            raise MalformedRefused(f"{row.where}.public_key: expected {PUBLIC_BYTES} bytes in lower-case hexadecimal")
+            raise Malformed(f"{row.where}.public_key: expected {PUBLIC_BYTES} bytes in lower-case hexadecimal")
         cohorts.append(Cohort(name, epoch, public_key))
     out = Fleet(fields.text("registry_digest", SHA256_HEX_PATTERN), fields.integer("devices"), tuple(cohorts))
     fields.reject_unknown()

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused, NotAuthenticRefused
+from bundle.errors import Malformed, NotAuthentic
 
 MAGIC: Final = b"AWFRAME1"
 SALT_BYTES: Final = 32
@@ -186,7 +186,7 @@ class FrameReader:
             _decrypt_frame(self._aead, self._number, sealed, self._header, is_last=self._is_done)
         )
         if not self._plaintext and self._number:
-            raise NotAuthenticRefused("frame file ends in an empty frame")
+            raise NotAuthentic("frame file ends in an empty frame")
         self._number += 1
         return bool(self._plaintext)
 
@@ -216,15 +216,15 @@ class FrameRandomReader:
         self._frame_count += rest > 0
         self.size = sealed_size - HEADER_BYTES - self._frame_count * TAG_BYTES
         if self._frame_count < 1 or self.size < 0:
-            raise NotAuthenticRefused(f"frame file of {sealed_size} bytes has no whole frame")
+            raise NotAuthentic(f"frame file of {sealed_size} bytes has no whole frame")
         self._cached_number, self._cached = -1, b""
         if not self._read_frame(self._frame_count - 1) and self._frame_count > 1:
-            raise NotAuthenticRefused("frame file ends in an empty frame")
+            raise NotAuthentic("frame file ends in an empty frame")
 
     def pread(self, length: int, offset: int) -> bytes:
         """Exactly `length` bytes of plaintext from `offset`. Raises MalformedRefused beyond the end."""
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise MalformedRefused(f"read of {length} bytes at {offset} from a plaintext of {self.size} bytes")
+            raise Malformed(f"read of {length} bytes at {offset} from a plaintext of {self.size} bytes")
         parts = []
         while length:
             number, start = divmod(offset, self._frame_bytes)
@@ -254,12 +254,12 @@ def sealed_size(plain_size: int, frame_bytes: int = DEFAULT_FRAME_BYTES) -> int:
 def parse_frame_size(header: bytes) -> int:
     """The frame size that a header names (rule 1). Raises MalformedRefused."""
     if len(header) != HEADER_BYTES or not header.startswith(MAGIC):
-        raise MalformedRefused(
+        raise Malformed(
             f"frame file: found {bytes(header[:8])!r}, expected a header of {HEADER_BYTES} bytes with {MAGIC!r}"
         )
     frame_bytes = int.from_bytes(header[8:12], "big")
     if not MIN_FRAME_BYTES <= frame_bytes <= MAX_FRAME_BYTES:
-        raise MalformedRefused(f"frame file: frame size {frame_bytes}, expected {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES}")
+        raise Malformed(f"frame file: frame size {frame_bytes}, expected {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES}")
     return frame_bytes
 
 
@@ -279,10 +279,10 @@ def _nonce(number: int, *, is_last: bool) -> bytes:
 
 def _decrypt_frame(aead: AESGCM, number: int, sealed: bytes, header: bytes, *, is_last: bool) -> bytes:
     if len(sealed) < TAG_BYTES:
-        raise NotAuthenticRefused(f"frame {number} does not open: the file is cut or changed, or the key is another")
+        raise NotAuthentic(f"frame {number} does not open: the file is cut or changed, or the key is another")
     try:
         return aead.decrypt(_nonce(number, is_last=is_last), sealed, header)
     except InvalidTag as error:
-        raise NotAuthenticRefused(
+        raise NotAuthentic(
             f"frame {number} does not open: the file is cut or changed, or the key is another"
         ) from error

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import MalformedRefused, TooLargeRefused, Unfit
+from bundle.errors import Malformed, TooLarge, Unfit
 from bundle.strict_json import JSON, StrictObject, decode
 
 Array = npt.NDArray[np.generic]
@@ -47,7 +47,7 @@ DTYPES: Final[dict[str, str]] = {
 _DTYPE_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
 
 
-class GoldenUnfit(Unfit):
+class GoldenMismatch(Unfit):
     """An answer that is not the golden one."""
 
     reason = "golden-mismatch"
@@ -91,15 +91,15 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
     """
     data = memoryview(data)
     if len(data) > MAX_GOLDEN_BYTES:
-        raise TooLargeRefused(f"golden vectors are {len(data)} bytes, at most {MAX_GOLDEN_BYTES} are allowed")
+        raise TooLarge(f"golden vectors are {len(data)} bytes, at most {MAX_GOLDEN_BYTES} are allowed")
     if len(data) < 8:
-        raise MalformedRefused(f"golden vectors: found {len(data)} bytes, expected a header")
+        raise Malformed(f"golden vectors: found {len(data)} bytes, expected a header")
     (length,) = struct.unpack_from("<Q", data)
     if length > MAX_HEADER_BYTES or 8 + length > len(data):
-        raise MalformedRefused(f"golden vectors: header of {length} bytes in a file of {len(data)}")
+        raise Malformed(f"golden vectors: header of {length} bytes in a file of {len(data)}")
     header = decode(bytes(data[8 : 8 + length]), what="golden vectors", max_bytes=MAX_HEADER_BYTES)
     if not isinstance(header, dict):
-        raise MalformedRefused("golden vectors: expected an object as header")
+        raise Malformed("golden vectors: expected an object as header")
     body = data[8 + length :]
     samples: dict[int, GoldenSample] = {}
     expected = 0
@@ -111,9 +111,9 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
         sample = samples.setdefault(number, GoldenSample({}, {}))
         (sample.inputs if side == "in" else sample.outputs)[name] = tensor
     if expected != len(body):
-        raise MalformedRefused(f"golden vectors: {len(body) - expected} bytes after the last tensor")
+        raise Malformed(f"golden vectors: {len(body) - expected} bytes after the last tensor")
     if not samples or sorted(samples) != list(range(len(samples))):
-        raise MalformedRefused(f"golden vectors: found {len(samples)} samples, expected 0000 and on without gaps")
+        raise Malformed(f"golden vectors: found {len(samples)} samples, expected 0000 and on without gaps")
     return tuple(samples[number] for number in range(len(samples)))
 
 
@@ -146,21 +146,21 @@ def check_outputs(outputs: dict[str, Array], sample: GoldenSample, *, tolerance_
     for name, golden in sample.outputs.items():
         answer = outputs.get(name)
         if answer is None:
-            raise GoldenUnfit(f"{where}: output {name!r} is missing, found {', '.join(sorted(outputs)) or 'none'}")
+            raise GoldenMismatch(f"{where}: output {name!r} is missing, found {', '.join(sorted(outputs)) or 'none'}")
         if answer.dtype != golden.dtype or answer.shape != golden.shape:
-            raise GoldenUnfit(
+            raise GoldenMismatch(
                 f"{where}: output {name!r} is {answer.dtype}{list(answer.shape)}, "
                 f"expected {golden.dtype}{list(golden.shape)}"
             )
         if golden.dtype.kind != "f":
             if not np.array_equal(answer, golden):
-                raise GoldenUnfit(f"{where}: output {name!r} differs from the golden answer")
+                raise GoldenMismatch(f"{where}: output {name!r} differs from the golden answer")
             continue
         if not np.array_equal(np.isfinite(answer), np.isfinite(golden)):
-            raise GoldenUnfit(f"{where}: output {name!r} has NaN or infinity where the golden answer has none")
+            raise GoldenMismatch(f"{where}: output {name!r} has NaN or infinity where the golden answer has none")
         error = relative_rms(answer, golden)
         if error * 1_000_000 > tolerance_ppm:
-            raise GoldenUnfit(
+            raise GoldenMismatch(
                 f"{where}: output {name!r} is off by relative RMS {error:.6f}, allowed {tolerance_ppm / 1e6:.6f}"
             )
         worst = max(worst, error)
@@ -170,7 +170,7 @@ def check_outputs(outputs: dict[str, Array], sample: GoldenSample, *, tolerance_
 def _split_tensor_name(key: str) -> tuple[int, str, str]:
     number, side, name = [*key.split(".", 2), "", ""][:3]
     if len(number) != 4 or not number.isdecimal() or side not in ("in", "out") or not name:
-        raise MalformedRefused(f"golden vectors: found tensor {key[:80]!r}, expected 0000.in.NAME or 0000.out.NAME")
+        raise Malformed(f"golden vectors: found tensor {key[:80]!r}, expected 0000.in.NAME or 0000.out.NAME")
     return int(number), side, name
 
 
@@ -185,16 +185,14 @@ def _read_tensor(row: StrictObject, body: memoryview, expected: int) -> tuple[Ar
     for n in sizes:
         size *= n
     if start != expected or end - start != size or end > len(body):
-        raise MalformedRefused(
-            f"{row.where}: bytes {start} to {end}, expected {expected} to {expected + size} of {len(body)}"
-        )
+        raise Malformed(f"{row.where}: bytes {start} to {end}, expected {expected} to {expected + size} of {len(body)}")
     return np.frombuffer(body[start:end], dtype).reshape(sizes), end
 
 
 def _check_integers(value: JSON, where: str) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > 16:
-        raise MalformedRefused(f"{where}: expected a list of sizes")
+        raise Malformed(f"{where}: expected a list of sizes")
     out = tuple(item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0)
     if len(out) != len(value):
-        raise MalformedRefused(f"{where}: expected sizes of zero or more")
+        raise Malformed(f"{where}: expected sizes of zero or more")
     return out

@@ -15,7 +15,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.contract import PPM, Contract, Health
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.files import MAX_FILE_BYTES, MAX_FILES, BundleDigest, BundleFile, bundle_digest, check_files, parse_files
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, TIMESTAMP_PATTERN, StrictObject
 
@@ -198,7 +198,7 @@ class Variant:
         """The one file of a role. Raises MalformedRefused for none or several."""
         found = [file for file in self.files if file.role == role]
         if len(found) != 1:
-            raise MalformedRefused(f"bundle files: found {len(found)} of role {role!r}, expected one")
+            raise Malformed(f"bundle files: found {len(found)} of role {role!r}, expected one")
         return found[0]
 
     def as_json(self, *, has_patches: bool = True) -> dict[str, JSON]:
@@ -237,7 +237,7 @@ class Variant:
         out.require_single_file("model")
         kinds = [(patch.base, patch.codec) for patch in out.patches]
         if not kinds or len(set(kinds)) != len(kinds):
-            raise MalformedRefused(f"{fields.where}.patches: expected at least one, and no `from` and codec twice")
+            raise Malformed(f"{fields.where}.patches: expected at least one, and no `from` and codec twice")
         return out
 
 
@@ -301,7 +301,7 @@ def parse_manifest(data: bytes) -> Manifest:
     fields = StrictObject(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise MalformedRefused(f"manifest.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"manifest.schema: found {schema!r}, expected {SCHEMA!r}")
     variants = fields.mapping("variants", NAME_PATTERN, max_items=MAX_VARIANTS)
     out = Manifest(
         family=fields.text("family", NAME_PATTERN),
@@ -315,7 +315,7 @@ def parse_manifest(data: bytes) -> Manifest:
     )
     fields.reject_unknown()
     if not out.variants:
-        raise MalformedRefused("manifest.variants: found none, expected at least one")
+        raise Malformed("manifest.variants: found none, expected at least one")
     if out.min_counter > out.counter:
-        raise MalformedRefused(f"manifest.min_counter: found {out.min_counter}, expected at most counter {out.counter}")
+        raise Malformed(f"manifest.min_counter: found {out.min_counter}, expected at most counter {out.counter}")
     return out

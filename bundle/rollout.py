@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.rollout/1"
@@ -82,7 +82,7 @@ def parse_rollout(data: bytes) -> Rollout:
     fields = StrictObject(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise MalformedRefused(f"rollout.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"rollout.schema: found {schema!r}, expected {SCHEMA!r}")
     out = Rollout(
         family=fields.text("family", NAME_PATTERN),
         channel=fields.text("channel", NAME_PATTERN),
@@ -109,5 +109,5 @@ def _parse_window(row: StrictObject) -> Window:
     window = Window(row.integer("start_s"), row.integer("end_s"))
     row.reject_unknown()
     if window.end_s <= window.start_s:
-        raise MalformedRefused(f"{row.where}: ends at {window.end_s}, expected later than its start {window.start_s}")
+        raise Malformed(f"{row.where}: ends at {window.end_s}, expected later than its start {window.start_s}")
     return window

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Final, NoReturn, TypeAlias
 
-from bundle.errors import MalformedRefused, TooLargeRefused
+from bundle.errors import Malformed, TooLarge
 
 JSON: TypeAlias = bool | int | str | list["JSON"] | dict[str, "JSON"] | None
 
@@ -61,10 +61,10 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
         TooLargeRefused, MalformedRefused.
     """
     if len(data) > max_bytes:
-        raise TooLargeRefused(f"{what} is {len(data)} bytes, at most {max_bytes} are allowed")
+        raise TooLarge(f"{what} is {len(data)} bytes, at most {max_bytes} are allowed")
 
     def refuse(why: str) -> NoReturn:
-        raise MalformedRefused(f"{what}: {why}")
+        raise Malformed(f"{what}: {why}")
 
     def unique(pairs: list[tuple[str, JSON]]) -> dict[str, JSON]:
         out = dict(pairs)
@@ -87,11 +87,11 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
             parse_constant=lambda text: refuse(f"{text} is not JSON"),
         )
     except UnicodeDecodeError as error:
-        raise MalformedRefused(f"{what}: not UTF-8 at byte {error.start}") from error
+        raise Malformed(f"{what}: not UTF-8 at byte {error.start}") from error
     except json.JSONDecodeError as error:
-        raise MalformedRefused(f"{what}: {error.msg} at byte {error.pos}") from error
+        raise Malformed(f"{what}: {error.msg} at byte {error.pos}") from error
     except RecursionError as error:
-        raise MalformedRefused(f"{what}: nested too deep, at most {MAX_DEPTH} levels") from error
+        raise Malformed(f"{what}: nested too deep, at most {MAX_DEPTH} levels") from error
     wrong = _shape_problem(value)
     if wrong is not None:
         refuse(wrong)
@@ -108,7 +108,7 @@ class StrictObject:
 
     def __init__(self, value: JSON, where: str) -> None:
         if not isinstance(value, dict):
-            raise MalformedRefused(f"{where}: found {_describe_kind(value)}, expected an object")
+            raise Malformed(f"{where}: found {_describe_kind(value)}, expected an object")
         self._remaining = dict(value)
         self.where = where
 
@@ -123,7 +123,7 @@ class StrictObject:
     def value(self, name: str) -> JSON:
         """The field as it is, whatever its type."""
         if name not in self._remaining:
-            raise MalformedRefused(f"{self.where}: field {name!r} is missing")
+            raise Malformed(f"{self.where}: field {name!r} is missing")
         return self._remaining.pop(name)
 
     def text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str:
@@ -183,7 +183,7 @@ class StrictObject:
         row = StrictObject({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
         out = tuple(row.text(str(i), pattern) for i in range(len(items)))
         if len(set(out)) != len(out):
-            raise MalformedRefused(f"{self.where}.{name}: found the same entry twice, expected distinct ones")
+            raise Malformed(f"{self.where}.{name}: found the same entry twice, expected distinct ones")
         return out
 
     def object(self, name: str) -> "StrictObject":
@@ -197,13 +197,13 @@ class StrictObject:
             self._reject(name, value, f"an object of at most {max_items} entries")
         for entry in value:
             if not key.fullmatch(entry):
-                raise MalformedRefused(f"{self.where}.{name}: found key {entry[:80]!r}, expected {key.pattern}")
+                raise Malformed(f"{self.where}.{name}: found key {entry[:80]!r}, expected {key.pattern}")
         return {entry: StrictObject(item, f"{self.where}.{name}.{entry}") for entry, item in value.items()}
 
     def reject_unknown(self) -> None:
         """Refuse whatever was not taken."""
         if self._remaining:
-            raise MalformedRefused(f"{self.where}: unknown field {sorted(self._remaining)[0][:80]!r}")
+            raise Malformed(f"{self.where}: unknown field {sorted(self._remaining)[0][:80]!r}")
 
     def _list_value(self, name: str, max_items: int) -> list[JSON]:
         value = self.value(name)
@@ -212,7 +212,7 @@ class StrictObject:
         return value
 
     def _reject(self, name: str, value: JSON, expected: str) -> NoReturn:
-        raise MalformedRefused(f"{self.where}.{name}: found {_describe_kind(value)}, expected {expected}")
+        raise Malformed(f"{self.where}.{name}: found {_describe_kind(value)}, expected {expected}")
 
 
 def _describe_kind(value: JSON) -> str:

@@ -62,9 +62,9 @@ AirweightsError
 
 import errno
 
-from bundle.errors import Bug, FetchUnavailable, Invalid, Refused, Unavailable, Unfit
-from bundle.errors import SystemUnavailable as SystemUnavailable
-from bundle.errors import UsageInvalid as UsageInvalid
+from bundle.errors import Bug, DownloadFailed, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import InvalidUsage as InvalidUsage
+from bundle.errors import OsFailure as OsFailure
 
 
 class ConfigInvalid(Invalid):
@@ -79,28 +79,28 @@ class IdentityInvalid(Invalid):
     reason = "identity-invalid"
 
 
-class NotInitialised(Invalid):
+class NotInitialized(Invalid):
     """The device directory has not been made yet."""
 
-    reason = "not-initialised"
+    reason = "not-initialized"
 
 
-class AlreadyInitialised(Invalid):
+class AlreadyInitialized(Invalid):
     """The device directory has an identity, which a second one would orphan."""
 
-    reason = "already-initialised"
+    reason = "already-initialized"
 
 
-class NoAdapter(Invalid):
+class AdapterMissing(Invalid):
     """No adapter is held."""
 
-    reason = "no-adapter"
+    reason = "adapter-missing"
 
 
-class NothingToMeasure(Invalid):
+class NothingToBenchmark(Invalid):
     """No bundle is held that `bench` could run."""
 
-    reason = "nothing-to-measure"
+    reason = "nothing-to-benchmark"
 
 
 class NothingToRollBack(Invalid):
@@ -115,37 +115,37 @@ class RequestInvalid(Invalid):
     reason = "request-invalid"
 
 
-class QuarantinedRefused(Refused):
+class BundleQuarantined(Refused):
     """This bundle failed here before, under this runtime."""
 
-    reason = "quarantined"
+    reason = "bundle-quarantined"
 
 
-class KilledInTrialRefused(Refused):
+class CrashLoop(Refused):
     """The agent died again and again while it tried this bundle."""
 
-    reason = "killed-in-trial"
+    reason = "crash-loop"
 
 
-class BelowFloorRefused(Refused):
+class BelowRollbackFloor(Refused):
     """An operator asked for a release below the floor."""
 
-    reason = "below-floor"
+    reason = "below-rollback-floor"
 
 
-class StoreDamagedRefused(Refused):
+class StoreDamaged(Refused):
     """A sealed bundle is missing, or is not the one it is named for."""
 
     reason = "store-damaged"
 
 
-class CohortKeyRefused(Refused):
+class CohortKeyMismatch(Refused):
     """An unsealed cohort key is not the one that the fleet document signs."""
 
-    reason = "cohort-key"
+    reason = "cohort-key-mismatch"
 
 
-class NoVariantRefused(Refused):
+class NoVariant(Refused):
     """No variant of the release fits this device."""
 
     reason = "no-variant"
@@ -157,10 +157,10 @@ class TpmUnavailable(Unavailable):
     reason = "tpm-unavailable"
 
 
-class TpmPolicyUnavailable(Unavailable):
+class TpmPolicyMismatch(Unavailable):
     """The TPM does not unseal the identity: the PCRs are not what they were when it was sealed."""
 
-    reason = "tpm-policy"
+    reason = "tpm-policy-mismatch"
 
 
 class DeviceTokenUnavailable(Unavailable):
@@ -169,118 +169,118 @@ class DeviceTokenUnavailable(Unavailable):
     reason = "device-token-unavailable"
 
 
-class NoSpaceUnavailable(Unavailable):
+class NoSpace(Unavailable):
     """The store's file system is too full for the plan."""
 
     reason = "no-space"
 
 
-class NoMemoryUnavailable(Unavailable):
+class OutOfMemory(Unavailable):
     """The candidate does not fit into memory, even alone."""
 
-    reason = "no-memory"
+    reason = "out-of-memory"
 
 
-class MeteredUnavailable(Unavailable):
+class MeteredLimitExceeded(Unavailable):
     """The cheapest path costs more than the metered limit."""
 
-    reason = "metered-limit"
+    reason = "metered-limit-exceeded"
 
 
-class FloorUnprovenUnavailable(Unavailable):
+class RollbackFloorUnproven(Unavailable):
     """The TPM has seen a higher floor than this disk remembers: only metadata from the network is believed now."""
 
-    reason = "floor-unproven"
+    reason = "rollback-floor-unproven"
 
 
-class NoPathUnavailable(Unavailable):
+class NoPatchPath(Unavailable):
     """No published patch leads to the release from what is held."""
 
-    reason = "no-path"
+    reason = "no-patch-path"
 
 
-class EnvelopeUnavailable(Unavailable):
+class EnvelopeMissing(Unavailable):
     """No envelope for this device or cohort is published."""
 
     reason = "envelope-missing"
 
 
-class NotEligibleUnavailable(Unavailable):
+class NotEligible(Unavailable):
     """Percent, cohort, window or halt say: not now."""
 
     reason = "not-eligible"
 
 
-class BusyUnavailable(Unavailable):
+class DeviceLocked(Unavailable):
     """Another process holds the device directory."""
 
-    reason = "busy"
+    reason = "device-locked"
 
 
-class PausedUnavailable(Unavailable):
+class UpdatesPaused(Unavailable):
     """An operator has paused updates."""
 
-    reason = "paused"
+    reason = "updates-paused"
 
 
-class DaemonUnavailable(Unavailable):
+class DaemonNotRunning(Unavailable):
     """Nobody answers on the control socket."""
 
-    reason = "daemon-down"
+    reason = "daemon-not-running"
 
 
-class JournalUnavailable(Unavailable):
+class JournalUnreadable(Unavailable):
     """The state database does not open."""
 
-    reason = "journal"
+    reason = "journal-unreadable"
 
 
-class SlowUnavailable(FetchUnavailable):
+class ServerTooSlow(DownloadFailed):
     """A transfer below the configured rate; what came is kept."""
 
-    reason = "too-slow-server"
+    reason = "server-too-slow"
 
 
-class StoppedUnavailable(Unavailable):
+class AgentStopping(Unavailable):
     """The agent is asked to stop in the middle of something."""
 
-    reason = "stopped"
+    reason = "agent-stopping"
 
 
-class JournalDamaged(JournalUnavailable):
+class JournalDamaged(JournalUnreadable):
     """The state database's bytes are not as they were written."""
 
     reason = "journal-damaged"
 
 
-class ChildDied(Unavailable):
+class WorkerCrashed(Unavailable):
     """A child process ended in the middle of a call."""
 
-    reason = "child-died"
+    reason = "worker-crashed"
 
 
-class ChildFailed(ChildDied):
+class WorkerFailed(WorkerCrashed):
     """A child raised what is no error of ours, or sent what is no answer: it is as good as dead."""
 
-    reason = "child-failed"
+    reason = "worker-failed"
 
 
-class ChildTimeout(Unavailable):
+class WorkerTimeout(Unavailable):
     """A child did not answer in time and was killed."""
 
-    reason = "child-timeout"
+    reason = "worker-timeout"
 
 
-class ListenUnavailable(Unavailable):
+class AddressUnavailable(Unavailable):
     """The endpoint's address is taken or not allowed."""
 
-    reason = "listen"
+    reason = "address-unavailable"
 
 
-class DrainUnavailable(Unavailable):
+class DrainTimeout(Unavailable):
     """A retired generation still has requests on lease."""
 
-    reason = "drain"
+    reason = "drain-timeout"
 
 
 class JailUnavailable(Unavailable):
@@ -289,79 +289,79 @@ class JailUnavailable(Unavailable):
     reason = "jail-unavailable"
 
 
-class PatcherDiedUnfit(Unfit):
+class PatcherCrashed(Unfit):
     """The patcher died over the same bundle again and again."""
 
-    reason = "patcher-died"
+    reason = "patcher-crashed"
 
 
-class ProbeInconclusiveUnfit(Unfit):
+class ProbeInconclusive(Unfit):
     """The probe could not tell: the old release stays and nothing is marked."""
 
     reason = "probe-inconclusive"
 
 
-class ProbationUnfit(Unfit):
+class ProbationFailed(Unfit):
     """The candidate failed under live requests: errors, NaN, latency or a crash."""
 
     reason = "probation-failed"
 
 
-class ShadowUnfit(Unfit):
+class ShadowFailed(Unfit):
     """The candidate failed in the shadow: errors, NaN, a crash, or answers that are not the running model's."""
 
     reason = "shadow-failed"
 
 
-class AdapterUnfit(Unfit):
+class AdapterIncompatible(Unfit):
     """A personal adapter does not fit the release: its inputs are other ones, or its answers are not what they were."""
 
-    reason = "adapter-unfit"
+    reason = "adapter-incompatible"
 
 
-class BenchUnfit(Unfit):
+class BenchFailed(Unfit):
     """A bundle does not answer the requests that `bench` sends."""
 
     reason = "bench-failed"
 
 
-class ProbationInconclusiveUnfit(Unfit):
+class ProbationInconclusive(Unfit):
     """Too few requests to tell, and the health contract says to go back then."""
 
     reason = "probation-inconclusive"
 
 
-class OperatorUnfit(Unfit):
+class OperatorRollback(Unfit):
     """An operator sent the device back."""
 
     reason = "operator-rollback"
 
 
-class ModelUnfit(Unfit):
+class ModelDoesNotLoad(Unfit):
     """onnxruntime does not make a session of the model."""
 
     reason = "model-does-not-load"
 
 
-class ContractUnfit(Unfit):
+class ContractMismatch(Unfit):
     """The model's inputs or outputs are not what the manifest says."""
 
     reason = "contract-mismatch"
 
 
-class ModelProcessUnfit(Unfit):
+class ModelProcessCrashed(Unfit):
     """The model's process died or hung while it loaded."""
 
-    reason = "model-process-died"
+    reason = "model-process-crashed"
 
 
-class InferenceUnfit(Unfit):
+class InferenceFailed(Unfit):
     """The model failed on inputs that its contract allows."""
 
     reason = "inference-failed"
 
 
-class IllegalTransitionBug(Bug):
+class IllegalTransition(Bug):
     """The state machine's table has no such key."""
 
     reason = "illegal-transition"
@@ -371,5 +371,5 @@ def system_error(error: OSError) -> Unavailable:
     """What the operating system's complaint means here."""
     place = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpaceUnavailable(f"{error.strerror}{place}", remedy="free space on the device")
-    return SystemUnavailable(f"{error.strerror or error}{place}")
+        return NoSpace(f"{error.strerror}{place}", hint="free space on the device")
+    return OsFailure(f"{error.strerror or error}{place}")

@@ -102,7 +102,7 @@ def public_command(key: str, out: Path, as_json: bool) -> None:
         with out.open("xb") as file:
             file.write(encode_public_pem(public))
     except FileExistsError as error:
-        raise KeyExists(f"{out} is there already", remedy="choose another name") from error
+        raise KeyExists(f"{out} is there already", hint="choose another name") from error
     result = {"key": key, "file": str(out), "key_id": public.keyid, "public_key_sha256": digest}
     print_result(result, as_json=as_json, text=f"{out}: {public.scheme} key {public.keyid} (public key {digest})")
 

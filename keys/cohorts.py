@@ -71,7 +71,7 @@ def create_next_epoch(
         # not used again: devices that were revoked meanwhile may have envelopes with it
         raise KeyExists(
             f"{path} is there already, and epoch {epoch} of cohort {name!r} is not",
-            remedy="left by an attempt that was cut off or discarded: move the file away, and begin the epoch again",
+            hint="left by an attempt that was cut off or discarded: move the file away, and begin the epoch again",
         )
     write_key_file(path, X_WING, split_x_wing_secret(private), passphrase, insecure_plaintext=insecure_plaintext)
     return Cohort(name, epoch, derive_public_key(private))
@@ -90,7 +90,7 @@ def load_private_key(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -
     except KeyMissing as error:
         raise CohortUnknown(
             f"no key of cohort {cohort.name!r}, epoch {cohort.epoch}: {path} is missing",
-            remedy="its officer has it; or begin a new epoch: `packager device epoch`",
+            hint="its officer has it; or begin a new epoch: `packager device epoch`",
         ) from error
     private = encode_x_wing_secret(components, str(path))
     if derive_public_key(private) != cohort.public_key:

@@ -16,7 +16,7 @@ from securesystemslib.signer import Key, Signature, Signer
 
 from bundle import strict_json
 from bundle.enrollment import MAX_REQUEST_BYTES, EnrollmentRequest, parse_enrollment
-from bundle.errors import EnrolmentRefused, MalformedRefused
+from bundle.errors import EnrollmentRefused, Malformed
 from bundle.strict_json import StrictObject
 
 SCHEMA: Final = "airweights.enrolment-batch/1"
@@ -48,16 +48,16 @@ def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ..
     """
     body, _, last = data.removesuffix(b"\n").rpartition(b"\n")
     if not body or not data.endswith(b"\n"):
-        raise MalformedRefused("enrolment list: expected a header, requests and a signature, a line each")
+        raise Malformed("enrolment list: expected a header, requests and a signature, a line each")
     _check_signature(body + b"\n", last, keys)
     head, *lines = body.split(b"\n")
     fields = StrictObject(strict_json.decode(head, what="enrolment list", max_bytes=MAX_LINE_BYTES), "enrolment list")
     if fields.text("schema") != SCHEMA:
-        raise MalformedRefused(f"enrolment list.schema: expected {SCHEMA!r}")
+        raise Malformed(f"enrolment list.schema: expected {SCHEMA!r}")
     devices = fields.integer("devices", 1, MAX_DEVICES)
     fields.reject_unknown()
     if devices != len(lines):
-        raise MalformedRefused(f"enrolment list: found {len(lines)} requests, its header says {devices}")
+        raise Malformed(f"enrolment list: found {len(lines)} requests, its header says {devices}")
     return tuple(parse_enrollment(line) for line in lines)
 
 
@@ -69,8 +69,8 @@ def _check_signature(body: bytes, signature_line: bytes, keys: Sequence[Key]) ->
     fields.reject_unknown()
     key = next((key for key in keys if key.keyid == signature.keyid), None)
     if key is None:
-        raise EnrolmentRefused(f"enrolment list: signed by key {signature.keyid[:20]}, which is no enrolment key here")
+        raise EnrollmentRefused(f"enrolment list: signed by key {signature.keyid[:20]}, which is no enrolment key here")
     try:
         key.verify_signature(signature, SIGNATURE_LABEL + hashlib.sha256(body).digest())
     except UnverifiedSignatureError as error:
-        raise EnrolmentRefused("enrolment list: its signature does not hold") from error
+        raise EnrollmentRefused("enrolment list: its signature does not hold") from error

@@ -64,7 +64,7 @@ SCRYPT_LOG2_N: Final = 14  # 16 MiB and some 30 ms a file; RFC 7914 section 2
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SCRYPT_MAX_LOG2_N: Final = 20
-LOST_PASSPHRASE_HINT: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"
+LOST_PASSPHRASE_HINT: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"  # noqa: S105  # a sentence
 URI_PATTERN: Final = re.compile(r"[a-z][a-z0-9]+:.*")
 BLOCK_PATTERN: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
 
@@ -110,7 +110,7 @@ def write_key_file(
     """Write private keys to a new file (rules 1 to 3). Raises KeyExists, PlaintextKey."""
     if passphrase is None and not insecure_plaintext:
         raise PlaintextKey(
-            f"key {path} would be written without encryption", remedy="give a passphrase, or say --insecure-plaintext"
+            f"key {path} would be written without encryption", hint="give a passphrase, or say --insecure-plaintext"
         )
     salt = os.urandom(16).hex()
     stretch = "none" if passphrase is None else f"scrypt {SCRYPT_LOG2_N} {SCRYPT_R} {SCRYPT_P} {salt}"
@@ -130,9 +130,7 @@ def write_key_file(
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise KeyExists(
-            f"{path} is there already", remedy="keys are never written over; choose another name"
-        ) from error
+        raise KeyExists(f"{path} is there already", hint="keys are never written over; choose another name") from error
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -237,7 +235,7 @@ def _read_text(path: Path) -> str:
             data = file.read(MAX_KEY_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise KeyMissing(
-            f"there is no key file {path}", remedy="a lost key is replaced: `packager keys role replace`"
+            f"there is no key file {path}", hint="a lost key is replaced: `packager keys role replace`"
         ) from error
     except IsADirectoryError as error:
         raise KeyMissing(f"{path} is a folder, expected a key file") from error
@@ -256,9 +254,9 @@ def _parse_key_file(path: Path, text: str) -> tuple[dict[str, str], list[tuple[s
         lines = head.splitlines()
         header = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         if lines[0] != MAGIC or not empty_line or set(header) != {"algorithm", "stretch", "sha256"}:
-            raise KeyDamaged(f"{path}: its first lines are damaged", remedy="restore the file from a backup")
+            raise KeyDamaged(f"{path}: its first lines are damaged", hint="restore the file from a backup")
         if _checksum(header["algorithm"], header["stretch"], body) != header["sha256"]:
-            raise KeyDamaged(f"{path} is damaged: its checksum does not hold", remedy="restore it from a backup")
+            raise KeyDamaged(f"{path} is damaged: its checksum does not hold", hint="restore it from a backup")
         text = body
     blocks = [(match[1], match[0]) for match in BLOCK_PATTERN.finditer(text if text.endswith("\n") else text + "\n")]
     if not blocks:
@@ -274,20 +272,20 @@ def _open_block(path: Path, block: str, secret: bytes | None, *, is_whole: bool)
     is_sealed = "ENCRYPTED" in block.splitlines()[0]
     if is_sealed and secret is None:
         raise WrongPassphrase(
-            f"{path} is encrypted, and no passphrase was given", remedy="--passphrase-file, or PACKAGER_PASSPHRASE"
+            f"{path} is encrypted, and no passphrase was given", hint="--passphrase-file, or PACKAGER_PASSPHRASE"
         )
     try:
         key = load_pem_private_key(block.encode(), secret if is_sealed else None)
     except (ValueError, TypeError) as error:
         if is_sealed and is_whole:
             raise WrongPassphrase(
-                f"the passphrase does not open {path}; the file itself is whole", remedy=LOST_PASSPHRASE_HINT
+                f"the passphrase does not open {path}; the file itself is whole", hint=LOST_PASSPHRASE_HINT
             ) from error
         if is_sealed:
             raise WrongPassphrase(
-                f"{path} does not open: wrong passphrase, or damaged", remedy=LOST_PASSPHRASE_HINT
+                f"{path} does not open: wrong passphrase, or damaged", hint=LOST_PASSPHRASE_HINT
             ) from error
-        raise KeyDamaged(f"{path}: its private key can not be read", remedy="restore it from a backup") from error
+        raise KeyDamaged(f"{path}: its private key can not be read", hint="restore it from a backup") from error
     except UnsupportedAlgorithm as error:
         raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
     if not isinstance(key, PrivateKey):

@@ -17,7 +17,7 @@ from typing import Final
 from bundle.frames import Secret
 from keys.errors import KeyMissing, PassphraseMissing
 
-PASSPHRASE_VARIABLE: Final = "PACKAGER_PASSPHRASE"
+PASSPHRASE_VARIABLE: Final = "PACKAGER_PASSPHRASE"  # noqa: S105  # a name
 PIN_VARIABLE: Final = "PACKAGER_PIN"
 MIN_PASSPHRASE_CHARACTERS: Final = 8
 MAX_PASSPHRASE_BYTES: Final = 1024
@@ -44,7 +44,7 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
     else:
         raise PassphraseMissing(
             f"a passphrase for {what} is needed, and there is no terminal to ask at",
-            remedy=f"give --passphrase-file, or set {PASSPHRASE_VARIABLE}",
+            hint=f"give --passphrase-file, or set {PASSPHRASE_VARIABLE}",
         )
     if is_new and len(found) < MIN_PASSPHRASE_CHARACTERS:
         raise PassphraseMissing(
@@ -72,7 +72,7 @@ def _read_file(file: Path) -> str:
         raise KeyMissing(f"{file} is a folder, expected a passphrase file") from error
     if stat.S_ISREG(mode) and mode & 0o077:
         raise PassphraseMissing(
-            f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", remedy=f"chmod 600 {file}"
+            f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", hint=f"chmod 600 {file}"
         )
     if len(data) > MAX_PASSPHRASE_BYTES:
         raise PassphraseMissing(

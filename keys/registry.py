@@ -19,7 +19,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest, derive_device_id
-from bundle.errors import EnrolmentRefused, Refused
+from bundle.errors import EnrollmentRefused, Refused
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
 
@@ -113,7 +113,7 @@ class Registry:
         """By label, or by id. Raises DeviceUnknown."""
         found = self._devices.get(self._labels.get(label_or_id, label_or_id))
         if found is None:
-            raise DeviceUnknown(f"no device {label_or_id!r} in {self.path}", remedy="`packager device list` shows all")
+            raise DeviceUnknown(f"no device {label_or_id!r} in {self.path}", hint="`packager device list` shows all")
         return found
 
     def digest(self) -> str:
@@ -133,7 +133,7 @@ class Registry:
         if not hmac.compare_digest(confirmed.encode(), request.fingerprint.replace(" ", "").encode()):
             raise FingerprintMismatch(
                 f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed was {fingerprint}",
-                remedy="compare with what `device-agent enrol` shows on the device itself",
+                hint="compare with what `device-agent enrol` shows on the device itself",
             )
         return self.enroll_confirmed(request, cohort)
 
@@ -141,18 +141,18 @@ class Registry:
         """Add a device from a list whose signature was checked. Raises EnrolmentRefused."""
         known = self._devices.get(request.device_id)
         if known is not None and known.is_revoked:
-            raise EnrolmentRefused(
+            raise EnrollmentRefused(
                 f"device {known.label!r} was revoked; its keys are not admitted again",
-                remedy="make a new identity on the device: `device-agent init`",
+                hint="make a new identity on the device: `device-agent init`",
             )
         if known is not None and known.label != request.label:
-            raise EnrolmentRefused(f"the keys of {request.label!r} are registered as {known.label!r}")
+            raise EnrollmentRefused(f"the keys of {request.label!r} are registered as {known.label!r}")
         if known is not None:
             return known
         if request.label in self._labels:
-            raise EnrolmentRefused(
+            raise EnrollmentRefused(
                 f"label {request.label!r} is registered with other keys",
-                remedy="choose another label; a label is never given to other keys",
+                hint="choose another label; a label is never given to other keys",
             )
         device = Device(
             request.device_id,

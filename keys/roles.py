@@ -87,7 +87,7 @@ def check_threshold(role: RoleKeys, *, is_classical_only: bool = False) -> None:
     if wrong:
         raise ThresholdInvalid(
             f"role {role.role!r}: {wrong[0]}",
-            remedy=f"it has {role.classical_count} classical and {role.post_quantum_count} ML-DSA keys and threshold"
+            hint=f"it has {role.classical_count} classical and {role.post_quantum_count} ML-DSA keys and threshold"
             f" {role.threshold}; see `packager keys --help`",
         )
 

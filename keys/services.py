@@ -86,7 +86,7 @@ def load_service(uri: str) -> Signer:
     except Exception as error:  # as above
         raise _translate_error(uri, error) from error
     if found != uri and not found.startswith(f"{uri.rstrip('/')}/"):
-        raise KeyUnreadable(f"{uri}: the service's newest is {found}", remedy="name the newest version, or none")
+        raise KeyUnreadable(f"{uri}: the service's newest is {found}", hint="name the newest version, or none")
     return ServiceSigner(uri, _set_own_key_id(public), inner)
 
 
@@ -134,12 +134,12 @@ def _translate_error(uri: str, error: Exception) -> Exception:
     if isinstance(error, UnsupportedLibraryError):
         return KeyServiceUnavailable(
             f"{uri}: the library for {service.name} is not installed",
-            remedy=f"pip install 'airweights[{service.extra}]'",
+            hint=f"pip install 'airweights[{service.extra}]'",
         )
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no further word"
     if isinstance(error, UnsupportedAlgorithmError) or type(error).__name__ == "UnsupportedKeyType":
         return KeyUnreadable(f"{uri}: {service.name} holds a key of another kind: {reason}")
     return KeyServiceUnavailable(
         f"{uri}: {service.name}: {type(error).__name__}: {reason}",
-        remedy="are the credentials of its library set, and may they read and use this key?",
+        hint="are the credentials of its library set, and may they read and use this key?",
     )

@@ -153,7 +153,7 @@ def generate_token_key(uri: str, algorithm: str, pin: Secret) -> SSlibKey:
     except Exception as error:  # as above
         raise _translate_error(uri, error) from error
     if not is_made:
-        raise KeyExists(f"{uri}: the token holds a key of id {key.number} already", remedy="choose another key id")
+        raise KeyExists(f"{uri}: the token holds a key of id {key.number} already", hint="choose another key id")
     public = load_token(uri, pin).public_key
     assert isinstance(public, SSlibKey)
     return public
@@ -191,7 +191,7 @@ def _check_library(uri: str) -> None:
     if LIBRARY_VARIABLE not in os.environ:
         raise TokenUnavailable(
             f"{uri}: {LIBRARY_VARIABLE} is not set",
-            remedy=f"set {LIBRARY_VARIABLE} to the path of the token's PKCS#11 library",
+            hint=f"set {LIBRARY_VARIABLE} to the path of the token's PKCS#11 library",
         )
 
 
@@ -214,12 +214,12 @@ def _find_signer(key: TokenKey, pin: Callable[[str], str], *, has_pin: bool) -> 
 def _translate_error(uri: str, error: Exception) -> TokenUnavailable:
     name = type(error).__name__
     if name.startswith("Pin"):
-        return WrongPin(f"{uri}: the token refuses the PIN ({name})", remedy="tokens lock after a few wrong PINs")
+        return WrongPin(f"{uri}: the token refuses the PIN ({name})", hint="tokens lock after a few wrong PINs")
     if isinstance(error, UnsupportedLibraryError | ImportError):
-        return TokenUnavailable(f"{uri}: python-pkcs11 is not installed", remedy="pip install 'airweights[pkcs11]'")
+        return TokenUnavailable(f"{uri}: python-pkcs11 is not installed", hint="pip install 'airweights[pkcs11]'")
     reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no further word from the token"
     kind = "" if isinstance(error, ValueError) else f"{name}: "
     return TokenUnavailable(
         f"{uri}: {kind}{reason}",
-        remedy=f"is the token there, its label and key id right, {LIBRARY_VARIABLE} its library?",
+        hint=f"is the token there, its label and key id right, {LIBRARY_VARIABLE} its library?",
     )

@@ -29,5 +29,5 @@ def load_uri(uri: str, pin: Secret | None) -> Signer:
     if scheme in SERVICES:
         return load_service(uri)
     raise KeyUnreadable(
-        f"key URI {uri!r}: scheme {scheme!r} is not supported", remedy=f"a key file, or {':, '.join(SCHEMES)}:"
+        f"key URI {uri!r}: scheme {scheme!r} is not supported", hint=f"a key file, or {':, '.join(SCHEMES)}:"
     )

@@ -62,8 +62,8 @@ AirweightsError
     └── DemoUnproven             demo-unproven             the demo ran and one of its claims did not hold
 """
 
-from bundle.errors import DigestMismatchRefused, Invalid, Refused, Unavailable, Unfit
-from bundle.errors import UsageInvalid as UsageInvalid
+from bundle.errors import DigestMismatch, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import InvalidUsage as InvalidUsage
 
 
 class ModelUnreadable(Invalid):
@@ -120,10 +120,10 @@ class SampleDtypeMismatch(Invalid):
     reason = "sample-dtype-mismatch"
 
 
-class SampleHoldsNan(Invalid):
+class SampleHasNan(Invalid):
     """NaN in a sample: nothing can be measured on it."""
 
-    reason = "sample-holds-nan"
+    reason = "sample-has-nan"
 
 
 class TooFewSamples(Invalid):
@@ -195,31 +195,31 @@ class DrillInvalid(Invalid):
 class ReleaseFileInvalid(Invalid):
     """A release.toml that is missing, or says what has no meaning."""
 
-    reason = "release-file"
+    reason = "release-file-invalid"
 
 
-class ReleaseFileMissing(Invalid):
+class InputFileMissing(Invalid):
     """A file that a release.toml names is not there."""
 
-    reason = "release-file-missing"
+    reason = "input-file-missing"
 
 
 class BundleNameInvalid(Invalid):
     """A file name that a bundle can not hold."""
 
-    reason = "bundle-name"
+    reason = "bundle-name-invalid"
 
 
-class NotRecognised(Invalid):
+class UnknownFormat(Invalid):
     """Neither a manifest, a patch, a blob, an envelope, a rollout nor a bundle folder."""
 
-    reason = "not-recognised"
+    reason = "unknown-format"
 
 
-class UnknownVariant(Invalid):
+class VariantUnknown(Invalid):
     """The manifest has no variant of that name."""
 
-    reason = "unknown-variant"
+    reason = "variant-unknown"
 
 
 class BaseMissing(Invalid):
@@ -240,10 +240,10 @@ class VersionTaken(Invalid):
     reason = "version-taken"
 
 
-class NoSuchPlace(Invalid):
+class FileNotFound(Invalid):
     """A file or folder that was named is not there."""
 
-    reason = "no-such-place"
+    reason = "file-not-found"
 
 
 class OutputExists(Invalid):
@@ -267,7 +267,7 @@ class ExtraMissing(Invalid):
 class ReportRefused(Refused):
     """A report of a device that is not registered or is revoked, or whose signature does not hold."""
 
-    reason = "report"
+    reason = "report-refused"
 
 
 class ReportForked(ReportRefused):
@@ -285,25 +285,25 @@ class ReportGap(ReportRefused):
 class AttestationRefused(Refused):
     """Attestations that are not signed as they should be, or are of another release."""
 
-    reason = "attestation"
+    reason = "attestation-refused"
 
 
 class ModelSignatureRefused(Refused):
     """An OpenSSF model signature that does not hold, or a folder that can not be signed."""
 
-    reason = "model-signature"
+    reason = "model-signature-refused"
 
 
-class BundleMismatchRefused(DigestMismatchRefused):
+class BundleMismatch(DigestMismatch):
     """A plain bundle is not the one that the manifest lists."""
 
     reason = "bundle-mismatch"
 
 
-class WorkspaceRefused(Refused):
+class WorkspaceDamaged(Refused):
     """A kept bundle or key is not what was kept."""
 
-    reason = "workspace"
+    reason = "workspace-damaged"
 
 
 class NoVariantLeft(Unfit):
@@ -312,10 +312,10 @@ class NoVariantLeft(Unfit):
     reason = "no-variant-left"
 
 
-class DemoUnproven(Unfit):
+class DemoFailed(Unfit):
     """The demo ran and one of its claims did not hold."""
 
-    reason = "demo-unproven"
+    reason = "demo-failed"
 
 
 class RepositoryMissing(Invalid):
@@ -360,22 +360,22 @@ class RepositoryDamaged(Refused):
     reason = "repository-damaged"
 
 
-class RequestReplayed(Refused):
+class SigningRequestReplayed(Refused):
     """A signing request that is older than what was signed last, or another one on the same base."""
 
-    reason = "request-replayed"
+    reason = "signing-request-replayed"
 
 
-class RepositoryUnfamiliar(Refused):
+class RepositoryUnknown(Refused):
     """A request of a repository that is new here, for a key that signed here for another one."""
 
-    reason = "repository-unfamiliar"
+    reason = "repository-unknown"
 
 
-class SignerMemoryDamaged(Refused):
+class SigningHistoryDamaged(Refused):
     """A signer's own copy of what it signed last can not be read."""
 
-    reason = "signer-memory-damaged"
+    reason = "signing-history-damaged"
 
 
 class SignatureRefused(Refused):
@@ -390,7 +390,7 @@ class PublishConflict(Unavailable):
     reason = "publish-conflict"
 
 
-class UpdateDoesNotFit(Unfit):
+class BaseIncompatible(Unfit):
     """A new model whose graph or weights are too far from the base's for an update to be made from it."""
 
-    reason = "update-does-not-fit"
+    reason = "base-incompatible"

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bundle import console
-from bundle.errors import KINDS, AirweightsError, DigestMismatchRefused, Unavailable
+from bundle.errors import KINDS, AirweightsError, DigestMismatch, Unavailable
 from tools.generate_docs.__main__ import all_errors
 
 
@@ -21,7 +21,7 @@ def fail_with(error: BaseException) -> int:
 
 
 def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    code = fail_with(DigestMismatchRefused("found a,\nexpected b", remedy="fetch it\nagain"))
+    code = fail_with(DigestMismatch("found a,\nexpected b", hint="fetch it\nagain"))
     out, err = capsys.readouterr()
     assert (code, out) == (3, "")
     assert err == "error: found a, expected b\nhint: fetch it again\n"
@@ -29,7 +29,7 @@ def test_an_error_is_one_line_and_a_hint(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_with_json_an_error_is_one_object_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
-        raise DigestMismatchRefused("found a", remedy=None)
+        raise DigestMismatch("found a", hint=None)
 
     assert console.run(main, as_json=True) == 3
     out, err = capsys.readouterr()

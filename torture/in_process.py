@@ -14,7 +14,7 @@ from typing import Any
 
 from bundle.manifest import Variant
 from device_agent.config.config import load_config
-from device_agent.errors import StoreDamagedRefused
+from device_agent.errors import StoreDamaged
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.journal_records import BundleRecord
@@ -174,7 +174,7 @@ class Alone:
                 continue
             try:
                 fds = self._errands().unseal(holding)
-            except StoreDamagedRefused:
+            except StoreDamaged:
                 continue
             self.serving.publish(self.serving.start_generation(holding, fds))
             fds.close()

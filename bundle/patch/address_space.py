@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
-from bundle.errors import PatchLimitRefused, PatchRangeRefused, PatchTargetRefused
+from bundle.errors import PatchLimitExceeded, PatchRangeInvalid, PatchTargetMismatch
 from bundle.files import BundleFile
 from bundle.patch.limits import IO_CHUNK_BYTES
 
@@ -82,7 +82,7 @@ class BaseBytes:
     def check_range(self, start: int, length: int, where: str) -> None:
         """Rule 2. Raises PatchRangeRefused."""
         if start < 0 or length < 0 or start + length > self.size:
-            raise PatchRangeRefused(
+            raise PatchRangeInvalid(
                 f"{where}: base range [{start}, {start + length}) is not in the base's {self.size} bytes"
             )
 
@@ -175,11 +175,11 @@ class TargetBytes:
     def finish(self) -> None:
         """Rule 2: the whole target has been written. Raises PatchRangeRefused."""
         if self.cursor != self.size or self._waiting_items:
-            raise PatchRangeRefused(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
+            raise PatchRangeInvalid(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
 
     def _add_pending(self, length: int, where: str) -> None:
         if self._pending + length > self._max_pending_bytes:
-            raise PatchLimitRefused(
+            raise PatchLimitExceeded(
                 f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending_bytes}"
             )
         self._pending += length
@@ -187,7 +187,7 @@ class TargetBytes:
     def _insert(self, start: int, length: int, item: bytes | _PendingCopy, where: str) -> None:
         self._check_free(start, length, where)
         if len(self._waiting_items) >= self._max_items:
-            raise PatchLimitRefused(f"{where}: more than {self._max_items} ranges wait ahead of the cursor")
+            raise PatchLimitExceeded(f"{where}: more than {self._max_items} ranges wait ahead of the cursor")
         at = self._find_index(start)
         self._starts.insert(at, -start)
         self._waiting_items.insert(at, (length, item))
@@ -198,14 +198,14 @@ class TargetBytes:
 
     def _check_free(self, start: int, length: int, where: str) -> None:
         if start < self.cursor or start + length > self.size:
-            raise PatchRangeRefused(
+            raise PatchRangeInvalid(
                 f"{where}: target range [{start}, {start + length}) is not in [{self.cursor}, {self.size})"
             )
         at = self._find_index(start)
         if at > 0 and -self._starts[at - 1] < start + length:
-            raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps a later one")
+            raise PatchRangeInvalid(f"{where}: target range [{start}, {start + length}) overlaps a later one")
         if at < len(self._starts) and -self._starts[at] + self._waiting_items[at][0] > start:
-            raise PatchRangeRefused(f"{where}: target range [{start}, {start + length}) overlaps an earlier one")
+            raise PatchRangeInvalid(f"{where}: target range [{start}, {start + length}) overlaps an earlier one")
 
     def _drain(self) -> None:
         while self._starts and -self._starts[-1] == self.cursor:
@@ -245,7 +245,7 @@ class TargetBytes:
     def _end_file(self) -> None:
         file = self._files.pop()
         if self._hash.hexdigest() != file.sha256:
-            raise PatchTargetRefused(
+            raise PatchTargetMismatch(
                 f"target file {file.path!r}: rebuilt with SHA-256 {self._hash.hexdigest()}, expected {file.sha256}"
             )
         self._target.end_file()

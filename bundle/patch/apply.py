@@ -12,7 +12,7 @@ The table that is returned comes from the patch: the caller compares its digest 
 
 from collections.abc import Iterator
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused, WrongBaseRefused
+from bundle.errors import PatchCorrupt, PatchLimitExceeded, WrongBase
 from bundle.files import BundleFile
 from bundle.patch.address_space import Base, BaseBytes, Target, TargetBytes
 from bundle.patch.container import ForwardReader, Frame, Header, Op, read_frames, read_header
@@ -59,15 +59,15 @@ def _check_base(header: Header, base: Base | None) -> None:
     if not header.base:
         return
     if base is None:
-        raise WrongBaseRefused("patch starts from a base bundle, and none is here", remedy="use the patch from nothing")
+        raise WrongBase("patch starts from a base bundle, and none is here", hint="use the patch from nothing")
     wanted = [(file.path, file.size, file.sha256) for file in header.base]
     found = [(file.path, file.size, file.sha256) for file in base.files]
     if wanted != found:
         differing = next(
             (f"{w[0]!r} {w[2][:16]}…" for w in wanted if w not in found), f"{len(found)} files instead of {len(wanted)}"
         )
-        raise WrongBaseRefused(
-            f"patch starts from another base: {differing} is not what is here", remedy="use the patch from nothing"
+        raise WrongBase(
+            f"patch starts from another base: {differing} is not what is here", hint="use the patch from nothing"
         )
 
 
@@ -117,7 +117,7 @@ class _Applier:
             case Op.STREAM:
                 decode_stream(frame, frames, self._base, self._target, self._declared_limits)
             case _:
-                raise PatchCorruptRefused(f"{frame.where}: not expected here")
+                raise PatchCorrupt(f"{frame.where}: not expected here")
 
     def _copy_ranges(self, frame: Frame) -> None:
         payload = Cursor(frame.payload, frame.where)
@@ -135,13 +135,14 @@ class _Applier:
         words = read_base_ranges(table, self._base, self._max_items, self._declared_limits.dictionary_bytes)
         table.check_end()
         if sum(length for _, length in ranges) != frame.decoded_bytes:
-            raise PatchCorruptRefused(f"{frame.where}: ranges do not sum up to the frame's {frame.decoded_bytes} bytes")
+            raise PatchCorrupt(f"{frame.where}: ranges do not sum up to the frame's {frame.decoded_bytes} bytes")
         data = unpack_zstd(cursor.take_rest(), frame.decoded_bytes, frame.where, self._base.read_ranges(words))
         frame.check_decoded(data)
         self._target.write_ranges(ranges, data, frame.where)
 
     def _check_pending(self, frame: Frame) -> None:
         if frame.decoded_bytes > self._declared_limits.pending_bytes:
-            raise PatchLimitRefused(
-                f"{frame.where}: {frame.decoded_bytes} target bytes, the header announced {self._declared_limits.pending_bytes}"
+            raise PatchLimitExceeded(
+                f"{frame.where}: {frame.decoded_bytes} target bytes, the header announced "
+                f"{self._declared_limits.pending_bytes}"
             )

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import PatchCorruptRefused, PatchFeatureRefused
+from bundle.errors import PatchCorrupt, PatchFeatureUnsupported
 from bundle.patch.elements import Signed
 from bundle.patch.numbers import Cursor
 from bundle.patch.sections import read_section
@@ -31,7 +31,7 @@ def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
     """
     found = fill_start(cursor, out)
     if found != len(out):
-        raise PatchCorruptRefused(f"{cursor.where}: part of {found} numbers, expected {len(out)}")
+        raise PatchCorrupt(f"{cursor.where}: part of {found} numbers, expected {len(out)}")
 
 
 def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
@@ -42,7 +42,7 @@ def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
         return _unpack_pcodec(stored, out, cursor.where)
     if coder == PLANES:
         return _unpack_planes(Cursor(stored, cursor.where), out)
-    raise PatchCorruptRefused(f"{cursor.where}: part with coder {coder}, expected 0 or 1")
+    raise PatchCorrupt(f"{cursor.where}: part with coder {coder}, expected 0 or 1")
 
 
 def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
@@ -52,7 +52,7 @@ def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
     while done < count:
         length = cursor.read_varint()
         if not 0 < length <= count - done:
-            raise PatchCorruptRefused(f"{cursor.where}: part of {length} numbers, {count - done} are left")
+            raise PatchCorrupt(f"{cursor.where}: part of {length} numbers, {count - done} are left")
         read_part(cursor, out[done : done + length])
         done += length
     return out
@@ -84,7 +84,7 @@ def _unpack_planes(stored: Cursor, out: npt.NDArray[Any]) -> int:
     lowest = read_section(stored, len(out), "plane 0")
     count = len(lowest)
     if not count:
-        raise PatchCorruptRefused(f"{stored.where}: part without numbers")
+        raise PatchCorrupt(f"{stored.where}: part without numbers")
     planes = np.empty((count, size), np.uint8)
     planes[:, 0] = np.frombuffer(lowest, np.uint8)
     for byte in range(1, size):
@@ -97,7 +97,7 @@ def _unpack_planes(stored: Cursor, out: npt.NDArray[Any]) -> int:
 def _read_plane(cursor: Cursor, byte: int, count: int) -> npt.NDArray[np.uint8]:
     plane = read_section(cursor, count, f"plane {byte}")
     if len(plane) != count:
-        raise PatchCorruptRefused(f"{cursor.where}: plane {byte} of {len(plane)} bytes, expected {count}")
+        raise PatchCorrupt(f"{cursor.where}: plane {byte} of {len(plane)} bytes, expected {count}")
     return np.frombuffer(plane, np.uint8)
 
 
@@ -105,16 +105,18 @@ def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> int
     try:
         from pcodec import standalone
     except ImportError as error:
-        raise PatchFeatureRefused("patch needs the decoder feature 'pcodec', which is not installed here") from error
+        raise PatchFeatureUnsupported(
+            "patch needs the decoder feature 'pcodec', which is not installed here"
+        ) from error
     try:
         progress = standalone.simple_decompress_into(bytes(stored), out)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise PatchCorruptRefused(f"{where}: {error}") from error
+        raise PatchCorrupt(f"{where}: {error}") from error
     except BaseException as error:
         # A panic inside the library arrives as a BaseException of a type that can not be imported.
         if type(error).__name__ != "PanicException":
             raise
-        raise PatchCorruptRefused(f"{where}: pcodec gave up on the part") from error
+        raise PatchCorrupt(f"{where}: pcodec gave up on the part") from error
     if not progress.finished or not progress.n_processed:
-        raise PatchCorruptRefused(f"{where}: part of {progress.n_processed} numbers or more, expected 1 to {len(out)}")
+        raise PatchCorrupt(f"{where}: part of {progress.n_processed} numbers or more, expected 1 to {len(out)}")
     return int(progress.n_processed)

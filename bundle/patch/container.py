@@ -24,13 +24,13 @@ import numpy as np
 
 from bundle import strict_json
 from bundle.errors import (
-    MalformedRefused,
-    PatchCorruptRefused,
-    PatchFeatureRefused,
-    PatchLimitRefused,
-    PatchTruncatedRefused,
-    PatchVersionRefused,
-    TooLargeRefused,
+    Malformed,
+    PatchCorrupt,
+    PatchFeatureUnsupported,
+    PatchLimitExceeded,
+    PatchTruncated,
+    PatchVersionUnsupported,
+    TooLarge,
 )
 from bundle.files import BundleFile, parse_files
 from bundle.patch.limits import MAX_HEADER_BYTES, DeclaredLimits, PatchLimits
@@ -121,7 +121,7 @@ class Frame:
     def check_decoded(self, decoded: bytes | memoryview) -> None:
         """Raises PatchCorruptRefused where `plain` is not what the frame's head announces."""
         if len(decoded) != self.decoded_bytes or word_sum(decoded) != self.decoded_sum:
-            raise PatchCorruptRefused(
+            raise PatchCorrupt(
                 f"{self.where}: decoded {len(decoded)} bytes that are not the {self.decoded_bytes} expected"
             )
 
@@ -148,22 +148,22 @@ def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
     """
     head = patch.read(_PREFIX.size)
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
-        raise PatchVersionRefused(f"found {head[:8].hex()} at the start, expected a patch ({MAGIC.hex()})")
+        raise PatchVersionUnsupported(f"found {head[:8].hex()} at the start, expected a patch ({MAGIC.hex()})")
     if len(head) < _PREFIX.size:
-        raise PatchTruncatedRefused(f"patch ends after {len(head)} bytes, in its header")
+        raise PatchTruncated(f"patch ends after {len(head)} bytes, in its header")
     _, version, stored_bytes, plain_bytes = _PREFIX.unpack(head)
     if version != VERSION:
-        raise PatchVersionRefused(
-            f"patch has version {version}, this decoder knows {VERSION}", remedy="update the device agent"
+        raise PatchVersionUnsupported(
+            f"patch has version {version}, this decoder knows {VERSION}", hint="update the device agent"
         )
     if max(stored_bytes, plain_bytes) > MAX_HEADER_BYTES:
-        raise PatchLimitRefused(
+        raise PatchLimitExceeded(
             f"patch header is {max(stored_bytes, plain_bytes)} bytes, at most {MAX_HEADER_BYTES} are"
         )
     crc = _read_exactly(patch, _CRC.size, "header")
     stored = _read_exactly(patch, stored_bytes, "header")
     if _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
-        raise PatchCorruptRefused("patch header: its checksum does not hold")
+        raise PatchCorrupt("patch header: its checksum does not hold")
     return _parse_header(unpack_zstd(stored, plain_bytes, "patch header"), limits)
 
 
@@ -195,22 +195,23 @@ def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
         head = _read_exactly(patch, _FRAME.size + _CRC.size, f"frame {number}")
         code, payload_bytes, plain_bytes, plain_sum = _FRAME.unpack_from(head)
         if payload_bytes > header.declared_limits.payload_bytes:
-            raise PatchLimitRefused(
-                f"patch frame {number}: payload of {payload_bytes} bytes, announced {header.declared_limits.payload_bytes}"
+            raise PatchLimitExceeded(
+                f"patch frame {number}: payload of {payload_bytes} bytes, announced "
+                f"{header.declared_limits.payload_bytes}"
             )
         payload = _read_exactly(patch, payload_bytes, f"frame {number}")
         if _CRC.unpack_from(head, _FRAME.size)[0] != zlib.crc32(payload, zlib.crc32(head[: _FRAME.size])):
-            raise PatchCorruptRefused(f"patch frame {number}: its checksum does not hold")
+            raise PatchCorrupt(f"patch frame {number}: its checksum does not hold")
         if code not in Op._value2member_map_:
-            raise PatchCorruptRefused(f"patch frame {number}: unknown op {code}")
+            raise PatchCorrupt(f"patch frame {number}: unknown op {code}")
         op = Op(code)
         if op in FEATURE_OF_OP and FEATURE_OF_OP[op] not in header.features:
-            raise PatchFeatureRefused(
+            raise PatchFeatureUnsupported(
                 f"patch frame {number}: op {op.name} needs feature {FEATURE_OF_OP[op]!r}, not named in the header"
             )
         if op is Op.END:
             if payload or plain_bytes or patch.read(1):
-                raise PatchCorruptRefused(f"patch frame {number}: bytes after the end of the patch")
+                raise PatchCorrupt(f"patch frame {number}: bytes after the end of the patch")
             return
         yield Frame(number, op, plain_bytes, plain_sum, payload)
         number += 1
@@ -219,7 +220,7 @@ def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
 def _read_exactly(patch: ForwardReader, length: int, what: str) -> bytes:
     data = patch.read(length)
     if len(data) != length:
-        raise PatchTruncatedRefused(f"patch ends in its {what}: found {len(data)} bytes, expected {length}")
+        raise PatchTruncated(f"patch ends in its {what}: found {len(data)} bytes, expected {length}")
     return data
 
 
@@ -235,17 +236,17 @@ def _parse_header(json_bytes: bytes, limits: PatchLimits) -> Header:
         values = {field.name: row.integer(field.name) for field in fields(DeclaredLimits)}
         row.reject_unknown()
         document.reject_unknown()
-    except (MalformedRefused, TooLargeRefused) as error:
-        raise PatchCorruptRefused(error.message) from error
+    except (Malformed, TooLarge) as error:
+        raise PatchCorrupt(error.message) from error
     for name, value in values.items():
         if value > getattr(limits, name):
-            raise PatchLimitRefused(
-                f"patch needs {name} {value}, this decoder allows {getattr(limits, name)}", remedy="use another patch"
+            raise PatchLimitExceeded(
+                f"patch needs {name} {value}, this decoder allows {getattr(limits, name)}", hint="use another patch"
             )
     for feature in features:
         _check_feature(feature)
     if sum(file.size for file in target) > limits.target_bytes:
-        raise PatchLimitRefused(
+        raise PatchLimitExceeded(
             f"patch makes {sum(f.size for f in target)} bytes, at most {limits.target_bytes} are allowed"
         )
     return Header(base, target, features, DeclaredLimits(**values))
@@ -257,15 +258,15 @@ def _parse_file_table(document: StrictObject, name: str, limits: PatchLimits) ->
 
 def _check_feature(feature: str) -> None:
     if feature not in FEATURES:
-        raise PatchFeatureRefused(
+        raise PatchFeatureUnsupported(
             f"patch needs the decoder feature {feature!r}, this decoder has {', '.join(FEATURES)}",
-            remedy="update the device agent, or use another patch",
+            hint="update the device agent, or use another patch",
         )
     module = MODULE_OF_FEATURE.get(feature)
     if module is not None:
         from importlib.util import find_spec
 
         if find_spec(module) is None:
-            raise PatchFeatureRefused(
-                f"patch needs the decoder feature {feature!r}, which is not installed here", remedy="use another patch"
+            raise PatchFeatureUnsupported(
+                f"patch needs the decoder feature {feature!r}, which is not installed here", hint="use another patch"
             )

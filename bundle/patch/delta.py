@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from bundle.errors import PatchCorruptRefused
+from bundle.errors import PatchCorrupt
 from bundle.patch.address_space import BaseBytes
 from bundle.patch.container import Frame
 from bundle.patch.limits import DeclaredLimits
@@ -41,7 +41,7 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
     while control.remaining_bytes():
         add, more, seek = control.read_varint(), control.read_varint(), control.read_signed_varint()
         if add + more == 0 or add > len(difference) - added or more > len(extra) - inserted:
-            raise PatchCorruptRefused(f"{control.where}: triple ({add}, {more}, {seek}) does not fit what is left")
+            raise PatchCorrupt(f"{control.where}: triple ({add}, {more}, {seek}) does not fit what is left")
         if add:
             base.check_range(position, add, frame.where)
             _add_difference(out, done, base.read(position, add), difference[added : added + add])
@@ -49,7 +49,7 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
         done, added, inserted = done + add + more, added + add, inserted + more
         position += add + seek
     if done != frame.decoded_bytes or added != len(difference) or inserted != len(extra):
-        raise PatchCorruptRefused(f"{frame.where}: control makes {done} bytes, expected {frame.decoded_bytes}")
+        raise PatchCorrupt(f"{frame.where}: control makes {done} bytes, expected {frame.decoded_bytes}")
     return start, memoryview(out)
 
 

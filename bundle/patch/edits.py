@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.errors import PatchCorrupt, PatchLimitExceeded
 from bundle.patch.coders import read_numbers, read_part
 from bundle.patch.container import Frame
 from bundle.patch.elements import ELEMENT_TYPES, ElementType, Signed, from_ordered, to_ordered
@@ -77,7 +77,7 @@ def decode_edits(
     cursor = Cursor(frame.payload, frame.where)
     code = cursor.read_byte()
     if code >= len(ELEMENT_TYPES):
-        raise PatchCorruptRefused(f"{frame.where}: unknown type {code}")
+        raise PatchCorrupt(f"{frame.where}: unknown type {code}")
     kind = ELEMENT_TYPES[code]
     table = read_section(cursor, declared_limits.payload_bytes, "range table")
     ranges = read_copied_ranges(Cursor(table, frame.where), max_items)
@@ -85,7 +85,7 @@ def decode_edits(
     _check_count(runs, declared_limits, frame.where)
     gaps, lengths = read_numbers(cursor, runs), read_numbers(cursor, runs)
     if gaps.min() < 0 or lengths.min() < 1:
-        raise PatchCorruptRefused(f"{frame.where}: a gap of {gaps.min()} or a run of {lengths.min()} elements")
+        raise PatchCorrupt(f"{frame.where}: a gap of {gaps.min()} or a run of {lengths.min()} elements")
     count = int(lengths.sum(dtype=np.int64))
     _check_count(count, declared_limits, frame.where)
     residuals = np.empty(count, kind.signed)
@@ -105,9 +105,9 @@ def edit_positions(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) 
 
 def _check_count(count: int, declared_limits: DeclaredLimits, where: str) -> None:
     if count == 0:
-        raise PatchCorruptRefused(f"{where}: no edits")
+        raise PatchCorrupt(f"{where}: no edits")
     if count > declared_limits.block_elements:
-        raise PatchLimitRefused(f"{where}: {count} edits, announced {declared_limits.block_elements} elements")
+        raise PatchLimitExceeded(f"{where}: {count} edits, announced {declared_limits.block_elements} elements")
 
 
 def _split_by_range(
@@ -116,7 +116,7 @@ def _split_by_range(
     first = done = 0
     for start, base_start, length in ranges:
         if length % kind.size:
-            raise PatchCorruptRefused(f"{where}: range of {length} bytes of {kind.name}")
+            raise PatchCorrupt(f"{where}: range of {length} bytes of {kind.name}")
         end = first + length // kind.size
         many = int(np.searchsorted(positions, min(end, int(positions[-1]) + 1))) - done
         # Copies, so that what waits is only what is still to come.
@@ -124,4 +124,4 @@ def _split_by_range(
         yield (start, base_start, length), edits
         first, done = end, done + many
     if done < len(positions):
-        raise PatchCorruptRefused(f"{where}: an edit of element {positions[-1]}, the ranges have {first}")
+        raise PatchCorrupt(f"{where}: an edit of element {positions[-1]}, the ranges have {first}")

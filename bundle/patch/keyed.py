@@ -26,7 +26,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import PatchCorruptRefused
+from bundle.errors import PatchCorrupt
 from bundle.patch.coders import fill_start
 from bundle.patch.elements import ElementType, Signed, exponent_bytes, exponent_fields
 from bundle.patch.numbers import Cursor
@@ -103,7 +103,7 @@ class KeyedResiduals:
     ) -> None:
         offset, sub_block = cursor.read_signed_varint(), cursor.read_varint()
         if not 1 <= sub_block <= MAX_SUB_BLOCK_ELEMENTS or abs(offset) > MAX_OFFSET:
-            raise PatchCorruptRefused(f"{cursor.where}: key offset {offset} or sub-blocks of {sub_block}")
+            raise PatchCorrupt(f"{cursor.where}: key offset {offset} or sub-blocks of {sub_block}")
         blocks = -(-count // sub_block)
         classes = _read_bytes(cursor, blocks, "classes")
         units = _read_bytes(cursor, blocks, "units") if has_units else None
@@ -225,7 +225,7 @@ def _key_table(kind: ElementType, term: int, shift: int) -> bytes:
 def _read_bytes(cursor: Cursor, count: int, what: str) -> npt.NDArray[np.uint8]:
     found = np.frombuffer(read_section(cursor, count, what), np.uint8)
     if len(found) != count:
-        raise PatchCorruptRefused(f"{cursor.where}: {len(found)} {what}, expected {count}")
+        raise PatchCorrupt(f"{cursor.where}: {len(found)} {what}, expected {count}")
     return found
 
 
@@ -233,7 +233,7 @@ def _read_pattern(cursor: Cursor, count: int) -> Pattern:
     inner, phase = cursor.read_varint(), cursor.read_varint()
     steps = np.frombuffer(read_section(cursor, count, "pattern"), np.int8)
     if not len(steps) or not inner:
-        raise PatchCorruptRefused(f"{cursor.where}: pattern of {len(steps)} steps over {inner} elements")
+        raise PatchCorrupt(f"{cursor.where}: pattern of {len(steps)} steps over {inner} elements")
     return Pattern(steps, inner, phase)
 
 

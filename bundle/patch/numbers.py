@@ -8,7 +8,7 @@ Rules:
 
 from typing import Final
 
-from bundle.errors import PatchCorruptRefused
+from bundle.errors import PatchCorrupt
 
 MAX_VARINT_BYTES: Final = 9
 
@@ -48,7 +48,7 @@ class Cursor:
     def read_byte(self) -> int:
         """One byte, 0 to 255."""
         if self.position >= len(self.data):
-            raise PatchCorruptRefused(f"{self.where}: payload ends at byte {self.position}, expected one more")
+            raise PatchCorrupt(f"{self.where}: payload ends at byte {self.position}, expected one more")
         self.position += 1
         return self.data[self.position - 1]
 
@@ -63,10 +63,10 @@ class Cursor:
             number |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if byte == 0 and shift:
-                    raise PatchCorruptRefused(f"{self.where}: number with a leading zero at byte {self.position}")
+                    raise PatchCorrupt(f"{self.where}: number with a leading zero at byte {self.position}")
                 return number
             shift += 7
-        raise PatchCorruptRefused(f"{self.where}: number of more than 63 bits at byte {self.position}")
+        raise PatchCorrupt(f"{self.where}: number of more than 63 bits at byte {self.position}")
 
     def read_signed_varint(self) -> int:
         """Rule 2."""
@@ -76,7 +76,7 @@ class Cursor:
     def take(self, length: int) -> memoryview:
         """The next `length` bytes, not copied."""
         if length > len(self.data) - self.position:
-            raise PatchCorruptRefused(
+            raise PatchCorrupt(
                 f"{self.where}: found {len(self.data) - self.position} bytes at byte {self.position}, expected {length}"
             )
         self.position += length
@@ -93,4 +93,4 @@ class Cursor:
     def check_end(self) -> None:
         """Refuse trailing bytes."""
         if self.remaining_bytes():
-            raise PatchCorruptRefused(f"{self.where}: {self.remaining_bytes()} bytes after the end of the payload")
+            raise PatchCorrupt(f"{self.where}: {self.remaining_bytes()} bytes after the end of the payload")

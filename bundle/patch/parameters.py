@@ -23,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.errors import PatchCorrupt, PatchLimitExceeded
 from bundle.patch.coders import read_numbers
 from bundle.patch.elements import Doubles, Values
 from bundle.patch.numbers import Cursor
@@ -97,7 +97,7 @@ class Parameters:
                 self.right = None
                 self.right = self._read_factor(cursor, 0)
             case _:
-                raise PatchCorruptRefused(f"{where}: unknown parameter kind {kind}")
+                raise PatchCorrupt(f"{where}: unknown parameter kind {kind}")
         cursor.check_end()
 
     def product_columns(self, first: int, count: int, where: str) -> int:
@@ -105,12 +105,12 @@ class Parameters:
         if self.left is None and self.right is None:
             return 0
         if self.left is None or self.right is None:
-            raise PatchCorruptRefused(f"{where}: only one side of a low-rank product is in force")
+            raise PatchCorrupt(f"{where}: only one side of a low-rank product is in force")
         self._check_exact(self.left, self.right, where)
         columns = int(self.right.values.shape[1])
         row, end = first // columns, -(-(first + count) // columns)
         if row < self.left.first_row or end > self.left.first_row + self.left.values.shape[1]:
-            raise PatchCorruptRefused(f"{where}: rows {row} to {end} are not those of the left factor")
+            raise PatchCorrupt(f"{where}: rows {row} to {end} are not those of the left factor")
         return columns
 
     @property
@@ -136,22 +136,22 @@ class Parameters:
     def _read_gain(self, cursor: Cursor) -> Gain:
         count, inner = cursor.read_varint(), cursor.read_varint()
         if count == 0 or inner == 0:
-            raise PatchCorruptRefused(f"{cursor.where}: a gain of {count} factors over {inner} elements")
+            raise PatchCorrupt(f"{cursor.where}: a gain of {count} factors over {inner} elements")
         self._reserve(count, cursor.where)
         factors = (read_numbers(cursor, count) + np.int32(FLOAT32_ONE_BITS)).view(np.float32)
         if not np.isfinite(factors).all():
-            raise PatchCorruptRefused(f"{cursor.where}: a gain that is not finite")
+            raise PatchCorrupt(f"{cursor.where}: a gain that is not finite")
         return Gain(factors.astype(np.float64), inner)
 
     def _read_factor(self, cursor: Cursor, first: int) -> Factor:
         length, rank = cursor.read_varint(), cursor.read_varint()
         if not 0 < rank <= MAX_RANK or length == 0:
-            raise PatchCorruptRefused(f"{cursor.where}: a factor of rank {rank} and length {length}")
+            raise PatchCorrupt(f"{cursor.where}: a factor of rank {rank} and length {length}")
         self._reserve(rank * length, cursor.where)
         lowest = cursor.read_signed_varint()
         shifts = tuple(lowest + finer for finer in cursor.take(rank))
         if lowest < -MAX_SHIFT or max(shifts) > MAX_SHIFT:
-            raise PatchCorruptRefused(f"{cursor.where}: a shift beyond {MAX_SHIFT}")
+            raise PatchCorrupt(f"{cursor.where}: a shift beyond {MAX_SHIFT}")
         values = read_numbers(cursor, rank * length).astype(np.float64).reshape(rank, length)
         values *= np.ldexp(1.0, [-shift for shift in shifts])[:, None]
         return Factor(values, shifts, first)
@@ -160,7 +160,7 @@ class Parameters:
         held = sum(part.values.size for part in (self.left, self.right) if part is not None)
         held += self.gain.factors.size if self.gain is not None else 0
         if 8 * (held + numbers) > self._limit_bytes:
-            raise PatchLimitRefused(
+            raise PatchLimitExceeded(
                 f"{where}: parameters of {8 * (held + numbers)} bytes, announced {self._limit_bytes}"
             )
 
@@ -168,9 +168,9 @@ class Parameters:
         if self._is_checked:
             return
         if len(left.shifts) != len(right.shifts):
-            raise PatchCorruptRefused(f"{where}: factors of rank {len(left.shifts)} and {len(right.shifts)}")
+            raise PatchCorrupt(f"{where}: factors of rank {len(left.shifts)} and {len(right.shifts)}")
         if not is_exact(left, right):
-            raise PatchCorruptRefused(f"{where}: low-rank sums may not be exact in doubles")
+            raise PatchCorrupt(f"{where}: low-rank sums may not be exact in doubles")
         self._single_factors = None
         shifts = left.shifts + right.shifts
         if max(map(abs, shifts)) <= MAX_SINGLE_SHIFT and is_exact(left, right, EXACT_SINGLE_BITS):

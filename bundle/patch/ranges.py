@@ -10,7 +10,7 @@ Rules:
 
 from collections.abc import Sequence
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.errors import PatchCorrupt, PatchLimitExceeded
 from bundle.patch.address_space import BaseBytes, Range
 from bundle.patch.numbers import Cursor, encode_signed_varint, encode_varint
 
@@ -83,7 +83,7 @@ def read_copied_ranges(cursor: Cursor, max_items: int) -> list[CopiedRange]:
         base = base_end + cursor.read_signed_varint()
         length = cursor.read_varint()
         if length == 0:
-            raise PatchCorruptRefused(f"{cursor.where}: empty range")
+            raise PatchCorrupt(f"{cursor.where}: empty range")
         end, base_end = start + length, base + length
         out.append((start, base, length))
     cursor.check_end()
@@ -94,13 +94,13 @@ def read_count(cursor: Cursor, max_items: int) -> int:
     """The number of entries that follow."""
     count = cursor.read_varint()
     if count > max_items:
-        raise PatchLimitRefused(f"{cursor.where}: {count} ranges, at most {max_items} are allowed")
+        raise PatchLimitExceeded(f"{cursor.where}: {count} ranges, at most {max_items} are allowed")
     return count
 
 
 def _add_length(cursor: Cursor, total: int, length: int, limit: int) -> int:
     if length == 0:
-        raise PatchCorruptRefused(f"{cursor.where}: empty range")
+        raise PatchCorrupt(f"{cursor.where}: empty range")
     if total + length > limit:
-        raise PatchLimitRefused(f"{cursor.where}: ranges of {total + length} bytes, at most {limit} are allowed")
+        raise PatchLimitExceeded(f"{cursor.where}: ranges of {total + length} bytes, at most {limit} are allowed")
     return total + length

@@ -15,7 +15,7 @@ from typing import Final
 
 import zstandard
 
-from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused
+from bundle.errors import PatchCorrupt, PatchFeatureUnsupported, PatchLimitExceeded
 from bundle.patch.numbers import Cursor, encode_varint
 
 STORED: Final = 0
@@ -44,7 +44,7 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
     coder = cursor.read_byte()
     plain = cursor.read_varint()
     if plain > limit:
-        raise PatchLimitRefused(f"{cursor.where}: {what} is {plain} bytes unpacked, at most {limit} are allowed")
+        raise PatchLimitExceeded(f"{cursor.where}: {what} is {plain} bytes unpacked, at most {limit} are allowed")
     if coder == STORED:
         return cursor.take(plain)
     stored = cursor.take(cursor.read_varint())
@@ -54,9 +54,9 @@ def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
         return unpack_bzip2(stored, plain, f"{cursor.where}: {what}")
     if coder == LZMA:
         if plain > MAX_LZMA_BYTES:
-            raise PatchLimitRefused(f"{cursor.where}: {what} of LZMA is {plain} bytes, at most {MAX_LZMA_BYTES} are")
+            raise PatchLimitExceeded(f"{cursor.where}: {what} of LZMA is {plain} bytes, at most {MAX_LZMA_BYTES} are")
         return unpack_lzma(stored, plain, f"{cursor.where}: {what}")
-    raise PatchCorruptRefused(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
+    raise PatchCorrupt(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
 
 
 def write_section(data: bytes, level: int = 19, *, can_use_bzip2: bool = False, can_use_lzma: bool = False) -> bytes:
@@ -82,18 +82,18 @@ def unpack_zstd(stored: bytes | memoryview, expected_bytes: int, where: str, dic
     """
     if expected_bytes == 0:
         if len(stored):
-            raise PatchCorruptRefused(f"{where}: {len(stored)} bytes stored for an empty section")
+            raise PatchCorrupt(f"{where}: {len(stored)} bytes stored for an empty section")
         return b""
     try:
         stated = zstandard.get_frame_parameters(stored).content_size
         # A frame that states its size makes the library allocate that, whatever max_output_size says.
         if stated not in (zstandard.CONTENTSIZE_UNKNOWN, expected_bytes):
-            raise PatchCorruptRefused(f"{where}: zstd frame states {stated} bytes, expected {expected_bytes}")
+            raise PatchCorrupt(f"{where}: zstd frame states {stated} bytes, expected {expected_bytes}")
         data = _decompressor(dictionary).decompress(stored, max_output_size=expected_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
-        raise PatchCorruptRefused(f"{where}: {error}") from error
+        raise PatchCorrupt(f"{where}: {error}") from error
     if len(data) != expected_bytes:
-        raise PatchCorruptRefused(f"{where}: unpacked to {len(data)} bytes, expected {expected_bytes}")
+        raise PatchCorrupt(f"{where}: unpacked to {len(data)} bytes, expected {expected_bytes}")
     return data
 
 
@@ -127,9 +127,9 @@ def unpack_bzip2(stored: bytes | memoryview, expected_bytes: int, where: str) ->
             if not piece and decoder.needs_input:
                 break
     except (OSError, ValueError) as error:
-        raise PatchCorruptRefused(f"{where}: {error}") from error
+        raise PatchCorrupt(f"{where}: {error}") from error
     if len(out) != expected_bytes or not decoder.eof or decoder.unused_data:
-        raise PatchCorruptRefused(f"{where}: bzip2 stream is damaged or not {expected_bytes} bytes long")
+        raise PatchCorrupt(f"{where}: bzip2 stream is damaged or not {expected_bytes} bytes long")
     return bytes(out)
 
 
@@ -138,7 +138,7 @@ def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> 
     try:
         import lzma
     except ImportError as error:
-        raise PatchFeatureRefused("patch needs the decoder feature 'lzma', which this Python lacks") from error
+        raise PatchFeatureUnsupported("patch needs the decoder feature 'lzma', which this Python lacks") from error
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(lzma_window_log(expected_bytes)))
     out = bytearray()
     feed = bytes(stored)
@@ -151,9 +151,9 @@ def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> 
             if not piece and decoder.needs_input:
                 break
     except lzma.LZMAError as error:
-        raise PatchCorruptRefused(f"{where}: {error}") from error
+        raise PatchCorrupt(f"{where}: {error}") from error
     if len(out) != expected_bytes or not decoder.eof or decoder.unused_data:
-        raise PatchCorruptRefused(f"{where}: LZMA stream is damaged or not {expected_bytes} bytes long")
+        raise PatchCorrupt(f"{where}: LZMA stream is damaged or not {expected_bytes} bytes long")
     return bytes(out)
 
 

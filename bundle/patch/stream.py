@@ -22,7 +22,7 @@ from typing import IO, Any, Final, Protocol, cast
 import numpy as np
 import zstandard
 
-from bundle.errors import PatchCorruptRefused, PatchFeatureRefused, PatchLimitRefused, PatchRangeRefused
+from bundle.errors import PatchCorrupt, PatchFeatureUnsupported, PatchLimitExceeded, PatchRangeInvalid
 from bundle.patch.address_space import BaseBytes, TargetBytes
 from bundle.patch.container import Frame, Op
 from bundle.patch.limits import IO_CHUNK_BYTES, DeclaredLimits
@@ -49,7 +49,7 @@ class _CompressedSource:
         while not len(self._unread) and not self._is_last:
             frame = next(self._frames, None)
             if frame is None or frame.op is not Op.MORE:
-                raise PatchCorruptRefused(f"{self._where}: the stream goes on, but no MORE frame follows")
+                raise PatchCorrupt(f"{self._where}: the stream goes on, but no MORE frame follows")
             frame.check_decoded(b"")
             self._is_last = _is_last(memoryview(frame.payload), frame.where)
             self._unread = memoryview(frame.payload)[1:]
@@ -63,7 +63,7 @@ class _CompressedSource:
 
 def _is_last(piece: memoryview, where: str) -> bool:
     if not len(piece) or piece[0] > 1:
-        raise PatchCorruptRefused(f"{where}: found no piece of a stream that starts with 0 or 1")
+        raise PatchCorrupt(f"{where}: found no piece of a stream that starts with 0 or 1")
     return piece[0] == 1
 
 
@@ -78,7 +78,7 @@ class _LzmaReader:
         try:
             import lzma
         except ImportError as error:
-            raise PatchFeatureRefused("patch needs the decoder feature 'lzma', which this Python lacks") from error
+            raise PatchFeatureUnsupported("patch needs the decoder feature 'lzma', which this Python lacks") from error
         self._source, self._where, self._error = source, where, lzma.LZMAError
         self._decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=lzma_filters(window_log))
 
@@ -86,15 +86,15 @@ class _LzmaReader:
         while not self._decoder.eof:
             feed = self._source.read(IO_CHUNK_BYTES) if self._decoder.needs_input else b""
             if self._decoder.needs_input and not feed:
-                raise PatchCorruptRefused(f"{self._where}: compressed stream ends before its end")
+                raise PatchCorrupt(f"{self._where}: compressed stream ends before its end")
             try:
                 piece = self._decoder.decompress(feed, max_length=size)
             except self._error as error:
-                raise PatchCorruptRefused(f"{self._where}: {error}") from error
+                raise PatchCorrupt(f"{self._where}: {error}") from error
             if piece:
                 return piece
         if self._decoder.unused_data:
-            raise PatchCorruptRefused(f"{self._where}: bytes after the compressed stream")
+            raise PatchCorrupt(f"{self._where}: bytes after the compressed stream")
         return b""
 
 
@@ -109,7 +109,7 @@ class _Content:
         """At least one byte and at most `size`."""
         piece = self._unread or self._reader.read(min(IO_CHUNK_BYTES, size))
         if not piece:
-            raise PatchCorruptRefused(f"{self._where}: stream ends too early")
+            raise PatchCorrupt(f"{self._where}: stream ends too early")
         self._unread = piece[size:]
         return piece[:size]
 
@@ -136,15 +136,15 @@ def decode_stream(
         cursor.read_varint(), cursor.read_varint(), cursor.read_byte(), cursor.read_byte(), cursor.read_byte()
     )  # fmt: skip
     if start != target.cursor or length == 0 or length > target.size - start:
-        raise PatchRangeRefused(
+        raise PatchRangeInvalid(
             f"{frame.where}: stream of {length} bytes at {start}, expected one in [{target.cursor}, {target.size})"
         )
     if not MIN_WINDOW_LOG <= window_log <= declared_limits.window_log:
-        raise PatchLimitRefused(
+        raise PatchLimitExceeded(
             f"{frame.where}: window of 2^{window_log} bytes, the header announced 2^{declared_limits.window_log}"
         )
     if coder not in (ZSTD, LZMA) or form not in (FORM_PLAIN, FORM_DELTA):
-        raise PatchCorruptRefused(f"{frame.where}: stream with coder {coder} and form {form}")
+        raise PatchCorrupt(f"{frame.where}: stream with coder {coder} and form {form}")
     frame.check_decoded(b"")
     position = cursor.read_varint() if form == FORM_DELTA else 0
     source = _CompressedSource(cursor.take_rest(), frames, frame.where)
@@ -156,9 +156,9 @@ def decode_stream(
             else:
                 _apply_delta(content, position, length, base, target, frame.where)
             if not content.is_exhausted() or not source.is_exhausted():
-                raise PatchCorruptRefused(f"{frame.where}: stream goes on after its {length} bytes")
+                raise PatchCorrupt(f"{frame.where}: stream goes on after its {length} bytes")
     except zstandard.ZstdError as error:
-        raise PatchCorruptRefused(f"{frame.where}: {error}") from error
+        raise PatchCorrupt(f"{frame.where}: {error}") from error
 
 
 def max_triples(length: int) -> int:
@@ -188,11 +188,11 @@ def _apply_delta(
     left = max_triples(length)
     while length:
         if not left:
-            raise PatchLimitRefused(f"{where}: more triples than one for each {BYTES_PER_TRIPLE} bytes")
+            raise PatchLimitExceeded(f"{where}: more triples than one for each {BYTES_PER_TRIPLE} bytes")
         left -= 1
         add, extra, seek = content.read_varint(), content.read_varint(), content.read_varint()
         if add + extra == 0 or add + extra > length:
-            raise PatchCorruptRefused(f"{where}: triple makes {add + extra} bytes, {length} are left")
+            raise PatchCorrupt(f"{where}: triple makes {add + extra} bytes, {length} are left")
         length -= add + extra
         base.check_range(position, add, where)
         end = position + add

@@ -25,7 +25,7 @@ from typing import Final
 
 import numpy as np
 
-from bundle.errors import PatchCorruptRefused, PatchLimitRefused
+from bundle.errors import PatchCorrupt, PatchLimitExceeded
 from bundle.patch.address_space import BaseBytes, Range
 from bundle.patch.coders import read_part, read_planes, unzigzag
 from bundle.patch.container import Frame
@@ -99,11 +99,12 @@ def decode_typed(
         or codes[2] > max(Coder)
         or codes[3] >= 2 * Flag.UNIT
     ):
-        raise PatchCorruptRefused(f"{frame.where}: unknown type, predictor, coder or flags {codes}")
+        raise PatchCorrupt(f"{frame.where}: unknown type, predictor, coder or flags {codes}")
     kind, predictor, coder, flags = ELEMENT_TYPES[codes[0]], Predictor(codes[1]), Coder(codes[2]), Flag(codes[3])
     if declared_limits.block_elements * kind.size < frame.decoded_bytes or frame.decoded_bytes % kind.size:
-        raise PatchLimitRefused(
-            f"{frame.where}: {frame.decoded_bytes} bytes of {kind.name}, announced {declared_limits.block_elements} elements"
+        raise PatchLimitExceeded(
+            f"{frame.where}: {frame.decoded_bytes} bytes of {kind.name}, announced "
+            f"{declared_limits.block_elements} elements"
         )
     count = frame.decoded_bytes // kind.size
     table = Cursor(read_section(cursor, declared_limits.payload_bytes, "segments"), frame.where)
@@ -129,7 +130,7 @@ def _read_segments(
         start = end + cursor.read_varint()
         length = cursor.read_varint()
         if length == 0 or length > count - total:
-            raise PatchCorruptRefused(f"{cursor.where}: segment of {length} elements, {count - total} are left")
+            raise PatchCorrupt(f"{cursor.where}: segment of {length} elements, {count - total} are left")
         total += length
         end = start + length * kind.size
         targets.append((start, length * kind.size))
@@ -138,7 +139,7 @@ def _read_segments(
             base_end = begin + length * kind.size
             sources.append((begin, length * kind.size))
     if total != count or count == 0:
-        raise PatchCorruptRefused(f"{cursor.where}: segments of {total} elements, expected {count}")
+        raise PatchCorrupt(f"{cursor.where}: segments of {total} elements, expected {count}")
     return targets, sources
 
 
@@ -167,7 +168,7 @@ class _BaseBlock:
 
 def _check_flags_without_base(flags: Flag, where: str) -> None:
     if flags & ~Flag.PATTERN:
-        raise PatchCorruptRefused(f"{where}: flags {flags:d} without a prediction")
+        raise PatchCorrupt(f"{where}: flags {flags:d} without a prediction")
 
 
 def _read_base_block(
@@ -185,7 +186,7 @@ def _read_base_block(
         first = cursor.read_varint()
     if flags & Flag.TRANSPOSED:
         if len(sources) != 1:
-            raise PatchCorruptRefused(f"{cursor.where}: {len(sources)} segments, expected one")
+            raise PatchCorrupt(f"{cursor.where}: {len(sources)} segments, expected one")
         bits = _read_transposed(cursor, kind, sources[0][0], first, count, base)
     else:
         for start, length in sources:
@@ -197,10 +198,10 @@ def _read_base_block(
         (Flag.NEAR, kind.mantissa_bits <= 49),
     ):
         if flags & flag and not fits:
-            raise PatchCorruptRefused(f"{cursor.where}: {flag.name} of {kind.name}")
+            raise PatchCorrupt(f"{cursor.where}: {flag.name} of {kind.name}")
     if predictor is Predictor.BASE:
         if flags & Flag.NEAR:
-            raise PatchCorruptRefused(f"{cursor.where}: NEAR without a computed prediction")
+            raise PatchCorrupt(f"{cursor.where}: NEAR without a computed prediction")
         return _BaseBlock(bits, None, first, 0)
     if predictor is Predictor.AFFINE:
         return _BaseBlock(bits, affine_computation(*_AFFINE.unpack(cursor.take(_AFFINE.size))), first, 0)
@@ -211,12 +212,12 @@ def _read_base_block(
 def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, count: int, base: BaseBytes) -> Bits:
     rows, columns = cursor.read_varint(), cursor.read_varint()
     if rows == 0 or columns == 0 or rows * columns > 1 << 48 or first + count > rows * columns:
-        raise PatchCorruptRefused(f"{cursor.where}: elements to {first + count} of a {rows} by {columns} tensor")
+        raise PatchCorrupt(f"{cursor.where}: elements to {first + count} of a {rows} by {columns} tensor")
     base.check_range(start, rows * columns * kind.size, cursor.where)
     row = first // columns
     many = -(-(first + count) // columns) - row
     if many * columns > count + 2 * columns or many * columns > 4 * count + (1 << 18):
-        raise PatchLimitRefused(f"{cursor.where}: transposed block of {many} rows of {columns}")
+        raise PatchLimitExceeded(f"{cursor.where}: transposed block of {many} rows of {columns}")
     out = np.empty((many, columns), kind.bits)
     for column in range(columns):
         piece = base.read(start + (column * rows + row) * kind.size, many * kind.size)

@@ -30,14 +30,14 @@ from tuf.api.serialization.json import CanonicalJSONSerializer
 
 from bundle.acceptance import CheckContext, VerifiedRelease, accept
 from bundle.errors import (
-    CheckBusyUnavailable,
-    MalformedRefused,
-    NoRolloutUnavailable,
-    PackOnlineRefused,
+    CheckInProgress,
+    Malformed,
+    NoRollout,
+    OfflinePackRefused,
+    ReleaseWithdrawn,
     RollbackRefused,
-    TrustMemoryLostUnavailable,
-    UntrustedMetadataRefused,
-    WithdrawnRefused,
+    TrustStateLost,
+    UntrustedMetadata,
 )
 from bundle.fleet import FLEET_TARGET, MAX_FLEET_BYTES, Fleet, parse_fleet
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
@@ -143,7 +143,7 @@ class TrustSession:
         self._check_pack()
         targets = self._updater.targets
         if targets.targets:
-            raise UntrustedMetadataRefused("targets lists files itself, expected delegations only")
+            raise UntrustedMetadata("targets lists files itself, expected delegations only")
         versions = {role: self._role_version(role) for role in ("root", "timestamp", "snapshot", "targets")}
         self._save_metadata(versions)
 
@@ -153,8 +153,8 @@ class TrustSession:
         roles = (rollout_role(request.family), release_role(request.family), FLEET_ROLE)
         for role in roles:
             if self._find_delegation(role) is None:
-                raise NoRolloutUnavailable(
-                    f"this repository has no role {role!r}", remedy=f"is {request.family!r} the right family?"
+                raise NoRollout(
+                    f"this repository has no role {role!r}", hint=f"is {request.family!r} the right family?"
                 )
         rollout = self._read_rollout()
         self._check_pack_validity(rollout_role(request.family))
@@ -171,10 +171,10 @@ class TrustSession:
         )
         self._save_metadata({role: self._role_version(role) for role in roles})
         if target is None:
-            raise WithdrawnRefused(
+            raise ReleaseWithdrawn(
                 f"the rollout of channel {request.channel!r} names release {rollout.version} of {request.family!r},"
                 " which its release role does not list",
-                remedy="point the rollout at a release that is listed",
+                hint="point the rollout at a release that is listed",
             )
         manifest = self._read_manifest(target)
         facts = CheckContext(
@@ -215,15 +215,15 @@ class TrustSession:
             first = hashlib.sha256(self._request.bootstrap_root).hexdigest()
         claimed = root.unrecognized_fields.get(REPOSITORY_ID_FIELD, first if root.version == 1 else "")
         if not isinstance(claimed, str) or not SHA256_HEX_PATTERN.fullmatch(claimed) or (first and claimed != first):
-            raise UntrustedMetadataRefused(f"root {root.version} names repository {claimed!r:.80}, expected {first!r}")
+            raise UntrustedMetadata(f"root {root.version} names repository {claimed!r:.80}, expected {first!r}")
         return claimed
 
     def _check_pack(self) -> None:
         is_local = self._request.metadata_url.startswith("file:")
         if self._is_trust_state_lost and is_local:
-            raise TrustMemoryLostUnavailable(
+            raise TrustStateLost(
                 "both trust memory slots are lost, and this is not an online repository",
-                remedy="check online once, or let the operator restore the device",
+                hint="check online once, or let the operator restore the device",
             )
         self._check_pack_validity("timestamp")
         self._check_pack_validity("snapshot")
@@ -233,18 +233,18 @@ class TrustSession:
         if PACK_FIELD not in document.unrecognized_fields:
             return
         if not self._request.metadata_url.startswith("file:"):
-            raise PackOnlineRefused(f"{role} of an offline pack was offered by {self._request.metadata_url}")
+            raise OfflinePackRefused(f"{role} of an offline pack was offered by {self._request.metadata_url}")
         issued = parse_time(document.unrecognized_fields.get(ISSUED_AT_FIELD))
         limit = self._updater.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
         expires = int(document.expires.timestamp())
         if issued is None or not isinstance(limit, int) or expires - issued > limit * DAY_S:
-            raise PackOnlineRefused(f"{role} of the pack is valid for more than the {limit} days that root allows")
+            raise OfflinePackRefused(f"{role} of the pack is valid for more than the {limit} days that root allows")
 
     def _read_rollout(self) -> Rollout:
         request = self._request
         target = self._find_target(rollout_role(request.family), rollout_target(request.family, request.channel))
         if target is None:
-            raise NoRolloutUnavailable(f"there is no rollout for channel {request.channel!r} of {request.family!r}")
+            raise NoRollout(f"there is no rollout for channel {request.channel!r} of {request.family!r}")
         return parse_rollout(
             self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
         )
@@ -255,7 +255,7 @@ class TrustSession:
     def _read_fleet(self) -> Fleet:
         target = self._find_target(FLEET_ROLE, FLEET_TARGET)
         if target is None:
-            raise NoRolloutUnavailable("the repository has no fleet document yet")
+            raise NoRollout("the repository has no fleet document yet")
         return parse_fleet(self._read_target(target, "fleet.json", MAX_FLEET_BYTES))
 
     def _find_target(self, role: str, name: str) -> TargetFile | None:
@@ -265,7 +265,7 @@ class TrustSession:
         listed = self._updater.verified_document(role)
         assert isinstance(listed, Targets)
         if found is not None and listed.targets.get(name) != found:
-            raise UntrustedMetadataRefused(f"{name!r} is listed by another role than {role!r}")
+            raise UntrustedMetadata(f"{name!r} is listed by another role than {role!r}")
         return found
 
     def _read_target(self, target: TargetFile, name: str, max_bytes: int) -> bytes:
@@ -279,7 +279,7 @@ class TrustSession:
         delegation = self._find_delegation(release_role(self._request.family))
         epoch = None if delegation is None else delegation.unrecognized_fields.get(COUNTER_EPOCH_FIELD)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
-            raise MalformedRefused(
+            raise Malformed(
                 f"delegation of {self._request.family!r}: {COUNTER_EPOCH_FIELD} is {epoch!r}, expected 1 up"
             )
         return epoch
@@ -342,7 +342,7 @@ def _lock_cache(cache_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckBusyUnavailable(f"another check holds {cache_dir / 'lock'}") from error
+            raise CheckInProgress(f"another check holds {cache_dir / 'lock'}") from error
         yield
     finally:
         os.close(descriptor)

@@ -25,7 +25,7 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.acceptance import ZERO_COUNTER, ReleaseCounter, VerifiedRelease, parse_counter
-from bundle.errors import MalformedRefused, Refused
+from bundle.errors import Malformed, Refused
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from bundle.trust.clock import TimeFloor
 
@@ -140,7 +140,7 @@ def parse_trust_state(data: bytes) -> TrustState:
         strict_json.decode(data, what="trust memory", max_bytes=MAX_TRUST_STATE_BYTES), "trust memory"
     )
     if fields.text("schema") != SCHEMA:
-        raise MalformedRefused(f"trust memory: expected schema {SCHEMA!r}")
+        raise Malformed(f"trust memory: expected schema {SCHEMA!r}")
     roles = {}
     for name, row in fields.mapping("roles", ROLE_NAME_PATTERN, max_items=MAX_ROLES).items():
         roles[name] = RoleVersion(

@@ -27,14 +27,14 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from bundle.errors import (
     AirweightsError,
-    DigestMismatchRefused,
-    FetchUnavailable,
-    MalformedRefused,
-    MetadataExpiredUnavailable,
-    NotFoundUnavailable,
+    DigestMismatch,
+    DownloadFailed,
+    Malformed,
+    MetadataExpired,
+    NotFound,
     RollbackRefused,
-    TooLargeRefused,
-    UntrustedMetadataRefused,
+    TooLarge,
+    UntrustedMetadata,
 )
 
 Fetch = Callable[[str, int], bytes]
@@ -64,11 +64,11 @@ class _Transport(FetcherInterface):
     def download_bytes(self, url: str, max_length: int) -> bytes:
         try:
             data = self._fetch_bytes(url, max_length)
-        except NotFoundUnavailable as error:
+        except NotFound as error:
             # tuf ends the root walk at this class and code; elsewhere it is translated back
             raise tuf_errors.DownloadHTTPError(error.message, 404) from error
         if len(data) > max_length:
-            raise TooLargeRefused(f"{url}: found more than the {max_length} bytes that are allowed")
+            raise TooLarge(f"{url}: found more than the {max_length} bytes that are allowed")
         return data
 
 
@@ -156,7 +156,7 @@ class TrustedUpdater(Updater):
         held: Metadata[Root] = Metadata.from_bytes(self.cached_bytes(role))
         delegator = self.root if role in self.root.roles else self.targets
         if held.signed != self.verified_document(role):
-            raise UntrustedMetadataRefused(f"the cached {role} changed while it was read")
+            raise UntrustedMetadata(f"the cached {role} changed while it was read")
         return delegator.get_verification_result(role, held.signed_bytes, held.signatures).signed
 
     def read_target(self, target: TargetFile, destination: Path, max_bytes: int) -> bytes:
@@ -166,7 +166,7 @@ class TrustedUpdater(Updater):
             TooLargeRefused, DigestMismatchRefused, NotFoundUnavailable, FetchUnavailable.
         """
         if target.length > max_bytes:
-            raise TooLargeRefused(f"{target.path} is {target.length} bytes, at most {max_bytes} are allowed")
+            raise TooLarge(f"{target.path} is {target.length} bytes, at most {max_bytes} are allowed")
         with translate_errors(self):
             path = self.find_cached_target(target, os.fspath(destination))
             data = Path(path or self.download_target(target, os.fspath(destination))).read_bytes()
@@ -213,22 +213,22 @@ def translate_errors(updater: TrustedUpdater) -> Iterator[None]:
     except AirweightsError:
         raise
     except tuf_errors.ExpiredMetadataError as error:
-        raise MetadataExpiredUnavailable(
+        raise MetadataExpired(
             f"{error} (judged at Unix time {updater.time_s})",
-            remedy="the publisher must renew it (`packager repo refresh`, or `packager keys role renew ROLE` for root,"
+            hint="the publisher must renew it (`packager repo refresh`, or `packager keys role renew ROLE` for root,"
             " targets, fleet and releases); until then nothing new is activated",
         ) from error
     except tuf_errors.BadVersionNumberError as error:
         if updater.step in ("timestamp", "snapshot"):
             raise RollbackRefused(f"{updater.step}: {error}") from error
-        raise UntrustedMetadataRefused(f"{updater.step}: {error}") from error
+        raise UntrustedMetadata(f"{updater.step}: {error}") from error
     except tuf_errors.LengthOrHashMismatchError as error:
-        raise DigestMismatchRefused(f"after {updater.step}: {error}") from error
+        raise DigestMismatch(f"after {updater.step}: {error}") from error
     except DeserializationError as error:
-        raise MalformedRefused(f"{updater.step}: not TUF metadata") from error
+        raise Malformed(f"{updater.step}: not TUF metadata") from error
     except tuf_errors.RepositoryError as error:
-        raise UntrustedMetadataRefused(f"{updater.step}: {error}") from error
+        raise UntrustedMetadata(f"{updater.step}: {error}") from error
     except tuf_errors.DownloadHTTPError as error:
-        raise NotFoundUnavailable(str(error)) from error
+        raise NotFound(str(error)) from error
     except tuf_errors.DownloadError as error:
-        raise FetchUnavailable(f"{updater.step}: {error}") from error
+        raise DownloadFailed(f"{updater.step}: {error}") from error

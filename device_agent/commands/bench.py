@@ -25,7 +25,7 @@ from typing import Any, Final
 from bundle.contract import Contract
 from bundle.golden import GoldenSample, read_golden
 from device_agent.config.config import Config
-from device_agent.errors import BenchUnfit, ConfigInvalid, NothingToMeasure
+from device_agent.errors import BenchFailed, ConfigInvalid, NothingToBenchmark
 from device_agent.host.meters import EnergyMeter, ProcessMeter, open_energy_meters
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.process.jail import JailPolicy
@@ -116,7 +116,7 @@ def measure_bundles(config: Config, *, duration_s: float, connections: int, mix:
     device = DeviceDirectory.for_family(config)
     found = _stored_bundles(device)
     if not found:
-        raise NothingToMeasure("this device holds no bundle", remedy="`device-agent update` installs one")
+        raise NothingToBenchmark("this device holds no bundle", hint="`device-agent update` installs one")
     requests = None if mix is None else read_mix(mix)
     energy = open_energy_meters()
     with ExitStack() as stack:
@@ -173,7 +173,7 @@ def read_mix(path: Path) -> tuple[BenchRequest, ...]:
         except (ValueError, RecursionError):
             is_object = False
         if not is_object:
-            raise ConfigInvalid(f"{path}, line {number}: no JSON object", remedy="docs/endpoint.md shows a request")
+            raise ConfigInvalid(f"{path}, line {number}: no JSON object", hint="docs/endpoint.md shows a request")
     return tuple(BenchRequest(line) for line in lines)
 
 
@@ -250,7 +250,7 @@ class _BenchEndpoint:
         for meter in meters:
             meter.close()
         if failures:
-            raise BenchUnfit(f"release {self._result.bundle.version} does not answer the mix: {failures[0]}")
+            raise BenchFailed(f"release {self._result.bundle.version} does not answer the mix: {failures[0]}")
 
     def read_result(self) -> BenchResult:
         """With its memory, as it is after the last round."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from device_agent.config.config import Config, load_config
-from device_agent.errors import DaemonUnavailable
+from device_agent.errors import DaemonNotRunning
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 FAMILY_OPTION = click.option("--family", metavar="NAME", help="Where the device follows several: this one only.")
@@ -34,5 +34,5 @@ def daemon_or_offline(
     device.check_initialized()
     try:
         return call_daemon(device.control_path, command, timeout_s, **fields)
-    except DaemonUnavailable:
+    except DaemonNotRunning:
         return run_offline(config)

@@ -8,7 +8,7 @@ from typing import Any
 from bundle.files import BundleDigest
 from device_agent.config.config import Config
 from device_agent.config.families import check_family, per_family, require_one_family, total_cleared
-from device_agent.errors import PausedUnavailable, system_error
+from device_agent.errors import UpdatesPaused, system_error
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore
@@ -38,7 +38,7 @@ def update_offline(config: Config, family: str | None, progress_bar: Callable[[s
 
     with _open_locked_device(config) as device_journal:
         if device_journal.persistent_state.is_paused:
-            raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
+            raise UpdatesPaused("updates are paused", hint="`device-agent resume`")
         return _run_per_family(config, family, device_journal, update)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from bundle.device_report import OUTCOMES, DeviceReport
 from bundle.version import VERSION
 from device_agent.config.config import Config
-from device_agent.errors import UsageInvalid
+from device_agent.errors import InvalidUsage
 from device_agent.policy.attempt import UpdateResult
 from device_agent.storage.device_directory import DeviceDirectory
 
@@ -95,7 +95,7 @@ def write_export(data: bytes, out: Path) -> None:
     from device_agent.storage.bundle_store import write_durably
 
     if not out.parent.is_dir():
-        raise UsageInvalid(f"{out}: there is no folder {out.parent}")
+        raise InvalidUsage(f"{out}: there is no folder {out.parent}")
     write_durably(out, data, 0o644)
 
 

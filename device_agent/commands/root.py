@@ -30,7 +30,7 @@ from device_agent.commands.daemon_or_offline import (
 )
 from device_agent.commands.report import report
 from device_agent.config.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
-from device_agent.errors import AlreadyInitialised, ConfigInvalid, UsageInvalid
+from device_agent.errors import AlreadyInitialized, ConfigInvalid, InvalidUsage
 
 STATUS_TIMEOUT_S: Final = 10.0
 DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: an arena for each is memory for nothing
@@ -106,7 +106,7 @@ def init(
     device = DeviceDirectory(config.directory)
     is_cut_off = path.exists() and not device.identity_directory.exists() and path.read_bytes() == text.encode()
     if path.exists() and not is_cut_off:
-        raise AlreadyInitialised(f"{path} exists", remedy="remove it, or name another with --config")
+        raise AlreadyInitialized(f"{path} exists", hint="remove it, or name another with --config")
     device.check_uninitialized()
     if not is_cut_off:
         _write_config(path, text)
@@ -133,7 +133,7 @@ def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
     request, data = create_enrollment_request(DeviceDirectory(config.directory), config.key_storage)
     if output is not None:
         if not output.parent.is_dir():
-            raise UsageInvalid(f"{output}: there is no folder {output.parent}")
+            raise InvalidUsage(f"{output}: there is no folder {output.parent}")
         output.write_bytes(data)
     result: dict[str, object] = {
         "device_id": request.device_id,
@@ -341,9 +341,9 @@ def main(arguments: list[str]) -> int:
             exit_code = result if isinstance(result, int) else 0
         except click.exceptions.NoArgsIsHelpError as error:
             print(error.format_message(), file=sys.stderr)
-            exit_code = UsageInvalid.exit_code
+            exit_code = InvalidUsage.exit_code
         except click.ClickException as error:
-            raise UsageInvalid(error.format_message(), remedy="device-agent --help") from error
+            raise InvalidUsage(error.format_message(), hint="device-agent --help") from error
         except click.Abort:
             raise KeyboardInterrupt from None
 
@@ -371,7 +371,7 @@ def _write_config(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text.encode(), 0o644)
     except OSError as error:
-        raise ConfigInvalid(f"{path}: {error.strerror}", remedy="name another place with --config") from error
+        raise ConfigInvalid(f"{path}: {error.strerror}", hint="name another place with --config") from error
 
 
 __all__ = ["AirweightsError", "cli", "main"]

@@ -218,7 +218,7 @@ class _Table:
     def reject_unknown(self) -> None:
         if self._remaining:
             raise ConfigInvalid(
-                f"{self._where}: unknown key {self._prefix + min(self._remaining)!r}", remedy="see docs/operations.md"
+                f"{self._where}: unknown key {self._prefix + min(self._remaining)!r}", hint="see docs/operations.md"
             )
 
     def _value(self, key: str, default: object) -> object:
@@ -239,7 +239,7 @@ def load_config(path: Path) -> Config:
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigInvalid(
-            f"{path}: {error.strerror}", remedy="`device-agent init` writes one; --config names another"
+            f"{path}: {error.strerror}", hint="`device-agent init` writes one; --config names another"
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigInvalid(f"{path}: longer than {MAX_CONFIG_BYTES} bytes")

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bundle.errors import AirweightsError, Bug, UsageInvalid
+from bundle.errors import AirweightsError, Bug, InvalidUsage
 from device_agent.process.channel import error_from_dict
 
 logger = logging.getLogger(__name__)
@@ -20,16 +20,16 @@ logger = logging.getLogger(__name__)
 def check_family(families: Sequence[str], family: str | None) -> None:
     """Raises UsageInvalid: the device does not follow such a family."""
     if family is not None and family not in families:
-        raise UsageInvalid(f"no family {family!r} is followed here", remedy=f"one of: {', '.join(families)}")
+        raise InvalidUsage(f"no family {family!r} is followed here", hint=f"one of: {', '.join(families)}")
 
 
 def require_one_family(families: Sequence[str], family: str | None) -> str:
     """For a command that is for one family. Raises UsageInvalid: there are several and none is named, or another is."""
     check_family(families, family)
     if family is None and len(families) > 1:
-        raise UsageInvalid(
+        raise InvalidUsage(
             f"this device follows {len(families)} families, name one with --family",
-            remedy=f"one of: {', '.join(families)}",
+            hint=f"one of: {', '.join(families)}",
         )
     return families[0] if family is None else family
 

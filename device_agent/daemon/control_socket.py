@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import DaemonUnavailable
+from device_agent.errors import DaemonNotRunning
 from device_agent.process.channel import ChannelClosed, error_from_dict, receive_message, send_message
 
 logger = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
             send_message(connection, {"command": command, **fields})
             reply = receive_message(connection)
         except (ChannelClosed, OSError) as error:
-            raise DaemonUnavailable(
-                f"no daemon answers on {path}: {error}", remedy="`device-agent run` starts one"
+            raise DaemonNotRunning(
+                f"no daemon answers on {path}: {error}", hint="`device-agent run` starts one"
             ) from error
     reply.close()
     if isinstance(reply.value.get("ok"), dict):

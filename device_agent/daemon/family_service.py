@@ -18,7 +18,7 @@ from device_agent.daemon.control_socket import DaemonMessage
 from device_agent.daemon.serving_watchdog import ServingWatchdog
 from device_agent.daemon.status import family_status
 from device_agent.daemon.update_metrics import UpdateMetrics
-from device_agent.errors import JournalUnavailable
+from device_agent.errors import JournalUnreadable
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.poll_schedule import next_poll_delay_s
@@ -215,7 +215,7 @@ class FamilyService:
         """Is a candidate that serves being watched? So it is taken to be where the journal does not tell."""
         try:
             return self.journal.state is State.PROBATION
-        except JournalUnavailable:
+        except JournalUnreadable:
             return True
 
     # from other threads

@@ -15,7 +15,7 @@ from typing import Final
 from bundle.errors import Refused, Unavailable, Unfit
 from bundle.files import BundleDigest
 from device_agent.config.config import Config
-from device_agent.errors import JournalUnavailable, StoreDamagedRefused
+from device_agent.errors import JournalUnreadable, StoreDamaged
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.serving.serving_runtime import ServingRuntime
@@ -102,7 +102,7 @@ class ServingWatchdog:
             return False
         try:
             return self.record_of_this_family(self._journal.pointers.active) is not None
-        except JournalUnavailable:
+        except JournalUnreadable:
             return False
 
     def restart(self, generation: int) -> None:
@@ -151,7 +151,7 @@ class ServingWatchdog:
         self._runtime.prestart()
         try:
             served = self.load(bundle)
-        except StoreDamagedRefused as error:
+        except StoreDamaged as error:
             logger.error("a bundle is damaged: %s", error.message, extra={"family": self._family})
             self._journal.update_persistent_state(mark_damaged(bundle.digest))
             return False

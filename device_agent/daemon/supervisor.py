@@ -34,7 +34,7 @@ from device_agent.daemon.control_socket import QUEUED_COMMANDS, ControlServer, D
 from device_agent.daemon.family_service import FamilyService, log_errors
 from device_agent.daemon.status import device_status
 from device_agent.daemon.update_metrics import render_update_metrics
-from device_agent.errors import JournalUnavailable, PausedUnavailable, StoppedUnavailable, system_error
+from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused, system_error
 from device_agent.host.systemd import SystemdNotifier
 from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
@@ -313,11 +313,11 @@ class Supervisor:
 
     def _update_now(self, message: DaemonMessage) -> dict[str, Any]:
         if self._is_paused():
-            raise PausedUnavailable("updates are paused", remedy="`device-agent resume`")
+            raise UpdatesPaused("updates are paused", hint="`device-agent resume`")
 
         def act(family: str) -> dict[str, Any]:
             if self.is_stopping:
-                raise StoppedUnavailable("the agent is stopping")
+                raise AgentStopping("the agent is stopping")
             self.handle_pending()
             return self._update_service(self._ensure_open(family), "operator")
 
@@ -372,15 +372,13 @@ class Supervisor:
         if word.error is not None:
             raise word.error
         if word.answer is None:
-            raise StoppedUnavailable("the agent is stopping")
+            raise AgentStopping("the agent is stopping")
         return word.answer
 
     def _service_for_reading(self, family: str) -> FamilyService:
         line = self._services.get(family)
         if line is None:
-            raise JournalUnavailable(
-                f"the journal of {family!r} does not open", remedy="see the log; it is tried again"
-            )
+            raise JournalUnreadable(f"the journal of {family!r} does not open", hint="see the log; it is tried again")
         return line
 
     def _status(self) -> dict[str, Any]:
@@ -394,7 +392,7 @@ class Supervisor:
     def _is_paused(self) -> bool:
         try:
             return self._first_service.journal.persistent_state.is_paused
-        except JournalUnavailable as error:
+        except JournalUnreadable as error:
             logger.error("%s", error.message)
             return False
 

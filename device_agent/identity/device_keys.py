@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bundle import strict_json
 from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.envelope import derive_public_key, generate_private_key
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.frames import KEY_BYTES, Secret
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject, describe_pattern
 from device_agent.config.key_storage import FILE_STORAGE, parse_key_storage
@@ -177,7 +177,7 @@ def parse_key(data: bytes, use: str) -> Secret:
     if is_sealed(data):
         raise IdentityInvalid(
             f"the {use} key of this device is sealed, and `identity` in the configuration says files",
-            remedy="set `identity` to where the keys rest; `device-agent reseal` moves them",
+            hint="set `identity` to where the keys rest; `device-agent reseal` moves them",
         )
     try:
         fields = StrictObject(strict_json.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")
@@ -186,7 +186,7 @@ def parse_key(data: bytes, use: str) -> Secret:
         value = bytes.fromhex(fields.text("value"))
         checksum = fields.text("sha256", SHA256_HEX_PATTERN)
         fields.reject_unknown()
-    except (MalformedRefused, ValueError) as error:
+    except (Malformed, ValueError) as error:
         raise IdentityInvalid(f"the {use} key file of this device is damaged") from error
     if checksum != _checksum(found, value):
         raise IdentityInvalid(f"the {use} key file of this device is damaged: its checksum does not hold")
@@ -205,10 +205,10 @@ def read_shipped_root(shipped: Path) -> bytes:
         is_root = isinstance(Metadata[Root].from_bytes(data).signed, Root)
     except (OSError, DeserializationError) as error:
         raise ConfigInvalid(
-            f"{shipped}: not root metadata ({error})", remedy="take metadata/1.root.json of the repository"
+            f"{shipped}: not root metadata ({error})", hint="take metadata/1.root.json of the repository"
         ) from error
     if not is_root:
-        raise ConfigInvalid(f"{shipped}: metadata of another role", remedy="take metadata/1.root.json")
+        raise ConfigInvalid(f"{shipped}: metadata of another role", hint="take metadata/1.root.json")
     return data
 
 

@@ -37,9 +37,7 @@ def initialize_device(
         BundleStore(device.root)
         sync_directory(device.root)
     except OSError as error:
-        raise ConfigInvalid(
-            f"{device.root}: {error.strerror}", remedy="name another folder with --directory"
-        ) from error
+        raise ConfigInvalid(f"{device.root}: {error.strerror}", hint="name another folder with --directory") from error
     public = create_identity(device, label, key_storage)
     record_initial_tpm_counter(device, key_storage)
     return public

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.frames import Secret
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.key_storage import TokenSettings, TpmSettings
@@ -75,7 +75,7 @@ def parse_sealed_file(data: bytes, use: str) -> tuple[str, StrictObject]:
         found, uri = fields.text("use"), fields.text("home", max_length=1024)
         sealed, checksum = fields.value("sealed"), fields.text("sha256", SHA256_HEX_PATTERN)
         fields.reject_unknown()
-    except MalformedRefused as error:
+    except Malformed as error:
         raise IdentityInvalid(f"the sealed {use} key of this device is damaged") from error
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": found, "home": uri, "sealed": sealed}
     if hashlib.sha256(strict_json.encode(body)).hexdigest() != checksum:
@@ -129,7 +129,7 @@ class _TokenKeyStorage:
             import pkcs11
         except ImportError as error:
             raise DeviceTokenUnavailable(
-                "python-pkcs11 is not installed", remedy="pip install 'airweights[pkcs11]'"
+                "python-pkcs11 is not installed", hint="pip install 'airweights[pkcs11]'"
             ) from error
         self._pkcs11: Any = pkcs11
         pin = _read_pin(settings.pin_file)
@@ -182,10 +182,10 @@ class _TokenKeyStorage:
             return act()
         except (self._pkcs11.exceptions.PKCS11Error, RuntimeError, OSError) as error:
             name = type(error).__name__
-            remedy = "is the token there, and the PIN right? Tokens lock after a few wrong PINs"
+            hint = "is the token there, and the PIN right? Tokens lock after a few wrong PINs"
             detail = " ".join(str(error).split())[:200] or "no further word from it"
             raise DeviceTokenUnavailable(
-                f"token {self._settings.label!r} of {self._settings.module}: {name}: {detail}", remedy=remedy
+                f"token {self._settings.label!r} of {self._settings.module}: {name}: {detail}", hint=hint
             ) from error
 
 
@@ -193,7 +193,7 @@ def _read_pin(path: Path) -> str:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                raise IdentityInvalid(f"{path} is readable by others", remedy=f"chmod 600 {path}")
+                raise IdentityInvalid(f"{path} is readable by others", hint=f"chmod 600 {path}")
             return file.read(MAX_PIN_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise IdentityInvalid(f"{path}: the token's PIN can not be read: {error}") from error
@@ -202,5 +202,5 @@ def _read_pin(path: Path) -> str:
 def _parse_hexadecimal(fields: StrictObject, name: str) -> bytes:
     try:
         return bytes.fromhex(fields.text(name, max_length=MAX_SEALED_FILE_BYTES))
-    except (ValueError, MalformedRefused) as error:
+    except (ValueError, Malformed) as error:
         raise IdentityInvalid(f"sealed key: {name} is not hexadecimal") from error

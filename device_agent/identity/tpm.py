@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from device_agent.config.key_storage import TpmSettings
-from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
+from device_agent.errors import IdentityInvalid, TpmPolicyMismatch, TpmUnavailable
 
 MAX_SEALED_BYTES: Final = 128  # TPM 2.0 part 2, MAX_SYM_DATA
 # TPM2_RC_POLICY_FAIL and TPM2_RC_VALUE, formats with the parameter or session number masked out (part 2, 6.6.3)
@@ -57,7 +57,7 @@ class Tpm:
         try:
             import tpm2_pytss as library
         except ImportError as error:
-            raise TpmUnavailable(f"{error.name or 'tpm2_pytss'} is not installed", remedy=INSTALL_HINT) from error
+            raise TpmUnavailable(f"{error.name or 'tpm2_pytss'} is not installed", hint=INSTALL_HINT) from error
         self._tss: Any = library
         self._settings = settings
         with self._translate_errors("open"):
@@ -122,9 +122,9 @@ class Tpm:
                     except tss.TSS2_Exception as error:
                         if error.rc & 0xBF not in POLICY_FAILURE_CODES:
                             raise
-                        raise TpmPolicyUnavailable(
+                        raise TpmPolicyMismatch(
                             f"PCR {', '.join(map(str, sealed.pcrs))}: not as when the identity was sealed",
-                            remedy="start what was started then; before a planned change, `device-agent reseal`",
+                            hint="start what was started then; before a planned change, `device-agent reseal`",
                         ) from error
             finally:
                 self._esys.flush_context(loaded)
@@ -222,8 +222,11 @@ class Tpm:
             raise TpmUnavailable(
                 f"the TPM ({self._settings.tcti or 'of the system'}) did not {operation}: {_describe_error(error)}"
                 if operation in ("seal", "unseal")
-                else f"could not {operation} the TPM ({self._settings.tcti or 'of the system'}): {_describe_error(error)}",
-                remedy="is the TPM there, and may this user use it (group tss)?",
+                else (
+                    f"could not {operation} the TPM ({self._settings.tcti or 'of the system'}): "
+                    f"{_describe_error(error)}"
+                ),
+                hint="is the TPM there, and may this user use it (group tss)?",
             ) from error
 
 

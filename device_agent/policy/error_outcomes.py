@@ -9,10 +9,10 @@ from typing import Final
 
 from bundle.errors import AirweightsError, Bug, Invalid, Refused, Unavailable, Unfit
 from device_agent.errors import (
-    NotEligibleUnavailable,
-    OperatorUnfit,
-    ProbationInconclusiveUnfit,
-    ProbeInconclusiveUnfit,
+    NotEligible,
+    OperatorRollback,
+    ProbationInconclusive,
+    ProbeInconclusive,
 )
 from device_agent.policy.attempt import Outcome
 from device_agent.policy.state_machine import Event, State
@@ -46,21 +46,21 @@ OUTCOME_OF_ERROR: Final[dict[tuple[State, type[AirweightsError]], ErrorOutcome]]
     (State.PROBING, Refused): _REFUSED,
     (State.PROBING, Unavailable): _UNAVAILABLE,
     (State.PROBING, Unfit): _UNFIT,
-    (State.PROBING, ProbeInconclusiveUnfit): ErrorOutcome(Event.ABORTED, Outcome.INCONCLUSIVE),
+    (State.PROBING, ProbeInconclusive): ErrorOutcome(Event.ABORTED, Outcome.INCONCLUSIVE),
     (State.SWAPPING, Refused): _REFUSED,
     (State.SWAPPING, Unavailable): _UNAVAILABLE,
     (State.SWAPPING, Unfit): _ROLLED_BACK,
-    (State.SWAPPING, ProbationInconclusiveUnfit): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
+    (State.SWAPPING, ProbationInconclusive): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
     (State.PROBATION, Unfit): _ROLLED_BACK,
-    (State.PROBATION, ProbationInconclusiveUnfit): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
-    (State.PROBATION, OperatorUnfit): ErrorOutcome(Event.ROLLBACK_REQUESTED, Outcome.ROLLED_BACK, quarantines=True),
+    (State.PROBATION, ProbationInconclusive): ErrorOutcome(Event.UNHEALTHY, Outcome.INCONCLUSIVE),
+    (State.PROBATION, OperatorRollback): ErrorOutcome(Event.ROLLBACK_REQUESTED, Outcome.ROLLED_BACK, quarantines=True),
     (State.PROBATION, Unavailable): ErrorOutcome(Event.ABORTED, Outcome.INTERRUPTED),
 }
 
 
 def error_outcome(state: State, error: AirweightsError) -> ErrorOutcome:
     """The row of ON_ERROR for the nearest class of `error`. Raises Bug where there is none."""
-    if isinstance(error, NotEligibleUnavailable):
+    if isinstance(error, NotEligible):
         return ErrorOutcome(Event.ABORTED, Outcome.WAITING)
     for kind in type(error).__mro__:
         if (state, kind) in OUTCOME_OF_ERROR:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, Variant, parse_manifest
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
-from device_agent.errors import StoreDamagedRefused
+from device_agent.errors import StoreDamaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class BundleRecord:
         """The holding of one variant. Raises StoreDamagedRefused where the manifest has no such variant."""
         found = manifest.variant(variant)
         if found is None:
-            raise StoreDamagedRefused(f"release {manifest.version} has no variant {variant!r}")
+            raise StoreDamaged(f"release {manifest.version} has no variant {variant!r}")
         text = manifest.as_bytes().decode()
         return cls(found.digest, manifest.family, manifest.version, manifest.counter, counter_epoch, variant, text)
 
@@ -48,7 +48,7 @@ class BundleRecord:
         manifest = parse_manifest(self.manifest.encode())
         variant = manifest.variant(self.variant)
         if variant is None or variant.digest != self.digest:
-            raise StoreDamagedRefused(f"the manifest kept for bundle {self.digest[:16]} is of another bundle")
+            raise StoreDamaged(f"the manifest kept for bundle {self.digest[:16]} is of another bundle")
         return manifest, variant
 
     def release_digest(self) -> str:

@@ -16,7 +16,7 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest, PatchEntry, Requirements, Variant
-from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 
 FRAME_HEADER_BYTES: Final = 44  # of a frame file; bundle.frames, which the supervisor does not load
 FRAME_BYTES: Final = 64 * 1024
@@ -96,12 +96,12 @@ def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, curre
         variant = manifest.variant(requested)
         if variant is None or misfits[requested]:
             why = misfits.get(requested) or f"the release has {', '.join(misfits)}"
-            raise NoVariantRefused(f"release {manifest.version}: variant {requested!r} does not fit: {why}")
+            raise NoVariant(f"release {manifest.version}: variant {requested!r} does not fit: {why}")
         return requested, variant
     fitting = [(name, variant) for name, variant in manifest.variants if not misfits[name]]
     if not fitting:
         reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
-        raise NoVariantRefused(f"release {manifest.version} has no variant for this device: {reasons}")
+        raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
     kept = [pair for pair in fitting if pair[0] == current]
     return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
 
@@ -161,16 +161,16 @@ def find_cheapest_path(
         reasons = sorted(
             {_unmet_patch_requirement(edge.entry, facts) for edge in edges if edge.target == target} - {""}
         )
-        raise NoPathUnavailable(
+        raise NoPatchPath(
             f"no published patch leads to bundle {target[:16]} from what this device holds"
             + (f" ({'; '.join(reasons)})" if reasons else ""),
-            remedy="publish a patch from nothing",
+            hint="publish a patch from nothing",
         )
     fetch = sum(_remaining_bytes(edge.entry, spooled) for edge in path)
     if policy.metered_limit_bytes is not None and fetch > policy.metered_limit_bytes:
-        raise MeteredUnavailable(
+        raise MeteredLimitExceeded(
             f"the cheapest path takes {fetch} bytes, the metered limit is {policy.metered_limit_bytes}",
-            remedy="wait for a connection that is not metered, or raise update.metered_limit_bytes",
+            hint="wait for a connection that is not metered, or raise update.metered_limit_bytes",
         )
     storage = fetch + sum(_sealed_bytes(edge) for edge in path)
     return PatchPath(path, fetch, sum(edge.entry.size for edge in path), full, storage)

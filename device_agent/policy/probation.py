@@ -122,5 +122,8 @@ def _violated_limit(limits: ProbationLimits, observation: ServingObservation, ba
     enough = min(observation.requests, baseline.requests) >= max(1, limits.min_requests)
     slowest_us = limits.latency_percent * baseline.p50_us // 100 + LATENCY_ALLOWANCE_US
     if enough and baseline.p50_us and observation.p50_us > slowest_us:
-        return f"median latency {observation.p50_us} µs against {baseline.p50_us} µs before, at most {slowest_us} are allowed"
+        return (
+            f"median latency {observation.p50_us} µs against {baseline.p50_us} µs before, at most "
+            f"{slowest_us} are allowed"
+        )
     return ""

@@ -13,7 +13,7 @@ Rules:
 from enum import StrEnum
 from typing import Final
 
-from device_agent.errors import IllegalTransitionBug
+from device_agent.errors import IllegalTransition
 
 MAX_CRASHES: Final = 3  # twice may be the neighbour's power cut; a third time is the candidate
 
@@ -108,7 +108,7 @@ def next_state(state: State, event: Event) -> State:
     """Where `event` leads. Raises IllegalTransitionBug (rule 1)."""
     after = TRANSITIONS.get((state, event))
     if after is None:
-        raise IllegalTransitionBug(f"event {event.value!r} in state {state.value!r} has no transition")
+        raise IllegalTransition(f"event {event.value!r} in state {state.value!r} has no transition")
     return after
 
 

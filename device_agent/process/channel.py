@@ -124,14 +124,14 @@ def error_from_dict(value: object) -> AirweightsError:
     reason, message, hint = value.get("reason"), value.get("message"), value.get("hint")
     if not isinstance(reason, str) or not REASON_PATTERN.fullmatch(reason) or not isinstance(message, str):
         return Bug("a child reported an error that has no form")
-    remedy = hint if isinstance(hint, str) else None
+    hint_text = hint if isinstance(hint, str) else None
     for cls in subclasses():
         if cls.reason == reason:
             with contextlib.suppress(TypeError):  # a class whose constructor takes more than the message
-                return cls(message[:2000], remedy=remedy)
+                return cls(message[:2000], hint=hint_text)
     for kind in KINDS:
         if kind.exit_code == value.get("exit_code"):
-            return _class_for_unknown_reason(kind, reason)(message[:2000], remedy=remedy)
+            return _class_for_unknown_reason(kind, reason)(message[:2000], hint=hint_text)
     return Bug(f"a child reported {reason!r}: {message[:500]}")
 
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
+from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process import channel
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.jail import JailPolicy, JailStatus
@@ -156,7 +156,8 @@ class ChildProcess:
             fds: duplicated into the child; the caller still owns them.
             deadline_s: for all of it, questions included.
             on_event: called for each event on the way.
-            on_request: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it raises of
+            on_request: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it
+            raises of
                 AirweightsError goes to the child.
             on_idle: called every IDLE_S in which the child says nothing; it must not call this child.
 
@@ -273,18 +274,19 @@ class ChildProcess:
                         raise self._parse_error(message.value.get("error"))
             except TimeoutError as error:
                 self._terminate()
-                raise ChildTimeout(
+                raise WorkerTimeout(
                     f"{self.name} did not answer {request.get('call', 'its start')!r} within {deadline_s:g} s"
                 ) from error
             except (ChannelClosed, OSError) as error:
                 self._terminate()
-                raise ChildDied(
-                    f"{self.name} did not answer {request.get('call', 'its start')!r}, it {self.describe_exit()} ({error})"
+                raise WorkerCrashed(
+                    f"{self.name} did not answer {request.get('call', 'its start')!r}, it "
+                    f"{self.describe_exit()} ({error})"
                 ) from error
 
     def _parse_error(self, error: object) -> AirweightsError:
         found = channel.error_from_dict(error)
-        return ChildFailed(f"{self.name}: {found.message}") if isinstance(found, Bug) else found
+        return WorkerFailed(f"{self.name}: {found.message}") if isinstance(found, Bug) else found
 
     def _handle_request(self, message: Message, on_request: OnRequest | None) -> tuple[JsonObject, Sequence[int]]:
         if on_request is None:
@@ -344,7 +346,7 @@ def parse_reply(name: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ChildFailed(f"{name} sent what is no answer ({type(error).__name__}: {str(error)[:200]})") from error
+        raise WorkerFailed(f"{name} sent what is no answer ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _worker_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -155,7 +155,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
         raise JailUnavailable(
             f"a child of the agent can not be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
             f"{status.landlock_abi or 'no'}, {status.threads} threads, own user {status.own_uid or 'no'})",
-            remedy="run on a kernel with Landlock (5.13 or later) and seccomp, or start as root, or set allow_unjailed",
+            hint="run on a kernel with Landlock (5.13 or later) and seccomp, or start as root, or set allow_unjailed",
         )
     return status
 

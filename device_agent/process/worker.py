@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import ChildFailed
+from device_agent.errors import WorkerFailed
 from device_agent.process.channel import (
     ChannelClosed,
     JsonObject,
@@ -161,7 +161,7 @@ def answer_call(supervisor: SupervisorChannel, message: Message, handlers: Mappi
     except Exception as error:
         logger.exception("call %s", operation)
         supervisor.reply_error(
-            ChildFailed(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}")
+            WorkerFailed(f"{type(error).__name__} in {operation!r}: {' '.join(str(error).split())[:500]}")
         )
 
 

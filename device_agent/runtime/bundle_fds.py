@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.files import BundleFile
 
 MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
@@ -44,7 +44,7 @@ class BundleFds:
                 by_role[file.role].append(file.path)
         models, goldens = by_role["model"], by_role["golden"]
         if len(models) != 1 or len(goldens) > 1:
-            raise MalformedRefused(
+            raise Malformed(
                 f"bundle files: found {len(models)} models and {len(goldens)} goldens, expected one and at most one"
             )
         external = tuple(by_role["external-data"])

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from bundle.golden import relative_rms
-from device_agent.errors import InferenceUnfit
+from device_agent.errors import InferenceFailed
 from device_agent.runtime.tensors import DATATYPES, Array, from_bytes, from_json, has_non_finite
 from device_agent.runtime.wire import NO_JSON
 
@@ -39,7 +39,7 @@ def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
                 out[name] = from_bytes(raw[:size], datatype, shape, name)
                 raw = raw[size:]
     except (ValueError, KeyError, TypeError) as error:
-        raise InferenceUnfit("the live answer can not be read") from error
+        raise InferenceFailed("the live answer can not be read") from error
     return out
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError
-from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable
+from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout
 from device_agent.host.meters import ProcessMeter
 from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
@@ -199,7 +199,7 @@ class FrontHandle:
                 os.close(theirs)
             # readable at its end: the front has closed the pipe, or has died
             if not select.select([drained], [], [], timeout_s)[0]:
-                raise DrainUnavailable(f"generation {generation} of {family!r} has requests after {timeout_s:g} s")
+                raise DrainTimeout(f"generation {generation} of {family!r} has requests after {timeout_s:g} s")
         finally:
             os.close(drained)
 
@@ -297,7 +297,7 @@ def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str
         if kind == "tcp" and host and port.isdecimal() and int(port) < 2**16:
             return _listen_tcp(host.strip("[]"), int(port))
     except (OSError, LookupError) as error:
-        raise ListenUnavailable(f"can not listen on {listen!r}: {error}") from error
+        raise AddressUnavailable(f"can not listen on {listen!r}: {error}") from error
     raise ConfigInvalid(f"listen: found {listen!r}, expected unix:/path or tcp:HOST:PORT")
 
 

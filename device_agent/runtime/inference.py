@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from bundle.contract import MAX_RANK, Contract, TensorSpec
-from device_agent.errors import ContractUnfit, RequestInvalid
+from device_agent.errors import ContractMismatch, RequestInvalid
 from device_agent.runtime.comparison import compare_answers, decode_answer
 from device_agent.runtime.oip import oip_datatype_name
 from device_agent.runtime.session import LoadedModel
@@ -219,7 +219,7 @@ def check_servable(contract: Contract) -> None:
     """Raises ContractUnfit for a contract with a dtype that requests can not carry."""
     for tensor in (*contract.inputs, *contract.outputs):
         if oip_datatype_name(tensor) not in DATATYPES:
-            raise ContractUnfit(f"tensor {tensor.name!r} is {tensor.dtype}, which requests can not carry")
+            raise ContractMismatch(f"tensor {tensor.name!r} is {tensor.dtype}, which requests can not carry")
 
 
 def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.contract import Contract
-from device_agent.errors import ChildDied, ChildFailed, ChildTimeout, ModelProcessUnfit
+from device_agent.errors import ModelProcessCrashed, WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
@@ -140,19 +140,19 @@ class ModelProcess:
             loaded = child.call("load", request, fds, deadline_s=deadline_s)
             if nice is not None:
                 child.set_nice(nice)
-        except (ChildDied, ChildTimeout) as error:
+        except (WorkerCrashed, WorkerTimeout) as error:
             child.kill()
-            raise ModelProcessUnfit(error.message) from error
+            raise ModelProcessCrashed(error.message) from error
         except BaseException:
             child.kill()
             raise
         try:
             with parse_reply(MODULE):
                 return cls(child, spec, loaded.value, loaded.fds[0])
-        except ChildFailed as error:
+        except WorkerFailed as error:
             child.kill()
             loaded.close()
-            raise ModelProcessUnfit(error.message) from error
+            raise ModelProcessCrashed(error.message) from error
 
     @property
     def pid(self) -> int:

@@ -132,7 +132,7 @@ class ModelRuntime:
         with self._lock:
             current = self._current
             if current is None:
-                raise NoModelLoaded("no model is loaded yet", remedy="call swap first")
+                raise NoModelLoaded("no model is loaded yet", hint="call swap first")
             current.leases += 1
         return Lease(current)
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
-from device_agent.errors import ChildDied, ChildFailed, ChildTimeout
+from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.channel import JsonObject
 from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
@@ -147,12 +147,12 @@ def _judge_bundle(
     left = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
     try:
         found = child.call("probe", request, fds, deadline_s=left, on_event=on_event).value
-    except ChildTimeout:
+    except WorkerTimeout:
         detail = f"no end within {health.probe_deadline_s} s, at {stage}"
         return _create_report("fail", "probe-timeout", detail, started)
-    except ChildFailed as error:
+    except WorkerFailed as error:
         return _create_report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
-    except ChildDied as error:
+    except WorkerCrashed as error:
         killed = child.describe_exit().startswith("ended by SIGKILL")
         detail = f"at {stage}: {error.message}"
         if killed:
@@ -176,7 +176,7 @@ def _judge_bundle(
                 elapsed_s=round(time.monotonic() - started, 3),
             )
             return compare_with_baseline(report, health, baseline, cpu_share=float(found["cpu_share"]))
-    except ChildFailed as error:
+    except WorkerFailed as error:
         return _create_report("fail", "probe-crashed", error.message, started)
 
 
@@ -199,7 +199,7 @@ def compare_with_baseline(
         )
         if cpu_share < MIN_CPU_SHARE:
             detail += f"; the probe had {cpu_share:.0%} of a processor"
-            return replace(report, verdict="inconclusive", reason="busy", detail=detail)
+            return replace(report, verdict="inconclusive", reason="cpu-contention", detail=detail)
         return replace(report, verdict="fail", reason="too-slow", detail=detail)
     return report
 

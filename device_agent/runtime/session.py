@@ -21,7 +21,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from bundle.contract import Contract, TensorSpec
 from bundle.golden import GoldenSample, read_golden
-from device_agent.errors import AdapterUnfit, ContractUnfit, InferenceUnfit, ModelUnfit, RequestInvalid
+from device_agent.errors import AdapterIncompatible, ContractMismatch, InferenceFailed, ModelDoesNotLoad, RequestInvalid
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array, has_non_finite
 
@@ -102,7 +102,7 @@ class LoadedModel:
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             return cls(session, None if bundle.adapter is None else _load_adapter(bundle.files[bundle.adapter]))
         except (*ORT_ERRORS, ValueError, MemoryError) as error:  # a ValueError: names that are not UTF-8
-            raise ModelUnfit(
+            raise ModelDoesNotLoad(
                 f"onnxruntime {ort.__version__} does not load {bundle.model!r}: {_one_line(error)}"
             ) from error
 
@@ -114,12 +114,12 @@ class LoadedModel:
         ):
             names, found_names = [t.name for t in promised], [t.name for t in found]
             if sorted(names) != sorted(found_names):
-                raise ContractUnfit(f"model {side}: found {', '.join(found_names)}, expected {', '.join(names)}")
+                raise ContractMismatch(f"model {side}: found {', '.join(found_names)}, expected {', '.join(names)}")
             by_name = {tensor.name: tensor for tensor in found}
             for tensor in promised:
                 actual = by_name[tensor.name]
                 if actual.dtype != tensor.dtype or not _shapes_agree(actual.shape, tensor.shape):
-                    raise ContractUnfit(
+                    raise ContractMismatch(
                         f"model {side}: {tensor.name!r} is {actual.dtype}{list(actual.shape)}, "
                         f"expected {tensor.dtype}{list(tensor.shape)}"
                     )
@@ -130,7 +130,7 @@ class LoadedModel:
         try:
             return self.run(inputs)
         except RequestInvalid as error:
-            raise InferenceUnfit(f"inference failed: {error.message}") from error
+            raise InferenceFailed(f"inference failed: {error.message}") from error
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """One inference.
@@ -149,10 +149,10 @@ class LoadedModel:
         except state.InvalidArgument as error:
             raise RequestInvalid(f"the model does not take these inputs: {_one_line(error)}") from error
         except (*ORT_ERRORS, ValueError, RuntimeError, MemoryError) as error:
-            raise InferenceUnfit(f"inference failed: {_one_line(error)}") from error
+            raise InferenceFailed(f"inference failed: {_one_line(error)}") from error
         for name, value in zip(names, values, strict=True):
             if not isinstance(value, np.ndarray):
-                raise InferenceUnfit(f"output {name!r} is {type(value).__name__}, expected a tensor")
+                raise InferenceFailed(f"output {name!r} is {type(value).__name__}, expected a tensor")
         return dict(zip(names, values, strict=True))
 
 
@@ -204,7 +204,7 @@ class OutputBinding:
             if "shape" in str(error).lower():
                 self._outputs_by_shapes.clear()
                 return False
-            raise InferenceUnfit(f"inference failed: {_one_line(error)}") from error
+            raise InferenceFailed(f"inference failed: {_one_line(error)}") from error
         return True
 
 
@@ -213,7 +213,9 @@ def _load_adapter(fd: int) -> Any:
     try:
         adapter.Load(f"/proc/self/fd/{fd}")
     except (*ORT_ERRORS, RuntimeError, ValueError, MemoryError) as error:
-        raise AdapterUnfit(f"onnxruntime {ort.__version__} does not load the adapter: {_one_line(error)}") from error
+        raise AdapterIncompatible(
+            f"onnxruntime {ort.__version__} does not load the adapter: {_one_line(error)}"
+        ) from error
     return adapter
 
 
@@ -270,7 +272,7 @@ def _tensor_specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
     for value in values:
         dtype = DTYPES.get(value.type)
         if dtype is None:
-            raise ContractUnfit(f"{value.name!r} is {value.type}, expected a tensor")
+            raise ContractMismatch(f"{value.name!r} is {value.type}, expected a tensor")
         shape = tuple(size if isinstance(size, int) and size >= 0 else str(size or "?") for size in value.shape)
         out.append(TensorSpec(value.name, dtype, shape))
     return tuple(out)

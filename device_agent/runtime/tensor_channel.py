@@ -24,7 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from device_agent.errors import InferenceUnfit, RequestInvalid
+from device_agent.errors import InferenceFailed, RequestInvalid
 from device_agent.runtime import wire
 from device_agent.runtime.session import LoadedModel, OutputBinding
 from device_agent.runtime.tensors import Array
@@ -176,7 +176,7 @@ class TensorClient:
                 os.close(fd)
         if head.status != 200:
             self._release_arena(arena)
-            kind = RequestInvalid if head.status == 400 else InferenceUnfit
+            kind = RequestInvalid if head.status == 400 else InferenceFailed
             raise kind(str(json.loads(bytes(body))["error"]))
         answer = json.loads(bytes(body[: head.json_bytes]))
         sizes = sum(_align_size(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in answer["outputs"])
@@ -244,7 +244,7 @@ class TensorServer:
         offset = 0
         for name, array in outputs.items():
             if array.dtype.kind not in "biuf":
-                raise InferenceUnfit(f"output {name!r} is {array.dtype}, which does not travel from a model process")
+                raise InferenceFailed(f"output {name!r} is {array.dtype}, which does not travel from a model process")
             rows.append([name, array.dtype.str, array.shape, offset])
             offset += _align_size(array.nbytes)
         in_arena = memory is not None and offset <= output_bytes

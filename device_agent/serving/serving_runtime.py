@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from bundle.errors import Unavailable
 from bundle.manifest import Variant
 from device_agent.config.config import Config
-from device_agent.errors import ChildDied, ChildTimeout, DrainUnavailable
+from device_agent.errors import DrainTimeout, WorkerCrashed, WorkerTimeout
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import ServingObservation
 from device_agent.policy.shadow_judge import ShadowObservation
@@ -122,7 +122,7 @@ class ServingRuntime:
         """Ask the front; rule 1, in the middle of a switch too."""
         try:
             return act(self.front)
-        except (ChildDied, ChildTimeout):
+        except (WorkerCrashed, WorkerTimeout):
             self.restart_front()
             return act(self.front)
 
@@ -186,7 +186,7 @@ class FamilyRuntime:
         """Take it out and wait for its last answer, at most DRAIN_S."""
         if self._published is not None and self._published.spec.generation == generation:
             self._published = None  # nothing is expected to answer until the next `publish`
-        with contextlib.suppress(DrainUnavailable):
+        with contextlib.suppress(DrainTimeout):
             self._runtime.call_front(lambda front: front.retire(self._family, generation, DRAIN_TIMEOUT_S))
 
     def observation(self, generation: int) -> ServingObservation:

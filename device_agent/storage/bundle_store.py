@@ -15,7 +15,7 @@ from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.strict_json import SHA256_HEX_PATTERN
-from device_agent.errors import NoSpaceUnavailable, StoreDamagedRefused
+from device_agent.errors import NoSpace, StoreDamaged
 
 SEALED_SUFFIX: Final = ".sealed"
 INCOMING_SUFFIX: Final = ".incoming"
@@ -52,7 +52,7 @@ class BundleStore:
         try:
             return os.open(self._sealed_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise StoreDamagedRefused(f"bundle {digest[:16]} is not in the store") from error
+            raise StoreDamaged(f"bundle {digest[:16]} is not in the store") from error
 
     def create_incoming(self, digest: BundleDigest) -> int:
         """A descriptor to write a sealed bundle to, from its beginning; the caller closes it."""
@@ -103,9 +103,10 @@ class BundleStore:
         """Raises NoSpaceUnavailable."""
         free = self.free_bytes()
         if needed_bytes > free:
-            raise NoSpaceUnavailable(
-                f"{needed_bytes} bytes are needed in {self._bundle_directory}, {free} are free beside a reserve of {RESERVE_BYTES}",
-                remedy="free space on the device; nothing was downloaded",
+            raise NoSpace(
+                f"{needed_bytes} bytes are needed in {self._bundle_directory}, {free} are free beside "
+                f"a reserve of {RESERVE_BYTES}",
+                hint="free space on the device; nothing was downloaded",
             )
 
     def delete_unlisted(self, keep: Iterable[BundleDigest], keep_partials: Iterable[str] = ()) -> list[str]:

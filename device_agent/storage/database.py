@@ -17,7 +17,7 @@ from typing import Final
 from bundle import strict_json
 from bundle.errors import AirweightsError
 from bundle.strict_json import JSON, StrictObject
-from device_agent.errors import JournalDamaged, JournalUnavailable
+from device_agent.errors import JournalDamaged, JournalUnreadable
 
 SCHEMA_VERSION: Final = 2
 MAX_RECORD_BYTES: Final = 1024 * 1024  # a manifest is at most 256 KiB; twice that as a JSON string with escapes
@@ -67,7 +67,7 @@ class RecordDatabase:
         except sqlite3.Error as error:
             self._close_half_open()
             raise self._unavailable_error(error) from error
-        except JournalUnavailable:
+        except JournalUnreadable:
             self._close_half_open()
             raise
 
@@ -143,9 +143,9 @@ class RecordDatabase:
             raise JournalDamaged(f"{self._path}: damaged: {str(verdict)[:200]}")
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
-            raise JournalUnavailable(
+            raise JournalUnreadable(
                 f"{self._path}: schema {version}, this agent knows {SCHEMA_VERSION}",
-                remedy="install the newer agent that wrote it",
+                hint="install the newer agent that wrote it",
             )
         if version < SCHEMA_VERSION and not read_only:
             self._migrate()
@@ -195,13 +195,13 @@ class RecordDatabase:
         self._db = self._connect()
         self._needs_reconnect = False
 
-    def _unavailable_error(self, error: Exception) -> JournalUnavailable:
-        if isinstance(error, JournalUnavailable):
+    def _unavailable_error(self, error: Exception) -> JournalUnreadable:
+        if isinstance(error, JournalUnreadable):
             return error
         # these two are not about the file's content: locked, full, no permission; a connection that is closed
         is_system = isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError))
         is_damage = isinstance(error, (sqlite3.DatabaseError, AirweightsError, UnicodeDecodeError)) and not is_system
-        return (JournalDamaged if is_damage else JournalUnavailable)(f"{self._path}: {error}")
+        return (JournalDamaged if is_damage else JournalUnreadable)(f"{self._path}: {error}")
 
 
 def checksum(kind: str, key: str, body: str) -> str:

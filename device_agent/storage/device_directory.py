@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 from device_agent.config.config import Config
-from device_agent.errors import AlreadyInitialised, BusyUnavailable, IdentityInvalid, NotInitialised
+from device_agent.errors import AlreadyInitialized, DeviceLocked, IdentityInvalid, NotInitialized
 from device_agent.storage.bundle_store import sync_directory
 
 IDENTITY_SCHEMA: Final = "airweights.device/1"
@@ -102,13 +102,13 @@ class DeviceDirectory:
         """Raises NotInitialised."""
         for path in (self.identity_directory / "device.json", self.shipped_root_path):
             if not path.exists():
-                raise NotInitialised(f"{path} is missing", remedy="run `device-agent init` first")
+                raise NotInitialized(f"{path} is missing", hint="run `device-agent init` first")
 
     def check_uninitialized(self) -> None:
         """Raises AlreadyInitialised: there is an identity."""
         if self.identity_directory.exists():
-            raise AlreadyInitialised(
-                f"{self.identity_directory} exists", remedy="remove the device directory to start over"
+            raise AlreadyInitialized(
+                f"{self.identity_directory} exists", hint="remove the device directory to start over"
             )
 
     def read_public_identity(self) -> PublicIdentity:
@@ -127,8 +127,8 @@ class DeviceDirectory:
                 ed25519_public=bytes.fromhex(fields.text("ed25519_public", max_length=64)),
             )
             fields.reject_unknown()
-        except (OSError, ValueError, MalformedRefused) as error:
-            raise IdentityInvalid(f"{path}: {error}", remedy="restore it from a backup or enrol anew") from error
+        except (OSError, ValueError, Malformed) as error:
+            raise IdentityInvalid(f"{path}: {error}", hint="restore it from a backup or enrol anew") from error
         return out
 
     def open_key(self, name: str) -> int:
@@ -141,9 +141,7 @@ class DeviceDirectory:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode) or mode & 0o077:
             os.close(fd)
-            raise IdentityInvalid(
-                f"{path} has mode {stat.S_IMODE(mode):04o}, expected 0600", remedy=f"chmod 600 {path}"
-            )
+            raise IdentityInvalid(f"{path} has mode {stat.S_IMODE(mode):04o}, expected 0600", hint=f"chmod 600 {path}")
         return fd
 
     @contextmanager
@@ -154,8 +152,8 @@ class DeviceDirectory:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise BusyUnavailable(
-                    f"another process works on {self.root}", remedy="is `device-agent run` or `update` running?"
+                raise DeviceLocked(
+                    f"another process works on {self.root}", hint="is `device-agent run` or `update` running?"
                 ) from error
             yield
         finally:

@@ -247,7 +247,7 @@ class Journal:
             now = recovery_state(found, kills)
             if now is State.REJECTING and found is not now and attempt is not None:
                 verdict = Rejection(
-                    Outcome.REFUSED, "killed-in-trial", f"the agent was killed {kills} times while {found.value}", True
+                    Outcome.REFUSED, "crash-loop", f"the agent was killed {kills} times while {found.value}", True
                 )
                 self._records.put("machine", "attempt", replace(attempt, rejection=verdict).as_json())
             if now is State.IDLE and attempt is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.errors import Bug
-from device_agent.errors import AdapterUnfit, ConfigInvalid, NoAdapter
+from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInvalid
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.update.context import UpdateContext
 from device_agent.workers.adapter_check import (
@@ -41,7 +41,7 @@ def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, An
         raise Bug(f"unknown word {command!r}")
     active = context.journal.bundle(context.journal.pointers.active)
     if active is None:
-        raise NoAdapter("no release is active that an adapter could be attached to", remedy="`device-agent update`")
+        raise AdapterMissing("no release is active that an adapter could be attached to", hint="`device-agent update`")
     with context.open_workers() as errands:
         if fields.get("file") is None:
             _reattach(context, errands, active)
@@ -91,14 +91,14 @@ def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord)
     shelf = AdapterStore(context.device)
     adapter = shelf.read()
     if adapter is None:
-        raise NoAdapter("no adapter is held", remedy="name a file")
+        raise AdapterMissing("no adapter is held", hint="name a file")
     fds = workers.unseal(active)
     try:
         adapter_fd, golden_fd = workers.unseal_adapter(adapter)
         try:
             both, unjailed = with_adapter(fds, adapter_fd), context.config.allow_unjailed
             check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parse_manifest()[1], allow_unjailed=unjailed)
-        except AdapterUnfit:
+        except AdapterIncompatible:
             shelf.write(adapter.with_check_result(active.digest, is_compatible=False))
             raise
         finally:

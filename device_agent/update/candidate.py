@@ -20,15 +20,15 @@ from typing import Final
 
 from bundle.errors import AirweightsError, Unfit
 from device_agent.errors import (
-    AdapterUnfit,
-    ChildTimeout,
-    NoMemoryUnavailable,
-    OperatorUnfit,
-    ProbationInconclusiveUnfit,
-    ProbationUnfit,
-    ShadowUnfit,
-    StoppedUnavailable,
-    StoreDamagedRefused,
+    AdapterIncompatible,
+    AgentStopping,
+    OperatorRollback,
+    OutOfMemory,
+    ProbationFailed,
+    ProbationInconclusive,
+    ShadowFailed,
+    StoreDamaged,
+    WorkerTimeout,
 )
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.policy.probation import (
@@ -75,7 +75,7 @@ class Candidate:
         """Raises Unfit, Refused, Unavailable."""
         try:
             fds = self._workers.unseal(bundle)
-        except StoreDamagedRefused:
+        except StoreDamaged:
             self._context.journal.update_persistent_state(mark_damaged(bundle.digest))
             raise
         try:
@@ -100,7 +100,7 @@ class Candidate:
         if admission.strategy != "beside" and neighbours.drop_spares():
             admission = self._admission(serving, running, needed_bytes)
         if admission.strategy == "refuse":
-            raise NoMemoryUnavailable(f"release {bundle.version} {admission.detail}")
+            raise OutOfMemory(f"release {bundle.version} {admission.detail}")
         if admission.strategy == "stop-first" and running is not None:
             logger.warning("the running model is stopped first: the candidate %s", admission.detail)
             self._stopped_bundle, self._down_since_s = running.bundle, time.monotonic()
@@ -123,7 +123,7 @@ class Candidate:
             def judged(elapsed_s: float) -> ProbationDecision:
                 return judge_shadow(health, limits, serving.shadow_observation(candidate), elapsed_s)
 
-            self._watch_until_decided("shadow", candidate, limits, judged, ShadowUnfit)
+            self._watch_until_decided("shadow", candidate, limits, judged, ShadowFailed)
             serving.set_shadow(candidate, 0, 0)
         except BaseException:
             serving.stop_unpublished(candidate)
@@ -144,7 +144,7 @@ class Candidate:
         def judged(elapsed_s: float) -> ProbationDecision:
             return judge_probation(limits, observe_generation(serving, candidate), baseline, elapsed_s)
 
-        self._watch_until_decided("probation", candidate, limits, judged, ProbationUnfit)
+        self._watch_until_decided("probation", candidate, limits, judged, ProbationFailed)
 
     def revert(self, serving: FamilyServing) -> None:
         """What served before the candidate serves again; where it has to be loaded and that fails, the daemon goes on
@@ -178,7 +178,7 @@ class Candidate:
             finally:
                 os.close(adapter_fd)
                 os.close(golden_fd)
-        except (AdapterUnfit, StoreDamagedRefused, ChildTimeout) as error:
+        except (AdapterIncompatible, StoreDamaged, WorkerTimeout) as error:
             logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
         shelf.write(adapter.with_check_result(bundle.digest, is_compatible=fits))
 
@@ -220,14 +220,14 @@ class Candidate:
                 case ProbationAction.ROLL_BACK:
                     raise failure(f"release {version}: {verdict.detail}")
                 case ProbationAction.INCONCLUSIVE:
-                    raise ProbationInconclusiveUnfit(f"release {version}: {verdict.detail}")
+                    raise ProbationInconclusive(f"release {version}: {verdict.detail}")
                 case ProbationAction.WATCH:
                     left_s = max(0.0, limits.window_s - elapsed_s)
                     signal = self._context.signals.wait(min(WATCH_INTERVAL_S, left_s) or WATCH_INTERVAL_S)
             if signal == "rollback":
-                raise OperatorUnfit(f"release {version}: an operator ended its {phase}")
+                raise OperatorRollback(f"release {version}: an operator ended its {phase}")
             if signal == "stop":
-                raise StoppedUnavailable(f"the agent was stopped in the {phase} of {version}")
+                raise AgentStopping(f"the agent was stopped in the {phase} of {version}")
 
 
 def observe_generation(serving: FamilyServing, generation: Generation) -> ServingObservation:

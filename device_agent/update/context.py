@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
-from device_agent.errors import JournalUnavailable
+from device_agent.errors import JournalUnreadable
 from device_agent.policy.journal_records import PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
 from device_agent.serving.family_serving import FamilyServing
@@ -138,7 +138,7 @@ def collect_garbage(context: UpdateContext) -> None:
     """Remove what no pointer names; a failure to remove is no failure of the update."""
     try:
         _delete_unreferenced(context)
-    except (OSError, JournalUnavailable) as error:
+    except (OSError, JournalUnreadable) as error:
         logger.warning("the store could not be cleaned: %s", error)
 
 

@@ -6,7 +6,7 @@ Nothing is fetched but metadata, and nothing is changed beyond what a check reme
 from typing import Any, Final
 
 from bundle.manifest import Manifest, Variant
-from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.host.device_facts import providers
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
 from device_agent.update.context import UpdateContext, find_patch_path
@@ -26,7 +26,7 @@ def preview_update(context: UpdateContext) -> dict[str, Any]:
     try:
         chosen: str | None = choose_variant(manifest, settings.variant, facts, current)[0]
         reason, detail = "", ""
-    except NoVariantRefused as error:
+    except NoVariant as error:
         chosen, reason, detail = None, error.reason, error.message
     rows = [
         _variant_row(name, variant, facts, chosen, current, settings.variant) for name, variant in manifest.variants
@@ -102,7 +102,7 @@ def _path_row(
 ) -> tuple[dict[str, Any] | None, str, str]:
     try:
         plan = find_patch_path(context, manifest, counter_epoch, dict(manifest.variants)[chosen].digest, facts)
-    except (NoPathUnavailable, MeteredUnavailable) as error:
+    except (NoPatchPath, MeteredLimitExceeded) as error:
         return None, error.reason, error.message
     steps = [
         {"from": edge.entry.base, "to": edge.target, "codec": edge.entry.codec, "bytes": edge.entry.size}

@@ -11,7 +11,7 @@ from typing import Final
 from bundle.errors import Unfit
 from bundle.files import BundleDigest
 from bundle.manifest import Variant
-from device_agent.errors import ProbeInconclusiveUnfit
+from device_agent.errors import ProbeInconclusive
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, run_probe_process
 from device_agent.runtime.probe_runner import PROBE_NICENESS
@@ -56,7 +56,7 @@ class ProbeClient:
         if running is not None and report.verdict == "fail" and report.reason in RELATIVE_REASONS:
             report = self._run_probe(fds, variant, self._measure_running(running, workers))
         if report.verdict == "inconclusive":
-            raise ProbeInconclusiveUnfit(f"{report.reason}: {report.detail}")
+            raise ProbeInconclusive(f"{report.reason}: {report.detail}")
         if report.verdict != "pass":
             raise probe_error(report)
         measured = report.baseline()

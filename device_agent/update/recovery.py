@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from bundle.errors import Bug
-from device_agent.errors import JournalDamaged, StoreDamagedRefused
+from device_agent.errors import JournalDamaged, StoreDamaged
 from device_agent.policy.journal_records import BundlePointers, BundleRecord
 from device_agent.policy.state_machine import State
 from device_agent.storage.bundle_store import BundleStore, sync_directory
@@ -69,7 +69,7 @@ def _rebuild_journal(device: DeviceDirectory, store: BundleStore, open_workers: 
         for digest in sorted(store.digests()):
             try:
                 intact.append(children.read_sealed_header(digest))
-            except StoreDamagedRefused as error:
+            except StoreDamaged as error:
                 logger.error("a bundle in the store is damaged: %s", error.message)
     device.journal_path.replace(device.family_directory / DAMAGED_JOURNAL_NAME)
     device.journal_path.with_name("state.db-journal").unlink(missing_ok=True)  # it belongs to the damaged file

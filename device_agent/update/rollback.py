@@ -4,7 +4,7 @@ The floor gates every new activation, an operator's too: going back to the previ
 committed is one. (In a probation the previous release still counts as the one that serves.)
 """
 
-from device_agent.errors import BelowFloorRefused, NothingToRollBack, OperatorUnfit
+from device_agent.errors import BelowRollbackFloor, NothingToRollBack, OperatorRollback
 from device_agent.policy.attempt import Outcome, Rejection
 from device_agent.policy.journal_records import BundleRecord
 from device_agent.storage.journal import Journal
@@ -19,12 +19,12 @@ def check_rollback_allowed(
         NothingToRollBack, BelowFloorRefused.
     """
     if active is None or previous is None or active.family != previous.family:
-        raise NothingToRollBack("no previous release is held", remedy="`device-agent status` shows what is")
+        raise NothingToRollBack("no previous release is held", hint="`device-agent status` shows what is")
     if (previous.counter_epoch, previous.counter) < floor:
-        raise BelowFloorRefused(
+        raise BelowRollbackFloor(
             f"previous release {previous.version} has counter {previous.counter}, the floor is {floor[1]}"
         )
-    error = OperatorUnfit(f"an operator went back from {active.version} to {previous.version}")
+    error = OperatorRollback(f"an operator went back from {active.version} to {previous.version}")
     return Rejection.from_error(error, Outcome.ROLLED_BACK, quarantines=True)
 
 

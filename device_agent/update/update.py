@@ -21,13 +21,13 @@ from bundle.errors import AirweightsError, Invalid, PatchRefused, Refused, Unava
 from bundle.files import BundleDigest
 from bundle.strict_json import JSON
 from device_agent.errors import (
-    ChildDied,
-    FloorUnprovenUnavailable,
-    JournalUnavailable,
-    NotEligibleUnavailable,
-    PatcherDiedUnfit,
-    QuarantinedRefused,
-    StoreDamagedRefused,
+    BundleQuarantined,
+    JournalUnreadable,
+    NotEligible,
+    PatcherCrashed,
+    RollbackFloorUnproven,
+    StoreDamaged,
+    WorkerCrashed,
     system_error,
 )
 from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, Rejection, UpdateResult
@@ -90,7 +90,7 @@ class _Update:
                 ended = steps()
             except OSError as error:
                 raise system_error(error) from error
-        except JournalUnavailable:
+        except JournalUnreadable:
             raise  # what can not be recorded is not decided: recovery goes on from what is recorded
         except (Invalid, Refused, Unavailable, Unfit) as error:
             ended = self._end_with_error(error)
@@ -169,19 +169,19 @@ class _Update:
         self._context.device_journal.record_tpm_counter(replace(witness, is_unproven=True))
         logger.warning("floor unproven", extra={"tpm_counter": seen, "remembered": witness.counter})
         if self._context.config.repository_url.startswith("file:"):
-            raise FloorUnprovenUnavailable(
+            raise RollbackFloorUnproven(
                 f"the TPM's counter is {seen}, this disk remembers {witness.counter}: an old copy, or damaged",
-                remedy="update from the network once, which proves the floor anew; packs are taken again then",
+                hint="update from the network once, which proves the floor anew; packs are taken again then",
             )
         return seen
 
     def _check_quarantine(self, bundle: BundleRecord) -> None:
         row = self._journal.quarantine_record(bundle.digest, self._facts.runtime)
         if row is not None and bundle.counter <= row.counter:
-            raise QuarantinedRefused(
+            raise BundleQuarantined(
                 f"release {bundle.version} ({bundle.variant}) failed here before with {row.reason!r}, "
                 f"under onnxruntime {row.runtime}",
-                remedy="publish a release with a higher counter, or `device-agent forgive`",
+                hint="publish a release with a higher counter, or `device-agent forgive`",
             )
 
     def _check_eligible(self, release: VerifiedRelease) -> None:
@@ -189,12 +189,12 @@ class _Update:
             release, self._context.identity.device_id, self._context.config.cohort, release.checked_at_s
         )
         if not answer.is_eligible:
-            raise NotEligibleUnavailable(f"{answer.reason}: {answer.detail}")
+            raise NotEligible(f"{answer.reason}: {answer.detail}")
 
     def _check_again(self, before: VerifiedRelease) -> None:
         release = self._check_channel()
         if release.rollout.manifest_digest != before.rollout.manifest_digest:
-            raise NotEligibleUnavailable(
+            raise NotEligible(
                 f"the rollout moved on to {release.manifest.version} while {before.manifest.version} was prepared"
             )
         self._check_eligible(release)
@@ -208,7 +208,7 @@ class _Update:
             plan = self._find_path(release, bundle.digest, avoided)
             try:
                 self._run_path(release, plan)
-            except StoreDamagedRefused:
+            except StoreDamaged:
                 if last:
                     raise
                 self._mark_damaged_bases(plan)
@@ -255,7 +255,7 @@ class _Update:
         self._applying = edge
         try:
             self._workers.apply_patch(edge)
-        except ChildDied as error:
+        except WorkerCrashed as error:
             self._count_patcher_crash(error)
             raise
         self._applying = None
@@ -267,16 +267,16 @@ class _Update:
         for base in bases & self._store.digests():
             try:
                 self._workers.read_sealed_header(base)
-            except StoreDamagedRefused:
+            except StoreDamaged:
                 logger.warning("a bundle in the store is damaged", extra={"bundle": base})
                 self._journal.update_persistent_state(mark_damaged(base))
 
-    def _count_patcher_crash(self, error: ChildDied) -> None:
+    def _count_patcher_crash(self, error: WorkerCrashed) -> None:
         """A child that died over this bundle, again and again, is a verdict on the bundle."""
         if self._attempt.target is None:
             return
         if self._journal.count_crash(self._attempt.target, self._journal.state) >= MAX_CRASHES:
-            raise PatcherDiedUnfit(f"{MAX_CRASHES} times: {error.message}") from error
+            raise PatcherCrashed(f"{MAX_CRASHES} times: {error.message}") from error
 
     # probe, swap, watch
 

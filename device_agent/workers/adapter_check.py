@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from bundle import strict_json
 from bundle.contract import PPM
-from bundle.errors import Bug, MalformedRefused, Unavailable, Unfit
+from bundle.errors import Bug, Malformed, Unavailable, Unfit
 from bundle.files import BundleDigest
 from bundle.manifest import Variant
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
-from device_agent.errors import AdapterUnfit, ChildDied, NoAdapter
+from device_agent.errors import AdapterIncompatible, AdapterMissing, WorkerCrashed
 from device_agent.process.channel import Message
 from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
@@ -109,7 +109,7 @@ class AdapterStore:
 
     def read(self) -> Adapter | None:
         """What lies here; None where nothing does, or its record is damaged: a model serves without it then."""
-        with suppress(FileNotFoundError, MalformedRefused):
+        with suppress(FileNotFoundError, Malformed):
             data = (self._folder / RECORD_FILE_NAME).read_bytes()
             return Adapter.parse(
                 StrictObject(
@@ -144,7 +144,7 @@ class AdapterStore:
         """Keep it and attach it to nothing. Raises NoAdapter."""
         adapter = self.read()
         if adapter is None:
-            raise NoAdapter("no adapter is held", remedy="`device-agent adapter attach FILE` brings one")
+            raise AdapterMissing("no adapter is held", hint="`device-agent adapter attach FILE` brings one")
         self.write(replace(adapter, is_enabled=False))
         return replace(adapter, is_enabled=False)
 
@@ -214,9 +214,9 @@ def _call_probe(
     try:
         with ChildProcess.start(PROBE_MODULE, jail) as child:
             return child.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
-    except ChildDied as error:
-        raise AdapterUnfit(f"the trial with the adapter died: {error.message}") from error
+    except WorkerCrashed as error:
+        raise AdapterIncompatible(f"the trial with the adapter died: {error.message}") from error
     except (Bug, Unavailable):
         raise
-    except (Unfit, MalformedRefused) as error:
-        raise AdapterUnfit(f"the adapter does not fit this release: {error.message}") from error
+    except (Unfit, Malformed) as error:
+        raise AdapterIncompatible(f"the adapter does not fit this release: {error.message}") from error

@@ -35,9 +35,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 import urllib3
 from urllib3.exceptions import HTTPError
 
-from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
+from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
 from bundle.version import VERSION
-from device_agent.errors import SlowUnavailable
+from device_agent.errors import ServerTooSlow
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 from device_agent.workers.partial_download import MAX_ETAG_CHARACTERS, STRONG_ETAG_PATTERN, PartialBlob
@@ -92,7 +92,7 @@ class _RateLimit:
         elapsed = now - self.window_started_s
         if elapsed >= RATE_WINDOW_S:
             if self.window_bytes < self.min_bytes_s * elapsed:
-                raise SlowUnavailable(
+                raise ServerTooSlow(
                     f"{url}: {self.window_bytes} bytes in {elapsed:.0f} s, less than {self.min_bytes_s} bytes a second"
                 )
             self.window_started_s, self.window_bytes = now, 0
@@ -117,16 +117,16 @@ def fetch_document(url: str, max_bytes: int) -> int:
         received = 0
         with _open_body(url, {}) as body:
             if body.announced_bytes is not None and body.announced_bytes > max_bytes:
-                raise TooLargeRefused(f"{url}: {body.announced_bytes} bytes announced, at most {max_bytes} are allowed")
+                raise TooLarge(f"{url}: {body.announced_bytes} bytes announced, at most {max_bytes} are allowed")
             for data in body.chunks():
                 received += len(data)
                 if received > max_bytes:
-                    raise TooLargeRefused(f"{url}: found more than the {max_bytes} bytes that are allowed")
+                    raise TooLarge(f"{url}: found more than the {max_bytes} bytes that are allowed")
                 if time.monotonic() > deadline:
-                    raise FetchUnavailable(f"{url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
+                    raise DownloadFailed(f"{url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
                 os.write(fd, data)
             if body.announced_bytes is not None and received < body.announced_bytes:
-                raise FetchUnavailable(f"{url}: ends after {received} of {body.announced_bytes} bytes")
+                raise DownloadFailed(f"{url}: ends after {received} of {body.announced_bytes} bytes")
     except BaseException:
         os.close(fd)
         raise
@@ -154,9 +154,7 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
             part.clear()
             if not part.is_resumed or not again:
                 break
-        raise DigestMismatchRefused(
-            f"{url}: SHA-256 of the {part.size_bytes} bytes is {found[:16]}…, expected {sha256[:16]}…"
-        )
+        raise DigestMismatch(f"{url}: SHA-256 of the {part.size_bytes} bytes is {found[:16]}…, expected {sha256[:16]}…")
     finally:
         message.close()
 
@@ -169,9 +167,9 @@ def _download_with_retries(
         before = part.received_bytes
         try:
             _transfer(supervisor, url, part, rate)
-        except (NotFoundUnavailable, SlowUnavailable):
+        except (NotFound, ServerTooSlow):
             raise
-        except FetchUnavailable as error:
+        except DownloadFailed as error:
             part.sync()
             failures = 1 if part.received_bytes > before else failures + 1
             if failures >= MAX_TRIES:
@@ -191,7 +189,7 @@ def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: 
         skip = _skip_bytes(url, body, part)
         left = part.size_bytes - part.received_bytes + skip
         if body.announced_bytes is not None and body.announced_bytes > left:
-            raise DigestMismatchRefused(f"{url}: {body.announced_bytes} bytes announced where {left} are signed")
+            raise DigestMismatch(f"{url}: {body.announced_bytes} bytes announced where {left} are signed")
         reported = part.received_bytes
         for data in body.chunks():
             rate.record_received(len(data), url)
@@ -200,34 +198,33 @@ def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: 
             data = data[skipped:]
             if len(data) > part.size_bytes - part.received_bytes:
                 part.clear()
-                raise DigestMismatchRefused(f"{url}: longer than the {part.size_bytes} bytes that are signed")
+                raise DigestMismatch(f"{url}: longer than the {part.size_bytes} bytes that are signed")
             part.append(data)
             if part.received_bytes - reported >= PROGRESS_INTERVAL_BYTES or part.received_bytes == part.size_bytes:
                 reported = part.received_bytes
                 supervisor.send_event({"done": part.received_bytes, "total": part.size_bytes})
         if part.received_bytes < part.size_bytes:
-            raise FetchUnavailable(f"{url}: ends after {part.received_bytes} of {part.size_bytes} bytes")
+            raise DownloadFailed(f"{url}: ends after {part.received_bytes} of {part.size_bytes} bytes")
 
 
 def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
     """How many bytes of the body are already here."""
     if body.start_byte == -1:
         if part.restarts:
-            raise DigestMismatchRefused(
-                f"{url}: the file there is shorter than the {part.size_bytes} bytes that are signed"
-            )
+            raise DigestMismatch(f"{url}: the file there is shorter than the {part.size_bytes} bytes that are signed")
         part.clear()
     if body.start_byte is not None:
         if body.start_byte != part.received_bytes or (
             body.total_bytes is not None and body.total_bytes != part.size_bytes
         ):
-            raise FetchUnavailable(
-                f"{url}: answers with bytes {body.start_byte} on of {body.total_bytes}, expected {part.received_bytes} on of {part.size_bytes}"
+            raise DownloadFailed(
+                f"{url}: answers with bytes {body.start_byte} on of {body.total_bytes}, expected "
+                f"{part.received_bytes} on of {part.size_bytes}"
             )
         return 0
     if part.received_bytes and body.etag != part.read_etag():
         if part.restarts:
-            raise FetchUnavailable(f"{url}: changes while it is fetched")
+            raise DownloadFailed(f"{url}: changes while it is fetched")
         part.clear()
     part.write_etag(body.etag)
     return part.received_bytes
@@ -262,7 +259,7 @@ def _open_body(url: str, headers: dict[str, str]) -> Iterator[_ResponseBody]:
             # what is left of a body that nobody wants is not read to reuse the connection
             response.close()
     except HTTPError as error:
-        raise FetchUnavailable(f"{url}: {_describe_cause(error)}") from error
+        raise DownloadFailed(f"{url}: {_describe_cause(error)}") from error
 
 
 @contextmanager
@@ -275,9 +272,9 @@ def _open_file_body(path: str, url: str, headers: dict[str, str]) -> Iterator[_R
             chunks = iter(lambda: stream.read(CHUNK_BYTES), b"")
             yield _ResponseBody(chunks, total - (start or 0), start, None if start is None else total, "")
     except FileNotFoundError as error:
-        raise NotFoundUnavailable(f"{url}: no such file") from error
+        raise NotFound(f"{url}: no such file") from error
     except OSError as error:
-        raise FetchUnavailable(f"{url}: {error.strerror}") from error
+        raise DownloadFailed(f"{url}: {error.strerror}") from error
 
 
 def _send_request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
@@ -291,9 +288,9 @@ def _send_request(url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse
         response.close()
         target = urljoin(url, location)
         if urlsplit(target).scheme not in (("https",) if url.startswith("https:") else ("http", "https")):
-            raise FetchUnavailable(f"{url}: redirects to {target[:200]!r}")
+            raise DownloadFailed(f"{url}: redirects to {target[:200]!r}")
         url = target
-    raise FetchUnavailable(f"{url}: redirected more than {MAX_REDIRECTS} times")
+    raise DownloadFailed(f"{url}: redirected more than {MAX_REDIRECTS} times")
 
 
 def _check_response(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
@@ -301,10 +298,10 @@ def _check_response(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.Bas
         return response
     response.close()
     if response.status in (403, 404, 410):
-        raise NotFoundUnavailable(f"{url}: HTTP {response.status}")
+        raise NotFound(f"{url}: HTTP {response.status}")
     if response.headers.get("Content-Encoding"):
-        raise FetchUnavailable(f"{url}: sent with a content coding that was not asked for")
-    error = FetchUnavailable(f"{url}: HTTP {response.status}")
+        raise DownloadFailed(f"{url}: sent with a content coding that was not asked for")
+    error = DownloadFailed(f"{url}: HTTP {response.status}")
     wait = response.headers.get("Retry-After", "")
     error.add_note(wait if wait.isdecimal() and len(wait) < 6 else "")
     raise error
@@ -318,12 +315,12 @@ def _parse_response(url: str, response: urllib3.BaseHTTPResponse, headers: dict[
     start = total = None
     if response.status == RANGE_NOT_SATISFIABLE:
         if "Range" not in headers:
-            raise FetchUnavailable(f"{url}: HTTP 416 without a range that was asked for")
+            raise DownloadFailed(f"{url}: HTTP 416 without a range that was asked for")
         start = -1
     if response.status == 206:
         found = CONTENT_RANGE_PATTERN.fullmatch(response.headers.get("Content-Range", ""))
         if found is None or "Range" not in headers:
-            raise FetchUnavailable(f"{url}: HTTP 206 without the range that was asked for")
+            raise DownloadFailed(f"{url}: HTTP 206 without the range that was asked for")
         start, total = int(found[1]), None if found[3] is None else int(found[3])
     return _ResponseBody(_read_chunks(response), announced, start, total, etag)
 
@@ -333,7 +330,7 @@ def _read_chunks(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     return iter(lambda: response.read1(CHUNK_BYTES, decode_content=False), b"")
 
 
-def _retry_delay_s(failures: int, backoff_ms: int, error: FetchUnavailable) -> float:
+def _retry_delay_s(failures: int, backoff_ms: int, error: DownloadFailed) -> float:
     asked = next((float(note) for note in getattr(error, "__notes__", []) if note), 0.0)
     ceiling = min(backoff_ms / 1000 * 2**failures, MAX_BACKOFF_S)
     return max(min(asked, MAX_RETRY_AFTER_S), random.uniform(0, ceiling))  # noqa: S311  # jitter, not a secret

@@ -29,13 +29,13 @@ from bundle.envelope import (
     derive_public_key,
     open_envelope,
 )
-from bundle.errors import DigestMismatchRefused, Refused, TooLargeRefused
+from bundle.errors import DigestMismatch, Refused, TooLarge
 from bundle.files import BundleDigest, bundle_digest
 from bundle.frames import BLOB_LABEL, FrameContext, FrameReader, FrameWriter, Secret
 from bundle.manifest import Manifest, PatchEntry, Variant, parse_manifest
 from bundle.patch.apply import apply_patch
 from bundle.strict_json import StrictObject
-from device_agent.errors import CohortKeyRefused, StoreDamagedRefused
+from device_agent.errors import CohortKeyMismatch, StoreDamaged
 from device_agent.identity.device_keys import read_key
 from device_agent.process.channel import MAX_FDS, JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, serve_calls, start_worker
@@ -76,9 +76,7 @@ class _HashedFile:
         while self.read(READ_BYTES):
             pass
         if self._hash.hexdigest() != sha256:
-            raise DigestMismatchRefused(
-                f"blob {sha256[:16]}: its content is {self._hash.hexdigest()[:16]} when it is used"
-            )
+            raise DigestMismatch(f"blob {sha256[:16]}: its content is {self._hash.hexdigest()[:16]} when it is used")
 
 
 class Patcher:
@@ -124,7 +122,7 @@ class Patcher:
                     # a blob that is not the signed one explains every other complaint about it
                     blob.check(entry.blob)
                 if bundle_digest(files) != variant.digest:
-                    raise DigestMismatchRefused(
+                    raise DigestMismatch(
                         f"the patch makes bundle {bundle_digest(files)[:16]}, the manifest says {variant.digest[:16]}"
                     )
                 writer.close()
@@ -143,7 +141,7 @@ def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
         wanted = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
         if len(wanted) > MAX_FDS:
-            raise TooLargeRefused(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
+            raise TooLarge(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
         fds.extend(bundle.unseal_file(index) for index in wanted)
         return Message({"paths": [bundle.files[index].path for index in wanted]}, tuple(fds))
     except BaseException:
@@ -173,7 +171,7 @@ def seal_adapter(_supervisor: SupervisorChannel, message: Message) -> JsonObject
         storage_fd, adapter_fd, golden_fd, output_fd = message.fds
         adapter = os.pread(adapter_fd, MAX_ADAPTER_BYTES + 1, 0)
         if not 0 < len(adapter) <= MAX_ADAPTER_BYTES:
-            raise TooLargeRefused(f"an adapter of {len(adapter)} bytes, at most {MAX_ADAPTER_BYTES} are taken")
+            raise TooLarge(f"an adapter of {len(adapter)} bytes, at most {MAX_ADAPTER_BYTES} are taken")
         golden = os.pread(golden_fd, os.fstat(golden_fd).st_size, 0)
         sha256 = hashlib.sha256(adapter).hexdigest()
         with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
@@ -199,9 +197,9 @@ def unseal_adapter(_supervisor: SupervisorChannel, message: Message) -> Message:
             size = int.from_bytes(reader.read(8), "big")
             adapter, golden = reader.read(min(size, MAX_ADAPTER_BYTES)), reader.read(MAX_ADAPTER_BYTES)
         except Refused as error:
-            raise StoreDamagedRefused(f"the adapter does not open: {error.message}") from error
+            raise StoreDamaged(f"the adapter does not open: {error.message}") from error
         if hashlib.sha256(adapter).hexdigest() != message.value["sha256"]:
-            raise StoreDamagedRefused("the adapter is not the one that it is named for")
+            raise StoreDamaged("the adapter is not the one that it is named for")
         adapter_fd = create_sealed_memfd("adapter", adapter)
         return Message({}, (adapter_fd, create_sealed_memfd("golden-with-adapter", golden)))
     finally:
@@ -218,7 +216,7 @@ def _open_content_key(value: JsonObject, device_key: Secret, manifest: Manifest,
     cohort_context = EnvelopeContext(COHORT_KEY_PURPOSE, repository, cohort, epoch)
     cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
     if derive_public_key(cohort_key).hex() != value["cohort_public_key"]:
-        raise CohortKeyRefused(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
+        raise CohortKeyMismatch(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
     context = EnvelopeContext(
         CONTENT_KEY_PURPOSE, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
     )

@@ -22,7 +22,7 @@ import numpy as np
 from bundle.contract import Contract
 from bundle.golden import GoldenSample, check_outputs, write_golden
 from bundle.strict_json import StrictObject
-from device_agent.errors import AdapterUnfit, InferenceUnfit, RequestInvalid
+from device_agent.errors import AdapterIncompatible, InferenceFailed, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
@@ -105,7 +105,7 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
     finally:
         message.close()
     if not samples:
-        raise AdapterUnfit("the release has no golden inputs to try it with")
+        raise AdapterIncompatible("the release has no golden inputs to try it with")
     answered = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
     if not wanted:
         return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(answered)),))
@@ -145,7 +145,7 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
         model.run(zeros)
     except RequestInvalid:
         return []  # not every model takes zeros; this one promised nothing about them
-    except InferenceUnfit:
+    except InferenceFailed:
         if all(isinstance(size, int) for tensor in contract.inputs for size in tensor.shape):
             raise
         return []

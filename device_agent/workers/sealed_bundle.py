@@ -23,7 +23,7 @@ from bundle.files import BundleDigest, BundleFile, bundle_digest
 from bundle.frames import STORE_LABEL, FrameContext, FrameRandomReader, FrameWriter, Secret, Sink
 from bundle.manifest import MAX_MANIFEST_BYTES, Variant, parse_manifest
 from bundle.strict_json import JSON, NAME_PATTERN, StrictObject
-from device_agent.errors import StoreDamagedRefused
+from device_agent.errors import StoreDamaged
 
 SCHEMA: Final = "airweights.sealed/1"
 MAX_HEAD_BYTES: Final = 2 * MAX_MANIFEST_BYTES + 4096
@@ -51,7 +51,7 @@ class SealedHead:
         """Raises MalformedRefused, StoreDamagedRefused."""
         variant = parse_manifest(self.manifest.encode()).variant(self.variant)
         if variant is None:
-            raise StoreDamagedRefused(f"a sealed bundle names variant {self.variant!r}, its manifest has none")
+            raise StoreDamaged(f"a sealed bundle names variant {self.variant!r}, its manifest has none")
         return variant
 
     def as_bytes(self) -> bytes:
@@ -127,7 +127,7 @@ class SealedBundle:
             self._frames = FrameRandomReader(lambda n, at: os.pread(fd, n, at), size, key, frame_context(digest))
             (length,) = _LENGTH.unpack(self._frames.pread(_LENGTH.size, 0))
             if length > MAX_HEAD_BYTES:
-                raise StoreDamagedRefused(f"bundle {digest[:16]}: head of {length} bytes")
+                raise StoreDamaged(f"bundle {digest[:16]}: head of {length} bytes")
             self.head = SealedHead.parse(self._frames.pread(length, _LENGTH.size))
             self._files = self.head.parse_variant().files
         except AirweightsError as error:
@@ -135,7 +135,7 @@ class SealedBundle:
         start = _LENGTH.size + length
         self._file_offsets = list(accumulate((file.size for file in self._files), initial=start))
         if bundle_digest(self._files) != digest or self._file_offsets[-1] != self._frames.size:
-            raise StoreDamagedRefused(f"bundle {digest[:16]}: the sealed file is of another bundle, or not whole")
+            raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is of another bundle, or not whole")
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
@@ -160,17 +160,17 @@ class SealedBundle:
                 digest.update(data)
                 _write_all(fd, data)
             if digest.hexdigest() != file.sha256:
-                raise StoreDamagedRefused(f"bundle {self._digest[:16]}: {file.path!r} is not what the manifest says")
+                raise StoreDamaged(f"bundle {self._digest[:16]}: {file.path!r} is not what the manifest says")
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
         except BaseException:
             os.close(fd)
             raise
         return fd
 
-    def _damaged_error(self, error: AirweightsError) -> StoreDamagedRefused:
-        if isinstance(error, StoreDamagedRefused):
+    def _damaged_error(self, error: AirweightsError) -> StoreDamaged:
+        if isinstance(error, StoreDamaged):
             return error
-        return StoreDamagedRefused(f"bundle {self._digest[:16]} does not open: {error.message}")
+        return StoreDamaged(f"bundle {self._digest[:16]} does not open: {error.message}")
 
 
 def frame_context(digest: BundleDigest) -> FrameContext:

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bundle.errors import AirweightsError, MalformedRefused, NotFoundUnavailable
+from bundle.errors import AirweightsError, Malformed, NotFound
 
 if TYPE_CHECKING:
     from bundle.trust.updater import TrustedUpdater
@@ -61,7 +61,7 @@ def _refresh_metadata(options: argparse.Namespace) -> None:
     from bundle.trust.updater import translate_errors
 
     if options.metadata_url is None:
-        raise MalformedRefused("--metadata-url is missing")
+        raise Malformed("--metadata-url is missing")
     updater = _create_updater(options)
     with translate_errors(updater):
         updater.refresh()
@@ -72,7 +72,7 @@ def _refresh_metadata(options: argparse.Namespace) -> None:
 def _download_target(updater: "TrustedUpdater", name: str) -> None:
     target = updater.get_targetinfo(name)
     if target is None:
-        raise NotFoundUnavailable(f"no role lists target {name!r}")
+        raise NotFound(f"no role lists target {name!r}")
     updater.find_cached_target(target) or updater.download_target(target)
 
 

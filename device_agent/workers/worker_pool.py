@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from bundle.acceptance import VerifiedRelease
-from bundle.errors import AirweightsError, NotFoundUnavailable, Refused, Unavailable
+from bundle.errors import AirweightsError, NotFound, Refused, Unavailable
 from bundle.files import BundleDigest
 from bundle.repository_paths import blob_path, cohort_envelope_path, content_envelope_path, envelope_name
 from bundle.version import VERSION
 from device_agent.config.config import Config
-from device_agent.errors import ChildDied, ChildTimeout, EnvelopeUnavailable, StoppedUnavailable, StoreDamagedRefused
+from device_agent.errors import AgentStopping, EnvelopeMissing, StoreDamaged, WorkerCrashed, WorkerTimeout
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
@@ -154,7 +154,7 @@ class WorkerPool:
         name = self._config.cohort
         cohort = release.fleet.cohort(name)
         if cohort is None:
-            raise EnvelopeUnavailable(f"the fleet document has no cohort {name!r}", remedy="check `cohort`")
+            raise EnvelopeMissing(f"the fleet document has no cohort {name!r}", hint="check `cohort`")
         manifest = edge.manifest
         content = content_envelope_path(
             manifest.family, manifest.counter, edge.variant_name, envelope_name(cohort.public_key, cohort.epoch)
@@ -212,7 +212,7 @@ class WorkerPool:
             return fds
         try:
             adapter_fd, golden_fd = self.unseal_adapter(adapter)
-        except (StoreDamagedRefused, OSError) as error:
+        except (StoreDamaged, OSError) as error:
             logger.error("the adapter is left out: %s", error)
             return fds
         os.close(golden_fd)
@@ -242,7 +242,7 @@ class WorkerPool:
                     os.open(AdapterStore(self._device).sealed_path(adapter.sha256), os.O_RDONLY | os.O_CLOEXEC)
                 )
             except FileNotFoundError as error:
-                raise StoreDamagedRefused(f"adapter {adapter.sha256[:16]} is missing") from error
+                raise StoreDamaged(f"adapter {adapter.sha256[:16]} is missing") from error
             request = {"family": self._config.family, "sha256": adapter.sha256}
             reply = self._call("patcher", "unseal-adapter", request, (key, sealed), deadline_s=UNSEAL_DEADLINE_S)
         with parse_reply("patcher"):
@@ -289,7 +289,7 @@ class WorkerPool:
         for source in list(self._mirrors):
             try:
                 done = act(source)
-            except StoppedUnavailable:
+            except AgentStopping:
                 raise
             except (Refused, Unavailable) as error:
                 errors.append(error)
@@ -313,10 +313,8 @@ class WorkerPool:
         url = f"{source}/{path}"
         try:
             document = self._fetch_document(url, MAX_ENVELOPE_BYTES)
-        except NotFoundUnavailable as error:
-            raise EnvelopeUnavailable(
-                missing_detail, remedy="is the device enrolled, and its cohort sealed?"
-            ) from error
+        except NotFound as error:
+            raise EnvelopeMissing(missing_detail, hint="is the device enrolled, and its cohort sealed?") from error
         try:
             with parse_reply("fetcher"):
                 return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
@@ -328,7 +326,7 @@ class WorkerPool:
     ) -> Message:
         child = self._workers.get(worker)
         if self._is_interrupted:
-            raise StoppedUnavailable(f"the agent is stopping, {operation!r} is not begun")
+            raise AgentStopping(f"the agent is stopping, {operation!r} is not begun")
         if child is None:
             environment = self._worker_environment(worker)
             child = self._workers[worker] = ChildProcess.start(
@@ -336,11 +334,11 @@ class WorkerPool:
             )
         try:
             return child.call(operation, request, fds, on_idle=self._on_idle, **options)
-        except (ChildDied, ChildTimeout):
+        except (WorkerCrashed, WorkerTimeout):
             if self._workers.get(worker) is child:
                 self._workers.pop(worker).stop()
             if self._is_interrupted:
-                raise StoppedUnavailable(f"the agent is stopping, {operation!r} was cut off") from None
+                raise AgentStopping(f"the agent is stopping, {operation!r} was cut off") from None
             raise
 
     def _worker_environment(self, worker: str) -> dict[str, str]:

@@ -31,7 +31,7 @@ from packager.attestation.provenance import (
     make_statement,
     subjects_of,
 )
-from packager.errors import AttestationRefused, NoSuchPlace
+from packager.errors import AttestationRefused, FileNotFound
 from packager.repository.layout import write_file
 
 ATTESTATIONS_FILE: Final = "attestations.intoto.jsonl"
@@ -177,7 +177,7 @@ def _read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_ATTESTATION_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise NoSuchPlace(f"there is no file {path}", remedy="`packager attestation make` writes it") from error
+        raise FileNotFound(f"there is no file {path}", hint="`packager attestation make` writes it") from error
     if len(data) > MAX_ATTESTATION_BYTES:
         raise AttestationRefused(f"{path}: longer than {MAX_ATTESTATION_BYTES} bytes")
     return data

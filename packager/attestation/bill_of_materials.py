@@ -30,7 +30,7 @@ def make_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str,
     except ImportError as error:
         raise ExtraMissing(
             f"{error.name} is not installed, which writes bills of materials",
-            remedy="pip install 'airweights[provenance]'",
+            hint="pip install 'airweights[provenance]'",
         ) from error
 
     def hashed(sha256: str) -> list[HashType]:

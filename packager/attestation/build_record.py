@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.version import VERSION
-from packager.errors import WorkspaceRefused
+from packager.errors import WorkspaceDamaged
 from packager.models.model_package import external_data
 from packager.release.draft import Draft, VariantDraft
 from packager.release.release_file import ReleasePlan
@@ -72,7 +72,7 @@ class BuildRecord:
             materials = tuple(Material(**row) for row in value.pop("materials"))
             return cls(materials=materials, **value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise WorkspaceRefused(f"a build record is damaged: {error}", remedy="restore it from a copy") from error
+            raise WorkspaceDamaged(f"a build record is damaged: {error}", hint="restore it from a copy") from error
 
 
 def build_record(draft: Draft) -> BuildRecord:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from bundle.frames import Secret
 from keys.errors import KeyUnreadable
 from keys.key_files import read_key_file
-from packager.errors import ExtraMissing, ModelSignatureRefused, NoSuchPlace, OutputExists
+from packager.errors import ExtraMissing, FileNotFound, ModelSignatureRefused, OutputExists
 
 INSTALL_HINT: Final = "pip install 'airweights[oms]'"
 
@@ -58,13 +58,13 @@ def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Pa
         ModelSignatureRefused: the library refuses the folder, for example for a symbolic link in it.
     """
     if not folder.is_dir():
-        raise NoSuchPlace(f"there is no folder {folder}")
+        raise FileNotFound(f"there is no folder {folder}")
     public_path = signature.with_name(signature.name + ".pub.pem")
     for out in (signature, public_path):
         if out.exists():
-            raise OutputExists(f"{out} is there already", remedy="name another with -o")
+            raise OutputExists(f"{out} is there already", hint="name another with -o")
         if folder.resolve() in out.resolve().parents:
-            raise OutputExists(f"{out} lies in the folder that is signed", remedy="name a place outside with -o")
+            raise OutputExists(f"{out} lies in the folder that is signed", hint="name a place outside with -o")
     _check_library()
     private = _load_private_key(key, passphrase)
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -119,7 +119,7 @@ def _check_library() -> None:
         import model_signing.signing
         import model_signing.verifying  # noqa: F401  # both need pyOpenSSL
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which signs models", remedy=INSTALL_HINT) from error
+        raise ExtraMissing(f"{error.name} is not installed, which signs models", hint=INSTALL_HINT) from error
 
 
 def _load_private_key(key: Path, passphrase: Secret | None) -> EllipticCurvePrivateKey:
@@ -130,5 +130,5 @@ def _load_private_key(key: Path, passphrase: Secret | None) -> EllipticCurvePriv
         case _:
             raise KeyUnreadable(
                 f"{key} is of algorithm {algorithm}, model signing takes elliptic-curve keys only",
-                remedy="`packager keys new --algorithm ecdsa-p256`",
+                hint="`packager keys new --algorithm ecdsa-p256`",
             )

@@ -69,7 +69,7 @@ def check_libraries() -> None:
     """That the libraries of attestations are here, before any work is done. Raises ExtraMissing."""
     for name in ("in_toto_attestation", "cyclonedx"):
         if importlib.util.find_spec(name) is None:
-            raise ExtraMissing(f"{name} is not installed", remedy=INSTALL_HINT)
+            raise ExtraMissing(f"{name} is not installed", hint=INSTALL_HINT)
 
 
 def check_statement(statement: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def check_statement(statement: dict[str, Any]) -> None:
         from in_toto_attestation.v1.statement import Statement
         from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which checks provenance", remedy=INSTALL_HINT) from error
+        raise ExtraMissing(f"{error.name} is not installed, which checks provenance", hint=INSTALL_HINT) from error
     try:
         message = ParseDict(statement, StatementMessage())
         Statement.copy_from_pb(message).validate()

@@ -26,12 +26,12 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     from packager.demo.demo_models import load_own_models, load_published_models
     from packager.demo.demo_report import render_table
     from packager.demo.scenes import Scenes
-    from packager.errors import DemoUnproven, UsageInvalid
+    from packager.errors import DemoFailed, InvalidUsage
 
     if len(models) not in (0, 2):
-        raise UsageInvalid(f"found --model {len(models)} times, expected twice: OLD and NEW, or not at all")
+        raise InvalidUsage(f"found --model {len(models)} times, expected twice: OLD and NEW, or not at all")
     if inputs is not None and not models:
-        raise UsageInvalid("--inputs belongs to models of your own", remedy="add --model OLD.onnx --model NEW.onnx")
+        raise InvalidUsage("--inputs belongs to models of your own", hint="add --model OLD.onnx --model NEW.onnx")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -42,7 +42,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     print_result(report.as_json(), as_json=as_json, text=render_table(report))
     if not report.has_passed:
         broken = next((claim for claim in report.checks if not claim.passed), None)
-        raise DemoUnproven(f"not proven: {broken.name}: {broken.observed}" if broken else "nothing was proven")
+        raise DemoFailed(f"not proven: {broken.name}: {broken.observed}" if broken else "nothing was proven")
 
 
 @contextmanager
@@ -51,10 +51,10 @@ def _demo_folder(keep: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="airweights-demo-") as folder:
             yield Path(folder)
         return
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
 
     try:
         keep.mkdir(parents=True)
     except FileExistsError as error:
-        raise UsageInvalid(f"--keep {keep} is there already", remedy="name a folder that does not exist") from error
+        raise InvalidUsage(f"--keep {keep} is there already", hint="name a folder that does not exist") from error
     yield keep.absolute()

@@ -52,12 +52,12 @@ def enroll_command(
     Exit status: 0 admitted (also if it was before), 2 wrong input or fingerprint, 3 the request proves no keys.
     """
     from packager.commands.options import read_key_passphrase
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.devices import enroll_device
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise UsageInvalid("--keys is missing: the cohort's key lies there")
+        raise InvalidUsage("--keys is missing: the cohort's key lies there")
     data = _read_bounded(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
@@ -119,12 +119,12 @@ def enroll_batch_command(
     from keys.enrollment_batch import parse_batch
     from keys.key_files import load_public_key
     from packager.commands.options import read_key_passphrase
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.devices import enroll_batch
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise UsageInvalid("--keys is missing: the cohort's key lies there")
+        raise InvalidUsage("--keys is missing: the cohort's key lies there")
     requests = parse_batch(_read_bounded(file, MAX_BATCH_BYTES), [load_public_key(key) for key in enrollment_keys])
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
@@ -206,12 +206,12 @@ def rotate_cohort_command(
     Exit status: 0 begun, 2 wrong input, 4 not available now.
     """
     from keys.passphrase import read_passphrase
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.devices import rotate_cohort_key
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise UsageInvalid("--keys is missing: the cohort's new key goes there")
+        raise InvalidUsage("--keys is missing: the cohort's new key goes there")
     repository = Repository.open(repo)
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="keys")
     signers = _load_all_signers(key_dir, passphrase)
@@ -257,13 +257,13 @@ def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path
 
 
 def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
 
     try:
         with path.open("rb") as file:
             return file.read(max_bytes)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageInvalid(f"there is no file {path}") from error
+        raise InvalidUsage(f"there is no file {path}") from error
 
 
 def _load_all_signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":

@@ -80,7 +80,7 @@ def replace_command(
 
     Exit status: 0 staged, 2 wrong input, or the role would be unsound.
     """
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.repository import Repository
     from packager.repository.role_changes import replace_key, replace_keys
 
@@ -90,7 +90,7 @@ def replace_command(
         _print_change(replace_keys(layout, role, new, threshold), as_json=as_json)
         return
     if len(new) != 1:
-        raise UsageInvalid(f"--key: found {len(new)}, expected one in place of {old}")
+        raise InvalidUsage(f"--key: found {len(new)}, expected one in place of {old}")
     _print_change(replace_key(layout, role, _resolve_key_id(old), new[0], threshold), as_json=as_json)
 
 

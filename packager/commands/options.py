@@ -29,10 +29,10 @@ def load_signers(uris: tuple[str, ...], key_dir: Path | None, passphrase_file: P
     """Signers of `--key` and `--keys`. Raises UsageInvalid, and errors of keys."""
     from keys.key_files import is_uri
     from keys.signers import load_folder_signers, load_source_signer
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
 
     if not uris and key_dir is None:
-        raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
+        raise InvalidUsage("no key is given", hint="--keys FOLDER, or --key FILE_OR_URI")
     files = tuple(uri for uri in uris if not is_uri(uri))
     passphrase = read_key_passphrase(passphrase_file, key_dir, files) if files or key_dir else None
     found = [load_source_signer(uri, passphrase, passphrase_file) for uri in uris]
@@ -43,10 +43,10 @@ def load_public_keys(uris: tuple[str, ...], key_dir: Path | None) -> "list[Key]"
     """Public halves of `--key` and `--keys`; needs no passphrase. Raises UsageInvalid, and errors of keys."""
     from keys.key_files import load_public_key
     from keys.signers import list_key_files, read_public_key
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
 
     if not uris and key_dir is None:
-        raise UsageInvalid("no key is given", remedy="--keys FOLDER, or --key FILE_OR_URI")
+        raise InvalidUsage("no key is given", hint="--keys FOLDER, or --key FILE_OR_URI")
     found = [read_public_key(uri) for uri in uris]
     return found + ([load_public_key(file) for file in list_key_files(key_dir)] if key_dir is not None else [])
 
@@ -71,4 +71,4 @@ def check_output(out: Path, *sources: Path | None) -> None:
 
     for source in sources:
         if source is not None and source.exists() and out.exists() and out.samefile(source):
-            raise OutputExists(f"{out} is what would be read", remedy="name another file with -o")
+            raise OutputExists(f"{out} is what would be read", hint="name another file with -o")

@@ -54,12 +54,12 @@ def add_command(
     from contextlib import ExitStack
 
     from packager.commands.release import ConsoleReporter
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.release.add_patches import add_patches
     from packager.repository.repository import Repository
 
     if not bases and last is None:
-        raise UsageInvalid("no base is given to patch from", remedy="--from VERSION, several times, or --last N")
+        raise InvalidUsage("no base is given to patch from", hint="--from VERSION, several times, or --last N")
     repository = Repository.open(repo)
     signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
     with ExitStack() as stack:

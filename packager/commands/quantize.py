@@ -79,13 +79,13 @@ def quantize_command(
     import json
     from dataclasses import replace
 
-    from packager.errors import GateFailed, GateInconclusive, QuantizationRefused, UsageInvalid
+    from packager.errors import GateFailed, GateInconclusive, InvalidUsage, QuantizationRefused
     from packager.quantize.schemes import DEFAULT_OPTIONS, quantize_model
     from packager.quantize.user_metric import Metric
 
     _check_paths((model, inputs, base), out, report, html)
     if base is not None and (html is not None or metric_text is not None):
-        raise UsageInvalid("--update-of: found --html or --metric beside it, expected neither")
+        raise InvalidUsage("--update-of: found --html or --metric beside it, expected neither")
     options = replace(
         DEFAULT_OPTIONS,
         per_channel=not per_tensor,
@@ -107,14 +107,14 @@ def quantize_command(
 
         write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
-        raise GateInconclusive(f"{model}: {found.reason}", remedy=INCONCLUSIVE_REMEDY)
+        raise GateInconclusive(f"{model}: {found.reason}", hint=INCONCLUSIVE_REMEDY)
     if found.outcome == "refused":
         if not as_json and found.trials:
             click.echo(found.trials_as_text(), err=True)
         failed_gate = found.gate is not None
         raise (GateFailed if failed_gate else QuantizationRefused)(
             f"{model}: {found.reason}",
-            remedy="--report FILE lists every trial; ship the float variant meanwhile",
+            hint="--report FILE lists every trial; ship the float variant meanwhile",
         )
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
@@ -144,10 +144,10 @@ def _quantize_update(
             report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
         if found.gate.verdict == "fail":
             raise GateFailed(
-                f"{model}: {found.gate.explanation}", remedy="leave --update-of out: the update would not pass"
+                f"{model}: {found.gate.explanation}", hint="leave --update-of out: the update would not pass"
             )
         if found.gate.verdict == "inconclusive":
-            raise GateInconclusive(f"{model}: {found.gate.explanation}", remedy=INCONCLUSIVE_REMEDY)
+            raise GateInconclusive(f"{model}: {found.gate.explanation}", hint=INCONCLUSIVE_REMEDY)
         for part in sorted(Path(folder).iterdir(), reverse=True):
             part.replace(out.parent / part.name)
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
@@ -210,7 +210,7 @@ def compare_command(
     if found.verdict == "fail":
         raise GateFailed(f"{model}: {found.explanation}")
     if found.verdict == "inconclusive":
-        raise GateInconclusive(f"{model}: {found.explanation}", remedy=INCONCLUSIVE_REMEDY)
+        raise GateInconclusive(f"{model}: {found.explanation}", hint=INCONCLUSIVE_REMEDY)
     rows = [f"{found.verdict}: {found.explanation}", *(f"  {output.as_line()}" for output in found.outputs)]
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
 
@@ -284,13 +284,13 @@ def lint_command(model: Path, as_json: bool) -> None:
 
 def _check_paths(inputs: tuple[Path | None, ...], *outputs: Path | None) -> None:
     """Before any work: what is written has a folder, is none, and is nothing that is read. Raises Invalid kinds."""
-    from packager.errors import NoSuchPlace, OutputExists
+    from packager.errors import FileNotFound, OutputExists
 
     for path in outputs:
         if path is None:
             continue
         if not path.parent.is_dir():
-            raise NoSuchPlace(f"{path}: found no folder {path.parent}", remedy="make it first")
+            raise FileNotFound(f"{path}: found no folder {path.parent}", hint="make it first")
         if path.is_dir():
             raise OutputExists(f"{path}: found a folder, expected the name of a file to write")
         check_output(path, *inputs)

@@ -61,17 +61,17 @@ def release(
     from contextlib import ExitStack
     from dataclasses import replace
 
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.release.pipeline import STEP_NAMES, parse_release_file, run_release
     from packager.repository.repository import Repository
 
     last = "diff" if dry_run else until or "publish"
     if dry_run and until is not None:
-        raise UsageInvalid("--dry-run and --until: found both, expected at most one")
+        raise InvalidUsage("--dry-run and --until: found both, expected at most one")
     if bases and newest is not None:
-        raise UsageInvalid("--from and --last: found both, expected at most one")
+        raise InvalidUsage("--from and --last: found both, expected at most one")
     if last not in STEP_NAMES:
-        raise UsageInvalid(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
+        raise InvalidUsage(f"--until: found {last!r}, expected one of {', '.join(STEP_NAMES)}")
     plan = parse_release_file(release_file)
     if bases:
         plan = replace(plan, bases=bases)
@@ -79,15 +79,13 @@ def release(
         plan = replace(plan, bases=newest)
     repository = Repository.open(repo)
     if last == "publish" and not uris and key_dir is None:
-        raise UsageInvalid(
-            "no key is given to sign with", remedy="--keys FOLDER; or --until sign, and others sign later"
-        )
+        raise InvalidUsage("no key is given to sign with", hint="--keys FOLDER; or --until sign, and others sign later")
     if builder is not None and not attest:
-        raise UsageInvalid("--builder says who attests, and --attest is missing")
+        raise InvalidUsage("--builder says who attests, and --attest is missing")
     if attest:
         if last not in ("sign", "publish") or (not uris and key_dir is None):
-            raise UsageInvalid(
-                "--attest: nothing is signed here", remedy="give keys; `packager attestation make` writes them later"
+            raise InvalidUsage(
+                "--attest: nothing is signed here", hint="give keys; `packager attestation make` writes them later"
             )
         from packager.attestation.provenance import check_libraries
 

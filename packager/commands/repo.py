@@ -197,13 +197,13 @@ def offline_pack_command(
 
     Exit status: 0 made, 2 wrong input, longer than root allows, or a key is missing, 4 a lock or no space.
     """
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.offline_pack import create_pack
     from packager.repository.repository import Repository
 
     days = valid.removesuffix("d")
     if not days.isdigit():
-        raise UsageInvalid(f"--valid: found {valid!r}, expected days, for example 30d")
+        raise InvalidUsage(f"--valid: found {valid!r}, expected days, for example 30d")
     signers = load_signers(uris, key_dir, passphrase_file)
     report = create_pack(Repository.open(repo), out, families, int(days), signers)
     lines = [f"{family} {channel}: {version}" for family, channel, version in report.releases]
@@ -273,13 +273,13 @@ def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json
 
 def _load_role_keys(texts: tuple[str, ...]) -> "dict[str, list[Key]]":
     from keys.signers import read_public_key
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
 
     out: dict[str, list[Key]] = {}
     for word in texts:
         role, equals, key = word.partition("=")
         if not role or not equals or not key:
-            raise UsageInvalid(f"--public: found {word!r}, expected ROLE=KEY, for example root=officer.pem")
+            raise InvalidUsage(f"--public: found {word!r}, expected ROLE=KEY, for example root=officer.pem")
         out.setdefault(role, []).append(read_public_key(key))
     return out
 

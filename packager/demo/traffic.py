@@ -15,10 +15,10 @@ from bundle.errors import Bug
 STOP_TIMEOUT_S: Final = 60
 
 
-class TrafficBug(Bug):
+class DemoLoadFailed(Bug):
     """The load process did not end as it should."""
 
-    reason = "demo-traffic"
+    reason = "demo-load-failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Traffic:
         except subprocess.TimeoutExpired as error:
             self._process.kill()
             self._process.communicate()
-            raise TrafficBug("the load process did not end") from error
+            raise DemoLoadFailed("the load process did not end") from error
         if self._process.returncode:
-            raise TrafficBug(f"the load process ended with {self._process.returncode}")
+            raise DemoLoadFailed(f"the load process ended with {self._process.returncode}")
         return tuple(LoadRequest(*row) for row in json.loads(out)["requests"])
 
     def kill(self) -> None:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, Self
 from bundle.errors import Invalid
 from bundle.files import BundleDirectory, BundleFile, scan_directory
 from bundle.patch.apply import apply_patch
-from packager.errors import NoSuchPlace, OutputExists
+from packager.errors import FileNotFound, OutputExists
 
 SINGLE_FILE_PATH: Final = "content"
 
@@ -69,10 +69,10 @@ class DirectoryTarget:
     def __init__(self, root: Path) -> None:
         if root.exists():
             raise OutputExists(
-                f"output {root} exists already", remedy="name a place that does not exist, or remove it first"
+                f"output {root} exists already", hint="name a place that does not exist, or remove it first"
             )
         if not root.absolute().parent.is_dir():
-            raise NoSuchPlace(f"output {root}: the folder {root.absolute().parent} does not exist")
+            raise FileNotFound(f"output {root}: the folder {root.absolute().parent} does not exist")
         self._root = root
         self._partial: Path | None = None
         self._stream: BinaryIO | None = None
@@ -156,7 +156,7 @@ def apply_to_directory(base: Path | None, patch: Path, out: Path) -> tuple[Bundl
         PatchRefused: the patch can not be applied; nothing is left at `out`.
     """
     if not patch.is_file():
-        raise NoSuchPlace(f"patch {patch} is not a file")
+        raise FileNotFound(f"patch {patch} is not a file")
     with ExitStack() as stack:
         source = None if base is None else stack.enter_context(DirectoryBase(open_bundle(base)))
         stream = stack.enter_context(patch.open("rb"))

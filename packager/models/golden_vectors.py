@@ -85,7 +85,7 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
     if not kept:
         raise GoldenUnstable(
             f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTE_BUDGET} bytes",
-            remedy="give smaller or more ordinary inputs with --inputs FILE.npz",
+            hint="give smaller or more ordinary inputs with --inputs FILE.npz",
         )
     spread = _spreads_in_child(model, write_golden(tuple(kept)))
     steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
@@ -94,7 +94,7 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
         raise GoldenUnstable(
             f"{model}: answers differ by {worst_ppm} ppm between thread counts and optimisation levels, "
             f"at most {TOLERANCE_CEILING_PPM} ppm are allowed",
-            remedy="look for random or uninitialised operators in the model",
+            hint="look for random or uninitialised operators in the model",
         )
     data = write_golden(tuple(steady))
     part = path.with_name(path.name + ".part")

@@ -22,7 +22,7 @@ from packager.errors import (
     InputUnsupported,
     ModelUnreadable,
     SampleDtypeMismatch,
-    SampleHoldsNan,
+    SampleHasNan,
     SampleNameMismatch,
     SampleShapeMismatch,
 )
@@ -95,7 +95,7 @@ def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
     except (FileNotFoundError, onnx.checker.ValidationError) as error:
         if path.exists():
             raise ExternalDataMissing(
-                f"{path}: its external data cannot be read: {error}", remedy="put the data files beside the model"
+                f"{path}: its external data cannot be read: {error}", hint="put the data files beside the model"
             ) from error
         raise ModelUnreadable(f"{path}: no such file") from error
     except DecodeError as error:
@@ -114,7 +114,7 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
             if not (path.parent / location).is_file():
                 raise ExternalDataMissing(
                     f"{path}: tensor {tensor.name!r} lies in {location!r}, and there is no such file beside the model",
-                    remedy="put the data files of the model beside it",
+                    hint="put the data files of the model beside it",
                 )
 
 
@@ -124,7 +124,7 @@ def check_names(found: set[str], expected: dict[str, TensorInfo], where: object)
     if missing or extra:
         raise SampleNameMismatch(
             f"{where}: found arrays {sorted(found)}, expected {sorted(expected)}",
-            remedy="name each array like the model input that it feeds",
+            hint="name each array like the model input that it feeds",
         )
 
 
@@ -133,7 +133,7 @@ def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
     if found != np.dtype(info.dtype):
         raise SampleDtypeMismatch(
             f"{where}: array {info.name!r} is {found}, the model takes {info.dtype}",
-            remedy=f"save it with .astype({info.dtype!r})",
+            hint=f"save it with .astype({info.dtype!r})",
         )
 
 
@@ -142,9 +142,9 @@ def check_no_nan(sample: Sample, where: object) -> None:
     for name, array in sample.items():
         count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
         if count:
-            raise SampleHoldsNan(
+            raise SampleHasNan(
                 f"{where}: {count} of {array.size} numbers of {name!r} are NaN, expected none",
-                remedy="leave the sample out, or fill in what is missing as the application does",
+                hint="leave the sample out, or fill in what is missing as the application does",
             )
 
 
@@ -166,7 +166,7 @@ def check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None
     if not fits:
         raise SampleShapeMismatch(
             f"{where}: one sample of {info.name!r} has shape {list(found)}, the model takes {info}",
-            remedy="the first axis counts samples; each sample has the model's own rank, or lacks a batch axis of 1",
+            hint="the first axis counts samples; each sample has the model's own rank, or lacks a batch axis of 1",
         )
 
 

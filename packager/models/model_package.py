@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from bundle.files import MAX_PATH_CHARACTERS, PATH_PATTERN, ROLES, BundleDirectory, scan_directory
-from packager.errors import BundleNameInvalid, ExternalDataMissing, NoSuchPlace, OutputExists, ReleaseFileMissing
+from packager.errors import BundleNameInvalid, ExternalDataMissing, FileNotFound, InputFileMissing, OutputExists
 
 if TYPE_CHECKING:
     import onnx
@@ -83,13 +83,11 @@ def build_package(
         OutputExists: `out` is there already.
     """
     if out.exists():
-        raise OutputExists(
-            f"output {out} exists already", remedy="name a place that does not exist, or remove it first"
-        )
+        raise OutputExists(f"output {out} exists already", hint="name a place that does not exist, or remove it first")
     if family in RESERVED_ROLES:
         raise BundleNameInvalid(
             f"family {family!r} has the name of a folder of the layout",
-            remedy=f"name it other than {', '.join(RESERVED_ROLES)}",
+            hint=f"name it other than {', '.join(RESERVED_ROLES)}",
         )
     folder = f"{family}/{variant}"
     sources = {f"{folder}/{MODEL_FILE}": model}
@@ -99,11 +97,11 @@ def build_package(
         sources[GOLDEN_PATH] = golden
     for extra in files:
         if not extra.source.is_file():
-            raise ReleaseFileMissing(f"{extra.role} file {extra.source} is not there", remedy="mend the path")
+            raise InputFileMissing(f"{extra.role} file {extra.source} is not there", hint="mend the path")
         _add_source(sources, extra.path, extra.source)
     parent = out.absolute().parent
     if not parent.is_dir():
-        raise NoSuchPlace(f"output {out}: the folder {parent} does not exist")
+        raise FileNotFound(f"output {out}: the folder {parent} does not exist")
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=parent) as partial:
         root = Path(partial) / "bundle"
         root.mkdir()
@@ -130,11 +128,11 @@ def external_data(model: Path) -> tuple[str, ...]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
             raise BundleNameInvalid(
                 f"{model}: external data {name!r} has a name that a bundle can not hold",
-                remedy="save the model again with a plain file name for its external data (letters, digits, . _ -)",
+                hint="save the model again with a plain file name for its external data (letters, digits, . _ -)",
             )
         if not (model.parent / name).is_file():
             raise ExternalDataMissing(
-                f"{model}: its external data {name!r} is not beside it", remedy="put the data files beside the model"
+                f"{model}: its external data {name!r} is not beside it", hint="put the data files beside the model"
             )
     return tuple(names)
 
@@ -161,8 +159,8 @@ def roles_of(root: Path) -> dict[str, str]:
 def open_package(root: Path) -> BundleDirectory:
     """Scan a plain bundle, with the roles of its layout. Raises Invalid."""
     if not root.is_dir():
-        raise NoSuchPlace(
-            f"bundle folder {root} is not a folder", remedy="name a folder made by `packager bundle build`"
+        raise FileNotFound(
+            f"bundle folder {root} is not a folder", hint="name a folder made by `packager bundle build`"
         )
     return scan_directory(root, roles_of(root))
 
@@ -183,11 +181,11 @@ def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
     if not _is_bundle_path(path):
         raise BundleNameInvalid(
             f"{source}: {path!r} is a name that a bundle can not hold",
-            remedy="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
+            hint="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
         )
     if path in sources:
         raise BundleNameInvalid(
-            f"{source}: the bundle already has a file {path!r}", remedy="give one of them another name"
+            f"{source}: the bundle already has a file {path!r}", hint="give one of them another name"
         )
     sources[path] = source
 

@@ -131,7 +131,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
     inputs = "; ".join(str(info) for info in interface.inputs)
     raise NoWorkingInput(
         f"{model}: found no input that it runs on within {limit_s:.0f} s ({inputs}); last error: {last_error}",
-        remedy="give real inputs with --inputs FILE.npz (one array per model input, first axis = sample)",
+        hint="give real inputs with --inputs FILE.npz (one array per model input, first axis = sample)",
     )
 
 

@@ -129,7 +129,7 @@ class FolderSource:
                 if len(self.interface.inputs) != 1:
                     raise SampleNameMismatch(
                         f"{path}: one bare array, expected {len(self.interface.inputs)} named ones",
-                        remedy="write an .npz with one array per input",
+                        hint="write an .npz with one array per input",
                     )
                 return {self.interface.inputs[0].name: add_batch_axis(loaded, self.interface.inputs[0])}
             with loaded:
@@ -156,7 +156,7 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
     except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise SamplesUnreadable(
             f"{path}: not an .npz file that can be read: {error}",
-            remedy="write it with numpy.savez, one array per input",
+            hint="write it with numpy.savez, one array per input",
         ) from error
     counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:

@@ -149,7 +149,7 @@ def run_session(
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
         raise ModelDoesNotRun(
             f"{where}: does not run on a sample ({shapes}): {one_line_message(error)}",
-            remedy="give inputs that the model accepts with --inputs FILE.npz",
+            hint="give inputs that the model accepts with --inputs FILE.npz",
         ) from error
 
 
@@ -169,7 +169,7 @@ def run_in_child(model: Path, samples: Samples) -> None:
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ModelDoesNotRun(
-            lines[-1][:MAX_MESSAGE_CHARACTERS], remedy="give inputs that the model accepts with --inputs FILE.npz"
+            lines[-1][:MAX_MESSAGE_CHARACTERS], hint="give inputs that the model accepts with --inputs FILE.npz"
         )
 
 

@@ -79,7 +79,7 @@ class CandidateBuilder:
             raise QuantizationRefused(
                 f"found no constant weight of {MIN_ELEMENTS} or more numbers in a MatMul, Gemm, Conv, ConvTranspose, "
                 "Gather, LSTM, GRU or RNN, in any graph",
-                remedy="ship the float variant alone",
+                hint="ship the float variant alone",
             )
         found: list[Method] = []
         if static_nodes(self.prepared):
@@ -144,7 +144,8 @@ class CandidateBuilder:
             is_beyond = method == "fp16" and self.weights_beyond_fp16
             beyond = f", since {len(self.weights_beyond_fp16)} weights are beyond half precision" if is_beyond else ""
             raise QuantizationRefused(
-                f"{method}: {size} bytes, more than {MAX_SIZE_SHARE:.0%} of the float model's {self.float_bytes}{beyond}"
+                f"{method}: {size} bytes, more than {MAX_SIZE_SHARE:.0%} of the float model's "
+                f"{self.float_bytes}{beyond}"
             )
         entry = model.metadata_props.add()
         entry.key, entry.value = METADATA_KEY, f"{method} {self.numerics_of(method)}"

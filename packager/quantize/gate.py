@@ -159,7 +159,7 @@ def _check_interfaces(left: onnxruntime.InferenceSession, right: onnxruntime.Inf
         if set(found) != set(expected):
             raise InterfaceMismatch(
                 f"{candidate}: {what} {found}, the model that it is compared with {expected}",
-                remedy="compare models that take the same inputs and give the same outputs, by name",
+                hint="compare models that take the same inputs and give the same outputs, by name",
             )
 
 
@@ -214,7 +214,10 @@ def _describe_failure(
     if unchanged_base is not None and o.relative_rms > max(
         limits.max_over_unchanged_base * unchanged_base, as_ordinary
     ):
-        return f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_unchanged_base} x the stale model's {unchanged_base:.4g} allowed"
+        return (
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_unchanged_base} x the stale "
+            f"model's {unchanged_base:.4g} allowed"
+        )
     if o.top1_agreement is not None and o.top1_agreement < limits.min_top1_agreement:
         return f"top-1 agreement {o.top1_agreement:.4f}, at least {limits.min_top1_agreement:.4f} asked"
     if o.cosine_p1 is not None and o.cosine_p1 < limits.min_cosine_p1:

@@ -96,7 +96,7 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
         found = sorted({node.op_type for node in all_nodes(model)} & QUANTIZED_OPS)
         raise AlreadyQuantized(
             f"{where}: already quantized (it holds {', '.join(found)}), expected a float model",
-            remedy="quantize the float model that it was made from, or ship it as it is with scheme fp32",
+            hint="quantize the float model that it was made from, or ship it as it is with scheme fp32",
         )
     weights = {node.input[i] for node in all_nodes(model) for i in weight_inputs(node) if i < len(node.input)}
     for name, tensor in _constants(model):
@@ -108,7 +108,7 @@ def check_quantizable(model: onnx.ModelProto, where: str) -> None:
         if bad:
             raise WeightsNotFinite(
                 f"{where}: {bad} of {values.size} numbers of {name!r} are not finite",
-                remedy="export the model again from a checkpoint that trained without NaN",
+                hint="export the model again from a checkpoint that trained without NaN",
             )
 
 
@@ -227,7 +227,8 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
             continue
         return converted
     raise ModelDoesNotRun(
-        f"operator set {opset_version(model)} cannot be raised to {MIN_OPSET}: {one_line_message(trouble or ValueError())}"
+        f"operator set {opset_version(model)} cannot be raised to {MIN_OPSET}: "
+        f"{one_line_message(trouble or ValueError())}"
     )
 
 

@@ -77,10 +77,10 @@ def prune_model(
         raise QuantizationRefused(f"{model}: found no weight of {MIN_ELEMENTS} or more numbers to prune")
     verdict = judge(open_session(model), open_session_of(pruned), samples.split_halves()[1], thresholds)
     if verdict.verdict == "fail":
-        raise GateFailed(f"{model}: {verdict.explanation}", remedy="ask for less sparsity, or train the model for it")
+        raise GateFailed(f"{model}: {verdict.explanation}", hint="ask for less sparsity, or train the model for it")
     if verdict.verdict == "inconclusive":
         raise GateInconclusive(
-            f"{model}: {verdict.explanation}", remedy="give real inputs of several kinds with --inputs"
+            f"{model}: {verdict.explanation}", hint="give real inputs of several kinds with --inputs"
         )
     save_model(pruned, out)
     return PruningReport(zeros / total, total, verdict)

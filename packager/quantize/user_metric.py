@@ -83,7 +83,7 @@ class Metric:
         except ValueError as error:
             raise MetricUnusable(f"metric {text!r} cannot be split into words: {error}") from error
         if not words:
-            raise MetricUnusable("metric is empty", remedy=REMEDY)
+            raise MetricUnusable("metric is empty", hint=REMEDY)
         return cls(text, None, words)
 
     def measure(self, model: Path, samples: Samples) -> float:
@@ -114,7 +114,7 @@ class Metric:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise MetricUnusable(
-                f"metric {self.name!r} cannot be run: {one_line_message(error)}", remedy=REMEDY
+                f"metric {self.name!r} cannot be run: {one_line_message(error)}", hint=REMEDY
             ) from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
@@ -143,7 +143,7 @@ def _sample_outputs(model: Path, samples: Samples) -> Iterator[SampleOutput]:
 def _import_function(text: str) -> MetricFunction:
     module, _, name = text.removeprefix(PYTHON_PREFIX).partition(":")
     if not module or not name:
-        raise MetricUnusable(f"metric {text!r} does not name a module and a function", remedy=REMEDY)
+        raise MetricUnusable(f"metric {text!r} does not name a module and a function", hint=REMEDY)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # a metric beside the release file, as `python -m` would find it
@@ -151,8 +151,8 @@ def _import_function(text: str) -> MetricFunction:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # importing a stranger's module may raise anything
         raise MetricUnusable(
-            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line_message(error)}", remedy=REMEDY
+            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line_message(error)}", hint=REMEDY
         ) from error
     if not callable(found):
-        raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", remedy=REMEDY)
+        raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", hint=REMEDY)
     return found  # type: ignore[no-any-return]  # what it returns is checked when it is called

@@ -17,7 +17,7 @@ from bundle.files import BundleDirectory
 from bundle.frames import BLOB_LABEL, FrameContext
 from bundle.manifest import MAX_PATCHES, Manifest, PatchEntry, Variant
 from packager.diff.write.make_patch import make_patch
-from packager.errors import BaseMissing, TooManyPatches, UnknownVariant
+from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
 from packager.release.draft import PatchBase, PlainPatch, ReleaseRepository, Reporter, SilentReporter
 from packager.release.steps.encrypt import blob_path, encrypt_patch
 from packager.repository.workspace import Workspace
@@ -126,7 +126,7 @@ class _VariantPatcher:
         if found is None:
             raise BaseMissing(
                 f"the bundle of {manifest.family} {manifest.version}, variant {self.name!r}, is no longer here",
-                remedy=f"restore {self.workspace.folder} from a copy",
+                hint=f"restore {self.workspace.folder} from a copy",
             )
         return found
 
@@ -143,7 +143,7 @@ class _VariantPatcher:
         if kept is None:
             raise BaseMissing(
                 f"the key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is no longer here",
-                remedy=f"restore {self.workspace.folder} from a copy",
+                hint=f"restore {self.workspace.folder} from a copy",
             )
         check_commitment(kept.content_key, self.variant.key_commitment)
         context = FrameContext(BLOB_LABEL, self.manifest.family, self.manifest.counter, self.name)
@@ -154,7 +154,7 @@ def _select_variants(manifest: Manifest, variants: Sequence[str]) -> tuple[str, 
     known = tuple(name for name, _ in manifest.variants)
     for name in variants:
         if name not in known:
-            raise UnknownVariant(
+            raise VariantUnknown(
                 f"{manifest.family} {manifest.version} has no variant {name!r}, it has {', '.join(known)}"
             )
     return tuple(variants) or known
@@ -164,7 +164,7 @@ def _find_release(repository: ReleaseRepository, family: str, version: str) -> M
     found = repository.manifest(family, version)
     if found is None:
         released = ", ".join(manifest.version for manifest in repository.releases(family)) or "none"
-        raise BaseMissing(f"{family} {version} was not released", remedy=f"released are: {released}")
+        raise BaseMissing(f"{family} {version} was not released", hint=f"released are: {released}")
     return found
 
 

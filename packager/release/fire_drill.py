@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from bundle.golden import GoldenSample, GoldenUnfit, check_outputs
+from bundle.golden import GoldenMismatch, GoldenSample, check_outputs
 from packager.errors import DrillInvalid, ModelDoesNotRun
 from packager.models.sessions import open_session, run_session
 
@@ -95,7 +95,7 @@ def _gives_golden_outputs(model: Path, golden: tuple[GoldenSample, ...]) -> bool
             names = list(sample.outputs)
             answers = dict(zip(names, run_session(running, sample.inputs, names), strict=True))
             check_outputs(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
-    except (GoldenUnfit, ModelDoesNotRun):
+    except (GoldenMismatch, ModelDoesNotRun):
         return False
     return True
 

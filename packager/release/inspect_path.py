@@ -16,7 +16,7 @@ from typing import Final
 from bundle.errors import Unavailable
 from bundle.files import bundle_digest
 from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, Variant, parse_manifest
-from packager.errors import NotRecognised
+from packager.errors import UnknownFormat
 from packager.models.model_package import open_package
 from packager.release.plain_bundles import files_table
 
@@ -56,7 +56,7 @@ def inspect_path(path: Path) -> Inspection:
         with path.open("rb") as stream:
             head = stream.read(MAX_HEAD_BYTES)
     except FileNotFoundError as error:
-        raise NotRecognised(f"{path}: no such file or folder") from error
+        raise UnknownFormat(f"{path}: no such file or folder") from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
     if head.startswith(b"\x89AWPATCH"):
@@ -67,21 +67,21 @@ def inspect_path(path: Path) -> Inspection:
         return _inspect_envelope(path)
     if head.lstrip()[:1] == b"{":
         return _inspect_document(path)
-    raise NotRecognised(
+    raise UnknownFormat(
         f"{path}: starts with {head[:8].hex() or 'nothing'}, expected a manifest, rollout, fleet document, "
         "patch, blob, envelope or bundle folder",
-        remedy="TUF metadata is shown by `packager repo status`",
+        hint="TUF metadata is shown by `packager repo status`",
     )
 
 
 def _inspect_document(path: Path) -> Inspection:
     data = path.read_bytes()
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise NotRecognised(f"{path}: a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+        raise UnknownFormat(f"{path}: a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise NotRecognised(f"{path}: starts like JSON and is none: {error}") from error
+        raise UnknownFormat(f"{path}: starts like JSON and is none: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     readers: dict[str, Callable[[bytes], Inspection]] = {
         "airweights.manifest": _inspect_manifest,
@@ -90,9 +90,9 @@ def _inspect_document(path: Path) -> Inspection:
     }
     reader = readers.get(str(schema).partition("/")[0])
     if reader is None:
-        raise NotRecognised(
+        raise UnknownFormat(
             f"{path}: a JSON document with schema {schema!r}, expected one of {', '.join(readers)}",
-            remedy="TUF metadata is shown by `packager repo status`",
+            hint="TUF metadata is shown by `packager repo status`",
         )
     return reader(data)
 
@@ -199,7 +199,8 @@ def _inspect_patch(path: Path) -> Inspection:
     lines = [
         f"patch of {path.stat().st_size:,} bytes, {'from ' + base if base else 'from nothing'}",
         f"  to        {bundle_digest(header.target)}",
-        f"  features  {', '.join(header.features) or 'none'}; applying takes {header.declared_limits.memory_bound_bytes():,} bytes",
+        f"  features  {', '.join(header.features) or 'none'}; applying takes "
+        f"{header.declared_limits.memory_bound_bytes():,} bytes",
         *(f"  {name:<9} {row['frames']} frames, {row['bytes']:,} bytes" for name, row in operations.items()),
         files_table(header.target),
     ]
@@ -237,7 +238,7 @@ def _inspect_envelope(path: Path) -> Inspection:
     size = path.stat().st_size
     sealed = size - len(MAGIC) - ENCAPSULATION_BYTES
     if sealed <= 0 or size > MAX_ENVELOPE_BYTES:
-        raise NotRecognised(f"{path}: an envelope of {size} bytes, expected up to {MAX_ENVELOPE_BYTES}")
+        raise UnknownFormat(f"{path}: an envelope of {size} bytes, expected up to {MAX_ENVELOPE_BYTES}")
     lines = (f"envelope of {size:,} bytes for {path.name}: X-Wing, {sealed} bytes sealed",)
     return Inspection("envelope", {"bytes": size, "sealed_bytes": sealed, "recipient": path.name}, lines)
 

@@ -21,10 +21,10 @@ from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.errors import (
     BelowThreshold,
+    InvalidUsage,
     NoVariantLeft,
     PublishConflict,
     ReleaseFileInvalid,
-    UsageInvalid,
     VersionTaken,
 )
 from packager.models.inputs import ModelInterface
@@ -142,7 +142,7 @@ def run_release(
         VersionTaken, NoVariantLeft, PublishConflict (another release is being made here), and what the steps raise.
     """
     if until not in STEP_NAMES:
-        raise UsageInvalid(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
+        raise InvalidUsage(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
     workspace = Workspace(repository.root)
     with ExitStack() as stack:
         if until in WRITING_STEPS:
@@ -179,12 +179,12 @@ def check_plan(plan: ReleasePlan, repository: ReleaseRepository, counter: int) -
     if taken is not None:
         raise VersionTaken(
             f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
-            remedy="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
+            hint="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
         )
     if plan.min_counter is not None and plan.min_counter > counter:
         raise ReleaseFileInvalid(
             f"min_counter: found {plan.min_counter}, the release will have counter {counter}",
-            remedy="a floor is at most the release's own counter",
+            hint="a floor is at most the release's own counter",
         )
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))
@@ -235,7 +235,7 @@ def _run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
             why = "; ".join(f"{variant.name}: {variant.drop_reason}" for variant in draft.variants)
             raise NoVariantLeft(
                 f"no variant is left to release: {why}",
-                remedy="mend what the reasons name; scheme = 'none' needs no gate, golden = 0 no golden vectors",
+                hint="mend what the reasons name; scheme = 'none' needs no gate, golden = 0 no golden vectors",
             )
     return seconds
 

@@ -19,13 +19,13 @@ from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from packager.diff.bundle_folder import open_bundle
 from packager.diff.write.patch_report import PatchReport
 from packager.errors import (
-    BundleMismatchRefused,
-    NoSuchPlace,
-    NotRecognised,
+    BundleMismatch,
+    FileNotFound,
+    InputFileMissing,
+    InvalidUsage,
     OutputExists,
-    ReleaseFileMissing,
-    UnknownVariant,
-    UsageInvalid,
+    UnknownFormat,
+    VariantUnknown,
 )
 from packager.models.model_package import FILE_ROLES, ExtraFile, build_package, external_data, open_package, roles_of
 
@@ -90,9 +90,9 @@ def build_bundle(request: BuildRequest) -> BuildReport:
 
     _check_names(request)
     if request.out.exists():
-        raise OutputExists(f"output {request.out} exists already", remedy="name another place, or remove it first")
+        raise OutputExists(f"output {request.out} exists already", hint="name another place, or remove it first")
     if not request.out.absolute().parent.is_dir():
-        raise NoSuchPlace(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
+        raise FileNotFound(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
     extras = tuple(_parse_extra_file(word) for word in request.files)
     external_data(request.model)
     interface = ModelInterface.from_file(request.model)
@@ -127,14 +127,14 @@ def diff_bundles(
     from packager.diff.write.make_patch import make_patch
 
     if out.exists():
-        raise OutputExists(f"output {out} exists already", remedy="name another place, or remove it first")
+        raise OutputExists(f"output {out} exists already", hint="name another place, or remove it first")
     if base is not None and base.exists() and target.exists() and base.is_file() != target.is_file():
-        raise UsageInvalid(f"{base} and {target}: found a file and a folder, expected two of a kind")
+        raise InvalidUsage(f"{base} and {target}: found a file and a folder, expected two of a kind")
     old = None if base is None else open_bundle_or_file(base)
     new = open_bundle_or_file(target)
     partial = out.with_name(f".{out.name}.partial")
     if not out.absolute().parent.is_dir():
-        raise NoSuchPlace(f"output {out}: the folder {out.absolute().parent} does not exist")
+        raise FileNotFound(f"output {out}: the folder {out.absolute().parent} does not exist")
     try:
         with partial.open("wb") as stream:
             report = make_patch(old, new, stream, codec=codec, progress=on_progress)
@@ -154,7 +154,7 @@ def verify_bundle(folder: Path, manifest_path: Path, variant: str) -> dict[str, 
     wanted = manifest.variant(variant)
     if wanted is None:
         names = ", ".join(name for name, _ in manifest.variants)
-        raise UnknownVariant(f"{manifest_path}: found no variant {variant!r}, it has {names}")
+        raise VariantUnknown(f"{manifest_path}: found no variant {variant!r}, it has {names}")
     found = open_package(folder)
     compare_files(wanted.files, found.files, str(folder))
     return {
@@ -174,14 +174,14 @@ def compare_files(expected: tuple[BundleFile, ...], actual: tuple[BundleFile, ..
     for file in expected:
         other = have.pop(file.path, None)
         if other is None:
-            raise BundleMismatchRefused(f"{where}: file {file.path!r} of the manifest is missing")
+            raise BundleMismatch(f"{where}: file {file.path!r} of the manifest is missing")
         if (other.size, other.sha256) != (file.size, file.sha256):
-            raise BundleMismatchRefused(
+            raise BundleMismatch(
                 f"{where}: {file.path!r} is {other.size} bytes, SHA-256 {other.sha256}, "
                 f"expected {file.size} bytes, {file.sha256}"
             )
     for path in have:
-        raise BundleMismatchRefused(f"{where}: found {path!r}, which the manifest does not list")
+        raise BundleMismatch(f"{where}: found {path!r}, which the manifest does not list")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -190,7 +190,7 @@ def read_manifest(path: Path) -> Manifest:
         with path.open("rb") as stream:
             return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise NotRecognised(f"manifest {path} is not a file") from error
+        raise UnknownFormat(f"manifest {path} is not a file") from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -198,7 +198,7 @@ def read_manifest(path: Path) -> Manifest:
 def open_bundle_or_file(path: Path) -> BundleDirectory:
     """A bundle folder with the roles of its layout, or a single file. Raises Invalid."""
     if not path.exists():
-        raise NoSuchPlace(f"{path}: no such file or folder", remedy='"-" as BASE is nothing')
+        raise FileNotFound(f"{path}: no such file or folder", hint='"-" as BASE is nothing')
     return open_bundle(path) if path.is_file() else open_bundle(path, roles_of(path))
 
 
@@ -210,9 +210,9 @@ def files_table(files: tuple[BundleFile, ...]) -> str:
 def _check_names(request: BuildRequest) -> None:
     for option, value in (("--family", request.family), ("--variant", request.variant)):
         if not NAME_PATTERN.fullmatch(value):
-            raise UsageInvalid(f"{option}: found {value!r}, expected {NAME_PATTERN.pattern}")
+            raise InvalidUsage(f"{option}: found {value!r}, expected {NAME_PATTERN.pattern}")
     if not VERSION_PATTERN.fullmatch(request.version):
-        raise UsageInvalid(f"--version: found {request.version!r}, expected a version like 1.2.0")
+        raise InvalidUsage(f"--version: found {request.version!r}, expected a version like 1.2.0")
 
 
 def _load_samples(request: BuildRequest, interface: "ModelInterface") -> "Samples":
@@ -229,9 +229,9 @@ def _load_samples(request: BuildRequest, interface: "ModelInterface") -> "Sample
 def _parse_extra_file(text: str) -> ExtraFile:
     role, separator, path = text.partition("=")
     if not separator or role not in FILE_ROLES:
-        raise UsageInvalid(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
+        raise InvalidUsage(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
     if not Path(path).is_file():
-        raise ReleaseFileMissing(f"--file {text}: {path} is not there")
+        raise InputFileMissing(f"--file {text}: {path} is not there")
     return ExtraFile(Path(path), role, Path(path).name)
 
 

@@ -14,11 +14,11 @@ from typing import Final, TypeAlias
 
 from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.manifest import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, Requirements
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
-from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
+from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.models.model_package import FILE_ROLES, ExtraFile
 
 UNQUANTIZED_SCHEME: Final = "none"  # the scheme of a variant that ships its model unchanged
@@ -158,7 +158,7 @@ def parse_release_file(path: Path) -> ReleasePlan:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ReleaseFileInvalid(
-            f"release file {path} is not there", remedy="start from examples/release.toml"
+            f"release file {path} is not there", hint="start from examples/release.toml"
         ) from error
     if len(data) > MAX_RELEASE_FILE_BYTES:
         raise ReleaseFileInvalid(f"{path} is {len(data)} bytes, at most {MAX_RELEASE_FILE_BYTES} are allowed")
@@ -175,8 +175,8 @@ def plan_from_document(document: Mapping[str, object], folder: Path, *, where: s
     """The plan that a parsed document says; paths are relative to `folder`. Raises as parse_release_file."""
     try:
         plan = _parse_plan(_Table(dict(document), where), folder)
-    except MalformedRefused as error:
-        raise ReleaseFileInvalid(error.message, remedy="docs/release-file.md lists every key") from error
+    except Malformed as error:
+        raise ReleaseFileInvalid(error.message, hint="docs/release-file.md lists every key") from error
     _check_files(plan, where)
     return plan
 
@@ -196,7 +196,7 @@ class _Table(StrictObject):
         table = self.table(name)
         for entry in table.remaining_names():
             if not NAME_PATTERN.fullmatch(entry):
-                raise MalformedRefused(
+                raise Malformed(
                     f"{self.where}: {name}: found {entry[:80]!r}, expected {describe_pattern(NAME_PATTERN)}"
                 )
         return {entry: _Table(table.value(entry), f"{self.where}: {name}.{entry}") for entry in table.remaining_names()}
@@ -205,14 +205,14 @@ class _Table(StrictObject):
         """An array of tables, empty where it is absent."""
         value: object = self.value(name) if self.has(name) else []
         if not isinstance(value, list):
-            raise MalformedRefused(f"{self.where}: {name}: found {value!r}, expected an array of tables")
+            raise Malformed(f"{self.where}: {name}: found {value!r}, expected an array of tables")
         return [_Table(row, f"{self.where}: {name}[{i}]") for i, row in enumerate(value)]
 
     def number(self, name: str, low: float, high: float) -> float:
         """An integer or a float within `low` and `high`."""
         value: object = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise MalformedRefused(f"{self.where}: {name}: found {value!r}, expected a number from {low} to {high}")
+            raise Malformed(f"{self.where}: {name}: found {value!r}, expected a number from {low} to {high}")
         return float(value)
 
     def path(self, name: str, folder: Path) -> Path:
@@ -223,7 +223,7 @@ class _Table(StrictObject):
 def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     channels = table.texts("channels", NAME_PATTERN, max_items=64)
     if not channels:
-        raise MalformedRefused(f"{table.where}: channels: found none, expected at least one")
+        raise Malformed(f"{table.where}: channels: found none, expected at least one")
     out = ReleasePlan(
         family=table.text("family", NAME_PATTERN),
         version=table.text("version", strict_json.VERSION_PATTERN),
@@ -246,11 +246,11 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     )
     table.reject_unknown()
     if not out.variants:
-        raise MalformedRefused(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
+        raise Malformed(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
     if out.override_gate == "":
-        raise MalformedRefused(f"{table.where}: override_gate: found '', expected the reason for it")
+        raise Malformed(f"{table.where}: override_gate: found '', expected the reason for it")
     if out.drill == "live-nan" and not out.golden:
-        raise MalformedRefused(f"{table.where}: drill: 'live-nan' needs golden vectors, found golden = 0")
+        raise Malformed(f"{table.where}: drill: 'live-nan' needs golden vectors, found golden = 0")
     return out
 
 
@@ -270,7 +270,7 @@ def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
     gate.reject_unknown()
     row.reject_unknown()
     if out.model is not None and out.scheme != UNQUANTIZED_SCHEME:
-        raise MalformedRefused(
+        raise Malformed(
             f"{row.where}: scheme: found {out.scheme!r} beside its own model, expected {UNQUANTIZED_SCHEME!r}"
         )
     return out
@@ -327,9 +327,7 @@ def _parse_bases(table: _Table) -> int | tuple[str, ...]:
         return value
     if isinstance(value, list) and len(value) <= MAX_BASES:
         return StrictObject({"from": value}, f"{table.where}: patches").texts("from", strict_json.VERSION_PATTERN)
-    raise MalformedRefused(
-        f"{where}: found {value!r}, expected a number of releases up to {MAX_BASES} or a list of versions"
-    )
+    raise Malformed(f"{where}: found {value!r}, expected a number of releases up to {MAX_BASES} or a list of versions")
 
 
 def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | None:
@@ -343,7 +341,7 @@ def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | No
     row.reject_unknown()
     unknown = sorted(set(chosen) - set(channels))
     if unknown:
-        raise MalformedRefused(f"{row.where}.channels: found {unknown[0]!r}, expected one of {', '.join(channels)}")
+        raise Malformed(f"{row.where}.channels: found {unknown[0]!r}, expected one of {', '.join(channels)}")
     return RolloutPlan(chosen, round(percent * BASIS_POINTS / 100), cohorts, note)
 
 
@@ -351,7 +349,7 @@ def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
     out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.remaining_names()))
     for name, _ in out:
         if not FEATURE_PATTERN.fullmatch(name):
-            raise MalformedRefused(f"{row.where}: found {name[:80]!r}, expected {FEATURE_PATTERN.pattern}")
+            raise Malformed(f"{row.where}: found {name[:80]!r}, expected {FEATURE_PATTERN.pattern}")
     return out
 
 
@@ -361,12 +359,12 @@ def _check_files(plan: ReleasePlan, where: str) -> None:
     named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
     for key, path in named:
         if path is not None and not path.is_file():
-            raise ReleaseFileMissing(
-                f"{where}: {key}: {path} is not there", remedy="paths are relative to the release file"
+            raise InputFileMissing(
+                f"{where}: {key}: {path} is not there", hint="paths are relative to the release file"
             )
     if plan.inputs is not None and not plan.inputs.exists():
-        raise ReleaseFileMissing(
-            f"{where}: inputs: {plan.inputs} is not there", remedy="an .npz with one array per model input, or a folder"
+        raise InputFileMissing(
+            f"{where}: inputs: {plan.inputs} is not there", hint="an .npz with one array per model input, or a folder"
         )
 
 

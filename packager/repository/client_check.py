@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bundle.errors import NotFoundUnavailable, TooLargeRefused, WithdrawnRefused
+from bundle.errors import NotFound, ReleaseWithdrawn, TooLarge
 from bundle.trust.check import CheckRequest, TrustSession
 from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
@@ -71,7 +71,7 @@ class ClientCheck:
         session.refresh()
         try:
             release = session.verify_release()
-        except WithdrawnRefused as error:
+        except ReleaseWithdrawn as error:
             return ClientCheckResult(family, channel, None, error.message)
         return ClientCheckResult(family, channel, release.manifest.version, None)
 
@@ -102,7 +102,7 @@ class ClientCheck:
             try:
                 data = (self._layout.published / relative).read_bytes()
             except FileNotFoundError as error:
-                raise NotFoundUnavailable(f"{relative} is neither staged nor published") from error
+                raise NotFound(f"{relative} is neither staged nor published") from error
         if len(data) > max_bytes:
-            raise TooLargeRefused(f"{relative} is {len(data)} bytes, devices take at most {max_bytes}")
+            raise TooLarge(f"{relative} is {len(data)} bytes, devices take at most {max_bytes}")
         return data

@@ -67,7 +67,7 @@ def create_repository_with_new_keys(
         raise RepositoryExists(f"{repository.root} holds a repository already")
     first_key = key_path(key_dir, cohort, 1)
     if first_key.exists():
-        raise KeyExists(f"{first_key} is there already", remedy="keys are never written over; choose another folder")
+        raise KeyExists(f"{first_key} is there already", hint="keys are never written over; choose another folder")
     roles = all_roles(families)
     for role in public:
         if role not in roles:

@@ -23,7 +23,7 @@ from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Root, Targets
 
 from keys.errors import SignerNotInRole
-from packager.errors import NothingStaged, RepositoryUnfamiliar, RequestReplayed, SignatureRefused
+from packager.errors import NothingStaged, RepositoryUnknown, SignatureRefused, SigningRequestReplayed
 from packager.repository import tuf_documents
 from packager.repository.document_rules import check_document_rules
 from packager.repository.layout import RepositoryLayout, lock_repository
@@ -62,7 +62,7 @@ def prepare_request(layout: RepositoryLayout, now_s: int) -> SigningRequest:
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
-            raise NothingStaged("there is nothing to sign", remedy="stage a release, a rollout or keys first")
+            raise NothingStaged("there is nothing to sign", hint="stage a release, a rollout or keys first")
         staging.prepare(published, now_s)
         staging.save()
         return make_request(published, staging)
@@ -124,7 +124,7 @@ def review_request(
     if not roles:
         raise SignerNotInRole(
             "none of the keys may sign a document of this request",
-            remedy="`packager repo status` shows which keys each role has",
+            hint="`packager repo status` shows which keys each role has",
         )
     return SigningReview(tuple(roles), tuple(lines), request.digest)
 
@@ -159,7 +159,7 @@ def add_signatures(
         published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
             raise NothingStaged(
-                "nothing is staged that signatures could belong to", remedy="was it published, or discarded?"
+                "nothing is staged that signatures could belong to", hint="was it published, or discarded?"
             )
         identity = repository_identity_of(first_root_of(published, staging))
         for data in files:
@@ -173,9 +173,9 @@ def add_signatures(
 def _check_known_repository(history: SigningHistory, keys: Sequence[Key]) -> None:
     others = history.other_repositories(keys)
     if others:
-        raise RepositoryUnfamiliar(
+        raise RepositoryUnknown(
             f"the request is of a repository that is new here, and a key at hand signed here for {others[0][:16]}…",
-            remedy="--new-repository, if this key is really to sign for another repository too",
+            hint="--new-repository, if this key is really to sign for another repository too",
         )
 
 
@@ -183,14 +183,14 @@ def _add_signature_file(published: PublishedDocuments, staging: Staging, data: b
     repository, rows = parse_signatures(data)
     if repository != identity:
         raise SignatureRefused(
-            "the signature file is of another repository", remedy="which one: `packager repo status --repo`"
+            "the signature file is of another repository", hint="which one: `packager repo status --repo`"
         )
     for row in rows:
         role, keyid = row.role, row.signature.keyid
         document = staging.documents.get(role)
         if document is None:
             raise SignatureRefused(
-                f"a signature for {role}, which is not staged", remedy="it signed another request: prepare anew"
+                f"a signature for {role}, which is not staged", hint="it signed another request: prepare anew"
             )
         known = check_signatures(published, staging.documents, role, document)
         if keyid in known.signed_key_ids:
@@ -198,14 +198,14 @@ def _add_signature_file(published: PublishedDocuments, staging: Staging, data: b
         key = known.unsigned_keys.get(keyid)
         if key is None:
             raise SignatureRefused(
-                f"key {keyid[:20]} is none of {role}", remedy="`packager repo status` shows which keys each role has"
+                f"key {keyid[:20]} is none of {role}", hint="`packager repo status` shows which keys each role has"
             )
         try:
             key.verify_signature(row.signature, document.signed_bytes)
         except UnverifiedSignatureError as error:
             raise SignatureRefused(
                 f"the signature of key {keyid[:20]} is not over the staged {role} {document.signed.version}",
-                remedy="it signed another request: prepare, sign and merge again",
+                hint="it signed another request: prepare, sign and merge again",
             ) from error
         document.signatures[keyid] = row.signature
 
@@ -247,8 +247,9 @@ def _is_fork(role: str, new: Document, previous: Document | None, *, is_from_his
         return False
     if replace and is_from_history and new.signed.version == previous.signed.version:
         return True
-    raise RequestReplayed(
+    raise SigningRequestReplayed(
         f"{role} {new.signed.version} is to be signed,"
-        f" and {previous.signed.version} {'was signed here' if is_from_history else 'is published'} already, with other content",
-        remedy="an old request? Else prepare anew; --replace signs a corrected document of the same version",
+        f" and {previous.signed.version} {'was signed here' if is_from_history else 'is published'} "
+        "already, with other content",
+        hint="an old request? Else prepare anew; --replace signs a corrected document of the same version",
     )

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bundle.device_report import SignedReport, parse_report
 from keys.registry import Device, Registry
-from packager.errors import ReportForked, ReportGap, ReportRefused, WorkspaceRefused
+from packager.errors import ReportForked, ReportGap, ReportRefused, WorkspaceDamaged
 from packager.repository.layout import write_file
 from packager.repository.repository import Repository
 from packager.repository.workspace import PRIVATE_FOLDER
@@ -90,7 +90,7 @@ def check_reports(
                 missing = f"{gap.first} to {gap.last} are missing"
                 raise ReportGap(
                     f"device {device.label!r}: report {signed.report.sequence} came, {missing}",
-                    remedy="ask the device for all it has; --allow-gap goes on without them",
+                    hint="ask the device for all it has; --allow-gap goes on without them",
                 )
             gaps.append((gap.first, gap.last))
         memory.accept(signed)
@@ -183,5 +183,5 @@ class _AcceptedReports:
         write_file(path, "".join(lines).encode())
 
 
-def _damaged_error(path: Path) -> WorkspaceRefused:
-    return WorkspaceRefused(f"{path} is damaged", remedy="restore it from a copy")
+def _damaged_error(path: Path) -> WorkspaceDamaged:
+    return WorkspaceDamaged(f"{path} is damaged", hint="restore it from a copy")

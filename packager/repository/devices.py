@@ -157,5 +157,5 @@ def _find_cohort(repository: Repository, name: str) -> Cohort:
     found = fleet.cohort(name)
     if found is None:
         known = ", ".join(cohort.name for cohort in fleet.cohorts) or "none"
-        raise CohortUnknown(f"no cohort {name!r}, found {known}", remedy="`packager device epoch` begins one")
+        raise CohortUnknown(f"no cohort {name!r}, found {known}", hint="`packager device epoch` begins one")
     return found

@@ -17,7 +17,7 @@ from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Root, Signed, Targets
 
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
 from bundle.trust.check import key_digest
 from keys.errors import ThresholdInvalid
@@ -40,20 +40,20 @@ def check_document_rules(role: str, signed: Signed, *, classical: bool) -> None:
     """
     if role == "root":
         if not isinstance(signed, Root):
-            raise MalformedRefused(f"{role}: found a document of type {signed.type!r}, expected 'root'")
+            raise Malformed(f"{role}: found a document of type {signed.type!r}, expected 'root'")
         _check_keys(role, signed.keys)
         _check_thresholds(signed, tuf_documents.TOP_LEVEL, classical=classical)
         return
     if role in tuf_documents.TOP_LEVEL[2:]:
-        raise MalformedRefused(f"{role} is made and signed where the repository is, never by request")
+        raise Malformed(f"{role} is made and signed where the repository is, never by request")
     if not isinstance(signed, Targets):
-        raise MalformedRefused(f"{role}: found a document of type {signed.type!r}, expected 'targets'")
+        raise Malformed(f"{role}: found a document of type {signed.type!r}, expected 'targets'")
     if role == "targets":
         _check_delegations(signed)
         _check_thresholds(signed, tuf_documents.delegated_roles(signed), classical=classical)
         return
     if signed.delegations is not None:
-        raise MalformedRefused(f"{role} delegates, which only targets may")
+        raise Malformed(f"{role} delegates, which only targets may")
     _check_files(role, signed)
 
 
@@ -73,14 +73,14 @@ def pattern_of(role: str) -> str | None:
 
 def _check_delegations(targets: Targets) -> None:
     if targets.targets:
-        raise MalformedRefused("targets lists files itself, expected delegations only")
+        raise Malformed("targets lists files itself, expected delegations only")
     delegations = targets.delegations
     if delegations is None:
         return
     if delegations.roles is None:
-        raise MalformedRefused("targets delegates to hash bins, expected roles by name")
+        raise Malformed("targets delegates to hash bins, expected roles by name")
     if delegations.unrecognized_fields:
-        raise MalformedRefused(f"targets.delegations: unknown fields {sorted(delegations.unrecognized_fields)!r}")
+        raise Malformed(f"targets.delegations: unknown fields {sorted(delegations.unrecognized_fields)!r}")
     for name, role in delegations.roles.items():
         _check_delegation(name, role)
     _check_keys("targets", delegations.keys)
@@ -89,36 +89,36 @@ def _check_delegations(targets: Targets) -> None:
 def _check_delegation(name: str, role: DelegatedRole) -> None:
     pattern = pattern_of(name)
     if pattern is None:
-        raise MalformedRefused(f"targets delegates to {name!r}, expected release-FAMILY, rollout-FAMILY or fleet")
+        raise Malformed(f"targets delegates to {name!r}, expected release-FAMILY, rollout-FAMILY or fleet")
     if role.paths != [pattern] or role.path_hash_prefixes is not None:
         found = role.paths if role.paths is not None else "hash prefixes"
-        raise MalformedRefused(f"targets delegates {found!r} to {name}, expected {[pattern]!r}")
+        raise Malformed(f"targets delegates {found!r} to {name}, expected {[pattern]!r}")
     if not role.terminating:
-        raise MalformedRefused(f"targets delegates to {name} without an end, expected a terminating delegation")
+        raise Malformed(f"targets delegates to {name} without an end, expected a terminating delegation")
 
 
 def _check_files(role: str, signed: Targets) -> None:
     pattern = pattern_of(role)
     if pattern is None:
-        raise MalformedRefused(f"{role!r} is no role of a repository, expected release-FAMILY, rollout-FAMILY or fleet")
+        raise Malformed(f"{role!r} is no role of a repository, expected release-FAMILY, rollout-FAMILY or fleet")
     folder = pattern.removesuffix("*")
     for name, target in signed.targets.items():
         stem = name.removeprefix(folder).removesuffix(".json")
         is_named = bool((VERSION_PATTERN if role.startswith("release-") else NAME_PATTERN).fullmatch(stem))
         if not is_named or name != f"{folder}{stem}.json":
-            raise MalformedRefused(f"{role} lists {name!r}, which is none of {pattern}")
+            raise Malformed(f"{role} lists {name!r}, which is none of {pattern}")
         if set(target.hashes) != {"sha256"} or target.unrecognized_fields:
-            raise MalformedRefused(f"{role} lists {name} otherwise than by length and SHA-256 alone")
+            raise Malformed(f"{role} lists {name} otherwise than by length and SHA-256 alone")
 
 
 def _check_keys(where: str, keys: Mapping[str, Key]) -> None:
     known: dict[str, str] = {}
     for keyid, key in keys.items():
         if keyid != _key_id(key):
-            raise MalformedRefused(f"{where}: key {keyid[:20]!r} has the id of another key, its own is {_key_id(key)}")
+            raise Malformed(f"{where}: key {keyid[:20]!r} has the id of another key, its own is {_key_id(key)}")
         twin = known.setdefault(key_digest(key), keyid)
         if twin != keyid:
-            raise MalformedRefused(f"{where}: keys {twin[:20]} and {keyid[:20]} are the same public key")
+            raise Malformed(f"{where}: keys {twin[:20]} and {keyid[:20]} are the same public key")
 
 
 def _key_id(key: Key) -> str:
@@ -133,5 +133,5 @@ def _check_thresholds(delegator: Root | Targets, roles: Iterable[str], *, classi
         if wrong:
             raise ThresholdInvalid(
                 f"role {role!r}: {wrong[0]}",
-                remedy="`packager keys role` stages only what is sound: who made this?",
+                hint="`packager keys role` stages only what is sound: who made this?",
             )

@@ -149,7 +149,7 @@ def lock_repository(layout: RepositoryLayout) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 256, 0).decode(errors="replace") or "another process"
-                    raise PublishConflict(f"{layout.lock} is held by {holder}", remedy="try again") from error
+                    raise PublishConflict(f"{layout.lock} is held by {holder}", hint="try again") from error
                 time.sleep(LOCK_POLL_INTERVAL_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, describe_process().encode(), 0)

@@ -53,7 +53,7 @@ class RepositoryListing:
         if not first.exists():
             raise RepositoryMissing(
                 f"{first} is missing: nothing is published yet",
-                remedy="`packager repo status` shows whose signatures the first publication waits for",
+                hint="`packager repo status` shows whose signatures the first publication waits for",
             )
         return hashlib.sha256(first.read_bytes()).hexdigest()
 
@@ -65,7 +65,7 @@ class RepositoryListing:
         """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
         data = StagedView(self._layout).target(FLEET_ROLE, FLEET_TARGET)
         if data is None:
-            raise StagingInvalid("the repository has no fleet document yet", remedy="`packager device epoch` makes one")
+            raise StagingInvalid("the repository has no fleet document yet", hint="`packager device epoch` makes one")
         return parse_fleet(data)
 
     def manifest(self, family: str, version: str) -> Manifest | None:
@@ -121,6 +121,6 @@ class RepositoryListing:
         if family not in known:
             raise FamilyUnknown(
                 f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",
-                remedy="`packager keys family add` delegates one",
+                hint="`packager keys family add` delegates one",
             )
         return view

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from securesystemslib.signer import Signer
 
-from bundle.errors import NotFoundUnavailable
+from bundle.errors import NotFound
 from bundle.manifest import Manifest
 from bundle.trust.check import PACK_MAX_DAYS_FIELD, CheckRequest, check, rollout_role
 from bundle.trust.clock import ClockFacts
@@ -183,4 +183,4 @@ def _read_url(url: str, max_bytes: int) -> bytes:
         with Path(url.removeprefix("file://")).open("rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise NotFoundUnavailable(f"{url} is not in the pack") from error
+        raise NotFound(f"{url} is not in the pack") from error

@@ -111,7 +111,7 @@ class PublishedDocuments:
         if not self.documents:
             raise RepositoryMissing(
                 "nothing is published yet",
-                remedy="`packager repo status` shows whose signatures the first publication waits for",
+                hint="`packager repo status` shows whose signatures the first publication waits for",
             )
         return self.documents[role]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Targets
 
-from bundle.errors import AirweightsError, MetadataExpiredUnavailable
+from bundle.errors import AirweightsError, MetadataExpired
 from bundle.fleet import FLEET_TARGET
 from bundle.rollout import Rollout
 from bundle.trust.check import FLEET_ROLE, rollout_role, rollout_target
@@ -82,7 +82,7 @@ def publish(
         raise PublishConflict(
             f"this was signed on top of timestamp {staging.base}, and {published.timestamp_version} is out:"
             f" {last_publisher(layout)}",
-            remedy="sign again: `packager repo sign` builds on what is out now",
+            hint="sign again: `packager repo sign` builds on what is out now",
         )
     check_complete(published, staging.documents)
     _check_all_signed(staging)
@@ -148,15 +148,16 @@ def check_complete(published: PublishedDocuments, documents: Mapping[str, Docume
             keys = ", ".join(f"{key.keytype} {keyid[:16]}…" for keyid, key in sorted(state.unsigned_keys.items()))
             which = "any" if state.missing_signatures < len(state.unsigned_keys) else "each"
             raise BelowThreshold(
-                f"{role} {state.version} is signed by {len(state.signed_key_ids)} keys, {state.missing_signatures} more must sign",
-                remedy=f"`packager repo sign` with {which} of: {keys}",
+                f"{role} {state.version} is signed by {len(state.signed_key_ids)} keys, "
+                f"{state.missing_signatures} more must sign",
+                hint=f"`packager repo sign` with {which} of: {keys}",
             )
     for role in LAST_ROLES:
         if role not in documents:
             keyids = delegator_of(published, documents, role).get_delegated_role(role).keyids
             raise BelowThreshold(
                 f"{role} is not signed yet",
-                remedy=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
+                hint=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
             )
 
 
@@ -170,12 +171,10 @@ def _check_all_signed(staging: Staging) -> None:
     }
     for name, data in staging.targets.items():
         if listed.get(name) != tuf_documents.target_file(name, data):
-            raise BelowThreshold(
-                f"{name} was staged after the last signature", remedy="sign again: `packager repo sign`"
-            )
+            raise BelowThreshold(f"{name} was staged after the last signature", hint="sign again: `packager repo sign`")
     for name in staging.withdrawn:
         if name in listed:
-            raise BelowThreshold(f"{name} was withdrawn after the last signature", remedy="sign again")
+            raise BelowThreshold(f"{name} was withdrawn after the last signature", hint="sign again")
 
 
 def files_of(staging: Staging) -> dict[str, bytes]:
@@ -207,7 +206,7 @@ def _check_clients(
     has_fleet = fleet is not None and FLEET_TARGET in fleet.signed.targets
     try:
         client_check.check_metadata(has_fleet=has_fleet)
-    except MetadataExpiredUnavailable:
+    except MetadataExpired:
         # what is online is renewed first, what is offline after it: neither waits for the other
         if not is_renewal:
             raise
@@ -224,7 +223,7 @@ def _check_clients(
             except AirweightsError as error:
                 # another family's trouble (an expired role) must not hold up this publication
                 is_its_own = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(drafted))
-                if is_its_own and not (is_renewal and isinstance(error, MetadataExpiredUnavailable)):
+                if is_its_own and not (is_renewal and isinstance(error, MetadataExpired)):
                     raise
                 out.append(ClientCheckResult(family, channel, None, error.message))
     return tuple(out)

@@ -118,7 +118,7 @@ class Repository(RepositoryListing):
         """An existing one. Raises RepositoryMissing."""
         repository = cls(root)
         if not repository._layout.metadata.is_dir():
-            raise RepositoryMissing(f"there is no repository in {root}", remedy="`packager repo init` makes one")
+            raise RepositoryMissing(f"there is no repository in {root}", hint="`packager repo init` makes one")
         return repository
 
     # -- staging -------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class Repository(RepositoryListing):
                 raise StagingInvalid(
                     f"{manifest.family} {manifest.version} has counter {manifest.counter},"
                     f" and {known.version} has {known.counter} already",
-                    remedy=f"use {self.next_counter(manifest.family)}",
+                    hint=f"use {self.next_counter(manifest.family)}",
                 )
         for name, variant in manifest.variants:
             for patch in variant.patches:
@@ -248,7 +248,7 @@ class Repository(RepositoryListing):
         with lock_repository(self._layout):
             published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
-                raise NothingStaged("there is nothing to sign", remedy="stage a release, a rollout or keys first")
+                raise NothingStaged("there is nothing to sign", hint="stage a release, a rollout or keys first")
             now_s = int(time.time())
             staging.prepare(published, now_s)
             report = staging.sign(published, signers, now_s)
@@ -301,7 +301,7 @@ class Repository(RepositoryListing):
                 raise PublishConflict(
                     f"the rollout of {rollout.family} {rollout.channel} was changed meanwhile:"
                     f" {last_publisher(self._layout)}",
-                    remedy="`packager rollout status` shows it: decide again",
+                    hint="`packager rollout status` shows it: decide again",
                 )
             _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
             drafted = stage_rollout_change(self._layout, published, rollout, signers)

@@ -173,7 +173,7 @@ def _stage_change(layout: RepositoryLayout, role: str, change: ChangeKeys, thres
             targets = next_targets(published, staging)
             delegated = tuf_documents.delegated_roles(targets).get(role)
             if delegated is None or targets.delegations is None:
-                raise StagingInvalid(f"there is no role {role!r}", remedy="`packager repo status` lists the roles")
+                raise StagingInvalid(f"there is no role {role!r}", hint="`packager repo status` lists the roles")
             keys = change([targets.delegations.keys[keyid] for keyid in delegated.keyids])
             counted = _checked_role_keys(role, keys, threshold, classical=classical)
             delegated.keyids = [key.keyid for key in keys]
@@ -197,6 +197,6 @@ def _remove_keys(role: str, keys: Sequence[Key], key_ids: Sequence[str]) -> list
         if len(matching) != 1:
             raise SignerNotInRole(
                 f"key {key_id[:20]!r} matches {len(matching)} keys of role {role!r}, expected one",
-                remedy="`packager repo status` shows each role's keys",
+                hint="`packager repo status` shows each role's keys",
             )
     return [key for key in keys if not any(key.keyid.startswith(key_id) for key_id in key_ids)]

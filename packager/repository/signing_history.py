@@ -18,7 +18,7 @@ from securesystemslib.signer import Key
 
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.check import key_digest
-from packager.errors import SignerMemoryDamaged
+from packager.errors import SigningHistoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.layout import write_file
 from packager.repository.published import Document, parse_document
@@ -45,8 +45,8 @@ class SigningHistory:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise SignerMemoryDamaged(
-                f"{path}, what was signed here last, can not be read", remedy="restore it from a backup"
+            raise SigningHistoryDamaged(
+                f"{path}, what was signed here last, can not be read", hint="restore it from a backup"
             ) from error
 
     def other_repositories(self, keys: Iterable[Key]) -> tuple[str, ...]:
@@ -76,4 +76,4 @@ def _read_keys(path: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, TypeError) as error:
-        raise SignerMemoryDamaged(f"{path} can not be read", remedy="restore it from a backup") from error
+        raise SigningHistoryDamaged(f"{path} can not be read", hint="restore it from a backup") from error

@@ -21,7 +21,7 @@ from tuf.api.metadata import Metadata, Root, Targets
 from tuf.api.serialization import SerializationError
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.strict_json import JSON, SHA256_HEX_PATTERN, StrictObject
 from bundle.trust.trust_state import ROLE_NAME_PATTERN
 from packager.errors import RepositoryDamaged
@@ -111,7 +111,7 @@ def first_root_of(published: PublishedDocuments, staging: Staging) -> bytes:
         return published.first_root
     staged = staging.documents.get("root")
     if staged is None:
-        raise RepositoryDamaged("no root is published, and none is staged", remedy="begin again: `packager repo init`")
+        raise RepositoryDamaged("no root is published, and none is staged", hint="begin again: `packager repo init`")
     return tuf_documents.serialize(Metadata(staged.signed))
 
 
@@ -131,9 +131,9 @@ def parse_request(data: bytes) -> SigningRequest:
         strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request"
     )
     if fields.text("schema") != REQUEST_FORMAT:
-        raise MalformedRefused(
+        raise Malformed(
             f"signing request.schema: expected {REQUEST_FORMAT!r}",
-            remedy="a request is made by `packager repo prepare`",
+            hint="a request is made by `packager repo prepare`",
         )
     out = SigningRequest(
         _unpack_block(fields, "first_root"),
@@ -145,10 +145,10 @@ def parse_request(data: bytes) -> SigningRequest:
     fields.reject_unknown()
     for role in (*out.new_documents, *out.published_documents):
         if not ROLE_NAME_PATTERN.fullmatch(role):
-            raise MalformedRefused(f"signing request: {role[:80]!r} is no role's name")
+            raise Malformed(f"signing request: {role[:80]!r} is no role's name")
     first = _parse_block(out.first_root, "the first root").signed
     if not isinstance(first, Root) or first.version != 1:
-        raise MalformedRefused("signing request.first_root: expected root 1")
+        raise Malformed("signing request.first_root: expected root 1")
     return out
 
 
@@ -166,9 +166,9 @@ def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
         strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file"
     )
     if fields.text("schema") != SIGNATURES_FORMAT:
-        raise MalformedRefused(
+        raise Malformed(
             f"signature file.schema: expected {SIGNATURES_FORMAT!r}",
-            remedy="`packager repo sign REQUEST -o FILE` writes one",
+            hint="`packager repo sign REQUEST -o FILE` writes one",
         )
     repository = fields.text("repository", SHA256_HEX_PATTERN)
     rows = []
@@ -201,7 +201,7 @@ def _parse_block(data: bytes, where: str) -> Document:
         document = parse_document(data, where)
         document.signed_bytes  # noqa: B018  # rule 3: floats and the like have none
     except (RepositoryDamaged, SerializationError, FormatError, ValueError, TypeError) as error:
-        raise MalformedRefused(f"signing request: {where[:80]} is not TUF metadata") from error
+        raise Malformed(f"signing request: {where[:80]} is not TUF metadata") from error
     return document
 
 
@@ -213,12 +213,12 @@ def _unpack_block(fields: StrictObject, name: str) -> bytes:
     try:
         return base64.b64decode(fields.text(name, max_length=MAX_BLOCK_CHARACTERS), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedRefused(f"{fields.where}.{name[:80]}: not base64") from error
+        raise Malformed(f"{fields.where}.{name[:80]}: not base64") from error
 
 
 def _unpack_blocks(fields: StrictObject, name: str, max_items: int) -> dict[str, bytes]:
     rows = fields.object(name)
     names = rows.remaining_names()
     if len(names) > max_items:
-        raise MalformedRefused(f"{rows.where}: found {len(names)} entries, at most {max_items} are allowed")
+        raise Malformed(f"{rows.where}: found {len(names)} entries, at most {max_items} are allowed")
     return {entry: _unpack_block(rows, entry) for entry in names}

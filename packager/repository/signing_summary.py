@@ -17,7 +17,7 @@ from typing import Any, Final
 from securesystemslib.signer import Key
 from tuf.api.metadata import Root, TargetFile, Targets
 
-from bundle.errors import DigestMismatchRefused, MalformedRefused
+from bundle.errors import DigestMismatch, Malformed
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
@@ -84,7 +84,10 @@ def _document_lines(
     old = None if previous is None else previous.signed
     yield f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
     yield f"{role}: signed part {content_digest(new)}"
-    yield f"{role}: expires {'never signed' if old is None else _format_issue_time(old)} -> {_format_issue_time(new.signed)}"
+    yield (
+        f"{role}: expires {'never signed' if old is None else _format_issue_time(old)} -> "
+        f"{_format_issue_time(new.signed)}"
+    )
     yield from _expiry_lines(role, new.signed, now_s)
     yield from _field_lines(role, new.signed, old)
     if isinstance(new.signed, Root):
@@ -135,7 +138,10 @@ def _role_key_lines(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
         yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_describe_key(keyid, new.get_key(keyid))}"
     if is_other:
         counted = keys_of(new, name)
-        yield f"{where}: {counted.classical_count} classical and {counted.post_quantum_count} ML-DSA keys; {remaining_signers_needed(counted)}"
+        yield (
+            f"{where}: {counted.classical_count} classical and {counted.post_quantum_count} ML-DSA keys; "
+            f"{remaining_signers_needed(counted)}"
+        )
         for problem in threshold_problems(counted):
             yield f"{where}: UNSOUND: {problem}"
     if ago is not None and _unknown_role_fields(after) != _unknown_role_fields(ago):
@@ -182,14 +188,15 @@ def _target_lines(
             continue
         data = contents.get(name)
         if data is None:
-            raise MalformedRefused(f"{role} lists {name}, and its content is not at hand")
+            raise Malformed(f"{role} lists {name}, and its content is not at hand")
         if not _has_digest(target, data):
-            raise DigestMismatchRefused(f"{role} lists {name} with a digest that is not its content's")
+            raise DigestMismatch(f"{role} lists {name} with a digest that is not its content's")
         yield f"{role}: {'changed' if name in ago else 'new'}: {name}: {_describe_content(name, data)}"
         if name in ago:
             was = earlier.get(name)
             is_at_hand = was is not None and _has_digest(ago[name], was)
-            yield f"{role}: before: {name}: {_describe_content(name, was) if was and is_at_hand else 'not at hand here'}"
+            content = _describe_content(name, was) if was and is_at_hand else "not at hand here"
+            yield f"{role}: before: {name}: {content}"
             if was and is_at_hand:
                 yield from _rollback_lines(role, name, was, data)
     yield from _counter_lines(role, new, ago, contents)
@@ -197,7 +204,10 @@ def _target_lines(
 
 def _rollback_lines(role: str, name: str, old_data: bytes, data: bytes) -> Iterator[str]:
     if _read_counter(name, data) < _read_counter(name, old_data):
-        yield f"{role}: DOWNGRADE: {name} goes from counter {_read_counter(name, old_data)} to {_read_counter(name, data)}"
+        yield (
+            f"{role}: DOWNGRADE: {name} goes from counter {_read_counter(name, old_data)} to "
+            f"{_read_counter(name, data)}"
+        )
     if name == FLEET_TARGET:
         now = parse_fleet(data)
         for cohort in parse_fleet(old_data).cohorts:
@@ -254,7 +264,7 @@ def _describe_content(name: str, data: bytes) -> str:
 
 def _describe_manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
     if (manifest.family, manifest.version) != (family, version):
-        raise MalformedRefused(f"{name} is the manifest of {manifest.family} {manifest.version}")
+        raise Malformed(f"{name} is the manifest of {manifest.family} {manifest.version}")
     variants = ", ".join(f"{title} ({len(variant.patches)} patches)" for title, variant in manifest.variants)
     return (
         f"{manifest.family} {manifest.version}, counter {manifest.counter}, floor {manifest.min_counter},"
@@ -265,7 +275,7 @@ def _describe_manifest(name: str, manifest: Manifest, family: str, version: str)
 
 def _describe_rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
     if (rollout.family, rollout.channel) != (family, channel):
-        raise MalformedRefused(f"{name} is the rollout of {rollout.family} {rollout.channel}")
+        raise Malformed(f"{name} is the rollout of {rollout.family} {rollout.channel}")
     windows = ", ".join(f"{window.start_s} to {window.end_s}" for window in rollout.windows)
     return (
         f"{rollout.family} {rollout.channel} runs {rollout.version}, counter {rollout.counter},"

@@ -28,7 +28,7 @@ from bundle.files import BundleDigest, BundleDirectory, bundle_digest
 from bundle.frames import KEY_BYTES, Secret
 from bundle.manifest import Manifest
 from bundle.strict_json import NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_PATTERN, StrictObject
-from packager.errors import PublishConflict, WorkspaceRefused
+from packager.errors import PublishConflict, WorkspaceDamaged
 from packager.models.model_package import open_package
 
 PRIVATE_FOLDER: Final = "private"
@@ -84,7 +84,7 @@ class Workspace:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise PublishConflict(
-                    f"another release is being made in {self.folder.parent}", remedy="try again when it is done"
+                    f"another release is being made in {self.folder.parent}", hint="try again when it is done"
                 ) from error
             yield
         finally:
@@ -129,7 +129,7 @@ class Workspace:
             )
             fields.reject_unknown()
         except Refused as error:
-            raise WorkspaceRefused(error.message, remedy=f"restore {self.folder} from a copy") from error
+            raise WorkspaceDamaged(error.message, hint=f"restore {self.folder} from a copy") from error
         assert len(kept.content_key.value) == KEY_BYTES
         return kept
 
@@ -146,8 +146,8 @@ class Workspace:
         directory = open_package(place)
         found = bundle_digest(directory.files)
         if found != digest:
-            raise WorkspaceRefused(
-                f"kept bundle {place} has digest {found}, expected {digest}", remedy=f"restore {place} from a copy"
+            raise WorkspaceDamaged(
+                f"kept bundle {place} has digest {found}, expected {digest}", hint=f"restore {place} from a copy"
             )
         return directory
 

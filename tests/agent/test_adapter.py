@@ -101,7 +101,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
             _is(_answers(device), near, with_adapter=False)
             [row] = _says(device, "adapter", "list")["adapters"]
             assert (row["state"], row["wanted"], row["fits_active"]) == ("kept", True, False)
-            assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-unfit"
+            assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-incompatible"
 
             assert device.ask("rollback")["outcome"] == "rolled-back"
             _is(_answers(device), near, with_adapter=True)
@@ -125,13 +125,13 @@ def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path
     nonsense = tmp_path / "nonsense"
     nonsense.write_bytes(bytes(range(256)) * 20)
     for place, reason, code in (
-        (str(nonsense), "adapter-unfit", 5),
-        (str(personal), "adapter-unfit", 5),  # the model has no inputs of these names
+        (str(nonsense), "adapter-incompatible", 5),
+        (str(personal), "adapter-incompatible", 5),  # the model has no inputs of these names
         (str(tmp_path / "missing"), "config-invalid", 2),
     ):
         assert _says(installed, "adapter", "attach", place, code=code)["reason"] == reason
-    assert _says(installed, "adapter", "attach", code=2)["reason"] == "no-adapter"
-    assert _says(installed, "adapter", "detach", code=2)["reason"] == "no-adapter"
+    assert _says(installed, "adapter", "attach", code=2)["reason"] == "adapter-missing"
+    assert _says(installed, "adapter", "detach", code=2)["reason"] == "adapter-missing"
     assert _says(installed, "adapter", "list") == {"adapters": []}
 
 

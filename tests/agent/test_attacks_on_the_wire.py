@@ -67,7 +67,7 @@ def test_slow_retrieval(
         return ErrandsHere(hasty, installed.directory, BundleStore(installed.directory.root))
 
     ended = installed.update(errands=here)
-    assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "too-slow-server"), ended
+    assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "server-too-slow"), ended
     kept = sum(path.stat().st_size for path in (installed.directory.root / "spool").iterdir())
     assert kept > 0
     site.faults = []

@@ -111,7 +111,7 @@ def test_a_candidate_that_fits_nowhere_is_not_tried(installed: DeviceUnderTest, 
     publisher.offer("1.1.0")
     _start(installed, requests=0, serve=f"memory_bytes = {2**20}")
     ended = installed.ask("update")
-    assert (ended["outcome"], ended["reason"], ended["downtime_ms"]) == ("unavailable", "no-memory", 0), ended
+    assert (ended["outcome"], ended["reason"], ended["downtime_ms"]) == ("unavailable", "out-of-memory", 0), ended
     assert infer(installed)["model_version"] == "1.0.0"
 
 

@@ -43,7 +43,7 @@ def test_active_and_staged_are_measured_under_golden_inputs_and_under_a_mix(
 
 def test_a_device_without_a_bundle_has_nothing_to_measure(device: DeviceUnderTest) -> None:
     done = device.command("bench", "--json")
-    assert (done.returncode, _error(done.stderr)["reason"]) == (2, "nothing-to-measure")
+    assert (done.returncode, _error(done.stderr)["reason"]) == (2, "nothing-to-benchmark")
 
 
 @pytest.mark.parametrize("with_daemon", [False, True])

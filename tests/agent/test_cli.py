@@ -42,9 +42,9 @@ def test_init_makes_a_device_once(words: list[str], tmp_path: Path, capsys: pyte
     code, out, _ = _run(capsys, *words, "--json")
     assert code == 0
     assert len(json.loads(out)["device_id"]) == 64
-    assert _refused(capsys, 2, "already-initialised", *words).endswith("config.toml exists")
+    assert _refused(capsys, 2, "already-initialized", *words).endswith("config.toml exists")
     (tmp_path / "config.toml").unlink()
-    assert "identity exists" in _refused(capsys, 2, "already-initialised", *words)
+    assert "identity exists" in _refused(capsys, 2, "already-initialized", *words)
     assert not (tmp_path / "config.toml").exists()
 
 
@@ -109,7 +109,7 @@ def test_a_directory_that_was_not_made_is_said_to_be_so(
 ) -> None:
     _run(capsys, *words)
     (tmp_path / "device" / "identity" / "device.json").unlink()
-    message = _refused(capsys, 2, "not-initialised", "--config", tmp_path / "config.toml", command)
+    message = _refused(capsys, 2, "not-initialized", "--config", tmp_path / "config.toml", command)
     assert message.endswith("identity/device.json is missing")
 
 
@@ -117,7 +117,7 @@ def test_a_missing_configuration_and_a_wrong_option_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "No such file" in _refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
-    assert "No such option" in _refused(capsys, 2, "usage", "status", "--colour")
+    assert "No such option" in _refused(capsys, 2, "invalid-usage", "status", "--colour")
     code, out, err = _run(capsys, "--config", tmp_path / "no.toml", "status")
     assert (code, out) == (2, "")
     assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
@@ -168,7 +168,7 @@ def test_without_a_daemon_the_commands_work_on_the_directory(
     assert (status["daemon"], status["ready"], status["active"]["release"]) == (False, False, "1.0.0")
     assert "the daemon is not running" in _run(capsys, *config, "status")[1]
     assert _run(capsys, *config, "pause")[1] == "updates are paused\n"
-    assert "updates are paused" in _refused(capsys, 4, "paused", *config, "update")
+    assert "updates are paused" in _refused(capsys, 4, "updates-paused", *config, "update")
     assert _run(capsys, *config, "resume")[0] == 0
     assert "no previous release" in _refused(capsys, 2, "nothing-to-roll-back", *config, "rollback")
     assert json.loads(_run(capsys, *config, "forgive", "--json")[1]) == {"forgiven": 0}

@@ -16,7 +16,7 @@ import pytest
 
 from bundle.errors import AirweightsError
 from device_agent.config.config import ProbationSettings
-from device_agent.errors import PausedUnavailable
+from device_agent.errors import UpdatesPaused
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import Site
@@ -43,7 +43,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert (back["outcome"], back["reason"]) == ("rolled-back", "operator-rollback")
     assert infer(device)["model_version"] == "1.0.0"
     again = device.ask("update")
-    assert (again["outcome"], again["reason"]) == ("refused", "quarantined")
+    assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
     assert device.ask("forgive") == {"forgiven": 1}
     assert device.ask("update")["outcome"] == "updated"
 
@@ -139,7 +139,7 @@ def test_a_daemon_that_is_stopped_in_a_probation_serves_the_old_release_afterwar
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
     last = installed.ask("status")["last_update"]
-    assert (last["outcome"], last["reason"]) == ("interrupted", "stopped")
+    assert (last["outcome"], last["reason"]) == ("interrupted", "agent-stopping")
 
 
 def test_a_first_install_that_fails_is_told_and_tried_again(device: DeviceUnderTest, publisher: Publisher) -> None:
@@ -158,7 +158,7 @@ def test_the_daemon_polls_by_itself_unless_it_is_paused(installed: DeviceUnderTe
     installed.config_path.write_text(text)
     installed.start()
     assert installed.ask("pause") == {"paused": True}
-    with pytest.raises(PausedUnavailable):
+    with pytest.raises(UpdatesPaused):
         installed.ask("update")
     publisher.offer("1.1.0")
     installed.ask("resume")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bundle.acceptance import ReleaseCounter
-from bundle.errors import UsageInvalid
+from bundle.errors import InvalidUsage
 from bundle.trust.trust_state import TrustStateStore
 from device_agent.config.config import FurtherFamily, ProbationSettings
 from device_agent.errors import NothingToRollBack
@@ -146,7 +146,7 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
     with load(device) as answers:
         assert device.ask("update", family=OTHER)["outcome"] == "updated"
         assert versions(device) == {FAMILY: "1.0.0", OTHER: "2.1.0"}
-        with pytest.raises(UsageInvalid, match="follows 2 families"):
+        with pytest.raises(InvalidUsage, match="follows 2 families"):
             device.ask("rollback")
         back = device.ask("rollback", family=OTHER)
     assert (back["outcome"], back["release"]) == ("rolled-back", "2.1.0")
@@ -297,8 +297,8 @@ def test_a_family_whose_journal_does_not_open_is_told_and_the_other_serves(devic
     device.start()
     assert infer(device)["model_version"] == "1.0.0"
     status = device.ask("status")
-    assert (status["ready"], rows_of(status)[OTHER]["error"]["reason"]) == (False, "journal")
-    assert rows_of(device.ask("update"))[OTHER]["error"]["reason"] == "journal"
+    assert (status["ready"], rows_of(status)[OTHER]["error"]["reason"]) == (False, "journal-unreadable")
+    assert rows_of(device.ask("update"))[OTHER]["error"]["reason"] == "journal-unreadable"
     get(device, "/v2/health/ready", wanted=400)
     journal.rmdir()
     kept.rename(journal)
@@ -329,11 +329,11 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     assert "kws, vision" in says("update", "--family", "nobody", code=2)["error"]["hint"]
     for words in (("rollback",), ("adapter", "list"), ("adapter", "detach"), ("report", "list", "--after", "1")):
         error = says(*words, code=2)["error"]
-        assert (error["reason"], error["hint"]) == ("usage", "one of: kws, vision"), words
+        assert (error["reason"], error["hint"]) == ("invalid-usage", "one of: kws, vision"), words
     assert rows_of(says("plan"))[OTHER]["release"] == "2.1.0"
     assert says("pause") == {"paused": True}
     assert [row["paused"] for row in says("status")["families"]] == [True, True]
-    assert says("update", "--family", OTHER, code=4)["error"]["reason"] == "paused"
+    assert says("update", "--family", OTHER, code=4)["error"]["reason"] == "updates-paused"
     says("resume")
     assert {family: row["outcome"] for family, row in rows_of(says("update")).items()} == dict.fromkeys(NEXT, "staged")
     device.start()

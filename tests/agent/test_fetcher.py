@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import DigestMismatchRefused, FetchUnavailable, NotFoundUnavailable, TooLargeRefused
-from device_agent.errors import ChildTimeout
+from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
+from device_agent.errors import WorkerTimeout
 from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
 from device_agent.workers.worker_pool import NETWORK_FILES
@@ -70,15 +70,15 @@ def _document(child: ChildProcess, url: str, max_bytes: int) -> bytes:
 
 def test_a_document_comes_whole_and_within_its_limit(shared_child: ChildProcess, site: Site) -> None:
     assert _document(shared_child, f"{site.url}/blob", len(DATA)) == DATA
-    with pytest.raises(TooLargeRefused, match=f"{len(DATA)} bytes announced, at most 1000"):
+    with pytest.raises(TooLarge, match=f"{len(DATA)} bytes announced, at most 1000"):
         _document(shared_child, f"{site.url}/blob", 1000)
-    with pytest.raises(NotFoundUnavailable, match="HTTP 404"):
+    with pytest.raises(NotFound, match="HTTP 404"):
         _document(shared_child, f"{site.url}/nothing", 1000)
 
 
 def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: ChildProcess, site: Site) -> None:
     site.faults = [faulty_http_server.endless]
-    with pytest.raises(TooLargeRefused, match="more than the 300000 bytes"):
+    with pytest.raises(TooLarge, match="more than the 300000 bytes"):
         _document(shared_child, f"{site.url}/blob", 300_000)
 
 
@@ -86,7 +86,7 @@ def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"from a stick")
     with ChildProcess.start("device_agent.workers.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)) as child:
         assert _document(child, f"file://{tmp_path}/a%20b", 100) == b"from a stick"
-        with pytest.raises(NotFoundUnavailable):
+        with pytest.raises(NotFound):
             _document(child, f"file://{tmp_path}/c", 100)
 
 
@@ -128,27 +128,27 @@ def test_a_server_without_ranges_gets_its_prefix_skipped(spool: Spool) -> None:
 
 def test_other_bytes_are_refused_and_not_kept(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.replaced("blob", DATA[:-1] + b"\0")]
-    with pytest.raises(DigestMismatchRefused, match=f"SHA-256 of the {len(DATA)} bytes"):
+    with pytest.raises(DigestMismatch, match=f"SHA-256 of the {len(DATA)} bytes"):
         spool.fetch()
     assert spool.part.read_bytes() == b""
 
 
 def test_a_longer_blob_is_refused_unread(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.replaced("blob", DATA + b"more")]
-    with pytest.raises(DigestMismatchRefused, match=f"{len(DATA) + 4} bytes announced where {len(DATA)} are signed"):
+    with pytest.raises(DigestMismatch, match=f"{len(DATA) + 4} bytes announced where {len(DATA)} are signed"):
         spool.fetch()
 
 
 def test_a_body_without_an_end_is_refused_at_the_signed_size(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.endless]
-    with pytest.raises(DigestMismatchRefused, match="longer than"):
+    with pytest.raises(DigestMismatch, match="longer than"):
         spool.fetch()
     assert spool.part.stat().st_size <= len(DATA)
 
 
 def test_a_shorter_blob_is_fetched_once_more_and_refused(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.replaced("blob", DATA[:HALF])]
-    with pytest.raises(DigestMismatchRefused, match=f"shorter than the {len(DATA)} bytes"):
+    with pytest.raises(DigestMismatch, match=f"shorter than the {len(DATA)} bytes"):
         spool.fetch()
 
 
@@ -162,14 +162,14 @@ def test_a_server_in_trouble_is_asked_again(spool: Spool, code: int) -> None:
 @pytest.mark.parametrize("code", [403, 404, 410])
 def test_a_blob_that_is_not_there_is_asked_for_once(spool: Spool, code: int) -> None:
     spool.site.faults = [faulty_http_server.status(code)]
-    with pytest.raises(NotFoundUnavailable, match=str(code)):
+    with pytest.raises(NotFound, match=str(code)):
         spool.fetch()
     assert len(spool.site.seen) == 1
 
 
 def test_a_server_that_never_recovers_is_left_after_five_tries(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.status(503)]
-    with pytest.raises(FetchUnavailable, match="HTTP 503"):
+    with pytest.raises(DownloadFailed, match="HTTP 503"):
         spool.fetch()
     assert len(spool.site.seen) == 5
 
@@ -206,16 +206,16 @@ def test_a_coding_that_was_not_asked_for_is_not_decoded(spool: Spool) -> None:
         return True
 
     spool.site.faults = [gzipped]
-    with pytest.raises(FetchUnavailable, match="content coding"):
+    with pytest.raises(DownloadFailed, match="content coding"):
         spool.fetch()
 
 
 def test_redirects_end_and_lead_nowhere_but_to_http(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.status(302, {"Location": "/blob"})]
-    with pytest.raises(FetchUnavailable, match="redirected more than 5 times"):
+    with pytest.raises(DownloadFailed, match="redirected more than 5 times"):
         spool.fetch()
     spool.site.faults = [faulty_http_server.status(302, {"Location": "file:///etc/passwd"})]
-    with pytest.raises(FetchUnavailable, match="redirects to 'file:"):
+    with pytest.raises(DownloadFailed, match="redirects to 'file:"):
         spool.fetch()
 
 
@@ -231,7 +231,7 @@ def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> No
     site.faults = [faulty_http_server.hang(release)]
     with ChildProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
         try:
-            with pytest.raises(ChildTimeout):
+            with pytest.raises(WorkerTimeout):
                 Spool(child, tmp_path, site).fetch(deadline_s=0.5)
         finally:
             release.set()
@@ -243,7 +243,7 @@ def test_a_slow_server_is_cut_with_its_progress_kept(site: Site, tmp_path: Path)
     policy = JailPolicy(sockets="inet", read=NETWORK_FILES)
     with ChildProcess.start("tests.support.fast_fetcher", policy, environment=environment) as child:
         spool = Spool(child, tmp_path, site)
-        with pytest.raises(FetchUnavailable, match="less than 1000 bytes a second"):
+        with pytest.raises(DownloadFailed, match="less than 1000 bytes a second"):
             spool.fetch(least=1000)
     kept = spool.part.read_bytes()
     assert kept

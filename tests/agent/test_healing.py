@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.errors import JournalDamaged, JournalUnavailable
+from device_agent.errors import JournalDamaged, JournalUnreadable
 from device_agent.storage.journal import Journal
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest, Publisher
@@ -76,7 +76,7 @@ def test_any_flipped_bit_of_the_journal_is_noticed_or_changes_nothing(
         _flip(copy, offset)
         try:
             found = _everything(copy)
-        except JournalUnavailable:
+        except JournalUnreadable:
             noticed += 1
             continue
         assert found == expected, f"byte {offset}"
@@ -103,7 +103,7 @@ def test_a_journal_of_a_newer_agent_is_not_rebuilt(updated: tuple[Publisher, Dev
     _, device = updated
     with sqlite3.connect(device.directory.journal_path) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(JournalUnavailable) as caught:
+    with pytest.raises(JournalUnreadable) as caught:
         Journal(device.directory.journal_path)
     assert not isinstance(caught.value, JournalDamaged)
 

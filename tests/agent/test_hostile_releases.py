@@ -86,7 +86,7 @@ def test_each_is_refused_for_its_own_reason_while_the_old_release_answers(
             ended = installed.ask("update")
             assert (ended["outcome"], ended["reason"], ended["release"]) == ("unfit", reason, version), ended
             again = installed.ask("update")
-            assert (again["outcome"], again["reason"]) == ("refused", "quarantined")
+            assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
     assert versions == {"1.0.0"}
     status = installed.ask("status")
     assert {row["reason"] for row in status["quarantine"]} == {reason for _, reason in CASES.values()}

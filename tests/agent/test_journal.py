@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundle.files import BundleDigest
-from device_agent.errors import IllegalTransitionBug, JournalUnavailable
+from device_agent.errors import IllegalTransition, JournalUnreadable
 from device_agent.policy.attempt import Attempt, Outcome, Rejection
 from device_agent.policy.journal_records import BundlePointers, BundleRecord
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
@@ -45,7 +45,7 @@ def test_every_vector_is_named_here() -> None:
 def test_a_file_that_is_not_ours_to_read_is_refused_and_left_alone(name: str, tmp_path: Path) -> None:
     path = shutil.copy(FOLDER / name, tmp_path / "state.db")
     before = Path(path).read_bytes()
-    with pytest.raises(JournalUnavailable, match=VECTORS[name]):
+    with pytest.raises(JournalUnreadable, match=VECTORS[name]):
         _ = Journal(Path(path)).pointers
     assert Path(path).read_bytes() == before
 
@@ -64,7 +64,7 @@ def test_a_file_of_schema_1_is_migrated_with_all_that_it_says(tmp_path: Path) ->
 
 def test_a_transition_that_the_table_does_not_know_changes_nothing(journal: Journal) -> None:
     attempt = journal.begin_attempt("poll")
-    with pytest.raises(IllegalTransitionBug):
+    with pytest.raises(IllegalTransition):
         journal.advance(Event.SWAPPED, attempt)
     assert journal.state is State.CHECKING
     assert journal.attempt == attempt
@@ -119,7 +119,7 @@ def test_three_kills_in_the_same_trial_refuse_and_fewer_do_not(journal: Journal)
     attempt = journal.attempt
     assert attempt is not None
     assert attempt.rejection is not None
-    assert journal.finish_rejection(attempt, "1.32.0").reason == "killed-in-trial"
+    assert journal.finish_rejection(attempt, "1.32.0").reason == "crash-loop"
 
 
 def test_a_bundle_that_stays_for_the_next_try_keeps_its_pointer(journal: Journal) -> None:
@@ -136,7 +136,9 @@ def test_the_history_is_bounded_and_a_check_without_news_leaves_no_row(journal: 
     journal.end_attempt(journal.begin_attempt("poll"), Event.UP_TO_DATE, Outcome.NOTHING_NEW)
     assert journal.history() == ()
     for number in range(MAX_HISTORY_ROWS + 3):
-        journal.end_attempt(journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "fetch", f"try {number}")
+        journal.end_attempt(
+            journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "download-failed", f"try {number}"
+        )
     rows = journal.history()
     assert len(rows) == MAX_HISTORY_ROWS
     assert rows[0].detail == f"try {MAX_HISTORY_ROWS + 2}"
@@ -144,7 +146,9 @@ def test_the_history_is_bounded_and_a_check_without_news_leaves_no_row(journal: 
 
 def test_the_same_complaint_again_is_one_row(journal: Journal) -> None:
     for _ in range(3):
-        journal.end_attempt(journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "fetch", "no route")
+        journal.end_attempt(
+            journal.begin_attempt("poll"), Event.ABORTED, Outcome.UNAVAILABLE, "download-failed", "no route"
+        )
     assert len(journal.history()) == 1
 
 
@@ -159,5 +163,5 @@ def test_a_record_whose_checksum_does_not_hold_is_never_returned(journal: Journa
     journal.rebuild([], BundlePointers(active=BundleDigest(DIGEST)))
     with sqlite3.connect(tmp_path / "state.db") as db:
         db.execute("UPDATE record SET body = replace(body, '5e', '5f') WHERE key = 'pointers'")
-    with pytest.raises(JournalUnavailable, match="checksum"):
+    with pytest.raises(JournalUnreadable, match="checksum"):
         _ = journal.pointers

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.errors import DaemonUnavailable
+from device_agent.errors import DaemonNotRunning
 from device_agent.policy.state_machine import MAX_CRASHES, State
 from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest, Publisher
@@ -23,7 +23,7 @@ def _killed(device: DeviceUnderTest, state: State, command: str = "update", time
     device.start(
         [sys.executable, "-m", "tests.support.kill_at_state", state.value, str(times), str(device.config_path)]
     )
-    with pytest.raises(DaemonUnavailable):
+    with pytest.raises(DaemonNotRunning):
         device.ask(command)
     assert device.daemon is not None
     assert device.daemon.wait(60) == -signal.SIGKILL
@@ -68,9 +68,9 @@ def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
     installed.start()
     assert infer(installed)["model_version"] == "1.0.0"
     last = installed.ask("status")["last_update"]
-    assert (last["outcome"], last["reason"], last["release"]) == ("refused", "killed-in-trial", "1.1.0")
+    assert (last["outcome"], last["reason"], last["release"]) == ("refused", "crash-loop", "1.1.0")
     again = installed.ask("update")
-    assert (again["outcome"], again["reason"]) == ("refused", "quarantined")
+    assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
 
 
 def test_the_store_holds_nothing_that_no_pointer_names_after_a_kill(

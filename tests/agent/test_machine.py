@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.errors import IllegalTransitionBug
+from device_agent.errors import IllegalTransition
 from device_agent.policy.state_machine import (
     CRASH_SUSPECT_STATES,
     MAX_CRASHES,
@@ -31,7 +31,7 @@ def test_random_events_never_leave_the_table(events: list[Event]) -> None:
         if event in allowed_events(state):
             state = next_state(state, event)
         else:
-            with pytest.raises(IllegalTransitionBug, match=f"{event.value}.*{state.value}"):
+            with pytest.raises(IllegalTransition, match=f"{event.value}.*{state.value}"):
                 next_state(state, event)
         assert state in State
 

@@ -8,7 +8,7 @@ import pytest
 from bundle.contract import Contract, Health, TensorSpec
 from bundle.files import BundleDigest, BundleFile
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
-from device_agent.errors import MeteredUnavailable, NoPathUnavailable, NoVariantRefused
+from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.policy.planner import (
     DeviceFacts,
     PatchEdge,
@@ -95,17 +95,17 @@ def test_a_plan_says_what_it_takes() -> None:
     ],
 )
 def test_a_patch_that_this_device_can_not_apply_is_no_path(entry: PatchEntry, words: str) -> None:
-    with pytest.raises(NoPathUnavailable, match=words):
+    with pytest.raises(NoPatchPath, match=words):
         find_cheapest_path(C, edges(("c", entry)), frozenset({A}), {}, FACTS, POLICY)
 
 
 def test_patches_that_go_in_a_circle_end() -> None:
-    with pytest.raises(NoPathUnavailable):
+    with pytest.raises(NoPatchPath):
         sizes(edges(("c", patch(B, 1)), ("b", patch(C, 1))), {A})
 
 
 def test_a_metered_connection_has_its_limit() -> None:
-    with pytest.raises(MeteredUnavailable, match="takes 250 bytes, the metered limit is 249"):
+    with pytest.raises(MeteredLimitExceeded, match="takes 250 bytes, the metered limit is 249"):
         sizes(WAYS, {A}, metered_limit_bytes=249)
     assert sizes(WAYS, {A}, metered_limit_bytes=250) == [150, 100]
 
@@ -133,7 +133,7 @@ def test_a_variant_that_does_not_fit_says_why(requires: dict[str, Any], words: s
     assert words in unmet_requirement(Requirements(**requires), FACTS)
     release = manifest("1.0.0", 1, fp32=variant("a", **requires))
     for wanted in ("auto", "fp32"):
-        with pytest.raises(NoVariantRefused, match=words):
+        with pytest.raises(NoVariant, match=words):
             choose_variant(release, wanted, FACTS, None)
 
 

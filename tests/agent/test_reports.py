@@ -24,13 +24,13 @@ def test_what_a_device_went_through_is_reported_and_accepted(
         device = first_device.copy(tmp_path / "lab", site.url)
         ended = device.update()
         assert (ended.outcome, ended.reason) == (Outcome.UNFIT, "golden-mismatch")
-        assert device.update().reason == "quarantined"
-        assert device.update().reason == "quarantined"  # the same again is no news
+        assert device.update().reason == "bundle-quarantined"
+        assert device.update().reason == "bundle-quarantined"  # the same again is no news
     said = device.command("report", "list", "--json")
     assert said.returncode == 0, said.stderr
     check("agent-report-list", json.loads(said.stdout))
     told = [(row["sequence"], row["outcome"], row["reason"]) for row in json.loads(said.stdout)["reports"]]
-    assert told == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "quarantined")]
+    assert told == [(1, "updated", ""), (2, "unfit", "golden-mismatch"), (3, "refused", "bundle-quarantined")]
     out = tmp_path / "reports.jsonl"
     exported = device.command("report", "export", "-o", str(out), "--json")
     assert exported.returncode == 0, exported.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from device_agent.config.config import FurtherFamily
 from device_agent.config.key_storage import TokenSettings, TpmSettings, parse_key_storage
-from device_agent.errors import IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable
+from device_agent.errors import IdentityInvalid, TpmPolicyMismatch, TpmUnavailable
 from device_agent.identity.device_keys import create_enrollment_request, current_key_storage, open_signing_key
 from device_agent.identity.provision import initialize_device, move_keys_to_configured_storage
 from device_agent.identity.tpm import Tpm
@@ -87,9 +87,9 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
         publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         extend(tcti, PCR)
         ended = device.update()
-        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy")
+        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "tpm-policy-mismatch")
         assert not device.journal().quarantine_records()
-        with pytest.raises(TpmPolicyUnavailable, match=str(PCR)):
+        with pytest.raises(TpmPolicyMismatch, match=str(PCR)):
             open_signing_key(device.directory, device.config.key_storage)
         said = device.command("enrol", "--json")
         assert said.returncode == 4
@@ -162,7 +162,7 @@ def test_no_unseal_leaves_anything_behind(tcti: str) -> None:
             assert tpm.unseal(sealed) == b"k" * 96
         tpm._esys.pcr_event(tpm._tss.ESYS_TR(PCR), b"x")
         for _ in range(8):
-            with pytest.raises(TpmPolicyUnavailable):
+            with pytest.raises(TpmPolicyMismatch):
                 tpm.unseal(sealed)
         assert tpm.transient_handles() == 0
 
@@ -200,13 +200,13 @@ def test_an_old_copy_of_the_disk_takes_no_pack_until_it_was_online(
         shutil.rmtree(device.config.directory)
         shutil.copytree(old, device.config.directory)
         ended = device.update(repository_url=publisher.published.as_uri())
-        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "floor-unproven")
+        assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "rollback-floor-unproven")
         assert "floor unproven" in device.command("status").stdout
         assert device.update().outcome is Outcome.STAGED
         assert not device.journal().tpm_counter.is_unproven
         assert device.journal().persistent_state.floor_counter == 3
         again = device.update(repository_url=publisher.published.as_uri())
-        assert again.reason != "floor-unproven"
+        assert again.reason != "rollback-floor-unproven"
 
 
 def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "tpm2_pytss", None)
     with pytest.raises(TpmUnavailable, match="tpm2_pytss") as caught:
         Tpm(TpmSettings())
-    assert "airweights[tpm]" in str(caught.value.remedy)
+    assert "airweights[tpm]" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

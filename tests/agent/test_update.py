@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent.errors import NoSpaceUnavailable
+from device_agent.errors import NoSpace
 from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.journal_records import BundlePointers
 from device_agent.policy.state_machine import State
@@ -95,7 +95,7 @@ def test_a_device_that_is_not_enrolled_is_told_so(publisher: Publisher, site: Si
 
 def test_an_unreachable_repository_leaves_everything_as_it_is(installed: DeviceUnderTest, publisher: Publisher) -> None:
     away = replace(installed.config, repository_url="http://127.0.0.1:9")
-    _is(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "fetch")
+    _is(installed.update(repository_url=away.repository_url), Outcome.UNAVAILABLE, "download-failed")
     _holds_1_0_0(installed, publisher)
 
 
@@ -105,7 +105,7 @@ def test_damaged_weights_fail_the_probe_and_are_not_tried_twice(
     publisher.release("1.2.0", seed=2, drill="damaged-weights")
     _is(installed.update(), Outcome.UNFIT, "golden-mismatch")
     sent = site.bytes_sent("blobs/")
-    _is(installed.update(), Outcome.REFUSED, "quarantined")
+    _is(installed.update(), Outcome.REFUSED, "bundle-quarantined")
     assert site.bytes_sent("blobs/") == sent
     _holds_1_0_0(installed, publisher)
     publisher.offer("1.1.0")
@@ -127,7 +127,7 @@ def test_a_release_that_is_withdrawn_after_it_was_armed_is_not_taken_up_again(
     publisher.offer("1.1.0")
     _is(installed.update(), Outcome.STAGED)
     publisher.withdraw("1.1.0")
-    _is(installed.update(), Outcome.REFUSED, "withdrawn")
+    _is(installed.update(), Outcome.REFUSED, "release-withdrawn")
     _holds_1_0_0(installed, publisher)
 
 
@@ -135,7 +135,7 @@ def test_metered_connections_have_a_limit(installed: DeviceUnderTest, publisher:
     publisher.offer("1.1.0")
     metered = replace(installed.config.update, metered=True, metered_limit_bytes=10)
     ended = installed.update(update=metered)
-    _is(ended, Outcome.UNAVAILABLE, "metered-limit")
+    _is(ended, Outcome.UNAVAILABLE, "metered-limit-exceeded")
     assert site.bytes_sent("blobs/") == 0
 
 
@@ -152,7 +152,7 @@ def test_space_is_checked_from_signed_sizes_before_a_byte_is_fetched(
 
 def test_the_check_for_space_names_what_is_missing(tmp_path: Path) -> None:
     store = BundleStore(tmp_path)
-    with pytest.raises(NoSpaceUnavailable, match=str(2**60)):
+    with pytest.raises(NoSpace, match=str(2**60)):
         store.check_space(2**60)
     store.check_space(1)
 
@@ -164,7 +164,7 @@ def test_a_download_goes_on_after_the_agent_was_cut_off(
     first = 500
     site.faults = [faulty_http_server.below("blobs/", faulty_http_server.first(1, faulty_http_server.cut_after(first)))]
     site.faults.append(faulty_http_server.below("blobs/", faulty_http_server.status(503)))
-    _is(installed.update(), Outcome.UNAVAILABLE, "fetch")
+    _is(installed.update(), Outcome.UNAVAILABLE, "download-failed")
     spooled = sum(path.stat().st_size for path in (installed.directory.root / "spool").glob("*.part"))
     assert spooled == first
     site.faults.clear()

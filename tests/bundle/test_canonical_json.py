@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle import strict_json
-from bundle.errors import MalformedRefused, TooLargeRefused
+from bundle.errors import Malformed, TooLarge
 from bundle.strict_json import JSON, MAX_INTEGER, StrictObject
 
 values = st.recursive(
@@ -49,14 +49,14 @@ def test_a_document_that_is_not_plain_is_refused(data: bytes, message: str | Non
     if message is None:
         strict_json.decode(data, what="it", max_bytes=200_000)
         return
-    with pytest.raises(MalformedRefused) as caught:
+    with pytest.raises(Malformed) as caught:
         strict_json.decode(data, what="it", max_bytes=200_000)
     assert caught.value.message == message
     assert caught.value.reason == "malformed"
 
 
 def test_a_document_above_its_limit_is_not_parsed() -> None:
-    with pytest.raises(TooLargeRefused, match="it is 11 bytes, at most 10 are allowed"):
+    with pytest.raises(TooLarge, match="it is 11 bytes, at most 10 are allowed"):
         strict_json.decode(b"x" * 11, what="it", max_bytes=10)
 
 
@@ -81,11 +81,11 @@ def test_every_field_refusal_names_place_finding_and_expectation() -> None:
         "doc.part: unknown field 'long'": fields.reject_unknown,
     }
     for message, call in cases.items():
-        with pytest.raises(MalformedRefused) as caught:
+        with pytest.raises(Malformed) as caught:
             call()
         assert caught.value.message == message
 
 
 def test_a_boolean_is_not_an_integer() -> None:
-    with pytest.raises(MalformedRefused, match="found true, expected an integer"):
+    with pytest.raises(Malformed, match="found true, expected an integer"):
         StrictObject({"n": True}, "doc").integer("n")

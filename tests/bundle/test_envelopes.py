@@ -6,7 +6,7 @@ import pytest
 
 from bundle import envelope
 from bundle.envelope import COHORT_KEY_PURPOSE, CONTENT_KEY_PURPOSE, EnvelopeContext
-from bundle.errors import KeyCommitmentRefused, MalformedRefused, NotAuthenticRefused, Refused
+from bundle.errors import KeyCommitmentMismatch, Malformed, NotAuthentic, Refused
 from bundle.frames import Secret
 
 CONTEXT = EnvelopeContext(CONTENT_KEY_PURPOSE, "ab" * 32, "default", 3, "kws", 7, "int8")
@@ -33,12 +33,12 @@ def test_what_is_sealed_opens_for_its_recipient() -> None:
     ],
 )
 def test_an_envelope_moved_to_another_place_does_not_open(change: dict[str, str | int]) -> None:
-    with pytest.raises(NotAuthenticRefused):
+    with pytest.raises(NotAuthentic):
         envelope.open_envelope(SEALED, PRIVATE, replace(CONTEXT, **change))  # type: ignore[arg-type]
 
 
 def test_another_device_can_not_use_it() -> None:
-    with pytest.raises(NotAuthenticRefused):
+    with pytest.raises(NotAuthentic):
         envelope.open_envelope(SEALED, envelope.generate_private_key(), CONTEXT)
 
 
@@ -58,9 +58,9 @@ def test_a_cut_envelope_is_refused(length: int) -> None:
 
 def test_a_key_that_the_manifest_does_not_commit_to_is_refused_before_use() -> None:
     envelope.check_commitment(SECRET, envelope.compute_commitment(SECRET))
-    with pytest.raises(KeyCommitmentRefused):
+    with pytest.raises(KeyCommitmentMismatch):
         envelope.check_commitment(Secret(bytes(32)), envelope.compute_commitment(SECRET))
-    with pytest.raises(KeyCommitmentRefused):
+    with pytest.raises(KeyCommitmentMismatch):
         envelope.check_commitment(Secret(b""), envelope.compute_commitment(Secret(b"")))
 
 
@@ -72,5 +72,5 @@ def test_names_depend_on_epoch_and_recipient_and_show_neither() -> None:
 
 
 def test_a_recipient_key_of_wrong_size_is_refused() -> None:
-    with pytest.raises(MalformedRefused, match="found 3 bytes, expected 1216"):
+    with pytest.raises(Malformed, match="found 3 bytes, expected 1216"):
         envelope.seal(SECRET, b"abc", CONTEXT)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import MalformedRefused, NotAuthenticRefused, Refused
+from bundle.errors import Malformed, NotAuthentic, Refused
 from bundle.frames import (
     BLOB_LABEL,
     HEADER_BYTES,
@@ -64,7 +64,7 @@ def test_any_range_reads_the_same_bytes(data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(plain)))
     length = data.draw(st.integers(0, len(plain) - start))
     assert reader.pread(length, start) == plain[start : start + length]
-    with pytest.raises(MalformedRefused):
+    with pytest.raises(Malformed):
         reader.pread(len(plain) - start + 1, start)
 
 
@@ -93,7 +93,7 @@ def test_frames_swapped_repeated_or_added_are_refused() -> None:
     whole = sealed(os.urandom(3 * MIN_FRAME_BYTES))
     head, frames = whole[:HEADER_BYTES], [whole[HEADER_BYTES + n * STEP :][:STEP] for n in range(3)]
     for order in ([1, 0, 2], [0, 0, 1, 2], [0, 2], [0, 1, 2, 2], [0, 1]):
-        with pytest.raises(NotAuthenticRefused):
+        with pytest.raises(NotAuthentic):
             opened(head + b"".join(frames[n] for n in order))
 
 
@@ -108,22 +108,22 @@ def test_frames_swapped_repeated_or_added_are_refused() -> None:
     ],
 )
 def test_a_file_for_another_use_does_not_open(context: FrameContext) -> None:
-    with pytest.raises(NotAuthenticRefused):
+    with pytest.raises(NotAuthentic):
         opened(sealed(b"x"), context=context)
 
 
 def test_a_wrong_key_reads_like_a_changed_file() -> None:
     whole = sealed(b"x")
-    with pytest.raises(NotAuthenticRefused) as wrong_key:
+    with pytest.raises(NotAuthentic) as wrong_key:
         opened(whole, key=Secret(bytes(32)))
-    with pytest.raises(NotAuthenticRefused) as changed:
+    with pytest.raises(NotAuthentic) as changed:
         opened(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert wrong_key.value.message == changed.value.message
 
 
 def test_a_frame_size_out_of_range_is_refused_before_memory_is_taken() -> None:
     whole = sealed(b"x")
-    with pytest.raises(MalformedRefused, match="frame size 4294967295, expected 4096 to 1048576"):
+    with pytest.raises(Malformed, match="frame size 4294967295, expected 4096 to 1048576"):
         opened(whole[:8] + b"\xff\xff\xff\xff" + whole[12:])
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import MalformedRefused, Refused
-from bundle.golden import DTYPES, GoldenSample, GoldenUnfit, check_outputs, read_golden, relative_rms, write_golden
+from bundle.errors import Malformed, Refused
+from bundle.golden import DTYPES, GoldenMismatch, GoldenSample, check_outputs, read_golden, relative_rms, write_golden
 
 SAMPLE = GoldenSample(
     {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"y": np.ones(4, np.float32), "n": np.array([3], np.int64)}
@@ -60,7 +60,7 @@ def test_a_malformed_file_is_refused(data: bytes) -> None:
 def test_truncation_anywhere_is_refused() -> None:
     whole = write_golden((SAMPLE,))
     for length in range(len(whole)):
-        with pytest.raises(MalformedRefused):
+        with pytest.raises(Malformed):
             read_golden(whole[:length])
 
 
@@ -81,7 +81,7 @@ def test_equal_answers_pass_with_zero_error() -> None:
 )
 def test_a_wrong_answer_is_named(name: str, answer: np.ndarray | None, message: str) -> None:
     answers = {key: value for key, value in (SAMPLE.outputs | {name: answer}).items() if value is not None}
-    with pytest.raises(GoldenUnfit, match=message):
+    with pytest.raises(GoldenMismatch, match=message):
         check_outputs(answers, SAMPLE, tolerance_ppm=1000, where="golden 0000")
 
 

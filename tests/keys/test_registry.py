@@ -15,7 +15,7 @@ from bundle.envelope import (
     generate_private_key,
     open_envelope,
 )
-from bundle.errors import EnrolmentRefused, MalformedRefused, NotAuthenticRefused, Refused, TooLargeRefused
+from bundle.errors import EnrollmentRefused, Malformed, NotAuthentic, Refused, TooLarge
 from bundle.fleet import Cohort
 from bundle.frames import Secret
 from keys.cohorts import seal_epoch
@@ -65,14 +65,14 @@ def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
     fields = strict_json.decode(device.file, what="request", max_bytes=10**6)
     assert isinstance(fields, dict)
     for changed in ({"x_wing_public": other.request.x_wing_public.hex()}, {"device_id": other.request.device_id}):
-        with pytest.raises(EnrolmentRefused):
+        with pytest.raises(EnrollmentRefused):
             parse_enrollment(strict_json.encode({**fields, **changed}))
-    with pytest.raises(EnrolmentRefused) as refused:
+    with pytest.raises(EnrollmentRefused) as refused:
         parse_enrollment(strict_json.encode({**fields, "label": "cam-9"}))
     assert "signature does not hold" in refused.value.message
-    with pytest.raises(MalformedRefused):
+    with pytest.raises(Malformed):
         parse_enrollment(strict_json.encode({**fields, "extra": 1}))
-    with pytest.raises(TooLargeRefused):
+    with pytest.raises(TooLarge):
         parse_enrollment(b" " * 100_000)
     with pytest.raises(ValueError, match="another signing key"):
         device.request.encode(other.signing)
@@ -97,9 +97,9 @@ def test_the_same_request_again_changes_nothing_and_the_label_is_taken(registry:
     assert registry.enroll(device.request, "default", device.request.fingerprint) == first
     assert registry.digest() == digest
     impostor = Identity("cam-1")
-    with pytest.raises(EnrolmentRefused) as refused:
+    with pytest.raises(EnrollmentRefused) as refused:
         registry.enroll(impostor.request, "default", impostor.request.fingerprint)
-    assert refused.value.reason == "enrolment"
+    assert refused.value.reason == "enrollment-refused"
     assert registry.digest() == digest
 
 
@@ -108,7 +108,7 @@ def test_a_revoked_device_stays_known_and_out(registry: Registry) -> None:
     registry.enroll(device.request, "default", device.request.fingerprint)
     registry.revoke("cam-1")
     assert registry.members("default") == ()
-    with pytest.raises(EnrolmentRefused):
+    with pytest.raises(EnrollmentRefused):
         registry.enroll(device.request, "default", device.request.fingerprint)
     with pytest.raises(DeviceUnknown):
         registry.revoke("cam-2")
@@ -146,9 +146,9 @@ def test_a_cohort_key_opens_for_its_device_epoch_and_repository_only() -> None:
         EnvelopeContext(COHORT_KEY_PURPOSE, REPOSITORY, "default", 4),
         EnvelopeContext("content", REPOSITORY, "default", 3),
     ):
-        with pytest.raises(NotAuthenticRefused):
+        with pytest.raises(NotAuthentic):
             open_envelope(put[name], first.private, context)
-    with pytest.raises(NotAuthenticRefused):
+    with pytest.raises(NotAuthentic):
         open_envelope(put[name], second.private, right)
 
 

@@ -81,7 +81,7 @@ def test_no_such_key_no_permission_no_answer_are_told_without_the_token(
         assert error.reason == "key-service-unavailable"
         assert error.message.startswith("hv:")
         assert "\n" not in error.message
-        assert error.remedy
+        assert error.hint
         assert TOKEN not in error.message
 
 

@@ -129,7 +129,7 @@ def test_the_keys_of_the_release_role_sign_and_no_others(site: Site, folder: Pat
 
 def test_a_key_that_did_not_sign_is_missed(site: Site, folder: Path) -> None:
     said = verify(site, folder, "--key", site.folder / "keys" / "timestamp-ed25519-1.key")
-    assert (said.code, said.error["reason"]) == (3, "attestation")
+    assert (said.code, said.error["reason"]) == (3, "attestation-refused")
     assert "signed by 0 of the keys, expected 1" in said.error["message"]
 
 
@@ -145,7 +145,7 @@ def test_a_changed_payload_is_refused(site: Site, folder: Path, tmp_path: Path) 
         payload = base64.b64decode(envelope["payload"]).replace(b"int8", b"int4")
         envelope["payload"] = base64.b64encode(payload).decode()
 
-    assert changed(site, folder, tmp_path, change).error["reason"] == "attestation"
+    assert changed(site, folder, tmp_path, change).error["reason"] == "attestation-refused"
 
 
 def changed(site: Site, folder: Path, place: Path, change: Any) -> CommandResult:
@@ -173,12 +173,12 @@ def changed(site: Site, folder: Path, place: Path, change: Any) -> CommandResult
 def test_what_is_no_attestation_is_refused_in_one_line(site: Site, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "attestations.intoto.jsonl").write_bytes(content)
     said = verify(site, tmp_path)
-    assert (said.code, said.error["reason"]) == (3, "attestation")
+    assert (said.code, said.error["reason"]) == (3, "attestation-refused")
 
 
 def test_attestations_of_another_release_are_refused(site: Site, folder: Path) -> None:
     said = verify(site, folder, version="1.0.0")
-    assert (said.code, said.error["reason"]) == (3, "attestation")
+    assert (said.code, said.error["reason"]) == (3, "attestation-refused")
     assert "it attests other files than those of kws 1.0.0" in said.error["message"]
 
 
@@ -218,7 +218,7 @@ def test_a_damaged_record_is_told(site: Site, tmp_path: Path) -> None:
         said = packager(*make(site, tmp_path), "--json")
     finally:
         record.write_bytes(data)
-    assert (said.code, said.error["reason"]) == (3, "workspace")
+    assert (said.code, said.error["reason"]) == (3, "workspace-damaged")
 
 
 def test_a_release_that_is_not_there_is_told_with_those_that_are(site: Site) -> None:
@@ -227,4 +227,4 @@ def test_a_release_that_is_not_there_is_told_with_those_that_are(site: Site) -> 
     assert (said.code, said.error["reason"]) == (2, "release-unknown")
     assert said.error["message"].endswith("found 1.0.0, 1.1.0")
     assert packager("attestation", "verify", "nope", "1.0.0", *place).error["reason"] == "family-unknown"
-    assert packager("attestation", "verify", "kws", "1.0.0", *place).error["reason"] == "no-such-place"
+    assert packager("attestation", "verify", "kws", "1.0.0", *place).error["reason"] == "file-not-found"

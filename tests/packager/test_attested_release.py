@@ -21,4 +21,4 @@ def test_a_release_writes_its_attestations_where_it_is_asked_to(tmp_path: Path) 
 def test_attest_without_signing_is_told_before_any_work(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     said = site.release("small-1.0.0.toml", "--attest", "--dry-run", "--json")
-    assert (said.code, said.error["reason"]) == (2, "usage")
+    assert (said.code, said.error["reason"]) == (2, "invalid-usage")

@@ -79,7 +79,7 @@ def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str)
     assert error.startswith("error: ")
     assert found in error
     assert hint.startswith("hint: packager")
-    assert_refused(packager(*words, "--json"), code=2, reason="usage", words=(found,))
+    assert_refused(packager(*words, "--json"), code=2, reason="invalid-usage", words=(found,))
 
 
 def test_without_a_command_the_help_goes_to_stderr_and_the_exit_code_is_2() -> None:

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from bundle.golden import GoldenSample, GoldenUnfit, check_outputs
+from bundle.golden import GoldenMismatch, GoldenSample, check_outputs
 from packager.errors import DrillInvalid
 from packager.models.random_inputs import random_samples
 from packager.release.fire_drill import apply_drill
@@ -38,7 +38,7 @@ def rehearsed(model: Path) -> tuple[tuple[GoldenSample, ...], list[dict[str, np.
 def is_right(model: Path, sample: GoldenSample) -> bool:
     try:
         check_outputs(answers(model, sample.inputs), sample, tolerance_ppm=50_000, where="golden")
-    except GoldenUnfit:
+    except GoldenMismatch:
         return False
     return True
 

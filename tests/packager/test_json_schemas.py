@@ -74,7 +74,7 @@ def test_a_kept_bundle_is_verified_against_the_published_manifest(site: Site) ->
     other = packager("bundle", "verify", kept, manifest, "fp32", "--json")
     assert (other.code, other.error["reason"]) == (3, "bundle-mismatch")
     unknown = packager("bundle", "verify", kept, manifest, "int4", "--json")
-    assert (unknown.code, unknown.error["reason"]) == (2, "unknown-variant")
+    assert (unknown.code, unknown.error["reason"]) == (2, "variant-unknown")
     assert "fp32, int8" in unknown.error["message"]
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from bundle.files import bundle_digest
-from packager.errors import BundleNameInvalid, ExternalDataMissing, OutputExists, ReleaseFileMissing
+from packager.errors import BundleNameInvalid, ExternalDataMissing, InputFileMissing, OutputExists
 from packager.models.model_package import ExtraFile, build_package, external_data, open_package
 from tests.support import tiny_models
 from tests.support.packager_cli import everything_in
@@ -106,7 +106,7 @@ def test_extra_files_must_be_there_have_a_plain_name_and_not_meet(model: Path, t
     labels = tmp_path / "l.txt"
     labels.write_text("a\n")
     before = everything_in(tmp_path)
-    with pytest.raises(ReleaseFileMissing, match=r"none\.txt"):
+    with pytest.raises(InputFileMissing, match=r"none\.txt"):
         build(model, tmp_path / "out", ExtraFile(tmp_path / "none.txt", "labels", "none.txt"))
     with pytest.raises(BundleNameInvalid, match=r"\.\./l\.txt"):
         build(model, tmp_path / "out", ExtraFile(labels, "labels", "../l.txt"))

@@ -102,7 +102,7 @@ def test_a_bundle_that_was_changed_is_refused_by_them_and_by_us(
     public = tmp_path / "model.sig.pub.pem"
     assert verify_by_their_command_line(bundle, tmp_path / "model.sig", public).returncode != 0
     said = verify_by_ours(bundle, tmp_path / "model.sig", public)
-    assert (said.code, said.error["reason"]) == (3, "model-signature")
+    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
 
 
 def test_another_key_is_refused(bundle: Path, key: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_another_key_is_refused(bundle: Path, key: Path, tmp_path: Path) -> None
     generate_key_file(other, "ecdsa-p256", Secret(PASSPHRASE.encode()))
     assert sign(bundle, other, tmp_path / "other.sig").code == 0
     said = verify_by_ours(bundle, tmp_path / "model.sig", tmp_path / "other.sig.pub.pem")
-    assert (said.code, said.error["reason"]) == (3, "model-signature")
+    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
 
 
 def test_only_elliptic_curve_keys_are_taken(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_a_wrong_passphrase_is_told_as_everywhere(
 @pytest.mark.parametrize(
     ("folder", "out", "reason"),
     [
-        ("nowhere", "model.sig", "no-such-place"),
+        ("nowhere", "model.sig", "file-not-found"),
         ("a bundle", "a bundle/model.sig", "output-exists"),
         ("a bundle", "oms.key", "output-exists"),
     ],
@@ -151,7 +151,7 @@ def test_a_place_that_is_wrong_is_told(
 def test_a_symbolic_link_is_not_signed(bundle: Path, key: Path, tmp_path: Path) -> None:
     (bundle / "link").symlink_to("/etc/hostname")
     said = sign(bundle, key, tmp_path / "model.sig")
-    assert (said.code, said.error["reason"]) == (3, "model-signature")
+    assert (said.code, said.error["reason"]) == (3, "model-signature-refused")
     assert not (tmp_path / "model.sig").exists()
 
 

@@ -26,7 +26,7 @@ from packager.errors import (
     MetricUnusable,
     NoVariantLeft,
     ReleaseFileInvalid,
-    UnknownVariant,
+    VariantUnknown,
     VersionTaken,
 )
 from packager.models.model_package import open_package
@@ -268,7 +268,7 @@ def test_patches_from_or_to_what_was_never_released_are_refused(shared: Bench) -
     for version, base in (("9.0.0", "1.0.0"), ("1.1.0", "9.0.0")):
         with pytest.raises(BaseMissing, match=r"kws 9\.0\.0"):
             add_patches(shared.repository, "kws", version, [base])
-    with pytest.raises(UnknownVariant, match="int4"):
+    with pytest.raises(VariantUnknown, match="int4"):
         add_patches(shared.repository, "kws", "1.1.0", ["1.0.0"], variants=["int4"])
     assert everything_in(shared.repository.root) == before
 

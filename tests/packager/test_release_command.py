@@ -12,16 +12,16 @@ from tests.support.packager_cli import assert_refused, everything_in, packager
     ("change", "code", "reason", "message"),
     [
         (("", ""), 2, "version-taken", "1.1.0"),
-        (('version = "1.1.0"', 'version = "2"'), 2, "release-file", "version"),
-        (("golden", "goldne"), 2, "release-file", "goldne"),
-        (('model = "1.1.0.onnx"', 'model = "none.onnx"'), 2, "release-file-missing", "none.onnx"),
+        (('version = "1.1.0"', 'version = "2"'), 2, "release-file-invalid", "version"),
+        (("golden", "goldne"), 2, "release-file-invalid", "goldne"),
+        (('model = "1.1.0.onnx"', 'model = "none.onnx"'), 2, "input-file-missing", "none.onnx"),
         (('"1.1.0"', '"1.3.0"'), None, "", ""),
         (('family = "kws"', 'family = "ocr"'), 2, "family-unknown", "ocr"),
-        (('scheme = "int8"', 'scheme = "int3"'), 2, "release-file", "int3"),
+        (('scheme = "int8"', 'scheme = "int3"'), 2, "release-file-invalid", "int3"),
         (("percent = 10", 'percent = 10\ncohorts = ["attic"]'), 2, "cohort-unknown", "attic"),
         (("[rollout]", '[patches]\nfrom = ["0.1.0"]\n[rollout]'), 2, "base-missing", "0.1.0"),
         (('"1.1.0.onnx"', '"labels.txt"'), 2, "model-unreadable", "labels.txt"),
-        (("golden = 4", "golden = 4\nmin_counter = 900"), 2, "release-file", "900"),
+        (("golden = 4", "golden = 4\nmin_counter = 900"), 2, "release-file-invalid", "900"),
         (('"inputs.npz"', '"labels.txt"'), 2, "samples-unreadable", "labels.txt"),
     ],
 )
@@ -44,14 +44,14 @@ def test_bad_input_is_one_line_and_changes_nothing(
 @pytest.mark.parametrize(
     ("words", "code", "reason", "message"),
     [
-        (["release", "none.toml", "--repo", "repo", "--keys", "keys"], 2, "release-file", "none.toml"),
+        (["release", "none.toml", "--repo", "repo", "--keys", "keys"], 2, "release-file-invalid", "none.toml"),
         (["release", "1.2.0.toml", "--repo", "none", "--keys", "keys"], 2, "repository-missing", "none"),
         (["release", "1.2.0.toml", "--repo", "repo", "--keys", "none"], 2, "key-missing", "none"),
-        (["release", "1.2.0.toml", "--repo", "repo"], 2, "usage", "no key"),
-        (["release", "1.2.0.toml", "--repo", "repo", "--until", "later"], 2, "usage", "later"),
-        (["release", "1.2.0.toml", "--repo", "repo", "--until", "sign", "--dry-run"], 2, "usage", "--until"),
-        (["release", "1.2.0.toml", "--repo", "repo", "--from", "1.0.0", "--last", "1"], 2, "usage", "--last"),
-        (["patch", "add", "kws", "1.1.0", "--repo", "repo"], 2, "usage", "no base"),
+        (["release", "1.2.0.toml", "--repo", "repo"], 2, "invalid-usage", "no key"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--until", "later"], 2, "invalid-usage", "later"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--until", "sign", "--dry-run"], 2, "invalid-usage", "--until"),
+        (["release", "1.2.0.toml", "--repo", "repo", "--from", "1.0.0", "--last", "1"], 2, "invalid-usage", "--last"),
+        (["patch", "add", "kws", "1.1.0", "--repo", "repo"], 2, "invalid-usage", "no base"),
     ],
 )
 def test_wrong_words_are_one_line(

@@ -7,7 +7,7 @@ import pytest
 
 from bundle.contract import Health
 from bundle.manifest import Requirements
-from packager.errors import ReleaseFileInvalid, ReleaseFileMissing
+from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.release.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
 from tests.support import tiny_models
 
@@ -173,7 +173,7 @@ def test_a_drill_of_live_answers_needs_golden_vectors(folder: Path) -> None:
 )
 def test_a_file_that_is_named_must_be_there(folder: Path, change: tuple[str, str], name: str) -> None:
     assert change[0] in WHOLE
-    with pytest.raises(ReleaseFileMissing) as caught:
+    with pytest.raises(InputFileMissing) as caught:
         read(folder, WHOLE.replace(*change))
     assert name in caught.value.message
 

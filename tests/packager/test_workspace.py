@@ -6,7 +6,7 @@ import pytest
 
 from bundle.files import bundle_digest, scan_directory
 from bundle.frames import Secret
-from packager.errors import WorkspaceRefused
+from packager.errors import WorkspaceDamaged
 from packager.repository.workspace import StoredVariant, Workspace
 
 
@@ -51,7 +51,7 @@ def test_a_changed_bundle_is_refused(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     kept = keep(workspace, "one", 1)
     (workspace.folder / "bundles" / "kws" / kept.bundle / "file").write_text("two")
-    with pytest.raises(WorkspaceRefused, match=kept.bundle):
+    with pytest.raises(WorkspaceDamaged, match=kept.bundle):
         workspace.open_bundle("kws", kept.bundle)
 
 
@@ -60,7 +60,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, data: bytes) -> None:
     workspace = Workspace(tmp_path)
     keep(workspace, "one", 1)
     (workspace.folder / "releases" / "kws" / "1" / "int8.json").write_bytes(data)
-    with pytest.raises(WorkspaceRefused):
+    with pytest.raises(WorkspaceDamaged):
         workspace.find_variant("kws", 1, "int8")
 
 

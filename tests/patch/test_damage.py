@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import PatchRefused, PatchTruncatedRefused, PatchVersionRefused
+from bundle.errors import PatchRefused, PatchTruncated, PatchVersionUnsupported
 from bundle.patch.apply import apply_patch
 from tests.support import model_formats
 from tests.support.memory_bundles import Files, MemoryBase, MemoryTarget, patch_between
@@ -25,7 +25,7 @@ def _apply(patch: bytes) -> None:
 
 def test_every_cut_is_refused(patch: bytes) -> None:
     for length in range(len(patch)):
-        with pytest.raises(PatchTruncatedRefused):
+        with pytest.raises(PatchTruncated):
             _apply(patch[:length])
 
 
@@ -45,5 +45,5 @@ def test_bytes_after_the_end_are_refused(patch: bytes) -> None:
 
 def test_what_is_not_a_patch_is_refused_as_such() -> None:
     for data in (b"\x08\x09\x12\x07pytorch" * 10, b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + bytes(100)):
-        with pytest.raises(PatchVersionRefused):
+        with pytest.raises(PatchVersionUnsupported):
             _apply(data)

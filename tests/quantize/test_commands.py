@@ -46,15 +46,15 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "reason", "words"),
     [
-        (["float.onnx", "-o", "no/such/out.onnx"], "no-such-place", "found no folder"),
+        (["float.onnx", "-o", "no/such/out.onnx"], "file-not-found", "found no folder"),
         (["float.onnx", "-o", "."], "output-exists", "found a folder"),
         (["float.onnx", "-o", "./float.onnx"], "output-exists", "is what would be read"),
-        (["float.onnx", "-o", "out.onnx", "--report", "no/report.json"], "no-such-place", "no/report.json"),
-        (["float.onnx", "-o", "out.onnx", "--scheme", "int3"], "usage", "int3"),
-        (["float.onnx", "-o", "out.onnx", "--random", "0"], "usage", "not in the range"),
+        (["float.onnx", "-o", "out.onnx", "--report", "no/report.json"], "file-not-found", "no/report.json"),
+        (["float.onnx", "-o", "out.onnx", "--scheme", "int3"], "invalid-usage", "int3"),
+        (["float.onnx", "-o", "out.onnx", "--random", "0"], "invalid-usage", "not in the range"),
         (["float.onnx", "-o", "out.onnx", "--inputs", "none.npz"], "samples-unreadable", "none.npz"),
         (["float.onnx", "-o", "out.onnx", "--metric", "no-such-program"], "metric-unusable", "cannot be run"),
-        (["float.onnx", "-o", "out.onnx", "--update-of", "float.onnx", "--html", "x.html"], "usage", "--html"),
+        (["float.onnx", "-o", "out.onnx", "--update-of", "float.onnx", "--html", "x.html"], "invalid-usage", "--html"),
         (["none.onnx", "-o", "out.onnx"], "model-unreadable", "no such file"),
     ],
 )

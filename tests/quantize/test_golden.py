@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.golden import GoldenUnfit, check_outputs, read_golden
+from bundle.golden import GoldenMismatch, check_outputs, read_golden
 from packager.models.golden_vectors import record_golden
 from packager.models.random_inputs import random_samples
 from packager.models.sessions import open_session, run_session
@@ -44,5 +44,5 @@ def test_other_weights_miss_the_golden_vectors(tmp_path: Path) -> None:
     sample = read_golden((tmp_path / "golden.safetensors").read_bytes())[0]
     inputs = {name: np.asarray(array) for name, array in sample.inputs.items()}
     answers = dict(zip(["probabilities"], run_session(open_session(other), inputs), strict=True))
-    with pytest.raises(GoldenUnfit):
+    with pytest.raises(GoldenMismatch):
         check_outputs(answers, sample, tolerance_ppm=report.tolerance_ppm, where="sample 0")

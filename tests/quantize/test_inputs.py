@@ -12,7 +12,7 @@ from packager.errors import (
     NoWorkingInput,
     QuantizationRefused,
     SampleDtypeMismatch,
-    SampleHoldsNan,
+    SampleHasNan,
     SampleNameMismatch,
     SampleShapeMismatch,
     SamplesUnreadable,
@@ -119,13 +119,13 @@ def test_sample_with_nan_is_named_and_one_with_infinity_taken(tmp_path: Path) ->
     x[1, 0, 3] = -np.inf
     assert len(load_samples(npz(tmp_path / "x.npz", x=x), interface)) == 4
     x[2, 0, :3] = np.nan
-    with pytest.raises(SampleHoldsNan, match=r"x.npz: sample 2: 3 of 64 numbers of 'x' are NaN") as caught:
+    with pytest.raises(SampleHasNan, match=r"x.npz: sample 2: 3 of 64 numbers of 'x' are NaN") as caught:
         load_samples(npz(tmp_path / "x.npz", x=x), interface)
-    assert (caught.value.reason, caught.value.exit_code) == ("sample-holds-nan", 2)
+    assert (caught.value.reason, caught.value.exit_code) == ("sample-has-nan", 2)
     folder = tmp_path / "folder"
     folder.mkdir()
     np.save(folder / "one.npy", x[2])
-    with pytest.raises(SampleHoldsNan, match=r"one.npy: 3 of 64"):
+    with pytest.raises(SampleHasNan, match=r"one.npy: 3 of 64"):
         folder_samples(folder, interface)
 
 
@@ -172,7 +172,7 @@ def test_model_that_runs_at_no_size_says_what_to_do(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.only_runs_at(5000), tmp_path / "model.onnx")
     with pytest.raises(NoWorkingInput, match="length") as caught:
         random_samples(model, 2, limit_s=6.0)
-    assert "--inputs" in (caught.value.remedy or "")
+    assert "--inputs" in (caught.value.hint or "")
 
 
 def test_file_that_is_no_model_is_one_line(tmp_path: Path) -> None:

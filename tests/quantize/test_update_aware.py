@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime import quantization as foreign
 
-from packager.errors import UpdateDoesNotFit
+from packager.errors import BaseIncompatible
 from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples
@@ -107,9 +107,9 @@ def test_model_with_other_layers_does_not_fit(tmp_path: Path) -> None:
     new = tiny_models.save(tiny_models.text_encoder(layers=1), tmp_path / "new.onnx")
     samples = random_samples(old, 32)
     quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC)
-    with pytest.raises(UpdateDoesNotFit, match="is not in the new model") as caught:
+    with pytest.raises(BaseIncompatible, match="is not in the new model") as caught:
         quantize_update(new, tmp_path / "base.onnx", tmp_path / "out.onnx", *samples.split_halves())
-    assert caught.value.reason == "update-does-not-fit"
+    assert caught.value.reason == "base-incompatible"
 
 
 def test_int4_update_keeps_the_block_scales(tmp_path: Path) -> None:

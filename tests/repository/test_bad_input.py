@@ -77,13 +77,13 @@ def test_the_wrong_order_and_the_wrong_file(desk: Desk, tmp_path: Path) -> None:
     request, signatures, memory = tmp_path / "request.json", tmp_path / "a.signatures", tmp_path / "memory"
     online = ("--keys", os.fspath(shop.keys))
     desk.fails(2, "nothing-staged", "repo", "prepare", "-o", request)
-    desk.fails(2, "usage", "repo", "sign")
+    desk.fails(2, "invalid-usage", "repo", "sign")
     stage(shop)
     desk.fails(2, "below-threshold", "repo", "publish")
     desk.run("repo", "prepare", "-o", request)
     sign = ("repo", "sign", request, "--memory", memory)
     desk.fails(2, "signer-not-in-role", *sign, "--key", desk.key("root"), "-o", signatures)
-    desk.fails(2, "usage", *sign, "--key", desk.key(RELEASE), "--expect", "0" * 64, "-o", signatures)
+    desk.fails(2, "invalid-usage", *sign, "--key", desk.key(RELEASE), "--expect", "0" * 64, "-o", signatures)
     assert not signatures.exists()
     desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
     old = tmp_path / "old.json"
@@ -97,7 +97,7 @@ def test_the_wrong_order_and_the_wrong_file(desk: Desk, tmp_path: Path) -> None:
     desk.fails(2, "nothing-staged", "repo", "merge", signatures)
     stage(shop, "1.9.0", 9)
     desk.run("repo", "prepare", "-o", request)
-    desk.fails(3, "request-replayed", *sign, "--key", desk.key(RELEASE), "-o", signatures)
+    desk.fails(3, "signing-request-replayed", *sign, "--key", desk.key(RELEASE), "-o", signatures)
     desk.fails(3, "signature-refused", "repo", "merge", signatures, *online)
     # a key outside the role, whose signature is good
     other = desk.key(RELEASE, "ml-dsa-65")
@@ -111,7 +111,7 @@ def test_the_wrong_order_and_the_wrong_file(desk: Desk, tmp_path: Path) -> None:
     stage(shop, "2.0.0", 10)
     desk.run("repo", "prepare", "-o", request)
     desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
-    desk.fails(3, "request-replayed", "repo", "sign", old, "--memory", memory, "--key", desk.key(RELEASE))
+    desk.fails(3, "signing-request-replayed", "repo", "sign", old, "--memory", memory, "--key", desk.key(RELEASE))
 
 
 def test_a_threshold_that_one_algorithm_meets_is_not_staged(desk: Desk) -> None:
@@ -177,7 +177,7 @@ def test_a_token_that_is_pulled_out_in_mid_signing(
     with pytest.raises(TokenUnavailable) as gone:
         sign_request(request, reviewed, [token], memory)
     assert gone.value.reason == "token-unavailable"
-    assert gone.value.remedy
+    assert gone.value.hint
     assert not memory.exists()
 
 

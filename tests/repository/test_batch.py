@@ -11,7 +11,7 @@ from securesystemslib.signer import CryptoSigner
 
 from bundle.enrollment import EnrollmentRequest
 from bundle.envelope import derive_public_key, generate_private_key
-from bundle.errors import EnrolmentRefused, MalformedRefused, Refused
+from bundle.errors import EnrollmentRefused, Malformed, Refused
 from keys.enrollment_batch import parse_batch, sign_batch
 from keys.key_files import generate_key_file
 from keys.passphrase import PASSPHRASE_VARIABLE
@@ -39,7 +39,7 @@ def test_a_list_comes_back_whole() -> None:
 
 def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
     data = sign_batch(REQUESTS, FACTORY)
-    with pytest.raises(EnrolmentRefused):
+    with pytest.raises(EnrollmentRefused):
         parse_batch(data, [CryptoSigner.generate_mldsa().public_key])
     for place in range(0, len(data), 251):
         with pytest.raises(Refused):
@@ -48,7 +48,7 @@ def test_a_list_that_was_changed_or_signed_by_another_is_refused() -> None:
     for changed in (b"", b"x", data[:-1], b"".join(lines[:2] + lines[3:]), b"".join([*lines[:4], lines[1], lines[4]])):
         with pytest.raises(Refused):
             parse_batch(changed, [FACTORY.public_key])
-    with pytest.raises(MalformedRefused):
+    with pytest.raises(Malformed):
         sign_batch([b"{}"], FACTORY)
 
 
@@ -86,5 +86,5 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     assert shop.repository.fleet().devices == 3
     assert len(list((shop.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
     stolen = signed("stolen", [request("cam-9"), request("cam-1")])
-    assert enrol(stolen, status=3)["error"]["reason"] == "enrolment"
+    assert enrol(stolen, status=3)["error"]["reason"] == "enrollment-refused"
     assert len(Registry(shop.repository.registry_path)) == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import UntrustedMetadataRefused
+from bundle.errors import UntrustedMetadata
 from keys.key_files import load_signer
 from keys.passphrase import PASSPHRASE_VARIABLE, PIN_VARIABLE
 from keys.signers import load_folder_signers
@@ -97,7 +97,7 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
     assert first is not None
     thief.roll_out(rollout_of(first))
     assert regular.check(shop.published).manifest.version == "2.0.0"
-    with pytest.raises(UntrustedMetadataRefused):
+    with pytest.raises(UntrustedMetadata):
         regular.check(thief.publish())
 
     # the other three root keys go one after the other, each lost by its owner: three sign, and the new one

@@ -256,7 +256,7 @@ def test_roles_and_families_change_by_command(shop: MetadataPublisher, device: C
     assert terminal.json("keys", "role", "replace", "timestamp", "--key", a, "--key", b)["threshold"] == 2
     assert (
         terminal.json("keys", "role", "replace", "root", "x", "--key", a, "--key", b, status=2)["error"]["reason"]
-        == "usage"
+        == "invalid-usage"
     )
     assert terminal.json("keys", "role", "renew", "targets")["renewed"] == ["targets"]
     assert terminal.json("keys", "role", "hybrid")["roles"][0]["threshold"] == 3

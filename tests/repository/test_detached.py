@@ -12,11 +12,11 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, Targets
 
-from bundle.errors import DigestMismatchRefused, MalformedRefused, Refused
+from bundle.errors import DigestMismatch, Malformed, Refused
 from keys.errors import SignerNotInRole
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
-from packager.errors import NothingStaged, PublishConflict, RequestReplayed, SignatureRefused
+from packager.errors import NothingStaged, PublishConflict, SignatureRefused, SigningRequestReplayed
 from packager.repository.detached_signing import add_signatures, prepare_request, review_request, sign_request
 from packager.repository.role_changes import replace_keys
 from packager.repository.signing_request import SigningRequest, parse_request
@@ -80,11 +80,11 @@ def test_a_build_machine_can_not_show_one_thing_and_have_another_signed(shop: Me
     keys = [signer.public_key for signer in shop.signers_of(ROLE)]
     honest = review_request(request, keys, shop.folder / "desk", NOW_S)
     name = f"bundles/{FAMILY}/1.1.0.json"
-    with pytest.raises(DigestMismatchRefused):
+    with pytest.raises(DigestMismatch):
         review_request(
             replace(request, new_contents={**request.new_contents, name: b"{}"}), keys, shop.folder / "desk", NOW_S
         )
-    with pytest.raises(MalformedRefused):
+    with pytest.raises(Malformed):
         review_request(replace(request, new_contents={}), keys, shop.folder / "desk", NOW_S)
     for change in (
         lambda t: t.targets.pop(f"bundles/{FAMILY}/1.0.0.json"),
@@ -115,16 +115,16 @@ def test_a_replayed_or_forked_request_is_refused(shop: MetadataPublisher) -> Non
     sign_request(old, review_request(old, [one.public_key], desk, NOW_S), [one], desk)
     shop.repository.discard()
     fork = stage(shop, "1.9.0", 9)
-    with pytest.raises(RequestReplayed) as refused:
+    with pytest.raises(SigningRequestReplayed) as refused:
         review_request(fork, [one.public_key], desk, NOW_S)
-    assert refused.value.reason == "request-replayed"
+    assert refused.value.reason == "signing-request-replayed"
     assert any(
         "REPLACES version 3" in line for line in review_request(fork, [one.public_key], desk, NOW_S, replace=True).lines
     )
     shop.publish()
     newer = stage(shop, "2.0.0", 10)
     sign_request(newer, review_request(newer, [one.public_key], desk, NOW_S), [one], desk)
-    with pytest.raises(RequestReplayed):
+    with pytest.raises(SigningRequestReplayed):
         review_request(old, [one.public_key], desk, NOW_S, replace=True)
 
 
@@ -243,7 +243,7 @@ def test_the_commands_sign_only_what_was_reviewed(
         assert shown["signatures"] is None
         out = os.fspath(shop.folder / f"{algorithm}.signatures")
         wrong = run("repo", "sign", request, "--key", key, *desk, "-o", out, "--expect", "0" * 64, status=2)
-        assert wrong["error"]["reason"] == "usage"
+        assert wrong["error"]["reason"] == "invalid-usage"
         assert not Path(out).exists()
         run("repo", "sign", request, "--key", key, *desk, "-o", out, "--expect", shown["digest"])
         signatures.append(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import MetadataExpiredUnavailable, PackOnlineRefused, RollbackRefused, TrustMemoryLostUnavailable
+from bundle.errors import MetadataExpired, OfflinePackRefused, RollbackRefused, TrustStateLost
 from keys.passphrase import PASSPHRASE_VARIABLE
 from packager.commands.root import main
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
@@ -39,18 +39,18 @@ def test_a_device_without_network_updates_from_a_pack_for_a_month(pack: Path, de
     assert release.manifest.version == "1.0.0"
     blob = release.manifest.variants[0][1].patches[0].blob
     assert (pack / "blobs" / blob[:2] / blob).is_file()
-    with pytest.raises(MetadataExpiredUnavailable):
+    with pytest.raises(MetadataExpired):
         device.with_time(NOW_S + 40 * DAY_S).check(pack)
 
 
 def test_a_pack_that_a_server_offers_is_refused(pack: Path, device: CheckClient) -> None:
     url, stop = serve(pack)
     try:
-        with pytest.raises(PackOnlineRefused) as refused:
+        with pytest.raises(OfflinePackRefused) as refused:
             device.check(url, fetch_http)
     finally:
         stop()
-    assert refused.value.reason == "pack-online"
+    assert refused.value.reason == "offline-pack-refused"
     assert device.slots.load() is None
 
 
@@ -70,9 +70,9 @@ def test_a_device_that_lost_its_memory_does_not_begin_again_from_a_pack(pack: Pa
     device.check(pack)
     for name in ("slot-a", "slot-b"):
         (device.folder / "slots" / name).write_bytes(b"damaged")
-    with pytest.raises(TrustMemoryLostUnavailable) as lost:
+    with pytest.raises(TrustStateLost) as lost:
         device.check(pack)
-    assert lost.value.reason == "trust-memory-lost"
+    assert lost.value.reason == "trust-state-lost"
 
 
 def test_a_pack_lives_no_longer_than_root_allows(shop: MetadataPublisher) -> None:

@@ -131,7 +131,7 @@ def test_nobody_reports_for_another(repository: Repository, camera: Sender) -> N
     }
     for name, data in cases.items():
         said = verify(repository, data)
-        assert (said.code, said.error["reason"]) == (3, "report"), name
+        assert (said.code, said.error["reason"]) == (3, "report-refused"), name
 
 
 def test_a_signed_enrolment_request_is_no_report(repository: Repository, camera: Sender) -> None:
@@ -141,7 +141,7 @@ def test_a_signed_enrolment_request_is_no_report(repository: Repository, camera:
 def test_a_revoked_device_is_not_heard(repository: Repository, camera: Sender) -> None:
     revoke_device(repository, "camera")
     said = verify(repository, camera.lines())
-    assert (said.code, said.error["reason"]) == (3, "report")
+    assert (said.code, said.error["reason"]) == (3, "report-refused")
     assert "revoked" in said.error["message"]
 
 
@@ -165,4 +165,4 @@ def test_what_was_seen_is_told_when_it_is_damaged(repository: Repository, camera
     assert verify(repository, camera.lines()).code == 0
     (place,) = (repository.root / "private" / "reports").iterdir()
     place.write_text(place.read_text()[:-10])
-    assert verify(repository, camera.lines()).error["reason"] == "workspace"
+    assert verify(repository, camera.lines()).error["reason"] == "workspace-damaged"

@@ -13,10 +13,10 @@ from securesystemslib.signer import CryptoSigner, Key, Signer
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, SuccinctRoles, TargetFile, Targets
 
 from bundle.envelope import derive_public_key, generate_private_key
-from bundle.errors import AirweightsError, DigestMismatchRefused, MalformedRefused
+from bundle.errors import AirweightsError, DigestMismatch, Malformed
 from bundle.fleet import Fleet
 from keys.errors import SignerNotInRole, ThresholdInvalid
-from packager.errors import RepositoryUnfamiliar, RequestReplayed, SignerMemoryDamaged
+from packager.errors import RepositoryUnknown, SigningHistoryDamaged, SigningRequestReplayed
 from packager.repository.detached_signing import prepare_request, request_summary, review_request, sign_request
 from packager.repository.devices import rotate_cohort_key
 from packager.repository.published import Document
@@ -116,39 +116,39 @@ REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
     "an-added-delegation-of-another-kind": (
         "targets",
         lambda t: new_delegation(t, "backdoor", "bundles/vision/*"),
-        MalformedRefused,
+        Malformed,
         "'backdoor'",
     ),
     "a-widened-path-pattern": (
         "targets",
         lambda t: setattr(delegated(t), "paths", ["bundles/*/*"]),
-        MalformedRefused,
+        Malformed,
         "'bundles/*/*'",
     ),
     "a-second-path-pattern": (
         "targets",
         lambda t: setattr(delegated(t), "paths", ["bundles/vision/*", "rollouts/vision/*"]),
-        MalformedRefused,
+        Malformed,
         "rollouts/vision/*",
     ),
     "a-delegation-of-another-familys-paths": (
         "targets",
         lambda t: new_delegation(t, "release-speech", "bundles/vision/*"),
-        MalformedRefused,
+        Malformed,
         "release-speech",
     ),
     "a-delegation-that-does-not-end": (
         "targets",
         lambda t: setattr(delegated(t), "terminating", False),
-        MalformedRefused,
+        Malformed,
         "terminating",
     ),
-    "hash-bins": ("targets", hash_bins, MalformedRefused, "hash bins"),
-    "a-file-in-targets": ("targets", lambda t: list_file(t, NAME), MalformedRefused, "lists files itself"),
+    "hash-bins": ("targets", hash_bins, Malformed, "hash bins"),
+    "a-file-in-targets": ("targets", lambda t: list_file(t, NAME), Malformed, "lists files itself"),
     "an-unknown-field-of-delegations": (
         "targets",
         lambda t: delegations(t).unrecognized_fields.update({"x": 1}),
-        MalformedRefused,
+        Malformed,
         "['x']",
     ),
     "a-lowered-threshold": (
@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
     "a-key-under-anothers-id": (
         "targets",
         lambda t: steal_key_id(t, RELEASE),
-        MalformedRefused,
+        Malformed,
         "the id of another key",
     ),
     "a-key-added-so-that-one-kind-suffices": (
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
         ThresholdInvalid,
         "2 classical keys alone",
     ),
-    "a-key-listed-twice": ("targets", lambda t: same_key_twice(t, RELEASE), MalformedRefused, "the same public key"),
+    "a-key-listed-twice": ("targets", lambda t: same_key_twice(t, RELEASE), Malformed, "the same public key"),
     # root
     "a-lowered-root-threshold": (
         "root",
@@ -186,65 +186,65 @@ REFUSED: dict[str, tuple[str, Change, type[AirweightsError], str]] = {
     "a-key-under-anothers-id-in-root": (
         "root",
         lambda r: steal_key_id(r, "root"),
-        MalformedRefused,
+        Malformed,
         "the id of another",
     ),
     # a family
     "another-familys-file": (
         RELEASE,
         lambda t: list_file(t, "bundles/speech/1.1.0.json"),
-        MalformedRefused,
+        Malformed,
         "none of bundles/vision/*",
     ),
     "a-file-of-another-kind": (
         RELEASE,
         lambda t: list_file(t, CHANNEL_FILE),
-        MalformedRefused,
+        Malformed,
         "none of bundles/vision",
     ),
     "a-name-that-draws-on-the-terminal": (
         RELEASE,
         lambda t: list_file(t, f"bundles/{FAMILY}/1.1.0\x1b[2K\n.json"),
-        MalformedRefused,
+        Malformed,
         "\\x1b[2K\\n",
     ),
     "a-delegation-below-a-release-role": (
         RELEASE,
         lambda t: setattr(t, "delegations", Delegations({}, {})),
-        MalformedRefused,
+        Malformed,
         "which only targets may",
     ),
     "custom-fields-of-a-file": (
         RELEASE,
         lambda t: t.targets[NAME].unrecognized_fields.update({"custom": {}}),
-        MalformedRefused,
+        Malformed,
         "alone",
     ),
     "a-second-digest": (
         RELEASE,
         lambda t: t.targets[NAME].hashes.update({"sha512": "0" * 128}),
-        MalformedRefused,
+        Malformed,
         "SHA-256 alone",
     ),
     "a-digest-of-something-else": (
         RELEASE,
         lambda t: t.targets.update({NAME: TargetFile(2, {"sha256": "0" * 64}, NAME)}),
-        DigestMismatchRefused,
+        DigestMismatch,
         NAME,
     ),
     "a-length-of-something-else": (
         RELEASE,
         lambda t: setattr(t.targets[NAME], "length", 7),
-        DigestMismatchRefused,
+        DigestMismatch,
         NAME,
     ),
     "a-file-whose-content-is-kept-back": (
         RELEASE,
         lambda t: list_file(t, f"bundles/{FAMILY}/6.6.6.json"),
-        MalformedRefused,
+        Malformed,
         "not at hand",
     ),
-    "an-older-version": (RELEASE, lambda t: setattr(t, "version", 1), RequestReplayed, "2 is published already"),
+    "an-older-version": (RELEASE, lambda t: setattr(t, "version", 1), SigningRequestReplayed, "2 is published already"),
 }
 
 SHOWN: dict[str, tuple[str, Change, str]] = {
@@ -338,9 +338,9 @@ def test_a_repository_that_only_claims_to_be_another_finds_no_signature(
     sign_request(first, review_request(first, public(keys), desk(shop), NOW_S), keys, desk(shop))
     other = build_publisher(tmp_path / "other")
     claimed = replace(first, first_root=(other.published / "metadata" / "1.root.json").read_bytes())
-    with pytest.raises(RepositoryUnfamiliar) as refused:
+    with pytest.raises(RepositoryUnknown) as refused:
         review_request(claimed, public(keys), desk(shop), NOW_S)
-    assert "--new-repository" in str(refused.value.remedy)
+    assert "--new-repository" in str(refused.value.hint)
     said = review_request(claimed, public(keys), desk(shop), NOW_S, new_repository=True)
     assert any("FIRST TIME" in line for line in said.lines)
     # a key that never signed here is free to begin
@@ -417,7 +417,7 @@ def test_a_manifest_under_another_name_is_refused(shop: MetadataPublisher) -> No
     other = shop.manifest("6.6.6", 666).as_bytes()
     changed = evil(request, RELEASE, lambda t: list_file(t, NAME, other))
     changed = replace(changed, new_contents={**changed.new_contents, NAME: other})
-    with pytest.raises(MalformedRefused) as refused:
+    with pytest.raises(Malformed) as refused:
         review_request(changed, public(shop.signers_of(RELEASE)), desk(shop), NOW_S)
     assert "is the manifest of vision 6.6.6" in refused.value.message
 
@@ -427,7 +427,7 @@ def test_snapshot_and_timestamp_are_not_signed_by_request(shop: MetadataPublishe
     request = honest(shop)
     online: Document = Metadata.from_bytes(shop.repository_document(role))
     asked = replace(request, new_documents={**request.new_documents, role: online})
-    with pytest.raises(MalformedRefused) as refused:
+    with pytest.raises(Malformed) as refused:
         review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
     assert "never by request" in refused.value.message
 
@@ -436,7 +436,7 @@ def test_a_document_of_another_role_does_not_pass_for_this_one(shop: MetadataPub
     request = honest(shop)
     for role, other in (("targets", RELEASE), (RELEASE, ROLLOUT), (RELEASE, "root"), ("root", "targets")):
         asked = replace(request, new_documents={**request.new_documents, role: request.new_documents[other]})
-        with pytest.raises(MalformedRefused):
+        with pytest.raises(Malformed):
             review_request(asked, public(shop.signers_of(role)), desk(shop), NOW_S)
 
 
@@ -458,13 +458,13 @@ def test_a_damaged_memory_is_said_and_not_taken_for_none(shop: MetadataPublisher
     sign_request(request, review_request(request, public(keys), desk(shop), NOW_S), keys, desk(shop))
     (path,) = desk(shop).rglob(f"{RELEASE}.json")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(SignerMemoryDamaged) as refused:
+    with pytest.raises(SigningHistoryDamaged) as refused:
         review_request(request, public(keys), desk(shop), NOW_S)
-    assert refused.value.reason == "signer-memory-damaged"
+    assert refused.value.reason == "signing-history-damaged"
     assert str(path) in refused.value.message
     (known,) = desk(shop).rglob("keys.json")
     known.write_text("{")
-    with pytest.raises(SignerMemoryDamaged):
+    with pytest.raises(SigningHistoryDamaged):
         SigningHistory(desk(shop), "0" * 64).other_repositories(public(keys))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import Bug, Unfit
-from device_agent.errors import BusyUnavailable, ChildDied, ChildFailed, ChildTimeout
+from device_agent.errors import DeviceLocked, WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process import channel
 from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy, detect_jail
@@ -69,13 +69,13 @@ def test_what_a_child_can_be_kept_from_is_known_before_one_starts() -> None:
 
 def test_an_error_of_the_child_is_raised_as_its_class() -> None:
     with start() as child:
-        with pytest.raises(BusyUnavailable, match="found 1, expected 0") as caught:
+        with pytest.raises(DeviceLocked, match="found 1, expected 0") as caught:
             child.call("fail", {"how": "busy"}, deadline_s=10)
-        assert caught.value.remedy == "wait"
-        with pytest.raises(ChildFailed, match="KeyError in 'fail'") as foreign:
+        assert caught.value.hint == "wait"
+        with pytest.raises(WorkerFailed, match="KeyError in 'fail'") as foreign:
             child.call("fail", {"how": "foreign"}, deadline_s=10)
-        assert foreign.value.reason == "child-failed"
-        with pytest.raises(ChildFailed, match="knows attempts, environment, fail, talk, not 'dance'"):
+        assert foreign.value.reason == "worker-failed"
+        with pytest.raises(WorkerFailed, match="knows attempts, environment, fail, talk, not 'dance'"):
             child.call("dance", deadline_s=10)
         assert child.is_alive()
 
@@ -91,21 +91,21 @@ def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> N
 @pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*jail_probe.py"), ("exit", "exit code 3")])
 def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: str) -> None:
     with start() as child:
-        with pytest.raises(ChildDied, match=words):
+        with pytest.raises(WorkerCrashed, match=words):
             child.call("fail", {"how": how}, deadline_s=10)
         assert not child.is_alive()
         assert select.select([child], [], [], 0)[0]
 
 
 def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None:
-    with start() as child, pytest.raises(ChildFailed, match="jail_probe sent what is no answer"):
+    with start() as child, pytest.raises(WorkerFailed, match="jail_probe sent what is no answer"):
         child.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
 
 
 def test_a_silent_child_is_killed_at_the_deadline() -> None:
     with start() as child:
         before = time.monotonic()
-        with pytest.raises(ChildTimeout, match=r"did not answer 'fail' within 0.2 s"):
+        with pytest.raises(WorkerTimeout, match=r"did not answer 'fail' within 0.2 s"):
             child.call("fail", {"how": "sleep"}, deadline_s=0.2)
         assert time.monotonic() - before < 5
         assert not child.is_alive()
@@ -124,20 +124,20 @@ def test_events_questions_and_descriptors_cross() -> None:
         assert events == [{"done": 1}, {"done": 2}]
         assert os.pread(answer.fds[0], 10, 0) == b"42"
         answer.close()
-        with pytest.raises(BusyUnavailable):
+        with pytest.raises(DeviceLocked):
             child.call("talk", {"n": 1}, deadline_s=10, on_request=_refuse)
 
 
 def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, ...]]:
-    raise BusyUnavailable("not now")
+    raise DeviceLocked("not now")
 
 
 def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
     child = start()
-    died: list[ChildDied] = []
+    died: list[WorkerCrashed] = []
 
     def call() -> None:
-        with pytest.raises(ChildDied) as caught:
+        with pytest.raises(WorkerCrashed) as caught:
             child.call("fail", {"how": "sleep"}, deadline_s=60)
         died.append(caught.value)
 
@@ -153,7 +153,7 @@ def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
 
 
 def test_the_words_of_a_crash_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), start() as child, pytest.raises(ChildDied):
+    with caplog.at_level(logging.WARNING), start() as child, pytest.raises(WorkerCrashed):
         child.call("fail", {"how": "crash"}, deadline_s=10)
     assert "Segmentation fault" in caplog.text
 

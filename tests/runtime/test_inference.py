@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from device_agent.errors import ContractUnfit, InferenceUnfit, RequestInvalid
+from device_agent.errors import ContractMismatch, InferenceFailed, RequestInvalid
 from device_agent.runtime import inference, tensors
 from device_agent.runtime.inference import Inference
 from device_agent.runtime.session import LoadedModel
@@ -189,16 +189,16 @@ def test_a_model_that_fails_on_inputs_its_contract_allows_is_unfit() -> None:
     shape = helper.make_tensor("shape", 7, [1], [4])
     model = graph(nodes, [("x", "float32", ["n"])], [("y", "float32", [4])], [shape])
     with model_of(model) as served:
-        with pytest.raises(InferenceUnfit, match=r"inference failed: .*Reshape"):
+        with pytest.raises(InferenceFailed, match=r"inference failed: .*Reshape"):
             ask(served, {"inputs": [{"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}]})
 
 
 def test_a_model_is_held_to_its_contract() -> None:
     with plain(scale(2.0)) as promised, plain(scale(2.0, size=5)) as other:
-        with pytest.raises(ContractUnfit, match=r"'x' is float32\[5\], expected float32\[4\]"):
+        with pytest.raises(ContractMismatch, match=r"'x' is float32\[5\], expected float32\[4\]"):
             LoadedModel.load(other.fds).check_contract(promised.contract)
     with plain(scale(2.0)) as promised, plain(echo("int32")) as other:
-        with pytest.raises(ContractUnfit, match=r"'x' is int32\['n'\], expected float32\[4\]"):
+        with pytest.raises(ContractMismatch, match=r"'x' is int32\['n'\], expected float32\[4\]"):
             LoadedModel.load(other.fds).check_contract(promised.contract)
 
 

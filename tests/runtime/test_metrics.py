@@ -86,7 +86,7 @@ def tally() -> UpdateMetrics:
     bad = Attempt(2, "poll", 0, download_bytes=90, patch_bytes=90, full_bytes=90, phases_ms={"swap": 5, DOWNTIME: 250})
     tally.record(UpdateResult(good, Outcome.UPDATED, "", "", 1))
     tally.record(UpdateResult(bad, Outcome.ROLLED_BACK, "probation-failed", "NaN", 1))
-    tally.record(UpdateResult(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "fetch", "", 1))
+    tally.record(UpdateResult(Attempt(3, "poll", 0), Outcome.UNAVAILABLE, "download-failed", "", 1))
     tally.record_probe(ProbeReport("pass", worst_relative_rms_ppm=120))
     return tally
 

@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from bundle.golden import GoldenUnfit
-from device_agent.errors import ContractUnfit, InferenceUnfit, ModelUnfit, NothingToRollBack, RequestInvalid
+from bundle.golden import GoldenMismatch
+from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, NothingToRollBack, RequestInvalid
 from device_agent.runtime import ModelRuntime, bundle_from_files
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
@@ -56,11 +56,11 @@ def test_a_candidate_that_is_wrong_changes_nothing(isolation: str) -> None:
     with ModelRuntime(isolation=isolation, threads=1) as runtime:
         with plain(scale(2.0), list(SAMPLE)) as good:
             runtime.swap(good.fds)
-            with plain(b"noise", contract=good.contract) as bundle, pytest.raises(ModelUnfit):
+            with plain(b"noise", contract=good.contract) as bundle, pytest.raises(ModelDoesNotLoad):
                 runtime.swap(bundle.fds)
-            with plain(scale(3.0, size=5)) as bundle, pytest.raises(ContractUnfit):
+            with plain(scale(3.0, size=5)) as bundle, pytest.raises(ContractMismatch):
                 runtime.swap(bundle.fds, good.contract)
-            with plain(scale(3.0), list(SAMPLE), damage=wrong) as bundle, pytest.raises(GoldenUnfit):
+            with plain(scale(3.0), list(SAMPLE), damage=wrong) as bundle, pytest.raises(GoldenMismatch):
                 runtime.swap(bundle.fds)
         assert (runtime.generation, first(runtime)) == (1, 2.0)
 
@@ -127,7 +127,7 @@ def test_wrong_inputs_are_told_from_a_failing_model(isolation: str) -> None:
         runtime.swap(bundle.fds)
         with pytest.raises(RequestInvalid, match="the model does not take these inputs"):
             runtime.run({"x": floats(1, 2)})
-        with pytest.raises((RequestInvalid, InferenceUnfit), match=r"z|x"):
+        with pytest.raises((RequestInvalid, InferenceFailed), match=r"z|x"):
             runtime.run({"z": floats(1, 2, 3, 4)})
         assert first(runtime) == 2.0
 

@@ -266,7 +266,7 @@ def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy
     assert (slow.verdict, slow.reason) == ("fail", "too-slow")
     assert slow.detail == "median latency 5000 us, at most 4500 are allowed (running: 1000)"
     busy = compare_with_baseline(report, HEALTH, baseline, cpu_share=0.3)
-    assert (busy.verdict, busy.reason) == ("inconclusive", "busy")
+    assert (busy.verdict, busy.reason) == ("inconclusive", "cpu-contention")
     assert compare_with_baseline(replace(report, latency_us=4500), HEALTH, baseline).verdict == "pass"
     assert compare_with_baseline(report, HEALTH, None).verdict == "pass"
 
@@ -274,7 +274,7 @@ def test_a_model_slower_than_the_running_one_fails_unless_the_processor_was_busy
 def test_a_slow_model_is_measured_as_slow() -> None:
     with plain(hostile.is_slow(20_000), list(SAMPLES)) as bundle:
         report = verdict(bundle, baseline=ProbeBaseline(latency_us=100, peak_bytes=10**9))
-        assert report.reason in ("too-slow", "busy"), report
+        assert report.reason in ("too-slow", "cpu-contention"), report
 
 
 def test_malformed_golden_vectors_fail_with_their_reason() -> None:
@@ -288,7 +288,7 @@ def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
     with plain(scale(2.0)) as bundle:
         report = run_probe_process(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
         assert report.verdict == "inconclusive"
-        assert report.reason in ("child-died", "jail-unavailable", "child-failed")
+        assert report.reason in ("worker-crashed", "jail-unavailable", "worker-failed")
 
 
 class _with_golden:

@@ -18,7 +18,7 @@ import tritonclient.http as triton
 from onnx import helper
 
 from device_agent.config.config import Config, FurtherFamily, ServeSettings
-from device_agent.errors import ConfigInvalid, DrainUnavailable, ListenUnavailable, ModelProcessUnfit, ModelUnfit
+from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout, ModelDoesNotLoad, ModelProcessCrashed
 from device_agent.runtime.front_handle import listen_on
 from device_agent.runtime.handles import FrontHandle, ModelProcess, PrestartedProcess
 from device_agent.serving.serving_runtime import ServingRuntime
@@ -389,7 +389,7 @@ def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() 
         window = served.window("toy", 1)
         assert (window.errors, window.in_flight) == (1, 1)
         assert window.oldest_in_flight_s >= 0.2
-        with pytest.raises(DrainUnavailable, match="generation 1 of 'toy' has requests after"):
+        with pytest.raises(DrainTimeout, match="generation 1 of 'toy' has requests after"):
             served.retire("toy", 1, 0.1)
         successor = good.process(2)
         served.publish("toy", successor)
@@ -400,12 +400,12 @@ def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() 
 
 def test_a_model_that_can_not_be_loaded_leaves_no_process_behind() -> None:
     with plain(b"noise", contract=_contract()) as bundle:
-        with pytest.raises(ModelUnfit, match=r"does not load 'toy/fp32/model\.onnx'"):
+        with pytest.raises(ModelDoesNotLoad, match=r"does not load 'toy/fp32/model\.onnx'"):
             bundle.process(1)
     with plain(hostile.hangs()) as bundle:
         from tests.runtime.test_probe import _with_golden
 
-        with _with_golden(bundle, 4) as asked, pytest.raises(ModelProcessUnfit, match="within 1 s"):
+        with _with_golden(bundle, 4) as asked, pytest.raises(ModelProcessCrashed, match="within 1 s"):
             ModelProcess.start(asked.fds, asked.spec(1), deadline_s=1)
 
 
@@ -468,7 +468,7 @@ def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_d
         served.publish("toy", process)
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert served_value(served.address) == 2.0
-        with pytest.raises(ListenUnavailable, match="another server answers there"):
+        with pytest.raises(AddressUnavailable, match="another server answers there"):
             FrontHandle.start(_config(f"unix:{path}"))
         process.stop()
     assert not path.exists()
@@ -476,7 +476,7 @@ def test_a_unix_socket_is_for_its_owner_and_group_and_taken_over_only_from_the_d
     listen_on(f"unix:{path}")[0].close()
     path.unlink()
     path.write_text("not a socket")
-    with pytest.raises(ListenUnavailable, match="in use"):
+    with pytest.raises(AddressUnavailable, match="in use"):
         listen_on(f"unix:{path}")
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from device_agent.errors import BusyUnavailable
+from device_agent.errors import DeviceLocked
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
@@ -51,7 +51,7 @@ def fail(parent: SupervisorChannel, message: Message) -> JsonObject:
     """Fail in the way that the call names."""
     match message.value["how"]:
         case "busy":
-            raise BusyUnavailable("found 1, expected 0", remedy="wait")
+            raise DeviceLocked("found 1, expected 0", hint="wait")
         case "foreign":
             raise KeyError("no such thing")
         case "crash":

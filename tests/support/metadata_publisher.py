@@ -15,7 +15,7 @@ from securesystemslib.signer import Signer
 
 from bundle.acceptance import VerifiedRelease
 from bundle.contract import Contract, Health, TensorSpec
-from bundle.errors import NotFoundUnavailable
+from bundle.errors import NotFound
 from bundle.files import BundleFile
 from bundle.frames import Secret
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Variant
@@ -178,7 +178,7 @@ def fetch_file(url: str, max_bytes: int) -> bytes:
         with path.open("rb") as file:
             return file.read(max_bytes + 1)
     except FileNotFoundError as error:
-        raise NotFoundUnavailable(f"{url} is not there") from error
+        raise NotFound(f"{url} is not there") from error
 
 
 def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
@@ -216,17 +216,17 @@ def fetch_http(url: str, max_bytes: int) -> bytes:
     """A `Fetch` over urllib3, as the agent's is."""
     import urllib3
 
-    from bundle.errors import FetchUnavailable, TooLargeRefused
+    from bundle.errors import DownloadFailed, TooLarge
 
     response = urllib3.request("GET", url, preload_content=False, retries=False, timeout=10)
     try:
         if response.status in (403, 404):
-            raise NotFoundUnavailable(f"{url}: {response.status}")
+            raise NotFound(f"{url}: {response.status}")
         if response.status != 200:
-            raise FetchUnavailable(f"{url}: {response.status}")
+            raise DownloadFailed(f"{url}: {response.status}")
         data = response.read(max_bytes + 1)
     finally:
         response.release_conn()
     if len(data) > max_bytes:
-        raise TooLargeRefused(f"{url}: more than {max_bytes} bytes")
+        raise TooLarge(f"{url}: more than {max_bytes} bytes")
     return data

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.acceptance import ReleaseCounter
-from bundle.errors import MalformedRefused
+from bundle.errors import Malformed
 from bundle.trust.clock import TimeFloor
 from bundle.trust.trust_state import RoleVersion, TrustState, TrustStateStore, parse_trust_state
 
@@ -103,5 +103,5 @@ def test_slots_are_for_their_owner_only(tmp_path: Path) -> None:
 
 
 def test_a_memory_of_another_schema_is_malformed() -> None:
-    with pytest.raises(MalformedRefused):
+    with pytest.raises(Malformed):
         parse_trust_state(b'{"schema":"airweights.trust-memory/2"}')

@@ -32,7 +32,8 @@ def render_page() -> str:
     ]
     states = [f'    state "{state.value}" as {_mermaid_id(state)}' for state in State]
     rows = [
-        f"| {state.value} | {STATE_MEANINGS[state]} | {RECOVERY[state].value} | {'yes' if state in CRASH_SUSPECT_STATES else ''} |"
+        f"| {state.value} | {STATE_MEANINGS[state]} | {RECOVERY[state].value} | "
+        f"{'yes' if state in CRASH_SUSPECT_STATES else ''} |"
         for state in State
     ]
     return "\n".join(
@@ -48,7 +49,8 @@ def render_page() -> str:
             *edges,
             "```",
             "",
-            f"A restart goes on as the third column says. In a trial, being killed {MAX_CRASHES} times in the same state",
+            f"A restart goes on as the third column says. In a trial, being killed {MAX_CRASHES} "
+            "times in the same state",
             f"leads to `{State.REJECTING.value}` instead: the release goes into quarantine.",
             "",
             "| state | meaning | after a restart | trial |",

@@ -58,9 +58,7 @@ def make_patch(
     if codec not in CODECS:
         raise Invalid(f"codec {codec!r} is not one of {', '.join(CODECS)}")
     if codec == "bsdiff4" and base is None:
-        raise Invalid(
-            "codec 'bsdiff4' needs a base", remedy="leave the codec out: a patch from nothing uses another one"
-        )
+        raise Invalid("codec 'bsdiff4' needs a base", hint="leave the codec out: a patch from nothing uses another one")
     with ExitStack() as stack:
         effort = EncoderOptions(has_pcodec=codec != "planes", has_fitting=codec != "unfitted")
         used = codec if codec in ("bsdiff4", "zstd") else "typed"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from packager.errors import UpdateDoesNotFit
+from packager.errors import BaseIncompatible
 from packager.models.graphs import Scope, array_of, scopes
 from packager.quantize.nbits import unpack_levels
 
@@ -110,7 +110,7 @@ def read_template(template: onnx.ModelProto, prepared: onnx.ModelProto) -> list[
     """Every quantized weight of `template`, matched (rules 1 and 3). Raises UpdateDoesNotFit."""
     ours, theirs = list(scopes(template.graph)), list(scopes(prepared.graph))
     if len(ours) != len(theirs):
-        raise UpdateDoesNotFit(f"the base has {len(ours)} graphs, the new model {len(theirs)}")
+        raise BaseIncompatible(f"the base has {len(ours)} graphs, the new model {len(theirs)}")
     found: list[QuantizedWeight] = []
     for number, (scope, other) in enumerate(zip(ours, theirs, strict=True)):
         for tensor in scope.graph.initializer:
@@ -121,7 +121,7 @@ def read_template(template: onnx.ModelProto, prepared: onnx.ModelProto) -> list[
             if weight is not None:
                 found.append(weight)
     if not found:
-        raise UpdateDoesNotFit("the base holds no quantized weight that is known here")
+        raise BaseIncompatible("the base holds no quantized weight that is known here")
     return found
 
 
@@ -142,11 +142,11 @@ def _match_weight(
     name = name if name in other.initializers else name.removesuffix("_Transposed")
     counterpart = other.initializers.get(name)
     if counterpart is None:
-        raise UpdateDoesNotFit(f"weight {name!r} of the base is not in the new model")
+        raise BaseIncompatible(f"weight {name!r} of the base is not in the new model")
     uses = [n for s in theirs for n in s.graph.node if name in n.input]
     float_node = next((n for n in uses if n.op_type not in ("Shape", "Size")), None)
     if float_node is None:
-        raise UpdateDoesNotFit(f"weight {name!r} is read by no node of the new model")
+        raise BaseIncompatible(f"weight {name!r} is read by no node of the new model")
     axis: int | None = None
     match node.op_type:
         case "DequantizeLinear":
@@ -177,7 +177,7 @@ def _match_weight(
     is_flipped, factor = _orientation(node, float_node, kind)
     shape = list(counterpart.dims)[::-1] if is_flipped else list(counterpart.dims)
     if kind != "nbits" and shape != list(tensor.dims):
-        raise UpdateDoesNotFit(f"weight {name!r} is {shape} in the new model, {list(tensor.dims)} in the base")
+        raise BaseIncompatible(f"weight {name!r} is {shape} in the new model, {list(tensor.dims)} in the base")
     is_watched = holder.depth == 0 and len(uses) == 1 and source is not None and float_node.input[0] != name
     return QuantizedWeight(
         name=name,

@@ -59,7 +59,7 @@ def _check_runtime(variant: VariantDraft) -> None:
         raise ReleaseFileInvalid(
             f"variants.{variant.name}: requires.onnxruntime_min: found {variant.requires.onnxruntime_min}, "
             f"its {asked.explanation} came with {asked}",
-            remedy=f"say {asked} or newer, or leave it out",
+            hint=f"say {asked} or newer, or leave it out",
         )
 
 

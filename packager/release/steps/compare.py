@@ -44,7 +44,7 @@ def run(draft: Draft) -> None:
         elif variant.plan.required:
             kind = GateFailed if found.verdict == "fail" else GateInconclusive
             raise kind(
-                f"required variant {variant.name!r}: {found.explanation}", remedy="mend the model, or give other inputs"
+                f"required variant {variant.name!r}: {found.explanation}", hint="mend the model, or give other inputs"
             )
         else:
             draft.drop_variant(variant, f"gate: {found.verdict}: {found.explanation}")

@@ -59,7 +59,7 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[PatchBase]:
         elif not isinstance(plan.bases, int):
             raise BaseMissing(
                 f"patches.from: the bundle of {plan.family} {version}, variant {variant.name!r}, is no longer here",
-                remedy=f"restore {draft.workspace.folder} from a copy, or leave the version out",
+                hint=f"restore {draft.workspace.folder} from a copy, or leave the version out",
             )
     return list(found.values())
 
@@ -76,7 +76,7 @@ def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
         if version not in released:
             raise BaseMissing(
                 f"patches.from: {plan.family} {version} was not released",
-                remedy=f"released are: {', '.join(released) or 'none'}",
+                hint=f"released are: {', '.join(released) or 'none'}",
             )
 
 

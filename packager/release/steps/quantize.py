@@ -17,11 +17,11 @@ from typing import Final
 from bundle.manifest import Manifest
 from packager.errors import (
     AlreadyQuantized,
+    BaseIncompatible,
     GateFailed,
     GateInconclusive,
     QuantizationRefused,
     ReleaseFileInvalid,
-    UpdateDoesNotFit,
     WeightsNotFinite,
 )
 from packager.models.model_package import external_data
@@ -118,7 +118,7 @@ def _try_update(draft: Draft, variant: VariantDraft, out: Path) -> bool:
             thresholds=thresholds_of(variant.plan),
             on_solution=lambda _point: bar(next(solved), MAX_POINTS),
         )
-    except (UpdateDoesNotFit, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
+    except (BaseIncompatible, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
         draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")
         return False
     reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
@@ -168,6 +168,6 @@ def _quantize(draft: Draft, variant: VariantDraft) -> None:
 def _failure(variant: VariantDraft, report: QuantizationReport) -> GateFailed | GateInconclusive | QuantizationRefused:
     message = f"required variant {variant.name!r}: {report.reason}"
     if report.outcome == "inconclusive":
-        return GateInconclusive(message, remedy="give real inputs of several kinds: inputs = FILE.npz")
+        return GateInconclusive(message, hint="give real inputs of several kinds: inputs = FILE.npz")
     kind = GateFailed if report.gate is not None else QuantizationRefused
-    return kind(message, remedy="`packager quantize --report FILE` lists every trial; or leave `required` out")
+    return kind(message, hint="`packager quantize --report FILE` lists every trial; or leave `required` out")

@@ -54,5 +54,5 @@ def _record_golden(draft: Draft, variant: VariantDraft, contract: Contract) -> G
     except GoldenUnstable as error:
         raise GoldenUnstable(
             f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",
-            remedy=f"{error.remedy}; golden = 0 ships without golden vectors",
+            hint=f"{error.hint}; golden = 0 ships without golden vectors",
         ) from error

@@ -332,36 +332,42 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "good-frames-ahead-of-the-cursor": (None, lambda: patch(BYTES_D, DELTA_B, COPY_A)),
     "empty-file": ("patch-truncated", lambda: b""),
-    "not-a-patch": ("patch-version", lambda: b"\x08\x09 ONNX or anything else"),
-    "version-2": ("patch-version", lambda: header_with(2)),
+    "not-a-patch": ("patch-version-unsupported", lambda: b"\x08\x09 ONNX or anything else"),
+    "version-2": ("patch-version-unsupported", lambda: header_with(2)),
     "header-checksum": ("patch-corrupt", lambda: header_with(crc_flip=1)),
-    "header-longer-than-allowed": ("patch-limit", lambda: header_with(plain_length=(1 << 20) + 1)),
+    "header-longer-than-allowed": ("patch-limit-exceeded", lambda: header_with(plain_length=(1 << 20) + 1)),
     "header-shorter-than-stated": ("patch-corrupt", lambda: header_with(plain_length=3)),
     "header-without-fields": ("patch-corrupt", lambda: header_with()),
     "header-not-json": ("patch-corrupt", lambda: header_with(document=b"{")),
-    "unknown-feature": ("patch-feature", lambda: patch(header=replace(HEADER, features=("quantum",)))),
-    "feature-not-named": ("patch-feature", lambda: patch(COPY_A, DELTA_B, header=replace(HEADER, features=()))),
-    "announces-too-much-pending": ("patch-limit", lambda: patch(header=limits(pending_bytes=(4 << 20) + 1))),
-    "announces-too-large-a-window": ("patch-limit", lambda: patch(header=limits(window_log=24))),
+    "unknown-feature": ("patch-feature-unsupported", lambda: patch(header=replace(HEADER, features=("quantum",)))),
+    "feature-not-named": (
+        "patch-feature-unsupported",
+        lambda: patch(COPY_A, DELTA_B, header=replace(HEADER, features=())),
+    ),
+    "announces-too-much-pending": ("patch-limit-exceeded", lambda: patch(header=limits(pending_bytes=(4 << 20) + 1))),
+    "announces-too-large-a-window": ("patch-limit-exceeded", lambda: patch(header=limits(window_log=24))),
     "wrong-base": ("wrong-base", lambda: patch(header=replace(HEADER, base=table({"a": b"x"})))),
     "unknown-op": ("patch-corrupt", lambda: encode_header(HEADER) + _raw_frame(99)),
     "frame-checksum": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 14)),
     "frame-payload-flipped": ("patch-corrupt", lambda: flipped(GOOD, HEAD + 18)),
-    "frame-longer-than-announced": ("patch-limit", lambda: encode_header(limits(payload_bytes=10)) + DELTA_B + END),
+    "frame-longer-than-announced": (
+        "patch-limit-exceeded",
+        lambda: encode_header(limits(payload_bytes=10)) + DELTA_B + END,
+    ),
     "end-missing": ("patch-truncated", lambda: GOOD[: -len(END)]),
     "bytes-after-end": ("patch-corrupt", lambda: GOOD + b"\0"),
     "payload-on-end": ("patch-corrupt", lambda: encode_header(HEADER) + encode_frame(Op.END, b"x")),
-    "hole-in-the-target": ("patch-range", lambda: patch(COPY_A, DELTA_B)),
-    "target-range-twice": ("patch-range", lambda: patch(COPY_A, DELTA_B, DELTA_B)),
-    "target-range-overlaps-later": ("patch-range", lambda: patch(DELTA_B, copy((0, 0, A + 1)))),
-    "target-range-overlaps-earlier": ("patch-range", lambda: patch(copy((1, 0, A)), DELTA_B)),
-    "target-range-beyond-end": ("patch-range", lambda: patch(copy((0, 0, A), (B, -A, D + 1)))),
-    "base-range-beyond-end": ("patch-range", lambda: patch(copy((0, B + 1, A)))),
-    "base-range-before-start": ("patch-range", lambda: patch(copy((0, -1, A)))),
+    "hole-in-the-target": ("patch-range-invalid", lambda: patch(COPY_A, DELTA_B)),
+    "target-range-twice": ("patch-range-invalid", lambda: patch(COPY_A, DELTA_B, DELTA_B)),
+    "target-range-overlaps-later": ("patch-range-invalid", lambda: patch(DELTA_B, copy((0, 0, A + 1)))),
+    "target-range-overlaps-earlier": ("patch-range-invalid", lambda: patch(copy((1, 0, A)), DELTA_B)),
+    "target-range-beyond-end": ("patch-range-invalid", lambda: patch(copy((0, 0, A), (B, -A, D + 1)))),
+    "base-range-beyond-end": ("patch-range-invalid", lambda: patch(copy((0, B + 1, A)))),
+    "base-range-before-start": ("patch-range-invalid", lambda: patch(copy((0, -1, A)))),
     "empty-copy": ("patch-corrupt", lambda: patch(copy((0, 0, 0)))),
     "copy-table-short": ("patch-corrupt", lambda: patch(copy(plain=encode_varint(2) + encode_varint(0)))),
     "copy-table-trailing-byte": ("patch-corrupt", lambda: patch(copy(plain=encode_varint(0) + b"\0"))),
-    "copy-of-too-many-ranges": ("patch-limit", lambda: patch(copy(plain=encode_varint((1 << 14) + 1)))),
+    "copy-of-too-many-ranges": ("patch-limit-exceeded", lambda: patch(copy(plain=encode_varint((1 << 14) + 1)))),
     "number-with-leading-zero": ("patch-corrupt", lambda: patch(copy(plain=b"\x81\x00\x00\x00\x01"))),
     "number-of-more-than-63-bits": ("patch-corrupt", lambda: patch(copy(plain=b"\xff" * 9 + b"\x01"))),
     "good-edit": (None, lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED))),
@@ -383,18 +389,18 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, runs=[*RUNS, 0])),
     ),
     "edit-of-runs-beyond-announced": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, runs=[*RUNS[:-1], (1 << 31) - 1])),
     ),
-    "edit-not-named": ("patch-feature", lambda: patch(edit(U8, [(0, 0, A + B)], BYTES_EDITED), STREAM_D)),
+    "edit-not-named": ("patch-feature-unsupported", lambda: patch(edit(U8, [(0, 0, A + B)], BYTES_EDITED), STREAM_D)),
     "edit-of-unknown-type": ("patch-corrupt", lambda: edited(edit(12, [(0, 0, A + B)], BYTES_EDITED))),
     "edit-without-edits": ("patch-corrupt", lambda: edited(edit(U8, [(0, 0, A + B)], [], count=0))),
     "edit-of-more-than-announced": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED), block_elements=len(BYTES_EDITED) - 1),
     ),
     "edit-waits-beyond-limit": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED), pending_bytes=WAITING * len(BYTES_EDITED) - 1),
     ),
     "edit-of-negative-gap": (
@@ -411,13 +417,13 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: edited(edit(U8, [(0, 0, A + B)], BYTES_EDITED, count=len(BYTES_EDITED) + 1)),
     ),
     "edit-of-an-empty-range": ("patch-corrupt", lambda: edited(edit(U8, [(0, 0, A + B), (0, 0, 0)], BYTES_EDITED))),
-    "edit-outside-base": ("patch-range", lambda: edited(edit(U8, [(0, 1, A + B)], BYTES_EDITED))),
+    "edit-outside-base": ("patch-range-invalid", lambda: edited(edit(U8, [(0, 1, A + B)], BYTES_EDITED))),
     "edit-beyond-target": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: edited(edit(U8, [(0, 0, A + B), (D, -A - B, A)], BYTES_EDITED)),
     ),
     "edit-of-a-range-of-63-bits": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: edited(edit(U8, [(0, 0, (1 << 63) - 1), (0, 0, (1 << 63) - 1)], BYTES_EDITED)),
     ),
     "edit-differs-from-sum": (
@@ -429,7 +435,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [], content=BASE["b"])),
     ),
     "bytes-ranges-longer-than-frame": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, bytes_frame([(A, B + 1)], TARGET["b"], [])),
     ),
     "bytes-ranges-shorter-than-frame": (
@@ -437,19 +443,19 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(COPY_A, bytes_frame([(A, B - 1)], TARGET["b"], [])),
     ),
     "bytes-dictionary-outside-base": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: patch(COPY_A, bytes_frame([(A, B)], TARGET["b"], [(A, B + 1)])),
     ),
     "bytes-ahead-of-cursor-beyond-limit": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(BYTES_D, DELTA_B, COPY_A, header=limits(pending_bytes=D + B - 1)),
     ),
     "bytes-of-one-frame-beyond-limit": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, DELTA_B, header=limits(pending_bytes=B - 1)),
     ),
     "delta-base-outside": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: patch(COPY_A, delta(A, A + 1, [(B, 0, 0)], DIFFERENCE, b"", TARGET["b"])),
     ),
     "delta-triple-too-long": (
@@ -466,16 +472,16 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
     ),
     "delta-bzip2-bomb": ("patch-corrupt", lambda: patch(COPY_A, bzip2_bomb())),
     "delta-section-beyond-limit": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, delta(A, A, [(B, 0, 0)], bytes(B + 1), b"", TARGET["b"])),
     ),
     "delta-section-of-unknown-coder": (
         "patch-corrupt",
         lambda: patch(COPY_A, encode_frame(Op.DELTA, encode_varint(A) + encode_varint(A) + b"\x09\x00", TARGET["b"])),
     ),
-    "stream-not-at-cursor": ("patch-range", lambda: patch(COPY_A, STREAM_D, DELTA_B)),
+    "stream-not-at-cursor": ("patch-range-invalid", lambda: patch(COPY_A, STREAM_D, DELTA_B)),
     "stream-shorter-than-stated": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, length=D + 1)),
     ),
     "stream-longer-than-stated": (
@@ -483,7 +489,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, length=D - 1)),
     ),
     "stream-window-beyond-announced": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=13)),
     ),
     "stream-without-last-piece": (
@@ -493,7 +499,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         ),
     ),
     "stream-window-too-small": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, window_log=11)),
     ),
     "stream-of-unknown-coder": ("patch-corrupt", lambda: patch(COPY_A, DELTA_B, stream(TARGET["d"], A + B, coder=2))),
@@ -539,18 +545,18 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: patch(COPY_A, delta_stream(triple(B, 1) + DIFFERENCE + b"x"), STREAM_D),
     ),
     "stream-of-too-many-triples": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(
             delta_stream((triple(0, 1) + b"x") * (2 * FREE_TRIPLES), start=0, base=0, length=2 * FREE_TRIPLES),
             header=replace(HEADER, target=table({"a": b"x" * (2 * FREE_TRIPLES)})),
         ),
     ),
     "stream-of-triples-outside-base": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: patch(COPY_A, delta_stream(triple(B, 0) + DIFFERENCE, base=A + 1), STREAM_D),
     ),
     "stream-of-triples-before-base": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: patch(
             COPY_A,
             delta_stream(triple(1, 0, -A - 2) + DIFFERENCE[:1] + triple(B - 1, 0) + DIFFERENCE[1:]),
@@ -580,7 +586,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         ),
     ),
     "section-of-lzma-too-long": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(
             encode_frame(Op.COPY, b"\x03" + encode_varint((1 << 22) + 1) + b"\x01\x00"),
             header=limits(payload_bytes=5 << 20),
@@ -685,7 +691,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         ),
     ),
     "typed-feature-not-named": (
-        "patch-feature",
+        "patch-feature-unsupported",
         lambda: patch(COPY_A, TYPED_B, header=replace(HEADER, features=("stream",))),
     ),
     "typed-unknown-type": ("patch-corrupt", lambda: after_a(typed_b([12, BASE_, 0, 0], planes(DIFFERENCE)))),
@@ -703,15 +709,15 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE), one_segment(A, B - 1, A))),
     ),
     "typed-base-outside": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: after_a(typed_b([U8, BASE_, 0, 0], planes(DIFFERENCE), one_segment(A, B, A + 1))),
     ),
     "typed-block-beyond-announced": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: patch(COPY_A, TYPED_B, STREAM_D, header=limits(block_elements=B - 1)),
     ),
     "typed-not-whole-elements": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: after_a(typed([0, BASE_, 0, 0], one_segment(A, 6, A), planes(DIFFERENCE), TARGET["b"][:25])),
     ),
     "typed-plane-of-another-length": (
@@ -742,7 +748,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         ),
     ),
     "typed-keyed-part-longer-than-left": (
-        "patch-limit",
+        "patch-limit-exceeded",
         lambda: after_a(
             typed_b(
                 [U8, BASE_, 2, 0],
@@ -776,13 +782,13 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
         ),
     ),
     "typed-transposed-outside-base": (
-        "patch-range",
+        "patch-range-invalid",
         lambda: after_a(
             typed_b([U8, BASE_, 0, 1], encode_varint(0) + encode_varint(3) + encode_varint(13) + planes(DIFFERENCE))
         ),
     ),
     "param-unknown-kind": ("patch-corrupt", lambda: after_a(encode_frame(Op.PARAM, b"\x04"))),
-    "param-beyond-announced": ("patch-limit", lambda: after_a(gain([0], count=33))),
+    "param-beyond-announced": ("patch-limit-exceeded", lambda: after_a(gain([0], count=33))),
     "param-empty-gain": ("patch-corrupt", lambda: after_a(gain([], count=0))),
     "param-gain-not-finite": ("patch-corrupt", lambda: after_a(gain([0x7F800000 - 0x3F800000]))),
     "param-numbers-missing": ("patch-corrupt", lambda: after_a(gain([0], count=2))),
@@ -807,7 +813,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
             typed_b([U8, PARAM, 0, 0], encode_varint(0) + planes(LOW_RANK)),
         ),
     ),
-    "file-digest": ("patch-target", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
+    "file-digest": ("patch-target-mismatch", lambda: patch(COPY_A, DELTA_B, stream(b"ADDED" * 20, A + B))),
 }
 
 
