@@ -42,7 +42,7 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.installed-packager
 
-# What can not be installed is left out, with a line for each benchmark or peer that misses it.
+# What cannot be installed is left out, with a line for each benchmark or peer that misses it.
 $(VENV)/.installed-bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' || echo "make: some peers are not there; they will be skipped"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train]' || echo "make: PyTorch is not there; pairs that need training will be skipped"

@@ -16,7 +16,7 @@ import numpy as np
 from device_agent.runtime.tensors import Array, datatype_name, to_bytes
 
 Row = tuple[float, float, bool]  # planned start and latency, seconds of the monotonic clock; answered as expected
-BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine can not do the asked rate
+BEHIND_S = 2.0  # a plan that is further behind than this is shortened: the machine cannot do the asked rate
 
 
 def infer_request(path: str, inputs: Mapping[str, Array]) -> bytes:

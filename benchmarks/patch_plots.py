@@ -66,7 +66,7 @@ def _bars(path: Path, bars: list[Bar], title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    kinds: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    kinds: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=color) for color in COLOURS.values()]
     marks: list[Any] = [axes.collections[-1]] if goals else []
     names = [*COLOURS, *["goal"] * len(marks)]
     figure.legend(kinds + marks, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
@@ -76,12 +76,10 @@ def _bars(path: Path, bars: list[Bar], title: str) -> None:
 
 def _memory(path: Path, rows: list[Row], memory: list[Row], title: str) -> None:
     figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
-    for kind, colour in COLOURS.items():
+    for kind, color in COLOURS.items():
         of_kind = [row for row in rows if kind_of(row["pair"]) == kind]
         peaks = [row["apply"]["airweights"]["peak_bytes"] / 2**20 for row in of_kind]
-        axes.scatter(
-            [row["target_bytes"] / 2**20 for row in of_kind], peaks, color=colour, label=f"pairs, {kind}", s=22
-        )
+        axes.scatter([row["target_bytes"] / 2**20 for row in of_kind], peaks, color=color, label=f"pairs, {kind}", s=22)
     sparse = sorted((row["target_bytes"] / 2**20, row["peak_bytes"] / 2**20) for row in memory)
     axes.plot(*zip(*sparse, strict=True), color="black", marker="s", label="model with external data")
     axes.axhline(MEMORY_MIB, color="black", linestyle="--", linewidth=1, label=f"goal, {MEMORY_MIB} MiB")

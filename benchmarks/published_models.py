@@ -5,7 +5,7 @@
 
 Writes `DIR/NAME.onnx` and `DIR/NAME.npz`. Models come by pip from wheels with pinned digests. Inputs: files of this
 machine's Python for the file classifier; synthetic voiced sounds with the recurrent state that belongs to them; words
-drawn with Pillow's own font for the text recognisers; sources of the standard library for the text encoder; drawn
+drawn with Pillow's own font for the text recognizers; sources of the standard library for the text encoder; drawn
 scenes for the detector, for want of photographs that every machine has.
 """
 
@@ -150,9 +150,9 @@ def scenes(_model: Path) -> Arrays:
         for _ in range(12):
             x, y = rng.integers(0, 280, 2)
             wide, high = rng.integers(20, 160, 2)
-            colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+            color = tuple(int(c) for c in rng.integers(0, 256, 3))
             draw = pen.ellipse if rng.random() < 0.7 else pen.rectangle
-            draw((int(x), int(y), int(x + wide), int(y + high)), fill=colour)
+            draw((int(x), int(y), int(x + wide), int(y + high)), fill=color)
         pictures.append(np.asarray(image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 3))))))
     return {"images": _channels_first(pictures, 0.0, 1.0)}
 

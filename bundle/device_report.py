@@ -5,7 +5,7 @@ Rules:
 2. Reports of one log are numbered from 1, and each names the digest of the one before: one that is missing, changed or
    put in from elsewhere is seen. A device that lost its journal begins another log.
 3. The device's Ed25519 key signs label ‖ canonical JSON of everything but the signature. The label tells a report from
-   an enrolment request, which the same key signs.
+   an enrollment request, which the same key signs.
 4. The digest in the chain is that of the outcome alone (`Report.digest`), without device and signature: the journal
    builds the chain where no key is at hand.
 

@@ -1,7 +1,7 @@
-"""The enrolment request: a device shows its two public keys and proves that it holds the signing one.
+"""The enrollment request: a device shows its two public keys and proves that it holds the signing one.
 
 Rules:
-1. Device id = SHA-256 of label ‖ X-Wing public key ‖ Ed25519 public key, hexadecimal: it can not be chosen.
+1. Device id = SHA-256 of label ‖ X-Wing public key ‖ Ed25519 public key, hexadecimal: it cannot be chosen.
 2. The request is canonical JSON, signed by the device's own Ed25519 key over everything but the signature.
 3. The signature does not say that the device is ours: that is for a person to confirm, by fingerprint, out of band.
 4. The fingerprint is the first 20 bytes of SHA-256 over the signed bytes, as ten groups of four digits.
@@ -85,18 +85,18 @@ def parse_enrollment(data: bytes) -> EnrollmentRequest:
 
     Raises:
         MalformedRefused, TooLargeRefused: not a request.
-        EnrolmentRefused: the id is not that of the keys, or the signature does not hold.
+        EnrollmentRefused: the id is not that of the keys, or the signature does not hold.
     """
     fields = StrictObject(
-        strict_json.decode(data, what="enrolment request", max_bytes=MAX_REQUEST_BYTES), "enrolment request"
+        strict_json.decode(data, what="enrollment request", max_bytes=MAX_REQUEST_BYTES), "enrollment request"
     )
     schema = fields.text("schema")
     if schema != SCHEMA:
-        raise Malformed(f"enrolment request.schema: found {schema!r}, expected {SCHEMA!r}")
+        raise Malformed(f"enrollment request.schema: found {schema!r}, expected {SCHEMA!r}")
     attributes = fields.object("attributes")
     names = sorted(attributes.remaining_names())
     if len(names) > MAX_ATTRIBUTES or not all(NAME_PATTERN.fullmatch(name) for name in names):
-        raise Malformed(f"enrolment request.attributes: expected at most {MAX_ATTRIBUTES} plain names")
+        raise Malformed(f"enrollment request.attributes: expected at most {MAX_ATTRIBUTES} plain names")
     claimed = fields.text("device_id", SHA256_HEX_PATTERN)
     request = EnrollmentRequest(
         label=fields.text("label", NAME_PATTERN),
@@ -107,11 +107,11 @@ def parse_enrollment(data: bytes) -> EnrollmentRequest:
     signature = _read_hex(fields, "signature", SIGNATURE_BYTES)
     fields.reject_unknown()
     if request.device_id != claimed:
-        raise EnrollmentRefused(f"enrolment request: device id {claimed[:16]}… is not that of its keys")
+        raise EnrollmentRefused(f"enrollment request: device id {claimed[:16]}… is not that of its keys")
     try:
         Ed25519PublicKey.from_public_bytes(request.ed25519_public).verify(signature, request.signed_bytes())
     except (InvalidSignature, ValueError) as error:
-        raise EnrollmentRefused(f"enrolment request of {request.label!r}: its signature does not hold") from error
+        raise EnrollmentRefused(f"enrollment request of {request.label!r}: its signature does not hold") from error
     return request
 
 

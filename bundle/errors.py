@@ -121,7 +121,7 @@ class KeyCommitmentMismatch(Refused):
 
 
 class PatchRefused(Refused):
-    """A patch that can not be applied; the subclasses say why."""
+    """A patch that cannot be applied; the subclasses say why."""
 
     reason = "patch-refused"
 
@@ -259,7 +259,7 @@ class OfflinePackRefused(Refused):
 
 
 class EnrollmentRefused(Refused):
-    """An enrolment request that does not prove its keys, or contradicts what is registered."""
+    """An enrollment request that does not prove its keys, or contradicts what is registered."""
 
     reason = "enrollment-refused"
 

@@ -5,7 +5,7 @@ A frame file is `header ‖ frame 0 ‖ frame 1 ‖ …`; see docs/format.md, Fr
 Rules:
 1. Header = magic "AWFRAME1" (8) ‖ frame size (u32, big-endian, bytes of plaintext, 4 KiB to 1 MiB) ‖ salt (32).
 2. The file's key is HKDF-SHA256(secret, salt, info = canonical JSON of the context ‖ header): a fresh random salt gives
-   a fresh key, so a patch that is built twice can not repeat a nonce under one key.
+   a fresh key, so a patch that is built twice cannot repeat a nonce under one key.
 3. Each frame is AES-256-GCM with nonce = 7 zero bytes ‖ frame number (u32) ‖ last flag (1): the STREAM construction
    (Hoang, Reyhanitabar, Rogaway, Vizár 2015). The associated data is the header. Only the last frame may be shorter
    than the frame size; it is empty only if the whole plaintext is.
@@ -55,7 +55,7 @@ class Secret:
     """Key material whose `repr` shows none of it.
 
     Attributes:
-        value: KEY_BYTES of key, or a serialised private key.
+        value: KEY_BYTES of key, or a serialized private key.
     """
 
     value: bytes
@@ -66,7 +66,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class FrameContext:
-    """What a frame file is for; part of its key, so that a file can not be used as another.
+    """What a frame file is for; part of its key, so that a file cannot be used as another.
 
     Attributes:
         label: the use, for example BLOB_LABEL.

@@ -1,4 +1,4 @@
-"""Golden vectors: inputs and the answers of the shipped artefact, checked on the device before a model goes live.
+"""Golden vectors: inputs and the answers of the shipped artifact, checked on the device before a model goes live.
 
 Rules:
 1. The file has the safetensors layout: u64 little-endian header length ‖ JSON header ‖ tensors, without alignment gaps.
@@ -70,7 +70,7 @@ def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
         for side, tensors in (("in", sample.inputs), ("out", sample.outputs)):
             for name, tensor in tensors.items():
                 if tensor.dtype.name not in _DTYPE_NAMES:
-                    raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors can not hold")
+                    raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors cannot hold")
                 data = np.ascontiguousarray(tensor).tobytes()
                 header[f"{number:04d}.{side}.{name}"] = {
                     "dtype": _DTYPE_NAMES[tensor.dtype.name],

@@ -5,8 +5,8 @@ AirweightsError
 │   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
 │   ├── UsageInvalid            usage                   an option or argument of the command line is wrong
 │   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
-│   ├── NotInitialised          not-initialised         the device directory has not been made yet
-│   ├── AlreadyInitialised      already-initialised     it has, and a second identity would orphan the first
+│   ├── NotInitialized          not-initialized         the device directory has not been made yet
+│   ├── AlreadyInitialized      already-initialized     it has, and a second identity would orphan the first
 │   ├── NoAdapter               no-adapter              no adapter is held
 │   ├── NothingToMeasure        nothing-to-measure      no bundle is held that `bench` could run
 │   ├── NothingToRollBack       nothing-to-roll-back    no previous release is held
@@ -42,7 +42,7 @@ AirweightsError
 │   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
 │   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
 │   ├── DrainUnavailable        drain                   a retired generation still has requests
-│   └── JailUnavailable         jail-unavailable        the kernel can not confine a child, and the settings ask for it
+│   └── JailUnavailable         jail-unavailable        the kernel cannot confine a child, and the settings ask for it
 ├── Unfit
 │   ├── PatcherDiedUnfit        patcher-died            the patcher died over this bundle again and again
 │   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
@@ -284,7 +284,7 @@ class DrainTimeout(Unavailable):
 
 
 class JailUnavailable(Unavailable):
-    """The kernel can not confine a child and the settings do not allow to go on without."""
+    """The kernel cannot confine a child and the settings do not allow to go on without."""
 
     reason = "jail-unavailable"
 

@@ -1,4 +1,4 @@
-"""Two small models to practise with: which sound is in a window of 256 samples, low tone, high tone, noise or silence?
+"""Two small models to practice with: which sound is in a window of 256 samples, low tone, high tone, noise or silence?
 
     python make_models.py FOLDER
 

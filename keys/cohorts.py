@@ -111,7 +111,7 @@ def seal_epoch(
     """Seal an epoch's private half to devices.
 
     Args:
-        private: of the cohort, serialised.
+        private: of the cohort, serialized.
         cohort: the epoch that it belongs to.
         repository_id: bound into every envelope.
         devices: X-Wing public keys.

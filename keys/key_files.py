@@ -15,7 +15,7 @@ Rules:
    PBKDF2) a graphics card tries in no time.
 2. The checksum tells the key's owner a damaged file from a wrong passphrase. It protects nothing.
 3. A file is made with mode 0600 and never written over. Without a passphrase it is written only if that was said.
-4. A PEM file from elsewhere (PKCS#8) is read too; then damage and wrong passphrase can not be told apart.
+4. A PEM file from elsewhere (PKCS#8) is read too; then damage and wrong passphrase cannot be told apart.
 """
 
 import hashlib
@@ -209,7 +209,7 @@ def read_key_file(path: Path, passphrase: Secret | None) -> tuple[str, list[Priv
 
 
 def encode_x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
-    """The serialised X-Wing private key (bundle.envelope rule 1) of a key file's components. Raises KeyUnreadable."""
+    """The serialized X-Wing private key (bundle.envelope rule 1) of a key file's components. Raises KeyUnreadable."""
     match components:
         case [MLKEM768PrivateKey() as kem, X25519PrivateKey() as curve]:
             return Secret(kem.private_bytes_raw() + curve.private_bytes_raw())
@@ -285,7 +285,7 @@ def _open_block(path: Path, block: str, secret: bytes | None, *, is_whole: bool)
             raise WrongPassphrase(
                 f"{path} does not open: wrong passphrase, or damaged", hint=LOST_PASSPHRASE_HINT
             ) from error
-        raise KeyDamaged(f"{path}: its private key can not be read", hint="restore it from a backup") from error
+        raise KeyDamaged(f"{path}: its private key cannot be read", hint="restore it from a backup") from error
     except UnsupportedAlgorithm as error:
         raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
     if not isinstance(key, PrivateKey):

@@ -4,7 +4,7 @@ Rules:
 1. A text file, one canonical JSON object a line, sorted by device id; its digest is the SHA-256 of the file.
 2. A label belongs to one pair of keys for good: the same label with other keys is refused, the same request again is
    not an error and changes nothing.
-3. A device is admitted only with its fingerprint confirmed, or from a list that an enrolment key signed.
+3. A device is admitted only with its fingerprint confirmed, or from a list that an enrollment key signed.
 4. A revoked device stays in the registry, so that its keys never come back under another label.
 """
 
@@ -127,18 +127,18 @@ class Registry:
         """Add a device whose fingerprint a person confirmed (rules 2 and 3).
 
         Raises:
-            FingerprintMismatch, EnrolmentRefused.
+            FingerprintMismatch, EnrollmentRefused.
         """
         confirmed = "".join(fingerprint.split()).lower()
         if not hmac.compare_digest(confirmed.encode(), request.fingerprint.replace(" ", "").encode()):
             raise FingerprintMismatch(
                 f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed was {fingerprint}",
-                hint="compare with what `device-agent enrol` shows on the device itself",
+                hint="compare with what `device-agent enroll` shows on the device itself",
             )
         return self.enroll_confirmed(request, cohort)
 
     def enroll_confirmed(self, request: EnrollmentRequest, cohort: str) -> Device:
-        """Add a device from a list whose signature was checked. Raises EnrolmentRefused."""
+        """Add a device from a list whose signature was checked. Raises EnrollmentRefused."""
         known = self._devices.get(request.device_id)
         if known is not None and known.is_revoked:
             raise EnrollmentRefused(

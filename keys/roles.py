@@ -99,7 +99,7 @@ def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tu
     if role.duplicates:
         out.append(f"the same public key is listed under {len(role.duplicates) + 1} key ids")
     if not 1 <= t <= n:
-        out.append(f"threshold {t} can not be met by {n} distinct keys")
+        out.append(f"threshold {t} cannot be met by {n} distinct keys")
     if not is_classical_only and t <= role.classical_count:
         out.append(f"{role.classical_count} classical keys alone meet the threshold {t}")
     if not is_classical_only and t <= role.post_quantum_count:

@@ -4,7 +4,7 @@ Rules:
 1. A URI names the key and never holds a secret; the PIN comes from keys.passphrase.
 2. The extra `pkcs11` is needed, and PYKCS11LIB, the path of the token's library. P-256 and P-384 keys sign through
    securesystemslib, Ed25519 keys through a small signer here.
-3. A key that is made here is made in the token and can not be taken out of it; one that is there is never written over.
+3. A key that is made here is made in the token and cannot be taken out of it; one that is there is never written over.
 4. What securesystemslib and the token raise is translated here, once.
 """
 

@@ -20,8 +20,8 @@ AirweightsError
 │   ├── UsageInvalid             usage                     an option or argument that the command does not take
 │   ├── ReleaseFileInvalid       release-file              a release.toml that is missing, or says what has no meaning
 │   ├── ReleaseFileMissing       release-file-missing      a file that a release.toml names is not there
-│   ├── BundleNameInvalid        bundle-name               a file name that a bundle can not hold
-│   ├── NotRecognised            not-recognised            no manifest, patch, blob, envelope, rollout or bundle
+│   ├── BundleNameInvalid        bundle-name               a file name that a bundle cannot hold
+│   ├── NotRecognized            not-recognized            no manifest, patch, blob, envelope, rollout or bundle
 │   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
 │   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
 │   ├── TooManyPatches           too-many-patches          more than a manifest may name
@@ -41,7 +41,7 @@ AirweightsError
 │   ├── RepositoryDamaged        repository-damaged        a published or staged file is not what was signed
 │   ├── RequestReplayed          request-replayed          an old signing request, or a second one on the same base
 │   ├── RepositoryUnfamiliar     repository-unfamiliar     a key that signed for one repository is to sign for another
-│   ├── SignerMemoryDamaged      signer-memory-damaged     what was signed here before can not be read
+│   ├── SignerMemoryDamaged      signer-memory-damaged     what was signed here before cannot be read
 │   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
 │   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
 │   ├── ReportRefused            report                    of a device that is not ours, or with another's signature
@@ -205,7 +205,7 @@ class InputFileMissing(Invalid):
 
 
 class BundleNameInvalid(Invalid):
-    """A file name that a bundle can not hold."""
+    """A file name that a bundle cannot hold."""
 
     reason = "bundle-name-invalid"
 
@@ -289,7 +289,7 @@ class AttestationRefused(Refused):
 
 
 class ModelSignatureRefused(Refused):
-    """An OpenSSF model signature that does not hold, or a folder that can not be signed."""
+    """An OpenSSF model signature that does not hold, or a folder that cannot be signed."""
 
     reason = "model-signature-refused"
 
@@ -373,7 +373,7 @@ class RepositoryUnknown(Refused):
 
 
 class SigningHistoryDamaged(Refused):
-    """A signer's own copy of what it signed last can not be read."""
+    """A signer's own copy of what it signed last cannot be read."""
 
     reason = "signing-history-damaged"
 

@@ -90,7 +90,7 @@ def test_the_evidence_that_the_threat_model_names_is_there() -> None:
 def test_every_row_of_the_threat_model_has_an_attacker_an_asset_a_defence_and_a_test() -> None:
     attackers, defences = _tables((ROOT / "docs" / "threat-model.md").read_text("utf-8"))
     known = {row[0] for row in attackers[1:]}
-    assert defences[0] == ["asset", "attacker", "attack", "defence", "shown by"]
+    assert defences[0] == ["asset", "attacker", "attack", "defense", "shown by"]
     for row in defences[1:]:
         assert len(row) == 5, row
         assert all(row), row
@@ -144,7 +144,7 @@ def commands_in(page: str) -> Iterator[list[str]]:
 
 
 def resolve(words: list[str]) -> str | None:
-    """Why this can not be typed, or None."""
+    """Why this cannot be typed, or None."""
     command: click.Command = PROGRAMS[words[0]]
     rest = words[1:]
     while isinstance(command, click.Group):

@@ -2,7 +2,7 @@
 
 Rules:
 1. A row counts points that did something: a case whose process was meant to be killed and was not is not a point.
-2. A row that can not run here says why in `skipped`.
+2. A row that cannot run here says why in `skipped`.
 3. `limit` spreads a sample evenly over the points; None takes all.
 """
 
@@ -70,7 +70,7 @@ def killed(site: Site, limit: int | None, *, fails_live: bool = False, has_child
 
 def refused_calls(site: Site, limit: int | None, *, for_ever: bool) -> Row:
     """The system refuses a call with an error, once or from then on; the daemon serves when it begins."""
-    row = Row(f"{', '.join(ERRORS)} at a system call, {'for ever' if for_ever else 'once'}")
+    row = Row(f"{', '.join(ERRORS)} at a system call, {'forever' if for_ever else 'once'}")
     if (why := without_strace()) is not None:
         return replace(row, skipped=why)
     counts = count_calls(site)
@@ -199,7 +199,7 @@ def inject(call: str, how: str) -> list[str]:
 
 
 def without_strace() -> str | None:
-    """Why system calls can not be injected here, or None."""
+    """Why system calls cannot be injected here, or None."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     done = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False)

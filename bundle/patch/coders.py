@@ -113,7 +113,7 @@ def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> int
     except (RuntimeError, ValueError, TypeError) as error:
         raise PatchCorrupt(f"{where}: {error}") from error
     except BaseException as error:
-        # A panic inside the library arrives as a BaseException of a type that can not be imported.
+        # A panic inside the library arrives as a BaseException of a type that cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
         raise PatchCorrupt(f"{where}: pcodec gave up on the part") from error

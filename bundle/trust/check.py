@@ -105,7 +105,7 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
 
     Raises:
         Refused, Unavailable: see bundle.errors; each cause has its class.
-        OSError: the cache or the slots can not be written.
+        OSError: the cache or the slots cannot be written.
     """
     with _lock_cache(request.cache_dir):
         session = TrustSession(request, fetch, store)

@@ -2,11 +2,11 @@
 
 Rules:
 1. now = max(system clock, build time, time floor).
-2. A system clock that is not synchronised counts as absent: then it is the floor plus the time that certainly passed
+2. A system clock that is not synchronized counts as absent: then it is the floor plus the time that certainly passed
    since, which is the time since the floor was set if that was in this boot, else since boot. The build time gets
    nothing added: the software may be younger than the boot.
 3. The floor follows the signed `x-issued-at` of the timestamp role, but only to a value at which root, targets and
-   release are all unexpired: who stole an online key can not brick a fleet by dating 2099.
+   release are all unexpired: who stole an online key cannot brick a fleet by dating 2099.
 4. A root that replaces the timestamp keys resets the floor to that root's own `x-issued-at`.
 The floor never follows the system clock: a wrong clock harms until it is put right and no longer.
 """
@@ -27,7 +27,7 @@ class ClockFacts:
 
     Attributes:
         now_s: the system clock, Unix seconds.
-        synchronised: does the system say that its clock is set?
+        synchronized: does the system say that its clock is set?
         build_time_s: when this software was built, Unix seconds.
         boot_elapsed_s: since boot, suspend included.
         boot_id: names this boot (Linux: /proc/sys/kernel/random/boot_id), "" where unknown.
@@ -80,7 +80,7 @@ def raise_floor(floor: TimeFloor, issued_at_s: int | None, expiries_s: Iterable[
 
 
 def is_suspect(clock: ClockFacts, floor: TimeFloor) -> bool:
-    """Does the system clock contradict what is proven, or is it not synchronised?"""
+    """Does the system clock contradict what is proven, or is it not synchronized?"""
     return not clock.is_synchronized or clock.now_s < max(clock.build_time_s, floor.time_s)
 
 

@@ -1,4 +1,4 @@
-"""What a device remembers of trust, kept where a cut of power can not take it.
+"""What a device remembers of trust, kept where a cut of power cannot take it.
 
 python-tuf never syncs its cache, and accepts a rollback when timestamp and snapshot are both damaged; so this memory is
 our own.

@@ -116,16 +116,16 @@ def init(
         path.unlink()
         raise
     result = {"device_id": public.device_id, "label": public.label, "config": str(path), "directory": str(directory)}
-    click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enrol"
+    click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enroll"
     console.print_result(result, as_json=as_json, text=click_text)
 
 
-@cli.command(short_help="Print the enrolment request and its fingerprint.")
+@cli.command(short_help="Print the enrollment request and its fingerprint.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the request there.")
 @JSON_OPTION
 @click.pass_obj
-def enrol(path: Path, output: Path | None, *, as_json: bool) -> None:
-    """Print the request that the release team enrols this device with, and its fingerprint to confirm."""
+def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
+    """Print the request that the release team enrolls this device with, and its fingerprint to confirm."""
     from device_agent.identity.device_keys import create_enrollment_request
     from device_agent.storage.device_directory import DeviceDirectory
 

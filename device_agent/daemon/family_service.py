@@ -82,7 +82,7 @@ class FamilyService:
             serving=self.serving,
             signals=_Signals(supervisor, self),
             first_journal=first_journal,
-            neighbours=_Neighbours(supervisor, self),
+            neighbors=_Neighbors(supervisor, self),
         )
         self.watchdog = ServingWatchdog(
             config,
@@ -273,8 +273,8 @@ class _Signals:
         return self._host.wait_for_interrupt(self._line, timeout_s)
 
 
-class _Neighbours:
-    """The other lines (device_agent.update.context.Neighbours)."""
+class _Neighbors:
+    """The other lines (device_agent.update.context.Neighbors)."""
 
     def __init__(self, host: "Supervisor", line: FamilyService) -> None:
         self._host, self._line = host, line

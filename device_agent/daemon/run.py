@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     except AirweightsError as error:
         logger.critical(error.message, extra={"error": error.as_dict()})
         return error.exit_code
-    except Exception as error:  # the last line of defence: a bug is logged in the same form as all else
+    except Exception as error:  # the last line of defense: a bug is logged in the same form as all else
         logger.critical("%s: %s", type(error).__name__, error, exc_info=True)
         return Bug.exit_code
     return 0

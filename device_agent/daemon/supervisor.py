@@ -131,7 +131,7 @@ class Supervisor:
         return errands
 
     def handle_pending(self, busy: FamilyService | None = None) -> None:
-        """What can not wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
+        """What cannot wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
         while not self._messages.empty():
             self.handle_during_update(self._messages.get_nowait(), busy)
         self._restart_due(busy)

@@ -1,7 +1,8 @@
 """The device's own keys: made once, read only by the process that uses them.
 
 Rules:
-1. Three keys: X-Wing (envelopes are opened with it), Ed25519 (reports and the enrolment request are signed with it) and
+1. Three keys: X-Wing (envelopes are opened with it), Ed25519 (reports and the enrollment request are signed with it)
+   and
    the storage key (the store is sealed under it). None of them can sign a release.
 2. A key file is canonical JSON with its use and a checksum, mode 0600, so that a damaged file is told apart from a
    wrong one. A storage key in a file does not protect a stolen disk: docs/threat-model.md. In another home than files
@@ -56,7 +57,7 @@ def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE
         home: URI of where the keys rest (device_agent.config.key_storage); with a TPM its counter is made too.
 
     Raises:
-        AlreadyInitialised: there is an identity.
+        AlreadyInitialized: there is an identity.
         ConfigInvalid: the label is not a plain name.
         TpmUnavailable, DeviceTokenUnavailable: nothing is left behind then.
     """

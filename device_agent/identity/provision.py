@@ -26,7 +26,7 @@ def initialize_device(
         home: of its keys (device_agent.config.key_storage).
 
     Raises:
-        AlreadyInitialised, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
+        AlreadyInitialized, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
     """
     device.check_uninitialized()
     root = read_shipped_root(shipped_root)

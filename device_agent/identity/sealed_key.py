@@ -196,7 +196,7 @@ def _read_pin(path: Path) -> str:
                 raise IdentityInvalid(f"{path} is readable by others", hint=f"chmod 600 {path}")
             return file.read(MAX_PIN_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise IdentityInvalid(f"{path}: the token's PIN can not be read: {error}") from error
+        raise IdentityInvalid(f"{path}: the token's PIN cannot be read: {error}") from error
 
 
 def _parse_hexadecimal(fields: StrictObject, name: str) -> bytes:

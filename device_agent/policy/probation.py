@@ -15,7 +15,7 @@ from typing import Final
 from bundle.contract import PPM, Health
 
 LATENCY_ALLOWANCE_US: Final = 5_000  # a turn of the scheduler: a ratio alone would blame a fast model for a busy core
-MAX_EXTENSIONS: Final = 10  # a window that nobody sends requests in does not keep two models resident for ever
+MAX_EXTENSIONS: Final = 10  # a window that nobody sends requests in does not keep two models resident forever
 
 
 class ProbationAction(StrEnum):

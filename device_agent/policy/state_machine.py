@@ -15,7 +15,7 @@ from typing import Final
 
 from device_agent.errors import IllegalTransition
 
-MAX_CRASHES: Final = 3  # twice may be the neighbour's power cut; a third time is the candidate
+MAX_CRASHES: Final = 3  # twice may be the neighbor's power cut; a third time is the candidate
 
 
 class State(StrEnum):

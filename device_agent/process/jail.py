@@ -5,7 +5,7 @@ Each child calls `enter_jail` after its imports. In this order, each step on its
    system ends first when memory is short; and memory that is locked, where the policy says so and the kernel allows;
 2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
    for everybody: no capabilities, not even those that a service manager lent;
-3. `PR_SET_DUMPABLE` 0: another process of the same user can not read its memory or its descriptors (opening one's own
+3. `PR_SET_DUMPABLE` 0: another process of the same user cannot read its memory or its descriptors (opening one's own
    `/proc/self/fd/N` still works). It comes after 2, since a change of user resets it;
 4. `PR_SET_NO_NEW_PRIVS`;
 5. Landlock: no file can be opened but those below the policy's paths; a memfd lies on no file system and still can;
@@ -153,7 +153,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
         status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
     if not status.is_confined and not policy.allow_unjailed:
         raise JailUnavailable(
-            f"a child of the agent can not be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
+            f"a child of the agent cannot be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
             f"{status.landlock_abi or 'no'}, {status.threads} threads, own user {status.own_uid or 'no'})",
             hint="run on a kernel with Landlock (5.13 or later) and seccomp, or start as root, or set allow_unjailed",
         )

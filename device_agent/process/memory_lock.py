@@ -28,7 +28,7 @@ def lock_memory() -> bool:
 
 
 def swap_is_enabled() -> bool:
-    """Could memory that is not locked be swapped out here? Yes, where that can not be told."""
+    """Could memory that is not locked be swapped out here? Yes, where that cannot be told."""
     try:
         devices = SWAPS.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         return bool(devices) and not _is_group_without_swap()

@@ -39,7 +39,7 @@ def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
                 out[name] = from_bytes(raw[:size], datatype, shape, name)
                 raw = raw[size:]
     except (ValueError, KeyError, TypeError) as error:
-        raise InferenceFailed("the live answer can not be read") from error
+        raise InferenceFailed("the live answer cannot be read") from error
     return out
 
 

@@ -297,7 +297,7 @@ def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str
         if kind == "tcp" and host and port.isdecimal() and int(port) < 2**16:
             return _listen_tcp(host.strip("[]"), int(port))
     except (OSError, LookupError) as error:
-        raise AddressUnavailable(f"can not listen on {listen!r}: {error}") from error
+        raise AddressUnavailable(f"cannot listen on {listen!r}: {error}") from error
     raise ConfigInvalid(f"listen: found {listen!r}, expected unix:/path or tcp:HOST:PORT")
 
 

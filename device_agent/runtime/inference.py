@@ -216,10 +216,10 @@ class Inference:
 
 
 def check_servable(contract: Contract) -> None:
-    """Raises ContractUnfit for a contract with a dtype that requests can not carry."""
+    """Raises ContractUnfit for a contract with a dtype that requests cannot carry."""
     for tensor in (*contract.inputs, *contract.outputs):
         if oip_datatype_name(tensor) not in DATATYPES:
-            raise ContractMismatch(f"tensor {tensor.name!r} is {tensor.dtype}, which requests can not carry")
+            raise ContractMismatch(f"tensor {tensor.name!r} is {tensor.dtype}, which requests cannot carry")
 
 
 def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:

@@ -16,7 +16,7 @@ class DescribedModel(Protocol):
 
 
 def oip_datatype_name(spec: TensorSpec) -> str:
-    """The protocol's name of a tensor's dtype; bfloat16 is BF16, which requests can not carry here."""
+    """The protocol's name of a tensor's dtype; bfloat16 is BF16, which requests cannot carry here."""
     if spec.dtype in ("string", "bool"):
         return {"string": "BYTES", "bool": "BOOL"}[spec.dtype]
     if spec.dtype == "bfloat16":

@@ -4,7 +4,7 @@ Rules:
 1. The model is opened as /proc/self/fd/N of a sealed memfd; from bytes, onnxruntime would keep a second copy for the
    session's life. External data is given from memory, by the names that the model calls it.
 2. One intra-op pool without spinning: an idle model costs no processor time. No custom operator library is ever loaded,
-   no optimised model written.
+   no optimized model written.
 3. The session's inputs and outputs must be the contract's: names, dtypes, and every size that both fix.
 """
 

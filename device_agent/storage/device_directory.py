@@ -99,20 +99,20 @@ class DeviceDirectory:
             sync_directory(self.root)
 
     def check_initialized(self) -> None:
-        """Raises NotInitialised."""
+        """Raises NotInitialized."""
         for path in (self.identity_directory / "device.json", self.shipped_root_path):
             if not path.exists():
                 raise NotInitialized(f"{path} is missing", hint="run `device-agent init` first")
 
     def check_uninitialized(self) -> None:
-        """Raises AlreadyInitialised: there is an identity."""
+        """Raises AlreadyInitialized: there is an identity."""
         if self.identity_directory.exists():
             raise AlreadyInitialized(
                 f"{self.identity_directory} exists", hint="remove the device directory to start over"
             )
 
     def read_public_identity(self) -> PublicIdentity:
-        """Raises NotInitialised, IdentityInvalid."""
+        """Raises NotInitialized, IdentityInvalid."""
         self.check_initialized()
         path = self.identity_directory / "device.json"
         try:
@@ -128,7 +128,7 @@ class DeviceDirectory:
             )
             fields.reject_unknown()
         except (OSError, ValueError, Malformed) as error:
-            raise IdentityInvalid(f"{path}: {error}", hint="restore it from a backup or enrol anew") from error
+            raise IdentityInvalid(f"{path}: {error}", hint="restore it from a backup or enroll anew") from error
         return out
 
     def open_key(self, name: str) -> int:

@@ -69,7 +69,7 @@ def _attach(
 
 
 def _copy_to_memfd(path: Path) -> int:
-    # a jailed child can not open a file again by its descriptor, as onnxruntime does, but a memfd it can
+    # a jailed child cannot open a file again by its descriptor, as onnxruntime does, but a memfd it can
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

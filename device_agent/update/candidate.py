@@ -89,15 +89,15 @@ class Candidate:
 
     def make_memory_available(self, serving: FamilyServing, bundle: BundleRecord) -> None:
         """Rule 2. Raises NoMemoryUnavailable: nothing has changed."""
-        running, neighbours = serving.current, self._context.neighbours
-        if running is None and self._context.config.serve.memory_bytes is None and not neighbours.are_serving():
+        running, neighbors = serving.current, self._context.neighbors
+        if running is None and self._context.config.serve.memory_bytes is None and not neighbors.are_serving():
             return  # there is nobody to protect
         needed_bytes = self._peak_bytes or bundle.parse_manifest()[1].requires.memory_bytes
         admission = self._admission(serving, running, needed_bytes)
         if admission.strategy != "beside" and serving.standby is not None:
             serving.drop_standby()
             admission = self._admission(serving, running, needed_bytes)
-        if admission.strategy != "beside" and neighbours.drop_spares():
+        if admission.strategy != "beside" and neighbors.drop_spares():
             admission = self._admission(serving, running, needed_bytes)
         if admission.strategy == "refuse":
             raise OutOfMemory(f"release {bundle.version} {admission.detail}")
@@ -190,7 +190,7 @@ class Candidate:
         available_bytes = self._context.read_facts().memory_bytes
         budget_bytes = self._context.config.serve.memory_bytes
         if budget_bytes is not None:
-            held_bytes = serving.resident_bytes() + self._context.neighbours.resident_bytes()
+            held_bytes = serving.resident_bytes() + self._context.neighbors.resident_bytes()
             available_bytes = min(available_bytes, max(0, budget_bytes - held_bytes))
         return decide_admission(
             available_bytes, needed_bytes, 0 if running is None else running.process.resident_bytes()

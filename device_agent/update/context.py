@@ -32,7 +32,7 @@ class Signals(Protocol):
         ...
 
 
-class Neighbours(Protocol):
+class Neighbors(Protocol):
     """The other families of this device, with which this one shares memory."""
 
     def resident_bytes(self) -> int:
@@ -48,7 +48,7 @@ class Neighbours(Protocol):
         ...
 
 
-class NoNeighbours:
+class NoNeighbors:
     """Of a device that follows one family, or serves nothing."""
 
     def resident_bytes(self) -> int:
@@ -83,7 +83,7 @@ class UpdateContext:
         serving: None without a daemon.
         progress: told (phase, done, total).
         first_journal: of the device's first family, or None where `journal` is that one.
-        neighbours: that share the memory.
+        neighbors: that share the memory.
     """
 
     config: Config
@@ -98,7 +98,7 @@ class UpdateContext:
     signals: Signals = field(default_factory=NoSignals)
     on_progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
     first_journal: Journal | None = None
-    neighbours: Neighbours = field(default_factory=NoNeighbours)
+    neighbors: Neighbors = field(default_factory=NoNeighbors)
 
     @property
     def device_journal(self) -> Journal:

@@ -26,7 +26,7 @@ DAMAGED_JOURNAL_NAME = "state.db.damaged"
 
 
 def open_journal(device: DeviceDirectory, store: BundleStore, open_workers: Callable[[], WorkerPool]) -> Journal:
-    """The journal, made anew where it is damaged. Raises JournalUnavailable where it can not be opened otherwise."""
+    """The journal, made anew where it is damaged. Raises JournalUnavailable where it cannot be opened otherwise."""
     device.create_family_directory()
     try:
         journal = Journal(device.journal_path)

@@ -91,7 +91,7 @@ class _Update:
             except OSError as error:
                 raise system_error(error) from error
         except JournalUnreadable:
-            raise  # what can not be recorded is not decided: recovery goes on from what is recorded
+            raise  # what cannot be recorded is not decided: recovery goes on from what is recorded
         except (Invalid, Refused, Unavailable, Unfit) as error:
             ended = self._end_with_error(error)
         self._log_result(ended)

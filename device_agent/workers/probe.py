@@ -7,7 +7,7 @@ Rules:
 3. After the golden runs come more of them, at least MIN_RUNS and at most MAX_RUNS: for the latency, and because some
    models fail only later. Without golden vectors zeros are asked, and no answer is compared. Where every size is fixed
    they must be answered, unless onnxruntime blames the values; where a size is free, one might be asked that the model
-   can not take, so a failure is no verdict.
+   cannot take, so a failure is no verdict.
 4. A model whose memory grows over these further runs, of inputs that it has all seen, leaks.
 """
 

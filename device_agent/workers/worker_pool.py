@@ -69,7 +69,7 @@ class WorkerPool:
 
     Args:
         config, device, store: of one family.
-        on_idle: called now and then while a child is at work, to see to what can not wait for it.
+        on_idle: called now and then while a child is at work, to see to what cannot wait for it.
     """
 
     def __init__(

@@ -105,7 +105,7 @@ def _sign(folder: Path, private: EllipticCurvePrivateKey, out: Path) -> None:
         config.set_hashing_config(_ignore_no_files(hashing.Config()))
         config.sign(folder, out)
     except (ValueError, OSError) as error:
-        raise ModelSignatureRefused(f"{folder} can not be signed: {' '.join(str(error).split())[:500]}") from error
+        raise ModelSignatureRefused(f"{folder} cannot be signed: {' '.join(str(error).split())[:500]}") from error
     finally:
         os.close(memory)
 

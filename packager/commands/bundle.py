@@ -144,7 +144,7 @@ def sign_oms_command(folder: Path, key: Path, out: Path, passphrase_file: Path |
 
     For others' tools: `model_signing verify key --no-ignore-git-paths` checks it, and no device does.
 
-    Exit status: 0 signed, 2 wrong input, 3 the folder holds what can not be signed, for example a symbolic link.
+    Exit status: 0 signed, 2 wrong input, 3 the folder holds what cannot be signed, for example a symbolic link.
     """
     from packager.attestation.model_signature import sign_model
     from packager.commands.options import read_key_passphrase

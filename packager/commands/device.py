@@ -23,14 +23,14 @@ MAX_BATCH_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 @click.group("device")
 def device() -> None:
-    """Enrol, list and revoke devices; begin a cohort's next epoch.
+    """Enroll, list and revoke devices; begin a cohort's next epoch.
 
     The fleet document changes with each; it is signed and published at once where the keys of fleet, snapshot and
     timestamp are in --keys, and staged otherwise.
     """
 
 
-@device.command("enrol")
+@device.command("enroll")
 @click.argument("request", type=PATH)
 @click.option("--fingerprint", required=True, help="As the device shows it, confirmed by another way.")
 @click.option("--cohort", default="default", show_default=True, help="The cohort to admit it to.")
@@ -47,7 +47,7 @@ def enroll_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Admit the device that wrote REQUEST (`device-agent enrol`), with the cohort's key sealed to it.
+    """Admit the device that wrote REQUEST (`device-agent enroll`), with the cohort's key sealed to it.
 
     Exit status: 0 admitted (also if it was before), 2 wrong input or fingerprint, 3 the request proves no keys.
     """
@@ -71,7 +71,7 @@ def enroll_command(
 
 @device.command("sign-list")
 @click.argument("requests", type=PATH, nargs=-1, required=True)
-@click.option("--key", "uri", required=True, help="The factory's enrolment key: a key file or a key URI.")
+@click.option("--key", "uri", required=True, help="The factory's enrollment key: a key file or a key URI.")
 @click.option("-o", "--output", "out", type=PATH, required=True, help="The list to write.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
@@ -92,7 +92,7 @@ def sign_batch_command(
     print_result(result, as_json=as_json, text=f"{out}: {len(requests)} devices")
 
 
-@device.command("enrol-list")
+@device.command("enroll-list")
 @click.argument("file", type=PATH)
 @click.option(
     "--enrollment-key", "enrollment_keys", type=PATH, multiple=True, required=True, help="Whose lists to admit."
@@ -113,7 +113,7 @@ def enroll_batch_command(
 ) -> None:
     """Admit all devices of a signed list, or none.
 
-    Exit status: 0 admitted (also if they were before), 2 wrong input, 3 not signed by an enrolment key, or a label is
+    Exit status: 0 admitted (also if they were before), 2 wrong input, 3 not signed by an enrollment key, or a label is
     registered with other keys.
     """
     from keys.enrollment_batch import parse_batch

@@ -248,7 +248,7 @@ def unstage_command(repo: Path, as_json: bool) -> None:
 @REPO_OPTION
 @JSON_OPTION
 def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
-    """Remove blobs, envelopes and old metadata that no listed release names. Roots are kept for ever.
+    """Remove blobs, envelopes and old metadata that no listed release names. Roots are kept forever.
 
     The private workspace lets go of the plain bundles of releases that are no longer listed; content keys are kept.
 

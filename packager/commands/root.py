@@ -66,7 +66,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = {
     "lint": LazyCommand("packager.commands.quantize", "lint_command", "Say what will bring trouble on devices."),
     "repo": LazyCommand("packager.commands.repo", "repo", "Make, sign, publish and look after a repository."),
     "rollout": LazyCommand("packager.commands.rollout", "rollout", "Say which release a channel runs, and for whom."),
-    "device": LazyCommand("packager.commands.device", "device", "Enrol, list and revoke devices."),
+    "device": LazyCommand("packager.commands.device", "device", "Enroll, list and revoke devices."),
     "attestation": LazyCommand(
         "packager.commands.attestation", "attestation", "Write and check provenance and bill of materials."
     ),

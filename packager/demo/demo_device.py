@@ -84,8 +84,8 @@ class DemoDevice:
         return report
 
     def enroll(self, request: Path) -> Report:
-        """`device-agent enrol`: the signed request with the device's public keys, written to `request`."""
-        return self._run_command("enrol", "--output", str(request))
+        """`device-agent enroll`: the signed request with the device's public keys, written to `request`."""
+        return self._run_command("enroll", "--output", str(request))
 
     def start(self) -> None:
         """`device-agent run`, until it answers on its control socket. Raises AgentUnavailable."""

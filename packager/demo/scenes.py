@@ -86,12 +86,12 @@ class Scenes(DemoWorld):
             probation_min_requests=PROBATION_MIN_REQUESTS,
         )
         device = self._device = DemoDevice(self._folder / "device", settings)
-        with self._record_time("enrol"):
+        with self._record_time("enroll"):
             device.init(self._repo.published / "metadata" / "1.root.json")
-            request = self._folder / "enrolment.json"
-            enrolment = device.enroll(request)
-            self._enroll(request, str(enrolment["fingerprint"]))
-        self._print_indented(f"device {enrolment['device_id'][:16]}…, enrolled into cohort {COHORT!r}")
+            request = self._folder / "enrollment.json"
+            enrollment = device.enroll(request)
+            self._enroll(request, str(enrollment["fingerprint"]))
+        self._print_indented(f"device {enrollment['device_id'][:16]}…, enrolled into cohort {COHORT!r}")
         device.start()
         with self._record_time("install"):
             update = self._update()

@@ -153,7 +153,7 @@ def apply_to_directory(base: Path | None, patch: Path, out: Path) -> tuple[Bundl
 
     Raises:
         Invalid: a path is missing, or `out` exists.
-        PatchRefused: the patch can not be applied; nothing is left at `out`.
+        PatchRefused: the patch cannot be applied; nothing is left at `out`.
     """
     if not patch.is_file():
         raise FileNotFound(f"patch {patch} is not a file")

@@ -1,9 +1,9 @@
-"""Makes golden vectors from the artefact that is shipped, with a tolerance that other runs of it were seen to need.
+"""Makes golden vectors from the artifact that is shipped, with a tolerance that other runs of it were seen to need.
 
 Rules:
 1. Answers come from the shipped model file, run as it is judged (`settings_for`); inputs are real samples where there
    are any.
-2. A second process runs the same file with other thread counts and without graph optimisation; the worst deviation,
+2. A second process runs the same file with other thread counts and without graph optimization; the worst deviation,
    times HEADROOM, is the tolerance, between a floor and TOLERANCE_CEILING_PPM. A quantized model's floor is higher:
    on another CPU a float sum may round to the other side of a level.
 3. The samples with the smallest and the largest inputs are always among them.
@@ -92,9 +92,9 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
     worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
     if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
         raise GoldenUnstable(
-            f"{model}: answers differ by {worst_ppm} ppm between thread counts and optimisation levels, "
+            f"{model}: answers differ by {worst_ppm} ppm between thread counts and optimization levels, "
             f"at most {TOLERANCE_CEILING_PPM} ppm are allowed",
-            hint="look for random or uninitialised operators in the model",
+            hint="look for random or uninitialized operators in the model",
         )
     data = write_golden(tuple(steady))
     part = path.with_name(path.name + ".part")

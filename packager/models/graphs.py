@@ -31,7 +31,7 @@ WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "RNN": (1, 2),
     "Einsum": (0, 1),
 }
-# of onnxruntime's own operators, which its exporters and optimisers write
+# of onnxruntime's own operators, which its exporters and optimizers write
 CONTRIB_WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "FusedMatMul": (0, 1),
     "FusedGemm": (1,),

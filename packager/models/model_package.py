@@ -78,7 +78,7 @@ def build_package(
 
     Raises:
         ModelUnreadable, ExternalDataMissing: the model's.
-        BundleNameInvalid: a name that a bundle can not hold, or two files of one path.
+        BundleNameInvalid: a name that a bundle cannot hold, or two files of one path.
         ReleaseFileMissing: an extra file is not there.
         OutputExists: `out` is there already.
     """
@@ -127,7 +127,7 @@ def external_data(model: Path) -> tuple[str, ...]:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
             raise BundleNameInvalid(
-                f"{model}: external data {name!r} has a name that a bundle can not hold",
+                f"{model}: external data {name!r} has a name that a bundle cannot hold",
                 hint="save the model again with a plain file name for its external data (letters, digits, . _ -)",
             )
         if not (model.parent / name).is_file():
@@ -180,7 +180,7 @@ def _external_locations(model: "onnx.ModelProto") -> set[str]:
 def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
     if not _is_bundle_path(path):
         raise BundleNameInvalid(
-            f"{source}: {path!r} is a name that a bundle can not hold",
+            f"{source}: {path!r} is a name that a bundle cannot hold",
             hint="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
         )
     if path in sources:

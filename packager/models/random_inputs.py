@@ -80,7 +80,7 @@ class Recipe:
 
 
 def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
-    """Sample number `index`: the same for the same arguments, unlike its neighbours, to tell models apart."""
+    """Sample number `index`: the same for the same arguments, unlike its neighbors, to tell models apart."""
     rng = np.random.default_rng([seed, index])
     return {info.name: _draw_array(info, recipe, rng, index) for info in with_rank(interface, recipe.rank).inputs}
 

@@ -1,7 +1,7 @@
 """The one place where the packager makes onnxruntime sessions and runs them.
 
 Rules:
-1. Every run has the same settings (threads, optimisation level, no spinning), so that two runs can be compared.
+1. Every run has the same settings (threads, optimization level, no spinning), so that two runs can be compared.
 2. What onnxruntime raises becomes one error class here; its message is cut to one line.
 3. `runs_in_child` tries a model in its own process first: a model that crashes costs the child.
 4. A quantized model is judged, and its golden vectors are taken, with `settings_for` it.
@@ -49,7 +49,7 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How a session runs: intra-op threads, whether graph optimisation is on, and whether QDQ nodes become integer
+    """How a session runs: intra-op threads, whether graph optimization is on, and whether QDQ nodes become integer
     kernels; where they do not, they give what exact integer kernels would, on every CPU."""
 
     threads: int = DEFAULT_THREADS

@@ -3,7 +3,7 @@
 Rules:
 1. The page is one file without scripts, fonts or images from elsewhere; drawings are inline SVG.
 2. Every name from a model is escaped: names are data.
-3. Colours have the system's light or dark scheme behind them; every chart has its numbers as text beside it.
+3. Colors have the system's light or dark scheme behind them; every chart has its numbers as text beside it.
 """
 
 from dataclasses import dataclass

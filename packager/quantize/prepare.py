@@ -6,7 +6,7 @@ Rules:
    overridable inputs; a weight that is stored in another type and cast to float32 when the model is loaded becomes
    float32.
 3. Operator sets below 13 know no per-channel scales: the model is converted to 17 (else 15, else 13).
-4. Offline optimisation stays at the level that is independent of the hardware; it may not bring new operator domains.
+4. Offline optimization stays at the level that is independent of the hardware; it may not bring new operator domains.
 5. Each of steps 2 to 4 must leave the answers on a sample as they were, else that step is left out and noted.
 """
 
@@ -64,7 +64,7 @@ class PreparedModel:
 
 
 def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> PreparedModel:
-    """Load and normalise `path` (rules above); `sample` is used to see that answers stay.
+    """Load and normalize `path` (rules above); `sample` is used to see that answers stay.
 
     Raises:
         ModelUnreadable, AlreadyQuantized, WeightsNotFinite, ModelDoesNotRun.
@@ -78,7 +78,7 @@ def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> Prepa
         ("constants to initializers", lift_constants),
         ("weights stored in half precision", _widen_stored_weights),
         ("operator set", _raise_opset),
-        ("offline optimisation", _optimize if optimize else lambda _: None),
+        ("offline optimization", _optimize if optimize else lambda _: None),
         ("constants to initializers", lift_constants),
     ]
     for name, step in steps:
@@ -241,24 +241,24 @@ def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF or is_half:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
+        path = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(path)
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        optimised = onnx.load(str(path))
+        optimized = onnx.load(str(path))
     before = {node.domain for node in all_nodes(model)}
-    after = {node.domain for node in all_nodes(optimised)}
+    after = {node.domain for node in all_nodes(optimized)}
     if not after <= before | {"", "ai.onnx"}:
         raise ModelDoesNotRun(f"it brings operators of {sorted(after - before)}")
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    kept = [entry for entry in optimised.opset_import if entry.domain in after | before | {""}]
+    kept = [entry for entry in optimized.opset_import if entry.domain in after | before | {""}]
     for entry in kept:
         entry.version = versions.get(entry.domain, entry.version)
-    _replace_items(optimised.opset_import, kept)
-    optimised.ir_version = max(model.ir_version, MIN_IR_VERSION)
-    return optimised
+    _replace_items(optimized.opset_import, kept)
+    optimized.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    return optimized
 
 
 def _replace_items(field: object, items: list[object]) -> None:

@@ -2,7 +2,7 @@
 
 Rules:
 1. Unstructured: in each weight, the given share of smallest magnitudes becomes zero (ties by position, so that the same
-   model gives the same bytes). 2:4: of each four neighbours along the inputs, the two smallest.
+   model gives the same bytes). 2:4: of each four neighbors along the inputs, the two smallest.
 2. Zeros make files and patches smaller, not faster: no CPU kernel of the runtime uses them. The report does not claim
    it.
 3. The result is written only where the gate passes.

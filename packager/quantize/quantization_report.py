@@ -75,7 +75,7 @@ class QuantizationReport:
     says why, in one line). `method` is how it was done ("static", "dynamic", "weights", "float"); `numerics` what the
     integer kernels multiply ("u8u8", "u8s7", "s8s8", "u8s8", "float"). `gate` was measured on the held-back half.
     Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations, those of `wide_weights`
-    8-bit weights where the scheme has 4. `sensitivity` is what each node, or group of neighbours, costs alone; empty
+    8-bit weights where the scheme has 4. `sensitivity` is what each node, or group of neighbors, costs alone; empty
     where no repair was needed. `oldest_runtime` is the first version of onnxruntime that has the operators of the
     quantized model.
     """

@@ -49,7 +49,7 @@ class QuantizeOptions:
         per_channel: one scale a channel of a weight, else one a weight.
         signed_weights: 7-bit signed weights: faster on x86 CPUs without VNNI, as exact.
         signed_activations: int8 activations and full int8 weights: for ARM; other numbers on x86 CPUs without VNNI.
-        optimise: simplify the graph first, at the level that no hardware differs in.
+        optimize: simplify the graph first, at the level that no hardware differs in.
         thresholds: of the gate.
         max_calibration_samples: more are not looked at.
         methods: to choose from; None takes all of the scheme.

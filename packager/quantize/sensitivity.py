@@ -5,7 +5,7 @@ Rules:
    share a weight are one.
 2. Errors of nodes add up in squares, as independent rounding does; so the smallest set to keep in float is the worst
    nodes, until the sum of the rest is below the aim.
-3. At most MAX_TRIED are tried one by one; where a model has more, neighbours in graph order are tried together, so
+3. At most MAX_TRIED are tried one by one; where a model has more, neighbors in graph order are tried together, so
    that the cost is bounded.
 """
 

@@ -1,7 +1,7 @@
 """Static int8 (QDQ): scales of activations are fixed from calibration.
 
 Rules:
-1. Only Conv, MatMul and Gemm with a constant weight are quantized: on recognisers, quantizing the operators around
+1. Only Conv, MatMul and Gemm with a constant weight are quantized: on recognizers, quantizing the operators around
    them as well was the difference between a useful model and cosine 0.43.
 2. Each gets QuantizeLinear and DequantizeLinear on its activation and DequantizeLinear on its weight; a Conv also on
    its output (behind a Relu or Clip that reads nothing else), where the runtime fuses it into one integer kernel.

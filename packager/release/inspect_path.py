@@ -47,7 +47,7 @@ def inspect_path(path: Path) -> Inspection:
     """Look at a file or folder.
 
     Raises:
-        NotRecognised: nothing of these.
+        NotRecognized: nothing of these.
         Refused kinds: one of these, but malformed.
     """
     if path.is_dir():

@@ -148,7 +148,7 @@ def verify_bundle(folder: Path, manifest_path: Path, variant: str) -> dict[str, 
     """Hold a plain bundle against a manifest.
 
     Raises:
-        UnknownVariant, BundleMismatchRefused, MalformedRefused, NotRecognised.
+        UnknownVariant, BundleMismatchRefused, MalformedRefused, NotRecognized.
     """
     manifest = read_manifest(manifest_path)
     wanted = manifest.variant(variant)
@@ -185,7 +185,7 @@ def compare_files(expected: tuple[BundleFile, ...], actual: tuple[BundleFile, ..
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest file. Raises NotRecognised (no such file), MalformedRefused, TooLargeRefused, Unavailable."""
+    """A manifest file. Raises NotRecognized (no such file), MalformedRefused, TooLargeRefused, Unavailable."""
     try:
         with path.open("rb") as stream:
             return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))

@@ -55,7 +55,7 @@ def enroll_device(
         passphrase: of that key file.
 
     Raises:
-        FingerprintMismatch, CohortUnknown, EnrolmentRefused, MalformedRefused, and errors of key files.
+        FingerprintMismatch, CohortUnknown, EnrollmentRefused, MalformedRefused, and errors of key files.
     """
     parsed = parse_enrollment(request)
     listed = _find_cohort(repository, cohort)
@@ -88,7 +88,7 @@ def enroll_batch(
         progress: called with (done, total).
 
     Raises:
-        EnrolmentRefused: a label or key of the list is registered otherwise; nothing is admitted then.
+        EnrollmentRefused: a label or key of the list is registered otherwise; nothing is admitted then.
         CohortUnknown, and errors of key files.
     """
     listed = _find_cohort(repository, cohort)

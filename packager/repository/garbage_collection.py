@@ -1,7 +1,7 @@
 """What a repository no longer needs.
 
 Rules:
-1. Every root stays for ever: a device that was offline for years walks them all.
+1. Every root stays forever: a device that was offline for years walks them all.
 2. Of other metadata the published version stays, and what is younger than the grace period: a device may be in the
    middle of a check.
 3. Blobs, manifests, rollouts, fleet documents and content envelopes that nothing listed names go, after the grace

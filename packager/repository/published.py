@@ -184,7 +184,7 @@ def read_document_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RepositoryDamaged(f"metadata file {path} can not be read: {error.strerror}") from error
+        raise RepositoryDamaged(f"metadata file {path} cannot be read: {error.strerror}") from error
 
 
 def parse_document(data: bytes, where: str) -> Document:

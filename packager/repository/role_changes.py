@@ -5,7 +5,7 @@ Rules:
    own. A change of a family's or the fleet's role is a new `targets`.
 2. A role's keys and threshold keep keys.roles' rules after every change. The threshold follows the keys unless given.
 3. A document that the role's new keys have not signed is staged anew by the next `sign`, for those keys to sign.
-4. Root versions are never left out or reused: each N.root.json stays for ever.
+4. Root versions are never left out or reused: each N.root.json stays forever.
 """
 
 import time

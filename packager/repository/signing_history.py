@@ -46,7 +46,7 @@ class SigningHistory:
             return None
         except Exception as error:
             raise SigningHistoryDamaged(
-                f"{path}, what was signed here last, can not be read", hint="restore it from a backup"
+                f"{path}, what was signed here last, cannot be read", hint="restore it from a backup"
             ) from error
 
     def other_repositories(self, keys: Iterable[Key]) -> tuple[str, ...]:
@@ -76,4 +76,4 @@ def _read_keys(path: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, TypeError) as error:
-        raise SigningHistoryDamaged(f"{path} can not be read", hint="restore it from a backup") from error
+        raise SigningHistoryDamaged(f"{path} cannot be read", hint="restore it from a backup") from error

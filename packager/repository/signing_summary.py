@@ -7,7 +7,7 @@ Rules:
    channel than its own name does, is refused: who signs a digest signs what it stands for.
 3. Everything that differs is said; a field that this version does not know is said as it is. What an honest request
    seldom asks for is said in capitals.
-4. A line is one line: whatever a document contains, it can not draw on the terminal.
+4. A line is one line: whatever a document contains, it cannot draw on the terminal.
 """
 
 import hashlib

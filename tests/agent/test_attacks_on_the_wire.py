@@ -56,8 +56,8 @@ def test_eavesdropping(device: DeviceUnderTest, publisher: Publisher, site: Site
 def test_slow_retrieval(
     installed: DeviceUnderTest, publisher: Publisher, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A byte now and then, for ever: cut by the average rate, what came is kept, and the next attempt goes on there."""
-    # the same rule over a shorter window: a test can not wait for half a minute
+    """A byte now and then, forever: cut by the average rate, what came is kept, and the next attempt goes on there."""
+    # the same rule over a shorter window: a test cannot wait for half a minute
     monkeypatch.setattr(fetcher, "RATE_WINDOW_S", 0.3)
     publisher.offer("1.1.0")
     site.faults = [faulty_http_server.below("blobs/", faulty_http_server.trickle(0.02))]

@@ -97,13 +97,13 @@ def test_enrol_prints_a_request_and_its_fingerprint(
 ) -> None:
     _run(capsys, *words)
     config = ("--config", tmp_path / "config.toml")
-    code, out, _ = _run(capsys, *config, "enrol", "--output", tmp_path / "request.json", "--json")
+    code, out, _ = _run(capsys, *config, "enroll", "--output", tmp_path / "request.json", "--json")
     assert code == 0
     assert json.loads(out)["request"] == (tmp_path / "request.json").read_text()
     assert len(json.loads(out)["fingerprint"].split()) == 10
 
 
-@pytest.mark.parametrize("command", ["status", "update", "history", "rollback", "pause", "forgive", "run", "enrol"])
+@pytest.mark.parametrize("command", ["status", "update", "history", "rollback", "pause", "forgive", "run", "enroll"])
 def test_a_directory_that_was_not_made_is_said_to_be_so(
     command: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_missing_configuration_and_a_wrong_option_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "No such file" in _refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
-    assert "No such option" in _refused(capsys, 2, "invalid-usage", "status", "--colour")
+    assert "No such option" in _refused(capsys, 2, "invalid-usage", "status", "--color")
     code, out, err = _run(capsys, "--config", tmp_path / "no.toml", "status")
     assert (code, out) == (2, "")
     assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
@@ -129,8 +129,8 @@ def test_check_config_does_nothing_but_read(
     _run(capsys, *words)
     config = tmp_path / "config.toml"
     assert _run(capsys, "--config", config, "check-config", "--json")[0] == 0
-    config.write_text(config.read_text() + "\ncolour = 1\n")
-    assert "unknown key 'update.colour'" in _refused(capsys, 2, "config-invalid", "--config", config, "check-config")
+    config.write_text(config.read_text() + "\ncolor = 1\n")
+    assert "unknown key 'update.color'" in _refused(capsys, 2, "config-invalid", "--config", config, "check-config")
 
 
 def test_each_outcome_of_an_update_has_its_exit_code(
@@ -189,7 +189,7 @@ def test_a_key_file_that_others_can_read_is_refused(
     installed: DeviceUnderTest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (installed.directory.identity_directory / "ed25519.key").chmod(0o644)
-    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
+    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
     assert "has mode 0644, expected 0600" in message
 
 
@@ -199,5 +199,5 @@ def test_a_damaged_key_file_says_nothing_of_its_content(
     path = installed.directory.identity_directory / "ed25519.key"
     text = path.read_text()
     path.write_text(text.replace('"value":"', '"value":"0'))
-    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enrol")
+    message = _refused(capsys, 2, "identity-invalid", "--config", installed.config_path, "enroll")
     assert message == "the ed25519 key file of this device is damaged"

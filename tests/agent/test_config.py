@@ -63,9 +63,9 @@ def test_a_further_family_shares_what_its_table_leaves_out() -> None:
     ("text", "words"),
     [
         ("", "config.toml: key 'directory' is missing"),
-        (GOOD + "colour = 1", "unknown key 'colour'"),
-        (GOOD + "[update]\ncolour = 1", "unknown key 'update.colour'"),
-        (GOOD + "[colour]", "unknown key 'colour'"),
+        (GOOD + "color = 1", "unknown key 'color'"),
+        (GOOD + "[update]\ncolor = 1", "unknown key 'update.color'"),
+        (GOOD + "[color]", "unknown key 'color'"),
         (GOOD + "[update]\npoll_interval_s = 0", "update.poll_interval_s is 0, expected an integer from 1 to 2592000"),
         (GOOD + "[update]\npoll_interval_s = true", "update.poll_interval_s is True, expected an integer"),
         (GOOD + "[update]\nautomatic = 1", "update.automatic is 1, expected true or false"),

@@ -238,7 +238,7 @@ def test_what_dies_while_another_is_fetched_for_is_back_at_once(
         assert arrived.wait(60)
         for family in FIRST:
             os.kill(_pid(device, family), signal.SIGKILL)
-            # the request waits for the next process, which can not be that of the release whose fetch hangs
+            # the request waits for the next process, which cannot be that of the release whose fetch hangs
             assert infer(device, family=family)["model_version"] == FIRST[family]
         assert not result
     finally:

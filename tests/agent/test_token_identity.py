@@ -78,7 +78,7 @@ def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity
     with pytest.raises(IdentityInvalid, match="readable by others"):
         open_signing_key(device.directory, identity)
     pin.unlink()
-    with pytest.raises(IdentityInvalid, match="can not be read"):
+    with pytest.raises(IdentityInvalid, match="cannot be read"):
         open_signing_key(device.directory, identity)
 
 

@@ -91,7 +91,7 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
         assert not device.journal().quarantine_records()
         with pytest.raises(TpmPolicyMismatch, match=str(PCR)):
             open_signing_key(device.directory, device.config.key_storage)
-        said = device.command("enrol", "--json")
+        said = device.command("enroll", "--json")
         assert said.returncode == 4
         assert '"tpm-policy"' in said.stderr
     assert held(tcti) == 0

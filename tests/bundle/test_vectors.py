@@ -25,7 +25,7 @@ READERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "manifest": parse_manifest,
     "rollout": parse_rollout,
     "fleet": parse_fleet,
-    "enrolment": parse_enrollment,
+    "enrollment": parse_enrollment,
     "report": parse_report,
 }
 
@@ -45,7 +45,7 @@ def test_a_document_vector_is_read_or_refused_with_its_reason(kind: str, name: s
     reason = expected(kind)[name]
     if reason is None:
         parsed = READERS[kind](data)
-        if kind != "enrolment":
+        if kind != "enrollment":
             assert json.loads(parsed.as_bytes()) == json.loads(data)
             assert READERS[kind](parsed.as_bytes()) == parsed
         return

@@ -51,9 +51,9 @@ def agent(tmp_path: Path) -> Agent:
         "--listen": f"unix:{tmp_path}/s",
     }
     check("agent-init", agent.says("init", *[str(word) for pair in where.items() for word in pair]))
-    enrolment = agent.says("enrol", "--output", str(tmp_path / "request.json"))
-    check("agent-enrol", enrolment)
-    request = ("device", "enrol", tmp_path / "request.json", "--fingerprint", enrolment["fingerprint"])
+    enrollment = agent.says("enroll", "--output", str(tmp_path / "request.json"))
+    check("agent-enroll", enrollment)
+    request = ("device", "enroll", tmp_path / "request.json", "--fingerprint", enrollment["fingerprint"])
     assert packager(*request, "--repo", tmp_path / "repo", "--keys", tmp_path / "keys").code == 0
     return agent
 

@@ -1,4 +1,4 @@
-"""Enrolment and the registry: a label belongs to its keys for good, and a person confirms whose keys they are."""
+"""Enrollment and the registry: a label belongs to its keys for good, and a person confirms whose keys they are."""
 
 from pathlib import Path
 

@@ -93,7 +93,7 @@ def test_uris_that_no_service_has_are_wrong_input() -> None:
 
 @pytest.mark.parametrize("scheme", sorted(SERVICES))
 def test_a_missing_library_is_told_with_the_extra_that_brings_it(scheme: str, tmp_path: Path) -> None:
-    """In a process that can not import any of the services' libraries."""
+    """In a process that cannot import any of the services' libraries."""
     blocked = "hvac boto3 google.cloud.kms azure.identity"
     script = (
         "import sys\n"

@@ -68,7 +68,7 @@ def test_devices(here: Path) -> None:
     )
     Path("request.json").write_bytes(request.encode(signing))
     keys = ("--repo", "repo", "--keys", "keys")
-    check("device-change", done("device", "enrol", "request.json", "--fingerprint", request.fingerprint, *keys).json)
+    check("device-change", done("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json)
     check("device-list", done("device", "list", "--repo", "repo").json)
     check("device-epoch", done("device", "epoch", "default", *keys).json)
     check("device-change", done("device", "revoke", "door", *keys).json)

@@ -34,7 +34,7 @@ def test_periodic_values_are_those_of_the_formula(values: int, inner: int, count
 
 
 def _hard_doubles(name: str) -> np.ndarray[Any, Any]:
-    """All values of the type, all ties between neighbours, what lies just beside them, and numbers of every size."""
+    """All values of the type, all ties between neighbors, what lies just beside them, and numbers of every size."""
     kind = ELEMENT_TYPE_BY_NAME[name]
     values = np.sort(to_doubles(np.arange(1 << 16, dtype=np.uint16), kind))
     values = values[np.isfinite(values)]

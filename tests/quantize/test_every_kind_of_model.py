@@ -87,15 +87,15 @@ def test_input_that_does_not_say_how_many_axes_it_has_is_searched(tmp_path: Path
     assert [sample["x"].shape for sample in random_samples(model, 2)] == [(1, 64), (1, 64)]
 
 
-def test_weights_only_model_computes_in_float_at_every_optimisation_level(tmp_path: Path) -> None:
+def test_weights_only_model_computes_in_float_at_every_optimization_level(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.with_outlier_feature(3000.0), tmp_path / "float.onnx")
     samples = random_samples(model, 16)
     options = QuantizeOptions(measure_latency=False, methods=("weights",))
     report = quantize_model(model, tmp_path / "int8.onnx", "int8", samples, options)
     assert report.outcome == "quantized", report.as_text()
-    plain, optimised = (open_session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
+    plain, optimized = (open_session(tmp_path / "int8.onnx", RunSettings(2, level)) for level in (False, True))
     for sample in samples:
-        for a, b in zip(run_session(plain, sample), run_session(optimised, sample), strict=True):
+        for a, b in zip(run_session(plain, sample), run_session(optimized, sample), strict=True):
             assert np.allclose(a, b, rtol=0, atol=1e-5 * np.abs(a).max())
     assert not [f.code for f in lint(tmp_path / "int8.onnx") if f.severity == "warning"]
 

@@ -84,8 +84,8 @@ def test_one_sample_twice_is_inconclusive(encoder: tuple[Path, Path, Samples]) -
 def test_classifier_that_names_one_class_is_inconclusive(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     rng = np.random.default_rng(0)
-    centre = rng.standard_normal((1, 64))
-    near = [{"x": (centre + 0.01 * rng.standard_normal((1, 64))).astype(np.float32)} for _ in range(20)]
+    center = rng.standard_normal((1, 64))
+    near = [{"x": (center + 0.01 * rng.standard_normal((1, 64))).astype(np.float32)} for _ in range(20)]
     report = run_gate(model, model, samples_from(near))
     assert report.verdict == "inconclusive"
     assert not report.outputs[0].varies

@@ -160,7 +160,7 @@ def test_folder_holds_one_sample_a_file(interface: ModelInterface, tmp_path: Pat
     assert [s["input_ids"][0, 0] for s in samples] == [IDS[i, 0, 0] for i in range(3)]
 
 
-def test_random_samples_are_labelled_and_repeatable(tmp_path: Path) -> None:
+def test_random_samples_are_labeled_and_repeatable(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "model.onnx")
     first, second = random_samples(model, 4, seed=7), random_samples(model, 4, seed=7)
     assert first.origin == "random:7"

@@ -1,4 +1,4 @@
-"""A factory's list admits its devices whole, once, and only if the enrolment key signed it."""
+"""A factory's list admits its devices whole, once, and only if the enrollment key signed it."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
     shop: MetadataPublisher, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
-    key = tmp_path / "factory" / "enrolment.key"
+    key = tmp_path / "factory" / "enrollment.key"
     generate_key_file(key, "ml-dsa-65", PASSPHRASE)
 
     def run(*words: str, status: int = 0) -> dict[str, Any]:
@@ -77,14 +77,14 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
         assert run("device", "sign-list", *files, "--key", os.fspath(key), "-o", out)["devices"] == len(requests)
         return out
 
-    def enrol(name: str, status: int = 0) -> dict[str, Any]:
-        words = ["device", "enrol-list", name, "--enrolment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
+    def enroll(name: str, status: int = 0) -> dict[str, Any]:
+        words = ["device", "enroll-list", name, "--enrollment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
         return run(*words, "--repo", os.fspath(shop.repository.root), status=status)
 
     first = signed("first", REQUESTS)
-    assert (enrol(first)["new"], enrol(first)["new"]) == (3, 0)
+    assert (enroll(first)["new"], enroll(first)["new"]) == (3, 0)
     assert shop.repository.fleet().devices == 3
     assert len(list((shop.published / "envelopes" / "cohorts" / "default" / "1").iterdir())) == 3
     stolen = signed("stolen", [request("cam-9"), request("cam-1")])
-    assert enrol(stolen, status=3)["error"]["reason"] == "enrollment-refused"
+    assert enroll(stolen, status=3)["error"]["reason"] == "enrollment-refused"
     assert len(Registry(shop.repository.registry_path)) == 3

@@ -41,7 +41,7 @@ SCHEMAS = {
     "repo doctor": "repo-status",
     "rollout set": "rollout-change",
     "rollout halt": "rollout-change",
-    "device enrol": "device-change",
+    "device enroll": "device-change",
     "device revoke": "device-change",
 }
 
@@ -133,9 +133,9 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: MetadataPublisher, termin
     request = EnrollmentRequest("cam-1", derive_public_key(private), signing.public_key().public_bytes_raw())
     file = shop.folder / "request.json"
     file.write_bytes(request.encode(signing))
-    wrong = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", "0" * 40, keys=True, status=2)
+    wrong = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", "0" * 40, keys=True, status=2)
     assert wrong["error"]["reason"] == "fingerprint-mismatch"
-    admitted = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
+    admitted = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert admitted["device_id"] == request.device_id
     assert admitted["published"]["roles"].keys() == {"fleet", "snapshot", "timestamp"}
     assert shop.repository.fleet().devices == 1
@@ -144,12 +144,12 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: MetadataPublisher, termin
     context = EnvelopeContext(COHORT_KEY_PURPOSE, shop.repository.repository_id, "default", 1)
     assert derive_public_key(open_envelope(place.read_bytes(), private, context)) == cohort.public_key
     assert terminal.json("device", "list")["devices"][0]["label"] == "cam-1"
-    again = terminal.json("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
+    again = terminal.json("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint, keys=True)
     assert again["device_id"] == request.device_id
     # nothing is left behind that the next release would stumble over
     assert again["published"] is None
     assert shop.repository.is_staging_empty
-    words = ("device", "enrol", os.fspath(file), "--fingerprint", request.fingerprint)
+    words = ("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint)
     assert terminal.text(*words, keys=True).endswith("nothing changed\n")
     assert terminal.json("device", "revoke", "cam-1", keys=True)["revoked"]
     epoch = terminal.json("device", "epoch", "default", keys=True)

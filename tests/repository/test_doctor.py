@@ -70,7 +70,7 @@ def test_one_key_under_two_ids_counts_once(shop: MetadataPublisher, capfd: pytes
     code, found = doctor(shop, capfd)
     assert code == 3
     assert found["snapshot"][0] == "the same public key is listed under 2 key ids"
-    assert "threshold 2 can not be met by 1 distinct keys" in found["snapshot"]
+    assert "threshold 2 cannot be met by 1 distinct keys" in found["snapshot"]
 
 
 def test_a_classical_repository_that_does_not_say_so_is_unsound(

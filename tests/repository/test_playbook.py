@@ -255,7 +255,7 @@ def fleet_stolen(play: Play) -> None:
     play.goes_on()
 
 
-def enrol(play: Play, label: str) -> Secret:
+def enroll(play: Play, label: str) -> Secret:
     """A device of the default cohort. Returns its private key."""
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest(label, derive_public_key(private), signing.public_key().public_bytes_raw())
@@ -289,7 +289,7 @@ def sealed_release(play: Play) -> tuple[bytes, EnvelopeContext]:
 
 
 def cohort_stolen(play: Play) -> None:
-    member = enrol(play, "member")
+    member = enroll(play, "member")
     (cohort,) = play.shop.repository.fleet().cohorts
     stolen = load_private_key(play.shop.keys, cohort, PASSPHRASE)
     envelope, context = sealed_release(play)
@@ -302,7 +302,7 @@ def cohort_stolen(play: Play) -> None:
 
 
 def device_stolen(play: Play) -> None:
-    member, stolen = enrol(play, "member"), enrol(play, "stolen")
+    member, stolen = enroll(play, "member"), enroll(play, "stolen")
     old = cohort_key(play, stolen)
     play.run("device", "revoke", "stolen", "--keys", str(play.shop.keys))
     play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
@@ -318,7 +318,7 @@ def device_stolen(play: Play) -> None:
     assert play.device.check(play.shop.published).fleet.cohorts[0].epoch == 2
 
 
-def enrolment_key_stolen(play: Play) -> None:
+def enrollment_key_stolen(play: Play) -> None:
     old, new = (load_signer(play.new_key("ed25519"), PASSPHRASE) for _ in range(2))
     private, signing = generate_private_key(), Ed25519PrivateKey.generate()
     request = EnrollmentRequest("intruder", derive_public_key(private), signing.public_key().public_bytes_raw())
@@ -374,7 +374,7 @@ ROWS: dict[str, Callable[[Play], None]] = {
     "both keys of `fleet` stolen": fleet_stolen,
     "a cohort's key stolen": cohort_stolen,
     "a device stolen": device_stolen,
-    "the enrolment key stolen": enrolment_key_stolen,
+    "the enrollment key stolen": enrollment_key_stolen,
     "metadata expired": metadata_expired,
     "a passphrase lost": passphrase_lost,
     "one algorithm broken": algorithm_broken,

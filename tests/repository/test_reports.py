@@ -134,7 +134,7 @@ def test_nobody_reports_for_another(repository: Repository, camera: Sender) -> N
         assert (said.code, said.error["reason"]) == (3, "report-refused"), name
 
 
-def test_a_signed_enrolment_request_is_no_report(repository: Repository, camera: Sender) -> None:
+def test_a_signed_enrollment_request_is_no_report(repository: Repository, camera: Sender) -> None:
     assert verify(repository, camera.request().encode(camera.private)).error["reason"] == "malformed"
 
 

@@ -34,7 +34,7 @@ def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
 
 
 def echo(dtype: str) -> Any:
-    """x [n] -> y [n], the same values; Identity is taken out by the optimiser, so there are two of them."""
+    """x [n] -> y [n], the same values; Identity is taken out by the optimizer, so there are two of them."""
     nodes = [helper.make_node("Identity", ["x"], ["h"]), helper.make_node("Identity", ["h"], ["y"])]
     return graph(nodes, [("x", dtype, ["n"])], [("y", dtype, ["n"])])
 

@@ -94,7 +94,7 @@ def reads_a_file(location: str) -> onnx.ModelProto:
 
 
 def of_ending_operators() -> dict[str, onnx.ModelProto]:
-    """x: float32 [4] -> y: float32 [4]; each loads, and its one run asks for what can not be had."""
+    """x: float32 [4] -> y: float32 [4]; each loads, and its one run asks for what cannot be had."""
     total = [helper.make_node("ReduceSum", ["a"], ["s"], keepdims=0), helper.make_node("Add", ["x", "s"], ["y"])]
 
     def through(nodes: list[onnx.NodeProto], **constants: "np.typing.ArrayLike") -> onnx.ModelProto:

@@ -76,7 +76,7 @@ def talk(parent: SupervisorChannel, message: Message) -> Message:
 
 
 def environment(_parent: SupervisorChannel, _message: Message) -> JsonObject:
-    """Names and values; another process can not read them, since this one is not dumpable."""
+    """Names and values; another process cannot read them, since this one is not dumpable."""
     return {"environment": dict(os.environ), "arguments": sys.orig_argv}
 
 

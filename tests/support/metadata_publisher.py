@@ -146,9 +146,9 @@ class CheckClient:
     def cache(self) -> Path:
         return self.folder / "cache" / "tuf"
 
-    def with_time(self, now_s: int, *, synchronised: bool = True) -> "CheckClient":
+    def with_time(self, now_s: int, *, synchronized: bool = True) -> "CheckClient":
         """The same device with another clock."""
-        return replace(self, clock=replace(self.clock, now_s=now_s, is_synchronized=synchronised))
+        return replace(self, clock=replace(self.clock, now_s=now_s, is_synchronized=synchronized))
 
     def check(self, source: Path | str, fetch: Fetch | None = None) -> VerifiedRelease:
         """One check of a folder or a URL."""

@@ -136,7 +136,7 @@ class Publisher:
         self.repository.publish(check_clients=False)
 
     def admit(self, device: DeviceDirectory, asked: tuple[EnrollmentRequest, bytes] | None = None) -> None:
-        """Enrol a device; `asked` is its request, where its keys are not in files."""
+        """Enroll a device; `asked` is its request, where its keys are not in files."""
         request, data = asked or create_enrollment_request(device)
         enroll_device(self.repository, data, request.fingerprint, COHORT, self.keys, None)
         self.publish()

@@ -40,7 +40,7 @@ with token.open(user_pin="1234", rw=True) as session:
 
 
 def make_token(folder: Path, label: str = "test", *, with_keys: bool = True) -> dict[str, str]:
-    """Initialise a token in `folder`. Returns the environment that it needs.
+    """Initialize a token in `folder`. Returns the environment that it needs.
 
     SoftHSM reads its folder once in a process: what an earlier test loaded into this one is let go.
     """

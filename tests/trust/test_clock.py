@@ -18,13 +18,13 @@ YEAR_S = 365 * DAY_S
 FLOOR = TimeFloor(NOW_S, "boot", 1000)
 
 
-def test_a_synchronised_clock_is_believed_forward_and_never_behind_the_floor() -> None:
+def test_a_synchronized_clock_is_believed_forward_and_never_behind_the_floor() -> None:
     assert current_time(ClockFacts(NOW_S + 50, True, 0, 2000, "boot"), FLOOR) == NOW_S + 50
     assert current_time(ClockFacts(0, True, 0, 2000, "boot"), FLOOR) == NOW_S
     assert current_time(ClockFacts(0, True, NOW_S + 9, 2000, "boot"), FLOOR) == NOW_S + 9
 
 
-def test_an_unsynchronised_clock_counts_as_absent() -> None:
+def test_an_unsynchronized_clock_counts_as_absent() -> None:
     same_boot = ClockFacts(
         now_s=NOW_S + YEAR_S, is_synchronized=False, build_time_s=0, boot_elapsed_s=1600, boot_id="boot"
     )

@@ -1,6 +1,6 @@
 """Writes the vectors of signed documents: `python -m tests.vectors.documents`.
 
-Folders `manifest`, `rollout`, `fleet`, `enrolment`, `report`: each file is one document; its name is its one defect,
+Folders `manifest`, `rollout`, `fleet`, `enrollment`, `report`: each file is one document; its name is its one defect,
 `expected` (JSON) the reason of its refusal; null: it is read, and comes out the same.
 """
 
@@ -69,7 +69,7 @@ def good_fleet() -> Fleet:
     return Fleet("d" * 64, 12, (Cohort("default", 3, derive_public_key(X_WING_PRIVATE)),))
 
 
-def good_enrolment() -> bytes:
+def good_enrollment() -> bytes:
     public = ED25519_PRIVATE.public_key().public_bytes_raw()
     return EnrollmentRequest("cam-1", derive_public_key(X_WING_PRIVATE), public, (("class", "camera"),)).encode(
         ED25519_PRIVATE
@@ -277,8 +277,8 @@ def fleet_vectors() -> Vectors:
     }
 
 
-def enrolment_vectors() -> Vectors:
-    data = good_enrolment()
+def enrollment_vectors() -> Vectors:
+    data = good_enrollment()
 
     def top(reason: str, **fields: Any) -> tuple[bytes, str]:
         return changed(data, lambda v: v.update(fields)), reason
@@ -287,15 +287,15 @@ def enrolment_vectors() -> Vectors:
     signature = json.loads(data)["signature"]
     return spoiled_text(data) | {
         "too-large": (data + b" " * 20_000, "too-large"),
-        "label-changed": top("enrolment", label="cam-2"),
+        "label-changed": top("enrollment", label="cam-2"),
         "label-with-a-space": top("malformed", label="cam 1"),
-        "attributes-changed": top("enrolment", attributes={"class": "server"}),
+        "attributes-changed": top("enrollment", attributes={"class": "server"}),
         "attributes-17": top("malformed", attributes={f"a{n}": "x" for n in range(17)}),
-        "device-id-of-another": top("enrolment", device_id="0" * 64),
-        "x-wing-key-of-another": top("enrolment", x_wing_public=other),
+        "device-id-of-another": top("enrollment", device_id="0" * 64),
+        "x-wing-key-of-another": top("enrollment", x_wing_public=other),
         "x-wing-key-short": top("malformed", x_wing_public=other[:-2]),
-        "ed25519-key-of-zeros": top("enrolment", ed25519_public="00" * 32),
-        "signature-flipped": top("enrolment", signature=f"{int(signature[0], 16) ^ 1:x}" + signature[1:]),
+        "ed25519-key-of-zeros": top("enrollment", ed25519_public="00" * 32),
+        "signature-flipped": top("enrollment", signature=f"{int(signature[0], 16) ^ 1:x}" + signature[1:]),
         "signature-short": top("malformed", signature=signature[:-2]),
         "signature-in-capitals": top("malformed", signature=signature.upper()),
         "signature-missing": (changed(data, lambda v: v.pop("signature")), "malformed"),
@@ -354,7 +354,7 @@ GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
     "manifest": manifest_vectors,
     "rollout": rollout_vectors,
     "fleet": fleet_vectors,
-    "enrolment": enrolment_vectors,
+    "enrollment": enrollment_vectors,
     "report": report_vectors,
 }
 

@@ -2,7 +2,7 @@
 
 Folder `frames`: files sealed with KEY for CONTEXT, a fixed salt, frames of 4,096 bytes; `expected` (JSON) has the
 reason of refusal, or the SHA-256 of the plaintext. Folder `envelope`: envelopes of SECRET to PRIVATE's public key in
-ENVELOPE_CONTEXT; HPKE is randomised, so each run of the generator writes other bytes with the same meaning.
+ENVELOPE_CONTEXT; HPKE is randomized, so each run of the generator writes other bytes with the same meaning.
 """
 
 import hashlib

@@ -214,10 +214,10 @@ def join_copies(
         for start, base, size in copies
     ]
     line.sort(key=lambda entry: entry[0].target.address)
-    for order, neighbour in ((range(1, len(line)), -1), (range(len(line) - 2, -1, -1), 1)):
+    for order, neighbor in ((range(1, len(line)), -1), (range(len(line) - 2, -1, -1), 1)):
         for i in order:
-            (piece, kind), (other, unit) = line[i], line[i + neighbour]
-            before, after = (other, piece) if neighbour < 0 else (piece, other)
+            (piece, kind), (other, unit) = line[i], line[i + neighbor]
+            before, after = (other, piece) if neighbor < 0 else (piece, other)
             is_short = piece.size <= MAX_FRAME_SPAN_BYTES
             if (
                 unit

@@ -3,7 +3,7 @@
 Rules:
 1. A part's size is estimated from the entropy of its residuals' classes: exact values where they are small, else sign,
    bit length and two bits more. What is below the class is noise, and costs the same in every part.
-2. Cuts lie between keys. Neighbouring keys are first joined into at most `ATOMS` runs; then dynamic programming finds
+2. Cuts lie between keys. Neighboring keys are first joined into at most `ATOMS` runs; then dynamic programming finds
    the cheapest cuts between these.
 3. Each part is charged what pcodec's tables take, and a thousandth of all for the device's time.
 """

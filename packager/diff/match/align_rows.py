@@ -4,7 +4,7 @@ Rules:
 1. Rows that occur once on either side and have the same print are anchors; of these the longest series that ascends on
    both sides counts. A print is first all of a row; where few rows have the same one, where its two largest magnitudes
    are, which an update moves in few rows.
-2. Anchors by where magnitudes are need a neighbour that says the same, since two rows may agree by chance.
+2. Anchors by where magnitudes are need a neighbor that says the same, since two rows may agree by chance.
 3. Between two anchors that differ in what was put in before them, rows go with the anchor that they are nearer to.
 4. Matrices of equally many rows are looked at only where rows at the same place are no nearer than others.
 """

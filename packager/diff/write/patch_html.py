@@ -71,7 +71,7 @@ def bits_per_element(row: PatchRow) -> float | None:
 
 def _legend() -> str:
     entries = [*COLORS.items(), ("other", OTHER_COLOR)]
-    return "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+    return "".join(f'<span><i style="background:{color}"></i>{escape(name)}</span>' for name, color in entries)
 
 
 def _bar_chart(rows: list[PatchRow]) -> str:
@@ -97,7 +97,7 @@ def _bar_chart(rows: list[PatchRow]) -> str:
 
 
 def _bar_color(predictor: str) -> str:
-    return next((colour for name, colour in COLORS.items() if name in predictor), OTHER_COLOR)
+    return next((color for name, color in COLORS.items() if name in predictor), OTHER_COLOR)
 
 
 def _html_table(rows: list[PatchRow]) -> str:

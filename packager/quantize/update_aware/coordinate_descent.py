@@ -1,7 +1,7 @@
 """Chooses integer levels jointly, by what they do to a layer's output and by what it costs to send them.
 
 Rules:
-1. Minimise over integers Q: (1/E) sum_n a_n [v' H v - 2 v' T] + lambda * R(Q - base), with v = s (Q - z),
+1. Minimize over integers Q: (1/E) sum_n a_n [v' H v - 2 v' T] + lambda * R(Q - base), with v = s (Q - z),
    H = E[x_q x_q'] and T = E[x_q y'], both centred and damped, y being what the layer should give; E is the energy of
    the layer's output over its sensitivity, a_n says how much channel n counts.
 2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the

@@ -5,7 +5,7 @@ Rules:
    there: each node runs once a solution, not once a stage.
 2. Activations stay in float. Their rounding is noise to a layer, and levels that make up for noise shrink what the
    layer says, as a Wiener filter does: it costs bits, and the noise of other inputs is another one.
-3. A value that is no tensor can not be kept: the walk then begins again where it last stood.
+3. A value that is no tensor cannot be kept: the walk then begins again where it last stood.
 4. Samples run side by side, a thread each.
 """
 

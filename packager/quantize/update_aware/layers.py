@@ -2,7 +2,7 @@
 
 Rules:
 1. Layers that share an input share its rows; a Conv's rows are the patches that it cuts from its image.
-2. Neighbouring layers are measured together where a model has more than MAX_STAGES of them: fewer steps, less exact
+2. Neighboring layers are measured together where a model has more than MAX_STAGES of them: fewer steps, less exact
    (relative RMS .083 became .086 with two layers a stage).
 3. Where something is added to a layer's output (a residual connection), the layer is the last that can make up for what
    is left over in it.

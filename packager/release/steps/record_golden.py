@@ -2,7 +2,7 @@
 
 Rules:
 1. Golden vectors come from the file that ships (before a drill), so that a device compares like with like.
-2. A variant whose answers depend on threads or optimisation level is left out with its reason, unless it is required.
+2. A variant whose answers depend on threads or optimization level is left out with its reason, unless it is required.
 3. A model with strings has none, since strings have no place in the file; `golden = 0` ships none either. Both are
    recorded.
 """
