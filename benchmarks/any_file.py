@@ -21,7 +21,7 @@ from benchmarks import published_pairs
 from benchmarks.file_changes import CHANGES
 from benchmarks.file_kinds import kinds
 from benchmarks.patch_codecs import BUILDERS, GENERIC
-from benchmarks.patch_tables import SLACK_BYTES
+from benchmarks.patch_rows import SLACK_BYTES
 
 Case = tuple[str, bytes, bytes]
 

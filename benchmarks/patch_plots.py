@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import matplotlib as mpl
 
-from benchmarks.patch_tables import (
+from benchmarks.patch_rows import (
     APPLY_MB_S,
     MEMORY_MIB,
     SLACK_BYTES,

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.patch_codecs import CODECS, OURS
-from benchmarks.patch_tables import apply_mb_s, best_generic, markdown
+from benchmarks.patch_rows import apply_mb_s, best_generic
+from benchmarks.patch_tables import markdown
 
 LINK_BYTES = 256  # a base smaller than this that names a file beside it stands for that file
 

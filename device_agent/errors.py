@@ -60,11 +60,17 @@ AirweightsError
     └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
 """
 
+import contextlib
 import errno
+import re
+from typing import Final
 
-from bundle.errors import Bug, DownloadFailed, Invalid, Refused, Unavailable, Unfit
+from bundle.errors import KINDS, AirweightsError, Bug, DownloadFailed, Invalid, Refused, Unavailable, Unfit, subclasses
 from bundle.errors import InvalidUsage as InvalidUsage
 from bundle.errors import OsFailure as OsFailure
+
+REASON_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_UNKNOWN_REASON_CLASSES: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
 
 
 class ConfigInvalid(Invalid):
@@ -373,3 +379,29 @@ def system_error(error: OSError) -> Unavailable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoSpace(f"{error.strerror}{place}", hint="free space on the device")
     return OsFailure(f"{error.strerror or error}{place}")
+
+
+def error_from_dict(value: object) -> AirweightsError:
+    """The exception for an `as_dict()` that a child sent (rule 3); a Bug where it is none."""
+    if not isinstance(value, dict):
+        return Bug("a child reported an error that has no form")
+    reason, message, hint = value.get("reason"), value.get("message"), value.get("hint")
+    if not isinstance(reason, str) or not REASON_PATTERN.fullmatch(reason) or not isinstance(message, str):
+        return Bug("a child reported an error that has no form")
+    hint_text = hint if isinstance(hint, str) else None
+    for cls in subclasses():
+        if cls.reason == reason:
+            with contextlib.suppress(TypeError):  # a class whose constructor takes more than the message
+                return cls(message[:2000], hint=hint_text)
+    for kind in KINDS:
+        if kind.exit_code == value.get("exit_code"):
+            return _class_for_unknown_reason(kind, reason)(message[:2000], hint=hint_text)
+    return Bug(f"a child reported {reason!r}: {message[:500]}")
+
+
+def _class_for_unknown_reason(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
+    # cached: a class is never collected while its base lives, and a child may fail for years
+    found = _UNKNOWN_REASON_CLASSES.get((kind, reason))
+    if found is None:
+        found = _UNKNOWN_REASON_CLASSES[kind, reason] = type(f"Foreign{kind.__name__}", (kind,), {"reason": reason})
+    return found

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device_agent.runtime import ModelRuntime, bundle_from_files
+from airweights import ModelRuntime, bundle_from_files
 
 
 def main() -> None:

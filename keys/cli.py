@@ -64,7 +64,7 @@ def show_command(key: str, as_json: bool) -> None:
 
     Exit status: 0 shown, 2 wrong input, 4 a token or key service is not available.
     """
-    from bundle.trust.check import key_digest
+    from bundle.trust.public_keys import key_digest
     from keys.key_files import is_encrypted, is_uri
     from keys.signers import read_public_key
 
@@ -91,7 +91,7 @@ def public_command(key: str, out: Path, as_json: bool) -> None:
 
     Exit status: 0 written, 2 wrong input, or OUT is there already, 4 a token or key service is not available.
     """
-    from bundle.trust.check import key_digest
+    from bundle.trust.public_keys import key_digest
     from keys.errors import KeyExists
     from keys.key_files import encode_public_pem
     from keys.signers import read_public_key

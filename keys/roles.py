@@ -14,7 +14,7 @@ from typing import Final
 
 from securesystemslib.signer import Key
 
-from bundle.trust.check import key_digest
+from bundle.trust.public_keys import key_digest
 from keys.errors import ThresholdInvalid
 
 POST_QUANTUM_KEY_TYPES: Final = ("ml-dsa",)

@@ -1,7 +1,7 @@
 """The arrows between packages (docs/architecture.md): who may import whom, and what a process ends up with.
 
 Rules:
-1. packager → keys → bundle ← device_agent, and packager → bundle. No other arrow.
+1. packager → keys → bundle ← device_agent ← airweights, packager → bundle, airweights → bundle. No other arrow.
 2. `bundle/__init__` imports nothing. onnx and the quantizer are the packager's alone.
 3. On the device, an HTTP client is imported in one module, onnxruntime only by the model's processes, tuf only by what
    decides on trust.
@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("bundle", "keys", "packager", "device_agent")
+PACKAGES = ("bundle", "keys", "packager", "device_agent", "airweights")
 MAY_IMPORT = {
     "bundle": {"bundle"},
     "keys": {"keys", "bundle"},
     "packager": {"packager", "keys", "bundle"},
     "device_agent": {"device_agent", "bundle"},
+    "airweights": {"airweights", "device_agent", "bundle"},
 }
 ONLY_IN = {
     "onnx": {"packager"},
@@ -59,8 +60,8 @@ def _modules(package: str) -> list[Path]:
     return sorted(path for path in (ROOT / package).rglob("*.py"))
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """Dotted names that a file imports, anywhere in it but under TYPE_CHECKING."""
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, anywhere in it except under TYPE_CHECKING."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     skipped = {
         id(child)
@@ -75,7 +76,7 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -83,7 +84,7 @@ def test_no_file_imports_against_an_arrow(package: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in _modules(package)
-        for name in _imports(path)
+        for name in imported_names(path)
         if name.partition(".")[0] in PACKAGES and name.partition(".")[0] not in MAY_IMPORT[package]
     ]
     assert not wrong
@@ -95,7 +96,7 @@ def test_a_library_is_imported_only_where_its_place_is(library: str) -> None:
         path.relative_to(ROOT).as_posix()
         for package in PACKAGES
         for path in _modules(package)
-        if any(name.partition(".")[0] == library for name in _imports(path))
+        if any(name.partition(".")[0] == library for name in imported_names(path))
         and not any(path.relative_to(ROOT).as_posix().startswith(place) for place in ONLY_IN[library])
     ]
     assert not wrong
@@ -106,16 +107,16 @@ def test_the_quantizer_stays_with_the_packager() -> None:
         str(path)
         for package in ("bundle", "keys", "device_agent")
         for path in _modules(package)
-        if any(name.startswith("onnxruntime.quantization") for name in _imports(path))
+        if any(name.startswith("onnxruntime.quantization") for name in imported_names(path))
     ]
     assert not wrong
 
 
 def test_the_packages_themselves_import_nothing_of_ours() -> None:
     for package in PACKAGES:
-        names = list(_imports(ROOT / package / "__init__.py"))
+        names = list(imported_names(ROOT / package / "__init__.py"))
         assert not [name for name in names if name.partition(".")[0] not in sys.stdlib_module_names], package
-    assert not list(_imports(ROOT / "bundle" / "__init__.py"))
+    assert not list(imported_names(ROOT / "bundle" / "__init__.py"))
 
 
 def test_every_module_of_the_device_loads_without_the_publishers_side() -> None:

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from contextlib import ExitStack
 
-from device_agent.runtime import ModelRuntime
+from airweights import ModelRuntime
 from device_agent.runtime.handles import ModelProcess, PrestartedProcess
 from tests.support.load_clients import Load
 from tests.support.memfd_bundles import floats, front, plain, scale

@@ -21,10 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
-from securesystemslib.signer import Key
 from tuf.api.metadata import DelegatedRole, Root, TargetFile, Targets
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
@@ -44,35 +40,22 @@ from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.public_keys import key_digest
+from bundle.trust.role_names import (
+    COUNTER_EPOCH_FIELD,
+    FLEET_ROLE,
+    PACK_FIELD,
+    PACK_MAX_DAYS_FIELD,
+    REPOSITORY_ID_FIELD,
+    release_role,
+    release_target,
+    rollout_role,
+    rollout_target,
+)
 from bundle.trust.trust_state import RoleVersion, TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 
-COUNTER_EPOCH_FIELD: Final = "x-counter-epoch"  # in the delegation of release-<family>
-REPOSITORY_ID_FIELD: Final = "x-repository-id"  # in every root after the first
-PACK_FIELD: Final = "x-pack"  # in the online roles of an offline pack
-PACK_MAX_DAYS_FIELD: Final = "x-pack-max-days"  # in root
-FLEET_ROLE: Final = "fleet"
 DAY_S: Final = 86_400
-
-
-def release_role(family: str) -> str:
-    """The role that signs a family's manifests."""
-    return f"release-{family}"
-
-
-def rollout_role(family: str) -> str:
-    """The role that signs a family's rollouts."""
-    return f"rollout-{family}"
-
-
-def release_target(family: str, version: str) -> str:
-    """Name of a manifest's target."""
-    return f"bundles/{family}/{version}.json"
-
-
-def rollout_target(family: str, channel: str) -> str:
-    """Name of a rollout's target."""
-    return f"rollouts/{family}/{channel}.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,20 +301,6 @@ class TrustSession:
         if not state.has_same_content(self.trust_state):
             state = self._store.save(state)
         self.trust_state = state
-
-
-def key_digest(key: Key) -> str:
-    """Names a public key whatever its key id and spelling: SHA-256 of its SubjectPublicKeyInfo, hexadecimal."""
-    public = str(key.keyval.get("public"))
-    try:
-        loaded = (
-            Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
-            if key.keytype == "ed25519"
-            else load_pem_public_key(public.encode())
-        )
-    except (ValueError, UnsupportedAlgorithm):
-        return hashlib.sha256(f"{key.keytype}\0{public}".encode()).hexdigest()
-    return hashlib.sha256(loaded.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from device_agent.config.families import check_family, per_family, require_one_f
 from device_agent.errors import UpdatesPaused, system_error
 from device_agent.host.device_facts import device_facts, runtime_version
 from device_agent.policy.state_machine import State
+from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
@@ -21,7 +22,6 @@ from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
 from device_agent.update.rollback import prepare_rollback
 from device_agent.update.update import run_update
-from device_agent.workers.adapter_check import AdapterStore
 from device_agent.workers.worker_pool import WorkerPool
 
 Progress = Callable[[int, int], None]

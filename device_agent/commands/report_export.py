@@ -7,50 +7,13 @@ Rules:
 3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
 """
 
-import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from bundle.device_report import OUTCOMES, DeviceReport
-from bundle.version import VERSION
+from bundle.device_report import DeviceReport
 from device_agent.config.config import Config
 from device_agent.errors import InvalidUsage
-from device_agent.policy.attempt import UpdateResult
 from device_agent.storage.device_directory import DeviceDirectory
-
-MAX_REPORTS: Final = 256
-
-
-def next_report(
-    result: UpdateResult, family: str | None, before: DeviceReport | None, runtime: str
-) -> DeviceReport | None:
-    """The report of an outcome, or None where it is not terminal (bundle.device_report rule 1).
-
-    Args:
-        ended: what there is to tell.
-        family: of the release, where it is known.
-        before: the newest report; None begins a log.
-        runtime: onnxruntime's version.
-    """
-    if result.outcome.value not in OUTCOMES:
-        return None
-    attempt = result.attempt
-    return DeviceReport(
-        log=os.urandom(16).hex() if before is None else before.log,
-        sequence=1 if before is None else before.sequence + 1,
-        previous=None if before is None else before.digest(),
-        outcome=result.outcome.value,
-        reason=result.reason,
-        family=family,
-        release=attempt.release,
-        counter=attempt.counter,
-        variant=attempt.variant,
-        bundle=attempt.target,
-        trigger=attempt.trigger,
-        finished_ms=result.finished_ms,
-        agent=VERSION,
-        runtime=runtime,
-    )
 
 
 def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[DeviceReport, ...]:
@@ -61,7 +24,7 @@ def read_reports(config: Config, after: int = 0, family: str | None = None) -> t
         UsageInvalid: there is no such family, or `after` is for one of several logs and none is named.
     """
     from device_agent.config.families import check_family, require_one_family
-    from device_agent.daemon.status import open_for_reading
+    from device_agent.storage.journal import open_for_reading
 
     check_family(config.families, family)
     if after:

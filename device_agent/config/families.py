@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bundle.errors import AirweightsError, Bug, InvalidUsage
-from device_agent.process.channel import error_from_dict
+from device_agent.errors import error_from_dict
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import DaemonNotRunning
-from device_agent.process.channel import ChannelClosed, error_from_dict, receive_message, send_message
+from device_agent.errors import DaemonNotRunning, error_from_dict
+from device_agent.process.channel import ChannelClosed, receive_message, send_message
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from device_agent.policy.attempt import Outcome, UpdateResult
 from device_agent.policy.poll_schedule import next_poll_delay_s
 from device_agent.policy.state_machine import State
 from device_agent.serving.family_serving import FamilyServing
+from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
@@ -32,7 +33,6 @@ from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
 from device_agent.update.rollback import prepare_rollback
 from device_agent.update.update import run_staged, run_update
-from device_agent.workers.adapter_check import AdapterStore
 from device_agent.workers.worker_pool import WorkerPool
 
 if TYPE_CHECKING:

@@ -1,17 +1,15 @@
 """What `status` and `history` tell, from the journal alone; a daemon adds what it knows besides."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from device_agent.config.config import Config
 from device_agent.config.families import check_family, per_family
-from device_agent.errors import system_error
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState, TpmCounterRecord
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
-from device_agent.storage.journal import Journal
+from device_agent.storage.journal import Journal, open_for_reading
 
 
 def family_status(
@@ -167,18 +165,3 @@ def _bundle_row(bundle: BundleRecord | None) -> dict[str, Any] | None:
 
 def _bundle_name(row: dict[str, Any] | None) -> str:
     return "none" if row is None else f"{row['release']} ({row['variant']})"
-
-
-@contextmanager
-def open_for_reading(device: DeviceDirectory) -> Iterator[Journal]:
-    """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
-    if not device.journal_path.exists():
-        try:
-            device.create_family_directory()
-        except OSError as error:
-            raise system_error(error) from error
-    journal = Journal(device.journal_path, read_only=device.journal_path.exists())
-    try:
-        yield journal
-    finally:
-        journal.close()

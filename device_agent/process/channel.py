@@ -10,21 +10,16 @@ Rules:
 """
 
 import array
-import contextlib
 import json
 import os
-import re
 import socket
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bundle.errors import KINDS, AirweightsError, Bug, subclasses
-
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # root metadata and manifests are below 1 MiB; larger things go as memfds
 MAX_FDS: Final = 250  # the kernel's SCM_MAX_FD is 253
-REASON_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 JsonObject = dict[str, Any]  # a parsed JSON object; each side takes it apart at once
 _HEAD: Final = struct.Struct(">I")
@@ -115,32 +110,3 @@ def _read_exactly(channel: socket.socket, size: int, fds: list[int]) -> bytes:
         size -= len(data)
         rights_bytes = 0 if len(fds) == MAX_FDS else rights_bytes
     return b"".join(parts)
-
-
-def error_from_dict(value: object) -> AirweightsError:
-    """The exception for an `as_dict()` that a child sent (rule 3); a Bug where it is none."""
-    if not isinstance(value, dict):
-        return Bug("a child reported an error that has no form")
-    reason, message, hint = value.get("reason"), value.get("message"), value.get("hint")
-    if not isinstance(reason, str) or not REASON_PATTERN.fullmatch(reason) or not isinstance(message, str):
-        return Bug("a child reported an error that has no form")
-    hint_text = hint if isinstance(hint, str) else None
-    for cls in subclasses():
-        if cls.reason == reason:
-            with contextlib.suppress(TypeError):  # a class whose constructor takes more than the message
-                return cls(message[:2000], hint=hint_text)
-    for kind in KINDS:
-        if kind.exit_code == value.get("exit_code"):
-            return _class_for_unknown_reason(kind, reason)(message[:2000], hint=hint_text)
-    return Bug(f"a child reported {reason!r}: {message[:500]}")
-
-
-_UNKNOWN_REASON_CLASSES: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
-
-
-def _class_for_unknown_reason(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
-    # cached: a class is never collected while its base lives, and a child may fail for years
-    found = _UNKNOWN_REASON_CLASSES.get((kind, reason))
-    if found is None:
-        found = _UNKNOWN_REASON_CLASSES[kind, reason] = type(f"Foreign{kind.__name__}", (kind,), {"reason": reason})
-    return found

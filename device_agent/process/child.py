@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout
+from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
 from device_agent.process import channel
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.jail import JailPolicy, JailStatus
@@ -285,7 +285,7 @@ class ChildProcess:
                 ) from error
 
     def _parse_error(self, error: object) -> AirweightsError:
-        found = channel.error_from_dict(error)
+        found = error_from_dict(error)
         return WorkerFailed(f"{self.name}: {found.message}") if isinstance(found, Bug) else found
 
     def _handle_request(self, message: Message, on_request: OnRequest | None) -> tuple[JsonObject, Sequence[int]]:

@@ -25,15 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from bundle.errors import AirweightsError, Bug
-from device_agent.errors import WorkerFailed
-from device_agent.process.channel import (
-    ChannelClosed,
-    JsonObject,
-    Message,
-    error_from_dict,
-    receive_message,
-    send_message,
-)
+from device_agent.errors import WorkerFailed, error_from_dict
+from device_agent.process.channel import ChannelClosed, JsonObject, Message, receive_message, send_message
 from device_agent.process.jail import JailPolicy, JailStatus, enter_jail
 from device_agent.process.throttle import Throttle
 

@@ -8,14 +8,15 @@ Rules:
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
-from device_agent.commands.report_export import MAX_REPORTS, next_report
+from device_agent.errors import system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
 from device_agent.policy.journal_records import (
@@ -25,8 +26,10 @@ from device_agent.policy.journal_records import (
     QuarantineRecord,
     TpmCounterRecord,
 )
+from device_agent.policy.outcome_report import MAX_REPORTS, next_report
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, Event, State, next_state, recovery_state
 from device_agent.storage.database import RecordDatabase
+from device_agent.storage.device_directory import DeviceDirectory
 
 MAX_HISTORY_ROWS: Final = 200
 
@@ -351,3 +354,18 @@ class Journal:
 
     def _delete_crash_counts(self, digest: BundleDigest) -> None:
         self._records.delete_prefix("kills", f"{digest}:")
+
+
+@contextmanager
+def open_for_reading(device: DeviceDirectory) -> Iterator[Journal]:
+    """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
+    if not device.journal_path.exists():
+        try:
+            device.create_family_directory()
+        except OSError as error:
+            raise system_error(error) from error
+    journal = Journal(device.journal_path, read_only=device.journal_path.exists())
+    try:
+        yield journal
+    finally:
+        journal.close()

@@ -9,16 +9,9 @@ from typing import Any
 from bundle.errors import Bug
 from device_agent.errors import AdapterIncompatible, AdapterMissing, ConfigInvalid
 from device_agent.policy.journal_records import BundleRecord
+from device_agent.storage.adapter_store import DEFAULT_TOLERANCE_PPM, MAX_ADAPTER_BYTES, Adapter, AdapterStore
 from device_agent.update.context import UpdateContext
-from device_agent.workers.adapter_check import (
-    DEFAULT_TOLERANCE_PPM,
-    MAX_ADAPTER_BYTES,
-    Adapter,
-    AdapterStore,
-    check_adapter,
-    record_golden_answers,
-    with_adapter,
-)
+from device_agent.workers.adapter_check import check_adapter, record_golden_answers, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
 

@@ -42,8 +42,9 @@ from device_agent.policy.shadow_judge import judge_shadow
 from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
+from device_agent.storage.adapter_store import AdapterStore
 from device_agent.update.context import UpdateContext, mark_damaged
-from device_agent.workers.adapter_check import AdapterStore, check_adapter, with_adapter
+from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,10 @@ from device_agent.process.channel import Message
 from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds
+from device_agent.storage.adapter_store import Adapter, AdapterStore
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DEVICE_KEY, KEY_FILES, STORAGE_KEY, DeviceDirectory
-from device_agent.workers.adapter_check import Adapter, AdapterStore, with_adapter
+from device_agent.workers.adapter_check import with_adapter
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from securesystemslib.signer import Key, Signer
 
 from bundle.manifest import Manifest
-from bundle.trust.check import release_role
+from bundle.trust.role_names import release_role
 from packager.attestation.attestation_files import AttestationReport, write_attestations
 from packager.attestation.build_record import BuildRecord
 from packager.attestation.provenance import DEFAULT_BUILDER

@@ -73,10 +73,10 @@ def init_command(
     Exit status: 0 made, 2 wrong input, 4 not available now.
     """
     from keys.passphrase import read_passphrase
-    from packager.repository.repository import Repository
+    from packager.repository.creation import create_repository_with_new_keys
 
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="the new keys", is_new=True)
-    made = Repository.create_with_new_keys(
+    made = create_repository_with_new_keys(
         folder,
         key_dir,
         passphrase,

@@ -31,7 +31,7 @@ from packager.demo.world import (
     make_rollout,
     replace_files,
 )
-from packager.repository.repository import Repository
+from packager.repository.creation import create_repository_with_new_keys
 
 
 class Scenes(DemoWorld):
@@ -54,7 +54,7 @@ class Scenes(DemoWorld):
     def make_keys_and_repository(self) -> None:
         self._print_title("Keys and a repository")
         with self._record_time("keys"):
-            self._repository = Repository.create_with_new_keys(
+            self._repository = create_repository_with_new_keys(
                 self._repository_folder, self._keys, self._passphrase, families=[self._models.family], cohort=COHORT
             )
         rows = self._repository.status().roles

@@ -196,3 +196,9 @@ def float_bytes(model: onnx.ModelProto) -> int:
         for tensor in all_tensors(model)
         if tensor.data_type in FLOAT_TYPES
     )
+
+
+def set_array(tensor: onnx.TensorProto, values: np.ndarray) -> None:
+    """Put `values` into an initializer in place, keeping its name, type and the way its bytes are laid out."""
+    name = tensor.name
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, order="C"), name))

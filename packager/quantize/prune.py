@@ -15,14 +15,13 @@ from typing import Final, Literal
 import numpy as np
 
 from packager.errors import GateFailed, GateInconclusive, QuantizationRefused
-from packager.models.graphs import WeightUse, array_of, weight_uses
+from packager.models.graphs import WeightUse, array_of, set_array, weight_uses
 from packager.models.inputs import load_proto
 from packager.models.model_files import save_model
 from packager.models.samples import Samples
 from packager.models.sessions import open_session, open_session_of, run_in_child
 from packager.quantize.gate import DEFAULT_THRESHOLDS, GateReport, Thresholds, judge
 from packager.quantize.prepare import check_quantizable, lift_constants
-from packager.quantize.update_aware.template import set_array
 from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis
 
 Pattern = Literal["unstructured", "2:4"]

@@ -18,8 +18,9 @@ from bundle.frames import BLOB_LABEL, FrameContext
 from bundle.manifest import MAX_PATCHES, Manifest, PatchEntry, Variant
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing, TooManyPatches, VariantUnknown
-from packager.release.draft import PatchBase, PlainPatch, ReleaseRepository, Reporter, SilentReporter
+from packager.release.draft import PatchBase, PlainPatch, Reporter, SilentReporter
 from packager.release.steps.encrypt import blob_path, encrypt_patch
+from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class AddedPatch:
 
 
 def add_patches(
-    repository: ReleaseRepository,
+    repository: Repository,
     family: str,
     version: str,
     bases: Sequence[str],
@@ -160,7 +161,7 @@ def _select_variants(manifest: Manifest, variants: Sequence[str]) -> tuple[str, 
     return tuple(variants) or known
 
 
-def _find_release(repository: ReleaseRepository, family: str, version: str) -> Manifest:
+def _find_release(repository: Repository, family: str, version: str) -> Manifest:
     found = repository.manifest(family, version)
     if found is None:
         released = ", ".join(manifest.version for manifest in repository.releases(family)) or "none"

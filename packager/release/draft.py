@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from bundle.contract import Contract, Health
 from bundle.files import BundleDigest, BundleDirectory
-from bundle.fleet import Fleet
 from bundle.frames import Secret
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements
-from bundle.rollout import Rollout
 from packager.release.release_file import ReleasePlan, VariantPlan
+from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,28 +61,6 @@ class SilentReporter:
     def bar(self, label: str) -> Progress:  # noqa: ARG002  # the protocol names it
         """See Reporter."""
         return lambda _done, _total: None
-
-
-class ReleaseRepository(Protocol):
-    """What the steps need of packager.repository.Repository."""
-
-    @property
-    def root(self) -> Path: ...
-    @property
-    def repository_id(self) -> str: ...
-    def fleet(self) -> Fleet: ...
-    def manifest(self, family: str, version: str) -> Manifest | None: ...
-    def releases(self, family: str) -> tuple[Manifest, ...]: ...
-    def next_counter(self, family: str) -> int: ...
-    def put_blob(self, source: Path) -> str: ...
-    def put_envelope(self, relative: str, data: bytes) -> object: ...
-    def stage_manifest(self, manifest: Manifest) -> object: ...
-    def stage_rollout(self, rollout: Rollout) -> object: ...
-    def sign(self, signers: "Sequence[Signer]") -> object: ...
-    def publish(self) -> object: ...
-    @property
-    def is_staging_empty(self) -> bool: ...
-    def discard(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +143,7 @@ class Draft:
     """
 
     plan: ReleasePlan
-    repository: ReleaseRepository
+    repository: Repository
     signers: "Sequence[Signer]"
     workspace: Workspace
     counter: int

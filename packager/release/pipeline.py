@@ -31,9 +31,10 @@ from packager.models.inputs import ModelInterface
 from packager.models.model_package import external_data
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, folder_samples, load_samples
-from packager.release.draft import Draft, ReleaseRepository, Reporter, SilentReporter, VariantDraft
+from packager.release.draft import Draft, Reporter, SilentReporter, VariantDraft
 from packager.release.release_file import ReleasePlan, parse_release_file
 from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign
+from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class ReleaseReport:
 
 def run_release(
     plan: ReleasePlan,
-    repository: ReleaseRepository,
+    repository: Repository,
     signers: "Sequence[Signer]",
     progress: Reporter | None = None,
     *,
@@ -168,7 +169,7 @@ def run_release(
         return _make_report(draft, seconds)
 
 
-def check_plan(plan: ReleasePlan, repository: ReleaseRepository, counter: int) -> None:
+def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
     """All that can be told before any work is done.
 
     Raises:
@@ -211,7 +212,7 @@ def _draft_variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
 
 
 @contextmanager
-def _clean_staging_on_error(repository: ReleaseRepository) -> Iterator[None]:
+def _clean_staging_on_error(repository: Repository) -> Iterator[None]:
     """Rule 2: whatever fails, staging is as empty as it was."""
     was_empty = repository.is_staging_empty
     try:

@@ -11,36 +11,47 @@ Rules:
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import Final
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Root, Targets
 
-from bundle import strict_json
 from bundle.fleet import Fleet
 from bundle.frames import Secret
-from bundle.trust.check import FLEET_ROLE
+from bundle.trust.role_names import FLEET_ROLE
 from keys.cohorts import create_next_epoch, key_path
 from keys.errors import KeyExists
 from keys.registry import Registry
 from keys.roles import default_threshold
 from packager.errors import FamilyUnknown, RepositoryExists
 from packager.repository import tuf_documents
+from packager.repository.layout import check_names
 from packager.repository.new_keys import make_role_keys
+from packager.repository.repository import Repository
 from packager.repository.staging import Staging
-
-if TYPE_CHECKING:
-    from packager.repository.repository import Repository
 
 FIRST_ROLES: Final = (*tuf_documents.TOP_LEVEL, FLEET_ROLE)
 
 
 def create_repository(
-    repository: "Repository", signers: Mapping[str, Sequence[Signer]], families: Sequence[str], *, classical: bool
-) -> "Repository":
-    """See `Repository.create`."""
-    layout = repository.layout
-    if layout.metadata.exists():
+    root: Path, *, signers: Mapping[str, Sequence[Signer]], families: Sequence[str], classical: bool = False
+) -> Repository:
+    """Create a repository and publish its first, empty metadata.
+
+    Args:
+        root: its folder; must not contain a repository.
+        signers: of every role: root, targets, snapshot, timestamp, fleet, release-<family>, rollout-<family>.
+        families: may be empty.
+        classical: leave ML-DSA out, for foreign clients.
+
+    Raises:
+        RepositoryExists: the folder contains a repository.
+        ThresholdInvalid: a role has too few signers of a kind.
+        FamilyUnknown: a family's name is malformed, or a role has no signers.
+    """
+    repository = Repository(root)
+    if repository.layout.metadata.exists():
         raise RepositoryExists(f"{repository.root} holds a repository already")
     check_names(families)
     keys = {role: [signer.public_key for signer in group] for role, group in signers.items()}
@@ -51,18 +62,36 @@ def create_repository(
 
 
 def create_repository_with_new_keys(
-    repository: "Repository",
+    root: Path,
     key_dir: Path,
     passphrase: Secret | None,
     families: Sequence[str],
-    cohort: str,
+    cohort: str = "default",
     *,
-    public: Mapping[str, Sequence[Key]],
-    classical: bool,
-    insecure_plaintext: bool,
-) -> "Repository":
-    """See `Repository.create_with_new_keys`."""
+    public: Mapping[str, Sequence[Key]] = MappingProxyType({}),
+    classical: bool = False,
+    insecure_plaintext: bool = False,
+) -> Repository:
+    """Create key files of every role, the repository, and the first fleet document with one cohort.
+
+    Args:
+        root: its folder; must not contain a repository.
+        key_dir: for the new key files.
+        passphrase: encrypts them.
+        families: may be empty.
+        cohort: name of the first one.
+        public: public halves of a role's keys that are kept elsewhere. No key file is made for that role, and the
+            first publication is staged and waits for their signatures.
+        classical: leave ML-DSA out, for foreign clients.
+        insecure_plaintext: write the key files without encryption.
+
+    Raises:
+        RepositoryExists, ThresholdInvalid, FamilyUnknown: as `create_repository`.
+        KeyExists: the cohort's key file exists.
+        PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
+    """
     check_names([*families, cohort])
+    repository = Repository(root)
     if repository.layout.metadata.exists():
         raise RepositoryExists(f"{repository.root} holds a repository already")
     first_key = key_path(key_dir, cohort, 1)
@@ -95,7 +124,7 @@ def create_repository_with_new_keys(
 
 
 def _stage_first_documents(
-    repository: "Repository", keys: Mapping[str, Sequence[Key]], families: Sequence[str], *, classical: bool
+    repository: Repository, keys: Mapping[str, Sequence[Key]], families: Sequence[str], *, classical: bool
 ) -> None:
     roles = all_roles(families)
     for role in roles:
@@ -115,10 +144,3 @@ def _stage_first_documents(
 def all_roles(families: Sequence[str]) -> list[str]:
     """Every role of a repository with these families, top-level ones first."""
     return [*FIRST_ROLES, *(role for family in families for role in tuf_documents.family_roles(family))]
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises FamilyUnknown for what is no name."""
-    for name in names:
-        if not strict_json.NAME_PATTERN.fullmatch(name):
-            raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")

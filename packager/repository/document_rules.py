@@ -19,7 +19,7 @@ from tuf.api.metadata import DelegatedRole, Root, Signed, Targets
 
 from bundle.errors import Malformed
 from bundle.strict_json import NAME_PATTERN, VERSION_PATTERN
-from bundle.trust.check import key_digest
+from bundle.trust.public_keys import key_digest
 from keys.errors import ThresholdInvalid
 from keys.roles import RoleKeys, collect_role_keys, threshold_problems
 from packager.repository import tuf_documents

@@ -21,13 +21,14 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from packager.errors import PublishConflict
+from bundle import strict_json
+from packager.errors import FamilyUnknown, PublishConflict
 
 LOCK_TIMEOUT_S: Final = 10.0
 LOCK_POLL_INTERVAL_S: Final = 0.05
@@ -181,3 +182,10 @@ def last_publisher(layout: RepositoryLayout) -> str:
         return f"{record['by']} published timestamp {record['timestamp_version']} at Unix time {record['at_s']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "somebody else published"
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises FamilyUnknown for what is no name."""
+    for name in names:
+        if not strict_json.NAME_PATTERN.fullmatch(name):
+            raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")

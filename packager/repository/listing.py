@@ -10,7 +10,7 @@ from pathlib import Path
 from bundle.fleet import FLEET_TARGET, Cohort, Fleet, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.check import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
+from bundle.trust.role_names import FLEET_ROLE, release_role, release_target, rollout_role, rollout_target
 from packager.errors import FamilyUnknown, RepositoryMissing, StagingInvalid
 from packager.repository import tuf_documents
 from packager.repository.layout import RepositoryLayout

@@ -21,8 +21,9 @@ from securesystemslib.signer import Signer
 
 from bundle.errors import NotFound
 from bundle.manifest import Manifest
-from bundle.trust.check import PACK_MAX_DAYS_FIELD, CheckRequest, check, rollout_role
+from bundle.trust.check import CheckRequest, check
 from bundle.trust.clock import ClockFacts
+from bundle.trust.role_names import PACK_MAX_DAYS_FIELD, rollout_role
 from bundle.trust.trust_state import TrustStateStore
 from packager.errors import FamilyUnknown, OutputExists, StagingInvalid
 from packager.repository import tuf_documents

@@ -18,7 +18,7 @@ from tuf.api.metadata import Metadata, Targets
 from bundle.errors import AirweightsError, MetadataExpired
 from bundle.fleet import FLEET_TARGET
 from bundle.rollout import Rollout
-from bundle.trust.check import FLEET_ROLE, rollout_role, rollout_target
+from bundle.trust.role_names import FLEET_ROLE, rollout_role, rollout_target
 from packager.errors import BelowThreshold, PublishConflict
 from packager.repository import tuf_documents
 from packager.repository.client_check import ClientCheck, ClientCheckResult

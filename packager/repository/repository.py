@@ -12,16 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 from securesystemslib.signer import Key, Signer
 from tuf.api.metadata import Metadata, Targets
 
 from bundle.fleet import FLEET_TARGET, Cohort, Fleet
-from bundle.frames import Secret
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.check import FLEET_ROLE, release_target, rollout_target
+from bundle.trust.role_names import FLEET_ROLE, release_target, rollout_target
 from keys.registry import Registry
 from packager.errors import (
     FamilyUnknown,
@@ -31,9 +29,9 @@ from packager.errors import (
     StagingInvalid,
 )
 from packager.repository import tuf_documents
-from packager.repository.creation import check_names, create_repository, create_repository_with_new_keys
 from packager.repository.garbage_collection import GarbageReport, collect_garbage
 from packager.repository.layout import (
+    check_names,
     copy_into,
     last_publisher,
     lock_repository,
@@ -49,69 +47,7 @@ from packager.repository.staging import SignReport, Staging
 
 
 class Repository(RepositoryListing):
-    """A listing that can be changed. Made by `create`, `create_with_new_keys`, `open`."""
-
-    @classmethod
-    def create(
-        cls,
-        root: Path,
-        *,
-        signers: Mapping[str, Sequence[Signer]],
-        families: Sequence[str],
-        classical: bool = False,
-    ) -> "Repository":
-        """Make a repository and publish its first, empty metadata.
-
-        Args:
-            root: its folder; must not hold a repository.
-            signers: of every role: root, targets, snapshot, timestamp, fleet, release-<family>, rollout-<family>.
-            families: at least none.
-            classical: without ML-DSA, for foreign clients.
-
-        Raises:
-            RepositoryExists, ThresholdInvalid, FamilyUnknown (a role has no signers).
-        """
-        return create_repository(cls(root), signers, families, classical=classical)
-
-    @classmethod
-    def create_with_new_keys(
-        cls,
-        root: Path,
-        key_dir: Path,
-        passphrase: Secret | None,
-        families: Sequence[str],
-        cohort: str = "default",
-        *,
-        public: Mapping[str, Sequence[Key]] = MappingProxyType({}),
-        classical: bool = False,
-        insecure_plaintext: bool = False,
-    ) -> "Repository":
-        """Make key files of every role, the repository, and the first fleet document with one cohort.
-
-        Args:
-            root: its folder; must not hold a repository.
-            key_dir: for the new key files.
-            passphrase: encrypts them.
-            families: at least none.
-            cohort: name of the first one.
-            public: public halves of a role's keys that live elsewhere. No key file is made for that role, and the
-                first publication is staged and waits for their signatures.
-            classical: without ML-DSA, for foreign clients.
-            insecure_plaintext: write the key files without encryption.
-
-        Raises:
-            as `create`; KeyExists, PlaintextKey.
-        """
-        return create_repository_with_new_keys(
-            cls(root),
-            key_dir,
-            passphrase,
-            families,
-            cohort,
-            public=public,
-            classical=classical,
-            insecure_plaintext=insecure_plaintext,
-        )
+    """A listing that can be changed. Made by `open`, or by packager.repository.creation."""
 
     @classmethod
     def open(cls, root: Path) -> "Repository":

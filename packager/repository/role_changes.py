@@ -16,7 +16,7 @@ from typing import Final
 from securesystemslib.signer import Key
 from tuf.api.metadata import Metadata, Root, Targets
 
-from bundle.trust.check import COUNTER_EPOCH_FIELD, release_role
+from bundle.trust.role_names import COUNTER_EPOCH_FIELD, release_role
 from keys.errors import SignerNotInRole
 from keys.roles import RoleKeys, check_threshold, collect_role_keys, default_threshold
 from packager.errors import StagingInvalid

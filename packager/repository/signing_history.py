@@ -17,7 +17,7 @@ from typing import Final
 from securesystemslib.signer import Key
 
 from bundle.strict_json import SHA256_HEX_PATTERN
-from bundle.trust.check import key_digest
+from bundle.trust.public_keys import key_digest
 from packager.errors import SigningHistoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.layout import write_file

@@ -21,7 +21,7 @@ from bundle.errors import DigestMismatch, Malformed
 from bundle.fleet import FLEET_TARGET, parse_fleet
 from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, parse_rollout
-from bundle.trust.check import key_digest
+from bundle.trust.public_keys import key_digest
 from keys.roles import remaining_signers_needed, threshold_problems
 from packager.repository import tuf_documents
 from packager.repository.document_rules import keys_of

@@ -20,7 +20,7 @@ from typing import Final
 from securesystemslib.signer import Signer
 from tuf.api.metadata import Metadata, Signed, Snapshot, TargetFile, Targets, Timestamp
 
-from bundle.trust.check import PACK_FIELD
+from bundle.trust.role_names import PACK_FIELD
 from packager.errors import RepositoryDamaged
 from packager.repository import tuf_documents
 from packager.repository.layout import RepositoryLayout, write_file

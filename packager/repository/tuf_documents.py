@@ -27,8 +27,14 @@ from tuf.api.metadata import (
     Timestamp,
 )
 
-from bundle.trust.check import COUNTER_EPOCH_FIELD, PACK_MAX_DAYS_FIELD, REPOSITORY_ID_FIELD, release_role, rollout_role
 from bundle.trust.clock import ISSUED_AT_FIELD, format_time
+from bundle.trust.role_names import (
+    COUNTER_EPOCH_FIELD,
+    PACK_MAX_DAYS_FIELD,
+    REPOSITORY_ID_FIELD,
+    release_role,
+    rollout_role,
+)
 from keys.roles import default_threshold
 
 DAY_S: Final = 86_400

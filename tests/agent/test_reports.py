@@ -6,8 +6,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from bundle.device_report import parse_report
-from device_agent.commands.report_export import MAX_REPORTS, export_reports, read_reports
+from device_agent.commands.report_export import export_reports, read_reports
 from device_agent.policy.attempt import Outcome
+from device_agent.policy.outcome_report import MAX_REPORTS
 from device_agent.policy.state_machine import Event
 from tests.packager.test_json_schemas import check
 from tests.support.faulty_http_server import serving

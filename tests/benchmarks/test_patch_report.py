@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from benchmarks.patch_codecs import CODECS
-from benchmarks.patch_tables import between_markers, costs, goal_of, kind_of, markdown, verdicts
+from benchmarks.patch_rows import goal_of, kind_of
+from benchmarks.patch_tables import between_markers, costs, markdown, verdicts
 
 
 def row(pair: str, ours: int, peer: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from bundle.frames import Secret
-from packager.repository.repository import Repository
+from packager.repository.creation import create_repository_with_new_keys
 from tests.support import tiny_models
 from tests.support.packager_cli import CommandResult, packager
 
@@ -51,7 +51,7 @@ class Site:
 
 def make_site(folder: Path, *, encrypted: bool = False) -> Site:
     """Everything but releases; keys without encryption by default, since opening one takes a tenth of a second."""
-    Repository.create_with_new_keys(
+    create_repository_with_new_keys(
         folder / "repo",
         folder / "keys",
         Secret(PASSPHRASE.encode()) if encrypted else None,

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bundle.errors import AirweightsError
 from packager.errors import InputUnsupported, NoVariantLeft
 from packager.release.pipeline import ReleaseReport, parse_release_file, run_release
+from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.repository import Repository
 from tests.support import tiny_models
 
@@ -31,7 +32,7 @@ scheme = "int8"
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
     """Nothing is ever published to it."""
     folder = tmp_path_factory.mktemp("any")
-    return Repository.create_with_new_keys(
+    return create_repository_with_new_keys(
         folder / "repo", folder / "keys", None, families=["any"], cohort="default", insecure_plaintext=True
     )
 

@@ -3,7 +3,7 @@
 import errno
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,6 +13,7 @@ from bundle.envelope import check_commitment
 from keys.signers import load_folder_signers
 from packager.errors import PublishConflict
 from packager.release.pipeline import parse_release_file, run_release
+from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 from tests.support import tiny_models
@@ -62,7 +63,7 @@ def repository(tmp_path: Path) -> Repository:
     onnx.save(tiny_models.mlp(), tmp_path / "model.onnx")
     np.savez(tmp_path / "inputs.npz", x=np.ones((1, 1, 64), np.float32))
     (tmp_path / "release.toml").write_text(RELEASE)
-    return Repository.create_with_new_keys(
+    return create_repository_with_new_keys(
         tmp_path / "repo", tmp_path / "keys", None, families=["kws"], cohort="default", insecure_plaintext=True
     )
 
@@ -77,7 +78,7 @@ def test_every_write_may_fail(repository: Repository, tmp_path: Path, is_done_fi
         number += 1
         faulty = Faulty(repository, number, is_done_first=is_done_first)
         try:
-            report = run_release(plan, faulty, signers)
+            report = run_release(plan, cast(Repository, faulty), signers)
         except OSError:
             if is_done_first and faulty.failed == "publish":
                 break  # it was published before the fault: a release of that version is out
@@ -101,10 +102,9 @@ def test_an_interrupt_in_the_middle_leaves_nothing_staged(repository: Repository
             return super().__getattr__(name)
 
     before = everything_in(repository.published / "metadata")
+    interrupted = cast(Repository, Interrupted(repository, 100, is_done_first=False))
     with pytest.raises(KeyboardInterrupt):
-        run_release(
-            parse_release_file(tmp_path / "release.toml"), Interrupted(repository, 100, is_done_first=False), []
-        )
+        run_release(parse_release_file(tmp_path / "release.toml"), interrupted, [])
     assert everything_in(repository.published / "metadata") == before
     assert repository.is_staging_empty
 
@@ -113,7 +113,7 @@ def test_what_somebody_else_had_staged_is_not_thrown_away(repository: Repository
     repository.stage_fleet(replace(repository.fleet(), devices=7))
     faulty = Faulty(repository, 3, is_done_first=True)
     with pytest.raises(OSError, match="No space"):
-        run_release(parse_release_file(tmp_path / "release.toml"), faulty, [])
+        run_release(parse_release_file(tmp_path / "release.toml"), cast(Repository, faulty), [])
     assert not repository.is_staging_empty
 
 
@@ -130,7 +130,7 @@ def test_of_two_releases_at_once_the_second_is_told_and_changes_nothing(reposito
                 run_release(plan, self._real, signers, until="diff")  # a dry run is in nobody's way
             return super().__getattr__(name)
 
-    report = run_release(plan, Overtaken(repository, -1, is_done_first=False), signers)
+    report = run_release(plan, cast(Repository, Overtaken(repository, -1, is_done_first=False)), signers)
     assert report.is_published
     kept = Workspace(repository.root).find_variant("kws", report.counter, "fp32")
     assert kept is not None

@@ -14,6 +14,7 @@ from bundle.patch.container import Op, read_frames, read_header
 from bundle.patch.edits import WAITING_BYTES_PER_EDIT
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ELEMENT_TYPES
 from bundle.patch.limits import DEFAULT_LIMITS
+from packager.diff.byte_range import BytePosition
 from packager.diff.encode import encode_edits
 from packager.diff.encode.encode_edits import (
     EditedRange,
@@ -24,7 +25,6 @@ from packager.diff.encode.encode_edits import (
     make_edit_jobs,
 )
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import BytePosition
 from tests.support import model_formats
 from tests.support.memory_bundles import applied, patch_between
 

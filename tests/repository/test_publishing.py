@@ -26,6 +26,7 @@ from packager.errors import (
     StagingInvalid,
 )
 from packager.repository import layout, publishing
+from packager.repository.creation import create_repository, create_repository_with_new_keys
 from packager.repository.repository import Repository
 from tests.support.metadata_publisher import (
     FAMILY,
@@ -102,7 +103,7 @@ def test_what_was_staged_after_the_signature_is_not_forgotten(shop: MetadataPubl
 
 def test_a_strangers_key_signs_nothing(shop: MetadataPublisher, tmp_path: Path) -> None:
     stranger = MetadataPublisher(tmp_path / "stranger", [])
-    Repository.create_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
+    create_repository_with_new_keys(stranger.folder / "repository", stranger.keys, PASSPHRASE, [FAMILY])
     from keys.signers import load_folder_signers
 
     strange = load_folder_signers(stranger.keys, PASSPHRASE)
@@ -247,12 +248,12 @@ def test_a_damaged_repository_is_not_built_upon(shop: MetadataPublisher) -> None
 
 def test_there_is_one_repository_a_folder(shop: MetadataPublisher, tmp_path: Path) -> None:
     with pytest.raises(RepositoryExists):
-        Repository.create_with_new_keys(shop.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
+        create_repository_with_new_keys(shop.repository.root, tmp_path / "k", PASSPHRASE, [FAMILY])
     assert not (tmp_path / "k").exists()
     with pytest.raises(RepositoryMissing):
         Repository.open(tmp_path / "nowhere")
     with pytest.raises(FamilyUnknown):
-        Repository.create_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, ["Vision/.."])
+        create_repository_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, ["Vision/.."])
     assert not (tmp_path / "k").exists()
 
 
@@ -263,14 +264,14 @@ def test_a_repository_with_weak_roles_is_not_made(shop: MetadataPublisher, tmp_p
     }
     signers["timestamp"] = shop.signers_of("timestamp")[:1]
     with pytest.raises(ThresholdInvalid):
-        Repository.create(tmp_path / "weak", signers=signers, families=[FAMILY])
+        create_repository(tmp_path / "weak", signers=signers, families=[FAMILY])
     with pytest.raises(FamilyUnknown):
-        Repository.create(tmp_path / "weak", signers=signers, families=["speech"])
+        create_repository(tmp_path / "weak", signers=signers, families=["speech"])
     assert not (tmp_path / "weak" / "published").exists()
 
 
 def test_a_classical_repository_says_that_it_is_one(tmp_path: Path) -> None:
-    repository = Repository.create_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, [FAMILY], classical=True)
+    repository = create_repository_with_new_keys(tmp_path / "r", tmp_path / "k", PASSPHRASE, [FAMILY], classical=True)
     status = repository.status()
     assert status.is_classical
     assert status.is_sound

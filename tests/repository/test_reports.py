@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bundle.device_report import DeviceReport
 from bundle.enrollment import EnrollmentRequest, derive_device_id
 from bundle.envelope import derive_public_key, generate_private_key
+from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device, revoke_device
 from packager.repository.repository import Repository
 from tests.packager.test_json_schemas import check
@@ -49,7 +50,7 @@ class Sender:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    return Repository.create_with_new_keys(
+    return create_repository_with_new_keys(
         tmp_path / "repo", tmp_path / "keys", None, ["kws"], classical=True, insecure_plaintext=True
     )
 

@@ -8,7 +8,7 @@ from securesystemslib.signer import CryptoSigner, Signer
 
 from bundle.acceptance import ReleaseCounter
 from bundle.errors import RollbackRefused, UntrustedMetadata
-from bundle.trust.check import release_role
+from bundle.trust.role_names import release_role
 from keys.errors import SignerNotInRole, ThresholdInvalid
 from packager.errors import BelowThreshold, StagingInvalid
 from packager.repository.role_changes import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bundle.errors import Bug, Unfit
-from device_agent.errors import DeviceLocked, WorkerCrashed, WorkerFailed, WorkerTimeout
+from device_agent.errors import DeviceLocked, WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
 from device_agent.process import channel
 from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy, detect_jail
@@ -81,11 +81,11 @@ def test_an_error_of_the_child_is_raised_as_its_class() -> None:
 
 
 def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> None:
-    error = channel.error_from_dict({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
+    error = error_from_dict({"reason": "never-heard-of", "message": "m", "hint": None, "exit_code": 5})
     assert isinstance(error, Unfit)
     assert error.reason == "never-heard-of"
-    assert isinstance(channel.error_from_dict({"reason": "../x", "message": "m"}), Bug)
-    assert isinstance(channel.error_from_dict(None), Bug)
+    assert isinstance(error_from_dict({"reason": "../x", "message": "m"}), Bug)
+    assert isinstance(error_from_dict(None), Bug)
 
 
 @pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*jail_probe.py"), ("exit", "exit code 3")])

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import helper
 
+from airweights import ModelRuntime, bundle_from_files
 from bundle.golden import GoldenMismatch
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, NothingToRollBack, RequestInvalid
-from device_agent.runtime import ModelRuntime, bundle_from_files
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array
 from tests.support.memfd_bundles import floats, graph, plain, scale

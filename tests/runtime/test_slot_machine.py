@@ -17,9 +17,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from airweights import ModelRuntime
 from bundle.errors import Unfit
 from device_agent.errors import NothingToRollBack
-from device_agent.runtime import ModelRuntime
 from device_agent.runtime.backends import WorkerBackend
 from device_agent.runtime.model_runtime import Lease, NoModelLoaded
 from tests.support import hostile_models as hostile

@@ -11,7 +11,7 @@ from tuf.api.metadata import Metadata, Targets
 
 from bundle.manifest import Manifest
 from bundle.rollout import Rollout
-from bundle.trust.check import release_role, release_target, rollout_role, rollout_target
+from bundle.trust.role_names import release_role, release_target, rollout_role, rollout_target
 from packager.repository import tuf_documents
 from packager.repository.layout import RepositoryLayout
 from packager.repository.published import PublishedDocuments

@@ -25,6 +25,7 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from bundle.trust.updater import Fetch
 from keys.signers import load_folder_signers
+from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.published import PublishedDocuments
 from packager.repository.publishing import PublishReport
 from packager.repository.repository import Repository
@@ -115,7 +116,7 @@ def rollout_of(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
 def build_publisher(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> MetadataPublisher:
     """A new one."""
     repository = folder / "repository"
-    Repository.create_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
+    create_repository_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
     return MetadataPublisher(folder, load_folder_signers(folder / "keys", PASSPHRASE))
 
 

@@ -34,6 +34,7 @@ from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import WorkerPool
 from keys.signers import load_folder_signers
 from packager.release.pipeline import parse_release_file, run_release
+from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository
 from tests.support import tiny_models
@@ -60,7 +61,7 @@ class Publisher:
             self.repository = Repository.open(folder / "repo")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self.repository = Repository.create_with_new_keys(
+            self.repository = create_repository_with_new_keys(
                 folder / "repo", self.keys, None, families=families, cohort=COHORT, insecure_plaintext=True
             )
             samples = np.random.default_rng(1).standard_normal((24, 1, 64)).astype(np.float32)

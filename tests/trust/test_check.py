@@ -24,7 +24,7 @@ from bundle.errors import (
     UntrustedMetadata,
     WrongChannel,
 )
-from bundle.trust import check
+from bundle.trust import role_names
 from tests.support.metadata_publisher import (
     CHANNEL,
     FAMILY,
@@ -156,7 +156,7 @@ def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
     assert manifest is not None
     forged = replace(rollout_of(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
     repository = shop.repository
-    repository._stage_target(check.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
+    repository._stage_target(role_names.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
     shop.publish(rehearse=False)
     with pytest.raises(ReleaseMismatch) as refused:
         device.check(shop.published)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tuf.ngclient import Updater
 
-from bundle.trust.check import release_target, rollout_target
+from bundle.trust.role_names import release_target, rollout_target
 from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, build_publisher, serve
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.trust.check import rollout_target
+from bundle.trust.role_names import rollout_target
 from tests.support.metadata_publisher import CHANNEL, FAMILY, MetadataPublisher, serve
 
 TARGET = rollout_target(FAMILY, CHANNEL)

@@ -12,12 +12,11 @@ import pytest
 from securesystemslib.signer import CryptoSigner, Signer
 
 from bundle.fleet import Fleet
-from bundle.trust.check import release_target, rollout_target
+from bundle.trust.role_names import release_target, rollout_target
 from keys.cohorts import create_next_epoch
 from keys.key_files import generate_key_file, load_signer
 from keys.registry import Registry
-from packager.repository.creation import all_roles
-from packager.repository.repository import Repository
+from packager.repository.creation import all_roles, create_repository
 from packager.repository.role_changes import replace_key
 from tests.support.metadata_publisher import CHANNEL, FAMILY, PASSPHRASE, MetadataPublisher, rollout_of, serve
 
@@ -65,7 +64,7 @@ def classical(tmp_path_factory: pytest.TempPathFactory) -> MetadataPublisher:
         return out
 
     signers = {role: group(role) for role in all_roles([FAMILY])}
-    repository = Repository.create(folder / "repository", signers=signers, families=[FAMILY], classical=True)
+    repository = create_repository(folder / "repository", signers=signers, families=[FAMILY], classical=True)
     shop = MetadataPublisher(folder, [signer for role in signers.values() for signer in role])
     cohort = create_next_epoch(folder / "keys", "default", None, PASSPHRASE)
     repository.stage_fleet(Fleet(Registry(repository.registry_path).digest(), 0, (cohort,)))

@@ -1,9 +1,11 @@
 """Ranges that the base holds, as a piece of work."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bundle.patch.ranges import CopiedRange
+from bundle.patch.container import Op, encode_frame
+from bundle.patch.ranges import CopiedRange, write_copied_ranges
+from bundle.patch.sections import write_section
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,9 @@ def merge_ranges(ranges: Iterable[CopiedRange]) -> list[CopiedRange]:
         else:
             out.append((start, base, length))
     return out
+
+
+def encode_copy_frame(ranges: Sequence[CopiedRange]) -> bytes:
+    """A COPY frame; target addresses ascend."""
+    plain = write_copied_ranges(ranges)
+    return encode_frame(Op.COPY, write_section(plain), plain)

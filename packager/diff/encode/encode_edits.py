@@ -25,9 +25,9 @@ from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, ElementType, Signed, to_
 from bundle.patch.numbers import encode_varint
 from bundle.patch.ranges import CopiedRange, write_copied_ranges
 from bundle.patch.sections import write_section
+from packager.diff.byte_range import BytePosition
 from packager.diff.encode.copy_job import CopyJob, merge_ranges
 from packager.diff.encode.entropy import EncoderOptions, write_numbers, write_part
-from packager.diff.encode.tensor_job import BytePosition
 
 MAX_WAITING_EDITS: Final = 1 << 16
 MAX_FRAME_SPAN_BYTES: Final = 1 << 30

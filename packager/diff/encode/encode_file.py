@@ -18,6 +18,8 @@ from typing import Final
 from bundle.patch.edits import WAITING_BYTES_PER_EDIT
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from bundle.patch.stream import max_triples
+from packager.diff.byte_range import ByteRange
+from packager.diff.encode.copy_job import encode_copy_frame
 from packager.diff.encode.encode_delta import (
     MAX_DELTA_BYTES,
     BsdiffResult,
@@ -42,17 +44,10 @@ from packager.diff.encode.encode_stream import (
     encode_stream_frames,
 )
 from packager.diff.encode.encode_tensor import encode_tensor_job
-from packager.diff.encode.encode_untyped import (
-    ByteRange,
-    UntypedFrames,
-    UntypedJob,
-    encode_with_dictionary,
-    read_ranges,
-)
+from packager.diff.encode.encode_untyped import UntypedFrames, UntypedJob, encode_with_dictionary, read_ranges
 from packager.diff.encode.size_estimate import EXHAUSTIVE_MAX_BYTES, ZSTD_LEVEL
 from packager.diff.encode.tensor_job import Segment, TensorJob, block_elements
 from packager.diff.encode.zstd_prefix import compress_with_prefix
-from packager.diff.write.generic_codecs import encode_copy_frame
 
 LZMA_STREAM_FEATURES: Final = frozenset({"lzma", "stream"})
 MIN_WITH_BASE_SHARE: Final = 0.1  # of what zstd -1 makes without the base; LZMA never makes a tenth of that

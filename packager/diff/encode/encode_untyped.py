@@ -6,36 +6,20 @@ Rules:
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from bundle.patch.address_space import Range
 from bundle.patch.container import Op, encode_frame
 from bundle.patch.ranges import write_base_ranges, write_target_ranges
 from bundle.patch.sections import write_section
+from packager.diff.byte_range import ByteRange
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import BytePosition
 from packager.diff.encode.zstd_prefix import compress_with_prefix
 
 ZSTD_LEVEL: Final = 22
 MAX_FRAME_BYTES: Final = 1 << 20
 MAX_FILE_FRAME_BYTES: Final = 4 << 20
 MAX_DICTIONARY_BYTES: Final = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class ByteRange:
-    """A run of bytes in a file and in the bundle's line of bytes."""
-
-    file: Path
-    offset: int
-    address: int
-    size: int
-
-    @property
-    def position(self) -> BytePosition:
-        """Where it begins."""
-        return BytePosition(self.file, self.offset, self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ Rules:
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, Bits, ElementType
+from packager.diff.byte_range import BytePosition
 from packager.diff.encode.entropy import EncoderOptions, Period, is_sparse
 
 BLOCK_ELEMENTS: Final = 1 << 17  # the decoder holds some 40 bytes an element
@@ -24,31 +24,6 @@ NARROW_SAMPLE_PIECE_ELEMENTS: Final = (
 )
 MAX_PERIOD_ELEMENTS: Final = 1 << 13
 MIN_ROW_ELEMENTS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class BytePosition:
-    """A run of bytes.
-
-    Attributes:
-        file: the plain file.
-        offset: where in the file.
-        address: where in the bundle's line of bytes.
-    """
-
-    file: Path
-    offset: int
-    address: int
-
-    def shifted_by(self, offset: int) -> "BytePosition":
-        """So many bytes further on."""
-        return BytePosition(self.file, self.offset + offset, self.address + offset)
-
-    def read(self, size: int) -> bytes:
-        """The bytes from there on."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(size)
 
 
 @dataclass(frozen=True, slots=True)

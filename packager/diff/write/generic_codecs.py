@@ -1,17 +1,16 @@
 """The codecs that know nothing of tensors: one zstd stream from nothing, and bsdiff or zstd from a base."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from bundle.files import BundleDirectory
-from bundle.patch.container import Op, encode_frame
-from bundle.patch.ranges import CopiedRange, write_copied_ranges
-from bundle.patch.sections import write_section
 from bundle.patch.stream import max_triples
 from packager.diff.bundle_folder import file_path
+from packager.diff.byte_range import ByteRange
+from packager.diff.encode.copy_job import encode_copy_frame
 from packager.diff.encode.encode_delta import encode_delta_content, encode_delta_frames, find_matches
 from packager.diff.encode.encode_stream import choose_window_log, encode_delta_stream_frames, encode_stream_frames
-from packager.diff.encode.encode_untyped import ByteRange, UntypedJob, encode_with_dictionary
+from packager.diff.encode.encode_untyped import UntypedJob, encode_with_dictionary
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.match.match_files import file_addresses, matching_file
 from packager.diff.write.frame_writer import PatchFrameWriter
@@ -102,12 +101,6 @@ def _write_file_delta(base: ByteRange | None, target: ByteRange, writer: PatchFr
     writer.features |= {"delta", "lzma"} if any(frame.has_lzma for frame in frames) else {"delta"}
     writer.raise_limits(pending_bytes=max(frame.target_bytes for frame in frames))
     return sum(writer.write_frame(frame.frame) for frame in frames), "bzip2, zstd, LZMA"
-
-
-def encode_copy_frame(ranges: Sequence[CopiedRange]) -> bytes:
-    """A COPY frame; target addresses ascend."""
-    plain = write_copied_ranges(ranges)
-    return encode_frame(Op.COPY, write_section(plain), plain)
 
 
 def _read_content(target: BundleDirectory, total: int, progress: Progress | None) -> Iterator[bytes]:

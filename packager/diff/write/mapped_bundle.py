@@ -6,8 +6,7 @@ import numpy as np
 
 from bundle.files import BundleDirectory
 from packager.diff.bundle_folder import file_path
-from packager.diff.encode.encode_untyped import ByteRange
-from packager.diff.encode.tensor_job import BytePosition
+from packager.diff.byte_range import BytePosition, ByteRange
 from packager.diff.match.match_arrays import Array
 from packager.diff.match.match_files import file_addresses
 from packager.tensors.find_regions import find_regions

@@ -18,6 +18,7 @@ from bundle.patch.edits import WAITING_BYTES_PER_EDIT
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from bundle.patch.ranges import CopiedRange
 from packager.diff.bundle_folder import file_path
+from packager.diff.byte_range import ByteRange
 from packager.diff.encode.copy_job import CopyJob, merge_ranges
 from packager.diff.encode.encode_edits import (
     MAX_WAITING_EDITS,
@@ -30,7 +31,7 @@ from packager.diff.encode.encode_edits import (
     make_edit_jobs,
     split_edited_array,
 )
-from packager.diff.encode.encode_untyped import MAX_FRAME_BYTES, ByteRange, UntypedJob, split_ranges
+from packager.diff.encode.encode_untyped import MAX_FRAME_BYTES, UntypedJob, split_ranges
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import BLOCK_ELEMENTS
 from packager.diff.match.match_arrays import ArrayMatch, match_arrays

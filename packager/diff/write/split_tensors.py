@@ -14,9 +14,10 @@ import numpy as np
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
 from bundle.patch.numbers import encode_varint
 from bundle.patch.sections import write_section
+from packager.diff.byte_range import BytePosition
 from packager.diff.encode.copy_job import CopyJob
 from packager.diff.encode.entropy import EncoderOptions
-from packager.diff.encode.tensor_job import SLICE_ELEMENTS, BytePosition, Segment, TensorJob, block_elements
+from packager.diff.encode.tensor_job import SLICE_ELEMENTS, Segment, TensorJob, block_elements
 from packager.diff.match.match_arrays import ArrayMatch
 from packager.diff.write.mapped_bundle import MappedBundle
 from packager.diff.write.planned_job import PlannedJob

@@ -7,7 +7,7 @@ from typing import Final
 
 from bundle.files import BundleDirectory
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME
-from packager.diff.encode.copy_job import CopyJob
+from packager.diff.encode.copy_job import CopyJob, encode_copy_frame
 from packager.diff.encode.encode_edits import EditJob, encode_edits
 from packager.diff.encode.encode_file import encode_untyped
 from packager.diff.encode.encode_tensor import EncodedTensor, encode_tensor_job
@@ -15,7 +15,6 @@ from packager.diff.encode.encode_untyped import UntypedFrames, UntypedJob
 from packager.diff.encode.entropy import EncoderOptions
 from packager.diff.encode.tensor_job import TensorJob, block_elements
 from packager.diff.write.frame_writer import PatchFrameWriter
-from packager.diff.write.generic_codecs import encode_copy_frame
 from packager.diff.write.patch_report import PatchRow
 from packager.diff.write.plan_jobs import max_pending_bytes, plan_jobs
 from packager.diff.write.planned_job import Job, PlannedJob

@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 
 from bundle.patch.elements import ELEMENT_TYPE_BY_NAME, from_ordered, to_ordered
-from packager.models.graphs import FLOAT_TYPES, Scope, array_of, scopes
+from packager.models.graphs import FLOAT_TYPES, Scope, array_of, scopes, set_array
 from packager.quantize.activation_ranges import ActivationRange
 from packager.quantize.nbits import pack_levels
 from packager.quantize.static import scale_of
-from packager.quantize.update_aware.template import LEVELS_NAME_PATTERN, QuantizedWeight, set_array
+from packager.quantize.update_aware.template import LEVELS_NAME_PATTERN, QuantizedWeight
 
 FLOAT_ROUNDING_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
 F32: Final = ELEMENT_TYPE_BY_NAME["f32"]

@@ -18,12 +18,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from packager.models.graphs import array_of, scopes
+from packager.models.graphs import array_of, scopes, set_array
 from packager.models.inputs import Sample
 from packager.models.ordered_map import ordered_map
 from packager.models.samples import Samples
 from packager.models.sessions import ONE_THREAD_SETTINGS, open_session_of, run_session
-from packager.quantize.update_aware.template import QuantizedWeight, set_array
+from packager.quantize.update_aware.template import QuantizedWeight
 
 Values = dict[str, np.ndarray]
 

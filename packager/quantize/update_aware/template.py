@@ -15,7 +15,6 @@ from typing import Final, Literal
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from packager.errors import BaseIncompatible
 from packager.models.graphs import Scope, array_of, scopes
@@ -265,9 +264,3 @@ def from_matrices(matrices: list[np.ndarray], kind: Kind, shape: tuple[int, ...]
             return np.stack([matrix.T for matrix in matrices])
         case _:
             return matrices[0]
-
-
-def set_array(tensor: onnx.TensorProto, values: np.ndarray) -> None:
-    """Put `values` into an initializer in place, keeping its name, type and the way its bytes are laid out."""
-    name = tensor.name
-    tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, order="C"), name))

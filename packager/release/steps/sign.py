@@ -12,9 +12,9 @@ from bundle.frames import Secret
 from bundle.manifest import Manifest, Variant, parse_manifest
 from bundle.rollout import Rollout
 from keys.errors import CohortUnknown
-from packager.attestation.build_record import build_record
 from packager.release.draft import Draft, VariantDraft
 from packager.release.release_file import RolloutPlan
+from packager.release.release_record import build_record
 from packager.release.steps.encrypt import blob_path, seal_to_cohorts
 from packager.repository.workspace import StoredVariant
 

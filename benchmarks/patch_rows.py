@@ -1,0 +1,57 @@
+"""Rows of the patch benchmark, their goals, and what follows from them."""
+
+import re
+from typing import Any, Final
+
+from benchmarks.patch_codecs import GENERIC
+
+# (pattern of the pair's name, goal for patch bytes over those of the best generic tool)
+GOALS: Final = (
+    (r"fine-tune|heavy", {"fp32": 0.62, "fp16": 0.62, "bf16": 0.60, "int8": 0.76}),
+    (r"lora|adapter", {"fp32": 0.08, "fp16": 0.20, "int8": 0.45}),
+    (r"anew|silero|magika-0|ocr", {"fp32": 0.91, "fp16": 0.91}),
+    (r"cnn", {"fp32": 0.25, "fp16": 0.13, "int8": 0.25}),
+)
+APPLY_MB_S: Final = {"fp32": 250, "fp16": 180, "int8": 120}
+RENAMED: Final = {"minilm-renamed-fp32": "minilm-fine-tune-fp32", "minilm-renamed-fp16": "minilm-adapter-fp16"}
+RENAMED_GOAL: Final = 1.02
+ENCODE_GOAL: Final = 50  # times less CPU than bsdiff4
+ENCODE_BYTES: Final = 80_000_000  # files that this goal is about: 90 MB in fp32
+MEMORY_MIB: Final = 12
+SLACK_BYTES: Final = 1024
+Row = dict[str, Any]
+
+
+def kind_of(pair: str) -> str:
+    """fp32, fp16, bf16 or int8, by the pair's name; text for configurations, fp32 where it names none."""
+    for kind, pattern in {"bf16": "bf16", "fp16": "fp16|half", "int8": "int8|i8", "text": "config"}.items():
+        if re.search(pattern, pair):
+            return kind
+    return "fp32"
+
+
+def goal_of(pair: str) -> float | None:
+    """The goal for the ratio; None where there is none for such a pair."""
+    if pair in RENAMED:
+        return None
+    for pattern, goals in GOALS:
+        if re.search(pattern, pair):
+            return goals.get(kind_of(pair))
+    return None
+
+
+def best_generic(row: Row) -> tuple[str, int] | None:
+    """The generic codec with the smallest patch."""
+    sizes = [(row["sizes"][codec], codec) for codec in GENERIC if row["sizes"][codec] is not None]
+    return (min(sizes)[1], min(sizes)[0]) if sizes else None
+
+
+def ratio_of(row: Row) -> float | None:
+    """Bytes of our patch over those of the best generic tool."""
+    best, ours = best_generic(row), row["sizes"]["airweights"]
+    return ours / best[1] if best and ours is not None else None
+
+
+def apply_mb_s(row: Row) -> float:
+    """Megabytes of target that one CPU second makes."""
+    return float(row["target_bytes"] / 1e6 / max(row["apply"]["airweights"]["cpu_s"], 1e-3))
