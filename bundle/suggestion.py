@@ -1,0 +1,18 @@
+"""Suggest the known word nearest to one that was mistyped; both command lines and both file formats use it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+MIN_SIMILARITY: Final = 0.6  # of difflib's ratio: 'verison' and 'version' have 0.86
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `, did you mean 'NEAREST'?`, or an empty string if no known word is near.
+
+    Args:
+        word: what was typed.
+        known: the words that would be understood.
+    """
+    nearest = get_close_matches(word, list(known), n=1, cutoff=MIN_SIMILARITY)
+    return f", did you mean {nearest[0]!r}?" if nearest else ""
