@@ -38,7 +38,7 @@ def main() -> None:
             body += message["body"]
             more = message["more_body"]
         sizes = [int(value) for name, value in scope["headers"] if name == b"inference-header-content-length"]
-        answer = inference.answer_request(memoryview(body), sizes[0] if sizes else NO_JSON)
+        answer = inference.handle_request(memoryview(body), sizes[0] if sizes else NO_JSON)
         headers = [(b"content-length", b"%d" % answer.size)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"".join(answer.parts)})

@@ -86,7 +86,7 @@ class Supervisor:
             self._push_metrics()
             self._announce("started", self.runtime.address)
             self._notifier.send("READY=1", f"STATUS=serving at {self.runtime.address}")
-            self._notifier.start_watchdog(self.runtime.is_answering)
+            self._notifier.start_watchdog(self.runtime.is_responding)
             self._ensure_standbys()
             while not self.is_stopping:
                 word = self._next_message()

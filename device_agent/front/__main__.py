@@ -21,8 +21,8 @@ from device_agent.front.server import FrontServer, create_server
 from device_agent.front.shadow import ShadowMirror
 from device_agent.host.meters import ProcessMeter, open_energy_meters
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
-from device_agent.process.worker import Handler, SupervisorChannel, answer_call, start_worker
-from device_agent.runtime.wire import Answer
+from device_agent.process.worker import Handler, SupervisorChannel, handle_call, start_worker
+from device_agent.runtime.wire import Response
 
 SWEEP_INTERVAL_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
 
@@ -60,7 +60,7 @@ class FrontProcess:
                 if message.value.get("call") == "stop":
                     stopped.set()
                 else:
-                    answer_call(self._supervisor, message, self._handlers)
+                    handle_call(self._supervisor, message, self._handlers)
             except ChannelClosed:
                 self._loop.remove_reader(self._supervisor.fileno())
                 stopped.set()
@@ -68,8 +68,8 @@ class FrontProcess:
         self._loop.add_reader(self._supervisor.fileno(), take_call)
         await stopped.wait()
         if self._server is not None and self._server_task is not None and self._app is not None:
-            for slot in self._app.family_queues.values():
-                slot.fail_waiting()
+            for queue in self._app.family_queues.values():
+                queue.fail_waiting()
             self._server.request_stop()
             await self._server_task
         self._loop.remove_reader(self._supervisor.fileno())
@@ -93,39 +93,39 @@ class FrontProcess:
     def publish(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Rule 1 of `generations`. The channel that comes along is used if it is of a new process."""
         value = message.value
-        slot = self._family_queue(value["family"])
-        generation = slot.generations.get(value["generation"])
+        queue = self._family_queue(value["family"])
+        generation = queue.generations.get(value["generation"])
         if generation is None:
             generation = FrontGeneration(
                 value["generation"], value["version"], value["meta"], CounterWindow(time.monotonic())
             )
-        if isinstance(slot.shadow, ShadowMirror) and slot.shadow.process == value["process"]:
-            self._end_shadow(slot)
+        if isinstance(queue.shadow, ShadowMirror) and queue.shadow.process == value["process"]:
+            self._end_shadow(queue)
         if generation.sender is None or generation.process != value["process"]:
             if generation.sender is not None:
                 generation.sender.close()
-                slot.handle_lost_process(generation)
-            generation.sender = self._open_channel(slot, generation, message.fds[0])
+                queue.handle_lost_process(generation)
+            generation.sender = self._open_channel(queue, generation, message.fds[0])
             generation.process = value["process"]
             if len(message.fds) == 3:
-                self._meters.set_meter(_metric_labels(slot, generation), ProcessMeter(*message.fds[1:]))
+                self._meters.set_meter(_metric_labels(queue, generation), ProcessMeter(*message.fds[1:]))
         else:
             message.close()
         before = time.perf_counter_ns()
-        slot.publish(generation)
+        queue.publish(generation)
         return {"publish_ns": time.perf_counter_ns() - before}
 
     def retire(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """Rule 4 of `generations`."""
-        slot = self._family_queue(message.value["family"])
-        generation = slot.generations.get(message.value["generation"])
+        queue = self._family_queue(message.value["family"])
+        generation = queue.generations.get(message.value["generation"])
 
         def drained() -> None:
             os.close(message.fds[0])
-            if generation is not None and not any(g.version == generation.version for g in slot.generations.values()):
-                self._meters.delete_meter(_metric_labels(slot, generation))
+            if generation is not None and not any(g.version == generation.version for g in queue.generations.values()):
+                self._meters.delete_meter(_metric_labels(queue, generation))
 
-        slot.retire(message.value["generation"], drained)
+        queue.retire(message.value["generation"], drained)
         return {}
 
     def window(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
@@ -135,29 +135,29 @@ class FrontProcess:
 
     def state(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
         """What is loaded and current, and what waits."""
-        slots = {
+        families = {
             family: {
-                "current": None if slot.current is None else slot.current.number,
-                "ready": slot.is_ready,
-                "generations": sorted(slot.generations),
-                "waiting": len(slot.waiting_requests),
-                "refused": slot.rejected_requests,
+                "current": None if queue.current is None else queue.current.number,
+                "ready": queue.is_ready,
+                "generations": sorted(queue.generations),
+                "waiting": len(queue.waiting_requests),
+                "refused": queue.rejected_requests,
             }
-            for family, slot in (self._app.family_queues if self._app else {}).items()
+            for family, queue in (self._app.family_queues if self._app else {}).items()
         }
-        return {"slots": slots, "connections": self._server.open_connections if self._server else 0}
+        return {"families": families, "connections": self._server.open_connections if self._server else 0}
 
     def set_shadow(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
         """A candidate hears a share of the family's requests from now on; a share of 0 ends it."""
         value = message.value
-        slot = self._family_queue(value["family"])
-        self._end_shadow(slot)
+        queue = self._family_queue(value["family"])
+        self._end_shadow(queue)
         if value["share_ppm"] and message.fds:
 
-            def connect(*, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]) -> RequestChannel:
-                return self._connect(message.fds[0], on_answer, on_lost)
+            def connect(*, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> RequestChannel:
+                return self._connect(message.fds[0], on_response, on_lost)
 
-            slot.shadow = ShadowMirror(value["process"], value["share_ppm"], value["limit_ppm"], connect)
+            queue.shadow = ShadowMirror(value["process"], value["share_ppm"], value["limit_ppm"], connect)
         else:
             message.close()
         return {}
@@ -199,15 +199,15 @@ class FrontProcess:
             if generation.sender is channel:
                 queue.handle_lost_process(generation)
 
-        channel = self._connect(fd, lambda number, answer: queue.handle_answer(generation, number, answer), lost)
+        channel = self._connect(fd, lambda number, response: queue.handle_response(generation, number, response), lost)
         return channel
 
     def _connect(
-        self, fd: int, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]
+        self, fd: int, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]
     ) -> RequestChannel:
         assert self._limits is not None
         limit = self._limits.max_kept_bytes
-        return RequestChannel(self._loop, fd, max_answer_bytes=limit, on_answer=on_answer, on_lost=on_lost)
+        return RequestChannel(self._loop, fd, max_response_bytes=limit, on_response=on_response, on_lost=on_lost)
 
     def _end_shadow(self, queue: FamilyQueue) -> None:
         if isinstance(queue.shadow, ShadowMirror):
@@ -222,10 +222,10 @@ class FrontProcess:
     def _sweep(self) -> None:
         assert self._app is not None
         assert self._limits is not None
-        for slot in self._app.family_queues.values():
-            slot.fail_expired(self._limits.answer_deadline_s)
+        for queue in self._app.family_queues.values():
+            queue.fail_expired(self._limits.response_deadline_s)
         self._is_sweeping = False
-        if not all(slot.is_idle for slot in self._app.family_queues.values()):
+        if not all(queue.is_idle for queue in self._app.family_queues.values()):
             self._schedule_sweep()
 
 
@@ -271,8 +271,8 @@ async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> 
 def main() -> None:
     """The process."""
     meters: list[metrics.ProcessMeters] = []
-    parent, _ = start_worker(lambda _pace: meters.append(_import_all()))
-    asyncio.run(_run(parent, meters[0]))
+    supervisor, _ = start_worker(lambda _pace: meters.append(_import_all()))
+    asyncio.run(_run(supervisor, meters[0]))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class RequestLimits:
     max_waiting: int
     max_connections: int
     wait_s: float
-    answer_deadline_s: float
+    response_deadline_s: float
 
 
 class EndpointApp:
@@ -105,25 +105,25 @@ class EndpointApp:
             _check_method(scope, "POST")
             match parts[2:-1]:
                 case [family]:
-                    return await self._answer_inference(scope, receive, self._family_queue(family), None)
+                    return await self._handle_inference(scope, receive, self._family_queue(family), None)
                 case [family, "versions", version]:
-                    return await self._answer_inference(scope, receive, self._family_queue(family), version)
+                    return await self._handle_inference(scope, receive, self._family_queue(family), version)
         if parts == ["v2", "repository", "index"]:
             _check_method(scope, "POST")
             return _json_response(200, repository_index(self.family_queues.values()))
         if parts[:2] == ["v2", "repository"]:
             raise RequestFailed(403, "models are loaded by updates, not by requests")
         _check_method(scope, "GET", "HEAD")
-        return self._answer_get(parts)
+        return self._handle_get(parts)
 
-    def _answer_get(self, parts: list[str]) -> tuple[int, Headers, bytes]:
+    def _handle_get(self, parts: list[str]) -> tuple[int, Headers, bytes]:
         match parts:
             case ["v2"]:
                 return _json_response(200, {"name": "airweights", "version": VERSION, "extensions": EXTENSIONS})
             case ["v2", "health", "live"]:
                 return _json_response(200, {"live": True})
             case ["v2", "health", "ready"]:
-                ready = bool(self.family_queues) and all(slot.is_ready for slot in self.family_queues.values())
+                ready = bool(self.family_queues) and all(queue.is_ready for queue in self.family_queues.values())
                 return _json_response(200 if ready else 400, {"ready": ready})
             case ["metrics"]:
                 return (
@@ -159,12 +159,12 @@ class EndpointApp:
         return {"name": queue.family, "versions": versions, "platform": PLATFORM, **generation.metadata}
 
     def _family_queue(self, family: str) -> FamilyQueue:
-        slot = self.family_queues.get(family)
-        if slot is None:
+        queue = self.family_queues.get(family)
+        if queue is None:
             raise RequestFailed(404, f"no model of this name; there is {', '.join(self.family_queues) or 'none'}")
-        return slot
+        return queue
 
-    async def _answer_inference(
+    async def _handle_inference(
         self, scope: Scope, receive: Receive, queue: FamilyQueue, version: str | None
     ) -> tuple[int, Headers, bytes]:
         flags, json_bytes, length = _parse_framing(scope["headers"])
@@ -182,16 +182,16 @@ class EndpointApp:
             request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
             queue.submit(request)
             self._on_work()
-            answer = await request.response  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
+            response = await request.response  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
         finally:
             self._kept_bytes -= kept
-        if answer.json_bytes == NO_JSON:
+        if response.json_bytes == NO_JSON:
             headers: Headers = [JSON_CONTENT_TYPE]
         else:
-            headers = [BINARY_CONTENT_TYPE, (JSON_LENGTH_HEADER, b"%d" % answer.json_bytes)]
-        if answer.encoding:
-            headers.append((b"content-encoding", answer.encoding.encode()))
-        return answer.status, headers, answer.body
+            headers = [BINARY_CONTENT_TYPE, (JSON_LENGTH_HEADER, b"%d" % response.json_bytes)]
+        if response.encoding:
+            headers.append((b"content-encoding", response.encoding.encode()))
+        return response.status, headers, response.body
 
     def _reserve_body_bytes(self, length: int) -> int:
         # a body of unknown length counts as a whole one until it is here
@@ -244,14 +244,14 @@ def _parse_framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, in
                 raise RequestFailed(415, "Content-Encoding: expected gzip, deflate or identity")
             flags |= _BODY_FLAGS[coding]
         elif name == b"accept-encoding":
-            flags |= _answer_flag(value)
+            flags |= _response_flag(value)
     return flags, json_bytes, length
 
 
 _BODY_FLAGS: Final = {b"gzip": wire.GZIP_BODY, b"deflate": wire.DEFLATE_BODY}
 
 
-def _answer_flag(value: bytes) -> int:
+def _response_flag(value: bytes) -> int:
     """Of an Accept-Encoding: gzip where it is taken, else deflate where that is."""
     accepted = set()
     for item in value.lower().split(b","):
@@ -259,8 +259,8 @@ def _answer_flag(value: bytes) -> int:
         if not re.fullmatch(rb"\s*q=0(\.0*)?\s*", weight):
             accepted.add(coding.strip())
     if b"gzip" in accepted:
-        return wire.GZIP_ANSWER
-    return wire.DEFLATE_ANSWER if b"deflate" in accepted else 0
+        return wire.GZIP_RESPONSE
+    return wire.DEFLATE_RESPONSE if b"deflate" in accepted else 0
 
 
 def _parse_decimal(name: bytes, value: bytes) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from device_agent.runtime.latency import LatencyHistogram
-from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Answer
+from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Response
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
@@ -47,13 +47,13 @@ class Sender(Protocol):
 class TrafficMirror(Protocol):
     """Hears live requests and their answers (device_agent.front.shadow)."""
 
-    def mirror(self, request: "Request", answer: Answer) -> None: ...
+    def mirror(self, request: "Request", response: Response) -> None: ...
 
 
 class ResponseFuture(Protocol):
     """Where the answer goes; asyncio.Future is one."""
 
-    def set_result(self, result: Answer, /) -> None: ...
+    def set_result(self, result: Response, /) -> None: ...
 
     def set_exception(self, exception: BaseException, /) -> None: ...
 
@@ -87,10 +87,10 @@ class Request:
     dispatched_s: float = 0.0
     is_expired: bool = False
 
-    def set_answer(self, answer: Answer) -> None:
+    def set_response(self, response: Response) -> None:
         """Nobody may wait any more: the client has gone, or was told that it takes too long."""
         if not self.response.done():
-            self.response.set_result(answer)
+            self.response.set_result(response)
 
     def fail(self, status: int, message: str) -> None:
         """As `answer`."""
@@ -111,17 +111,17 @@ class CounterWindow:
     busy_us: LatencyHistogram = field(default_factory=LatencyHistogram)
     total_us: LatencyHistogram = field(default_factory=LatencyHistogram)
 
-    def record_answer(self, answer: Answer, total_us: int) -> None:
+    def record_response(self, response: Response, total_us: int) -> None:
         """One answer; `total_us` from the request's arrival."""
         self.requests += 1
         self.total_us.add(total_us)
-        if answer.status >= 500:
+        if response.status >= 500:
             self.errors += 1
-        elif answer.status >= 400:
+        elif response.status >= 400:
             self.client_errors += 1
         else:
-            self.nan_responses += answer.has_nan
-            self.busy_us.add(answer.busy_us)
+            self.nan_responses += response.has_nan
+            self.busy_us.add(response.busy_us)
 
     def merge(self, other: "CounterWindow") -> None:
         """Count all of the other's too."""
@@ -289,15 +289,15 @@ class FamilyQueue:
         generation.on_drained.append(on_drained)
         self._delete_if_drained(generation)
 
-    def handle_answer(self, generation: FrontGeneration, number: int, answer: Answer) -> None:
+    def handle_response(self, generation: FrontGeneration, number: int, response: Response) -> None:
         """An answer came; unknown numbers are of requests that a front before this one sent."""
         request = generation.leases.pop(number, None)
         if request is not None:
             if not request.is_expired:
-                generation.window.record_answer(answer, round((self._clock() - request.arrived_s) * 1e6))
-            request.set_answer(answer)
+                generation.window.record_response(response, round((self._clock() - request.arrived_s) * 1e6))
+            request.set_response(response)
             if self.shadow is not None and generation is self.current:
-                self.shadow.mirror(request, answer)
+                self.shadow.mirror(request, response)
         self.dispatch_waiting()
         self._delete_if_drained(generation)
 
@@ -326,7 +326,7 @@ class FamilyQueue:
             while generation.pinned_requests and generation.has_room:
                 self._dispatch(generation, generation.pinned_requests.popleft())
 
-    def fail_expired(self, answer_deadline_s: float) -> None:
+    def fail_expired(self, response_deadline_s: float) -> None:
         """Fail what has waited too long: for a process (503), or for its answer (504)."""
         now = self._clock()
         for queue in (self.waiting_requests, *(g.pinned_requests for g in self.generations.values())):
@@ -339,11 +339,11 @@ class FamilyQueue:
                     queue.append(request)
         for generation in self.generations.values():
             for request in generation.leases.values():
-                if now - request.dispatched_s > answer_deadline_s and not request.response.done():
+                if now - request.dispatched_s > response_deadline_s and not request.response.done():
                     generation.window.requests += 1
                     generation.window.errors += 1
                     request.is_expired = True
-                    request.fail(504, f"model {self.family!r} did not answer within {answer_deadline_s:g} s")
+                    request.fail(504, f"model {self.family!r} did not answer within {response_deadline_s:g} s")
 
     def fail_waiting(self) -> None:
         """The front ends: fail what waits for a process that is not there."""

@@ -14,7 +14,7 @@ def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict
     """`model_stats`, a row a version that was ever loaded here. Times in nanoseconds, as the extension has them."""
     rows = [
         {
-            "name": slot.family,
+            "name": queue.family,
             "version": found,
             "inference_count": window.busy_us.count,
             "execution_count": window.busy_us.count,
@@ -25,8 +25,8 @@ def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict
                 "compute_infer": {"count": window.busy_us.count, "ns": 1000 * window.busy_us.total_us},
             },
         }
-        for slot in queues
-        for found, window in slot.lifetimes().items()
+        for queue in queues
+        for found, window in queue.lifetimes().items()
         if version is None or found == version
     ]
     return {"model_stats": rows}
@@ -35,14 +35,14 @@ def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict
 def repository_index(queues: Iterable[FamilyQueue]) -> list[dict[str, str]]:
     """The repository index: a row a loaded version, and one for a family that has none."""
     rows = []
-    for slot in queues:
-        loaded = [g for g in slot.generations.values() if not g.is_retired]
+    for queue in queues:
+        loaded = [g for g in queue.generations.values() if not g.is_retired]
         for generation in loaded:
             state = "READY" if generation.sender is not None else "UNAVAILABLE"
             reason = "" if generation.sender is not None else "its process ended and is being restarted"
-            rows.append({"name": slot.family, "version": generation.version, "state": state, "reason": reason})
+            rows.append({"name": queue.family, "version": generation.version, "state": state, "reason": reason})
         if not loaded:
-            rows.append({"name": slot.family, "version": "", "state": "UNAVAILABLE", "reason": "not installed yet"})
+            rows.append({"name": queue.family, "version": "", "state": "UNAVAILABLE", "reason": "not installed yet"})
     return rows
 
 

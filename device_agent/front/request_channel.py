@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from device_agent.front.generations import Request
 from device_agent.runtime import wire
-from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, Answer, FrameHead, WireError
+from device_agent.runtime.wire import HEAD_BYTES, NO_JSON, FrameHead, Response, WireError
 
-OnAnswer = Callable[[int, Answer], None]
+OnResponse = Callable[[int, Response], None]
 
 
 class RequestChannel:
@@ -31,15 +31,15 @@ class RequestChannel:
         loop: asyncio.AbstractEventLoop,
         fd: int,
         *,
-        max_answer_bytes: int,
-        on_answer: OnAnswer,
+        max_response_bytes: int,
+        on_response: OnResponse,
         on_lost: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._max_answer_bytes = max_answer_bytes
-        self._on_answer = on_answer
+        self._max_response_bytes = max_response_bytes
+        self._on_response = on_response
         self._on_lost = on_lost
         self._outbox: deque[Request] = deque()
         self._is_open = True
@@ -85,15 +85,15 @@ class RequestChannel:
 
     def _read(self) -> None:
         try:
-            number, answer = self._receive()
+            number, response = self._receive()
         except BlockingIOError:
             return
         except (OSError, WireError):
             self._close_lost()
             return
-        self._on_answer(number, answer)
+        self._on_response(number, response)
 
-    def _receive(self) -> tuple[int, Answer]:
+    def _receive(self) -> tuple[int, Response]:
         data, ancillary, flags, _ = self._socket.recvmsg(
             wire.MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
         )
@@ -102,7 +102,7 @@ class RequestChannel:
             if not data:
                 raise WireError("the model process closed the channel")
             head = FrameHead.unpack(data)
-            if head.kind != wire.ANSWER_KIND or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if head.kind != wire.RESPONSE_KIND or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise WireError("not an answer")
             # the JSON part of a compressed body may be longer than all of it is now
             is_cut = head.json_bytes != NO_JSON and head.json_bytes > head.size and not head.flags & wire.COMPRESSED
@@ -111,7 +111,7 @@ class RequestChannel:
             if head.flags & wire.IN_MEMFD:
                 if len(fds) != 1:
                     raise WireError("a large answer without its memfd")
-                body = wire.read_memfd(fds[0], head, self._max_answer_bytes)
+                body = wire.read_memfd(fds[0], head, self._max_response_bytes)
             else:
                 body = data[HEAD_BYTES + head.padding :]
                 if len(body) != head.size:
@@ -120,8 +120,10 @@ class RequestChannel:
             for fd in fds:
                 os.close(fd)
         has_nan = bool(head.flags & wire.HAS_NAN)
-        encoding = "gzip" if head.flags & wire.GZIP_ANSWER else "deflate" if head.flags & wire.DEFLATE_ANSWER else ""
-        return head.number, Answer(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
+        encoding = (
+            "gzip" if head.flags & wire.GZIP_RESPONSE else "deflate" if head.flags & wire.DEFLATE_RESPONSE else ""
+        )
+        return head.number, Response(head.status, head.json_bytes, body, has_nan, head.busy_us, encoding)
 
     def _close_lost(self) -> None:
         if self._is_open:
@@ -130,3 +132,9 @@ class RequestChannel:
                 self._socket.shutdown(socket.SHUT_RDWR)
             self.close()
             self._on_lost()
+
+
+def _content_encoding(flags: int) -> str:
+    if flags & wire.GZIP_RESPONSE:
+        return "gzip"
+    return "deflate" if flags & wire.DEFLATE_RESPONSE else ""

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from device_agent.front.generations import Request, Sender
 from device_agent.runtime import wire
-from device_agent.runtime.wire import Answer
+from device_agent.runtime.wire import Response
 
 PPM: Final = 1_000_000
 FIRST_REQUEST_NUMBER: Final = (
@@ -26,7 +26,7 @@ FIRST_REQUEST_NUMBER: Final = (
 class DiscardedResponse:
     """An outcome that nobody waits for."""
 
-    def set_result(self, _result: Answer) -> None:
+    def set_result(self, _result: Response) -> None:
         """Nothing."""
 
     def set_exception(self, _exception: BaseException) -> None:
@@ -40,7 +40,7 @@ class DiscardedResponse:
 class ShadowConnector(Protocol):
     """Makes the channel to the candidate's process."""
 
-    def __call__(self, *, on_answer: Callable[[int, Answer], None], on_lost: Callable[[], None]) -> Sender: ...
+    def __call__(self, *, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> Sender: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -80,20 +80,20 @@ class ShadowMirror:
         self._share_credit_ppm = 0
         self._sent_requests = 0
         self._is_busy = False
-        self._sender: Sender | None = connect(on_answer=self._handle_answer, on_lost=self._handle_lost_process)
+        self._sender: Sender | None = connect(on_response=self._handle_response, on_lost=self._handle_lost_process)
 
-    def mirror(self, request: Request, answer: Answer) -> None:
+    def mirror(self, request: Request, response: Response) -> None:
         """A live request was answered (rules 1 and 2)."""
         self._share_credit_ppm = min(self._share_credit_ppm + self._share_ppm, PPM)
-        if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or answer.status != 200:
+        if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or response.status != 200:
             return
         if request.flags & wire.COMPRESSED:
             return
         self._share_credit_ppm -= PPM
         self._sent_requests += 1
         self._is_busy = True
-        trailer = wire.SHADOW_TRAILER.pack(len(answer.body), answer.json_bytes, self._limit_ppm)
-        body = b"".join((request.body, answer.body, trailer))
+        trailer = wire.SHADOW_TRAILER.pack(len(response.body), response.json_bytes, self._limit_ppm)
+        body = b"".join((request.body, response.body, trailer))
         shadowed = Request(wire.SHADOW, request.json_bytes, body, DiscardedResponse(), request.arrived_s)
         shadowed.number = FIRST_REQUEST_NUMBER + self._sent_requests
         self._sender.send(shadowed)
@@ -104,13 +104,13 @@ class ShadowMirror:
             self._sender.close()
             self._sender = None
 
-    def _handle_answer(self, number: int, answer: Answer) -> None:
+    def _handle_response(self, number: int, response: Response) -> None:
         if number != FIRST_REQUEST_NUMBER + self._sent_requests:
             return
         self._is_busy = False
-        self.counters.nan += answer.has_nan
+        self.counters.nan += response.has_nan
         try:
-            found = json.loads(answer.body) if answer.status == 200 else {}
+            found = json.loads(response.body) if response.status == 200 else {}
             agrees, ppm = bool(found["agrees"]), int(found["relative_rms_ppm"])
         except (ValueError, KeyError, TypeError):
             self.counters.errors += 1

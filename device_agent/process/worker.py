@@ -71,7 +71,7 @@ class SupervisorChannel:
             AirweightsError: what the supervisor raised.
             ChannelClosed.
         """
-        send_message(self._channel, {"ask": value}, fds)
+        send_message(self._channel, {"request": value}, fds)
         answer = receive_message(self._channel)
         if "ok" not in answer.value:
             answer.close()
@@ -127,10 +127,10 @@ def serve_calls(supervisor: SupervisorChannel, handlers: Mapping[str, Handler]) 
             message = supervisor.receive()
         except ChannelClosed:
             return
-        answer_call(supervisor, message, handlers)
+        handle_call(supervisor, message, handlers)
 
 
-def answer_call(supervisor: SupervisorChannel, message: Message, handlers: Mapping[str, Handler]) -> None:
+def handle_call(supervisor: SupervisorChannel, message: Message, handlers: Mapping[str, Handler]) -> None:
     """One call of step 4, for a child with an event loop of its own."""
     operation = message.value.get("call")
     handler = handlers.get(operation) if isinstance(operation, str) else None

@@ -43,6 +43,6 @@ def decide_admission(available_bytes: int, candidate_peak_bytes: int, running_re
     """
     needed = candidate_peak_bytes + BARE_PROCESS_BYTES + RESERVE_BYTES
     if needed <= available_bytes:
-        return Admission("beside", needed, available_bytes)
+        return Admission("side-by-side", needed, available_bytes)
     way = "stop-first" if needed <= available_bytes + running_resident_bytes else "refuse"
     return Admission(way, needed, available_bytes)

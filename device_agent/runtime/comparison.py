@@ -20,7 +20,7 @@ from device_agent.runtime.wire import NO_JSON
 MAX_ERROR_PPM = 10**9  # reported for answers of another dtype or shape, and as a ceiling
 
 
-def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
+def decode_response(body: memoryview, json_bytes: int) -> dict[str, Array]:
     """The outputs of an answer that device_agent.runtime.inference made. Raises InferenceUnfit."""
     length = len(body) if json_bytes == NO_JSON else json_bytes
     raw = body[length:]
@@ -43,7 +43,7 @@ def decode_answer(body: memoryview, json_bytes: int) -> dict[str, Array]:
     return out
 
 
-def compare_answers(
+def compare_outputs(
     answers: Mapping[str, Array], live_answers: Mapping[str, Array], limit_ppm: int
 ) -> tuple[bool, int]:
     """Rules 1 and 2.

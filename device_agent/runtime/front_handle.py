@@ -13,8 +13,8 @@ from typing import Any, Final
 from bundle.errors import AirweightsError
 from device_agent.errors import AddressUnavailable, ConfigInvalid, DrainTimeout
 from device_agent.host.meters import ProcessMeter
-from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.model_handle import MAX_BODY_BYTES, ModelProcess
 from device_agent.runtime.oip import model_metadata
 
@@ -50,7 +50,7 @@ class ServeConfig:
     max_waiting: int = 64
     max_connections: int = 256
     wait_s: float = 10.0
-    answer_deadline_s: float = 60.0
+    response_deadline_s: float = 60.0
     jail: JailPolicy = field(default_factory=JailPolicy)
 
 
@@ -117,8 +117,8 @@ class FrontHandle:
         address: "unix:/path" or "http://HOST:PORT".
     """
 
-    def __init__(self, child: ChildProcess, address: str, unix_path: Path | None) -> None:
-        self._child = child
+    def __init__(self, worker: WorkerProcess, address: str, unix_path: Path | None) -> None:
+        self._worker = worker
         self.address = address
         self._unix_path = unix_path
 
@@ -133,20 +133,20 @@ class FrontHandle:
         """
         listener, address, unix_path = listen_on(config.listen, config.group)
         with listener:
-            child = ChildProcess.start(MODULE, config.jail)
+            worker = WorkerProcess.start(MODULE, config.jail)
             limits = {name: getattr(config, name) for name in _LIMIT_FIELDS}
             try:
                 meter = ProcessMeter.open()
                 try:
                     fds = (listener.fileno(), meter.statm, meter.stat)
                     request = {"limits": limits, "families": config.families, "awaited": config.awaited}
-                    child.call("serve", request, fds, deadline_s=CALL_DEADLINE_S)
+                    worker.call("serve", request, fds, deadline_s=CALL_DEADLINE_S)
                 finally:
                     meter.close()
             except BaseException:
-                child.kill()
+                worker.kill()
                 raise
-        return cls(child, address, unix_path)
+        return cls(worker, address, unix_path)
 
     def publish(self, family: str, process: ModelProcess, meta: Mapping[str, Any] | None = None) -> float:
         """Send the family's requests to a process from now on: one pointer switch.
@@ -179,7 +179,7 @@ class FrontHandle:
                 meter = ProcessMeter.open(process.pid)
                 stack.callback(meter.close)
                 fds += [meter.statm, meter.stat]
-            reply = self._child.call("publish", request, fds, deadline_s=CALL_DEADLINE_S)
+            reply = self._worker.call("publish", request, fds, deadline_s=CALL_DEADLINE_S)
         return float(reply.value["publish_ns"]) / 1e9
 
     def retire(self, family: str, generation: int, timeout_s: float) -> None:
@@ -192,7 +192,7 @@ class FrontHandle:
         drained, theirs = os.pipe()
         try:
             try:
-                self._child.call(
+                self._worker.call(
                     "retire", {"family": family, "generation": generation}, (theirs,), deadline_s=CALL_DEADLINE_S
                 )
             finally:
@@ -216,16 +216,16 @@ class FrontHandle:
             ChildDied, ChildTimeout: the front is gone.
         """
         request = {"family": family, "process": _process_name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
-        self._child.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
+        self._worker.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
 
     def shadow_stats(self, family: str) -> ShadowStats:
         """Counters of the candidate that hears now, all zero without one. Raises ChildDied, ChildTimeout."""
-        return ShadowStats(**self._child.call("shadow-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value)
+        return ShadowStats(**self._worker.call("shadow-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value)
 
     def window(self, family: str, generation: int) -> WindowStats:
         """Counters of a generation; all zero for one that is not loaded. Raises ChildDied, ChildTimeout."""
         request = {"family": family, "generation": generation}
-        return WindowStats(**self._child.call("window", request, deadline_s=CALL_DEADLINE_S).value)
+        return WindowStats(**self._worker.call("window", request, deadline_s=CALL_DEADLINE_S).value)
 
     def push_metrics(self, text: str) -> None:
         """Further metrics for the front's `/metrics`, in Prometheus' text format; they replace what was told before.
@@ -233,39 +233,39 @@ class FrontHandle:
         Raises:
             ChildDied, ChildTimeout: the front is gone.
         """
-        self._child.call("metrics", {"text": text}, deadline_s=CALL_DEADLINE_S)
+        self._worker.call("metrics", {"text": text}, deadline_s=CALL_DEADLINE_S)
 
     def state(self) -> dict[str, Any]:
         """{"slots": {family: {current, ready, generations, waiting, refused}}, "connections": n}."""
-        return self._child.call("state", deadline_s=CALL_DEADLINE_S).value
+        return self._worker.call("state", deadline_s=CALL_DEADLINE_S).value
 
     def facts(self) -> dict[str, Any]:
         """What is loaded into the process: {"modules": [...], "uid": ...}."""
-        return self._child.call("facts", deadline_s=CALL_DEADLINE_S).value
+        return self._worker.call("facts", deadline_s=CALL_DEADLINE_S).value
 
     @property
     def pid(self) -> int:
         """Of the process."""
-        return self._child.pid
+        return self._worker.pid
 
     def is_alive(self) -> bool:
         """It has not ended."""
-        return self._child.is_alive()
+        return self._worker.is_alive()
 
     def fileno(self) -> int:
         """A pidfd: readable once it has ended."""
-        return self._child.fileno()
+        return self._worker.fileno()
 
     def resident_bytes(self) -> int:
         """VmRSS; 0 once it has ended."""
-        return self._child.memory_bytes("VmRSS")
+        return self._worker.memory_bytes("VmRSS")
 
     def stop(self) -> None:
         """Stop accepting, answer what is here, end; any number of times."""
-        if self._child.is_alive():
+        if self._worker.is_alive():
             with suppress(AirweightsError):
-                self._child.call("stop", deadline_s=STOP_DEADLINE_S)
-        self._child.stop()
+                self._worker.call("stop", deadline_s=STOP_DEADLINE_S)
+        self._worker.stop()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
 
@@ -275,7 +275,7 @@ def _process_name(process: ModelProcess) -> str:
 
 
 _LIMIT_FIELDS: Final = (
-    *("max_body_bytes", "max_kept_bytes", "max_waiting", "max_connections", "wait_s", "answer_deadline_s"),
+    *("max_body_bytes", "max_kept_bytes", "max_waiting", "max_connections", "wait_s", "response_deadline_s"),
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 from bundle.contract import MAX_RANK, Contract, TensorSpec
 from device_agent.errors import ContractMismatch, RequestInvalid
-from device_agent.runtime.comparison import compare_answers, decode_answer
+from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.oip import oip_datatype_name
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import (
@@ -57,7 +57,7 @@ class InferenceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class InferenceAnswer:
+class InferenceResponse:
     """A response body in parts, and rule 4's flag.
 
     Attributes:
@@ -99,7 +99,7 @@ class Inference:
         self._names = {"model_name": family, "model_version": version}
         self._outputs_with_nan = outputs_with_nan
 
-    def answer_request(self, body: memoryview, json_bytes: int) -> InferenceAnswer:
+    def handle_request(self, body: memoryview, json_bytes: int) -> InferenceResponse:
         """Parse, run, encode.
 
         Args:
@@ -115,7 +115,7 @@ class Inference:
 
     def compare_with_live(
         self, body: memoryview, json_bytes: int, live: memoryview, live_json: int, limit_ppm: int
-    ) -> InferenceAnswer:
+    ) -> InferenceResponse:
         """Run a request that the live model has answered, and tell only whether this model agrees.
 
         Args:
@@ -128,9 +128,9 @@ class Inference:
         """
         request = self.parse_request(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
-        agrees, ppm = compare_answers(outputs, decode_answer(live, live_json), limit_ppm)
+        agrees, ppm = compare_outputs(outputs, decode_response(live, live_json), limit_ppm)
         text = json.dumps({"agrees": agrees, "relative_rms_ppm": ppm}).encode()
-        return InferenceAnswer((text,), NO_JSON, self._has_nan(request, outputs))
+        return InferenceResponse((text,), NO_JSON, self._has_nan(request, outputs))
 
     def parse_request(self, body: memoryview, json_bytes: int) -> InferenceRequest:
         """Rule 1. Raises RequestInvalid."""
@@ -190,7 +190,7 @@ class Inference:
             wanted[name] = _parse_boolean(parameters, "binary_data", default=default)
         return wanted
 
-    def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceAnswer:
+    def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceResponse:
         rows: list[dict[str, Any]] = []
         raw: list[memoryview] = []
         for name, as_bytes in request.outputs.items():
@@ -208,7 +208,7 @@ class Inference:
             head["id"] = request.id
         head["outputs"] = rows
         text = json.dumps(head, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-        return InferenceAnswer((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
+        return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
 
     def _has_nan(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> bool:
         bad = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)

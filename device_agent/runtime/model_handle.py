@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from bundle.contract import Contract
 from device_agent.errors import ModelProcessCrashed, WorkerCrashed, WorkerFailed, WorkerTimeout
-from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess, parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.model_process"
@@ -66,21 +66,21 @@ class PrestartedProcess:
     It holds some 45 MiB. Made by `start`, used once by `ModelProcess.start(..., standby=...)`.
     """
 
-    def __init__(self, child: ChildProcess) -> None:
-        self.child = child
+    def __init__(self, worker: WorkerProcess) -> None:
+        self.worker = worker
 
     @classmethod
     def start(cls, jail: JailPolicy | None = None) -> "PrestartedProcess":
         """Raises Unavailable: no process can be started, or no jail."""
-        return cls(ChildProcess.start(MODULE, jail or JailPolicy()))
+        return cls(WorkerProcess.start(MODULE, jail or JailPolicy()))
 
     def is_alive(self) -> bool:
         """It can be used."""
-        return self.child.is_alive()
+        return self.worker.is_alive()
 
     def stop(self) -> None:
         """End it unused; any number of times."""
-        self.child.stop()
+        self.worker.stop()
 
 
 class ModelProcess:
@@ -92,8 +92,8 @@ class ModelProcess:
         channel: the front's end of the request channel, kept so that a restarted front can take it over.
     """
 
-    def __init__(self, child: ChildProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
-        self._child = child
+    def __init__(self, worker: WorkerProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
+        self._worker = worker
         self.spec = spec
         self.load_us = int(facts["load_us"])
         self.warm_us = int(facts["warm_us"])
@@ -130,87 +130,87 @@ class ModelProcess:
         jail = jail or JailPolicy()
         nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
         if prestarted is not None and prestarted.is_alive():
-            child = prestarted.child
+            worker = prestarted.worker
         else:
             lowered = jail.nice if nice is None else jail.nice + LOADING_NICENESS_INCREMENT
-            child = ChildProcess.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
+            worker = WorkerProcess.start(MODULE, replace(jail, nice=lowered, is_paced=in_background))
         value, fds = bundle.to_message()
         try:
             request = {**spec.as_json(), "is_paced": in_background, "bundle": value}
-            loaded = child.call("load", request, fds, deadline_s=deadline_s)
+            loaded = worker.call("load", request, fds, deadline_s=deadline_s)
             if nice is not None:
-                child.set_nice(nice)
+                worker.set_nice(nice)
         except (WorkerCrashed, WorkerTimeout) as error:
-            child.kill()
+            worker.kill()
             raise ModelProcessCrashed(error.message) from error
         except BaseException:
-            child.kill()
+            worker.kill()
             raise
         try:
             with parse_reply(MODULE):
-                return cls(child, spec, loaded.value, loaded.fds[0])
+                return cls(worker, spec, loaded.value, loaded.fds[0])
         except WorkerFailed as error:
-            child.kill()
+            worker.kill()
             loaded.close()
             raise ModelProcessCrashed(error.message) from error
 
     @property
     def pid(self) -> int:
         """Of the process."""
-        return self._child.pid
+        return self._worker.pid
 
     @property
     def is_jailed(self) -> bool:
         """It is confined."""
-        return self._child.jail.is_confined
+        return self._worker.jail.is_confined
 
     @property
     def is_memory_locked(self) -> bool:
         """None of its memory can be swapped out."""
-        return self._child.jail.memory_locked
+        return self._worker.jail.memory_locked
 
     def is_alive(self) -> bool:
         """It has not ended."""
-        return self._child.is_alive()
+        return self._worker.is_alive()
 
     def fileno(self) -> int:
         """A pidfd: readable once it has ended."""
-        return self._child.fileno()
+        return self._worker.fileno()
 
     def resident_bytes(self) -> int:
         """VmRSS; 0 once it has ended."""
-        return self._child.memory_bytes("VmRSS")
+        return self._worker.memory_bytes("VmRSS")
 
     def peak_bytes(self) -> int:
         """VmHWM; 0 once it has ended."""
-        return self._child.memory_bytes("VmHWM")
+        return self._worker.memory_bytes("VmHWM")
 
     def cpu_s(self) -> float:
         """Processor seconds so far."""
-        return self._child.cpu_s()
+        return self._worker.cpu_s()
 
     def set_background(self, *, is_background: bool) -> None:
         """Low priority, or back to this process's own; nothing where that could not be taken back (CAP_SYS_NICE)."""
         if _may_lower_niceness():
             own = os.getpriority(os.PRIO_PROCESS, 0)
-            self._child.set_nice(min(own + LOADING_NICENESS_INCREMENT, 19) if is_background else own)
+            self._worker.set_nice(min(own + LOADING_NICENESS_INCREMENT, 19) if is_background else own)
 
     def facts(self) -> dict[str, Any]:
         """What is loaded into the process: {"modules": [...], "uid": ...}."""
-        return self._child.call("facts", deadline_s=30).value
+        return self._worker.call("facts", deadline_s=30).value
 
     def describe_exit(self) -> str:
         """How it ended, for a message."""
-        return self._child.describe_exit()
+        return self._worker.describe_exit()
 
     def stop(self) -> None:
         """End the process; any number of times. Retire its generation in the front first."""
-        self._child.stop()
+        self._worker.stop()
         self._close_channel()
 
     def kill(self) -> None:
         """End it at once, for a process that hangs in native code."""
-        self._child.kill()
+        self._worker.kill()
         self._close_channel()
 
     def _close_channel(self) -> None:

@@ -208,7 +208,7 @@ class ModelRuntime:
             self._destroy_thread.enqueue(gone)
             return number
 
-    def forget_previous(self) -> None:
+    def discard_previous(self) -> None:
         """Free the generation that is kept for `rollback`."""
         with self._change_lock:
             if self._destroy_thread is not None:

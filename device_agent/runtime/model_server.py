@@ -32,7 +32,7 @@ from bundle.errors import AirweightsError, Bug, Invalid
 from bundle.strict_json import StrictObject
 from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.throttle import Throttle
-from device_agent.process.worker import Handler, SupervisorChannel, answer_call
+from device_agent.process.worker import Handler, SupervisorChannel, handle_call
 from device_agent.runtime import wire
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.inference import Inference, check_servable, compress, decompress
@@ -67,7 +67,7 @@ class ModelServer:
             for fd, _ in self._poll.poll():
                 if fd == self._supervisor.fileno():
                     try:
-                        answer_call(self._supervisor, self._supervisor.receive(), handlers)
+                        handle_call(self._supervisor, self._supervisor.receive(), handlers)
                     except ChannelClosed:
                         return
                 else:
@@ -135,12 +135,12 @@ class ModelServer:
             with contextlib.ExitStack() as cleanup:
                 body = self._read_body(head, size, fds, cleanup)
                 if head.kind == wire.TENSORS_KIND:
-                    status, json_bytes, parts, flags = self._answer_tensors(head, body, fds)
+                    status, json_bytes, parts, flags = self._handle_tensors(head, body, fds)
                 else:
-                    status, json_bytes, parts, flags = self._answer_request(head, body)
+                    status, json_bytes, parts, flags = self._handle_request(head, body)
                 busy_us = min((time.monotonic_ns() - arrived) // 1000, MAX_BUSY_US)
                 length = sum(len(part) for part in parts)
-                reply = FrameHead(wire.ANSWER_KIND, flags, 0, json_bytes, head.number, length, busy_us, status)
+                reply = FrameHead(wire.RESPONSE_KIND, flags, 0, json_bytes, head.number, length, busy_us, status)
                 wire.send_frame(self._requests, reply, parts)
         except WireError as error:
             logger.warning("request channel: %s", error)
@@ -158,7 +158,7 @@ class ModelServer:
         cleanup.callback(_close_when_free, mapping)
         return memoryview(mapping)[head.padding :]
 
-    def _answer_request(self, head: FrameHead, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
+    def _handle_request(self, head: FrameHead, body: memoryview) -> tuple[int, int, Sequence[Part], int]:
         assert self._inference is not None
         try:
             if head.flags & wire.GZIP_BODY:
@@ -174,7 +174,7 @@ class ModelServer:
                 live = live[:live_bytes]
                 result = self._inference.compare_with_live(request, head.json_bytes, live, live_json, limit_ppm)
             else:
-                result = self._inference.answer_request(body, head.json_bytes)
+                result = self._inference.handle_request(body, head.json_bytes)
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:
@@ -184,18 +184,18 @@ class ModelServer:
             logger.exception("request")
             return 500, NO_JSON, (_error_body(f"the model process failed: {type(error).__name__}"),), 0
         flags = wire.HAS_NAN if result.has_nan else 0
-        if head.flags & wire.GZIP_ANSWER:
-            return 200, result.json_bytes, (compress(result.parts, "gzip"),), flags | wire.GZIP_ANSWER
-        if head.flags & wire.DEFLATE_ANSWER:
-            return 200, result.json_bytes, (compress(result.parts, "deflate"),), flags | wire.DEFLATE_ANSWER
+        if head.flags & wire.GZIP_RESPONSE:
+            return 200, result.json_bytes, (compress(result.parts, "gzip"),), flags | wire.GZIP_RESPONSE
+        if head.flags & wire.DEFLATE_RESPONSE:
+            return 200, result.json_bytes, (compress(result.parts, "deflate"),), flags | wire.DEFLATE_RESPONSE
         return 200, result.json_bytes, result.parts, flags
 
-    def _answer_tensors(
+    def _handle_tensors(
         self, head: FrameHead, body: memoryview, fds: Sequence[int]
     ) -> tuple[int, int, Sequence[Part], int]:
         assert self._tensors is not None
         try:
-            json_bytes, parts = self._tensors.answer_request(body, head.json_bytes, fds)
+            json_bytes, parts = self._tensors.handle_request(body, head.json_bytes, fds)
         except Invalid as error:
             return 400, NO_JSON, (_error_body(error.message),), 0
         except AirweightsError as error:

@@ -22,8 +22,8 @@ from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
 from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout
 from device_agent.process.channel import JsonObject
-from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess, parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.probe"
@@ -114,15 +114,15 @@ def run_probe_process(
         file_bytes=jail.file_bytes or 0,
     )
     try:
-        child = ChildProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s)
+        worker = WorkerProcess.start(MODULE, jail, deadline_s=health.probe_deadline_s)
     except Unavailable as error:
         return _create_report("inconclusive", error.reason, error.message, started)
-    with child:
-        return _judge_bundle(child, bundle, contract, health, baseline, threads, started)
+    with worker:
+        return _judge_bundle(worker, bundle, contract, health, baseline, threads, started)
 
 
 def _judge_bundle(
-    child: ChildProcess,
+    worker: WorkerProcess,
     bundle: BundleFds,
     contract: Contract,
     health: Health,
@@ -130,7 +130,7 @@ def _judge_bundle(
     threads: int,
     started: float,
 ) -> ProbeReport:
-    before_bytes = child.memory_bytes("VmRSS")
+    before_bytes = worker.memory_bytes("VmRSS")
     stage = "start"
 
     def on_event(event: JsonObject) -> None:
@@ -146,21 +146,21 @@ def _judge_bundle(
     }
     left = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
     try:
-        found = child.call("probe", request, fds, deadline_s=left, on_event=on_event).value
+        found = worker.call("probe", request, fds, deadline_s=left, on_event=on_event).value
     except WorkerTimeout:
         detail = f"no end within {health.probe_deadline_s} s, at {stage}"
         return _create_report("fail", "probe-timeout", detail, started)
     except WorkerFailed as error:
         return _create_report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
     except WorkerCrashed as error:
-        killed = child.describe_exit().startswith("ended by SIGKILL")
+        killed = worker.describe_exit().startswith("ended by SIGKILL")
         detail = f"at {stage}: {error.message}"
         if killed:
             return _create_report("inconclusive", "probe-killed", detail, started)
         return _create_report("fail", "probe-crashed", detail, started)
     except (Unfit, Refused) as error:
         return _create_report("fail", error.reason, error.message, started)
-    peak_bytes = max(child.memory_bytes("VmHWM") - before_bytes, 0)
+    peak_bytes = max(worker.memory_bytes("VmHWM") - before_bytes, 0)
     try:
         with parse_reply(MODULE):
             if "failed" in found:

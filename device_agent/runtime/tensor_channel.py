@@ -213,7 +213,7 @@ class TensorServer:
         self._binding = OutputBinding(model)
         self._arenas: dict[int, mmap.mmap] = {}
 
-    def answer_request(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
+    def handle_request(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
         """Run a request.
 
         Returns:

@@ -26,16 +26,16 @@ NO_JSON: Final = 0xFFFFFFFF  # the whole body is JSON, or there is no body
 Part: TypeAlias = bytes | bytearray | memoryview
 
 REQUEST_KIND: Final = 1
-ANSWER_KIND: Final = 2
+RESPONSE_KIND: Final = 2
 TENSORS_KIND: Final = 3  # device_agent.runtime.tensor_channel
 
 IN_MEMFD: Final = 1
 HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
 GZIP_BODY: Final = 4
-GZIP_ANSWER: Final = 8
+GZIP_RESPONSE: Final = 8
 DEFLATE_BODY: Final = 32
-DEFLATE_ANSWER: Final = 64
-COMPRESSED: Final = GZIP_BODY | GZIP_ANSWER | DEFLATE_BODY | DEFLATE_ANSWER
+DEFLATE_RESPONSE: Final = 64
+COMPRESSED: Final = GZIP_BODY | GZIP_RESPONSE | DEFLATE_BODY | DEFLATE_RESPONSE
 SHADOW: Final = 16  # a request: the live answer follows its body (device_agent.front.shadow)
 
 _HEAD: Final = struct.Struct("!BBBxIQQIH")
@@ -86,7 +86,7 @@ class FrameHead(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What a model process says to a request.
 
     Attributes:

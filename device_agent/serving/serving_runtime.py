@@ -36,7 +36,7 @@ from device_agent.serving.family_serving import ModelProcessHandle
 T = TypeVar("T")
 
 DRAIN_TIMEOUT_S: Final = 30.0
-MAX_ANSWER_DELAY_S: Final = 30.0  # half of what the front lets a request wait for its answer
+MAX_RESPONSE_DELAY_S: Final = 30.0  # half of what the front lets a request wait for its answer
 
 
 class ServingRuntime:
@@ -100,9 +100,9 @@ class ServingRuntime:
         thread.join()
         return started[0] if started else None
 
-    def is_answering(self) -> bool:
+    def is_responding(self) -> bool:
         """Every family that is published answers."""
-        return self.front.is_alive() and all(outlet.is_answering() for outlet in self._family_runtimes.values())
+        return self.front.is_alive() and all(outlet.is_responding() for outlet in self._family_runtimes.values())
 
     def restart_front(self) -> None:
         """Start the front again where it has died, with what was published. Raises Unavailable."""
@@ -211,7 +211,7 @@ class FamilyRuntime:
         stats = self._runtime.call_front(lambda front: front.shadow_stats(self._family))
         return ShadowObservation(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 
-    def is_answering(self) -> bool:
+    def is_responding(self) -> bool:
         """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""
         process = self._published
         if process is None:
@@ -220,7 +220,7 @@ class FamilyRuntime:
             window = self._runtime.front.window(self._family, process.spec.generation)
         except Unavailable:
             return False
-        return process.is_alive() and window.oldest_in_flight_s < MAX_ANSWER_DELAY_S
+        return process.is_alive() and window.oldest_in_flight_s < MAX_RESPONSE_DELAY_S
 
     def republish(self) -> None:
         """To a front that was started anew. Raises Unavailable."""

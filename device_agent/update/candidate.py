@@ -95,10 +95,10 @@ class Candidate:
             return  # there is nobody to protect
         needed_bytes = self._peak_bytes or bundle.parse_manifest()[1].requires.memory_bytes
         admission = self._admission(serving, running, needed_bytes)
-        if admission.strategy != "beside" and serving.standby is not None:
+        if admission.strategy != "side-by-side" and serving.standby is not None:
             serving.drop_standby()
             admission = self._admission(serving, running, needed_bytes)
-        if admission.strategy != "beside" and neighbors.drop_spares():
+        if admission.strategy != "side-by-side" and neighbors.drop_spares():
             admission = self._admission(serving, running, needed_bytes)
         if admission.strategy == "refuse":
             raise OutOfMemory(f"release {bundle.version} {admission.detail}")

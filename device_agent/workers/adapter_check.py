@@ -18,8 +18,8 @@ from bundle.errors import Bug, Malformed, Unavailable, Unfit
 from bundle.manifest import Variant
 from device_agent.errors import AdapterIncompatible, WorkerCrashed
 from device_agent.process.channel import Message
-from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.probe_runner import PROBE_NICENESS
 from device_agent.storage.adapter_store import ADAPTER_DIRECTORY_NAME
@@ -71,7 +71,7 @@ def _call_probe(
     value, files = fds.to_message()
     request = {"bundle": value, "tolerance_ppm": tolerance_ppm}
     try:
-        with ChildProcess.start(PROBE_MODULE, jail) as child:
+        with WorkerProcess.start(PROBE_MODULE, jail) as child:
             return child.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
     except WorkerCrashed as error:
         raise AdapterIncompatible(f"the trial with the adapter died: {error.message}") from error

@@ -29,7 +29,7 @@ from device_agent.identity.sealed_key import (
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
-KEY_STORAGE_VARIABLE: Final = "AIRWEIGHTS_IDENTITY"
+KEY_STORAGE_VARIABLE: Final = "AIRWEIGHTS_KEY_STORAGE"
 
 
 class KeyOpener:

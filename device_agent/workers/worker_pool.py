@@ -28,8 +28,8 @@ from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import PatchEdge
 from device_agent.process.channel import Message
-from device_agent.process.child import ChildProcess, parse_reply
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess, parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.storage.adapter_store import Adapter, AdapterStore
 from device_agent.storage.bundle_store import BundleStore
@@ -77,7 +77,7 @@ class WorkerPool:
         self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
     ) -> None:
         self._config, self._device, self._store, self._on_idle = config, device, store, on_idle
-        self._workers: dict[str, ChildProcess] = {}
+        self._workers: dict[str, WorkerProcess] = {}
         self._is_interrupted = False
         self._mirrors = [config.repository_url, *config.mirrors]
 
@@ -330,7 +330,7 @@ class WorkerPool:
             raise AgentStopping(f"the agent is stopping, {operation!r} is not begun")
         if child is None:
             environment = self._worker_environment(worker)
-            child = self._workers[worker] = ChildProcess.start(
+            child = self._workers[worker] = WorkerProcess.start(
                 f"device_agent.workers.{worker}", self._worker_jail(worker), environment=environment
             )
         try:
@@ -344,7 +344,7 @@ class WorkerPool:
 
     def _worker_environment(self, worker: str) -> dict[str, str]:
         # a token's library is set up by variables that nobody can list beforehand
-        return {**os.environ, "AIRWEIGHTS_IDENTITY": self._config.key_storage} if worker == "key_opener" else {}
+        return {**os.environ, "AIRWEIGHTS_KEY_STORAGE": self._config.key_storage} if worker == "key_opener" else {}
 
     def _worker_jail(self, worker: str) -> JailPolicy:
         allow = self._config.allow_unjailed

@@ -10,8 +10,8 @@ import pytest
 
 from bundle.errors import DigestMismatch, DownloadFailed, NotFound, TooLarge
 from device_agent.errors import WorkerTimeout
-from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.workers.worker_pool import NETWORK_FILES
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site, serving
@@ -22,8 +22,8 @@ HALF = len(DATA) // 2
 
 
 @pytest.fixture(scope="module")
-def shared_child() -> Iterator[ChildProcess]:
-    with ChildProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+def shared_child() -> Iterator[WorkerProcess]:
+    with WorkerProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
         yield child
 
 
@@ -39,7 +39,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 class Spool:
     """A part file and its note, as the store passes them."""
 
-    def __init__(self, child: ChildProcess, folder: Path, site: Site) -> None:
+    def __init__(self, child: WorkerProcess, folder: Path, site: Site) -> None:
         self.child, self.site = child, site
         self.part, self.note = folder / "part", folder / "note"
 
@@ -56,11 +56,11 @@ class Spool:
 
 
 @pytest.fixture
-def spool(shared_child: ChildProcess, tmp_path: Path, site: Site) -> Spool:
+def spool(shared_child: WorkerProcess, tmp_path: Path, site: Site) -> Spool:
     return Spool(shared_child, tmp_path, site)
 
 
-def _document(child: ChildProcess, url: str, max_bytes: int) -> bytes:
+def _document(child: WorkerProcess, url: str, max_bytes: int) -> bytes:
     answer = child.call("get", {"url": url, "max_bytes": max_bytes}, deadline_s=60)
     try:
         return os.pread(answer.fds[0], max_bytes + 1, 0)
@@ -68,7 +68,7 @@ def _document(child: ChildProcess, url: str, max_bytes: int) -> bytes:
         answer.close()
 
 
-def test_a_document_comes_whole_and_within_its_limit(shared_child: ChildProcess, site: Site) -> None:
+def test_a_document_comes_whole_and_within_its_limit(shared_child: WorkerProcess, site: Site) -> None:
     assert _document(shared_child, f"{site.url}/blob", len(DATA)) == DATA
     with pytest.raises(TooLarge, match=f"{len(DATA)} bytes announced, at most 1000"):
         _document(shared_child, f"{site.url}/blob", 1000)
@@ -76,7 +76,7 @@ def test_a_document_comes_whole_and_within_its_limit(shared_child: ChildProcess,
         _document(shared_child, f"{site.url}/nothing", 1000)
 
 
-def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: ChildProcess, site: Site) -> None:
+def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: WorkerProcess, site: Site) -> None:
     site.faults = [faulty_http_server.endless]
     with pytest.raises(TooLarge, match="more than the 300000 bytes"):
         _document(shared_child, f"{site.url}/blob", 300_000)
@@ -84,7 +84,9 @@ def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: ChildProces
 
 def test_a_file_url_works_without_a_server(tmp_path: Path) -> None:
     (tmp_path / "a b").write_bytes(b"from a stick")
-    with ChildProcess.start("device_agent.workers.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)) as child:
+    with WorkerProcess.start(
+        "device_agent.workers.fetcher", JailPolicy(read=(str(tmp_path),), own_user=False)
+    ) as child:
         assert _document(child, f"file://{tmp_path}/a%20b", 100) == b"from a stick"
         with pytest.raises(NotFound):
             _document(child, f"file://{tmp_path}/c", 100)
@@ -229,7 +231,7 @@ def test_one_redirect_is_followed(spool: Spool) -> None:
 def test_nobody_waits_longer_than_the_deadline(site: Site, tmp_path: Path) -> None:
     release = threading.Event()
     site.faults = [faulty_http_server.hang(release)]
-    with ChildProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
+    with WorkerProcess.start("device_agent.workers.fetcher", JailPolicy(sockets="inet", read=NETWORK_FILES)) as child:
         try:
             with pytest.raises(WorkerTimeout):
                 Spool(child, tmp_path, site).fetch(deadline_s=0.5)
@@ -241,7 +243,7 @@ def test_a_slow_server_is_cut_with_its_progress_kept(site: Site, tmp_path: Path)
     site.faults = [faulty_http_server.trickle(0.05)]
     environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
     policy = JailPolicy(sockets="inet", read=NETWORK_FILES)
-    with ChildProcess.start("tests.support.fast_fetcher", policy, environment=environment) as child:
+    with WorkerProcess.start("tests.support.fast_fetcher", policy, environment=environment) as child:
         spool = Spool(child, tmp_path, site)
         with pytest.raises(DownloadFailed, match="less than 1000 bytes a second"):
             spool.fetch(least=1000)

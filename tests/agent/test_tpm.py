@@ -16,7 +16,7 @@ from device_agent.identity.device_keys import create_enrollment_request, current
 from device_agent.identity.provision import initialize_device, move_keys_to_configured_storage
 from device_agent.identity.tpm import Tpm
 from device_agent.policy.attempt import Outcome
-from device_agent.process.child import ChildProcess
+from device_agent.process.worker_process import WorkerProcess
 from device_agent.workers.worker_pool import key_opener_jail
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
@@ -93,7 +93,7 @@ def test_another_boot_state_unseals_nothing_and_condemns_no_release(
             open_signing_key(device.directory, device.config.key_storage)
         said = device.command("enroll", "--json")
         assert said.returncode == 4
-        assert '"tpm-policy"' in said.stderr
+        assert '"tpm-policy-mismatch"' in said.stderr
     assert held(tcti) == 0
 
 
@@ -256,8 +256,8 @@ def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
 def test_the_keeper_is_jailed_and_knows_nothing_of_metadata_or_models(tcti: str) -> None:
     identity = f"tpm:{tcti}"
     policy = key_opener_jail(identity, allow_unjailed=False)
-    with ChildProcess.start(
-        "device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_IDENTITY": identity}
+    with WorkerProcess.start(
+        "device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_KEY_STORAGE": identity}
     ) as child:
         assert child.jail.is_confined
         assert child.call("counter", deadline_s=30).value == {"value": 0}

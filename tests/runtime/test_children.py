@@ -13,16 +13,16 @@ import pytest
 from bundle.errors import Bug, Unfit
 from device_agent.errors import DeviceLocked, WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
 from device_agent.process import channel
-from device_agent.process.child import ChildProcess
 from device_agent.process.jail import JailPolicy, detect_jail
+from device_agent.process.worker_process import WorkerProcess
 
 JAIL_PROBE = "tests.support.jail_probe"
 ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 MEMFD_READ = "did: plain model"
 
 
-def start(policy: JailPolicy | None = None) -> ChildProcess:
-    return ChildProcess.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
+def start(policy: JailPolicy | None = None) -> WorkerProcess:
+    return WorkerProcess.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
 
 
 def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:

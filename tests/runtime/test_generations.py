@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from device_agent.front.generations import CounterWindow, FamilyQueue, FrontGeneration, Request, RequestFailed
-from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Answer
+from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
 
 
 class Process:
@@ -30,9 +30,9 @@ class Outcome:
     """What became of a request."""
 
     def __init__(self) -> None:
-        self.result: Answer | RequestFailed | None = None
+        self.result: Response | RequestFailed | None = None
 
-    def set_result(self, result: Answer) -> None:
+    def set_result(self, result: Response) -> None:
         assert self.result is None, "answered twice"
         self.result = result
 
@@ -70,8 +70,8 @@ class Bench:
 
     def answer(self, number: int, status: int = 200, *, has_nan: bool = False) -> None:
         request = self.processes[number].inbox.pop(0)
-        answer = Answer(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
-        self.slot.handle_answer(self.slot.generations[number], request.number, answer)
+        answer = Response(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
+        self.slot.handle_response(self.slot.generations[number], request.number, answer)
 
     def kill(self, number: int) -> None:
         self.processes[number].inbox.clear()
@@ -81,14 +81,14 @@ class Bench:
         self.slot.retire(number, lambda: self.drained.append(number))
 
 
-def outcome(request: Request) -> Answer | RequestFailed | None:
+def outcome(request: Request) -> Response | RequestFailed | None:
     assert isinstance(request.response, Outcome)
     return request.response.result
 
 
 def answered_by(request: Request) -> int:
     found = outcome(request)
-    assert isinstance(found, Answer)
+    assert isinstance(found, Response)
     return int(found.body)
 
 
@@ -306,7 +306,7 @@ class Requests(RuleBasedStateMachine):
             found = outcome(request)
             if found is None:
                 still_open.append((request, allowed))
-            elif isinstance(found, Answer):
+            elif isinstance(found, Response):
                 assert int(found.body) in allowed
             else:
                 assert found.status == 500

@@ -41,7 +41,7 @@ def echo(dtype: str) -> Any:
 
 def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes, bool]:
     text = json.dumps(head).encode()
-    answer = model.answer_request(memoryview(text + raw), len(text) if raw else NO_JSON)
+    answer = model.handle_request(memoryview(text + raw), len(text) if raw else NO_JSON)
     body = b"".join(answer.parts)
     length = len(body) if answer.json_bytes == NO_JSON else answer.json_bytes
     return json.loads(body[:length]), body[length:], answer.has_nan
@@ -155,7 +155,7 @@ def test_a_mistake_of_the_client_is_named(head: Any, words: str) -> None:
 )
 def test_a_body_that_is_no_request_is_named(body: bytes, json_bytes: int, words: str) -> None:
     with model_of(scale(2.0)) as model, pytest.raises(RequestInvalid, match=words):
-        model.answer_request(memoryview(body), json_bytes)
+        model.handle_request(memoryview(body), json_bytes)
 
 
 @pytest.mark.parametrize(("dtype", "bad"), [("uint8", 256), ("uint8", -1), ("int64", 2**63), ("int32", 1.5)])

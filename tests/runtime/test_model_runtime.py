@@ -43,7 +43,7 @@ def test_a_model_is_swapped_and_rolled_back(isolation: str) -> None:
             assert first(runtime) == factor
         assert runtime.rollback() == 2
         assert first(runtime) == 3.0
-        runtime.forget_previous()
+        runtime.discard_previous()
     with pytest.raises(NoModelLoaded):
         first(runtime)
 

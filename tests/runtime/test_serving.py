@@ -206,7 +206,7 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         process = bundle.process(1)
         served.publish("toy", process)
         process.kill()  # from here on requests wait for its successor
-        until(lambda: not served.state()["slots"]["toy"]["ready"])
+        until(lambda: not served.state()["families"]["toy"]["ready"])
         status, fields, _ = ask(served.address, b"x" * 1001)
         assert (status, fields["connection"]) == (413, "close")
         chunked = connect(served.address)
@@ -215,7 +215,7 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         chunked.close()
         waiting = connect(served.address)
         waiting.request("POST", INFER, REQUEST)
-        until(lambda: served.state()["slots"]["toy"]["waiting"])
+        until(lambda: served.state()["families"]["toy"]["waiting"])
         status, fields, body = ask(served.address)
         assert (status, fields["retry-after"]) == (503, "1")
         assert "1 requests wait already" in json.loads(body)["error"]
@@ -244,7 +244,7 @@ def test_the_endpoint_is_ready_only_while_every_family_is_loaded() -> None:
         served.publish("other", other)
         assert get(served.address, "/v2/health/ready")[0] == 200
         other.stop()
-        until(lambda: not served.state()["slots"]["other"]["ready"])
+        until(lambda: not served.state()["families"]["other"]["ready"])
         assert get(served.address, "/v2/health/ready")[0] == 400
         assert get(served.address, "/v2/health/live")[0] == 200
         process.stop()
@@ -317,11 +317,11 @@ def test_a_standby_takes_over_from_a_killed_process() -> None:
             served.publish("toy", process)
             load.wait_for(20)
         assert load.failed == {}
-        assert process.pid == standby.child.pid
+        assert process.pid == standby.worker.pid
         process.stop()
         assert not standby.is_alive()
         again = ModelProcess.start(bundle.fds, bundle.spec(1), prestarted=standby)
-        assert again.pid != standby.child.pid
+        assert again.pid != standby.worker.pid
         again.stop()
         unused = PrestartedProcess.start()
         unused.stop()
@@ -381,7 +381,7 @@ def test_nan_answers_are_counted() -> None:
 
 
 def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() -> None:
-    with plain(hostile.is_slow(2**40)) as slow, plain(scale(2.0)) as good, front(answer_deadline_s=0.2) as served:
+    with plain(hostile.is_slow(2**40)) as slow, plain(scale(2.0)) as good, front(response_deadline_s=0.2) as served:
         process = slow.process(1)
         served.publish("toy", process)
         status, _, body = ask(served.address)
@@ -521,12 +521,12 @@ def test_a_switchboard_answers_as_long_as_each_family_does(tmp_path: Path) -> No
             for family, process in processes.items():
                 assert get(switchboard.address, "/v2/health/ready")[0] == 400
                 switchboard.family_runtime(family).publish(1, process)
-                assert switchboard.is_answering()
+                assert switchboard.is_responding()
             assert get(switchboard.address, "/v2/health/ready")[0] == 200
             processes["b"].kill()
-            assert not switchboard.is_answering()
+            assert not switchboard.is_responding()
             switchboard.family_runtime("b").retire(1)
-            assert switchboard.is_answering(), "nothing is expected of what was taken out"
+            assert switchboard.is_responding(), "nothing is expected of what was taken out"
         finally:
             switchboard.stop()
         processes["a"].stop()

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from device_agent.runtime.comparison import compare_answers, decode_answer
+from device_agent.runtime.comparison import compare_outputs, decode_response
 from device_agent.runtime.handles import FrontHandle
 from device_agent.runtime.tensors import Array
 from device_agent.runtime.wire import NO_JSON
@@ -86,12 +86,12 @@ def test_a_candidate_that_hangs_or_dies_costs_no_live_request() -> None:
 
 def test_answers_are_compared_output_by_output() -> None:
     live: dict[str, Array] = {"p": floats(0.1, 0.9), "n": np.array([1, 2])}
-    assert compare_answers(live, live, 0) == (True, 0)
-    assert compare_answers({**live, "p": floats(0.4, 0.6)}, live, 0)[0]
-    assert not compare_answers({**live, "p": floats(0.6, 0.4)}, live, 0)[0]
-    assert not compare_answers({**live, "n": np.array([1, 3])}, live, 10**6)[0]
-    assert not compare_answers({"p": live["p"]}, live, 10**6)[0]
-    assert not compare_answers({**live, "p": floats(np.nan, 1)}, live, 10**6)[0]
-    assert compare_answers(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
+    assert compare_outputs(live, live, 0) == (True, 0)
+    assert compare_outputs({**live, "p": floats(0.4, 0.6)}, live, 0)[0]
+    assert not compare_outputs({**live, "p": floats(0.6, 0.4)}, live, 0)[0]
+    assert not compare_outputs({**live, "n": np.array([1, 3])}, live, 10**6)[0]
+    assert not compare_outputs({"p": live["p"]}, live, 10**6)[0]
+    assert not compare_outputs({**live, "p": floats(np.nan, 1)}, live, 10**6)[0]
+    assert compare_outputs(live, {**live, "p": floats(np.nan, 1)}, 0)[0]
     text = json.dumps({"outputs": [{"name": "p", "datatype": "FP32", "shape": [2], "data": [1.0, None]}]}).encode()
-    assert np.isnan(decode_answer(memoryview(text), NO_JSON)["p"][1])
+    assert np.isnan(decode_response(memoryview(text), NO_JSON)["p"][1])

@@ -80,7 +80,7 @@ class Slot(RuleBasedStateMachine):
     @rule()
     def forget(self) -> None:
         self._give_back(self.previous)
-        self.runtime.forget_previous()
+        self.runtime.discard_previous()
         self.previous = None
 
     @precondition(lambda self: self.current is not None and len(self.leases) < 5)

@@ -70,7 +70,7 @@ OnEvent = Callable[[JsonObject], None]
 OnRequest = Callable[[Message], tuple[Mapping[str, Any], Sequence[int]]]
 
 
-class ChildProcess:
+class WorkerProcess:
     """One running child. Made by `start`; use as a context manager or call `stop`."""
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
@@ -96,7 +96,7 @@ class ChildProcess:
         *,
         environment: Mapping[str, str] | None = None,
         deadline_s: float = START_DEADLINE_S,
-    ) -> "ChildProcess":
+    ) -> "WorkerProcess":
         """Start `python -m MODULE` and wait until it is in its jail.
 
         Args:
@@ -127,15 +127,15 @@ class ChildProcess:
         if policy.nice:
             # from here and not in the child: what a module imports at its top comes before its first message
             os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + policy.nice, 19))
-        child = cls(module.rpartition(".")[2], process, ours)
+        worker = cls(module.rpartition(".")[2], process, ours)
         try:
-            child.jail = JailStatus.parse(child._exchange(policy.as_json(), (), deadline_s, None, None).value)
+            worker.jail = JailStatus.parse(worker._exchange(policy.as_json(), (), deadline_s, None, None).value)
         except BaseException:
-            child.kill()
+            worker.kill()
             raise
-        if not child.jail.is_confined:
-            logger.warning("child %s runs unjailed: %s", child.name, child.jail)
-        return child
+        if not worker.jail.is_confined:
+            logger.warning("child %s runs unjailed: %s", worker.name, worker.jail)
+        return worker
 
     def call(
         self,
@@ -231,7 +231,7 @@ class ChildProcess:
         words = " | ".join(self._stderr_tail)
         return f"{how}: {words[-600:]}" if words else how
 
-    def __enter__(self) -> "ChildProcess":
+    def __enter__(self) -> "WorkerProcess":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -261,7 +261,7 @@ class ChildProcess:
                         if on_event is not None:
                             with parse_reply(self.name):
                                 on_event(message.value["event"])
-                    elif "ask" in message.value:
+                    elif "request" in message.value:
                         answer, answer_fds = self._handle_request(message, on_request)
                         self._set_timeout(deadline)
                         channel.send_message(self._channel, answer, answer_fds)
@@ -294,7 +294,7 @@ class ChildProcess:
             return {"error": Bug(f"{self.name} asked a question and nobody listens").as_dict()}, ()
         try:
             with parse_reply(self.name):
-                value, fds = on_request(Message(message.value["ask"], message.fds))
+                value, fds = on_request(Message(message.value["request"], message.fds))
         except AirweightsError as error:
             return {"error": error.as_dict()}, ()
         return {"ok": value}, fds
@@ -328,7 +328,7 @@ class ChildProcess:
                 self._pidfd = -1
 
     def _read_log(self, stderr: IO[bytes]) -> None:
-        log = logging.getLogger(f"device_agent.child.{self.name}")
+        log = logging.getLogger(f"device_agent.worker.{self.name}")
         with stderr:
             for number, line in enumerate(iter(lambda: stderr.readline(MAX_LINE_BYTES), b"")):
                 text = "".join(c if c.isprintable() else " " for c in line.decode("utf-8", "replace")).strip()
