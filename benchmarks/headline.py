@@ -77,7 +77,7 @@ def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
             check=True,
         )
         update = json.loads(out.read_text())
-    ordinary, chosen = update["ordinary"], update["chosen"]
+    ordinary, chosen = update["baseline"], update["chosen"]
     ways = [
         ("fp32, in full", row["target_bytes"], 0.0),
         ("fp32, in full, zstd -19", row["sizes"]["zstd_full"], 0.0),
@@ -90,7 +90,7 @@ def chain(files: dict[str, Path], keep: Path | None) -> dict[str, Any]:
     ]
     return {
         "ways": [{"way": way, "bytes": size, "relative_rms": error} for way, size, error in ways],
-        "stale_relative_rms": update["stale"]["relative_rms"],
+        "unchanged_base_relative_rms": update["unchanged_base"]["relative_rms"],
         "float": row,
         "update": update,
     }

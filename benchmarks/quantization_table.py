@@ -27,7 +27,7 @@ RANDOM_SAMPLES: Final = 32
 LIMIT_S: Final = 3600.0  # of one model; its process is killed after it
 SCHEMES: Final = ("int8", "int4", "fp16")
 FIGURES: Final = (
-    "bytes", "float_bytes", "relative_rms", "cosine_p1", "top1_agreement", "latency_ratio", "kept_float", "cpu_s",
+    "bytes", "float_bytes", "relative_rms", "cosine_p1", "top1_agreement", "latency_ratio", "float_nodes", "cpu_s",
     "peak_bytes",
 )  # fmt: skip
 
@@ -120,7 +120,7 @@ def row(model: Path, scheme: str, verdict: str, reason: str) -> dict[str, object
     """A row with nothing measured."""
     found: dict[str, object] = {"model": model.name, "scheme": scheme, "verdict": verdict, "reason": reason}
     size = model.stat().st_size if model.exists() else None
-    return found | dict.fromkeys(FIGURES) | {"float_bytes": size, "kept_float": []}
+    return found | dict.fromkeys(FIGURES) | {"float_bytes": size, "float_nodes": []}
 
 
 def peak_bytes() -> int:
@@ -169,7 +169,7 @@ def _figure(value: object, digits: int = 3) -> str:
 
 
 def _more_bits(found: dict[str, object]) -> str:
-    kept, wide, eight = found["kept_float"], found.get("wide_activations"), found.get("wide_weights")
+    kept, wide, eight = found["float_nodes"], found.get("activations_16bit"), found.get("weights_8bit")
     counts = [(kept, "float"), (wide, "16-bit"), (eight, "8-bit")]
     return ", ".join(f"{len(names)} {what}" for names, what in counts if isinstance(names, list) and names) or "none"
 

@@ -48,7 +48,7 @@ def main() -> None:
     for name in ("base", "new", "calibration", "held", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--scheme", default="int8", choices=("int8", "int4"), help="of the base, where OLD is float")
-    parser.add_argument("--max-over-ordinary", type=float, help="error allowed over ordinary quantization's")
+    parser.add_argument("--max-over-baseline", type=float, help="error allowed over ordinary quantization's")
     parser.add_argument("--no-curve", action="store_true", help="measure the chosen solution alone")
     parser.add_argument("--keep", type=Path, help="write the chosen model there, as the next base")
     parser.add_argument("--plot", type=Path, help="draw the curve as PNG; needs matplotlib (extra `bench`)")
@@ -61,7 +61,7 @@ def main() -> None:
     arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.plot is not None:
         draw(found, arguments.plot)
-    print(json.dumps({name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "wall_s")}))
+    print(json.dumps({name: found[name] for name in ("baseline", "unchanged_base", "chosen", "cpu_s", "wall_s")}))
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
             target,
             calibration,
             held,
-            max_over_baseline=arguments.max_over_ordinary,
+            max_over_baseline=arguments.max_over_baseline,
             on_solution=watch.solution,
             extra_rate_factors=() if arguments.no_curve else AROUND,
         )
@@ -127,10 +127,10 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
     is_joint = report is not None and report.method == "joint"
     verdict = report.gate if report is not None else ordinary_error
     chosen: dict[str, object] = {
-        "means": "joint" if is_joint else "ordinary",
+        "method": "joint" if is_joint else "baseline",
         "reason": reason,
         "verdict": verdict.verdict,
-        "lambda": report.rate_weight if report else None,
+        "rate_weight": report.rate_weight if report else None,
         "patch_bytes": typed_bytes(base, target, folder) if is_joint else typed,
         "bits_per_weight": report.bits_per_weight if report else None,
         "relative_rms": verdict.relative_rms,
@@ -139,18 +139,18 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
     if arguments.keep is not None:
         arguments.keep.write_bytes(target.read_bytes())
     return {
-        "ordinary": {
+        "baseline": {
             "bsdiff4_bytes": len(bsdiff4.diff(base.read_bytes(), (folder / "ordinary.onnx").read_bytes())),
             "typed_bytes": typed,
             "relative_rms": ordinary_error.relative_rms,
             "top1_agreement": ordinary_error.top1_agreement,
         },
-        "stale": {"relative_rms": stale_error.relative_rms, "top1_agreement": stale_error.top1_agreement},
-        "curve": sorted(curve, key=lambda point: float(str(point["lambda"]))),
+        "unchanged_base": {"relative_rms": stale_error.relative_rms, "top1_agreement": stale_error.top1_agreement},
+        "curve": sorted(curve, key=lambda point: float(str(point["rate_weight"]))),
         "chosen": chosen,
         "weights": report.weights if report else None,
-        "fresh": list(report.requantized) if report else [],
-        "refitted": list(report.refitted_scales) if report else [],
+        "requantized": list(report.requantized) if report else [],
+        "refitted_scales": list(report.refitted_scales) if report else [],
         "quantized_bytes": base.stat().st_size,
         "float_bytes": arguments.new.stat().st_size,
         **watch.spent,
@@ -167,7 +167,7 @@ def draw(found: dict[str, object], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    ordinary, curve = found["ordinary"], found["curve"]
+    ordinary, curve = found["baseline"], found["curve"]
     assert isinstance(ordinary, dict)
     assert isinstance(curve, list)
     points = sorted((p["bits_per_weight"], p["relative_rms"] / ordinary["relative_rms"], p) for p in curve)

@@ -23,7 +23,7 @@ def main() -> None:
     for name in ("base", "calibration", "held", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--new", type=Path, action="append", required=True, help="float models, first to last")
-    parser.add_argument("--max-over-ordinary", type=float, default=1.1)
+    parser.add_argument("--max-over-baseline", type=float, default=1.1)
     arguments = parser.parse_args()
     days = []
     with tempfile.TemporaryDirectory() as folder:
@@ -41,23 +41,23 @@ def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, numb
     words = [
         *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(kept), "--no-curve"),
         *("--calibration", str(arguments.calibration), "--held", str(arguments.held)),
-        *("--max-over-ordinary", str(arguments.max_over_ordinary)),
+        *("--max-over-baseline", str(arguments.max_over_baseline)),
     ]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.update_aware_table", *words], check=True, stdout=subprocess.DEVNULL
     )
     found = json.loads(out.read_text())
-    figures = {name: found[name] for name in ("ordinary", "stale", "chosen", "cpu_s", "wall_s", "peak_bytes")}
-    figures["over_ordinary"] = found["chosen"]["relative_rms"] / found["ordinary"]["relative_rms"]
+    figures = {name: found[name] for name in ("baseline", "unchanged_base", "chosen", "cpu_s", "wall_s", "peak_bytes")}
+    figures["over_baseline"] = found["chosen"]["relative_rms"] / found["baseline"]["relative_rms"]
     return kept, figures
 
 
 def row(figures: dict[str, Any]) -> str:
     """One line for a person."""
-    chosen, ordinary = figures["chosen"], figures["ordinary"]
+    chosen, ordinary = figures["chosen"], figures["baseline"]
     return (
-        f"{figures['model']}: {chosen['means']}, {chosen['patch_bytes']:,} bytes "
-        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_ordinary']:.3f} of ordinary's error, "
+        f"{figures['model']}: {chosen['method']}, {chosen['patch_bytes']:,} bytes "
+        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_baseline']:.3f} of ordinary's error, "
         f"{figures['wall_s']:.0f} s"
     )
 

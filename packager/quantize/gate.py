@@ -77,7 +77,7 @@ class GateReport:
         """Plain values for `--json` and reports."""
         return {
             "verdict": self.verdict,
-            "why": self.explanation,
+            "explanation": self.explanation,
             "samples": self.samples,
             "origin": self.origin,
             "relative_rms": finite_or_none(self.relative_rms),

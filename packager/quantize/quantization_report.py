@@ -112,7 +112,7 @@ class QuantizationReport:
             "bytes": self.bytes,
             "gate": self.gate.as_json() if self.gate else None,
             "calibration_gate": self.calibration_gate.as_json() if self.calibration_gate else None,
-            "kept_float": list(self.float_nodes),
+            "float_nodes": list(self.float_nodes),
             "activations_16bit": list(self.promoted_activations),
             "weights_8bit": list(self.promoted_weights),
             "trials": [trial.as_json() for trial in self.trials],

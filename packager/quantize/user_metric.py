@@ -62,7 +62,7 @@ class MetricFigures:
 
     def as_json(self) -> dict[str, object]:
         """Plain values."""
-        return {"name": self.name, "float_value": self.float_value, "value": self.value, "least": self.minimum}
+        return {"name": self.name, "float_value": self.float_value, "value": self.value, "minimum": self.minimum}
 
 
 @dataclass(frozen=True, slots=True)

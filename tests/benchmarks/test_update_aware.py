@@ -45,15 +45,15 @@ def test_update_of_a_fine_tune_is_measured(tmp_path: Path, monkeypatch: pytest.M
     model = tiny_models.text_encoder(width=96)
     monkeypatch.setattr(update_aware_table, "AROUND", (0.25,))
     found = measured(tmp_path, monkeypatch, model, fine_tuned(model, 1, 0.01))
-    assert found.keys() >= {"ordinary", "stale", "curve", "chosen", "cpu_s", "peak_bytes"}
-    assert found["ordinary"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
-    keys = {"lambda", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}
+    assert found.keys() >= {"baseline", "unchanged_base", "curve", "chosen", "cpu_s", "peak_bytes"}
+    assert found["baseline"].keys() >= {"bsdiff4_bytes", "typed_bytes", "relative_rms"}
+    keys = {"rate_weight", "patch_bytes", "bits_per_weight", "relative_rms", "top1_agreement"}
     assert all(point.keys() >= keys for point in found["curve"])
-    prices = [point["lambda"] for point in found["curve"]]
+    prices = [point["rate_weight"] for point in found["curve"]]
     assert prices == sorted(prices)
-    assert found["chosen"]["means"] == "joint", found["chosen"]
-    assert found["chosen"]["patch_bytes"] < 0.5 * found["ordinary"]["bsdiff4_bytes"]
-    assert found["stale"]["relative_rms"] > found["chosen"]["relative_rms"]
+    assert found["chosen"]["method"] == "joint", found["chosen"]
+    assert found["chosen"]["patch_bytes"] < 0.5 * found["baseline"]["bsdiff4_bytes"]
+    assert found["unchanged_base"]["relative_rms"] > found["chosen"]["relative_rms"]
 
 
 def test_another_graph_is_no_update_and_costs_no_more_than_the_ordinary_patch(
@@ -62,7 +62,7 @@ def test_another_graph_is_no_update_and_costs_no_more_than_the_ordinary_patch(
     found = measured(
         tmp_path, monkeypatch, tiny_models.text_encoder(layers=2), tiny_models.text_encoder(layers=1), "--no-curve"
     )
-    assert found["chosen"]["means"] == "ordinary"
+    assert found["chosen"]["method"] == "baseline"
     assert "is not in the new model" in found["chosen"]["reason"]
-    assert found["chosen"]["patch_bytes"] == found["ordinary"]["typed_bytes"]
+    assert found["chosen"]["patch_bytes"] == found["baseline"]["typed_bytes"]
     assert found["curve"] == []

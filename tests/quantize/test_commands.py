@@ -27,7 +27,7 @@ def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
     assert report["origin"] == "random:0"
     assert report["bytes"] == out.stat().st_size
     assert json.loads((tmp_path / "report.json").read_text())["gate"]["verdict"] == "pass"
-    compared = packager("compare", out, "--teacher", model, "--json")
+    compared = packager("compare", out, "--reference", model, "--json")
     assert compared.returncode == 0, compared.stderr
     assert json.loads(compared.stdout)["verdict"] == "pass"
     linted = packager("lint", out, "--json")
@@ -73,23 +73,23 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
 def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     assert packager("quantize", model, "-o", tmp_path / "int8.onnx").returncode == 0
-    good = packager("compare", tmp_path / "int8.onnx", "--teacher", model)
+    good = packager("compare", tmp_path / "int8.onnx", "--reference", model)
     assert good.returncode == 0, good.stderr
     # within the floor of 0.15, and yet no layer of an honest quantization is off by a percent
     broken = onnx.load(tmp_path / "int8.onnx")
     scale = next(t for t in broken.graph.initializer if t.name == "down0_scale")
     values = onnx.numpy_helper.to_array(scale) * 0.985
     scale.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), scale.name))
-    bad = packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--teacher", model)
+    bad = packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--reference", model)
     assert bad.returncode == 5
     assert "at most 1.15 x ordinary" in bad.stderr
-    assert packager("compare", tmp_path / "bad.onnx", "--teacher", model, "--no-ordinary").returncode == 0
+    assert packager("compare", tmp_path / "bad.onnx", "--reference", model, "--no-baseline").returncode == 0
 
 
 def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) -> None:
     teacher = tiny_models.save(tiny_models.mlp(), tmp_path / "teacher.onnx")
     done = packager(
-        "compare", tiny_models.save(tiny_models.conv_net(), tmp_path / "other.onnx"), "--teacher", teacher, "--json"
+        "compare", tiny_models.save(tiny_models.conv_net(), tmp_path / "other.onnx"), "--reference", teacher, "--json"
     )
     assert done.returncode == 2
     assert json.loads(done.stderr)["error"]["reason"] == "interface-mismatch"
@@ -98,7 +98,7 @@ def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) ->
 def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path) -> None:
     teacher = tiny_models.save(tiny_models.mlp(0), tmp_path / "teacher.onnx")
     student = tiny_models.save(tiny_models.mlp(1), tmp_path / "student.onnx")
-    done = packager("compare", student, "--teacher", teacher)
+    done = packager("compare", student, "--reference", teacher)
     assert done.returncode == 5
     assert done.stderr.startswith("error:")
     assert "relative RMS" in done.stderr
@@ -110,7 +110,7 @@ def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
     assert packager("quantize", model, "-o", base).returncode == 0
     done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["means"] == "joint"
+    assert json.loads(done.stdout)["method"] == "joint"
     kept = out.read_bytes()
     done = packager("quantize", model, "-o", out, "--update-of", base, "--max-relative-rms", 1e-6)
     assert done.returncode == 5

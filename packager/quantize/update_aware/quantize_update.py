@@ -32,7 +32,7 @@ from packager.quantize.update_aware.rate_search import RatePoint, RateSearch
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template
 
-UpdateMethod = Literal["joint", "ordinary"]
+UpdateMethod = Literal["joint", "baseline"]
 
 REQUANTIZED_SHARE_LIMIT: Final = 0.5
 DEFAULT_ERROR_RATIO: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
@@ -61,18 +61,18 @@ class UpdateReport:
     def as_json(self) -> dict[str, object]:
         """Plain values."""
         return {
-            "means": self.method,
+            "method": self.method,
             "reason": self.reason,
             "gate": self.gate.as_json(),
-            "ordinary": self.baseline.as_json(),
-            "stale": self.unchanged_base.as_json(),
-            "lambda": self.rate_weight,
+            "baseline": self.baseline.as_json(),
+            "unchanged_base": self.unchanged_base.as_json(),
+            "rate_weight": self.rate_weight,
             "bits_per_weight": self.bits_per_weight,
             "curve": [point.as_json() for point in self.curve],
             "weights": self.weights,
-            "fresh": list(self.requantized),
-            "refitted": list(self.refitted_scales),
-            "joint": list(self.jointly_optimized),
+            "requantized": list(self.requantized),
+            "refitted_scales": list(self.refitted_scales),
+            "jointly_optimized": list(self.jointly_optimized),
         }
 
     def as_text(self) -> str:
@@ -182,7 +182,7 @@ def quantize_update(
         )
     save_model(chosen.model if chosen else ordinary, out)
     return UpdateReport(
-        method="joint" if chosen else "ordinary",
+        method="joint" if chosen else "baseline",
         reason=reason,
         gate=verdict,
         baseline=gates["ordinary"],

@@ -78,7 +78,7 @@ class RatePoint:
     def as_json(self) -> dict[str, float | None]:
         """Plain values; `relative_rms` is None where no output tells."""
         error = finite_or_none(self.gate.relative_rms)
-        return {"lambda": self.rate_weight, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
+        return {"rate_weight": self.rate_weight, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
 
 
 def entropy_bits(change: np.ndarray) -> float:
