@@ -34,7 +34,7 @@ def update_offline(config: Config, family: str | None, progress_bar: Callable[[s
     def update(agent: UpdateContext) -> dict[str, Any]:
         bars = {"fetch": progress_bar("fetch")}
         telling = replace(agent, on_progress=lambda phase, done, total: bars[phase](done, total))
-        return run_update(telling, "operator").summary()
+        return run_update(telling, "operator").as_json()
 
     with _open_locked_device(config) as device_journal:
         if device_journal.persistent_state.is_paused:
@@ -56,7 +56,7 @@ def roll_back_offline(config: Config, family: str | None) -> dict[str, Any]:
         active, _, verdict = prepare_rollback(agent.journal)
         return agent.journal.finish_rejection(
             agent.journal.begin_rollback(active, verdict), runtime_version()
-        ).summary()
+        ).as_json()
 
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:

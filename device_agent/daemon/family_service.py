@@ -140,7 +140,7 @@ class FamilyService:
         self._failed_polls = self._failed_polls + 1 if failed else 0
         if ended.outcome is Outcome.UPDATED:
             self.watchdog.is_degraded = False
-        return ended.summary()
+        return ended.as_json()
 
     def schedule_next_poll(self) -> None:
         """Until the next poll is due: jittered, and backed off after failures."""
@@ -158,7 +158,7 @@ class FamilyService:
         self.serving.stop_replaced()
         self._record_result(ended)
         collect_garbage(self.context)
-        return ended.summary()
+        return ended.as_json()
 
     def plan(self) -> dict[str, Any]:
         """What an update would do. Raises Refused, Unavailable."""
@@ -172,7 +172,7 @@ class FamilyService:
 
     def last_result(self) -> dict[str, Any]:
         """How the newest attempt ended. Raises JournalUnavailable."""
-        return self.journal.history(1)[0].summary()
+        return self.journal.history(1)[0].as_json()
 
     def change_adapter(self, command: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Attach or detach; what serves is loaded anew then, beside the old one, as in a swap."""
@@ -230,7 +230,7 @@ class FamilyService:
 
     def history(self) -> dict[str, Any]:
         """For `history`. Raises JournalUnavailable."""
-        return {"history": [row.summary() for row in self.read_journal(lambda journal: journal.history())]}
+        return {"history": [row.as_json() for row in self.read_journal(lambda journal: journal.history())]}
 
     def status(self) -> dict[str, Any]:
         """For `status`. Raises JournalUnavailable."""

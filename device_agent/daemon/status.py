@@ -57,7 +57,7 @@ def family_status(
         "clock_suspect": not clock["is_synchronized"] or now_ms < remembered.checked_ms,
         "damaged": list(remembered.damaged_bundles),
         "quarantine": [row.as_json() for row in journal.quarantine_records()],
-        "last_update": last[0].summary() if last else None,
+        "last_update": last[0].as_json() if last else None,
     }
 
 
@@ -101,7 +101,7 @@ def read_history(config: Config, family: str | None = None) -> dict[str, Any]:
 
     def of_family(family: str) -> dict[str, Any]:
         with open_for_reading(DeviceDirectory.for_family(by_family[family])) as journal:
-            return {"history": [row.summary() for row in journal.history()]}
+            return {"history": [row.as_json() for row in journal.history()]}
 
     return per_family(by_family, of_family)
 

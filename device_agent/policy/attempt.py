@@ -1,9 +1,10 @@
-"""One attempt to update: what it aims at, what it cost, how it ended.
+"""One attempt to update: its target, its costs, its result.
 
 Rules:
-1. An attempt begins with a check and ends with one outcome. Its record is the same in the journal, in `history`, in
-   `update --json` and in a report; times are integers with their unit in the name.
-2. Only an attempt that found something, or failed, goes into the history; a check that finds nothing new leaves no row.
+- An attempt starts with a check (or an operator's rollback) and has exactly one outcome.
+- The journal, `history`, `update --json` and the device's reports describe it with the same fields. Times are integers
+  with the unit in the name.
+- An attempt is written to the history if it found a release or failed. A check that finds nothing new is not.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,11 +17,11 @@ from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, VERSION_P
 
 MAX_DETAIL_CHARACTERS: Final = 1000
 PHASES: Final = ("check", "fetch", "patch", "probe", "swap", "shadow", "probation")
-DOWNTIME: Final = "downtime"  # kept among the phases: how long nothing served because two models did not fit
+DOWNTIME: Final = "downtime"  # stored among the phases: time without a model, because two did not fit into memory
 
 
 class Outcome(StrEnum):
-    """How an attempt ended."""
+    """The result of an attempt, in one word."""
 
     NOTHING_NEW = "nothing-new"
     UPDATED = "updated"
@@ -32,7 +33,6 @@ class Outcome(StrEnum):
     INCONCLUSIVE = "inconclusive"
     UNAVAILABLE = "unavailable"
     INTERRUPTED = "interrupted"
-    FAILED = "failed"
 
 
 EXIT_CODES: Final[dict[Outcome, int]] = {
@@ -46,19 +46,18 @@ EXIT_CODES: Final[dict[Outcome, int]] = {
     Outcome.INCONCLUSIVE: 5,
     Outcome.UNAVAILABLE: 4,
     Outcome.INTERRUPTED: 4,
-    Outcome.FAILED: 70,
 }
 assert EXIT_CODES.keys() == set(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why an attempt is about to end against its candidate; recorded before anything is undone.
+    """The recorded decision against a candidate. It is recorded before anything is undone.
 
     Attributes:
-        outcome: what the attempt will be.
-        reason: the error's stable reason.
-        detail: one line.
+        outcome: the outcome that the attempt will have.
+        reason: stable reason of the error.
+        detail: one line for a person, at most MAX_DETAIL_CHARACTERS.
         quarantines: whether the bundle is put into quarantine.
     """
 
@@ -69,11 +68,17 @@ class Rejection:
 
     @classmethod
     def from_error(cls, error: AirweightsError, outcome: Outcome, *, quarantines: bool) -> "Rejection":
-        """The verdict that an error means."""
+        """Create the rejection for an error.
+
+        Args:
+            error: the error that ended the attempt; its reason and message are recorded.
+            outcome: the outcome that the attempt will have.
+            quarantines: whether the bundle is put into quarantine.
+        """
         return cls(outcome, error.reason, one_line(error.message), quarantines)
 
     def as_json(self) -> dict[str, JSON]:
-        """The `verdict` object."""
+        """Return the field `rejection` of a journal record."""
         return {
             "outcome": self.outcome.value,
             "reason": self.reason,
@@ -83,7 +88,11 @@ class Rejection:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Rejection":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         out = cls(
             Outcome(fields.choice("outcome", tuple(Outcome))),
             fields.text("reason"),
@@ -96,19 +105,23 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Rule 1.
+    """One run of the update state machine, as far as it got.
 
     Attributes:
-        number: grows by one an attempt.
+        number: one more than the number of the newest attempt in the history.
         trigger: "poll", "operator", "start" or "rollback".
         started_ms: Unix milliseconds.
-        target: bundle digest, once it is known; likewise release, counter and variant.
-        download_bytes: that came over the wire in this attempt (blobs only).
-        patch_bytes: of the plan's blobs; full_bytes: of the cheapest way from nothing.
-        phases_ms: milliseconds by name (PHASES, and DOWNTIME).
-        swap_us: from "publish" to the first request that the new generation can take.
-        states: the chain of states gone through.
-        verdict: recorded before undoing.
+        target: digest of the candidate's bundle, or None before a release was found.
+        release: version of the candidate's release, or None.
+        counter: counter of the candidate's release, or 0.
+        variant: name of the candidate's variant, or None.
+        download_bytes: blob bytes received over the network in this attempt.
+        patch_bytes: size of all blobs of the chosen patch path.
+        full_bytes: size of the cheapest full download, or 0 if the release has none.
+        phases_ms: milliseconds by phase name (PHASES and DOWNTIME).
+        swap_us: duration of the switch of the requests to the candidate, in microseconds, or None.
+        states: the states of the attempt in order.
+        rejection: the decision against the candidate, or None.
     """
 
     number: int
@@ -127,11 +140,16 @@ class Attempt:
     rejection: Rejection | None = None
 
     def with_phase(self, name: str, elapsed_ms: int) -> "Attempt":
-        """The same with time added to a phase."""
+        """Return a copy with time added to a phase.
+
+        Args:
+            name: one of PHASES, or DOWNTIME.
+            elapsed_ms: milliseconds to add.
+        """
         return replace(self, phases_ms={**self.phases_ms, name: self.phases_ms.get(name, 0) + elapsed_ms})
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {
             "number": self.number,
             "trigger": self.trigger,
@@ -146,15 +164,19 @@ class Attempt:
             "phases_ms": dict(self.phases_ms),
             "swap_us": self.swap_us,
             "states": list(self.states),
-            "verdict": None if self.rejection is None else self.rejection.as_json(),
+            "rejection": None if self.rejection is None else self.rejection.as_json(),
         }
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Attempt":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         target = fields.optional_text("target", SHA256_HEX_PATTERN)
         phases = fields.object("phases_ms")
-        verdict = fields.value("verdict")
+        rejection = fields.value("rejection")
         states = fields.value("states")
         out = cls(
             number=fields.integer("number"),
@@ -170,7 +192,9 @@ class Attempt:
             phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
             swap_us=fields.optional_integer("swap_us"),
             states=tuple(str(state) for state in states) if isinstance(states, list) else (),
-            rejection=None if verdict is None else Rejection.parse(StrictObject(verdict, f"{fields.where}.verdict")),
+            rejection=(
+                None if rejection is None else Rejection.parse(StrictObject(rejection, f"{fields.where}.rejection"))
+            ),
         )
         fields.reject_unknown()
         return out
@@ -178,10 +202,13 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class UpdateResult:
-    """A finished attempt: a row of the history, and what `update` prints.
+    """A finished attempt: a row of the history, and the output of `update`.
 
     Attributes:
-        outcome, reason, detail: reason and detail are "" where there is nothing to say.
+        attempt: the attempt when it finished.
+        outcome: its result in one word.
+        reason: stable reason of the error, or "".
+        detail: one line for a person, or "".
         finished_ms: Unix milliseconds.
     """
 
@@ -193,17 +220,20 @@ class UpdateResult:
 
     @property
     def exit_code(self) -> int:
-        """Of a command that ran this attempt."""
+        """Return the exit code of a command that ran this attempt."""
         return EXIT_CODES[self.outcome]
 
     def is_same_as(self, other: "UpdateResult") -> bool:
-        """Did both end in the same way over the same bundle, without having changed anything?"""
+        """Check whether both failed in the same way on the same bundle.
+
+        An update or a rollback changes what serves, so it is never the same as another one.
+        """
         same = (self.outcome, self.reason, self.detail, self.attempt.target)
         is_change = self.outcome in (Outcome.UPDATED, Outcome.ROLLED_BACK)
         return not is_change and same == (other.outcome, other.reason, other.detail, other.attempt.target)
 
-    def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+    def as_record(self) -> dict[str, JSON]:
+        """Return the journal record."""
         return {
             "outcome": self.outcome.value,
             "reason": self.reason,
@@ -214,7 +244,11 @@ class UpdateResult:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "UpdateResult":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_record`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         out = cls(
             attempt=Attempt.parse(fields.object("attempt")),
             outcome=Outcome(fields.choice("outcome", tuple(Outcome))),
@@ -225,8 +259,8 @@ class UpdateResult:
         fields.reject_unknown()
         return out
 
-    def summary(self) -> dict[str, object]:
-        """What `update --json` and `history --json` print: flat."""
+    def as_json(self) -> dict[str, JSON]:
+        """Return the flat object that `update --json` and `history --json` print."""
         a = self.attempt
         return {
             "outcome": self.outcome.value,
@@ -251,6 +285,6 @@ class UpdateResult:
 
 
 def one_line(text: str) -> str:
-    """`text` as one printable line of bounded length."""
+    """Return `text` as one printable line of at most MAX_DETAIL_CHARACTERS."""
     flat = " ".join(text.split())
     return "".join(c if c.isprintable() else "?" for c in flat)[:MAX_DETAIL_CHARACTERS]

@@ -1,13 +1,28 @@
-"""The state machine of an update: which states there are, what leads from one to the next, and where a restart goes on.
+"""The state machine of an update: its states, its transitions, and the state after a restart.
+
+Theory of operation:
+
+    The journal contains one state. An update is a path through TRANSITIONS that starts and ends in IDLE:
+
+        IDLE > CHECKING > FETCHING > PATCHING > PROBING > SWAPPING > PROBATION > COMMITTING > IDLE
+
+    Each step first records the next state, then acts. So after a crash or power cut the recorded state names the step
+    that may be half done, and RECOVERY names the state in which the restarted agent continues:
+
+    - Up to SWAPPING, the pointer `active` still names the release that served before. Nothing has to be undone: the
+      agent is IDLE again, and the next update reuses what is in the spool and the bundle store.
+    - In PROBATION the candidate served but did not pass: ROLLING_BACK.
+    - COMMITTING, ROLLING_BACK and REJECTING are recorded decisions. The restarted agent finishes them.
+    - STAGED waits for exactly this restart.
+
+    In the CRASH_SUSPECT_STATES the candidate itself may have caused the crash: its patch, its model or its requests.
+    After MAX_CRASHES crashes in the same of these states with the same candidate, recovery rejects the candidate. So
+    no candidate can keep the agent in a crash loop.
 
 Rules:
-1. TRANSITIONS is the whole truth: a missing key is an illegal transition, which is a bug and stops the agent loudly.
-2. RECOVERY is total: for each state that a power cut can leave in the journal it names the state that the restarted
-   agent is in. Until COMMITTING is recorded, `active` is the release that served before; so recovery from any earlier
-   state has nothing to undo, and from COMMITTING on it has only to finish.
-3. TRIALS are the states in which the candidate itself may be what killed the agent. Being killed MAX_KILLS times in the
-   same one refuses the release: any sequence of crashes ends.
-4. Nothing here does anything: no clock, no file, no process.
+- A pair of state and event that is missing in TRANSITIONS is a bug, and stops the agent.
+- RECOVERY has a row for every state.
+- This module uses no clock, no file and no process.
 """
 
 from enum import StrEnum
@@ -15,42 +30,42 @@ from typing import Final
 
 from device_agent.errors import IllegalTransition
 
-MAX_CRASHES: Final = 3  # twice may be the neighbor's power cut; a third time is the candidate
+MAX_CRASHES: Final = 3  # two crashes can be unrelated power cuts; a third is blamed on the candidate
 
 
 class State(StrEnum):
-    """What the agent is doing about an update. The journal holds the name."""
+    """What the agent does about an update. The journal stores the value."""
 
     IDLE = "idle"
     CHECKING = "checking"
     FETCHING = "fetching"
     PATCHING = "patching"
     PROBING = "probing"
-    STAGED = "armed"
+    STAGED = "staged"
     SWAPPING = "swapping"
     PROBATION = "probation"
     COMMITTING = "committing"
     ROLLING_BACK = "rolling-back"
-    REJECTING = "refusing"
+    REJECTING = "rejecting"
 
 
 class Event(StrEnum):
-    """What happened."""
+    """What happened in a state."""
 
     CHECK = "check"
-    UP_TO_DATE = "nothing"
+    UP_TO_DATE = "up-to-date"
     FOUND = "found"
     FETCHED = "fetched"
-    PATCHED = "staged"
+    PATCHED = "patched"
     REPLAN = "replan"
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
-    ABORTED = "given-up"
-    STAGED = "parked"
-    DAEMON_STARTED = "boot"
+    ABORTED = "aborted"
+    STAGED = "staged"
+    DAEMON_STARTED = "daemon-started"
     SWAPPED = "swapped"
-    FIRST_INSTALL = "adopted"
-    ROLLBACK_REQUESTED = "operator"
+    FIRST_INSTALL = "first-install"
+    ROLLBACK_REQUESTED = "rollback-requested"
     DONE = "done"
 
 
@@ -88,14 +103,14 @@ TRANSITIONS: Final[dict[tuple[State, Event], State]] = {
 
 RECOVERY: Final[dict[State, State]] = {
     State.IDLE: State.IDLE,
-    State.CHECKING: State.IDLE,  # a check leaves nothing behind but a cache
-    State.FETCHING: State.IDLE,  # the spool keeps what came; the next cycle goes on from there
-    State.PATCHING: State.IDLE,  # an unfinished store file has no name that anybody reads
-    State.PROBING: State.IDLE,  # the bundle is in the store; the next cycle probes it again
-    State.STAGED: State.STAGED,  # it waits for just this restart
+    State.CHECKING: State.IDLE,  # a check leaves nothing but the metadata cache
+    State.FETCHING: State.IDLE,  # the spool keeps the partial downloads; the next update resumes them
+    State.PATCHING: State.IDLE,  # an unfinished store file has a name that no reader opens
+    State.PROBING: State.IDLE,  # the bundle is in the store; the next update probes it again
+    State.STAGED: State.STAGED,  # the daemon activates it after this start
     State.SWAPPING: State.IDLE,  # `active` still names the release that served before
-    State.PROBATION: State.ROLLING_BACK,  # a candidate that did not live through its probation has not passed it
-    State.COMMITTING: State.COMMITTING,  # decided: only the pointers are left to move
+    State.PROBATION: State.ROLLING_BACK,  # an interrupted probation is not passed
+    State.COMMITTING: State.COMMITTING,  # decided: only the pointers have to change
     State.ROLLING_BACK: State.ROLLING_BACK,
     State.REJECTING: State.REJECTING,
 }
@@ -105,24 +120,33 @@ CRASH_SUSPECT_STATES: Final = frozenset({State.PATCHING, State.PROBING, State.SW
 
 
 def next_state(state: State, event: Event) -> State:
-    """Where `event` leads. Raises IllegalTransitionBug (rule 1)."""
+    """Return the state that `event` leads to.
+
+    Args:
+        state: the state before the event.
+        event: the event that happened in it.
+
+    Raises:
+        IllegalTransition: TRANSITIONS has no such pair.
+    """
     after = TRANSITIONS.get((state, event))
     if after is None:
-        raise IllegalTransition(f"event {event.value!r} in state {state.value!r} has no transition")
+        raise IllegalTransition(f"event {event.value!r} has no transition in state {state.value!r}")
     return after
 
 
 def allowed_events(state: State) -> tuple[Event, ...]:
-    """The events that `state` knows, in the order of the table."""
+    """Return the events that have a transition from `state`, in the order of the table."""
     return tuple(event for before, event in TRANSITIONS if before is state)
 
 
 def recovery_state(state: State, crashes: int) -> State:
-    """Where a restart goes on.
+    """Return the state in which a restarted agent continues.
 
     Args:
-        state: found in the journal.
-        kills: how often the agent was killed in this state with this candidate, this time included.
+        state: the state found in the journal.
+        crashes: how often the agent ended unexpectedly in this state with this candidate, this time included. A power
+            cut counts too.
     """
     if state in CRASH_SUSPECT_STATES and crashes >= MAX_CRASHES:
         return State.REJECTING

@@ -1,15 +1,14 @@
-"""Records in SQLite: kind, key, canonical JSON body, and a SHA-256 over the three.
+"""Records in an SQLite file: kind, key, body (canonical JSON) and a SHA-256 over the three.
 
 Rules:
-1. A record whose checksum does not hold is never returned: SQLite itself does not notice a flipped bit in a value.
-2. `synchronous=FULL` and a rollback journal: at rest the whole truth is one file.
-3. `PRAGMA user_version` is the schema's version. An older file is migrated in one transaction, step by step; a newer
-   one is left alone.
+- A record that does not match its checksum is never returned: SQLite itself does not notice a flipped bit in a value.
+- `synchronous=FULL` and a rollback journal: when no transaction is open, one file contains everything.
+- An older file is migrated in one transaction when it is opened for writing (device_agent.storage.journal_schema). A
+  newer file is refused and left unchanged, and so is an older one that is opened for reading.
 """
 
-import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,47 +17,26 @@ from bundle import strict_json
 from bundle.errors import AirweightsError
 from bundle.strict_json import JSON, StrictObject
 from device_agent.errors import JournalDamaged, JournalUnreadable
+from device_agent.storage.journal_schema import MAX_RECORD_BYTES, MIGRATIONS, SCHEMA_VERSION, checksum
 
-SCHEMA_VERSION: Final = 2
-MAX_RECORD_BYTES: Final = 1024 * 1024  # a manifest is at most 256 KiB; twice that as a JSON string with escapes
-BUSY_TIMEOUT_S: Final = 10.0  # a reader holds its lock for milliseconds
-
-
-def _create(db: sqlite3.Connection) -> None:
-    db.execute(
-        "CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, sha256 TEXT NOT NULL, "
-        "PRIMARY KEY (kind, key)) WITHOUT ROWID"
-    )
-
-
-def _add_checksums(db: sqlite3.Connection) -> None:
-    rows = db.execute("SELECT kind, key, body FROM record").fetchall()
-    db.execute("DROP TABLE record")
-    _create(db)
-    for kind, key, body in rows:
-        db.execute("INSERT INTO record VALUES (?, ?, ?, ?)", (kind, key, body, checksum(kind, key, body)))
-
-
-# version of the file → the step to the next version; 0 is an empty file
-MIGRATIONS: Final[dict[int, tuple[int, Callable[[sqlite3.Connection], None]]]] = {
-    0: (SCHEMA_VERSION, _create),
-    1: (2, _add_checksums),
-}
+BUSY_TIMEOUT_S: Final = 10.0  # far longer than a transaction of a few milliseconds
 
 
 class RecordDatabase:
     """An open file of records.
 
     Args:
-        path: made when missing, unless `read_only`.
+        path: the database file; created if missing, unless `read_only`.
+        read_only: refuse a file of an older schema instead of migrating it.
 
     Raises:
-        JournalUnavailable: it does not open, is damaged, or is newer. From any method.
+        JournalDamaged: the file is no database, or a record does not match its checksum. Any method can raise it.
+        JournalUnreadable: the file cannot be opened or written, or has another schema. Any method can raise it.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self._path = path
-        # a reader too opens for writing: after a power cut it is SQLite that rolls the journal back
+        # open for writing in both cases: after a power cut SQLite has to roll back its own journal
         self._mode = "rw" if read_only else "rwc"
         self._needs_reconnect = False
         try:
@@ -72,12 +50,12 @@ class RecordDatabase:
             raise
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the file."""
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All of what happens inside, or none of it; durable when it returns."""
+        """Run the block as one transaction: durable when the block ends, undone if it raises."""
         try:
             if self._needs_reconnect:
                 self._reconnect()
@@ -92,27 +70,33 @@ class RecordDatabase:
             raise
 
     def put(self, kind: str, key: str, body: JSON) -> None:
-        """Write or replace one record."""
+        """Write or replace one record, inside a transaction.
+
+        Args:
+            kind: group of the record, such as "history".
+            key: unique within the kind; records of a kind are sorted by it.
+            body: value that is stored as canonical JSON.
+        """
         data = strict_json.encode(body).decode()
         row = (kind, key, data, checksum(kind, key, data))
         self._db.execute("INSERT OR REPLACE INTO record (kind, key, body, sha256) VALUES (?, ?, ?, ?)", row)
 
     def get(self, kind: str, key: str) -> StrictObject | None:
-        """One record, or None."""
+        """Return the body of one record, or None if there is no such record."""
         found = self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? AND key = ?", (kind, key))
         return found[0] if found else None
 
     def all(self, kind: str) -> list[StrictObject]:
-        """The records of a kind, sorted by key."""
+        """Return all records of a kind, sorted by key."""
         return self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key", (kind,))
 
     def last(self, kind: str, limit: int) -> list[StrictObject]:
-        """The records of a kind with the highest keys, highest first."""
+        """Return up to `limit` records of a kind, the highest key first."""
         query = "SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
         return self._select(query, (kind, limit))
 
     def last_key(self, kind: str) -> str | None:
-        """The highest key of a kind."""
+        """Return the highest key of a kind, or None if the kind has no record."""
         try:
             row = self._db.execute("SELECT max(key) FROM record WHERE kind = ?", (kind,)).fetchone()
         except sqlite3.Error as error:
@@ -120,43 +104,55 @@ class RecordDatabase:
         return None if row[0] is None else str(row[0])
 
     def delete(self, kind: str, key: str) -> None:
-        """Remove one record, if it is there."""
+        """Delete one record if it exists, inside a transaction."""
         self._db.execute("DELETE FROM record WHERE kind = ? AND key = ?", (kind, key))
 
     def delete_prefix(self, kind: str, prefix: str) -> None:
-        """Remove the records of a kind whose key begins with `prefix`."""
+        """Delete the records of a kind whose key starts with `prefix`, inside a transaction."""
         self._db.execute("DELETE FROM record WHERE kind = ? AND substr(key, 1, ?) = ?", (kind, len(prefix), prefix))
 
     def check(self) -> None:
-        """Read every record. Raises JournalDamaged."""
+        """Read every record.
+
+        Raises:
+            JournalDamaged: a record does not match its checksum.
+        """
         self._select("SELECT kind, key, body, sha256 FROM record", ())
 
     def keep_last(self, kind: str, rows: int) -> None:
-        """Remove all but the records with the highest keys."""
+        """Delete all records of a kind except the `rows` with the highest keys, inside a transaction."""
         kept = "SELECT key FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
         self._db.execute(f"DELETE FROM record WHERE kind = ? AND key NOT IN ({kept})", (kind, kind, rows))  # noqa: S608  # a constant
 
     def _prepare(self, *, read_only: bool) -> None:
         self._db.execute("PRAGMA journal_mode = DELETE")
-        verdict = self._db.execute("PRAGMA quick_check").fetchone()[0]
-        if verdict != "ok":
-            raise JournalDamaged(f"{self._path}: damaged: {str(verdict)[:200]}")
+        answer = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        if answer != "ok":
+            raise JournalDamaged(f"{self._path}: SQLite reports damage: {str(answer)[:200]}")
         version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA_VERSION:
             raise JournalUnreadable(
                 f"{self._path}: schema {version}, this agent knows {SCHEMA_VERSION}",
-                hint="install the newer agent that wrote it",
+                hint="install the agent version that wrote it, or a newer one",
             )
-        if version < SCHEMA_VERSION and not read_only:
+        if version < SCHEMA_VERSION:
+            if read_only:
+                raise JournalUnreadable(
+                    f"{self._path}: schema {version}, this agent reads {SCHEMA_VERSION}",
+                    hint="start the daemon or run `device-agent update`: both migrate the file",
+                )
             self._migrate()
 
     def _migrate(self) -> None:
         with self.transaction():
-            # read again under the lock: another process may have been first
+            # read again under the lock: another process may have migrated the file meanwhile
             version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
             while version < SCHEMA_VERSION:
                 version, step = MIGRATIONS[version]
-                step(self._db)
+                try:
+                    step(self._db)
+                except (AirweightsError, UnicodeDecodeError) as error:
+                    raise self._unavailable_error(error) from error
             self._db.execute(f"PRAGMA user_version = {version}")
 
     def _select(self, query: str, values: tuple[str | int, ...]) -> list[StrictObject]:
@@ -176,7 +172,7 @@ class RecordDatabase:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         except sqlite3.Error:
-            # the medium refuses that too: what is on it is a hot journal, which the next connection rolls back
+            # the disk fails for this too: the next connection rolls back the transaction
             self._needs_reconnect = True
 
     def _close_half_open(self) -> None:
@@ -198,12 +194,7 @@ class RecordDatabase:
     def _unavailable_error(self, error: Exception) -> JournalUnreadable:
         if isinstance(error, JournalUnreadable):
             return error
-        # these two are not about the file's content: locked, full, no permission; a connection that is closed
+        # these two classes do not concern the content: locked, disk full, no permission, connection closed
         is_system = isinstance(error, (sqlite3.OperationalError, sqlite3.ProgrammingError))
         is_damage = isinstance(error, (sqlite3.DatabaseError, AirweightsError, UnicodeDecodeError)) and not is_system
         return (JournalDamaged if is_damage else JournalUnreadable)(f"{self._path}: {error}")
-
-
-def checksum(kind: str, key: str, body: str) -> str:
-    """SHA-256, hexadecimal, of the three joined by NUL."""
-    return hashlib.sha256(f"{kind}\0{key}\0{body}".encode()).hexdigest()

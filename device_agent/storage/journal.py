@@ -84,13 +84,13 @@ class Journal:
     @property
     def persistent_state(self) -> PersistentState:
         """What is remembered besides."""
-        row = self._records.get("machine", "remembered")
+        row = self._records.get("machine", "persistent-state")
         return PersistentState() if row is None else PersistentState.parse(row)
 
     @property
     def tpm_counter(self) -> TpmCounterRecord:
         """What the TPM's counter had to be."""
-        row = self._records.get("machine", "witness")
+        row = self._records.get("machine", "tpm-counter")
         return TpmCounterRecord() if row is None else TpmCounterRecord.parse(row)
 
     def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
@@ -113,7 +113,7 @@ class Journal:
 
     def crashes(self, digest: BundleDigest, state: State) -> int:
         """How often the agent was killed in `state` with this candidate."""
-        row = self._records.get("kills", f"{digest}:{state}")
+        row = self._records.get("crashes", f"{digest}:{state}")
         return 0 if row is None else row.integer("count")
 
     def history(self, limit: int = MAX_HISTORY_ROWS) -> tuple[UpdateResult, ...]:
@@ -195,7 +195,7 @@ class Journal:
         """Count one more death over a candidate; how many there are."""
         with self._records.transaction():
             count = self.crashes(digest, state) + 1
-            self._records.put("kills", f"{digest}:{state}", {"count": count})
+            self._records.put("crashes", f"{digest}:{state}", {"count": count})
         return count
 
     def commit(self, attempt: Attempt) -> UpdateResult:
@@ -246,7 +246,7 @@ class Journal:
             kills = 0
             if found in CRASH_SUSPECT_STATES and attempt is not None and attempt.target is not None:
                 kills = self.crashes(attempt.target, found) + 1
-                self._records.put("kills", f"{attempt.target}:{found}", {"count": kills})
+                self._records.put("crashes", f"{attempt.target}:{found}", {"count": kills})
             now = recovery_state(found, kills)
             if now is State.REJECTING and found is not now and attempt is not None:
                 verdict = Rejection(
@@ -268,14 +268,14 @@ class Journal:
         after = change(before)
         if after != before:
             with self._records.transaction():
-                self._records.put("machine", "remembered", after.as_json())
+                self._records.put("machine", "persistent-state", after.as_json())
         return after
 
     def record_tpm_counter(self, tpm_counter: TpmCounterRecord) -> None:
         """Remember what the TPM's counter has to be; no write where it stays the same."""
         if tpm_counter != self.tpm_counter:
             with self._records.transaction():
-                self._records.put("machine", "witness", tpm_counter.as_json())
+                self._records.put("machine", "tpm-counter", tpm_counter.as_json())
 
     def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
         """Fill an empty journal with what other stores still know."""
@@ -321,7 +321,7 @@ class Journal:
     def _append_history(self, attempt: Attempt, outcome: Outcome, reason: str, detail: str) -> UpdateResult:
         ended = UpdateResult(attempt, outcome, reason, one_line(detail), self._now_ms())
         if outcome is not Outcome.NOTHING_NEW and not self._is_repeated(ended):
-            self._records.put("history", f"{attempt.number:012d}", ended.as_json())
+            self._records.put("history", f"{attempt.number:012d}", ended.as_record())
             self._records.keep_last("history", MAX_HISTORY_ROWS)
             self._append_report(ended)
         return ended
@@ -353,7 +353,7 @@ class Journal:
                 self._records.delete("quarantine", f"{row.digest}:{row.runtime}")
 
     def _delete_crash_counts(self, digest: BundleDigest) -> None:
-        self._records.delete_prefix("kills", f"{digest}:")
+        self._records.delete_prefix("crashes", f"{digest}:")
 
 
 @contextmanager

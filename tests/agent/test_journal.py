@@ -11,14 +11,15 @@ import pytest
 from bundle.files import BundleDigest
 from device_agent.errors import IllegalTransition, JournalUnreadable
 from device_agent.policy.attempt import Attempt, Outcome, Rejection
-from device_agent.policy.journal_records import BundlePointers, BundleRecord
+from device_agent.policy.journal_records import BundlePointers, BundleRecord, PersistentState, TpmCounterRecord
 from device_agent.policy.state_machine import MAX_CRASHES, Event, State
-from device_agent.storage.database import SCHEMA_VERSION
 from device_agent.storage.journal import MAX_HISTORY_ROWS, Journal
-from tests.vectors.journal.generate import DIGEST, FOLDER
+from device_agent.storage.journal_schema import SCHEMA_VERSION
+from tests.vectors.journal.generate import DIGEST, FOLDER, schema_2_rows
 
 VECTORS = {
     "schema-1.db": None,
+    "schema-2.db": None,
     "schema-99.db": "schema 99, this agent knows",
     "record-flipped.db": "record machine/pointers does not match its checksum",
     "not-a-database.db": "file is not a database",
@@ -60,6 +61,73 @@ def test_a_file_of_schema_1_is_migrated_with_all_that_it_says(tmp_path: Path) ->
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     assert Journal(path).pointers.active == DIGEST
+
+
+def test_a_file_of_schema_2_is_migrated_with_all_that_it_says(tmp_path: Path) -> None:
+    path = Path(shutil.copy(FOLDER / "schema-2.db", tmp_path / "state.db"))
+    journal = Journal(path)
+    oldest, active, unfit, staged = (BundleDigest(digest * 32) for digest in ("5e", "7a", "9c", "b1"))
+    assert journal.pointers == BundlePointers(active=active, previous=oldest, candidate=staged)
+    assert journal.state is State.STAGED
+    attempt = journal.attempt
+    assert attempt is not None
+    assert attempt.states == ("checking", "fetching", "patching", "probing", "staged")
+    assert attempt.rejection == Rejection(
+        Outcome.INCONCLUSIVE, "probe-inconclusive", "busy: 20% of a processor", quarantines=False
+    )
+    assert journal.persistent_state == PersistentState(
+        is_paused=True,
+        floor_epoch=1,
+        floor_counter=2,
+        checked_ms=1_760_000_000_000,
+        metadata_expires_ms=1_761_000_000_000,
+        offered_release="1.3.0",
+        damaged_bundles=(oldest,),
+        last_error="fetch",
+    )
+    assert journal.tpm_counter == TpmCounterRecord(5, is_unproven=True)
+    assert journal.crashes(staged, State.PROBING) == 1
+    assert [(q.digest, q.reason) for q in journal.quarantine_records()] == [(unfit, "too-fat")]
+    assert [(row.outcome.value, row.reason) for row in journal.history()] == [
+        ("interrupted", "interrupted"),
+        ("unavailable", "fetch"),
+        ("unfit", "too-fat"),
+        ("updated", ""),
+        ("updated", ""),
+    ]
+    rejected, first = journal.history()[2].attempt, journal.history()[4].attempt
+    assert rejected.states[-2:] == ("rejecting", "idle")
+    assert rejected.rejection is not None
+    assert rejected.rejection.quarantines
+    assert first.states == ("checking", "fetching", "patching", "probing", "staged", "swapping", "committing", "idle")
+    assert [bundle.version for bundle in journal.bundles()] == ["1.0.0", "1.1.0", "1.2.0", "1.3.0"]
+    journal.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert Journal(path).state is State.STAGED
+
+
+def test_a_migration_leaves_reports_as_they_are_and_their_chain_verifies(tmp_path: Path) -> None:
+    path = Path(shutil.copy(FOLDER / "schema-2.db", tmp_path / "state.db"))
+    journal = Journal(path)
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT * FROM record WHERE kind = 'report' ORDER BY key").fetchall()
+    assert rows == [row for row in schema_2_rows() if row[0] == "report"]
+    assert len(rows) == 3
+    reports = journal.reports()
+    assert [report.previous for report in reports] == [None, *(report.digest() for report in reports[:-1])]
+    staged = journal.attempt
+    assert staged is not None
+    journal.end_attempt(staged, Event.ABORTED, Outcome.REFUSED, "bundle-quarantined")
+    assert journal.reports()[-1].previous == reports[-1].digest()
+
+
+def test_a_reader_refuses_an_old_file_and_leaves_it_alone(tmp_path: Path) -> None:
+    path = Path(shutil.copy(FOLDER / "schema-2.db", tmp_path / "state.db"))
+    before = path.read_bytes()
+    with pytest.raises(JournalUnreadable, match=f"schema 2, this agent reads {SCHEMA_VERSION}"):
+        Journal(path, read_only=True)
+    assert path.read_bytes() == before
 
 
 def test_a_transition_that_the_table_does_not_know_changes_nothing(journal: Journal) -> None:

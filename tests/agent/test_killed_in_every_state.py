@@ -12,8 +12,8 @@ from tests.support.endpoint_client import infer
 from tests.support.publisher import DeviceUnderTest, Publisher
 
 # state → what leads to it: an update to 1.1.0, a release that fails its probe, an operator's rollback
-UPDATE, DAMAGED, ROLLBACK, ARMED = "update", "damaged", "rollback", "armed"
-WAYS = dict.fromkeys(State, UPDATE) | {State.REJECTING: DAMAGED, State.ROLLING_BACK: ROLLBACK, State.STAGED: ARMED}
+UPDATE, DAMAGED, ROLLBACK, STAGED = "update", "damaged", "rollback", "staged"
+WAYS = dict.fromkeys(State, UPDATE) | {State.REJECTING: DAMAGED, State.ROLLING_BACK: ROLLBACK, State.STAGED: STAGED}
 # what a restarted agent serves: from COMMITTING on the new release; a recorded rollback is finished
 SERVED = dict.fromkeys(State, "1.0.0") | {State.COMMITTING: "1.1.0", State.STAGED: "1.1.0", State.IDLE: "1.1.0"}
 
@@ -44,7 +44,7 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
             assert device.ask("update")["outcome"] == "updated"
             device.stop()
             _killed(device, state, "rollback")
-        case "armed":
+        case "staged":
             publisher.offer("1.1.0")
             assert device.update().outcome == "staged"
         case _:
@@ -58,7 +58,7 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
     assert infer(device)["model_version"] == "1.1.0"
 
 
-@pytest.mark.parametrize("state", [State.PROBING, State.PROBATION])  # all of TRIALS: make torture
+@pytest.mark.parametrize("state", [State.PROBING, State.PROBATION])  # all CRASH_SUSPECT_STATES: make torture
 def test_killed_again_and_again_in_the_same_trial_refuses_the_release(
     state: State, installed: DeviceUnderTest, publisher: Publisher
 ) -> None:

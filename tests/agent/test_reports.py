@@ -1,6 +1,7 @@
 """The device's own reports: one for each terminal outcome, in a chain, and accepted by the release team."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.packager.test_json_schemas import check
 from tests.support.faulty_http_server import serving
 from tests.support.packager_cli import packager
 from tests.support.publisher import DeviceUnderTest, Publisher
+from tests.vectors.journal.generate import FOLDER
 
 
 def test_what_a_device_went_through_is_reported_and_accepted(
@@ -40,6 +42,19 @@ def test_what_a_device_went_through_is_reported_and_accepted(
     assert verified.code == 0, verified.stderr
     assert len(verified.json["new"]) == 3
     assert str(device.folder) not in out.read_text(), "no path of the device leaves it"
+
+
+def test_reports_of_an_older_journal_are_accepted_after_its_migration(
+    first_publisher: Publisher, first_device: DeviceUnderTest, tmp_path: Path
+) -> None:
+    device = first_device.copy(tmp_path / "lab", "http://127.0.0.1:9")
+    shutil.copy(FOLDER / "schema-2.db", device.directory.journal_path)
+    device.journal().close()
+    out = tmp_path / "reports.jsonl"
+    out.write_bytes(export_reports(device.config))
+    verified = packager("device", "verify-report", out, "--repo", first_publisher.repository.root, "--json")
+    assert verified.code == 0, verified.stderr
+    assert [row["reason"] for row in verified.json["new"]] == ["", "", "too-fat"]
 
 
 def test_only_the_last_reports_are_kept_and_the_numbers_say_so(first_device: DeviceUnderTest, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_a_first_update_stages_the_release_that_the_channel_offers(
     _is(ended, Outcome.STAGED)
     assert ended.attempt.release == "1.0.0"
     assert ended.attempt.download_bytes == ended.attempt.full_bytes == site.bytes_sent("blobs/") > 0
-    assert ended.attempt.states == ("checking", "fetching", "patching", "probing", "armed")
+    assert ended.attempt.states == ("checking", "fetching", "patching", "probing", "staged")
     journal = device.journal()
     assert journal.state is State.STAGED
     assert journal.pointers == BundlePointers(candidate=publisher.digest("1.0.0"))

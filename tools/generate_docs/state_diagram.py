@@ -1,7 +1,6 @@
-"""Draws the state machine: `python -m tools.generate_docs.state_diagram > docs/state-machine.md`.
+"""Generate docs/state-machine.md: `python -m tools.generate_docs.state_diagram > docs/state-machine.md`.
 
-Everything on the page comes from the tables of `device_agent.policy.state_machine`; a test keeps the page equal to
-this output.
+The page shows the tables of `device_agent.policy.state_machine`. A test compares the page with this output.
 """
 
 from typing import Final
@@ -9,23 +8,23 @@ from typing import Final
 from device_agent.policy.state_machine import CRASH_SUSPECT_STATES, MAX_CRASHES, RECOVERY, TRANSITIONS, State
 
 STATE_MEANINGS: Final[dict[State, str]] = {
-    State.IDLE: "nothing under way; `active` serves",
-    State.CHECKING: "the verifier walks the signed metadata and decides what the channel runs now",
-    State.FETCHING: "blobs and envelopes come into the spool",
-    State.PATCHING: "the patcher decrypts, applies and seals into the store",
-    State.PROBING: "the candidate answers golden vectors in a jailed child",
-    State.STAGED: "probed while no daemon served; the next start swaps it in",
-    State.SWAPPING: "the candidate's model process starts and is published",
-    State.PROBATION: "the candidate serves under watch; the previous generation stays resident",
-    State.COMMITTING: "decided for the candidate; the pointers move",
-    State.ROLLING_BACK: "decided against the candidate, or an operator's rollback; the previous release serves again",
-    State.REJECTING: "decided against a candidate that never served; it is put into quarantine",
+    State.IDLE: "No update runs; the active release serves.",
+    State.CHECKING: "The verifier reads the signed metadata and determines the release of the channel.",
+    State.FETCHING: "The fetcher downloads blobs and envelopes into the spool.",
+    State.PATCHING: "The patcher decrypts the blobs, applies the patches and seals the bundle into the store.",
+    State.PROBING: "A jailed process loads the candidate, runs its golden vectors and measures it.",
+    State.STAGED: "The candidate passed its probe while no daemon ran; the daemon activates it when it starts.",
+    State.SWAPPING: "The candidate's model process starts, runs in shadow mode if required, and gets the requests.",
+    State.PROBATION: "The candidate serves under watch; the previous generation stays loaded.",
+    State.COMMITTING: "The candidate passed; it becomes the active release.",
+    State.ROLLING_BACK: "The candidate failed or an operator requested a rollback; the previous release serves again.",
+    State.REJECTING: "The candidate failed before it served; its bundle is put into quarantine.",
 }
 assert STATE_MEANINGS.keys() == set(State)
 
 
 def render_page() -> str:
-    """The Markdown page."""
+    """Render the Markdown page."""
     edges = [
         f"    {_mermaid_id(before)} --> {_mermaid_id(after)}: {event.value}"
         for (before, event), after in TRANSITIONS.items()
@@ -38,9 +37,12 @@ def render_page() -> str:
     ]
     return "\n".join(
         [
-            "# The state machine of an update",
+            "# State machine of an update",
             "",
             "Generated from `device_agent/policy/state_machine.py` by `python -m tools.generate_docs.state_diagram`.",
+            "",
+            "The journal records a state before the agent acts in it. The arrows are the events that lead from one "
+            "state to the next.",
             "",
             "```mermaid",
             "stateDiagram-v2",
@@ -49,11 +51,14 @@ def render_page() -> str:
             *edges,
             "```",
             "",
-            f"A restart goes on as the third column says. In a trial, being killed {MAX_CRASHES} "
-            "times in the same state",
-            f"leads to `{State.REJECTING.value}` instead: the release goes into quarantine.",
+            "After a crash or power cut, the restarted agent continues in the state of the third column. In a state",
+            f"marked in the last column, the candidate may have caused the crash: after {MAX_CRASHES} crashes in the "
+            "same state",
+            f"with the same candidate, the agent continues in `{State.REJECTING.value}` instead, which puts the bundle "
+            "into",
+            "quarantine.",
             "",
-            "| state | meaning | after a restart | trial |",
+            "| state | meaning | after a restart | crashes are counted |",
             "| --- | --- | --- | --- |",
             *rows,
             "",

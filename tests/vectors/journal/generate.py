@@ -1,8 +1,12 @@
-"""Makes the vectors of this folder: `python -m tests.vectors.journal.generate`. Files of old schemas are written by the
-statements of then, never by today's code.
+"""Write the vectors of this folder: `python -m tests.vectors.journal.generate`.
 
-- schema-1.db: as an agent of schema 1 left it, with 1.0.0 active; records had no checksum yet.
-- schema-99.db: of an agent that is newer than this one.
+Files of old schemas are written by the statements and rows of the agent of that time, never by today's code.
+
+- schema-1.db: written by an agent of schema 1, with 1.0.0 active; records had no checksum yet.
+- schema-2.db: written by an agent of schema 2: three reports, five attempts in the history, one bundle in quarantine, a
+  paused device, one crash while probing, and 1.3.0 in the state that was called `armed`, with a verdict. schema-2.jsonl
+  contains its rows as that agent wrote them: kind, key, body, checksum.
+- schema-99.db: claims a schema that is newer than this agent.
 - record-flipped.db: schema 2, one character of a record's body changed.
 - not-a-database.db: text.
 """
@@ -11,7 +15,7 @@ import json
 import sqlite3
 from pathlib import Path
 
-from device_agent.storage.database import checksum
+from device_agent.storage.journal_schema import checksum
 
 FOLDER = Path(__file__).parent
 DIGEST = "5e" * 32
@@ -20,6 +24,11 @@ RECORDS = {
     ("machine", "state"): {"state": "idle"},
     ("kills", f"{DIGEST}:probing"): {"count": 2},
 }
+
+
+def schema_2_rows() -> list[tuple[str, str, str, str]]:
+    """Return the rows of schema-2.db: kind, key, body, checksum."""
+    return [tuple(json.loads(line)) for line in (FOLDER / "schema-2.jsonl").read_text().splitlines()]
 
 
 def main() -> None:
@@ -33,6 +42,13 @@ def main() -> None:
         )
         db.executemany("INSERT INTO record VALUES (?, ?, ?)", rows)
         db.execute("PRAGMA user_version = 1")
+    with sqlite3.connect(FOLDER / "schema-2.db") as db:
+        db.execute(
+            "CREATE TABLE record (kind TEXT NOT NULL, key TEXT NOT NULL, body TEXT NOT NULL, sha256 TEXT NOT NULL, "
+            "PRIMARY KEY (kind, key)) WITHOUT ROWID"
+        )
+        db.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", schema_2_rows())
+        db.execute("PRAGMA user_version = 2")
     for name, version in (("schema-99.db", 99), ("record-flipped.db", 2)):
         with sqlite3.connect(FOLDER / name) as db:
             db.execute(
