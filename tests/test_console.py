@@ -156,7 +156,7 @@ def test_an_interrupt_while_a_command_starts_is_no_traceback(package: str) -> No
 import sys
 class Interrupt:
     def find_spec(self, name, *_):
-        if name == "{package}.cli":
+        if name == "{package}.commands.root":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt())
 from {package}.__main__ import main

@@ -45,7 +45,7 @@ class _Parent:
     def event(self, value: object) -> None:
         """Progress is of no interest."""
 
-    def ask(self, value: dict[str, Any], fds: Sequence[int] = ()) -> Message:
+    def request(self, value: dict[str, Any], fds: Sequence[int] = ()) -> Message:
         assert self._on_ask is not None
         answer, answer_fds = self._on_ask(Message(value, tuple(fds)))
         return Message(answer, tuple(answer_fds))

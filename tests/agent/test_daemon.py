@@ -207,7 +207,7 @@ def test_a_second_daemon_finds_the_directory_taken(installed: DeviceUnderTest) -
     installed.start()
     second = installed.command("run")
     assert second.returncode == 4
-    assert '"busy"' in second.stderr
+    assert '"device-locked"' in second.stderr
 
 
 def test_the_control_socket_is_for_its_owner_alone(installed: DeviceUnderTest) -> None:

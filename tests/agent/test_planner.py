@@ -69,7 +69,7 @@ def test_the_cheapest_path_wins_whatever_its_length() -> None:
     assert sizes(WAYS, set()) == [1000]
     assert sizes(WAYS, {B}) == [100]
     assert sizes(WAYS, {A}) == [150, 100]
-    assert sizes(WAYS, {A}, max_chain=1) == [300]
+    assert sizes(WAYS, {A}, max_steps=1) == [300]
 
 
 def test_between_equal_costs_the_shorter_path_wins() -> None:

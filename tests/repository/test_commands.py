@@ -161,7 +161,7 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
     assert "days left" in terminal.text("repo", "status")
     from packager.repository import repository_status
 
-    monkeypatch.setattr(repository_status, "SOON_SHARE", 1.1)
+    monkeypatch.setattr(repository_status, "DUE_SHARE", 1.1)
     assert terminal.json("repo", "status", status=4)["is_due"]
 
 

@@ -141,7 +141,7 @@ def test_the_second_of_two_publishers_is_told_who_won(shop: MetadataPublisher) -
 
 
 def test_a_held_lock_is_said_with_its_holder(shop: MetadataPublisher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(layout, "LOCK_TIMEOUT_S", 0.0)
     with layout.lock_repository(layout.RepositoryLayout(shop.repository.root)):
         with pytest.raises(PublishConflict) as busy:
             shop.repository.publish()

@@ -163,7 +163,7 @@ def test_a_model_whose_memory_grows_leaks() -> None:
     class Leaking(LoadedModel):
         held: ClassVar[list[bytes]] = []
 
-        def ask(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
             self.held.append(os.urandom(16) * 500_000)
             return super().infer(inputs)
 
