@@ -1,17 +1,19 @@
-"""Which release a device may believe, decided from documents that are already authentic.
+"""The acceptance rules: decide from authentic documents whether a device may install a release.
 
-Pure: no file, no clock, no network, no TUF. The device's verifier and the publisher call the same functions, and the
-supervisor, which imports neither tuf nor cryptography, reads the result.
+Pure: no files, clock, network or TUF. The device's verifier and the publisher's client check call the same functions.
+The supervisor, which loads neither tuf nor cryptography, reads the result.
 
-Rules, in this order:
-1. The rollout is the one asked for (family and channel), and the manifest is of that family.
-2. Rollout and manifest agree on version, counter and identity (the manifest's digest without its patches).
+Rules of `accept`, in this order:
+1. The rollout is of the requested family and channel, and the manifest is of the same family.
+2. Rollout and manifest agree on version, counter and release digest (the manifest's digest without its patches).
 3. The manifest lists the channel.
-4. (counter epoch, counter) reaches the floor, and the epoch is not below the floor's.
-5. A counter that is already known has the identity that it had.
-6. The agent is new enough.
-7. What is accepted raises the floor to (epoch, the manifest's `min_counter`); the floor never falls.
-Only `accept` makes a `VerifiedRelease` (and `from_verifier`, which reads what the verifier process made of one).
+4. (counter epoch, counter) is at least the rollback floor, and the epoch is at least the floor's.
+5. A counter that is already known belongs to the same release digest.
+6. The agent has at least the version that the manifest requires.
+7. An accepted release raises the floor to (counter epoch, `min_counter` of the manifest); the floor never falls.
+
+A `VerifiedRelease` is a proof: only `accept` creates one, and `VerifiedRelease.from_verifier`, which reads one that the
+verifier process sent.
 """
 
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from bundle.errors import (
     AgentTooOld,
     Bug,
     CounterReused,
+    MetadataExpired,
     ReleaseMismatch,
     RollbackRefused,
     WrongChannel,
@@ -31,19 +34,24 @@ from bundle.manifest import Manifest, parse_manifest
 from bundle.rollout import Rollout, bucket, parse_rollout
 from bundle.strict_json import JSON, MAX_INTEGER, SHA256_HEX_PATTERN, StrictObject, decode, encode
 
-MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the facts
+MAX_VERIFIED_BYTES: Final = 2 * 1024 * 1024  # manifest, rollout and fleet at their limits, and the context
 
 _ACCEPTANCE_PROOF: Final = object()
 
 
 class ReleaseCounter(NamedTuple):
-    """A counter below its epoch; compares epoch first. Targets signs the epoch, the release role the counter."""
+    """A release counter in its counter epoch; the epoch compares first.
+
+    Attributes:
+        epoch: signed by the targets role; advanced when counters must start again.
+        counter: signed by the release role; grows with every release of a family.
+    """
 
     epoch: int
     counter: int
 
     def as_json(self) -> dict[str, JSON]:
-        """{epoch, counter}."""
+        """Return the object `{epoch, counter}`."""
         return {"epoch": self.epoch, "counter": self.counter}
 
     def __str__(self) -> str:
@@ -55,14 +63,14 @@ ZERO_COUNTER: Final = ReleaseCounter(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """What the verifier found out beside the documents.
+    """Facts of one check beside the documents.
 
     Attributes:
         repository_id: SHA-256 of the bytes of the first root, hexadecimal.
-        counter_epoch: of the family, from its delegation.
+        counter_epoch: counter epoch of the family, from its delegation.
         checked_at_s: the time that expiry was judged by, Unix seconds.
-        expires_at_s: the earliest expiry of all metadata that this rests on, Unix seconds.
-        timestamp_version: of the timestamp role; grows with everything published.
+        expires_at_s: the earliest expiry of all metadata that the release rests on, Unix seconds.
+        timestamp_version: version of the timestamp role; grows with every publication.
     """
 
     repository_id: str
@@ -74,12 +82,14 @@ class CheckContext:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedRelease:
-    """A release that every rule held for. `fetch`, `patch` and `stage` take nothing else.
+    """A release that passed all acceptance rules; download, patching and staging accept nothing else.
 
     Attributes:
-        manifest, rollout, fleet: the authentic documents.
-        facts: what the check found beside them.
-        floor: of the family, after this release (rule 7).
+        manifest: the release's manifest.
+        rollout: the rollout that selects the release.
+        fleet: the fleet document of the same check.
+        context: facts of the check.
+        floor: rollback floor of the family after this release.
     """
 
     manifest: Manifest
@@ -91,35 +101,35 @@ class VerifiedRelease:
 
     def __post_init__(self) -> None:
         if self._proof is not _ACCEPTANCE_PROOF:
-            raise Bug("VerifiedRelease is made by bundle.acceptance.accept only")
+            raise Bug("a VerifiedRelease is created by bundle.acceptance.accept only")
 
     @property
     def repository_id(self) -> str:
-        """Identity of the repository, as envelopes bind it."""
+        """The id of the repository, which envelopes are bound to."""
         return self.context.repository_id
 
     @property
     def counter_epoch(self) -> int:
-        """Of the family, signed by targets."""
+        """The counter epoch of the family, signed by the targets role."""
         return self.context.counter_epoch
 
     @property
     def checked_at_s(self) -> int:
-        """Unix seconds."""
+        """The time that expiry was judged by, in Unix seconds."""
         return self.context.checked_at_s
 
     @property
     def expires_at_s(self) -> int:
-        """Unix seconds; from then on nothing new is activated on the strength of this check."""
+        """The time in Unix seconds from which this check no longer allows an activation."""
         return self.context.expires_at_s
 
     @property
     def counter(self) -> ReleaseCounter:
-        """Of the release, below its epoch."""
+        """The counter of the release, in its counter epoch."""
         return ReleaseCounter(self.context.counter_epoch, self.manifest.counter)
 
     def as_json(self) -> dict[str, JSON]:
-        """For the way from the verifier process to the supervisor."""
+        """Return the object that the verifier process sends to the supervisor."""
         return {
             "manifest": self.manifest.as_json(),
             "rollout": self.rollout.as_json(),
@@ -130,7 +140,11 @@ class VerifiedRelease:
 
     @classmethod
     def from_verifier(cls, value: JSON) -> "VerifiedRelease":
-        """Inverse of `as_json`, for what our own verifier process said. Raises MalformedRefused."""
+        """Parse the object that the verifier process sent; inverse of `as_json`.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         fields = StrictObject(value, "verified release")
         facts = fields.object("facts")
         out = cls(
@@ -154,13 +168,13 @@ class VerifiedRelease:
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """Whether this device activates a release now.
+    """The answer to: may this device activate a release now?
 
     Attributes:
-        is_eligible: may it?
-        reason: "eligible", "metadata-expired", "halted", "not-in-cohort", "not-in-percent" or "outside-window".
+        is_eligible: True if it may.
+        reason: "eligible", "metadata-expired", "halted", "not-in-cohort", "not-in-percentage" or "outside-window".
         detail: one line for a person.
-        retry_at_s: when the answer may change by time alone, Unix seconds, or None.
+        retry_at_s: Unix seconds from which time alone may change the answer, or None.
     """
 
     is_eligible: bool
@@ -181,26 +195,31 @@ def accept(
     known_releases: Mapping[ReleaseCounter, str],
     agent_version: str,
 ) -> VerifiedRelease:
-    """Decide on authentic documents.
+    """Apply the acceptance rules to authentic documents and return the proof.
 
     Args:
-        manifest: from the target of the release role that the rollout names.
-        rollout: from the rollout role.
-        fleet: from the fleet role.
-        facts: of this check.
-        family, channel: what the device is configured for.
-        floor: remembered for the family; ZERO at first.
-        known: remembered counter → identity of the release.
-        agent_version: dotted numbers.
+        manifest: the manifest of the release that the rollout names, signed by the release role.
+        rollout: the rollout, signed by the rollout role.
+        fleet: the fleet document, signed by the fleet role.
+        context: facts of this check.
+        family: the family that the device is configured for.
+        channel: the channel that the device is configured for.
+        floor: stored rollback floor of the family; ZERO_COUNTER before the first release.
+        known_releases: stored release digest by counter.
+        agent_version: version of the agent, numbers joined by dots.
 
     Raises:
-        ReleaseMismatchRefused, CounterReusedRefused, ChannelRefused, RollbackRefused, AgentTooOldRefused.
+        ReleaseMismatch: family, channel, version, counter or release digest disagree (rules 1 and 2).
+        WrongChannel: the manifest does not list the channel (rule 3).
+        RollbackRefused: the counter or its epoch is below the floor (rule 4).
+        CounterReused: the counter is known for another release (rule 5).
+        AgentTooOld: the manifest requires a newer agent (rule 6).
     """
     _check_agreement(manifest, rollout, family, channel)
     if channel not in manifest.channels:
         raise WrongChannel(
-            f"release {manifest.version} of {family!r} is made for {_join_names(manifest.channels)},"
-            f" and offered on channel {channel!r}",
+            f"release {manifest.version} of {family!r} is made for channels"
+            f" {_join_names(manifest.channels)}, and the rollout offers it on channel {channel!r}",
             hint="point the rollout of this channel at a release whose manifest lists the channel",
         )
     counter = ReleaseCounter(context.counter_epoch, manifest.counter)
@@ -209,43 +228,52 @@ def accept(
             f"release {manifest.version} of {family!r} has counter {counter}, the floor is {floor}",
             hint=f"publish a release with a counter of at least {floor.counter}",
         )
-    identity = manifest.digest_without_patches()
-    if known_releases.get(counter, identity) != identity:
+    found = manifest.digest_without_patches()
+    if known_releases.get(counter, found) != found:
         raise CounterReused(
             f"release {manifest.version} of {family!r} has counter {counter}, which is known for a release with"
-            f" identity {known_releases[counter][:16]}…, found {identity[:16]}…",
-            hint="a changed release needs a counter of its own",
+            f" digest {known_releases[counter][:16]}…, found {found[:16]}…",
+            hint="publish the changed release with a new counter",
         )
     if _parse_dotted_version(agent_version) < _parse_dotted_version(manifest.min_agent):
         raise AgentTooOld(
             f"release {manifest.version} of {family!r} needs agent {manifest.min_agent}, this is {agent_version}",
-            hint="update the agent first",
+            hint="update the agent, then retry",
         )
     risen = max(floor, ReleaseCounter(context.counter_epoch, manifest.min_counter))
     return VerifiedRelease(manifest, rollout, fleet, context, risen, _ACCEPTANCE_PROOF)
 
 
 def check_eligibility(release: VerifiedRelease, device_id: str, cohort: str, now_s: int) -> Eligibility:
-    """May this device activate the release at `now_s`? Asked at planning and again right before activation."""
+    """Decide whether a device may activate a release; called when planning and before activation.
+
+    Args:
+        release: the release that the last check verified.
+        device_id: id of the device, 64 hexadecimal digits.
+        cohort: name of the device's cohort.
+        now_s: the current time, Unix seconds.
+    """
     rollout = release.rollout
     if now_s >= release.expires_at_s:
         return Eligibility(
-            False, "metadata-expired", f"the check expired {now_s - release.expires_at_s} s ago: check again"
+            False, MetadataExpired.reason, f"the check expired {now_s - release.expires_at_s} s ago: check again"
         )
     if rollout.halted:
         return Eligibility(False, "halted", f"the rollout of {rollout.version} is halted: {rollout.note or 'no note'}")
     if rollout.cohorts and cohort not in rollout.cohorts:
         return Eligibility(
-            False, "not-in-cohort", f"the rollout is for {_join_names(rollout.cohorts)}, this is {cohort!r}"
+            False, "not-in-cohort", f"the rollout is for cohorts {_join_names(rollout.cohorts)}, this is {cohort!r}"
         )
-    place = bucket(rollout.salt, device_id)
-    if place >= rollout.percent_bp:
+    device_bp = bucket(rollout.salt, device_id)
+    if device_bp >= rollout.percent_bp:
         return Eligibility(
-            False, "not-in-percent", f"this device is at {place} of 10000, the rollout covers {rollout.percent_bp}"
+            False,
+            "not-in-percentage",
+            f"this device is at {device_bp / 100:.2f} %, the rollout covers {rollout.percent_bp / 100:.2f} %",
         )
     if rollout.windows and not any(window.start_s <= now_s < window.end_s for window in rollout.windows):
         opens = min((window.start_s for window in rollout.windows if window.start_s > now_s), default=None)
-        when = "no window is left" if opens is None else f"the next window opens in {opens - now_s} s"
+        when = "all windows have closed" if opens is None else f"the next window opens in {opens - now_s} s"
         return Eligibility(False, "outside-window", when, opens)
     return Eligibility(True, "eligible", f"release {rollout.version} may be activated")
 
@@ -257,7 +285,7 @@ def _check_agreement(manifest: Manifest, rollout: Rollout, family: str, channel:
         ("manifest family", manifest.family, family),
         ("manifest version", manifest.version, rollout.version),
         ("manifest counter", manifest.counter, rollout.counter),
-        ("manifest identity", manifest.digest_without_patches(), rollout.manifest_digest),
+        ("manifest digest without patches", manifest.digest_without_patches(), rollout.manifest_digest),
     )
     for what, found, expected in pairs:
         if found != expected:
@@ -276,7 +304,11 @@ def _join_names(names: tuple[str, ...]) -> str:
 
 
 def parse_counter(fields: StrictObject) -> ReleaseCounter:
-    """A counter object {epoch, counter}. Raises MalformedRefused."""
+    """Parse an object `{epoch, counter}`.
+
+    Raises:
+        Malformed: the object does not follow its schema.
+    """
     out = ReleaseCounter(fields.integer("epoch", 0, MAX_INTEGER), fields.integer("counter", 0, MAX_INTEGER))
     fields.reject_unknown()
     return out

@@ -1,18 +1,10 @@
-"""Every way in which this software says no, and the exit code of each.
+"""Errors of all packages; docs/errors.md is generated from these classes and their subclasses.
 
-    AirweightsError
-    ├── Invalid       2   the caller's own input is wrong: a file, an option, a configuration; mend it and try again
-    ├── Refused       3   somebody's bytes are wrong: never retry the same bytes
-    ├── Unavailable   4   network, disk, lock: retry with backoff
-    ├── Unfit         5   the model fails a gate or a health check: keep the old one
-    └── Bug          70   an illegal transition or a broken promise of our own: stop loudly
-
-Rules:
-1. A class is a cause. `reason` is its stable name in logs, `--json`, device reports and tests; once released it never
-   changes.
-2. The message is one line: what was found, what was expected, where. The hint, if there is one, says what to do.
-3. A subclass sets `reason` and inherits its kind's exit code; nothing else decides an exit code.
-4. Foreign exceptions are translated where they enter, with `raise ... from`.
+A class is a cause: its name is its `reason` in CamelCase, and `reason` is its stable name in logs, `--json`, device
+reports and tests. Its kind (`KINDS`) is how the caller must react, and only the kind sets the exit code. The first
+sentence of its docstring says what was found, the next ones what to do; without them the kind's sentence applies. An
+error's message is one line (what was found, what was expected, where), its hint is one imperative line. Errors of other
+libraries are translated where they enter, with `raise ... from`.
 """
 
 from collections.abc import Iterator
@@ -20,11 +12,11 @@ from typing import ClassVar
 
 
 class AirweightsError(Exception):
-    """Base of all errors.
+    """Base class of all errors of this software.
 
     Args:
-        message: one line, no trailing period needed; found, expected, where.
-        hint: one line a person can act on, or None.
+        message: one line without a final period: what was found, what was expected, and where.
+        hint: one imperative line for a person, or None.
     """
 
     reason: ClassVar[str] = "error"
@@ -36,40 +28,40 @@ class AirweightsError(Exception):
         self.hint = hint
 
     def as_dict(self) -> dict[str, str | int | None]:
-        """The error object that `--json` prints on stderr."""
+        """Return the error object that `--json` prints to stderr (docs/schemas/error.json)."""
         return {"reason": self.reason, "message": self.message, "hint": self.hint, "exit_code": self.exit_code}
 
 
 class Invalid(AirweightsError):
-    """The caller's own input is wrong."""
+    """The input is invalid. Fix the command, file or configuration, then try again."""
 
     reason = "invalid"
     exit_code = 2
 
 
 class Refused(AirweightsError):
-    """Bytes that came from elsewhere are wrong, or not allowed here."""
+    """Received bytes are wrong or not allowed. Do not retry the same bytes; find out where they came from."""
 
     reason = "refused"
     exit_code = 3
 
 
 class Unavailable(AirweightsError):
-    """Something that may be there later is not there now."""
+    """A resource is unavailable: network, disk or lock. Retry later; the agent does so by itself."""
 
     reason = "unavailable"
     exit_code = 4
 
 
 class Unfit(AirweightsError):
-    """A model does not pass a gate or a health check."""
+    """A model failed an accuracy gate or a health check. Fix the model; the current one stays active."""
 
     reason = "unfit"
     exit_code = 5
 
 
 class Bug(AirweightsError):
-    """This software broke its own rule."""
+    """An internal rule of this software was broken. Report it, with AIRWEIGHTS_TRACEBACK=1 set."""
 
     reason = "bug"
     exit_code = 70
@@ -79,193 +71,193 @@ KINDS: tuple[type[AirweightsError], ...] = (Invalid, Refused, Unavailable, Unfit
 
 
 class InvalidUsage(Invalid):
-    """An option or argument that the command does not take."""
+    """The command does not accept an option or argument. Run the command with --help."""
 
     reason = "invalid-usage"
 
 
 class OsFailure(Unavailable):
-    """The operating system refused: no permission, an error of the medium, no such file where one was promised."""
+    """The operating system refused an operation: no permission, full disk, missing file. Check the path."""
 
     reason = "os-failure"
 
 
 class Malformed(Refused):
-    """A document that is not of its schema: unknown version, unknown or missing field, duplicate key, trailing byte."""
+    """A document does not follow its schema: unknown version, unknown or missing field, duplicate key."""
 
     reason = "malformed"
 
 
 class TooLarge(Refused):
-    """Something is longer than its limit; the limit is named in the message."""
+    """A file or document is longer than its limit, which the message names."""
 
     reason = "too-large"
 
 
 class DigestMismatch(Refused):
-    """Bytes whose SHA-256 or length is not the signed one."""
+    """A file does not have the signed length and SHA-256. Fetch it again from another mirror."""
 
     reason = "digest-mismatch"
 
 
 class NotAuthentic(Refused):
-    """Ciphertext that does not open: wrong key and changed bytes are never told apart."""
+    """Ciphertext does not decrypt: a wrong key and changed bytes are never distinguished."""
 
     reason = "not-authentic"
 
 
 class KeyCommitmentMismatch(Refused):
-    """A content key that is not the one the manifest commits to."""
+    """A content key is not the one that the manifest commits to."""
 
     reason = "key-commitment-mismatch"
 
 
 class PatchRefused(Refused):
-    """A patch that cannot be applied; the subclasses say why."""
+    """A patch cannot be applied. Do not retry it; another patch or the full download may still work."""
 
     reason = "patch-refused"
 
 
 class WrongBase(PatchRefused):
-    """The patch was made for a base with other files than the one at hand."""
+    """A patch was created for a base bundle with other files. Use a patch from the bundle at hand."""
 
     reason = "wrong-base"
 
 
 class PatchVersionUnsupported(PatchRefused):
-    """Not a patch, or one of a version that this decoder does not know."""
+    """A file is not a patch, or has a format version that this decoder does not know. Update the agent."""
 
     reason = "patch-version-unsupported"
 
 
 class PatchFeatureUnsupported(PatchRefused):
-    """The patch needs a decoder feature that is not here: an unknown one, or a library that is not installed."""
+    """A patch needs a decoder feature that is unknown or not installed. Update the agent or its libraries."""
 
     reason = "patch-feature-unsupported"
 
 
 class PatchTruncated(PatchRefused):
-    """The patch ends before its END frame."""
+    """A patch ends before its END frame. Fetch it again."""
 
     reason = "patch-truncated"
 
 
 class PatchCorrupt(PatchRefused):
-    """A checksum does not hold, a payload does not decode, or a field has no meaning."""
+    """A patch has a wrong checksum, an undecodable payload or a meaningless field."""
 
     reason = "patch-corrupt"
 
 
 class PatchRangeInvalid(PatchRefused):
-    """A range lies outside its file table, overlaps another one in the target, or leaves a hole there."""
+    """A patch has a range outside of its files, or its target ranges overlap or leave a gap."""
 
     reason = "patch-range-invalid"
 
 
 class PatchLimitExceeded(PatchRefused):
-    """The patch asks for more memory than the decoder's limits, or than its own header announces."""
+    """A patch needs more memory than the decoder allows or the patch header declares."""
 
     reason = "patch-limit-exceeded"
 
 
 class PatchTargetMismatch(PatchRefused):
-    """A file was rebuilt to the end and its SHA-256 is not the table's."""
+    """A file that the patch rebuilt does not have the SHA-256 of the patch's file table."""
 
     reason = "patch-target-mismatch"
 
 
 class DownloadFailed(Unavailable):
-    """A transfer that failed: no connection, an error of the server, cut short, too slow."""
+    """A download failed: no connection, a server error, or an interrupted transfer. Check network and URL."""
 
     reason = "download-failed"
 
 
 class NotFound(DownloadFailed):
-    """The server says that there is no such file (404, and 403 from stores that hide which files they have)."""
+    """The server has no such file: it answered 404, or 403 to hide it. Check the repository URL."""
 
     reason = "not-found"
 
 
 class MetadataExpired(Unavailable):
-    """Signed metadata that is past its expiry: a stale mirror, a publisher who stopped, or somebody who replays."""
+    """Signed metadata has expired: outdated mirror, stopped publisher or replay. Renew the metadata."""
 
     reason = "metadata-expired"
 
 
 class NoRollout(Unavailable):
-    """The repository has no rollout for this family and channel."""
+    """The repository has no rollout for the family and channel. Check both names, or publish a rollout."""
 
     reason = "no-rollout"
 
 
 class CheckInProgress(Unavailable):
-    """Another check of the same device is running."""
+    """Another trust check of the same device is running. Retry when it has finished."""
 
     reason = "check-in-progress"
 
 
 class TrustStateLost(Unavailable):
-    """Both memory slots are lost, and what is offered is not fresh online metadata."""
+    """Both copies of the trust state are lost, and only offline metadata is available. Check online once."""
 
     reason = "trust-state-lost"
 
 
 class UntrustedMetadata(Refused):
-    """Metadata that too few of its role's keys signed, or that contradicts the metadata above it."""
+    """Metadata has too few valid signatures of its role, or contradicts the metadata above it."""
 
     reason = "untrusted-metadata"
 
 
 class RollbackRefused(Refused):
-    """Something older than what was already accepted: metadata, a release, the floor."""
+    """Metadata or a release is older than one that was accepted before."""
 
     reason = "rollback-refused"
 
 
 class ReleaseMismatch(Refused):
-    """The rollout and the manifest, which two roles sign, do not agree."""
+    """Rollout and manifest, which two roles sign, disagree. Publish a rollout for the listed release."""
 
     reason = "release-mismatch"
 
 
 class CounterReused(ReleaseMismatch):
-    """A counter that is already known for a release with other content."""
+    """A release has the counter of another known release. Publish the changed release with a new counter."""
 
     reason = "counter-reused"
 
 
 class WrongChannel(Refused):
-    """The release is not made for the channel that offers it."""
+    """A release is not made for the channel that offers it. Point the channel at a release that lists it."""
 
     reason = "wrong-channel"
 
 
 class ReleaseWithdrawn(Refused):
-    """The rollout names a release that its release role does not list: withdrawn, or never released."""
+    """A rollout names a release that was withdrawn or never released. Point it at a listed release."""
 
     reason = "release-withdrawn"
 
 
 class AgentTooOld(Refused):
-    """The release asks for a newer agent."""
+    """A release needs a newer agent. Update the agent first."""
 
     reason = "agent-too-old"
 
 
 class OfflinePackRefused(Refused):
-    """Metadata of an offline pack that comes from a server, or a pack that lives longer than root allows."""
+    """Metadata of an offline pack came from a server or is valid for too long. Create a new pack."""
 
     reason = "offline-pack-refused"
 
 
 class EnrollmentRefused(Refused):
-    """An enrollment request that does not prove its keys, or contradicts what is registered."""
+    """An enrollment request does not prove its keys, or contradicts the registry. Create a new request."""
 
     reason = "enrollment-refused"
 
 
 def subclasses(root: type[AirweightsError] = AirweightsError) -> Iterator[type[AirweightsError]]:
-    """Every loaded class below `root`, depth first."""
-    for child in root.__subclasses__():
-        yield child
-        yield from subclasses(child)
+    """Yield every loaded subclass of `root`, depth first."""
+    for subclass in root.__subclasses__():
+        yield subclass
+        yield from subclasses(subclass)

@@ -10,7 +10,7 @@ import pytest
 
 from bundle import console
 from bundle.errors import KINDS, AirweightsError, DigestMismatch, Unavailable
-from tools.generate_docs.__main__ import all_errors
+from tools.generate_docs.error_page import written_errors
 
 
 def fail_with(error: BaseException) -> int:
@@ -90,7 +90,7 @@ def test_a_bar_on_a_terminal_ends_its_line(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_error_class_has_a_reason_of_its_own_and_its_kinds_exit_code() -> None:
     seen: dict[str, type[AirweightsError]] = {}
-    for error in (*KINDS, *all_errors()):
+    for error in (*KINDS, *written_errors()):
         kinds = [kind for kind in KINDS if issubclass(error, kind)]
         assert len(kinds) == 1, error
         assert error.exit_code == kinds[0].exit_code, error

@@ -1,1 +1,1 @@
-"""Programs for the people who work on this repository."""
+"""Programs for developers of this repository; they are not part of the distribution."""

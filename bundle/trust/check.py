@@ -1,27 +1,42 @@
-"""One check: from a repository's URL to a `VerifiedRelease`, or to an error that says why not.
+"""One trust check: from a repository's URL to a `VerifiedRelease`, or to an error with the cause.
 
-Rules, in this order:
-1. One check at a time on a cache (a lock).
-2. TUF's own walk: root, timestamp, snapshot, targets, each signed by its threshold and unexpired at our time.
-3. Our memory: no role is older than remembered, or the same version with other content, while what is remembered still
-   verifies under the role's current keys; root's version binds always.
-4. The rollout comes from `rollout-<family>`, the manifest that it names from `release-<family>`, the fleet document
-   from `fleet`. Targets itself lists nothing.
-5. What verified is remembered, whatever becomes of the release; the floor rises only with an accepted one.
-6. Acceptance (bundle.acceptance).
-7. Metadata of an offline pack is believed only from a `file:` URL, and never longer than root allows.
+Theory of operation. A check answers one question: which release may this device install for one family and channel?
+Symbols:
+    t           the time that expiry is judged by, Unix seconds (`bundle.trust.clock.current_time`)
+    T           the time floor: the latest time that signed metadata proved to have passed, Unix seconds
+    V[r]        the newest verified version of role r, with the digest of its signed part and the keys that signed it
+    F           the rollback floor of the family, a pair (counter epoch, counter)
+    K           the known releases of the family: (counter epoch, counter) -> digest of the manifest without patches
+T, V, F and K are the trust state. The device stores it durably (`bundle.trust.trust_state`), because tuf's own cache is
+not synced to the disk, and accepts older metadata after both timestamp and snapshot were damaged.
+
+1. Lock. Only one check at a time uses a cache directory.
+2. Walk. tuf loads root, timestamp, snapshot and targets, in this order. Each must be signed by the threshold of its
+   role's keys and must not have expired at t. Root is walked one version at a time from the shipped root; t is read
+   after this walk, because a root with new timestamp keys resets T.
+3. Offline packs. Timestamp, snapshot and rollout of an offline pack (field `x-pack`) are accepted only from a `file:`
+   URL, and only if they are valid for at most the number of days that root sets (`x-pack-max-days`).
+4. Memory of versions. A role r may not be older than V[r], nor have the same version with other content. For roles
+   other than root this binds only while the stored document still has a threshold of signatures by the role's current
+   keys: an attacker who published a huge version number with a stolen key is overcome by replacing the key.
+5. Delegations. Targets lists no files itself. It delegates to `rollout-<family>` (which release a channel runs),
+   `release-<family>` (manifests) and `fleet` (cohort keys). A file counts only if the role that owns its kind lists it.
+6. Time floor. T rises to the signing time of the timestamp role (`x-issued-at`) if root, targets and the release role
+   are unexpired at that time. It never follows the system clock.
+7. Persist. T and V are stored as soon as the metadata is verified, even if the release is refused afterwards. F and K
+   are stored only after the release was accepted.
+8. Acceptance. `bundle.acceptance.accept` compares rollout and manifest with each other and with F and K, and raises F.
 """
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from tuf.api.metadata import DelegatedRole, Root, TargetFile, Targets
+from tuf.api.metadata import DelegatedRole, Root, Signed, TargetFile, Targets
 from tuf.api.serialization.json import CanonicalJSONSerializer
 
 from bundle.acceptance import CheckContext, VerifiedRelease, accept
@@ -29,7 +44,6 @@ from bundle.errors import (
     CheckInProgress,
     Malformed,
     NoRollout,
-    OfflinePackRefused,
     ReleaseWithdrawn,
     RollbackRefused,
     TrustStateLost,
@@ -40,12 +54,11 @@ from bundle.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from bundle.rollout import MAX_ROLLOUT_BYTES, Rollout, parse_rollout
 from bundle.strict_json import SHA256_HEX_PATTERN
 from bundle.trust.clock import ISSUED_AT_FIELD, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
+from bundle.trust.offline_pack import check_pack_role, is_file_url
 from bundle.trust.public_keys import key_digest
 from bundle.trust.role_names import (
     COUNTER_EPOCH_FIELD,
     FLEET_ROLE,
-    PACK_FIELD,
-    PACK_MAX_DAYS_FIELD,
     REPOSITORY_ID_FIELD,
     release_role,
     release_target,
@@ -55,21 +68,22 @@ from bundle.trust.role_names import (
 from bundle.trust.trust_state import RoleVersion, TrustState, TrustStateStore
 from bundle.trust.updater import Fetch, TrustedUpdater, translate_errors
 
-DAY_S: Final = 86_400
-
 
 @dataclass(frozen=True, slots=True)
 class CheckRequest:
-    """What a check needs to know.
+    """Parameters of one check.
 
     Attributes:
-        cache_dir: for tuf's cache; not trusted.
-        bootstrap_root: bytes of the shipped root.
-        metadata_url, targets_url: bases.
-        family, channel: what to check for.
-        clock: what is known of time.
-        agent_version: dotted numbers.
-        rebuilt: what other stores of the device still know, for what the slots know nothing of.
+        cache_dir: directory for tuf's cache and the lock; its content is not trusted.
+        bootstrap_root: bytes of the root metadata that the software was shipped with.
+        metadata_url: base URL of the metadata files, with or without a trailing slash.
+        targets_url: base URL of the target files, with or without a trailing slash.
+        family: the family to check for.
+        channel: the channel to check for.
+        clock: the clock readings of the caller.
+        agent_version: version of the agent, numbers joined by dots.
+        rebuilt_state: floors and known releases that another store of the device still has; used for families that
+            the trust state does not contain.
     """
 
     cache_dir: Path
@@ -83,12 +97,34 @@ class CheckRequest:
     rebuilt_state: TrustState = field(default_factory=TrustState)
 
 
+@dataclass(frozen=True, slots=True)
+class SignedTimes:
+    """Times from verified metadata, in Unix seconds.
+
+    Attributes:
+        issued_at_s: when the timestamp role was signed, or None if it does not say so.
+        floor_limits_s: expiries of root, targets and the release role; the time floor stays below all of them.
+        expires_at_s: the earliest expiry of all metadata that the release rests on.
+    """
+
+    issued_at_s: int | None
+    floor_limits_s: tuple[int, ...]
+    expires_at_s: int
+
+
 def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> VerifiedRelease:
-    """Run all rules.
+    """Run one whole check and return the release that the channel runs now.
+
+    Args:
+        request: what to check for, and where.
+        fetch: the transport.
+        store: the durable trust state; written during the check.
 
     Raises:
-        Refused, Unavailable: see bundle.errors; each cause has its class.
-        OSError: the cache or the slots cannot be written.
+        CheckInProgress: another check uses the same cache directory.
+        Refused: signed bytes are wrong, older than stored ones, or not allowed; `TrustSession` lists the classes.
+        Unavailable: the repository cannot be reached, its metadata has expired, or it has no such rollout.
+        OSError: the cache or the trust state cannot be written.
     """
     with _lock_cache(request.cache_dir):
         session = TrustSession(request, fetch, store)
@@ -97,7 +133,17 @@ def check(request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> Verifi
 
 
 class TrustSession:
-    """The steps of one check, for the publisher who needs them singly. Not to be used twice."""
+    """The steps of one check, for callers that need them one by one. Use each session for one check only.
+
+    Args:
+        request: what to check for, and where.
+        fetch: the transport.
+        store: the durable trust state.
+
+    Raises:
+        Malformed: the shipped root is not TUF metadata.
+        UntrustedMetadata: the shipped root is not signed by its own keys.
+    """
 
     def __init__(self, request: CheckRequest, fetch: Fetch, store: TrustStateStore) -> None:
         self._request = request
@@ -119,48 +165,99 @@ class TrustSession:
         self._time_floor = self.trust_state.time_floor
 
     def refresh(self) -> None:
-        """Rules 2, 3 and 7 for the top-level roles; remembers them."""
+        """Verify root, timestamp, snapshot and targets, and store their versions (steps 2 to 4 of the module).
+
+        Raises:
+            DigestMismatch: a file is not the one that the metadata above it names.
+            DownloadFailed: a file cannot be fetched.
+            Malformed: a file is not TUF metadata.
+            MetadataExpired: a role has expired at the time of the check.
+            OfflinePackRefused: metadata of an offline pack came from a server, or is valid for too long.
+            RollbackRefused: a role is older than the stored version, or has the same version with other content.
+            TooLarge: a file is longer than its limit.
+            TrustStateLost: both stored copies are lost, and the repository is an offline pack.
+            UntrustedMetadata: too few keys signed a role, targets lists files itself, or root names another repository.
+            OSError: the trust state cannot be written.
+        """
         with translate_errors(self._updater):
             self._updater.refresh()
         self._repository_id = self._read_repository_id()
-        self._check_pack()
+        self._check_offline_pack()
         targets = self._updater.targets
         if targets.targets:
             raise UntrustedMetadata("targets lists files itself, expected delegations only")
-        versions = {role: self._role_version(role) for role in ("root", "timestamp", "snapshot", "targets")}
-        self._save_metadata(versions)
+        self._save_metadata(("root", "timestamp", "snapshot", "targets"))
 
     def verify_release(self) -> VerifiedRelease:
-        """Rules 4 to 6."""
-        request = self._request
-        roles = (rollout_role(request.family), release_role(request.family), FLEET_ROLE)
-        for role in roles:
+        """Verify the release that the configured channel runs now. Call `refresh` first.
+
+        Steps: 1 require the delegations; 2 read the rollout, find the manifest, read the fleet document; 3 raise the
+        time floor from signed times only; 4 store what verified, even if the release is refused below; 5 apply the
+        acceptance rules (bundle.acceptance) and store the new rollback floor.
+
+        Raises:
+            AgentTooOld: the release needs a newer agent.
+            CounterReused: the release's counter is known for a release with other content.
+            DigestMismatch: a file is not the one that the metadata above it names.
+            DownloadFailed: a file cannot be fetched.
+            Malformed: rollout, manifest, fleet document or delegation do not follow their schema.
+            MetadataExpired: a delegated role has expired at the time of the check.
+            NoRollout: the repository has no such family or channel, or no fleet document.
+            OfflinePackRefused: the rollout of an offline pack came from a server, or is valid for too long.
+            ReleaseMismatch: rollout and manifest disagree.
+            ReleaseWithdrawn: the rollout names a release that is no longer listed.
+            RollbackRefused: a role is older than the stored version, or the release is below the rollback floor.
+            TooLarge: a file is longer than its limit.
+            UntrustedMetadata: too few keys signed a delegated role, or another role lists one of the files.
+            WrongChannel: the release is not made for the channel.
+            OSError: the trust state cannot be written.
+        """
+        self._require_delegations()
+        rollout = self._read_rollout()
+        manifest_target = self._find_manifest(rollout)
+        fleet = self._read_fleet()
+        times = self._signed_times()
+        self._time_floor = raise_floor(self._time_floor, times.issued_at_s, times.floor_limits_s, self._request.clock)
+        self._save_metadata(self._delegated_roles)
+        if manifest_target is None:
+            raise _release_withdrawn(rollout, self._request)
+        manifest = self._read_manifest(manifest_target)
+        return self._accept(manifest, rollout, fleet, times.expires_at_s)
+
+    def verify_fleet(self) -> Fleet:
+        """Return the verified fleet document, for a repository that has no rollout yet. Call `refresh` first.
+
+        Raises:
+            NoRollout: the repository has no fleet document yet.
+            Refused: the document or its role is wrong, as in `verify_release`.
+            Unavailable: the document or its role cannot be fetched, or has expired.
+        """
+        return self._read_fleet()
+
+    @property
+    def _delegated_roles(self) -> tuple[str, str, str]:
+        return rollout_role(self._request.family), release_role(self._request.family), FLEET_ROLE
+
+    def _require_delegations(self) -> None:
+        for role in self._delegated_roles:
             if self._find_delegation(role) is None:
                 raise NoRollout(
-                    f"this repository has no role {role!r}", hint=f"is {request.family!r} the right family?"
+                    f"this repository has no role {role!r}", hint=f"check that {self._request.family!r} is its family"
                 )
-        rollout = self._read_rollout()
-        self._check_pack_validity(rollout_role(request.family))
-        target = self._find_target(release_role(request.family), release_target(request.family, rollout.version))
-        fleet = self._read_fleet()
-        documents = [self._updater.verified_document(role) for role in roles]
-        online = [self._updater.root, self._updater.timestamp, self._updater.snapshot, self._updater.targets]
-        expires_at_s = min(int(document.expires.timestamp()) for document in [*online, *documents])
-        self._time_floor = raise_floor(
-            self._time_floor,
-            parse_time(self._updater.timestamp.unrecognized_fields.get(ISSUED_AT_FIELD)),
-            [int(d.expires.timestamp()) for d in (self._updater.root, self._updater.targets, documents[1])],
-            request.clock,
+
+    def _signed_times(self) -> SignedTimes:
+        updater = self._updater
+        rollout, release, fleet = (updater.verified_document(role) for role in self._delegated_roles)
+        all_documents = (updater.root, updater.timestamp, updater.snapshot, updater.targets, rollout, release, fleet)
+        return SignedTimes(
+            issued_at_s=parse_time(updater.timestamp.unrecognized_fields.get(ISSUED_AT_FIELD)),
+            floor_limits_s=tuple(_expiry_s(document) for document in (updater.root, updater.targets, release)),
+            expires_at_s=min(_expiry_s(document) for document in all_documents),
         )
-        self._save_metadata({role: self._role_version(role) for role in roles})
-        if target is None:
-            raise ReleaseWithdrawn(
-                f"the rollout of channel {request.channel!r} names release {rollout.version} of {request.family!r},"
-                " which its release role does not list",
-                hint="point the rollout at a release that is listed",
-            )
-        manifest = self._read_manifest(target)
-        facts = CheckContext(
+
+    def _accept(self, manifest: Manifest, rollout: Rollout, fleet: Fleet, expires_at_s: int) -> VerifiedRelease:
+        request = self._request
+        context = CheckContext(
             repository_id=self._repository_id,
             counter_epoch=self._read_counter_epoch(),
             checked_at_s=self._updater.time_s,
@@ -171,7 +268,7 @@ class TrustSession:
             manifest,
             rollout,
             fleet,
-            facts,
+            context,
             family=request.family,
             channel=request.channel,
             floor=self.trust_state.floor(request.family),
@@ -181,56 +278,49 @@ class TrustSession:
         self._save_trust_state(self.trust_state.with_release(accepted))
         return accepted
 
-    def verify_fleet(self) -> Fleet:
-        """The verified fleet document, for a repository that has no rollout yet."""
-        return self._read_fleet()
-
     def _current_time(self, root: Root) -> int:
         if self.trust_state.roles and not self._is_still_signed("timestamp", root):
+            # the timestamp keys were replaced: a thief of the old ones may have raised the floor, so it starts anew
             reset = parse_time(root.unrecognized_fields.get(ISSUED_AT_FIELD)) or 0
             self._time_floor = TimeFloor(reset, self._request.clock.boot_id, self._request.clock.boot_elapsed_s)
         return current_time(self._request.clock, self._time_floor)
 
     def _read_repository_id(self) -> str:
         root = self._updater.root
-        first = self.trust_state.repository_id
+        expected = self.trust_state.repository_id
         if self._updater.bootstrap_version == 1:
-            first = hashlib.sha256(self._request.bootstrap_root).hexdigest()
-        claimed = root.unrecognized_fields.get(REPOSITORY_ID_FIELD, first if root.version == 1 else "")
-        if not isinstance(claimed, str) or not SHA256_HEX_PATTERN.fullmatch(claimed) or (first and claimed != first):
-            raise UntrustedMetadata(f"root {root.version} names repository {claimed!r:.80}, expected {first!r}")
-        return claimed
+            expected = hashlib.sha256(self._request.bootstrap_root).hexdigest()
+        found = root.unrecognized_fields.get(REPOSITORY_ID_FIELD, expected if root.version == 1 else "")
+        if not isinstance(found, str) or not SHA256_HEX_PATTERN.fullmatch(found) or (expected and found != expected):
+            raise UntrustedMetadata(f"root {root.version} names repository {found!r:.80}, expected {expected!r}")
+        return found
 
-    def _check_pack(self) -> None:
-        is_local = self._request.metadata_url.startswith("file:")
-        if self._is_trust_state_lost and is_local:
+    def _check_offline_pack(self) -> None:
+        if self._is_trust_state_lost and is_file_url(self._request.metadata_url):
             raise TrustStateLost(
-                "both trust memory slots are lost, and this is not an online repository",
-                hint="check online once, or let the operator restore the device",
+                "both copies of the trust state are lost, and the repository is not an online one",
+                hint="run one check against the online repository, or restore the device directory from a backup",
             )
-        self._check_pack_validity("timestamp")
-        self._check_pack_validity("snapshot")
+        self._check_pack_role("timestamp")
+        self._check_pack_role("snapshot")
 
-    def _check_pack_validity(self, role: str) -> None:
-        document = self._updater.verified_document(role)
-        if PACK_FIELD not in document.unrecognized_fields:
-            return
-        if not self._request.metadata_url.startswith("file:"):
-            raise OfflinePackRefused(f"{role} of an offline pack was offered by {self._request.metadata_url}")
-        issued = parse_time(document.unrecognized_fields.get(ISSUED_AT_FIELD))
-        limit = self._updater.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
-        expires = int(document.expires.timestamp())
-        if issued is None or not isinstance(limit, int) or expires - issued > limit * DAY_S:
-            raise OfflinePackRefused(f"{role} of the pack is valid for more than the {limit} days that root allows")
+    def _check_pack_role(self, role: str) -> None:
+        check_pack_role(role, self._updater.verified_document(role), self._updater.root, self._request.metadata_url)
 
     def _read_rollout(self) -> Rollout:
         request = self._request
         target = self._find_target(rollout_role(request.family), rollout_target(request.family, request.channel))
         if target is None:
-            raise NoRollout(f"there is no rollout for channel {request.channel!r} of {request.family!r}")
-        return parse_rollout(
-            self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
-        )
+            raise NoRollout(f"the repository has no rollout for channel {request.channel!r} of {request.family!r}")
+        data = self._read_target(target, f"{request.family}.{request.channel}.rollout.json", MAX_ROLLOUT_BYTES)
+        rollout = parse_rollout(data)
+        self._check_pack_role(rollout_role(request.family))
+        return rollout
+
+    def _find_manifest(self, rollout: Rollout) -> TargetFile | None:
+        """Return the target of the release that the rollout names, or None if it is not listed."""
+        family = self._request.family
+        return self._find_target(release_role(family), release_target(family, rollout.version))
 
     def _read_manifest(self, target: TargetFile) -> Manifest:
         return parse_manifest(self._read_target(target, f"{self._request.family}.manifest.json", MAX_MANIFEST_BYTES))
@@ -263,7 +353,8 @@ class TrustSession:
         epoch = None if delegation is None else delegation.unrecognized_fields.get(COUNTER_EPOCH_FIELD)
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 1:
             raise Malformed(
-                f"delegation of {self._request.family!r}: {COUNTER_EPOCH_FIELD} is {epoch!r}, expected 1 up"
+                f"delegation of {self._request.family!r}: {COUNTER_EPOCH_FIELD} is {epoch!r}, expected an integer of"
+                " at least 1"
             )
         return epoch
 
@@ -274,9 +365,10 @@ class TrustSession:
         return RoleVersion(document.version, digest, tuple(dict.fromkeys(signers)))
 
     def _is_still_signed(self, role: str, root: Root | None = None) -> bool:
-        remembered = self.trust_state.roles.get(role)
+        """Return whether enough of the role's current keys signed its stored document."""
+        stored = self.trust_state.roles.get(role)
         keys, threshold = self._current_keys(role, root or self._updater.root)
-        return remembered is not None and len(keys & set(remembered.signers)) >= threshold
+        return stored is not None and len(keys & set(stored.signers)) >= threshold
 
     def _current_keys(self, role: str, root: Root) -> tuple[set[str], int]:
         if role in root.roles:
@@ -286,21 +378,39 @@ class TrustSession:
             return set(), 1
         return {key_digest(delegations.keys[keyid]) for keyid in delegation.keyids}, delegation.threshold
 
-    def _save_metadata(self, versions: Mapping[str, RoleVersion]) -> None:
-        for role, version in versions.items():
-            remembered = self.trust_state.roles.get(role)
-            if remembered is None or (role != "root" and not self._is_still_signed(role)):
+    def _save_metadata(self, roles: Iterable[str]) -> None:
+        """Check the versions of verified roles against the stored ones, then store them with the time floor."""
+        versions = {role: self._role_version(role) for role in roles}
+        for role, found in versions.items():
+            stored = self.trust_state.roles.get(role)
+            if stored is None or (role != "root" and not self._is_still_signed(role)):
                 continue
-            if version.version < remembered.version:
-                raise RollbackRefused(f"{role} {version.version} offered, {remembered.version} already accepted")
-            if version.version == remembered.version and version.digest != remembered.digest:
-                raise RollbackRefused(f"{role} {version.version} offered with other content than was accepted")
+            if found.version < stored.version:
+                raise RollbackRefused(
+                    f"{role}: found version {found.version}, expected at least {stored.version}, the last accepted one"
+                )
+            if found.version == stored.version and found.digest != stored.digest:
+                raise RollbackRefused(
+                    f"{role}: version {found.version} has other content than the one that was accepted"
+                )
         self._save_trust_state(self.trust_state.with_metadata(self._repository_id, versions, self._time_floor))
 
     def _save_trust_state(self, state: TrustState) -> None:
         if not state.has_same_content(self.trust_state):
             state = self._store.save(state)
         self.trust_state = state
+
+
+def _expiry_s(document: Signed) -> int:
+    return int(document.expires.timestamp())
+
+
+def _release_withdrawn(rollout: Rollout, request: CheckRequest) -> ReleaseWithdrawn:
+    return ReleaseWithdrawn(
+        f"the rollout of channel {request.channel!r} names release {rollout.version} of {request.family!r},"
+        " which its release role does not list",
+        hint="point the rollout at a listed release: packager rollout set",
+    )
 
 
 @contextmanager
@@ -311,7 +421,7 @@ def _lock_cache(cache_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise CheckInProgress(f"another check holds {cache_dir / 'lock'}") from error
+            raise CheckInProgress(f"another check has locked {cache_dir / 'lock'}") from error
         yield
     finally:
         os.close(descriptor)

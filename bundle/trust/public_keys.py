@@ -1,4 +1,4 @@
-"""Digests of public keys, by which the same key is recognized under any key id."""
+"""Digests of public keys: they recognize the same key under any key id and encoding."""
 
 import hashlib
 
@@ -9,7 +9,10 @@ from securesystemslib.signer import Key
 
 
 def key_digest(key: Key) -> str:
-    """Names a public key whatever its key id and spelling: SHA-256 of its SubjectPublicKeyInfo, hexadecimal."""
+    """Return the SHA-256 of a key's SubjectPublicKeyInfo in DER (RFC 5280), in hexadecimal.
+
+    A key that cannot be parsed gets the SHA-256 of its type and its text, so that it still has a stable digest.
+    """
     public = str(key.keyval.get("public"))
     try:
         loaded = (

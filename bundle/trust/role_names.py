@@ -1,4 +1,4 @@
-"""Names that trust rests on: roles, targets, and the extra fields of our TUF metadata."""
+"""Names of TUF roles, targets and our extra fields in TUF metadata (docs/format.md, Repository)."""
 
 from typing import Final
 
@@ -10,20 +10,30 @@ FLEET_ROLE: Final = "fleet"
 
 
 def release_role(family: str) -> str:
-    """The role that signs a family's manifests."""
+    """Return the name of the role that signs a family's manifests."""
     return f"release-{family}"
 
 
 def rollout_role(family: str) -> str:
-    """The role that signs a family's rollouts."""
+    """Return the name of the role that signs a family's rollouts."""
     return f"rollout-{family}"
 
 
 def release_target(family: str, version: str) -> str:
-    """Name of a manifest's target."""
+    """Return the name of the target that is a release's manifest.
+
+    Args:
+        family: the family of the release.
+        version: the version of the release.
+    """
     return f"bundles/{family}/{version}.json"
 
 
 def rollout_target(family: str, channel: str) -> str:
-    """Name of a rollout's target."""
+    """Return the name of the target that is a channel's rollout.
+
+    Args:
+        family: the family of the rollout.
+        channel: the channel of the rollout.
+    """
     return f"rollouts/{family}/{channel}.json"

@@ -1,17 +1,16 @@
-"""What a device remembers of trust, kept where a cut of power cannot take it.
+"""The trust state: what a device stores between trust checks, safe against power loss.
 
-python-tuf never syncs its cache, and accepts a rollback when timestamp and snapshot are both damaged; so this memory is
-our own.
+tuf does not sync its cache, and accepts older metadata after timestamp and snapshot were both damaged. The trust state
+is therefore stored separately.
 
 Rules:
-1. Two slots, written in turn, each synced and with a checksum; the valid one with the higher sequence wins. A torn
-   write damages only the slot that it was writing.
-2. A remembered version of a role binds only while its document still verifies under the role's current keys, so that a
-   fast-forward heals by rotating the keys. Therefore the public keys that signed it are remembered with it. Root's
-   binds always.
-3. A floor never falls; a known counter keeps its identity.
-4. A memory that was made anew for one family knows nothing of the others: each of them brings its own back, from where
-   else the device keeps it, before its first release is accepted.
+- Two copies are written in turn, each with a checksum and synced to the disk. The valid copy with the higher sequence
+  number counts. An interrupted write damages only the copy that was being written.
+- A role's version is stored with the keys that signed it, because it binds only while the role's current keys still
+  verify it (bundle.trust.check). The version of root binds always.
+- A rollback floor never falls, and a known counter keeps its release digest.
+- After the loss of both copies, a state that was rebuilt for one family has no floors of the others. Each family adds
+  its own from the device's journal before its first release is accepted (`with_missing_families`).
 """
 
 import hashlib
@@ -33,9 +32,9 @@ SCHEMA: Final = "airweights.trust-memory/1"
 COPY_NAMES: Final = ("slot-a", "slot-b")
 MAX_TRUST_STATE_BYTES: Final = 4 * 1024 * 1024
 MAX_ROLES: Final = 4096
-MAX_KNOWN_RELEASES: Final = 512  # counters a family; the highest stay, and what lies below the floor is refused anyway
+MAX_KNOWN_RELEASES: Final = 512  # per family; the highest counters stay, those below the floor are refused anyway
 CHECKSUM_BYTES: Final = 32
-ROLE_NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")  # a family's name with a prefix
+ROLE_NAME_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")  # a family name with a prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +54,15 @@ class RoleVersion:
 
 @dataclass(frozen=True, slots=True)
 class TrustState:
-    """Everything that is remembered.
+    """The trust state of one device.
 
     Attributes:
-        repository_id: SHA-256 of the first root's bytes; "" before the first check.
-        roles: name → newest version.
-        floors: family → floor.
-        known: family → counter → identity.
-        time_floor: see bundle.trust.clock.
-        sequence: of the slot that it came from; 0 for none.
+        repository_id: SHA-256 of the first root's bytes, hexadecimal; "" before the first check.
+        roles: newest verified version by role name.
+        floors: rollback floor by family.
+        known_releases: by family and counter, the digest of the manifest without its patches.
+        time_floor: the latest time that signed metadata proved (bundle.trust.clock).
+        sequence: number of the copy that the state was read from; 0 if it was never stored.
     """
 
     repository_id: str = ""
@@ -74,17 +73,23 @@ class TrustState:
     sequence: int = 0
 
     def floor(self, family: str) -> ReleaseCounter:
-        """Of a family; ZERO if none was ever accepted."""
+        """Return the rollback floor of a family, or ZERO_COUNTER if no release of it was ever accepted."""
         return self.floors.get(family, ZERO_COUNTER)
 
     def with_metadata(
         self, repository_id: str, roles: Mapping[str, RoleVersion], time_floor: TimeFloor
     ) -> "TrustState":
-        """After metadata verified, whatever becomes of the release that it offers."""
+        """Return the state after metadata was verified, even if the release is refused later.
+
+        Args:
+            repository_id: SHA-256 of the first root's bytes, hexadecimal.
+            roles: the verified versions by role name; other roles stay as they are.
+            time_floor: the time floor after the check.
+        """
         return replace(self, repository_id=repository_id, roles={**self.roles, **roles}, time_floor=time_floor)
 
     def with_release(self, release: VerifiedRelease) -> "TrustState":
-        """After a release was accepted (rule 3)."""
+        """Return the state after a release was accepted: its floor raised, its counter known."""
         family = release.manifest.family
         floor = max(self.floor(family), release.floor)
         known = {**self.known_releases.get(family, {}), release.counter: release.manifest.digest_without_patches()}
@@ -94,18 +99,18 @@ class TrustState:
         )
 
     def with_missing_families(self, rebuilt: "TrustState") -> "TrustState":
-        """With the families that only another store of the device knows (rule 4)."""
+        """Return the state with the families that only `rebuilt` contains added."""
         unknown = rebuilt.floors.keys() - self.floors.keys()
         floors = {family: rebuilt.floor(family) for family in unknown if rebuilt.floor(family) > ZERO_COUNTER}
         known = {family: rebuilt.known_releases.get(family, {}) for family in floors}
         return replace(self, floors={**self.floors, **floors}, known_releases={**self.known_releases, **known})
 
     def has_same_content(self, other: "TrustState") -> bool:
-        """Equal but for the sequence."""
+        """Return whether two states are equal except for the sequence number."""
         return replace(self, sequence=0) == replace(other, sequence=0)
 
     def as_json(self) -> dict[str, JSON]:
-        """The memory's object."""
+        """Return the stored object (docs/format.md, On the device)."""
         roles: dict[str, JSON] = {
             name: {"version": role.version, "digest": role.digest, "signers": list(role.signers)}
             for name, role in self.roles.items()
@@ -135,12 +140,16 @@ class TrustState:
 
 
 def parse_trust_state(data: bytes) -> TrustState:
-    """Read a memory strictly. Raises MalformedRefused, TooLargeRefused."""
-    fields = StrictObject(
-        strict_json.decode(data, what="trust memory", max_bytes=MAX_TRUST_STATE_BYTES), "trust memory"
-    )
-    if fields.text("schema") != SCHEMA:
-        raise Malformed(f"trust memory: expected schema {SCHEMA!r}")
+    """Read a stored trust state strictly.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_TRUST_STATE_BYTES.
+    """
+    fields = StrictObject(strict_json.decode(data, what="trust state", max_bytes=MAX_TRUST_STATE_BYTES), "trust state")
+    schema = fields.text("schema")
+    if schema != SCHEMA:
+        raise Malformed(f"trust state.schema: found {schema!r}, expected {SCHEMA!r}")
     roles = {}
     for name, row in fields.mapping("roles", ROLE_NAME_PATTERN, max_items=MAX_ROLES).items():
         roles[name] = RoleVersion(
@@ -169,43 +178,47 @@ def parse_trust_state(data: bytes) -> TrustState:
 
 
 class TrustStateStore:
-    """The two slots in a directory (rule 1). One writer at a time.
+    """The two stored copies of a trust state. Only one process may write at a time.
 
     Args:
-        directory: made when first saved to.
+        directory: directory of the copies; created by the first `save`.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def load(self) -> TrustState | None:
-        """The newest valid memory, or None: nothing was ever saved, or both slots are lost (`is_lost`)."""
-        found = [memory for memory in (self._read_copy(name) for name in COPY_NAMES) if memory is not None]
-        return max(found, key=lambda memory: memory.sequence, default=None)
+        """Return the newest valid state, or None if none was ever saved or both copies are lost (`is_lost`)."""
+        found = [state for state in (self._read_copy(name) for name in COPY_NAMES) if state is not None]
+        return max(found, key=lambda state: state.sequence, default=None)
 
     @property
     def is_lost(self) -> bool:
-        """Is there a slot file, and no valid one?"""
+        """True if copies exist and none of them is valid."""
         return self.load() is None and any((self.directory / name).exists() for name in COPY_NAMES)
 
     @property
     def damaged_copies(self) -> tuple[str, ...]:
-        """Names of slots that are there and not valid."""
+        """Names of the copies that exist and are not valid."""
         return tuple(name for name in COPY_NAMES if (self.directory / name).exists() and self._read_copy(name) is None)
 
     def save(self, state: TrustState) -> TrustState:
-        """Write the slot that is not the newest, and sync it. Returns the memory with its sequence. Raises OSError."""
+        """Write the older copy, sync it, and return the state with its new sequence number.
+
+        Raises:
+            OSError: the copy cannot be written.
+        """
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        slots = {name: self._read_copy(name) for name in COPY_NAMES}
-        sequences = {name: 0 if held is None else held.sequence for name, held in slots.items()}
+        copies = {name: self._read_copy(name) for name in COPY_NAMES}
+        sequences = {name: 0 if found is None else found.sequence for name, found in copies.items()}
         target = min(COPY_NAMES, key=lambda name: sequences[name])
         saved = replace(state, sequence=max(sequences.values()) + 1)
         body = strict_json.encode(saved.as_json())
         descriptor = os.open(self.directory / target, os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            with open(descriptor, "wb", closefd=False) as slot:
-                slot.write(hashlib.sha256(body).digest() + body)
-                slot.truncate()
+            with open(descriptor, "wb", closefd=False) as copy:
+                copy.write(hashlib.sha256(body).digest() + body)
+                copy.truncate()
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -214,8 +227,8 @@ class TrustStateStore:
 
     def _read_copy(self, name: str) -> TrustState | None:
         try:
-            with (self.directory / name).open("rb") as slot:
-                data = slot.read(MAX_TRUST_STATE_BYTES + CHECKSUM_BYTES + 1)
+            with (self.directory / name).open("rb") as copy:
+                data = copy.read(MAX_TRUST_STATE_BYTES + CHECKSUM_BYTES + 1)
         except FileNotFoundError:
             return None
         body = data[CHECKSUM_BYTES:]

@@ -1,14 +1,14 @@
-"""python-tuf's client, with our clock, our limits, our transport and our errors.
+"""python-tuf's client with our clock, limits, transport and errors.
 
-This is the one file that touches what python-tuf does not promise: `_trusted_set.reference_time` (the time that expiry
-is judged by), `_load_root` and the other steps of a refresh (to know in which one a version was wrong). A test fails if
-tuf renames any of them.
+Only this file uses private parts of python-tuf: `_trusted_set.reference_time` (the time that expiry is judged by), and
+`_load_root` and the other steps of a refresh (to know in which step a version was wrong). A test fails if tuf renames
+one of them.
 
 Rules:
-1. The shipped root is always the bootstrap; the cache is never a trust anchor.
-2. The clock is asked after the root walk and before anything is judged by time: a root can reset the time floor.
-3. Every length is bounded: by the metadata that names the file, else by a limit here.
-4. What tuf raises becomes an error of ours, by the step that it happened in.
+- The shipped root is always the trust anchor; the cache never is.
+- The clock is read after the root walk and before any expiry is judged, because a root can reset the time floor.
+- Every file has a maximum length: from the metadata that names it, else from a limit in this file.
+- Errors of tuf are translated by the step that raised them.
 """
 
 import os
@@ -38,24 +38,30 @@ from bundle.errors import (
 )
 
 Fetch = Callable[[str, int], bytes]
-"""(URL, most bytes) → the whole file. Raises NotFoundUnavailable (404, 403), FetchUnavailable, TooLargeRefused."""
+"""Return the whole file at a URL, of at most so many bytes.
 
-MAX_ROOT_BYTES: Final = 512 * 1024  # 5.5 kB a key pair and 6.6 kB a signature pair of ML-DSA-65: 30 of each
+Raises:
+    NotFound: the server answers 404, or 403.
+    DownloadFailed: the transfer failed otherwise.
+    TooLarge: the file is longer.
+"""
+
+MAX_ROOT_BYTES: Final = 512 * 1024  # room for 30 keys (5.5 kB) and signatures (6.6 kB) of ML-DSA-65
 MAX_TIMESTAMP_BYTES: Final = 64 * 1024  # two signatures are 7 kB
-MAX_SNAPSHOT_BYTES: Final = 2 * 1024 * 1024  # 200 bytes a role
-MAX_TARGETS_BYTES: Final = 4 * 1024 * 1024  # 8 kB a family in targets, 200 bytes a release in a release role
+MAX_SNAPSHOT_BYTES: Final = 2 * 1024 * 1024  # 200 bytes per role
+MAX_TARGETS_BYTES: Final = 4 * 1024 * 1024  # 8 kB per family in targets, 200 bytes per release in a release role
 MAX_ROOT_ROTATIONS: Final = 1024
 MAX_DELEGATIONS: Final = 32
 
 
 class _Transport(FetcherInterface):
-    """Our `Fetch` in the shape that tuf asks for."""
+    """Adapter from our `Fetch` to tuf's fetcher interface."""
 
     def __init__(self, fetch: Fetch) -> None:
         self._fetch_bytes = fetch
 
     def _fetch(self, url: str) -> Iterator[bytes]:
-        raise NotImplementedError(f"{url}: only whole files with a limit are fetched")
+        raise NotImplementedError(f"{url}: tuf must fetch through download_bytes, which has a limit")
 
     @contextmanager
     def download_file(self, url: str, max_length: int) -> Iterator[IO[bytes]]:
@@ -65,25 +71,27 @@ class _Transport(FetcherInterface):
         try:
             data = self._fetch_bytes(url, max_length)
         except NotFound as error:
-            # tuf ends the root walk at this class and code; elsewhere it is translated back
+            # tuf ends the root walk at this class and code; in other steps `translate_errors` translates it back
             raise tuf_errors.DownloadHTTPError(error.message, 404) from error
         if len(data) > max_length:
-            raise TooLarge(f"{url}: found more than the {max_length} bytes that are allowed")
+            raise TooLarge(f"{url}: found {len(data)} bytes, at most {max_length} are allowed")
         return data
 
 
 class TrustedUpdater(Updater):
-    """One check's client. Not to be used twice, nor by two processes on one cache.
+    """The TUF client of one check. Use it once, and never from two processes on one cache.
 
     Args:
-        cache_dir: tuf's cache of metadata; made if missing. Not trusted.
+        cache_dir: directory of tuf's metadata cache; created if missing. Its content is not trusted.
         bootstrap_root: bytes of the root that the software was shipped with.
-        metadata_url, targets_url: bases, with or without a trailing slash.
+        metadata_url: base URL of the metadata files, with or without a trailing slash.
+        targets_url: base URL of the target files, with or without a trailing slash.
         fetch: the transport.
-        clock: asked for Unix seconds once, with the final root (rule 2).
+        clock: returns the time to judge expiry by, in Unix seconds; called once, with the final root.
 
     Raises:
-        MalformedRefused, UntrustedMetadataRefused: the shipped root itself is not good.
+        Malformed: the shipped root is not TUF metadata.
+        UntrustedMetadata: the shipped root is not signed by its own keys.
     """
 
     def __init__(
@@ -121,49 +129,61 @@ class TrustedUpdater(Updater):
 
     @property
     def root(self) -> Root:
-        """The final root."""
+        """The root at the end of the root walk."""
         return self._trusted_set.root
 
     @property
     def targets(self) -> Targets:
-        """The verified top-level targets."""
+        """The verified document of the targets role."""
         return self._trusted_set.targets
 
     @property
     def timestamp(self) -> Timestamp:
-        """The verified timestamp."""
+        """The verified document of the timestamp role."""
         return self._trusted_set.timestamp
 
     @property
     def snapshot(self) -> Snapshot:
-        """The verified snapshot."""
+        """The verified document of the snapshot role."""
         return self._trusted_set.snapshot
 
     def verified_document(self, role: str) -> Signed:
-        """The verified document of a role that was loaded."""
+        """Return the verified document of a role that was loaded before."""
         return self._trusted_set[role]
 
     def load_delegated(self, role: str) -> Targets:
-        """The verified document of a role that targets delegates to, loaded if it is not yet."""
+        """Return the verified document of a role that targets delegates to; load it if necessary."""
         return self._load_targets(role, Targets.type)
 
     def cached_bytes(self, role: str) -> bytes:
-        """The cached file of a role that was loaded in this check."""
+        """Return the cached metadata file of a role that was loaded in this check."""
         return self._load_local_metadata(role)
 
     def signing_keys(self, role: str) -> dict[str, Key]:
-        """The keys that validly signed the verified document of a top-level or directly delegated role."""
-        held: Metadata[Root] = Metadata.from_bytes(self.cached_bytes(role))
-        delegator = self.root if role in self.root.roles else self.targets
-        if held.signed != self.verified_document(role):
-            raise UntrustedMetadata(f"the cached {role} changed while it was read")
-        return delegator.get_verification_result(role, held.signed_bytes, held.signatures).signed
-
-    def read_target(self, target: TargetFile, destination: Path, max_bytes: int) -> bytes:
-        """The verified content of a target, from `destination` if it is already there, else fetched.
+        """Return the keys that validly signed a role's verified document, by key id.
 
         Raises:
-            TooLargeRefused, DigestMismatchRefused, NotFoundUnavailable, FetchUnavailable.
+            UntrustedMetadata: the cached file is no longer the document that was verified.
+        """
+        cached: Metadata[Root] = Metadata.from_bytes(self.cached_bytes(role))
+        delegator = self.root if role in self.root.roles else self.targets
+        if cached.signed != self.verified_document(role):
+            raise UntrustedMetadata(f"the cached metadata of {role} changed during the check")
+        return delegator.get_verification_result(role, cached.signed_bytes, cached.signatures).signed
+
+    def read_target(self, target: TargetFile, destination: Path, max_bytes: int) -> bytes:
+        """Return the verified content of a target, from `destination` if that file matches, else fetched.
+
+        Args:
+            target: the target as its role lists it.
+            destination: file to read and to write.
+            max_bytes: limit on the target's length.
+
+        Raises:
+            DigestMismatch: the fetched bytes do not have the listed length and digest.
+            DownloadFailed: the transfer failed.
+            NotFound: the server has no such file.
+            TooLarge: the target is listed with more than `max_bytes`.
         """
         if target.length > max_bytes:
             raise TooLarge(f"{target.path} is {target.length} bytes, at most {max_bytes} are allowed")
@@ -193,12 +213,20 @@ class TrustedUpdater(Updater):
 
     @property
     def step(self) -> str:
-        """The role that is, or was last, being loaded."""
+        """The role that is being loaded, or was loaded last."""
         return self._step
 
 
 def set_reference_time(updater: Updater, time_s: int) -> None:
-    """Set the time that tuf judges expiry by. AttributeError if tuf no longer has it."""
+    """Set the time that tuf judges expiry by.
+
+    Args:
+        updater: a tuf client.
+        time_s: Unix seconds.
+
+    Raises:
+        AttributeError: this version of tuf has no such attribute.
+    """
     trusted = updater._trusted_set
     if not isinstance(trusted.reference_time, datetime):
         raise AttributeError("tuf's TrustedMetadataSet.reference_time is no longer a datetime")
@@ -207,16 +235,16 @@ def set_reference_time(updater: Updater, time_s: int) -> None:
 
 @contextmanager
 def translate_errors(updater: TrustedUpdater) -> Iterator[None]:
-    """Rule 4."""
+    """Translate errors of tuf into ours, by the step that raised them."""
     try:
         yield
     except AirweightsError:
         raise
     except tuf_errors.ExpiredMetadataError as error:
         raise MetadataExpired(
-            f"{error} (judged at Unix time {updater.time_s})",
-            hint="the publisher must renew it (`packager repo refresh`, or `packager keys role renew ROLE` for root,"
-            " targets, fleet and releases); until then nothing new is activated",
+            f"{error} (checked at Unix time {updater.time_s})",
+            hint="ask the publisher to renew it (`packager repo refresh`, or `packager keys role renew ROLE` for root,"
+            " targets, fleet and releases); no new release is activated until then",
         ) from error
     except tuf_errors.BadVersionNumberError as error:
         if updater.step in ("timestamp", "snapshot"):

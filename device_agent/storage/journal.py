@@ -16,7 +16,7 @@ from typing import Final
 
 from bundle.device_report import DeviceReport
 from bundle.files import BundleDigest
-from device_agent.errors import system_error
+from device_agent.errors import CrashLoop, system_error
 from device_agent.host.device_facts import runtime_version
 from device_agent.policy.attempt import Attempt, Outcome, Rejection, UpdateResult, one_line
 from device_agent.policy.journal_records import (
@@ -250,7 +250,7 @@ class Journal:
             now = recovery_state(found, kills)
             if now is State.REJECTING and found is not now and attempt is not None:
                 verdict = Rejection(
-                    Outcome.REFUSED, "crash-loop", f"the agent was killed {kills} times while {found.value}", True
+                    Outcome.REFUSED, CrashLoop.reason, f"the agent was killed {kills} times while {found.value}", True
                 )
                 self._records.put("machine", "attempt", replace(attempt, rejection=verdict).as_json())
             if now is State.IDLE and attempt is not None:

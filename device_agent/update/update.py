@@ -129,7 +129,7 @@ class _Update:
         holding = self._journal.bundle(self._attempt.target)
         if holding is None or not self._store.contains(holding.digest):
             return self._journal.end_attempt(
-                self._attempt, Event.ABORTED, Outcome.INTERRUPTED, "store-damaged", "it is gone"
+                self._attempt, Event.ABORTED, Outcome.INTERRUPTED, StoreDamaged.reason, "it is gone"
             )
         return self._activate(holding, Event.DAEMON_STARTED)
 

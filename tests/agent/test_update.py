@@ -116,7 +116,7 @@ def test_a_rollout_that_is_not_for_this_device_waits(installed: DeviceUnderTest,
     publisher.offer("1.1.0", percent_bp=0)
     ended = installed.update()
     _is(ended, Outcome.WAITING, "not-eligible")
-    assert "not-in-percent" in ended.detail
+    assert "not-in-percentage" in ended.detail
     publisher.offer("1.1.0", halted=True)
     assert "halted" in installed.update().detail
 

@@ -1,20 +1,21 @@
-"""Pages that follow from the code are what the code says; every error has its place in the exit-code table."""
+"""The generated pages match the code, and every error has a kind and a reason."""
 
 import pytest
 
 from bundle.errors import KINDS
-from tools.generate_docs.__main__ import DOCS, PAGES, all_errors
+from tools.generate_docs.__main__ import DOCS, PAGES
+from tools.generate_docs.error_page import written_errors
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_is_what_the_code_says(page: str) -> None:
-    assert (DOCS / page).read_text() == PAGES[page](), "run: python -m tools.generate_docs"
+    assert (DOCS / page).read_text() == PAGES[page](), "run: make docs"
 
 
 def test_every_error_has_a_kind_a_reason_of_its_own_and_the_kinds_exit_code() -> None:
     seen: dict[tuple[str, str], str] = {}
     codes: dict[str, set[int]] = {}
-    for error in all_errors():
+    for error in written_errors():
         (kind,) = (kind for kind in KINDS if issubclass(error, kind))
         assert error.exit_code == kind.exit_code, error
         assert "exit_code" not in vars(error), f"{error} sets an exit code; only kinds do"
@@ -27,6 +28,6 @@ def test_every_error_has_a_kind_a_reason_of_its_own_and_the_kinds_exit_code() ->
 
 
 def test_reasons_are_words_joined_by_hyphens() -> None:
-    for error in all_errors():
+    for error in written_errors():
         assert error.reason.replace("-", "").isalnum(), error
         assert error.reason == error.reason.lower(), error

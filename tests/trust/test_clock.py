@@ -10,7 +10,7 @@ from tuf.ngclient import Updater
 
 from bundle.errors import MetadataExpired
 from bundle.trust import updater
-from bundle.trust.clock import MAX_TIME_S, ClockFacts, TimeFloor, current_time, is_suspect, parse_time, raise_floor
+from bundle.trust.clock import MAX_TIME_S, ClockFacts, TimeFloor, current_time, parse_time, raise_floor
 from tests.support.metadata_publisher import NOW_S, CheckClient, MetadataPublisher
 
 DAY_S = 86_400
@@ -54,12 +54,6 @@ def test_the_floor_follows_signed_time_but_not_past_an_expiry() -> None:
     assert raise_floor(TimeFloor(), NOW_S, [NOW_S, NOW_S + 2], clock) == TimeFloor()
     assert raise_floor(FLOOR, NOW_S - 1, [NOW_S + 9], clock) == FLOOR
     assert raise_floor(FLOOR, None, [NOW_S + 9], clock) == FLOOR
-
-
-def test_a_clock_that_contradicts_the_floor_is_suspect() -> None:
-    assert is_suspect(ClockFacts(0, True, 0, 0), FLOOR)
-    assert is_suspect(ClockFacts(NOW_S + 5, False, 0, 0), FLOOR)
-    assert not is_suspect(ClockFacts(NOW_S + 5, True, 0, 0), FLOOR)
 
 
 @pytest.mark.parametrize("text", ["2026-01-01T00:00:00", "yesterday", "", None, 5, "2026-13-01T00:00:00Z"])

@@ -1,7 +1,4 @@
-"""Generate docs/state-machine.md: `python -m tools.generate_docs.state_diagram > docs/state-machine.md`.
-
-The page shows the tables of `device_agent.policy.state_machine`. A test compares the page with this output.
-"""
+"""Render docs/state-machine.md from the tables of `device_agent.policy.state_machine`."""
 
 from typing import Final
 
@@ -24,7 +21,7 @@ assert STATE_MEANINGS.keys() == set(State)
 
 
 def render_page() -> str:
-    """Render the Markdown page."""
+    """Return the page as Markdown."""
     edges = [
         f"    {_mermaid_id(before)} --> {_mermaid_id(after)}: {event.value}"
         for (before, event), after in TRANSITIONS.items()
@@ -39,7 +36,7 @@ def render_page() -> str:
         [
             "# State machine of an update",
             "",
-            "Generated from `device_agent/policy/state_machine.py` by `python -m tools.generate_docs.state_diagram`.",
+            "Generated from `device_agent/policy/state_machine.py` by `make docs`.",
             "",
             "The journal records a state before the agent acts in it. The arrows are the events that lead from one "
             "state to the next.",
@@ -68,7 +65,3 @@ def render_page() -> str:
 
 def _mermaid_id(state: State) -> str:
     return state.name.lower()
-
-
-if __name__ == "__main__":
-    print(render_page(), end="")
