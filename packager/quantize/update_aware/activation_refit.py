@@ -1,17 +1,23 @@
-"""Ranges of pinned activations: kept where they serve the new model, fitted again where others serve it clearly better.
+"""Refit the ranges of pinned activations where another range serves the new model clearly better.
 
-Rules:
-1. The noise of a range is the error that its 256 levels leave, rounding and clipping, each value weighed by how much
-   the answers depend on it there (`gradients`). It is taken from a histogram of BINS bins over the new model's values.
-2. Both ends of a range are drawn in, in steps of SHRINKING each; the pair with the least noise is the best range.
-   Ranges from the extremes alone spend most levels on a few outliers: on a text classifier the relative RMS of all
-   activations together fell from .054 to .040.
-3. The pinned range is kept unless the best one has less than WORTH_A_CHANGE of its noise, and unless the answers of the
-   ordinarily quantized model are no worse with it: what is clipped is clipped in every row alike, and such errors add
-   up where rounding errors do not. Where they are worse, a range that counts clipping CLIPPING_COUNTS times is tried.
-   What would save less than WORTH_A_TRIAL of all noise is not tried.
-4. Where the influence of an activation is not known, it is fitted to the extremes, and only where the new model
-   values leave the pinned range by more than RANGE_SLACK or fill less than half of it.
+Theory of operation. For one activation with values v over the calibration samples:
+
+    B           HISTOGRAM_BINS
+    values      float64 [B]     middles of equal bins between the extremes of v
+    weights     float64 [B]     sum of the squared gradients g(v)^2 of the values in each bin (`gradients`)
+    q(v; r)     v on the 256 levels of a range r = (low, high), clipped
+    noise(r)    sum over bins of weights * (q(values; r) - values)^2
+
+noise(r) estimates the output error that the range causes by rounding and clipping.
+
+1. The best range is the one with the least noise among low * SHRINK_FACTOR^i, high * SHRINK_FACTOR^j. Ranges from the
+   extremes spend most levels on a few outliers: on a text classifier, the relative RMS of all activations together fell
+   from 0.054 to 0.040.
+2. The pinned range stays unless noise(best) < MAX_NOISE_RATIO * noise(pinned), the gain is above MIN_NOISE_SHARE of all
+   noise, and the outputs of the baseline model are no worse with the new range. Clipping errors are alike in every row
+   and add up, which the estimate ignores; so a range with CLIPPING_WEIGHT times the clipping noise is tried second.
+3. If gradients are unknown, the range is refitted to the extremes only if the new values exceed the pinned range by
+   more than RANGE_SLACK_SHARE, or fill less than half of it.
 """
 
 from typing import Final
@@ -26,19 +32,21 @@ from packager.quantize.activation_ranges import ActivationRange, measure_ranges
 from packager.quantize.static import ACTIVATION_LEVELS, scale_of
 from packager.quantize.update_aware.gradients import GradientWalk, spread, spreads_of
 
-HISTOGRAM_BINS: Final = 4_096
-SHRINK_FACTOR: Final = 0.93
-MAX_SHRINK_STEPS: Final = 24
-MAX_NOISE_RATIO: Final = 0.95
-MIN_NOISE_SHARE: Final = 0.005  # of the noise of all ranges together
+HISTOGRAM_BINS: Final = 4_096  # sixteen bins for each of the 256 levels
+SHRINK_FACTOR: Final = 0.93  # the smallest range tried is 0.93^23 = 0.19 of the extremes
+MAX_SHRINK_STEPS: Final = 24  # of each end of a range; all pairs are tried
+MAX_NOISE_RATIO: Final = 0.95  # of the pinned range's noise; a change costs five bytes (docs/benchmarks.md) and a trial
+MIN_NOISE_SHARE: Final = 0.005  # of the noise of all ranges together; bounds the number of trials
 RANGE_SLACK_SHARE: Final = 0.1  # of the pinned span
-CLIPPING_WEIGHT: Final = 10.0
-MAX_SAMPLES: Final = 48
-TRIAL_SAMPLES: Final = 32
+CLIPPING_WEIGHT: Final = 10.0  # factor on the noise of clipped values in the second range that is tried
+MAX_SAMPLES: Final = 48  # samples of the histograms
+TRIAL_SAMPLES: Final = 32  # samples on which a range is tried
 
 
 def pinned_ranges(template: onnx.ModelProto) -> dict[str, ActivationRange]:
-    """Values of the top graph that the template quantizes to uint8 with fixed scales, with their ranges."""
+    """Return the ranges of the top graph's values that the template quantizes to uint8 with fixed scales,
+    by name.
+    """
     fixed = {tensor.name: tensor for tensor in template.graph.initializer}
     found: dict[str, ActivationRange] = {}
     for node in template.graph.node:
@@ -58,33 +66,33 @@ def pinned_ranges(template: onnx.ModelProto) -> dict[str, ActivationRange]:
 def refit_ranges(
     template: onnx.ModelProto, prepared: onnx.ModelProto, baseline: onnx.ModelProto, samples: Samples
 ) -> dict[str, ActivationRange]:
-    """New ranges of the pinned activations that should change (rules above).
+    """Return new ranges, by value name, of the pinned activations that should change.
 
     Args:
         template: the base, whose ranges are pinned.
         prepared: the new float model.
-        ordinary: the new model quantized the ordinary way, on which ranges are tried.
-        samples: a few of them are used.
+        baseline: the new model quantized without the base; ranges are tried on it.
+        samples: calibration samples, of which MAX_SAMPLES are used.
     """
-    made = {name for node in prepared.graph.node for name in node.output}
-    made |= {value.name for value in prepared.graph.input}
-    pinned = {name: found for name, found in pinned_ranges(template).items() if name in made}
+    value_names = {name for node in prepared.graph.node for name in node.output}
+    value_names |= {value.name for value in prepared.graph.input}
+    pinned = {name: found for name, found in pinned_ranges(template).items() if name in value_names}
     if not pinned:
         return {}
     samples = samples.take(MAX_SAMPLES)
     extremes = measure_ranges(prepared, set(pinned), samples)
-    weighed = _histograms(prepared, {name: extremes[name] for name in pinned if name in extremes}, samples)
+    histograms = _histograms(prepared, {name: extremes[name] for name in pinned if name in extremes}, samples)
     changed = {
         name: extremes[name] for name, old in pinned.items() if name in extremes and _exceeds_range(extremes[name], old)
     }
     proposals: list[tuple[float, str, list[ActivationRange]]] = []
     total = 0.0
-    for name, (values, weights) in weighed.items():
-        now = quantization_noise(values, weights, changed.get(name, pinned[name]))
+    for name, (values, weights) in histograms.items():
+        pinned_noise = quantization_noise(values, weights, changed.get(name, pinned[name]))
         best = best_range(values, weights)
-        gain = now - quantization_noise(values, weights, best)
-        total += now
-        if gain > (1 - MAX_NOISE_RATIO) * now:
+        gain = pinned_noise - quantization_noise(values, weights, best)
+        total += pinned_noise
+        if gain > (1 - MAX_NOISE_RATIO) * pinned_noise:
             proposals.append((gain, name, [best, best_range(values, weights, CLIPPING_WEIGHT)]))
     proposals = [proposal for proposal in proposals if proposal[0] > MIN_NOISE_SHARE * total]
     if proposals:
@@ -97,7 +105,14 @@ def refit_ranges(
 
 
 def quantization_noise(values: np.ndarray, weights: np.ndarray, found: ActivationRange, clipping: float = 1.0) -> float:
-    """Weighed squared error of `values` [bins] on the 256 levels of a range (rule 1)."""
+    """Return the weighted squared error of values on the 256 levels of a range.
+
+    Args:
+        values: float64 [bins].
+        weights: float64 [bins].
+        found: the range.
+        clipping: factor on the errors of clipped values.
+    """
     scale, zero = scale_of(found)
     levels = np.rint(values / scale) + zero
     inside = np.clip(levels, 0, ACTIVATION_LEVELS)
@@ -106,7 +121,13 @@ def quantization_noise(values: np.ndarray, weights: np.ndarray, found: Activatio
 
 
 def best_range(values: np.ndarray, weights: np.ndarray, clipping: float = 1.0) -> ActivationRange:
-    """Rule 2 for a histogram: `values` [bins] ascending, `weights` [bins]."""
+    """Return the range with the least noise for a histogram.
+
+    Args:
+        values: float64 [bins], ascending.
+        weights: float64 [bins].
+        clipping: factor on the errors of clipped values.
+    """
     shares = SHRINK_FACTOR ** np.arange(MAX_SHRINK_STEPS)
     low, high = min(0.0, float(values[0])), max(0.0, float(values[-1]))
     lows, highs = (low * shares if low < 0 else [0.0]), (high * shares if high > 0 else [0.0])
@@ -118,7 +139,9 @@ def best_range(values: np.ndarray, weights: np.ndarray, clipping: float = 1.0) -
 
 
 class _RangeTrial:
-    """Rule 3: the ordinary model with scales of activations that can be fed, one range after another."""
+    """The baseline model with activation scales that can be fed: ranges are tried and kept one after
+    another.
+    """
 
     def __init__(
         self, prepared: onnx.ModelProto, baseline: onnx.ModelProto, ranges: dict[str, ActivationRange], samples: Samples
@@ -134,7 +157,7 @@ class _RangeTrial:
         for name, pair in self._value_positions.items():
             self._fed_scales.update(self._scale_values(name, ranges[name]))
             for tensor in pair:
-                # an initializer that is also an input may be fed
+                # an initializer that is also an input can be fed
                 info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 if all(value.name != tensor.name for value in model.graph.input):
                     model.graph.input.append(info)
@@ -145,7 +168,7 @@ class _RangeTrial:
         self._error = self._measure_error(self._fed_scales)
 
     def is_no_worse(self, name: str, found: ActivationRange) -> bool:
-        """Is the answers' error no larger with this range? It is kept then."""
+        """Try a range; if the outputs' error does not grow, keep it and return True."""
         if name not in self._value_positions:
             return False
         fed = self._fed_scales | self._scale_values(name, found)
@@ -163,7 +186,7 @@ class _RangeTrial:
         }
 
     def _measure_error(self, fed: dict[str, np.ndarray]) -> float:
-        """Squared error over squared spread, summed over the answers."""
+        """Return the error of the outputs: squared error over squared spread, summed over the outputs."""
         errors: dict[int, float] = {}
         for sample, right in zip(self._samples, self._reference_outputs, strict=True):
             for i, (a, b) in enumerate(zip(run_session(self._running, {**sample, **fed}), right, strict=True)):
@@ -176,7 +199,7 @@ class _RangeTrial:
 def _histograms(
     prepared: onnx.ModelProto, extremes: dict[str, ActivationRange], samples: Samples
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(middles of bins, squared gradients of the values in each) of every activation whose influence is known."""
+    """Return (middles of the bins, squared gradients in each) of every activation whose gradient is known."""
     gradients = GradientWalk(prepared, frozenset(extremes))
     spreads = spreads_of(prepared, samples)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -188,10 +211,10 @@ def _histograms(
             if name not in found:
                 edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
                 found[name] = ((edges[:-1] + edges[1:]) / 2, np.zeros(HISTOGRAM_BINS))
-            spots = ((values[name] - low) * (HISTOGRAM_BINS / max(high - low, 1e-30))).astype(np.int64)
+            bins = ((values[name] - low) * (HISTOGRAM_BINS / max(high - low, 1e-30))).astype(np.int64)
             weights = np.square(slope.astype(np.float64)).ravel()
             found[name][1][:] += np.bincount(
-                np.clip(spots, 0, HISTOGRAM_BINS - 1).ravel(), weights, minlength=HISTOGRAM_BINS
+                np.clip(bins, 0, HISTOGRAM_BINS - 1).ravel(), weights, minlength=HISTOGRAM_BINS
             )
     return {name: pair for name, pair in found.items() if pair[1].any()}
 

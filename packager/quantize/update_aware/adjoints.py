@@ -1,10 +1,12 @@
-"""Adjoints of float operators: from the gradient of a node's output to those of its inputs, in numpy.
+"""Adjoints of float operators in numpy: from the gradient at a node's output to the gradients at its
+inputs.
 
-Rules:
-1. An operator without an entry in ADJOINTS ends a gradient; what lies before it has none (`gradients`).
-2. Operators that only move numbers (Slice, Gather, Pad, Expand ...) share one adjoint: the operator itself, run on the
-   places of its input, says where each number came from.
-3. Constants and integers get no gradient.
+For a node y = f(x_0, ..., x_n) and g = the gradient at y (float32, shape of y), an adjoint returns for each input the
+gradient (df/dx_i)' g (float, shape of x_i), or None if the input is a constant, an integer, or left out.
+
+1. An operator without an entry in ADJOINTS ends a gradient; values before it have none (`gradients`).
+2. Operators that only move elements (Slice, Gather, Pad, Expand ...) share one adjoint: the operator itself, run on the
+   flat positions of its input, gives the origin of each output element.
 
 Source: the operators' definitions, https://onnx.ai/onnx/operators/.
 """
@@ -20,8 +22,8 @@ import onnxruntime
 
 from packager.models.sessions import open_session_of, run_session
 
-MAX_EXACT_POSITIONS: Final = 2**24  # integers that float32 holds
-ERF_GAIN: Final = 2.0 / np.sqrt(np.pi)
+MAX_EXACT_POSITIONS: Final = 2**24  # integers that float32 represents exactly
+ERF_GAIN: Final = 2.0 / np.sqrt(np.pi)  # derivative of erf at 0
 EPSILON: Final = 1e-12
 
 Gradients = list[np.ndarray | None]
@@ -29,8 +31,16 @@ Gradients = list[np.ndarray | None]
 
 @dataclass(slots=True)
 class NodeRun:
-    """One node with its values in one run; `inputs` holds None for what is left out, `asked` says which gradients
-    are of use."""
+    """One node with its values in one run.
+
+    Attributes:
+        node: the node.
+        inputs: its inputs; None for those left out.
+        outputs: its outputs; None for those left out.
+        needs_gradient: for each input, whether its gradient is of use.
+        opset: version of the standard operator set.
+        sessions: cache of single-node sessions, shared by all nodes of a model.
+    """
 
     node: onnx.NodeProto
     inputs: list[np.ndarray | None]
@@ -40,20 +50,35 @@ class NodeRun:
     sessions: dict[tuple[object, ...], onnxruntime.InferenceSession] = field(repr=False)
 
     def float_attribute(self, name: str, default: float) -> float:
+        """Return a float attribute of the node.
+
+        Args:
+            name: of the attribute.
+            default: if the node does not have it.
+        """
         return next((float(a.f) for a in self.node.attribute if a.name == name), default)
 
     def int_attribute(self, name: str, default: int) -> int:
+        """Return an integer attribute of the node.
+
+        Args:
+            name: of the attribute.
+            default: if the node does not have it.
+        """
         return next((int(a.i) for a in self.node.attribute if a.name == name), default)
 
     def ints_attribute(self, name: str) -> list[int] | None:
+        """Return an attribute with several integers, or None if the node does not have it."""
         return next((list(a.ints) for a in self.node.attribute if a.name == name), None)
 
     def x(self, index: int = 0) -> np.ndarray:
+        """Return input number `index`, which must not be left out."""
         value = self.inputs[index]
         assert value is not None
         return value
 
     def y(self) -> np.ndarray:
+        """Return the first output."""
         value = self.outputs[0]
         assert value is not None
         return value
@@ -63,14 +88,19 @@ Adjoint = Callable[[NodeRun, np.ndarray], Gradients]
 
 
 def adjoint_of(node: onnx.NodeProto) -> Adjoint | None:
-    """The adjoint of a node's first output, or None (rule 1)."""
+    """Return the adjoint of a node's first output, or None if there is no entry."""
     if node.domain not in ("", "ai.onnx", "com.microsoft"):
         return None
     return ADJOINTS.get(node.op_type)
 
 
 def sum_to_shape(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Undo a broadcast: `gradient` summed over the axes along which `shape` was repeated."""
+    """Undo a broadcast: sum over the axes along which an array of `shape` was repeated.
+
+    Args:
+        gradient: float array of the broadcast shape.
+        shape: of the array before the broadcast.
+    """
     extra = gradient.ndim - len(shape)
     if extra:
         gradient = gradient.sum(axis=tuple(range(extra)))
@@ -183,7 +213,9 @@ def _gemm(step: NodeRun, g: np.ndarray) -> Gradients:
 
 
 def _conv(step: NodeRun, g: np.ndarray) -> Gradients:
-    """Input gradient: ConvTranspose with the same weight; the output padding makes up for strides that do not fit."""
+    """Input gradient: ConvTranspose with the same weight; the output padding makes up for strides that
+    leave a rest.
+    """
     x, weight = step.x(0), step.x(1).astype(np.float32, copy=False)
     rank = x.ndim - 2
     auto = next((a.s for a in step.node.attribute if a.name == "auto_pad"), b"NOTSET")
@@ -209,7 +241,7 @@ def _conv(step: NodeRun, g: np.ndarray) -> Gradients:
         )
         step.sessions[key] = _single_node_session(node, {"g": g, "w": weight}, 13)
     full = run_session(step.sessions[key], {"g": g, "w": weight})[0]
-    # `full` covers the padded input as far as the windows reached: cut the padding off, fill what no window saw
+    # `full` covers the padded input as far as the windows reached: cut off the padding, zero what no window covered
     padded = np.zeros((*x.shape[:2], *[n + pads[i] + pads[i + rank] for i, n in enumerate(x.shape[2:])]), np.float32)
     seen = tuple(slice(0, min(n, size)) for n, size in zip(whole, padded.shape[2:], strict=True))
     padded[(slice(None), slice(None), *seen)] = full[(slice(None), slice(None), *seen)]
@@ -252,13 +284,15 @@ def _concat(step: NodeRun, g: np.ndarray) -> Gradients:
 
 
 def _undo_move(step: NodeRun, g: np.ndarray) -> Gradients:
-    """Rule 2. Places start at 1, so that what an operator fills in is told apart."""
+    """Adjoint of an operator that only moves elements. Positions start at 1, since the operator fills in
+    zeros.
+    """
     x = step.x()
     if x.size >= MAX_EXACT_POSITIONS or not step.needs_gradient[0]:
         return [None]
-    places = np.arange(1, x.size + 1, dtype=np.float32).reshape(x.shape)
+    positions = np.arange(1, x.size + 1, dtype=np.float32).reshape(x.shape)
     feeds = {f"i{n}": value for n, value in enumerate(step.inputs) if value is not None}
-    feeds["i0"] = places
+    feeds["i0"] = positions
     if step.node.op_type == "Pad" and "i2" in feeds:
         feeds["i2"] = np.zeros_like(feeds["i2"])
     key = ("moved", step.node.name, *(value.shape for value in feeds.values()))
@@ -289,11 +323,16 @@ def _max_pool(step: NodeRun, g: np.ndarray) -> Gradients:
 
 
 def _split(step: NodeRun, g: np.ndarray) -> Gradients:
-    raise NotImplementedError  # `gradients` puts the parts together, see `joined`
+    raise NotImplementedError  # `gradients` calls `join_gradients` instead
 
 
 def join_gradients(step: NodeRun, parts: list[np.ndarray | None]) -> Gradients:
-    """The adjoint of a Split from the gradients of all its outputs, None where there is none."""
+    """Return the adjoint of a Split from the gradients of all its outputs.
+
+    Args:
+        step: the Split.
+        parts: gradient of each output, or None.
+    """
     axis = step.int_attribute("axis", 0)
     full = [np.zeros_like(y) if part is None else part for part, y in zip(parts, step.outputs, strict=True)]
     return [np.concatenate([part for part in full if part is not None], axis=axis)]
@@ -304,7 +343,7 @@ def _single_node_session(
 ) -> onnxruntime.InferenceSession:
     make = onnx.helper.make_tensor_value_info
     inputs = [make(n, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), [None] * v.ndim) for n, v in feeds.items()]
-    graph = onnx.helper.make_graph([node], "alone", inputs, [make("y", result, None)])
+    graph = onnx.helper.make_graph([node], "single_node", inputs, [make("y", result, None)])
     return open_session_of(
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     )

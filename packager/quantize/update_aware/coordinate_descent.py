@@ -1,16 +1,35 @@
-"""Chooses integer levels jointly, by what they do to a layer's output and by what it costs to send them.
+"""Choose the integer levels of one matrix jointly, by their effect on the layer's output and by their
+bits.
 
-Rules:
-1. Minimize over integers Q: (1/E) sum_n a_n [v' H v - 2 v' T] + lambda * R(Q - base), with v = s (Q - z),
-   H = E[x_q x_q'] and T = E[x_q y'], both centred and damped, y being what the layer should give; E is the energy of
-   the layer's output over its sensitivity, a_n says how much channel n counts.
-2. Coordinate descent, rows by falling H_kk; candidates are the base's level, the nearest, and one step towards the
-   base.
-3. R is -log2 of the tensor's own histogram of changes, estimated anew in each pass; lambda is annealed from above, so
-   that what is worth changing at a high price is changed first. The walk starts at the base's levels; where rounding
-   to nearest changes MANY of them it starts there, since from the base it would need more passes than there are.
-4. Never a dead zone around the base's level: a typical change is a small fraction of a step, and rounding to nearest
-   carries an update as a dither over many weights; a dead zone removes just the part that they have in common.
+Theory of operation. Symbols (one matrix; K = inputs, N = channels):
+
+    Q       int [K, N]      levels to choose; Q0 are the base's
+    s, z    float [K, N]    scales and zero points (broadcast)
+    V       float [K, N]    s * (Q - z); v_n is column n
+    H       float32 [K, K]  centered second moments of the input, E[x x']
+    T       float32 [K, N]  centered moments of input and wanted output, E[x y']
+    a       float [N]       how much each channel counts
+    E       float           energy of the layer's output over its sensitivity (`solver`)
+    lambda  float           rate weight
+
+Minimized is
+
+    J(Q) = (1/E) sum_n a_n (v_n' H v_n - 2 v_n' T_n) + lambda * sum R(Q - Q0)
+
+H and T are damped towards the float weight W: H += d I, T += d W, with
+d = (DAMPING_SHARE + FEW_ROWS_DAMPING * K / rows) * mean(diag H).
+
+Coordinate descent: rows k by falling H_kk, all channels of a row at once. With the residual L = T - H V, the best real
+level of (k, n) is q* = Q + L_kn / (H_kk s_kn), and a candidate c costs a_n H_kk s_kn^2 (q* - c)^2 / E + lambda R(c -
+Q0). Candidates are the base's level, the nearest to q*, and one step from there towards the base.
+
+R(change) = -log2 of the tensor's own histogram of changes, estimated again after each pass. lambda is annealed from
+above (ANNEALING_FACTORS), so that what is worth changing at a high price changes first. The first pass starts at the
+base's levels; if rounding to nearest changes more than MANY_CHANGED_SHARE of them it starts there, since from the base
+it would need more passes than there are.
+
+There is no dead zone around the base's level: a typical change is a small fraction of a step, and rounding to nearest
+spreads an update over many weights like a dither. A dead zone removes just the part that those weights have in common.
 """
 
 from dataclasses import dataclass
@@ -18,24 +37,35 @@ from typing import Final
 
 import numpy as np
 
+# multiples of lambda in the first passes; more passes change next to nothing (docs/benchmarks.md)
 ANNEALING_FACTORS: Final = (8.0, 4.0, 2.0, 1.4)
-MAX_PASSES: Final = 4
-DAMPING_SHARE: Final = 0.3  # of the mean of H's diagonal; from .02 to 1.5 the answers' error differed by a twentieth
-FEW_ROWS_DAMPING: Final = 0.1  # more of it, for each input over the rows: a layer with few rows fits their noise
+MAX_PASSES: Final = 4  # passes at lambda itself
+# of the mean of H's diagonal; from 0.02 to 1.5 the outputs' error differed by a twentieth (docs/benchmarks.md)
+DAMPING_SHARE: Final = 0.3
+FEW_ROWS_DAMPING: Final = 0.1  # more damping for each input over the rows, since a layer with few rows fits their noise
 MANY_CHANGED_SHARE: Final = 0.5  # share of levels that rounding to nearest changes
-MAX_CHANGE: Final = 20  # changes beyond it share one price
-CONVERGED_SHARE: Final = 3e-5  # share of levels that changed in a pass
-TABLE_PASSES: Final = 3
-TABLE_ROWS: Final = 4_096  # of a table at a time: a vocabulary of doubles would not fit
-BLOCK_ROWS: Final = 64  # rows
-SPARSE_COLUMN_RATIO: Final = 8  # columns are picked out where less than one in as many changed
-MAX_EXTRA_STEPS: Final = 3  # steps beyond what rounding to nearest takes, of what is chosen jointly
+MAX_CHANGE: Final = 20  # levels; larger changes cost as many bits as this one
+CONVERGED_SHARE: Final = 3e-5  # share of levels that change in a pass; below it the descent ends
+TABLE_PASSES: Final = 3  # passes over a table; only the histogram changes between them
+TABLE_ROWS: Final = 4_096  # rows of a table at a time; a whole vocabulary in float would not fit into memory
+BLOCK_ROWS: Final = 64  # rows whose effect on the other rows is applied in one matrix product
+SPARSE_COLUMN_RATIO: Final = 8  # only the changed columns are multiplied if fewer than one in this many changed
+MAX_EXTRA_STEPS: Final = 3  # levels that a joint choice may move beyond rounding to nearest
 UNSEEN_CHANGE_COUNT: Final = 0.5  # pseudo-count of a change that was not seen
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One matrix [inputs, channels] on the grid of the base: weight, scale and zero, base levels, level limits."""
+    """One matrix on the base's grid.
+
+    Attributes:
+        weight: float32 [inputs, channels].
+        scale: float64 [inputs, channels], s.
+        zero: float64 [inputs, channels], z.
+        base: int16 [inputs, channels], Q0.
+        low: smallest level.
+        high: largest level.
+    """
 
     weight: np.ndarray
     scale: np.ndarray
@@ -45,17 +75,22 @@ class Layer:
     high: int
 
     def exact(self) -> np.ndarray:
-        """float64 [inputs, channels]: the weight in units of levels."""
+        """Return the weight in units of levels, float64 [inputs, channels]: W / s + z."""
         return np.asarray(self.weight.astype(np.float64) / self.scale + self.zero)
 
     def nearest(self) -> np.ndarray:
-        """int32 [inputs, channels]: rounding to nearest on the base's grid."""
+        """Return the levels by rounding to nearest, int32 [inputs, channels]."""
         levels: np.ndarray = np.clip(np.rint(self.exact()), self.low, self.high)
         return levels.astype(np.int32)
 
 
 def bits_of_changes(change: np.ndarray) -> np.ndarray:
-    """float32 [2 * MAX_CHANGE + 1]: bits for each change from -MAX_CHANGE on, by the histogram of `change` (rule 3)."""
+    """Return R, the bits of each change -MAX_CHANGE..MAX_CHANGE by the histogram of `change` (integers of
+    any shape).
+
+    Returns:
+        float32 [2 * MAX_CHANGE + 1].
+    """
     spots = np.clip(change, -MAX_CHANGE, MAX_CHANGE).astype(np.int8).ravel() + np.int8(MAX_CHANGE)
     seen = np.bincount(spots, minlength=2 * MAX_CHANGE + 1)
     count = seen + UNSEEN_CHANGE_COUNT * np.exp(-np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1)) / 2)
@@ -72,22 +107,25 @@ def choose_levels(
     start: np.ndarray | None = None,
     channels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """int16 levels [inputs, channels] (rules 1 to 3).
+    """Choose the levels of one matrix by coordinate descent (see the module docstring).
 
     Args:
         layer: the matrix and its grid.
-        h: float32 [inputs, inputs], E[x_q x_q'] centred.
-        wanted: float32 [inputs, channels], E[x_q y'] centred.
-        energy: E of rule 1.
-        price: lambda of rule 1, error energy a bit.
-        rows: how many `h` and `wanted` are means of.
-        start: levels to start from; those of rule 3 where not given.
-        channels: float64 [channels], a_n of rule 1; all 1 where not given.
+        h: float32 [inputs, inputs], H.
+        target_moment: float32 [inputs, channels], T.
+        energy: E.
+        rate_weight: lambda, in error energy a bit.
+        rows: effective number of rows that `h` and `target_moment` are means of.
+        start: int16 [inputs, channels], levels to start from; if None, the base's or the nearest (module docstring).
+        channels: float64 [channels], a; all 1 if None.
+
+    Returns:
+        int16 [inputs, channels].
     """
     inputs = layer.weight.shape[0]
     damping = np.float32((DAMPING_SHARE + FEW_ROWS_DAMPING * inputs / rows) * float(np.mean(np.diag(h))) + 1e-12)
-    each = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
-    # rows in the order in which they are walked, so that a block of them is a slice
+    energy_per_channel = np.float32(energy) / (channels.astype(np.float32) if channels is not None else np.float32(1.0))
+    # sort the rows in the order of the walk, so that a block of them is a slice
     order = np.argsort(-np.diag(h), kind="stable")
     h = h.astype(np.float32)[np.ix_(order, order)]
     h[np.diag_indices(inputs)] += damping
@@ -98,22 +136,22 @@ def choose_levels(
         for part in (layer.scale, layer.zero, layer.base)
     )
     nearest = np.rint(weight[order] / scale + zero - base)
-    reach = np.abs(nearest) + MAX_EXTRA_STEPS
-    low, high = np.maximum(layer.low - base, -reach), np.minimum(layer.high - base, reach)
-    is_far = np.count_nonzero(nearest) > MANY_CHANGED_SHARE * nearest.size
+    limit = np.abs(nearest) + MAX_EXTRA_STEPS
+    low, high = np.maximum(layer.low - base, -limit), np.minimum(layer.high - base, limit)
+    starts_at_nearest = np.count_nonzero(nearest) > MANY_CHANGED_SHARE * nearest.size
     if start is not None:
         levels = start[order].astype(np.float32)
     else:
-        levels = base + np.clip(nearest, low, high) if is_far else base.copy()
+        levels = base + np.clip(nearest, low, high) if starts_at_nearest else base.copy()
     descent = _Descent(h, base, scale, levels, target_moment[order] - h @ (scale * (levels - zero)), low, high)
-    bits = bits_of_changes(levels - base) if start is not None or is_far else _initial_bits()
+    bits = bits_of_changes(levels - base) if start is not None or starts_at_nearest else _initial_bits()
     schedule = [rate_weight * factor for factor in (*ANNEALING_FACTORS, *[1.0] * MAX_PASSES)]
     if start is not None:
         schedule = schedule[-MAX_PASSES - 1 :]
-    for turn, now in enumerate(schedule):
-        changed = descent.run_pass(bits, np.float32(now) * each)
+    for number, annealed in enumerate(schedule):
+        changed = descent.run_pass(bits, np.float32(annealed) * energy_per_channel)
         bits = bits_of_changes(levels - base)
-        if turn >= len(schedule) - MAX_PASSES and changed < levels.size * CONVERGED_SHARE:
+        if number >= len(schedule) - MAX_PASSES and changed < levels.size * CONVERGED_SHARE:
             break
     out = np.empty(levels.shape, np.int16)
     out[order] = levels
@@ -122,12 +160,20 @@ def choose_levels(
 
 @dataclass(slots=True)
 class _Descent:
-    """Rule 2; all arrays are float32 in the order of the walk, `levels` and `residual` change in place.
+    """The state of a descent; all arrays are float32 with rows in the order of the walk.
 
-    `low` and `high` limit what is added to `base`.
+    Within a block of BLOCK_ROWS rows a change is compensated at once, in the other rows after the block: one matrix
+        product
+    instead of an outer product for each row.
 
-    Within a block of BLOCK rows a change is made up for at once, in the other rows once the block is done: a product of
-    matrices where there would be an outer product a row.
+    Attributes:
+        h: [inputs, inputs], H damped.
+        base: [inputs, channels], Q0.
+        scale: [inputs, channels], s.
+        levels: [inputs, channels], Q; changed in place.
+        residual: [inputs, channels], L = T - H V; changed in place.
+        low: [inputs, channels], smallest change from `base`.
+        high: [inputs, channels], largest change from `base`.
     """
 
     h: np.ndarray
@@ -139,7 +185,12 @@ class _Descent:
     high: np.ndarray
 
     def run_pass(self, bits: np.ndarray, rate_weight: np.ndarray | np.float32) -> int:
-        """One pass over all rows at a price [channels]; how many levels changed."""
+        """Walk over all rows once and return how many levels changed.
+
+        Args:
+            bits: float32 [2 * MAX_CHANGE + 1], R.
+            rate_weight: float32 [channels] or scalar, lambda * E / a.
+        """
         changed = 0
         for first in range(0, len(self.h), BLOCK_ROWS):
             block = slice(first, min(first + BLOCK_ROWS, len(self.h)))
@@ -157,16 +208,18 @@ class _Descent:
     def _run_block(
         self, block: slice, bits: np.ndarray, rate_weight: np.ndarray | np.float32
     ) -> tuple[int, np.ndarray]:
-        """One pass over the rows of a block: how many levels changed, and by how much their numbers did."""
+        """Walk over the rows of a block once; return how many levels changed, and the changes of V, float32
+        [block, channels].
+        """
         inner, step, base = self.h[block, block], self.scale[block], self.base[block]
         own = np.diag(inner)[:, None] * step
         gain, inverse = own * step, np.float32(1.0) / own
         low, high = self.low[block], self.high[block]
-        left, levels, moves = self.residual[block].copy(), self.levels[block] - base, np.zeros_like(step)
+        residual, levels, moves = self.residual[block].copy(), self.levels[block] - base, np.zeros_like(step)
         changed = 0
         for k in range(len(inner)):
-            wanted = levels[k] + left[k] * inverse[k]
-            change = _best_levels(wanted, low[k], high[k], gain[k], bits, rate_weight) - levels[k]
+            exact_change = levels[k] + residual[k] * inverse[k]
+            change = _best_levels(exact_change, low[k], high[k], gain[k], bits, rate_weight) - levels[k]
             moved = np.flatnonzero(change)
             if not len(moved):
                 continue
@@ -174,9 +227,9 @@ class _Descent:
             levels[k] += change
             moves[k] = change * step[k]
             if SPARSE_COLUMN_RATIO * len(moved) > len(change):
-                left[k + 1 :] -= np.multiply.outer(inner[k + 1 :, k], moves[k])
+                residual[k + 1 :] -= np.multiply.outer(inner[k + 1 :, k], moves[k])
             else:
-                left[k + 1 :, moved] -= np.multiply.outer(inner[k + 1 :, k], moves[k, moved])
+                residual[k + 1 :, moved] -= np.multiply.outer(inner[k + 1 :, k], moves[k, moved])
         if changed:
             self.levels[block] = base + levels
         return changed, moves
@@ -190,33 +243,44 @@ def _best_levels(
     bits: np.ndarray,
     rate_weight: np.ndarray | np.float32,
 ) -> np.ndarray:
-    """The best of a row's candidates for each channel; all levels are counted from the base's.
+    """Return the cheapest candidate of one row for each channel, float32 [channels], as a change from the
+    base's level.
 
     Args:
-        wanted: without a price.
-        low, high: limits.
-        gain: error of a channel a squared level.
-        bits: of each change (`prices`).
+        exact_change: [channels], q* - Q0.
+        low: [channels], smallest change.
+        high: [channels], largest change.
+        gain: [channels], H_kk s^2: error of one squared level.
+        bits: [2 * MAX_CHANGE + 1], R.
+        rate_weight: [channels] or scalar, lambda * E / a.
     """
     nearest = np.rint(exact_change)
     np.maximum(nearest, low, out=nearest)
     np.minimum(nearest, high, out=nearest)
-    best, least = np.zeros_like(nearest), gain * np.square(exact_change) + rate_weight * bits[MAX_CHANGE]
+    best, least_cost = np.zeros_like(nearest), gain * np.square(exact_change) + rate_weight * bits[MAX_CHANGE]
     for candidate in (nearest, nearest - np.sign(nearest)):
         cost = gain * np.square(exact_change - candidate)
         cost += rate_weight * bits.take(candidate.astype(np.intp) + MAX_CHANGE, mode="clip")
-        better = cost < least
+        better = cost < least_cost
         np.copyto(best, candidate, where=better)
-        np.copyto(least, cost, where=better)
+        np.copyto(least_cost, cost, where=better)
     return np.asarray(best)
 
 
 def choose_table_levels(layer: Layer, importance: np.ndarray, rate_weight: float) -> np.ndarray:
-    """int16 levels of a table whose rows stand alone: each by its own error, weighed by `importance`, which has the
-    table's shape or broadcasts to it."""
+    """Choose the levels of a look-up table, whose elements do not interact.
+
+    Args:
+        layer: the table and its grid.
+        importance: float64 that broadcasts to the table: relative error energy of one squared unit of an element.
+        rate_weight: lambda, in relative error energy a bit.
+
+    Returns:
+        int16, shape of the table.
+    """
     levels = np.array(layer.base, np.int16)
     bits = _initial_bits()
-    # rows whose every number rounds to the base's level stay: most of a vocabulary, after a fine-tune
+    # skip rows in which every element rounds to the base's level: most of a vocabulary, after a fine-tune
     moving = [
         rows[np.any(np.rint(_exact_levels(layer, rows)) != layer.base[rows], axis=tuple(range(1, levels.ndim)))]
         for rows in np.array_split(np.arange(len(levels)), -(-len(levels) // TABLE_ROWS))
@@ -230,7 +294,7 @@ def choose_table_levels(layer: Layer, importance: np.ndarray, rate_weight: float
 
 
 def _exact_levels(layer: Layer, rows: np.ndarray) -> np.ndarray:
-    """float32: the numbers of `rows` in units of levels."""
+    """Return the weights of `rows` in units of levels, float32 [len(rows), ...]."""
     shape = layer.base.shape
     scale, zero = (np.broadcast_to(part, shape)[rows].astype(np.float32) for part in (layer.scale, layer.zero))
     exact: np.ndarray = layer.weight[rows].astype(np.float32) / scale + zero
@@ -256,7 +320,9 @@ def _choose_rows(
 
 
 def _initial_bits() -> np.ndarray:
-    """Before anything is known: one level in a hundred changes, each further step costs two bits."""
+    """Return R before any change is known: one level in a hundred changes, and each further step costs two
+    bits.
+    """
     rare = 0.01
     steps = np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1))
     return np.asarray(np.where(steps == 0, -np.log2(1 - rare), -np.log2(rare / 2) + 2 * (steps - 1)), np.float32)

@@ -1,15 +1,19 @@
-"""The base's quantized file with new numbers: levels, biases and float leftovers replaced, everything else byte for
+"""Fill the base's quantized file with new numbers; everything that does not change stays byte for
 byte.
 
-Rules:
-1. Levels are written into copies of the base's initializers; scales and zero points stay, save for channels and
-   activations that do not fit any more.
-2. Float leftovers (norms, biases, what is kept in float) move on a grid of `leftover_step` of the RMS change of what
-   moved or half of it, a power of two, counted in bit patterns, as a patch counts: what is below it is not worth its
-   bytes. Of a text classifier's, twice the widest of LEFTOVER_STEPS cost more error than its bytes were worth, and half
-   of it bytes for nothing; where layers are kept in float it is far too wide.
-3. A bias takes up the mean error of its layer; biases are sent anyway.
-4. Pinned ranges of activations change only where the caller says so (`activations`).
+Levels are written into copies of the base's initializers. Scales and zero points stay, except those of channels and
+activations that no longer fit.
+
+Biases take up the mean errors of their layers: they are sent anyway.
+
+Float constants (norms, biases, weights in float) move in steps. With change = new - old over a tensor,
+
+    step = 2 ** floor(log2(share * RMS(change where it is not 0)))
+
+and the difference of the bit patterns ends in as many zeros as the step allows, which is what a patch encodes. Smaller
+changes are not worth their bytes. `share` is one of FLOAT_ROUNDING_STEPS (chosen by `rate_search`): for a text
+classifier, twice the widest cost more error than its bytes were worth, and half of it cost bytes for nothing; if layers
+stay in float it is far too wide.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +29,7 @@ from packager.quantize.nbits import pack_levels
 from packager.quantize.static import scale_of
 from packager.quantize.update_aware.template import LEVELS_NAME_PATTERN, QuantizedWeight
 
-FLOAT_ROUNDING_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)
+FLOAT_ROUNDING_STEPS: Final = (1.0, 2.0**-2, 2.0**-4, 2.0**-6, 2.0**-10)  # shares of the RMS change, from wide to fine
 F32: Final = ELEMENT_TYPE_BY_NAME["f32"]
 
 Levels = dict[tuple[int, str], np.ndarray]
@@ -34,7 +38,13 @@ Corrections = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class UpdateChoice:
-    """What an update changes: levels by (graph, tensor), refitted scales likewise, and errors of means by bias name."""
+    """The numbers that an update changes in the template.
+
+    Attributes:
+        levels: by (graph, levels tensor): int16 levels in the layout of the weight.
+        scales: by (graph, levels tensor): float64 scales in the shape of the stored scales, if refitted.
+        corrections: by bias name: float64 [channels], mean errors that the bias takes up.
+    """
 
     levels: Levels = field(default_factory=dict)
     scales: Levels = field(default_factory=dict)
@@ -49,36 +59,48 @@ def fill_template(
     ranges: dict[str, ActivationRange],
     float_rounding_step: float = FLOAT_ROUNDING_STEPS[0],
 ) -> onnx.ModelProto:
-    """The template with the choice in it (rules above).
+    """Return a copy of the template with the choice written into it.
 
     Args:
-        template: the base's quantized model.
+        template: the base.
         prepared: the new float model.
-        weights: of the template.
-        choice: what changes.
-        ranges: new ones of activations that the template pins.
-        leftover_step: of rule 2.
+        weights: all quantized weights of the template.
+        choice: levels, scales and bias corrections.
+        ranges: new ranges of activations, by value name; others stay.
+        float_rounding_step: `share` of the module docstring.
     """
     model = onnx.ModelProto()
     model.CopyFrom(template)
-    base, ours, theirs = list(scopes(template.graph)), list(scopes(model.graph)), list(scopes(prepared.graph))
+    base, update_scopes, float_scopes = (
+        list(scopes(template.graph)),
+        list(scopes(model.graph)),
+        list(scopes(prepared.graph)),
+    )
     for weight in weights:
         key = (weight.graph, weight.levels.name)
         if key in choice.scales:
-            tensor = ours[weight.graph].initializers[weight.scale.name]
+            tensor = update_scopes[weight.graph].initializers[weight.scale.name]
             set_array(tensor, choice.scales[key].astype(array_of(tensor).dtype).reshape(tuple(tensor.dims)))
         if key in choice.levels:
-            _write_levels(ours[weight.graph].initializers[weight.levels.name], weight, choice.levels[key])
+            _write_levels(update_scopes[weight.graph].initializers[weight.levels.name], weight, choice.levels[key])
     if ranges:
-        _refit_activations(ours[0], ranges)
-    for old, new, float_scope, protected in zip(base, ours, theirs, _protected_names(ours), strict=True):
+        _refit_activations(update_scopes[0], ranges)
+    for old, new, float_scope, protected in zip(
+        base, update_scopes, float_scopes, _protected_names(update_scopes), strict=True
+    ):
         _round_float_constants(old, new, float_scope, protected, choice.corrections, float_rounding_step)
-    _fill_int32_biases(base[0], ours[0], theirs[0], choice.corrections, float_rounding_step)
+    _fill_int32_biases(base[0], update_scopes[0], float_scopes[0], choice.corrections, float_rounding_step)
     return model
 
 
 def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
-    """Name of the constant that is added to the output of `weight`'s layer in the float model, one number a channel."""
+    """Return the name of the constant added to the output of the weight's layer, one number a channel;
+    None without one.
+
+    Args:
+        weight: the weight.
+        prepared: the float model.
+    """
     node = weight.float_node
     constants = {tensor.name: tensor for tensor in prepared.graph.initializer}
     if node.op_type in ("Gemm", "Conv"):
@@ -91,16 +113,27 @@ def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
 
 
 def find_addition(model: onnx.ModelProto, value: str) -> tuple[str, str]:
-    """(sum, what is added) where an Add is all that reads `value`; ("", "") elsewhere."""
+    """Return (sum, other addend) if an Add is the only reader of `value`, else ("", "").
+
+    Args:
+        model: any model.
+        value: name of a value.
+    """
     readers = [node for node in model.graph.node if value in node.input]
-    is_told = any(value == output.name for output in model.graph.output)
-    if is_told or len(readers) != 1 or readers[0].op_type != "Add":
+    is_output = any(value == output.name for output in model.graph.output)
+    if is_output or len(readers) != 1 or readers[0].op_type != "Add":
         return "", ""
     return readers[0].output[0], next((str(name) for name in readers[0].input if name != value), "")
 
 
 def round_to_steps(old: np.ndarray, new: np.ndarray, share: float = FLOAT_ROUNDING_STEPS[0]) -> np.ndarray:
-    """float32 like `new`, moved from `old` in whole steps (rule 2)."""
+    """Return float32 values near `new` whose bit patterns differ from those of `old` by whole steps.
+
+    Args:
+        old: float32 array.
+        new: float32 array of the same shape.
+        share: step as a share of the RMS change.
+    """
     with np.errstate(invalid="ignore"):
         change = new.astype(np.float64) - old.astype(np.float64)
     moved = change != 0.0
@@ -111,7 +144,7 @@ def round_to_steps(old: np.ndarray, new: np.ndarray, share: float = FLOAT_ROUNDI
     exponent = np.where(old == 0, np.iinfo(np.int16).min, np.frexp(old)[1] - 1)
     zeros = np.clip(step - (exponent - F32.mantissa_bits), 0, F32.mantissa_bits - 1).astype(np.int64)
     start, goal = (to_ordered(np.ascontiguousarray(side).view(F32.bits), F32).astype(np.int64) for side in (old, new))
-    # the difference of the bit patterns, which is what a patch holds, ends in that many zeros
+    # the difference of the bit patterns, which a patch encodes, ends in that many zeros
     whole = start + (((goal - start) + ((1 << zeros) >> 1)) >> zeros << zeros)
     back = from_ordered(whole.astype(F32.signed), F32).view(np.float32)
     return np.where(moved & np.isfinite(back), back, np.where(moved, new, old))
@@ -126,40 +159,42 @@ def _write_levels(tensor: onnx.TensorProto, weight: QuantizedWeight, levels: np.
         set_array(tensor, levels.astype(old.dtype).reshape(old.shape))
 
 
-def _protected_names(everywhere: list[Scope]) -> list[set[str]]:
-    """Names in each graph that belong to quantization: levels, scales, zero points."""
+def _protected_names(all_scopes: list[Scope]) -> list[set[str]]:
+    """Return for each graph the names of the initializers that belong to quantization: levels, scales,
+    zero points.
+    """
     found = []
     quantizers = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
     read = {
-        name for s in everywhere for n in s.graph.node if n.op_type in quantizers for i, name in enumerate(n.input) if i
+        name for s in all_scopes for n in s.graph.node if n.op_type in quantizers for i, name in enumerate(n.input) if i
     }
-    for scope in everywhere:
-        mine = set()
+    for scope in all_scopes:
+        protected = set()
         for name, tensor in scope.initializers.items():
             is_part = name.endswith(("_scale", "_scales", "_zero_point", "_zero_points")) or LEVELS_NAME_PATTERN.match(
                 name
             )
             if name in read or is_part or tensor.data_type not in FLOAT_TYPES:
-                mine.add(name)
-        found.append(mine)
+                protected.add(name)
+        found.append(protected)
     return found
 
 
 def _round_float_constants(
-    base: Scope, ours: Scope, theirs: Scope, protected: set[str], corrections: Corrections, share: float
+    base: Scope, scope: Scope, float_scope: Scope, protected: set[str], corrections: Corrections, share: float
 ) -> None:
     for name, tensor in base.initializers.items():
-        counterpart = theirs.initializers.get(name)
+        counterpart = float_scope.initializers.get(name)
         if name in protected or counterpart is None or list(counterpart.dims) != list(tensor.dims):
             continue
         old, new = array_of(tensor), array_of(counterpart)
         if name in corrections:
             new = (new.astype(np.float64) + corrections[name].reshape(new.shape)).astype(new.dtype)
         if not np.array_equal(old, new):
-            set_array(ours.initializers[name], round_to_steps(old, new, share) if old.dtype == np.float32 else new)
+            set_array(scope.initializers[name], round_to_steps(old, new, share) if old.dtype == np.float32 else new)
 
 
-def _fill_int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Corrections, share: float) -> None:
+def _fill_int32_biases(base: Scope, scope: Scope, float_scope: Scope, corrections: Corrections, share: float) -> None:
     makers = {name: node for node in scope.graph.node for name in node.output}
     for node in scope.graph.node:
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
@@ -171,7 +206,7 @@ def _fill_int32_biases(base: Scope, scope: Scope, other: Scope, corrections: Cor
         levels, scale = scope.initializers.get(bias.input[0]), scope.initializers.get(bias.input[1])
         sides = [scope.initializers.get(part.input[1]) for part in (activation, weight)]
         match = LEVELS_NAME_PATTERN.match(bias.input[0])
-        counterpart = other.initializers.get(match["name"]) if match else None
+        counterpart = float_scope.initializers.get(match["name"]) if match else None
         if levels is None or scale is None or counterpart is None or any(side is None for side in sides):
             continue
         factors = [array_of(side).astype(np.float64) for side in sides if side is not None]

@@ -1,12 +1,16 @@
-"""The new float model with the levels chosen so far in its weights, walked once from front to back.
+"""Run the float model once from front to back, with the levels chosen so far in its weights.
 
-Rules:
-1. The walk stops before each stage. What is alive there is kept on disk, sample by sample, and the walk goes on from
-   there: each node runs once a solution, not once a stage.
-2. Activations stay in float. Their rounding is noise to a layer, and levels that make up for noise shrink what the
-   layer says, as a Wiener filter does: it costs bits, and the noise of other inputs is another one.
-3. A value that is no tensor cannot be kept: the walk then begins again where it last stood.
-4. Samples run side by side, a thread each.
+Theory of operation. The model's nodes are numbered 0..n-1. The walk stands before node k:
+
+    alive(k)          values made by nodes < k that nodes >= k or the outputs read; on disk, sample by sample
+    walk(k', names)   runs nodes k..k'-1 on alive(k), stores alive(k'), deletes alive(k), and yields `names`
+
+Each node therefore runs once a solution, not once a layer: 45 s instead of 320 s (docs/benchmarks.md).
+
+1. Activations stay in float. Levels that compensate for the rounding of activations shrink the layer's output, as a
+   Wiener filter does: that costs bits, and the rounding noise of other inputs is another one.
+2. A value that is no tensor cannot be stored: the walk then stays where it is, and runs the nodes from there again.
+3. Samples run side by side, with one runtime thread each.
 """
 
 import math
@@ -29,12 +33,12 @@ Values = dict[str, np.ndarray]
 
 
 class FloatPrefix:
-    """A walk through a copy of `prepared`.
+    """A walk through a copy of the float model.
 
     Args:
         prepared: the new float model.
-        samples: its inputs.
-        folder: for what is kept.
+        samples: inputs.
+        folder: directory of the stored values.
     """
 
     def __init__(self, prepared: onnx.ModelProto, samples: Samples, folder: Path) -> None:
@@ -48,62 +52,86 @@ class FloatPrefix:
         self._reads = [names_read(node) for node in self._model.graph.node]
         self._next_node = self._file_number = 0
         self._alive_names: list[str] = []
-        # of each sample, what its values are in the order of `_alive`
+        # for each sample, the dtype and shape of its values, in the order of `_alive_names`
         self._value_forms: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
 
     def set_weight(self, weight: QuantizedWeight, values: np.ndarray) -> None:
-        """Replace a weight by `values`, which have the layout of its levels."""
+        """Replace a weight of the float model by the numbers of its chosen levels.
+
+        Args:
+            weight: of the template.
+            values: float64 in the layout of its levels.
+        """
         values = values / weight.factor
         tensor = self._nested[weight.graph][weight.float_tensor.name]
         set_array(tensor, (values.T if weight.is_flipped else values).astype(array_of(tensor).dtype))
 
     def correct_bias(self, name: str, correction: np.ndarray) -> None:
-        """Add `correction` to a bias of the float model."""
+        """Add a correction to a bias of the float model.
+
+        Args:
+            name: of the bias.
+            correction: float64, as many elements as the bias.
+        """
         exact = array_of(self._exact[name])
         set_array(self._tensors[name], (exact + correction.reshape(exact.shape)).astype(exact.dtype))
 
     def walk(self, before_node: int, names: Sequence[str]) -> Iterator[Values]:
-        """For each sample, the values `names` once every node whose number is below `before` has run. Nodes from there
-        on may run for them too, but count as not run yet. A value that none of these reads is gone."""
+        """Yield the values `names` of each sample, with all nodes before `before_node` run; the walk then
+        stands there.
+
+        Nodes from `before_node` on may run to compute the values, but run again later. A value that none of these nodes
+        reads is not available any more.
+
+        Args:
+            before_node: number of a node, not below that of the last call.
+            names: of values.
+        """
         names = list(names)
         self._advance(before_node)
         made = {name: i for i, node in enumerate(self._model.graph.node) for name in node.output}
         last = max((made[name] + 1 for name in names if name in made), default=0)
-        beyond = sorted({name for name in names if name not in self._inputs and name not in self._alive_names})
-        running = self._open_part(self._next_node, last, beyond) if beyond else None
+        computed_names = sorted({name for name in names if name not in self._inputs and name not in self._alive_names})
+        running = self._open_part(self._next_node, last, computed_names) if computed_names else None
 
-        def found(standing: tuple[Sample, Values]) -> Values:
-            here = {**standing[0], **standing[1]}
+        def select(state: tuple[Sample, Values]) -> Values:
+            values = {**state[0], **state[1]}
             if running is not None:
-                here.update(zip(beyond, run_session(running, _select_inputs(running, here), beyond), strict=True))
-            return {name: here[name] for name in names}
+                values.update(
+                    zip(
+                        computed_names,
+                        run_session(running, _select_inputs(running, values), computed_names),
+                        strict=True,
+                    )
+                )
+            return {name: values[name] for name in names}
 
-        yield from ordered_map(found, self._alive_values())
+        yield from ordered_map(select, self._alive_values())
 
     def _advance(self, before_node: int) -> None:
-        """Rule 1, to the node numbered `before`; rule 3 leaves it where it is."""
+        """Move the walk to the node numbered `before_node`; stay if a value there cannot be stored."""
         if before_node <= self._next_node:
             return
         nodes = self._model.graph.node
-        fresh = {name for node in nodes[self._next_node : before_node] for name in node.output if name}
-        later = set().union(*self._reads[before_node:]) | {value.name for value in self._model.graph.output}
-        alive = sorted((fresh | set(self._alive_names)) & later)
-        made = [name for name in alive if name in fresh]
+        made_now = {name for node in nodes[self._next_node : before_node] for name in node.output if name}
+        read_later = set().union(*self._reads[before_node:]) | {value.name for value in self._model.graph.output}
+        alive = sorted((made_now | set(self._alive_names)) & read_later)
+        made = [name for name in alive if name in made_now]
         running = self._open_part(self._next_node, before_node, made)
         path = self._values_path(self._file_number + 1)
-        kept: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
+        forms: list[list[tuple[np.dtype[Any], tuple[int, ...]]]] = []
 
-        def found(standing: tuple[Sample, Values]) -> dict[str, Any]:
-            sample, old = standing
+        def run_nodes(state: tuple[Sample, Values]) -> dict[str, Any]:
+            sample, old = state
             answers = running.run(made, _select_inputs(running, {**sample, **old})) if made else []
             return {**old, **dict(zip(made, answers, strict=True))}
 
         with path.open("wb") as stream:
-            for here in ordered_map(found, self._alive_values()):
-                arrays = [here[name] for name in alive]
+            for values in ordered_map(run_nodes, self._alive_values()):
+                arrays = [values[name] for name in alive]
                 if not all(isinstance(array, np.ndarray) and array.dtype != object for array in arrays):
                     return
-                kept.append([(array.dtype, array.shape) for array in arrays])
+                forms.append([(array.dtype, array.shape) for array in arrays])
                 for array in arrays:
                     stream.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
         self._values_path(self._file_number).unlink(missing_ok=True)
@@ -111,11 +139,11 @@ class FloatPrefix:
             self._file_number + 1,
             before_node,
             alive,
-            kept,
+            forms,
         )
 
     def _alive_values(self) -> Iterator[tuple[Sample, Values]]:
-        """Each sample with what is alive where the walk stands."""
+        """Yield each sample with the values that are alive where the walk stands."""
         if not self._alive_names:
             for sample in self._samples:
                 yield sample, {}
@@ -132,7 +160,9 @@ class FloatPrefix:
         return self._folder / f"{number}.prefix"
 
     def _open_part(self, first: int, last: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
-        """The nodes from `first` up to `last`, as far as `outputs` need them, with what they read as inputs."""
+        """Open a session of the nodes from `first` up to `last` that `outputs` need; inputs are the values
+        that they read.
+        """
         needed, numbers = set(outputs), []
         nodes = self._model.graph.node
         for number in range(last - 1, first - 1, -1):
@@ -164,7 +194,7 @@ class FloatPrefix:
 
 
 def names_read(node: onnx.NodeProto) -> set[str]:
-    """Names that a node reads from around it, those that its graphs read included."""
+    """Return the names that a node reads from its own graph, also from inside its subgraphs."""
     found = set(node.input)
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):

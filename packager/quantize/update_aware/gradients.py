@@ -1,13 +1,19 @@
-"""Which outputs of a layer matter: gradients of the float model's answers with respect to inner values.
+"""Gradients of the float model's outputs at inner values: how much an error there matters.
 
-Rules:
-1. For a random direction over all answers (each answer in units of its spread), the squared gradient at an inner value
-   is in the mean what a small independent error there adds to the relative error energy of the answers.
-2. The model runs in onnxruntime with its inner values as outputs; the way back is numpy (`adjoints`).
-3. A value whose influence is not known as a whole, since an operator on one of its ways to the answers has no adjoint,
-   has no gradient: half an influence would mislead.
-4. Only the top graph is walked; directions are drawn with a fixed seed.
-5. A model that cannot be walked back, or gives gradients that are not finite, has none: influence is a refinement.
+Theory of operation. For one sample, each float output o (shape F_o) is multiplied by random signs and scaled:
+
+    r_o = signs / (spread_o * sqrt(size of o)),  float32 F_o,  spread_o = RMS distance from the mean output
+
+g(v) = gradient of sum_o <r_o, o> at an inner value v, float32 of the shape of v. Over the signs,
+
+    E[g(v)^2] = relative error energy of the outputs that a small independent error of unit energy at v adds
+
+The model runs in onnxruntime with its inner values as outputs; numpy computes the way back (`adjoints`).
+
+1. A value has no gradient if one of its paths to the outputs passes an operator without adjoint: a part of the
+   influence would mislead.
+2. Only the top graph is walked. The signs come from a fixed seed.
+3. A model that fails, or gives gradients that are not finite, has none: influence refines a result that exists anyway.
 """
 
 import logging
@@ -29,11 +35,11 @@ from packager.quantize.update_aware.adjoints import NodeRun, adjoint_of, join_gr
 
 logger = logging.getLogger(__name__)
 
-SPREAD_SAMPLES: Final = 32
-# what numpy and the operators' definitions here run into on a model that no one thought of
+SPREAD_SAMPLES: Final = 32  # samples from which the outputs' spread is measured
+# errors of numpy and of the adjoints on a model with an unusual graph: it has no gradients then
 WALK_ERRORS: Final = (ArithmeticError, AssertionError, LookupError, MemoryError, TypeError, ValueError, ModelDoesNotRun)
 INTEGER_TYPES: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.UINT8)
-# what these give does not change with small changes of what they read
+# operators whose outputs do not change with small changes of their inputs
 FLAT_OPERATORS: Final = frozenset(
     {
         *("Shape", "Size", "ArgMax", "ArgMin", "ConstantOfShape", "NonZero", "Range", "IsNaN", "IsInf"),
@@ -45,7 +51,13 @@ FLAT_OPERATORS: Final = frozenset(
 
 @dataclass(slots=True)
 class GradientWalk:
-    """Walks back from the answers of `model` to the values `wanted` (node outputs or initializers)."""
+    """Computes gradients of a model's outputs at some of its values.
+
+    Attributes:
+        model: a float model.
+        requested_names: node outputs or initializers at which gradients are wanted.
+        known_names: those of them that have a gradient.
+    """
 
     model: onnx.ModelProto
     requested_names: frozenset[str]
@@ -59,39 +71,49 @@ class GradientWalk:
 
     def __post_init__(self) -> None:
         graph = self.model.graph
-        answers = {value.name for value in graph.output}
+        output_names = {value.name for value in graph.output}
         self._constants = {tensor.name: array_of(tensor) for tensor in graph.initializer}
-        ahead = _dependents(graph, self.requested_names)
-        behind = _dependencies(graph, answers & ahead)
-        self._names_between = ahead & behind
+        dependents = _dependents(graph, self.requested_names)
+        dependencies = _dependencies(graph, output_names & dependents)
+        self._names_between = dependents & dependencies
         self._nodes = [node for node in graph.node if self._names_between & set(node.output)]
         blocked = _blocked_values(self._nodes, self._names_between)
-        self.known_names = frozenset((self.requested_names & behind & ahead) - blocked)
+        self.known_names = frozenset((self.requested_names & dependencies & dependents) - blocked)
         if not self.known_names:
             self._nodes = []
         inner = {name for node in self._nodes for name in (*node.input, *node.output) if name}
-        fed = {value.name for value in graph.input}
-        self._names = sorted((inner - self._constants.keys() - fed) | answers)
+        input_names = {value.name for value in graph.input}
+        self._names = sorted((inner - self._constants.keys() - input_names) | output_names)
         try:
             self._running = open_session_of(with_outputs(self.model, self._names))
         except ModelDoesNotRun as error:
-            logger.info("no influences: %s", error.message)
-            self.known_names, self._nodes, self._names = frozenset(), [], sorted(answers)
+            logger.info("no gradients: %s", error.message)
+            self.known_names, self._nodes, self._names = frozenset(), [], sorted(output_names)
             self._running = open_session_of(self.model)
 
     def count_inner_floats(self, sample: Sample) -> int:
-        """Inner values of one run, which is what a walk back costs."""
+        """Return the number of inner values of one run, to which the cost of a gradient is proportional."""
         return sum(int(value.size) for value in run_session(self._running, sample, self._names))
 
     def gradients(self, samples: Samples, spreads: dict[str, float]) -> Iterator[dict[str, np.ndarray]]:
-        """For each sample the gradients at `known` (rule 1); `spreads` are of the answers, by name."""
+        """Yield for each sample the gradients at `known_names`, float32 of the shape of each value.
+
+        Args:
+            samples: inputs.
+            spreads: spread of each float output, by name (`spreads_of`).
+        """
         for _, slopes in self.gradients_with_values(samples, spreads):
             yield slopes
 
     def gradients_with_values(
         self, samples: Samples, spreads: dict[str, float]
     ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """The same with the inner values of each run."""
+        """Yield for each sample its inner values by name, and the gradients as `gradients` does.
+
+        Args:
+            samples: inputs.
+            spreads: spread of each float output, by name (`spreads_of`).
+        """
         rng = np.random.default_rng(0)
         version = opset_version(self.model)
         for sample in samples:
@@ -102,13 +124,13 @@ class GradientWalk:
                 answer, spread = values[value.name], spreads.get(value.name, 0.0)
                 if answer.dtype.kind == "f" and spread > 0:
                     signs = rng.integers(0, 2, answer.shape) * 2 - 1
-                    # mean over an answer's numbers, as in its relative RMS
+                    # the mean over an output's elements, as in its relative RMS
                     found[value.name] = (signs / (spread * np.sqrt(max(1, answer.size)))).astype(np.float32)
             try:
                 with np.errstate(all="ignore"):
                     self._walk_back(values, found, version)
             except WALK_ERRORS as error:
-                logger.info("no influences: %s: %s", type(error).__name__, error)
+                logger.info("no gradients: %s: %s", type(error).__name__, error)
                 found = {}
             slopes = {name: found[name] for name in self.known_names if name in found}
             yield values, {name: slope for name, slope in slopes.items() if np.isfinite(slope).all()}
@@ -117,14 +139,14 @@ class GradientWalk:
         for node in reversed(self._nodes):
             parts = [found.get(name) for name in node.output]
             adjoint = adjoint_of(node)
-            asked = [name in self._names_between for name in node.input]
-            if adjoint is None or all(part is None for part in parts) or not any(asked):
-                continue  # a look-up in a table, for one: nothing before it was asked for
+            needs_gradient = [name in self._names_between for name in node.input]
+            if adjoint is None or all(part is None for part in parts) or not any(needs_gradient):
+                continue  # such as a look-up in a table: no gradient before it is needed
             step = NodeRun(
                 node,
                 [values.get(name) if name else None for name in node.input],
                 [values.get(name) if name else None for name in node.output],
-                asked,
+                needs_gradient,
                 version,
                 self._sessions,
             )
@@ -139,7 +161,12 @@ class GradientWalk:
 
 
 def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
-    """Spread of each float answer over a few of `samples`: RMS distance from its mean answer."""
+    """Return the spread of each float output over at most SPREAD_SAMPLES samples, by name.
+
+    Args:
+        model: a float model.
+        samples: inputs.
+    """
     running = open_session_of(model)
     names = [value.name for value in model.graph.output]
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -150,7 +177,9 @@ def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
 
 
 def spread(answers: list[np.ndarray]) -> float:
-    """RMS distance of float arrays from their mean: place by place where their shapes agree, else over all numbers."""
+    """Return the RMS distance of float arrays from their mean: element by element if their shapes agree,
+    else over all.
+    """
     if any(answer.shape != answers[0].shape for answer in answers):
         flat = np.concatenate([answer.ravel() for answer in answers]).astype(np.float64)
         return float(flat.std()) if flat.size else 0.0
@@ -158,7 +187,7 @@ def spread(answers: list[np.ndarray]) -> float:
 
 
 def _dependents(graph: onnx.GraphProto, starts: frozenset[str]) -> set[str]:
-    """Values that depend on `starts`, themselves included."""
+    """Return the values that depend on `starts`, and `starts` themselves."""
     reached = set(starts)
     for node in graph.node:
         if not _is_flat(node) and reached & _names_read(node):
@@ -167,7 +196,7 @@ def _dependents(graph: onnx.GraphProto, starts: frozenset[str]) -> set[str]:
 
 
 def _dependencies(graph: onnx.GraphProto, ends: set[str]) -> set[str]:
-    """Values that `ends` depend on, themselves included."""
+    """Return the values that `ends` depend on, and `ends` themselves."""
     reached = set(ends)
     for node in reversed(graph.node):
         if reached & set(node.output):
@@ -176,7 +205,7 @@ def _dependencies(graph: onnx.GraphProto, ends: set[str]) -> set[str]:
 
 
 def _blocked_values(nodes: list[onnx.NodeProto], between: set[str]) -> set[str]:
-    """Values that reach the answers through an operator without adjoint (rule 3)."""
+    """Return the values that reach the outputs through an operator without adjoint."""
     blocked: set[str] = set()
     for node in reversed(nodes):
         makes_other = node.op_type != "Split" and any(name in between for name in list(node.output)[1:])
@@ -191,7 +220,7 @@ def _is_flat(node: onnx.NodeProto) -> bool:
 
 
 def _names_read(node: onnx.NodeProto) -> set[str]:
-    """What a node reads, through its subgraphs too."""
+    """Return the names that a node reads, in its subgraphs too."""
     names = {name for name in node.input if name}
     for attribute in node.attribute:
         for graph in [attribute.g] if attribute.HasField("g") else list(attribute.graphs):

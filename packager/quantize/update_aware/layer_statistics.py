@@ -1,12 +1,26 @@
-"""What layers multiply, in both models: rows of the float model's inputs on disk, second moments of both in memory.
+"""Measure what layers multiply: rows of the float model on disk, second moments behind the chosen
+levels in memory.
 
-Rules:
-1. Models run one sample at a time; at most MAX_ROWS rows a layer are used, evenly taken from the samples, and no more
-   than MAX_STORED_BYTES of them all.
-2. The float model's rows are the same for every solution: they are written to a folder once, or what the layer makes of
-   them where that is narrower. Those behind chosen levels are never stored, only their moments.
-3. A row counts as much as the answers depend on the layer's output there (`gradients`), and no less than EVERY_ROW of
-   the mean; a row on which nothing depends, padding for one, does not count at all. The same holds for channels.
+Theory of operation. For a layer with `inputs` input elements a group, and `width` elements of target:
+
+    x   float32 [rows, inputs]          inputs in the float model behind the levels chosen so far
+    t   float32 [rows, width]           targets in the float model: its outputs for all weights of this input side by
+                                        side (is_projected, the usual case), or its inputs if those are narrower
+    w   float32 [rows]                  weights of the rows
+    h   float32 [inputs, inputs]        sum w x x' / sum w - mean_q mean_q'
+    c   float32 [inputs, width]         sum w x t' / sum w - mean_q mean_t'
+    mean_q  float64 [inputs],  mean_t  float64 [width]
+
+Weights of rows: w = (1 - u) * i / mean(i) + u with u = UNIFORM_ROW_SHARE. The influence i of a row is the squared
+    gradient
+of the model's outputs at the layer's output (`gradients`), summed over its channels. A row whose influence is below
+MIN_INFLUENCE of the mean, such as padding, is left out. Channels are weighed alike, with UNIFORM_CHANNEL_SHARE.
+
+Limits: models run one sample at a time. A layer uses at most MAX_ROWS rows, evenly from all samples, and all layers
+together store at most MAX_STORED_BYTES.
+
+The float model's rows are the same for every solution, so they are written once. Rows behind chosen levels are reduced
+to moments at once.
 """
 
 from collections.abc import Iterator
@@ -31,25 +45,37 @@ from packager.quantize.update_aware.gradients import GradientWalk, spreads_of
 from packager.quantize.update_aware.layers import SharedInput, outputs_of, position_count, rows_of, shape_of
 from packager.quantize.update_aware.template import QuantizedWeight, to_matrices
 
-MAX_ROWS: Final = 32_768
-BATCH_ROWS: Final = 1024  # rows that are multiplied together, at least
-LOCAL_ROWS: Final = 512  # of inputs that are kept as they are
-MAX_STORED_BYTES: Final = 4 << 30  # on disk, while an update is solved
-UNIFORM_ROW_SHARE: Final = 0.3
-UNIFORM_CHANNEL_SHARE: Final = 0.3
-MIN_INFLUENCE: Final = 1e-9  # of the mean
-MAX_GRADIENT_FLOATS: Final = 1_000_000_000  # inner values over all samples that are walked back
+MAX_ROWS: Final = 32_768  # rows of one layer over all samples; trades time for less noise in the moments
+BATCH_ROWS: Final = 1024  # least rows of one matrix product, since adding to `h` costs as much as many rows
+LOCAL_ROWS: Final = 512  # rows whose inputs are stored as they are, for `Solver`'s sensitivities
+MAX_STORED_BYTES: Final = 4 << 30  # on disk while an update is solved (docs/quantization.md)
+UNIFORM_ROW_SHARE: Final = 0.3  # part of a row's weight that does not depend on its influence
+UNIFORM_CHANNEL_SHARE: Final = 0.3  # part of a channel's weight that does not depend on its influence
+MIN_INFLUENCE: Final = 1e-9  # of the mean influence
+# inner values, over all samples, through which gradients are computed; bounds the time
+MAX_GRADIENT_FLOATS: Final = 1_000_000_000
 
 Key = tuple[int, str]
 
 
 @dataclass(slots=True)
 class Moments:
-    """Of one group of one input: `h` = E[x_q x_q'], `c` = E[x_q t'] (centred by `finish`), and the means.
+    """Second moments of one group of one input (symbols: module docstring); sums until `finish`, centered
+    means after it.
 
-    t are rows of the float model [width]: what the layer multiplies there or, where `is_projected`, what it should give
-    for its weights, one after another: the float model's output, and what the prefix left over in the value that is
-    added to it (layers, rule 3).
+    Attributes:
+        size: number of inputs.
+        width: number of target columns.
+        is_projected: True if targets are outputs, False if they are the float model's inputs.
+        workers: executor of the matrix products.
+        h: float32 [size, size].
+        c: float32 [size, width].
+        mean_q: float64 [size].
+        mean_t: float64 [width].
+        total: sum of the rows' weights.
+        squares: sum of their squares.
+        pending_rows: rows that wait for a matrix product: x, t, weights.
+        pending_sums: matrix products under way.
     """
 
     size: int
@@ -71,10 +97,13 @@ class Moments:
         self.mean_q, self.mean_t = np.zeros(self.size), np.zeros(self.width)
 
     def add(self, q: np.ndarray, t: np.ndarray, weights: np.ndarray) -> None:
-        """Rows [rows, size] behind the prefix, [rows, width] of the float model, and their weights [rows].
+        """Add rows of one sample; they are multiplied in batches by `workers`, while the caller computes the
+        next rows.
 
-        They are multiplied in bundles, since adding to `h` costs as much as many rows; by `workers`, while the caller
-        makes the next one.
+        Args:
+            q: float32 [rows, size], inputs behind the chosen levels; scaled in place later.
+            t: float32 [rows, width], targets.
+            weights: float32 [rows].
         """
         self.pending_rows.append((q, t, weights))
         if sum(len(part[2]) for part in self.pending_rows) >= max(BATCH_ROWS, self.size):
@@ -82,11 +111,11 @@ class Moments:
 
     @property
     def effective_rows(self) -> float:
-        """How many rows of equal weight tell as much (Kish's effective sample size)."""
+        """The number of equally weighted rows that carry as much information (Kish's effective sample size)."""
         return max(1.0, self.total * self.total / (self.squares or 1.0))
 
     def finish(self) -> None:
-        """Sums become centred means."""
+        """Turn the sums into centered means."""
         self._flush()
         self._wait()
         total = self.total or 1.0
@@ -98,16 +127,22 @@ class Moments:
         self.c -= np.outer(self.mean_q, self.mean_t).astype(np.float32)
 
     def target_moment(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
-        """float32 [size, channels]: E[x_q y'] for what a weight should give, y.
+        """Return T, the centered moments E[x y'] of inputs and wanted outputs of one weight, float32 [size,
+        channels].
 
         Args:
-            matrix: [size, channels], the weight in the float model.
-            columns: its channels among those of all weights.
+            matrix: float32 [size, channels], the weight in the float model.
+            columns: its channels among those of all weights that share the input.
         """
         return np.asarray(self.c[:, columns] if self.is_projected else self.c @ matrix.astype(np.float32))
 
     def target_mean(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
-        """[channels]: the mean of y, as in `wanted`."""
+        """Return the mean wanted output of one weight, [channels].
+
+        Args:
+            matrix: float32 [size, channels], the weight in the float model.
+            columns: its channels among those of all weights that share the input.
+        """
         return np.asarray(self.mean_t[columns] if self.is_projected else self.mean_t @ matrix)
 
     def _flush(self) -> None:
@@ -129,7 +164,9 @@ class Moments:
         ]
 
     def _wait(self) -> None:
-        """Sums keep their order: one product is added to each at a time."""
+        """Wait for the products under way: each sum is added to by one product at a time, so that its order is
+        fixed.
+        """
         for product in self.pending_sums:
             product.result()
         self.pending_sums = []
@@ -141,11 +178,14 @@ def _add_product(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None
 
 @dataclass(slots=True)
 class RowSelection:
-    """Which rows of each layer are used, by layer number and then sample: their places and weights (rule 3).
+    """The rows that are used of each layer's input, in the order of the samples, and how much they count.
 
-    `local` holds the weights of the rows whose inputs are stored as they are.
-    `channels` holds weights [channels] with mean 1 by weight; missing where the influence is not known. `looked_up`
-    holds for each table how often each of its rows was looked up, a look-up counting 1 in the mean.
+    Attributes:
+        positions: by layer number, for each sample: int64 [rows], positions of the rows.
+        weights: by layer number, for each sample: float32 [rows], mean 1 over all samples.
+        channels: by weight: float64 [channels], mean 1; missing if the influence is unknown.
+        lookup_counts: by table: float64 [table rows], look-ups of each row, weighed with mean 1.
+        local: by layer number, for each sample: float32 [few rows], weights of the rows stored by `local_path`.
     """
 
     positions: dict[int, list[np.ndarray]]
@@ -162,7 +202,16 @@ def measure_rows(
     samples: Samples,
     folder: Path,
 ) -> RowSelection:
-    """Choose the rows of every layer and write the float model's into `folder` (rules 1 to 3), float32."""
+    """Choose the rows of every layer, and write the float model's inputs and targets of these rows,
+    float32, into `folder`.
+
+    Args:
+        prepared: the new float model.
+        everything: all layers, in execution order.
+        tables: look-up tables of the top graph.
+        samples: calibration samples.
+        folder: directory of the row files.
+    """
     constants = {tensor.name for tensor in prepared.graph.initializer}
     tables = [table for table in tables if table.float_source and table.float_source not in constants]
     names = sorted(
@@ -174,8 +223,8 @@ def measure_rows(
     limit = max_rows_per_sample(samples, everything)
     found = RowSelection({s.node_number: [] for s in everything}, {s.node_number: [] for s in everything}, {})
     found.local = {s.node_number: [] for s in everything}
-    few = -(-LOCAL_ROWS // max(1, len(samples)))
-    exact = {s.node_number: _exact_matrices(s) for s in everything if s.is_projected}
+    local_limit = -(-LOCAL_ROWS // max(1, len(samples)))
+    matrices = {s.node_number: _exact_matrices(s) for s in everything if s.is_projected}
     with ExitStack() as open_files:
         streams = {s.node_number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
         inputs = {s.node_number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
@@ -187,19 +236,23 @@ def measure_rows(
             for shared in everything:
                 source = values[shared.first_weight.float_source or ""]
                 weights = _row_weights(shared, source, slopes, found.channels)
-                used = np.flatnonzero(weights > MIN_INFLUENCE * weights.mean()) if weights.any() else np.zeros(0, int)
-                used = used[:: max(1, -(-len(used) // max(1, limit)))]
-                found.positions[shared.node_number].append(used)
-                found.weights[shared.node_number].append(weights[used].astype(np.float32))
-                some = slice(None, None, max(1, -(-len(used) // few)))
-                found.local[shared.node_number].append(weights[used[some]].astype(np.float32))
-                left = _added_parts(shared, values, used)
-                rows = rows_of(source, shared.first_weight, used)
-                inputs[shared.node_number].write(np.concatenate([part[some] for part in rows], axis=1).tobytes())
+                positions = (
+                    np.flatnonzero(weights > MIN_INFLUENCE * weights.mean()) if weights.any() else np.zeros(0, int)
+                )
+                positions = positions[:: max(1, -(-len(positions) // max(1, limit)))]
+                found.positions[shared.node_number].append(positions)
+                found.weights[shared.node_number].append(weights[positions].astype(np.float32))
+                local_stride = slice(None, None, max(1, -(-len(positions) // local_limit)))
+                found.local[shared.node_number].append(weights[positions[local_stride]].astype(np.float32))
+                added = _added_parts(shared, values, positions)
+                rows = rows_of(source, shared.first_weight, positions)
+                inputs[shared.node_number].write(
+                    np.concatenate([part[local_stride] for part in rows], axis=1).tobytes()
+                )
                 if shared.is_projected:
-                    rows = [part @ matrix for part, matrix in zip(rows, exact[shared.node_number], strict=True)]
-                    if left is not None:
-                        rows = [part + more for part, more in zip(rows, left, strict=True)]
+                    rows = [part @ matrix for part, matrix in zip(rows, matrices[shared.node_number], strict=True)]
+                    if added is not None:
+                        rows = [part + more for part, more in zip(rows, added, strict=True)]
                 streams[shared.node_number].write(np.concatenate(rows, axis=1).tobytes())
     for parts in found.weights.values():
         mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
@@ -215,8 +268,19 @@ def measure_rows(
 def layer_gradients(
     prepared: onnx.ModelProto, everything: list[SharedInput], tables: list[QuantizedWeight], samples: Samples
 ) -> Iterator[dict[str, np.ndarray]]:
-    """For each sample the gradients at the outputs of the layers, by name; empty where they are not known or would
-    take too long."""
+    """Yield for each sample the gradients at the outputs of the layers, by value name.
+
+    The dict is empty if the gradients are unknown, and for the samples that would exceed MAX_GRADIENT_FLOATS.
+
+    Args:
+        prepared: the new float model.
+        everything: all layers.
+        tables: look-up tables.
+        samples: calibration samples.
+
+    Returns:
+        float32 arrays, each of the shape of its value.
+    """
     layers = [weight for shared in everything for weight in shared.weights if weight.kind != "recurrent"]
     gradients = GradientWalk(prepared, frozenset(weight.float_node.output[0] for weight in (*layers, *tables)))
     spreads = spreads_of(prepared, samples)
@@ -233,25 +297,30 @@ def layer_gradients(
 def _count_lookups(
     table: QuantizedWeight, index: np.ndarray, slopes: dict[str, np.ndarray], found: RowSelection
 ) -> None:
+    """Count one sample's look-ups of a table's rows into `found`, and add the squared gradients of its
+    channels.
+    """
     key = (table.graph, table.levels.name)
     count = int(table.float_tensor.dims[0])
-    places = np.where(index < 0, index + count, index).ravel()
+    indices = np.where(index < 0, index + count, index).ravel()
     slope = slopes.get(table.float_node.output[0])
-    weights = np.ones(len(places))
+    weights = np.ones(len(indices))
     if slope is not None and slope.any():
-        squares = np.square(slope.reshape(len(places), -1).astype(np.float64))
+        squares = np.square(slope.reshape(len(indices), -1).astype(np.float64))
         if len(table.float_tensor.dims) == 2:
             found.channels[key] = found.channels.get(key, 0.0) + squares.sum(axis=0)
         weights = squares.sum(axis=1)
         weights /= weights.mean()
-    seen = np.bincount(places, weights, minlength=count)[:count]
+    seen = np.bincount(indices, weights, minlength=count)[:count]
     found.lookup_counts[key] = found.lookup_counts[key] + seen if key in found.lookup_counts else seen
 
 
 def _row_weights(
     shared: SharedInput, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
 ) -> np.ndarray:
-    """Squared gradients of each row of a layer, summed over its channels; adds those of each channel to `channels`."""
+    """Return the influence of each row of a layer, float64 [rows], and add those of each channel to
+    `channels`.
+    """
     count = _row_count(shared, source)
     total: np.ndarray | None = None
     known = 0
@@ -267,7 +336,7 @@ def _row_weights(
         key = (weight.graph, weight.levels.name)
         channels[key] = channels.get(key, 0.0) + squares.sum(axis=0)
         rows = squares.sum(axis=1)
-        # the weights of one layer count alike, whatever the answers owe to each
+        # weights that share an input count alike, however much the outputs depend on each
         rows = rows / (rows.mean() or 1.0)
         total = rows if total is None else total + rows
         known += 1
@@ -275,14 +344,18 @@ def _row_weights(
 
 
 def _exact_matrices(shared: SharedInput) -> list[np.ndarray]:
-    """float32 [inputs, channels of all weights] for each group."""
+    """Return the float weights that share the input, float32 [inputs, channels of all weights], for each
+    group.
+    """
     groups = shape_of(shared.first_weight)[1]
     parts = [to_matrices(weight.float_values(), weight.kind, groups) for weight in shared.weights]
     return [np.concatenate([part[group] for part in parts], axis=1).astype(np.float32) for group in range(groups)]
 
 
 def _added_parts(shared: SharedInput, values: dict[str, np.ndarray], positions: np.ndarray) -> list[np.ndarray] | None:
-    """For each group, what is added at `places` to what the layer gives; None where it is of another shape."""
+    """Return the value added to the layer's output, float32 [rows, width] for each group; None if its
+    shape differs.
+    """
     if not shared.added_value:
         return None
     groups = shape_of(shared.first_weight)[1]
@@ -294,19 +367,30 @@ def _added_parts(shared: SharedInput, values: dict[str, np.ndarray], positions: 
 
 
 def _row_count(shared: SharedInput, source: np.ndarray) -> int:
-    """Rows that a value of the layer's input holds."""
+    """Return the number of rows that a value `source` of the layer's input has."""
     if shared.first_weight.kind == "conv":
         return position_count(source.shape, shared.first_weight)
     return source.size // max(1, shape_of(shared.first_weight)[0])
 
 
 def float_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
-    """For each group the float model's rows [rows, width] (`Moments`), mapped from disk."""
+    """Return the stored targets of the float model for each group, float32 [rows, width], mapped from
+    disk.
+
+    Args:
+        shared: the layer.
+        folder: directory of the row files.
+    """
     return _map_rows(shared, shared.path(folder), shared.width)
 
 
 def local_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
-    """For each group the inputs [rows, inputs] of a few of them in the float model."""
+    """Return the stored inputs of a few rows of the float model for each group, float32 [rows, inputs].
+
+    Args:
+        shared: the layer.
+        folder: directory of the row files.
+    """
     return _map_rows(shared, shared.local_path(folder), shape_of(shared.first_weight)[0])
 
 
@@ -320,7 +404,15 @@ def _map_rows(shared: SharedInput, path: Path, width: int) -> list[np.ndarray]:
 def measure_moments(
     prefix: FloatPrefix, shared_inputs: list[SharedInput], rows: RowSelection, folder: Path
 ) -> list[list[Moments]]:
-    """For each of `stage`, the moments of each of its groups, behind what is chosen in `prefix`."""
+    """Return the moments of each layer of a stage, for each of its groups, behind the levels chosen in
+    `prefix`.
+
+    Args:
+        prefix: the float model with the levels chosen so far.
+        shared_inputs: the layers of the stage.
+        rows: the rows to use.
+        folder: directory of the row files.
+    """
     with ThreadPoolExecutor(WORKER_THREADS) as workers:
         return _measure_moments(prefix, shared_inputs, rows, folder, workers)
 
@@ -336,7 +428,7 @@ def _measure_moments(
         for s in shared_inputs
     ]
     stored = [float_rows(s, folder) for s in shared_inputs]
-    starts = [np.cumsum([0, *[len(places) for places in rows.positions[s.node_number]]]) for s in shared_inputs]
+    starts = [np.cumsum([0, *[len(positions) for positions in rows.positions[s.node_number]]]) for s in shared_inputs]
     names = sorted(
         {s.first_weight.float_source or "" for s in shared_inputs}
         | {s.added_value for s in shared_inputs if s.added_value}
@@ -344,16 +436,16 @@ def _measure_moments(
     first = min(shared.input_index for shared in shared_inputs)
     for number, values in enumerate(prefix.walk(first, names)):
         for i, shared in enumerate(shared_inputs):
-            places, weights = rows.positions[shared.node_number][number], rows.weights[shared.node_number][number]
-            if not len(places):
+            positions, weights = rows.positions[shared.node_number][number], rows.weights[shared.node_number][number]
+            if not len(positions):
                 continue
             span = slice(starts[i][number], starts[i][number + 1])
-            left = _added_parts(shared, values, places)
+            added = _added_parts(shared, values, positions)
             for group, q in enumerate(
-                rows_of(values[shared.first_weight.float_source or ""], shared.first_weight, places)
+                rows_of(values[shared.first_weight.float_source or ""], shared.first_weight, positions)
             ):
                 exact = stored[i][group][span]
-                found[i][group].add(q, exact if left is None else exact - left[group], weights)
+                found[i][group].add(q, exact if added is None else exact - added[group], weights)
     for parts in found:
         for part in parts:
             part.finish()
@@ -361,14 +453,25 @@ def _measure_moments(
 
 
 def max_rows_per_sample(samples: Samples, everything: list[SharedInput]) -> int:
-    """Rows of a layer and sample (rule 1)."""
+    """Return how many rows of a layer one sample may give, so that MAX_ROWS and MAX_STORED_BYTES hold.
+
+    Args:
+        samples: calibration samples.
+        everything: all layers.
+    """
     floats = sum(shared.width * shape_of(shared.first_weight)[1] for shared in everything)
     rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
     return max(1, rows // max(1, len(samples)))
 
 
 def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """The values `names`: from the sample itself where they are inputs, else from one run."""
+    """Return values of one run by name; those that are inputs come from the sample itself.
+
+    Args:
+        running: a session with the other names as outputs (`open_watching_session`).
+        sample: the inputs.
+        names: of the values.
+    """
     outputs = [name for name in names if name not in sample]
     found = dict(zip(outputs, run_session(running, sample, outputs), strict=True)) if outputs else {}
     return {name: sample[name] if name in sample else found[name] for name in names}
@@ -377,7 +480,14 @@ def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list
 def open_watching_session(
     model: onnx.ModelProto, names: list[str], settings: RunSettings = DEFAULT_SETTINGS
 ) -> onnxruntime.InferenceSession:
-    """A session that gives the values `names` and computes no more than they need."""
+    """Open a session whose outputs are the values `names` and nothing else, so that the runtime computes
+    no more.
+
+    Args:
+        model: any float model.
+        names: of values; inputs are left out, since they need no run.
+        settings: of the session.
+    """
     inputs = {value.name for value in model.graph.input}
     wanted = {name for name in names if name not in inputs}
     copy = with_outputs(model, sorted(wanted))
@@ -385,9 +495,9 @@ def open_watching_session(
         kept = []
         for value in copy.graph.output:
             if value.name in wanted:
-                twin = onnx.ValueInfoProto()
-                twin.CopyFrom(value)
-                kept.append(twin)
+                output = onnx.ValueInfoProto()
+                output.CopyFrom(value)
+                kept.append(output)
         del copy.graph.output[:]
         copy.graph.output.extend(kept)
     return open_session_of(copy, settings)

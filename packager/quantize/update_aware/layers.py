@@ -1,11 +1,11 @@
-"""Layers: weights that multiply the same input, in the order in which they run, and how their inputs become rows.
+"""Order the layers and cut their inputs into rows: a layer is the weights that multiply the same
+input.
 
-Rules:
-1. Layers that share an input share its rows; a Conv's rows are the patches that it cuts from its image.
-2. Neighboring layers are measured together where a model has more than MAX_STAGES of them: fewer steps, less exact
-   (relative RMS .083 became .086 with two layers a stage).
-3. Where something is added to a layer's output (a residual connection), the layer is the last that can make up for what
-   is left over in it.
+1. Weights with the same input share its rows. A row of a Conv is the patch of the image that one output position sees.
+2. A stage is one layer, or several neighboring ones if the model has more than MAX_STAGES: the walk then has fewer
+   steps and is less exact (relative RMS 0.083 became 0.086 with two layers a stage).
+3. If something is added to a layer's output (a residual connection), that layer is the last that can compensate for
+   the error in it.
 """
 
 import math
@@ -19,14 +19,18 @@ import onnx
 from packager.quantize.update_aware.fill_template import find_addition
 from packager.quantize.update_aware.template import QuantizedWeight
 
-MAX_STAGES: Final = 160
+MAX_STAGES: Final = 160  # steps of the walk through the float model for one solution
 
 
 @dataclass(frozen=True, slots=True)
 class SharedInput:
-    """Weights that multiply the same rows, the number of the first node that does so, and where the rows lie.
+    """A layer: the weights that multiply the same rows.
 
-    `beside` is the value that is added to the layer's output, rule 3; "" where there is none.
+    Attributes:
+        node_number: number of the layer, which names its files.
+        input_index: number of the first node in the float graph that reads the rows.
+        weights: the weights, in graph order.
+        added_value: name of the value that is added to the layer's output; "" if there is none.
     """
 
     node_number: int
@@ -36,29 +40,38 @@ class SharedInput:
 
     @property
     def first_weight(self) -> QuantizedWeight:
+        """The weight that is read first; all weights of the layer have its inputs and groups."""
         return self.weights[0]
 
     @property
     def is_projected(self) -> bool:
-        """Is it what the layer gives that is stored and aimed at, not what it multiplies? The narrower of the two."""
+        """True if outputs are stored and aimed at, False if inputs are: whichever is narrower."""
         return bool(self.added_value) or sum(map(channels_of, self.weights)) <= shape_of(self.first_weight)[0]
 
     @property
     def width(self) -> int:
-        """Columns of what is stored of one group."""
+        """Number of stored columns of one group: output channels of all weights, or inputs."""
         return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first_weight)[0]
 
     def path(self, folder: Path) -> Path:
-        """Of all rows, those of its groups side by side: a file for each group would be too many open at once."""
+        """Return the file of the targets of all rows, groups side by side: one file a group would be too many
+        open files.
+        """
         return folder / f"{self.node_number}.rows"
 
     def local_path(self, folder: Path) -> Path:
-        """Of the inputs of a few rows."""
+        """Return the file of the inputs of a few rows."""
         return folder / f"{self.node_number}.local"
 
 
 def execution_order(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[SharedInput]]:
-    """Watched weights in the order in which the float model reads them, grouped by rules 1 and 2."""
+    """Return the stages: layers in the order in which the float model runs them, in groups if there are
+    many.
+
+    Args:
+        prepared: the new float model.
+        weights: the weights whose input is known.
+    """
     place = {node.name: i for i, node in enumerate(prepared.graph.node)}
     layers: dict[tuple[str, ...], list[QuantizedWeight]] = {}
     for weight in sorted(weights, key=lambda w: place[w.float_node.name]):
@@ -67,12 +80,18 @@ def execution_order(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -
         SharedInput(i, min(place[w.float_node.name] for w in group), tuple(group), _find_added_value(prepared, group))
         for i, group in enumerate(layers.values())
     ]
-    together = max(1, -(-len(shared) // MAX_STAGES))
-    return [shared[i : i + together] for i in range(0, len(shared), together)]
+    layers_per_stage = max(1, -(-len(shared) // MAX_STAGES))
+    return [shared[i : i + layers_per_stage] for i in range(0, len(shared), layers_per_stage)]
 
 
 def rows_of(activation: np.ndarray, weight: QuantizedWeight, positions: np.ndarray) -> list[np.ndarray]:
-    """float32 [places, inputs] for each group: what `weight` multiplies at `places`."""
+    """Return what `weight` multiplies at some positions, float32 [positions, inputs] for each group.
+
+    Args:
+        activation: value of the layer's input; [..., inputs], or [batch, channels, height, ...] for a Conv.
+        weight: any weight of the layer.
+        positions: int64 [positions]: row numbers, or flat output positions of a Conv.
+    """
     size, groups = shape_of(weight)
     if weight.kind == "conv":
         kernel = tuple(weight.float_tensor.dims[2:])
@@ -83,7 +102,12 @@ def rows_of(activation: np.ndarray, weight: QuantizedWeight, positions: np.ndarr
 
 
 def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
-    """float32 [places, channels]: what is added to the outputs that `weight` makes."""
+    """Return a value in the form of the layer's outputs, float32 [positions, channels].
+
+    Args:
+        value: [..., channels], or [batch, channels, ...] for a Conv.
+        weight: any weight of the layer.
+    """
     value = np.moveaxis(value, 1, -1) if weight.kind == "conv" and value.ndim > 1 else value
     return value.reshape(-1, value.shape[-1] if value.ndim else 1).astype(np.float32, copy=False)
 
@@ -91,7 +115,16 @@ def outputs_of(value: np.ndarray, weight: QuantizedWeight) -> np.ndarray:
 def conv_input_rows(
     image: np.ndarray, node: onnx.NodeProto, kernel: tuple[int, ...], group: int, groups: int, positions: np.ndarray
 ) -> np.ndarray:
-    """float32 [places, channels / groups * kernel]: the patches that a Conv multiplies for the outputs at `places`."""
+    """Return the patches that a Conv multiplies, float32 [positions, channels / groups * kernel elements].
+
+    Args:
+        image: [batch, channels, *spatial].
+        node: the Conv.
+        kernel: its spatial sizes.
+        group: number of the group.
+        groups: how many groups there are.
+        positions: int64 [positions], flat indices into [batch, *output sizes].
+    """
     rank = len(kernel)
     strides, dilations, spans, pads = _conv_geometry(image.shape, node, kernel)
     per_group = image.shape[1] // groups
@@ -110,7 +143,7 @@ def conv_input_rows(
 def _conv_geometry(
     shape: tuple[int, ...], node: onnx.NodeProto, kernel: tuple[int, ...]
 ) -> tuple[list[int], list[int], tuple[int, ...], list[int]]:
-    """(strides, dilations, spans of the dilated kernel, pads) of a Conv on an image of `shape`."""
+    """Return (strides, dilations, sizes of the dilated kernel, pads) of a Conv on an image of `shape`."""
     attributes = {a.name: list(a.ints) for a in node.attribute if a.ints}
     rank = len(kernel)
     strides, dilations = attributes.get("strides", [1] * rank), attributes.get("dilations", [1] * rank)
@@ -125,7 +158,12 @@ def _conv_geometry(
 
 
 def position_count(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
-    """Outputs a channel that a Conv has for an image of `shape`, batch included."""
+    """Return the number of output positions of a Conv, batch included.
+
+    Args:
+        shape: of the image, (batch, channels, *spatial).
+        weight: the Conv's weight.
+    """
     kernel = tuple(weight.float_tensor.dims[2:])
     strides, _, spans, pads = _conv_geometry(shape, weight.float_node, kernel)
     rank = len(kernel)
@@ -137,7 +175,7 @@ def position_count(shape: tuple[int, ...], weight: QuantizedWeight) -> int:
 
 
 def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
-    """(inputs of one group, groups) of a weight's matrices."""
+    """Return (inputs of one group, number of groups) of a weight's matrices."""
     dims = list(weight.float_tensor.dims)
     match weight.kind:
         case "conv":
@@ -155,13 +193,15 @@ def shape_of(weight: QuantizedWeight) -> tuple[int, int]:
 
 
 def channels_of(weight: QuantizedWeight) -> int:
-    """Outputs of one group of a weight."""
+    """Return the number of output channels of one group of a weight."""
     size, groups = shape_of(weight)
     return int(math.prod(weight.float_tensor.dims)) // max(1, size * groups)
 
 
 def _find_added_value(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
-    """The value that is added to what a layer makes, behind its bias (rule 3)."""
+    """Return the name of the value that is added to the layer's output after its bias; "" if there is
+    none.
+    """
     if len(group) != 1 or group[0].kind not in ("matrix", "transposed", "conv", "nbits"):
         return ""
     constants = {tensor.name for tensor in prepared.graph.initializer}
@@ -174,7 +214,7 @@ def _find_added_value(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -
 def _layer_key(weight: QuantizedWeight) -> tuple[str, ...]:
     cut = ""
     if weight.kind == "conv":
-        # the same image is cut into other patches by another kernel, stride or padding
+        # another kernel, stride or padding cuts the same image into other patches
         cut = f"{list(weight.float_tensor.dims)[1:]}"
         cut += "".join(sorted(a.SerializeToString().hex() for a in weight.float_node.attribute))
     return weight.float_source or "", weight.source or "", cut

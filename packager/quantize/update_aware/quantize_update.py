@@ -1,13 +1,38 @@
-"""`update`: the smallest patch from a base's quantized model to a new float model that passes the gate.
+"""Quantize a new float model near its quantized base: the whole method on one page, and
+`quantize_update`.
 
-Rules:
-1. Ordinary quantization of the new model, made the way the base was, is the measure: the update's error may be at most
-   `max_over_ordinary` times its error, and the stale base's error says what an update must beat.
-2. The price of a bit is searched (`search`) against the samples held back, which were not fitted, up to that error.
-3. What is "retrained" (FRESH_SHARE of the weights are quantized afresh) is not an update: the ordinary model is
-   returned, and the report says so.
-4. Nothing is random, and linear algebra keeps to one thread, so that sums have one order: same inputs, same bytes.
-   That is hardly slower, and many times faster beside other work.
+Theory of operation.
+
+Given are the base, the new float model with the same graph, calibration samples and held-out samples. Chosen are the
+integer levels Q of every weight. All arrays of one weight have one layout; s and z broadcast to it:
+
+    W   float32   the new float weight
+    s   float64   scales of the base; a channel whose weights leave its range gets a new one
+    z   float64   zero points of the base
+    Q0  int16     levels of the base
+    Q   int16     levels of the update; the weight is then s * (Q - z)
+
+Each Q minimizes D(Q) + lambda * R(Q - Q0) (rate-distortion):
+
+    R       bits of the changes: sum of -log2 p(Q - Q0); p is the histogram of the tensor's own changes
+    D       error of the layer's output, relative to its energy, times the sensitivity of the model's outputs to it
+    lambda  rate weight: relative error energy of the outputs that saving one bit is worth
+
+Order of work:
+    1. Match the base's weights with the new model's (`template`). A weight whose changes are many levels is
+       requantized. If that is more than REQUANTIZED_SHARE_LIMIT of all weights, the base saves nothing: return the
+       baseline.
+    2. Quantize the baseline; its relative RMS e_b on the held-out samples is the unit of every limit on the error.
+    3. Refit the ranges of activations where the outputs gain from it (`activation_refit`).
+    4. Choose rows and weigh them by gradients, once for all solutions (`layer_statistics`, `gradients`).
+    5. For a given lambda, choose the levels layer by layer in execution order, each behind the levels chosen before it;
+       then biases take up mean errors (`solver`, `coordinate_descent`).
+    6. Search the largest lambda whose error is within `error_ratio` * e_b (`rate_search`).
+
+Calibration samples determine everything but lambda. The held-out samples only judge, and so choose lambda.
+
+The result is deterministic: nothing is random, and linear algebra uses one thread, so that sums have one order. That is
+hardly slower, and many times faster on a busy machine.
 """
 
 import tempfile
@@ -34,16 +59,36 @@ from packager.quantize.update_aware.template import read_template
 
 UpdateMethod = Literal["joint", "baseline"]
 
+# share of all weights; a model trained from scratch is far above it, a fine-tune far below
+# share of all weights; a model that was trained from scratch is above it (docs/quantization.md)
 REQUANTIZED_SHARE_LIMIT: Final = 0.5
-DEFAULT_ERROR_RATIO: Final = 1.08  # x ordinary's error, where nothing else is asked for: the gate's own limit is above
+# of the baseline's error; below the gate's 1.15, so that errors do not add up over a chain of updates
+DEFAULT_ERROR_RATIO: Final = 1.08
+# calibration samples; more give better updates, and cost time and disk (docs/quantization.md)
 MAX_SAMPLES: Final = 1024
-TRIAL_SAMPLES: Final = 100  # of those for calibration, on which ranges are tried
-MAX_LISTED_WEIGHTS: Final = 5  # weights that a text lists by name
+TRIAL_SAMPLES: Final = 100  # calibration samples that judge ranges and the rounding of float constants
+MAX_LISTED_WEIGHTS: Final = 5  # weights that `as_text` names
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateReport:
-    """What an update came to; all gates are on the samples that were held back."""
+    """The result of an update; all gates were measured on the held-out samples.
+
+    Attributes:
+        method: "joint" (near the base), or "baseline" (quantized without the base).
+        reason: one sentence for the choice of the method.
+        gate: of the model that was written.
+        baseline: gate of plain quantization of the new model.
+        unchanged_base: gate of the base against the new float model.
+        rate_weight: the chosen lambda, in relative error energy a bit; 0 for rounding to nearest, None for the
+            baseline.
+        bits_per_weight: entropy of the changed levels, in bits a weight.
+        curve: every solution of the search.
+        weights: number of quantized weight elements.
+        requantized: names of the weights that were quantized from scratch.
+        refitted_scales: names of the weights of which some channels got new scales.
+        jointly_optimized: names of the weights whose levels were chosen by coordinate descent.
+    """
 
     method: UpdateMethod
     reason: str
@@ -59,7 +104,7 @@ class UpdateReport:
     jointly_optimized: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values for `--json` and the release's record."""
         return {
             "method": self.method,
             "reason": self.reason,
@@ -76,16 +121,18 @@ class UpdateReport:
         }
 
     def as_text(self) -> str:
-        """For a person: what it came to, and which weights did not fit the base's scales."""
+        """Return a few lines for a terminal: method, error, and the weights that did not fit the base's
+        scales.
+        """
         bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
-        error, ordinary = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
+        error, baseline = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
         lines = [
             f"{self.method}: {self.reason}{bits}",
-            f"relative RMS {error:.4f}, ordinary quantization {ordinary:.4f}",
+            f"relative RMS {error:.4f}, baseline {baseline:.4f}",
         ]
         for names, what in (
-            (self.requantized, "quantized afresh"),
-            (self.refitted_scales, "scales of some channels fitted again"),
+            (self.requantized, "requantized"),
+            (self.refitted_scales, "new scales for some channels"),
         ):
             if names:
                 more = f" and {len(names) - MAX_LISTED_WEIGHTS} more" if len(names) > MAX_LISTED_WEIGHTS else ""
@@ -106,46 +153,46 @@ def quantize_update(
     on_solution: Callable[[RatePoint], None] | None = None,
     extra_rate_factors: tuple[float, ...] = (),
 ) -> UpdateReport:
-    """Quantize the float model `new` near the quantized model `base` into `out`.
+    """Quantize the float model `new` near the quantized model `base` and write it to `out`.
 
     Args:
-        new: float model of the new release.
-        base: quantized model that devices hold.
-        out: the file to write.
-        calibration: inputs for moments, ranges and the search.
-        held_back: inputs that only the gates see; they choose the price (`search`, rule 1).
+        new: the new release's float model.
+        base: the quantized model on the devices.
+        out: the file to write; the baseline if no update near the base passes the gate.
+        calibration: inputs for moments, gradients and ranges; at most MAX_SAMPLES are used.
+        held_out: inputs that only the gates see; they choose the rate weight.
         thresholds: of the final gate.
-        max_over_ordinary: error allowed over ordinary quantization's, which the search aims at; where not given the
-            gate allows what the thresholds say, and the search aims at AIM.
-        on_solution: told of each solution as it is found.
-        around: further prices to solve at, in units of the chosen one; for a curve.
+        max_over_baseline: allowed relative RMS over the baseline's, at which the search aims. If None, the gate allows
+            `thresholds.max_over_baseline` and the search aims at DEFAULT_ERROR_RATIO.
+        on_solution: called with each solution of the search.
+        extra_rate_factors: further solutions for a curve, at these multiples of the chosen rate weight.
 
     Raises:
-        UpdateDoesNotFit: the graphs differ.
-        Invalid kinds for unusable models and samples; QuantizationRefused where ordinary quantization is impossible, or
-        the float model's answers are of no use.
+        BaseIncompatible: the graphs of base and new model differ.
+        QuantizationRefused: the new model cannot be quantized by the base's method, or its outputs are unusable.
+        ModelUnreadable, ModelDoesNotRun: a model cannot be used.
     """
     calibration = calibration.take(MAX_SAMPLES)
     template = load_proto(base)
     prepared = prepare_model(new, next(iter(calibration.take(1)))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
     total = sum(grid.values.size for grid in grids)
-    running = open_session(new)
-    check_reference_outputs(running, calibration, new)
-    reference = CachedSession(running)
-    ordinary = quantize_like_template(template, prepared, calibration)
+    session = open_session(new)
+    check_reference_outputs(session, calibration, new)
+    reference = CachedSession(session)
+    baseline = quantize_like_template(template, prepared, calibration)
     ratio = max_over_baseline if max_over_baseline is not None else thresholds.max_over_baseline
-    fresh = tuple(grid.weight.name for grid in grids if grid.is_requantized)
+    requantized = tuple(grid.weight.name for grid in grids if grid.is_requantized)
     share = sum(grid.values.size for grid in grids if grid.is_requantized) / max(total, 1)
-    tried = calibration.take(TRIAL_SAMPLES)
+    trial_samples = calibration.take(TRIAL_SAMPLES)
 
-    def judged(model: onnx.ModelProto, samples: Samples = held_out) -> GateReport:
+    def judge_alone(model: onnx.ModelProto, samples: Samples = held_out) -> GateReport:
         return judge(reference, open_session_of(model, settings_for(model)), samples, thresholds)
 
     def error_of(model: onnx.ModelProto) -> float:
-        return judged(model, tried).relative_rms or 0.0
+        return judge_alone(model, trial_samples).relative_rms or 0.0
 
-    gates = {"ordinary": judged(ordinary), "stale": judged(template)}
+    baseline_gate, unchanged_base_gate = judge_alone(baseline), judge_alone(template)
 
     def gate_of(model: onnx.ModelProto) -> GateReport:
         return judge(
@@ -153,18 +200,18 @@ def quantize_update(
             open_session_of(model, settings_for(model)),
             held_out,
             replace(thresholds, max_over_baseline=ratio),
-            baseline_rms=gates["ordinary"].relative_rms,
-            unchanged_base_rms=gates["stale"].relative_rms,
+            baseline_rms=baseline_gate.relative_rms,
+            unchanged_base_rms=unchanged_base_gate.relative_rms,
         )
 
     curve: list[RatePoint] = []
     chosen: RatePoint | None = None
     if share <= REQUANTIZED_SHARE_LIMIT:
-        ranges = refit_ranges(template, prepared, ordinary, calibration)
+        ranges = refit_ranges(template, prepared, baseline, calibration)
         with tempfile.TemporaryDirectory(prefix="airweights-update-") as folder:
             solver = Solver(template, prepared, grids, calibration, ranges, Path(folder))
-            aim = ratio if max_over_baseline is not None else min(ratio, DEFAULT_ERROR_RATIO)
-            search = RateSearch(solver, gate_of, error_of, gates["ordinary"], aim, on_solution)
+            error_ratio = ratio if max_over_baseline is not None else min(ratio, DEFAULT_ERROR_RATIO)
+            search = RateSearch(solver, gate_of, error_of, baseline_gate, error_ratio, on_solution)
             chosen = search.find_best_point()
             for factor in extra_rate_factors:
                 search.solve(
@@ -172,26 +219,26 @@ def quantize_update(
                     is_extra_point=True,
                 )
         curve = search.points
-    verdict = chosen.gate if chosen else gate_of(ordinary)
-    reason = verdict.explanation
+    gate = chosen.gate if chosen else gate_of(baseline)
+    reason = gate.explanation
     if chosen is None:
         reason = (
-            f"{share:.0%} of the weights are quantized afresh"
+            f"{share:.0%} of the weights would be requantized, at most {REQUANTIZED_SHARE_LIMIT:.0%} fit an update"
             if share > REQUANTIZED_SHARE_LIMIT
-            else "no price passes the gate"
+            else "no update-aware encoding passed the accuracy gate; the model was quantized without the base"
         )
-    save_model(chosen.model if chosen else ordinary, out)
+    save_model(chosen.model if chosen else baseline, out)
     return UpdateReport(
         method="joint" if chosen else "baseline",
         reason=reason,
-        gate=verdict,
-        baseline=gates["ordinary"],
-        unchanged_base=gates["stale"],
+        gate=gate,
+        baseline=baseline_gate,
+        unchanged_base=unchanged_base_gate,
         rate_weight=chosen.rate_weight if chosen else None,
         bits_per_weight=chosen.bits_per_weight if chosen else None,
         curve=tuple(curve),
         weights=total,
-        requantized=fresh,
+        requantized=requantized,
         refitted_scales=tuple(
             grid.weight.name for grid in grids if grid.refitted_scales is not None and not grid.is_requantized
         ),

@@ -1,20 +1,34 @@
-"""Finds the price of a bit at which an update's error is what is allowed, in few solutions.
+"""Search the rate weight at which an update's error reaches the allowed one, in few solutions.
 
-Rules:
-1. All calibration samples are fitted, and those held back judge: on what was fitted the error looks smaller than it
-   is. They choose one number, the price. The fewer they are, the more the error aimed at lies below the one allowed:
-   UNTOLD over the root of their number.
-2. The search ends at a solution that passes the gate and wastes no more than WASTED of the error aimed at, where SAFER
-   times the price changes nothing (less than that may be noise) or nothing but the error of what passes between two
-   prices, or after MAX_SOLUTIONS. Of those that pass the cheapest is taken, rounding to nearest on the base's scales
-   (price 0) among them.
-3. Where a solution keeps to the error and fails the gate all the same, the next price is a SAFER-th of its. Where
-   ordinary quantization fails the gate itself, the error alone is asked for.
-4. The error is taken to grow with the price, as it does but for some noise: below a price that passed and above one
-   that did not nothing is tried.
-5. Ranges of activations are fitted again only where rounding to nearest is better by WORTH_FITTING of its error then,
-   on calibration samples: where it was a coin's toss, others were clipped. There, too, the widest step of float
-   leftovers is found that costs no more than LEFTOVERS_MAY_COST of the error.
+Theory of operation. All errors are relative RMS on the held-out samples; n is their number.
+
+    lambda      rate weight of a solution, in relative error energy a bit
+    e(lambda)   error of the solution
+    e_b         error of the baseline (plain quantization of the new model)
+    rho         allowed e / e_b (`error_ratio`)
+    e_t         target of the search: e_t = rho * (1 - HELD_OUT_MARGIN / sqrt(n)) * e_b
+    x(e)        excess energy: x = max((e / e_b)^2 - floor, MIN_EXCESS_ENERGY), floor = min(ENERGY_FLOOR,
+                ENERGY_FLOOR * (e_t / e_b)^2): the part of the error that depends on lambda
+    model       x(e(lambda)) ~ lambda^p; p is DEFAULT_EXPONENT, and from the second solution on fitted, within a factor
+                of 2 of DEFAULT_EXPONENT
+
+A passing solution has a gate that passes and e <= rho * e_b; if the baseline itself fails the gate, only the error
+counts. e grows with lambda but for some noise: nothing below a passing lambda or above a failing one is tried.
+
+Order:
+    1. lambda = 0: round to nearest on the base's grid. Keep refitted ranges only if they gain MIN_REFIT_GAIN of the
+       error on calibration samples: a smaller gain is chance, and other samples would be clipped. Take the widest step
+       of float constants that costs at most FLOAT_ROUNDING_MAX_ERROR of the error.
+    2. The first lambda is INITIAL_RATE_WEIGHT * e_b^2 / number of weights, scaled by the model from INITIAL_ERROR_RATIO
+       * e_b to e_t.
+    3. Solve. Stop if it passes with e >= (1 - UNUSED_ERROR_SHARE) * e_t; or if a lambda RATE_BACKOFF times as large
+       changed nothing (smaller steps may be noise), or two solutions around the limit differ in nothing but the error;
+       or after MAX_SOLUTIONS.
+    4. Next lambda: by the model, from the two solutions nearest to e_t; lambda / RATE_BACKOFF if the error is within
+       its limit and the gate fails all the same. Repeat 3.
+    5. Of the passing solutions take the one with the fewest bits.
+
+All calibration samples are fitted, so the error on them looks too small: that is why the held-out samples judge.
 """
 
 import logging
@@ -35,33 +49,38 @@ from packager.quantize.update_aware.solver import Solver
 
 logger = logging.getLogger(__name__)
 
-MAX_SOLUTIONS: Final = 5
+MAX_SOLUTIONS: Final = 5  # each takes about a minute on a model of 22 million weights (docs/benchmarks.md)
 MAX_POINTS: Final = MAX_SOLUTIONS + 1  # with rounding to nearest
-INITIAL_RATE_WEIGHT: Final = (
-    25.0  # x ordinary error energy / weights: near the knee of the curve of a text classifier, where
-)
-INITIAL_ERROR_RATIO: Final = 1.15  # of ordinary quantization's error is allowed
-ENERGY_FLOOR: Final = 0.7  # of ordinary quantization's error energy: what no price gets rid of, about
-MIN_EXCESS_ENERGY: Final = 0.05
-DEFAULT_EXPONENT: Final = 0.7  # of the price, by which the energy above the floor grows
-MAX_RATE_STEP: Final = 16.0  # between the prices of two solutions
-MIN_BASELINE_ERROR: Final = 1e-4
+# in units of e_b^2 / number of weights: near the knee of a text classifier's curve, where e / e_b is the ratio below
+INITIAL_RATE_WEIGHT: Final = 25.0
+INITIAL_ERROR_RATIO: Final = 1.15
+# of the baseline's error energy; about the part that remains at lambda = 0 (docs/benchmarks.md: 0.83 squared)
+ENERGY_FLOOR: Final = 0.7
+MIN_EXCESS_ENERGY: Final = 0.05  # keeps the logarithms of the model finite
+DEFAULT_EXPONENT: Final = 0.7  # p of the model, before two solutions are known
+MAX_RATE_STEP: Final = 16.0  # factor between the rate weights of two solutions
+MIN_BASELINE_ERROR: Final = 1e-4  # relative RMS; keeps ratios finite if the baseline makes no error
+# margin 0.2 / sqrt(n): 2 % with 100 held-out samples, on which an error is known to some 5 %
 HELD_OUT_MARGIN: Final = 0.2
-UNUSED_ERROR_SHARE: Final = 0.03
-RATE_BACKOFF: Final = 4.0
-FLOAT_ROUNDING_MAX_ERROR: Final = (
-    0.03  # on a hundred samples 0.01 is a coin's toss, and a quarter of the step costs two bits
-)
-MIN_REFIT_GAIN: Final = 0.03
-MIN_RATE_RATIO: Final = 1.2  # between two prices: there is nothing to find
+UNUSED_ERROR_SHARE: Final = 0.03  # of e_t; another solution would save few bytes
+RATE_BACKOFF: Final = 4.0  # factor on the rate weight
+# of the error; on a hundred samples a difference of 0.01 is chance, and a quarter of the step costs two bits a number
+FLOAT_ROUNDING_MAX_ERROR: Final = 0.03
+MIN_REFIT_GAIN: Final = 0.03  # of the error
+MIN_RATE_RATIO: Final = 1.2  # between a passing and a failing rate weight; nothing between them is worth a solution
 SAME_RELATIVE_TOLERANCE: Final = 0.02  # of the bits, or of the error
 
 
 @dataclass(frozen=True, slots=True)
 class RatePoint:
-    """One solution: price of a bit, entropy of the changes in bits a weight, and the gate on the samples held back.
+    """One solution of the search.
 
-    `is_around` where it was asked for beside the search.
+    Attributes:
+        rate_weight: lambda, in relative error energy a bit; 0 for rounding to nearest.
+        bits_per_weight: entropy of the changed levels, in bits a weight.
+        gate: on the held-out samples.
+        model: the quantized model.
+        is_extra_point: solved for a curve, not by the search.
     """
 
     rate_weight: float
@@ -72,17 +91,17 @@ class RatePoint:
 
     @property
     def relative_rms(self) -> float:
-        """The worst output's; infinity where none tells."""
+        """Relative RMS of the worst output; infinity if no output varies."""
         return self.gate.relative_rms if self.gate.relative_rms is not None else math.inf
 
     def as_json(self) -> dict[str, float | None]:
-        """Plain values; `relative_rms` is None where no output tells."""
+        """Return plain values; the error is None if no output varies."""
         error = finite_or_none(self.gate.relative_rms)
         return {"rate_weight": self.rate_weight, "bits_per_weight": self.bits_per_weight, "relative_rms": error}
 
 
 def entropy_bits(change: np.ndarray) -> float:
-    """Bits that `change` costs by its own histogram."""
+    """Return the bits that integer changes of any shape cost by their own histogram."""
     bits = bits_of_changes(change)
     middle = len(bits) // 2
     spots = np.clip(change, -middle, middle).astype(np.int8).ravel() + np.int8(middle)
@@ -91,15 +110,15 @@ def entropy_bits(change: np.ndarray) -> float:
 
 @dataclass(slots=True)
 class RateSearch:
-    """One search; `points` tells afterwards what was solved.
+    """One search; `points` has every solution afterwards.
 
     Args:
         solver: of the update.
-        gate_of: the gate on the samples held back.
-        error_of: relative RMS on calibration samples (rule 5).
-        ordinary: ordinary quantization's gate on the samples held back.
-        aim: the error allowed, in units of ordinary quantization's.
-        on_solution: told of each solution as it is found.
+        gate_of: the gate on the held-out samples.
+        error_of: relative RMS on calibration samples.
+        baseline: the baseline's gate on the held-out samples.
+        error_ratio: rho, the allowed error over the baseline's.
+        on_solution: called with each solution.
     """
 
     solver: Solver
@@ -118,30 +137,35 @@ class RateSearch:
     def __post_init__(self) -> None:
         self._weight_count = max(1, sum(grid.values.size for grid in self.solver.grids))
         self._baseline_error = max(self.baseline.relative_rms or 0.0, MIN_BASELINE_ERROR)
-        share = self.error_ratio * (1.0 - HELD_OUT_MARGIN / math.sqrt(max(1, self.baseline.samples)))
-        self._target_error = share * self._baseline_error
-        price = INITIAL_RATE_WEIGHT * _rate_factor(
+        target_ratio = self.error_ratio * (1.0 - HELD_OUT_MARGIN / math.sqrt(max(1, self.baseline.samples)))
+        self._target_error = target_ratio * self._baseline_error
+        rate_weight = INITIAL_RATE_WEIGHT * _rate_factor(
             self._excess_energy(INITIAL_ERROR_RATIO * self._baseline_error), self._excess_energy(self._target_error)
         )
-        self.initial_rate_weight = price * self._baseline_error**2 / self._weight_count
+        self.initial_rate_weight = rate_weight * self._baseline_error**2 / self._weight_count
 
     def find_best_point(self) -> RatePoint | None:
-        """The cheapest solution that passes, or None."""
+        """Search, and return the passing solution with the fewest bits; None if no solution passes."""
         self._record(self._round_to_nearest())
         if self.baseline.relative_rms is not None:
-            price = self.initial_rate_weight
+            rate_weight = self.initial_rate_weight
             for _ in range(MAX_SOLUTIONS):
-                point = self.solve(price)
+                point = self.solve(rate_weight)
                 if self._is_passed(point) and point.relative_rms >= self._target_error * (1 - UNUSED_ERROR_SHARE):
                     break
-                following = self._next_rate_weight(point)
-                if following is None:
+                next_rate_weight = self._next_rate_weight(point)
+                if next_rate_weight is None:
                     break
-                price = following
+                rate_weight = next_rate_weight
         return min(filter(self._is_passed, self.points), key=attrgetter("bits_per_weight"), default=None)
 
     def solve(self, rate_weight: float, *, is_extra_point: bool = False) -> RatePoint:
-        """One solution, started from the last one."""
+        """Solve at one rate weight, starting from the levels of the solution before.
+
+        Args:
+            rate_weight: lambda, in relative error energy a bit.
+            is_extra_point: marks the point as one for a curve.
+        """
         self._last_choice = self.solver.solve(rate_weight, self._last_choice)
         model = self.solver.model(self._last_choice)
         return self._record(
@@ -149,23 +173,25 @@ class RateSearch:
         )
 
     def _round_to_nearest(self) -> RatePoint:
-        """Rounding to nearest, with the ranges and the step of leftovers that rule 5 tells: the solver keeps both."""
+        """Return the solution at lambda = 0, and set the solver's ranges and rounding step (step 1 of the
+        module docstring).
+        """
         solver, choice = self.solver, self.solver.nearest()
         *wider, solver.float_rounding_step = FLOAT_ROUNDING_STEPS
-        least = self.error_of(solver.model(choice))
-        if fitted := solver.ranges:
+        least_error = self.error_of(solver.model(choice))
+        if refitted := solver.ranges:
             solver.ranges = {}
-            pinned = self.error_of(solver.model(choice))
-            if least > (1 - MIN_REFIT_GAIN) * pinned:
-                least = pinned
+            pinned_error = self.error_of(solver.model(choice))
+            if least_error > (1 - MIN_REFIT_GAIN) * pinned_error:
+                least_error = pinned_error
             else:
-                solver.ranges = fitted
-        finest = solver.float_rounding_step
+                solver.ranges = refitted
+        finest_step = solver.float_rounding_step
         for solver.float_rounding_step in wider:
-            if self.error_of(solver.model(choice)) <= (1 + FLOAT_ROUNDING_MAX_ERROR) * least:
+            if self.error_of(solver.model(choice)) <= (1 + FLOAT_ROUNDING_MAX_ERROR) * least_error:
                 break
         else:
-            solver.float_rounding_step = finest
+            solver.float_rounding_step = finest_step
         model = solver.model(choice)
         return RatePoint(0.0, self._bits_per_weight(choice), self.gate_of(model), model)
 
@@ -175,7 +201,7 @@ class RateSearch:
     def _record(self, point: RatePoint) -> RatePoint:
         self.points.append(point)
         logger.info(
-            "price %.3g: %.4f bits a weight, relative RMS %.4f",
+            "rate weight %.3g: %.4f bits a weight, relative RMS %.4f",
             point.rate_weight,
             point.bits_per_weight,
             point.relative_rms,
@@ -192,54 +218,54 @@ class RateSearch:
         return is_passed and self._is_within_error(point)
 
     def _next_rate_weight(self, point: RatePoint) -> float | None:
-        """The price to try behind `point`, or None where there is none to try: between the highest good one and the
-        lowest bad one above it (rules 3 and 4)."""
+        """Return the next rate weight, between the largest passing and the smallest failing one; None to stop."""
         solved = [each for each in self.points if each.rate_weight]
         low = max((each.rate_weight for each in solved if self._is_passed(each)), default=0.0)
         high = min((each.rate_weight for each in solved if each.rate_weight > low), default=math.inf)
         if high < low * MIN_RATE_RATIO:
             return None
-        least = MIN_RATE_RATIO ** (1 << max(0, len(solved) - 2))
+        least_ratio = MIN_RATE_RATIO ** (1 << max(0, len(solved) - 2))
         if len(solved) > 1 and self._is_unchanged(*solved[-2:]):
             lower, upper = sorted(each.rate_weight for each in solved[-2:])
             if (low and high < math.inf) or upper >= RATE_BACKOFF * lower:
                 return None
-            least = RATE_BACKOFF
-        is_safer_asked = self._is_within_error(point) and not self._is_passed(point)
-        price = point.rate_weight / RATE_BACKOFF if is_safer_asked else self._interpolate_rate_weight(solved)
+            least_ratio = RATE_BACKOFF
+        must_back_off = self._is_within_error(point) and not self._is_passed(point)
+        rate_weight = point.rate_weight / RATE_BACKOFF if must_back_off else self._interpolate_rate_weight(solved)
         if not low:
-            return min(price, high / least)
+            return min(rate_weight, high / least_ratio)
         if high == math.inf:
-            return max(price, low * least)
-        return price if low < price < high else math.sqrt(low * high)
+            return max(rate_weight, low * least_ratio)
+        return rate_weight if low < rate_weight < high else math.sqrt(low * high)
 
     def _is_unchanged(self, previous: RatePoint, now: RatePoint) -> bool:
-        """Did another price change nothing, or only the error of what passes?"""
+        """Return whether another rate weight changed nothing, or only the error of a passing solution."""
         costs_same = math.isclose(previous.bits_per_weight, now.bits_per_weight, rel_tol=SAME_RELATIVE_TOLERANCE)
         errs_same = math.isclose(previous.relative_rms, now.relative_rms, rel_tol=SAME_RELATIVE_TOLERANCE)
         return costs_same and (errs_same or self._is_passed(now))
 
     def _interpolate_rate_weight(self, solved_points: list[RatePoint]) -> float:
-        """Where the error would reach what is wanted, by the two solutions that came nearest."""
+        """Return the rate weight at which the model reaches e_t, from the two solutions nearest to it."""
         excesses = {each.rate_weight: self._excess_energy(each.relative_rms) for each in solved_points}
-        wanted = self._excess_energy(self._target_error)
-        price, *others = sorted(excesses, key=lambda each: abs(math.log(excesses[each] / wanted)))
-        power = DEFAULT_EXPONENT
+        target = self._excess_energy(self._target_error)
+        rate_weight, *others = sorted(excesses, key=lambda each: abs(math.log(excesses[each] / target)))
+        exponent = DEFAULT_EXPONENT
         if others:
-            power = math.log(excesses[others[0]] / excesses[price]) / math.log(others[0] / price)
-            power = min(max(power, DEFAULT_EXPONENT / 2), DEFAULT_EXPONENT * 2)
-        return price * _rate_factor(excesses[price], wanted, power)
+            exponent = math.log(excesses[others[0]] / excesses[rate_weight]) / math.log(others[0] / rate_weight)
+            exponent = min(max(exponent, DEFAULT_EXPONENT / 2), DEFAULT_EXPONENT * 2)
+        return rate_weight * _rate_factor(excesses[rate_weight], target, exponent)
 
     def _excess_energy(self, error: float) -> float:
-        """What of an error's energy, in units of ordinary quantization's, hangs on the price: it grows as a power of
-        it."""
-        allowed = self._target_error / self._baseline_error
-        # where less is allowed than the floor, the floor is taken for lower
-        floor = min(ENERGY_FLOOR, ENERGY_FLOOR * allowed * allowed)
-        share = min(error / self._baseline_error, 1 / MIN_BASELINE_ERROR)
-        return max(share * share - floor, MIN_EXCESS_ENERGY)
+        """Return x(error), the error energy that depends on lambda, in units of the baseline's."""
+        target_ratio = self._target_error / self._baseline_error
+        # if the target is below the floor, assume a lower floor
+        floor = min(ENERGY_FLOOR, ENERGY_FLOOR * target_ratio * target_ratio)
+        ratio = min(error / self._baseline_error, 1 / MIN_BASELINE_ERROR)
+        return max(ratio * ratio - floor, MIN_EXCESS_ENERGY)
 
 
 def _rate_factor(excess: float, target: float, exponent: float = DEFAULT_EXPONENT) -> float:
-    """By what to multiply a price to come from one excess to another."""
+    """Return the factor on the rate weight that takes the excess energy from `excess` to `target`, within
+    MAX_RATE_STEP.
+    """
     return float(min(max((target / excess) ** (1 / exponent), 1 / MAX_RATE_STEP), MAX_RATE_STEP))

@@ -1,13 +1,33 @@
-"""One solution of an update at a given price of a bit: levels of every weight, and what the biases must take up.
+"""Solve one update at a given rate weight: the levels of every weight, and the errors that biases take
+up.
 
-Rules:
-1. A weight whose change is many steps (FRESH_STEPS in the median) is not an update of its base: it is quantized afresh.
-2. A channel whose new weights leave the pinned range by more than half a step gets a scale of its own again.
-3. Watched weights of JOINT_ELEMENTS or more are chosen jointly, tables row by row; the rest, small heads included, is
-   rounded to nearest on the pinned grid.
-4. Layers are solved in the order in which they run, each behind the chosen prefix, so that it makes up for what the
-   prefix left over. Measured for all layers at once, every layer would make up for the same error (relative RMS .07
-   became .22).
+Theory of operation.
+
+Per weight, with G groups (one for a MatMul; a Conv's groups; a recurrent layer's directions) of matrices
+[inputs, channels]:
+
+    W   float32 [inputs, channels]  the new float weight
+    x   float32 [inputs]            a row of the layer's input behind the levels chosen so far
+    y   float32 [channels]          what the layer should output: the float model's output, plus what the levels before
+                                    it left over in the value that is added to it (a residual connection)
+    H   float32 [inputs, inputs]    E[x x'] - E[x] E[x]'
+    T   float32 [inputs, channels]  E[x y'] - E[x] E[y]'
+    a   float64 [channels]          how much each channel counts, mean 1 (`layer_statistics`)
+    S   float                       sensitivity: relative error energy of the model's outputs over that of this layer,
+                                    measured with the base's weight in the float model (`output_sensitivity`)
+    E   float                       sum_n a_n w_n' H w_n / S; w_n is column n of W
+
+`coordinate_descent` then minimizes (1/E) sum_n a_n (v_n' H v_n - 2 v_n' T_n) + lambda R, so that lambda has one unit,
+relative error energy of the model's outputs, for all weights.
+
+Treatment of a weight, from its change in levels |W/s + z - Q0|:
+    median above REQUANTIZE_STEPS             requantized: it is no update of its base
+    a channel leaves the level range by more than HALF_STEP_LEVELS   that channel gets a new scale
+    MIN_JOINT_ELEMENTS or more, input known   levels are chosen jointly (tables: row by row)
+    anything else, small heads included       rounded to nearest on the base's grid
+
+Layers are solved in execution order, each behind the levels chosen before it, so that it compensates for their error.
+If all layers were measured at once, each would compensate for the same error (relative RMS 0.07 became 0.22).
 """
 
 from dataclasses import dataclass, field
@@ -34,13 +54,14 @@ from packager.quantize.update_aware.layers import SharedInput, channels_of, exec
 from packager.quantize.update_aware.output_sensitivity import OutputSensitivity
 from packager.quantize.update_aware.template import QuantizedWeight, from_matrices, to_matrices
 
-REQUANTIZE_STEPS: Final = 8.0
-HALF_STEP_LEVELS: Final = 0.5
-MIN_JOINT_ELEMENTS: Final = 8_192  # of a weight: below it a patch saves less than a kilobyte
-MAX_JOINT_INPUTS: Final = 8_192  # rows of one matrix: its moments are squares of that
-UNSEEN_ROW_COUNT: Final = 0.5  # a row that no sample looked up counts as half a look-up
-MAX_PROBED_WEIGHTS: Final = 40  # weights whose sensitivity is measured; the rest is taken as usual
-MAX_SENSITIVITY_RATIO: Final = 30.0  # of sensitivities around the median: a weight that hardly changed measures noise
+REQUANTIZE_STEPS: Final = 8.0  # median change in levels; a fine-tune moves weights by a fraction of one
+HALF_STEP_LEVELS: Final = 0.5  # levels beyond the range that rounding absorbs
+MIN_JOINT_ELEMENTS: Final = 8_192  # elements of a weight; below it a patch saves less than a kilobyte
+MAX_JOINT_INPUTS: Final = 8_192  # rows of one matrix; H has the square of it, 256 MiB of float32
+UNSEEN_ROW_COUNT: Final = 0.5  # look-ups of a table row that no sample looked up
+MAX_PROBED_WEIGHTS: Final = 40  # weights whose sensitivity is measured, the largest first; the others get the median
+# to the median, either way; the sensitivity of a weight that hardly changed is mostly noise
+MAX_SENSITIVITY_RATIO: Final = 30.0
 EPSILON: Final = 1e-9
 
 Key = tuple[int, str]
@@ -48,7 +69,17 @@ Key = tuple[int, str]
 
 @dataclass(frozen=True, slots=True)
 class WeightGrid:
-    """How one weight is treated: its base levels, its exact place on the grid, and whether it fits (rules 1 and 2)."""
+    """One weight on its grid, and how it is treated.
+
+    Attributes:
+        weight: the weight in base and float model.
+        values: float32, layout of the levels: the new float weight.
+        scales: float64, broadcasts to `values`.
+        zeros: float64, broadcasts to `values`.
+        base: int16, shape of `values`: levels of the base.
+        is_requantized: the weight moved too far to be an update of its base.
+        refitted_scales: float64, shape of the stored scales, or None if all scales stay.
+    """
 
     weight: QuantizedWeight
     values: np.ndarray
@@ -60,11 +91,14 @@ class WeightGrid:
 
     @property
     def key(self) -> Key:
+        """(graph number, name of the levels tensor) of the weight, unique in the template."""
         return self.weight.graph, self.weight.levels.name
 
     @property
     def is_jointly_optimized(self) -> bool:
-        """Rule 3: can and should its levels be chosen jointly?"""
+        """True if the levels of this weight are chosen jointly: its input is known, and it is large enough but
+        not too wide.
+        """
         weight = self.weight
         inputs = to_matrices(self.values, weight.kind, groups_of(weight))[0].shape[0]
         is_watched = weight.source is not None and weight.kind in ("matrix", "transposed", "conv", "recurrent", "nbits")
@@ -76,7 +110,7 @@ class WeightGrid:
         )
 
     def layers(self) -> list[Layer]:
-        """The weight as matrices on its grid."""
+        """Return the weight as one `Layer` [inputs, channels] for each group."""
         weight, groups = self.weight, groups_of(self.weight)
         low, high = weight.limits()
         shape = self.values.shape
@@ -87,40 +121,44 @@ class WeightGrid:
         return [Layer(v, s, z, b, low, high) for v, s, z, b in zip(*parts, strict=True)]
 
     def dequantize(self, levels: np.ndarray) -> np.ndarray:
-        """float64 numbers behind `levels`, in the layout of the weight."""
+        """Return the numbers s * (Q - z), float64 in the layout of the weight, for integer `levels` of that
+        layout.
+        """
         return np.asarray((levels - self.zeros) * self.scales)
 
     def nearest(self) -> np.ndarray:
-        """int16 levels by rounding, in the layout of the weight."""
+        """Return the levels by rounding to nearest, int16 in the layout of the weight."""
         low, high = self.weight.limits()
         levels: np.ndarray = np.clip(np.rint(self.values / self.scales + self.zeros), low, high)
         return levels.astype(np.int16)
 
 
 def grid_of(weight: QuantizedWeight) -> WeightGrid:
-    """Rules 1 and 2 for one weight."""
+    """Place one weight on the base's grid, and decide whether it is requantized or needs new scales."""
     values, scales, zeros = weight.float_values(), weight.scales(), weight.zeros()
     base = weight.base_levels().astype(np.int16)
     low, high = weight.limits()
     exact = values / scales + zeros
     steps = float(np.median(np.abs(exact - base))) if weight.kind != "nbits" else 0.0
-    is_fresh = steps > REQUANTIZE_STEPS
+    is_requantized = steps > REQUANTIZE_STEPS
     refitted = None
     beyond = np.maximum(exact - high, low - exact)
-    if weight.kind != "nbits" and (is_fresh or float(beyond.max()) > HALF_STEP_LEVELS):
+    if weight.kind != "nbits" and (is_requantized or float(beyond.max()) > HALF_STEP_LEVELS):
         stored = array_of(weight.scale).astype(np.float64)
         axes = None if scales.ndim == 0 else tuple(i for i, n in enumerate(scales.shape) if n == 1)
         largest = np.abs(values).max(axis=axes, keepdims=scales.ndim > 0)
         levels = np.minimum(high - zeros, zeros - low)
-        wanted = np.where(largest > 0, largest / levels, scales).astype(np.float32).astype(np.float64)
+        fitted = np.where(largest > 0, largest / levels, scales).astype(np.float32).astype(np.float64)
         worst = beyond.max(axis=axes, keepdims=scales.ndim > 0)
-        scales = np.where(is_fresh | (worst > HALF_STEP_LEVELS), wanted, scales)
+        scales = np.where(is_requantized | (worst > HALF_STEP_LEVELS), fitted, scales)
         refitted = scales.reshape(stored.shape)
-    return WeightGrid(weight, values, scales, zeros, base, is_fresh, refitted)
+    return WeightGrid(weight, values, scales, zeros, base, is_requantized, refitted)
 
 
 def groups_of(weight: QuantizedWeight) -> int:
-    """Matrices in one weight."""
+    """Return the number of matrices in one weight: a Conv's groups, a recurrent layer's directions, else
+    1.
+    """
     match weight.kind:
         case "conv":
             return next((int(a.i) for a in weight.float_node.attribute if a.name == "group"), 1)
@@ -132,9 +170,20 @@ def groups_of(weight: QuantizedWeight) -> int:
 
 @dataclass(slots=True)
 class Solver:
-    """Solves one update again and again at other prices, warm-started; `folder` holds what is measured once.
+    """Solves one update at several rate weights; rows and sensitivities are measured once, when it is
+    made.
 
-    `ranges` and `leftover_step` are those of its models (packager.quantize.update_aware.fill_template).
+    Attributes:
+        template: the base.
+        prepared: the new float model.
+        grids: all quantized weights of the base.
+        samples: calibration samples.
+        ranges: new ranges of activations, by value name, for the models that `model` makes.
+        folder: directory for rows and prefix values, up to some 4 GiB.
+        float_rounding_step: step of float constants, as a share of their RMS change (`fill_template`).
+        execution_order: stages of layers, in the order in which they are solved.
+        rows: the rows of every layer's input that are used, and their weights.
+        sensitivity: S for each weight.
     """
 
     template: onnx.ModelProto
@@ -157,12 +206,17 @@ class Solver:
         self.sensitivity = self._measure_sensitivity(everything)
 
     def nearest(self) -> UpdateChoice:
-        """Pinned scales, levels by rounding: what an update costs without joint choice."""
+        """Return the choice that rounds every weight to nearest, without joint choice: rate weight 0."""
         scales = {grid.key: grid.refitted_scales for grid in self.grids if grid.refitted_scales is not None}
         return UpdateChoice({grid.key: grid.nearest() for grid in self.grids}, scales, {})
 
     def solve(self, rate_weight: float, start: UpdateChoice | None = None) -> UpdateChoice:
-        """The choice at `price` (relative error energy of the model's output, a bit), layer behind layer (rule 4)."""
+        """Choose the levels of every weight at one rate weight, layer by layer in execution order.
+
+        Args:
+            rate_weight: lambda, in relative error energy of the model's outputs a bit.
+            start: an earlier solution at another rate weight, from whose levels coordinate descent starts.
+        """
         by_key = {grid.key: grid for grid in self.grids}
         choice = self.nearest()
         prefix = FloatPrefix(self.prepared, self.samples, self.folder)
@@ -194,7 +248,7 @@ class Solver:
         return choice
 
     def model(self, choice: UpdateChoice) -> onnx.ModelProto:
-        """The quantized model of a choice."""
+        """Return the quantized model of a choice."""
         weights = [grid.weight for grid in self.grids]
         return fill_template(self.template, self.prepared, weights, choice, self.ranges, self.float_rounding_step)
 
@@ -210,18 +264,19 @@ class Solver:
         starts = to_matrices(start_levels, grid.weight.kind, groups) if start_levels is not None else [None] * groups
         chosen = []
         layers = grid.layers()
+        # E of the module docstring
         shares = self._channel_weights(grid)
         energy = sum(
             _layer_energy(layer, part, share) for layer, part, share in zip(layers, parts, shares, strict=True)
         )
         energy /= self.sensitivity.get(grid.key, 1.0)
         for layer, part, first, share in zip(layers, parts, starts, shares, strict=True):
-            wanted = part.target_moment(layer.weight, columns)
-            chosen.append(choose_levels(layer, part.h, wanted, energy, rate_weight, part.effective_rows, first, share))
+            target = part.target_moment(layer.weight, columns)
+            chosen.append(choose_levels(layer, part.h, target, energy, rate_weight, part.effective_rows, first, share))
         return from_matrices(chosen, grid.weight.kind, grid.values.shape)
 
     def _channel_weights(self, grid: WeightGrid) -> list[np.ndarray]:
-        """How much each channel counts, for each matrix of the weight."""
+        """Return a, float64 [channels], for each group; ones if the influence of the channels is unknown."""
         groups = groups_of(grid.weight)
         matrices = to_matrices(grid.values, grid.weight.kind, groups)
         known = self.rows.channels.get(grid.key)
@@ -232,7 +287,9 @@ class Solver:
     def _correction(
         self, grid: WeightGrid, levels: np.ndarray, parts: list[Moments], columns: slice
     ) -> tuple[str, np.ndarray] | None:
-        """The bias of a layer, and the mean error that it takes up; None where it has none."""
+        """Return the name of the layer's bias and its mean output error, float64 [channels]; None if it has no
+        bias.
+        """
         name = bias_of(grid.weight, self.prepared)
         if name is None or grid.weight.kind == "recurrent":
             return None
@@ -253,37 +310,48 @@ class Solver:
         return choose_table_levels(layer, importance / energy, rate_weight)
 
     def _importance(self, grid: WeightGrid) -> np.ndarray:
-        """How much each number of a table counts, broadcast to its shape: by look-ups of its row, and by channel."""
+        """Return how much each element of a table counts, float64 that broadcasts to it: by look-ups of its
+        row, and by channel.
+        """
         counts = self.rows.lookup_counts.get(grid.key, np.zeros(grid.values.shape[0])) + UNSEEN_ROW_COUNT
         shares = self.rows.channels.get(grid.key, np.ones(1))
         rows = (counts / counts.sum()).reshape(-1, *[1] * (grid.values.ndim - 1))
         return np.asarray(rows * shares)
 
     def _measure_sensitivity(self, everything: list[SharedInput]) -> dict[Key, float]:
-        """Relative error energy of the output over that of the layer, with the base's weight in the float model."""
-        place = {(w.graph, w.levels.name): shared for shared in everything for w in shared.weights}
-        wanted = [
+        """Return S for each weight: error of the outputs over error of the layer, with the base's weight in
+        the float model.
+        """
+        shared_inputs = {(w.graph, w.levels.name): shared for shared in everything for w in shared.weights}
+        probed = [
             g
             for g in self.grids
             if g.weight.graph == 0 and not g.is_requantized and (g.is_jointly_optimized or g.weight.kind == "table")
         ]
-        wanted = sorted(wanted, key=lambda g: -g.values.size)[:MAX_PROBED_WEIGHTS]
-        probe = OutputSensitivity(self.prepared, [g.weight.float_tensor.name for g in wanted], self.samples)
+        probed = sorted(probed, key=lambda g: -g.values.size)[:MAX_PROBED_WEIGHTS]
+        probe = OutputSensitivity(self.prepared, [g.weight.float_tensor.name for g in probed], self.samples)
         found: dict[Key, float] = {}
-        for grid in wanted:
-            stale = (grid.base - grid.zeros) * grid.scales
-            local = self._local_error(grid, stale, place.get(grid.key))
+        for grid in probed:
+            base_values = (grid.base - grid.zeros) * grid.scales
+            local = self._local_error(grid, base_values, shared_inputs.get(grid.key))
             if local <= EPSILON:
                 continue
-            values = (stale / grid.weight.factor).T if grid.weight.is_flipped else stale / grid.weight.factor
+            values = (
+                (base_values / grid.weight.factor).T if grid.weight.is_flipped else base_values / grid.weight.factor
+            )
             found[grid.key] = float(probe.error(grid.weight.float_tensor.name, values)) / local
-        usual = float(np.median(list(found.values()))) if found else 1.0
+        median = float(np.median(list(found.values()))) if found else 1.0
         return {
-            grid.key: min(max(found.get(grid.key, usual), usual / MAX_SENSITIVITY_RATIO), usual * MAX_SENSITIVITY_RATIO)
+            grid.key: min(
+                max(found.get(grid.key, median), median / MAX_SENSITIVITY_RATIO), median * MAX_SENSITIVITY_RATIO
+            )
             for grid in self.grids
         }
 
     def _local_error(self, grid: WeightGrid, base_values: np.ndarray, shared: SharedInput | None) -> float:
+        """Return the relative error energy of the layer's output with the base's weight, `base_values`
+        float64.
+        """
         if grid.weight.kind == "table":
             share = self._importance(grid)
             return float((share * np.square(base_values - grid.values)).sum() / (share * np.square(grid.values)).sum())

@@ -1,12 +1,11 @@
-"""Reads a quantized model as a template: its graph stays as it is, its weights are matched with a new float model's.
+"""Read a quantized model as a template, and match its weights with those of the new float model.
 
-Rules:
 1. A quantized weight is an 8-bit or 4-bit initializer NAME_quantized (or NAME_Q4) that a DequantizeLinear, an integer
-   kernel, a lookup or a MatMulNBits reads; its float counterpart is the weight NAME of the new model, in the same
+   kernel, a look-up or a MatMulNBits reads. Its float counterpart is the weight NAME of the new model, in the same
    graph.
 2. Every weight is seen as matrices [inputs, channels], one a group or direction, whatever its layout in the file.
 3. A weight without counterpart, or with another shape, means that the graph changed: the template does not fit.
-4. Only weights of the top graph whose input can be watched are chosen jointly; others are rounded to nearest.
+4. Levels are chosen jointly only for weights of the top graph whose input can be read; others are rounded to nearest.
 """
 
 import re
@@ -29,10 +28,23 @@ EIGHT_BIT_TYPES: Final = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
-    """One quantized weight of the template and where its numbers live.
+    """One quantized weight of the template and its counterpart in the float model.
 
-    `source` is the value in the template, and `float_source` the value in the float model, that the weight is
-    multiplied with; None where it cannot be watched (rule 4). `kind` says how the layout maps to matrices (rule 2).
+    Attributes:
+        name: of the float weight.
+        graph: number of the graph, in the order of `graphs.scopes`.
+        kind: how the layout maps to matrices (`to_matrices`).
+        levels: initializer of the levels.
+        scale: initializer of the scales.
+        zero: initializer of the zero points; None for symmetric levels.
+        axis: axis of the levels along which the scales run; None for MatMulNBits.
+        node: node of the template that multiplies by the weight.
+        float_tensor: initializer in the float model.
+        is_flipped: True if the float tensor is the transpose of the levels.
+        factor: factor between float tensor and levels (a Gemm's alpha).
+        source: value in the template that the weight multiplies (a table: the indices); None if it cannot be read.
+        float_source: the same value in the float model.
+        float_node: node of the float model that multiplies by the weight.
     """
 
     name: str
@@ -51,28 +63,30 @@ class QuantizedWeight:
     float_node: onnx.NodeProto
 
     def float_values(self) -> np.ndarray:
-        """float32, in the layout of the levels."""
+        """Return the new float weight, float32 in the layout of the levels."""
         values = array_of(self.float_tensor).astype(np.float32)
         values = values.T if self.is_flipped else values
         return np.asarray(values * np.float32(self.factor))
 
     def base_levels(self) -> np.ndarray:
-        """int32, in the layout of the weight (nbits: unpacked [channels, inputs])."""
+        """Return the base's levels, int32 in the layout of the weight (MatMulNBits: unpacked [channels,
+        inputs]).
+        """
         levels = array_of(self.levels)
         if self.kind == "nbits":
             return unpack_levels(levels, self.float_values().shape[1])
         return levels.astype(np.int32)
 
     def scales(self) -> np.ndarray:
-        """float64, shaped to broadcast over `base_levels`."""
+        """Return the base's scales, float64 that broadcast over `base_levels`."""
         return self._spread(array_of(self.scale).astype(np.float64))
 
     def zeros(self) -> np.ndarray:
-        """float64, shaped to broadcast over `base_levels`."""
+        """Return the base's zero points, float64 that broadcast over `base_levels`."""
         if self.zero is None:
             return np.asarray(8.0 if self.kind == "nbits" else 0.0)
         if self.kind == "nbits":
-            # two to a byte, one a block, as the levels are
+            # packed like the levels: two to a byte, one a block
             channels, inputs = self.float_values().shape
             block = next(int(a.i) for a in self.node.attribute if a.name == "block_size")
             zeros = unpack_levels(array_of(self.zero).reshape(channels, -1), -(-inputs // block))
@@ -80,7 +94,7 @@ class QuantizedWeight:
         return self._spread(array_of(self.zero).astype(np.float64))
 
     def limits(self) -> tuple[int, int]:
-        """Smallest and largest level: symmetric where the type is signed, or as the base used them."""
+        """Return the smallest and largest level: symmetric if the type is signed, or if the base used them so."""
         if self.kind == "nbits":
             return 0, 15
         base = self.base_levels()
@@ -106,21 +120,31 @@ class QuantizedWeight:
 
 
 def read_template(template: onnx.ModelProto, prepared: onnx.ModelProto) -> list[QuantizedWeight]:
-    """Every quantized weight of `template`, matched (rules 1 and 3). Raises UpdateDoesNotFit."""
-    ours, theirs = list(scopes(template.graph)), list(scopes(prepared.graph))
-    if len(ours) != len(theirs):
-        raise BaseIncompatible(f"the base has {len(ours)} graphs, the new model {len(theirs)}")
+    """Return every quantized weight of `template`, matched with its counterpart.
+
+    Args:
+        template: the base.
+        prepared: the new float model.
+
+    Raises:
+        BaseIncompatible: the graphs differ, a weight has no counterpart or another shape, or no weight was recognized.
+    """
+    template_scopes, float_scopes = list(scopes(template.graph)), list(scopes(prepared.graph))
+    if len(template_scopes) != len(float_scopes):
+        raise BaseIncompatible(
+            f"the base has {len(template_scopes)} graphs, the new model has {len(float_scopes)}, expected as many"
+        )
     found: list[QuantizedWeight] = []
-    for number, (scope, other) in enumerate(zip(ours, theirs, strict=True)):
+    for number, (scope, float_scope) in enumerate(zip(template_scopes, float_scopes, strict=True)):
         for tensor in scope.graph.initializer:
             match = LEVELS_NAME_PATTERN.match(tensor.name)
             if match is None or tensor.data_type not in EIGHT_BIT_TYPES:
                 continue
-            weight = _match_weight(tensor, match["name"], number, ours, scope, theirs, other)
+            weight = _match_weight(tensor, match["name"], number, template_scopes, scope, float_scopes, float_scope)
             if weight is not None:
                 found.append(weight)
     if not found:
-        raise BaseIncompatible("the base holds no quantized weight that is known here")
+        raise BaseIncompatible("the base has no 8-bit or 4-bit weight in a form that updates support")
     return found
 
 
@@ -128,21 +152,21 @@ def _match_weight(
     tensor: onnx.TensorProto,
     name: str,
     number: int,
-    ours: list[Scope],
+    template_scopes: list[Scope],
     scope: Scope,
-    theirs: list[Scope],
-    other: Scope,
+    float_scopes: list[Scope],
+    float_scope: Scope,
 ) -> QuantizedWeight | None:
-    reader = _find_reader(tensor.name, ours)
+    reader = _find_reader(tensor.name, template_scopes)
     if reader is None:
         return None
     holder, node, index = reader
-    # onnxruntime's quantizer turns Gemm into MatMul and names the weight so
-    name = name if name in other.initializers else name.removesuffix("_Transposed")
-    counterpart = other.initializers.get(name)
+    # onnxruntime's quantizer turns a Gemm into a MatMul and adds this suffix
+    name = name if name in float_scope.initializers else name.removesuffix("_Transposed")
+    counterpart = float_scope.initializers.get(name)
     if counterpart is None:
         raise BaseIncompatible(f"weight {name!r} of the base is not in the new model")
-    uses = [n for s in theirs for n in s.graph.node if name in n.input]
+    uses = [n for s in float_scopes for n in s.graph.node if name in n.input]
     float_node = next((n for n in uses if n.op_type not in ("Shape", "Size")), None)
     if float_node is None:
         raise BaseIncompatible(f"weight {name!r} is read by no node of the new model")
@@ -152,7 +176,7 @@ def _match_weight(
             scale, zero = node.input[1], node.input[2] if len(node.input) > 2 else ""
             axis = next((int(a.i) for a in node.attribute if a.name == "axis"), 1)
             axis = axis if axis >= 0 else axis + len(tensor.dims)
-            consumer = _find_reader(node.output[0], ours)
+            consumer = _find_reader(node.output[0], template_scopes)
             if consumer is None:
                 return None
             holder, node, index = consumer
@@ -161,7 +185,7 @@ def _match_weight(
             scale = tensor.name.replace("_quantized", "_scale")
             axis = 0 if node.op_type == "ConvInteger" else 1
         case "Gather":
-            behind = _find_reader(node.output[0], ours)
+            behind = _find_reader(node.output[0], template_scopes)
             if behind is None or behind[1].op_type != "DequantizeLinear":
                 return None
             scale, zero = behind[1].input[1], behind[1].input[2] if len(behind[1].input) > 2 else ""
@@ -172,7 +196,7 @@ def _match_weight(
             return None
     if scale not in scope.initializers:
         return None
-    kind, source = _kind_of_node(node, index, ours)
+    kind, source = _kind_of_node(node, index, template_scopes)
     is_flipped, factor = _orientation(node, float_node, kind)
     shape = list(counterpart.dims)[::-1] if is_flipped else list(counterpart.dims)
     if kind != "nbits" and shape != list(tensor.dims):
@@ -205,7 +229,7 @@ def _find_reader(name: str, everywhere: list[Scope]) -> tuple[Scope, onnx.NodePr
 
 
 def _kind_of_node(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> tuple[Kind, str | None]:
-    """(kind, value that the weight is multiplied with) for the node that reads it."""
+    """Return (kind, name of the value that the weight multiplies) for the node that reads it."""
     match node.op_type:
         case "MatMul" if index == 1:
             return "matrix", node.input[0]
@@ -231,7 +255,7 @@ def _kind_of_node(node: onnx.NodeProto, index: int, everywhere: list[Scope]) -> 
 def _orientation(node: onnx.NodeProto, float_node: onnx.NodeProto, kind: Kind) -> tuple[bool, float]:
     flags = {a.name: a for a in float_node.attribute}
     if kind == "nbits":
-        # MatMulNBits holds [channels, inputs]
+        # MatMulNBits stores [channels, inputs]
         return float_node.op_type == "MatMul" or not flags["transB"].i if "transB" in flags else True, 1.0
     if node.op_type != "MatMulInteger" or float_node.op_type != "Gemm":
         return False, 1.0
@@ -240,7 +264,13 @@ def _orientation(node: onnx.NodeProto, float_node: onnx.NodeProto, kind: Kind) -
 
 
 def to_matrices(values: np.ndarray, kind: Kind, groups: int) -> list[np.ndarray]:
-    """[inputs, channels] views of a weight (rule 2), one a group or direction."""
+    """Return [inputs, channels] views of a weight, one a group or direction.
+
+    Args:
+        values: array in the layout of the weight.
+        kind: of the weight.
+        groups: number of groups of a Conv.
+    """
     match kind:
         case "transposed" | "nbits":
             return [values.T]
@@ -254,7 +284,13 @@ def to_matrices(values: np.ndarray, kind: Kind, groups: int) -> list[np.ndarray]
 
 
 def from_matrices(matrices: list[np.ndarray], kind: Kind, shape: tuple[int, ...]) -> np.ndarray:
-    """The weight of `shape` that `to_matrices` took apart."""
+    """Return the weight whose matrices `to_matrices` gave.
+
+    Args:
+        matrices: [inputs, channels] for each group or direction.
+        kind: of the weight.
+        shape: of the weight.
+    """
     match kind:
         case "transposed" | "nbits":
             return matrices[0].T
