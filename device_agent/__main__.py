@@ -1,13 +1,13 @@
-"""`python -m device_agent` and the `device-agent` script."""
+"""Entry point of `python -m device_agent` and of the `device-agent` script."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its exit code."""
     try:
         from device_agent.commands.root import main as run
-    except KeyboardInterrupt:  # while it starts; later it is console.run that answers
+    except KeyboardInterrupt:  # during the imports; afterwards console.run handles it
         sys.exit(130)
     sys.exit(run(sys.argv[1:]))
 

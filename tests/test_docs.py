@@ -65,9 +65,9 @@ def test_every_configuration_key_is_documented() -> None:
     for prefix, settings in sections.items():
         for field in fields(settings):
             key = field.name
-            if key in ("serve", "update", "probation", "place"):  # the last one is no key: it follows from `families`
+            if key in ("serve", "update", "probation", "family_directory"):  # the last one follows from `families`
                 continue
-            name = {"allow_unjailed": "jail.allow_unjailed", "further": "[[families]]"}.get(key, prefix + key)
+            name = {"allow_unjailed": "jail.allow_unjailed", "further_families": "[[families]]"}.get(key, prefix + key)
             assert f"`{name}`" in text, name
     table = next(line for line in text.splitlines() if line.startswith("| `[[families]]` |"))
     assert all(f"`{field.name}`" in table for field in fields(FurtherFamily))

@@ -1,12 +1,13 @@
-"""What the bundles that this device holds cost here: latency, throughput, memory, processor time, energy.
+"""Measure the stored bundles on this device: latency, throughput, memory, CPU time and energy.
 
-Rules:
-1. Each bundle runs in a model process and behind a front of its own, as it would serve; what serves is not touched, but
-   shares the machine: stop its load for figures of a quiet one.
-2. Bundles take turns, ROUNDS of them, so that a machine that gets busier or hotter is unfair to none.
-3. The request mix is a file of requests, one JSON body of the Open Inference Protocol a line, sent in turn; without
-   one, the signed golden inputs; without those, zeros.
-4. Energy is the whole machine's while a bundle runs, where there is a counter; processor time is its own processes'.
+Method:
+- Each bundle runs in a model process of its own behind a front of its own, as in service. The serving model is not
+  changed, but shares the machine: stop its load for figures of an idle machine.
+- The bundles take turns, ROUND_COUNT rounds of them, so that a machine that becomes busier or hotter affects all.
+- The request mix is a file with one JSON body of the Open Inference Protocol per line, sent in turn. Without a file it
+  is the signed golden inputs; without golden inputs, zeros.
+- Energy is the whole machine's during the bundle's rounds, if the machine has a counter. CPU time is that of the
+  bundle's front and model process alone.
 """
 
 import json
@@ -46,7 +47,12 @@ HTTP_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """One request of the mix: its body, and the bytes of its JSON part where tensors follow it."""
+    """One request of the mix.
+
+    Attributes:
+        body: the HTTP body.
+        json_bytes: size of the JSON part if binary tensors follow it, else None.
+    """
 
     body: bytes
     json_bytes: int | None = None
@@ -54,14 +60,18 @@ class BenchRequest:
 
 @dataclass(slots=True)
 class BenchResult:
-    """Of one bundle.
+    """Measurements of one bundle, added up over its rounds.
 
     Attributes:
         role: "active", "candidate" or "previous".
-        latencies_s: of all requests of all rounds.
-        seconds: that they took.
-        cpu_s: of front and model process.
-        joules: of the machine, or None without a counter.
+        bundle: the measured bundle.
+        load_ms: time to load the model, in milliseconds.
+        latencies_s: latency of each request, in seconds.
+        elapsed_s: duration of the rounds, in seconds.
+        cpu_s: CPU seconds of front and model process.
+        joules: energy of the machine, or None without a counter.
+        resident_bytes: resident memory of the model process after the last round.
+        peak_bytes: peak memory of the model process.
     """
 
     role: str
@@ -75,7 +85,7 @@ class BenchResult:
     peak_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        """For `bench --json`; milliseconds, bytes, joules."""
+        """Return the row of `bench --json`: milliseconds, bytes, joules."""
         ordered, count = sorted(self.latencies_s), len(self.latencies_s)
 
         def quantile_ms(share: float) -> float:
@@ -101,35 +111,37 @@ class BenchResult:
 
 
 def measure_bundles(config: Config, *, duration_s: float, connections: int, mix: Path | None) -> dict[str, Any]:
-    """Measure every bundle that is active, staged or kept.
+    """Measure the active, the staged and the previous bundle of a family. A daemon may be running.
 
     Args:
-        config: of one family; a daemon may be running.
-        seconds: for each bundle, over all rounds.
-        connections: that ask at a time, each waiting for its answer.
-        mix: rule 3.
+        config: the configuration of one family.
+        duration_s: seconds per bundle, over all rounds.
+        connections: number of connections; each sends a request when it has the response to the one before.
+        mix: file of requests, or None for the golden inputs.
 
     Raises:
-        NothingToMeasure, ConfigInvalid, BenchUnfit: no bundle, a bad mix, a request that is not answered.
-        Unfit, Refused, Unavailable: a bundle that does not open or load.
+        NothingToBenchmark: no bundle is stored.
+        ConfigInvalid: `mix` is not a file of requests.
+        BenchFailed: a request was not answered with 200.
+        Unfit, Refused, Unavailable: a bundle cannot be opened or loaded.
     """
     device = DeviceDirectory.for_family(config)
     found = _stored_bundles(device)
     if not found:
-        raise NothingToBenchmark("this device holds no bundle", hint="`device-agent update` installs one")
+        raise NothingToBenchmark("no bundle is stored on this device", hint="install one with `device-agent update`")
     requests = None if mix is None else read_mix(mix)
     energy = open_energy_meters()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="airweights-bench-")))
-        errands = stack.enter_context(WorkerPool(config, device, BundleStore(device.family_directory)))
-        rigs = [
-            stack.enter_context(_open_endpoint(config, errands, folder / role, role, holding, requests))
-            for role, holding in found.items()
+        workers = stack.enter_context(WorkerPool(config, device, BundleStore(device.family_directory)))
+        endpoints = [
+            stack.enter_context(_open_endpoint(config, workers, folder / role, role, bundle, requests))
+            for role, bundle in found.items()
         ]
         for _ in range(ROUND_COUNT):
-            for rig in rigs:
-                rig.run_round(duration_s / ROUND_COUNT, connections, energy)
-        rows = [rig.read_result().as_json() for rig in rigs]
+            for endpoint in endpoints:
+                endpoint.run_round(duration_s / ROUND_COUNT, connections, energy)
+        rows = [endpoint.read_result().as_json() for endpoint in endpoints]
     return {
         "mix": "golden inputs, or zeros" if mix is None else str(mix),
         "connections": connections,
@@ -139,7 +151,7 @@ def measure_bundles(config: Config, *, duration_s: float, connections: int, mix:
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """The same for a person."""
+    """Format the result of `measure_bundles` as a table."""
     head = ("", "release", "variant", "p50 ms", "p95 ms", "p99 ms", "req/s", "RSS MiB", "CPU ms", "J")
     rows = [
         (
@@ -154,11 +166,17 @@ def format_table(result: dict[str, Any]) -> str:
     ]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (head, *rows)]
-    return "\n".join([*(line.rstrip() for line in lines), f"{result['connections']} connections; CPU and J a request"])
+    return "\n".join(
+        [*(line.rstrip() for line in lines), f"{result['connections']} connections; CPU ms and J are per request"]
+    )
 
 
 def read_mix(path: Path) -> tuple[BenchRequest, ...]:
-    """Rule 3. Raises ConfigInvalid."""
+    """Read a file of requests, one JSON object per line.
+
+    Raises:
+        ConfigInvalid: the file cannot be read, is empty, exceeds MAX_MIX_BYTES, or a line is not a JSON object.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_MIX_BYTES + 1)
@@ -166,19 +184,31 @@ def read_mix(path: Path) -> tuple[BenchRequest, ...]:
         raise ConfigInvalid(f"{path}: {error.strerror}") from error
     lines = [line for line in data.splitlines() if line.strip()]
     if not lines or len(data) > MAX_MIX_BYTES:
-        raise ConfigInvalid(f"{path}: found {len(lines)} requests in {len(data)} bytes, expected one a line")
+        raise ConfigInvalid(
+            f"{path}: found {len(lines)} requests in {len(data)} bytes, expected at least one, one per line,"
+            f" and at most {MAX_MIX_BYTES} bytes"
+        )
     for number, line in enumerate(lines, 1):
         try:
             is_object = isinstance(json.loads(line), dict)
         except (ValueError, RecursionError):
             is_object = False
         if not is_object:
-            raise ConfigInvalid(f"{path}, line {number}: no JSON object", hint="docs/endpoint.md shows a request")
+            raise ConfigInvalid(
+                f"{path}, line {number}: found no JSON object",
+                hint="write the body of one inference request per line, without line breaks in it",
+            )
     return tuple(BenchRequest(line) for line in lines)
 
 
 def make_golden_mix(samples: Sequence[GoldenSample], contract: Contract) -> tuple[BenchRequest, ...]:
-    """Golden inputs as binary tensors; zeros, empty strings and sizes of 1 where there are none."""
+    """Return one request with binary tensors per golden sample.
+
+    Args:
+        samples: the golden samples. If empty, one request of zeros and empty strings is returned, with every open
+            dimension at 1.
+        contract: the model's contract, whose inputs the requests contain.
+    """
     import numpy as np
 
     inputs = [sample.inputs for sample in samples]
@@ -213,7 +243,7 @@ class _UnixConnection(HTTPConnection):
 
 
 class _BenchEndpoint:
-    """One bundle behind its own front (rule 1)."""
+    """One bundle in a model process behind a front of its own."""
 
     def __init__(
         self, result: BenchResult, front: FrontHandle, process: ModelProcess, requests: Sequence[BenchRequest]
@@ -223,7 +253,16 @@ class _BenchEndpoint:
         self._url = f"/v2/models/{result.bundle.family}/infer"
 
     def run_round(self, duration_s: float, connections: int, energy: Sequence[EnergyMeter]) -> None:
-        """One round."""
+        """Send requests for `duration_s` over all connections and add up the measurements.
+
+        Args:
+            duration_s: seconds of this round, after the warm-up.
+            connections: number of connections.
+            energy: the machine's energy counters.
+
+        Raises:
+            BenchFailed: a request was not answered with 200.
+        """
         meters = [ProcessMeter.open(pid) for pid in (self._front.pid, self._process.pid)]
         failures: list[str] = []
         barrier = threading.Barrier(connections + 1)
@@ -250,10 +289,10 @@ class _BenchEndpoint:
         for meter in meters:
             meter.close()
         if failures:
-            raise BenchFailed(f"release {self._result.bundle.version} does not answer the mix: {failures[0]}")
+            raise BenchFailed(f"release {self._result.bundle.version} does not answer the requests: {failures[0]}")
 
     def read_result(self) -> BenchResult:
-        """With its memory, as it is after the last round."""
+        """Read the memory of the model process and return all measurements."""
         self._result.resident_bytes = self._process.resident_bytes()
         self._result.peak_bytes = self._process.peak_bytes()
         return self._result
@@ -323,9 +362,9 @@ def _stored_bundles(device: DeviceDirectory) -> dict[str, BundleRecord]:
     try:
         pointers, found = journal.pointers, dict[str, BundleRecord]()
         for role in ROLES:
-            holding = journal.bundle(getattr(pointers, role))
-            if holding is not None and holding.digest not in {other.digest for other in found.values()}:
-                found[role] = holding
+            bundle = journal.bundle(getattr(pointers, role))
+            if bundle is not None and bundle.digest not in {other.digest for other in found.values()}:
+                found[role] = bundle
         return found
     finally:
         journal.close()

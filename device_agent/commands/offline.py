@@ -1,4 +1,7 @@
-"""What the command line does itself where no daemon runs: under the directory's lock, and serving nothing."""
+"""Commands that run while no daemon runs: they hold the device directory's lock and serve nothing.
+
+A bundle that they make active is served when the daemon starts next.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,35 +31,67 @@ Progress = Callable[[int, int], None]
 
 
 def update_offline(config: Config, family: str | None, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
-    """One update of a family, or of each; a new release is armed for the next start. Raises BusyUnavailable,
-    PausedUnavailable, UsageInvalid, Bug; with one family what its update raises."""
+    """Run one update of a family, or of each family.
 
-    def update(agent: UpdateContext) -> dict[str, Any]:
+    A new release is staged; it becomes active when the daemon starts next.
+
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+        progress_bar: returns a function of (done bytes, total bytes) that draws a progress bar with a label.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        UpdatesPaused: updates are paused.
+        InvalidUsage: the device does not follow `family`.
+        AirweightsError: the update's error, if the command is for one family.
+    """
+
+    def update(context: UpdateContext) -> dict[str, Any]:
         bars = {"fetch": progress_bar("fetch")}
-        telling = replace(agent, on_progress=lambda phase, done, total: bars[phase](done, total))
-        return run_update(telling, "operator").as_json()
+        with_bars = replace(context, on_progress=lambda phase, done, total: bars[phase](done, total))
+        return run_update(with_bars, "operator").as_json()
 
     with _open_locked_device(config) as device_journal:
         if device_journal.persistent_state.is_paused:
-            raise UpdatesPaused("updates are paused", hint="`device-agent resume`")
+            raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
         return _run_per_family(config, family, device_journal, update)
 
 
 def plan_offline(config: Config, family: str | None) -> dict[str, Any]:
-    """What an update would do. Raises BusyUnavailable, Refused, Unavailable, UsageInvalid."""
+    """Return what an update of a family, or of each family, would do.
+
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        InvalidUsage: the device does not follow `family`.
+        AirweightsError: the check's error, if the command is for one family.
+    """
     with _open_locked_device(config) as device_journal:
         return _run_per_family(config, family, device_journal, preview_update)
 
 
 def roll_back_offline(config: Config, family: str | None) -> dict[str, Any]:
-    """Move the pointers; the next start serves the previous release. Raises NothingToRollBack, BelowFloorRefused,
-    UsageInvalid."""
+    """Make the previous release active; the daemon serves it when it starts next.
 
-    def roll_back(agent: UpdateContext) -> dict[str, Any]:
-        active, _, verdict = prepare_rollback(agent.journal)
-        return agent.journal.finish_rejection(
-            agent.journal.begin_rollback(active, verdict), runtime_version()
-        ).as_json()
+    Args:
+        config: the device's configuration.
+        family: name of the family; None if the device follows only one.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        InvalidUsage: `family` is not followed, or is None although the device follows several.
+        NothingToRollBack: no previous release is stored.
+        BelowRollbackFloor: the previous release is below the rollback floor.
+    """
+
+    def roll_back(context: UpdateContext) -> dict[str, Any]:
+        active, _, rejection = prepare_rollback(context.journal)
+        attempt = context.journal.begin_rollback(active, rejection)
+        return context.journal.finish_rejection(attempt, runtime_version()).as_json()
 
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:
@@ -64,13 +99,26 @@ def roll_back_offline(config: Config, family: str | None) -> dict[str, Any]:
 
 
 def adapter_offline(config: Config, family: str | None, command: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """Attach, detach or list; the next start serves with it. Raises AdapterUnfit, NoAdapter, ConfigInvalid,
-    UsageInvalid."""
+    """Attach, detach or list the adapter of a family; return the listing.
 
-    def change(agent: UpdateContext) -> dict[str, Any]:
+    Args:
+        config: the device's configuration.
+        family: name of the family; None if the device follows only one.
+        command: "adapter-attach", "adapter-detach" or "adapter-list".
+        fields: arguments of "adapter-attach" (device_agent.update.adapter_change).
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        InvalidUsage: `family` is not followed, or is None although the device follows several.
+        ConfigInvalid: the adapter file cannot be read.
+        AdapterMissing: no adapter is stored, or no release is active.
+        AdapterIncompatible: the adapter does not fit the active release.
+    """
+
+    def change(context: UpdateContext) -> dict[str, Any]:
         if command != "adapter-list":
-            change_adapter(agent, command, fields)
-        return AdapterStore(agent.device).as_listing(agent.journal.pointers.active)
+            change_adapter(context, command, fields)
+        return AdapterStore(context.device).as_listing(context.journal.pointers.active)
 
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:
@@ -78,36 +126,54 @@ def adapter_offline(config: Config, family: str | None, command: str, fields: di
 
 
 def set_paused_offline(config: Config, *, is_paused: bool) -> dict[str, Any]:
-    """Remember it for the next start; for all families."""
+    """Store in the first family's journal whether updates of all families are paused.
+
+    Args:
+        config: the device's configuration.
+        is_paused: True to pause, False to resume.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+    """
     with _open_locked_device(config) as device_journal:
         device_journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
     return {"paused": is_paused}
 
 
 def clear_quarantine_offline(config: Config, family: str | None, digest: str | None) -> dict[str, Any]:
-    """Clear the quarantine of one bundle, or all of it. Raises UsageInvalid."""
+    """Remove one bundle or all bundles from quarantine; return {"cleared": number of removed rows}.
 
-    def forgive(agent: UpdateContext) -> dict[str, Any]:
-        return {"forgiven": agent.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+        digest: digest of one bundle, or None for all bundles.
+
+    Raises:
+        DeviceLocked: another process uses the device directory.
+        InvalidUsage: the device does not follow `family`.
+    """
+
+    def clear(context: UpdateContext) -> dict[str, Any]:
+        return {"cleared": context.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
 
     with _open_locked_device(config) as device_journal:
-        return total_cleared(_run_per_family(config, family, device_journal, forgive))
+        return total_cleared(_run_per_family(config, family, device_journal, clear))
 
 
 def _run_per_family(
-    config: Config, family: str | None, device_journal: Journal, act: Callable[[UpdateContext], dict[str, Any]]
+    config: Config, family: str | None, device_journal: Journal, action: Callable[[UpdateContext], dict[str, Any]]
 ) -> dict[str, Any]:
     check_family(config.families, family)
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
 
-    def of_family(family: str) -> dict[str, Any]:
+    def run_one(family: str) -> dict[str, Any]:
         one = by_family[family]
         if one.family_directory is None:
-            return act(_create_context(one, device_journal, None))
+            return action(_create_context(one, device_journal, None))
         with _open_journal(one) as journal:
-            return act(_create_context(one, journal, device_journal))
+            return action(_create_context(one, journal, device_journal))
 
-    return per_family(by_family, of_family)
+    return per_family(by_family, run_one)
 
 
 def _create_context(config: Config, journal: Journal, first_journal: Journal | None) -> UpdateContext:
@@ -128,7 +194,7 @@ def _create_context(config: Config, journal: Journal, first_journal: Journal | N
 
 @contextmanager
 def _open_locked_device(config: Config) -> Iterator[Journal]:
-    """The device's lock, and the first family's journal for writing, recovered. Raises BusyUnavailable."""
+    """Lock the device and open the first family's journal for writing, recovered. Raises DeviceLocked."""
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     with device.acquire_lock(), _open_journal(config.family_configs()[0]) as journal:
@@ -137,7 +203,7 @@ def _open_locked_device(config: Config) -> Iterator[Journal]:
 
 @contextmanager
 def _open_journal(config: Config) -> Iterator[Journal]:
-    """A family's journal for writing, recovered."""
+    """Open a family's journal for writing, recovered."""
     device = DeviceDirectory.for_family(config)
     try:
         device.create_family_directory()

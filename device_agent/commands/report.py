@@ -1,4 +1,4 @@
-"""`device-agent report`: signed reports of how attempts ended."""
+"""`device-agent report`: signed reports of the outcomes of update attempts."""
 
 from pathlib import Path
 from typing import Final
@@ -10,23 +10,21 @@ from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION
 from device_agent.config.config import load_config
 
 
-@click.group(short_help="Show and hand out signed reports.")
+@click.group(short_help="List or export signed reports.")
 def report() -> None:
-    """Show and hand out this device's signed reports of how attempts ended. Nothing is sent from here."""
+    """List or export this device's reports of update outcomes. The agent itself never sends them anywhere."""
 
 
-AFTER_OPTION: Final = click.option(
-    "--after", type=click.IntRange(0), default=0, help="Only those with a higher number."
-)
+AFTER_OPTION: Final = click.option("--after", type=click.IntRange(0), default=0, help="Skip reports up to this number.")
 
 
-@report.command("list")
+@report.command("list", short_help="List the stored reports, oldest first.")
 @AFTER_OPTION
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -> None:
-    """The reports that are kept, oldest first."""
+    """List the stored reports, oldest first."""
     from device_agent.commands.report_export import read_reports, report_row
 
     config = load_config(path)
@@ -42,12 +40,19 @@ def list_command(path: Path, after: int, family: str | None, *, as_json: bool) -
 @AFTER_OPTION
 @FAMILY_OPTION
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The file to write."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Write the reports to this file.",
 )
 @JSON_OPTION
 @click.pass_obj
 def export_command(path: Path, after: int, family: str | None, output: Path, *, as_json: bool) -> None:
-    """Sign them with the device's key, and write them a line each for `packager device verify-report`."""
+    """Sign the reports with the device's key and write them to a file, one per line.
+
+    `packager device verify-report` verifies the file.
+    """
     from device_agent.commands.report_export import export_reports, write_export
 
     data = export_reports(load_config(path), after, family)

@@ -1,10 +1,10 @@
-"""The device's reports: kept in the journal, signed when they are handed out. Nothing here sends anything.
+"""Read the device's reports from the journals, sign them and write them to a file.
 
 Rules:
-1. A report is written in the same transaction as the outcome: there is none without the other.
-2. The journal of each family keeps a log of its last MAX_REPORTS; who collects them sees by their numbers whether some
-   are gone.
-3. They are signed by the command that exports them, where the device's key is opened; the daemon never holds it.
+- The journal writes a report in the same transaction as the outcome, so that neither exists without the other.
+- Each family's journal keeps its last MAX_REPORTS reports (device_agent.policy.outcome_report). A gap in their numbers
+  shows that reports were lost.
+- The exporting command signs them: it opens the device's key, which the daemon never does.
 """
 
 from pathlib import Path
@@ -17,11 +17,19 @@ from device_agent.storage.device_directory import DeviceDirectory
 
 
 def read_reports(config: Config, after: int = 0, family: str | None = None) -> tuple[DeviceReport, ...]:
-    """Those with a number above `after`, oldest first, one family after the other; also while the daemon runs.
+    """Read the reports of one family or of all, oldest first, one family after the other.
+
+    The daemon may be running.
+
+    Args:
+        config: the device's configuration.
+        after: skip reports up to this number. Numbers count per family.
+        family: name of a family, or None for all.
 
     Raises:
-        JournalUnavailable.
-        UsageInvalid: there is no such family, or `after` is for one of several logs and none is named.
+        JournalUnreadable: a journal cannot be opened.
+        InvalidUsage: the device does not follow `family`; or `after` is not 0, and several families but no `family`
+            are given.
     """
     from device_agent.config.families import check_family, require_one_family
     from device_agent.storage.journal import open_for_reading
@@ -38,8 +46,15 @@ def read_reports(config: Config, after: int = 0, family: str | None = None) -> t
 
 
 def export_reports(config: Config, after: int = 0, family: str | None = None) -> bytes:
-    """The signed reports, a line each. Raises as `device_agent.identity.device_keys.signing_key`, and as
-    `read_reports`.
+    """Return the signed reports as lines of JSON, each with a newline; empty if there are none.
+
+    Args:
+        config: the device's configuration.
+        after: skip reports up to this number.
+        family: name of a family, or None for all.
+
+    Raises:
+        AirweightsError: as `read_reports`, and as `device_agent.identity.device_keys.open_signing_key`.
     """
     from device_agent.identity.device_keys import open_signing_key
 
@@ -53,15 +68,23 @@ def export_reports(config: Config, after: int = 0, family: str | None = None) ->
     return b"".join(line + b"\n" for line in lines)
 
 
-def write_export(data: bytes, out: Path) -> None:
-    """A file with them, whole or not at all. Raises UsageInvalid."""
+def write_export(data: bytes, output: Path) -> None:
+    """Write exported reports to a file, completely or not at all.
+
+    Args:
+        data: result of `export_reports`.
+        output: the file; its folder must exist.
+
+    Raises:
+        InvalidUsage: the folder of `output` does not exist.
+    """
     from device_agent.storage.bundle_store import write_durably
 
-    if not out.parent.is_dir():
-        raise InvalidUsage(f"{out}: there is no folder {out.parent}")
-    write_durably(out, data, 0o644)
+    if not output.parent.is_dir():
+        raise InvalidUsage(f"{output}: folder {output.parent} does not exist")
+    write_durably(output, data, 0o644)
 
 
 def report_row(report: DeviceReport) -> dict[str, Any]:
-    """What `report list --json` prints of one."""
+    """Return the row of `report list --json` for one report."""
     return {**report.as_json(), "digest": report.digest()}

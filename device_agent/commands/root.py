@@ -1,13 +1,12 @@
-"""The command line `device-agent`.
+"""The command line `device-agent`: the group of all commands, and `main`.
 
 Rules:
-1. Every command reads its settings from one TOML file (`--config`) and has `--json`.
-2. `status`, `history`, `update`, `plan`, `rollback`, `pause`, `resume` and `forgive` ask the daemon; where none runs
-   they work on the device directory themselves, under its lock.
-3. What a command needs is imported when it runs.
-4. Where the device follows several families, a command without `--family` is for all of them
-   (device_agent.config.families),
-   or asks for it.
+- Every command reads its settings from one TOML file (`--config`) and has `--json`.
+- A command that needs the device's state asks the running daemon. If no daemon runs, the command works on the device
+  directory itself, under the directory's lock (device_agent.commands.daemon_or_offline).
+- A command imports its modules when it runs, so that `--help` is fast.
+- If the device follows several families, a command without `--family` is for all of them, or requires the option
+  (device_agent.config.families).
 """
 
 import os
@@ -20,6 +19,7 @@ import click
 
 from bundle import console
 from bundle.errors import AirweightsError
+from bundle.suggestion import suggest
 from bundle.version import VERSION
 from device_agent.commands.adapter import adapter
 from device_agent.commands.daemon_or_offline import (
@@ -28,12 +28,15 @@ from device_agent.commands.daemon_or_offline import (
     REQUIRED_FAMILY_OPTION,
     daemon_or_offline,
 )
+from device_agent.commands.quarantine import quarantine
 from device_agent.commands.report import report
 from device_agent.config.config import DEFAULT_PATH, Config, ServeSettings, UpdateSettings, load_config, render_config
 from device_agent.errors import AlreadyInitialized, ConfigInvalid, InvalidUsage
 
 STATUS_TIMEOUT_S: Final = 10.0
-DAEMON_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}  # its few threads sleep: an arena for each is memory for nothing
+DAEMON_ENVIRONMENT: Final = {
+    "MALLOC_ARENA_MAX": "1"
+}  # one malloc arena for all threads saves memory: most threads sleep
 CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
 
 
@@ -44,30 +47,56 @@ CONTEXT_SETTINGS: Final = {"help_option_names": ["-h", "--help"]}
     default=DEFAULT_PATH,
     show_default=True,
     envvar="AIRWEIGHTS_CONFIG",
-    help="The device's configuration.",
+    help="Path of the configuration file.",
 )
 @click.version_option(VERSION, prog_name="device-agent")
 @click.pass_context
 def cli(context: click.Context, config: Path) -> None:
-    """Take verified model releases, serve them, and go back when they fail.
+    """Install verified model releases, serve them, and return to the previous release if one fails.
 
-    Every command has --json: one object on stdout, or one error object on stderr. Exit status: 0 done or nothing to do,
-    2 your input is wrong, 3 refused, 4 not available now, 5 the model is unfit, 70 a bug.
+    Every command has --json: it prints one object on stdout, or one error object on stderr.
+
+    \b
+    Exit codes:
+      0    done
+      2    invalid input: fix the command, file or configuration
+      3    verification failed: do not retry the same bytes
+      4    unavailable: retry later
+      5    the model failed a check: the current model stays
+      70   internal error: please report it
+      130  interrupted
+      141  output closed by the reader
     """
     context.obj = config
 
 
-@cli.command(short_help="Make identity, folders and configuration.")
-@click.option("--root", type=click.Path(path_type=Path, dir_okay=False), required=True, help="Shipped root metadata.")
-@click.option("--repository-url", required=True, help="Where the static files are: https:, http: or file:.")
-@click.option("--family", required=True, help="The model line to follow.")
-@click.option("--channel", default="stable", show_default=True)
-@click.option("--cohort", default="default", show_default=True)
-@click.option("--variant", default="auto", show_default=True)
-@click.option("--listen", default="tcp:127.0.0.1:0", show_default=True, help="unix:/path or tcp:127.0.0.1:PORT.")
-@click.option("--directory", type=click.Path(path_type=Path), default=Path("/var/lib/airweights"), show_default=True)
-@click.option("--identity", default="file", show_default=True, help="Where its keys rest: file, tpm:… or pkcs11:….")
-@click.option("--label", help="What people call the device.  [default: the host's name]")
+@cli.command(short_help="Create identity, folders and configuration.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The shipped root metadata, a JSON file.",
+)
+@click.option("--repository-url", required=True, help="URL of the repository: https:, http: or file:.")
+@click.option("--family", required=True, help="The family to follow.")
+@click.option("--channel", default="stable", show_default=True, help="The channel to follow.")
+@click.option("--cohort", default="default", show_default=True, help="The cohort that the device belongs to.")
+@click.option("--variant", default="auto", show_default=True, help="A variant, or auto: choose by the device's facts.")
+@click.option(
+    "--listen",
+    default="tcp:127.0.0.1:0",
+    show_default=True,
+    help="Address of the endpoint: unix:/path or tcp:127.0.0.1:PORT; port 0 chooses a free port.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/airweights"),
+    show_default=True,
+    help="The device directory to create.",
+)
+@click.option("--key-storage", default="file", show_default=True, help="Storage of the keys: file, tpm:… or pkcs11:….")
+@click.option("--label", help="Name of the device for people.  [default: the host name]")
 @JSON_OPTION
 @click.pass_obj
 def init(
@@ -80,12 +109,12 @@ def init(
     variant: str,
     listen: str,
     directory: Path,
-    identity: str,
+    key_storage: str,
     label: str | None,
     *,
     as_json: bool,
 ) -> None:
-    """Make this device's identity and folders, and write its configuration."""
+    """Create this device's identity and folders, and write its configuration file."""
     from device_agent.config.config import parse_config
     from device_agent.identity.provision import default_label, initialize_device
     from device_agent.storage.device_directory import DeviceDirectory
@@ -96,36 +125,47 @@ def init(
         family=family,
         channel=channel,
         cohort=cohort,
-        key_storage=identity,
+        key_storage=key_storage,
         serve=ServeSettings(listen=listen),
         update=replace(UpdateSettings(), variant=variant),
     )
-    text = render_config(config)
-    parse_config(text.encode(), where="the options given", folder=Path("/"))
-    # the identity comes last: an `init` that was cut off before it is simply run again
+    config_text = render_config(config)
+    parse_config(config_text.encode(), where="the options given", folder=Path("/"))
+    # create the identity last: `init` can then be run again after a crash before that step
     device = DeviceDirectory(config.directory)
-    is_cut_off = path.exists() and not device.identity_directory.exists() and path.read_bytes() == text.encode()
-    if path.exists() and not is_cut_off:
-        raise AlreadyInitialized(f"{path} exists", hint="remove it, or name another with --config")
+    is_unfinished = (
+        path.exists() and not device.identity_directory.exists() and path.read_bytes() == config_text.encode()
+    )
+    if path.exists() and not is_unfinished:
+        raise AlreadyInitialized(f"{path} exists", hint="remove it, or name another file with --config")
     device.check_uninitialized()
-    if not is_cut_off:
-        _write_config(path, text)
+    if not is_unfinished:
+        _write_config(path, config_text)
     try:
-        public = initialize_device(device, root, label or default_label(), identity)
+        public = initialize_device(device, root, label or default_label(), key_storage)
     except AirweightsError:
         path.unlink()
         raise
     result = {"device_id": public.device_id, "label": public.label, "config": str(path), "directory": str(directory)}
-    click_text = f"device {public.label} ({public.device_id[:16]}) is ready in {config.directory}; next: enroll"
-    console.print_result(result, as_json=as_json, text=click_text)
+    text = (
+        f"device {public.label} ({public.device_id[:16]}) is created in {config.directory}; next: device-agent enroll"
+    )
+    console.print_result(result, as_json=as_json, text=text)
 
 
 @cli.command(short_help="Print the enrollment request and its fingerprint.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the request there.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the request to this file instead of printing it.",
+)
 @JSON_OPTION
 @click.pass_obj
 def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
-    """Print the request that the release team enrolls this device with, and its fingerprint to confirm."""
+    """Print the enrollment request of this device, and its fingerprint.
+
+    Send the request to the fleet officer, and confirm the fingerprint over another way, such as a phone call.
+    """
     from device_agent.identity.device_keys import create_enrollment_request
     from device_agent.storage.device_directory import DeviceDirectory
 
@@ -133,7 +173,7 @@ def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
     request, data = create_enrollment_request(DeviceDirectory(config.directory), config.key_storage)
     if output is not None:
         if not output.parent.is_dir():
-            raise InvalidUsage(f"{output}: there is no folder {output.parent}")
+            raise InvalidUsage(f"{output}: folder {output.parent} does not exist")
         output.write_bytes(data)
     result: dict[str, object] = {
         "device_id": request.device_id,
@@ -146,26 +186,29 @@ def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
     console.print_result(result, as_json=as_json, text=f"{where}\nfingerprint: {request.fingerprint}")
 
 
-@cli.command()
+@cli.command(short_help="Run the daemon.")
 @JSON_OPTION
 @click.pass_obj
 def run(path: Path, *, as_json: bool) -> None:
-    """Serve, poll and update until stopped. Logs JSON lines to stderr."""
+    """Run the daemon: serve, poll and update until SIGTERM or SIGINT. It logs JSON lines to stderr."""
     from device_agent.storage.device_directory import DeviceDirectory
 
-    del as_json  # the daemon's log is JSON anyway
+    del as_json  # the daemon's log is always JSON
     DeviceDirectory(load_config(path).directory).check_initialized()
-    # the same process, without what only a command line needs in its memory
-    words = [sys.executable, "-P", "-m", "device_agent.daemon", str(path)]
-    os.execve(sys.executable, words, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell, our own words
+    # replace this process: the daemon does not keep the modules of the command line in memory
+    arguments = [sys.executable, "-P", "-m", "device_agent.daemon", str(path)]
+    os.execve(sys.executable, arguments, {**os.environ, **DAEMON_ENVIRONMENT})  # noqa: S606  # no shell
 
 
-@cli.command(short_help="Run one update now and wait for its end.")
+@cli.command(short_help="Run one update now and wait for its result.")
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def update(path: Path, family: str | None, *, as_json: bool) -> None:
-    """Run one update now and wait for its end, probation included; of several families one after the other."""
+    """Run one update now and wait for its result, probation included.
+
+    Several families are updated one after the other; the exit code is the highest of theirs.
+    """
     from device_agent.commands.offline import update_offline
     from device_agent.config.families import highest_exit_code, per_family_text
 
@@ -176,24 +219,24 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
     click.get_current_context().exit(highest_exit_code(ended))
 
 
-@cli.command()
+@cli.command(short_help="Show the serving model and the update state.")
 @JSON_OPTION
 @click.pass_obj
 def status(path: Path, *, as_json: bool) -> None:
-    """What serves, what is held, what is remembered."""
+    """Show the serving model, the stored bundles, the update state and the quarantine."""
     from device_agent.daemon.status import read_status, status_text
 
     found = daemon_or_offline(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
     console.print_result(found, as_json=as_json, text=status_text(found))
 
 
-@cli.command()
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True)
+@cli.command(short_help="Show past update attempts, newest first.")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="Show at most this many.")
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> None:
-    """How each attempt ended, newest first."""
+    """Show past update attempts with their outcomes, newest first."""
     from device_agent.config.families import per_family_text
     from device_agent.daemon.status import read_history
 
@@ -206,25 +249,28 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
     console.print_result(found, as_json=as_json, text=per_family_text(found, _history_text))
 
 
-@cli.command(short_help="Go back to the previous release.")
+@cli.command(short_help="Return to the previous release.")
 @REQUIRED_FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
-    """Go back to the previous release, and put the one that is left into quarantine."""
+    """Return to the previous release, and put the bundle of the current one into quarantine."""
     from device_agent.commands.offline import roll_back_offline
 
     ended = daemon_or_offline(path, "rollback", lambda config: roll_back_offline(config, family), family=family)
     console.print_result(ended, as_json=as_json, text=_result_text(ended))
 
 
-@cli.command()
-@click.option("--explain", is_flag=True, help="Say for every variant what speaks for or against it here.")
+@cli.command(short_help="Show what an update would do now.")
+@click.option("--explain", is_flag=True, help="Show for every variant why it is chosen or not.")
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> None:
-    """What an update would do now: which variant, by which patches, how many bytes."""
+    """Show what an update would do now: the variant, the patches and the download size.
+
+    Nothing is changed on the device.
+    """
     from device_agent.commands.offline import plan_offline
     from device_agent.config.families import per_family_text
     from device_agent.update.preview import plan_text
@@ -234,26 +280,38 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
     console.print_result(found, as_json=as_json, text=text)
 
 
-@cli.command()
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=9.0, show_default=True, help="For each bundle.")
-@click.option("--connections", type=click.IntRange(1, 64), default=2, show_default=True, help="That ask at a time.")
+@cli.command(short_help="Measure latency, memory and energy of stored bundles.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=9.0,
+    show_default=True,
+    help="Measure each bundle for this many seconds.",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Send requests over this many connections at a time.",
+)
 @click.option(
     "--mix",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Requests, one JSON body a line.  [default: the golden inputs]",
+    help="File of requests, one JSON body per line.  [default: the golden inputs]",
 )
 @FAMILY_OPTION
 @JSON_OPTION
 @click.pass_obj
 def bench(path: Path, seconds: float, connections: int, mix: Path | None, family: str | None, *, as_json: bool) -> None:
-    """Measure the bundles that are held: latency, throughput, memory, processor time, energy."""
+    """Measure latency, throughput, memory, CPU time and energy of the stored bundles on this device."""
     from device_agent.commands.bench import format_table, measure_bundles
     from device_agent.config.families import check_family, per_family, per_family_text, require_one_family
 
     config = load_config(path)
     check_family(config.families, family)
     if mix is not None:
-        family = require_one_family(config.families, family)  # a request is for one model
+        family = require_one_family(config.families, family)  # the requests of one file fit one model
     chosen = {one.family: one for one in config.family_configs() if family in (None, one.family)}
     result = per_family(
         chosen, lambda name: measure_bundles(chosen[name], duration_s=seconds, connections=connections, mix=mix)
@@ -261,77 +319,73 @@ def bench(path: Path, seconds: float, connections: int, mix: Path | None, family
     console.print_result(result, as_json=as_json, text=per_family_text(result, format_table))
 
 
-@cli.command(short_help="Take no updates until `resume`.")
+@cli.command(short_help="Stop taking updates.")
 @JSON_OPTION
 @click.pass_obj
 def pause(path: Path, *, as_json: bool) -> None:
-    """Take no updates until `resume`; what serves goes on serving."""
+    """Stop taking updates until `device-agent resume`. The current model keeps serving."""
     from device_agent.commands.offline import set_paused_offline
 
     daemon_or_offline(path, "pause", lambda config: set_paused_offline(config, is_paused=True))
     console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
 
 
-@cli.command()
+@cli.command(short_help="Start taking updates.")
 @JSON_OPTION
 @click.pass_obj
 def resume(path: Path, *, as_json: bool) -> None:
-    """Take updates again."""
+    """Start taking updates again, after `device-agent pause`."""
     from device_agent.commands.offline import set_paused_offline
 
     daemon_or_offline(path, "resume", lambda config: set_paused_offline(config, is_paused=False))
-    console.print_result({"paused": False}, as_json=as_json, text="updates are taken again")
+    console.print_result({"paused": False}, as_json=as_json, text="updates are resumed")
 
 
-@cli.command(short_help="Take bundles out of quarantine.")
-@click.option("--bundle", help="Only this bundle digest.  [default: all]")
-@FAMILY_OPTION
+@cli.group(short_help="Move the device's keys to another key storage.")
+def identity() -> None:
+    """Manage the storage of this device's keys."""
+
+
+@identity.command("move", short_help="Move the keys to the configured key storage.")
 @JSON_OPTION
 @click.pass_obj
-def forgive(path: Path, bundle: str | None, family: str | None, *, as_json: bool) -> None:
-    """Take bundles out of quarantine: the next update may try them again."""
-    from device_agent.commands.offline import clear_quarantine_offline
+def move_command(path: Path, *, as_json: bool) -> None:
+    """Move the keys to the configured key storage: files, a TPM or a PKCS#11 token. No daemon may run.
 
-    done = daemon_or_offline(
-        path, "forgive", lambda config: clear_quarantine_offline(config, family, bundle), bundle=bundle, family=family
-    )
-    console.print_result(done, as_json=as_json, text=f"{done['forgiven']} taken out of quarantine")
-
-
-@cli.command(short_help="Move the keys to where `identity` says.")
-@JSON_OPTION
-@click.pass_obj
-def reseal(path: Path, *, as_json: bool) -> None:
-    """Bring this device's keys to where `identity` in the configuration says: files, a TPM, or a token.
-
-    Also after a planned change of what a TPM's PCRs measure: before it, to fewer PCRs; after it, to all of them again.
+    Run it also before and after a planned change of a TPM's PCRs: before it, with the changing PCRs removed from
+    `key_storage`; after it, with all of them.
     """
-    from device_agent.identity.provision import move_keys_to_configured_storage as move
+    from device_agent.identity.provision import move_keys_to_configured_storage
 
     config = load_config(path)
-    move(config)
-    result = {"identity": config.key_storage, "directory": str(config.directory)}
-    console.print_result(result, as_json=as_json, text=f"the keys rest in {config.key_storage} now")
+    move_keys_to_configured_storage(config)
+    result = {"key_storage": config.key_storage, "directory": str(config.directory)}
+    console.print_result(result, as_json=as_json, text=f"the keys are stored in {config.key_storage}")
 
 
-@cli.command("check-config")
+@cli.command("check-config", short_help="Check the configuration file.")
 @JSON_OPTION
 @click.pass_obj
 def check_config(path: Path, *, as_json: bool) -> None:
-    """Read the configuration and do nothing."""
+    """Check the configuration file. Nothing is changed."""
     config = load_config(path)
     result = {"config": str(path), "ok": True, "directory": str(config.directory), "family": config.family}
     if config.further_families:
         result["families"] = list(config.families)
-    console.print_result(result, as_json=as_json, text=f"{path} is good")
+    console.print_result(result, as_json=as_json, text=f"{path} is valid")
 
 
 cli.add_command(adapter)
+cli.add_command(quarantine)
 cli.add_command(report)
 
 
 def main(arguments: list[str]) -> int:
-    """Run a command; the exit code (bundle.console)."""
+    """Run one command and return its exit code (bundle.console).
+
+    Args:
+        arguments: the words after `device-agent`.
+    """
     exit_code = 0
 
     def call() -> None:
@@ -343,12 +397,23 @@ def main(arguments: list[str]) -> int:
             print(error.format_message(), file=sys.stderr)
             exit_code = InvalidUsage.exit_code
         except click.ClickException as error:
-            raise InvalidUsage(error.format_message(), hint="device-agent --help") from error
+            raise _invalid_usage(error) from error
         except click.Abort:
             raise KeyboardInterrupt from None
 
     code = console.run(call, as_json="--json" in arguments)
     return code or exit_code
+
+
+def _invalid_usage(error: click.ClickException) -> InvalidUsage:
+    context, message = getattr(error, "ctx", None), error.format_message()
+    if isinstance(context, click.Context):
+        if isinstance(error, click.NoSuchOption):
+            options = [option for one in context.command.get_params(context) for option in one.opts]
+            message = f"no such option {error.option_name!r}{suggest(error.option_name, options)}"
+        elif isinstance(context.command, click.Group) and (name := getattr(error, "command_name", None)):
+            message = f"no such command {name!r}{suggest(name, context.command.commands)}"
+    return InvalidUsage(message, hint=f"run `{context.command_path if context else 'device-agent'} --help`")
 
 
 def _history_text(found: dict[str, Any]) -> str:
@@ -359,8 +424,10 @@ def _result_text(result: dict[str, Any]) -> str:
     parts = [result["outcome"], result["release"] or "", result["variant"] or ""]
     if result["reason"]:
         parts.append(f"({result['reason']}: {result['detail']})")
-    if result["full_bytes"]:
-        parts.append(f"{result['download_bytes']} bytes downloaded, {result['full_bytes']} for all of it")
+    if result["full_download_bytes"]:
+        parts.append(
+            f"downloaded {result['download_bytes']} bytes, full download {result['full_download_bytes']} bytes"
+        )
     return " ".join(part for part in parts if part)
 
 
@@ -371,7 +438,7 @@ def _write_config(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, text.encode(), 0o644)
     except OSError as error:
-        raise ConfigInvalid(f"{path}: {error.strerror}", hint="name another place with --config") from error
+        raise ConfigInvalid(f"{path}: {error.strerror}", hint="name another file with --config") from error
 
 
 __all__ = ["AirweightsError", "cli", "main"]

@@ -1,15 +1,16 @@
-"""The device's configuration: one TOML file, read strictly.
+"""The device's configuration: one TOML file, parsed strictly into `Config`.
 
 Rules:
-1. An unknown key, a wrong type or a value out of its range is an error that names the key, what was found and what is
-   expected; nothing is corrected silently.
-2. Paths are absolute, or relative to the folder of the file.
-3. No secret is ever here: keys live in `directory`/identity, sealed where `identity` says so.
+- An unknown key, a wrong type or a value out of range is an error that names the key, the value and what is expected.
+  Nothing is corrected silently. Unknown keys are reported before missing ones: a missing key is often a mistyped one.
+- Paths are absolute, or relative to the folder of the file.
+- The file contains no secret: the device keys are stored as `key_storage` says.
 """
 
 import re
 import tomllib
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,10 +26,10 @@ KEY_STORAGE_PATTERN: Final = re.compile(r"[ -~]{1,1024}")
 MIRROR_PATTERN: Final = re.compile(r"https?://[^\s/?#]+(?:/[^\s?#]*)?")
 MAX_MIRRORS: Final = 16
 MAX_FAMILIES: Final = 16
-FAMILIES_FOLDER_NAME: Final = "families"  # below `directory`: a folder for each further family
+FAMILIES_FOLDER_NAME: Final = "families"  # in `directory`; contains a folder for each further family
 PATTERN_DESCRIPTIONS: Final = {
     URL_PATTERN: "a URL such as https://models.example.com/kws or file:///media/stick, without query",
-    LISTEN_PATTERN: "unix:/path, or tcp:127.0.0.1:PORT (an endpoint is for this machine only)",
+    LISTEN_PATTERN: "unix:/path, or tcp:127.0.0.1:PORT (only this machine can reach the endpoint)",
     KEY_STORAGE_PATTERN: "file, tpm:… or pkcs11:…",
 }
 MIN_POLL_S: Final = 1
@@ -37,15 +38,15 @@ MAX_DURATION_S: Final = 30 * 86400
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
-    """`[serve]`.
+    """Settings of the table `[serve]`: the endpoint and the model processes.
 
     Attributes:
-        listen: "unix:/path" or "tcp:127.0.0.1:PORT"; port 0 takes a free one.
-        threads: of one model process; 0 leaves it to the runtime.
-        standby: keep a second loaded process of the same release, which takes over at once when the first one dies; it
-            costs the model's memory once more.
-        memory_bytes: that the model processes may hold together while one is swapped for another, or None: what the
-            system has. Where two do not fit, the running one is stopped first.
+        listen: "unix:/path" or "tcp:127.0.0.1:PORT"; port 0 chooses a free port.
+        threads: threads of one model process; 0 lets ONNX Runtime choose.
+        standby: keep a second loaded process of the active bundle, which takes over at once if the first one crashes.
+            It needs the model's memory a second time.
+        memory_bytes: limit of the memory of all model processes together, or None for the system's available memory.
+            If two models do not fit during a swap, the running one is stopped first.
     """
 
     listen: str = "tcp:127.0.0.1:0"
@@ -56,16 +57,17 @@ class ServeSettings:
 
 @dataclass(frozen=True, slots=True)
 class UpdateSettings:
-    """`[update]`.
+    """Settings of the table `[update]`: when to poll, and how much to download.
 
     Attributes:
-        poll_interval_s: mean time between polls; each is drawn anew within ±20 %.
-        max_rate_bytes_s: of a download, or None.
-        min_rate_bytes_s: a download that is slower over 30 s is cut; what came is kept.
-        variant: a variant's name, or "auto".
-        metered: whether the connection costs money a byte.
-        metered_limit_bytes: the most that one update may fetch while `metered`.
-        max_chain: patches in a row that one update may apply.
+        poll_interval_s: mean time between two polls, in seconds; each interval is drawn within ±20 % of it.
+        max_rate_bytes_s: upper limit of the download rate, in bytes per second, or None for no limit.
+        min_rate_bytes_s: a download slower than this many bytes per second for 30 s is aborted; the received bytes are
+            kept for the next attempt.
+        variant: the name of a variant, or "auto" to choose by the device's facts.
+        metered: whether the connection is paid by volume.
+        metered_limit_bytes: most bytes that one update may download while `metered`, or None for no limit.
+        max_chain: most patches that one update may apply one after the other.
         automatic: whether the daemon polls by itself.
     """
 
@@ -81,9 +83,13 @@ class UpdateSettings:
 
 @dataclass(frozen=True, slots=True)
 class ProbationSettings:
-    """`[probation]`: what the operator of this device sets instead of the signed health contract's own value, or None.
+    """Settings of the table `[probation]`, which replace values of the signed health contract.
 
-    The limits on errors, NaN and latency are the contract's alone.
+    The limits for errors, NaN and latency cannot be replaced.
+
+    Attributes:
+        window_s: length of the probation in seconds, or None for the contract's.
+        min_requests: requests that a probation needs for a verdict, or None for the contract's.
     """
 
     window_s: int | None = None
@@ -92,11 +98,13 @@ class ProbationSettings:
 
 @dataclass(frozen=True, slots=True)
 class FurtherFamily:
-    """`[[families]]`: a model line besides the first one; what its table leaves out is as for the first.
+    """One table `[[families]]`: a family beside the first one. A missing key has the first family's value.
 
     Attributes:
-        family, channel, cohort: what the device follows besides.
-        variant: a variant's name, or "auto".
+        family: name of the family.
+        channel: name of the channel that the device follows.
+        cohort: cohort whose key opens the family's blobs.
+        variant: the name of a variant, or "auto".
     """
 
     family: str
@@ -107,18 +115,20 @@ class FurtherFamily:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The whole file, or what of it is for one family (`by_family`).
+    """The configuration of the device, or of one of its families (`family_configs`).
 
     Attributes:
-        directory: the device's own folder.
-        repository_url: where `metadata/`, `targets/`, `blobs/` and `envelopes/` are.
-        mirrors: further places of the same files, in the order in which they are asked where the first one fails.
-        family, channel, cohort: what this device follows.
-        identity: where the device's own keys rest: "file", "tpm:…" or "pkcs11:…" (device_agent.config.key_storage).
-        allow_unjailed: `[jail]`; whether children may run where the kernel offers no jail.
-        further: families besides the first one.
-        place: where a further family keeps store, spool and journal; None for the first one, whose are in `directory`
-            itself: what a device has is where it was, whatever is added later.
+        directory: the device directory, absolute.
+        repository_url: URL of the folder with `metadata/`, `targets/`, `blobs/` and `envelopes/`.
+        mirrors: further URLs of the same files, tried in this order if `repository_url` fails.
+        family: name of the first family.
+        channel: name of the channel that the device follows.
+        cohort: cohort whose key opens the family's blobs.
+        key_storage: storage of the device keys: "file", "tpm:…" or "pkcs11:…" (device_agent.config.key_storage).
+        allow_unjailed: `allow_unjailed` of `[jail]`: whether workers may run on a kernel without Landlock or seccomp.
+        further_families: the families beside the first one.
+        family_directory: folder of a further family's bundle store, spool and journal. None for the first family, which
+            uses `directory` itself, so that a device that gets a second family keeps its files.
     """
 
     directory: Path
@@ -137,11 +147,11 @@ class Config:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Names, the first one first."""
+        """Names of all families, in the order of the file."""
         return self.family, *(one.family for one in self.further_families)
 
     def family_configs(self) -> "tuple[Config, ...]":
-        """One for each family, with no further ones."""
+        """Return one configuration per family, each without further families."""
         rest = (
             replace(
                 self,
@@ -157,11 +167,36 @@ class Config:
         return replace(self, further_families=()), *rest
 
 
-class _Table:
-    """One TOML table, taken apart key by key (rule 1)."""
+def _field_names(settings: type) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(settings))
 
-    def __init__(self, values: dict[str, object], where: str, name: str = "") -> None:
-        self._remaining, self._where, self._prefix = dict(values), where, f"{name}." if name else ""
+
+TOP_KEYS: Final = (
+    *("directory", "repository_url", "family", "channel", "cohort", "mirrors", "key_storage"),
+    *("serve", "update", "probation", "jail", FAMILIES_FOLDER_NAME),
+)
+TABLE_KEYS: Final = {
+    "serve": _field_names(ServeSettings),
+    "update": _field_names(UpdateSettings),
+    "probation": _field_names(ProbationSettings),
+    "jail": ("allow_unjailed",),
+    FAMILIES_FOLDER_NAME: _field_names(FurtherFamily),
+}
+
+
+class _Table:
+    """One TOML table. Every getter raises ConfigInvalid if the value has a wrong type or is out of range."""
+
+    def __init__(self, values: dict[str, object], where: str, known: Iterable[str], name: str = "") -> None:
+        """Raise ConfigInvalid if `values` has a key that is not in `known`."""
+        self._values, self._where, self._prefix = values, where, f"{name}." if name else ""
+        for key in sorted(values.keys() - set(known)):
+            from bundle.suggestion import suggest  # only to report the error: difflib would stay in the daemon's memory
+
+            raise ConfigInvalid(
+                f"{where}: unknown key {self._prefix + key!r}{suggest(key, known)}",
+                hint=f"known keys{f' of {name}' if name else ''}: {', '.join(known)}",
+            )
 
     def text(self, key: str, default: str | None, pattern: re.Pattern[str]) -> str:
         value = self._value(key, default)
@@ -172,7 +207,7 @@ class _Table:
     def texts(self, key: str, pattern: re.Pattern[str], max_items: int) -> tuple[str, ...]:
         value = self._value(key, [])
         if not isinstance(value, list) or len(value) > max_items:
-            raise self._type_error(key, value, f"a list of at most {max_items}")
+            raise self._type_error(key, value, f"a list of at most {max_items} texts")
         for item in value:
             if not isinstance(item, str) or not pattern.fullmatch(item):
                 raise self._type_error(key, item, f"a match of {pattern.pattern}")
@@ -191,7 +226,7 @@ class _Table:
         return value
 
     def optional_integer(self, key: str, low: int, high: int) -> int | None:
-        return self.integer(key, low, low, high) if key in self._remaining else None
+        return self.integer(key, low, low, high) if key in self._values else None
 
     def flag(self, key: str, default: bool) -> bool:
         value = self._value(key, default)
@@ -200,30 +235,27 @@ class _Table:
         return value
 
     def table(self, key: str) -> "_Table":
-        value = self._remaining.pop(key, {})
+        value = self._values.get(key, {})
         if not isinstance(value, dict):
             raise self._type_error(key, value, "a table")
-        return _Table(value, self._where, f"{self._prefix}{key}")
+        return _Table(value, self._where, TABLE_KEYS[key], f"{self._prefix}{key}")
 
     def tables(self, key: str, max_items: int) -> "list[_Table]":
-        values = self._remaining.pop(key, [])
+        values = self._values.get(key, [])
         if (
             not isinstance(values, list)
             or len(values) > max_items
             or not all(isinstance(value, dict) for value in values)
         ):
             raise self._type_error(key, values, f"at most {max_items} tables, each headed [[{self._prefix}{key}]]")
-        return [_Table(value, self._where, f"{self._prefix}{key}[{number}]") for number, value in enumerate(values, 1)]
-
-    def reject_unknown(self) -> None:
-        if self._remaining:
-            raise ConfigInvalid(
-                f"{self._where}: unknown key {self._prefix + min(self._remaining)!r}", hint="see docs/operations.md"
-            )
+        return [
+            _Table(value, self._where, TABLE_KEYS[key], f"{self._prefix}{key}[{number}]")
+            for number, value in enumerate(values, 1)
+        ]
 
     def _value(self, key: str, default: object) -> object:
-        if key in self._remaining:
-            return self._remaining.pop(key)
+        if key in self._values:
+            return self._values[key]
         if default is None:
             raise ConfigInvalid(f"{self._where}: key {self._prefix + key!r} is missing")
         return default
@@ -233,13 +265,17 @@ class _Table:
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration file. Raises ConfigInvalid."""
+    """Read and parse a configuration file.
+
+    Raises:
+        ConfigInvalid: the file cannot be read, is longer than MAX_CONFIG_BYTES, or breaks a rule of this module.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise ConfigInvalid(
-            f"{path}: {error.strerror}", hint="`device-agent init` writes one; --config names another"
+            f"{path}: {error.strerror}", hint="create one with `device-agent init`, or name another with --config"
         ) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigInvalid(f"{path}: longer than {MAX_CONFIG_BYTES} bytes")
@@ -247,13 +283,23 @@ def load_config(path: Path) -> Config:
 
 
 def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
-    """Take a configuration apart. Raises ConfigInvalid."""
+    """Parse the content of a configuration file.
+
+    Args:
+        data: the file's bytes, at most MAX_CONFIG_BYTES.
+        where: name of the file, for error messages.
+        folder: folder that relative paths start at.
+
+    Raises:
+        ConfigInvalid: `data` breaks a rule of this module.
+    """
     try:
         values = tomllib.loads(data.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigInvalid(f"{where}: not TOML: {error}") from error
-    top = _Table(values, where)
+    top = _Table(values, where, TOP_KEYS)
     serve, update, probation, jail = (top.table(name) for name in ("serve", "update", "probation", "jail"))
+    families = top.tables(FAMILIES_FOLDER_NAME, MAX_FAMILIES - 1)
     directory = top.path("directory", folder)
     repository_url = top.text("repository_url", None, URL_PATTERN).rstrip("/")
     config = Config(
@@ -277,24 +323,20 @@ def parse_config(data: bytes, *, where: str, folder: Path) -> Config:
             min_requests=probation.optional_integer("min_requests", 0, 10**9),
         ),
     )
-    config = replace(config, further_families=_parse_further_families(top, where, config))
-    for table in (top, serve, update, probation, jail):
-        table.reject_unknown()
-    return config
+    return replace(config, further_families=_parse_further_families(families, where, config))
 
 
-def _parse_further_families(top: _Table, where: str, first: Config) -> tuple[FurtherFamily, ...]:
+def _parse_further_families(tables: Iterable[_Table], where: str, first: Config) -> tuple[FurtherFamily, ...]:
     names, further = {first.family}, []
-    for table in top.tables(FAMILIES_FOLDER_NAME, MAX_FAMILIES - 1):
+    for table in tables:
         one = FurtherFamily(
             family=table.text("family", None, NAME_PATTERN),
             channel=table.text("channel", first.channel, NAME_PATTERN),
             cohort=table.text("cohort", first.cohort, NAME_PATTERN),
             variant=table.text("variant", first.update.variant, NAME_PATTERN),
         )
-        table.reject_unknown()
         if one.family in names:
-            raise ConfigInvalid(f"{where}: family {one.family!r} is named twice")
+            raise ConfigInvalid(f"{where}: family {one.family!r} is listed twice")
         names.add(one.family)
         further.append(one)
     return tuple(further)
@@ -303,17 +345,17 @@ def _parse_further_families(top: _Table, where: str, first: Config) -> tuple[Fur
 def _parse_mirrors(table: _Table, where: str, repository_url: str) -> tuple[str, ...]:
     mirrors = table.texts("mirrors", MIRROR_PATTERN, MAX_MIRRORS)
     if mirrors and repository_url.startswith("file:"):
-        # a fetcher has either the network or one folder
-        raise ConfigInvalid(f"{where}: mirrors are for a repository on the network, found {repository_url!r}")
+        # the fetcher's jail allows either the network or one folder
+        raise ConfigInvalid(f"{where}: mirrors need an http: or https: repository_url, found {repository_url!r}")
     return mirrors
 
 
 def _parse_key_storage(table: _Table, where: str) -> str:
-    uri = table.text("identity", "file", KEY_STORAGE_PATTERN)
+    uri = table.text("key_storage", "file", KEY_STORAGE_PATTERN)
     try:
         parse_key_storage(uri)
     except ValueError as error:
-        raise ConfigInvalid(f"{where}: identity is {uri!r}: {error}") from error
+        raise ConfigInvalid(f"{where}: key_storage is {uri!r}: {error}") from error
     return uri
 
 
@@ -332,13 +374,13 @@ def _parse_update(table: _Table) -> UpdateSettings:
 
 
 TEMPLATE: Final = """\
-# The device agent's configuration; docs/operations.md explains every key.
+# The device agent's configuration. `device-agent check-config` checks this file.
 directory = {directory}
 repository_url = {repository_url}
 family = {family}
 channel = {channel}
 cohort = {cohort}
-identity = {identity}
+key_storage = {key_storage}
 
 [serve]
 listen = {listen}
@@ -357,14 +399,14 @@ variant = {variant}
 
 
 def render_config(config: Config) -> str:
-    """A first configuration file, as `init` writes it."""
+    """Return the text of a first configuration file, as `device-agent init` writes it."""
     first = TEMPLATE.format(
         directory=_quote(str(config.directory)),
         repository_url=_quote(config.repository_url),
         family=_quote(config.family),
         channel=_quote(config.channel),
         cohort=_quote(config.cohort),
-        identity=_quote(config.key_storage),
+        key_storage=_quote(config.key_storage),
         listen=_quote(config.serve.listen),
         variant=_quote(config.update.variant),
     )

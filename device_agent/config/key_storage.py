@@ -1,10 +1,10 @@
-"""Where the device's own keys rest, as the configuration names it: files, a TPM, or a PKCS#11 token.
+"""Key storage URIs: the value of `key_storage` in the configuration, parsed into settings.
 
-    file                                              0600 files; whoever has the disk has the keys
-    tpm:[TCTI][?pcrs=0,7&nv=0x1801a57]                sealed to this TPM, and to the PCRs where there are any
+    file                                              files of mode 0600; a copy of the disk includes the keys
+    tpm:[TCTI][?pcrs=0,7&nv=0x1801a57]                sealed to this TPM, and to the named PCRs if any
     pkcs11:LABEL?module=/lib/x.so&pin-file=/pin       wrapped by an AES key that never leaves the token
 
-Names only: the supervisor reads them, and neither loads a cryptographic library nor talks to a TPM.
+The supervisor imports this module: it only parses text, loads no cryptographic library and opens no TPM.
 """
 
 import re
@@ -23,12 +23,12 @@ TOKEN_URI_PATTERN: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TpmSettings:
-    """Which TPM, bound to what.
+    """Settings of a TPM 2.0: its address, the PCRs that the keys are sealed to, and the counter's index.
 
     Attributes:
-        tcti: how to reach it, as tpm2-tss names it: "device:/dev/tpmrm0", "swtpm:path=…", or "" for the system's own.
-        pcrs: numbers of PCRs in the SHA-256 bank, sorted; () binds to the machine alone.
-        nv_index: of the counter.
+        tcti: address in the form of tpm2-tss: "device:/dev/tpmrm0", "swtpm:path=…", or "" for the system's default.
+        pcrs: numbers of PCRs in the SHA-256 bank, sorted; () seals to the TPM alone.
+        nv_index: NV index of the monotonic counter.
     """
 
     tcti: str = ""
@@ -38,12 +38,12 @@ class TpmSettings:
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
-    """Which token, through which library, unlocked with which PIN.
+    """Settings of a PKCS#11 token: its label, its library and its PIN file.
 
     Attributes:
-        label: of the token.
-        module: path of its PKCS#11 library.
-        pin_file: path of a 0600 file: a device starts without anybody who could type.
+        label: the token's label.
+        module: path of the token's PKCS#11 library.
+        pin_file: path of a file of mode 0600 with the PIN, since a device starts without an operator to type it.
     """
 
     label: str
@@ -55,7 +55,11 @@ KeyStorageSettings: TypeAlias = TpmSettings | TokenSettings | None
 
 
 def parse_key_storage(uri: str) -> KeyStorageSettings:
-    """Take a home's URI apart; None is files. Raises ValueError, with what is expected."""
+    """Parse a key storage URI; return None for "file".
+
+    Raises:
+        ValueError: the URI has none of the three forms. The message says what is expected.
+    """
     scheme, _, _ = uri.partition(":")
     if uri == FILE_STORAGE:
         return None
@@ -70,7 +74,7 @@ def parse_key_storage(uri: str) -> KeyStorageSettings:
 
 
 def _parse_tpm(uri: str) -> TpmSettings:
-    """`tpm:[TCTI][?pcrs=0,7&nv=0x1801a57]`. Raises ValueError, with what is expected."""
+    """Parse `tpm:[TCTI][?pcrs=0,7&nv=0x1801a57]`. Raises ValueError that says what is expected."""
     found = TPM_URI_PATTERN.fullmatch(uri)
     if found is None:
         raise ValueError("expected tpm:[TCTI][?pcrs=N,N…&nv=0x…]")
@@ -80,7 +84,7 @@ def _parse_tpm(uri: str) -> TpmSettings:
         name, _, value = item.partition("=")
         if name == "pcrs":
             if not re.fullmatch(r"[0-9]{1,2}(,[0-9]{1,2})*", value) or max(map(int, value.split(","))) > MAX_PCR_INDEX:
-                raise ValueError(f"pcrs={value}: expected numbers from 0 to {MAX_PCR_INDEX} with commas")
+                raise ValueError(f"pcrs={value}: expected numbers from 0 to {MAX_PCR_INDEX}, separated by commas")
             pcrs = tuple(sorted({int(number) for number in value.split(",")}))
         elif name == "nv":
             if not re.fullmatch(r"0x01[0-9a-f]{6}|0x1[0-9a-f]{6}", value):

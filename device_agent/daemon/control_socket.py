@@ -30,7 +30,7 @@ QUEUED_COMMANDS: Final = (
     "rollback",
     "pause",
     "resume",
-    "forgive",
+    "quarantine-clear",
     "plan",
     "adapter-attach",
     "adapter-detach",

@@ -168,7 +168,7 @@ class FamilyService:
 
     def clear_quarantine(self, digest: str | None) -> dict[str, Any]:
         """Clear the quarantine of one bundle, or all of it. Raises JournalUnavailable."""
-        return {"forgiven": self.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
+        return {"cleared": self.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
 
     def last_result(self) -> dict[str, Any]:
         """How the newest attempt ended. Raises JournalUnavailable."""
@@ -261,7 +261,7 @@ class FamilyService:
             "ready": serving is not None and serving["alive"],
             "degraded": self.watchdog.is_degraded,
             "unjailed": not self._runtime.is_jailed,
-            "swappable": self._runtime.is_swappable,
+            "memory_swappable": self._runtime.is_swappable,
         }
 
 

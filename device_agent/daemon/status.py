@@ -39,23 +39,23 @@ def family_status(
         "channel": config.channel,
         "cohort": config.cohort,
         "directory": str(config.directory),
-        "identity": config.key_storage.partition(":")[0],
-        "floor_unproven": witness.is_unproven,
+        "key_storage": config.key_storage.partition(":")[0],
+        "rollback_floor_unproven": witness.is_unproven,
         "state": journal.state.value,
         "active": _bundle_row(journal.bundle(pointers.active)),
         "previous": _bundle_row(journal.bundle(pointers.previous)),
         "candidate": _bundle_row(journal.bundle(pointers.candidate)),
         "paused": first.is_paused,
-        "floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
-        "offered": remembered.offered_release,
+        "rollback_floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
+        "offered_release": remembered.offered_release,
         "checked_ms": remembered.checked_ms or None,
-        "fresh_until_ms": remembered.metadata_expires_ms or None,
+        "metadata_expires_ms": remembered.metadata_expires_ms or None,
         "stale_since_ms": remembered.metadata_expires_ms if is_stale else None,
         "last_error": remembered.last_error or None,
         "clock_synchronized": bool(clock["is_synchronized"]),
         # a clock that has been turned back behind what was seen to be true
         "clock_suspect": not clock["is_synchronized"] or now_ms < remembered.checked_ms,
-        "damaged": list(remembered.damaged_bundles),
+        "damaged_bundles": list(remembered.damaged_bundles),
         "quarantine": [row.as_json() for row in journal.quarantine_records()],
         "last_update": last[0].as_json() if last else None,
     }
@@ -84,7 +84,7 @@ def read_status(config: Config) -> dict[str, Any]:
     def of_family(one: Config) -> dict[str, Any]:
         with open_for_reading(DeviceDirectory.for_family(one)) as journal:
             status = family_status(one, identity, journal, device_records=shared)
-        nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "swappable"), False)
+        nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "memory_swappable"), False)
         return {**status, "address": None, "serving": None, **nothing_runs}
 
     by_family = {one.family: one for one in config.family_configs()}
@@ -133,9 +133,9 @@ def status_text(status: dict[str, Any]) -> str:
     if status["stale_since_ms"]:
         since = datetime.fromtimestamp(status["stale_since_ms"] / 1000, UTC)
         lines.append(f"stale since {since:%Y-%m-%dT%H:%M:%SZ}: the metadata has expired, nothing new is activated")
-    if status["identity"] != "file":
-        lines.append(f"identity: sealed, {status['identity']}")
-    if status["floor_unproven"]:
+    if status["key_storage"] != "file":
+        lines.append(f"key storage: {status['key_storage']}")
+    if status["rollback_floor_unproven"]:
         lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
     if not status["clock_synchronized"]:
         lines.append("clock suspect: it is not synchronized")
@@ -143,8 +143,8 @@ def status_text(status: dict[str, Any]) -> str:
         lines.append("clock suspect: it is behind the time of the last check")
     if status.get("unjailed"):
         lines.append("unjailed: the kernel does not confine the agent's children")
-    if status.get("swappable"):
-        lines.append("swappable: the kernel does not let the agent keep models out of swap")
+    if status.get("memory_swappable"):
+        lines.append("memory swappable: the kernel does not let the agent keep models out of swap")
     last = status["last_update"]
     if last:
         lines.append(f"last update: {last['outcome']} {last['release'] or ''} {last['reason'] or ''}".rstrip())

@@ -269,7 +269,7 @@ class Supervisor:
                     message.answer = per_family(
                         self._requested_families(message), lambda family: self._ensure_open(family).plan()
                     )
-                case "forgive":
+                case "quarantine-clear":
                     digest = message.fields.get("bundle")
                     message.answer = total_cleared(
                         per_family(

@@ -1,1 +1,8 @@
-"""What this machine is and reports: runtime facts, clock, meters, systemd."""
+"""The machine that the agent runs on.
+
+Reading order:
+    device_facts.py   facts for the planner: CPU, memory, runtime version
+    system_clock.py   facts about time, for the verifier
+    meters.py         CPU time, memory and energy counters
+    systemd.py        notifications to systemd
+"""

@@ -1,4 +1,4 @@
-"""What this device is: read from the system, handed to the planner as a value."""
+"""Facts about this device for the planner: CPU, available memory, runtime, patch features."""
 
 import importlib.util
 import os
@@ -9,23 +9,24 @@ from typing import Final
 
 from device_agent.policy.planner import DeviceFacts
 
-# features that a decoder of this version has beyond the base set (bundle.patch.container, which needs numpy to load)
+# patch features of this version's decoder beyond the base set; bundle.patch.container has the list, but imports numpy
 DECODERS: Final = frozenset({"delta", "edit", "stream", "typed"})
-OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature → the module that it needs
+OPTIONAL_DECODERS: Final = {"lzma": "_lzma", "pcodec": "pcodec"}  # feature to the module that decodes it
 RUNTIME_DISTRIBUTIONS: Final = ("onnxruntime", "onnxruntime_gpu", "onnxruntime_openvino", "onnxruntime_qnn")
 
 
 def device_facts() -> DeviceFacts:
-    """As it is now; memory changes."""
+    """Read the facts that the planner needs. The available memory changes from call to call."""
     decoders = DECODERS | {name for name, module in OPTIONAL_DECODERS.items() if importlib.util.find_spec(module)}
     return DeviceFacts(os.uname().machine, cpu_features(), runtime_version(), available_memory_bytes(), decoders)
 
 
 @cache
 def runtime_version() -> str:
-    """onnxruntime's version, from the name of its metadata folder: importlib.metadata would cost 3 MB of memory.
+    """Return the version of ONNX Runtime, or "0" if it is not installed.
 
-    Read once: another runtime under a running agent takes effect when it starts again.
+    The version is read from the name of the metadata folder, since importlib.metadata needs 3 MB of memory. It is read
+    once: a runtime that is upgraded under a running agent takes effect at the agent's next start.
     """
     for folder in map(Path, sys.path):
         for name in RUNTIME_DISTRIBUTIONS:
@@ -35,13 +36,15 @@ def runtime_version() -> str:
 
 
 def providers() -> tuple[str, ...]:
-    """Execution providers that models run on here. The agent asks for no other than the processor's: a variant is
-    probed, measured and compared on what it will serve on."""
+    """Return the names of the execution providers that models run on.
+
+    Only the CPU provider is used, so that a variant is probed and measured on the provider that it will serve on.
+    """
     return ("CPUExecutionProvider",)
 
 
 def cpu_features() -> frozenset[str]:
-    """Flags of the first processor ("Features" on ARM)."""
+    """Return the feature flags of the first processor ("flags" in /proc/cpuinfo, "Features" on ARM)."""
     with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             name, _, value = line.partition(":")
@@ -51,7 +54,10 @@ def cpu_features() -> frozenset[str]:
 
 
 def available_memory_bytes() -> int:
-    """MemAvailable, or what the control group leaves of it."""
+    """Return the available memory in bytes.
+
+    It is MemAvailable, or the free memory of the control group if that is less.
+    """
     available = 0
     with Path("/proc/meminfo").open(encoding="ascii") as lines:
         for line in lines:
@@ -65,7 +71,7 @@ def available_memory_bytes() -> int:
 
 
 def _reclaimable_bytes(group: Path) -> int:
-    # the page cache counts as used, though the kernel gives it up before it kills anybody
+    # the control group counts the page cache as used, but the kernel reclaims it before it kills a process
     try:
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
     except OSError:

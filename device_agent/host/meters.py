@@ -1,8 +1,8 @@
-"""What the kernel counts: processor time and memory of a process, energy of the machine.
+"""Kernel counters: CPU time and memory of a process, energy of the machine.
 
-Files are opened once and read at their start again and again: in a jail nothing can be opened any more, and these still
-can be read. Energy comes from RAPL (`/sys/class/powercap`) and from sensors (`/sys/class/hwmon`), where there are any
-and this process may read them; a RAPL counter starts again at 0 when it is full.
+Files are opened once and then read from their start at every call: a jailed process cannot open files, but can still
+read open ones. Energy comes from RAPL (`/sys/class/powercap`) and from sensors (`/sys/class/hwmon`), if the machine has
+them and this process may read them. A RAPL counter wraps around to 0 at its maximum.
 """
 
 import contextlib
@@ -19,14 +19,23 @@ SYSFS_CLASS_PATH: Final = Path("/sys/class")
 
 @dataclass(frozen=True, slots=True)
 class ProcessMeter:
-    """Descriptors of /proc/PID/statm and /proc/PID/stat, its owner's to close."""
+    """CPU time and memory of one process. The owner calls `close`.
+
+    Attributes:
+        statm: descriptor of /proc/PID/statm.
+        stat: descriptor of /proc/PID/stat.
+    """
 
     statm: int
     stat: int
 
     @classmethod
     def open(cls, pid: int | str = "self") -> "ProcessMeter":
-        """Raises OSError: there is no such process."""
+        """Open the counters of a process; "self" is the calling one.
+
+        Raises:
+            OSError: the process does not exist.
+        """
         statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
         try:
             return cls(statm, os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC))
@@ -35,32 +44,32 @@ class ProcessMeter:
             raise
 
     def resident_bytes(self) -> int:
-        """0 once the process has ended."""
+        """Return the resident memory in bytes; 0 after the process has ended."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(os.pread(self.statm, MAX_FILE_BYTES, 0).split()[1]) * PAGE_BYTES
         return 0
 
     def cpu_s(self) -> float:
-        """Processor seconds of all its threads; 0 once it has ended."""
+        """Return the CPU seconds of all threads; 0 after the process has ended."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = os.pread(self.stat, MAX_FILE_BYTES, 0).rpartition(b")")[2].split()
             return (int(fields[11]) + int(fields[12])) / CPU_TICKS_PER_S
         return 0.0
 
     def close(self) -> None:
-        """Once."""
+        """Close both descriptors. Call it once."""
         os.close(self.statm)
         os.close(self.stat)
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyMeter:
-    """One counter of energy.
+    """One energy counter of the machine.
 
     Attributes:
-        zone: its name, for example "package-0".
-        fd: of a file that holds microjoules.
-        full_j: joules at which it starts again, or None.
+        zone: name of the counter, for example "package-0".
+        fd: descriptor of a file that contains microjoules in decimal.
+        wraparound_j: joules at which the counter wraps around to 0, or None if it does not.
     """
 
     zone: str
@@ -68,13 +77,16 @@ class EnergyMeter:
     wraparound_j: float | None = None
 
     def read_joules(self) -> float | None:
-        """So far; None where the sensor does not answer."""
+        """Return the counter in joules, or None if it cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             return int(os.pread(self.fd, MAX_FILE_BYTES, 0)) / 1e6
         return None
 
     def joules_since(self, before_j: float) -> float:
-        """Joules since an earlier reading, across one restart of the counter."""
+        """Return the joules since an earlier reading; 0 if the counter cannot be read.
+
+        One wraparound of the counter in between is allowed for.
+        """
         now_j = self.read_joules()
         if now_j is None:
             return 0.0
@@ -84,10 +96,10 @@ class EnergyMeter:
 
 
 def open_energy_meters(sys: Path = SYSFS_CLASS_PATH) -> tuple[EnergyMeter, ...]:
-    """All that can be read: whole packages and what is beside them, no parts of a package.
+    """Open all readable energy counters: CPU packages, not their parts, and hwmon sensors.
 
     Args:
-        sys: where `powercap` and `hwmon` are.
+        sys: folder that contains `powercap` and `hwmon`; not /sys/class in tests.
     """
     found: list[EnergyMeter] = []
     for zone in sorted((sys / "powercap").glob("*")):

@@ -1,7 +1,6 @@
-"""What this device can say about time, for the verifier to judge (bundle.trust.clock).
+"""Facts about the device's clock, for the verifier (bundle.trust.clock).
 
-The system's clock counts only where the system says that it is set: the kernel's STA_UNSYNC is clear, or systemd's time
-service has left its mark.
+The clock counts as synchronized if the kernel's STA_UNSYNC is clear, or if the marker file of systemd-timesyncd exists.
 """
 
 import ctypes
@@ -9,16 +8,16 @@ import time
 from pathlib import Path
 from typing import Final
 
-BUILT_AT_S: Final = 1_795_305_600  # 2026-11-22: no device that runs this software lives earlier
+BUILT_AT_S: Final = 1_795_305_600  # 2026-11-22: a clock before the build date of this software is wrong
 STA_UNSYNC: Final = 0x0040  # linux/timex.h
 TIMEX_BYTES: Final = 208  # sizeof(struct timex) on 64-bit Linux; 128 on 32-bit
-STATUS_OFFSET_BYTES: Final = 40  # of `int status` there: after modes and four longs
+STATUS_OFFSET_BYTES: Final = 40  # offset of `int status` in it: after `modes` and four longs
 SYNCHRONIZED_MARK_PATH: Final = Path("/run/systemd/timesync/synchronized")
 BOOT_ID_PATH: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def clock_facts() -> dict[str, int | bool | str]:
-    """The fields of bundle.trust.clock.ClockFacts."""
+    """Return the fields of bundle.trust.clock.ClockFacts: times in Unix seconds, boot time in seconds."""
     return {
         "now_s": int(time.time()),
         "is_synchronized": is_synchronized(),
@@ -29,7 +28,7 @@ def clock_facts() -> dict[str, int | bool | str]:
 
 
 def is_synchronized() -> bool:
-    """Does the system say that its clock is set?"""
+    """Return whether the system reports that its clock is synchronized."""
     if SYNCHRONIZED_MARK_PATH.exists():
         return True
     if ctypes.sizeof(ctypes.c_long) != 8:

@@ -1,9 +1,10 @@
-"""Tells systemd what the daemon is doing (sd_notify(3)), where it was started by systemd.
+"""Notifications from the daemon to systemd (sd_notify(3)).
 
 Rules:
-1. `READY=1` once what is held serves, `STOPPING=1` when the end begins, `STATUS=` for people.
-2. `WATCHDOG=1` twice an interval, and only while the model answers: an agent whose model hangs is started again.
-3. Without NOTIFY_SOCKET nothing happens; without WATCHDOG_USEC no thread is started.
+- `READY=1` is sent when the active bundles are served, `STOPPING=1` when the shutdown begins, `STATUS=` for people.
+- `WATCHDOG=1` is sent twice per watchdog interval, but only while the models respond: systemd restarts an agent whose
+  model hangs.
+- Without NOTIFY_SOCKET nothing is sent; without WATCHDOG_USEC no thread is started.
 """
 
 import logging
@@ -19,10 +20,10 @@ MICROSECONDS_PER_S: Final = 1_000_000
 
 
 class SystemdNotifier:
-    """Sends to the socket that systemd named.
+    """Sender to the socket in NOTIFY_SOCKET.
 
     Args:
-        environment: of the process.
+        environment: environment variables of the process.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -33,24 +34,24 @@ class SystemdNotifier:
         self._stop_event = threading.Event()
 
     def send(self, *assignments: str) -> None:
-        """One message of words such as "READY=1"; a systemd that does not listen is no failure of ours."""
+        """Send one message of assignments such as "READY=1". A failure is only logged."""
         if not self._address:
             return
-        # a leading @ names an abstract socket
+        # a leading @ stands for the NUL byte of an abstract socket's name
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.sendto("\n".join(assignments).encode(), address)
         except OSError as error:
-            logger.warning("systemd does not listen: %s", error)
+            logger.warning("cannot notify systemd: %s", error)
 
     def start_watchdog(self, is_answering: Callable[[], bool]) -> None:
-        """Start to say that all is well, for as long as `answers` says so (rule 2)."""
+        """Start the thread that sends `WATCHDOG=1` as long as `is_answering` returns true."""
         if self._interval_s is not None and self._address:
             threading.Thread(target=self._send_keepalives, args=(is_answering,), name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Rule 1; no further watchdog messages."""
+        """Send `STOPPING=1` and end the watchdog messages."""
         self._stop_event.set()
         self.send("STOPPING=1")
 
@@ -59,4 +60,4 @@ class SystemdNotifier:
             if is_answering():
                 self.send("WATCHDOG=1")
             else:
-                logger.error("the model does not answer: no watchdog message")
+                logger.error("the model does not respond, no watchdog message sent")

@@ -177,8 +177,8 @@ def parse_key(data: bytes, use: str) -> Secret:
     """The key in a plain key file. Raises IdentityInvalid, which says nothing of the content."""
     if is_sealed(data):
         raise IdentityInvalid(
-            f"the {use} key of this device is sealed, and `identity` in the configuration says files",
-            hint="set `identity` to where the keys rest; `device-agent reseal` moves them",
+            f"the {use} key of this device is sealed, but `key_storage` in the configuration is file",
+            hint="set `key_storage` to the storage of the keys, or move them with `device-agent identity move`",
         )
     try:
         fields = StrictObject(strict_json.decode(data, what="device key", max_bytes=MAX_KEY_FILE_BYTES), "device key")

@@ -1,8 +1,8 @@
 """A device's key at rest in another home than a file: sealed to a TPM, or wrapped by a key in a PKCS#11 token.
 
 Rules:
-1. A key file says itself how it is sealed, so that a move from one home to another (`device-agent reseal`) can be cut
-   off between two files and run again.
+1. Each key file says how it is sealed, so that a move to another storage (`device-agent identity move`) can be
+   interrupted between two files and run again.
 2. In the daemon a process that is started for it and ends after it opens a sealed key
    (device_agent.workers.key_opener); nothing
    else talks to TPM or token.

@@ -124,7 +124,7 @@ class Tpm:
                             raise
                         raise TpmPolicyMismatch(
                             f"PCR {', '.join(map(str, sealed.pcrs))}: not as when the identity was sealed",
-                            hint="start what was started then; before a planned change, `device-agent reseal`",
+                            hint="boot the earlier software; `device-agent identity move` prepares a planned change",
                         ) from error
             finally:
                 self._esys.flush_context(loaded)

@@ -273,7 +273,7 @@ class UpdateResult:
             "trigger": a.trigger,
             "download_bytes": a.download_bytes,
             "patch_bytes": a.patch_bytes,
-            "full_bytes": a.full_bytes,
+            "full_download_bytes": a.full_bytes,
             "phases_ms": {name: a.phases_ms[name] for name in PHASES if name in a.phases_ms},
             "swap_us": a.swap_us,
             "downtime_ms": a.phases_ms.get(DOWNTIME, 0),

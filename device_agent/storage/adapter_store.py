@@ -148,8 +148,8 @@ class AdapterStore:
                     "bytes": adapter.size,
                     "tolerance_ppm": adapter.tolerance_ppm,
                     "state": state,
-                    "wanted": adapter.is_enabled,
-                    "fits_active": None if digest is None else adapter.check_results.get(digest),
+                    "enabled": adapter.is_enabled,
+                    "compatible_with_active": None if digest is None else adapter.check_results.get(digest),
                 }
             )
         return {"adapters": rows}

@@ -45,7 +45,7 @@ def preview_update(context: UpdateContext) -> dict[str, Any]:
             "execution_providers": list(providers()),
             "cpu_features": sorted(facts.cpu_features & _required_cpu_features(manifest.variants)),
         },
-        "wanted": settings.variant,
+        "requested_variant": settings.variant,
         "chosen": chosen,
         "variants": rows,
         "path": path,
@@ -64,14 +64,17 @@ def plan_text(found: dict[str, Any], *, with_reasons: bool) -> str:
         lines.append(f"device: {device['arch']}, {runtime}, {free_mib} MiB of memory available")
         for row in found["variants"]:
             mark = "->" if row["name"] == found["chosen"] else "  "
-            lines.append(f"{mark} {row['name']}: {row['plain_bytes']} bytes; {row['why']}")
+            lines.append(f"{mark} {row['name']}: {row['uncompressed_bytes']} bytes uncompressed; {row['explanation']}")
     else:
         lines.append(f"variant: {found['chosen'] or 'none'}")
     if found["path"] is not None:
         path = found["path"]
-        steps = ", ".join(f"{step['codec']} from {(step['from'] or 'nothing')[:16]}" for step in path["steps"])
+        steps = ", ".join(
+            f"{step['codec']} from {step['from'][:16] if step['from'] else 'no base'}" for step in path["steps"]
+        )
         lines.append(
-            f"path: {steps or 'nothing to fetch'}; {path['fetch_bytes']} bytes, {path['full_bytes']} from nothing"
+            f"path: {steps or 'no patch needed'}; download {path['fetch_bytes']} bytes,"
+            f" full download {path['full_download_bytes']} bytes"
         )
     if found["reason"]:
         lines.append(f"{found['reason']}: {found['detail']}")
@@ -89,9 +92,9 @@ def _variant_row(
         why = f"it fits, {chosen} is preferred"
     return {
         "name": name,
-        "fits": fits,
-        "why": why,
-        "plain_bytes": variant.plain_size,
+        "is_compatible": fits,
+        "explanation": why,
+        "uncompressed_bytes": variant.plain_size,
         "memory_bytes": variant.requires.memory_bytes,
         "bundle": variant.digest,
     }
@@ -111,7 +114,7 @@ def _path_row(
     path = {
         "steps": steps,
         "fetch_bytes": plan.fetch_bytes,
-        "full_bytes": plan.full_bytes,
+        "full_download_bytes": plan.full_bytes,
         "storage_bytes": plan.storage_bytes,
     }
     return path, "", ""

@@ -181,7 +181,7 @@ class _Update:
             raise BundleQuarantined(
                 f"release {bundle.version} ({bundle.variant}) failed here before with {row.reason!r}, "
                 f"under onnxruntime {row.runtime}",
-                hint="publish a release with a higher counter, or `device-agent forgive`",
+                hint="publish a release with a higher counter, or `device-agent quarantine clear`",
             )
 
     def _check_eligible(self, release: VerifiedRelease) -> None:

@@ -139,7 +139,7 @@ class Scenes(DemoWorld):
             bool(requests) and not failed,
             f"{len(requests)} sent, {failed} failed, answered by {' then '.join(versions) or 'nobody'}",
         )
-        fetched, full = int(update.get("download_bytes") or 0), int(update.get("full_bytes") or 0)
+        fetched, full = int(update.get("download_bytes") or 0), int(update.get("full_download_bytes") or 0)
         self._add_check(
             "an update costs no more than the full download, and a patch where that is smaller",
             0 < fetched <= full,

@@ -219,7 +219,7 @@ class DemoWorld:
 
     def _print_update(self, update: Report) -> None:
         phases = ", ".join(f"{phase} {spent / 1000:.2f} s" for phase, spent in (update.get("phases_ms") or {}).items())
-        fetched, full = update.get("download_bytes"), update.get("full_bytes")
+        fetched, full = update.get("download_bytes"), update.get("full_download_bytes")
         self._print_indented(
             f"{update.get('outcome')}: {update.get('release')} {update.get('variant')}, {fetched} bytes of {full}"
         )

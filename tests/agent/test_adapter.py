@@ -88,7 +88,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
         try:
             _is(_answers(device), WEIGHTS, with_adapter=False)
             [row] = _says(device, "adapter", "attach", str(personal))["adapters"]
-            assert (row["name"], row["state"], row["fits_active"]) == ("mine.onnx_adapter", "attached", True)
+            assert (row["name"], row["state"], row["compatible_with_active"]) == ("mine.onnx_adapter", "attached", True)
             _is(_answers(device), WEIGHTS, with_adapter=True)
 
             near = WEIGHTS + np.float32(0.001)
@@ -100,7 +100,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
             assert device.ask("update")["outcome"] == "updated", "the release is good, only the adapter is not"
             _is(_answers(device), near, with_adapter=False)
             [row] = _says(device, "adapter", "list")["adapters"]
-            assert (row["state"], row["wanted"], row["fits_active"]) == ("kept", True, False)
+            assert (row["state"], row["enabled"], row["compatible_with_active"]) == ("kept", True, False)
             assert _says(device, "adapter", "attach", code=5)["reason"] == "adapter-incompatible"
 
             assert device.ask("rollback")["outcome"] == "rolled-back"
@@ -118,7 +118,7 @@ def test_an_adapter_outlives_updates_that_it_fits_and_comes_back_after_one_that_
             device.stop()
         # without a daemon the same words work on the directory
         assert _says(device, "adapter", "detach")["adapters"][0]["state"] == "kept"
-        assert _says(device, "adapter", "list")["adapters"][0]["wanted"] is False
+        assert _says(device, "adapter", "list")["adapters"][0]["enabled"] is False
 
 
 def test_what_is_no_adapter_changes_nothing(installed: DeviceUnderTest, tmp_path: Path, personal: Path) -> None:

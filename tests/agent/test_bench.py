@@ -55,10 +55,10 @@ def test_a_plan_says_which_variant_and_why(installed: DeviceUnderTest, publisher
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["release"], found["installed"], found["chosen"]) == ("1.1.0", "1.0.0", "fp32")
-    assert [row["name"] for row in found["variants"] if row["fits"]] == ["fp32"]
+    assert [row["name"] for row in found["variants"] if row["is_compatible"]] == ["fp32"]
     [step] = found["path"]["steps"]
     assert step["from"] == publisher.digest("1.0.0")
-    assert 0 < found["path"]["fetch_bytes"] < found["path"]["full_bytes"]
+    assert 0 < found["path"]["fetch_bytes"] < found["path"]["full_download_bytes"]
     text = installed.command("plan", "--explain").stdout
     assert "-> fp32" in text
     assert "CPUExecutionProvider" in text
@@ -71,7 +71,7 @@ def test_a_plan_says_why_no_variant_fits(installed: DeviceUnderTest, publisher: 
     publisher.release("1.2.0", seed=1, extra='\n[variants.fp32.requires]\ncpu_features = ["sparkle"]\n')
     found = json.loads(installed.command("plan", "--json").stdout)
     assert (found["chosen"], found["path"], found["reason"]) == (None, None, "no-variant")
-    assert found["variants"][0]["why"] == "needs the processor features sparkle"
+    assert found["variants"][0]["explanation"] == "needs the processor features sparkle"
 
 
 def test_energy_is_read_where_the_kernel_has_a_counter(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from device_agent.commands import root
@@ -103,13 +105,15 @@ def test_enrol_prints_a_request_and_its_fingerprint(
     assert len(json.loads(out)["fingerprint"].split()) == 10
 
 
-@pytest.mark.parametrize("command", ["status", "update", "history", "rollback", "pause", "forgive", "run", "enroll"])
+@pytest.mark.parametrize(
+    "command", ["status", "update", "history", "rollback", "pause", "quarantine clear", "run", "enroll"]
+)
 def test_a_directory_that_was_not_made_is_said_to_be_so(
     command: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _run(capsys, *words)
     (tmp_path / "device" / "identity" / "device.json").unlink()
-    message = _refused(capsys, 2, "not-initialized", "--config", tmp_path / "config.toml", command)
+    message = _refused(capsys, 2, "not-initialized", "--config", tmp_path / "config.toml", *command.split())
     assert message.endswith("identity/device.json is missing")
 
 
@@ -117,10 +121,40 @@ def test_a_missing_configuration_and_a_wrong_option_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "No such file" in _refused(capsys, 2, "config-invalid", "--config", tmp_path / "no.toml", "status")
-    assert "No such option" in _refused(capsys, 2, "invalid-usage", "status", "--color")
+    assert _refused(capsys, 2, "invalid-usage", "status", "--color") == "no such option '--color'"
     code, out, err = _run(capsys, "--config", tmp_path / "no.toml", "status")
     assert (code, out) == (2, "")
     assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "hint"]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("stats", "no such command 'stats', did you mean 'status'?"),
+        ("quarantine lst", "no such command 'lst', did you mean 'list'?"),
+        ("zzz", "no such command 'zzz'"),
+        ("status --jso", "no such option '--jso', did you mean '--json'?"),
+    ],
+)
+def test_a_mistyped_word_is_answered_with_the_nearest_known_one(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = _run(capsys, *command.split())
+    assert (code, out, err.splitlines()[0]) == (2, "", f"error: {message}")
+
+
+def _commands(group: click.Group, name: str = "device-agent") -> Iterator[tuple[str, click.Command]]:
+    for word, command in group.commands.items():
+        yield f"{name} {word}", command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{name} {word}")
+
+
+def test_every_command_has_a_short_help_that_is_not_cut() -> None:
+    for name, command in _commands(root.cli):
+        assert command.short_help, name
+        assert len(command.short_help) <= 60, name
+        assert command.short_help.endswith("."), name
 
 
 def test_check_config_does_nothing_but_read(
@@ -171,7 +205,7 @@ def test_without_a_daemon_the_commands_work_on_the_directory(
     assert "updates are paused" in _refused(capsys, 4, "updates-paused", *config, "update")
     assert _run(capsys, *config, "resume")[0] == 0
     assert "no previous release" in _refused(capsys, 2, "nothing-to-roll-back", *config, "rollback")
-    assert json.loads(_run(capsys, *config, "forgive", "--json")[1]) == {"forgiven": 0}
+    assert json.loads(_run(capsys, *config, "quarantine", "clear", "--json")[1]) == {"cleared": 0}
 
 
 def test_a_rollback_without_a_daemon_moves_the_pointers(

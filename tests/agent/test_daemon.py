@@ -35,7 +35,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     publisher.offer("1.1.0")
     second = device.ask("update")
     assert (second["outcome"], second["release"]) == ("updated", "1.1.0"), second
-    assert 0 < second["download_bytes"] == second["patch_bytes"] < second["full_bytes"]
+    assert 0 < second["download_bytes"] == second["patch_bytes"] < second["full_download_bytes"]
     assert infer(device)["model_version"] == "1.1.0"
     assert device.ask("update")["outcome"] == "nothing-new"
 
@@ -44,7 +44,7 @@ def test_the_daemon_installs_serves_updates_and_goes_back(device: DeviceUnderTes
     assert infer(device)["model_version"] == "1.0.0"
     again = device.ask("update")
     assert (again["outcome"], again["reason"]) == ("refused", "bundle-quarantined")
-    assert device.ask("forgive") == {"forgiven": 1}
+    assert device.ask("quarantine-clear") == {"cleared": 1}
     assert device.ask("update")["outcome"] == "updated"
 
     status = json.loads(device.command("status", "--json").stdout)

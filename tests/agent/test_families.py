@@ -154,7 +154,7 @@ def test_one_is_updated_and_goes_back_under_load_and_nobody_notices(
     assert versions(device) == FIRST
     rows = rows_of(device.ask("status"))
     assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
-    assert device.ask("forgive") == {"forgiven": 1}
+    assert device.ask("quarantine-clear") == {"cleared": 1}
 
 
 def test_the_daemon_polls_for_both_and_a_failure_of_one_delays_only_its_own(
@@ -329,7 +329,7 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     assert "kws, vision" in says("update", "--family", "nobody", code=2)["error"]["hint"]
     for words in (("rollback",), ("adapter", "list"), ("adapter", "detach"), ("report", "list", "--after", "1")):
         error = says(*words, code=2)["error"]
-        assert (error["reason"], error["hint"]) == ("invalid-usage", "one of: kws, vision"), words
+        assert (error["reason"], error["hint"]) == ("invalid-usage", "name one with --family: kws, vision"), words
     assert rows_of(says("plan"))[OTHER]["release"] == "2.1.0"
     assert says("pause") == {"paused": True}
     assert [row["paused"] for row in says("status")["families"]] == [True, True]
@@ -340,8 +340,13 @@ def test_by_hand_each_command_knows_both(device: DeviceUnderTest, publisher: Pub
     assert versions(device) == NEXT
     device.stop()
     assert says("rollback", "--family", OTHER)["release"] == "2.1.0"
-    assert says("forgive", "--family", FAMILY) == {"forgiven": 0}
-    assert says("forgive") == {"forgiven": 1}
+    assert says("quarantine", "clear", "--family", FAMILY) == {"cleared": 0}
+    quarantined = says("quarantine", "list")
+    check("agent-families", quarantined)
+    rows = rows_of(quarantined)
+    assert [len(rows[family]["quarantine"]) for family in (FAMILY, OTHER)] == [0, 1]
+    check("agent-quarantine-list", says("quarantine", "list", "--family", OTHER))
+    assert says("quarantine", "clear") == {"cleared": 1}
     assert says("adapter", "list", "--family", OTHER) == {"adapters": []}
     assert {row["family"] for row in says("report", "list")["reports"]} == {FAMILY, OTHER}
     assert {row["family"] for row in says("report", "list", "--family", OTHER)["reports"]} == {OTHER}

@@ -35,7 +35,7 @@ def test_a_damaged_active_bundle_falls_back_to_the_previous_and_is_healed(
     assert device.ask("status")["degraded"] is True
     healed = device.ask("update")
     assert (healed["outcome"], healed["release"]) == ("updated", "1.1.0"), healed
-    assert healed["download_bytes"] == healed["patch_bytes"] < healed["full_bytes"], "only what is needed"
+    assert healed["download_bytes"] == healed["patch_bytes"] < healed["full_download_bytes"], "only what is needed"
     assert infer(device)["model_version"] == "1.1.0"
     status = device.ask("status")
     assert (status["degraded"], status["damaged"], status["active"]["release"]) == (False, [], "1.1.0")

@@ -53,7 +53,7 @@ def test_killed_in(state: State, installed: DeviceUnderTest, publisher: Publishe
     device.start()
     assert infer(device)["model_version"] == SERVED[state]
     assert device.ask("status")["state"] == State.IDLE
-    device.ask("forgive")
+    device.ask("quarantine-clear")
     assert device.ask("update")["outcome"] in ("updated", "nothing-new")
     assert infer(device)["model_version"] == "1.1.0"
 

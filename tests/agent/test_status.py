@@ -34,7 +34,7 @@ def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> Non
     fresh = told(installed, now_s=now_s, is_synchronized=True)
     assert (fresh["stale_since_ms"], fresh["clock_suspect"]) == (None, False)
     years_later = told(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
-    assert years_later["stale_since_ms"] == years_later["fresh_until_ms"]
+    assert years_later["stale_since_ms"] == years_later["metadata_expires_ms"]
     lines = {"daemon": False, **years_later}
     assert re.search(r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(lines), re.MULTILINE)
 
@@ -63,8 +63,8 @@ def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, al
 
 
 def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
-    told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "swappable": True}
-    assert "swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
+    told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "memory_swappable": True}
+    assert "memory swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
 
 
 def test_a_child_locks_its_memory_where_it_may() -> None:

@@ -54,7 +54,7 @@ def test_a_device_with_a_token_enrols_updates_and_serves(
             ended = device.ask("update")
             assert ended["outcome"] == "updated", ended
             status = device.ask("status")
-            assert (status["identity"], status["ready"]) == ("pkcs11", True)
+            assert (status["key_storage"], status["ready"]) == ("pkcs11", True)
         finally:
             device.stop()
     secret = open_signing_key(device.directory, identity).private_bytes_raw()

@@ -63,7 +63,7 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
             ended = device.ask("update")
             assert ended["outcome"] == "updated", ended
             status = device.ask("status")
-            assert (status["identity"], status["floor_unproven"], status["ready"]) == ("tpm", False, True)
+            assert (status["key_storage"], status["rollback_floor_unproven"], status["ready"]) == ("tpm", False, True)
         finally:
             device.stop()
         private = open_signing_key(device.directory, device.config.key_storage)
@@ -75,7 +75,7 @@ def test_a_sealed_device_enrols_updates_serves_and_leaves_nothing_in_the_tpm(
                 assert secret not in data, path
                 assert secret.hex().encode() not in data, path
     assert held(tcti) == 0
-    assert "identity: sealed, tpm" in device.command("status").stdout
+    assert "key storage: tpm" in device.command("status").stdout
 
 
 def test_another_boot_state_unseals_nothing_and_condemns_no_release(
@@ -139,7 +139,7 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
         assert not device.journal().quarantine_records()
         device.config = replace(device.config, key_storage="file")
         device.write_config()
-        assert device.command("reseal").returncode == 0
+        assert device.command("identity", "move").returncode == 0
         assert device.update().outcome is Outcome.STAGED
 
 
@@ -148,7 +148,7 @@ def test_a_tpm_that_is_not_there_is_told_and_leaves_no_identity(first_publisher:
     device = DeviceUnderTest(
         tmp_path, replace(DeviceUnderTest.make(tmp_path / "x", "http://127.0.0.1:9", first_publisher.root).config)
     )
-    where = ("--directory", str(tmp_path / "device"), "--identity", f"tpm:swtpm:path={tmp_path}/no", "--json")
+    where = ("--directory", str(tmp_path / "device"), "--key-storage", f"tpm:swtpm:path={tmp_path}/no", "--json")
     said = device.command(*words, *where)
     assert said.returncode == 4, said.stderr
     assert '"tpm-unavailable"' in said.stderr
@@ -227,7 +227,7 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
             assert "floor unproven" not in done.stderr
         status = json.loads(device.command("status", "--json").stdout)
         assert [row["floor"]["counter"] for row in status["families"]] == [2, 2]
-        assert [row["floor_unproven"] for row in status["families"]] == [False, False]
+        assert [row["rollback_floor_unproven"] for row in status["families"]] == [False, False]
         with Tpm(TpmSettings(tcti)) as tpm:
             assert device.journal().tpm_counter.counter == tpm.read_counter() > 2
 
@@ -240,7 +240,7 @@ def test_the_keys_move_between_files_and_a_tpm_also_when_cut_off(
     private = open_signing_key(device.directory).private_bytes_raw()
     device.config = replace(device.config, key_storage=f"tpm:{tcti}")
     device.write_config()
-    said = device.command("reseal", "--json")
+    said = device.command("identity", "move", "--json")
     assert said.returncode == 0, said.stderr
     assert current_key_storage(device.directory) == device.config.key_storage
     assert open_signing_key(device.directory, device.config.key_storage).private_bytes_raw() == private

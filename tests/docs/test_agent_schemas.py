@@ -70,7 +70,8 @@ def test_what_the_agent_prints(agent: Agent, tmp_path: Path) -> None:
     check("agent-plan", agent.says("plan"))
     check("agent-bench", agent.says("bench", "--seconds", "0.3"))
     check("agent-adapter", agent.says("adapter", "list"))
-    check("agent-forgive", agent.says("forgive"))
+    check("agent-quarantine-list", agent.says("quarantine", "list"))
+    check("agent-quarantine-clear", agent.says("quarantine", "clear"))
     check("error", agent.says("rollback", code=2))
     daemon = agent.start(tmp_path / "log")
     try:
