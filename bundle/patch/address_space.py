@@ -1,12 +1,14 @@
-"""Where bytes come from and where they go: the files of a bundle as one line of bytes.
+"""The address spaces of base and target: random reads from the base, forward writes to the target.
 
-An address is an offset into the concatenation of the files in table order: a range names its file, and may cross files.
+An address is an offset into the concatenated files of a table, in table order. A range needs no file name, and it may
+cross files (docs/format.md section 9.1).
 
 Rules:
-1. The target is written forward only. What is decoded ahead of the cursor waits, at most `pending_bytes` and `items` of
-   it; ranges to copy wait as ranges, with their edits, and are copied when the cursor reaches them.
-2. A range lies inside its table. In the target no two ranges overlap, and together they leave no hole.
-3. A file is ended only after its SHA-256 has been compared with the table's.
+1. The target is written forward only. Bytes that are decoded ahead of the cursor wait: at most `pending_bytes` of them,
+   in at most `max_items` ranges. A copied range waits as a range with its edits; its bytes are read from the base when
+   the cursor reaches it.
+2. A range lies inside its table. No two target ranges overlap, and together they leave no hole.
+3. A file ends only after its SHA-256 has been compared with the table's.
 """
 
 import hashlib
@@ -24,44 +26,55 @@ Range = tuple[int, int]  # start (address), length (bytes)
 
 
 class Base(Protocol):
-    """Random access to the plain files of the base bundle."""
+    """Random access to the files of the base bundle."""
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
-        """Its file table, sorted by path."""
+        """The base's file table, sorted by path."""
         ...
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
-        """Exactly `length` bytes of file `index` from `offset` on; raises where there are not as many."""
+        """Return exactly `length` bytes of one file; raise an error if the file ends earlier.
+
+        Args:
+            index: the file's index in `files`.
+            offset: bytes from the start of the file.
+            length: bytes.
+        """
         ...
 
 
 class Target(Protocol):
-    """Takes the files of the new bundle, in table order, each from its first byte to its last."""
+    """Takes the files of the new bundle in table order, each from its first byte to its last."""
 
     def begin_file(self, file: BundleFile) -> None:
-        """The bytes that follow are this file's."""
+        """Begin a file; the bytes of the following `write` calls belong to it."""
         ...
 
     def write(self, data: bytes | memoryview) -> None:
-        """The next bytes; not to be kept, the buffer is reused."""
+        """Take the next bytes of the file. The caller reuses the buffer, so copy what must be kept."""
         ...
 
     def end_file(self) -> None:
-        """The file is complete and its SHA-256 is the table's."""
+        """End the file. Its size and SHA-256 equal those of the table."""
         ...
 
 
 class RangeEdits(Protocol):
-    """What differs in a range that is copied otherwise."""
+    """The elements of a copied range that differ from the base."""
 
     @property
     def waiting_bytes(self) -> int:
-        """What it counts as while it waits."""
+        """Bytes that the edits count against `pending_bytes` while they wait."""
         ...
 
     def apply_to(self, data: bytes, offset: int) -> bytes | memoryview:
-        """The base's bytes from `offset` of the range on, with the edits; a piece begins at a multiple of 8."""
+        """Return a piece of the base's range with the edits applied.
+
+        Args:
+            data: the base's bytes.
+            offset: bytes from the start of the range to the piece; a multiple of 8.
+        """
         ...
 
 
@@ -72,7 +85,12 @@ class _PendingCopy:
 
 
 class BaseBytes:
-    """The base's files as one line. An empty one where the patch is from nothing."""
+    """The base's files as one address space; it is empty if the patch has no base.
+
+    Args:
+        base: the base bundle; None if the patch has none.
+        files: the file table of the patch's header.
+    """
 
     def __init__(self, base: Base | None, files: tuple[BundleFile, ...]) -> None:
         self._base = base
@@ -80,21 +98,35 @@ class BaseBytes:
         self.size = self._ends[-1] if files else 0
 
     def check_range(self, start: int, length: int, where: str) -> None:
-        """Rule 2. Raises PatchRangeRefused."""
+        """Refuse a range that does not lie inside the base.
+
+        Args:
+            start: address of the range.
+            length: bytes.
+            where: name of the frame in the error.
+
+        Raises:
+            PatchRangeInvalid: the range is not inside the base.
+        """
         if start < 0 or length < 0 or start + length > self.size:
             raise PatchRangeInvalid(
                 f"{where}: base range [{start}, {start + length}) is not in the base's {self.size} bytes"
             )
 
     def read(self, start: int, length: int) -> bytes:
-        """`length` bytes from address `start`; the range has been checked."""
+        """Return the bytes of a range that has been checked.
+
+        Args:
+            start: address of the range.
+            length: bytes.
+        """
         index = bisect_right(self._ends, start)
         if self._base is not None and length and start + length <= self._ends[index]:
             return self._base.pread(index, start - self._file_start(index), length)
         return b"".join(self._read_parts(index, start, length))
 
     def read_ranges(self, ranges: Sequence[Range]) -> bytes:
-        """The bytes of several ranges, joined."""
+        """Return the joined bytes of several ranges."""
         if len(ranges) == 1:
             return self.read(*ranges[0])
         return b"".join(self.read(start, length) for start, length in ranges)
@@ -113,10 +145,14 @@ class BaseBytes:
 
 
 class TargetBytes:
-    """The target's files as one line, written by a cursor that only goes forward.
+    """The target's files as one address space, written by a cursor that only moves forward.
 
     Args:
-        pending_bytes, items: rule 1.
+        target: takes the files.
+        files: the file table of the patch's header.
+        base: the source of copied ranges.
+        pending_bytes: most bytes that may wait ahead of the cursor.
+        max_items: most ranges that may wait ahead of the cursor.
     """
 
     def __init__(
@@ -137,11 +173,21 @@ class TargetBytes:
         self._waiting_items: list[tuple[int, bytes | _PendingCopy]] = []
 
     def open_first_file(self) -> None:
-        """Open the first file, and end those that are empty."""
+        """Begin the first file, after ending the empty files before it."""
         self._open_next_file()
 
     def write_ranges(self, ranges: Sequence[Range], data: bytes | memoryview, where: str) -> None:
-        """Target bytes of one frame: `data` is the ranges' content, joined; its length is theirs."""
+        """Write the target bytes of one frame, or let them wait if they lie ahead of the cursor.
+
+        Args:
+            ranges: target ranges.
+            data: the joined content of the ranges; exactly as long as they are together.
+            where: name of the frame in errors.
+
+        Raises:
+            PatchRangeInvalid: a range is outside the target, or overlaps another one.
+            PatchLimitExceeded: too many bytes or ranges wait.
+        """
         view = memoryview(data)
         position = 0
         for start, length in ranges:
@@ -156,7 +202,19 @@ class TargetBytes:
                 self._insert(start, length, bytes(piece), where)
 
     def copy_range(self, start: int, base_start: int, length: int, where: str, edits: RangeEdits | None = None) -> None:
-        """A range of the target that equals a range of the base but for its edits."""
+        """Add a target range that equals a base range except for its edits.
+
+        Args:
+            start: target address.
+            base_start: base address.
+            length: bytes.
+            where: name of the frame in errors.
+            edits: the elements that differ; None for an exact copy.
+
+        Raises:
+            PatchRangeInvalid: a range is outside its table, or overlaps another target range.
+            PatchLimitExceeded: too many edits or ranges wait.
+        """
         self._base.check_range(base_start, length, where)
         if edits is not None:
             self._add_pending(edits.waiting_bytes, where)
@@ -164,23 +222,36 @@ class TargetBytes:
             self._insert(start, length, _PendingCopy(base_start, edits), where)
 
     def write_at_cursor(self, data: bytes | memoryview, where: str) -> None:
-        """Bytes at the cursor, from a stream."""
+        """Write bytes of a stream at the cursor.
+
+        Args:
+            data: the next target bytes.
+            where: name of the frame in errors.
+
+        Raises:
+            PatchRangeInvalid: the bytes overlap a waiting range, or the target ends before them.
+        """
         self._check_free(self.cursor, len(data), where)
         self._write(data)
 
     def drain(self) -> None:
-        """Write what the cursor has reached."""
+        """Write the waiting ranges that the cursor has reached."""
         self._drain()
 
     def finish(self) -> None:
-        """Rule 2: the whole target has been written. Raises PatchRangeRefused."""
+        """Check that the whole target has been written.
+
+        Raises:
+            PatchRangeInvalid: the target has a hole.
+        """
         if self.cursor != self.size or self._waiting_items:
-            raise PatchRangeInvalid(f"patch leaves a hole in the target at byte {self.cursor} of {self.size}")
+            raise PatchRangeInvalid(f"patch leaves a hole in the target: byte {self.cursor} of {self.size} is missing")
 
     def _add_pending(self, length: int, where: str) -> None:
         if self._pending + length > self._max_pending_bytes:
             raise PatchLimitExceeded(
-                f"{where}: {self._pending + length} bytes ahead of the cursor, announced {self._max_pending_bytes}"
+                f"{where}: {self._pending + length} bytes wait ahead of the cursor, the header announced "
+                f"{self._max_pending_bytes}"
             )
         self._pending += length
 

@@ -1,13 +1,13 @@
-"""Apply a patch: read it forward once, read the base at random, write the target forward.
+"""The entry point of the decoder: read a patch once, forward, and write the target's files.
 
-Rules, in order:
-1. The header is read; the base's file table must be the one that the patch was made for.
-2. Frames are decoded one at a time and never beyond the limits that the header announced.
-3. Every file's SHA-256 is compared with the header's table before `Target.end_file` is called for it.
-4. The table is returned only after the patch was read to its END. A caller that sees an error throws away all that its
-   `Target` took, files that were ended too.
+Steps:
+1. Read the header. The base's file table must be the one that the patch was made for.
+2. Decode one frame at a time, within the limits that the header announced.
+3. Compare each file's SHA-256 with the header's table before `Target.end_file`.
+4. Return the table after the END frame. If an error is raised, the caller discards everything that its `Target` took,
+   including complete files.
 
-The table that is returned comes from the patch: the caller compares its digest with the signed one.
+The returned table comes from the patch: the caller must compare its digest with the signed one.
 """
 
 from collections.abc import Iterator
@@ -34,19 +34,16 @@ __all__ = ["Base", "ForwardReader", "PatchLimits", "Target", "apply_patch"]
 def apply_patch(
     patch: ForwardReader, base: Base | None, target: Target, limits: PatchLimits = DEFAULT_LIMITS
 ) -> tuple[BundleFile, ...]:
-    """Make the target's files.
+    """Apply a patch and return the target's file table.
 
     Args:
-        patch: plain patch bytes; may be a decrypting reader.
-        base: the bundle that the patch starts from; not looked at by a patch from nothing.
+        patch: decrypted patch bytes; may be a reader that decrypts.
+        base: the bundle that the patch starts from; ignored if the patch needs no base.
         target: takes the files.
-        limits: what the decoder is willing to hold.
-
-    Returns:
-        The target's file table.
+        limits: the most memory that the decoder is willing to use.
 
     Raises:
-        PatchRefused: with the reason as its class.
+        PatchRefused: the patch cannot be applied; the subclass is the reason.
     """
     header = read_header(patch, limits)
     _check_base(header, base)
@@ -59,15 +56,17 @@ def _check_base(header: Header, base: Base | None) -> None:
     if not header.base:
         return
     if base is None:
-        raise WrongBase("patch starts from a base bundle, and none is here", hint="use the patch from nothing")
-    wanted = [(file.path, file.size, file.sha256) for file in header.base]
+        raise WrongBase("patch needs a base bundle, but no base was given", hint="use the full download")
+    expected = [(file.path, file.size, file.sha256) for file in header.base]
     found = [(file.path, file.size, file.sha256) for file in base.files]
-    if wanted != found:
+    if expected != found:
         differing = next(
-            (f"{w[0]!r} {w[2][:16]}…" for w in wanted if w not in found), f"{len(found)} files instead of {len(wanted)}"
+            (f"{w[0]!r} {w[2][:16]}…" for w in expected if w not in found),
+            f"{len(found)} files instead of {len(expected)}",
         )
         raise WrongBase(
-            f"patch starts from another base: {differing} is not what is here", hint="use the patch from nothing"
+            f"patch needs another base: it expects {differing}, which the given base does not have",
+            hint="use the full download",
         )
 
 
@@ -117,7 +116,7 @@ class _Applier:
             case Op.STREAM:
                 decode_stream(frame, frames, self._base, self._target, self._declared_limits)
             case _:
-                raise PatchCorrupt(f"{frame.where}: not expected here")
+                raise PatchCorrupt(f"{frame.where}: found outside a stream")
 
     def _copy_ranges(self, frame: Frame) -> None:
         payload = Cursor(frame.payload, frame.where)
@@ -132,11 +131,13 @@ class _Applier:
         cursor = Cursor(frame.payload, frame.where)
         table = Cursor(read_section(cursor, self._declared_limits.payload_bytes, "range table"), frame.where)
         ranges = read_target_ranges(table, self._max_items, frame.decoded_bytes)
-        words = read_base_ranges(table, self._base, self._max_items, self._declared_limits.dictionary_bytes)
+        dictionary = read_base_ranges(table, self._base, self._max_items, self._declared_limits.dictionary_bytes)
         table.check_end()
         if sum(length for _, length in ranges) != frame.decoded_bytes:
-            raise PatchCorrupt(f"{frame.where}: ranges do not sum up to the frame's {frame.decoded_bytes} bytes")
-        data = unpack_zstd(cursor.take_rest(), frame.decoded_bytes, frame.where, self._base.read_ranges(words))
+            raise PatchCorrupt(
+                f"{frame.where}: ranges of {sum(length for _, length in ranges)} bytes, expected {frame.decoded_bytes}"
+            )
+        data = unpack_zstd(cursor.take_rest(), frame.decoded_bytes, frame.where, self._base.read_ranges(dictionary))
         frame.check_decoded(data)
         self._target.write_ranges(ranges, data, frame.where)
 

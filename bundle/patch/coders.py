@@ -1,11 +1,21 @@
-"""How numbers are packed: pcodec where it is there, byte planes everywhere.
+"""Decode runs of integers: pcodec, or byte planes for devices without pcodec.
+
+The format is docs/format.md section 9.6, "Numbers".
+
+A part packs n >= 1 signed integers of w bytes each (w is 1, 2, 4 or 8):
+
+    part = coder (byte), stored length (varint), stored bytes
+
+    coder 0  pcodec: a standalone file of the n integers. pcodec models the distribution of all numbers of a part with
+        one set of tables, so a part should contain numbers of one distribution.
+    coder 1  byte planes: the zigzag map makes small magnitudes small unsigned integers (0, -1, 1, -2 become 0, 1, 2,
+        3); plane b, uint8 [n], contains byte b of each, lowest first; each plane is a section. High planes are nearly
+        all zeros, which zstd removes.
 
 Rules:
-1. A part is coder (byte), stored length (varint), then the bytes. Coder 0 is pcodec (a standalone file), coder 1 byte
-   planes: a section for each byte of the zigzag numbers, lowest byte first. Both tell how many numbers they hold: at
-   least one, and no more than are expected.
-2. Nothing is allocated before the count of numbers is known from the frame and within its limit.
-3. pcodec is imported when the first of its parts is met; without it a patch that needs it is refused as a whole.
+1. Both coders store n. It is at least one and at most what the caller expects.
+2. Nothing is allocated before the count is known from the frame and compared with its limit.
+3. pcodec is imported at the first part that uses it. A patch that needs it is refused as a whole if it is missing.
 """
 
 from typing import Any, Final
@@ -23,11 +33,15 @@ PLANES: Final = 1
 
 
 def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
-    """Fill `out` (signed integers) from the part at the cursor (rule 1).
+    """Fill `out` from the part at the cursor.
+
+    Args:
+        cursor: at the start of a part.
+        out: signed integers [count]; the part must contain exactly as many.
 
     Raises:
-        PatchCorruptRefused: damaged, or another count of numbers.
-        PatchFeatureRefused: pcodec is not installed.
+        PatchCorrupt: the part is damaged, or contains another count of integers.
+        PatchFeatureUnsupported: the part needs pcodec, which is not installed.
     """
     found = fill_start(cursor, out)
     if found != len(out):
@@ -35,7 +49,16 @@ def read_part(cursor: Cursor, out: npt.NDArray[Any]) -> None:
 
 
 def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
-    """Fill the start of `out` from the part at the cursor; how many numbers it held. Raises as `read_part` does."""
+    """Fill the start of `out` from the part at the cursor, and return how many integers it contained.
+
+    Args:
+        cursor: at the start of a part.
+        out: signed integers [count], at least as many as the part contains.
+
+    Raises:
+        PatchCorrupt: the part is damaged, or contains none or too many integers.
+        PatchFeatureUnsupported: the part needs pcodec, which is not installed.
+    """
     coder = cursor.read_byte()
     stored = cursor.take(cursor.read_varint())
     if coder == PCODEC:
@@ -46,7 +69,18 @@ def fill_start(cursor: Cursor, out: npt.NDArray[Any]) -> int:
 
 
 def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
-    """`count` 32-bit integers in parts of `varint` numbers each."""
+    """Read `count` 32-bit integers, stored as runs of a length (varint) and a part.
+
+    Args:
+        cursor: at the first run.
+        count: integers in all runs together.
+
+    Returns:
+        int32 [count].
+
+    Raises:
+        PatchCorrupt: a run is empty, longer than the rest, or damaged.
+    """
     out = np.empty(count, np.int32)
     done = 0
     while done < count:
@@ -59,7 +93,19 @@ def read_numbers(cursor: Cursor, count: int) -> npt.NDArray[np.int32]:
 
 
 def read_planes(cursor: Cursor, count: int, size: int) -> npt.NDArray[Any]:
-    """Unsigned integers of `size` bytes from their byte planes."""
+    """Read unsigned integers from their byte planes.
+
+    Args:
+        cursor: at the section of the lowest plane.
+        count: integers.
+        size: bytes of one integer.
+
+    Returns:
+        Unsigned integers of `size` bytes [count].
+
+    Raises:
+        PatchCorrupt: a plane has another length than `count`.
+    """
     out = np.empty((count, size), np.uint8)
     for byte in range(size):
         out[:, byte] = _read_plane(cursor, byte, count)
@@ -67,14 +113,19 @@ def read_planes(cursor: Cursor, count: int, size: int) -> npt.NDArray[Any]:
 
 
 def unzigzag(numbers: npt.NDArray[Any], signed: np.dtype[Any]) -> Signed:
-    """0, 1, 2, 3, … to 0, -1, 1, -2, …"""
+    """Map 0, 1, 2, 3, … to 0, -1, 1, -2, ….
+
+    Args:
+        numbers: unsigned integers.
+        signed: the signed type of the same width.
+    """
     one = numbers.dtype.type(1)
     restored: Signed = ((numbers >> one) ^ (~(numbers & one) + one)).view(signed)
     return restored
 
 
 def zigzag(numbers: Signed) -> npt.NDArray[Any]:
-    """The inverse of `unzigzag`."""
+    """Map 0, -1, 1, -2, 2, … to 0, 1, 2, 3, 4, …: the inverse of `unzigzag`."""
     width = 8 * numbers.dtype.itemsize
     return ((numbers << 1) ^ (numbers >> (width - 1))).view(f"<u{numbers.dtype.itemsize}")
 
@@ -116,7 +167,7 @@ def _unpack_pcodec(stored: memoryview, out: npt.NDArray[Any], where: str) -> int
         # A panic inside the library arrives as a BaseException of a type that cannot be imported.
         if type(error).__name__ != "PanicException":
             raise
-        raise PatchCorrupt(f"{where}: pcodec gave up on the part") from error
+        raise PatchCorrupt(f"{where}: pcodec cannot decode the part") from error
     if not progress.finished or not progress.n_processed:
         raise PatchCorrupt(f"{where}: part of {progress.n_processed} numbers or more, expected 1 to {len(out)}")
     return int(progress.n_processed)

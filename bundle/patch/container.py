@@ -1,16 +1,17 @@
-"""The container of a patch: a header, then frames (docs/format.md, Patches).
+"""The container of a patch: a header, then frames (docs/format.md sections 9.2 and 9.3).
 
-    patch  = magic(8) version(u16) stored(u32) plain(u32) crc(u32) zstd(header JSON)  frame*
-    frame  = op(u8) payload(u32) plain(u32) plain_sum(u32) crc(u32)  payload
+    patch  = magic(8) version(u16) stored(u32) size(u32) crc(u32) zstd(header JSON)  frame*
+    frame  = op(u8) payload(u32) decoded(u32) decoded_sum(u32) crc(u32)  payload
 
-All integers are little-endian. `crc` is the CRC-32 of everything before it in the same head, then of what follows it up
-to the end of header or frame; `plain_sum` is the sum of the `plain` bytes that the frame decodes to, taken as words of
-32 bits, zeros added at the end, modulo 2^32. It tells early which frame went wrong; the file's SHA-256 decides.
+All integers are little-endian. `size` is the uncompressed size of the header JSON, `decoded` the number of bytes that
+the payload decodes to. `crc` is the CRC-32 of everything before it in the same head, then of what follows it up to the
+end of header or frame. `decoded_sum` is the sum of the decoded bytes as 32-bit words, padded with zeros, modulo 2^32:
+it shows early which frame is wrong, and the file's SHA-256 decides.
 
 Rules:
-1. Every length is compared with its limit before as much is read or allocated.
-2. A short read is a truncated patch; bytes after the END frame are a corrupt one.
-3. Features that a patch uses are named in its header; a frame whose op belongs to another feature is refused.
+1. Every length is compared with its limit before as many bytes are read or allocated.
+2. A short read means a truncated patch. Bytes after the END frame mean a corrupt one.
+3. The header lists the features that the patch uses. A frame whose op needs another feature is refused.
 """
 
 import struct
@@ -49,7 +50,7 @@ _FRAME: Final = struct.Struct("<BIII")
 
 
 class Op(IntEnum):
-    """What a frame does."""
+    """The instruction of a frame (docs/format.md section 9.3)."""
 
     END = 0
     COPY = 1
@@ -73,22 +74,22 @@ FEATURE_OF_OP: Final = {
 
 
 class ForwardReader(Protocol):
-    """The patch's bytes, from the first to the last; a short read only at the end."""
+    """A patch's bytes from the first to the last; a short read only at the end."""
 
     def read(self, n: int, /) -> bytes:
-        """At most `n` bytes; fewer only where the patch ends."""
+        """Return at most `n` bytes; fewer only at the end of the patch."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a patch says about itself.
+    """The decoded header of a patch.
 
     Attributes:
-        base: file table of the base; empty for a patch from nothing (a bundle never is).
+        base: file table of the base; empty if the patch needs no base (a bundle has at least one file).
         target: file table of the target.
-        features: sorted names of decoder features that the patch uses.
-        announced: its limits.
+        features: sorted names of the decoder features that the patch uses.
+        declared_limits: what the frames stay within.
     """
 
     base: tuple[BundleFile, ...]
@@ -99,12 +100,14 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame, its checksum held.
+    """One frame whose checksum has been verified.
 
     Attributes:
-        number: 0 for the first.
-        plain_bytes: length of what the payload decodes to.
-        plain_sum: `word_sum` of that.
+        number: 0 for the first frame.
+        op: the instruction.
+        decoded_bytes: how many bytes the payload decodes to.
+        decoded_sum: `word_sum` of these bytes.
+        payload: as stored.
     """
 
     number: int
@@ -115,11 +118,15 @@ class Frame:
 
     @property
     def where(self) -> str:
-        """How errors name it."""
+        """The frame's name in errors."""
         return f"patch frame {self.number} ({self.op.name})"
 
     def check_decoded(self, decoded: bytes | memoryview) -> None:
-        """Raises PatchCorruptRefused where `plain` is not what the frame's head announces."""
+        """Compare decoded bytes with the length and sum in the frame's head.
+
+        Raises:
+            PatchCorrupt: they differ.
+        """
         if len(decoded) != self.decoded_bytes or word_sum(decoded) != self.decoded_sum:
             raise PatchCorrupt(
                 f"{self.where}: decoded {len(decoded)} bytes that are not the {self.decoded_bytes} expected"
@@ -127,93 +134,110 @@ class Frame:
 
 
 def encode_header(header: Header) -> bytes:
-    """The start of a patch, up to its first frame."""
+    """Return the start of a patch, up to its first frame."""
     document: dict[str, JSON] = {
         "base": [file.as_json() for file in header.base],
         "target": [file.as_json() for file in header.target],
         "features": list(header.features),
         "limits": {field.name: getattr(header.declared_limits, field.name) for field in fields(DeclaredLimits)},
     }
-    plain = strict_json.encode(document)
-    stored = pack_zstd(plain, 19)
-    prefix = _PREFIX.pack(MAGIC, VERSION, len(stored), len(plain))
+    content = strict_json.encode(document)
+    stored = pack_zstd(content, 19)
+    prefix = _PREFIX.pack(MAGIC, VERSION, len(stored), len(content))
     return prefix + _CRC.pack(zlib.crc32(stored, zlib.crc32(prefix))) + stored
 
 
 def read_header(patch: ForwardReader, limits: PatchLimits) -> Header:
     """Read and check the header.
 
+    Args:
+        patch: at its first byte.
+        limits: a header that declares more is refused.
+
     Raises:
-        PatchVersionRefused, PatchTruncatedRefused, PatchCorruptRefused, PatchLimitRefused.
+        PatchVersionUnsupported: this is no patch, or one of another version.
+        PatchTruncated: the patch ends inside its header.
+        PatchCorrupt: a checksum or the document is wrong.
+        PatchLimitExceeded: the patch needs more than `limits`.
+        PatchFeatureUnsupported: the patch needs a feature that this decoder lacks.
     """
     head = patch.read(_PREFIX.size)
     if head[: len(MAGIC)] != MAGIC[: len(head)]:
         raise PatchVersionUnsupported(f"found {head[:8].hex()} at the start, expected a patch ({MAGIC.hex()})")
     if len(head) < _PREFIX.size:
         raise PatchTruncated(f"patch ends after {len(head)} bytes, in its header")
-    _, version, stored_bytes, plain_bytes = _PREFIX.unpack(head)
+    _, version, stored_bytes, json_bytes = _PREFIX.unpack(head)
     if version != VERSION:
         raise PatchVersionUnsupported(
             f"patch has version {version}, this decoder knows {VERSION}", hint="update the device agent"
         )
-    if max(stored_bytes, plain_bytes) > MAX_HEADER_BYTES:
+    if max(stored_bytes, json_bytes) > MAX_HEADER_BYTES:
         raise PatchLimitExceeded(
-            f"patch header is {max(stored_bytes, plain_bytes)} bytes, at most {MAX_HEADER_BYTES} are"
+            f"patch header is {max(stored_bytes, json_bytes)} bytes, at most {MAX_HEADER_BYTES} are allowed"
         )
     crc = _read_exactly(patch, _CRC.size, "header")
     stored = _read_exactly(patch, stored_bytes, "header")
     if _CRC.unpack(crc)[0] != zlib.crc32(stored, zlib.crc32(head)):
-        raise PatchCorrupt("patch header: its checksum does not hold")
-    return _parse_header(unpack_zstd(stored, plain_bytes, "patch header"), limits)
+        raise PatchCorrupt("patch header: its checksum is wrong")
+    return _parse_header(unpack_zstd(stored, json_bytes, "patch header"), limits)
 
 
 def word_sum(data: bytes | memoryview) -> int:
-    """Sum of the little-endian words of 32 bits, modulo 2^32: a tenth of the time of a CRC."""
+    """Return the sum of little-endian 32-bit words, modulo 2^32; it takes a tenth of the time of a CRC."""
     whole = len(data) & ~3
     words = np.frombuffer(data, "<u4", whole // 4).sum(dtype=np.uint32)  # wraps
     return (int(words) + int.from_bytes(data[whole:], "little")) & 0xFFFFFFFF
 
 
 def encode_frame(op: Op, payload: bytes, decoded: bytes | memoryview = b"") -> bytes:
-    """One frame.
+    """Return one frame: its head and its payload.
 
     Args:
-        plain: what the payload decodes to.
+        op: the instruction.
+        payload: as stored.
+        decoded: what the payload decodes to.
     """
     head = _FRAME.pack(op, len(payload), len(decoded), word_sum(decoded))
     return head + _CRC.pack(zlib.crc32(payload, zlib.crc32(head))) + payload
 
 
 def read_frames(patch: ForwardReader, header: Header) -> Iterator[Frame]:
-    """Every frame before END; then checks that nothing follows.
+    """Yield every frame before END, then check that nothing follows.
+
+    Args:
+        patch: at the first frame.
+        header: declares the limits and features of the frames.
 
     Raises:
-        PatchTruncatedRefused, PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
+        PatchTruncated: the patch ends inside a frame.
+        PatchCorrupt: a checksum is wrong, an op is unknown, or bytes follow END.
+        PatchLimitExceeded: a payload is larger than the header announced.
+        PatchFeatureUnsupported: a frame needs a feature that the header does not list.
     """
     number = 0
     while True:
         head = _read_exactly(patch, _FRAME.size + _CRC.size, f"frame {number}")
-        code, payload_bytes, plain_bytes, plain_sum = _FRAME.unpack_from(head)
+        code, payload_bytes, decoded_bytes, decoded_sum = _FRAME.unpack_from(head)
         if payload_bytes > header.declared_limits.payload_bytes:
             raise PatchLimitExceeded(
-                f"patch frame {number}: payload of {payload_bytes} bytes, announced "
+                f"patch frame {number}: payload of {payload_bytes} bytes, the header announced "
                 f"{header.declared_limits.payload_bytes}"
             )
         payload = _read_exactly(patch, payload_bytes, f"frame {number}")
         if _CRC.unpack_from(head, _FRAME.size)[0] != zlib.crc32(payload, zlib.crc32(head[: _FRAME.size])):
-            raise PatchCorrupt(f"patch frame {number}: its checksum does not hold")
+            raise PatchCorrupt(f"patch frame {number}: its checksum is wrong")
         if code not in Op._value2member_map_:
             raise PatchCorrupt(f"patch frame {number}: unknown op {code}")
         op = Op(code)
         if op in FEATURE_OF_OP and FEATURE_OF_OP[op] not in header.features:
             raise PatchFeatureUnsupported(
-                f"patch frame {number}: op {op.name} needs feature {FEATURE_OF_OP[op]!r}, not named in the header"
+                f"patch frame {number}: op {op.name} needs feature {FEATURE_OF_OP[op]!r}, missing in the header"
             )
         if op is Op.END:
-            if payload or plain_bytes or patch.read(1):
+            if payload or decoded_bytes or patch.read(1):
                 raise PatchCorrupt(f"patch frame {number}: bytes after the end of the patch")
             return
-        yield Frame(number, op, plain_bytes, plain_sum, payload)
+        yield Frame(number, op, decoded_bytes, decoded_sum, payload)
         number += 1
 
 
@@ -259,7 +283,7 @@ def _parse_file_table(document: StrictObject, name: str, limits: PatchLimits) ->
 def _check_feature(feature: str) -> None:
     if feature not in FEATURES:
         raise PatchFeatureUnsupported(
-            f"patch needs the decoder feature {feature!r}, this decoder has {', '.join(FEATURES)}",
+            f"patch needs the decoder feature {feature!r}, this decoder knows {', '.join(FEATURES)}",
             hint="update the device agent, or use another patch",
         )
     module = MODULE_OF_FEATURE.get(feature)

@@ -1,13 +1,14 @@
-"""The DELTA op: bsdiff, cut into frames, so that memory does not follow the file.
+"""The op DELTA: bsdiff in frames of bounded memory (docs/format.md section 9.4).
 
 Payload: target start (varint), base start (varint), then three sections: control, difference, extra. Control is a run
-of triples (add, extra: varints; seek: signed varint): `add` target bytes are base bytes plus difference bytes modulo
-256, then `extra` target bytes come from extra, then the base position moves on by `add + seek`.
+of triples (add, extra: varints; seek: signed varint). A triple makes `add` target bytes from base bytes plus difference
+bytes, modulo 256, then takes `extra` target bytes from the extra section, then moves the base position by `add + seek`.
 
 Rules:
-1. A triple makes at least one byte, so the triples of a frame are at most its target bytes.
-2. Difference and extra are used up exactly.
-Source: Colin Percival, "Naive differences of executable code" (2003); the cut into frames is ours.
+1. A triple makes at least one byte, so a frame has at most as many triples as target bytes.
+2. The difference and extra sections are used up exactly.
+
+Source: Colin Percival, "Naive differences of executable code" (2003); the cut into frames is our addition.
 """
 
 from typing import Final
@@ -25,10 +26,17 @@ MAX_CONTROL_BYTES: Final = 1 << 18
 
 
 def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits) -> tuple[int, memoryview]:
-    """Target start and target bytes of a DELTA frame.
+    """Decode a DELTA frame; return its target start and its target bytes.
+
+    Args:
+        frame: the frame.
+        base: what the triples read.
+        declared_limits: of the header.
 
     Raises:
-        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused.
+        PatchCorrupt: the payload is damaged or does not make the announced bytes.
+        PatchRangeInvalid: a triple reads outside the base.
+        PatchLimitExceeded: a section is too long.
     """
     cursor = Cursor(frame.payload, frame.where)
     start, position = cursor.read_varint(), cursor.read_varint()
@@ -41,7 +49,10 @@ def decode_delta(frame: Frame, base: BaseBytes, declared_limits: DeclaredLimits)
     while control.remaining_bytes():
         add, more, seek = control.read_varint(), control.read_varint(), control.read_signed_varint()
         if add + more == 0 or add > len(difference) - added or more > len(extra) - inserted:
-            raise PatchCorrupt(f"{control.where}: triple ({add}, {more}, {seek}) does not fit what is left")
+            raise PatchCorrupt(
+                f"{control.where}: triple ({add}, {more}, {seek}), {len(difference) - added} difference and "
+                f"{len(extra) - inserted} extra bytes are left"
+            )
         if add:
             base.check_range(position, add, frame.where)
             _add_difference(out, done, base.read(position, add), difference[added : added + add])

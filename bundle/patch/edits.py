@@ -1,14 +1,21 @@
-"""The EDIT op: ranges of the base that are copied, and the few elements of them that differ.
+"""The op EDIT: ranges that are copied from the base, and the few elements in them that differ.
 
-Payload: type (byte); a section with the ranges, as COPY has them; the number of runs of edits (varint); their gaps and
-their lengths, as `coders.read_numbers` reads them; a part with a residual for each edit, signed integers of the type's
-width.
+Payload (docs/format.md section 9.8): type (byte); a section with the ranges, as in COPY; the number R of runs of edits
+(varint); R gaps and R lengths, each as `coders.read_numbers` reads them; a part with the E residuals.
+
+Symbols: runs r = 0 … R-1; gaps g, int32 [R]; lengths n, int32 [R]; E = sum of n, the number of edits; positions p,
+int64 [E]; residuals d, signed integers of the type's width, [E].
+
+Theory of operation. Elements are counted through all ranges, so an edit is one number: the index of its element. Edits
+come in runs of neighbors; a run is the gap to the end of the run before it, and its length. Gaps of edits at random
+places are geometrically distributed, and pcodec codes them close to their entropy, for all arrays of a type together.
+Decoding inverts this: before run r lie G[r] = g[0] + … + g[r] elements that are no edits, so the k-th edit, in run r,
+is at p[k] = k + G[r].
 
 Rules:
-1. Elements count through all ranges, from each range's first byte on: a range holds a whole number of them. A gap is
-   the number of elements between a run and the one before it, or the start; a run has an element at least.
-2. An edit makes the element whose ordered integer is the base's plus the residual, wrapping.
-3. Edits wait with their range until the cursor reaches it, and count `WAITING_BYTES` each as bytes that wait.
+1. A range contains a whole number of elements. Gaps are at least 0, lengths at least 1.
+2. An edited element's ordered integer is the base's plus the residual, wrapping.
+3. Edits wait with their range until the cursor reaches it. Each counts `WAITING_BYTES_PER_EDIT` pending bytes.
 """
 
 from collections.abc import Iterator
@@ -27,17 +34,17 @@ from bundle.patch.numbers import Cursor
 from bundle.patch.ranges import CopiedRange, read_copied_ranges
 from bundle.patch.sections import read_section
 
-WAITING_BYTES_PER_EDIT: Final = 16  # a place and a residual, at most eight bytes each
+WAITING_BYTES_PER_EDIT: Final = 16  # a position and a residual, at most eight bytes each
 
 
 @dataclass(frozen=True, slots=True)
 class ElementEdits:
-    """What differs in one range.
+    """The edits of one range.
 
     Attributes:
         kind: type of the elements.
-        places: int64, ascending, elements from the range's start.
-        residuals: of these elements.
+        positions: int64 [edits], ascending; elements from the range's start.
+        residuals: signed integers of the type's width [edits].
     """
 
     kind: ElementType
@@ -46,33 +53,40 @@ class ElementEdits:
 
     @property
     def waiting_bytes(self) -> int:
-        """Rule 3."""
+        """Bytes that the edits count against `pending_bytes` while they wait."""
         return WAITING_BYTES_PER_EDIT * len(self.positions)
 
     def apply_to(self, data: bytes, offset: int) -> bytes | memoryview:
-        """A piece of the range with its edits.
+        """Return a piece of the base's range with the edits applied.
 
         Args:
             data: the base's bytes; whole elements.
-            offset: where in the range, in bytes; whole elements.
+            offset: bytes from the start of the range to the piece; whole elements.
         """
         first = offset // self.kind.size
         low, high = np.searchsorted(self.positions, (first, first + len(data) // self.kind.size))
         if low == high:
             return data
         bits = np.frombuffer(data, self.kind.bits).copy()
-        places = self.positions[low:high] - first
-        bits[places] = from_ordered(to_ordered(bits[places], self.kind) + self.residuals[low:high], self.kind)
+        positions = self.positions[low:high] - first
+        bits[positions] = from_ordered(to_ordered(bits[positions], self.kind) + self.residuals[low:high], self.kind)
         return bits.data.cast("B")
 
 
 def decode_edits(
     frame: Frame, declared_limits: DeclaredLimits, max_items: int
 ) -> list[tuple[CopiedRange, ElementEdits]]:
-    """Each range, and what differs in it.
+    """Decode an EDIT frame; return each copied range with its edits.
+
+    Args:
+        frame: the frame.
+        declared_limits: of the header.
+        max_items: most ranges of the frame.
 
     Raises:
-        PatchCorruptRefused, PatchLimitRefused, PatchFeatureRefused.
+        PatchCorrupt: the payload is damaged, or an edit lies outside the ranges.
+        PatchLimitExceeded: too many ranges or edits.
+        PatchFeatureUnsupported: a part needs pcodec, which is not installed.
     """
     cursor = Cursor(frame.payload, frame.where)
     code = cursor.read_byte()
@@ -85,7 +99,9 @@ def decode_edits(
     _check_count(runs, declared_limits, frame.where)
     gaps, lengths = read_numbers(cursor, runs), read_numbers(cursor, runs)
     if gaps.min() < 0 or lengths.min() < 1:
-        raise PatchCorrupt(f"{frame.where}: a gap of {gaps.min()} or a run of {lengths.min()} elements")
+        raise PatchCorrupt(
+            f"{frame.where}: gap of {gaps.min()} or run of {lengths.min()} elements, expected at least 0 and 1"
+        )
     count = int(lengths.sum(dtype=np.int64))
     _check_count(count, declared_limits, frame.where)
     residuals = np.empty(count, kind.signed)
@@ -96,18 +112,25 @@ def decode_edits(
 
 
 def edit_positions(gaps: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Rule 1: where the edits are, ascending."""
+    """Return the positions p of the edits, int64 [E], ascending (see the module's theory of operation).
+
+    Args:
+        gaps: int32 [R].
+        lengths: int32 [R].
+    """
     ends = np.cumsum(lengths, dtype=np.int64)
-    before = np.cumsum(gaps, dtype=np.int64)  # elements that are no edits
-    places: npt.NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(before, lengths)
-    return places
+    unedited_before = np.cumsum(gaps, dtype=np.int64)  # elements that are no edits
+    positions: npt.NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(unedited_before, lengths)
+    return positions
 
 
 def _check_count(count: int, declared_limits: DeclaredLimits, where: str) -> None:
     if count == 0:
-        raise PatchCorrupt(f"{where}: no edits")
+        raise PatchCorrupt(f"{where}: found no edits, expected at least one")
     if count > declared_limits.block_elements:
-        raise PatchLimitExceeded(f"{where}: {count} edits, announced {declared_limits.block_elements} elements")
+        raise PatchLimitExceeded(
+            f"{where}: {count} edits, the header announced at most {declared_limits.block_elements}"
+        )
 
 
 def _split_by_range(
@@ -116,12 +139,14 @@ def _split_by_range(
     first = done = 0
     for start, base_start, length in ranges:
         if length % kind.size:
-            raise PatchCorrupt(f"{where}: range of {length} bytes of {kind.name}")
+            raise PatchCorrupt(f"{where}: range of {length} bytes, expected whole elements of {kind.name}")
         end = first + length // kind.size
-        many = int(np.searchsorted(positions, min(end, int(positions[-1]) + 1))) - done
+        edit_count = int(np.searchsorted(positions, min(end, int(positions[-1]) + 1))) - done
         # Copies, so that what waits is only what is still to come.
-        edits = ElementEdits(kind, positions[done : done + many] - first, residuals[done : done + many].copy())
+        edits = ElementEdits(
+            kind, positions[done : done + edit_count] - first, residuals[done : done + edit_count].copy()
+        )
         yield (start, base_start, length), edits
-        first, done = end, done + many
+        first, done = end, done + edit_count
     if done < len(positions):
-        raise PatchCorrupt(f"{where}: an edit of element {positions[-1]}, the ranges have {first}")
+        raise PatchCorrupt(f"{where}: edit of element {positions[-1]}, the ranges have {first} elements")

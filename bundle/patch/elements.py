@@ -1,12 +1,12 @@
-"""Element types, and exact arithmetic on them: the same bits on every CPU.
+"""Element types and exact arithmetic on them: the same bits on every CPU (docs/format.md section 9.5).
 
-Rules:
-1. Elements travel as little-endian unsigned integers of their width ("bits").
-2. Order: a float's bits are mapped to a signed integer that grows with its value (negative floats have their lower
-   bits inverted); integers stay as they are. Differences of ordered integers wrap around.
-3. Values are IEEE doubles, of elements of one byte singles. They go back to an element by one rounding to nearest, ties
-   to even (types of two bytes: by way of float32); integers saturate. A value that is not finite counts as zero: the
-   bits of computed NaNs differ by CPU.
+Words and rules:
+1. Bits: elements are stored as little-endian unsigned integers of their width.
+2. Ordered integers: the bits of a float, as a signed integer that grows with the float's value (the lower bits of
+   negative floats are inverted). Integers stay as they are. Differences of ordered integers wrap around.
+3. Values: IEEE doubles; IEEE singles for elements of one byte. A value becomes an element by one rounding to nearest,
+   ties to even (types of two bytes: first to float32); integers saturate. A value that is not finite becomes zero,
+   since the bits of computed NaNs differ between CPUs.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class ElementType:
     """One type of element.
 
     Attributes:
-        code: how a patch writes it.
-        name: "f32", "i8", …
+        code: its number in a patch.
+        name: "f32", "i8", ….
         size: bytes.
-        bits, signed: numpy types of the same width.
-        native: numpy type with its values; None for bfloat16, which numpy does not have.
+        bits, signed: unsigned and signed numpy types of the same width.
+        native: numpy type of its values; None for bfloat16, which numpy does not have.
         mantissa_bits, exponent_mask: of a float; zero for an integer.
     """
 
@@ -46,7 +46,7 @@ class ElementType:
 
     @property
     def is_float(self) -> bool:
-        """Has it an exponent?"""
+        """True if the type has an exponent."""
         return self.exponent_mask != 0
 
 
@@ -74,13 +74,24 @@ ELEMENT_TYPE_BY_NAME: Final = {kind.name: kind for kind in ELEMENT_TYPES}
 
 
 def to_ordered(bits: Bits, kind: ElementType) -> Signed:
-    """Rule 2: bits to ordered integers."""
+    """Return the ordered integers of elements (rule 2).
+
+    Args:
+        bits: elements, any shape.
+        kind: their type.
+    """
     values: Signed = bits.view(kind.signed)
     return _mirror_negatives(values, kind, None) if kind.is_float else values
 
 
 def from_ordered(values: Signed, kind: ElementType, out: Bits | None = None) -> Bits:
-    """Rule 2, back: the map is its own inverse. Into `out` where there is one."""
+    """Return the elements of ordered integers (rule 2); the map is its own inverse.
+
+    Args:
+        values: ordered integers, any shape.
+        kind: the type of the elements.
+        out: takes the result if given; same shape.
+    """
     if not kind.is_float:
         if out is None:
             return values.view(kind.bits)
@@ -98,7 +109,12 @@ def _mirror_negatives(values: Signed, kind: ElementType, out: Signed | None) -> 
 
 
 def exponent_fields(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
-    """The biased exponent field of each float, at least 1 (as denormals have it)."""
+    """Return the biased exponent field of each float, at least 1, as subnormal numbers have it.
+
+    Args:
+        bits: elements of a float type.
+        kind: their type.
+    """
     if kind.exponent_mask > 255:
         field = np.right_shift(bits, kind.mantissa_bits).astype(np.int16)
         np.bitwise_and(field, kind.exponent_mask, out=field)
@@ -109,7 +125,12 @@ def exponent_fields(bits: Bits, kind: ElementType) -> npt.NDArray[np.int16]:
 
 
 def exponent_bytes(bits: Bits, kind: ElementType) -> bytes:
-    """Each float's exponent field in the lower bits of a byte, what is above it undefined; not of f64."""
+    """Return one byte per float: its low bits are the exponent field, its high bits are undefined.
+
+    Args:
+        bits: elements of a float type other than f64.
+        kind: their type.
+    """
     return _exponent_bytes(bits, kind).tobytes()
 
 
@@ -118,12 +139,25 @@ def _exponent_bytes(bits: Bits, kind: ElementType) -> npt.NDArray[np.uint8]:
 
 
 def to_values(bits: Bits, kind: ElementType) -> Values:
-    """Rule 3: what is computed with."""
+    """Return the values that predictions are computed with (rule 3).
+
+    Args:
+        bits: elements.
+        kind: their type.
+
+    Returns:
+        float32 for elements of one byte, else float64.
+    """
     return bits.view(kind.native).astype(np.float32) if kind.size == 1 else to_doubles(bits, kind)
 
 
 def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
-    """The elements' values; 64-bit integers are rounded."""
+    """Return the elements' values as float64; 64-bit integers are rounded.
+
+    Args:
+        bits: elements.
+        kind: their type.
+    """
     with np.errstate(invalid="ignore"):  # signalling NaNs
         if kind.native is None:
             return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32).astype(np.float64)
@@ -132,21 +166,36 @@ def to_doubles(bits: Bits, kind: ElementType) -> Doubles:
 
 
 def to_singles(bits: Bits, kind: ElementType) -> Singles:
-    """The values of floats of at most four bytes: exact."""
+    """Return the exact float32 values of floats of at most four bytes.
+
+    Args:
+        bits: elements.
+        kind: a float type of at most four bytes.
+    """
     if kind.native is None:
         return np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
     return bits.view(kind.native).astype(np.float32) if kind.size > 2 else _from_float16(bits)
 
 
 def from_singles(singles: Singles, kind: ElementType) -> Bits:
-    """Rule 3's last rounding, of finite singles, which are used up."""
+    """Round finite float32 values to elements (the last rounding of rule 3).
+
+    Args:
+        singles: overwritten.
+        kind: a float type of at most four bytes.
+    """
     if kind.size > 2:
         return singles.view(kind.bits)
     return _to_float16(singles.view(np.uint32)) if kind.native is not None else _to_bfloat16(singles.view(np.uint32))
 
 
 def from_values(values: Values, kind: ElementType) -> Bits:
-    """Rule 3, back. `values` is used up: what is not finite in it becomes zero."""
+    """Round values to elements (rule 3).
+
+    Args:
+        values: overwritten: values that are not finite become zero.
+        kind: the type of the elements.
+    """
     if not kind.is_float:
         return round_to_integers(values, kind).astype(kind.native).view(kind.bits)
     _replace_non_finite(values)
@@ -157,7 +206,12 @@ def from_values(values: Values, kind: ElementType) -> Bits:
 
 
 def round_to_integers(values: Values, kind: ElementType) -> Values:
-    """Rule 3 for integers, before they are converted: rounded and saturated. What is not finite becomes zero."""
+    """Round values to the integers of a type and saturate them, as floats (rule 3).
+
+    Args:
+        values: overwritten: values that are not finite become zero.
+        kind: an integer type.
+    """
     _replace_non_finite(values)
     limits = np.iinfo(kind.native)
     rounded: Values = np.rint(values)
@@ -172,7 +226,7 @@ def _replace_non_finite(values: Values) -> None:
 
 
 def _to_bfloat16(single: npt.NDArray[np.uint32]) -> Bits:
-    """bfloat16 from the bits of float32, which are used up."""
+    """Round the bits of float32, which are overwritten, to bfloat16."""
     odd = np.right_shift(single, 16)
     odd &= 1
     odd += 0x7FFF
@@ -181,7 +235,7 @@ def _to_bfloat16(single: npt.NDArray[np.uint32]) -> Bits:
 
 
 def _from_float16(bits: Bits) -> Singles:
-    """float32 from float16, by vector operations; the product is exact, of denormals too."""
+    """Convert float16 to float32 by vector operations; the product is exact, for subnormal numbers too."""
     wide = bits.astype(np.uint32)
     sign = wide & 0x8000
     wide &= 0x7FFF
@@ -196,19 +250,21 @@ def _from_float16(bits: Bits) -> Singles:
 
 
 def _to_float16(single: npt.NDArray[np.uint32]) -> Bits:
-    """float16 from the bits of float32, which are used up. Vector operations: numpy's own conversion is scalar."""
+    """Round the bits of float32, which are overwritten, to float16; numpy's conversion is scalar."""
     sign = np.right_shift(single, 16)
     sign &= 0x8000
     single &= 0x7FFFFFFF
-    if single.max(initial=0) > 0x47800000:  # 2^16, which becomes infinity, as all above it
+    if single.max(initial=0) > 0x47800000:  # 2^16: it becomes infinity, as everything above it does
         np.minimum(single, 0x47800000, out=single)
     power = single & 0x7F800000
-    np.maximum(power, 0x38800000, out=power)  # 2^-14: below it float16 has the places of this exponent
-    # The last place of float32 in x + 2^13 times its power of two is the last one of float16 in x.
+    np.maximum(power, 0x38800000, out=power)  # 2^-14: smaller float16 numbers have the last place of this exponent
+    # The last place of float32 in x + 2^13 * power is the last place of float16 in x: the sum rounds x to float16.
     single = (single.view(np.float32) + (power + (13 << 23)).view(np.float32)).view(np.uint32)
     single -= power + (13 << 23)
     power >>= 13
     single += power
-    single -= 113 << 10  # the exponent's bias from 127 to 15, and the leading one that `single` holds
+    single -= (
+        113 << 10
+    )  # changes the exponent's bias from 127 to 15, and removes the leading one that `single` contains
     single |= sign
     return single.astype(np.uint16)

@@ -1,9 +1,9 @@
-"""How much memory a patch may ask for, and how much one takes.
+"""Memory limits of the decoder, and the memory that a patch needs (docs/format.md section 9.2).
 
 Rules:
-1. A patch's header announces its own limits; the decoder refuses an announcement above `PatchLimits`, then anything in
-   the patch above the announcement. So memory is known before the first frame is read.
-2. The limits follow elements and bytes of one frame, never the size of the model.
+1. A patch's header announces its own limits. The decoder refuses an announcement above its `PatchLimits`, then anything
+   in the patch above the announcement. So the memory is known before the first frame is read.
+2. The limits depend on elements and bytes of one frame, never on the size of the model.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class PatchLimits:
-    """What the decoder is willing to hold at one time.
+    """The most that the decoder is willing to hold at one time.
 
     Attributes:
-        payload_bytes: one frame as it is stored, and each of its parts unpacked, other than target bytes.
-        pending_bytes: target bytes of one frame, and those that wait ahead of the cursor.
-        dictionary_bytes: bytes of the base that one frame may use as a dictionary.
-        parameter_bytes: predictor parameters in force, unpacked, all slots together.
-        block_elements: elements of one TYPED frame.
+        payload_bytes: one frame as stored, and each of its sections decompressed, except for target bytes.
+        pending_bytes: target bytes of one frame, and target bytes that wait ahead of the cursor.
+        dictionary_bytes: base bytes that one frame may use as a dictionary.
+        parameter_bytes: predictor parameters in force, at eight bytes a number.
+        block_elements: elements of one TYPED frame; edits of one EDIT frame.
         items: ranges that wait ahead of the cursor, and ranges of one frame.
-        window_log: base-two logarithm of the window of a zstd stream.
+        window_log: base-two logarithm of the window of a stream.
         files: entries of a file table.
         target_bytes: all target files together.
     """
@@ -45,7 +45,7 @@ IO_CHUNK_BYTES: Final = 1 << 17  # small enough to stay in the second-level cach
 
 @dataclass(frozen=True, slots=True)
 class DeclaredLimits:
-    """The limits that a patch's header announces; the fields are those of `PatchLimits`, zero where unused."""
+    """The limits that a patch's header announces; fields as in `PatchLimits`, zero if unused."""
 
     payload_bytes: int
     pending_bytes: int
@@ -55,13 +55,13 @@ class DeclaredLimits:
     window_log: int
 
     def memory_bound_bytes(self) -> int:
-        """Bytes that applying takes at most above an idle decoder; what the manifest states as `peak_memory`.
+        """Return the most bytes that applying takes above an idle decoder: the manifest's `peak_memory`.
 
-        A TYPED frame holds, an element: base, prediction, residual and sorted residual (8 bytes each at most), the
-        sort order (8) and three small arrays; an EDIT frame as much for each edit, while it is read; parameters may be
-        held as singles too; a stream holds its window and a bzip2 section 3.7 MB of its own.
+        For each element, a TYPED frame needs base, prediction, residual and sorted residual (8 bytes each at most), the
+        sort order (8) and three small arrays; an EDIT frame needs as much for each edit while it is decoded. Parameters
+        may be stored as singles too. A stream needs its window, a bzip2 section 3.7 MB.
         """
         block = self.block_elements * 48
         stream = (1 << self.window_log) + (1 << 20) if self.window_log else 0
-        plain = self.payload_bytes + 2 * self.pending_bytes + 2 * self.dictionary_bytes + (4 << 20)
-        return max(block, stream, plain) + self.payload_bytes + self.pending_bytes + self.parameter_bytes * 3 // 2
+        buffers = self.payload_bytes + 2 * self.pending_bytes + 2 * self.dictionary_bytes + (4 << 20)
+        return max(block, stream, buffers) + self.payload_bytes + self.pending_bytes + self.parameter_bytes * 3 // 2

@@ -1,8 +1,11 @@
-"""Integers as a patch writes them: little-endian base 128, seven bits a byte, the high bit means "more follows".
+"""Integers of a payload, and the cursor that reads them.
 
-Rules:
-1. A number has at most 63 bits, so at most nine bytes; its last byte is not zero unless it is the only one.
-2. A signed number n is written as 2n for n >= 0, else as -2n - 1.
+Integers are little-endian base 128: seven bits a byte, the high bit set on all but the last byte.
+
+Rules (docs/format.md section 9):
+1. A varint has at most 63 bits, so at most nine bytes. Its last byte is zero only if it is the only one, so each number
+   has one encoding.
+2. A signed varint stores n as 2n if n >= 0, else as -2n - 1.
 3. A `Cursor` never reads beyond its bytes and never copies them.
 """
 
@@ -14,7 +17,7 @@ MAX_VARINT_BYTES: Final = 9
 
 
 def encode_varint(number: int) -> bytes:
-    """Rule 1. `number`: 0 to 2^63 - 1."""
+    """Encode an integer of 0 to 2^63 - 1."""
     if not 0 <= number < 1 << 63:
         raise ValueError(f"{number} does not fit 63 bits")
     out = bytearray()
@@ -26,7 +29,7 @@ def encode_varint(number: int) -> bytes:
 
 
 def encode_signed_varint(number: int) -> bytes:
-    """Rule 2."""
+    """Encode a signed integer as a varint of 2n or -2n - 1."""
     return encode_varint(number << 1 if number >= 0 else (-number << 1) - 1)
 
 
@@ -35,7 +38,7 @@ class Cursor:
 
     Args:
         data: the whole payload.
-        where: how an error names it, for example "frame 7".
+        where: its name in errors, for example "frame 7".
     """
 
     __slots__ = ("data", "position", "where")
@@ -46,14 +49,22 @@ class Cursor:
         self.where = where
 
     def read_byte(self) -> int:
-        """One byte, 0 to 255."""
+        """Read one byte, 0 to 255.
+
+        Raises:
+            PatchCorrupt: the payload ends here.
+        """
         if self.position >= len(self.data):
             raise PatchCorrupt(f"{self.where}: payload ends at byte {self.position}, expected one more")
         self.position += 1
         return self.data[self.position - 1]
 
     def read_varint(self) -> int:
-        """Rule 1. Raises PatchCorruptRefused."""
+        """Read an integer of 0 to 2^63 - 1.
+
+        Raises:
+            PatchCorrupt: the payload ends inside it, it is longer than nine bytes, or it has a leading zero.
+        """
         if self.position < len(self.data) and self.data[self.position] < 0x80:
             self.position += 1
             return self.data[self.position - 1]
@@ -69,12 +80,16 @@ class Cursor:
         raise PatchCorrupt(f"{self.where}: number of more than 63 bits at byte {self.position}")
 
     def read_signed_varint(self) -> int:
-        """Rule 2."""
+        """Read a signed integer; raise PatchCorrupt as `read_varint` does."""
         number = self.read_varint()
         return -(number + 1 >> 1) if number & 1 else number >> 1
 
     def take(self, length: int) -> memoryview:
-        """The next `length` bytes, not copied."""
+        """Return the next `length` bytes without copying them.
+
+        Raises:
+            PatchCorrupt: fewer bytes are left.
+        """
         if length > len(self.data) - self.position:
             raise PatchCorrupt(
                 f"{self.where}: found {len(self.data) - self.position} bytes at byte {self.position}, expected {length}"
@@ -83,14 +98,18 @@ class Cursor:
         return self.data[self.position - length : self.position]
 
     def take_rest(self) -> memoryview:
-        """All that is left, not copied."""
+        """Return all unread bytes without copying them."""
         return self.take(len(self.data) - self.position)
 
     def remaining_bytes(self) -> int:
-        """Bytes not read yet."""
+        """Return the number of unread bytes."""
         return len(self.data) - self.position
 
     def check_end(self) -> None:
-        """Refuse trailing bytes."""
+        """Refuse a payload with unread bytes.
+
+        Raises:
+            PatchCorrupt: bytes are left.
+        """
         if self.remaining_bytes():
             raise PatchCorrupt(f"{self.where}: {self.remaining_bytes()} bytes after the end of the payload")

@@ -1,11 +1,11 @@
-"""Tables of ranges, as frames write them.
+"""Tables of ranges in the payloads of COPY, BYTES and EDIT (docs/format.md section 9.4).
 
 Rules:
-1. Target ranges ascend and do not touch what was before them: each is (gap from the end of the one before, length).
-2. Base ranges may go anywhere: each is (signed distance from the end of the one before, length).
-3. Ranges that are copied are (gap, signed distance, length), as in rules 1 and 2.
-4. A table has at most `items` entries, none of them empty; its lengths sum up to at most the caller's limit, but for
-   ranges that are copied.
+1. Target ranges ascend: each is (gap from the end of the previous range, length).
+2. Base ranges may be in any order: each is (signed distance from the end of the previous range, length).
+3. Copied ranges are (gap, signed distance, length), as in rules 1 and 2.
+4. A table has at most `max_items` ranges, and none is empty. Their lengths add up to at most the caller's limit, except
+   for copied ranges.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ CopiedRange = tuple[int, int, int]  # target address, base address, length (byte
 
 
 def write_target_ranges(ranges: Sequence[Range]) -> bytes:
-    """Rule 1."""
+    """Encode target ranges, which ascend."""
     out = [encode_varint(len(ranges))]
     end = 0
     for start, length in ranges:
@@ -28,7 +28,17 @@ def write_target_ranges(ranges: Sequence[Range]) -> bytes:
 
 
 def read_target_ranges(cursor: Cursor, max_items: int, limit: int) -> list[Range]:
-    """Rules 1 and 4; that they lie inside the target is checked where they are placed."""
+    """Decode target ranges; whether they lie inside the target is checked when they are written.
+
+    Args:
+        cursor: at the table.
+        max_items: most ranges.
+        limit: bytes, the most that all ranges may be together.
+
+    Raises:
+        PatchCorrupt: a range is empty or the table is damaged.
+        PatchLimitExceeded: too many ranges or bytes.
+    """
     out: list[Range] = []
     end = total = 0
     for _ in range(read_count(cursor, max_items)):
@@ -41,7 +51,7 @@ def read_target_ranges(cursor: Cursor, max_items: int, limit: int) -> list[Range
 
 
 def write_base_ranges(ranges: Sequence[Range]) -> bytes:
-    """Rule 2."""
+    """Encode base ranges, in any order."""
     out = [encode_varint(len(ranges))]
     end = 0
     for start, length in ranges:
@@ -51,7 +61,19 @@ def write_base_ranges(ranges: Sequence[Range]) -> bytes:
 
 
 def read_base_ranges(cursor: Cursor, base: BaseBytes, max_items: int, limit: int) -> list[Range]:
-    """Rules 2 and 4; each lies inside the base."""
+    """Decode base ranges, and check that each lies inside the base.
+
+    Args:
+        cursor: at the table.
+        base: the base's address space.
+        max_items: most ranges.
+        limit: bytes, the most that all ranges may be together.
+
+    Raises:
+        PatchCorrupt: a range is empty or the table is damaged.
+        PatchLimitExceeded: too many ranges or bytes.
+        PatchRangeInvalid: a range is outside the base.
+    """
     out: list[Range] = []
     end = total = 0
     for _ in range(read_count(cursor, max_items)):
@@ -65,7 +87,7 @@ def read_base_ranges(cursor: Cursor, base: BaseBytes, max_items: int, limit: int
 
 
 def write_copied_ranges(ranges: Sequence[CopiedRange]) -> bytes:
-    """Rule 3; target addresses ascend."""
+    """Encode copied ranges, whose target addresses ascend."""
     out = [encode_varint(len(ranges))]
     end = base_end = 0
     for start, base, length in ranges:
@@ -75,7 +97,16 @@ def write_copied_ranges(ranges: Sequence[CopiedRange]) -> bytes:
 
 
 def read_copied_ranges(cursor: Cursor, max_items: int) -> list[CopiedRange]:
-    """Rules 3 and 4, to the cursor's end; that they lie inside target and base is checked where they are copied."""
+    """Decode copied ranges up to the cursor's end; their bounds are checked when they are copied.
+
+    Args:
+        cursor: at the table; nothing may follow it.
+        max_items: most ranges.
+
+    Raises:
+        PatchCorrupt: a range is empty, the table is damaged, or bytes follow it.
+        PatchLimitExceeded: too many ranges.
+    """
     out: list[CopiedRange] = []
     end = base_end = 0
     for _ in range(read_count(cursor, max_items)):
@@ -91,7 +122,15 @@ def read_copied_ranges(cursor: Cursor, max_items: int) -> list[CopiedRange]:
 
 
 def read_count(cursor: Cursor, max_items: int) -> int:
-    """The number of entries that follow."""
+    """Read the number of entries that follow.
+
+    Args:
+        cursor: at the count.
+        max_items: the most that is allowed.
+
+    Raises:
+        PatchLimitExceeded: the table has more entries.
+    """
     count = cursor.read_varint()
     if count > max_items:
         raise PatchLimitExceeded(f"{cursor.where}: {count} ranges, at most {max_items} are allowed")

@@ -1,13 +1,15 @@
-"""A section: a run of bytes inside a payload, packed or not; its plain length is known, and bounded, before unpacking.
+"""Sections: runs of bytes inside a payload, compressed or not (docs/format.md section 9.3).
 
-Layout: coder (1 byte), plain length (varint), then for coder 0 the bytes; else stored length (varint) and that many.
-Coders: 0 stored, 1 zstd (one frame, RFC 8878), 2 bzip2 (one stream), 3 LZMA (one raw LZMA2 stream, whose dictionary is
-the smallest power of two from 2^12 on that is not below the plain length).
+Layout: coder (1 byte), uncompressed length (varint); then, for coder 0, the bytes; else the stored length (varint) and
+the stored bytes.
+Coders: 0 stored, 1 zstd (one frame, RFC 8878), 2 bzip2 (one stream), 3 LZMA (one raw LZMA2 stream; its dictionary is
+the smallest power of two from 2^12 on that is not below the uncompressed length).
 
 Rules:
-1. The plain length is compared with the caller's limit before anything is allocated.
-2. A section of LZMA is at most `MAX_LZMA_BYTES`, since its dictionary is as large again.
-3. Unpacking yields exactly the plain length, or the section is refused: a bomb costs its stated length at most.
+1. The uncompressed length is compared with the caller's limit before anything is allocated.
+2. A section of LZMA is at most `MAX_LZMA_BYTES` uncompressed, since its dictionary needs as much memory again.
+3. Decompressing yields exactly the uncompressed length, or the section is refused: a bomb costs its stated length at
+   most.
 """
 
 import bz2
@@ -25,42 +27,54 @@ LZMA: Final = 3
 
 MAX_LZMA_BYTES: Final = 1 << 22
 LZMA2_FILTER: Final = 0x21  # its id in the .xz format
-# of its literals and positions: the preset's own, for text, for words of 32 bits
+# Context bits of literals and positions: the preset's own, for text, for 32-bit words.
 LZMA_CONTEXTS: Final[tuple[dict[str, int], ...]] = ({}, {"lc": 4, "pb": 0}, {"lc": 0, "lp": 2})
 
-MIN_DICTIONARY_BYTES: Final = 8  # zstd takes shorter raw dictionaries for none at all
+MIN_DICTIONARY_BYTES: Final = 8  # zstd ignores shorter raw dictionaries
 
 
 def read_section(cursor: Cursor, limit: int, what: str) -> bytes | memoryview:
-    """Unpack the section at the cursor.
+    """Decompress the section at the cursor.
 
     Args:
-        limit: bytes, the most that the plain section may be.
-        what: its name in an error.
+        cursor: at the section.
+        limit: bytes, the most that the section may be uncompressed.
+        what: its name in errors.
 
     Raises:
-        PatchLimitRefused, PatchCorruptRefused.
+        PatchLimitExceeded: the section is larger.
+        PatchCorrupt: it is damaged, or has another length than stated.
+        PatchFeatureUnsupported: this Python has no LZMA.
     """
     coder = cursor.read_byte()
-    plain = cursor.read_varint()
-    if plain > limit:
-        raise PatchLimitExceeded(f"{cursor.where}: {what} is {plain} bytes unpacked, at most {limit} are allowed")
+    length = cursor.read_varint()
+    if length > limit:
+        raise PatchLimitExceeded(f"{cursor.where}: {what} is {length} bytes uncompressed, at most {limit} are allowed")
     if coder == STORED:
-        return cursor.take(plain)
+        return cursor.take(length)
     stored = cursor.take(cursor.read_varint())
     if coder == ZSTD:
-        return unpack_zstd(stored, plain, f"{cursor.where}: {what}")
+        return unpack_zstd(stored, length, f"{cursor.where}: {what}")
     if coder == BZIP2:
-        return unpack_bzip2(stored, plain, f"{cursor.where}: {what}")
+        return unpack_bzip2(stored, length, f"{cursor.where}: {what}")
     if coder == LZMA:
-        if plain > MAX_LZMA_BYTES:
-            raise PatchLimitExceeded(f"{cursor.where}: {what} of LZMA is {plain} bytes, at most {MAX_LZMA_BYTES} are")
-        return unpack_lzma(stored, plain, f"{cursor.where}: {what}")
+        if length > MAX_LZMA_BYTES:
+            raise PatchLimitExceeded(
+                f"{cursor.where}: {what} of LZMA is {length} bytes, at most {MAX_LZMA_BYTES} are allowed"
+            )
+        return unpack_lzma(stored, length, f"{cursor.where}: {what}")
     raise PatchCorrupt(f"{cursor.where}: {what} has coder {coder}, expected 0 to 3")
 
 
 def write_section(data: bytes, level: int = 19, *, can_use_bzip2: bool = False, can_use_lzma: bool = False) -> bytes:
-    """The smallest section that holds `data`."""
+    """Return the smallest section that decodes to `data`.
+
+    Args:
+        data: uncompressed bytes.
+        level: of zstd.
+        can_use_bzip2: try bzip2 too.
+        can_use_lzma: try LZMA too; the patch then needs the feature "lzma".
+    """
     choices = [bytes([STORED]) + encode_varint(len(data)) + data]
     if data:
         packed = {ZSTD: pack_zstd(data, level)}
@@ -75,10 +89,16 @@ def write_section(data: bytes, level: int = 19, *, can_use_bzip2: bool = False, 
 
 
 def unpack_zstd(stored: bytes | memoryview, expected_bytes: int, where: str, dictionary: bytes = b"") -> bytes:
-    """Exactly `plain` bytes from one zstd frame, with raw content `dictionary` if there is one.
+    """Decompress exactly `expected_bytes` bytes from one zstd frame.
+
+    Args:
+        stored: the frame.
+        expected_bytes: uncompressed length.
+        where: name in errors.
+        dictionary: raw content dictionary; shorter ones than `MIN_DICTIONARY_BYTES` are ignored.
 
     Raises:
-        PatchCorruptRefused: another length, a damaged frame, bytes after it.
+        PatchCorrupt: the frame is damaged, has another length, or bytes follow it.
     """
     if expected_bytes == 0:
         if len(stored):
@@ -86,19 +106,24 @@ def unpack_zstd(stored: bytes | memoryview, expected_bytes: int, where: str, dic
         return b""
     try:
         stated = zstandard.get_frame_parameters(stored).content_size
-        # A frame that states its size makes the library allocate that, whatever max_output_size says.
+        # The library allocates the size that a frame states, even if it is above max_output_size.
         if stated not in (zstandard.CONTENTSIZE_UNKNOWN, expected_bytes):
             raise PatchCorrupt(f"{where}: zstd frame states {stated} bytes, expected {expected_bytes}")
         data = _decompressor(dictionary).decompress(stored, max_output_size=expected_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PatchCorrupt(f"{where}: {error}") from error
     if len(data) != expected_bytes:
-        raise PatchCorrupt(f"{where}: unpacked to {len(data)} bytes, expected {expected_bytes}")
+        raise PatchCorrupt(f"{where}: decompressed to {len(data)} bytes, expected {expected_bytes}")
     return data
 
 
 def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
-    """One zstd frame without checksum and content size: the section knows its length, the frame has its CRC."""
+    """Compress to one zstd frame without checksum and content size; section and frame store these.
+
+    Args:
+        data: uncompressed bytes.
+        level: of zstd.
+    """
     if len(data) == 0:
         return b""
     window_log = max(10, (len(data) - 1).bit_length())
@@ -114,13 +139,22 @@ def pack_zstd(data: bytes | memoryview, level: int) -> bytes:
 
 
 def unpack_bzip2(stored: bytes | memoryview, expected_bytes: int, where: str) -> bytes:
-    """Exactly `plain` bytes from one bzip2 stream. Raises PatchCorruptRefused."""
+    """Decompress exactly `expected_bytes` bytes from one bzip2 stream.
+
+    Args:
+        stored: the stream.
+        expected_bytes: uncompressed length.
+        where: name in errors.
+
+    Raises:
+        PatchCorrupt: the stream is damaged, has another length, or bytes follow it.
+    """
     decoder = bz2.BZ2Decompressor()
     out = bytearray()
     feed = bytes(stored)
     try:
         while not decoder.eof and len(out) <= expected_bytes:
-            # One byte more than expected tells a stream that is too long from one that fits.
+            # Ask for one byte more than expected: if it arrives, the stream is too long.
             piece = decoder.decompress(feed, max_length=expected_bytes + 1 - len(out))
             feed = b""
             out += piece
@@ -134,7 +168,17 @@ def unpack_bzip2(stored: bytes | memoryview, expected_bytes: int, where: str) ->
 
 
 def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> bytes:
-    """Exactly `plain` bytes from one raw LZMA2 stream. Raises PatchCorruptRefused, PatchFeatureRefused."""
+    """Decompress exactly `expected_bytes` bytes from one raw LZMA2 stream.
+
+    Args:
+        stored: the stream.
+        expected_bytes: uncompressed length.
+        where: name in errors.
+
+    Raises:
+        PatchCorrupt: the stream is damaged, has another length, or bytes follow it.
+        PatchFeatureUnsupported: this Python has no LZMA.
+    """
     try:
         import lzma
     except ImportError as error:
@@ -144,7 +188,7 @@ def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> 
     feed = bytes(stored)
     try:
         while not decoder.eof and len(out) <= expected_bytes:
-            # One byte more than expected tells a stream that is too long from one that fits.
+            # Ask for one byte more than expected: if it arrives, the stream is too long.
             piece = decoder.decompress(feed, max_length=expected_bytes + 1 - len(out))
             feed = b""
             out += piece
@@ -158,7 +202,12 @@ def unpack_lzma(stored: bytes | memoryview, expected_bytes: int, where: str) -> 
 
 
 def pack_lzma(data: bytes, window_log: int) -> bytes:
-    """One raw LZMA2 stream, which says itself which contexts it was packed with; the smallest of several."""
+    """Compress to one raw LZMA2 stream, trying several context settings, which the stream states.
+
+    Args:
+        data: uncompressed bytes.
+        window_log: base-two logarithm of the dictionary.
+    """
     import lzma
 
     ways = LZMA_CONTEXTS if len(data) <= MAX_LZMA_BYTES else LZMA_CONTEXTS[:1]
@@ -167,12 +216,17 @@ def pack_lzma(data: bytes, window_log: int) -> bytes:
 
 
 def lzma_window_log(length: int) -> int:
-    """Base-two logarithm of a section's dictionary."""
+    """Return the base-two logarithm of the dictionary of a section of `length` bytes."""
     return max(12, (length - 1).bit_length())
 
 
 def lzma_filters(window_log: int, preset: int | None = None) -> list[dict[str, int]]:
-    """For Python's lzma module; a preset is for packing."""
+    """Return the filter chain for Python's lzma module.
+
+    Args:
+        window_log: base-two logarithm of the dictionary.
+        preset: of the compressor; None to decompress.
+    """
     filters = {"id": LZMA2_FILTER, "dict_size": 1 << window_log}
     return [filters if preset is None else {**filters, "preset": preset}]
 

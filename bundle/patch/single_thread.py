@@ -1,6 +1,7 @@
-"""Keeps linear algebra on one thread: a patch's products are small, and waking other cores costs more than they give.
+"""One BLAS thread while patches are encoded or decoded.
 
-In the encoder it also makes sums come out in the same order on every run. The decoder's are exact in any order.
+A patch's products are small: waking other cores takes longer than it saves. In the encoder one thread also makes sums
+come out in the same order on every run; the decoder's sums are exact in any order.
 """
 
 import ctypes
@@ -14,22 +15,20 @@ from typing import Final
 import numpy as np
 
 _LOCK: Final = threading.Lock()
-_SAVED_THREAD_COUNTS: Final[
-    list[int]
-] = []  # the number of threads to go back to, once for each block that is entered now
+_SAVED_THREAD_COUNTS: Final[list[int]] = []  # the thread count to restore, one entry per active block
 _PREFIXES: Final = ("scipy_openblas_%s64_", "scipy_openblas_%s", "openblas_%s64_", "openblas_%s")
 
 
 @contextmanager
 def use_single_thread() -> Iterator[None]:
-    """One BLAS thread inside the block, where numpy's OpenBLAS is found; else nothing changes."""
+    """Use one BLAS thread inside the block; do nothing if numpy's OpenBLAS is not found."""
     found = _find_thread_functions()
     if found is None:
         yield
         return
     get, set_ = found
     with _LOCK:
-        # The setting is the process's: the first one in changes it, the last one out restores it.
+        # The setting belongs to the process: the first block changes it, the last one restores it.
         if not _SAVED_THREAD_COUNTS:
             _SAVED_THREAD_COUNTS.append(get())
             set_(1)
@@ -49,7 +48,7 @@ def _find_thread_functions() -> tuple[Callable[[], int], Callable[[int], None]] 
     folder = Path(np.__file__).parent.parent / "numpy.libs"
     try:
         libraries = sorted(folder.glob("*openblas*"))
-    except OSError:  # a jail may hide the folder; then BLAS keeps its threads
+    except OSError:  # a jail may hide the folder; BLAS then keeps its threads
         return None
     for library in libraries:
         try:

@@ -1,8 +1,9 @@
-"""Keeps freed memory in the process while a patch is applied, so that the next block gets it back without page faults.
+"""Memory settings of the C library that let a patch reuse freed memory without page faults.
 
-A block's arrays are some hundred kilobytes each, just above the size from which the C library maps memory afresh and
-returns it at once: without this, a fifth to a third of the time of applying goes into page faults. What is held at the
-same time, and so the peak, stays as it is. The C library gives memory back as it always does once the block is left.
+A block's arrays are some hundred kilobytes each. From just below that size on, the C library maps new memory for each
+array and returns it when the array is freed; page faults then take a fifth to a third of the time of applying. The
+settings do not change how much memory is in use at one time, so the peak stays the same. After the block the C library
+returns memory as usual.
 """
 
 import ctypes
@@ -12,8 +13,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
-RETAINED_BYTES: Final = 64 << 20  # far above what the limits let a patch hold
-DEFAULT_BYTES: Final = 128 << 10  # both thresholds of the GNU C library before anything sets them
+RETAINED_BYTES: Final = 64 << 20  # far above the memory that the limits allow a patch
+DEFAULT_BYTES: Final = 128 << 10  # default of both thresholds in the GNU C library
 _M_TRIM_THRESHOLD: Final = -1  # malloc.h
 _M_MMAP_THRESHOLD: Final = -3
 
@@ -23,13 +24,13 @@ _ACTIVE_BLOCKS: Final[list[None]] = []
 
 @contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Inside the block memory is reused; where the C library is not GNU's nothing changes."""
+    """Reuse freed memory inside the block; do nothing if the C library is not GNU's."""
     mallopt = _find_mallopt()
     if mallopt is None:
         yield
         return
     with _LOCK:
-        # The thresholds are the process's: the first one in raises them, the last one out lowers them.
+        # The thresholds belong to the process: the first block raises them, the last one lowers them.
         if not _ACTIVE_BLOCKS:
             _set_threshold(mallopt, RETAINED_BYTES)
         _ACTIVE_BLOCKS.append(None)
@@ -43,7 +44,7 @@ def retain_freed_memory() -> Iterator[None]:
 
 
 def _set_threshold(mallopt: Callable[[int, int], int], size: int) -> None:
-    mallopt(_M_MMAP_THRESHOLD, min(size, 32 << 20))  # the library takes no more on 64-bit systems
+    mallopt(_M_MMAP_THRESHOLD, min(size, 32 << 20))  # the library's maximum on 64-bit systems
     mallopt(_M_TRIM_THRESHOLD, size)
 
 

@@ -1,18 +1,21 @@
-"""The STREAM op: one long compressed stream, so that what repeats far apart in a file is still found.
+"""The op STREAM: one long compressed stream (docs/format.md section 9.4).
 
-STREAM payload: target start (varint), length (varint), coder (byte: 1 zstd, 3 LZMA), base-two logarithm of the window
-(byte), form (byte), where the form is DELTA base start (varint), then a piece; while the piece is not the last, a MORE
-frame follows whose payload is the next piece. Piece: 1 if it is the last, else 0 (byte), compressed bytes. The pieces'
-bytes, joined, are one zstd frame, or one raw LZMA2 stream.
+A long stream finds repetitions that are far apart in a file.
 
-Forms: 0 PLAIN, the content is target bytes; 1 DELTA, it is a run of (add, extra: varints; seek: signed varint; `add`
-difference bytes; `extra` bytes), as in bundle/patch/delta.py.
+Payload of STREAM: target start (varint), length (varint), coder (byte: 1 zstd, 3 LZMA), base-two logarithm of the
+window (byte), form (byte), in form 1 base start (varint), then a piece. While a piece is not the last one, the next
+frame is MORE, and its payload is a piece. A piece is 1 if it is the last, else 0 (byte), then compressed bytes. The
+joined compressed bytes are one zstd frame or one raw LZMA2 stream.
+
+Forms: in form 0 (TARGET) the content is target bytes. In form 1 (DELTA) it is a run of (add, extra: varints; seek:
+signed varint; `add` difference bytes; `extra` bytes), as in bundle/patch/delta.py.
 
 Rules:
-1. The stream starts at the cursor and makes exactly its length; the content goes to the target as it comes.
-2. The window is at most the announced one; zstd refuses a frame that wants more, LZMA is not given more.
-3. The frames' decoded length is zero: what the stream makes is checked by the files' digests alone.
-4. Eight times the triples are at most the length and 2^17: compressed triples of a byte each would cost a device hours.
+1. The stream starts at the cursor and makes exactly its length. The content is written as it is decompressed.
+2. The window is at most the announced one. zstd refuses a frame that needs more; the LZMA decoder gets no more.
+3. The frames' decoded length is zero: only the files' digests check the content.
+4. There are at most length / 8 + 2^14 triples. Each can be compressed to less than a byte, so a short stream of triples
+   without this limit could keep a device busy for hours.
 """
 
 from collections.abc import Iterator
@@ -29,7 +32,7 @@ from bundle.patch.limits import IO_CHUNK_BYTES, DeclaredLimits
 from bundle.patch.numbers import MAX_VARINT_BYTES, Cursor
 from bundle.patch.sections import LZMA, ZSTD, lzma_filters
 
-FORM_PLAIN: Final = 0
+FORM_TARGET: Final = 0
 FORM_DELTA: Final = 1
 MIN_WINDOW_LOG: Final = 12
 BYTES_PER_TRIPLE: Final = 8
@@ -37,7 +40,7 @@ FREE_TRIPLES: Final = 1 << 14
 
 
 class _CompressedSource:
-    """The compressed bytes of a stream, pulled from its frames."""
+    """The compressed bytes of a stream, read from its frames."""
 
     def __init__(self, first: memoryview, frames: Iterator[Frame], where: str) -> None:
         self._unread = first[1:]
@@ -49,7 +52,7 @@ class _CompressedSource:
         while not len(self._unread) and not self._is_last:
             frame = next(self._frames, None)
             if frame is None or frame.op is not Op.MORE:
-                raise PatchCorrupt(f"{self._where}: the stream goes on, but no MORE frame follows")
+                raise PatchCorrupt(f"{self._where}: the stream is incomplete, but no MORE frame follows")
             frame.check_decoded(b"")
             self._is_last = _is_last(memoryview(frame.payload), frame.where)
             self._unread = memoryview(frame.payload)[1:]
@@ -63,7 +66,7 @@ class _CompressedSource:
 
 def _is_last(piece: memoryview, where: str) -> bool:
     if not len(piece) or piece[0] > 1:
-        raise PatchCorrupt(f"{where}: found no piece of a stream that starts with 0 or 1")
+        raise PatchCorrupt(f"{where}: found no piece that starts with 0 or 1")
     return piece[0] == 1
 
 
@@ -72,7 +75,7 @@ class _Reader(Protocol):
 
 
 class _LzmaReader:
-    """Decompresses as it is read; the dictionary is all that it holds."""
+    """Decompresses while it is read; uses no memory but the dictionary."""
 
     def __init__(self, source: _CompressedSource, window_log: int, where: str) -> None:
         try:
@@ -86,7 +89,7 @@ class _LzmaReader:
         while not self._decoder.eof:
             feed = self._source.read(IO_CHUNK_BYTES) if self._decoder.needs_input else b""
             if self._decoder.needs_input and not feed:
-                raise PatchCorrupt(f"{self._where}: compressed stream ends before its end")
+                raise PatchCorrupt(f"{self._where}: compressed stream is incomplete")
             try:
                 piece = self._decoder.decompress(feed, max_length=size)
             except self._error as error:
@@ -99,14 +102,14 @@ class _LzmaReader:
 
 
 class _Content:
-    """The decompressed content, for those who need exactly so many bytes of it."""
+    """The decompressed content, for callers that need exact numbers of bytes."""
 
     def __init__(self, reader: _Reader, where: str) -> None:
         self._reader, self._where = reader, where
         self._unread = b""
 
     def read_up_to(self, size: int) -> bytes:
-        """At least one byte and at most `size`."""
+        """Return at least one byte and at most `size`."""
         piece = self._unread or self._reader.read(min(IO_CHUNK_BYTES, size))
         if not piece:
             raise PatchCorrupt(f"{self._where}: stream ends too early")
@@ -126,10 +129,20 @@ class _Content:
 def decode_stream(
     frame: Frame, frames: Iterator[Frame], base: BaseBytes, target: TargetBytes, declared_limits: DeclaredLimits
 ) -> None:
-    """Write a STREAM frame and the MORE frames after it to the target.
+    """Decode a STREAM frame and the MORE frames after it, and write the content to the target.
+
+    Args:
+        frame: the STREAM frame.
+        frames: the frames after it.
+        base: the source of form 1.
+        target: the destination.
+        declared_limits: of the header.
 
     Raises:
-        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused, PatchFeatureRefused.
+        PatchCorrupt: the stream is damaged, or has another length than stated.
+        PatchRangeInvalid: the stream does not start at the cursor, or reads or writes outside a table.
+        PatchLimitExceeded: the window is too large, or there are too many triples.
+        PatchFeatureUnsupported: this Python has no LZMA.
     """
     cursor = Cursor(frame.payload, frame.where)
     start, length, coder, window_log, form = (
@@ -143,7 +156,7 @@ def decode_stream(
         raise PatchLimitExceeded(
             f"{frame.where}: window of 2^{window_log} bytes, the header announced 2^{declared_limits.window_log}"
         )
-    if coder not in (ZSTD, LZMA) or form not in (FORM_PLAIN, FORM_DELTA):
+    if coder not in (ZSTD, LZMA) or form not in (FORM_TARGET, FORM_DELTA):
         raise PatchCorrupt(f"{frame.where}: stream with coder {coder} and form {form}")
     frame.check_decoded(b"")
     position = cursor.read_varint() if form == FORM_DELTA else 0
@@ -151,25 +164,25 @@ def decode_stream(
     try:
         with _open_decoder(source, coder, window_log, frame.where) as reader:
             content = _Content(reader, frame.where)
-            if form == FORM_PLAIN:
+            if form == FORM_TARGET:
                 _copy_content(content, length, target, frame.where)
             else:
                 _apply_delta(content, position, length, base, target, frame.where)
             if not content.is_exhausted() or not source.is_exhausted():
-                raise PatchCorrupt(f"{frame.where}: stream goes on after its {length} bytes")
+                raise PatchCorrupt(f"{frame.where}: stream contains more than its {length} bytes")
     except zstandard.ZstdError as error:
         raise PatchCorrupt(f"{frame.where}: {error}") from error
 
 
 def max_triples(length: int) -> int:
-    """Rule 4."""
+    """Return the most triples that a stream of `length` target bytes may have (rule 4)."""
     return length // BYTES_PER_TRIPLE + FREE_TRIPLES
 
 
 def _open_decoder(source: _CompressedSource, coder: int, window_log: int, where: str) -> AbstractContextManager[Any]:
     if coder == LZMA:
         return nullcontext(_LzmaReader(source, window_log, where))
-    # The stub wants all of IO; the library calls `read` only.
+    # The stub requires IO; the library calls `read` only.
     return zstandard.ZstdDecompressor(max_window_size=1 << window_log).stream_reader(
         cast(IO[bytes], source), read_size=IO_CHUNK_BYTES, read_across_frames=False
     )
@@ -185,10 +198,11 @@ def _copy_content(content: _Content, length: int, target: TargetBytes, where: st
 def _apply_delta(
     content: _Content, position: int, length: int, base: BaseBytes, target: TargetBytes, where: str
 ) -> None:
-    left = max_triples(length)
+    total = length
+    left = max_triples(total)
     while length:
         if not left:
-            raise PatchLimitExceeded(f"{where}: more triples than one for each {BYTES_PER_TRIPLE} bytes")
+            raise PatchLimitExceeded(f"{where}: too many triples, at most {max_triples(total)} are allowed")
         left -= 1
         add, extra, seek = content.read_varint(), content.read_varint(), content.read_varint()
         if add + extra == 0 or add + extra > length:

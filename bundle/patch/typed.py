@@ -1,21 +1,26 @@
-"""The TYPED op: elements predicted from the base, and what the prediction missed.
+"""The op TYPED: elements predicted from the base, and residuals (docs/format.md section 9.7).
 
-Payload: type, predictor, coder, flags (bytes); a section of segments: their count (varint), then of each: gap from the
-end of the one before in the target, elements (varints) and, unless the predictor is NONE, the signed distance of its
-base range from the end of the one before. Then, where the predictor is PARAM or the base is transposed: index of the
-first element among those that the parameters are for (varint), and where transposed, rows and columns of the target
-tensor (varints); the base is read at (column * rows + row) and there is one segment. AFFINE: two doubles, factor and
-offset. Then the coder's data.
+Payload: type, predictor, coder, flags (bytes); a section of segments; if the predictor is PARAM or the base is
+transposed, the index of the first element in its tensor (varint); if transposed, rows and columns of the target tensor
+(varints); if the predictor is AFFINE, factor and offset (doubles); then the coder's data.
+
+A segment is a gap from the end of the previous target range, elements (varints) and, unless the predictor is NONE, the
+signed distance from the end of the previous base range. The elements of all segments are joined to one block.
+
+Symbols, for a block of n elements: t, p: bits [n] of target and prediction; d, signed integers of the same width [n]:
+the residual.
 
 Predictors: NONE; BASE, the base's element; AFFINE, base * factor + offset; PARAM, base * gain + low-rank product.
-Coders: PLANES, one plane a byte of the residual (of the bits themselves where the predictor is NONE); PLAIN, one part;
-KEYED, elements sorted by a key that tells how large a residual to expect, a part for each group of keys.
+Coders: PLANES, byte planes of the zigzag residuals (of the element bits if the predictor is NONE); SINGLE_PART, one
+part with the residuals in element order; KEYED, residuals sorted by a key that predicts their size, in parts.
 
 Rules:
-1. residual = ordered(target) - ordered(prediction), wrapping; its sign is turned where NEAR is set and the prediction
-   was rounded up. A predictor NONE counts as a prediction of zero.
-2. NEAR needs a computed prediction (AFFINE, PARAM), EXPONENT and UNIT a prediction of floats; all of them and PATTERN
-   matter to the coder KEYED (bundle/patch/keyed.py), NEAR to the others by rule 1 alone.
+1. d = ordered(t) - ordered(p), wrapping; it is negated if ROUNDING_CLASS is set and the prediction was rounded up. With
+   the predictor NONE, ordered(p) is 0.
+2. ROUNDING_CLASS needs a computed prediction (AFFINE, PARAM), EXPONENT and UNIT need a prediction of floats. They and
+   PATTERN change the key of the coder KEYED (bundle/patch/keyed.py); with other coders only ROUNDING_CLASS has an
+   effect, that of rule 1.
+3. A transposed base is read at (column * rows + row), and there is one segment.
 """
 
 import struct
@@ -57,7 +62,7 @@ _AFFINE: Final = struct.Struct("<dd")
 
 
 class Predictor(IntEnum):
-    """How the base is used."""
+    """The formula that predicts elements from the base."""
 
     NONE = 0
     BASE = 1
@@ -66,18 +71,18 @@ class Predictor(IntEnum):
 
 
 class Coder(IntEnum):
-    """How the residual is packed."""
+    """The packing of the residuals."""
 
     PLANES = 0
-    PLAIN = 1
+    SINGLE_PART = 1
     KEYED = 2
 
 
 class Flag(IntFlag):
-    """What else holds for a block."""
+    """Options of a block (rules 1 to 3)."""
 
     TRANSPOSED = 1
-    NEAR = 2
+    ROUNDING_CLASS = 2
     EXPONENT = 4
     PATTERN = 8
     UNIT = 16
@@ -86,10 +91,20 @@ class Flag(IntFlag):
 def decode_typed(
     frame: Frame, base: BaseBytes, parameters: Parameters, declared_limits: DeclaredLimits, max_items: int
 ) -> tuple[list[Range], memoryview]:
-    """Target ranges and their bytes, joined.
+    """Decode a TYPED frame; return its target ranges and their joined bytes.
+
+    Args:
+        frame: the frame.
+        base: the base's address space.
+        parameters: in force.
+        declared_limits: of the header.
+        max_items: most segments.
 
     Raises:
-        PatchCorruptRefused, PatchRangeRefused, PatchLimitRefused, PatchFeatureRefused.
+        PatchCorrupt: the payload is damaged or breaks a rule.
+        PatchRangeInvalid: a segment is outside the base.
+        PatchLimitExceeded: too many elements or segments.
+        PatchFeatureUnsupported: a part needs pcodec, which is not installed.
     """
     cursor = Cursor(frame.payload, frame.where)
     codes = [cursor.read_byte() for _ in range(4)]
@@ -103,7 +118,7 @@ def decode_typed(
     kind, predictor, coder, flags = ELEMENT_TYPES[codes[0]], Predictor(codes[1]), Coder(codes[2]), Flag(codes[3])
     if declared_limits.block_elements * kind.size < frame.decoded_bytes or frame.decoded_bytes % kind.size:
         raise PatchLimitExceeded(
-            f"{frame.where}: {frame.decoded_bytes} bytes of {kind.name}, announced "
+            f"{frame.where}: {frame.decoded_bytes} bytes of {kind.name}, the header announced at most "
             f"{declared_limits.block_elements} elements"
         )
     count = frame.decoded_bytes // kind.size
@@ -112,10 +127,10 @@ def decode_typed(
     table.check_end()
     if predictor is Predictor.NONE:
         _check_flags_without_base(flags, cursor.where)
-        old = None
+        base_block = None
     else:
-        old = _read_base_block(cursor, kind, predictor, flags, sources, count, base, parameters)
-    bits = _decode_block(cursor, coder, flags, kind, old, count)
+        base_block = _read_base_block(cursor, kind, predictor, flags, sources, count, base, parameters)
+    bits = _decode_block(cursor, coder, flags, kind, base_block, count)
     cursor.check_end()
     return targets, bits.data.cast("B")
 
@@ -145,12 +160,12 @@ def _read_segments(
 
 @dataclass(frozen=True, slots=True)
 class _BaseBlock:
-    """What a block is predicted from.
+    """The base's elements of a block, and the formula that predicts from them.
 
     Attributes:
-        bits: the base's elements.
-        compute: what makes predictions of them; None where they are predictions themselves.
-        first: index of the first among those that parameters are for.
+        bits: the base's elements [n].
+        compute: the formula; None if the elements are the predictions themselves.
+        first: index of the first element in its tensor.
         columns: of a low-rank product, or 0.
     """
 
@@ -195,13 +210,13 @@ def _read_base_block(
     for flag, fits in (
         (Flag.EXPONENT, kind.is_float),
         (Flag.UNIT, kind.is_float and kind.exponent_mask < 256),
-        (Flag.NEAR, kind.mantissa_bits <= 49),
+        (Flag.ROUNDING_CLASS, kind.mantissa_bits <= 49),
     ):
         if flags & flag and not fits:
-            raise PatchCorrupt(f"{cursor.where}: {flag.name} of {kind.name}")
+            raise PatchCorrupt(f"{cursor.where}: flag {flag.name} does not apply to elements of {kind.name}")
     if predictor is Predictor.BASE:
-        if flags & Flag.NEAR:
-            raise PatchCorrupt(f"{cursor.where}: NEAR without a computed prediction")
+        if flags & Flag.ROUNDING_CLASS:
+            raise PatchCorrupt(f"{cursor.where}: ROUNDING_CLASS without a computed prediction")
         return _BaseBlock(bits, None, first, 0)
     if predictor is Predictor.AFFINE:
         return _BaseBlock(bits, affine_computation(*_AFFINE.unpack(cursor.take(_AFFINE.size))), first, 0)
@@ -215,12 +230,12 @@ def _read_transposed(cursor: Cursor, kind: ElementType, start: int, first: int, 
         raise PatchCorrupt(f"{cursor.where}: elements to {first + count} of a {rows} by {columns} tensor")
     base.check_range(start, rows * columns * kind.size, cursor.where)
     row = first // columns
-    many = -(-(first + count) // columns) - row
-    if many * columns > count + 2 * columns or many * columns > 4 * count + (1 << 18):
-        raise PatchLimitExceeded(f"{cursor.where}: transposed block of {many} rows of {columns}")
-    out = np.empty((many, columns), kind.bits)
+    row_count = -(-(first + count) // columns) - row
+    if row_count * columns > count + 2 * columns or row_count * columns > 4 * count + (1 << 18):
+        raise PatchLimitExceeded(f"{cursor.where}: transposed block of {row_count} rows of {columns}")
+    out = np.empty((row_count, columns), kind.bits)
     for column in range(columns):
-        piece = base.read(start + (column * rows + row) * kind.size, many * kind.size)
+        piece = base.read(start + (column * rows + row) * kind.size, row_count * kind.size)
         out[:, column] = np.frombuffer(piece, kind.bits)
     skip = first - row * columns
     return out.reshape(-1)[skip : skip + count]
@@ -236,7 +251,7 @@ def _decode_block(
         if base_block is None:
             return planes
         residual = unzigzag(planes, kind.signed)
-    elif coder is Coder.PLAIN:
+    elif coder is Coder.SINGLE_PART:
         residual = np.empty(count, kind.signed)
         read_part(cursor, residual)
     else:
@@ -250,7 +265,7 @@ def _decode_block(
         )
     out = np.empty(count, kind.bits)
     with np.errstate(all="ignore"):
-        return _compute_block(base_block, kind, keyed, residual, out, has_rounding_class=Flag.NEAR in flags)
+        return _compute_block(base_block, kind, keyed, residual, out, has_rounding_class=Flag.ROUNDING_CLASS in flags)
 
 
 def _compute_block(
@@ -262,9 +277,9 @@ def _compute_block(
     *,
     has_rounding_class: bool,
 ) -> Bits:
-    """Fills `out` twice: with predictions, which tell where residuals belong, then with the elements."""
+    """Fill `out` twice: with predictions, which determine the keys, then with the elements."""
     count = len(out)
-    is_above = np.empty(count, np.bool_) if has_rounding_class else None
+    rounded_up = np.empty(count, np.bool_) if has_rounding_class else None
     spans = chunk_bounds(base_block.first, count, base_block.columns) if base_block is not None else [(0, count)]
     for start, end in spans:
         prediction = (
@@ -274,8 +289,8 @@ def _compute_block(
         )
         if prediction is not None:
             out[start:end] = prediction.bits
-            if is_above is not None:
-                is_above[start:end] = prediction.rounded_up
+            if rounded_up is not None:
+                rounded_up[start:end] = prediction.rounded_up
         if keyed is not None:
             keyed.record_keys(prediction, start, end)
     if keyed is not None:
@@ -285,8 +300,8 @@ def _compute_block(
         return from_ordered(residual, kind)
     for start, end in spans:
         part, bits = residual[start:end], out[start:end]
-        if is_above is not None:
-            flip_signs(part, is_above[start:end])
+        if rounded_up is not None:
+            flip_signs(part, rounded_up[start:end])
         part += to_ordered(bits, kind)
         from_ordered(part, kind, bits)
     return out

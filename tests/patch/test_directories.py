@@ -58,9 +58,9 @@ def test_another_base_is_refused_by_name(tmp_path: Path) -> None:
     written(tmp_path / "new", NEW)
     patch = _patch(tmp_path / "p", tmp_path / "old", tmp_path / "new")
     (tmp_path / "old" / "a").write_bytes(b"another")
-    with pytest.raises(WrongBase, match=r"'a' [0-9a-f]{16}… is not what is here"):
+    with pytest.raises(WrongBase, match=r"it expects 'a' [0-9a-f]{16}…, which the given base does not have"):
         apply_to_directory(tmp_path / "old", patch, tmp_path / "out")
-    with pytest.raises(WrongBase, match="none is here"):
+    with pytest.raises(WrongBase, match="no base was given"):
         apply_to_directory(None, patch, tmp_path / "out")
 
 

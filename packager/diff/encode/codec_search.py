@@ -126,7 +126,7 @@ def choose_coding(tensor: Tensor) -> CodingPlan:
         for coder, sub_block in (
             (Coder.KEYED, 64),
             (Coder.KEYED, DEFAULT_SUB_BLOCK),
-            (Coder.PLAIN, 0),
+            (Coder.SINGLE_PART, 0),
             (Coder.PLANES, 0),
         ):
             trial = packer.bits_without_base(coder, sub_block)
@@ -212,7 +212,7 @@ class _Sampler:
         kind = self.tensor.kind
         if coder is Coder.KEYED:
             return 8.0 * sum(map(len, write_keyed(self.ordered_target, None, kind, sub_block, self.options)))
-        if coder is Coder.PLAIN:
+        if coder is Coder.SINGLE_PART:
             return 8.0 * len(write_part(self.ordered_target, self.options))
         bits = np.concatenate([self.tensor.target[piece] for piece in self.slices])
         return 8.0 * len(write_planes(bits, self.options))

@@ -8,7 +8,7 @@ import zstandard
 from bundle.patch.container import Op, encode_frame
 from bundle.patch.numbers import encode_varint
 from bundle.patch.sections import LZMA, ZSTD, pack_lzma
-from bundle.patch.stream import FORM_DELTA, FORM_PLAIN, MIN_WINDOW_LOG
+from bundle.patch.stream import FORM_DELTA, FORM_TARGET, MIN_WINDOW_LOG
 
 ZSTD_LEVEL: Final = 19
 PIECE_BYTES: Final = 1 << 18
@@ -34,14 +34,14 @@ def encode_stream_frames(chunks: Iterable[bytes], start: int, length: int, level
     )
     packer = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     yield from _compress_pieces(
-        packer, chunks, encode_varint(start) + encode_varint(length) + bytes([ZSTD, window_log, FORM_PLAIN])
+        packer, chunks, encode_varint(start) + encode_varint(length) + bytes([ZSTD, window_log, FORM_TARGET])
     )
 
 
 def encode_lzma_frames(data: bytes, start: int) -> Iterator[bytes]:
     """Frames of one stream that is packed by LZMA; slow, and smaller than zstd on text and programs."""
     window_log = choose_window_log(len(data))
-    head = encode_varint(start) + encode_varint(len(data)) + bytes([LZMA, window_log, FORM_PLAIN])
+    head = encode_varint(start) + encode_varint(len(data)) + bytes([LZMA, window_log, FORM_TARGET])
     yield from _compress_pieces(None, [pack_lzma(data, window_log)], head)
 
 

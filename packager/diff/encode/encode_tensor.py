@@ -182,7 +182,7 @@ def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> byt
             tensor.base[start:end], kind, as_decoded(plan.fit), start, has_rounding_class=plan.has_rounding_class
         )
     residual = compute_residual(to_ordered(target, kind), prediction, kind)
-    flags = Flag.NEAR if plan.has_rounding_class else Flag(0)
+    flags = Flag.ROUNDING_CLASS if plan.has_rounding_class else Flag(0)
     if tensor.job.is_transposed and prediction is not None:
         flags |= Flag.TRANSPOSED
     if coder is Coder.KEYED:
@@ -191,7 +191,7 @@ def _encode_block(tensor: Tensor, plan: CodingPlan, start: int, end: int) -> byt
             residual, prediction, kind, plan.sub_block, effort, plan.period, start, has_units=plan.has_units
         )
         data = tables + parts
-    elif coder is Coder.PLAIN:
+    elif coder is Coder.SINGLE_PART:
         data = write_part(residual, effort)
     else:
         data = write_planes(target if prediction is None else zigzag(residual), effort)

@@ -193,7 +193,7 @@ def keyed_flags(
     elif prediction is not None and kind.is_float:
         flags |= Flag.EXPONENT
     if prediction is not None and prediction.rounding_class is not None:
-        flags |= Flag.NEAR
+        flags |= Flag.ROUNDING_CLASS
     return flags
 
 
