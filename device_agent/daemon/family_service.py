@@ -80,9 +80,9 @@ class FamilyService:
                 config, self.device, self._store, lambda: supervisor.handle_pending(self)
             ),
             serving=self.serving,
-            signals=_Signals(supervisor, self),
+            wait=lambda timeout_s: supervisor.wait_for_interrupt(self, timeout_s),
             first_journal=first_journal,
-            neighbors=_Neighbors(supervisor, self),
+            other_families=lambda: [each.serving for each in supervisor.services if each is not self],
         )
         self.watchdog = ServingWatchdog(
             config,
@@ -263,36 +263,6 @@ class FamilyService:
             "unjailed": not self._runtime.is_jailed,
             "memory_swappable": self._runtime.is_swappable,
         }
-
-
-class _Signals:
-    def __init__(self, host: "Supervisor", line: FamilyService) -> None:
-        self._host, self._line = host, line
-
-    def wait(self, timeout_s: float) -> str | None:
-        return self._host.wait_for_interrupt(self._line, timeout_s)
-
-
-class _Neighbors:
-    """The other lines (device_agent.update.context.Neighbors)."""
-
-    def __init__(self, host: "Supervisor", line: FamilyService) -> None:
-        self._host, self._line = host, line
-
-    def resident_bytes(self) -> int:
-        return sum(serving.resident_bytes() for serving in self._others())
-
-    def are_serving(self) -> bool:
-        return any(serving.current is not None for serving in self._others())
-
-    def drop_spares(self) -> bool:
-        held = [serving for serving in self._others() if serving.standby is not None]
-        for serving in held:
-            serving.drop_standby()
-        return bool(held)
-
-    def _others(self) -> list[FamilyServing]:
-        return [line.serving for line in self._host.services if line is not self._line]
 
 
 def log_errors(action: Callable[[], object]) -> None:

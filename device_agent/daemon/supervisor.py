@@ -40,6 +40,7 @@ from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
 from device_agent.storage.bundle_store import BundleStore
 from device_agent.storage.device_directory import DeviceDirectory
+from device_agent.update.context import Interrupt
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -136,10 +137,10 @@ class Supervisor:
             self.handle_during_update(self._messages.get_nowait(), busy)
         self._restart_due(busy)
 
-    def wait_for_interrupt(self, service: FamilyService, timeout_s: float) -> str | None:
+    def wait_for_interrupt(self, service: FamilyService, timeout_s: float) -> Interrupt | None:
         """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
         if self.is_stopping:
-            return "stop"
+            return Interrupt.STOP
         try:
             return self.handle_during_update(self._messages.get(timeout=timeout_s), service, is_interruptible=True)
         except queue.Empty:
@@ -148,12 +149,12 @@ class Supervisor:
 
     def handle_during_update(
         self, message: DaemonMessage, busy: FamilyService | None, *, is_interruptible: bool = False
-    ) -> str | None:
+    ) -> Interrupt | None:
         is_own = busy is not None and message.family == busy.name
         match message.command:
             case "stop":
                 self.is_stopping = True
-                return "stop"
+                return Interrupt.STOP
             case "front-died":
                 self.handle(message)
             case "died" if busy is not None and is_own and is_interruptible and busy.is_on_probation():
@@ -163,7 +164,7 @@ class Supervisor:
                 self.handle(message)
             case "rollback" if is_own and is_interruptible:
                 self._deferred_messages.append(DaemonMessage("told", message.family, fields={"rollback": message}))
-                return "rollback"
+                return Interrupt.ROLLBACK
             case "rollback" if not is_own:
                 self.handle(message)
             case _:

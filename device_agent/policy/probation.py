@@ -1,11 +1,16 @@
-"""Judges a candidate under live requests against its signed health contract. Pure.
+"""The decision about a candidate in probation, from the live requests and its signed health contract.
 
-Rules, in this order:
-1. A process that died has failed.
-2. A limit of zero is passed by the first case: one NaN answer where none is allowed is enough.
-3. A ratio is judged once `min_requests` were answered, at any time: a bad candidate does not serve out its window.
-4. When the window ends with fewer requests than that, the verdict is inconclusive; the contract says what follows.
-5. Latency is compared by median with the previous generation on this device, where both have enough requests.
+The rules apply in this order:
+
+1. A candidate whose process crashed has failed.
+2. If a limit is zero, the first failed response or the first NaN response fails the candidate.
+3. Other ratios are judged as soon as `min_requests` requests were answered: a bad candidate does not stay until the
+   window ends.
+4. Latency is compared as a median with the previous generation on this device, if both answered `min_requests`.
+5. If the window ends with fewer requests, the probation is inconclusive. The health contract says whether the candidate
+   is then committed, watched longer, or rolled back.
+
+This module does no I/O.
 """
 
 from dataclasses import dataclass
@@ -14,8 +19,10 @@ from typing import Final
 
 from bundle.contract import PPM, Health
 
-LATENCY_ALLOWANCE_US: Final = 5_000  # a turn of the scheduler: a ratio alone would blame a fast model for a busy core
-MAX_EXTENSIONS: Final = 10  # a window that nobody sends requests in does not keep two models resident forever
+# one scheduler delay: with the ratio alone, a busy processor would fail a model whose latency is below this
+LATENCY_ALLOWANCE_US: Final = 5_000
+# a window that is extended without end would keep two models in memory on a device that gets no requests
+MAX_EXTENSIONS: Final = 10
 
 
 class ProbationAction(StrEnum):
@@ -29,13 +36,14 @@ class ProbationAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServingObservation:
-    """What was seen of one generation.
+    """Counters of one generation.
 
     Attributes:
-        requests: answered, client errors left out.
-        errors, nan: of them.
-        p50_us: median latency in microseconds; 0 where there were no requests.
-        crashes: of its process.
+        requests: answered requests, without those that were the client's mistake.
+        errors: failed ones among them.
+        nan: responses with NaN or infinity among them.
+        p50_us: median latency in microseconds; 0 without requests.
+        crashes: unexpected ends of its process.
     """
 
     requests: int = 0
@@ -47,7 +55,16 @@ class ServingObservation:
 
 @dataclass(frozen=True, slots=True)
 class ProbationLimits:
-    """What to judge by: the health contract, with the window that this device's operator may have set."""
+    """The limits of a probation: the health contract's, and the window that the device's operator may have set.
+
+    Attributes:
+        window_s: length of the probation, in seconds.
+        min_requests: answered requests that are needed for a decision.
+        error_ppm: allowed failed responses, in a million.
+        nan_ppm: allowed responses with NaN or infinity, in a million.
+        latency_percent: allowed median latency, in percent of the previous generation's.
+        inconclusive: "commit", "extend" or "rollback", if the window ends with too few requests.
+    """
 
     window_s: int
     min_requests: int
@@ -58,7 +75,13 @@ class ProbationLimits:
 
     @classmethod
     def from_health(cls, health: Health, window_s: int | None, min_requests: int | None) -> "ProbationLimits":
-        """From the signed contract and the settings."""
+        """Create the limits from the signed health contract and the device's configuration.
+
+        Args:
+            health: of the candidate.
+            window_s: configured length in seconds, or None for the health contract's.
+            min_requests: configured number of requests, or None for the health contract's.
+        """
         return cls(
             window_s=health.probation_window_s if window_s is None else window_s,
             min_requests=health.probation_min_requests if min_requests is None else min_requests,
@@ -71,21 +94,29 @@ class ProbationLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProbationDecision:
-    """A judgement and why, in one line."""
+    """What to do about a candidate now, and why.
+
+    Attributes:
+        action: what to do.
+        detail: the reason in one line.
+        is_inconclusive: COMMIT follows from the health contract, not from enough requests.
+    """
 
     action: ProbationAction
     detail: str
+    is_inconclusive: bool = False
 
 
 def judge_probation(
     limits: ProbationLimits, observation: ServingObservation, baseline: ServingObservation, elapsed_s: float
 ) -> ProbationDecision:
-    """All rules.
+    """Decide about a candidate in probation.
 
     Args:
-        seen: of the candidate since it was published.
-        baseline: of the previous generation.
-        elapsed_s: since it was published.
+        limits: of the probation.
+        observation: counters of the candidate since it serves.
+        baseline: counters of the previous generation; all 0 without one.
+        elapsed_s: seconds since the candidate serves.
     """
     failure = _violated_limit(limits, observation, baseline)
     if failure:
@@ -98,10 +129,10 @@ def judge_probation(
             ProbationAction.COMMIT,
             f"{observation.requests} requests, {observation.errors} errors, {observation.nan} with NaN",
         )
-    few = f"{observation.requests} requests in {elapsed_s:.0f} s, {limits.min_requests} are needed to tell"
+    few = f"{observation.requests} requests in {elapsed_s:.0f} s, at least {limits.min_requests} are needed"
     match limits.inconclusive:
         case "commit":
-            return ProbationDecision(ProbationAction.COMMIT, f"inconclusive, committed as the contract says: {few}")
+            return ProbationDecision(ProbationAction.COMMIT, few, is_inconclusive=True)
         case "extend" if extensions < MAX_EXTENSIONS:
             return ProbationDecision(ProbationAction.WATCH, f"extended: {few}")
         case _:
@@ -110,20 +141,20 @@ def judge_probation(
 
 def _violated_limit(limits: ProbationLimits, observation: ServingObservation, baseline: ServingObservation) -> str:
     if observation.crashes:
-        return f"its process died {observation.crashes} times" if observation.crashes > 1 else "its process died"
-    for what, count, ppm in (
+        return f"its process crashed {observation.crashes} times" if observation.crashes > 1 else "its process crashed"
+    for kind, count, ppm in (
         ("failed", observation.errors, limits.error_ppm),
         ("NaN", observation.nan, limits.nan_ppm),
     ):
         if count and ppm == 0:
-            return f"{count} {what} answers in {observation.requests} requests, none is allowed"
+            return f"{count} {kind} responses in {observation.requests} requests, none is allowed"
         if observation.requests >= max(1, limits.min_requests) and count * PPM > ppm * observation.requests:
-            return f"{count} {what} answers in {observation.requests} requests, at most {ppm} in a million are allowed"
+            return f"{count} {kind} responses in {observation.requests} requests, at most {ppm} in a million allowed"
     enough = min(observation.requests, baseline.requests) >= max(1, limits.min_requests)
     slowest_us = limits.latency_percent * baseline.p50_us // 100 + LATENCY_ALLOWANCE_US
     if enough and baseline.p50_us and observation.p50_us > slowest_us:
         return (
-            f"median latency {observation.p50_us} µs against {baseline.p50_us} µs before, at most "
-            f"{slowest_us} are allowed"
+            f"median latency {observation.p50_us} µs, at most {slowest_us} µs allowed "
+            f"(previous release: {baseline.p50_us} µs)"
         )
     return ""

@@ -1,14 +1,24 @@
-"""A candidate on its way into service: probed, given room, loaded, heard in the shadow, published, watched, withdrawn.
+"""The candidate of an attempt: probe, load, shadow mode, switch, probation, and revert.
+
+Theory of operation:
+
+    Once the candidate's bundle is in the store, `update` calls these methods in this order:
+
+        probe()                  run it in a jailed process, and check the personal adapter with it
+        make_memory_available()  stop standbys, or the running model, if both models do not fit into memory
+        load()                   start its model process; it gets no requests yet
+        run_shadow()             mirror live requests to it, if its signed health contract asks for that
+        publish()                redirect the requests to it; the previous generation stays loaded
+        run_probation()          watch it serve
+
+    `revert()` returns to the generation that served before, from any point of this sequence. If the running model was
+    stopped to free memory, it is loaded again, and the time without a model is measured.
 
 Rules:
-1. Nothing here is recorded: the attempt (device_agent.update.update) writes down what is intended before it asks for
-   it.
-2. Where two generations do not fit into memory, beside what other families hold, the running one is stopped before the
-   candidate is loaded, and loaded again if the candidate fails; the outage is measured. Standbys of all families go
-   before that; another family's running model never does.
-3. Where the signed contract asks for it, the candidate hears a share of the live requests before the swap.
-4. A personal adapter goes along with a candidate where it fits.
-5. A probation follows the swap. In both an operator's word, or the agent's own end, comes first.
+- This module writes no state and no attempt to the journal: `update` records the intent before it calls a method.
+- To free memory, the standbys of all families are stopped first, then the running model of this family. The running
+  model of another family is never stopped.
+- A stop of the agent or an operator's rollback ends shadow mode and probation at once.
 """
 
 import logging
@@ -43,37 +53,43 @@ from device_agent.runtime.admission import Admission, decide_admission
 from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.serving.family_serving import FamilyServing, Generation
 from device_agent.storage.adapter_store import AdapterStore
-from device_agent.update.context import UpdateContext, mark_damaged
+from device_agent.update.context import Interrupt, UpdateContext, mark_damaged
 from device_agent.workers.adapter_check import check_adapter, with_adapter
 from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-WATCH_INTERVAL_S: Final = 0.25  # of the front's counters; asking costs the front about 0.1 ms
+WATCH_INTERVAL_S: Final = 0.25  # between two readings of the front's counters; a reading costs the front about 0.1 ms
 
 
 class Candidate:
-    """One candidate.
+    """One candidate on its way into service.
 
     Args:
-        agent: whose it is.
-        errands: to unseal with.
+        context: of the family.
+        workers: unseals bundles.
 
     Attributes:
-        candidate: what was published, until it is withdrawn.
-        downtime_ms: how long nothing served because of rule 2, since the caller last set it to 0.
+        published: the generation that serves since `publish`, or None before it and after `revert`.
+        downtime_ms: milliseconds without a model since the caller last set this to 0.
     """
 
     def __init__(self, context: UpdateContext, workers: WorkerPool) -> None:
         self._context, self._workers = context, workers
-        self._peak_bytes = 0  # in its probe
-        self._stopped_bundle: BundleRecord | None = None  # by rule 2
+        self._peak_bytes = 0  # measured by the probe
+        self._stopped_bundle: BundleRecord | None = None  # served before it was stopped to free memory
         self._down_since_s: float | None = None  # monotonic clock
         self.published: Generation | None = None
         self.downtime_ms = 0
 
     def probe(self, bundle: BundleRecord) -> None:
-        """Raises Unfit, Refused, Unavailable."""
+        """Probe the candidate, and check the enabled personal adapter with it.
+
+        Raises:
+            Unfit: the candidate fails, or the probe is inconclusive (ProbeInconclusive).
+            StoreDamaged: the sealed bundle does not open; it is marked as damaged.
+            Unavailable: a worker process crashed or timed out.
+        """
         try:
             fds = self._workers.unseal(bundle)
         except StoreDamaged:
@@ -89,26 +105,48 @@ class Candidate:
             fds.close()
 
     def make_memory_available(self, serving: FamilyServing, bundle: BundleRecord) -> None:
-        """Rule 2. Raises NoMemoryUnavailable: nothing has changed."""
-        running, neighbors = serving.current, self._context.neighbors
-        if running is None and self._context.config.serve.memory_bytes is None and not neighbors.are_serving():
-            return  # there is nobody to protect
+        """Stop standbys, then the running model, until the candidate fits into memory.
+
+        Args:
+            serving: generations of the family.
+            bundle: the candidate.
+
+        Raises:
+            OutOfMemory: the candidate does not fit, even if the running model is stopped. The running model stays.
+        """
+        running, others = serving.current, self._context.other_families()
+        has_running_model = running is not None or any(other.current is not None for other in others)
+        if not has_running_model and self._context.config.serve.memory_bytes is None:
+            return
         needed_bytes = self._peak_bytes or bundle.parse_manifest()[1].requires.memory_bytes
-        admission = self._admission(serving, running, needed_bytes)
+        admission = self._admission(serving, needed_bytes)
         if admission.strategy != "side-by-side" and serving.standby is not None:
             serving.drop_standby()
-            admission = self._admission(serving, running, needed_bytes)
-        if admission.strategy != "side-by-side" and neighbors.drop_spares():
-            admission = self._admission(serving, running, needed_bytes)
+            admission = self._admission(serving, needed_bytes)
+        standbys = [other for other in others if other.standby is not None]
+        if admission.strategy != "side-by-side" and standbys:
+            for other in standbys:
+                other.drop_standby()
+            admission = self._admission(serving, needed_bytes)
         if admission.strategy == "refuse":
             raise OutOfMemory(f"release {bundle.version} {admission.detail}")
         if admission.strategy == "stop-first" and running is not None:
-            logger.warning("the running model is stopped first: the candidate %s", admission.detail)
+            logger.warning("stopping the running model before loading the candidate: it %s", admission.detail)
             self._stopped_bundle, self._down_since_s = running.bundle, time.monotonic()
             serving.stop_current()
 
     def load(self, serving: FamilyServing, bundle: BundleRecord) -> Generation:
-        """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
+        """Start a model process for a bundle; it gets no requests yet.
+
+        Args:
+            serving: generations of the family.
+            bundle: a bundle in the store.
+
+        Raises:
+            Unfit: the model does not load.
+            StoreDamaged: the sealed bundle does not open.
+            Unavailable: the process could not be started.
+        """
         fds = self._workers.unseal_to_serve(bundle)
         try:
             return serving.start_generation(bundle, fds)
@@ -116,40 +154,74 @@ class Candidate:
             fds.close()
 
     def run_shadow(self, serving: FamilyServing, candidate: Generation) -> None:
-        """Rule 3. Raises ShadowUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
+        """Mirror a share of the live requests to the candidate until shadow mode is decided.
+
+        On an error the candidate's process is stopped.
+
+        Args:
+            serving: generations of the family.
+            candidate: loaded, not serving.
+
+        Raises:
+            ShadowFailed: it crashed, failed, produced NaN, or disagrees with the running model.
+            ProbationInconclusive: too few requests, and the health contract asks for the old release then.
+            OperatorRollback: an operator ended it.
+            AgentStopping: the agent stops.
+        """
         health, limits = candidate.variant.health, self._limits(candidate)
         try:
             serving.set_shadow(candidate, health.shadow_ppm, health.shadow_relative_rms_ppm)
 
-            def judged(elapsed_s: float) -> ProbationDecision:
+            def decide(elapsed_s: float) -> ProbationDecision:
                 return judge_shadow(health, limits, serving.shadow_observation(candidate), elapsed_s)
 
-            self._watch_until_decided("shadow", candidate, limits, judged, ShadowFailed)
+            self._watch_until_decided("shadow mode", candidate, limits, decide, ShadowFailed)
             serving.set_shadow(candidate, 0, 0)
         except BaseException:
             serving.stop_unpublished(candidate)
             raise
 
     def publish(self, serving: FamilyServing, candidate: Generation) -> int:
-        """The switch; microseconds that it took."""
+        """Redirect the requests to the candidate.
+
+        Args:
+            serving: generations of the family.
+            candidate: loaded, not serving.
+
+        Returns:
+            Duration of the switch, in microseconds.
+        """
         took_us = serving.publish(candidate)
         self.published = candidate
         self._end_downtime()
         return took_us
 
     def run_probation(self, serving: FamilyServing, candidate: Generation) -> None:
-        """Rule 5. Raises ProbationUnfit, ProbationInconclusiveUnfit, OperatorUnfit, StoppedUnavailable."""
+        """Watch the serving candidate until its probation is decided.
+
+        Args:
+            serving: generations of the family; `serving.previous` is the baseline.
+            candidate: the serving generation.
+
+        Raises:
+            ProbationFailed: it crashed, failed, produced NaN, or is too slow.
+            ProbationInconclusive: too few requests, and the health contract asks for the old release then.
+            OperatorRollback: an operator ended it.
+            AgentStopping: the agent stops.
+        """
         limits = self._limits(candidate)
         baseline = ServingObservation() if serving.previous is None else serving.observation(serving.previous)
 
-        def judged(elapsed_s: float) -> ProbationDecision:
+        def decide(elapsed_s: float) -> ProbationDecision:
             return judge_probation(limits, observe_generation(serving, candidate), baseline, elapsed_s)
 
-        self._watch_until_decided("probation", candidate, limits, judged, ProbationFailed)
+        self._watch_until_decided("probation", candidate, limits, decide, ProbationFailed)
 
     def revert(self, serving: FamilyServing) -> None:
-        """What served before the candidate serves again; where it has to be loaded and that fails, the daemon goes on
-        trying."""
+        """Let the generation that served before the candidate serve again.
+
+        If it has to be loaded again and that fails, the error is logged; the daemon keeps trying to load it.
+        """
         if self.published is not None and serving.current is self.published:
             self._down_since_s = time.monotonic() if serving.previous is None else None
             serving.revert()
@@ -159,43 +231,43 @@ class Candidate:
         try:
             serving.publish(self.load(serving, self._stopped_bundle))
         except (AirweightsError, OSError) as error:
-            logger.error("release %s does not come back: %s", self._stopped_bundle.version, error)
+            logger.error("cannot reload release %s: %s", self._stopped_bundle.version, error)
         self._end_downtime()
 
     def _check_adapter(self, fds: BundleFds, bundle: BundleRecord) -> None:
-        """Rule 4: only if it still answers as it did (device_agent.workers.adapter_check rule 1)."""
-        shelf = AdapterStore(self._context.device)
-        adapter = shelf.read()
+        """Record whether the personal adapter is compatible with the candidate; if not, it serves without it."""
+        store = AdapterStore(self._context.device)
+        adapter = store.read()
         if adapter is None or not adapter.is_enabled:
             return
-        fits = False
+        is_compatible = False
         try:
             adapter_fd, golden_fd = self._workers.unseal_adapter(adapter)
             try:
                 both, variant = with_adapter(fds, adapter_fd), bundle.parse_manifest()[1]
                 unjailed = self._context.config.allow_unjailed
                 check_adapter(both, golden_fd, adapter.tolerance_ppm, variant, allow_unjailed=unjailed)
-                fits = True
+                is_compatible = True
             finally:
                 os.close(adapter_fd)
                 os.close(golden_fd)
         except (AdapterIncompatible, StoreDamaged, WorkerTimeout) as error:
             logger.warning("release %s serves without the adapter: %s", bundle.version, error.message)
-        shelf.write(adapter.with_check_result(bundle.digest, is_compatible=fits))
+        store.write(adapter.with_check_result(bundle.digest, is_compatible=is_compatible))
 
     def _limits(self, candidate: Generation) -> ProbationLimits:
         settings = self._context.config.probation
         return ProbationLimits.from_health(candidate.variant.health, settings.window_s, settings.min_requests)
 
-    def _admission(self, serving: FamilyServing, running: Generation | None, needed_bytes: int) -> Admission:
+    def _admission(self, serving: FamilyServing, needed_bytes: int) -> Admission:
         available_bytes = self._context.read_facts().memory_bytes
         budget_bytes = self._context.config.serve.memory_bytes
         if budget_bytes is not None:
-            held_bytes = serving.resident_bytes() + self._context.neighbors.resident_bytes()
-            available_bytes = min(available_bytes, max(0, budget_bytes - held_bytes))
-        return decide_admission(
-            available_bytes, needed_bytes, 0 if running is None else running.process.resident_bytes()
-        )
+            others = self._context.other_families()
+            used_bytes = serving.resident_bytes() + sum(other.resident_bytes() for other in others)
+            available_bytes = min(available_bytes, max(0, budget_bytes - used_bytes))
+        running_bytes = 0 if serving.current is None else serving.current.process.resident_bytes()
+        return decide_admission(available_bytes, needed_bytes, running_bytes)
 
     def _end_downtime(self) -> None:
         if self._down_since_s is not None:
@@ -213,25 +285,36 @@ class Candidate:
         version, started = candidate.bundle.version, time.monotonic()
         while True:
             elapsed_s = time.monotonic() - started
-            verdict = decide(elapsed_s)
-            match verdict.action:
+            decision = decide(elapsed_s)
+            match decision.action:
                 case ProbationAction.COMMIT:
-                    logger.info("%s passed", phase, extra={"detail": verdict.detail})
+                    verdict = "inconclusive, committed" if decision.is_inconclusive else "passed"
+                    logger.info("%s %s", phase, verdict, extra={"detail": decision.detail})
                     return
                 case ProbationAction.ROLL_BACK:
-                    raise failure(f"release {version}: {verdict.detail}")
+                    raise failure(f"release {version}: {decision.detail}")
                 case ProbationAction.INCONCLUSIVE:
-                    raise ProbationInconclusive(f"release {version}: {verdict.detail}")
+                    raise ProbationInconclusive(f"release {version}: {decision.detail}")
                 case ProbationAction.WATCH:
-                    left_s = max(0.0, limits.window_s - elapsed_s)
-                    signal = self._context.signals.wait(min(WATCH_INTERVAL_S, left_s) or WATCH_INTERVAL_S)
-            if signal == "rollback":
-                raise OperatorRollback(f"release {version}: an operator ended its {phase}")
-            if signal == "stop":
-                raise AgentStopping(f"the agent was stopped in the {phase} of {version}")
+                    remaining_s = max(0.0, limits.window_s - elapsed_s)
+                    interrupt = self._context.wait(min(WATCH_INTERVAL_S, remaining_s) or WATCH_INTERVAL_S)
+            match interrupt:
+                case Interrupt.ROLLBACK:
+                    raise OperatorRollback(f"release {version}: an operator ended its {phase}")
+                case Interrupt.STOP:
+                    raise AgentStopping(f"the agent was stopped in the {phase} of release {version}")
+                case None:
+                    pass
 
 
 def observe_generation(serving: FamilyServing, generation: Generation) -> ServingObservation:
-    """What was seen of a generation; its process's end counts even before the front has noticed."""
-    seen = serving.observation(generation)
-    return seen if generation.process.is_alive() else replace(seen, crashes=max(1, seen.crashes))
+    """Return what was observed of a generation; an ended process counts as a crash before the front reports it.
+
+    Args:
+        serving: generations of the family.
+        generation: one of them.
+    """
+    observation = serving.observation(generation)
+    if generation.process.is_alive():
+        return observation
+    return replace(observation, crashes=max(1, observation.crashes))

@@ -1,16 +1,17 @@
-"""What an update works with, and what it leaves behind."""
+"""Everything an update needs: configuration, stores and workers; and the garbage collection afterwards."""
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
 
 from bundle.files import BundleDigest
 from bundle.manifest import Manifest
 from device_agent.config.config import Config
 from device_agent.errors import JournalUnreadable
-from device_agent.policy.journal_records import PersistentState
+from device_agent.policy.journal_records import BundleRecord, PersistentState
 from device_agent.policy.planner import DeviceFacts, PatchPath, PathPolicy, find_cheapest_path, patch_edges
 from device_agent.serving.family_serving import FamilyServing
 from device_agent.storage.bundle_store import BundleStore
@@ -21,69 +22,40 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-MAX_KNOWN_RELEASES: Final = 8  # whose manifests are kept beside those that are pointed to: their patches may be links
+MAX_KNOWN_RELEASES: Final = 8  # manifests kept beside those of the pointers: their patches can be steps of a path
 
 
-class Signals(Protocol):
-    """What can reach an update from outside."""
+class Interrupt(Enum):
+    """Why an update must leave shadow mode or probation now."""
 
-    def wait(self, timeout_s: float) -> str | None:
-        """Sleep, or return earlier with "rollback" or "stop"."""
-        ...
-
-
-class Neighbors(Protocol):
-    """The other families of this device, with which this one shares memory."""
-
-    def resident_bytes(self) -> int:
-        """Of all their processes."""
-        ...
-
-    def are_serving(self) -> bool:
-        """Does one of them serve?"""
-        ...
-
-    def drop_spares(self) -> bool:
-        """Free what their standbys hold; whether there was any."""
-        ...
+    STOP = "stop"
+    ROLLBACK = "rollback"
 
 
-class NoNeighbors:
-    """Of a device that follows one family, or serves nothing."""
-
-    def resident_bytes(self) -> int:
-        """None."""
-        return 0
-
-    def are_serving(self) -> bool:
-        """No."""
-        return False
-
-    def drop_spares(self) -> bool:
-        """None."""
-        return False
-
-
-class NoSignals:
-    """Of an update without a daemon: nothing reaches it."""
-
-    def wait(self, timeout_s: float) -> str | None:
-        """Sleep."""
-        time.sleep(timeout_s)
-        return None
+def sleep_uninterrupted(timeout_s: float) -> Interrupt | None:
+    """Sleep for `timeout_s` seconds; without a daemon, no interrupt can arrive."""
+    time.sleep(timeout_s)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateContext:
-    """What an update works with.
+    """Everything an update of one family needs.
 
     Attributes:
-        facts: of the device, as it is now.
-        errands: a fresh set of children.
-        serving: None without a daemon.
-        progress: told (phase, done, total).
-        first_journal: of the device's first family, or None where `journal` is that one.
-        neighbors: that share the memory.
+        config: configuration of the family.
+        device: paths of the device directory.
+        identity: public keys and id of the device.
+        store: sealed bundles and spool of the family.
+        journal: the family's journal, open for writing.
+        probe_client: probes candidates.
+        read_facts: returns the facts of the device as they are now.
+        open_workers: returns a new set of worker processes, without any of them started.
+        serving: the generations that serve the family, or None without a daemon.
+        wait: sleeps for up to so many seconds; returns earlier with the interrupt that arrived.
+        on_progress: called with (phase, bytes done, bytes in all).
+        first_journal: journal of the device's first family, or None if `journal` is that one.
+        other_families: returns the generations of the families that share the memory; empty without a daemon.
     """
 
     config: Config
@@ -95,14 +67,14 @@ class UpdateContext:
     read_facts: Callable[[], DeviceFacts]
     open_workers: Callable[[], WorkerPool]
     serving: FamilyServing | None = None
-    signals: Signals = field(default_factory=NoSignals)
+    wait: Callable[[float], Interrupt | None] = sleep_uninterrupted
     on_progress: Callable[[str, int, int], None] = lambda _phase, _done, _total: None
     first_journal: Journal | None = None
-    neighbors: Neighbors = field(default_factory=NoNeighbors)
+    other_families: Callable[[], Sequence[FamilyServing]] = lambda: ()
 
     @property
     def device_journal(self) -> Journal:
-        """The first family's: it remembers what is the device's, such as the TPM's counter and whether it is paused."""
+        """Return the first family's journal, which stores the device's pause flag and TPM counter."""
         return self.journal if self.first_journal is None else self.first_journal
 
 
@@ -114,13 +86,19 @@ def find_patch_path(
     facts: DeviceFacts,
     excluded_blobs: frozenset[str] = frozenset(),
 ) -> PatchPath:
-    """The cheapest path to a bundle of a release, by what is held, spooled and configured.
+    """Find the cheapest path to a bundle, given the store, the spool and the configuration.
 
     Args:
-        avoided: blobs that turned out bad.
+        context: of the family.
+        manifest: verified manifest of the release.
+        counter_epoch: epoch of the delegation that signed the release's counter.
+        target: digest of the bundle.
+        facts: of the device.
+        excluded_blobs: SHA-256 of the blobs that failed in this attempt.
 
     Raises:
-        NoPathUnavailable, MeteredUnavailable.
+        NoPatchPath: no published patch leads to the bundle.
+        MeteredLimitExceeded: the cheapest path needs more bytes than the configured limit.
     """
     update = context.config.update
     edges = patch_edges(manifest, counter_epoch)
@@ -128,40 +106,46 @@ def find_patch_path(
         if known.family == manifest.family and known.version != manifest.version:
             edges += patch_edges(known.parse_manifest()[0], known.counter_epoch)
     edges = [edge for edge in edges if edge.entry.blob not in excluded_blobs]
-    held = context.store.digests() - set(context.journal.persistent_state.damaged_bundles)
+    stored = context.store.digests() - set(context.journal.persistent_state.damaged_bundles)
     spooled = {edge.entry.blob: context.store.spooled_bytes(edge.entry.blob) for edge in edges}
     limit = update.metered_limit_bytes if update.metered else None
-    return find_cheapest_path(target, edges, held, spooled, facts, PathPolicy(update.max_chain, limit))
+    return find_cheapest_path(target, edges, stored, spooled, facts, PathPolicy(update.max_chain, limit))
 
 
 def collect_garbage(context: UpdateContext) -> None:
-    """Remove what no pointer names; a failure to remove is no failure of the update."""
+    """Delete the bundles and partial downloads that no pointer needs.
+
+    An error is logged only: a file that cannot be deleted does not fail the update.
+    """
     try:
         _delete_unreferenced(context)
     except (OSError, JournalUnreadable) as error:
-        logger.warning("the store could not be cleaned: %s", error)
+        logger.warning("garbage collection failed: %s", error)
 
 
 def _delete_unreferenced(context: UpdateContext) -> None:
     pointers, journal = context.journal.pointers, context.journal
-    newest = sorted(journal.bundles(), key=lambda holding: (holding.counter_epoch, holding.counter))[
-        -MAX_KNOWN_RELEASES:
-    ]
-    journal.delete_unreferenced(pointers.digests() | {holding.digest for holding in newest})
+    newest = sorted(journal.bundles(), key=release_order)[-MAX_KNOWN_RELEASES:]
+    journal.delete_unreferenced(pointers.digests() | {bundle.digest for bundle in newest})
     candidate = journal.bundle(pointers.candidate)
     blobs: set[str] = set()
     if candidate is not None:
         blobs = {edge.entry.blob for edge in patch_edges(candidate.parse_manifest()[0], candidate.counter_epoch)}
-    gone = context.store.delete_unlisted(pointers.digests(), blobs)
-    if gone:
-        logger.info("collected", extra={"files": len(gone)})
+    deleted = context.store.delete_unlisted(pointers.digests(), blobs)
+    if deleted:
+        logger.info("garbage collected", extra={"files": len(deleted)})
+
+
+def release_order(bundle: BundleRecord) -> tuple[int, int]:
+    """Return the key that sorts bundles from the oldest release to the newest."""
+    return bundle.counter_epoch, bundle.counter
 
 
 def mark_damaged(digest: BundleDigest) -> Callable[[PersistentState], PersistentState]:
-    """Remember that a sealed bundle does not open."""
+    """Return the change that adds a bundle to those whose sealed file is damaged."""
     return lambda before: replace(before, damaged_bundles=tuple(dict.fromkeys((*before.damaged_bundles, digest))))
 
 
 def clear_damaged(digest: BundleDigest) -> Callable[[PersistentState], PersistentState]:
-    """A sealed bundle was made anew."""
+    """Return the change that removes a bundle from those whose sealed file is damaged."""
     return lambda before: replace(before, damaged_bundles=tuple(d for d in before.damaged_bundles if d != digest))
