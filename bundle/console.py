@@ -1,13 +1,13 @@
-"""How the command lines speak.
+"""Output, errors and exit codes of both command lines.
 
 Rules:
-1. The result goes to stdout, everything else (progress, hints, logs) to stderr.
-2. `--json`: exactly one object on stdout; on failure nothing on stdout and one error object on stderr.
-3. A user's mistake is one line `error: …` and, where there is a hint, one line `hint: …`. No traceback. Only a `Bug`
-   shows where it happened, and only with AIRWEIGHTS_TRACEBACK=1.
-4. The exit code is the error class's (bundle.errors); 130 after an interrupt. A reader that goes away early, as
-   `head` does, ends the command without a word and with 141, as it ends any Unix tool.
-5. A progress bar only where stderr is a terminal.
+- The result goes to stdout; progress, hints and logs go to stderr.
+- With `--json`, stdout gets exactly one object. After an error, stdout is empty and stderr gets one error object.
+- Without `--json`, an error is one line `error: …`, followed by one line `hint: …` if it has a hint. A traceback is
+  printed only if AIRWEIGHTS_TRACEBACK=1 is set.
+- The exit code is the error's (bundle.errors), or 130 after an interrupt. If the reader of the output closes it early,
+  as `head` does, the command ends silently with 141, as other Unix tools do.
+- A progress bar is drawn only if stderr is a terminal.
 """
 
 import io
@@ -22,20 +22,33 @@ from typing import Final, TextIO
 from bundle.errors import AirweightsError, Bug, OsFailure
 
 INTERRUPTED: Final = 130
-READER_LEFT: Final = 141  # 128 + SIGPIPE: what a shell reports of a tool that the signal ended
+READER_LEFT: Final = 141  # 128 + SIGPIPE, as shells report it
 BAR_CHARACTERS: Final = 30
 REDRAW_S: Final = 0.1
 
 Progress = Callable[[int, int], None]
+"""Report progress: the amount that is done and the total, in the same unit."""
 
 
 def print_result(result: Mapping[str, object], *, as_json: bool, text: str) -> None:
-    """Rule 1: `result` as one JSON object, or `text` for a person."""
+    """Print a result to stdout.
+
+    Args:
+        result: the object to print with `as_json`.
+        as_json: whether to print JSON.
+        text: the text to print otherwise.
+    """
     print(json.dumps(result, indent=2, ensure_ascii=not _is_unicode(sys.stdout)) if as_json else text)
 
 
 def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None = None) -> None:
-    """Rules 2 and 3."""
+    """Print an error to stderr, as a JSON object or as a line with a hint.
+
+    Args:
+        error: the error to print.
+        as_json: whether to print JSON.
+        stream: where to print; stderr by default.
+    """
     stream = sys.stderr if stream is None else stream
     if as_json:
         print(json.dumps({"error": error.as_dict()}, ensure_ascii=not _is_unicode(stream)), file=stream)
@@ -46,20 +59,25 @@ def print_error(error: AirweightsError, *, as_json: bool, stream: TextIO | None 
 
 
 def run(main: Callable[[], None], *, as_json: bool) -> int:
-    """Call `main` and turn what it raises into an exit code (rules 2 to 4)."""
+    """Call `main`, print its error if it raises one, and return the exit code.
+
+    Args:
+        main: the command.
+        as_json: whether errors are printed as JSON.
+    """
     stdout = sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # a character that the locale has not is no reason to fail after the work is done
+            # print an escape for a character that the locale lacks, rather than fail after the work is done
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _run(main, as_json=as_json)
-        sys.stdout.flush()  # here, and not at the interpreter's exit, where nobody can answer for it
+        sys.stdout.flush()  # flush here: at the interpreter's exit a broken pipe could no longer be handled
         return code
     except BrokenPipeError:
         return _reader_left()
     except SystemExit:
-        # click turns a broken pipe into an exit of its own, and puts a stream in place that forgives
+        # after a broken pipe, click replaces the stream and exits with a code of its own
         if sys.stdout is not stdout:
             return _reader_left()
         raise
@@ -76,15 +94,18 @@ def _run(main: Callable[[], None], *, as_json: bool) -> int:
         raise
     except OSError as error:
         _show_traceback()
-        place = f" ({error.filename})" if error.filename else ""
-        print_error(OsFailure(f"{error.strerror or error}{place}"), as_json=as_json)
+        path = f" ({error.filename})" if error.filename else ""
+        print_error(OsFailure(f"{error.strerror or error}{path}"), as_json=as_json)
         return OsFailure.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last line of defense: a bug is reported in the same form as all else
+    except Exception as error:  # noqa: BLE001  # bugs are reported in the same form as other errors
         _show_traceback()
-        bug = Bug(f"{type(error).__name__}: {error}", hint="this is a bug; AIRWEIGHTS_TRACEBACK=1 shows where")
+        bug = Bug(
+            f"{type(error).__name__}: {error}",
+            hint="report this bug, with the traceback that AIRWEIGHTS_TRACEBACK=1 prints",
+        )
         print_error(bug, as_json=as_json)
         return Bug.exit_code
     return 0
@@ -95,20 +116,20 @@ def _is_unicode(stream: TextIO) -> bool:
 
 
 def _reader_left() -> int:
-    # whatever is still in the buffers goes nowhere: the interpreter must not complain about it at exit
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # send the rest of the buffers to /dev/null, or else the interpreter prints an error at exit
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             try:
                 stream.flush()
             except BrokenPipeError:
-                os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+                os.dup2(null, stream.fileno())
+    os.close(null)
     return READER_LEFT
 
 
 def progress_bar(label: str) -> Progress:
-    """A function of (done, total) that draws a bar on a terminal (rule 5) and does nothing elsewhere."""
+    """Return a function that draws a progress bar on stderr, or does nothing if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return lambda _done, _total: None
     drawn = 0.0

@@ -1,6 +1,6 @@
-"""What a variant promises: its inputs and outputs, and the health that a device holds it to.
+"""The contract of a variant: its inputs and outputs, and the health contract that a device checks.
 
-Rule: ratios are parts per million or percent, times have their unit in the name. No floats.
+All numbers are integers: ratios are parts per million (ppm) or percent, and names of times end in their unit.
 """
 
 import re
@@ -22,9 +22,9 @@ class TensorSpec:
     """One input or output of a model.
 
     Attributes:
-        name: as in the model.
-        dtype: numpy's name ("float32"), or "string".
-        shape: a size, or the name of a dynamic size, a dimension.
+        name: name of the tensor in the model.
+        dtype: dtype as numpy names it ("float32"), or "string".
+        shape: one entry per dimension: its size, or the name of a dynamic size.
     """
 
     name: str
@@ -32,12 +32,16 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
     def as_json(self) -> dict[str, JSON]:
-        """An object of `contract.inputs` or `contract.outputs`."""
+        """Return the tensor as an object of `contract.inputs` or `contract.outputs`."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "TensorSpec":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         name = fields.text("name", max_length=256)
         dtype = fields.text("dtype", DTYPE_PATTERN)
         shape = fields.value("shape")
@@ -49,25 +53,36 @@ class TensorSpec:
             is_size = isinstance(size, int) and not isinstance(size, bool) and size >= 0
             is_name = isinstance(size, str) and 0 < len(size) <= 64
             if not (is_size or is_name) or not isinstance(size, int | str):
-                raise Malformed(f"{fields.where}.shape: found {size!r}, expected a size or the name of one")
+                raise Malformed(
+                    f"{fields.where}.shape: found {size!r}, expected a size or a name of at most 64 characters"
+                )
             sizes.append(size)
         return cls(name, dtype, tuple(sizes))
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What goes into the model and what comes out."""
+    """The inputs and outputs of a model.
+
+    Attributes:
+        inputs: tensors that every request contains.
+        outputs: tensors that every response contains; at least one.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
     def as_json(self) -> dict[str, JSON]:
-        """The `contract` object."""
+        """Return the `contract` object of a manifest."""
         return {"inputs": [t.as_json() for t in self.inputs], "outputs": [t.as_json() for t in self.outputs]}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Contract":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         out = cls(
             tuple(TensorSpec.parse(row) for row in fields.objects("inputs", max_items=MAX_TENSORS)),
             tuple(TensorSpec.parse(row) for row in fields.objects("outputs", max_items=MAX_TENSORS)),
@@ -80,24 +95,25 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """The signed health contract: what the probe and the probation hold a candidate to.
+    """The signed health contract: limits for a candidate in probe, shadow mode and probation.
 
     Attributes:
-        probe_deadline_s: wall clock for the whole probe; past it the child is killed and the verdict is fail.
-        probe_latency_percent: median golden latency, at most this share of the running model's (300 = three times).
-        probe_memory_percent: peak memory, at most this share of the running model's.
-        golden_relative_rms_ppm: RMS of (answer - golden) over RMS of golden, at most, per output tensor.
-        probation_window_s: how long the candidate is watched after the swap.
-        probation_min_requests: fewer requests than this in the window is inconclusive.
-        probation_error_ppm: failed requests, at most.
-        probation_nan_ppm: answers with NaN or infinity where the goldens have none, at most.
-        probation_latency_percent: median latency against the previous generation's, at most.
-        inconclusive: what an inconclusive probation becomes: "commit", "extend" or "rollback".
-        shadow_ppm: share of live inputs that also run on the candidate before the swap; 0 is off, and the two limits
-            below are not written then.
-        shadow_agreement_ppm: of the compared answers, at least.
-        shadow_relative_rms_ppm: relative RMS difference up to which float answers agree; those that have their largest
-            element at the same place agree too.
+        probe_deadline_s: maximum duration of the probe, in seconds of wall-clock time; a longer probe fails.
+        probe_latency_percent: maximum median latency on the golden vectors, in percent of the running model's
+            (300 = three times).
+        probe_memory_percent: maximum peak memory, in percent of the running model's.
+        golden_relative_rms_ppm: maximum RMS(output - golden) / RMS(golden) of each output tensor, in ppm.
+        probation_window_s: duration of the probation after the switch, in seconds.
+        probation_min_requests: minimum number of requests in the window; with fewer the probation is inconclusive.
+        probation_error_ppm: maximum share of failed requests, in ppm.
+        probation_nan_ppm: maximum share of responses with NaN or infinity, if the golden outputs have none, in ppm.
+        probation_latency_percent: maximum median latency, in percent of the previous generation's.
+        inconclusive: action after an inconclusive probation: "commit", "extend" or "rollback".
+        shadow_ppm: share of live requests that also run on the candidate before the switch, in ppm; 0 disables shadow
+            mode, and then the two limits below are not written.
+        shadow_agreement_ppm: minimum share of compared responses that agree, in ppm.
+        shadow_relative_rms_ppm: maximum relative RMS difference of two float responses that agree, in ppm; responses
+            with the largest element at the same index agree, too.
     """
 
     probe_deadline_s: int = 60
@@ -115,13 +131,17 @@ class Health:
     shadow_relative_rms_ppm: int = 50_000
 
     def as_json(self) -> dict[str, JSON]:
-        """The `health` object."""
+        """Return the `health` object of a manifest."""
         names = [name for name in self.__dataclass_fields__ if self.shadow_ppm or name not in SHADOW_LIMIT_FIELDS]
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Health":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         shadow_ppm = fields.integer("shadow_ppm", 0, PPM)
         limits = {name: fields.integer(name, 0, PPM) for name in SHADOW_LIMIT_FIELDS} if shadow_ppm else {}
         out = cls(

@@ -1,15 +1,16 @@
-"""A device's report of one outcome: what it tried, how that ended, and that it is the next in a chain.
+"""Device reports: a signed chain of the update outcomes of one device (docs/format.md section 15).
 
 Rules:
-1. Only terminal outcomes are reported: updated, rolled back, refused, unfit. No input, no output, no use is told.
-2. Reports of one log are numbered from 1, and each names the digest of the one before: one that is missing, changed or
-   put in from elsewhere is seen. A device that lost its journal begins another log.
-3. The device's Ed25519 key signs label ‖ canonical JSON of everything but the signature. The label tells a report from
-   an enrollment request, which the same key signs.
-4. The digest in the chain is that of the outcome alone (`Report.digest`), without device and signature: the journal
-   builds the chain where no key is at hand.
+- Only final outcomes are reported: updated, rolled back, refused, unfit. A report contains no model inputs or outputs
+  and no usage figures.
+- Reports of one log are numbered from 1, and each contains the digest of the previous one, so that missing, changed and
+  inserted reports are detected. A device that lost its journal starts a new log.
+- The device's Ed25519 key signs SIGNATURE_LABEL ‖ canonical JSON of all fields but the signature. The label separates
+  reports from enrollment requests, which the same key signs.
+- The digest in the chain covers the outcome only (`DeviceReport.digest`), without device id and signature, because the
+  journal extends the chain when the device's key is not available.
 
-Pure: the supervisor loads this, and no cryptographic library.
+Pure: the supervisor loads this module without a cryptographic library.
 """
 
 import hashlib
@@ -36,13 +37,18 @@ class DeviceReport:
     """One outcome in a log.
 
     Attributes:
-        log: drawn when the log was begun, 32 hexadecimal digits.
-        sequence: from 1.
-        previous: digest of the report before, or None for the first.
-        outcome: one of OUTCOMES; reason: of an error, or "".
-        family, release, counter, variant, bundle: what was tried, as far as it was known.
-        trigger: what began the attempt.
-        finished_ms: Unix milliseconds, by the device's clock.
+        log: random id of the log, 32 hexadecimal digits.
+        sequence: number in the log, from 1.
+        previous: digest of the previous report, or None for the first.
+        outcome: one of OUTCOMES.
+        reason: reason of the error, or "".
+        family: family of the attempt, or None if unknown.
+        release: version of the candidate, or None if unknown.
+        counter: counter of the candidate, or 0 if unknown.
+        variant: name of the variant, or None if unknown.
+        bundle: digest of the bundle, or None if unknown.
+        trigger: what started the attempt.
+        finished_ms: end of the attempt by the device's clock, Unix milliseconds.
         agent: version of the agent.
         runtime: version of onnxruntime.
     """
@@ -63,26 +69,35 @@ class DeviceReport:
     runtime: str
 
     def as_json(self) -> dict[str, JSON]:
-        """The outcome's fields."""
+        """Return the outcome's fields as a JSON object."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def digest(self) -> str:
-        """Rule 4: SHA-256 of the canonical fields, hexadecimal."""
+        """Return the digest for the chain: SHA-256 of the canonical fields, in hexadecimal."""
         return hashlib.sha256(strict_json.encode(self.as_json())).hexdigest()
 
     def signed_bytes(self, device_id: str) -> bytes:
-        """What the signature is over (rule 3)."""
+        """Return the bytes that the device signs; `device_id` is 64 hexadecimal digits."""
         return SIGNATURE_LABEL + strict_json.encode({"schema": SCHEMA, "device_id": device_id, **self.as_json()})
 
     def encode(self, device_id: str, signature: bytes) -> bytes:
-        """The report as it leaves the device: one line."""
+        """Return the report as the device sends it: one line of canonical JSON.
+
+        Args:
+            device_id: id of the device, 64 hexadecimal digits.
+            signature: Ed25519 signature of `signed_bytes`, 64 bytes.
+        """
         return strict_json.encode(
             {"schema": SCHEMA, "device_id": device_id, **self.as_json(), "signature": signature.hex()}
         )
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "DeviceReport":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         bundle = fields.optional_text("bundle", SHA256_HEX_PATTERN)
         out = cls(
             log=fields.text("log", LOG_ID_PATTERN),
@@ -101,25 +116,36 @@ class DeviceReport:
             runtime=fields.text("runtime", max_length=64),
         )
         if (out.sequence == 1) != (out.previous is None):
-            raise Malformed(f"{fields.where}: report {out.sequence} names {out.previous} as the one before")
+            raise Malformed(f"{fields.where}: report {out.sequence} has {out.previous} as the previous digest")
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class SignedReport:
-    """A report as it was read; whether the signature holds is for who knows the device's key."""
+    """A report that was read; its signature is not verified yet.
+
+    Attributes:
+        device_id: id of the device, 64 hexadecimal digits.
+        report: the outcome.
+        signature: Ed25519 signature of `report.signed_bytes(device_id)`, 64 bytes.
+    """
 
     device_id: str
     report: DeviceReport
     signature: bytes
 
     def as_bytes(self) -> bytes:
-        """The report's line."""
+        """Return the report as one line of canonical JSON."""
         return self.report.encode(self.device_id, self.signature)
 
 
 def parse_report(data: bytes) -> SignedReport:
-    """Read a report strictly; the signature is not checked here. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a report strictly, without verifying its signature.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_REPORT_BYTES.
+    """
     fields = StrictObject(strict_json.decode(data, what="report", max_bytes=MAX_REPORT_BYTES), "report")
     schema = fields.text("schema")
     if schema != SCHEMA:

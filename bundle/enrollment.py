@@ -1,10 +1,12 @@
-"""The enrollment request: a device shows its two public keys and proves that it holds the signing one.
+"""The enrollment request: a device's public keys, with a proof that it has the private signing key.
 
-Rules:
-1. Device id = SHA-256 of label ‖ X-Wing public key ‖ Ed25519 public key, hexadecimal: it cannot be chosen.
-2. The request is canonical JSON, signed by the device's own Ed25519 key over everything but the signature.
-3. The signature does not say that the device is ours: that is for a person to confirm, by fingerprint, out of band.
-4. The fingerprint is the first 20 bytes of SHA-256 over the signed bytes, as ten groups of four digits.
+Rules (docs/format.md section 10):
+- The device id is SHA-256 of ID_LABEL ‖ X-Wing public key ‖ Ed25519 public key, in hexadecimal. A device cannot choose
+  its id.
+- The request is canonical JSON. The device's Ed25519 key signs all fields but the signature.
+- The signature does not prove that the device belongs to the fleet: a person confirms that by comparing the fingerprint
+  over another channel.
+- The fingerprint is the first 20 bytes of the SHA-256 of the signed bytes, as ten groups of four hexadecimal digits.
 """
 
 import hashlib
@@ -29,13 +31,13 @@ MAX_ATTRIBUTES: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentRequest:
-    """What a device asks to be registered as.
+    """A device's request to be registered.
 
     Attributes:
-        label: what people call the device.
-        x_wing_public: PUBLIC_BYTES; what its envelopes are sealed to.
-        ed25519_public: ED25519_BYTES; what its reports are signed with.
-        attributes: printable strings by name, for example hardware class; sorted.
+        label: name of the device for people.
+        x_wing_public: public key that envelopes are sealed to, PUBLIC_BYTES long.
+        ed25519_public: public key that verifies the device's reports, ED25519_BYTES long.
+        attributes: printable strings by name, for example the hardware class; sorted.
     """
 
     label: str
@@ -45,21 +47,25 @@ class EnrollmentRequest:
 
     @property
     def device_id(self) -> str:
-        """Rule 1."""
+        """The id of the device, 64 hexadecimal digits."""
         return derive_device_id(self.x_wing_public, self.ed25519_public)
 
     def signed_bytes(self) -> bytes:
-        """What the signature is over (rule 2)."""
+        """Return the bytes that the device signs: canonical JSON of all fields but the signature."""
         return strict_json.encode(self._as_json())
 
     @property
     def fingerprint(self) -> str:
-        """Rule 4."""
+        """The fingerprint that people compare: ten groups of four hexadecimal digits."""
         digits = hashlib.sha256(self.signed_bytes()).hexdigest()[:40]
         return " ".join(digits[start : start + 4] for start in range(0, 40, 4))
 
     def encode(self, private_key: Ed25519PrivateKey) -> bytes:
-        """The request file, signed. ValueError if `private` is not the key that the request names."""
+        """Return the signed request file.
+
+        Raises:
+            ValueError: `private_key` does not belong to the public key in the request.
+        """
         if private_key.public_key().public_bytes_raw() != self.ed25519_public:
             raise ValueError("the request names another signing key")
         return strict_json.encode({**self._as_json(), "signature": private_key.sign(self.signed_bytes()).hex()})
@@ -76,16 +82,22 @@ class EnrollmentRequest:
 
 
 def derive_device_id(x_wing_public: bytes, ed25519_public: bytes) -> str:
-    """Rule 1: 64 hexadecimal digits."""
+    """Return the id of the device with these keys: 64 hexadecimal digits.
+
+    Args:
+        x_wing_public: public key that envelopes are sealed to, PUBLIC_BYTES long.
+        ed25519_public: public key that verifies reports, ED25519_BYTES long.
+    """
     return hashlib.sha256(ID_LABEL + x_wing_public + ed25519_public).hexdigest()
 
 
 def parse_enrollment(data: bytes) -> EnrollmentRequest:
-    """Read a request and check its signature.
+    """Parse an enrollment request strictly and verify its signature.
 
     Raises:
-        MalformedRefused, TooLargeRefused: not a request.
-        EnrollmentRefused: the id is not that of the keys, or the signature does not hold.
+        EnrollmentRefused: the device id is not the id of the keys, or the signature is not valid.
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_REQUEST_BYTES.
     """
     fields = StrictObject(
         strict_json.decode(data, what="enrollment request", max_bytes=MAX_REQUEST_BYTES), "enrollment request"
@@ -107,11 +119,11 @@ def parse_enrollment(data: bytes) -> EnrollmentRequest:
     signature = _read_hex(fields, "signature", SIGNATURE_BYTES)
     fields.reject_unknown()
     if request.device_id != claimed:
-        raise EnrollmentRefused(f"enrollment request: device id {claimed[:16]}… is not that of its keys")
+        raise EnrollmentRefused(f"enrollment request: device id {claimed[:16]}… is not the id of its keys")
     try:
         Ed25519PublicKey.from_public_bytes(request.ed25519_public).verify(signature, request.signed_bytes())
     except (InvalidSignature, ValueError) as error:
-        raise EnrollmentRefused(f"enrollment request of {request.label!r}: its signature does not hold") from error
+        raise EnrollmentRefused(f"enrollment request of {request.label!r}: the signature is not valid") from error
     return request
 
 

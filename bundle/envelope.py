@@ -1,15 +1,15 @@
-"""Envelopes: a key sealed to one recipient, with HPKE (RFC 9180) over X-Wing (ML-KEM-768 + X25519).
+"""Envelopes: a key sealed to one recipient, with HPKE (RFC 9180) over X-Wing (ML-KEM-768 and X25519).
 
-Rules:
-1. A recipient key is X-Wing's: public = ML-KEM-768 public (1,184) ‖ X25519 public (32); private = ML-KEM seed (64) ‖
-   X25519 private (32).
-2. An envelope is magic "AWENVEL1" (8) ‖ encapsulated key (1,120) ‖ ciphertext, in HPKE base mode with HKDF-SHA256 and
-   AES-256-GCM.
-3. All context is bound in `info`: repository, purpose, family, counter, variant, cohort, epoch, recipient. An envelope
-   moved to another place does not open.
-4. Base mode does not say who sealed. A content key is believed only if it matches the manifest's commitment; a cohort
-   private key only if its public half is the one that the fleet document signs.
-5. An envelope's file name is the SHA-256 of label ‖ epoch ‖ recipient public key: names do not list devices.
+Rules (docs/format.md section 7; sizes in bytes):
+- A recipient's public key is ML-KEM-768 public (1,184) ‖ X25519 public (32). The private key is ML-KEM seed (64) ‖
+  X25519 private (32).
+- An envelope is magic "AWENVEL1" (8) ‖ encapsulated key (1,120) ‖ ciphertext, in HPKE base mode with HKDF-SHA256 and
+  AES-256-GCM.
+- The HPKE `info` binds the whole context: repository, purpose, family, counter, variant, cohort, epoch, recipient. An
+  envelope that is moved to another place does not open.
+- Base mode does not authenticate the sender. A content key is used only if it matches the manifest's commitment, and a
+  cohort's private key only if its public half is the one in the fleet document.
+- An envelope's file name is SHA-256(label ‖ epoch ‖ recipient public key), so that file names do not identify devices.
 """
 
 import hashlib
@@ -41,14 +41,16 @@ COMMITMENT_LABEL: Final = b"airweights key commitment v1"
 
 @dataclass(frozen=True, slots=True)
 class EnvelopeContext:
-    """Rule 3; a field without meaning for a purpose is "" or 0.
+    """The use that an envelope is bound to; a field that its purpose does not need is "" or 0.
 
     Attributes:
-        purpose: CONTENT_KEY or COHORT_KEY.
-        repository: identity of the repository: the SHA-256 of its first root, hexadecimal.
-        family, counter, variant: of the release (content keys).
+        purpose: CONTENT_KEY_PURPOSE or COHORT_KEY_PURPOSE.
+        repository: id of the repository, the SHA-256 of its first root in hexadecimal.
         cohort: name of the cohort.
-        epoch: of the cohort key.
+        epoch: epoch of the cohort key.
+        family: family of the release (content keys only).
+        counter: counter of the release (content keys only).
+        variant: name of the variant (content keys only).
     """
 
     purpose: str
@@ -60,7 +62,7 @@ class EnvelopeContext:
     variant: str = ""
 
     def encode_info(self, recipient: bytes) -> bytes:
-        """The HPKE info string for one recipient's public key bytes."""
+        """Return the HPKE `info` bytes; `recipient` is the recipient's public key."""
         return strict_json.encode(
             {
                 "cohort": self.cohort,
@@ -76,21 +78,26 @@ class EnvelopeContext:
 
 
 def generate_private_key() -> Secret:
-    """A fresh recipient private key (PRIVATE_BYTES)."""
+    """Generate a recipient's private key, PRIVATE_BYTES long."""
     return Secret(MLKEM768PrivateKey.generate().private_bytes_raw() + X25519PrivateKey.generate().private_bytes_raw())
 
 
 def derive_public_key(private_key: Secret) -> bytes:
-    """The public key bytes (PUBLIC_BYTES) of a private key."""
+    """Derive the public key, PUBLIC_BYTES long, from a private key."""
     kem, curve = _split_private_key(private_key)
     return kem.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
 
 
 def seal(secret: Secret, recipient: bytes, context: EnvelopeContext) -> bytes:
-    """The envelope of `secret` for the holder of `recipient`'s private half.
+    """Seal a secret to one recipient and return the envelope.
+
+    Args:
+        secret: the key to seal.
+        recipient: public key of the recipient, PUBLIC_BYTES long.
+        context: the use that the envelope is bound to.
 
     Raises:
-        MalformedRefused: the public key is not PUBLIC_BYTES of a valid key.
+        Malformed: the public key has another length or is not valid.
     """
     if len(recipient) != PUBLIC_BYTES:
         raise Malformed(f"recipient key: found {len(recipient)} bytes, expected {PUBLIC_BYTES}")
@@ -105,11 +112,16 @@ def seal(secret: Secret, recipient: bytes, context: EnvelopeContext) -> bytes:
 
 
 def open_envelope(envelope: bytes, private_key: Secret, context: EnvelopeContext) -> Secret:
-    """What `seal` sealed.
+    """Open an envelope and return the secret in it.
+
+    Args:
+        envelope: the bytes that `seal` returned.
+        private_key: the recipient's private key, PRIVATE_BYTES long.
+        context: the use that the envelope must be bound to.
 
     Raises:
-        MalformedRefused: not an envelope.
-        NotAuthenticRefused: not for this key or context, or changed; never told apart.
+        Malformed: the bytes are not an envelope, or the private key has another length.
+        NotAuthentic: the envelope is sealed to another key or context, or was changed; the cases are not distinguished.
     """
     if not envelope.startswith(MAGIC) or len(envelope) > MAX_ENVELOPE_BYTES:
         raise Malformed(f"envelope: found {bytes(envelope[:8])!r} and {len(envelope)} bytes, expected {MAGIC!r}")
@@ -121,17 +133,30 @@ def open_envelope(envelope: bytes, private_key: Secret, context: EnvelopeContext
             context.encode_info(derive_public_key(private_key)),
         )
     except (InvalidTag, ValueError) as error:
-        raise NotAuthentic("envelope does not open: sealed to another key or context, or changed") from error
+        raise NotAuthentic(
+            "the envelope does not open: it is sealed to another key or context, or was changed"
+        ) from error
     return Secret(plain)
 
 
 def compute_commitment(content_key: Secret) -> str:
-    """The signed commitment to a content key: HMAC-SHA256(key, label), hexadecimal. GCM itself commits to no key."""
+    """Return the commitment to a content key: HMAC-SHA256(key, COMMITMENT_LABEL), in hexadecimal.
+
+    The manifest contains it, because an AES-GCM ciphertext can be valid under more than one key.
+    """
     return hmac.new(content_key.value, COMMITMENT_LABEL, "sha256").hexdigest()
 
 
 def check_commitment(content_key: Secret, commitment: str) -> None:
-    """Rule 4, before any use of the key. Raises KeyCommitmentRefused."""
+    """Check a content key against the manifest's commitment, before any use of the key.
+
+    Args:
+        content_key: the key from an envelope.
+        commitment: the commitment in the manifest, hexadecimal.
+
+    Raises:
+        KeyCommitmentMismatch: the key has another commitment, or another length than KEY_BYTES.
+    """
     if len(content_key.value) != KEY_BYTES or not hmac.compare_digest(compute_commitment(content_key), commitment):
         raise KeyCommitmentMismatch("the content key in the envelope is not the one that the manifest commits to")
 

@@ -1,10 +1,10 @@
-"""The files of a bundle: which there are, how big, and their digests.
+"""The files of a bundle: paths, roles, sizes and digests.
 
 Rules:
-1. A path is relative, `/`-separated, of segments that start with a letter, digit or `_`: no `..`, no hidden file, no
-   absolute path, nothing a file system reads as something else. At most 8 segments and 200 characters.
-2. A list is sorted by path and has no path twice, nor one that is another's folder.
-3. The bundle digest is the SHA-256 of the canonical JSON of [{path, role, sha256, size}, ...] (docs/format.md).
+- A path is relative and has at most 8 segments, separated by `/`, and 200 characters. Each segment starts with a
+  letter, a digit or `_`: no `..`, no hidden files, no absolute paths, no names that a file system treats specially.
+- A list of files is sorted by path. It contains no path twice, and no path that is the folder of another one.
+- The bundle digest is the SHA-256 of the canonical JSON of [{path, role, sha256, size}, ...] (docs/format.md, 3.2).
 """
 
 import hashlib
@@ -24,19 +24,19 @@ BundleDigest = NewType("BundleDigest", str)
 PATH_PATTERN: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}")
 MAX_PATH_CHARACTERS: Final = 200
 MAX_FILES: Final = 1024
-MAX_FILE_BYTES: Final = 2**40  # 1 TiB: an offset always fits 2^53
+MAX_FILE_BYTES: Final = 2**40  # 1 TiB, so that every offset in a bundle is below 2^53
 ROLES: Final = ("model", "external-data", "golden", "labels", "preprocessing", "tokenizer", "package", "other")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class BundleFile:
-    """One plain file of a bundle.
+    """One uncompressed, unencrypted file of a bundle.
 
     Attributes:
-        path: relative path (rule 1).
+        path: relative path that matches PATH_PATTERN.
         role: one of ROLES.
-        size: bytes.
-        sha256: lower-case hexadecimal digest of the content.
+        size: size in bytes.
+        sha256: digest of the content, lower-case hexadecimal.
     """
 
     path: str
@@ -45,17 +45,17 @@ class BundleFile:
     sha256: str
 
     def as_json(self) -> dict[str, JSON]:
-        """The object of the manifest's `files` list."""
+        """Return the file as an object of the manifest's `files` list."""
         return {"path": self.path, "role": self.role, "size": self.size, "sha256": self.sha256}
 
 
 @dataclass(frozen=True, slots=True)
 class BundleDirectory:
-    """A plain bundle on a file system, on the packager's side only.
+    """An unencrypted bundle in a directory of the build machine.
 
     Attributes:
-        root: the folder that the paths of `files` are relative to.
-        files: sorted by path.
+        root: directory that the paths of `files` are relative to.
+        files: all files, sorted by path.
     """
 
     root: Path
@@ -63,7 +63,11 @@ class BundleDirectory:
 
 
 def parse_files(rows: list[StrictObject]) -> tuple[BundleFile, ...]:
-    """The `files` list of a manifest or a patch header, checked under rules 1 and 2. Raises MalformedRefused."""
+    """Parse the `files` list of a manifest or a patch header.
+
+    Raises:
+        Malformed: an entry does not follow its schema, or `check_files` refuses the list.
+    """
     out = []
     for row in rows:
         path = row.text("path", PATH_PATTERN, max_length=MAX_PATH_CHARACTERS)
@@ -76,7 +80,11 @@ def parse_files(rows: list[StrictObject]) -> tuple[BundleFile, ...]:
 
 
 def check_files(files: Iterable[BundleFile]) -> None:
-    """Rule 2. Raises MalformedRefused."""
+    """Check that a list of files is sorted and that no path is the folder of another one.
+
+    Raises:
+        Malformed: the list is not sorted, contains a path twice, or a path is both a file and a folder.
+    """
     paths = [file.path for file in files]
     for before, after in pairwise(paths):
         if before >= after:
@@ -90,22 +98,22 @@ def check_files(files: Iterable[BundleFile]) -> None:
 
 
 def bundle_digest(files: Iterable[BundleFile]) -> BundleDigest:
-    """Rule 3."""
+    """Return the bundle digest: the SHA-256 of the canonical JSON of all files, sorted by path."""
     return BundleDigest(strict_json.digest([file.as_json() for file in files]))
 
 
 def scan_directory(root: Path, roles: dict[str, str]) -> BundleDirectory:
-    """List and hash a folder.
+    """List and hash the files of a bundle directory.
 
     Args:
-        root: an existing folder; symbolic links inside are refused.
-        roles: path → role; a path that is not named is "other".
+        root: an existing directory.
+        roles: role by path; all other paths get the role "other".
 
     Raises:
-        Invalid: the folder is missing, or holds a name that rule 1 does not allow.
+        Invalid: the directory is missing or empty, or contains a symbolic link, a special file or an invalid name.
     """
     if not root.is_dir():
-        raise Invalid(f"bundle folder {root} is not a folder")
+        raise Invalid(f"bundle folder {root} is missing or not a folder")
     files = []
     for file in sorted(path for path in root.rglob("*") if path.is_symlink() or not path.is_dir()):
         path = file.relative_to(root).as_posix()

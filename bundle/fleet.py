@@ -1,10 +1,11 @@
-"""The fleet document: which cohorts there are, their epochs and public keys, and the digest of the device registry.
+"""The fleet document: the cohorts with their epochs and public keys, and the device registry's digest.
 
 Rules:
-1. The target `fleet/fleet.json` of the `fleet` role. A device believes a cohort private key only if its public half is
-   the one here, for this epoch. Epochs do not go back because the document's version does not (bundle.trust.check rule
-   3), and because what goes back is refused where it is staged and shown where it is signed.
-2. It lists no device: the registry itself stays with the release team, only its digest is signed.
+- It is the target `fleet/fleet.json` of the `fleet` role. A device uses a cohort's private key only if its public half
+  is the one in this document, for the same epoch.
+- An epoch never falls: the version of the `fleet` role cannot (bundle.trust.check, step 4), and a lower epoch is
+  refused when it is staged and shown when it is signed.
+- It lists no devices. The registry stays with the release team; only its digest is signed.
 """
 
 from dataclasses import dataclass
@@ -12,23 +13,23 @@ from typing import Final
 
 from bundle import strict_json
 from bundle.errors import Malformed
+from bundle.key_sizes import PUBLIC_BYTES
 from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObject
 
 SCHEMA: Final = "airweights.fleet/1"
 FLEET_TARGET: Final = "fleet/fleet.json"
 MAX_FLEET_BYTES: Final = 1024 * 1024
 MAX_COHORTS: Final = 256
-PUBLIC_BYTES: Final = 1184 + 32  # bundle.envelope rule 1; said again here to keep `cryptography` out of the supervisor
 
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """One cohort's current key.
+    """The current key of one cohort.
 
     Attributes:
-        name: of the cohort.
-        epoch: grows when its members change by revocation or on schedule.
-        public_key: X-Wing public key, PUBLIC_BYTES.
+        name: name of the cohort.
+        epoch: number of the key pair; grows with each rotation.
+        public_key: X-Wing public key, PUBLIC_BYTES long.
     """
 
     name: str
@@ -38,12 +39,12 @@ class Cohort:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """The whole document.
+    """The content of the fleet document.
 
     Attributes:
         registry_digest: SHA-256 of the canonical device registry, hexadecimal.
-        devices: how many it lists.
-        cohorts: sorted by name.
+        devices: number of devices in the registry.
+        cohorts: all cohorts, sorted by name.
     """
 
     registry_digest: str
@@ -51,11 +52,11 @@ class Fleet:
     cohorts: tuple[Cohort, ...]
 
     def cohort(self, name: str) -> Cohort | None:
-        """The cohort of that name, or None."""
+        """Return the cohort with a name, or None if the document has none."""
         return next((cohort for cohort in self.cohorts if cohort.name == name), None)
 
     def as_bytes(self) -> bytes:
-        """Canonical bytes, as published."""
+        """Return the canonical bytes, as they are published."""
         cohorts: dict[str, JSON] = {c.name: {"epoch": c.epoch, "public_key": c.public_key.hex()} for c in self.cohorts}
         return strict_json.encode(
             {"schema": SCHEMA, "registry_digest": self.registry_digest, "devices": self.devices, "cohorts": cohorts}
@@ -63,7 +64,12 @@ class Fleet:
 
 
 def parse_fleet(data: bytes) -> Fleet:
-    """Read a fleet document strictly. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a fleet document strictly.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_FLEET_BYTES.
+    """
     fields = StrictObject(strict_json.decode(data, what="fleet", max_bytes=MAX_FLEET_BYTES), "fleet")
     schema = fields.text("schema")
     if schema != SCHEMA:

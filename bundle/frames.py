@@ -1,17 +1,17 @@
-"""Encrypted frames: how a blob travels and how a bundle lies in a device's store.
+"""Encrypted frame files: the form of blobs in a repository and of bundles in a device's store.
 
-A frame file is `header ‖ frame 0 ‖ frame 1 ‖ …`; see docs/format.md, Frames.
+A frame file is `header ‖ frame 0 ‖ frame 1 ‖ …` (docs/format.md section 6).
 
 Rules:
-1. Header = magic "AWFRAME1" (8) ‖ frame size (u32, big-endian, bytes of plaintext, 4 KiB to 1 MiB) ‖ salt (32).
-2. The file's key is HKDF-SHA256(secret, salt, info = canonical JSON of the context ‖ header): a fresh random salt gives
-   a fresh key, so a patch that is built twice cannot repeat a nonce under one key.
-3. Each frame is AES-256-GCM with nonce = 7 zero bytes ‖ frame number (u32) ‖ last flag (1): the STREAM construction
-   (Hoang, Reyhanitabar, Rogaway, Vizár 2015). The associated data is the header. Only the last frame may be shorter
-   than the frame size; it is empty only if the whole plaintext is.
-4. A reader never yields a byte of a frame that has not authenticated, and ends only at a frame that says it is the
-   last: cut, reordered, repeated or extended files are refused. Wrong key and changed bytes are one reason
-   (`not-authentic`).
+- Header = magic "AWFRAME1" (8 bytes) ‖ frame size (u32, big-endian, plaintext bytes per frame, 4 KiB to 1 MiB) ‖ salt
+  (32 bytes).
+- The file's key is HKDF-SHA256(secret, salt, info = canonical JSON of the context ‖ header). A random salt gives each
+  file its own key, so that a patch that is built twice never repeats a nonce under one key.
+- Each frame is AES-256-GCM with nonce = 7 zero bytes ‖ frame number (u32) ‖ last flag (1 byte): the STREAM construction
+  (Hoang, Reyhanitabar, Rogaway, Vizár 2015). The associated data is the header. Only the last frame may be shorter than
+  the frame size, and it is empty only if the whole plaintext is.
+- A reader returns no byte of a frame before the frame is authenticated, and ends only at a frame with the last flag. It
+  refuses truncated, reordered, repeated and extended files. A wrong key and changed bytes raise the same error.
 """
 
 import os
@@ -34,28 +34,30 @@ TAG_BYTES: Final = 16
 KEY_BYTES: Final = 32
 DEFAULT_FRAME_BYTES: Final = 64 * 1024
 MIN_FRAME_BYTES: Final = 4 * 1024
-MAX_FRAME_BYTES: Final = 1024 * 1024  # a reader holds two frames
+MAX_FRAME_BYTES: Final = 1024 * 1024  # a reader keeps two frames in memory
 MAX_FRAMES: Final = 2**32
 
 
 class Source(Protocol):
-    """Bytes read forward; a read returns fewer than asked only at the end."""
+    """A stream that is read forward; a read returns fewer bytes than requested only at the end."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """Return up to `size` bytes; fewer only at the end."""
 
 
 class Sink(Protocol):
-    """Bytes written forward."""
+    """A stream that is written forward."""
 
-    def write(self, data: bytes, /) -> object: ...
+    def write(self, data: bytes, /) -> object:
+        """Write all of `data`; the result is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Key material whose `repr` shows none of it.
+    """Key material whose `repr` does not show it.
 
     Attributes:
-        value: KEY_BYTES of key, or a serialized private key.
+        value: a key of KEY_BYTES, or a serialized private key.
     """
 
     value: bytes
@@ -66,13 +68,14 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class FrameContext:
-    """What a frame file is for; part of its key, so that a file cannot be used as another.
+    """The use of a frame file; part of its key, so that one file cannot be used in place of another.
 
     Attributes:
-        label: the use, for example BLOB_LABEL.
-        family, variant: of the release.
-        counter: of the release, 0 where it has no meaning.
-        digest: what else names it (the store: the bundle digest); "" where it has no meaning.
+        label: kind of the file: BLOB_LABEL or STORE_LABEL.
+        family: family of the release.
+        counter: counter of the release, or 0 for stored bundles.
+        variant: name of the variant.
+        digest: digest of the bundle for stored bundles, else "".
     """
 
     label: str
@@ -82,7 +85,7 @@ class FrameContext:
     digest: str = ""
 
     def as_bytes(self) -> bytes:
-        """Canonical JSON of all fields."""
+        """Return the canonical JSON of all fields."""
         return strict_json.encode(
             {
                 "counter": self.counter,
@@ -99,14 +102,14 @@ STORE_LABEL: Final = "airweights store v1"
 
 
 class FrameWriter:
-    """Encrypts what is written to it, forward, in bounded memory.
+    """A sink that encrypts a stream in bounded memory; call `close` at the end.
 
     Args:
         out: receives the frame file.
-        key: KEY_BYTES secret (content key or storage key).
-        context: what the file is for.
-        frame_bytes: plaintext bytes a frame.
-        salt: random unless given; a fixed salt is for test vectors only.
+        key: content key or storage key, KEY_BYTES long.
+        context: the use of the file.
+        frame_bytes: plaintext bytes per frame.
+        salt: SALT_BYTES; random by default. Fixed salts are for test vectors only.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class FrameWriter:
         salt: bytes | None = None,
     ) -> None:
         if not MIN_FRAME_BYTES <= frame_bytes <= MAX_FRAME_BYTES:
-            raise ValueError(f"frame size {frame_bytes} is not within {MIN_FRAME_BYTES} and {MAX_FRAME_BYTES}")
+            raise ValueError(f"frame size {frame_bytes}, expected {MIN_FRAME_BYTES} to {MAX_FRAME_BYTES}")
         salt = os.urandom(SALT_BYTES) if salt is None else salt
         self._header = MAGIC + frame_bytes.to_bytes(4, "big") + salt
         self._aead = _derive_cipher(key, context, self._header)
@@ -129,15 +132,15 @@ class FrameWriter:
         out.write(self._header)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Take any number of bytes."""
+        """Encrypt any number of bytes; the last ones are written by `close`."""
         self._pending += data
-        # one byte stays behind a full frame, since only the end tells which frame is the last
+        # write a frame only when a byte follows it, because the last frame has another nonce
         while len(self._pending) > self._frame_bytes:
             self._write_frame(bytes(self._pending[: self._frame_bytes]), is_last=False)
             del self._pending[: self._frame_bytes]
 
     def close(self) -> None:
-        """Write the last frame; nothing may be written after it. Does not close `out`."""
+        """Write the last frame. Do not write afterwards; `out` stays open."""
         self._write_frame(bytes(self._pending), is_last=True)
         self._pending.clear()
 
@@ -147,11 +150,16 @@ class FrameWriter:
 
 
 class FrameReader:
-    """Decrypts forward, in bounded memory; a `Source` itself.
+    """A source that decrypts a frame file in bounded memory.
+
+    Args:
+        source: the frame file.
+        key: content key or storage key, KEY_BYTES long.
+        context: the use that the file must have.
 
     Raises:
-        MalformedRefused: not a frame file, or a frame size out of range.
-        NotAuthenticRefused: from any read, under rule 4.
+        Malformed: the file has no valid header.
+        NotAuthentic: the file was truncated or changed, or key or context are wrong; also raised by `read`.
     """
 
     def __init__(self, source: Source, key: Secret, context: FrameContext) -> None:
@@ -166,7 +174,11 @@ class FrameReader:
         self._is_done = False
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; fewer only at the end."""
+        """Return `size` bytes of plaintext; fewer only at the end.
+
+        Raises:
+            NotAuthentic: the next frame was truncated or changed, or key or context are wrong.
+        """
         parts = []
         while size > 0 and (self._plaintext or self._open_next_frame()):
             part = self._plaintext[:size]
@@ -192,15 +204,19 @@ class FrameReader:
 
 
 class FrameRandomReader:
-    """Decrypts any range of a frame file, one frame in memory at a time.
+    """A reader of any byte range of a frame file, with one frame in memory at a time.
+
+    The last frame is decrypted first, so that a truncated file is refused before anything is read from it.
 
     Args:
-        pread: `pread(length, offset)` of the frame file, like os.pread on its descriptor.
-        sealed_size: bytes of the whole frame file.
+        pread: returns `length` bytes of the frame file from `offset`, as `pread(length, offset)`.
+        sealed_size: size of the frame file, in bytes.
+        key: content key or storage key, KEY_BYTES long.
+        context: the use that the file must have.
 
     Raises:
-        MalformedRefused, NotAuthenticRefused: as FrameReader. The last frame is opened at once, so that a cut file is
-        refused before anything is read from it.
+        Malformed: the file has no valid header.
+        NotAuthentic: the file was truncated or changed, or key or context are wrong; also raised by `pread`.
     """
 
     def __init__(
@@ -216,13 +232,22 @@ class FrameRandomReader:
         self._frame_count += rest > 0
         self.size = sealed_size - HEADER_BYTES - self._frame_count * TAG_BYTES
         if self._frame_count < 1 or self.size < 0:
-            raise NotAuthentic(f"frame file of {sealed_size} bytes has no whole frame")
+            raise NotAuthentic(f"frame file of {sealed_size} bytes contains no complete frame")
         self._cached_number, self._cached = -1, b""
         if not self._read_frame(self._frame_count - 1) and self._frame_count > 1:
             raise NotAuthentic("frame file ends in an empty frame")
 
     def pread(self, length: int, offset: int) -> bytes:
-        """Exactly `length` bytes of plaintext from `offset`. Raises MalformedRefused beyond the end."""
+        """Return exactly `length` bytes of plaintext.
+
+        Args:
+            length: number of bytes.
+            offset: offset of the first byte in the plaintext.
+
+        Raises:
+            Malformed: the range exceeds the plaintext.
+            NotAuthentic: a frame was changed, or key or context are wrong.
+        """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Malformed(f"read of {length} bytes at {offset} from a plaintext of {self.size} bytes")
         parts = []
@@ -246,13 +271,22 @@ class FrameRandomReader:
 
 
 def sealed_size(plain_size: int, frame_bytes: int = DEFAULT_FRAME_BYTES) -> int:
-    """Bytes of the frame file for `plain_size` bytes of plaintext."""
+    """Return the size of a frame file, in bytes.
+
+    Args:
+        plain_size: size of the plaintext, in bytes.
+        frame_bytes: plaintext bytes per frame.
+    """
     frames = max(1, -(-plain_size // frame_bytes))
     return HEADER_BYTES + plain_size + frames * TAG_BYTES
 
 
 def parse_frame_size(header: bytes) -> int:
-    """The frame size that a header names (rule 1). Raises MalformedRefused."""
+    """Parse the header of a frame file and return the plaintext bytes per frame.
+
+    Raises:
+        Malformed: the header is incomplete, has another magic, or a frame size out of range.
+    """
     if len(header) != HEADER_BYTES or not header.startswith(MAGIC):
         raise Malformed(
             f"frame file: found {bytes(header[:8])!r}, expected a header of {HEADER_BYTES} bytes with {MAGIC!r}"
@@ -279,10 +313,10 @@ def _nonce(number: int, *, is_last: bool) -> bytes:
 
 def _decrypt_frame(aead: AESGCM, number: int, sealed: bytes, header: bytes, *, is_last: bool) -> bytes:
     if len(sealed) < TAG_BYTES:
-        raise NotAuthentic(f"frame {number} does not open: the file is cut or changed, or the key is another")
+        raise NotAuthentic(f"frame {number} does not decrypt: the file was truncated or changed, or the key is wrong")
     try:
         return aead.decrypt(_nonce(number, is_last=is_last), sealed, header)
     except InvalidTag as error:
         raise NotAuthentic(
-            f"frame {number} does not open: the file is cut or changed, or the key is another"
+            f"frame {number} does not decrypt: the file was truncated or changed, or the key is wrong"
         ) from error

@@ -1,12 +1,13 @@
-"""Golden vectors: inputs and the answers of the shipped artifact, checked on the device before a model goes live.
+"""Golden vectors: recorded inputs and outputs of the released model, for the probe on the device.
 
-Rules:
-1. The file has the safetensors layout: u64 little-endian header length ‖ JSON header ‖ tensors, without alignment gaps.
-   Names are `<sample>.in.<input>` and `<sample>.out.<output>`, sample in four digits from 0000, so that any safetensors
-   reader opens it and the typed patch sees its tensors.
-2. An answer passes if every output has the golden's dtype and shape, is finite where the golden is, and differs by at
-   most the tolerance: RMS(answer - golden) / max(RMS(golden), 1e-6). Integer and bool outputs must be equal.
-3. Strings have no place in the layout: a model with a string input or output has no golden vectors.
+Rules (docs/format.md section 8):
+- The file has the safetensors layout: u64 little-endian header length ‖ JSON header ‖ tensors, without alignment gaps.
+  Tensors are named `<sample>.in.<input>` and `<sample>.out.<output>` with four-digit sample numbers from 0000. Any
+  safetensors reader opens the file, and the typed patch codec sees its tensors.
+- A float output passes if it has the golden output's dtype and shape, is finite at the same positions, and its relative
+  RMS error, RMS(output - golden) / max(RMS(golden), MIN_GOLDEN_RMS), is at most the tolerance. Integer and bool outputs
+  must be equal.
+- The layout has no strings: a model with a string input or output has no golden vectors.
 """
 
 import json
@@ -25,11 +26,10 @@ Array = npt.NDArray[np.generic]
 MAX_GOLDEN_BYTES: Final = 64 * 1024 * 1024
 MAX_HEADER_BYTES: Final = 1024 * 1024
 MAX_SAMPLES: Final = 1000
-MIN_GOLDEN_RMS: Final = (
-    1e-6  # of activations about 1, float32 rounding leaves this much: a golden output below it is noise
-)
+# float32 rounding of activations around 1 leaves errors of this size; a golden output with a smaller RMS is noise
+MIN_GOLDEN_RMS: Final = 1e-6
 
-# safetensors' names of the dtypes that numpy has
+# numpy's dtypes by their safetensors names
 DTYPES: Final[dict[str, str]] = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -48,21 +48,30 @@ _DTYPE_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
 
 
 class GoldenMismatch(Unfit):
-    """An answer that is not the golden one."""
+    """An output differs from the golden one by more than the tolerance. Fix the model or its release."""
 
     reason = "golden-mismatch"
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenSample:
-    """One request and its answer: tensors by name."""
+    """A recorded request and its response.
+
+    Attributes:
+        inputs: input tensors by name.
+        outputs: output tensors by name.
+    """
 
     inputs: dict[str, Array]
     outputs: dict[str, Array]
 
 
 def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
-    """The file's bytes (rule 1). Raises ValueError for a dtype that has no name in DTYPES."""
+    """Return the bytes of a golden file.
+
+    Raises:
+        ValueError: a tensor has a dtype that DTYPES does not list.
+    """
     header: dict[str, object] = {}
     chunks = []
     offset = 0
@@ -70,7 +79,7 @@ def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
         for side, tensors in (("in", sample.inputs), ("out", sample.outputs)):
             for name, tensor in tensors.items():
                 if tensor.dtype.name not in _DTYPE_NAMES:
-                    raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors cannot hold")
+                    raise ValueError(f"{name!r} is {tensor.dtype}, which golden vectors do not support")
                 data = np.ascontiguousarray(tensor).tobytes()
                 header[f"{number:04d}.{side}.{name}"] = {
                     "dtype": _DTYPE_NAMES[tensor.dtype.name],
@@ -84,10 +93,11 @@ def write_golden(samples: tuple[GoldenSample, ...]) -> bytes:
 
 
 def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
-    """The samples of a file.
+    """Parse a golden file strictly and return its samples; the arrays are views of `data`.
 
     Raises:
-        TooLargeRefused, MalformedRefused: also for ranges that lie outside, overlap or leave gaps.
+        Malformed: the file does not follow the layout, or tensors overlap, leave gaps or exceed the file.
+        TooLarge: the file is longer than MAX_GOLDEN_BYTES.
     """
     data = memoryview(data)
     if len(data) > MAX_GOLDEN_BYTES:
@@ -96,10 +106,10 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
         raise Malformed(f"golden vectors: found {len(data)} bytes, expected a header")
     (length,) = struct.unpack_from("<Q", data)
     if length > MAX_HEADER_BYTES or 8 + length > len(data):
-        raise Malformed(f"golden vectors: header of {length} bytes in a file of {len(data)}")
+        raise Malformed(f"golden vectors: found a header of {length} bytes in a file of {len(data)}")
     header = decode(bytes(data[8 : 8 + length]), what="golden vectors", max_bytes=MAX_HEADER_BYTES)
     if not isinstance(header, dict):
-        raise Malformed("golden vectors: expected an object as header")
+        raise Malformed("golden vectors: expected a JSON object as header")
     body = data[8 + length :]
     samples: dict[int, GoldenSample] = {}
     expected = 0
@@ -113,12 +123,17 @@ def read_golden(data: bytes | memoryview) -> tuple[GoldenSample, ...]:
     if expected != len(body):
         raise Malformed(f"golden vectors: {len(body) - expected} bytes after the last tensor")
     if not samples or sorted(samples) != list(range(len(samples))):
-        raise Malformed(f"golden vectors: found {len(samples)} samples, expected 0000 and on without gaps")
+        raise Malformed(f"golden vectors: found {len(samples)} samples, expected numbers from 0000 without gaps")
     return tuple(samples[number] for number in range(len(samples)))
 
 
 def relative_rms(output: Array, golden: Array) -> float:
-    """RMS(answer - golden) / max(RMS(golden), SMALL), where the golden is finite; 0 for equal arrays."""
+    """Return RMS(output - golden) / max(RMS(golden), MIN_GOLDEN_RMS) over finite golden elements.
+
+    Args:
+        output: output of the model, any float dtype.
+        golden: the golden output, of the same shape.
+    """
     a, g = output.astype(np.float64), golden.astype(np.float64)
     finite = np.isfinite(g)
     if not finite.any():
@@ -128,40 +143,41 @@ def relative_rms(output: Array, golden: Array) -> float:
 
 
 def check_outputs(outputs: dict[str, Array], sample: GoldenSample, *, tolerance_ppm: int, where: str) -> float:
-    """Rule 2 for one sample.
+    """Compare a model's outputs with one golden sample.
 
     Args:
-        answers: outputs of the model by name.
+        outputs: outputs of the model by name.
         sample: the golden sample.
-        tolerance_ppm: parts per million of relative RMS.
-        where: how to name the sample in an error.
+        tolerance_ppm: maximum relative RMS error, in parts per million.
+        where: name of the sample in error messages.
 
     Returns:
-        the worst relative RMS over the outputs.
+        The largest relative RMS error of the float outputs.
 
     Raises:
-        GoldenUnfit.
+        GoldenMismatch: an output is missing, has another dtype or shape, or exceeds the tolerance.
     """
     worst = 0.0
     for name, golden in sample.outputs.items():
-        answer = outputs.get(name)
-        if answer is None:
+        output = outputs.get(name)
+        if output is None:
             raise GoldenMismatch(f"{where}: output {name!r} is missing, found {', '.join(sorted(outputs)) or 'none'}")
-        if answer.dtype != golden.dtype or answer.shape != golden.shape:
+        if output.dtype != golden.dtype or output.shape != golden.shape:
             raise GoldenMismatch(
-                f"{where}: output {name!r} is {answer.dtype}{list(answer.shape)}, "
+                f"{where}: output {name!r} is {output.dtype}{list(output.shape)}, "
                 f"expected {golden.dtype}{list(golden.shape)}"
             )
         if golden.dtype.kind != "f":
-            if not np.array_equal(answer, golden):
-                raise GoldenMismatch(f"{where}: output {name!r} differs from the golden answer")
+            if not np.array_equal(output, golden):
+                raise GoldenMismatch(f"{where}: output {name!r} differs from the golden output, expected equality")
             continue
-        if not np.array_equal(np.isfinite(answer), np.isfinite(golden)):
-            raise GoldenMismatch(f"{where}: output {name!r} has NaN or infinity where the golden answer has none")
-        error = relative_rms(answer, golden)
+        if not np.array_equal(np.isfinite(output), np.isfinite(golden)):
+            raise GoldenMismatch(f"{where}: output {name!r} has NaN or infinity at other places than the golden output")
+        error = relative_rms(output, golden)
         if error * 1_000_000 > tolerance_ppm:
             raise GoldenMismatch(
-                f"{where}: output {name!r} is off by relative RMS {error:.6f}, allowed {tolerance_ppm / 1e6:.6f}"
+                f"{where}: output {name!r} has relative RMS error {error:.6f},"
+                f" expected at most {tolerance_ppm / 1e6:.6f}"
             )
         worst = max(worst, error)
     return worst
@@ -180,7 +196,7 @@ def _read_tensor(row: StrictObject, body: memoryview, expected: int) -> tuple[Ar
     row.reject_unknown()
     sizes = _check_integers(shape, row.where)
     start, end = (*_check_integers(offsets, row.where), -1, -1)[:2]
-    # Python's integers: numpy's product would wrap and admit a short tensor with a huge shape
+    # Python integers, because numpy's product would overflow and accept a short tensor with a huge shape
     size = dtype.itemsize
     for n in sizes:
         size *= n

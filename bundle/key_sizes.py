@@ -1,4 +1,7 @@
-"""Sizes of X-Wing keys (ML-KEM-768 + X25519; FIPS 203, RFC 7748): for readers that load no cryptographic library."""
+"""Sizes of X-Wing keys: ML-KEM-768 (FIPS 203) and X25519 (RFC 7748), in bytes.
+
+The supervisor uses them without loading a cryptographic library.
+"""
 
 from typing import Final
 

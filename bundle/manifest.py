@@ -1,12 +1,12 @@
-"""The manifest: the signed JSON that describes one release of a family.
+"""The manifest: the signed JSON that describes one release of a family (docs/format.md section 3).
 
 Rules:
-1. At most 256 KiB, read by the strict reader; the target `bundles/<family>/<version>.json` of the release role.
-2. Everything on the wire is a patch: each variant names at least one patch, its `from` is a bundle digest or null (from
-   nothing), and no two patches of a variant have the same `from` and codec.
-3. The identity of a release is the digest of the canonical manifest without its `patches`: patches can be added later
-   and nothing else can change.
-4. Ratios are parts per million or percent, times and sizes have their unit in the name. No floats.
+- It has at most 256 KiB and is the target `bundles/<family>/<version>.json` of the release role.
+- Every download is a patch. A variant lists at least one; the field `from` is the digest of the patch's base bundle, or
+  null for a full download. No two patches of a variant have the same `from` and codec.
+- The release digest is the digest of the canonical manifest without `patches`: patches can be added to a release later,
+  and nothing else can change.
+- All numbers are integers: ratios are parts per million or percent, and times and sizes have their unit in the name.
 """
 
 import re
@@ -30,15 +30,15 @@ FEATURE_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a device must have for a variant; an empty tuple or None asks nothing.
+    """The properties that a device must have for a variant.
 
     Attributes:
-        arch: `uname -m` names, one of them.
-        cpu_features: Linux cpuinfo flags, all of them.
-        onnxruntime_min: first version that loads it, inclusive.
-        onnxruntime_below: first version that is no longer allowed, or None.
-        memory_bytes: resident bytes while serving.
-        storage_bytes: free bytes in the device's store.
+        arch: architectures as `uname -m` names them, of which the device must have one; empty means any.
+        cpu_features: flags of /proc/cpuinfo, of which the device must have all.
+        onnxruntime_min: first version of ONNX Runtime that loads the variant.
+        onnxruntime_below: first version of ONNX Runtime that is no longer supported, or None.
+        memory_bytes: resident memory while serving, in bytes.
+        storage_bytes: required free space in the device's bundle store, in bytes.
     """
 
     arch: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class Requirements:
     storage_bytes: int = 0
 
     def as_json(self) -> dict[str, JSON]:
-        """The `requires` object."""
+        """Return the `requires` object of a variant."""
         return {
             "arch": list(self.arch),
             "cpu_features": list(self.cpu_features),
@@ -61,7 +61,11 @@ class Requirements:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Requirements":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         out = cls(
             arch=fields.texts("arch", FEATURE_PATTERN, max_items=16),
             cpu_features=fields.texts("cpu_features", FEATURE_PATTERN, max_items=64),
@@ -76,16 +80,16 @@ class Requirements:
 
 @dataclass(frozen=True, slots=True)
 class PatchEntry:
-    """One way to make the bundle.
+    """One published patch of a variant.
 
     Attributes:
-        base: digest of the bundle it starts from, or None (from nothing).
-        codec: "zstd", "bsdiff4" or "typed" (docs/format.md, Patches).
-        features: decoder features it needs beyond the base set.
+        base: digest of the base bundle, or None for a full download.
+        codec: "zstd", "bsdiff4" or "typed" (docs/format.md section 9).
+        features: required decoder features beyond the basic ones.
         blob: SHA-256 of the ciphertext, which is also the blob's name.
-        size: bytes of the ciphertext.
-        plain_size: bytes of the patch inside.
-        peak_memory: bytes that applying it takes at the most.
+        size: size of the ciphertext, in bytes.
+        plain_size: size of the decrypted patch, in bytes.
+        peak_memory: maximum memory while the patch is applied, in bytes.
     """
 
     base: BundleDigest | None
@@ -97,7 +101,7 @@ class PatchEntry:
     peak_memory: int
 
     def as_json(self) -> dict[str, JSON]:
-        """An object of the `patches` list."""
+        """Return the patch as an object of the `patches` list."""
         return {
             "from": self.base,
             "codec": self.codec,
@@ -110,7 +114,11 @@ class PatchEntry:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "PatchEntry":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         base = fields.optional_text("from", SHA256_HEX_PATTERN)
         out = cls(
             base=None if base is None else BundleDigest(base),
@@ -127,15 +135,16 @@ class PatchEntry:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How a variant's weights were made.
+    """The quantization scheme of a variant, and the verdict of its gate.
 
     Attributes:
-        scheme: "none", or the quantizer's name for it, for example "int8-dynamic".
-        stability: "exact" where every CPU gives the same integers, else what it depends on.
+        scheme: "none", or the name of the quantization scheme, for example "int8-dynamic".
+        stability: "exact" if every CPU computes the same integers, else a description of the dependence.
         calibration: SHA-256 of the calibration samples, or None.
-        verdict: of the fidelity gate: "pass", or "none" where no gate applies.
-        relative_rms_ppm: worst output's RMS error over spread against the float model, or None.
-        top1_agreement_ppm: share of samples with the float model's top class, or None.
+        verdict: verdict of the gate: "pass", "overridden", or "none" if no gate was applied.
+        relative_rms_ppm: RMS error of the worst output over its spread, against the reference model, in parts per
+            million, or None.
+        top1_agreement_ppm: share of samples with the reference model's top class, in parts per million, or None.
     """
 
     scheme: str = "none"
@@ -146,12 +155,16 @@ class Quantization:
     top1_agreement_ppm: int | None = None
 
     def as_json(self) -> dict[str, JSON]:
-        """The `quantization` object."""
+        """Return the `quantization` object of a variant."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Quantization":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         out = cls(
             scheme=fields.text("scheme", NAME_PATTERN),
             stability=fields.text("stability", max_length=64),
@@ -169,10 +182,14 @@ class Variant:
     """One build of a release for a kind of device.
 
     Attributes:
-        files: of the plain bundle, sorted by path.
-        patches: ways to make it, sorted as published.
-        key_commitment: of the content key (bundle.envelope).
-        provenance: printable strings by name: source digest, tools and their versions, warnings.
+        requires: properties that a device must have.
+        files: files of the bundle, sorted by path.
+        patches: patches that create the bundle, in published order.
+        key_commitment: commitment to the content key (`bundle.envelope.compute_commitment`), hexadecimal.
+        contract: inputs and outputs of the model.
+        health: limits for probe, shadow mode and probation.
+        quantization: how the weights were quantized.
+        provenance: printable strings by name: source digest, tools with versions, warnings.
     """
 
     requires: Requirements
@@ -186,23 +203,27 @@ class Variant:
 
     @property
     def digest(self) -> BundleDigest:
-        """The bundle digest (bundle.files rule 3)."""
+        """The bundle digest (`bundle.files.bundle_digest`)."""
         return bundle_digest(self.files)
 
     @property
     def plain_size(self) -> int:
-        """Bytes of all files."""
+        """The uncompressed size of all files, in bytes."""
         return sum(file.size for file in self.files)
 
     def require_single_file(self, role: str) -> BundleFile:
-        """The one file of a role. Raises MalformedRefused for none or several."""
+        """Return the only file of a role.
+
+        Raises:
+            Malformed: the variant has no such file, or several.
+        """
         found = [file for file in self.files if file.role == role]
         if len(found) != 1:
             raise Malformed(f"bundle files: found {len(found)} of role {role!r}, expected one")
         return found[0]
 
     def as_json(self, *, has_patches: bool = True) -> dict[str, JSON]:
-        """The variant's object; without `patches` for the release's identity (rule 3)."""
+        """Return the variant as a JSON object; without `patches` for the release digest."""
         out: dict[str, JSON] = {
             "requires": self.requires.as_json(),
             "files": [file.as_json() for file in self.files],
@@ -218,7 +239,11 @@ class Variant:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Variant":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the object that `as_json` returns.
+
+        Raises:
+            Malformed: the object does not follow its schema.
+        """
         files = parse_files(fields.objects("files", max_items=MAX_FILES))
         check_files(files)
         provenance = fields.object("provenance")
@@ -237,22 +262,23 @@ class Variant:
         out.require_single_file("model")
         kinds = [(patch.base, patch.codec) for patch in out.patches]
         if not kinds or len(set(kinds)) != len(kinds):
-            raise Malformed(f"{fields.where}.patches: expected at least one, and no `from` and codec twice")
+            raise Malformed(f"{fields.where}.patches: expected at least one, and each `from` and codec once")
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One release.
+    """The description of one release.
 
     Attributes:
-        family, version: of the release.
-        counter: grows with every release of the family; compared below the counter epoch of the delegation.
-        min_counter: the floor that the release raises devices to; at most `counter`.
-        channels: that a rollout may select it for.
-        min_agent: first agent version that can take it.
-        created: UTC, for people.
-        variants: by name, sorted.
+        family: family of the release.
+        version: version of the release.
+        counter: grows with every release of the family; devices compare (counter epoch, counter).
+        min_counter: rollback floor of a device after this release; at most `counter`.
+        channels: channels whose rollouts may select the release.
+        min_agent: first version of the agent that can install the release.
+        created: time of creation in UTC, for people.
+        variants: pairs of name and variant, sorted by name.
     """
 
     family: str
@@ -265,11 +291,11 @@ class Manifest:
     variants: tuple[tuple[str, Variant], ...]
 
     def variant(self, name: str) -> Variant | None:
-        """The variant of that name, or None."""
+        """Return the variant with a name, or None if the release has none."""
         return dict(self.variants).get(name)
 
     def as_json(self, *, has_patches: bool = True) -> dict[str, JSON]:
-        """The manifest's object."""
+        """Return the manifest as a JSON object; without `patches` for the release digest."""
         return {
             "schema": SCHEMA,
             "family": self.family,
@@ -283,21 +309,31 @@ class Manifest:
         }
 
     def as_bytes(self) -> bytes:
-        """Canonical bytes, as published."""
+        """Return the canonical bytes, as they are published."""
         return strict_json.encode(self.as_json())
 
     def digest_without_patches(self) -> str:
-        """The identity of the release (rule 3): SHA-256, hexadecimal."""
+        """Return the release digest: the SHA-256 of the canonical manifest without patches, in hexadecimal."""
         return strict_json.digest(self.as_json(has_patches=False))
 
     def with_patches(self, name: str, patches: tuple[PatchEntry, ...]) -> "Manifest":
-        """The same release with other patches for one variant."""
+        """Return the same release with other patches for one variant.
+
+        Args:
+            name: name of the variant.
+            patches: its patches, which replace the present ones.
+        """
         variants = tuple((n, replace(v, patches=patches) if n == name else v) for n, v in self.variants)
         return replace(self, variants=variants)
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Read a manifest strictly. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a manifest strictly.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_MANIFEST_BYTES.
+    """
     fields = StrictObject(strict_json.decode(data, what="manifest", max_bytes=MAX_MANIFEST_BYTES), "manifest")
     schema = fields.text("schema")
     if schema != SCHEMA:

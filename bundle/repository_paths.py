@@ -1,6 +1,6 @@
-"""Where the files of a repository lie, relative to its URL (docs/format.md, Repository).
+"""Paths of files in a repository, relative to its URL (docs/format.md section 1).
 
-Pure: the device's supervisor builds these names, and it loads no cryptographic library.
+Pure: the device's supervisor builds these paths without loading a cryptographic library.
 """
 
 import hashlib
@@ -12,20 +12,38 @@ NAME_LABEL: Final = b"airweights envelope name v1"
 
 
 def blob_path(sha256: str) -> str:
-    """A blob, by the SHA-256 of its ciphertext."""
+    """Return the path of a blob; `sha256` is the digest of its ciphertext, in hexadecimal."""
     return f"blobs/{sha256[:2]}/{sha256}"
 
 
 def content_envelope_path(family: str, counter: int, variant: str, name: str) -> str:
-    """The content key of a variant, sealed to one cohort epoch; `name` from `envelope_name`."""
+    """Return the path of the envelope with a variant's content key, sealed to one cohort epoch.
+
+    Args:
+        family: family of the release.
+        counter: counter of the release.
+        variant: name of the variant.
+        name: name of the envelope, from `envelope_name`.
+    """
     return f"envelopes/content/{family}/{counter}/{variant}/{name}"
 
 
 def cohort_envelope_path(cohort: str, epoch: int, name: str) -> str:
-    """The private key of a cohort epoch, sealed to one device; `name` from `envelope_name`."""
+    """Return the path of the envelope with the private key of a cohort epoch, sealed to one device.
+
+    Args:
+        cohort: name of the cohort.
+        epoch: epoch of the key.
+        name: name of the envelope, from `envelope_name`.
+    """
     return f"envelopes/cohorts/{cohort}/{epoch}/{name}"
 
 
 def envelope_name(recipient: bytes, epoch: int) -> str:
-    """64 hexadecimal digits: SHA-256 of label ‖ epoch (u64, big-endian) ‖ recipient public key."""
+    """Return SHA-256(NAME_LABEL ‖ epoch (u64, big-endian) ‖ recipient) in hexadecimal: the file name.
+
+    Args:
+        recipient: public key that the envelope is sealed to.
+        epoch: epoch of the cohort key.
+    """
     return hashlib.sha256(NAME_LABEL + epoch.to_bytes(8, "big") + recipient).hexdigest()

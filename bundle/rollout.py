@@ -1,10 +1,11 @@
-"""The rollout: the signed JSON that says which release a channel runs now, and for whom.
+"""The rollout: the signed JSON that selects the release of a channel and the devices that take it.
 
 Rules:
-1. It names version, counter and the release's identity (manifest digest without patches); the manifest must match all
-   three and list the channel. So a stolen rollout key can only select again something already released for the channel.
-2. Devices decide for themselves: `bucket(salt, device id) < percent_bp`; cohorts (none = all); windows (none = always);
-   `halted` stops new activations and never what already serves.
+- A rollout names version, counter and release digest (the manifest's digest without its patches). The manifest must
+  match all three and list the channel: a stolen rollout key can only select a release made for the channel.
+- Each device decides for itself whether it takes part: by share (`bucket(salt, device id) < percent_bp`), by cohort
+  (an empty list means all) and by time window (an empty list means always).
+- `halted` stops new activations; it never stops a release that already serves.
 """
 
 import hashlib
@@ -22,7 +23,12 @@ BASIS_POINTS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of time in which activation is allowed: Unix seconds, start included, end not."""
+    """A time window in which devices may activate the release.
+
+    Attributes:
+        start_s: first second of the window, Unix seconds.
+        end_s: first second after the window, Unix seconds.
+    """
 
     start_s: int
     end_s: int
@@ -30,17 +36,20 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What a channel runs now.
+    """The release that a channel runs, and the devices that take it.
 
     Attributes:
-        family, channel, version, counter: of the release.
-        manifest_digest: identity of the release, SHA-256 hexadecimal.
-        percent_bp: share of devices in basis points.
-        salt: printable; a new one draws the devices anew.
-        cohorts: names; empty means every cohort.
-        windows: empty means always.
-        halted: no new activation.
-        note: for people.
+        family: family of the release.
+        channel: channel that the rollout is for.
+        version: version of the release.
+        counter: counter of the release.
+        manifest_digest: digest of the release's manifest without its patches, SHA-256 in hexadecimal.
+        percent_bp: share of devices, 0 to 10,000 basis points.
+        salt: printable text; a new salt selects another sample of devices.
+        cohorts: names of the cohorts that take part; empty means all.
+        windows: time windows for activation; empty means always.
+        halted: True stops new activations.
+        note: a remark for people.
     """
 
     family: str
@@ -56,7 +65,7 @@ class Rollout:
     note: str = ""
 
     def as_json(self) -> dict[str, JSON]:
-        """The rollout's object."""
+        """Return the rollout as a JSON object."""
         return {
             "schema": SCHEMA,
             "family": self.family,
@@ -73,12 +82,17 @@ class Rollout:
         }
 
     def as_bytes(self) -> bytes:
-        """Canonical bytes, as published."""
+        """Return the canonical bytes, as they are published."""
         return strict_json.encode(self.as_json())
 
 
 def parse_rollout(data: bytes) -> Rollout:
-    """Read a rollout strictly. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a rollout strictly.
+
+    Raises:
+        Malformed: the document does not follow its schema.
+        TooLarge: the document is longer than MAX_ROLLOUT_BYTES.
+    """
     fields = StrictObject(strict_json.decode(data, what="rollout", max_bytes=MAX_ROLLOUT_BYTES), "rollout")
     schema = fields.text("schema")
     if schema != SCHEMA:
@@ -101,7 +115,14 @@ def parse_rollout(data: bytes) -> Rollout:
 
 
 def bucket(salt: str, device_id: str) -> int:
-    """Where a device falls: 0 to 9,999, `int(SHA-256(salt ‖ 0x00 ‖ device id)) mod 10,000`."""
+    """Return the place of a device in the rollout, 0 to 9,999 basis points.
+
+    Computed as the integer of SHA-256(salt ‖ 0x00 ‖ device id), big-endian, modulo 10,000.
+
+    Args:
+        salt: the rollout's salt.
+        device_id: id of the device, 64 hexadecimal digits.
+    """
     return int.from_bytes(hashlib.sha256(f"{salt}\0{device_id}".encode()).digest(), "big") % BASIS_POINTS
 
 

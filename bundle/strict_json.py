@@ -1,11 +1,12 @@
-"""JSON that has exactly one form, and a reader that takes nothing for granted.
+"""Canonical JSON, and a strict reader for documents from outside (docs/format.md section 2).
 
 Rules:
-1. Written: UTF-8, keys sorted by code point, no white space, integers only. Floats have no one decimal form across
-   languages, so ratios are parts per million and times are integers, with the unit in the name.
-2. Read strictly: valid UTF-8, one value, no duplicate key, no float, integers within ±2^53, nesting at most 16 deep,
-   size at most the caller's limit. White space and key order are free: digests are of the canonical form.
-3. A document is taken apart field by field through `Fields`; what is left over at `end()` is an unknown field: refused.
+- Canonical form: UTF-8, keys sorted by code point, no white space, integers only. Floats have no unique decimal form
+  across languages, so ratios are parts per million, and times are integers with the unit in the field's name.
+- The reader requires valid UTF-8, one value, no duplicate keys, no floats, integers within ±2^53, at most 16 levels of
+  nesting, and at most as many bytes as the caller allows. White space and the order of keys are free, because digests
+  are computed from the canonical form.
+- A document is read field by field through `StrictObject`. `reject_unknown` refuses the fields that were not read.
 """
 
 import hashlib
@@ -18,7 +19,7 @@ from bundle.errors import Malformed, TooLarge
 JSON: TypeAlias = bool | int | str | list["JSON"] | dict[str, "JSON"] | None
 
 MAX_DEPTH: Final = 16
-MAX_INTEGER: Final = 2**53  # above it, readers that use IEEE doubles disagree
+MAX_INTEGER: Final = 2**53  # above it, readers that use IEEE doubles would round
 
 NAME_PATTERN: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 SHA256_HEX_PATTERN: Final = re.compile(r"[0-9a-f]{64}")
@@ -34,31 +35,37 @@ PATTERN_TEXT: Final = {
 
 
 def describe_pattern(pattern: re.Pattern[str]) -> str:
-    """What a pattern asks for, for a message."""
+    """Describe in words what a pattern matches, for an error message."""
     return PATTERN_TEXT.get(pattern, f"a match of {pattern.pattern}")
 
 
 def encode(value: JSON) -> bytes:
-    """The canonical bytes of `value` (rule 1). TypeError or ValueError for what has none."""
+    """Return the canonical bytes of a value.
+
+    Raises:
+        TypeError: the value contains a float or another type without a canonical form.
+        ValueError: an integer is beyond ±2^53.
+    """
     _check_encodable(value)
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("utf-8")
 
 
 def digest(value: JSON) -> str:
-    """SHA-256 of the canonical bytes, lower-case hexadecimal."""
+    """Return the SHA-256 of the canonical bytes of a value, in lower-case hexadecimal."""
     return hashlib.sha256(encode(value)).hexdigest()
 
 
 def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
-    """Parse `data` under rule 2.
+    """Parse a JSON document strictly.
 
     Args:
         data: the whole document.
-        what: how to name it in an error, for example "manifest".
+        what: name of the document in error messages, for example "manifest".
         max_bytes: limit on `len(data)`.
 
     Raises:
-        TooLargeRefused, MalformedRefused.
+        Malformed: the document is not JSON, or breaks a rule of the strict reader.
+        TooLarge: the document is longer than `max_bytes`.
     """
     if len(data) > max_bytes:
         raise TooLarge(f"{what} is {len(data)} bytes, at most {max_bytes} are allowed")
@@ -75,7 +82,7 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
 
     def integer(text: str) -> int:
         if len(text) > 17 or abs(int(text)) > MAX_INTEGER:
-            refuse(f"integer {text[:20]} is beyond ±2^53")
+            refuse(f"integer {text[:20]} is outside of ±2^53")
         return int(text)
 
     try:
@@ -99,11 +106,16 @@ def decode(data: bytes, *, what: str, max_bytes: int) -> JSON:
 
 
 class StrictObject:
-    """One JSON object, taken apart field by field; every refusal names the field's place.
+    """A JSON object that is read field by field; every method removes the field that it returns.
+
+    All methods that read a field raise Malformed, with the field's path, if it is missing or has another form.
 
     Args:
-        value: what was found where an object is expected.
-        where: the place, for example "manifest.variants.int8".
+        value: the JSON value, expected to be an object.
+        where: path of the value in error messages, for example "manifest.variants.int8".
+
+    Raises:
+        Malformed: the value is not an object.
     """
 
     def __init__(self, value: JSON, where: str) -> None:
@@ -113,21 +125,27 @@ class StrictObject:
         self.where = where
 
     def has(self, name: str) -> bool:
-        """Is the field there and not yet taken?"""
+        """Return whether the object has a field that was not read yet."""
         return name in self._remaining
 
     def remaining_names(self) -> tuple[str, ...]:
-        """The fields not yet taken."""
+        """Return the names of the fields that were not read yet."""
         return tuple(self._remaining)
 
     def value(self, name: str) -> JSON:
-        """The field as it is, whatever its type."""
+        """Return a field of any type."""
         if name not in self._remaining:
             raise Malformed(f"{self.where}: field {name!r} is missing")
         return self._remaining.pop(name)
 
     def text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str:
-        """A string that matches `pattern` whole."""
+        """Return a printable string.
+
+        Args:
+            name: name of the field.
+            pattern: pattern that the whole string must match, or None for any string.
+            max_length: maximum number of characters.
+        """
         value = self.value(name)
         if not isinstance(value, str):
             self._reject(name, value, "a string")
@@ -138,47 +156,81 @@ class StrictObject:
         return value
 
     def optional_text(self, name: str, pattern: re.Pattern[str] | None = None, *, max_length: int = 1024) -> str | None:
-        """Like `text`, or None where the value is null."""
+        """Return a printable string, or None if the field is null.
+
+        Args:
+            name: name of the field.
+            pattern: pattern that the whole string must match, or None for any string.
+            max_length: maximum number of characters.
+        """
         if self._remaining.get(name, "") is None:
             self.value(name)
             return None
         return self.text(name, pattern, max_length=max_length)
 
     def choice(self, name: str, allowed: tuple[str, ...]) -> str:
-        """One of `allowed`."""
+        """Return a string that is one of a few words.
+
+        Args:
+            name: name of the field.
+            allowed: the valid words.
+        """
         value = self.text(name)
         if value not in allowed:
             self._reject(name, value, f"one of {', '.join(allowed)}")
         return value
 
     def integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int:
-        """An integer within `low` and `high`, both included."""
+        """Return an integer within bounds.
+
+        Args:
+            name: name of the field.
+            low: smallest valid value.
+            high: largest valid value.
+        """
         value = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             self._reject(name, value, f"an integer from {low} to {high}")
         return value
 
     def optional_integer(self, name: str, low: int = 0, high: int = MAX_INTEGER) -> int | None:
-        """Like `integer`, or None where the value is null."""
+        """Return an integer, or None if the field is null.
+
+        Args:
+            name: name of the field.
+            low: smallest valid value.
+            high: largest valid value.
+        """
         if self._remaining.get(name, 0) is None:
             self.value(name)
             return None
         return self.integer(name, low, high)
 
     def flag(self, name: str) -> bool:
-        """true or false."""
+        """Return a Boolean field."""
         value = self.value(name)
         if not isinstance(value, bool):
             self._reject(name, value, "true or false")
         return value
 
     def objects(self, name: str, *, max_items: int) -> list["StrictObject"]:
-        """A list of objects."""
+        """Return a list of objects.
+
+        Args:
+            name: name of the field.
+            max_items: maximum length of the list.
+        """
         items = self._list_value(name, max_items)
         return [StrictObject(item, f"{self.where}.{name}[{i}]") for i, item in enumerate(items)]
 
     def texts(self, name: str, pattern: re.Pattern[str] | None = None, *, max_items: int = 256) -> tuple[str, ...]:
-        """A list of distinct strings."""
+        """Return a list of distinct printable strings.
+
+        Args:
+            name: name of the field.
+            pattern: pattern that each whole string must match, or None for any string.
+            max_items: maximum length of the list.
+        """
         items = self._list_value(name, max_items)
         row = StrictObject({str(i): item for i, item in enumerate(items)}, f"{self.where}.{name}")
         out = tuple(row.text(str(i), pattern) for i in range(len(items)))
@@ -187,21 +239,31 @@ class StrictObject:
         return out
 
     def object(self, name: str) -> "StrictObject":
-        """A nested object."""
+        """Return a nested object."""
         return StrictObject(self.value(name), f"{self.where}.{name}")
 
     def mapping(self, name: str, key: re.Pattern[str], *, max_items: int) -> dict[str, "StrictObject"]:
-        """An object whose keys are data and whose values are objects."""
+        """Return an object whose keys are data, such as names of variants, and whose values are objects.
+
+        Args:
+            name: name of the field.
+            key: pattern that each whole key must match.
+            max_items: maximum number of entries.
+        """
         value = self.value(name)
         if not isinstance(value, dict) or len(value) > max_items:
             self._reject(name, value, f"an object of at most {max_items} entries")
         for entry in value:
             if not key.fullmatch(entry):
-                raise Malformed(f"{self.where}.{name}: found key {entry[:80]!r}, expected {key.pattern}")
+                raise Malformed(f"{self.where}.{name}: found key {entry[:80]!r}, expected {describe_pattern(key)}")
         return {entry: StrictObject(item, f"{self.where}.{name}.{entry}") for entry, item in value.items()}
 
     def reject_unknown(self) -> None:
-        """Refuse whatever was not taken."""
+        """Check that all fields were read.
+
+        Raises:
+            Malformed: the object has an unknown field.
+        """
         if self._remaining:
             raise Malformed(f"{self.where}: unknown field {sorted(self._remaining)[0][:80]!r}")
 
@@ -232,7 +294,7 @@ def _describe_kind(value: JSON) -> str:
 
 
 def _shape_problem(value: JSON) -> str | None:
-    # level by level: a recursive walk would end in RecursionError long after the JSON parser let the nesting pass
+    # iterate by level: a recursive walk would raise RecursionError on nesting that the JSON parser accepts
     level: list[JSON] = [value]
     for depth in range(MAX_DEPTH + 1):
         inner: list[JSON] = []
@@ -246,7 +308,7 @@ def _shape_problem(value: JSON) -> str | None:
             elif isinstance(item, str):
                 texts.append(item)
             if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text if not text.isascii()):
-                return "half of a surrogate pair, which is no character"
+                return "found half of a surrogate pair, which is not a character"
         if depth == MAX_DEPTH and any(isinstance(item, list | dict) for item in level):
             return f"nested too deep, at most {MAX_DEPTH} levels"
         level = inner
@@ -259,7 +321,7 @@ def _check_encodable(value: JSON) -> None:
             return
         case int():
             if abs(value) > MAX_INTEGER:
-                raise ValueError(f"integer {value} is beyond ±2^53")
+                raise ValueError(f"integer {value} is outside of ±2^53")
         case list():
             for item in value:
                 _check_encodable(item)

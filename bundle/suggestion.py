@@ -1,4 +1,4 @@
-"""Suggest the known word nearest to one that was mistyped; both command lines and both file formats use it."""
+"""Suggest the known word that is nearest to a mistyped one: commands, options and keys of files."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -12,7 +12,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
     Args:
         word: what was typed.
-        known: the words that would be understood.
+        known: the words that are valid.
     """
     nearest = get_close_matches(word, list(known), n=1, cutoff=MIN_SIMILARITY)
     return f", did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,4 +1,4 @@
-"""The one version number of the distribution."""
+"""The version number of the distribution."""
 
 from typing import Final
 

@@ -35,14 +35,14 @@ def test_what_is_written_is_read_back_whatever_the_white_space(value: JSON) -> N
         (b"[1e3]", "it: number 1e3 is not an integer"),
         (b"[NaN]", "it: NaN is not JSON"),
         (b"[-Infinity]", "it: -Infinity is not JSON"),
-        (b"[9007199254740993]", "it: integer 9007199254740993 is beyond ±2^53"),
+        (b"[9007199254740993]", "it: integer 9007199254740993 is outside of ±2^53"),
         (b"[1] ", None),
         (b"[1]x", "it: Extra data at byte 3"),
         (b"", "it: Expecting value at byte 0"),
         (b"\xff", "it: not UTF-8 at byte 0"),
         (b"[" * 17 + b"]" * 17, "it: nested too deep, at most 16 levels"),
         (b"[" * 100_000, "it: nested too deep, at most 16 levels"),
-        (b"[" + b"9" * 5000 + b"]", "it: integer 99999999999999999999 is beyond ±2^53"),
+        (b"[" + b"9" * 5000 + b"]", "it: integer 99999999999999999999 is outside of ±2^53"),
     ],
 )
 def test_a_document_that_is_not_plain_is_refused(data: bytes, message: str | None) -> None:
@@ -75,7 +75,9 @@ def test_every_field_refusal_names_place_finding_and_expectation() -> None:
         "doc.part.t: found 'A b', expected a match of [a-z]+": lambda: fields.text("t", re.compile("[a-z]+")),
         "doc.part.b: found 1, expected true or false": lambda: fields.flag("b"),
         "doc.part.l: found the same entry twice, expected distinct ones": lambda: fields.texts("l"),
-        "doc.part.m: found key 'Ä', expected [a-z]+": lambda: fields.mapping("m", re.compile("[a-z]+"), max_items=3),
+        "doc.part.m: found key 'Ä', expected a match of [a-z]+": lambda: fields.mapping(
+            "m", re.compile("[a-z]+"), max_items=3
+        ),
         "doc.part.o: found a list of 0, expected an object": lambda: fields.object("o"),
         "doc.part: field 'gone' is missing": lambda: fields.value("gone"),
         "doc.part: unknown field 'long'": fields.reject_unknown,

@@ -74,9 +74,9 @@ def test_equal_answers_pass_with_zero_error() -> None:
         ("y", None, "golden 0000: output 'y' is missing, found n"),
         ("y", np.ones(5, np.float32), r"golden 0000: output 'y' is float32\[5\], expected float32\[4\]"),
         ("y", np.ones(4, np.float64), r"golden 0000: output 'y' is float64\[4\], expected float32\[4\]"),
-        ("y", np.array([1, 1, 1, np.nan], np.float32), "golden 0000: output 'y' has NaN or infinity"),
-        ("y", np.full(4, 1.01, np.float32), "golden 0000: output 'y' is off by relative RMS 0.0100"),
-        ("n", np.array([4], np.int64), "golden 0000: output 'n' differs from the golden answer"),
+        ("y", np.array([1, 1, 1, np.nan], np.float32), "golden 0000: output 'y' has NaN or infinity at other places"),
+        ("y", np.full(4, 1.01, np.float32), "golden 0000: output 'y' has relative RMS error 0.0100"),
+        ("n", np.array([4], np.int64), "golden 0000: output 'n' differs from the golden output"),
     ],
 )
 def test_a_wrong_answer_is_named(name: str, answer: np.ndarray | None, message: str) -> None:

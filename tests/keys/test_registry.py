@@ -69,7 +69,7 @@ def test_a_request_with_anothers_keys_or_id_is_refused() -> None:
             parse_enrollment(strict_json.encode({**fields, **changed}))
     with pytest.raises(EnrollmentRefused) as refused:
         parse_enrollment(strict_json.encode({**fields, "label": "cam-9"}))
-    assert "signature does not hold" in refused.value.message
+    assert "signature is not valid" in refused.value.message
     with pytest.raises(Malformed):
         parse_enrollment(strict_json.encode({**fields, "extra": 1}))
     with pytest.raises(TooLarge):
