@@ -1,13 +1,12 @@
-"""The device's own keys: made once, read only by the process that uses them.
+"""The device's own keys: created once, and read only by the process that uses them.
 
 Rules:
-1. Three keys: X-Wing (envelopes are opened with it), Ed25519 (reports and the enrollment request are signed with it)
-   and
-   the storage key (the store is sealed under it). None of them can sign a release.
-2. A key file is canonical JSON with its use and a checksum, mode 0600, so that a damaged file is told apart from a
-   wrong one. A storage key in a file does not protect a stolen disk: docs/threat-model.md. In another home than files
-   (device_agent.config.key_storage) a key file holds what only the TPM or token can open.
-3. `init` makes all of it or nothing: the folder gets its name last.
+1. There are three keys. X-Wing opens envelopes, Ed25519 signs reports and the enrollment request, and the storage key
+   seals the bundle store. None of them can sign a release.
+2. A key file is canonical JSON with its use and a checksum, mode 0600. The checksum separates a damaged file from a
+   wrong one. If the keys are stored in files, a stolen disk gives away the storage key (docs/threat-model.md). In any
+   other key storage, the key file contains data that only the TPM or token can open.
+3. `create_identity` creates all files or none: it renames the complete folder as its last step.
 """
 
 import hashlib
@@ -49,17 +48,17 @@ MAX_KEY_FILE_BYTES: Final = 4096
 
 
 def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE_STORAGE) -> PublicIdentity:
-    """Make all keys.
+    """Create all keys of the device.
 
     Args:
-        device: where.
-        label: what people call the device.
-        home: URI of where the keys rest (device_agent.config.key_storage); with a TPM its counter is made too.
+        device: the device directory.
+        label: a name for people.
+        key_storage: URI of the key storage (device_agent.config.key_storage). In a TPM, the counter is created too.
 
     Raises:
-        AlreadyInitialized: there is an identity.
+        AlreadyInitialized: the device has an identity.
         ConfigInvalid: the label is not a plain name.
-        TpmUnavailable, DeviceTokenUnavailable: nothing is left behind then.
+        TpmUnavailable, DeviceTokenUnavailable: the key storage cannot be used; no identity was created.
     """
     if not NAME_PATTERN.fullmatch(label):
         raise ConfigInvalid(f"label {label!r}: expected {describe_pattern(NAME_PATTERN)}")
@@ -91,7 +90,18 @@ def create_identity(device: DeviceDirectory, label: str, key_storage: str = FILE
 def create_enrollment_request(
     device: DeviceDirectory, key_storage: str = FILE_STORAGE
 ) -> tuple[EnrollmentRequest, bytes]:
-    """What this device asks to be registered as, and the signed file. Raises as `signing_key`."""
+    """Create and sign the device's enrollment request.
+
+    Args:
+        device: the device directory.
+        key_storage: URI of the key storage.
+
+    Returns:
+        The request and the bytes of the signed file.
+
+    Raises:
+        IdentityInvalid, TpmPolicyMismatch, TpmUnavailable, DeviceTokenUnavailable: as `open_signing_key`.
+    """
     public = device.read_public_identity()
     private = open_signing_key(device, key_storage)
     request = EnrollmentRequest(public.label, public.x_wing_public, public.ed25519_public)
@@ -99,19 +109,30 @@ def create_enrollment_request(
 
 
 def open_signing_key(device: DeviceDirectory, key_storage: str = FILE_STORAGE) -> Ed25519PrivateKey:
-    """The key that requests and reports are signed with.
+    """Open the key that signs enrollment requests and reports.
+
+    Args:
+        device: the device directory.
+        key_storage: URI of the key storage.
 
     Raises:
-        IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable.
+        IdentityInvalid: the key file is missing or damaged, or was sealed by another TPM or token.
+        TpmPolicyMismatch: the PCRs differ from those at the time of sealing.
+        TpmUnavailable, DeviceTokenUnavailable: the TPM or token cannot be used.
     """
     return Ed25519PrivateKey.from_private_bytes(_open_key(device, SIGNING_KEY, key_storage).value)
 
 
 def move_keys(device: DeviceDirectory, key_storage: str) -> None:
-    """Bring every key to the home that the configuration names now, from wherever each is; cut off, it can run again.
+    """Move every key to the given key storage, from wherever it is now. Can be run again after a crash.
+
+    Args:
+        device: the device directory.
+        key_storage: URI of the new key storage.
 
     Raises:
-        as `signing_key`; nothing is changed then but what was resealed before.
+        IdentityInvalid, TpmPolicyMismatch, TpmUnavailable, DeviceTokenUnavailable: a key cannot be opened or sealed; no
+            file was changed.
     """
     keys = {use: _open_key(device, use, key_storage) for use in KEY_FILES}
     for use, data in _seal_keys(keys, key_storage).items():
@@ -119,13 +140,21 @@ def move_keys(device: DeviceDirectory, key_storage: str) -> None:
 
 
 def current_key_storage(device: DeviceDirectory) -> str:
-    """The URI of the home that the storage key rests in now. Raises IdentityInvalid."""
+    """Return the URI of the key storage that the storage key is in now.
+
+    Raises:
+        IdentityInvalid: the key file is missing or damaged.
+    """
     data = _read_key_file(device, STORAGE_KEY)
     return parse_sealed_file(data, STORAGE_KEY)[0] if is_sealed(data) else FILE_STORAGE
 
 
 def read_tpm_counter(key_storage: str) -> int | None:
-    """Where the TPM's counter stands, or None where the home has none. Raises TpmUnavailable."""
+    """Read the TPM counter; return None if the key storage has none.
+
+    Raises:
+        TpmUnavailable: the TPM cannot be used.
+    """
     settings = parse_key_storage(key_storage)
     if settings is None:
         return None
@@ -138,10 +167,11 @@ def _open_key(device: DeviceDirectory, use: str, key_storage: str) -> Secret:
     if not is_sealed(data):
         return parse_key(data, use)
     uri, sealed = parse_sealed_file(data, use)
-    # the way to a TPM may have changed since; a key that is on its way to another home knows its old one
+    # if both URIs name the same kind of storage, use the configured one: the connection to a TPM may have changed.
+    # If not, the keys are being moved, and the file names the storage that it was sealed in.
     settings = parse_key_storage(key_storage if _uri_scheme(key_storage) == _uri_scheme(uri) else uri)
     if settings is None:
-        raise IdentityInvalid(f"the sealed {use} key names no home")
+        raise IdentityInvalid(f"the sealed {use} key names no key storage that can open it")
     with ExitStack() as stack:
         return open_key_storage(settings, stack).unseal(use, sealed)
 
@@ -169,12 +199,28 @@ def _uri_scheme(uri: str) -> str:
 
 
 def read_key(fd: int, use: str) -> Secret:
-    """A key file by descriptor. Raises IdentityInvalid, which says nothing of the content."""
+    """Read a plain key from an open key file.
+
+    Args:
+        fd: descriptor of the key file.
+        use: the use that the file must have.
+
+    Raises:
+        IdentityInvalid: the file is sealed, damaged or of another use. The message does not contain the content.
+    """
     return parse_key(os.pread(fd, MAX_KEY_FILE_BYTES + 1, 0), use)
 
 
 def parse_key(data: bytes, use: str) -> Secret:
-    """The key in a plain key file. Raises IdentityInvalid, which says nothing of the content."""
+    """Parse a plain key file.
+
+    Args:
+        data: content of the file.
+        use: the use that the file must have.
+
+    Raises:
+        IdentityInvalid: the file is sealed, damaged or of another use. The message does not contain the content.
+    """
     if is_sealed(data):
         raise IdentityInvalid(
             f"the {use} key of this device is sealed, but `key_storage` in the configuration is file",
@@ -190,14 +236,18 @@ def parse_key(data: bytes, use: str) -> Secret:
     except (Malformed, ValueError) as error:
         raise IdentityInvalid(f"the {use} key file of this device is damaged") from error
     if checksum != _checksum(found, value):
-        raise IdentityInvalid(f"the {use} key file of this device is damaged: its checksum does not hold")
+        raise IdentityInvalid(f"the {use} key file of this device is damaged: its checksum does not match")
     if found != use:
         raise IdentityInvalid(f"found a {found} key file where the {use} key is expected")
     return Secret(value)
 
 
 def read_shipped_root(shipped: Path) -> bytes:
-    """The bytes of a shipped root. Raises ConfigInvalid where it is no root metadata."""
+    """Read a shipped root and check that it is root metadata.
+
+    Raises:
+        ConfigInvalid: the file cannot be read or is not root metadata.
+    """
     from tuf.api.metadata import Metadata, Root
     from tuf.api.serialization import DeserializationError
 
@@ -206,15 +256,22 @@ def read_shipped_root(shipped: Path) -> bytes:
         is_root = isinstance(Metadata[Root].from_bytes(data).signed, Root)
     except (OSError, DeserializationError) as error:
         raise ConfigInvalid(
-            f"{shipped}: not root metadata ({error})", hint="take metadata/1.root.json of the repository"
+            f"{shipped}: not root metadata ({error})", hint="use metadata/1.root.json of the repository"
         ) from error
     if not is_root:
-        raise ConfigInvalid(f"{shipped}: metadata of another role", hint="take metadata/1.root.json")
+        raise ConfigInvalid(
+            f"{shipped}: metadata of another role, expected root", hint="use metadata/1.root.json of the repository"
+        )
     return data
 
 
 def encode_key_file(use: str, key: Secret) -> bytes:
-    """A plain key file (rule 2)."""
+    """Encode a plain key file (rule 2 of this module).
+
+    Args:
+        use: what the key is for.
+        key: the private key.
+    """
     return strict_json.encode(
         {"schema": KEY_SCHEMA, "use": use, "value": key.value.hex(), "sha256": _checksum(use, key.value)}
     )

@@ -1,4 +1,4 @@
-"""First use: the device directory is made, with the shipped root and an identity of its own."""
+"""Initialize a device with the shipped root and an identity; move its keys later."""
 
 import os
 import re
@@ -18,15 +18,18 @@ from device_agent.storage.journal import Journal
 def initialize_device(
     device: DeviceDirectory, shipped_root: Path, label: str, key_storage: str = FILE_STORAGE
 ) -> PublicIdentity:
-    """Make the directory.
+    """Create the device directory and the identity.
 
     Args:
-        shipped_root: root metadata as the publisher hands it out; the first trust of the device.
-        label: what people call the device.
-        home: of its keys (device_agent.config.key_storage).
+        device: the directory to create.
+        shipped_root: file with the root metadata that the publisher hands out; the device's first trust.
+        label: a name for people.
+        key_storage: URI of the key storage (device_agent.config.key_storage).
 
     Raises:
-        AlreadyInitialized, ConfigInvalid, TpmUnavailable, DeviceTokenUnavailable; there is no identity then.
+        AlreadyInitialized: the device has an identity.
+        ConfigInvalid: the root or the label is invalid, or the directory cannot be created.
+        TpmUnavailable, DeviceTokenUnavailable: the key storage cannot be used; no identity was created.
     """
     device.check_uninitialized()
     root = read_shipped_root(shipped_root)
@@ -37,14 +40,26 @@ def initialize_device(
         BundleStore(device.root)
         sync_directory(device.root)
     except OSError as error:
-        raise ConfigInvalid(f"{device.root}: {error.strerror}", hint="name another folder with --directory") from error
+        raise ConfigInvalid(
+            f"{device.root}: {error.strerror}", hint="choose another folder with --directory"
+        ) from error
     public = create_identity(device, label, key_storage)
     record_initial_tpm_counter(device, key_storage)
     return public
 
 
 def record_initial_tpm_counter(device: DeviceDirectory, key_storage: str) -> None:
-    """A TPM's counter may stand anywhere when a device begins with it: what counts is that it grows from here on."""
+    """Record the current value of the TPM counter, if there is one, in the journal.
+
+    A TPM's counter can have any value when a device starts to use it. Only later growth matters.
+
+    Args:
+        device: the device directory.
+        key_storage: URI of the key storage.
+
+    Raises:
+        TpmUnavailable: the TPM cannot be used.
+    """
     counter = read_tpm_counter(key_storage)
     if counter is None:
         return
@@ -56,7 +71,12 @@ def record_initial_tpm_counter(device: DeviceDirectory, key_storage: str) -> Non
 
 
 def move_keys_to_configured_storage(config: Config) -> None:
-    """Bring the keys to the home that the configuration names. No daemon may run. Raises as `identity.reseal`; Busy."""
+    """Move the keys to the key storage that the configuration names. No daemon may be running.
+
+    Raises:
+        DeviceLocked: a daemon or another command uses the device directory.
+        IdentityInvalid, TpmPolicyMismatch, TpmUnavailable, DeviceTokenUnavailable: as `device_keys.move_keys`.
+    """
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     with device.acquire_lock():
@@ -67,6 +87,6 @@ def move_keys_to_configured_storage(config: Config) -> None:
 
 
 def default_label() -> str:
-    """The host's name, as far as it is a plain name."""
+    """Return the host's name, reduced to a plain name; "device" if nothing is left of it."""
     plain = re.sub(r"[^a-z0-9-]+", "-", os.uname().nodename.partition(".")[0].lower()).strip("-")
     return plain[:64].strip("-") or "device"

@@ -1,12 +1,11 @@
-"""A device's key at rest in another home than a file: sealed to a TPM, or wrapped by a key in a PKCS#11 token.
+"""Device keys sealed by a TPM, or encrypted by a key in a PKCS#11 token.
 
 Rules:
-1. Each key file says how it is sealed, so that a move to another storage (`device-agent identity move`) can be
-   interrupted between two files and run again.
-2. In the daemon a process that is started for it and ends after it opens a sealed key
-   (device_agent.workers.key_opener); nothing
-   else talks to TPM or token.
-3. A sealed key is of no use elsewhere; it is still checked to be the one that it is named for.
+1. Each key file names the key storage that sealed it. So a move to another key storage (`device-agent identity move`)
+   can be interrupted between two files and run again.
+2. In the daemon, only the key opener (device_agent.workers.key_opener) talks to a TPM or token. It is started to open
+   a key and ends afterwards.
+3. A sealed key cannot be used on another device. Its use is still checked, against a swap of two files.
 """
 
 import hashlib
@@ -33,40 +32,81 @@ WRAPPING_KEY_LABEL: Final = "airweights-identity"
 
 
 class OpenKeyStorage(Protocol):
-    """A home that is ready: keys go in and come out."""
+    """A key storage that is ready to seal and unseal keys."""
 
     def seal(self, use: str, key: Secret) -> dict[str, JSON]:
-        """What to keep of a key; `use` is bound to it."""
+        """Seal a key; return the fields to write into its file.
+
+        Args:
+            use: what the key is for; a token binds the result to it.
+            key: the private key.
+        """
         ...
 
     def unseal(self, use: str, sealed: StrictObject) -> Secret:
-        """Inverse of `seal`. Raises IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable."""
+        """Open a sealed key; the inverse of `seal`.
+
+        Args:
+            use: what the key is for.
+            sealed: the fields from its file.
+
+        Raises:
+            IdentityInvalid: the fields are damaged, or another TPM or token sealed them.
+            TpmPolicyMismatch: the PCRs differ from those at the time of sealing.
+            TpmUnavailable, DeviceTokenUnavailable: the TPM or token cannot be used.
+        """
         ...
 
     def read_counter(self) -> int | None:
-        """The counter behind the floor, or None where this home has none."""
+        """Return the value of the TPM counter, or None if this key storage has none."""
         ...
 
     def raise_counter(self, value: int) -> int | None:
-        """At least `value` now."""
+        """Increment the TPM counter to at least `value`; return its value, or None without one."""
         ...
 
 
 def open_key_storage(settings: TpmSettings | TokenSettings, stack: ExitStack) -> OpenKeyStorage:
-    """Get a home ready until the stack ends. Raises TpmUnavailable, DeviceTokenUnavailable, IdentityInvalid."""
+    """Open a key storage; the stack closes it.
+
+    Args:
+        settings: which TPM or token.
+        stack: receives the cleanup.
+
+    Raises:
+        TpmUnavailable, DeviceTokenUnavailable: the TPM or token cannot be used.
+        IdentityInvalid: the token's PIN file cannot be read, or others can read it.
+    """
     if isinstance(settings, TpmSettings):
         return _TpmKeyStorage(stack.enter_context(Tpm(settings)))
     return _TokenKeyStorage(settings, stack)
 
 
 def encode_sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
-    """A sealed key file."""
+    """Encode a sealed key file.
+
+    Args:
+        uri: the key storage that sealed the key.
+        use: what the key is for.
+        sealed: the fields that `OpenKeyStorage.seal` returned.
+    """
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": use, "home": uri, "sealed": sealed}
     return strict_json.encode({**body, "sha256": hashlib.sha256(strict_json.encode(body)).hexdigest()})
 
 
 def parse_sealed_file(data: bytes, use: str) -> tuple[str, StrictObject]:
-    """The home's URI and what it keeps of a key. Raises IdentityInvalid, which says nothing of the content."""
+    """Parse a sealed key file.
+
+    Args:
+        data: content of the file.
+        use: the use that the file must have.
+
+    Returns:
+        The URI of the key storage that sealed the key, and the sealed fields.
+
+    Raises:
+        IdentityInvalid: the file is damaged or of another use. The message does not contain the content.
+    """
     try:
         fields = StrictObject(
             strict_json.decode(data, what="sealed key", max_bytes=MAX_SEALED_FILE_BYTES), "sealed key"
@@ -79,14 +119,14 @@ def parse_sealed_file(data: bytes, use: str) -> tuple[str, StrictObject]:
         raise IdentityInvalid(f"the sealed {use} key of this device is damaged") from error
     body: dict[str, JSON] = {"schema": SEALED_SCHEMA, "use": found, "home": uri, "sealed": sealed}
     if hashlib.sha256(strict_json.encode(body)).hexdigest() != checksum:
-        raise IdentityInvalid(f"the sealed {use} key of this device is damaged: its checksum does not hold")
+        raise IdentityInvalid(f"the sealed {use} key of this device is damaged: its checksum does not match")
     if found != use:
         raise IdentityInvalid(f"found a sealed {found} key where the {use} key is expected")
     return uri, StrictObject(sealed, "sealed key")
 
 
 def is_sealed(data: bytes) -> bool:
-    """Is this a sealed key file rather than a plain one (rule 1)? Says nothing of whether it is intact."""
+    """Return whether the file looks like a sealed key file; it can still be damaged."""
     return SEALED_SCHEMA.encode() in data
 
 
@@ -95,13 +135,13 @@ class _TpmKeyStorage:
         self._tpm = tpm
 
     def seal(self, use: str, key: Secret) -> dict[str, JSON]:
-        del use  # the public key that it belongs to is outside, and is compared by whoever opens it
-        made = self._tpm.seal(key.value)
+        del use  # the opened key is compared with the device's public key, which is stored outside
+        sealed = self._tpm.seal(key.value)
         return {
-            "public": made.public.hex(),
-            "private": made.private.hex(),
-            "parent": made.parent_name.hex(),
-            "pcrs": list(made.pcrs),
+            "public": sealed.public.hex(),
+            "private": sealed.private.hex(),
+            "parent": sealed.parent_name.hex(),
+            "pcrs": list(sealed.pcrs),
         }
 
     def unseal(self, use: str, sealed: StrictObject) -> Secret:
@@ -121,7 +161,7 @@ class _TpmKeyStorage:
 
 
 class _TokenKeyStorage:
-    """AES-256-GCM by a key that is made in the token, sensitive and not extractable (PKCS#11 2.40 mechanisms, 2.12)."""
+    """Encrypts with AES-256-GCM under a key that never leaves the token (PKCS#11 2.40 mechanisms, 2.12)."""
 
     def __init__(self, settings: TokenSettings, stack: ExitStack) -> None:
         self._settings = settings
@@ -153,8 +193,8 @@ class _TokenKeyStorage:
         except self._pkcs11.exceptions.NoSuchKey as error:
             raise IdentityInvalid(f"token {self._settings.label!r} has no key {WRAPPING_KEY_LABEL!r}") from error
         except self._pkcs11.exceptions.PKCS11Error as error:
-            # tokens have no common word for a tag that does not hold
-            raise IdentityInvalid(f"token {self._settings.label!r} does not open the {use} key") from error
+            # tokens report a wrong authentication tag in different ways
+            raise IdentityInvalid(f"token {self._settings.label!r} cannot open the {use} key") from error
 
     def read_counter(self) -> int | None:
         return None
@@ -182,8 +222,8 @@ class _TokenKeyStorage:
             return act()
         except (self._pkcs11.exceptions.PKCS11Error, RuntimeError, OSError) as error:
             name = type(error).__name__
-            hint = "is the token there, and the PIN right? Tokens lock after a few wrong PINs"
-            detail = " ".join(str(error).split())[:200] or "no further word from it"
+            hint = "check that the token is present and the PIN is right; tokens lock after a few wrong PINs"
+            detail = " ".join(str(error).split())[:200] or "no details"
             raise DeviceTokenUnavailable(
                 f"token {self._settings.label!r} of {self._settings.module}: {name}: {detail}", hint=hint
             ) from error
@@ -193,10 +233,10 @@ def _read_pin(path: Path) -> str:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                raise IdentityInvalid(f"{path} is readable by others", hint=f"chmod 600 {path}")
+                raise IdentityInvalid(f"{path} can be read by other users", hint=f"chmod 600 {path}")
             return file.read(MAX_PIN_BYTES).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise IdentityInvalid(f"{path}: the token's PIN cannot be read: {error}") from error
+        raise IdentityInvalid(f"{path}: cannot read the token's PIN: {error}") from error
 
 
 def _parse_hexadecimal(fields: StrictObject, name: str) -> bytes:

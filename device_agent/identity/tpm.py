@@ -1,14 +1,14 @@
-"""A TPM 2.0 as the home of the device's keys, and its counter behind the floor (tpm2-pytss, extra `tpm`).
+"""A TPM 2.0: it seals keys, and has the counter behind the rollback floor (tpm2-pytss, extra `tpm`).
 
 Rules:
-1. A key is sealed below an ECC P-256 primary key of the owner hierarchy, which the TPM makes anew from its own seed
-   whenever it is needed. What is stored outside opens in this TPM only.
-2. The sealed object has no password: its policy alone opens it, the SHA-256 values that the chosen PCRs had when it was
-   sealed. Without PCRs the policy is empty, and any boot of this machine opens it.
-3. What leaves the TPM is encrypted under a session salted with the primary key: nothing is readable on the bus. The
-   primary's public half is compared with the one that sealed, so that nobody in between can put in another.
-4. Transient objects and sessions are flushed, also after an error: a TPM holds three of each.
-5. The counter is an NV index of type counter: it only grows, also if it is removed and made again.
+1. Keys are sealed under an ECC P-256 primary key of the owner hierarchy. The TPM derives it from its own seed each time
+   it is needed. A sealed key can be opened only in the TPM that sealed it.
+2. A sealed object has no password, only a policy: the SHA-256 values that the chosen PCRs had when it was sealed.
+   Without PCRs the policy is empty, and the object can be opened after any boot of this machine.
+3. Values that leave the TPM are encrypted in a session salted with the primary key, so the bus carries no plain key.
+   The primary's name is compared with the one at the time of sealing, so that it cannot be replaced on the way.
+4. Transient objects and sessions are flushed, also after an error: a TPM has room for three of each.
+5. The counter is an NV index of type counter. It only grows, even if it is removed and defined again.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ INSTALL_HINT: Final = "pip install 'airweights[tpm]'; building it needs Debian's
 
 @dataclass(frozen=True, slots=True)
 class SealedObject:
-    """A key outside of the TPM, of use in that TPM only (rule 1).
+    """A key outside of the TPM; only that TPM can open it.
 
     Attributes:
-        public, private: the object, as the TPM gave it.
-        parent_name: of the primary key that it was sealed below.
-        pcrs: that its policy asks for.
+        public, private: the object, as the TPM returned it.
+        parent_name: name of the primary key that it was sealed under.
+        pcrs: numbers of the PCRs in its policy.
     """
 
     public: bytes
@@ -43,17 +43,17 @@ class SealedObject:
 
 
 class Tpm:
-    """An open TPM; use as a context manager. One thread at a time.
+    """An open TPM; use it as a context manager. Not thread-safe.
 
     Args:
-        settings: which.
+        settings: connection, PCRs and NV index.
 
     Raises:
-        TpmUnavailable: it is not there, does not answer, or the library is not installed.
+        TpmUnavailable: the TPM is missing or does not respond, or tpm2-pytss is not installed.
     """
 
     def __init__(self, settings: TpmSettings) -> None:
-        os.environ.setdefault("TSS2_LOG", "all+none")  # what it would say stands in the errors raised here
+        os.environ.setdefault("TSS2_LOG", "all+none")  # the raised errors contain the same text
         try:
             import tpm2_pytss as library
         except ImportError as error:
@@ -70,15 +70,22 @@ class Tpm:
         self._esys.close()
 
     def seal(self, value: bytes) -> SealedObject:
-        """Seal at most MAX_SEALED_BYTES under the PCRs as they are now. Raises TpmUnavailable."""
+        """Seal a value under the current values of the PCRs.
+
+        Args:
+            value: at most MAX_SEALED_BYTES.
+
+        Raises:
+            TpmUnavailable: the TPM cannot be used.
+        """
         tss = self._tss
         assert len(value) <= MAX_SEALED_BYTES
-        with self._translate_errors("seal"), self._create_primary() as (primary, name):
+        with self._translate_errors("seal with"), self._create_primary() as (primary, name):
             public = tss.TPM2B_PUBLIC(
                 tss.TPMT_PUBLIC(
                     type=tss.TPM2_ALG.KEYEDHASH,
                     nameAlg=tss.TPM2_ALG.SHA256,
-                    # neither userWithAuth nor a password: rule 2. noDA: a wrong policy must not lock the TPM for all
+                    # no userWithAuth: rule 2. noDA: a wrong policy must not lock the TPM for other programs
                     objectAttributes=tss.TPMA_OBJECT.FIXEDTPM | tss.TPMA_OBJECT.FIXEDPARENT | tss.TPMA_OBJECT.NODA,
                     authPolicy=tss.TPM2B_DIGEST(self._policy_digest()),
                     parameters=tss.TPMU_PUBLIC_PARMS(
@@ -90,29 +97,27 @@ class Tpm:
             )
             sensitive = tss.TPM2B_SENSITIVE_CREATE(tss.TPMS_SENSITIVE_CREATE(data=tss.TPM2B_SENSITIVE_DATA(value)))
             with self._open_session(tss.TPM2_SE.HMAC, primary, tss.TPMA_SESSION.DECRYPT) as session:
-                made = self._esys.create(primary, sensitive, public, session2=session)
-            return SealedObject(made[1].marshal(), made[0].marshal(), name, self._settings.pcrs)
+                created = self._esys.create(primary, sensitive, public, session2=session)
+            return SealedObject(created[1].marshal(), created[0].marshal(), name, self._settings.pcrs)
 
     def unseal(self, sealed: SealedObject) -> bytes:
-        """The value.
+        """Return the value of a sealed object.
 
         Raises:
-            IdentityInvalid: sealed in another TPM, or damaged.
-            TpmPolicyUnavailable: the PCRs are not what they were.
-            TpmUnavailable.
+            IdentityInvalid: the object was sealed in another TPM, or is damaged.
+            TpmPolicyMismatch: the PCRs differ from those at the time of sealing.
+            TpmUnavailable: the TPM cannot be used.
         """
         tss = self._tss
-        with self._translate_errors("unseal"), self._create_primary() as (primary, name):
+        with self._translate_errors("unseal with"), self._create_primary() as (primary, name):
             if name != sealed.parent_name:
-                raise IdentityInvalid("the identity was sealed in another TPM, or this one was cleared since")
+                raise IdentityInvalid("the identity was sealed in another TPM, or this TPM was cleared since")
             try:
                 public, _ = tss.TPM2B_PUBLIC.unmarshal(sealed.public)
                 private, _ = tss.TPM2B_PRIVATE.unmarshal(sealed.private)
                 loaded = self._esys.load(primary, private, public)
             except tss.TSS2_Exception as error:
-                raise IdentityInvalid(
-                    f"the sealed identity does not load into the TPM: {_describe_error(error)}"
-                ) from error
+                raise IdentityInvalid(f"the TPM cannot load the sealed identity: {_describe_error(error)}") from error
             try:
                 with self._open_session(tss.TPM2_SE.POLICY, primary, tss.TPMA_SESSION.ENCRYPT) as session:
                     if sealed.pcrs:
@@ -123,20 +128,31 @@ class Tpm:
                         if error.rc & 0xBF not in POLICY_FAILURE_CODES:
                             raise
                         raise TpmPolicyMismatch(
-                            f"PCR {', '.join(map(str, sealed.pcrs))}: not as when the identity was sealed",
-                            hint="boot the earlier software; `device-agent identity move` prepares a planned change",
+                            f"PCR {', '.join(map(str, sealed.pcrs))}: value differs from when the identity was sealed",
+                            hint="boot the former software; before a planned change, run `device-agent identity move`",
                         ) from error
             finally:
                 self._esys.flush_context(loaded)
 
     def read_counter(self) -> int:
-        """The counter behind the floor; 0 where there is none yet. Raises TpmUnavailable."""
+        """Return the value of the counter; 0 if it is not defined yet.
+
+        Raises:
+            TpmUnavailable: the TPM cannot be used.
+        """
         with self._translate_errors("read the counter of"):
             index = self._find_index()
             return 0 if index is None else self._read_index(index)
 
     def raise_counter(self, value: int) -> int:
-        """Increment the counter, made if it is missing, until it is at least `value`. Raises TpmUnavailable."""
+        """Increment the counter until it is at least `value`; define it first if it is missing.
+
+        Returns:
+            The new value.
+
+        Raises:
+            TpmUnavailable: the TPM cannot be used.
+        """
         with self._translate_errors("raise the counter of"):
             index = self._find_index() or self._define_index()
             while (found := self._read_index(index)) < value:
@@ -144,7 +160,7 @@ class Tpm:
             return found
 
     def transient_handles(self) -> int:
-        """How many objects and sessions this TPM holds that are not flushed (rule 4)."""
+        """Count the objects and sessions in this TPM that are not flushed (rule 4); for tests."""
         tss, count = self._tss, 0
         for first in (tss.TPM2_HT.TRANSIENT << 24, tss.TPM2_HT.HMAC_SESSION << 24, tss.TPM2_HT.POLICY_SESSION << 24):
             count += sum(handle >> 24 == first >> 24 for handle in self._handles(first, 64))
@@ -152,7 +168,7 @@ class Tpm:
 
     @contextlib.contextmanager
     def _create_primary(self) -> Iterator[tuple[Any, bytes]]:
-        """Rule 1: the handle of the primary key, and its name."""
+        """Create the primary key of rule 1; yield its handle and its name."""
         handle, public, *_ = self._esys.create_primary(None, "ecc")
         try:
             yield handle, bytes(public.get_name())
@@ -161,7 +177,7 @@ class Tpm:
 
     @contextlib.contextmanager
     def _open_session(self, kind: Any, primary: Any, direction: Any) -> Iterator[Any]:
-        """Rule 3: a salted session that encrypts parameters in one direction."""
+        """Open a session of rule 3 that encrypts parameters in one direction."""
         tss = self._tss
         symmetric = tss.TPMT_SYM_DEF.parse("aes128cfb")
         session = self._esys.start_auth_session(primary, tss.ESYS_TR.NONE, kind, symmetric, tss.TPM2_ALG.SHA256)
@@ -190,7 +206,7 @@ class Tpm:
         return self._esys.tr_from_tpmpublic(self._settings.nv_index)
 
     def _handles(self, first: int, limit: int) -> list[int]:
-        # the list is a view: without its owner it shows memory that was given back
+        # `found` is a view into `owner`, which must stay alive
         _, owner = self._esys.get_capability(self._tss.TPM2_CAP.HANDLES, first, limit)
         found = owner.data.handles
         return [int(found[number]) for number in range(found.count)]
@@ -207,7 +223,7 @@ class Tpm:
             )
         )
         index = self._esys.nv_define_space(None, public)
-        self._esys.nv_increment(index, auth_handle=index)  # it can be read from its first increment on
+        self._esys.nv_increment(index, auth_handle=index)  # a counter can be read only after its first increment
         return index
 
     def _read_index(self, index: Any) -> int:
@@ -215,18 +231,13 @@ class Tpm:
 
     @contextlib.contextmanager
     def _translate_errors(self, operation: str) -> Iterator[None]:
-        """What the library raises, in our words."""
+        """Raise the library's errors as TpmUnavailable."""
         try:
             yield
         except self._tss.TSS2_Exception as error:
             raise TpmUnavailable(
-                f"the TPM ({self._settings.tcti or 'of the system'}) did not {operation}: {_describe_error(error)}"
-                if operation in ("seal", "unseal")
-                else (
-                    f"could not {operation} the TPM ({self._settings.tcti or 'of the system'}): "
-                    f"{_describe_error(error)}"
-                ),
-                hint="is the TPM there, and may this user use it (group tss)?",
+                f"cannot {operation} the TPM ({self._settings.tcti or 'of the system'}): {_describe_error(error)}",
+                hint="check that the TPM is present and that this user may use it (group tss)",
             ) from error
 
 

@@ -1,1 +1,16 @@
-"""Worker processes, their channel and their jail."""
+"""Worker processes: how the supervisor starts and calls them, and how they are confined.
+
+Words:
+    supervisor: the process that starts workers: the daemon, a command, or an app that uses ModelRuntime.
+    worker: a process that the supervisor starts, either for one task or to run one model.
+    channel: the Unix socket between the two; it carries JSON messages and file descriptors.
+    jail: the restrictions that a worker puts on itself before it reads untrusted bytes.
+
+Reading order:
+    channel.py         the messages and their framing
+    worker_process.py  the supervisor's side: start, call, stop
+    worker.py          the worker's side: import, enter the jail, serve calls
+    jail.py            the restrictions; syscalls.py has the kernel's numbers
+    memory_lock.py     keeps keys and plain models out of swap
+    throttle.py        pauses between the steps of background work
+"""

@@ -1,12 +1,13 @@
-"""Messages between the supervisor and its children: length-prefixed JSON over a Unix stream socket, with descriptors.
+"""Messages between the supervisor and a worker: length-prefixed JSON over a Unix stream socket.
 
 Rules:
-1. A message is u32 big-endian length ‖ that many bytes of UTF-8 JSON, one object. At most MAX_MESSAGE_BYTES.
-2. Descriptors travel beside the first byte of their message (SCM_RIGHTS), at most MAX_FDS of them; they arrive
+1. A message is a u32 big-endian length, followed by that many bytes of UTF-8 JSON, which is one object. A message has
+   at most MAX_MESSAGE_BYTES.
+2. Descriptors are sent with the first byte of their message (SCM_RIGHTS), at most MAX_FDS of them. They arrive
    close-on-exec and belong to the receiver.
-3. An error crosses as its `as_dict()` and is raised again as the class with the same `reason`; where that class is not
-   loaded here, as a class of the same kind (its exit code) that carries the reason.
-4. A peer that sends anything else is treated as dead: `ChannelClosed`.
+3. An error is sent as its `as_dict()` and raised at the other side as the class that has the same `reason`. If that
+   class is not loaded there, an error of the same kind (exit code) with the same reason is raised.
+4. If the peer sends anything else, the channel is unusable: `ChannelClosed` is raised.
 """
 
 import array
@@ -18,36 +19,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024  # root metadata and manifests are below 1 MiB; larger things go as memfds
+MAX_MESSAGE_BYTES: Final = (
+    16 * 1024 * 1024
+)  # root metadata and manifests are below 1 MiB; larger data is sent in memfds
 MAX_FDS: Final = 250  # the kernel's SCM_MAX_FD is 253
 
-JsonObject = dict[str, Any]  # a parsed JSON object; each side takes it apart at once
+JsonObject = dict[str, Any]  # a parsed JSON object; the receiver parses it into types at once
 _HEAD: Final = struct.Struct(">I")
 
 
 class ChannelClosed(Exception):
-    """The peer closed the channel, died, or sent what is not a message."""
+    """The peer closed the channel, ended, or sent bytes that are not a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as received; the receiver owns `fds`."""
+    """One received message. The receiver owns `fds`.
+
+    Attributes:
+        value: the JSON object.
+        fds: descriptors that came with it.
+    """
 
     value: JsonObject
     fds: tuple[int, ...] = field(default=())
 
     def close(self) -> None:
-        """Close the descriptors that came along."""
+        """Close the descriptors of the message."""
         for fd in self.fds:
             os.close(fd)
 
 
 def send_message(channel: socket.socket, value: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-    """Send one message, blocking.
+    """Send one message; block until all of it is in the socket's buffer.
+
+    Args:
+        channel: a Unix stream socket.
+        value: the JSON object.
+        fds: descriptors to duplicate into the peer; the caller still owns them.
 
     Raises:
-        ChannelClosed, TimeoutError: the latter where the socket has a timeout.
-        ValueError: too large, too many descriptors.
+        ChannelClosed: the peer is gone.
+        TimeoutError: the socket has a timeout, and it passed.
+        ValueError: the message is too large or has too many descriptors.
     """
     body = json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
     if len(body) > MAX_MESSAGE_BYTES:
@@ -65,10 +79,11 @@ def send_message(channel: socket.socket, value: Mapping[str, Any], fds: Sequence
 
 
 def receive_message(channel: socket.socket) -> Message:
-    """Receive one message, blocking.
+    """Receive one message; block until all of it has arrived.
 
     Raises:
-        ChannelClosed, TimeoutError: the latter where the socket has a timeout.
+        ChannelClosed: the peer is gone or broke a rule of the channel.
+        TimeoutError: the socket has a timeout, and it passed.
     """
     fds: list[int] = []
     try:
@@ -93,7 +108,7 @@ def _read_exactly(channel: socket.socket, size: int, fds: list[int]) -> bytes:
     rights_bytes = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
     while size:
         try:
-            # the socket module has no recvmsg that collects and checks; recv_fds drops MSG_CTRUNC
+            # not socket.recv_fds: it hides MSG_CTRUNC, so lost descriptors would go unnoticed
             data, ancillary, flags, _ = channel.recvmsg(min(size, 1 << 20), rights_bytes, socket.MSG_CMSG_CLOEXEC)
         except ConnectionError as error:
             raise ChannelClosed(str(error)) from error

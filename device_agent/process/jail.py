@@ -1,20 +1,21 @@
-"""What a child process gives up before it reads a byte that somebody else wrote.
+"""The restrictions that a worker puts on itself before it reads untrusted bytes.
 
-Each child calls `enter_jail` after its imports. In this order, each step on its own:
-1. resource limits: no core dump, and what the policy says of memory, CPU time, file size and open files; whom the
-   system ends first when memory is short; and memory that is locked, where the policy says so and the kernel allows;
-2. under root: its own network namespace (where it has no network anyway) and its own user, one that nobody else is;
-   for everybody: no capabilities, not even those that a service manager lent;
-3. `PR_SET_DUMPABLE` 0: another process of the same user cannot read its memory or its descriptors (opening one's own
-   `/proc/self/fd/N` still works). It comes after 2, since a change of user resets it;
-4. `PR_SET_NO_NEW_PRIVS`;
-5. Landlock: no file can be opened but those below the policy's paths; a memfd lies on no file system and still can;
-6. seccomp: no sockets beyond the policy's, no new process or program, no other process's memory, no kernel interfaces
-   that a child of ours has no use for.
-A child is `confined` if seccomp holds and files are closed to it, by Landlock or by a user of its own. Where neither is
-possible `enter_jail` refuses, unless the policy allows to go on; the status says so then.
+Each worker calls `enter_jail` after its imports. The steps, in this order; each works without the others:
+1. Resource limits: no core dump; the policy's limits on memory, processor time, file size and open files; the
+   preference of the out-of-memory killer; and locked memory, if the policy asks for it and the kernel allows it.
+2. As root: a network namespace of its own (unless the policy allows "inet" sockets), and a user id that no other
+   process has. As any user: no capabilities, including those that a service manager granted.
+3. `PR_SET_DUMPABLE` 0: another process of the same user cannot read this worker's memory or descriptors. Opening one's
+   own `/proc/self/fd/N` still works. This comes after step 2, because a change of user resets it.
+4. `PR_SET_NO_NEW_PRIVS`.
+5. Landlock: only files below the policy's paths can be opened. A memfd lies on no file system and can still be opened.
+6. seccomp: no sockets other than the policy's, no new process or program, no access to other processes' memory, and no
+   kernel interface that workers have no use for.
+A worker is confined if seccomp is in force and files are closed to it, by Landlock or by a user id of its own. If it
+is not confined, `enter_jail` raises, unless the policy sets `allow_unjailed`; the status then says so.
 
-Landlock binds the calling thread and those it starts, so `enter_jail` must be called before any thread is started.
+Landlock restricts the calling thread and the threads that it starts later. So `enter_jail` must be called before any
+thread is started.
 """
 
 import contextlib
@@ -34,30 +35,30 @@ from device_agent.process.memory_lock import lock_memory
 
 SOCKET_KINDS: Final = ("none", "unix", "inet")
 MAX_OPEN_FILES: Final = 1024
-EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the highest there is
-# systemd's table of user ids (docs "UIDS-GIDS"): from here up nobody assigns any; the process id makes it our own
+EXPENDABLE_OOM_SCORE: Final = "1000"  # proc(5): the maximum
+# first id that no one assigns (systemd documentation, "UIDS-GIDS"); adding the process id makes it unique
 FIRST_WORKER_UID: Final = 1_879_048_192
-# where a container maps only 65,536 ids: systemd's range for dynamic users
+# systemd's range for dynamic users, if a container maps only 65,536 ids
 FALLBACK_UID_RANGE: Final = range(61_184, 65_520)
 
 
 @dataclass(frozen=True, slots=True)
 class JailPolicy:
-    """What a child keeps.
+    """Permissions and limits of a worker.
 
     Attributes:
         sockets: "none", "unix" (AF_UNIX only) or "inet" (all).
-        read, write: files and folders that it can read, or also write. Missing ones are left out.
-        own_user: under root, become a user that nobody else is. False for a child that works on the device's own files.
+        read, write: files and folders that it can read, or also write. Missing ones are ignored.
+        own_user: as root, become a user that no other process has. False for workers that write the device's files.
         memory_bytes: RLIMIT_AS, or None.
-        cpu_s: RLIMIT_CPU, or None.
-        file_bytes: RLIMIT_FSIZE, or None; counts for memfds too.
+        cpu_s: RLIMIT_CPU in seconds, or None.
+        file_bytes: RLIMIT_FSIZE, or None; it limits memfds too.
         open_files: RLIMIT_NOFILE.
-        nice: added to the niceness, before the child's imports.
-        expendable: where memory is short, the system ends this child before any other process.
-        lock_memory: keep its memory out of swap, where that is allowed (device_agent.process.memory_lock).
-        is_paced: rests between the steps of its imports (device_agent.process.throttle).
-        allow_unjailed: go on where the kernel offers too little.
+        nice: added to the niceness before the worker's imports.
+        expendable: if memory runs out, the system ends this worker before any other process.
+        lock_memory: keep its memory out of swap, if that is allowed (device_agent.process.memory_lock).
+        is_paced: pause between the steps of its imports (device_agent.process.throttle).
+        allow_unjailed: continue even if the kernel cannot confine the worker.
     """
 
     sockets: str = "none"
@@ -75,26 +76,26 @@ class JailPolicy:
     allow_unjailed: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """For the child's first message."""
+        """Return the policy as the worker's first message."""
         return asdict(self)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "JailPolicy":
-        """Inverse of `as_json`; the supervisor is trusted."""
+        """Parse the inverse of `as_json`. The supervisor is trusted."""
         return cls(**{**value, "read": tuple(value["read"]), "write": tuple(value["write"])})
 
 
 @dataclass(frozen=True, slots=True)
 class JailStatus:
-    """What holds in a child.
+    """The restrictions that are in force in a worker.
 
     Attributes:
-        own_uid: the user it became, or None.
-        landlock_abi: the kernel's Landlock version; 0: none.
+        own_uid: the user id that it changed to, or None.
+        landlock_abi: version of the kernel's Landlock interface; 0 if there is none.
         seccomp: the filter is installed.
         network_namespace: it has an empty network of its own.
         undumpable: PR_SET_DUMPABLE is 0.
-        threads: threads at the time; Landlock binds only the calling one.
+        threads: number of threads when the jail closed; Landlock restricts only the calling one.
         memory_locked: none of its memory can be swapped out.
     """
 
@@ -108,21 +109,21 @@ class JailStatus:
 
     @property
     def is_confined(self) -> bool:
-        """Files and calls are closed to it."""
+        """True if files and system calls are closed to the worker."""
         return self.seccomp and (self.own_uid is not None or (self.landlock_abi > 0 and self.threads == 1))
 
     def as_json(self) -> dict[str, Any]:
-        """For the child's first reply and for `status`."""
+        """Return the status as the worker's first reply and for `status`."""
         return {**asdict(self), "confined": self.is_confined}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> "JailStatus":
-        """Inverse of `as_json`."""
+        """Parse the inverse of `as_json`."""
         return cls(**{key: item for key, item in value.items() if key != "confined"})
 
 
 def detect_jail() -> JailStatus:
-    """What a child with the strictest policy would get here; changes nothing."""
+    """Return the status that the strictest policy would give on this machine; change nothing."""
     return JailStatus(
         own_uid=_choose_free_uid() if os.geteuid() == 0 else None,
         landlock_abi=_landlock_abi(),
@@ -133,10 +134,10 @@ def detect_jail() -> JailStatus:
 
 
 def enter_jail(policy: JailPolicy) -> JailStatus:
-    """Apply the policy to this process, for good.
+    """Apply the policy to this process, irrevocably.
 
     Raises:
-        JailUnavailable: the result would not be confined and the policy does not allow that.
+        JailUnavailable: this process would not be confined, and the policy does not allow that.
     """
     _set_limits(policy)
     status = JailStatus(threads=sum(1 for _ in Path("/proc/self/task").iterdir()))
@@ -153,7 +154,7 @@ def enter_jail(policy: JailPolicy) -> JailStatus:
         status = replace(status, landlock_abi=_restrict_files(policy), seccomp=_install_filter(policy))
     if not status.is_confined and not policy.allow_unjailed:
         raise JailUnavailable(
-            f"a child of the agent cannot be confined here (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
+            f"a worker cannot be confined on this machine (seccomp {'yes' if status.seccomp else 'no'}, Landlock "
             f"{status.landlock_abi or 'no'}, {status.threads} threads, own user {status.own_uid or 'no'})",
             hint="run on a kernel with Landlock (5.13 or later) and seccomp, or start as root, or set allow_unjailed",
         )
@@ -165,7 +166,7 @@ _LIBC.syscall.restype = ctypes.c_long
 
 
 def _syscall(number: int, *arguments: int | bytes | None) -> int:
-    # ctypes would pass an int as 32 bits
+    # ctypes passes a bare int as 32 bits
     wide = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
     return int(_LIBC.syscall(ctypes.c_long(number), *wide))
 
@@ -196,14 +197,14 @@ def _set_limits(policy: JailPolicy) -> None:
 def _choose_free_uid() -> int | None:
     mapped: int = 0
     for line in Path("/proc/self/uid_map").read_text().splitlines():
-        inside, _, length = (int(word) for word in line.split())
+        inside, _, length = (int(field) for field in line.split())
         mapped = max(mapped, inside + length)
     if mapped > FIRST_WORKER_UID + os.getpid():
         return FIRST_WORKER_UID + os.getpid()
     taken = {path.stat().st_uid for path in Path("/proc").glob("[0-9]*") if path.exists()}
     start = os.getpid() % len(FALLBACK_UID_RANGE)
-    turned = (*FALLBACK_UID_RANGE[start:], *FALLBACK_UID_RANGE[:start])
-    return next((uid for uid in turned if uid not in taken and uid < mapped), None)
+    candidates = (*FALLBACK_UID_RANGE[start:], *FALLBACK_UID_RANGE[:start])
+    return next((uid for uid in candidates if uid not in taken and uid < mapped), None)
 
 
 def _become_own_user() -> int | None:
@@ -221,7 +222,7 @@ def _become_own_user() -> int | None:
 
 def _drop_capabilities() -> None:
     _LIBC.prctl(sys_.PR_CAP_AMBIENT, sys_.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    # effective, permitted, inheritable, twice 32 bits each
+    # effective, permitted and inheritable sets, twice 32 bits each
     _LIBC.capset(struct.pack("=Ii", sys_.CAPABILITY_VERSION_3, 0), bytes(24))
 
 
@@ -234,7 +235,7 @@ def _restrict_files(policy: JailPolicy) -> int:
     abi = _landlock_abi()
     if not abi:
         return 0
-    # each version of the interface adds rights; asking for one that the kernel does not know fails as a whole
+    # each version of the interface adds rights; the call fails if it names one that the kernel does not know
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     net = sys_.LANDLOCK_ACCESS_NET_TCP if abi >= 4 and policy.sockets != "inet" else 0
     scopes = sys_.LANDLOCK_SCOPE_FLAGS if abi >= 6 else 0
@@ -282,12 +283,12 @@ def _install_filter(policy: JailPolicy) -> bool:
     program = _seccomp_program(arch, policy.sockets)
     code = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
-    done = _syscall(arch.seccomp, sys_.SECCOMP_SET_MODE_FILTER, sys_.SECCOMP_FILTER_FLAG_TSYNC, fprog)
-    return bool(done == 0)
+    result = _syscall(arch.seccomp, sys_.SECCOMP_SET_MODE_FILTER, sys_.SECCOMP_FILTER_FLAG_TSYNC, fprog)
+    return bool(result == 0)
 
 
 def _seccomp_program(arch: sys_.Architecture, sockets: str) -> bytes:
-    """The filter in classic BPF; offsets are those of `struct seccomp_data` (linux/seccomp.h)."""
+    """Return the filter in classic BPF; offsets are those of `struct seccomp_data` (linux/seccomp.h)."""
     load, equal, at_least, any_bit, ret = 0x20, 0x15, 0x35, 0x45, 0x06
     denied, unknown = sys_.SECCOMP_RET_ERRNO | errno.EPERM, sys_.SECCOMP_RET_ERRNO | errno.ENOSYS
     lines = [
@@ -300,7 +301,7 @@ def _seccomp_program(arch: sys_.Architecture, sockets: str) -> bytes:
         lines += [(at_least, 0, 1, sys_.X32_BIT), (ret, 0, 0, denied)]
     for number in arch.denied_calls:
         lines += [(equal, 0, 1, number), (ret, 0, 0, denied)]
-    # without clone3 the C library falls back to clone, whose flags a filter can read
+    # ENOSYS for clone3 makes the C library use clone, whose flags a filter can read
     lines += [(equal, 0, 1, arch.clone3), (ret, 0, 0, unknown)]
     lines += [(equal, 0, 4, arch.clone), (load, 0, 0, 16), (any_bit, 1, 0, sys_.CLONE_THREAD), (ret, 0, 0, denied)]
     lines += [(ret, 0, 0, sys_.SECCOMP_RET_ALLOW)]

@@ -1,11 +1,13 @@
-"""Whether what is in memory can come to lie in a swap file: keys, plain models.
+"""Lock memory so that keys and plain models are not written to swap.
 
 Rules:
-1. A child that holds either locks its memory, page by page as it is used (mlockall(2), MCL_ONFAULT), where it may lock
-   without limit: under root, or with RLIMIT_MEMLOCK raised (the shipped unit does). A lock that could run out is not
-   begun: an allocation would fail in the middle of an inference.
-2. Where it may not, `status` says `swappable`, unless there is no swap here, or none for this control group.
-A memory file is locked only where it is mapped; the agent's live for the moment that a model loads.
+1. A worker that has keys or a plain model in memory locks its memory page by page, as pages are first used (mlockall(2)
+   with MCL_ONFAULT), if it may lock an unlimited amount: as root, or with RLIMIT_MEMLOCK raised, as in the shipped
+   systemd unit. A limited lock is not started, because an allocation would fail in the middle of an inference.
+2. If the memory cannot be locked, `status` reports `memory_swappable`, unless this machine has no swap or this
+   control group may not use it.
+
+A memfd is locked only where it is mapped. The agent's memfds exist only while a model loads.
 """
 
 import ctypes
@@ -19,7 +21,7 @@ GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def lock_memory() -> bool:
-    """Lock all of this process's memory, present and future. Changes nothing where it returns False."""
+    """Lock all present and future memory of this process; return False if that is not allowed."""
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (ValueError, OSError):
@@ -28,7 +30,7 @@ def lock_memory() -> bool:
 
 
 def swap_is_enabled() -> bool:
-    """Could memory that is not locked be swapped out here? Yes, where that cannot be told."""
+    """Return whether unlocked memory could be swapped out on this machine; True if that is unknown."""
     try:
         devices = SWAPS.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         return bool(devices) and not _is_group_without_swap()

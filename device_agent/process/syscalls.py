@@ -1,4 +1,4 @@
-"""Numbers of the Linux kernel's interface that the jail needs and Python does not name.
+"""Constants of the Linux kernel's interface that the jail needs and Python does not define.
 
 Sources: asm/unistd_64.h (x86-64), asm-generic/unistd.h (aarch64, riscv64), linux/{audit,landlock,prctl,seccomp}.h. The
 interface is stable: a number never changes its meaning.
@@ -39,18 +39,18 @@ SECCOMP_FILTER_FLAG_TSYNC: Final = 1
 SECCOMP_RET_KILL_PROCESS: Final = 0x80000000
 SECCOMP_RET_ERRNO: Final = 0x00050000
 SECCOMP_RET_ALLOW: Final = 0x7FFF0000
-X32_BIT: Final = 0x40000000  # the x32 calls of an x86-64 kernel are a second table of the same calls
+X32_BIT: Final = 0x40000000  # x86-64 kernels have a second table with the same calls, x32
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """One processor's table.
+    """System call numbers of one processor architecture.
 
     Attributes:
-        audit: AUDIT_ARCH_*, as a seccomp filter sees it.
-        seccomp, socket, clone, clone3: call numbers that the filter treats one by one.
-        denied: calls that no child of ours has a use for: new programs, other processes' memory, kernel keys, mounts,
-            namespaces, modules, clocks, and ways around a filter or a path (io_uring, file handles).
+        audit_arch: AUDIT_ARCH_*, as a seccomp filter sees it.
+        seccomp, socket, clone, clone3: numbers of calls that the filter handles separately.
+        denied_calls: numbers of calls that no worker needs: new programs, other processes' memory, kernel keys,
+            mounts, namespaces, modules, clocks, and ways around a filter or a path (io_uring, file handles).
     """
 
     audit_arch: int

@@ -1,8 +1,8 @@
-"""Work beside live requests, in steps with rests between: most requests meet an idle machine, whatever a step costs.
+"""Pauses between the steps of background work, so that most requests meet an idle machine.
 
-A step runs at full speed, and the rest after it is REST times the processor time that the step took: preparing a
-candidate takes at most a fifth of one processor, and the median request does not notice. Processor time and not wall
-clock: a step that had to wait because the machine is busy has disturbed nobody. A rest ends after MAX_REST_S.
+A step runs at full speed. The pause after it lasts WAIT_TO_WORK_RATIO times the processor time of the step, at most
+MAX_WAIT_S. So preparing a candidate takes at most a fifth of one processor, and the median request is not slowed down.
+The measure is processor time and not elapsed time: a step that waited for a busy processor did not slow down anything.
 """
 
 import time
@@ -14,12 +14,12 @@ MAX_WAIT_S: Final = 3.0
 
 
 class Throttle:
-    """The rhythm of one piece of work, which begins now.
+    """Schedules the pauses of one piece of work, which starts now.
 
     Args:
-        is_paced: False: `rest` does nothing, because nobody is disturbed, or somebody waits.
-        clock: seconds of processor time of this thread.
-        sleep: for seconds.
+        is_paced: False makes `wait` return at once, for work that delays no request or that requests wait for.
+        clock: returns the seconds of processor time of this thread.
+        sleep: sleeps for a number of seconds.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Throttle:
         self._step_started_s = clock()
 
     def wait(self) -> None:
-        """After a step."""
+        """Pause after a step."""
         if self._is_paced:
             self._sleep(min(WAIT_TO_WORK_RATIO * (self._clock() - self._step_started_s), MAX_WAIT_S))
             self._step_started_s = self._clock()

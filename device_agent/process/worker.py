@@ -1,15 +1,17 @@
-"""What a child process sees of its supervisor, and how it lives: import, enter the jail, answer calls, end with it.
+"""A worker process from the inside: import, enter the jail, serve calls, end with the supervisor.
 
-The order of a child's life:
-1. `python -m device_agent.X --channel N`; the first message is the jail policy.
-2. Its imports. Nothing may be imported later: the jail closes the files that modules are in.
-3. `enter_jail`; the status is the first reply.
-4. Calls, one at a time: a reply, an error, and before them any number of events, and questions that wait for an answer.
-5. The channel closes: the child ends. A thread that sleeps on the channel sees to it even while native code runs.
+Life of a worker:
+1. It is started as `python -m device_agent.X --channel N`. The first message is the jail policy.
+2. It imports everything that it needs. Later imports fail, because the jail closes the files that modules are in.
+3. It enters the jail. The first reply is the jail's status.
+4. It serves calls, one at a time. Before the reply or error of a call it can send any number of events, and requests
+   that it waits for.
+5. It ends when the channel closes. A thread waits for that, so that it works even while native code runs.
 
-Messages (device_agent.process.channel): {"call": OP, ...} → {"ok": {...}} | {"error": {...}}; on the way {"event":
-{...}} and
-{"ask": {...}} ← {"ok": {...}} | {"error": {...}}.
+Messages (framing: device_agent.process.channel):
+    supervisor to worker  {"call": OPERATION, ...}
+    worker to supervisor  {"ok": {...}} or {"error": {...}}; before that {"event": {...}} or {"request": {...}}
+    supervisor to worker  {"ok": {...}} or {"error": {...}}, the reply to a request
 """
 
 import contextlib
@@ -36,92 +38,119 @@ CHANNEL_OPTION: Final = "--channel"
 
 
 class SupervisorChannel:
-    """The channel to the supervisor."""
+    """The worker's end of the channel to its supervisor."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
 
     def fileno(self) -> int:
-        """For poll and asyncio."""
+        """Return the socket's descriptor, for poll and asyncio."""
         return self._channel.fileno()
 
     def receive(self) -> Message:
-        """The next call. Raises ChannelClosed at the supervisor's end."""
+        """Wait for the next call.
+
+        Raises:
+            ChannelClosed: the supervisor ended or closed the channel.
+        """
         return receive_message(self._channel)
 
     def reply(self, value: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        """The result of the call at hand; `fds` stay open here."""
+        """Send the result of the current call.
+
+        Args:
+            value: the result.
+            fds: descriptors to duplicate into the supervisor; they stay open in this process.
+        """
         send_message(self._channel, {"ok": value}, fds)
 
     def reply_error(self, error: AirweightsError) -> None:
-        """The error of the call at hand."""
+        """Send the error of the current call."""
         send_message(self._channel, {"error": error.as_dict()})
 
     def send_event(self, value: Mapping[str, Any]) -> None:
-        """Something to know before the result, for example progress."""
+        """Send an event before the result, for example progress."""
         send_message(self._channel, {"event": value})
 
     def request(self, value: Mapping[str, Any], fds: Sequence[int] = ()) -> Message:
-        """A question in the middle of a call.
+        """Send a request to the supervisor during a call and wait for the reply.
+
+        Args:
+            value: the request's fields.
+            fds: descriptors to duplicate into the supervisor; they stay open in this process.
 
         Returns:
-            the answer's object and descriptors.
+            The reply; the caller owns its descriptors.
 
         Raises:
-            AirweightsError: what the supervisor raised.
-            ChannelClosed.
+            AirweightsError: the supervisor's handler raised it.
+            ChannelClosed: the supervisor ended.
         """
         send_message(self._channel, {"request": value}, fds)
-        answer = receive_message(self._channel)
-        if "ok" not in answer.value:
-            answer.close()
-            raise error_from_dict(answer.value.get("error"))
-        return Message(answer.value["ok"], answer.fds)
+        reply = receive_message(self._channel)
+        if "ok" not in reply.value:
+            reply.close()
+            raise error_from_dict(reply.value.get("error"))
+        return Message(reply.value["ok"], reply.fds)
 
 
 class Handler(Protocol):
-    """Answers one operation. It owns the call's descriptors; those of a `Message` it returns are sent and closed."""
+    """Handles one operation and returns its result.
+
+    A handler owns the descriptors of the call. If it returns a `Message`, its descriptors are sent and then closed.
+    """
 
     def __call__(self, supervisor: SupervisorChannel, message: Message, /) -> JsonObject | Message: ...
 
 
-def start_worker(prepare: Callable[[Throttle], object] = lambda _pace: None) -> tuple[SupervisorChannel, JailStatus]:
-    """Steps 1 to 3. `prepare` does the heavy imports, at the pace that it is given.
+def start_worker(
+    prepare: Callable[[Throttle], object] = lambda _throttle: None,
+) -> tuple[SupervisorChannel, JailStatus]:
+    """Run steps 1 to 3 of a worker's life: receive the policy, import, enter the jail.
+
+    Args:
+        prepare: performs the slow imports; it can call `Throttle.wait` between them.
 
     Raises:
-        SystemExit: 2 where nobody passed a channel; 0 where the supervisor is gone; 1 where the jail is refused (the
-            supervisor has been told).
+        SystemExit: 2 if the program was started without a channel; 0 if the supervisor ended; 1 if the worker cannot be
+            confined (the error was sent to the supervisor).
     """
     arguments = sys.argv[1:]
     if len(arguments) != 2 or arguments[0] != CHANNEL_OPTION or not arguments[1].isdecimal():
-        print("error: this program is a child of device-agent and is not called by hand", file=sys.stderr)
+        print("error: device-agent starts this program itself; do not run it directly", file=sys.stderr)
         raise SystemExit(2)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.WARNING)
-    # Ctrl-C reaches the whole group; the supervisor ends its children in order
+    # Ctrl-C reaches the whole process group; the supervisor ends its workers in order
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(arguments[1]))
     os.set_inheritable(channel.fileno(), False)
-    parent = SupervisorChannel(channel)
+    supervisor = SupervisorChannel(channel)
     try:
-        policy = JailPolicy.parse(parent.receive().value)
+        policy = JailPolicy.parse(supervisor.receive().value)
         prepare(Throttle(is_paced=policy.is_paced))
-        with contextlib.suppress(OSError):  # glibc opens it when a thread ends with the interpreter: too late then
+        with contextlib.suppress(OSError):  # glibc opens this when a thread ends, and then the jail forbids it
             ctypes.CDLL("libgcc_s.so.1")
         os.umask(0o077)
         status = enter_jail(policy)
         _exit_with_supervisor(channel.fileno())
-        parent.reply(status.as_json())
+        supervisor.reply(status.as_json())
     except AirweightsError as error:
-        parent.reply_error(error)
+        supervisor.reply_error(error)
         raise SystemExit(1) from error
     except ChannelClosed as error:
         raise SystemExit(0) from error
-    return parent, status
+    return supervisor, status
 
 
 def serve_calls(supervisor: SupervisorChannel, handlers: Mapping[str, Handler]) -> None:
-    """Step 4: answer calls by their operation until the channel closes. A handler's Bug and a foreign exception are
-    told to the supervisor, as ChildFailed, and the child goes on."""
+    """Run step 4 of a worker's life: handle calls until the channel closes.
+
+    An error in a handler does not end the worker. An exception other than AirweightsError is sent as WorkerFailed.
+
+    Args:
+        supervisor: the channel.
+        handlers: by operation.
+    """
     while True:
         try:
             message = supervisor.receive()
@@ -131,12 +160,21 @@ def serve_calls(supervisor: SupervisorChannel, handlers: Mapping[str, Handler]) 
 
 
 def handle_call(supervisor: SupervisorChannel, message: Message, handlers: Mapping[str, Handler]) -> None:
-    """One call of step 4, for a child with an event loop of its own."""
+    """Handle one received call; for a worker that has an event loop of its own.
+
+    Args:
+        supervisor: the channel for the reply.
+        message: the call.
+        handlers: by operation.
+
+    Raises:
+        ChannelClosed: the supervisor ended.
+    """
     operation = message.value.get("call")
     handler = handlers.get(operation) if isinstance(operation, str) else None
     if handler is None:
         message.close()
-        supervisor.reply_error(Bug(f"this child knows {', '.join(sorted(handlers))}, not {operation!r}"))
+        supervisor.reply_error(Bug(f"unknown operation {operation!r}, this worker has {', '.join(sorted(handlers))}"))
         return
     try:
         result = handler(supervisor, message)
@@ -159,11 +197,11 @@ def handle_call(supervisor: SupervisorChannel, message: Message, handlers: Mappi
 
 
 def _exit_with_supervisor(fd: int) -> None:
-    def sleep() -> None:
+    def wait() -> None:
         poll = select.poll()
         poll.register(fd, select.POLLRDHUP | select.POLLHUP)
         poll.poll()
         os._exit(0)
 
-    # PR_SET_PDEATHSIG would fire when the supervisor's *thread* that started us ends
-    threading.Thread(target=sleep, name="parent", daemon=True).start()
+    # not PR_SET_PDEATHSIG: it fires when the *thread* of the supervisor that started this worker ends
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()

@@ -1,17 +1,18 @@
-"""Child processes, as the supervisor sees them: start, call, stop.
+"""A worker process from the supervisor's side: start, call, stop.
 
 Rules:
-1. A child is `python -m MODULE` with one Unix socket and nothing else of ours: no other descriptor, no variable of the
-   environment beyond ENVIRONMENT, no secret in its arguments.
-2. `Child.start` returns once the child has imported what it needs and sits in its jail.
-3. One call at a time, under a lock, with a deadline on the clock that does not jump; past it the child is killed and
-   reaped, and the call raises ChildTimeout. A child that dies or breaks the protocol raises ChildDied with how it
-   ended and its last words.
-4. What the child raised is raised here (device_agent.process.channel rule 3). But a child handles bytes that somebody
-   else
-   wrote: what it calls a bug, and an answer that has no form, is its own end (ChildFailed) and never the supervisor's.
-5. stderr goes to the log, line by line, bounded; the last lines are kept for the message of rule 3.
-6. A child at rest costs no wake-up. In a long call, who has to see to other things is called every IDLE_S.
+1. A worker is `python -m MODULE` with one Unix socket. It inherits no other descriptor, only the environment variables
+   in INHERITED_VARIABLES, and no secret in its arguments.
+2. `WorkerProcess.start` returns after the worker has imported its modules and entered its jail.
+3. Calls are made one at a time, under a lock, with a deadline on the monotonic clock. If the deadline passes, the
+   worker is killed and reaped, and the call raises WorkerTimeout. If the worker ends or breaks the protocol, the call
+   raises WorkerCrashed with the exit code or signal and the last lines of its stderr.
+4. An AirweightsError that the worker reports is raised in the supervisor (device_agent.process.channel rule 3). But a
+   worker handles untrusted bytes, so neither a Bug that it reports nor a malformed reply counts as a bug of the
+   supervisor: both are raised as WorkerFailed.
+5. Each line of the worker's stderr is logged, up to MAX_LINES_LOGGED lines. The last STDERR_TAIL_LINES are kept for
+   the message of WorkerCrashed.
+6. An idle worker causes no wake-ups. During a long call, the caller's `on_idle` runs every IDLE_INTERVAL_S.
 """
 
 import contextlib
@@ -38,11 +39,11 @@ from device_agent.process.worker import CHANNEL_OPTION
 
 logger = logging.getLogger(__name__)
 
-START_DEADLINE_S: Final = 60.0  # imports from a cold SD card; 0.4 s on the machine of the measurements
+START_DEADLINE_S: Final = 60.0  # imports can come from a cold SD card; 0.4 s on the benchmark machine
 STOP_GRACE_S: Final = 5.0
 IDLE_INTERVAL_S: Final = 0.5
 MAX_LINE_BYTES: Final = 2000
-MAX_LINES_LOGGED: Final = 1000  # of one child's life: a broken model must not fill a disk with its log
+MAX_LINES_LOGGED: Final = 1000  # per worker: a broken model must not fill the disk with its log
 STDERR_TAIL_LINES: Final = 5
 INHERITED_VARIABLES: Final = (
     *("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH"),
@@ -57,7 +58,7 @@ INHERITED_VARIABLES: Final = (
         "no_proxy",
     ),
 )
-# one thread and few arenas: a second thread before the jail would escape Landlock, and arenas cost resident memory
+# one thread: a second thread started before the jail would escape Landlock; few arenas: arenas cost resident memory
 FIXED_VARIABLES: Final = {
     "ORT_DISABLE_TELEMETRY": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -71,7 +72,13 @@ OnRequest = Callable[[Message], tuple[Mapping[str, Any], Sequence[int]]]
 
 
 class WorkerProcess:
-    """One running child. Made by `start`; use as a context manager or call `stop`."""
+    """One running worker. Create it with `start`; use it as a context manager, or call `stop`.
+
+    Attributes:
+        name: last part of the module's name; it names the logger and the threads.
+        pid: process id.
+        jail: the restrictions that are in force in the worker.
+    """
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", channel: socket.socket) -> None:
         self.name = name
@@ -101,12 +108,14 @@ class WorkerProcess:
 
         Args:
             module: for example "device_agent.workers.probe".
-            policy: of its jail.
-            environment: further variables, for example a proxy.
-            deadline_s: from start to the first reply.
+            policy: the jail's policy.
+            environment: further environment variables, for example a proxy.
+            deadline_s: seconds from the start to the first reply.
 
         Raises:
-            ChildDied, ChildTimeout, JailUnavailable.
+            WorkerCrashed: the worker ended before its first reply.
+            WorkerTimeout: the deadline passed.
+            JailUnavailable: the worker cannot be confined on this machine.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -125,7 +134,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         if policy.nice:
-            # from here and not in the child: what a module imports at its top comes before its first message
+            # set here and not in the worker: the worker's module imports libraries before it receives a message
             os.setpriority(os.PRIO_PROCESS, process.pid, min(os.getpriority(os.PRIO_PROCESS, 0) + policy.nice, 19))
         worker = cls(module.rpartition(".")[2], process, ours)
         try:
@@ -134,7 +143,7 @@ class WorkerProcess:
             worker.kill()
             raise
         if not worker.jail.is_confined:
-            logger.warning("child %s runs unjailed: %s", worker.name, worker.jail)
+            logger.warning("worker %s runs unjailed: %s", worker.name, worker.jail)
         return worker
 
     def call(
@@ -151,34 +160,40 @@ class WorkerProcess:
         """Send a call and wait for its result.
 
         Args:
-            operation: a handler of the child.
-            request: further fields.
-            fds: duplicated into the child; the caller still owns them.
-            deadline_s: for all of it, questions included.
-            on_event: called for each event on the way.
-            on_request: answers the child's questions: `(value, fds)`; it owns the question's descriptors. What it
-            raises of
-                AirweightsError goes to the child.
-            on_idle: called every IDLE_S in which the child says nothing; it must not call this child.
+            operation: name of the worker's handler.
+            request: further fields of the message.
+            fds: descriptors to duplicate into the worker; the caller still owns them.
+            deadline_s: seconds for the whole call, including the worker's own requests.
+            on_event: called with each event that the worker sends before its result.
+            on_request: handles a request of the worker and returns `(value, fds)`. It owns the request's descriptors.
+                An AirweightsError that it raises is sent to the worker.
+            on_idle: called every IDLE_INTERVAL_S in which no message arrives. It must not call this worker.
 
         Returns:
-            the result; the caller owns its descriptors.
+            The result; the caller owns its descriptors.
 
         Raises:
-            AirweightsError: the child's own, ChildDied, ChildFailed or ChildTimeout.
+            WorkerCrashed: the worker ended or broke the protocol.
+            WorkerTimeout: the deadline passed; the worker was killed.
+            WorkerFailed: the worker reported a Bug, or its message has the wrong form.
+            AirweightsError: any other error that the worker reported.
         """
         return self._exchange({"call": operation, **(request or {})}, fds, deadline_s, on_event, on_request, on_idle)
 
     def is_alive(self) -> bool:
-        """It has not ended."""
+        """Return whether the worker has not ended."""
         return self._process.poll() is None
 
     def fileno(self) -> int:
-        """A pidfd: readable once the child has ended, for select and asyncio."""
+        """Return a pidfd for select and asyncio; it becomes readable when the worker ends."""
         return self._pidfd
 
     def memory_bytes(self, field: str = "VmRSS") -> int:
-        """A line of /proc/PID/status, in bytes: VmRSS now, VmHWM at its highest. 0 for a child that has ended."""
+        """Return the worker's memory, in bytes; 0 after it has ended.
+
+        Args:
+            field: a field of /proc/PID/status: "VmRSS" is the resident memory now, "VmHWM" its maximum so far.
+        """
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{self.pid}/status", encoding="ascii") as status:
                 for line in status:
@@ -187,7 +202,7 @@ class WorkerProcess:
         return 0
 
     def cpu_s(self) -> float:
-        """Seconds of processor time so far; 0 for a child that has ended."""
+        """Return the processor time used so far, in seconds; 0 after the worker has ended."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{self.pid}/stat", encoding="ascii") as stat:
                 fields = stat.read().rpartition(")")[2].split()
@@ -195,13 +210,23 @@ class WorkerProcess:
         return 0.0
 
     def set_nice(self, nice: int) -> None:
-        """Niceness of all its threads. Raises PermissionError where it is not this process's to lower."""
+        """Set the niceness of all threads of the worker.
+
+        Raises:
+            PermissionError: the niceness would be lowered, and this process lacks CAP_SYS_NICE.
+        """
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             with contextlib.suppress(ProcessLookupError):
                 os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Close the channel, which ends the child; kill it past the grace. Any number of times, from any thread."""
+        """Close the channel, which makes the worker end; kill it if it has not ended in time.
+
+        Can be called repeatedly and from any thread.
+
+        Args:
+            grace_s: seconds to wait before the worker is killed.
+        """
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         try:
@@ -212,7 +237,7 @@ class WorkerProcess:
         self._close_descriptors()
 
     def kill(self) -> None:
-        """End it now and reap it. Any number of times, from any thread."""
+        """Kill the worker and reap it. Can be called repeatedly and from any thread."""
         self._process.kill()
         self._process.wait()
         with contextlib.suppress(OSError):
@@ -220,16 +245,16 @@ class WorkerProcess:
         self._close_descriptors()
 
     def describe_exit(self) -> str:
-        """How it ended, for a message: an exit code or a signal, and its last words."""
+        """Return one line for a message: exit code or signal, and the last lines of stderr."""
         code = self._process.poll()
         if code is None:
-            how = "still runs"
+            how = "is still running"
         elif code < 0:
             how = f"ended by {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"
         else:
             how = f"ended with exit code {code}"
-        words = " | ".join(self._stderr_tail)
-        return f"{how}: {words[-600:]}" if words else how
+        tail = " | ".join(self._stderr_tail)
+        return f"{how}: {tail[-600:]}" if tail else how
 
     def __enter__(self) -> "WorkerProcess":
         return self
@@ -262,10 +287,10 @@ class WorkerProcess:
                             with parse_reply(self.name):
                                 on_event(message.value["event"])
                     elif "request" in message.value:
-                        answer, answer_fds = self._handle_request(message, on_request)
+                        reply, reply_fds = self._handle_request(message, on_request)
                         self._set_timeout(deadline)
-                        channel.send_message(self._channel, answer, answer_fds)
-                        for fd in answer_fds:
+                        channel.send_message(self._channel, reply, reply_fds)
+                        for fd in reply_fds:
                             os.close(fd)
                     elif isinstance(message.value.get("ok"), dict):
                         return Message(message.value["ok"], message.fds)
@@ -275,12 +300,12 @@ class WorkerProcess:
             except TimeoutError as error:
                 self._terminate()
                 raise WorkerTimeout(
-                    f"{self.name} did not answer {request.get('call', 'its start')!r} within {deadline_s:g} s"
+                    f"{self.name} did not reply to {request.get('call', 'its start')!r} within {deadline_s:g} s"
                 ) from error
             except (ChannelClosed, OSError) as error:
                 self._terminate()
                 raise WorkerCrashed(
-                    f"{self.name} did not answer {request.get('call', 'its start')!r}, it "
+                    f"{self.name} did not reply to {request.get('call', 'its start')!r}, it "
                     f"{self.describe_exit()} ({error})"
                 ) from error
 
@@ -291,7 +316,7 @@ class WorkerProcess:
     def _handle_request(self, message: Message, on_request: OnRequest | None) -> tuple[JsonObject, Sequence[int]]:
         if on_request is None:
             message.close()
-            return {"error": Bug(f"{self.name} asked a question and nobody listens").as_dict()}, ()
+            return {"error": Bug(f"{self.name} sent a request, but this call handles none").as_dict()}, ()
         try:
             with parse_reply(self.name):
                 value, fds = on_request(Message(message.value["request"], message.fds))
@@ -306,18 +331,18 @@ class WorkerProcess:
             on_idle()
 
     def _set_timeout(self, deadline: float) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
             raise TimeoutError
-        self._channel.settimeout(left)
+        self._channel.settimeout(remaining_s)
 
     def _terminate(self) -> None:
-        # a channel that broke is of no use: whatever the child is at, it ends
+        # a broken channel cannot be used again, so the worker is ended
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)  # one that died by itself leaves its own exit code, not our SIGKILL
+            self._process.wait(0.2)  # a worker that crashed keeps its own exit code instead of our SIGKILL
         self._process.kill()
         self._process.wait()
-        self._log_thread.join(1.0)  # a grandchild could hold stderr open
+        self._log_thread.join(1.0)  # a process started by the worker could keep stderr open
 
     def _close_descriptors(self) -> None:
         self._log_thread.join(1.0)
@@ -337,18 +362,22 @@ class WorkerProcess:
                 if number < MAX_LINES_LOGGED and text:
                     log.warning("%s", text)
                 elif number == MAX_LINES_LOGGED:
-                    log.warning("further lines are dropped")
+                    log.warning("more than %d lines, dropping the rest", MAX_LINES_LOGGED)
 
 
 @contextlib.contextmanager
 def parse_reply(name: str) -> Iterator[None]:
-    """Around whatever takes a child's message apart: one without the form that was agreed raises ChildFailed."""
+    """Raise WorkerFailed if code in the `with` block finds a malformed message of a worker.
+
+    Args:
+        name: the worker's name, for the error message.
+    """
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise WorkerFailed(f"{name} sent what is no answer ({type(error).__name__}: {str(error)[:200]})") from error
+        raise WorkerFailed(f"{name} sent a malformed message ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def _worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
-    return {**kept, **FIXED_VARIABLES, **extra}
+    inherited = {name: os.environ[name] for name in INHERITED_VARIABLES if name in os.environ}
+    return {**inherited, **FIXED_VARIABLES, **extra}

@@ -1,6 +1,6 @@
-"""What runs one loaded model for an app: a session in its process, or a jailed child, started again at its death.
+"""Backends of ModelRuntime: one loaded model in a session of the app's process, or in a worker.
 
-Rules: 3 of device_agent.runtime.model_runtime.
+A worker that ends is started again from the same memfds, and the call is sent once more.
 """
 
 import dataclasses
@@ -19,29 +19,68 @@ from device_agent.runtime.wire import WireError
 
 
 class Backend(Protocol):
-    """One loaded model."""
+    """Runs one loaded model, for one generation of device_agent.runtime.model_runtime."""
 
-    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]: ...
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker; None if the model runs in this process."""
+        ...
 
-    def close(self) -> None: ...
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        """Run one inference. Thread-safe.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            outputs: names of the outputs to compute; None for all.
+
+        Raises:
+            RequestInvalid: the inputs do not fit the model.
+            InferenceFailed: the model failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model. No `run` may be in progress."""
+        ...
 
 
 class InProcessBackend:
-    """A session here."""
+    """Runs a model in a session of this process."""
+
+    worker_pid = None
 
     def __init__(self, model: LoadedModel) -> None:
         self._model: LoadedModel | None = model
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        """Run one inference; see `Backend.run`.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            outputs: names of the outputs to compute; None for all.
+        """
         assert self._model is not None
         return self._model.run(inputs, outputs)
 
     def close(self) -> None:
+        """Free the session, once no other thread uses it."""
         self._model = None
 
 
 class WorkerBackend:
-    """A jailed child."""
+    """Runs a model in a jailed worker, which is started again if it ends.
+
+    Args:
+        bundle: duplicated here; the caller still owns its descriptors.
+        contract: checked when the model loads; None to accept the model's own.
+        threads: intra-op threads; 0 for one per processor, at most 4.
+        in_background: load the model in steps, with pauses between them.
+
+    Raises:
+        Unfit: the model does not load, breaks its contract, or crashes.
+        Refused: the golden vectors are malformed.
+        Unavailable: no worker can be started.
+    """
 
     def __init__(self, bundle: BundleFds, contract: Contract | None, threads: int, *, in_background: bool) -> None:
         self._spec = GenerationSpec("app", 1, "0.0", "app", contract, threads=threads)
@@ -49,7 +88,21 @@ class WorkerBackend:
         self._restart_lock = threading.Lock()
         self._start(in_background=in_background)
 
+    @property
+    def worker_pid(self) -> int:
+        """Process id of the worker; it changes when the worker is started again."""
+        return self._process.pid
+
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
+        """Run one inference; restart the worker and run once more if it ends meanwhile. See `Backend.run`.
+
+        Args:
+            inputs: an array for each of the model's inputs; strings cannot be sent to a worker.
+            outputs: names of the outputs to compute; None for all.
+
+        Raises:
+            WireError: the worker ended twice.
+        """
         client = self._client
         try:
             return client.run(inputs, outputs)
@@ -62,6 +115,7 @@ class WorkerBackend:
             return self._client.run(inputs, outputs)
 
     def close(self) -> None:
+        """End the worker and close the duplicated descriptors; results in shared memory stay valid."""
         self._client.close()
         self._process.stop()
         self._bundle.close()

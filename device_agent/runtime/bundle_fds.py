@@ -1,4 +1,4 @@
-"""A plain bundle, in memory only: a sealed memfd for each file that a model process needs."""
+"""A plain bundle that exists only in memory: a sealed memfd for each file that a model process needs."""
 
 import fcntl
 import os
@@ -15,13 +15,13 @@ MEMFD_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 @dataclass(frozen=True, slots=True)
 class BundleFds:
-    """The files of one plain bundle. The caller owns and closes the descriptors.
+    """The files of one plain bundle. The caller owns the descriptors and closes them.
 
     Attributes:
-        files: bundle path to descriptor of a sealed memfd.
+        files: descriptor of a sealed memfd, by bundle path.
         model: path of the model.
         golden: path of the golden vectors, or None.
-        external: paths of the model's external data.
+        external_data: paths of the model's external data.
         adapter: name of a personal adapter (device_agent.workers.adapter_check), or None.
     """
 
@@ -33,10 +33,14 @@ class BundleFds:
 
     @classmethod
     def from_files(cls, files: Iterable[BundleFile], fds: Mapping[str, int]) -> "BundleFds":
-        """From a manifest's file list and a descriptor for each of the files with a role that the runtime needs.
+        """Create the value from a manifest's file list.
+
+        Args:
+            files: the manifest's files.
+            fds: a descriptor, by bundle path, for each file with the role "model", "golden" or "external-data".
 
         Raises:
-            MalformedRefused: not exactly one model, or several files of golden vectors.
+            Malformed: the bundle has no model, several models, or several files of golden vectors.
         """
         by_role: dict[str, list[str]] = {"model": [], "golden": [], "external-data": []}
         for file in files:
@@ -45,19 +49,20 @@ class BundleFds:
         models, goldens = by_role["model"], by_role["golden"]
         if len(models) != 1 or len(goldens) > 1:
             raise Malformed(
-                f"bundle files: found {len(models)} models and {len(goldens)} goldens, expected one and at most one"
+                f"bundle files: found {len(models)} models and {len(goldens)} files of golden vectors, "
+                "expected one model and at most one file of golden vectors"
             )
         external = tuple(by_role["external-data"])
         needed = {path: fds[path] for path in (*models, *goldens, *external)}
         return cls(needed, models[0], goldens[0] if goldens else None, external)
 
     def external_names(self) -> dict[str, int]:
-        """The external data under the names that the model calls them by: paths relative to its folder."""
+        """Return the descriptors of the external data, by path relative to the model's folder."""
         folder = PurePosixPath(self.model).parent
         return {str(PurePosixPath(path).relative_to(folder)): self.files[path] for path in self.external_data}
 
     def to_message(self) -> tuple[dict[str, Any], tuple[int, ...]]:
-        """For a child: an object and the descriptors beside it."""
+        """Return the fields and the descriptors of a message to a worker."""
         paths = tuple(self.files)
         value: dict[str, Any] = {"paths": paths, "model": self.model, "golden": self.golden}
         value |= {"external": self.external_data, "adapter": self.adapter}
@@ -65,23 +70,33 @@ class BundleFds:
 
     @classmethod
     def from_message(cls, value: Mapping[str, Any], fds: tuple[int, ...]) -> "BundleFds":
-        """Inverse of `as_message`, in the child."""
+        """Parse the inverse of `to_message`, in the worker.
+
+        Args:
+            value: the message's fields.
+            fds: the message's descriptors; they stay the caller's.
+        """
         files = dict(zip(value["paths"], fds, strict=True))
         return cls(files, value["model"], value["golden"], tuple(value["external"]), value["adapter"])
 
     def close(self) -> None:
-        """Close all descriptors."""
+        """Close all descriptors of the bundle."""
         for fd in self.files.values():
             os.close(fd)
 
 
 def create_sealed_memfd(name: str, data: bytes | memoryview) -> int:
-    """A new memfd with `data` that nobody can change any more; the caller closes it."""
+    """Create a memfd whose content can no longer be changed; the caller closes it.
+
+    Args:
+        name: shown in /proc, for people.
+        data: the content.
+    """
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        left = memoryview(data).cast("B")
-        while left:
-            left = left[os.write(fd, left) :]
+        remaining = memoryview(data).cast("B")
+        while remaining:
+            remaining = remaining[os.write(fd, remaining) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
     except BaseException:
         os.close(fd)

@@ -1,10 +1,11 @@
-"""Whether two models' answers to one request agree; used by a candidate that runs in the shadow of the live model.
+"""Decide whether two models' outputs for one request agree; used in shadow mode.
 
 Rules:
-1. An output agrees if dtype and shape are the live answer's and, for floats, the relative RMS difference is within the
-   limit or the largest element of each last axis is at the same place (a classifier's decision is what its app sees).
-   Integers, booleans and strings agree if they are equal.
-2. Answers agree if all their outputs do. A live answer with NaN or infinity has nothing to compare with: it agrees.
+1. An output agrees only if its dtype and shape are those of the live model's output. A float output then agrees if the
+   relative RMS difference is at most the limit, or if the largest element of each last axis is at the same index, which
+   is the decision of a classifier. Integer, Boolean and string outputs agree if they are equal.
+2. Two responses agree if all their outputs do. A float output of the live model that has NaN or infinity cannot be
+   compared and counts as agreeing.
 """
 
 import json
@@ -17,16 +18,24 @@ from device_agent.errors import InferenceFailed
 from device_agent.runtime.tensors import DATATYPES, Array, from_bytes, from_json, has_non_finite
 from device_agent.runtime.wire import NO_JSON
 
-MAX_ERROR_PPM = 10**9  # reported for answers of another dtype or shape, and as a ceiling
+MAX_ERROR_PPM = 10**9  # reported for outputs of another dtype or shape, and the upper bound of all others
 
 
 def decode_response(body: memoryview, json_bytes: int) -> dict[str, Array]:
-    """The outputs of an answer that device_agent.runtime.inference made. Raises InferenceUnfit."""
-    length = len(body) if json_bytes == NO_JSON else json_bytes
-    raw = body[length:]
+    """Return the outputs in a response that device_agent.runtime.inference created.
+
+    Args:
+        body: the response body, uncompressed.
+        json_bytes: length of its JSON part; NO_JSON if all of it is JSON.
+
+    Raises:
+        InferenceFailed: the response has another form.
+    """
+    json_end = len(body) if json_bytes == NO_JSON else json_bytes
+    raw = body[json_end:]
     out: dict[str, Array] = {}
     try:
-        for row in json.loads(bytes(body[:length]))["outputs"]:
+        for row in json.loads(bytes(body[:json_end]))["outputs"]:
             name, datatype, shape = row["name"], row["datatype"], row["shape"]
             if "data" in row:
                 data = [float("nan") if value is None else value for value in row["data"]]
@@ -39,37 +48,42 @@ def decode_response(body: memoryview, json_bytes: int) -> dict[str, Array]:
                 out[name] = from_bytes(raw[:size], datatype, shape, name)
                 raw = raw[size:]
     except (ValueError, KeyError, TypeError) as error:
-        raise InferenceFailed("the live answer cannot be read") from error
+        raise InferenceFailed("cannot read the live model's response") from error
     return out
 
 
 def compare_outputs(
-    answers: Mapping[str, Array], live_answers: Mapping[str, Array], limit_ppm: int
+    outputs: Mapping[str, Array], live_outputs: Mapping[str, Array], limit_ppm: int
 ) -> tuple[bool, int]:
-    """Rules 1 and 2.
+    """Compare a candidate's outputs with the live model's (rules 1 and 2).
+
+    Args:
+        outputs: of the candidate, by name.
+        live_outputs: of the live model, by name.
+        limit_ppm: relative RMS difference up to which float outputs agree, in parts per million.
 
     Returns:
-        whether they agree, and the largest relative RMS difference in parts per million.
+        Whether they agree, and the largest relative RMS difference in parts per million, at most MAX_ERROR_PPM.
     """
     agrees, worst = True, 0
-    for name, theirs in live_answers.items():
-        mine = answers.get(name)
-        if mine is None or mine.dtype != theirs.dtype or mine.shape != theirs.shape:
+    for name, live in live_outputs.items():
+        output = outputs.get(name)
+        if output is None or output.dtype != live.dtype or output.shape != live.shape:
             return False, MAX_ERROR_PPM
-        if theirs.dtype.kind != "f":
-            agrees = agrees and bool(np.array_equal(mine, theirs))
+        if live.dtype.kind != "f":
+            agrees = agrees and bool(np.array_equal(output, live))
             continue
-        if not theirs.size or has_non_finite(theirs):
+        if not live.size or has_non_finite(live):
             continue
-        if has_non_finite(mine):
+        if has_non_finite(output):
             return False, MAX_ERROR_PPM
-        ppm = min(round(relative_rms(mine, theirs) * 1e6), MAX_ERROR_PPM)
+        ppm = min(round(relative_rms(output, live) * 1e6), MAX_ERROR_PPM)
         worst = max(worst, ppm)
-        agrees = agrees and (ppm <= limit_ppm or _is_same_decision(mine, theirs))
+        agrees = agrees and (ppm <= limit_ppm or _is_same_decision(output, live))
     return agrees, worst
 
 
-def _is_same_decision(mine: Array, theirs: Array) -> bool:
-    if not theirs.ndim or theirs.shape[-1] < 2:
+def _is_same_decision(output: Array, live: Array) -> bool:
+    if not live.ndim or live.shape[-1] < 2:
         return False
-    return bool(np.array_equal(mine.argmax(axis=-1), theirs.argmax(axis=-1)))
+    return bool(np.array_equal(output.argmax(axis=-1), live.argmax(axis=-1)))

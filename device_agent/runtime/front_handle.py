@@ -1,4 +1,4 @@
-"""The front, as the supervisor holds it."""
+"""The supervisor's handle of the front: start it, publish generations to it, read its counters."""
 
 import os
 import select
@@ -20,25 +20,27 @@ from device_agent.runtime.oip import model_metadata
 
 MODULE: Final = "device_agent.front"
 CALL_DEADLINE_S: Final = 10.0
-STOP_DEADLINE_S: Final = 15.0  # beyond the server's own grace
+STOP_DEADLINE_S: Final = 15.0  # longer than the server's SHUTDOWN_GRACE_S
 BACKLOG_CONNECTIONS: Final = 128
 SOCKET_MODE: Final = 0o660
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """Attributes:
-    listen: "unix:/path" or "tcp:HOST:PORT", port 0 for a free one.
-    families: that must be loaded for `ready`, whether they are yet or not.
-    awaited: of these, what served behind the front before this one: its requests wait until it is published again.
-    group: that the Unix socket is for besides its owner, or None.
-    max_body_bytes: of one request.
-    max_kept_bytes: of all request bodies that the front holds at a time.
-    max_waiting: requests of a family that wait for its model; beyond: 503.
-    max_connections: open ones; beyond: 503.
-    wait_s: that a request waits for a model process; beyond: 503.
-    answer_deadline_s: that a model may take; beyond: 504.
-    jail: of the front's process.
+    """Limits and addresses of the front.
+
+    Attributes:
+        listen: "unix:/path" or "tcp:HOST:PORT"; port 0 chooses a free one.
+        families: families that must be loaded for the endpoint to be ready.
+        awaited: those of them that an earlier front served; their requests wait until they are published again.
+        group: group that may use the Unix socket besides its owner, or None.
+        max_body_bytes: largest request body.
+        max_kept_bytes: largest sum of all request bodies in memory.
+        max_waiting: requests of a family that may wait for its model; more are rejected with 503.
+        max_connections: open connections; more are rejected with 503.
+        wait_s: seconds that a request may wait for a model process; then it is rejected with 503.
+        response_deadline_s: seconds that a model may take for a request; then the request fails with 504.
+        jail: policy of the front's process.
     """
 
     listen: str
@@ -56,19 +58,19 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class WindowStats:
-    """What a generation did since it became the current one.
+    """Counters of one generation since it became the current one.
 
     Attributes:
-        seconds: since then.
-        requests: answered, whatever the answer.
-        client_errors: answers 4xx: not the model's fault.
-        errors: answers 5xx: inference failed, the process died twice, or it took too long.
-        nan: answers with NaN or infinity where inputs and golden answers have none.
-        crashes: deaths of its process.
-        p50_us, p95_us: microseconds in the model process, of successful requests; None without any.
-        total_p50_us, total_p95_us: the same from the request's arrival at the front, its wait included.
-        in_flight: requests with the process now.
-        oldest_in_flight_s: how long the oldest of them has been there.
+        seconds: time since then.
+        requests: requests with a response of any status.
+        client_errors: responses with a 4xx status, which are not the model's fault.
+        errors: responses with a 5xx status: inference failed, took too long, or crashed the process twice.
+        nan: responses with NaN or infinity, if neither the inputs nor the golden outputs have any.
+        crashes: crashes of its process.
+        p50_us, p95_us: microseconds in the model process, of successful requests; None if there were none.
+        total_p50_us, total_p95_us: microseconds since the request's arrival at the front, waiting included.
+        in_flight: requests that the process has now.
+        oldest_in_flight_s: seconds since the oldest of them was sent to the process.
     """
 
     seconds: float = 0.0
@@ -85,21 +87,21 @@ class WindowStats:
     oldest_in_flight_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For `status` and the journal."""
+        """Return the counters for `status` and the journal."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class ShadowStats:
-    """What a candidate did in the shadow of the live model.
+    """Counters of a candidate in shadow mode.
 
     Attributes:
-        compared: requests that both answered.
-        agreed: of these, as device_agent.runtime.comparison says.
+        compared: requests that both models completed.
+        agreed: those with agreeing outputs (device_agent.runtime.comparison).
         errors: requests that failed on the candidate only.
-        nan: answers with NaN or infinity that it made.
-        worst_ppm: largest relative RMS difference.
-        crashes: 1 once its process has died.
+        nan: responses of the candidate with NaN or infinity.
+        worst_ppm: largest relative RMS difference, in parts per million.
+        crashes: 1 after its process has ended.
     """
 
     compared: int = 0
@@ -111,7 +113,7 @@ class ShadowStats:
 
 
 class FrontHandle:
-    """The inference endpoint's process. Made by `start`.
+    """The front's process. Create it with `start`.
 
     Attributes:
         address: "unix:/path" or "http://HOST:PORT".
@@ -124,12 +126,12 @@ class FrontHandle:
 
     @classmethod
     def start(cls, config: ServeConfig) -> "FrontHandle":
-        """Listen and serve; until the first `publish`, requests wait and `ready` is false.
+        """Start the front. Until the first `publish` the endpoint is not ready.
 
         Raises:
             ConfigInvalid: `listen` is malformed.
-            ListenUnavailable: the address is taken or not allowed.
-            Unavailable: no process can be started, or no jail.
+            AddressUnavailable: the address is in use or not allowed.
+            Unavailable: the process cannot be started or confined.
         """
         listener, address, unix_path = listen_on(config.listen, config.group)
         with listener:
@@ -149,21 +151,21 @@ class FrontHandle:
         return cls(worker, address, unix_path)
 
     def publish(self, family: str, process: ModelProcess, meta: Mapping[str, Any] | None = None) -> float:
-        """Send the family's requests to a process from now on: one pointer switch.
+        """Send the family's requests to a process from now on.
 
-        A generation that is here already keeps its place and its counters; with a new process behind it (after a
-        crash) requests that waited go there.
+        If the front knows the generation already, its counters continue. If the process is another one, after a crash,
+        waiting requests are sent to the new one.
 
         Args:
-            family: whose.
-            process: alive.
-            meta: further fields of the model's metadata endpoint.
+            family: name of the family.
+            process: a live model process.
+            meta: further fields for the model metadata.
 
         Returns:
-            seconds that the switch took within the front.
+            Duration of the switch within the front, in seconds.
 
         Raises:
-            ChildDied, ChildTimeout: the front is gone; start another and publish again.
+            WorkerCrashed, WorkerTimeout: the front is gone; start another one and publish again.
         """
         spec = process.spec
         request = {
@@ -175,7 +177,7 @@ class FrontHandle:
         }
         with ExitStack() as stack:
             fds = [process.channel]
-            with suppress(OSError):  # it has just ended: the front will see that for itself
+            with suppress(OSError):  # the process has just ended; the front notices that itself
                 meter = ProcessMeter.open(process.pid)
                 stack.callback(meter.close)
                 fds += [meter.statm, meter.stat]
@@ -183,11 +185,16 @@ class FrontHandle:
         return float(reply.value["publish_ns"]) / 1e9
 
     def retire(self, family: str, generation: int, timeout_s: float) -> None:
-        """Give a generation no more requests, and wait until its last one is answered. Then its process can be stopped.
+        """Send no more requests to a generation, and wait for its open ones. Then its process can be stopped.
+
+        Args:
+            family: name of the family.
+            generation: number of the generation; an unknown one counts as drained.
+            timeout_s: seconds to wait.
 
         Raises:
-            DrainUnavailable: it still has requests after `timeout_s`; stopping its process sends them elsewhere.
-            ChildDied, ChildTimeout: the front is gone.
+            DrainTimeout: requests are still open; stopping the process sends them to another one.
+            WorkerCrashed, WorkerTimeout: the front is gone.
         """
         drained, theirs = os.pipe()
         try:
@@ -197,71 +204,92 @@ class FrontHandle:
                 )
             finally:
                 os.close(theirs)
-            # readable at its end: the front has closed the pipe, or has died
+            # the pipe's end is reached when the front has closed it, or has crashed
             if not select.select([drained], [], [], timeout_s)[0]:
                 raise DrainTimeout(f"generation {generation} of {family!r} has requests after {timeout_s:g} s")
         finally:
             os.close(drained)
 
     def set_shadow(self, family: str, process: ModelProcess, share_ppm: int, limit_ppm: int) -> None:
-        """Let a candidate hear a share of the live requests. Publishing it, or another shadow, ends that.
+        """Mirror a share of the live requests to a candidate.
+
+        Publishing the candidate, or setting another one, ends that.
 
         Args:
-            family: whose.
-            process: alive, not published; make it nice first (`ModelProcess.set_background`).
-            share_ppm: of the requests; 0 ends a shadow.
-            limit_ppm: relative RMS difference that still agrees.
+            family: name of the family.
+            process: a live process that is not published; lower its priority first (`ModelProcess.set_background`).
+            share_ppm: share of the requests, in parts per million; 0 ends shadow mode.
+            limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
 
         Raises:
-            ChildDied, ChildTimeout: the front is gone.
+            WorkerCrashed, WorkerTimeout: the front is gone.
         """
         request = {"family": family, "process": _process_name(process), "share_ppm": share_ppm, "limit_ppm": limit_ppm}
         self._worker.call("shadow", request, (process.channel,), deadline_s=CALL_DEADLINE_S)
 
     def shadow_stats(self, family: str) -> ShadowStats:
-        """Counters of the candidate that hears now, all zero without one. Raises ChildDied, ChildTimeout."""
+        """Return the counters of the candidate in shadow mode; all zero if there is none.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
         return ShadowStats(**self._worker.call("shadow-counters", {"family": family}, deadline_s=CALL_DEADLINE_S).value)
 
     def window(self, family: str, generation: int) -> WindowStats:
-        """Counters of a generation; all zero for one that is not loaded. Raises ChildDied, ChildTimeout."""
+        """Return the counters of a generation; all zero if it is not loaded.
+
+        Args:
+            family: name of the family.
+            generation: number of the generation.
+
+        Raises:
+            WorkerCrashed, WorkerTimeout: the front is gone.
+        """
         request = {"family": family, "generation": generation}
         return WindowStats(**self._worker.call("window", request, deadline_s=CALL_DEADLINE_S).value)
 
     def push_metrics(self, text: str) -> None:
-        """Further metrics for the front's `/metrics`, in Prometheus' text format; they replace what was told before.
+        """Replace the supervisor's part of `/metrics`.
+
+        Args:
+            text: metrics in Prometheus' text format.
 
         Raises:
-            ChildDied, ChildTimeout: the front is gone.
+            WorkerCrashed, WorkerTimeout: the front is gone.
         """
         self._worker.call("metrics", {"text": text}, deadline_s=CALL_DEADLINE_S)
 
     def state(self) -> dict[str, Any]:
-        """{"slots": {family: {current, ready, generations, waiting, refused}}, "connections": n}."""
+        """Return what is loaded and what waits.
+
+        Returns:
+            {"families": {FAMILY: {"current", "ready", "generations", "waiting", "refused"}}, "connections": COUNT}.
+        """
         return self._worker.call("state", deadline_s=CALL_DEADLINE_S).value
 
     def facts(self) -> dict[str, Any]:
-        """What is loaded into the process: {"modules": [...], "uid": ...}."""
+        """Return the front's loaded modules and its user id: {"modules": [...], "uid": ...}."""
         return self._worker.call("facts", deadline_s=CALL_DEADLINE_S).value
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id of the front."""
         return self._worker.pid
 
     def is_alive(self) -> bool:
-        """It has not ended."""
+        """Return whether the front has not ended."""
         return self._worker.is_alive()
 
     def fileno(self) -> int:
-        """A pidfd: readable once it has ended."""
+        """Return a pidfd that becomes readable when the front ends."""
         return self._worker.fileno()
 
     def resident_bytes(self) -> int:
-        """VmRSS; 0 once it has ended."""
+        """Return the front's resident memory, in bytes; 0 after it has ended."""
         return self._worker.memory_bytes("VmRSS")
 
     def stop(self) -> None:
-        """Stop accepting, answer what is here, end; any number of times."""
+        """Stop accepting requests, complete the open ones, and end the front. Can be called repeatedly."""
         if self._worker.is_alive():
             with suppress(AirweightsError):
                 self._worker.call("stop", deadline_s=STOP_DEADLINE_S)
@@ -280,14 +308,18 @@ _LIMIT_FIELDS: Final = (
 
 
 def listen_on(listen: str, group: str | None = None) -> tuple[socket.socket, str, Path | None]:
-    """A listening socket for "unix:/path" (mode 0660) or "tcp:HOST:PORT".
+    """Create a listening socket.
+
+    Args:
+        listen: "unix:/path" or "tcp:HOST:PORT".
+        group: group that may use a Unix socket besides its owner (mode 0660), or None.
 
     Returns:
-        the socket, its address as clients write it, and the path of a Unix socket.
+        The socket, its address as clients write it, and the path of a Unix socket.
 
     Raises:
         ConfigInvalid: `listen` is malformed.
-        ListenUnavailable: the operating system's reason; a Unix socket on which somebody answers is taken.
+        AddressUnavailable: the operating system refuses; a Unix socket that another server still uses is refused too.
     """
     kind, _, rest = listen.partition(":")
     try:
@@ -307,9 +339,9 @@ def _listen_unix(path: Path, group: str | None) -> socket.socket:
             try:
                 probe.connect(str(path))
             except ConnectionRefusedError:
-                path.unlink()  # its server is gone
+                path.unlink()  # left over: no server listens there
             else:
-                raise FileExistsError("another server answers there")
+                raise FileExistsError("another server uses it")
     listener = socket.socket(socket.AF_UNIX)
     try:
         mask = os.umask(0o777 & ~SOCKET_MODE)

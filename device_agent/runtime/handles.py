@@ -1,4 +1,4 @@
-"""What the supervisor works with: bundles in memfds, model processes, the front, the probe."""
+"""The names of this package that the supervisor uses."""
 
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.front_handle import FrontHandle, ServeConfig, ShadowStats, WindowStats

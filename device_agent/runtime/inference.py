@@ -1,14 +1,14 @@
-"""An inference request of the Open Inference Protocol v2, from its body to the model's answer.
+"""Inference requests of the Open Inference Protocol v2: from the request body to the response body.
 
 Sources: the protocol's "Inference", Triton's extensions "binary tensor data" and "compression". Rules:
-1. A body is JSON, or JSON of a stated length followed by the raw bytes of the inputs that ask for it, in their order,
-   with nothing left over.
-2. What the client got wrong is a RequestInvalid (400) that names the input; what the model gets wrong is an
-   InferenceUnfit (500) and counts against its health.
-3. An output goes as raw bytes where the request asks for it (`binary_data` of the output, else `binary_data_output`),
-   as JSON otherwise.
-4. An answer is flagged where a float output is not finite, the request's float inputs all are, and no golden answer has
-   NaN or infinity in that output.
+1. A body is JSON, or JSON of a stated length followed by the raw bytes of the inputs that have `binary_data_size`, in
+   their order. Nothing may follow the last one.
+2. A mistake of the client is RequestInvalid (400) and names the input. A failure of the model is InferenceFailed (500)
+   and counts against its health.
+3. An output is encoded as raw bytes if the request asks for it (`binary_data` of the output, else
+   `binary_data_output`), and as JSON otherwise.
+4. A response is flagged if it has a float output that is not finite, all float inputs of the request are finite, and no
+   golden output of that name has NaN or infinity.
 """
 
 import json
@@ -38,17 +38,17 @@ from device_agent.runtime.wire import NO_JSON
 MAX_ID_CHARACTERS: Final = 256
 # zlib's codes for a gzip header, and for its own: HTTP's "deflate" is the zlib format (RFC 9110, 8.4.1.2)
 ZLIB_WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-COMPRESSION_LEVEL: Final = 1  # a local link: time matters more than bytes
+COMPRESSION_LEVEL: Final = 1  # links are local, so time matters more than size
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
-    """A parsed request.
+    """A request that was parsed and checked.
 
     Attributes:
-        inputs: arrays by name, each as the contract says.
-        outputs: names to compute, and whether each goes as raw bytes.
-        id: the client's, or None.
+        inputs: arrays by name, with the contract's dtypes and shapes.
+        outputs: names of the outputs to compute, each with True if it is encoded as raw bytes.
+        id: the client's id, or None.
     """
 
     inputs: dict[str, Array]
@@ -58,11 +58,12 @@ class InferenceRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferenceResponse:
-    """A response body in parts, and rule 4's flag.
+    """A response body in parts, and the flag of rule 4.
 
     Attributes:
-        parts: to be sent one after the other.
-        json_bytes: length of the JSON part where raw bytes follow it, else NO_JSON.
+        parts: the body's parts, in order.
+        json_bytes: length of the JSON part if raw bytes follow it, else NO_JSON.
+        has_nan: the flag.
     """
 
     parts: tuple[bytes | memoryview, ...]
@@ -71,18 +72,18 @@ class InferenceResponse:
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
+        """Size of the body, in bytes."""
         return sum(len(part) for part in self.parts)
 
 
 class Inference:
-    """Answers requests with one model.
+    """Handles inference requests with one model.
 
     Args:
-        model: loaded.
-        contract: checked already.
-        family, version: as the answers name them.
-        nan_is_right: outputs that rule 4 leaves out.
+        model: the loaded model.
+        contract: its contract, checked already.
+        family, version: written into each response.
+        outputs_with_nan: outputs that rule 4 does not apply to.
     """
 
     def __init__(
@@ -100,14 +101,15 @@ class Inference:
         self._outputs_with_nan = outputs_with_nan
 
     def handle_request(self, body: memoryview, json_bytes: int) -> InferenceResponse:
-        """Parse, run, encode.
+        """Parse a request, run the model, and encode the response.
 
         Args:
-            body: of the request, decompressed.
+            body: the request body, decompressed.
             json_bytes: length of its JSON part, or NO_JSON.
 
         Raises:
-            RequestInvalid, InferenceUnfit.
+            RequestInvalid: the request is malformed or does not fit the contract.
+            InferenceFailed: the model failed.
         """
         request = self.parse_request(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
@@ -116,15 +118,19 @@ class Inference:
     def compare_with_live(
         self, body: memoryview, json_bytes: int, live: memoryview, live_json: int, limit_ppm: int
     ) -> InferenceResponse:
-        """Run a request that the live model has answered, and tell only whether this model agrees.
+        """Run a mirrored request and return only whether this model agrees with the live one.
 
         Args:
-            body, json_bytes: the request, as for `answer`.
-            live, live_json: the live model's answer.
-            limit_ppm: of device_agent.runtime.comparison.
+            body, json_bytes: the request, as for `handle_request`.
+            live, live_json: the live model's response, and the length of its JSON part.
+            limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
+
+        Returns:
+            A response with the JSON object {"agrees", "relative_rms_ppm"}.
 
         Raises:
-            RequestInvalid, InferenceUnfit.
+            RequestInvalid: the request is malformed or does not fit the contract.
+            InferenceFailed: the model failed.
         """
         request = self.parse_request(body, json_bytes)
         outputs = self._model.run(request.inputs, tuple(request.outputs))
@@ -133,7 +139,15 @@ class Inference:
         return InferenceResponse((text,), NO_JSON, self._has_nan(request, outputs))
 
     def parse_request(self, body: memoryview, json_bytes: int) -> InferenceRequest:
-        """Rule 1. Raises RequestInvalid."""
+        """Parse a request body (rule 1).
+
+        Args:
+            body: the request body, decompressed.
+            json_bytes: length of its JSON part, or NO_JSON.
+
+        Raises:
+            RequestInvalid: the request is malformed or does not fit the contract.
+        """
         if json_bytes == NO_JSON:
             json_bytes = len(body)
         elif json_bytes > len(body):
@@ -148,7 +162,7 @@ class Inference:
             raise RequestInvalid(f"{len(raw)} bytes of binary data follow the last input")
         if len(inputs) != len(self._inputs):
             missing = [name for name in self._inputs if name not in inputs]
-            raise RequestInvalid(f"inputs: {', '.join(missing) or 'one of them'} missing or given twice")
+            raise RequestInvalid(f"inputs: {', '.join(missing) or 'one input'} missing or given twice")
         return InferenceRequest(inputs, self._requested_outputs(head), _parse_id(head))
 
     def _parse_input(self, item: Mapping[str, Any], raw: memoryview) -> tuple[Array, memoryview]:
@@ -161,7 +175,7 @@ class Inference:
         sizes = _check_shape(shape, spec)
         parameters = _object_or_empty(item, "parameters")
         if "shared_memory_region" in parameters:
-            raise RequestInvalid(f"input {name!r}: shared memory is not offered to clients")
+            raise RequestInvalid(f"input {name!r}: shared memory is not supported")
         length = parameters.get("binary_data_size")
         if length is None:
             return from_json(item.get("data"), expected, sizes, spec.name), raw
@@ -177,7 +191,7 @@ class Inference:
         default = _parse_boolean(_object_or_empty(head, "parameters"), "binary_data_output", default=False)
         if "outputs" not in head or head["outputs"] == []:
             return dict.fromkeys(self._outputs, default)
-        wanted: dict[str, bool] = {}
+        requested: dict[str, bool] = {}
         for item in _object_list(head, "outputs"):
             name = item.get("name")
             if name not in self._outputs:
@@ -186,9 +200,9 @@ class Inference:
                 )
             parameters = _object_or_empty(item, "parameters")
             if parameters.get("classification") or "shared_memory_region" in parameters:
-                raise RequestInvalid(f"output {name!r}: classification and shared memory are not offered")
-            wanted[name] = _parse_boolean(parameters, "binary_data", default=default)
-        return wanted
+                raise RequestInvalid(f"output {name!r}: classification and shared memory are not supported")
+            requested[name] = _parse_boolean(parameters, "binary_data", default=default)
+        return requested
 
     def _encode(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> InferenceResponse:
         rows: list[dict[str, Any]] = []
@@ -211,19 +225,32 @@ class Inference:
         return InferenceResponse((text, *raw), len(text) if raw else NO_JSON, self._has_nan(request, outputs))
 
     def _has_nan(self, request: InferenceRequest, outputs: Mapping[str, Array]) -> bool:
-        bad = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)
-        return bad and not any(has_non_finite(array) for array in request.inputs.values())
+        is_found = any(has_non_finite(array) for name, array in outputs.items() if name not in self._outputs_with_nan)
+        return is_found and not any(has_non_finite(array) for array in request.inputs.values())
 
 
 def check_servable(contract: Contract) -> None:
-    """Raises ContractUnfit for a contract with a dtype that requests cannot carry."""
+    """Check that requests can carry all tensors of a contract.
+
+    Raises:
+        ContractMismatch: a tensor has a dtype without an encoding, for example bfloat16.
+    """
     for tensor in (*contract.inputs, *contract.outputs):
         if oip_datatype_name(tensor) not in DATATYPES:
             raise ContractMismatch(f"tensor {tensor.name!r} is {tensor.dtype}, which requests cannot carry")
 
 
 def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
-    """The body of a request with a Content-Encoding of WINDOWS. Raises RequestInvalid, also past `max_bytes`."""
+    """Decompress a request body.
+
+    Args:
+        body: the compressed body.
+        encoding: a Content-Encoding in ZLIB_WINDOW_BITS.
+        max_bytes: largest size after decompression.
+
+    Raises:
+        RequestInvalid: the body is not in this encoding, is incomplete, or is larger than `max_bytes`.
+    """
     engine = zlib.decompressobj(ZLIB_WINDOW_BITS[encoding])
     try:
         plain = engine.decompress(body, max_bytes + 1)
@@ -232,12 +259,17 @@ def decompress(body: memoryview, encoding: str, max_bytes: int) -> memoryview:
     if len(plain) > max_bytes or engine.unconsumed_tail:
         raise RequestInvalid(f"body is more than {max_bytes} bytes once decompressed")
     if not engine.eof or engine.unused_data:
-        raise RequestInvalid("body is cut, or something follows its compressed stream")
+        raise RequestInvalid("body is incomplete, or bytes follow its compressed stream")
     return memoryview(plain)
 
 
 def compress(parts: Sequence[bytes | memoryview], encoding: str) -> bytes:
-    """A body with a Content-Encoding of WINDOWS."""
+    """Compress a response body.
+
+    Args:
+        parts: parts of the body.
+        encoding: a Content-Encoding in ZLIB_WINDOW_BITS.
+    """
     engine = zlib.compressobj(COMPRESSION_LEVEL, zlib.DEFLATED, ZLIB_WINDOW_BITS[encoding])
     return b"".join([*(engine.compress(part) for part in parts), engine.flush()])
 
@@ -292,7 +324,9 @@ def _check_shape(shape: object, spec: TensorSpec) -> list[int]:
         raise RequestInvalid(f"input {spec.name!r}: shape is not a list of at most {MAX_RANK} sizes")
     for size in shape:
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-            raise RequestInvalid(f"input {spec.name!r}: shape {str(shape)[:80]} has a size that is none")
+            raise RequestInvalid(
+                f"input {spec.name!r}: shape {str(shape)[:80]} has a size that is not a whole number of at least 0"
+            )
     fits = len(shape) == len(spec.shape) and all(
         expected == size for size, expected in zip(shape, spec.shape, strict=False) if isinstance(expected, int)
     )

@@ -1,7 +1,7 @@
-"""Latencies in few numbers: a histogram with logarithmic buckets.
+"""A histogram of durations with logarithmic buckets.
 
-A bucket is a factor of 2^(1/8) wide, so a quantile is off by at most 4.5 %. It covers 1 µs to 20 minutes; what lies
-outside counts in the first or last bucket.
+Each bucket is 2^(1/8) wide, so a quantile is off by at most 4.5 %. The buckets cover 1 µs to 18 minutes; durations
+outside of that count in the first or last bucket.
 """
 
 import math
@@ -13,7 +13,13 @@ BUCKET_COUNT: Final = BUCKETS_PER_DOUBLING * DOUBLING_COUNT + 1
 
 
 class LatencyHistogram:
-    """Counts of durations. Not thread-safe."""
+    """Counts durations. Not thread-safe.
+
+    Attributes:
+        count: number of durations.
+        counts: number of durations in each bucket.
+        total_us: their sum, in microseconds.
+    """
 
     __slots__ = ("count", "counts", "total_us")
 
@@ -30,23 +36,27 @@ class LatencyHistogram:
         self.total_us += duration_us
 
     def merge(self, other: "LatencyHistogram") -> None:
-        """Count all of the other's too."""
+        """Add the counts of another histogram."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         self.count += other.count
         self.total_us += other.total_us
 
     def quantile_us(self, share: float) -> int | None:
-        """The duration that `share` (0 to 1) of the counted ones do not exceed, in microseconds; None without any."""
+        """Return a quantile, in microseconds; None if nothing was counted.
+
+        Args:
+            share: 0 to 1; 0.95 for the 95th percentile.
+        """
         if not self.count:
             return None
-        left = share * self.count
+        remaining = share * self.count
         for index, count in enumerate(self.counts):
-            left -= count
-            if count and left <= 0:
+            remaining -= count
+            if count and remaining <= 0:
                 return round(2 ** ((index + 0.5) / BUCKETS_PER_DOUBLING)) if index else 1
         return None
 
     def count_below(self, bound_us: float) -> int:
-        """How many of them lie in buckets that end at or below `bound_us`."""
+        """Return how many durations are in buckets that end at or below `bound_us`."""
         last = int(math.log2(bound_us) * BUCKETS_PER_DOUBLING) if bound_us > 1 else 0
         return sum(self.counts[:last])

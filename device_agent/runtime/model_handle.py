@@ -1,4 +1,4 @@
-"""A model process, as the supervisor holds it."""
+"""The supervisor's handle of a model process: start it, load a model into it, stop it."""
 
 import os
 from collections.abc import Mapping
@@ -13,22 +13,24 @@ from device_agent.process.worker_process import WorkerProcess, parse_reply
 from device_agent.runtime.bundle_fds import BundleFds
 
 MODULE: Final = "device_agent.workers.model_process"
-LOAD_DEADLINE_S: Final = 120.0  # a 1 GB model on a slow core; the probe has loaded it before within its own deadline
+LOAD_DEADLINE_S: Final = (
+    120.0  # for a 1 GB model on a slow core; the probe has loaded it before, within its own deadline
+)
 LOADING_NICENESS_INCREMENT: Final = 10
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationSpec:
-    """One generation of a family.
+    """The settings of one generation.
 
     Attributes:
-        family: whose requests it answers.
-        generation: number that the supervisor gives; one bundle can come back under another number.
+        family: family whose requests it serves.
+        generation: the supervisor's number; the same bundle can be loaded again under another number.
         version, variant: of the release.
-        contract: of the variant; None: whatever the model says of itself.
-        threads: of the model's intra-op pool; 0: one a processor, at most 4.
-        max_body_bytes: of a request once decompressed.
+        contract: contract that the model must have; None to accept the model's own.
+        threads: intra-op threads; 0 for one per processor, at most 4.
+        max_body_bytes: largest request body after decompression.
     """
 
     family: str
@@ -40,7 +42,7 @@ class GenerationSpec:
     max_body_bytes: int = MAX_BODY_BYTES
 
     def as_json(self) -> dict[str, Any]:
-        """For the children."""
+        """Return the fields for the model process."""
         return {
             "family": self.family,
             "generation": self.generation,
@@ -53,7 +55,7 @@ class GenerationSpec:
 
 
 def _may_lower_niceness() -> bool:
-    # CAP_SYS_NICE (bit 23): without it a child that was made nicer stays so
+    # without CAP_SYS_NICE (bit 23), a process whose priority was lowered keeps it
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> 23 & 1)
@@ -61,9 +63,12 @@ def _may_lower_niceness() -> bool:
 
 
 class PrestartedProcess:
-    """A model process without a model: its imports done, in its jail, so that a crash costs only the loading.
+    """A model process that has done its imports and has no model, so that only the loading remains.
 
-    It holds some 45 MiB. Made by `start`, used once by `ModelProcess.start(..., standby=...)`.
+    It uses about 45 MiB. Create it with `start`; pass it to `ModelProcess.start` once.
+
+    Attributes:
+        worker: the process.
     """
 
     def __init__(self, worker: WorkerProcess) -> None:
@@ -71,25 +76,29 @@ class PrestartedProcess:
 
     @classmethod
     def start(cls, jail: JailPolicy | None = None) -> "PrestartedProcess":
-        """Raises Unavailable: no process can be started, or no jail."""
+        """Start a model process without a model.
+
+        Raises:
+            Unavailable: the process cannot be started or confined.
+        """
         return cls(WorkerProcess.start(MODULE, jail or JailPolicy()))
 
     def is_alive(self) -> bool:
-        """It can be used."""
+        """Return whether the process can still be used."""
         return self.worker.is_alive()
 
     def stop(self) -> None:
-        """End it unused; any number of times."""
+        """End the unused process. Can be called repeatedly."""
         self.worker.stop()
 
 
 class ModelProcess:
-    """One loaded and warmed generation in a child process. Made by `start`; `stop` unloads it.
+    """A process with one loaded and warmed generation. Create it with `start`; `stop` unloads it.
 
     Attributes:
-        spec: what was asked for.
-        load_us, warm_us: microseconds of session creation and of the golden runs.
-        channel: the front's end of the request channel, kept so that a restarted front can take it over.
+        spec: the settings that it was started with.
+        load_us, warm_us: microseconds of the session's creation, and of the golden runs.
+        channel: the front's end of the request channel; kept open, so that a restarted front can use it.
     """
 
     def __init__(self, worker: WorkerProcess, spec: GenerationSpec, facts: Mapping[str, Any], channel: int) -> None:
@@ -110,22 +119,23 @@ class ModelProcess:
         in_background: bool = False,
         deadline_s: float = LOAD_DEADLINE_S,
     ) -> "ModelProcess":
-        """Load a bundle's model in a new process and warm it on the golden inputs.
+        """Start a process, load a bundle's model, and warm it on the golden inputs.
 
         Args:
-            bundle: still the caller's; it can be closed afterwards.
-            spec: of the generation.
-            jail: of the process.
-            standby: to use instead of a new process, with the jail that it has; a dead one is as none. It is this
-                process's from here on.
-            in_background: start, load and warm in steps with rests between, so that requests to the running model do
-                not feel it; also at a low priority where this process may take niceness back (CAP_SYS_NICE).
-            deadline_s: for loading and warming.
+            bundle: the model's files; the caller still owns them and can close them afterwards.
+            spec: settings of the generation.
+            jail: policy of the process.
+            prestarted: process to use instead of a new one, with the jail that it has; ignored if it has ended. It
+                belongs to the result from then on.
+            in_background: start, load and warm in steps with pauses between them, so that requests to the running model
+                are not delayed. If this process may lower niceness again (CAP_SYS_NICE), the new one also loads at a
+                low priority.
+            deadline_s: seconds for loading and warming.
 
         Raises:
-            Unfit: ModelUnfit, ContractUnfit, InferenceUnfit or ModelProcessUnfit.
+            Unfit: ModelDoesNotLoad, ContractMismatch, InferenceFailed or ModelProcessCrashed.
             Refused: the golden vectors are malformed.
-            Unavailable: no process can be started, or no jail.
+            Unavailable: the process cannot be started or confined.
         """
         jail = jail or JailPolicy()
         nice = os.getpriority(os.PRIO_PROCESS, 0) + jail.nice if in_background and _may_lower_niceness() else None
@@ -156,60 +166,63 @@ class ModelProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id of the model process."""
         return self._worker.pid
 
     @property
     def is_jailed(self) -> bool:
-        """It is confined."""
+        """True if the process is confined."""
         return self._worker.jail.is_confined
 
     @property
     def is_memory_locked(self) -> bool:
-        """None of its memory can be swapped out."""
+        """True if none of its memory can be swapped out."""
         return self._worker.jail.memory_locked
 
     def is_alive(self) -> bool:
-        """It has not ended."""
+        """Return whether the process has not ended."""
         return self._worker.is_alive()
 
     def fileno(self) -> int:
-        """A pidfd: readable once it has ended."""
+        """Return a pidfd that becomes readable when the process ends."""
         return self._worker.fileno()
 
     def resident_bytes(self) -> int:
-        """VmRSS; 0 once it has ended."""
+        """Return the resident memory (VmRSS), in bytes; 0 after the process has ended."""
         return self._worker.memory_bytes("VmRSS")
 
     def peak_bytes(self) -> int:
-        """VmHWM; 0 once it has ended."""
+        """Return the peak memory (VmHWM), in bytes; 0 after the process has ended."""
         return self._worker.memory_bytes("VmHWM")
 
     def cpu_s(self) -> float:
-        """Processor seconds so far."""
+        """Return the processor time used so far, in seconds."""
         return self._worker.cpu_s()
 
     def set_background(self, *, is_background: bool) -> None:
-        """Low priority, or back to this process's own; nothing where that could not be taken back (CAP_SYS_NICE)."""
+        """Lower the priority of the process, or restore this process's own.
+
+        Does nothing if the priority could not be restored later (CAP_SYS_NICE).
+        """
         if _may_lower_niceness():
             own = os.getpriority(os.PRIO_PROCESS, 0)
             self._worker.set_nice(min(own + LOADING_NICENESS_INCREMENT, 19) if is_background else own)
 
     def facts(self) -> dict[str, Any]:
-        """What is loaded into the process: {"modules": [...], "uid": ...}."""
+        """Return the loaded modules and the user id: {"modules": [...], "uid": ...}."""
         return self._worker.call("facts", deadline_s=30).value
 
     def describe_exit(self) -> str:
-        """How it ended, for a message."""
+        """Return one line for a message: exit code or signal, and the last lines of stderr."""
         return self._worker.describe_exit()
 
     def stop(self) -> None:
-        """End the process; any number of times. Retire its generation in the front first."""
+        """End the process. Retire its generation in the front first. Can be called repeatedly."""
         self._worker.stop()
         self._close_channel()
 
     def kill(self) -> None:
-        """End it at once, for a process that hangs in native code."""
+        """Kill the process, for one that hangs in native code. Can be called repeatedly."""
         self._worker.kill()
         self._close_channel()
 

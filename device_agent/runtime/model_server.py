@@ -1,14 +1,12 @@
-"""The loop of a model process: answers requests that the front passes on, and the supervisor's calls.
+"""The loop of a model process: it handles the front's requests and the supervisor's calls.
 
 Rules:
-1. Born as every child (device_agent.process.worker); then one call `load`, with the bundle's memfds; its result
-   carries one end
-   of the request channel (device_agent.runtime.wire).
-2. Loading means: session, contract, and one run of every golden input, so that the first live request finds warm
-   kernels and arenas; with rests between the steps where another generation serves meanwhile
-   (device_agent.process.throttle). A
-   failure is the reply; the supervisor then ends the process.
-3. One thread takes requests and supervisor's calls in turn. Unloading the model is the end of the process.
+1. The process starts as every worker does (device_agent.process.worker). Then the supervisor calls `load` once, with
+   the bundle's memfds. The reply carries one end of the request channel (device_agent.runtime.wire).
+2. `load` creates the session, checks the contract, and runs every golden input once, so that the first live request
+   finds kernels and arenas warm. If another generation serves meanwhile, it pauses between these steps
+   (device_agent.process.throttle). An error is the reply; the supervisor then ends the process.
+3. One thread handles requests and calls in turn. A model is unloaded by ending its process.
 """
 
 import contextlib
@@ -46,7 +44,7 @@ MAX_BUSY_US: Final = 2**32 - 1
 
 
 class ModelServer:
-    """The loop of rule 3."""
+    """Runs the loop of a model process (rule 3)."""
 
     def __init__(self, supervisor: SupervisorChannel) -> None:
         self._supervisor = supervisor
@@ -61,7 +59,7 @@ class ModelServer:
         self._buffer = buffer.data[start_at : start_at + wire.MESSAGE_BYTES]
 
     def run(self) -> None:
-        """Until the supervisor, or the front for good, closes its end."""
+        """Handle requests and calls until the supervisor or the front shuts its channel down."""
         handlers: dict[str, Handler] = {"load": self.load_model, "facts": self.facts}
         while True:
             for fd, _ in self._poll.poll():
@@ -77,13 +75,22 @@ class ModelServer:
                         return
 
     def load_model(self, _supervisor: SupervisorChannel, message: Message) -> Message:
-        """Call `load`: rules 1 and 2. Raises Unfit, Refused."""
+        """Handle the call `load` (rules 1 and 2).
+
+        Args:
+            _supervisor: unused.
+            message: the fields of GenerationSpec, "is_paced" and "bundle"; the bundle's descriptors.
+
+        Raises:
+            Unfit: the model does not load, breaks its contract, or fails on a golden input.
+            Refused: the golden vectors are malformed.
+        """
         value = message.value
         try:
             if self._inference is not None:
-                raise Bug("a model process loads one model in its life")
+                raise Bug("this model process has loaded a model already")
             bundle = BundleFds.from_message(value["bundle"], message.fds)
-            pace = Throttle(is_paced=value["is_paced"])
+            throttle = Throttle(is_paced=value["is_paced"])
             started = time.monotonic_ns()
             model = LoadedModel.load(bundle, threads=value["threads"])
             contract = Contract(model.inputs, model.outputs)
@@ -92,11 +99,11 @@ class ModelServer:
                 model.check_contract(contract)
             check_servable(contract)
             loaded = time.monotonic_ns()
-            pace.wait()
+            throttle.wait()
             samples = read_golden_samples(bundle)
             for sample in samples:
                 model.infer(sample.inputs)
-                pace.wait()
+                throttle.wait()
         finally:
             message.close()
         self._max_body_bytes = value["max_body_bytes"]
@@ -113,7 +120,7 @@ class ModelServer:
         return Message(result, (theirs.detach(),))
 
     def facts(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Call `facts`: what is loaded into this process, for tests and `status`."""
+        """Handle the call `facts`: return the loaded modules and the user id, for tests and `status`."""
         message.close()
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
 
@@ -127,7 +134,7 @@ class ModelServer:
         except ConnectionError:
             size, ancillary = 0, []
         if not size:
-            # not the front's end, which leaves the supervisor's copy open: the front wants no more of this process
+            # the front shut the channel down on purpose: its crash would leave the supervisor's copy of its end open
             raise ChannelClosed
         fds = [struct.unpack("i", payload[:4])[0] for *_, payload in ancillary]
         try:
@@ -152,8 +159,8 @@ class ModelServer:
         if not head.flags & wire.IN_MEMFD:
             return self._buffer[HEAD_BYTES + head.padding : min(HEAD_BYTES + head.padding + head.size, size)]
         if len(fds) != 1 or fcntl.fcntl(fds[0], fcntl.F_GETFD) < 0:
-            raise WireError("a large body without its memfd")
-        # the front is trusted not to cut it; arrays point into the mapping, so its end waits for theirs
+            raise WireError("a large body arrived without its memfd")
+        # mapped: the front is trusted not to shrink it. It is unmapped after the arrays that view it are gone
         mapping = mmap.mmap(fds[0], head.padding + head.size, prot=mmap.PROT_READ)
         cleanup.callback(_close_when_free, mapping)
         return memoryview(mapping)[head.padding :]
@@ -181,8 +188,8 @@ class ModelServer:
             logger.warning("%s", error.message)
             return 500, NO_JSON, (_error_body(error.message),), 0
         except Exception as error:
-            logger.exception("request")
-            return 500, NO_JSON, (_error_body(f"the model process failed: {type(error).__name__}"),), 0
+            logger.exception("request failed")
+            return 500, NO_JSON, (_error_body(f"internal error of the model process: {type(error).__name__}"),), 0
         flags = wire.HAS_NAN if result.has_nan else 0
         if head.flags & wire.GZIP_RESPONSE:
             return 200, result.json_bytes, (compress(result.parts, "gzip"),), flags | wire.GZIP_RESPONSE
@@ -204,7 +211,7 @@ class ModelServer:
 
 
 def _close_when_free(mapping: mmap.mmap) -> None:
-    # BufferError: an array of the request still lives in a traceback; the garbage collector unmaps it
+    # BufferError: a traceback still refers to an array of the request; the garbage collector unmaps it later
     with contextlib.suppress(BufferError):
         mapping.close()
 

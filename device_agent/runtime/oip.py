@@ -1,4 +1,7 @@
-"""The Open Inference Protocol's words for a model: datatypes and metadata. No numpy: the supervisor says them too."""
+"""Datatype names and model metadata of the Open Inference Protocol v2.
+
+This module does not import numpy, because the supervisor uses it.
+"""
 
 from typing import Any, Protocol
 
@@ -6,17 +9,21 @@ from bundle.contract import Contract, TensorSpec
 
 
 class DescribedModel(Protocol):
-    """What metadata is made of."""
+    """A model that metadata can be made of; GenerationSpec is one."""
 
     @property
-    def contract(self) -> Contract | None: ...
+    def contract(self) -> Contract | None:
+        """Inputs and outputs of the model; None if unknown."""
+        ...
 
     @property
-    def variant(self) -> str: ...
+    def variant(self) -> str:
+        """Name of the variant of the release."""
+        ...
 
 
 def oip_datatype_name(spec: TensorSpec) -> str:
-    """The protocol's name of a tensor's dtype; bfloat16 is BF16, which requests cannot carry here."""
+    """Return the protocol's name of a tensor's dtype; BF16 for bfloat16, which requests cannot carry."""
     if spec.dtype in ("string", "bool"):
         return {"string": "BYTES", "bool": "BOOL"}[spec.dtype]
     if spec.dtype == "bfloat16":
@@ -25,7 +32,7 @@ def oip_datatype_name(spec: TensorSpec) -> str:
 
 
 def model_metadata(described: DescribedModel) -> dict[str, Any]:
-    """`inputs` and `outputs` of the model metadata, a size that varies as -1; the variant as a parameter."""
+    """Return `inputs` and `outputs` of the model metadata, with -1 for a free size, and the variant."""
     contract = described.contract
     return {
         "inputs": [_tensor_metadata(spec) for spec in contract.inputs] if contract else [],

@@ -1,16 +1,16 @@
-"""The verdict on a candidate, from a child that tries it (device_agent.workers.probe) and the running model's own
-numbers.
+"""The verdict on a candidate, which runs in a worker (device_agent.workers.probe).
 
 Rules:
-1. `pass`: it loads, keeps its contract, answers the golden questions, and is neither much slower nor much fatter than
-   the model that runs here. `fail`: it does not. `inconclusive`: nothing was learned about the model (no child, no
-   memory for it, a processor too busy to time anything): the caller keeps the old one and marks nothing.
-2. A crash is the model's: it is native code that a model's bytes drive; so is an exception that nobody foresaw, and an
-   answer without form. Only a SIGKILL from elsewhere (the system's out-of-memory killer) says nothing about it.
-3. The deadline is the health contract's, over everything from the start of the child; past it the child is killed.
-4. Latency and memory are compared with the baseline's as the health contract's percentages, plus a fixed allowance
-   below which a difference is noise. Memory is the peak (VmHWM) over what the process had before it saw the model;
-   the supervisor reads it, not the child.
+1. `pass`: the candidate loads, has its contract, reproduces the golden outputs, and is neither much slower nor much
+   larger than the model that runs on this device. `fail`: it does not. `inconclusive`: the probe says nothing about the
+   model, because no worker could start, the system killed it, or the processor was too busy to measure. The caller then
+   keeps the running model and does not quarantine the candidate.
+2. A crash of the worker counts against the model, because the model's bytes drive native code. So do an unexpected
+   exception and a malformed message. Only a SIGKILL from outside (the out-of-memory killer) is inconclusive.
+3. The deadline of the health contract covers the whole probe, from the start of the worker. Then the worker is killed.
+4. Latency and peak memory may exceed the running model's by the percentages of the health contract, plus a fixed
+   allowance for noise. Peak memory is VmHWM minus the resident memory before the model was loaded. The supervisor
+   reads it from /proc; the worker's own figures are not trusted.
 """
 
 import time
@@ -30,18 +30,18 @@ MODULE: Final = "device_agent.workers.probe"
 PROBE_NICENESS: Final = 10
 LATENCY_ALLOWANCE_US: Final = 500
 MEMORY_ALLOWANCE_BYTES: Final = 32 * 1024 * 1024
-MIN_CPU_SHARE: Final = 0.5  # processor seconds a second of wall clock: below it the time was somebody else's
-RUNTIME_ADDRESS_SPACE_BYTES: Final = 2 * 1024**3  # libraries, arenas and thread stacks: reserved, mostly not resident
-ADDRESS_SPACE_SHARE: Final = 0.9  # of what the system has left: the running model must not be the one that is killed
+MIN_CPU_SHARE: Final = 0.5  # processor seconds per elapsed second; with less, other processes slowed the probe
+RUNTIME_ADDRESS_SPACE_BYTES: Final = 2 * 1024**3  # reserved by libraries, arenas and thread stacks; mostly not resident
+ADDRESS_SPACE_SHARE: Final = 0.9  # of the available memory, so that the running model is not killed for lack of it
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeBaseline:
-    """The running model's numbers on this device.
+    """The running model's figures on this device.
 
     Attributes:
-        latency_us: median of its golden runs, microseconds.
-        peak_bytes: as ProbeReport's.
+        latency_us: median latency of its golden runs, in microseconds.
+        peak_bytes: its peak memory, as in ProbeReport.
     """
 
     latency_us: int
@@ -50,20 +50,19 @@ class ProbeBaseline:
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
-    """What was found.
+    """The result of a probe.
 
     Attributes:
         verdict: "pass", "fail" or "inconclusive".
-        reason: "" for a pass, else stable: model-does-not-load, contract-mismatch, golden-mismatch, nan,
-            inference-failed, leaks-memory, probe-crashed, probe-timeout, too-slow, too-fat, the reason of a Refused
-            bundle; and for inconclusive: probe-killed, busy, or why no child could be started.
-        detail: one line for a person.
-        latency_us: median of a run, or None.
-        peak_bytes: memory that the model took at its highest.
-        worst_relative_rms_ppm: the golden answer that was furthest off, or None.
-        samples, runs: golden vectors asked, and runs in all.
-        load_us: session creation.
-        elapsed_s: the whole probe.
+        reason: "" if it passed; for "fail" the reason of a class in device_agent.errors or bundle.errors; for
+            "inconclusive" that of the obstacle.
+        detail: one line for people.
+        latency_us: median latency of a run, in microseconds, or None.
+        peak_bytes: peak memory that the model added to the process.
+        worst_relative_rms_ppm: largest relative RMS error of a golden output, in parts per million, or None.
+        samples, runs: number of golden samples, and of all runs.
+        load_us: creation of the session, in microseconds.
+        elapsed_s: duration of the whole probe.
     """
 
     verdict: str
@@ -78,11 +77,11 @@ class ProbeReport:
     elapsed_s: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """For the journal and `status`."""
+        """Return the report for the journal and `status`."""
         return asdict(self)
 
     def baseline(self) -> ProbeBaseline | None:
-        """These numbers as the next candidate's baseline."""
+        """Return these figures as the baseline for the next candidate; None without a latency."""
         return None if self.latency_us is None else ProbeBaseline(self.latency_us, self.peak_bytes)
 
 
@@ -95,14 +94,14 @@ def run_probe_process(
     *,
     threads: int = 0,
 ) -> ProbeReport:
-    """Try a candidate in a jailed child (rules 1 to 4). It raises nothing that the candidate caused.
+    """Probe a candidate in a jailed worker (rules 1 to 4). Nothing that the candidate causes is raised.
 
     Args:
-        bundle: still the caller's.
+        bundle: the candidate's files; the caller still owns them.
         contract, health: of the candidate's variant.
-        baseline: None for a first install: nothing is compared with it.
-        jail: of the child; a memory limit is set where it has none.
-        threads: as the candidate will be run with.
+        baseline: the running model's figures; None for a first install, which is compared with nothing.
+        jail: policy of the worker; memory, processor time and file size are limited if it does not limit them.
+        threads: intra-op threads that the candidate will run with.
     """
     started = time.monotonic()
     jail = jail or JailPolicy(nice=PROBE_NICENESS)
@@ -144,11 +143,11 @@ def _judge_bundle(
         "golden_relative_rms_ppm": health.golden_relative_rms_ppm,
         "threads": threads,
     }
-    left = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
+    remaining_s = max(health.probe_deadline_s - (time.monotonic() - started), 0.1)
     try:
-        found = worker.call("probe", request, fds, deadline_s=left, on_event=on_event).value
+        found = worker.call("probe", request, fds, deadline_s=remaining_s, on_event=on_event).value
     except WorkerTimeout:
-        detail = f"no end within {health.probe_deadline_s} s, at {stage}"
+        detail = f"not finished within {health.probe_deadline_s} s, at {stage}"
         return _create_report("fail", "probe-timeout", detail, started)
     except WorkerFailed as error:
         return _create_report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
@@ -183,20 +182,25 @@ def _judge_bundle(
 def compare_with_baseline(
     report: ProbeReport, health: Health, baseline: ProbeBaseline | None, *, cpu_share: float = 1.0
 ) -> ProbeReport:
-    """Rule 4 for a report that has passed so far."""
+    """Apply rule 4 to a report that passed so far.
+
+    Args:
+        report: the report.
+        health: the health contract of the candidate's variant.
+        baseline: the running model's figures; None skips the comparison.
+        cpu_share: processor seconds per elapsed second that the probe got.
+    """
     if baseline is None:
         return report
-    fattest = baseline.peak_bytes * health.probe_memory_percent // 100 + MEMORY_ALLOWANCE_BYTES
-    if report.peak_bytes > fattest:
+    max_bytes = baseline.peak_bytes * health.probe_memory_percent // 100 + MEMORY_ALLOWANCE_BYTES
+    if report.peak_bytes > max_bytes:
         detail = (
-            f"peak memory {report.peak_bytes} bytes, at most {fattest} are allowed (running: {baseline.peak_bytes})"
+            f"peak memory {report.peak_bytes} bytes, at most {max_bytes} are allowed (running: {baseline.peak_bytes})"
         )
         return replace(report, verdict="fail", reason="too-fat", detail=detail)
-    slowest = baseline.latency_us * health.probe_latency_percent // 100 + LATENCY_ALLOWANCE_US
-    if report.latency_us is not None and report.latency_us > slowest:
-        detail = (
-            f"median latency {report.latency_us} us, at most {slowest} are allowed (running: {baseline.latency_us})"
-        )
+    max_us = baseline.latency_us * health.probe_latency_percent // 100 + LATENCY_ALLOWANCE_US
+    if report.latency_us is not None and report.latency_us > max_us:
+        detail = f"median latency {report.latency_us} us, at most {max_us} are allowed (running: {baseline.latency_us})"
         if cpu_share < MIN_CPU_SHARE:
             detail += f"; the probe had {cpu_share:.0%} of a processor"
             return replace(report, verdict="inconclusive", reason="cpu-contention", detail=detail)
@@ -209,8 +213,8 @@ def _create_report(verdict: str, reason: str, detail: str, started: float) -> Pr
 
 
 def _address_space_limit_bytes() -> int | None:
-    left = [*_available_in_cgroups(), *_available_in_system()]
-    return int(min(left) * ADDRESS_SPACE_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES if left else None
+    available = [*_available_in_cgroups(), *_available_in_system()]
+    return int(min(available) * ADDRESS_SPACE_SHARE) + RUNTIME_ADDRESS_SPACE_BYTES if available else None
 
 
 def _available_in_system() -> list[int]:
@@ -222,15 +226,15 @@ def _available_in_system() -> list[int]:
 
 
 def _available_in_cgroups() -> list[int]:
-    """What each control group above this process (cgroup v2) has left, bytes; none where there is no limit."""
-    left = []
+    """Return the bytes that each control group of this process (cgroup v2) has left, if limited."""
+    available = []
     try:
         own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
         group = Path(f"/sys/fs/cgroup{own}")
         for folder in (group, *group.parents[: len(Path(own).parts) - 1]):
             limit = (folder / "memory.max").read_text().strip() if (folder / "memory.max").exists() else "max"
             if limit != "max":
-                left.append(max(int(limit) - int((folder / "memory.current").read_text()), 0))
+                available.append(max(int(limit) - int((folder / "memory.current").read_text()), 0))
     except (OSError, StopIteration, ValueError):
-        pass  # no cgroup v2 here: the system's number has to do
-    return left
+        pass  # no cgroup v2: the system's figure is used alone
+    return available

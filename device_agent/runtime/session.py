@@ -1,11 +1,12 @@
-"""A model in onnxruntime: loaded from memory only, held to its contract, run.
+"""A model in onnxruntime: load it from memory, check it against its contract, run it.
 
 Rules:
-1. The model is opened as /proc/self/fd/N of a sealed memfd; from bytes, onnxruntime would keep a second copy for the
-   session's life. External data is given from memory, by the names that the model calls it.
-2. One intra-op pool without spinning: an idle model costs no processor time. No custom operator library is ever loaded,
-   no optimized model written.
-3. The session's inputs and outputs must be the contract's: names, dtypes, and every size that both fix.
+1. The model is opened as /proc/self/fd/N of a sealed memfd. If it were passed as bytes, onnxruntime would keep a second
+   copy for the life of the session. External data is passed from memory, under the names that the model uses.
+2. There is one intra-op thread pool, without spinning, so an idle model uses no processor time. No custom operator
+   library is loaded, and no optimized model is written.
+3. The session's inputs and outputs must be the contract's: the same names and dtypes, and the same size in every
+   dimension that both fix.
 """
 
 import contextlib
@@ -26,8 +27,8 @@ from device_agent.runtime.bundle_fds import BundleFds
 from device_agent.runtime.tensors import Array, has_non_finite
 
 MAX_KNOWN_SHAPES: Final = 16
-MAX_THREADS: Final = 4  # beyond it small models get slower, and a device has other work to do
-FATAL_LOG_LEVEL: Final = 4  # onnxruntime's severity "fatal": what matters comes back as an exception
+MAX_THREADS: Final = 4  # with more threads small models get slower, and the device has other work to do
+FATAL_LOG_LEVEL: Final = 4  # onnxruntime's severity "fatal"; errors are raised as exceptions anyway
 
 # onnxruntime's type names
 DTYPES: Final = {
@@ -54,17 +55,18 @@ ORT_ERRORS: Final = (
 
 
 class LoadedModel:
-    """One session. Its `run` may be called from several threads.
+    """One session. `run` and `infer` are thread-safe.
 
     Attributes:
-        inputs, outputs: what the session says of itself.
-        has_adapter: every run is with a personal adapter.
+        session: the onnxruntime session.
+        inputs, outputs: names, dtypes and shapes that the session reports.
+        has_adapter: every run uses a personal adapter.
     """
 
     def __init__(self, session: Any, adapter: Any = None) -> None:
         self.session = session
         self.has_adapter = adapter is not None
-        self._adapter = adapter  # the run options only point to it
+        self._adapter = adapter  # kept alive: the run options only point to it
         self._options = None
         if adapter is not None:
             self._options = ort.RunOptions()
@@ -74,15 +76,16 @@ class LoadedModel:
 
     @classmethod
     def load(cls, bundle: BundleFds, *, threads: int = 0) -> "LoadedModel":
-        """Make a session of the bundle's model.
+        """Create a session of the bundle's model.
 
         Args:
-            bundle: its descriptors are not closed here, and not needed afterwards.
-            threads: of the intra-op pool; 0: one a processor, at most MAX_THREADS.
+            bundle: the model's files; the caller still owns them and can close them afterwards.
+            threads: intra-op threads; 0 for one per processor, at most MAX_THREADS.
 
         Raises:
-            ModelUnfit: with onnxruntime's reason.
-            ContractUnfit: an input or output is no tensor.
+            ModelDoesNotLoad: with onnxruntime's message.
+            AdapterIncompatible: the personal adapter does not load.
+            ContractMismatch: an input or output is not a tensor.
         """
         ort.set_default_logger_severity(FATAL_LOG_LEVEL)
         options = ort.SessionOptions()
@@ -101,13 +104,17 @@ class LoadedModel:
                 path = f"/proc/self/fd/{bundle.files[bundle.model]}"
                 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             return cls(session, None if bundle.adapter is None else _load_adapter(bundle.files[bundle.adapter]))
-        except (*ORT_ERRORS, ValueError, MemoryError) as error:  # a ValueError: names that are not UTF-8
+        except (*ORT_ERRORS, ValueError, MemoryError) as error:  # ValueError: a name is not UTF-8
             raise ModelDoesNotLoad(
-                f"onnxruntime {ort.__version__} does not load {bundle.model!r}: {_one_line(error)}"
+                f"onnxruntime {ort.__version__} cannot load {bundle.model!r}: {_one_line(error)}"
             ) from error
 
     def check_contract(self, contract: Contract) -> None:
-        """Rule 3. Raises ContractUnfit."""
+        """Check the session's inputs and outputs against a contract (rule 3).
+
+        Raises:
+            ContractMismatch: a name, dtype or fixed size differs.
+        """
         for side, promised, found in (
             ("inputs", contract.inputs, self.inputs),
             ("outputs", contract.outputs, self.outputs),
@@ -125,29 +132,32 @@ class LoadedModel:
                     )
 
     def infer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """One inference on inputs that the contract allows, all outputs: whatever is wrong then is the model's fault.
-        Raises InferenceUnfit."""
+        """Run one inference on inputs that the contract allows, and compute all outputs.
+
+        Raises:
+            InferenceFailed: for any error, because the inputs are known to be right.
+        """
         try:
             return self.run(inputs)
         except RequestInvalid as error:
             raise InferenceFailed(f"inference failed: {error.message}") from error
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """One inference.
+        """Run one inference with this model.
 
         Args:
             inputs: an array for each of the model's inputs.
-            outputs: names to compute; None: all.
+            outputs: names of the outputs to compute; None for all.
 
         Raises:
-            RequestInvalid: onnxruntime says that the inputs are wrong.
-            InferenceUnfit: it failed.
+            RequestInvalid: onnxruntime rejects the inputs.
+            InferenceFailed: the model failed, or an output is not a tensor.
         """
         names = [tensor.name for tensor in self.outputs] if outputs is None else list(outputs)
         try:
             values = self.session.run(names, dict(inputs), self._options)
         except state.InvalidArgument as error:
-            raise RequestInvalid(f"the model does not take these inputs: {_one_line(error)}") from error
+            raise RequestInvalid(f"the model rejects these inputs: {_one_line(error)}") from error
         except (*ORT_ERRORS, ValueError, RuntimeError, MemoryError) as error:
             raise InferenceFailed(f"inference failed: {_one_line(error)}") from error
         for name, value in zip(names, values, strict=True):
@@ -157,10 +167,10 @@ class LoadedModel:
 
 
 class OutputBinding:
-    """Runs whose outputs land in memory of the caller's: no copy, where shapes are known from an earlier run.
+    """Runs a model with outputs in the caller's memory, if their shapes are known from an earlier run.
 
     Args:
-        model: to run.
+        model: the model to run.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -170,28 +180,47 @@ class OutputBinding:
     def expected_outputs(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None
     ) -> tuple[tuple[str, Any, tuple[int, ...]], ...] | None:
-        """Name, dtype and shape of each output as the last run with inputs of these shapes gave them, or None."""
+        """Return name, dtype and shape of each output, as in the last run with inputs of these shapes.
+
+        Returns None if there was no such run.
+
+        Args:
+            inputs: the inputs of the next run.
+            outputs: names of the outputs to compute; None for all.
+        """
         if self._model.has_adapter:
-            return None  # onnxruntime leaves adapters out of a run with bindings, with no more than a warning
+            return None  # onnxruntime ignores adapters in a run with bindings; it only logs a warning
         return self._outputs_by_shapes.get(_shapes_key(inputs, outputs))
 
     def record_outputs(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None, computed: Mapping[str, Array]
     ) -> None:
-        """After a run by other means. A few kinds of requests are kept, the last ones."""
+        """Record the output shapes of a run, for `expected_outputs`.
+
+        The last MAX_KNOWN_SHAPES combinations are kept.
+
+        Args:
+            inputs: the inputs of the run.
+            outputs: the requested names; None for all.
+            computed: the outputs.
+        """
         while len(self._outputs_by_shapes) >= MAX_KNOWN_SHAPES:
             del self._outputs_by_shapes[next(iter(self._outputs_by_shapes))]
         rows = tuple((name, array.dtype, array.shape) for name, array in computed.items())
         self._outputs_by_shapes[_shapes_key(inputs, outputs)] = rows
 
     def run_into(self, inputs: Mapping[str, Array], targets: Mapping[str, Array]) -> bool:
-        """One inference into `targets`, each of the expected dtype and shape.
+        """Run one inference and write the outputs into `targets`.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            targets: an array of the expected dtype and shape for each output.
 
         Returns:
-            False where the model gave other shapes this time; the targets are undefined then.
+            False if the outputs have other shapes this time; the content of the targets is then undefined.
 
         Raises:
-            InferenceUnfit.
+            InferenceFailed: the model failed.
         """
         binding = self._model.session.io_binding()
         for name, array in inputs.items():
@@ -214,7 +243,7 @@ def _load_adapter(fd: int) -> Any:
         adapter.Load(f"/proc/self/fd/{fd}")
     except (*ORT_ERRORS, RuntimeError, ValueError, MemoryError) as error:
         raise AdapterIncompatible(
-            f"onnxruntime {ort.__version__} does not load the adapter: {_one_line(error)}"
+            f"onnxruntime {ort.__version__} cannot load the adapter: {_one_line(error)}"
         ) from error
     return adapter
 
@@ -224,24 +253,28 @@ def _shapes_key(inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> o
 
 
 def read_golden_samples(bundle: BundleFds) -> tuple[GoldenSample, ...]:
-    """The bundle's golden samples, () where it has none. Raises MalformedRefused, TooLargeRefused."""
+    """Read the bundle's golden samples; () if it has none.
+
+    Raises:
+        Malformed, TooLarge: the golden vectors are not readable.
+    """
     if bundle.golden is None:
         return ()
     with _map_files({"golden": bundle.files[bundle.golden]}) as views:
-        # samples are views into the file; a copy outlives the mapping
+        # a copy: samples are views into the data, and the mapping ends here
         data = bytes(views["golden"])
     return read_golden(data)
 
 
 def outputs_with_non_finite(samples: Sequence[GoldenSample]) -> frozenset[str]:
-    """Outputs for which NaN or infinity is a right answer: some golden one has it."""
+    """Return the names of outputs for which some golden sample has NaN or infinity."""
     return frozenset(
         name for sample in samples for name, array in sample.outputs.items() if has_non_finite(np.asarray(array))
     )
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system."""
+    """Return freed memory to the system (glibc only)."""
     with contextlib.suppress(AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -279,7 +312,7 @@ def _tensor_specs(values: Sequence[Any]) -> tuple[TensorSpec, ...]:
 
 
 def _shapes_agree(found: tuple[int | str, ...], declared: tuple[int | str, ...]) -> bool:
-    # onnxruntime gives an unknown rank as no dimensions
+    # onnxruntime reports an unknown rank as no dimensions
     if not found:
         return True
     return len(found) == len(declared) and all(

@@ -1,13 +1,22 @@
-"""Tensors between an app and its model process, without HTTP: small ones in the message, large ones in shared memory.
+"""Tensors between an app and its model process, without HTTP: in the message or in shared memory.
+
+Theory of operation. A request is a frame of kind TENSORS. Its JSON has a row [name, dtype, shape, offset] for each
+input, the names of the requested outputs, and the arena if there is one. The input bytes, each aligned to
+ALIGNMENT_BYTES, follow the JSON, or lie in the arena at their offsets. The response has rows of the same form for the
+outputs and says whether their bytes are in the arena.
+
+An arena is one memfd, sealed against a change of size, that both sides keep mapped:
+
+    [0, input_bytes)                               inputs, written by the app
+    [input_bytes, input_bytes + output_bytes)      outputs, written by the model process
+
+Since it stays mapped, a second large request causes no page faults. One request uses an arena at a time. Large results
+are views of it. When the last view is gone, `weakref.finalize` returns the arena, and the next request can use it.
 
 Rules:
-1. A request is a frame (device_agent.runtime.wire) of kind TENSORS: JSON, then the inputs' bytes up to
-   `wire.MAX_INLINE_BYTES` in all. Beyond, the inputs lie in an arena and the JSON says where.
-2. An arena is a memfd that both sides keep mapped, so that a second large request costs no page faults: a part for the
-   inputs and a part for the outputs. It is the app's, sealed against a change of size, and used by one request at a
-   time; results are views of it, and it is free again when the last of them is gone. At most MAX_ARENAS; further
-   requests pass their tensors in memfds of their own.
-3. The app's arrays are native numpy; strings do not travel this way.
+1. An arena is used if the inputs, or the outputs of the largest response so far, exceed `wire.MAX_INLINE_BYTES`.
+2. There are at most MAX_ARENAS. If all are in use, tensors are sent in a memfd of their own.
+3. The app's arrays are numeric or Boolean numpy arrays. Strings cannot be sent.
 """
 
 import fcntl
@@ -33,12 +42,20 @@ from device_agent.runtime.wire import ALIGNMENT_BYTES, HEAD_BYTES, FrameHead, Pa
 MAX_ARENAS: Final = 4
 PAGE_BYTES: Final = 4096
 
-TensorRow = list[Any]  # name, dtype, shape, offset of the bytes in the body or the arena
+TensorRow = list[Any]  # name, dtype, shape, offset of the bytes after the JSON part or in the arena
 
 
 @dataclass(eq=False, slots=True)
 class Arena:
-    """Shared memory for one request at a time (rule 2)."""
+    """Shared memory for one request at a time.
+
+    Attributes:
+        number: the app's number of the arena; the model process keeps its mapping by it.
+        fd: the memfd; sent with the first request that uses the arena.
+        memory: the mapping.
+        input_bytes, output_bytes: sizes of the two parts, whole pages.
+        is_known: the model process has mapped it.
+    """
 
     number: int
     fd: int
@@ -49,7 +66,12 @@ class Arena:
 
     @classmethod
     def create(cls, number: int, input_bytes: int, output_bytes: int) -> "Arena":
-        """Of at least these sizes."""
+        """Create an arena with a new memfd.
+
+        Args:
+            number: a number that was not used before.
+            input_bytes, output_bytes: smallest sizes of the two parts.
+        """
         input_bytes, output_bytes = (-(-size // PAGE_BYTES) * PAGE_BYTES for size in (input_bytes, output_bytes))
         fd = os.memfd_create("airweights-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, input_bytes + output_bytes)
@@ -57,17 +79,17 @@ class Arena:
         return cls(number, fd, mmap.mmap(fd, input_bytes + output_bytes), input_bytes, output_bytes)
 
     def close(self) -> None:
-        """Once nothing points into it."""
+        """Close the memfd and the mapping, which no array may still view."""
         os.close(self.fd)
         self.memory.close()
 
 
 @dataclass(eq=False)
 class TensorClient:
-    """The app's end. Thread-safe; requests go one after the other.
+    """The app's end of the channel. Thread-safe; requests are sent one at a time.
 
     Args:
-        channel: the socket's descriptor; not owned.
+        channel: the socket's descriptor; duplicated here.
     """
 
     channel: int
@@ -80,21 +102,27 @@ class TensorClient:
 
     def __post_init__(self) -> None:
         self._socket = socket.socket(fileno=os.dup(self.channel))
-        # results die on any thread, also within a request of this one: no lock is taken there
+        # filled by finalizers, which can run at any point of any thread, also while this thread holds the lock: so
+        # finalizers append without it
         self._returned_arenas: list[Arena] = []
         self._is_open = True
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None) -> dict[str, Array]:
-        """One inference. Large results are views of shared memory.
+        """Run one inference. Large results are views of shared memory.
+
+        Args:
+            inputs: an array for each of the model's inputs.
+            outputs: names of the outputs to compute; None for all.
 
         Raises:
-            RequestInvalid, InferenceUnfit: as LoadedModel.run.
+            RequestInvalid: the inputs do not fit the model, or an input is neither numeric nor Boolean.
+            InferenceFailed: the model failed.
             WireError: the process is gone.
         """
         arrays = {name: np.asarray(array) for name, array in inputs.items()}
         for name, array in arrays.items():
             if array.dtype.kind not in "biuf":
-                raise RequestInvalid(f"input {name!r} is {array.dtype}, which does not travel to a model process")
+                raise RequestInvalid(f"input {name!r} is {array.dtype}, which cannot be sent to a model process")
         with self._lock:
             size = sum(_align_size(array.nbytes) for array in arrays.values())
             arena = self._take_arena(size) if max(size, self._output_bytes) > wire.MAX_INLINE_BYTES else None
@@ -102,7 +130,7 @@ class TensorClient:
             return self._receive(arena)
 
     def close(self) -> None:
-        """Results that are still held stay valid."""
+        """Close the channel and the free arenas. Existing results stay valid."""
         with self._lock:
             self._is_open = False
             self._socket.close()
@@ -178,17 +206,17 @@ class TensorClient:
             self._release_arena(arena)
             kind = RequestInvalid if head.status == 400 else InferenceFailed
             raise kind(str(json.loads(bytes(body))["error"]))
-        answer = json.loads(bytes(body[: head.json_bytes]))
-        sizes = sum(_align_size(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in answer["outputs"])
+        response = json.loads(bytes(body[: head.json_bytes]))
+        sizes = sum(_align_size(np.dtype(row[1]).itemsize * int(np.prod(row[2]))) for row in response["outputs"])
         self._output_bytes = max(self._output_bytes, sizes)
-        if arena is None or not answer["in_arena"]:
+        if arena is None or not response["in_arena"]:
             self._release_arena(arena)
-            return _parse_arrays(answer["outputs"], body[head.json_bytes :], 0)
+            return _parse_arrays(response["outputs"], body[head.json_bytes :], 0)
         owner: Array = np.frombuffer(arena.memory, np.uint8)
         weakref.finalize(owner, _return_arena, weakref.ref(self), arena).atexit = False
         return {
             name: owner[start : start + np.dtype(dtype).itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
-            for name, dtype, shape, offset in answer["outputs"]
+            for name, dtype, shape, offset in response["outputs"]
             for start in (arena.input_bytes + offset,)
         }
 
@@ -202,11 +230,15 @@ def _return_arena(client: "weakref.ref[TensorClient]", arena: Arena) -> None:
     if owner is not None and owner._is_open:
         owner._returned_arenas.append(arena)
     else:
-        os.close(arena.fd)  # the mapping goes with its last view
+        os.close(arena.fd)  # the mapping ends with its last view
 
 
 class TensorServer:
-    """The model process's end: answers TENSORS frames."""
+    """The model process's end of the channel: it handles TENSORS frames.
+
+    Args:
+        model: the loaded model.
+    """
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
@@ -214,13 +246,19 @@ class TensorServer:
         self._arenas: dict[int, mmap.mmap] = {}
 
     def handle_request(self, body: memoryview, json_bytes: int, fds: Sequence[int]) -> tuple[int, Sequence[Part]]:
-        """Run a request.
+        """Run one request of the app.
+
+        Args:
+            body: the frame's body.
+            json_bytes: length of its JSON part.
+            fds: descriptors of the frame; an arena's memfd is mapped, and stays the caller's.
 
         Returns:
-            bytes of the JSON part, and the parts of the answer's body.
+            Length of the response's JSON part, and the parts of its body.
 
         Raises:
-            RequestInvalid, InferenceUnfit.
+            RequestInvalid: the inputs do not fit the model.
+            InferenceFailed: the model failed, or an output is neither numeric nor Boolean.
         """
         head = json.loads(bytes(body[:json_bytes]))
         for number in head.get("dropped", ()):
@@ -244,7 +282,7 @@ class TensorServer:
         offset = 0
         for name, array in outputs.items():
             if array.dtype.kind not in "biuf":
-                raise InferenceFailed(f"output {name!r} is {array.dtype}, which does not travel from a model process")
+                raise InferenceFailed(f"output {name!r} is {array.dtype}, which cannot be sent from a model process")
             rows.append([name, array.dtype.str, array.shape, offset])
             offset += _align_size(array.nbytes)
         in_arena = memory is not None and offset <= output_bytes

@@ -1,11 +1,12 @@
-"""Tensors of the Open Inference Protocol v2: datatype names, JSON lists and raw bytes to numpy arrays and back.
+"""Tensors of the Open Inference Protocol v2: JSON lists and raw bytes to numpy arrays and back.
 
 Sources: the protocol's "Tensor Data" and Triton's binary tensor data extension. Rules:
-1. Nothing is converted silently: an integer tensor takes only integers within its range, BOOL only booleans, BYTES only
-   strings. A float tensor takes any number, but not NaN or infinity, which are not JSON.
-2. JSON data may be nested or flat, row-major; its count must be the shape's.
-3. Raw data is little-endian, row-major, exactly the shape's bytes. A BYTES element is u32 length ‖ UTF-8.
-4. In a JSON answer NaN and infinity, which JSON does not have, are null.
+1. No value is converted silently. An integer tensor accepts only integers in its range, BOOL only Booleans, BYTES only
+   strings. A float tensor accepts any number except NaN and infinity, which are not JSON.
+2. JSON data may be nested or flat, in row-major order. Its number of elements must be that of the shape.
+3. Raw data is little-endian and row-major, and has exactly the shape's bytes. A BYTES element is a u32 length followed
+   by UTF-8.
+4. In a JSON response, NaN and infinity, which JSON does not have, are null.
 """
 
 import struct
@@ -39,12 +40,24 @@ MAX_ELEMENTS: Final = 2**40
 
 
 def datatype_name(dtype: np.dtype[Any]) -> str:
-    """The protocol's name. Raises KeyError for a dtype that it does not have."""
+    """Return the protocol's name of a dtype.
+
+    Raises:
+        KeyError: the protocol has no name for it.
+    """
     return _DATATYPE_NAMES[dtype]
 
 
 def count_elements(shape: Sequence[int], name: str) -> int:
-    """Their number. Raises RequestInvalid for more than MAX_ELEMENTS."""
+    """Return the number of elements of a shape.
+
+    Args:
+        shape: sizes of the dimensions.
+        name: the input, for the error message.
+
+    Raises:
+        RequestInvalid: there are more than MAX_ELEMENTS.
+    """
     count = 1
     for size in shape:
         count *= size
@@ -54,7 +67,17 @@ def count_elements(shape: Sequence[int], name: str) -> int:
 
 
 def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> Array:
-    """The array of an input's `data` (rules 1 and 2). Raises RequestInvalid."""
+    """Convert the `data` of an input to an array (rules 1 and 2).
+
+    Args:
+        data: the parsed JSON value.
+        datatype: a name in DATATYPES.
+        shape: sizes of the dimensions.
+        name: the input, for error messages.
+
+    Raises:
+        RequestInvalid: the data does not fit datatype and shape.
+    """
     count = count_elements(shape, name)
     if not isinstance(data, list):
         raise RequestInvalid(f"input {name!r}: data is {type(data).__name__}, expected a list")
@@ -68,7 +91,7 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
     try:
         found = np.array(data) if data else np.empty(0, dtype)
         if found.dtype.kind == "f" and datatype == "UINT64":
-            # numpy makes floats of integers on both sides of 2^63
+            # numpy converts integers to floats if some are below and some above 2^63
             exact = np.array(data, object)
             if all(type(value) is int for value in exact.reshape(-1)):
                 found = np.array(data, np.uint64)
@@ -76,15 +99,15 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
         raise RequestInvalid(f"input {name!r}: data is ragged, or a number is out of range") from error
     allowed = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
     if found.dtype.kind not in allowed:
-        # integers beyond 64 bits become objects, null too
-        raise RequestInvalid(f"input {name!r}: data does not hold {datatype} values only")
+        # numpy makes objects of integers beyond 64 bits and of null
+        raise RequestInvalid(f"input {name!r}: data has values that are not {datatype}")
     _check_count(found.size, count, shape, name)
     if dtype.kind in "iu" and found.size:
         limits = np.iinfo(dtype)
         if found.min() < limits.min or found.max() > limits.max:
             raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
     with np.errstate(over="ignore"):
-        # not ascontiguousarray: it makes a scalar an array of one
+        # not ascontiguousarray: it converts a scalar to an array with one dimension
         array = found.reshape(tuple(shape)).astype(dtype, order="C")
     if has_non_finite(array):
         raise RequestInvalid(f"input {name!r}: data has a value beyond {datatype}")
@@ -92,7 +115,17 @@ def from_json(data: object, datatype: str, shape: Sequence[int], name: str) -> A
 
 
 def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str) -> Array:
-    """The array of an input's raw bytes (rule 3), without a copy where it is aligned. Raises RequestInvalid."""
+    """Convert the raw bytes of an input to an array (rule 3), without a copy if they are aligned.
+
+    Args:
+        data: the bytes.
+        datatype: a name in DATATYPES.
+        shape: sizes of the dimensions.
+        name: the input, for error messages.
+
+    Raises:
+        RequestInvalid: the data does not fit datatype and shape.
+    """
     count = count_elements(shape, name)
     if datatype == "BYTES":
         return _strings_from_bytes(data, count, shape, name)
@@ -108,7 +141,7 @@ def from_bytes(data: memoryview, datatype: str, shape: Sequence[int], name: str)
 
 
 def to_json(array: Array) -> list[Any]:
-    """The flat `data` list of an output (rule 4)."""
+    """Convert an output to the flat list for `data` (rule 4)."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         flat = array.astype(np.float64).reshape(-1)
         return [float(value) if np.isfinite(value) else None for value in flat]
@@ -118,24 +151,24 @@ def to_json(array: Array) -> list[Any]:
 
 
 def to_bytes(array: Array) -> memoryview:
-    """The raw data of an output (rule 3), without a copy where it is contiguous."""
+    """Convert an output to raw data (rule 3), without a copy if it is contiguous."""
     if array.dtype.kind == "O":
         encoded = [_text(value).encode() for value in array.reshape(-1)]
         return memoryview(b"".join(struct.pack("<I", len(item)) + item for item in encoded))
-    # a view of bytes: memoryview knows no float16, and none of an empty shape
+    # viewed as bytes: memoryview supports neither float16 nor empty shapes
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def is_text(value: str) -> bool:
-    """JSON's escapes can write half of a surrogate pair, which is no character and has no UTF-8."""
+    """Return whether a string has a UTF-8 encoding: JSON's escapes can write half of a surrogate pair."""
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def has_non_finite(array: Array) -> bool:
-    """A float array with NaN or infinity in it."""
+    """Return whether a float array has NaN or infinity in it."""
     if array.dtype.kind != "f" or not array.size:
         return False
-    # one pass and no temporary in the usual case: a sum is finite only if all its terms are
+    # fast path without a temporary array: a sum is finite only if all its terms are
     with np.errstate(all="ignore"):
         total = array.sum(dtype=np.float32 if array.dtype.itemsize < 4 else None)
     return not np.isfinite(total) and not bool(np.isfinite(array).all())
@@ -149,9 +182,9 @@ def _flat_strings(data: list[object], name: str) -> "list[str]":
         elif isinstance(item, str) and is_text(item):
             flat.append(item)
         elif isinstance(item, str):
-            raise RequestInvalid(f"input {name!r}: data holds a string with half of a surrogate pair")
+            raise RequestInvalid(f"input {name!r}: data has a string with half of a surrogate pair")
         else:
-            raise RequestInvalid(f"input {name!r}: data holds {type(item).__name__}, expected strings")
+            raise RequestInvalid(f"input {name!r}: data has a {type(item).__name__}, expected strings")
     return flat
 
 

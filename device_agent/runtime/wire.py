@@ -1,14 +1,13 @@
-"""Frames between the front and a model process: one message of a Unix SOCK_SEQPACKET socket each.
+"""Frames between the front and a model process: each is one message of a Unix SOCK_SEQPACKET socket.
 
-A frame is a head of HEAD_BYTES ‖ padding ‖ body. Rules:
-1. A body of up to MAX_INLINE_BYTES is in the message itself. A larger one is in a memfd beside it (flag IN_MEMFD),
-   after the padding, and the message is the head alone.
-2. The padding puts what follows the JSON part of a request at a multiple of ALIGNMENT, so that a tensor that is sent as
-   bytes can be used where it lies.
-3. The front sends at most IN_FLIGHT requests before it has an answer: the others wait in the socket, so that the
-   model process is never idle between two, and a dying process takes no more than IN_FLIGHT requests with it.
-4. The front trusts nothing that comes back: sizes are bounded, and a memfd is read, never mapped (its owner could cut
-   it under a reader). A frame that breaks a rule ends the channel.
+A frame is a head of HEAD_BYTES, padding, and the body. Rules:
+1. A body of at most MAX_INLINE_BYTES is in the message. A larger one is in a memfd that is sent with it (flag
+   IN_MEMFD), after the padding; the message is then the head alone.
+2. The padding aligns the bytes after the JSON part to ALIGNMENT_BYTES, so that a tensor can be used without a copy.
+3. The front sends at most MAX_IN_FLIGHT_REQUESTS before it has a response. They queue in the socket, so that the model
+   process is never idle between two requests, and a crash affects no more than these.
+4. The front does not trust the model process. It checks sizes, and it reads a memfd instead of mapping it, because its
+   owner could shrink it meanwhile. A frame that breaks a rule ends the channel.
 """
 
 import os
@@ -18,9 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-MAX_INLINE_BYTES: Final = 64 * 1024  # three of them fit the kernel's default socket buffer of 208 KiB
+MAX_INLINE_BYTES: Final = 64 * 1024  # three fit into the kernel's default socket buffer of 208 KiB
 MAX_IN_FLIGHT_REQUESTS: Final = 4
-ALIGNMENT_BYTES: Final = 64  # a cache line, and the widest vector load of onnxruntime's kernels
+ALIGNMENT_BYTES: Final = 64  # a cache line, which is also the widest vector load of onnxruntime's kernels
 NO_JSON: Final = 0xFFFFFFFF  # the whole body is JSON, or there is no body
 
 Part: TypeAlias = bytes | bytearray | memoryview
@@ -30,38 +29,38 @@ RESPONSE_KIND: Final = 2
 TENSORS_KIND: Final = 3  # device_agent.runtime.tensor_channel
 
 IN_MEMFD: Final = 1
-HAS_NAN: Final = 2  # an answer: a float output is not finite although the inputs are
+HAS_NAN: Final = 2  # in a response: a float output is not finite although the inputs are
 GZIP_BODY: Final = 4
 GZIP_RESPONSE: Final = 8
 DEFLATE_BODY: Final = 32
 DEFLATE_RESPONSE: Final = 64
 COMPRESSED: Final = GZIP_BODY | GZIP_RESPONSE | DEFLATE_BODY | DEFLATE_RESPONSE
-SHADOW: Final = 16  # a request: the live answer follows its body (device_agent.front.shadow)
+SHADOW: Final = 16  # in a request: the live response follows its body (device_agent.front.shadow)
 
 _HEAD: Final = struct.Struct("!BBBxIQQIH")
 HEAD_BYTES: Final = _HEAD.size
 SHADOW_TRAILER: Final = struct.Struct(
     "!QII"
-)  # at the body's end: bytes of the live answer, of its JSON part; limit, ppm
+)  # at the end of a mirrored body: length of the live response, of its JSON part; limit in ppm
 MESSAGE_BYTES: Final = HEAD_BYTES + ALIGNMENT_BYTES + MAX_INLINE_BYTES
 
 
 class WireError(Exception):
-    """The other side broke a rule of the frames, or is gone."""
+    """The peer broke a rule of the frames, or is gone."""
 
 
 class FrameHead(NamedTuple):
     """The head of a frame.
 
     Attributes:
-        kind: REQUEST or ANSWER.
-        flags: of the constants above.
-        padding: bytes between head (or start of the memfd) and body.
-        json_bytes: length of the body's JSON part where bytes follow it, else NO_JSON.
-        number: of the request; an answer carries its request's.
-        size: bytes of the body.
-        busy_us: an answer: microseconds from the request's arrival in the model process, saturated at 2^32-1.
-        status: an answer: HTTP status.
+        kind: REQUEST_KIND, RESPONSE_KIND or TENSORS_KIND.
+        flags: the flags of this module.
+        padding: bytes between the head (or the start of the memfd) and the body.
+        json_bytes: length of the body's JSON part if bytes follow it, else NO_JSON.
+        number: number of the request; a response has the same.
+        size: length of the body, in bytes.
+        busy_us: in a response: microseconds since the request's arrival in the model process, at most 2^32 - 1.
+        status: in a response: HTTP status.
     """
 
     kind: int
@@ -74,12 +73,16 @@ class FrameHead(NamedTuple):
     status: int = 0
 
     def pack(self) -> bytes:
-        """HEAD_BYTES."""
+        """Encode the head in HEAD_BYTES."""
         return _HEAD.pack(*self)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> "FrameHead":
-        """Inverse of `pack`, of the first HEAD_BYTES. Raises WireError."""
+        """Decode the first HEAD_BYTES; the inverse of `pack`.
+
+        Raises:
+            WireError: there are fewer bytes.
+        """
         if len(data) < HEAD_BYTES:
             raise WireError(f"frame of {len(data)} bytes, expected at least {HEAD_BYTES}")
         return cls(*_HEAD.unpack_from(data))
@@ -87,14 +90,14 @@ class FrameHead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a model process says to a request.
+    """A model process's response to a request.
 
     Attributes:
         status: HTTP status.
-        json_bytes: as in Head.
+        json_bytes: as in FrameHead.
         body: the response body.
-        has_nan: HAS_NAN was set.
-        busy_us: as in Head.
+        has_nan: the flag HAS_NAN.
+        busy_us: as in FrameHead.
         encoding: "gzip" or "deflate" of a compressed body, else "".
     """
 
@@ -107,7 +110,7 @@ class Response:
 
 
 def padding_for(json_bytes: int, start: int) -> int:
-    """Bytes to put before a body, so that what follows its JSON part is at a multiple of ALIGNMENT (rule 2).
+    """Return the padding that aligns the bytes after the JSON part (rule 2).
 
     Args:
         json_bytes: length of the JSON part, or NO_JSON.
@@ -117,17 +120,17 @@ def padding_for(json_bytes: int, start: int) -> int:
 
 
 def send_frame(channel: socket.socket, head: FrameHead, parts: Sequence[Part], *, fd: int | None = None) -> None:
-    """Send one frame; `head.size` bytes in `parts`, its IN_MEMFD and padding are set here.
+    """Send one frame. Sets IN_MEMFD and the padding.
 
     Args:
-        channel: of the frame.
-        head: of the frame.
-        parts: of the body.
-        fd: sent beside a frame whose body is in the message itself.
+        channel: the socket.
+        head: the head; `head.size` is the sum of the parts.
+        parts: the body's parts.
+        fd: descriptor to send with a frame whose body is in the message.
 
     Raises:
         BlockingIOError: the channel is non-blocking and full; nothing was sent.
-        WireError: the other side is gone.
+        WireError: the peer is gone.
     """
     if head.size > MAX_INLINE_BYTES:
         body = create_memfd(parts, padding := padding_for(head.json_bytes, 0))
@@ -142,15 +145,20 @@ def send_frame(channel: socket.socket, head: FrameHead, parts: Sequence[Part], *
 
 
 def create_memfd(parts: Sequence[Part], padding: int) -> int:
-    """A new memfd with the padding and the parts; the caller closes it."""
+    """Create a memfd with a body; the caller closes it.
+
+    Args:
+        parts: the body's parts.
+        padding: bytes to leave before the body.
+    """
     fd = os.memfd_create("airweights-body", os.MFD_CLOEXEC)
     try:
         offset = padding
         for part in parts:
-            left = memoryview(part).cast("B")
-            while left:
-                written = os.pwrite(fd, left, offset)
-                left = left[written:]
+            remaining = memoryview(part).cast("B")
+            while remaining:
+                written = os.pwrite(fd, remaining, offset)
+                remaining = remaining[written:]
                 offset += written
     except BaseException:
         os.close(fd)
@@ -159,7 +167,16 @@ def create_memfd(parts: Sequence[Part], padding: int) -> int:
 
 
 def read_memfd(fd: int, head: FrameHead, max_bytes: int) -> bytes:
-    """The body in a memfd, read under rule 4. Raises WireError."""
+    """Read the body from a memfd (rule 4).
+
+    Args:
+        fd: the memfd.
+        head: the frame's head.
+        max_bytes: largest body.
+
+    Raises:
+        WireError: the body is too large, or the memfd is shorter than the head says.
+    """
     if head.size > max_bytes:
         raise WireError(f"body of {head.size} bytes, at most {max_bytes} are allowed")
     parts = []

@@ -1,12 +1,12 @@
-"""What serves now, what waits behind it, and the switch between the two.
+"""The generations of one family (current, previous, standby), and the switch between them.
 
 Rules:
-1. `publish` starts nothing and stops nothing: the candidate's process is started before, and what it replaces stays
-   resident until `settle`. So going back (`restore`) is one more switch.
-2. A process that ends is reported by its generation number, once, from a thread that sleeps on its pidfd.
-3. Stopping a process that serves nothing any more waits until its requests are answered.
-4. Where two generations do not fit into memory the current one is stopped first (`stop_current`): requests wait for its
-   successor, and going back means loading it again.
+1. `publish` starts no process and stops none that is needed for a rollback: the candidate's process is started before,
+   and the generation that it replaces stays loaded until `stop_replaced`. So `revert` is one more switch.
+2. When a process ends, `on_crash` is called once with its generation number, from a thread that waits on its pidfd.
+3. A generation that no longer serves is drained before its process is stopped: its requests are completed first.
+4. If two models do not fit into memory, the current one is stopped first (`stop_current`). Requests then wait for its
+   successor, and a rollback has to load the old model again.
 """
 
 import os
@@ -25,56 +25,92 @@ from device_agent.runtime.bundle_fds import BundleFds
 
 
 class ModelProcessHandle(Protocol):
-    """A model process."""
+    """A running model process."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """Id of the process."""
+        ...
 
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Return whether the process has not ended."""
+        ...
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """Return a pidfd that becomes readable when the process ends."""
+        ...
 
-    def resident_bytes(self) -> int: ...
+    def resident_bytes(self) -> int:
+        """Return the resident memory, in bytes; 0 after the process has ended."""
+        ...
 
-    def stop(self) -> None: ...
+    def stop(self) -> None:
+        """End the process and release its descriptors."""
+        ...
 
 
 class ServingBackend(Protocol):
-    """What the supervisor needs of the runtime (device_agent.runtime)."""
+    """Starts model processes and directs requests to them; FamilyRuntime implements it."""
 
     def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcessHandle:
-        """Load and warm. Raises Unfit, Refused, Unavailable."""
+        """Start a process and load a bundle's model into it.
+
+        Args:
+            fds: the plain files of the bundle; the caller still owns them.
+            bundle: the journal's record of the bundle.
+            variant: the variant of its manifest.
+            generation: number of the new generation.
+
+        Raises:
+            Unfit: the model does not load, breaks its contract, or crashes.
+            Refused: the golden vectors are malformed.
+            Unavailable: no process can be started.
+        """
         ...
 
     def publish(self, generation: int, process: ModelProcessHandle) -> int:
-        """Requests go to this generation from now on; microseconds that it took."""
+        """Direct requests to a generation from now on.
+
+        Args:
+            generation: its number.
+            process: the process behind it.
+
+        Returns:
+            Duration of the switch, in microseconds.
+        """
         ...
 
     def retire(self, generation: int) -> None:
-        """Take it out and wait for its last answer."""
+        """Direct no more requests to a generation, and wait until its requests are completed."""
         ...
 
     def observation(self, generation: int) -> ServingObservation:
-        """What was seen of it since it was published."""
+        """Return what was observed of a generation since it was published."""
         ...
 
     def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
-        """Let it hear a share of the live requests at a low priority; 0 ends that."""
+        """Mirror a share of the live requests to a candidate, which runs at a low priority.
+
+        Args:
+            process: the candidate's process.
+            share_ppm: share of the requests, in parts per million; 0 ends shadow mode.
+            limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
+        """
         ...
 
     def shadow_observation(self) -> ShadowObservation:
-        """What the candidate in the shadow did so far."""
+        """Return what was observed of the candidate in shadow mode so far."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One generation.
+    """One loaded model of a family.
 
     Attributes:
-        generation: number, grows by one each.
-        holding, variant: what it serves.
-        process: behind it.
+        number: grows by one with each generation.
+        bundle, variant: the release that it serves.
+        process: the process behind it.
     """
 
     number: int
@@ -84,16 +120,21 @@ class Generation:
 
     @property
     def digest(self) -> BundleDigest:
-        """Of the bundle."""
+        """Digest of the bundle."""
         return self.bundle.digest
 
 
 class FamilyServing:
-    """The generations of one family. Called by the supervisor's main thread only.
+    """The generations of one family. Only the supervisor's main thread may call it.
 
     Args:
-        runtime: starts and publishes.
-        on_death: told the number of a generation whose process ended; from another thread.
+        runtime: starts processes and publishes them.
+        on_crash: called from another thread with the number of a generation whose process ended.
+
+    Attributes:
+        current: the generation that serves, or None.
+        previous: the generation before it, still loaded, or None.
+        standby: a second loaded process of the current bundle, or None.
     """
 
     def __init__(self, runtime: ServingBackend, on_crash: Callable[[int], None]) -> None:
@@ -104,7 +145,15 @@ class FamilyServing:
         self.standby: Generation | None = None
 
     def start_generation(self, bundle: BundleRecord, fds: BundleFds) -> Generation:
-        """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
+        """Start a process with a bundle's model; it serves no requests until `publish`.
+
+        Args:
+            bundle: the journal's record of the bundle.
+            fds: its plain files; the caller still owns them.
+
+        Raises:
+            Unfit, Refused, Unavailable: as `ServingBackend.start`.
+        """
         _, variant = bundle.parse_manifest()
         self._last_number += 1
         process = self._runtime.start(fds, bundle, variant, self._last_number)
@@ -112,7 +161,11 @@ class FamilyServing:
         return Generation(self._last_number, bundle, variant, process)
 
     def publish(self, generation: Generation) -> int:
-        """The switch (rule 1). Returns microseconds."""
+        """Switch to a generation; keep the one that it replaces as `previous`.
+
+        Returns:
+            Duration of the switch, in microseconds.
+        """
         took_us = self._runtime.publish(generation.number, generation.process)
         if self.current is not None and self.current is not generation:
             self._retire_and_stop(self.previous)
@@ -121,75 +174,86 @@ class FamilyServing:
         return took_us
 
     def revert(self) -> None:
-        """Back to what served before, if that is still resident; what served since is stopped."""
-        candidate, before = self.current, self.previous
-        if before is not None:
-            self._runtime.publish(before.number, before.process)
-        self.current, self.previous = before, None
-        self._retire_and_stop(candidate)
+        """Switch back to the previous generation, if it is still loaded, and stop the current one."""
+        failed, previous = self.current, self.previous
+        if previous is not None:
+            self._runtime.publish(previous.number, previous.process)
+        self.current, self.previous = previous, None
+        self._retire_and_stop(failed)
 
     def stop_replaced(self) -> None:
-        """The current one stays: what it replaced is stopped."""
-        before, self.previous = self.previous, None
-        self._retire_and_stop(before)
+        """Stop the previous generation; the current one stays."""
+        replaced, self.previous = self.previous, None
+        self._retire_and_stop(replaced)
 
     def stop_current(self) -> None:
-        """Rule 4."""
+        """Stop the current generation first, because two models do not fit into memory (rule 4)."""
         stopped, self.current = self.current, None
         self._retire_and_stop(stopped)
 
     def drop_standby(self) -> None:
-        """Free what a standby holds."""
+        """Stop the standby, if there is one."""
         if self.standby is not None:
             self.standby.process.stop()
             self.standby = None
 
     def resident_bytes(self) -> int:
-        """Of all its processes."""
-        served = (self.current, self.previous, self.standby)
-        return sum(one.process.resident_bytes() for one in served if one is not None)
+        """Return the resident memory of all processes of this family, in bytes."""
+        generations = (self.current, self.previous, self.standby)
+        return sum(item.process.resident_bytes() for item in generations if item is not None)
 
     def set_shadow(self, generation: Generation, share_ppm: int, limit_ppm: int) -> None:
-        """Let a generation that serves nothing yet hear a share of the live requests; 0 ends that."""
+        """Mirror a share of the live requests to a generation that is not published.
+
+        Args:
+            generation: the candidate.
+            share_ppm: share of the requests, in parts per million; 0 ends shadow mode.
+            limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
+        """
         self._runtime.set_shadow(generation.process, share_ppm, limit_ppm)
 
     def shadow_observation(self, generation: Generation) -> ShadowObservation:
-        """What it did in the shadow; its process's end counts even before the front has noticed."""
-        heard = self._runtime.shadow_observation()
-        return heard if generation.process.is_alive() else replace(heard, crashes=1)
+        """Return what was observed of a candidate in shadow mode.
+
+        A crash of its process counts at once, before the front has noticed it.
+        """
+        observed = self._runtime.shadow_observation()
+        return observed if generation.process.is_alive() else replace(observed, crashes=1)
 
     def needs_standby(self) -> bool:
-        """There is a current generation, and no live process of the same bundle beside it."""
-        current, spare = self.current, self.standby
-        return current is not None and not (spare and spare.process.is_alive() and spare.digest == current.digest)
+        """Return whether a generation is current and no live standby of the same bundle exists."""
+        current, standby = self.current, self.standby
+        if current is None:
+            return False
+        return standby is None or not standby.process.is_alive() or standby.digest != current.digest
 
     def set_standby(self, generation: Generation) -> None:
-        """Hold a loaded process back; what was held before is stopped."""
+        """Keep a loaded generation as the standby; stop the one before it."""
         if self.standby is not None:
             self.standby.process.stop()
         self.standby = generation
 
     def take_standby(self, digest: BundleDigest) -> Generation | None:
-        """The spare, if it is of this bundle and alive; it is no spare any more then."""
-        spare = self.standby
-        if spare is None or spare.digest != digest or not spare.process.is_alive():
+        """Return the standby and forget it, if it is alive and of this bundle; None otherwise."""
+        standby = self.standby
+        if standby is None or standby.digest != digest or not standby.process.is_alive():
             return None
         self.standby = None
-        return spare
+        return standby
 
     def observation(self, generation: Generation) -> ServingObservation:
-        """What was seen of a generation."""
+        """Return what was observed of a generation since it was published."""
         return self._runtime.observation(generation.number)
 
     def stop_unpublished(self, generation: Generation) -> None:
-        """Stop a process that was never published."""
+        """Stop the process of a generation that was never published."""
         generation.process.stop()
 
     def stop_all(self) -> None:
-        """Stop all."""
-        for served in (self.standby, self.previous, self.current):
-            if served is not None:
-                served.process.stop()
+        """Stop all processes of this family, without draining."""
+        for generation in (self.standby, self.previous, self.current):
+            if generation is not None:
+                generation.process.stop()
         self.current = self.previous = self.standby = None
 
     def _retire_and_stop(self, generation: Generation | None) -> None:
@@ -202,13 +266,18 @@ class FamilyServing:
 
 
 def call_on_exit(pidfd: int, callback: Callable[[], None]) -> None:
-    """Call `act` from a thread once a process has ended; the pidfd is closed then."""
+    """Call a function from another thread when a process ends.
 
-    def sleep() -> None:
+    Args:
+        pidfd: of the process; owned by this function, which closes it.
+        callback: called once.
+    """
+
+    def wait() -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         poll.poll()
         os.close(pidfd)
         callback()
 
-    threading.Thread(target=sleep, name=f"pidfd-{pidfd}", daemon=True).start()
+    threading.Thread(target=wait, name=f"pidfd-{pidfd}", daemon=True).start()

@@ -1,11 +1,12 @@
-"""The real runtime behind `device_agent.serving.family_serving`: the front's process, and a process for each
-generation.
+"""The processes behind the generations: one front, and a model process for each generation.
 
 Rules:
-1. The front is started once, for all families. If it dies it is started again at the same address, and what serves is
-   published again.
-2. A request outlives both a model process (the front sends it once more) and a switch (it holds a lease).
-3. Where everybody waits, the imports of the next model process run beside the unsealing of its bundle (`warm_up`).
+1. One front is started for all families. If it crashes, it is started again at the same address, and the serving
+   generations are published again.
+2. A request survives a crash of its model process, because the front sends it once more. It survives a switch, because
+   it has a lease on its generation.
+3. If requests would have to wait for a model, the next model process does its imports while its bundle is decrypted
+   (`prestart`).
 """
 
 import contextlib
@@ -36,14 +37,21 @@ from device_agent.serving.family_serving import ModelProcessHandle
 T = TypeVar("T")
 
 DRAIN_TIMEOUT_S: Final = 30.0
-MAX_RESPONSE_DELAY_S: Final = 30.0  # half of what the front lets a request wait for its answer
+MAX_RESPONSE_DELAY_S: Final = 30.0  # half of ServeConfig.response_deadline_s
 
 
 class ServingRuntime:
-    """What all families share: the front, and the model process that is begun beside other work.
+    """The front and the prestarted model process, which all families share.
+
+    Only the supervisor's main thread may call it.
 
     Args:
-        config: of the device.
+        config: the device's configuration.
+
+    Raises:
+        ConfigInvalid: the listen address is malformed.
+        AddressUnavailable: the address is in use or not allowed.
+        Unavailable: the front cannot be started.
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,43 +65,46 @@ class ServingRuntime:
         self._listen = config.serve.listen
         self.front = self._start_front()
         if self.front.address.startswith("http://"):
-            # a port that the system chose stays the same for the life of the daemon
+            # keep the port that the system chose, so that a restarted front has the same address
             self._listen = "tcp:" + self.front.address.removeprefix("http://")
 
     @property
     def address(self) -> str:
-        """Where clients connect."""
+        """The address that clients connect to."""
         return self.front.address
 
     def family_runtime(self, family: str) -> "FamilyRuntime":
-        """Of a family of the configuration."""
+        """Return the part of one configured family."""
         return self._family_runtimes[family]
 
     @property
     def model_jail(self) -> JailPolicy:
-        """Of a model process."""
+        """The jail policy of model processes."""
         return self._model_jail
 
     def prestart(self) -> None:
-        """Begin a model process, without its model, for the next `start` (rule 3); `cool_down` ends it unused."""
+        """Start a model process without a model, for the next `FamilyRuntime.start` (rule 3).
+
+        `discard_prestarted` ends it if no family has taken it.
+        """
         self.discard_prestarted()
         started: list[PrestartedProcess] = []
 
         def begin() -> None:
-            with contextlib.suppress(Unavailable):  # `start` tries again, and says why
+            with contextlib.suppress(Unavailable):  # `start` tries again and reports the error
                 started.append(PrestartedProcess.start(self._model_jail))
 
-        thread = threading.Thread(target=begin, name="warm-up", daemon=True)
+        thread = threading.Thread(target=begin, name="prestart", daemon=True)
         self._prestarting = thread, started
         thread.start()
 
     def discard_prestarted(self) -> None:
-        """End what `warm_up` began and nobody took."""
+        """End the prestarted process, if there is one."""
         if (unused := self.take_prestarted()) is not None:
             unused.stop()
 
     def take_prestarted(self) -> PrestartedProcess | None:
-        """What `warm_up` began, or None."""
+        """Return the prestarted process and forget it; None if there is none."""
         if self._prestarting is None:
             return None
         (thread, started), self._prestarting = self._prestarting, None
@@ -101,25 +112,31 @@ class ServingRuntime:
         return started[0] if started else None
 
     def is_responding(self) -> bool:
-        """Every family that is published answers."""
-        return self.front.is_alive() and all(outlet.is_responding() for outlet in self._family_runtimes.values())
+        """Return whether the front is alive and every published family responds to requests."""
+        return self.front.is_alive() and all(
+            family_runtime.is_responding() for family_runtime in self._family_runtimes.values()
+        )
 
     def restart_front(self) -> None:
-        """Start the front again where it has died, with what was published. Raises Unavailable."""
+        """Start the front again if it has crashed, and publish the serving generations to it.
+
+        Raises:
+            Unavailable: the front cannot be started.
+        """
         if self.front.is_alive():
             return
         with contextlib.suppress(Unavailable):
             self.front.stop()
         self.front = self._start_front()
-        for outlet in self._family_runtimes.values():
-            outlet.republish()
+        for family_runtime in self._family_runtimes.values():
+            family_runtime.republish()
 
     def stop(self) -> None:
-        """Stop accepting, answer what is here, end."""
+        """Stop accepting requests, complete the open ones, and end the front."""
         self.front.stop()
 
     def call_front(self, act: Callable[[FrontHandle], T]) -> T:
-        """Ask the front; rule 1, in the middle of a switch too."""
+        """Call the front; if it has crashed, restart it and call once more (rule 1)."""
         try:
             return act(self.front)
         except (WorkerCrashed, WorkerTimeout):
@@ -127,17 +144,19 @@ class ServingRuntime:
             return act(self.front)
 
     def _start_front(self) -> FrontHandle:
-        awaited = tuple(family for family, outlet in self._family_runtimes.items() if outlet.is_published)
+        awaited = tuple(
+            family for family, family_runtime in self._family_runtimes.items() if family_runtime.is_published
+        )
         return FrontHandle.start(ServeConfig(self._listen, self._config.families, awaited, jail=self._jail))
 
 
 class FamilyRuntime:
-    """One family's part: implements `device_agent.serving.family_serving.Runtime`. Made by a Switchboard.
+    """The `ServingBackend` of one family (device_agent.serving.family_serving). Created by ServingRuntime.
 
     Args:
-        switchboard: whose it is.
-        family: under whose name the front answers.
-        threads: of a model process.
+        runtime: the shared part.
+        family: the family's name, under which the front serves it.
+        threads: intra-op threads of a model process; 0 for one per processor, at most 4.
     """
 
     def __init__(self, runtime: ServingRuntime, family: str, threads: int) -> None:
@@ -146,21 +165,33 @@ class FamilyRuntime:
 
     @property
     def is_published(self) -> bool:
-        """Something serves, or is about to again."""
+        """True if a generation serves, or will again after a restart."""
         return self._published is not None
 
     @property
     def is_jailed(self) -> bool:
-        """The model process is confined; true where there is none."""
+        """True if the model process is confined, or if there is none."""
         return self._published is None or self._published.is_jailed
 
     @property
     def is_swappable(self) -> bool:
-        """Memory of the model process may be swapped out."""
+        """True if memory of the model process could be written to swap."""
         return self._published is not None and not self._published.is_memory_locked and swap_is_enabled()
 
     def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcess:
-        """Load and warm. Raises Unfit, Refused, Unavailable."""
+        """Start a process, load a bundle's model and warm it on the golden inputs.
+
+        Args:
+            fds: the plain files of the bundle; the caller still owns them.
+            bundle: the journal's record of the bundle.
+            variant: the variant of its manifest.
+            generation: number of the new generation.
+
+        Raises:
+            Unfit: the model does not load, breaks its contract, or crashes.
+            Refused: the golden vectors are malformed.
+            Unavailable: no process can be started.
+        """
         spec = GenerationSpec(
             family=bundle.family,
             generation=generation,
@@ -169,28 +200,36 @@ class FamilyRuntime:
             contract=variant.contract,
             threads=self._threads,
         )
-        # what nobody waits for does not take the processor from requests; after a crash everybody waits
+        # load in the background while another process serves requests; at full speed if requests wait for this one
         is_serving = self._published is not None and self._published.is_alive()
         return ModelProcess.start(
             fds, spec, self._runtime.model_jail, prestarted=self._runtime.take_prestarted(), in_background=is_serving
         )
 
     def publish(self, generation: int, process: ModelProcessHandle) -> int:
-        """Requests go there from now on. Returns microseconds that the switch took within the front."""
+        """Direct the family's requests to a process from now on.
+
+        Args:
+            generation: number of its generation.
+            process: a process that `start` returned.
+
+        Returns:
+            Duration of the switch within the front, in microseconds.
+        """
         assert isinstance(process, ModelProcess)
         assert process.spec.generation == generation
         self._published = process
         return round(self._runtime.call_front(lambda front: front.publish(self._family, process)) * 1e6)
 
     def retire(self, generation: int) -> None:
-        """Take it out and wait for its last answer, at most DRAIN_S."""
+        """Direct no more requests to a generation; wait at most DRAIN_TIMEOUT_S for its open ones."""
         if self._published is not None and self._published.spec.generation == generation:
-            self._published = None  # nothing is expected to answer until the next `publish`
+            self._published = None  # `is_responding` expects no responses until the next `publish`
         with contextlib.suppress(DrainTimeout):
             self._runtime.call_front(lambda front: front.retire(self._family, generation, DRAIN_TIMEOUT_S))
 
     def observation(self, generation: int) -> ServingObservation:
-        """Since it was published."""
+        """Return what the front counted for a generation since it was published."""
         window = self._runtime.call_front(lambda front: front.window(self._family, generation))
         return ServingObservation(
             requests=window.requests - window.client_errors,
@@ -201,18 +240,28 @@ class FamilyRuntime:
         )
 
     def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
-        """Let a candidate hear a share of the live requests at a low priority; 0 ends that."""
+        """Mirror a share of the live requests to a candidate, which runs at a low priority.
+
+        Args:
+            process: the candidate's process.
+            share_ppm: share of the requests, in parts per million; 0 ends shadow mode.
+            limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
+        """
         assert isinstance(process, ModelProcess)
         process.set_background(is_background=share_ppm > 0)
         self._runtime.call_front(lambda front: front.set_shadow(self._family, process, share_ppm, limit_ppm))
 
     def shadow_observation(self) -> ShadowObservation:
-        """What the candidate in the shadow did so far; nothing after a restart of the front."""
+        """Return what was observed in shadow mode; all zero after a restart of the front."""
         stats = self._runtime.call_front(lambda front: front.shadow_stats(self._family))
         return ShadowObservation(stats.compared, stats.agreed, stats.errors, stats.nan, stats.crashes)
 
     def is_responding(self) -> bool:
-        """Nothing is published, or its process is there and no request has waited for it for ANSWER_S."""
+        """Return whether this family responds to requests.
+
+        It does if nothing is published, or if its process is alive and no request has waited MAX_RESPONSE_DELAY_S for
+        it.
+        """
         process = self._published
         if process is None:
             return True
@@ -223,6 +272,10 @@ class FamilyRuntime:
         return process.is_alive() and window.oldest_in_flight_s < MAX_RESPONSE_DELAY_S
 
     def republish(self) -> None:
-        """To a front that was started anew. Raises Unavailable."""
+        """Publish the serving generation to a front that was restarted.
+
+        Raises:
+            Unavailable: the front crashed again.
+        """
         if self._published is not None and self._published.is_alive():
             self._runtime.front.publish(self._family, self._published)

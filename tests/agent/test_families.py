@@ -23,10 +23,10 @@ from device_agent.errors import NothingToRollBack
 from device_agent.storage.bundle_store import BundleStore
 from tests.agent.test_notify import _children
 from tests.packager.test_json_schemas import check
-from tests.runtime.test_metrics import parse
 from tests.support import faulty_http_server
 from tests.support.endpoint_client import get, infer
 from tests.support.faulty_http_server import Site, serving
+from tests.support.prometheus_text import parse_metrics
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
 
 OTHER = "vision"
@@ -124,7 +124,7 @@ def test_one_daemon_serves_both_and_tells_of_both(device: DeviceUnderTest, publi
     for command in ("history", "plan"):
         check("agent-families", json.loads(device.command(command, "--json").stdout))
     check("agent-plan", json.loads(device.command("plan", "--family", OTHER, "--json").stdout))
-    metrics = parse(get(device, "/metrics").decode())
+    metrics = parse_metrics(get(device, "/metrics").decode())
     swaps = metrics["airweights_swaps_total"].samples
     assert {dict(labels)["family"] for _, labels in swaps} == {FAMILY, OTHER}
     held = {

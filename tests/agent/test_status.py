@@ -13,8 +13,8 @@ from device_agent.host.system_clock import clock_facts
 from device_agent.process import memory_lock
 from device_agent.process.jail import JailPolicy
 from device_agent.storage.journal import Journal
-from tests.runtime.test_children import start
 from tests.support.publisher import DeviceUnderTest
+from tests.support.worker_fixtures import start_jail_probe
 
 
 def told(device: DeviceUnderTest, **clock: object) -> dict[str, object]:
@@ -68,13 +68,13 @@ def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> N
 
 
 def test_a_child_locks_its_memory_where_it_may() -> None:
-    with start(replace(JailPolicy(), lock_memory=True)) as child:
+    with start_jail_probe(replace(JailPolicy(), lock_memory=True)) as child:
         locked_bytes = child.memory_bytes("VmLck")
         if not child.jail.memory_locked:
             assert locked_bytes == 0
             pytest.skip("memory may not be locked here (RLIMIT_MEMLOCK)")
         assert locked_bytes > 1024 * 1024
-    with start() as child:
+    with start_jail_probe() as child:
         assert child.memory_bytes("VmLck") == 0
 
 

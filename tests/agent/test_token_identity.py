@@ -75,10 +75,10 @@ def test_what_is_wrong_with_a_token_is_told(first_publisher: Publisher, identity
     with pytest.raises(DeviceTokenUnavailable, match="PinIncorrect"):
         open_signing_key(device.directory, identity)
     pin.chmod(0o644)
-    with pytest.raises(IdentityInvalid, match="readable by others"):
+    with pytest.raises(IdentityInvalid, match="can be read by other users"):
         open_signing_key(device.directory, identity)
     pin.unlink()
-    with pytest.raises(IdentityInvalid, match="cannot be read"):
+    with pytest.raises(IdentityInvalid, match="cannot read the token's PIN"):
         open_signing_key(device.directory, identity)
 
 

@@ -20,7 +20,7 @@ from device_agent.process.worker_process import WorkerProcess
 from device_agent.workers.worker_pool import key_opener_jail
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import FAMILY, DeviceUnderTest, Publisher
-from tests.support.swtpm import extend, held, needs_swtpm, running
+from tests.support.swtpm import extend, held, needs_swtpm, running, undefine_counter
 
 pytestmark = needs_swtpm
 
@@ -135,7 +135,7 @@ def test_a_configuration_that_forgets_the_tpm_is_told_and_mends_itself_by_reseal
         publisher.admit(device.directory, create_enrollment_request(device.directory, device.config.key_storage))
         ended = device.update(key_storage="file")
         assert ended.reason == "identity-invalid"
-        assert "is sealed, and `identity` in the configuration says files" in ended.detail
+        assert "is sealed, but `key_storage` in the configuration is file" in ended.detail
         assert not device.journal().quarantine_records()
         device.config = replace(device.config, key_storage="file")
         device.write_config()
@@ -160,7 +160,8 @@ def test_no_unseal_leaves_anything_behind(tcti: str) -> None:
         sealed = tpm.seal(b"k" * 96)
         for _ in range(8):  # a TPM holds three transient objects
             assert tpm.unseal(sealed) == b"k" * 96
-        tpm._esys.pcr_event(tpm._tss.ESYS_TR(PCR), b"x")
+    extend(tcti, PCR)
+    with Tpm(TpmSettings(tcti, (PCR,))) as tpm:
         for _ in range(8):
             with pytest.raises(TpmPolicyMismatch):
                 tpm.unseal(sealed)
@@ -172,8 +173,8 @@ def test_a_counter_only_grows(tcti: str) -> None:
         assert tpm.read_counter() == 0
         assert tpm.raise_counter(5) == 5
         assert tpm.raise_counter(3) == 5
-        index = tpm._find_index()
-        tpm._esys.nv_undefine_space(index)
+    undefine_counter(tcti, TpmSettings().nv_index)
+    with Tpm(TpmSettings(tcti)) as tpm:
         assert tpm.read_counter() == 0
         assert tpm.raise_counter(1) > 5
 

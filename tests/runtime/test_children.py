@@ -1,4 +1,4 @@
-"""Children: calls, errors, events, questions and descriptors cross; a dead or silent child is told from an answer."""
+"""Workers: calls, errors, events, requests and descriptors are exchanged; crashes and timeouts are reported."""
 
 import fcntl
 import logging
@@ -14,15 +14,9 @@ from bundle.errors import Bug, Unfit
 from device_agent.errors import DeviceLocked, WorkerCrashed, WorkerFailed, WorkerTimeout, error_from_dict
 from device_agent.process import channel
 from device_agent.process.jail import JailPolicy, detect_jail
-from device_agent.process.worker_process import WorkerProcess
+from tests.support.worker_fixtures import start_jail_probe
 
-JAIL_PROBE = "tests.support.jail_probe"
-ROOT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 MEMFD_READ = "did: plain model"
-
-
-def start(policy: JailPolicy | None = None) -> WorkerProcess:
-    return WorkerProcess.start(JAIL_PROBE, policy or JailPolicy(), environment=ROOT)
 
 
 def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
@@ -31,28 +25,28 @@ def test_an_inmate_can_open_its_memfd_and_nothing_else(tmp_path: Path) -> None:
     fd = os.memfd_create("model", os.MFD_ALLOW_SEALING)
     os.write(fd, b"plain model")
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    with start() as child:
+    with start_jail_probe() as worker:
         request = {"readable": str(secret), "supervisor": os.getpid()}
-        tried = child.call("attempts", request, (fd,), deadline_s=10).value
-        assert child.jail.is_confined
-        assert child.jail.undumpable
-        assert child.jail.threads == 1
+        tried = worker.call("attempts", request, (fd,), deadline_s=10).value
+        assert worker.jail.is_confined
+        assert worker.jail.undumpable
+        assert worker.jail.threads == 1
     os.close(fd)
     for attempt in ("inet", "unix", "fork", "exec", "passwd", "create", "readable", "kill-parent", "ptrace"):
         assert tried[attempt] == "PermissionError", (attempt, tried)
     for attempt in ("memfd", "thread", "pair"):
         assert tried[attempt].startswith("did: "), (attempt, tried)
     assert tried["memfd"] == MEMFD_READ
-    assert tried["uid"] == (child.jail.own_uid if os.geteuid() == 0 else os.geteuid())
+    assert tried["uid"] == (worker.jail.own_uid if os.geteuid() == 0 else os.geteuid())
 
 
 def test_a_policy_opens_the_paths_and_sockets_that_it_names(tmp_path: Path) -> None:
     readable = tmp_path / "readable"
     readable.write_text("yes")
     fd = os.memfd_create("model")
-    with start(JailPolicy(sockets="inet", read=(str(tmp_path), "/no/such/path"), own_user=False)) as child:
+    with start_jail_probe(JailPolicy(sockets="inet", read=(str(tmp_path), "/no/such/path"), own_user=False)) as worker:
         request = {"readable": str(readable), "supervisor": os.getpid()}
-        tried = child.call("attempts", request, (fd,), deadline_s=10).value
+        tried = worker.call("attempts", request, (fd,), deadline_s=10).value
     os.close(fd)
     assert tried["readable"] == "did: yes"
     assert tried["inet"].startswith("did: ")
@@ -61,23 +55,25 @@ def test_a_policy_opens_the_paths_and_sockets_that_it_names(tmp_path: Path) -> N
 
 
 def test_what_a_child_can_be_kept_from_is_known_before_one_starts() -> None:
-    with start() as child:
+    with start_jail_probe() as worker:
         promised = detect_jail()
-        assert (child.jail.landlock_abi, child.jail.seccomp) == (promised.landlock_abi, promised.seccomp)
-        assert child.jail.network_namespace == promised.network_namespace
+        assert (worker.jail.landlock_abi, worker.jail.seccomp) == (promised.landlock_abi, promised.seccomp)
+        assert worker.jail.network_namespace == promised.network_namespace
 
 
 def test_an_error_of_the_child_is_raised_as_its_class() -> None:
-    with start() as child:
+    with start_jail_probe() as worker:
         with pytest.raises(DeviceLocked, match="found 1, expected 0") as caught:
-            child.call("fail", {"how": "busy"}, deadline_s=10)
+            worker.call("fail", {"how": "busy"}, deadline_s=10)
         assert caught.value.hint == "wait"
         with pytest.raises(WorkerFailed, match="KeyError in 'fail'") as foreign:
-            child.call("fail", {"how": "foreign"}, deadline_s=10)
+            worker.call("fail", {"how": "foreign"}, deadline_s=10)
         assert foreign.value.reason == "worker-failed"
-        with pytest.raises(WorkerFailed, match="knows attempts, environment, fail, talk, not 'dance'"):
-            child.call("dance", deadline_s=10)
-        assert child.is_alive()
+        with pytest.raises(
+            WorkerFailed, match="unknown operation 'dance', this worker has attempts, environment, fail, talk"
+        ):
+            worker.call("dance", deadline_s=10)
+        assert worker.is_alive()
 
 
 def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> None:
@@ -90,42 +86,42 @@ def test_an_error_class_that_is_not_loaded_here_keeps_its_kind_and_reason() -> N
 
 @pytest.mark.parametrize(("how", "words"), [("crash", "ended by SIGSEGV: .*jail_probe.py"), ("exit", "exit code 3")])
 def test_a_child_that_dies_in_a_call_is_told_with_how_it_ended(how: str, words: str) -> None:
-    with start() as child:
+    with start_jail_probe() as worker:
         with pytest.raises(WorkerCrashed, match=words):
-            child.call("fail", {"how": how}, deadline_s=10)
-        assert not child.is_alive()
-        assert select.select([child], [], [], 0)[0]
+            worker.call("fail", {"how": how}, deadline_s=10)
+        assert not worker.is_alive()
+        assert select.select([worker], [], [], 0)[0]
 
 
 def test_a_child_that_sends_nonsense_has_failed_and_the_caller_has_not() -> None:
-    with start() as child, pytest.raises(WorkerFailed, match="jail_probe sent what is no answer"):
-        child.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
+    with start_jail_probe() as worker, pytest.raises(WorkerFailed, match="jail_probe sent a malformed message"):
+        worker.call("fail", {"how": "nonsense"}, deadline_s=10, on_event=lambda event: event["done"] + 1)
 
 
 def test_a_silent_child_is_killed_at_the_deadline() -> None:
-    with start() as child:
+    with start_jail_probe() as worker:
         before = time.monotonic()
-        with pytest.raises(WorkerTimeout, match=r"did not answer 'fail' within 0.2 s"):
-            child.call("fail", {"how": "sleep"}, deadline_s=0.2)
+        with pytest.raises(WorkerTimeout, match=r"did not reply to 'fail' within 0.2 s"):
+            worker.call("fail", {"how": "sleep"}, deadline_s=0.2)
         assert time.monotonic() - before < 5
-        assert not child.is_alive()
+        assert not worker.is_alive()
 
 
 def test_events_questions_and_descriptors_cross() -> None:
     events: list[channel.JsonObject] = []
-    with start() as child:
-        answer = child.call(
+    with start_jail_probe() as worker:
+        reply = worker.call(
             "talk",
             {"n": 21},
             deadline_s=10,
             on_event=events.append,
-            on_request=lambda question: ({"n": question.value["n"] * 2}, ()),
+            on_request=lambda request: ({"n": request.value["n"] * 2}, ()),
         )
         assert events == [{"done": 1}, {"done": 2}]
-        assert os.pread(answer.fds[0], 10, 0) == b"42"
-        answer.close()
+        assert os.pread(reply.fds[0], 10, 0) == b"42"
+        reply.close()
         with pytest.raises(DeviceLocked):
-            child.call("talk", {"n": 1}, deadline_s=10, on_request=_refuse)
+            worker.call("talk", {"n": 1}, deadline_s=10, on_request=_refuse)
 
 
 def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, ...]]:
@@ -133,34 +129,34 @@ def _refuse(_question: channel.Message) -> tuple[dict[str, object], tuple[int, .
 
 
 def test_a_child_ends_with_its_supervisor_even_in_native_code() -> None:
-    child = start()
-    died: list[WorkerCrashed] = []
+    worker = start_jail_probe()
+    crashes: list[WorkerCrashed] = []
 
     def call() -> None:
         with pytest.raises(WorkerCrashed) as caught:
-            child.call("fail", {"how": "sleep"}, deadline_s=60)
-        died.append(caught.value)
+            worker.call("fail", {"how": "sleep"}, deadline_s=60)
+        crashes.append(caught.value)
 
     caller = threading.Thread(target=call)
     caller.start()
     before = time.monotonic()
-    child.stop()
+    worker.stop()
     caller.join()
-    assert died
-    assert not child.is_alive()
+    assert crashes
+    assert not worker.is_alive()
     assert time.monotonic() - before < 4
-    child.stop()
+    worker.stop()
 
 
 def test_the_words_of_a_crash_reach_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING), start() as child, pytest.raises(WorkerCrashed):
-        child.call("fail", {"how": "crash"}, deadline_s=10)
+    with caplog.at_level(logging.WARNING), start_jail_probe() as worker, pytest.raises(WorkerCrashed):
+        worker.call("fail", {"how": "crash"}, deadline_s=10)
     assert "Segmentation fault" in caplog.text
 
 
 def test_no_secret_of_the_environment_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRWEIGHTS_PASSPHRASE", "hunter2")
-    with start() as child:
-        seen = child.call("environment", deadline_s=10).value
+    with start_jail_probe() as worker:
+        seen = worker.call("environment", deadline_s=10).value
         assert "hunter2" not in str(seen)
         assert seen["environment"]["ORT_DISABLE_TELEMETRY"] == "1"

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -11,52 +10,16 @@ from device_agent.policy.attempt import DOWNTIME, Attempt, Outcome, UpdateResult
 from device_agent.runtime.probe_runner import ProbeReport
 from tests.support.load_clients import ask, connect
 from tests.support.memfd_bundles import front, plain, scale
+from tests.support.prometheus_text import SUFFIXES, Metric, parse_metrics
 
-SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[^{}]*\})? (-?[0-9.e+-]+|NaN|[+-]Inf)")
-LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\[\\"n])*)"')
-SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count"), "counter": ("",), "gauge": ("",)}
 UNITS = ("_seconds", "_bytes", "_joules", "_ratio", "_info")
-
-
-@dataclass
-class Metric:
-    """One family of samples: (suffix and labels) to value."""
-
-    kind: str = ""
-    words: str = ""
-    samples: dict[tuple[str, tuple[tuple[str, str], ...]], float] = field(default_factory=dict)
-
-
-def parse(text: str) -> dict[str, Metric]:
-    """Strictly, as the format's page says: HELP, TYPE, then the family's samples together. Raises AssertionError."""
-    assert text.endswith("\n")
-    found: dict[str, Metric] = {}
-    name = ""
-    for line in text.splitlines():
-        if line.startswith("# HELP "):
-            name, _, words = line.removeprefix("# HELP ").partition(" ")
-            assert name not in found, f"{name} comes twice"
-            found[name] = Metric(words=words)
-        elif line.startswith("# TYPE "):
-            assert line.split()[2] == name
-            found[name].kind = line.split()[3]
-        else:
-            match = SAMPLE.fullmatch(line)
-            assert match, line
-            assert match[1].startswith(name), f"{line} stands among the samples of {name}"
-            labels = tuple(LABEL.findall(match[2] or ""))
-            assert "{" + ",".join(f'{key}="{value}"' for key, value in labels) + "}" == (match[2] or "{}"), line
-            key = match[1].removeprefix(name), labels
-            assert key not in found[name].samples, f"{line} comes twice"
-            found[name].samples[key] = float(match[3])
-    return found
 
 
 def check_conventions(found: dict[str, Metric]) -> None:
     """Names, kinds and units."""
     for name, metric in found.items():
         assert re.fullmatch(r"airweights_[a-z][a-z0-9_]*", name)
-        assert metric.words.endswith("."), f"{name} has no sentence"
+        assert metric.help_text.endswith("."), f"{name} has no sentence"
         assert name.endswith("_total") == (metric.kind == "counter"), name
         assert not re.search(r"_(ms|us|milliseconds|mib|kb|percent|ppm)(_|$)", name), f"{name} is in no base unit"
         if metric.kind in ("histogram", "summary"):
@@ -92,7 +55,7 @@ def tally() -> UpdateMetrics:
 
 
 def test_the_supervisors_counters_add_up(tally: UpdateMetrics) -> None:
-    found = parse(render_update_metrics([tally]))
+    found = parse_metrics(render_update_metrics([tally]))
     check_conventions(found)
 
     def value(name: str, suffix: str = "", **labels: str) -> float:
@@ -111,7 +74,7 @@ def test_the_supervisors_counters_add_up(tally: UpdateMetrics) -> None:
 
 def test_several_families_share_the_heading_of_a_metric(tally: UpdateMetrics) -> None:
     text = render_update_metrics([tally, UpdateMetrics("other")])
-    found = parse(text)
+    found = parse_metrics(text)
     check_conventions(found)
     heads = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
     assert len(heads) == len(set(heads))
@@ -130,7 +93,7 @@ def test_all_metrics_together_are_in_the_format_and_keep_the_conventions(tally: 
         assert ask(served.address, b"{")[0] == 400
         connection = connect(served.address)
         connection.request("GET", "/metrics")
-        found = parse(connection.getresponse().read().decode())
+        found = parse_metrics(connection.getresponse().read().decode())
         connection.close()
         check_conventions(found)
         for name in ("request_duration_seconds", "inference_duration_seconds"):

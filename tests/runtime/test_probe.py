@@ -22,7 +22,7 @@ from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
 from device_agent.workers import probe as probe_process
 from tests.support import hostile_models as hostile
-from tests.support.memfd_bundles import Plain, floats, plain, scale
+from tests.support.memfd_bundles import Plain, floats, plain, scale, with_arbitrary_golden
 
 SAMPLES: list[dict[str, Array]] = [{"x": floats(1, 2, 3, 4)}, {"x": floats(0, -1, 0.5, 100)}]
 HEALTH = Health(probe_deadline_s=30)
@@ -128,7 +128,7 @@ def test_another_contract_fails(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize("with_golden", [True, False])
 @pytest.mark.parametrize("model", hostile.of_ending_operators().values(), ids=hostile.of_ending_operators())
 def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, with_golden: bool) -> None:
-    with plain(serialized(model), contract=FOUR) as bundle, _with_golden(bundle, 4) as asked:
+    with plain(serialized(model), contract=FOUR) as bundle, with_arbitrary_golden(bundle, 4) as asked:
         report = verdict(asked if with_golden else bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         if with_golden:
             assert (report.verdict, report.reason) in (
@@ -146,7 +146,7 @@ def test_loading_without_end_is_cut_off(model: onnx.ModelProto) -> None:
     with plain(serialized(model), contract=FOUR) as bundle:
         report = verdict(bundle, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout"), report
-        assert report.detail == f"no end within {ENOUGH_TO_START_S} s, at load"
+        assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at load"
 
 
 def test_wishes_in_the_models_metadata_are_not_heard(tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_a_model_with_other_inputs_than_its_manifest_says_fails() -> None:
 @pytest.mark.parametrize("model", [hostile.hangs(), hostile.one_huge_kernel()], ids=["loop", "kernel"])
 def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelProto) -> None:
     size = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    with plain(model) as bundle, _with_golden(bundle, size) as asked:
+    with plain(model) as bundle, with_arbitrary_golden(bundle, size) as asked:
         report = verdict(asked, Health(probe_deadline_s=ENOUGH_TO_START_S))
         assert (report.verdict, report.reason) == ("fail", "probe-timeout")
-        assert report.detail == f"no end within {ENOUGH_TO_START_S} s, at golden 0"
+        assert report.detail == f"not finished within {ENOUGH_TO_START_S} s, at golden 0"
         assert report.elapsed_s < 10
 
 
@@ -219,13 +219,13 @@ def test_a_model_that_does_not_end_is_killed_at_the_deadline(model: onnx.ModelPr
 def test_a_crash_is_the_models_and_a_kill_from_elsewhere_is_not(
     number: signal.Signals, verdict_and_reason: tuple[str, str]
 ) -> None:
-    with plain(hostile.hangs()) as bundle, _with_golden(bundle, 4) as asked:
+    with plain(hostile.hangs()) as bundle, with_arbitrary_golden(bundle, 4) as asked:
         killer = threading.Thread(target=_kill_probe, args=(number,))
         killer.start()
         report = verdict(asked)
         killer.join()
         assert (report.verdict, report.reason) == verdict_and_reason
-        assert report.detail.startswith("at golden 0: probe did not answer 'probe', it ended by SIG")
+        assert report.detail.startswith("at golden 0: probe did not reply to 'probe', it ended by SIG")
 
 
 def _kill_probe(number: signal.Signals) -> None:
@@ -245,7 +245,7 @@ def _kill_probe(number: signal.Signals) -> None:
 
 
 def test_a_model_that_asks_for_more_memory_than_there_is_fails_and_harms_nobody() -> None:
-    with plain(hostile.asks_for_64_gib()) as bundle, _with_golden(bundle, 1) as asked:
+    with plain(hostile.asks_for_64_gib()) as bundle, with_arbitrary_golden(bundle, 1) as asked:
         report = verdict(asked)
         assert report.verdict == "fail"
         assert report.reason in ("inference-failed", "probe-crashed")
@@ -289,22 +289,3 @@ def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
         report = run_probe_process(bundle.fds, bundle.contract, HEALTH, jail=JailPolicy(open_files=3), threads=1)
         assert report.verdict == "inconclusive"
         assert report.reason in ("worker-crashed", "jail-unavailable", "worker-failed")
-
-
-class _with_golden:
-    """A bundle with one golden question whose answer nobody could compute beforehand."""
-
-    def __init__(self, bundle: Plain, size: int) -> None:
-        from bundle.golden import GoldenSample, write_golden
-
-        shape = tuple(n for n in bundle.contract.outputs[0].shape if isinstance(n, int))
-        sample = GoldenSample({"x": np.ones(size, np.float32)}, {"y": np.ones(shape, np.float32)})
-        self._fd = create_sealed_memfd("g", write_golden((sample,)))
-        files = {**bundle.fds.files, "g": self._fd}
-        self._plain = Plain(BundleFds(files, bundle.fds.model, "g"), bundle.contract)
-
-    def __enter__(self) -> Plain:
-        return self._plain
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)

@@ -1,4 +1,4 @@
-"""Any sequence of swaps, failed swaps, rollbacks, leases and crashes, against a model of the slot in a few lines."""
+"""ModelRuntime against a model of it in a few lines: sequences of swaps, rollbacks, leases and crashes."""
 
 import os
 import signal
@@ -20,7 +20,6 @@ from hypothesis.stateful import (
 from airweights import ModelRuntime
 from bundle.errors import Unfit
 from device_agent.errors import NothingToRollBack
-from device_agent.runtime.backends import WorkerBackend
 from device_agent.runtime.model_runtime import Lease, NoModelLoaded
 from tests.support import hostile_models as hostile
 from tests.support.memfd_bundles import Plain, floats, plain, scale
@@ -30,7 +29,7 @@ FACTORS = (2.0, 3.0, 5.0)
 
 
 class Slot(RuleBasedStateMachine):
-    """What the runtime should be: a current factor, the one before, and leases on either."""
+    """A model of the runtime: the current factor, the previous one, and leases on either."""
 
     isolation = "inproc"
     models: dict[float, Plain]
@@ -51,7 +50,7 @@ class Slot(RuleBasedStateMachine):
 
     @rule(factor=st.sampled_from(FACTORS))
     def swap(self, factor: float) -> None:
-        # what goes is drained within `swap`: leases on it must be back by then
+        # `swap` drains the previous generation: leases on it must have ended by then
         self._give_back(self.previous)
         self.number += 1
         report = self.runtime.swap(self.models[factor].fds)
@@ -70,12 +69,12 @@ class Slot(RuleBasedStateMachine):
             with pytest.raises(NothingToRollBack):
                 self.runtime.rollback()
             return
-        gone = self.current
+        rejected = self.current
         assert self.runtime.rollback() == self.previous[0]
         self.current, self.previous = self.previous, None
-        # leases outlive it: a rollback does not wait for them
+        # a rollback does not wait for leases: they still work
         self._answers()
-        self._give_back(gone)
+        self._give_back(rejected)
 
     @rule()
     def forget(self) -> None:
@@ -97,10 +96,9 @@ class Slot(RuleBasedStateMachine):
     @precondition(lambda self: self.isolation == "worker" and self.current is not None)
     @rule()
     def the_process_dies(self) -> None:
-        current = self.runtime._current
-        assert current is not None
-        assert isinstance(current.backend, WorkerBackend)
-        os.kill(current.backend._process.pid, signal.SIGKILL)
+        with self.runtime.lease() as lease:
+            assert lease.worker_pid is not None
+            os.kill(lease.worker_pid, signal.SIGKILL)
 
     @invariant()
     def the_current_one_answers(self) -> None:

@@ -1,5 +1,6 @@
 """Plain bundles in memfds, made of models that are made here and now."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,23 @@ def plain(
         yield Plain(bundle, contract)
     finally:
         bundle.close()
+
+
+@contextmanager
+def with_arbitrary_golden(bundle: Plain, size: int) -> Iterator[Plain]:
+    """Yield the bundle with one golden sample of ones, for a model that cannot be run to compute its outputs.
+
+    Args:
+        bundle: a bundle without golden vectors; still the caller's.
+        size: number of elements of the input `x`.
+    """
+    shape = tuple(n for n in bundle.contract.outputs[0].shape if isinstance(n, int))
+    sample = GoldenSample({"x": np.ones(size, np.float32)}, {"y": np.ones(shape, np.float32)})
+    fd = create_sealed_memfd("golden", write_golden((sample,)))
+    try:
+        yield Plain(BundleFds({**bundle.fds.files, "golden": fd}, bundle.fds.model, "golden"), bundle.contract)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -53,9 +53,19 @@ def _listens(path: Path) -> bool:
 
 
 def extend(tcti: str, pcr: int) -> None:
-    """Measure something into a PCR, as another firmware or kernel would."""
-    with Tpm(TpmSettings(tcti)) as tpm:
-        tpm._esys.pcr_event(tpm._tss.ESYS_TR(pcr), b"something else was started")
+    """Extend a PCR, as other firmware or another kernel would."""
+    import tpm2_pytss
+
+    with tpm2_pytss.ESAPI(tcti) as tpm:
+        tpm.pcr_event(tpm2_pytss.ESYS_TR(pcr), b"something else was started")
+
+
+def undefine_counter(tcti: str, nv_index: int) -> None:
+    """Remove the NV index of the counter, as a TPM owner could."""
+    import tpm2_pytss
+
+    with tpm2_pytss.ESAPI(tcti) as tpm:
+        tpm.nv_undefine_space(tpm.tr_from_tpmpublic(nv_index))
 
 
 def held(tcti: str) -> int:
