@@ -223,7 +223,7 @@ def test_compressed_bodies_are_bounded(encoding: str, module: Any) -> None:
     packed = module.compress(plain_body)
     assert bytes(inference.decompress(memoryview(packed), encoding, 10_000)) == plain_body
     for bad in (packed[:-1], packed + b"x", b"nonsense"):
-        with pytest.raises(RequestInvalid, match=r"gzip|deflate|cut"):
+        with pytest.raises(RequestInvalid, match=r"gzip|deflate|incomplete"):
             inference.decompress(memoryview(bad), encoding, 10_000)
     with pytest.raises(RequestInvalid, match="more than 9999 bytes"):
         inference.decompress(memoryview(packed), encoding, 9_999)
