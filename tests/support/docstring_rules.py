@@ -129,6 +129,18 @@ REPLACED: Final = re.compile(
     r"a way back|line by line of|children|child process|child's|not hold|bytes plain|remembered)\b",
     re.IGNORECASE,
 )
+# Further words that the glossary replaced, and British spellings: not for docs, help texts and schemas.
+OLD_WORDS: Final = re.compile(
+    r"(?<!airweights\.)\b(model lines?|armed|parked|newcomers?|in trial|on trial|gives? back|given back|gave back|"
+    r"go(?:es)? back|keepers?|signer memory|yardsticks?|anew|plain bytes|can not|for good|colours?|behaviours?|"
+    r"defences?|practise[sd]?|(?:optim|initial|serial|synchron|recogn|normal|organ|minim|maxim)is(?:e[sd]?|ing|ation))\b",
+    re.IGNORECASE,
+)
+
+
+def old_words(text: str) -> list[str]:
+    """Return the replaced words of a text for users: docs, help texts and schemas."""
+    return [found[0] for pattern in (REPLACED, OLD_WORDS) for found in pattern.finditer(text)]
 
 
 def breaches(path: Path) -> Iterator[str]:
