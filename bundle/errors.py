@@ -256,6 +256,12 @@ class EnrollmentRefused(Refused):
     reason = "enrollment-refused"
 
 
+class GoldenMismatch(Unfit):
+    """A model's output is missing or differs from the golden output. Fix the model, or record new golden outputs."""
+
+    reason = "golden-mismatch"
+
+
 def subclasses(root: type[AirweightsError] = AirweightsError) -> Iterator[type[AirweightsError]]:
     """Yield every loaded subclass of `root`, depth first."""
     for subclass in root.__subclasses__():

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from bundle.errors import Malformed, TooLarge, Unfit
+from bundle.errors import GoldenMismatch, Malformed, TooLarge
 from bundle.strict_json import JSON, StrictObject, decode
 
 Array = npt.NDArray[np.generic]
@@ -45,12 +45,6 @@ DTYPES: Final[dict[str, str]] = {
     "F64": "float64",
 }
 _DTYPE_NAMES: Final = {numpy: name for name, numpy in DTYPES.items()}
-
-
-class GoldenMismatch(Unfit):
-    """An output differs from the golden one by more than the tolerance. Fix the model or its release."""
-
-    reason = "golden-mismatch"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,63 +1,7 @@
-"""What can go wrong on a device.
+"""Errors of the device agent; docs/errors.md is generated from these classes.
 
-AirweightsError
-├── Invalid
-│   ├── ConfigInvalid           config-invalid          a setting is missing, unknown or out of its range
-│   ├── UsageInvalid            usage                   an option or argument of the command line is wrong
-│   ├── IdentityInvalid         identity-invalid        a key file is missing, damaged or readable by others
-│   ├── NotInitialized          not-initialized         the device directory has not been made yet
-│   ├── AlreadyInitialized      already-initialized     it has, and a second identity would orphan the first
-│   ├── NoAdapter               no-adapter              no adapter is held
-│   ├── NothingToMeasure        nothing-to-measure      no bundle is held that `bench` could run
-│   ├── NothingToRollBack       nothing-to-roll-back    no previous release is held
-│   └── RequestInvalid          request-invalid         an inference request that is the client's mistake
-├── Refused
-│   ├── QuarantinedRefused      quarantined             this bundle failed here before, under this runtime
-│   ├── KilledInTrialRefused    killed-in-trial         the agent died three times while it tried this bundle
-│   ├── BelowFloorRefused       below-floor             an operator asked for a release below the floor
-│   ├── StoreDamagedRefused     store-damaged           a sealed bundle is missing, or is not the one it is named for
-│   ├── CohortKeyRefused        cohort-key              an unsealed cohort key is not the one that the fleet signs
-│   └── NoVariantRefused        no-variant              no variant of the release fits this device
-├── Unavailable
-│   ├── TpmUnavailable          tpm-unavailable         the TPM that holds the identity does not answer
-│   ├── TpmPolicyUnavailable    tpm-policy              the PCRs are not what they were when the identity was sealed
-│   ├── DeviceTokenUnavailable  device-token-unavailable nor does the token
-│   ├── FloorUnprovenUnavailable floor-unproven         the TPM has seen a higher floor than this disk remembers
-│   ├── NoSpaceUnavailable      no-space                the store's file system is too full for the plan
-│   ├── NoMemoryUnavailable     no-memory               the candidate does not fit into memory, even alone
-│   ├── MeteredUnavailable      metered-limit           the cheapest path costs more than the metered limit
-│   ├── NoPathUnavailable       no-path                 no published patch leads here from what is held
-│   ├── EnvelopeUnavailable     envelope-missing        no envelope for this device or cohort is published
-│   ├── NotEligibleUnavailable  not-eligible            percent, cohort, window or halt say: not now
-│   ├── BusyUnavailable         busy                    another process holds the device directory
-│   ├── PausedUnavailable       paused                  an operator has paused updates
-│   ├── DaemonUnavailable       daemon-down             nobody answers on the control socket
-│   ├── JournalUnavailable      journal                 the state database does not open
-│   ├── SlowUnavailable         too-slow-server         a transfer below the configured rate; what came is kept
-│   │   └── JournalDamaged      journal-damaged         its bytes are not as they were written; it is made anew
-│   ├── StoppedUnavailable      stopped                 the agent is asked to stop in the middle of something
-│   ├── SystemUnavailable       system                  the operating system refuses: a full disk, an I/O error
-│   ├── ChildDied               child-died              a child process ended in the middle of a call
-│   │   └── ChildFailed         child-failed            it raised, or sent, what is no answer of ours
-│   ├── ChildTimeout            child-timeout           a child did not answer in time and was killed
-│   ├── ListenUnavailable       listen                  the endpoint's address is taken or not allowed
-│   ├── DrainUnavailable        drain                   a retired generation still has requests
-│   └── JailUnavailable         jail-unavailable        the kernel cannot confine a child, and the settings ask for it
-├── Unfit
-│   ├── PatcherDiedUnfit        patcher-died            the patcher died over this bundle again and again
-│   ├── ProbeInconclusiveUnfit  probe-inconclusive      neither pass nor fail: the old one stays, nothing is marked
-│   ├── ProbationUnfit          probation-failed        errors, NaN, latency or a crash under live requests
-│   ├── ProbationInconclusiveUnfit probation-inconclusive too few requests to tell, and the contract says to go back
-│   ├── ShadowUnfit             shadow-failed           its answers to live requests are not the running model's
-│   ├── AdapterUnfit            adapter-unfit           a personal adapter does not fit the release
-│   ├── BenchUnfit              bench-failed            a bundle does not answer the requests that `bench` sends
-│   ├── OperatorUnfit           operator-rollback       an operator sent the device back
-│   ├── ModelUnfit              model-does-not-load     onnxruntime does not make a session of the model
-│   ├── ContractUnfit           contract-mismatch       the model's inputs or outputs are not the manifest's
-│   ├── ModelProcessUnfit       model-process-died      the model's process died or hung while it loaded
-│   └── InferenceUnfit          inference-failed        the model failed on inputs that its contract allows
-└── Bug
-    └── IllegalTransitionBug    illegal-transition      the state machine's table has no such key
+Choose the kind (bundle.errors) by how the caller must react, and the class by the cause. The class name is the reason
+in CamelCase. A worker sends an error as its reason, message and hint; the supervisor converts it to the same class.
 """
 
 import contextlib
@@ -70,338 +14,406 @@ from bundle.errors import InvalidUsage as InvalidUsage
 from bundle.errors import OsFailure as OsFailure
 
 REASON_PATTERN: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_UNKNOWN_REASON_CLASSES: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
+MAX_MESSAGE_CHARACTERS: Final = 2000  # of an error that a worker sends
+_CLASSES_OF_UNLOADED_REASONS: Final[dict[tuple[type[AirweightsError], str], type[AirweightsError]]] = {}
 
 
 class ConfigInvalid(Invalid):
-    """A setting is missing, unknown or out of its range."""
+    """A setting is missing, unknown or out of range. Fix the configuration file."""
 
     reason = "config-invalid"
 
 
 class IdentityInvalid(Invalid):
-    """A key file is missing, damaged or readable by others."""
+    """A key file is missing, damaged or readable by others. Restore it, or initialize and enroll the device again."""
 
     reason = "identity-invalid"
 
 
 class NotInitialized(Invalid):
-    """The device directory has not been made yet."""
+    """The device directory does not exist yet. Run `device-agent init` first."""
 
     reason = "not-initialized"
 
 
 class AlreadyInitialized(Invalid):
-    """The device directory has an identity, which a second one would orphan."""
+    """The device directory already has an identity. Remove the directory to start over."""
 
     reason = "already-initialized"
 
 
 class AdapterMissing(Invalid):
-    """No adapter is held."""
+    """No adapter is stored, or no release is active that it could be attached to. Attach one with a file name."""
 
     reason = "adapter-missing"
 
 
 class NothingToBenchmark(Invalid):
-    """No bundle is held that `bench` could run."""
+    """The store has no bundle that `bench` could run. Run `device-agent update` first."""
 
     reason = "nothing-to-benchmark"
 
 
 class NothingToRollBack(Invalid):
-    """No previous release is held."""
+    """The device has no previous release. Let it install a second release before a rollback."""
 
     reason = "nothing-to-roll-back"
 
 
 class RequestInvalid(Invalid):
-    """An inference request that is the client's mistake: a name, shape, dtype, size or JSON that is wrong."""
+    """An inference request has a wrong name, shape, dtype, size or JSON. Fix the client."""
 
     reason = "request-invalid"
 
 
 class BundleQuarantined(Refused):
-    """This bundle failed here before, under this runtime."""
+    """This bundle failed here before with this runtime. Publish a newer release, or clear the quarantine."""
 
     reason = "bundle-quarantined"
 
 
 class CrashLoop(Refused):
-    """The agent died again and again while it tried this bundle."""
+    """The agent crashed repeatedly in the same state with this bundle. Check the model for crashes and memory use."""
 
     reason = "crash-loop"
 
 
 class BelowRollbackFloor(Refused):
-    """An operator asked for a release below the floor."""
+    """The previous release is below the rollback floor. Publish a release with a higher counter instead."""
 
     reason = "below-rollback-floor"
 
 
 class StoreDamaged(Refused):
-    """A sealed bundle is missing, or is not the one it is named for."""
+    """A sealed bundle or adapter is missing or damaged. Let the next update download the bundle again."""
 
     reason = "store-damaged"
 
 
 class CohortKeyMismatch(Refused):
-    """An unsealed cohort key is not the one that the fleet document signs."""
+    """The key in a cohort envelope is not the one in the fleet document. Enroll the device in the cohort again."""
 
     reason = "cohort-key-mismatch"
 
 
 class NoVariant(Refused):
-    """No variant of the release fits this device."""
+    """No variant of the release fits this device. Publish a variant that meets the device's limits."""
 
     reason = "no-variant"
 
 
 class TpmUnavailable(Unavailable):
-    """The TPM that holds the identity is not there, or does not answer."""
+    """The TPM with the identity's keys is missing or does not respond. Check the device node and its permissions."""
 
     reason = "tpm-unavailable"
 
 
 class TpmPolicyMismatch(Unavailable):
-    """The TPM does not unseal the identity: the PCRs are not what they were when it was sealed."""
+    """The TPM does not unseal the keys, because its PCRs changed. Restore the boot state, or initialize again."""
 
     reason = "tpm-policy-mismatch"
 
 
 class DeviceTokenUnavailable(Unavailable):
-    """The PKCS#11 token that holds the identity's key is not there, or does not answer."""
+    """The PKCS#11 token with the identity's keys is missing or does not respond. Check the module, slot and PIN."""
 
     reason = "device-token-unavailable"
 
 
 class NoSpace(Unavailable):
-    """The store's file system is too full for the plan."""
+    """The file system has too little free space for the update. Free space on the device."""
 
     reason = "no-space"
 
 
 class OutOfMemory(Unavailable):
-    """The candidate does not fit into memory, even alone."""
+    """The candidate does not fit into memory, even without the running model. Publish a smaller variant."""
 
     reason = "out-of-memory"
 
 
 class MeteredLimitExceeded(Unavailable):
-    """The cheapest path costs more than the metered limit."""
+    """The cheapest download exceeds the metered limit. Wait for an unmetered connection, or raise the limit."""
 
     reason = "metered-limit-exceeded"
 
 
 class RollbackFloorUnproven(Unavailable):
-    """The TPM has seen a higher floor than this disk remembers: only metadata from the network is believed now."""
+    """The TPM counter is ahead of the journal, so the disk may be an old copy. Update from the network once."""
 
     reason = "rollback-floor-unproven"
 
 
 class NoPatchPath(Unavailable):
-    """No published patch leads to the release from what is held."""
+    """No published patch leads to the release from the stored bundles. Publish a full download."""
 
     reason = "no-patch-path"
 
 
 class EnvelopeMissing(Unavailable):
-    """No envelope for this device or cohort is published."""
+    """No envelope for this device or its cohort is published. Enroll the device, and seal the release to its cohort."""
 
     reason = "envelope-missing"
 
 
 class NotEligible(Unavailable):
-    """Percent, cohort, window or halt say: not now."""
+    """The rollout does not include this device now: halt, cohort, window or percentage. Wait or change the rollout."""
 
     reason = "not-eligible"
 
 
 class DeviceLocked(Unavailable):
-    """Another process holds the device directory."""
+    """Another process uses the device directory. Wait for it to end, or stop it."""
 
     reason = "device-locked"
 
 
 class UpdatesPaused(Unavailable):
-    """An operator has paused updates."""
+    """An operator paused updates. Run `device-agent resume`."""
 
     reason = "updates-paused"
 
 
 class DaemonNotRunning(Unavailable):
-    """Nobody answers on the control socket."""
+    """No daemon responds on the control socket. Start it with `device-agent run`."""
 
     reason = "daemon-not-running"
 
 
 class JournalUnreadable(Unavailable):
-    """The state database does not open."""
+    """The journal cannot be opened or written. Check the disk, its free space and the file's permissions."""
 
     reason = "journal-unreadable"
 
 
 class ServerTooSlow(DownloadFailed):
-    """A transfer below the configured rate; what came is kept."""
+    """A transfer was slower than the configured rate; its progress is kept. Check the network, or lower the rate."""
 
     reason = "server-too-slow"
 
 
 class AgentStopping(Unavailable):
-    """The agent is asked to stop in the middle of something."""
+    """The agent is stopping, so the operation was not finished. Repeat it after the restart."""
 
     reason = "agent-stopping"
 
 
 class JournalDamaged(JournalUnreadable):
-    """The state database's bytes are not as they were written."""
+    """The journal's bytes are damaged. Restart the agent, which rebuilds it, and check the disk."""
 
     reason = "journal-damaged"
 
 
 class WorkerCrashed(Unavailable):
-    """A child process ended in the middle of a call."""
+    """A worker process crashed during a call. Look for its last lines in the log."""
 
     reason = "worker-crashed"
 
 
 class WorkerFailed(WorkerCrashed):
-    """A child raised what is no error of ours, or sent what is no answer: it is as good as dead."""
+    """A worker process sent an unexpected error or a malformed response. Report the log lines as a bug."""
 
     reason = "worker-failed"
 
 
 class WorkerTimeout(Unavailable):
-    """A child did not answer in time and was killed."""
+    """A worker process did not respond in time and was killed. Check the load of the device."""
 
     reason = "worker-timeout"
 
 
 class AddressUnavailable(Unavailable):
-    """The endpoint's address is taken or not allowed."""
+    """The endpoint's address is in use or not allowed. Change `serve.address`, or stop its user."""
 
     reason = "address-unavailable"
 
 
 class DrainTimeout(Unavailable):
-    """A retired generation still has requests on lease."""
+    """A retired generation still has open requests. Check for clients whose requests do not end."""
 
     reason = "drain-timeout"
 
 
 class JailUnavailable(Unavailable):
-    """The kernel cannot confine a child and the settings do not allow to go on without."""
+    """The kernel cannot jail a worker, and the settings require it. Update the kernel, or set `allow_unjailed`."""
 
     reason = "jail-unavailable"
 
 
 class PatcherCrashed(Unfit):
-    """The patcher died over the same bundle again and again."""
+    """The patcher crashed repeatedly on the same bundle. Publish the release with other patches."""
 
     reason = "patcher-crashed"
 
 
+class TooMuchMemory(Unfit):
+    """The candidate's peak memory exceeds the limit of its health contract. Publish a smaller variant."""
+
+    reason = "too-much-memory"
+
+
+class TooSlow(Unfit):
+    """The candidate's median latency exceeds the limit of its health contract. Publish a faster variant."""
+
+    reason = "too-slow"
+
+
+class MemoryLeak(Unfit):
+    """The candidate's memory grows with every run. Look for an operator or runtime version that leaks."""
+
+    reason = "memory-leak"
+
+
+class NanOutput(Unfit):
+    """The candidate has NaN or infinity in an output whose golden output is finite. Fix the model."""
+
+    reason = "nan-output"
+
+
+class ProbeCrashed(Unfit):
+    """The probe process crashed or sent a malformed response. Run the model on a device of this kind."""
+
+    reason = "probe-crashed"
+
+
+class ProbeTimeout(Unfit):
+    """The probe did not end before the deadline of the health contract. Publish a faster variant, or extend it."""
+
+    reason = "probe-timeout"
+
+
+class CandidateMalformed(Unfit):
+    """The candidate's files are malformed; the detail starts with the reason. Build and publish the bundle again."""
+
+    reason = "candidate-malformed"
+
+
 class ProbeInconclusive(Unfit):
-    """The probe could not tell: the old release stays and nothing is marked."""
+    """The probe could not judge the candidate, which is not quarantined. Wait for the next update to probe again."""
 
     reason = "probe-inconclusive"
 
 
 class ProbationFailed(Unfit):
-    """The candidate failed under live requests: errors, NaN, latency or a crash."""
+    """The candidate failed under live requests: errors, NaN, latency or a crash. Fix the model."""
 
     reason = "probation-failed"
 
 
 class ShadowFailed(Unfit):
-    """The candidate failed in the shadow: errors, NaN, a crash, or answers that are not the running model's."""
+    """The candidate failed in shadow mode: errors, NaN, a crash, or other responses. Compare it with the old model."""
 
     reason = "shadow-failed"
 
 
 class AdapterIncompatible(Unfit):
-    """A personal adapter does not fit the release: its inputs are other ones, or its answers are not what they were."""
+    """The personal adapter does not fit the release, or changes its golden outputs. Train the adapter again."""
 
     reason = "adapter-incompatible"
 
 
 class BenchFailed(Unfit):
-    """A bundle does not answer the requests that `bench` sends."""
+    """A bundle does not respond to the requests of `bench`. Look for the model's error in the message."""
 
     reason = "bench-failed"
 
 
 class ProbationInconclusive(Unfit):
-    """Too few requests to tell, and the health contract says to go back then."""
+    """Too few requests for a decision, and the health contract keeps the old release then. Lower its minimum."""
 
     reason = "probation-inconclusive"
 
 
 class OperatorRollback(Unfit):
-    """An operator sent the device back."""
+    """An operator rolled the device back. Publish a fixed release with a higher counter."""
 
     reason = "operator-rollback"
 
 
 class ModelDoesNotLoad(Unfit):
-    """onnxruntime does not make a session of the model."""
+    """ONNX Runtime cannot load the model. Check its opset and operators against the device's runtime."""
 
     reason = "model-does-not-load"
 
 
 class ContractMismatch(Unfit):
-    """The model's inputs or outputs are not what the manifest says."""
+    """The model's inputs or outputs are not those of the manifest. Build the bundle again from this model."""
 
     reason = "contract-mismatch"
 
 
 class ModelProcessCrashed(Unfit):
-    """The model's process died or hung while it loaded."""
+    """The model process crashed or hung while it loaded the model. Check the model's memory use and operators."""
 
     reason = "model-process-crashed"
 
 
 class InferenceFailed(Unfit):
-    """The model failed on inputs that its contract allows."""
+    """The model failed on inputs that its contract allows. Fix the model or its contract."""
 
     reason = "inference-failed"
 
 
 class IllegalTransition(Bug):
-    """The state machine's table has no such key."""
+    """The state machine has no transition for an event. Report it with the log."""
 
     reason = "illegal-transition"
 
 
 def system_error(error: OSError) -> Unavailable:
-    """What the operating system's complaint means here."""
-    place = f" ({error.filename})" if error.filename else ""
+    """Convert an error of the operating system: NoSpace if a disk or quota is full, else OsFailure."""
+    location = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"{error.strerror}{place}", hint="free space on the device")
-    return OsFailure(f"{error.strerror or error}{place}")
+        return NoSpace(f"{error.strerror}{location}", hint="free space on the device")
+    return OsFailure(f"{error.strerror or error}{location}")
 
 
 def error_from_dict(value: object) -> AirweightsError:
-    """The exception for an `as_dict()` that a child sent (rule 3); a Bug where it is none."""
+    """Convert an error object that another process sent (`as_dict`) into an exception.
+
+    If the class with this reason is not loaded in this process, the exception has a new class of the same kind.
+
+    Returns:
+        The exception; a Bug if the object is malformed or its exit code belongs to no kind.
+    """
     if not isinstance(value, dict):
-        return Bug("a child reported an error that has no form")
+        return Bug(f"a worker sent an error of type {type(value).__name__}, expected an object")
     reason, message, hint = value.get("reason"), value.get("message"), value.get("hint")
     if not isinstance(reason, str) or not REASON_PATTERN.fullmatch(reason) or not isinstance(message, str):
-        return Bug("a child reported an error that has no form")
+        return Bug("a worker sent an error without a valid reason and message")
+    message = message[:MAX_MESSAGE_CHARACTERS]
     hint_text = hint if isinstance(hint, str) else None
     for cls in subclasses():
         if cls.reason == reason:
             with contextlib.suppress(TypeError):  # a class whose constructor takes more than the message
-                return cls(message[:2000], hint=hint_text)
+                return cls(message, hint=hint_text)
     for kind in KINDS:
         if kind.exit_code == value.get("exit_code"):
-            return _class_for_unknown_reason(kind, reason)(message[:2000], hint=hint_text)
-    return Bug(f"a child reported {reason!r}: {message[:500]}")
+            return _class_for_unloaded_reason(kind, reason)(message, hint=hint_text)
+    return Bug(f"a worker sent an error of no known kind, {reason!r}: {message}")
 
 
-def _class_for_unknown_reason(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
-    # cached: a class is never collected while its base lives, and a child may fail for years
-    found = _UNKNOWN_REASON_CLASSES.get((kind, reason))
+def is_written(error: type[AirweightsError]) -> bool:
+    """Return whether the class is written in a module, and not created for a reason that a worker sent."""
+    return error not in _CLASSES_OF_UNLOADED_REASONS.values()
+
+
+def unfit_class(reason: str) -> type[Unfit]:
+    """Return the written class of kind Unfit with this reason.
+
+    Raises:
+        Bug: no loaded module defines one.
+    """
+    for cls in subclasses(Unfit):
+        if cls.reason == reason and is_written(cls) and issubclass(cls, Unfit):
+            return cls
+    raise Bug(f"no class of kind unfit has the reason {reason!r}")
+
+
+def _class_for_unloaded_reason(kind: type[AirweightsError], reason: str) -> type[AirweightsError]:
+    # cached: a class lives as long as its base, and a worker can fail again for years
+    found = _CLASSES_OF_UNLOADED_REASONS.get((kind, reason))
     if found is None:
-        found = _UNKNOWN_REASON_CLASSES[kind, reason] = type(f"Foreign{kind.__name__}", (kind,), {"reason": reason})
+        found = type(f"Unloaded{kind.__name__}", (kind,), {"reason": reason})
+        _CLASSES_OF_UNLOADED_REASONS[kind, reason] = found
     return found

@@ -20,7 +20,17 @@ from typing import Any, Final
 
 from bundle.contract import Contract, Health
 from bundle.errors import Refused, Unavailable, Unfit
-from device_agent.errors import WorkerCrashed, WorkerFailed, WorkerTimeout
+from device_agent.errors import (
+    CandidateMalformed,
+    ProbeCrashed,
+    ProbeTimeout,
+    TooMuchMemory,
+    TooSlow,
+    WorkerCrashed,
+    WorkerFailed,
+    WorkerTimeout,
+    is_written,
+)
 from device_agent.process.channel import JsonObject
 from device_agent.process.jail import JailPolicy
 from device_agent.process.worker_process import WorkerProcess, parse_reply
@@ -148,22 +158,25 @@ def _judge_bundle(
         found = worker.call("probe", request, fds, deadline_s=remaining_s, on_event=on_event).value
     except WorkerTimeout:
         detail = f"not finished within {health.probe_deadline_s} s, at {stage}"
-        return _create_report("fail", "probe-timeout", detail, started)
+        return _create_report("fail", ProbeTimeout.reason, detail, started)
     except WorkerFailed as error:
-        return _create_report("fail", "probe-crashed", f"at {stage}: {error.message}", started)
+        return _create_report("fail", ProbeCrashed.reason, f"at {stage}: {error.message}", started)
     except WorkerCrashed as error:
         killed = worker.describe_exit().startswith("ended by SIGKILL")
         detail = f"at {stage}: {error.message}"
         if killed:
             return _create_report("inconclusive", "probe-killed", detail, started)
-        return _create_report("fail", "probe-crashed", detail, started)
-    except (Unfit, Refused) as error:
-        return _create_report("fail", error.reason, error.message, started)
+        return _create_report("fail", ProbeCrashed.reason, detail, started)
+    except Refused as error:
+        return _create_report("fail", CandidateMalformed.reason, f"{error.reason}: {error.message}", started)
+    except Unfit as error:
+        if is_written(type(error)):
+            return _create_report("fail", error.reason, error.message, started)
+        detail = f"at {stage}: unknown reason {error.reason!r}: {error.message}"
+        return _create_report("fail", ProbeCrashed.reason, detail, started)
     peak_bytes = max(worker.memory_bytes("VmHWM") - before_bytes, 0)
     try:
         with parse_reply(MODULE):
-            if "failed" in found:
-                return _create_report("fail", str(found["failed"]), str(found["detail"]), started)
             report = ProbeReport(
                 "pass",
                 latency_us=None if found["latency_us"] is None else int(found["latency_us"]),
@@ -176,7 +189,7 @@ def _judge_bundle(
             )
             return compare_with_baseline(report, health, baseline, cpu_share=float(found["cpu_share"]))
     except WorkerFailed as error:
-        return _create_report("fail", "probe-crashed", error.message, started)
+        return _create_report("fail", ProbeCrashed.reason, error.message, started)
 
 
 def compare_with_baseline(
@@ -197,14 +210,14 @@ def compare_with_baseline(
         detail = (
             f"peak memory {report.peak_bytes} bytes, at most {max_bytes} are allowed (running: {baseline.peak_bytes})"
         )
-        return replace(report, verdict="fail", reason="too-fat", detail=detail)
+        return replace(report, verdict="fail", reason=TooMuchMemory.reason, detail=detail)
     max_us = baseline.latency_us * health.probe_latency_percent // 100 + LATENCY_ALLOWANCE_US
     if report.latency_us is not None and report.latency_us > max_us:
         detail = f"median latency {report.latency_us} us, at most {max_us} are allowed (running: {baseline.latency_us})"
         if cpu_share < MIN_CPU_SHARE:
             detail += f"; the probe had {cpu_share:.0%} of a processor"
             return replace(report, verdict="inconclusive", reason="cpu-contention", detail=detail)
-        return replace(report, verdict="fail", reason="too-slow", detail=detail)
+        return replace(report, verdict="fail", reason=TooSlow.reason, detail=detail)
     return report
 
 

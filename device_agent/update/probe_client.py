@@ -1,9 +1,10 @@
-"""Tries a candidate against the model that runs here, and turns the report into an error or nothing.
+"""Probe candidates, compare them with the running model, and turn a failed report into an error.
 
 Rules:
-1. The running model's numbers are those of its own probe. A candidate that looks too slow or too fat against them is
-   tried again beside a fresh measurement of the running model: the device may simply be busier than it was then.
-2. `inconclusive` says nothing about the candidate: nothing is marked.
+- The baseline of a candidate is the report of the running model's own probe. If the candidate looks too slow or needs
+  too much memory against it, the running model is measured again and the candidate is probed a second time, because
+  the device may only be busier than it was at the first probe.
+- An inconclusive probe says nothing about the candidate, which is not quarantined.
 """
 
 from typing import Final
@@ -11,25 +12,25 @@ from typing import Final
 from bundle.errors import Unfit
 from bundle.files import BundleDigest
 from bundle.manifest import Variant
-from device_agent.errors import ProbeInconclusive
+from device_agent.errors import ProbeInconclusive, TooMuchMemory, TooSlow, unfit_class
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.handles import BundleFds, ProbeBaseline, ProbeReport, run_probe_process
 from device_agent.runtime.probe_runner import PROBE_NICENESS
 from device_agent.serving.family_serving import Generation
 from device_agent.workers.worker_pool import WorkerPool
 
-RELATIVE_REASONS: Final = ("too-slow", "too-fat")
+RELATIVE_REASONS: Final = (TooSlow.reason, TooMuchMemory.reason)
 
 
 class ProbeClient:
-    """Keeps the numbers of what was probed, by bundle.
-
-    Attributes:
-        last: the last report that passed.
+    """Probes candidates and keeps the measurements by bundle.
 
     Args:
-        threads: of a model process.
-        allow_unjailed: go on where the kernel offers no jail.
+        threads: of the model session, as in service.
+        allow_unjailed: probe without a jail if the kernel offers none.
+
+    Attributes:
+        last_report: the last report that passed, or None.
     """
 
     def __init__(self, threads: int, *, allow_unjailed: bool) -> None:
@@ -39,15 +40,20 @@ class ProbeClient:
         self.last_report: ProbeReport | None = None
 
     def probe(self, fds: BundleFds, variant: Variant, running: Generation | None, workers: WorkerPool) -> ProbeReport:
-        """Rules 1 and 2.
+        """Probe a candidate.
 
         Args:
-            fds: the candidate's plain files.
-            running: what serves now, or None.
-            errands: to unseal what runs.
+            fds: the candidate's unsealed files; the caller closes them.
+            variant: the candidate.
+            running: the generation that serves, or None.
+            workers: unseals the running bundle if it has to be measured.
+
+        Returns:
+            The report, whose verdict is "pass".
 
         Raises:
-            Unfit: with the probe's own reason; ProbeInconclusiveUnfit.
+            Unfit: the candidate failed; the class is the one of the report's reason.
+            ProbeInconclusive: the probe could not judge the candidate.
         """
         baseline = None
         if running is not None and running.digest != variant.digest:
@@ -80,15 +86,9 @@ class ProbeClient:
 
 
 def probe_error(report: ProbeReport) -> Unfit:
-    """The error for a failed probe: its `reason` is the report's own."""
-    # made on the spot, since the probe's reasons are an open set: a refused bundle keeps the reason that refused it
-    return _of_reason(report.reason)(report.detail or report.reason)
+    """Return the error of a failed probe: the written class with the report's reason.
 
-
-_CLASSES: Final[dict[str, type[Unfit]]] = {}
-
-
-def _of_reason(reason: str) -> type[Unfit]:
-    if reason not in _CLASSES:
-        _CLASSES[reason] = type("ProbeFailedUnfit", (Unfit,), {"reason": reason})
-    return _CLASSES[reason]
+    Raises:
+        Bug: no class has the reason. `run_probe_process` reports reasons of written classes only.
+    """
+    return unfit_class(report.reason)(report.detail or report.reason)

@@ -22,7 +22,7 @@ import numpy as np
 from bundle.contract import Contract
 from bundle.golden import GoldenSample, check_outputs, write_golden
 from bundle.strict_json import StrictObject
-from device_agent.errors import AdapterIncompatible, InferenceFailed, RequestInvalid
+from device_agent.errors import AdapterIncompatible, InferenceFailed, MemoryLeak, NanOutput, RequestInvalid
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
@@ -64,15 +64,14 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         for name, golden in sample.outputs.items():
             if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
                 # its own reason, whatever the tolerance
-                return {"failed": "nan", "detail": f"golden {number}: output {name!r} has NaN or infinity"}
+                raise NanOutput(f"golden {number}: output {name!r} has NaN or infinity")
         tolerance_ppm = value["golden_relative_rms_ppm"]
         worst = max(worst, check_outputs(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
     questions: list[Mapping[str, Array]] = [sample.inputs for sample in samples] or _zero_inputs(model, contract)
     stage("latency")
     grown_bytes, measured = measure_growth(model, questions)
     if grown_bytes > MAX_GROWTH_BYTES:
-        detail = f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} are allowed"
-        return {"failed": "leaks-memory", "detail": detail}
+        raise MemoryLeak(f"{grown_bytes} bytes more after {measured['runs']} runs, at most {MAX_GROWTH_BYTES} allowed")
     return {
         "load_us": load_us,
         "samples": len(samples),

@@ -18,7 +18,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from bundle.golden import GoldenMismatch, GoldenSample, check_outputs
+from bundle.errors import GoldenMismatch
+from bundle.golden import GoldenSample, check_outputs
 from packager.errors import DrillInvalid, ModelDoesNotRun
 from packager.models.sessions import open_session, run_session
 

@@ -167,7 +167,7 @@ def test_a_refused_bundle_is_in_quarantine_for_its_runtime_until_a_higher_counte
 
 
 def test_forgive_clears_one_bundle_or_all(journal: Journal) -> None:
-    verdict = Rejection(Outcome.UNFIT, "nan", "", quarantines=True)
+    verdict = Rejection(Outcome.UNFIT, "nan-output", "", quarantines=True)
     for target in (holding(), holding(OTHER)):
         journal.finish_rejection(
             journal.record_rejection(Event.UNHEALTHY, _to(journal, State.PROBING, target), verdict), "1.32.0"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundle.errors import Malformed, Refused
-from bundle.golden import DTYPES, GoldenMismatch, GoldenSample, check_outputs, read_golden, relative_rms, write_golden
+from bundle.errors import GoldenMismatch, Malformed, Refused
+from bundle.golden import DTYPES, GoldenSample, check_outputs, read_golden, relative_rms, write_golden
 
 SAMPLE = GoldenSample(
     {"x": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"y": np.ones(4, np.float32), "n": np.array([3], np.int64)}

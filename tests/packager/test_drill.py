@@ -7,7 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from bundle.golden import GoldenMismatch, GoldenSample, check_outputs
+from bundle.errors import GoldenMismatch
+from bundle.golden import GoldenSample, check_outputs
 from packager.errors import DrillInvalid
 from packager.models.random_inputs import random_samples
 from packager.release.fire_drill import apply_drill

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bundle.golden import GoldenMismatch, check_outputs, read_golden
+from bundle.errors import GoldenMismatch
+from bundle.golden import check_outputs, read_golden
 from packager.models.golden_vectors import record_golden
 from packager.models.random_inputs import random_samples
 from packager.models.sessions import open_session, run_session

@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 
 from airweights import ModelRuntime, bundle_from_files
-from bundle.golden import GoldenMismatch
+from bundle.errors import GoldenMismatch
 from device_agent.errors import ContractMismatch, InferenceFailed, ModelDoesNotLoad, NothingToRollBack, RequestInvalid
 from device_agent.runtime.model_runtime import NoModelLoaded
 from device_agent.runtime.tensors import Array

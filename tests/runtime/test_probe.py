@@ -15,11 +15,23 @@ import onnx
 import pytest
 
 from bundle.contract import Contract, Health, TensorSpec
+from bundle.errors import Bug, Unfit
+from device_agent.errors import (
+    CandidateMalformed,
+    MemoryLeak,
+    NanOutput,
+    ProbeCrashed,
+    ProbeTimeout,
+    TooMuchMemory,
+    TooSlow,
+    error_from_dict,
+)
 from device_agent.process.jail import JailPolicy
 from device_agent.runtime.bundle_fds import BundleFds, create_sealed_memfd
 from device_agent.runtime.probe_runner import ProbeBaseline, ProbeReport, compare_with_baseline, run_probe_process
 from device_agent.runtime.session import LoadedModel
 from device_agent.runtime.tensors import Array
+from device_agent.update.probe_client import probe_error
 from device_agent.workers import probe as probe_process
 from tests.support import hostile_models as hostile
 from tests.support.memfd_bundles import Plain, floats, plain, scale, with_arbitrary_golden
@@ -68,13 +80,22 @@ def test_wrong_answers_fail(damage: Callable[[dict[str, Array]], None]) -> None:
         assert "golden 0: output 'y'" in report.detail
 
 
+def test_every_reason_of_a_failed_probe_has_a_class_of_its_own() -> None:
+    for error in (TooMuchMemory, TooSlow, MemoryLeak, NanOutput, ProbeCrashed, ProbeTimeout, CandidateMalformed):
+        found = probe_error(ProbeReport("fail", error.reason, "detail"))
+        assert (type(found), found.message) == (error, "detail")
+    assert isinstance(error_from_dict({"reason": "never-heard-of", "message": "m", "exit_code": 5}), Unfit)
+    with pytest.raises(Bug, match="'never-heard-of'"):
+        probe_error(ProbeReport("fail", "never-heard-of", "detail"))
+
+
 def test_nan_where_the_golden_answer_has_none_fails_with_its_own_reason() -> None:
     def finite(outputs: dict[str, Array]) -> None:
         outputs["y"] = np.nan_to_num(outputs["y"])
 
     with plain(hostile.answers_nan(), list(SAMPLES), damage=finite) as bundle:
         report = verdict(bundle)
-        assert (report.verdict, report.reason) == ("fail", "nan")
+        assert (report.verdict, report.reason) == ("fail", "nan-output")
         assert report.detail == "golden 1: output 'y' has NaN or infinity"
     with plain(hostile.answers_nan(), list(SAMPLES)) as bundle:
         assert verdict(bundle).verdict == "pass"
@@ -255,7 +276,7 @@ def test_a_model_fatter_than_the_running_one_fails() -> None:
     with plain(scale(2.0), list(SAMPLES)) as slim, plain(hostile.takes_memory(100), list(SAMPLES)) as fat:
         baseline = verdict(slim).baseline()
         report = verdict(fat, baseline=baseline)
-        assert (report.verdict, report.reason) == ("fail", "too-fat")
+        assert (report.verdict, report.reason) == ("fail", "too-much-memory")
         assert f"running: {baseline.peak_bytes}" in report.detail if baseline else False
 
 
@@ -281,7 +302,8 @@ def test_malformed_golden_vectors_fail_with_their_reason() -> None:
     with plain(scale(2.0)) as bundle:
         files = {**bundle.fds.files, "g": create_sealed_memfd("g", b"\xff" * 16)}
         report = run_probe_process(BundleFds(files, bundle.fds.model, "g"), bundle.contract, HEALTH, threads=1)
-        assert (report.verdict, report.reason) == ("fail", "malformed")
+        assert (report.verdict, report.reason) == ("fail", "candidate-malformed")
+        assert report.detail.startswith("malformed: "), report.detail
 
 
 def test_a_probe_that_can_not_start_says_nothing_about_the_model() -> None:
