@@ -2,11 +2,22 @@
 
     from airweights import ModelRuntime, bundle_from_files
 
+    bundle = bundle_from_files(Path("model.onnx"))
     with ModelRuntime() as runtime:
-        runtime.swap(bundle_from_files(Path("model.onnx")))
-        outputs = runtime.run({"x": x})
+        runtime.swap(bundle)
+        bundle.close()
+        outputs = runtime.run({"x": x})  # x: a numpy array with the dtype and shape that the model declares
 
-Names are loaded when they are first used: `import airweights` loads neither numpy nor onnxruntime.
+Names:
+    ModelRuntime       the current model and the previous one; thread-safe
+    Lease              keeps one generation loaded, from `ModelRuntime.lease`
+    SwapReport         durations of a swap
+    BundleFds          the plain files of a model, in memory
+    bundle_from_files  reads a BundleFds from files
+    NoModelLoaded      raised before the first swap
+    AirweightsError    base class of all errors; `reason` is stable, the message is for people
+
+A name is loaded when it is first used: `import airweights` loads neither numpy nor onnxruntime.
 docs/endpoint.md describes the library and its guarantees.
 """
 
@@ -39,7 +50,11 @@ _MODULE_OF_NAME: Final = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first used."""
+    """Load a public name when it is first used.
+
+    Raises:
+        AttributeError: this package has no such name.
+    """
     if name not in _MODULE_OF_NAME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_MODULE_OF_NAME[name]), name)

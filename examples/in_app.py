@@ -1,9 +1,9 @@
-"""A model inside an app, replaced while the app goes on calling it; no server, no socket.
+"""Run a model inside an app and replace it while the app keeps calling it; no server and no socket.
 
     python examples/in_app.py OLD.onnx NEW.onnx [--isolation worker]
 
-A worker thread calls the model all the time. The main thread swaps OLD for NEW, shows what the calls noticed, and goes
-back. With `--isolation worker` each model lives in a jailed process of its own.
+One thread calls the model continuously. The main thread swaps OLD for NEW, rolls back, and prints how long the calls
+took. With `--isolation worker` each model runs in a jailed process of its own.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from airweights import ModelRuntime, bundle_from_files
 
 
 def main() -> None:
+    """Swap between the two models of the command line while a thread calls them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
@@ -35,7 +36,7 @@ def main() -> None:
             nonlocal slowest_s
             while not stop.is_set():
                 before = time.perf_counter()
-                with runtime.lease() as lease:  # `runtime.run(inputs)` does the same where the number is of no interest
+                with runtime.lease() as lease:  # without its number, `runtime.run(inputs)` is enough
                     lease.run(inputs)
                 slowest_s = max(slowest_s, time.perf_counter() - before)
                 calls[lease.generation] += 1
@@ -45,18 +46,18 @@ def main() -> None:
         time.sleep(1)
         report = runtime.swap(new)
         time.sleep(1)
-        back = runtime.rollback()
+        restored = runtime.rollback()
         time.sleep(1)
         stop.set()
         caller.join()
-    print(f"swap: {report.load_s * 1e3:.1f} ms to load, {report.publish_s * 1e6:.0f} us to switch; back to {back}")
+    print(f"swap: {report.load_s * 1e3:.1f} ms to load, {report.publish_s * 1e6:.0f} us to switch; back to {restored}")
     print(f"calls by generation: {dict(calls)}; slowest call {slowest_s * 1e3:.1f} ms")
     old.close()
     new.close()
 
 
 def zeros_for(model: Path) -> dict[str, np.ndarray]:
-    """An input of zeros; a size that may vary is 1. An app has its own data instead."""
+    """Return inputs of zeros, with size 1 for each free dimension; an app has its own data."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])

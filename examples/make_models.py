@@ -1,9 +1,11 @@
-"""Two small models to practice with: which sound is in a window of 256 samples, low tone, high tone, noise or silence?
+"""Make two small models to practice with: they classify sounds.
+
+An input has 256 samples of silence, a low tone, a high tone or noise.
 
     python make_models.py FOLDER
 
-Writes model-1.onnx and model-2.onnx (fitted to more), inputs.npz and labels.txt. The features are a fixed spectrum, the
-last layer is fitted by least squares, so this needs numpy and onnx and takes a second.
+Writes model-1.onnx, model-2.onnx (fitted to more samples), inputs.npz and labels.txt. The features are a fixed spectrum
+and the last layer is fitted by least squares, so this needs only numpy and onnx and takes a second.
 """
 
 import sys
@@ -20,7 +22,16 @@ RATE_HZ = 8000
 
 
 def sounds(label: int, count: int, seed: int) -> np.ndarray:
-    """float32 [count, 1, WINDOW] of one kind."""
+    """Return random windows of one kind of sound.
+
+    Args:
+        label: index in LABELS.
+        count: number of windows.
+        seed: of the random numbers.
+
+    Returns:
+        float32 [count, 1, WINDOW].
+    """
     rng = np.random.default_rng(seed)
     time = np.arange(WINDOW) / RATE_HZ
     hiss = 0.01 * rng.standard_normal((count, WINDOW))
@@ -38,30 +49,43 @@ def sounds(label: int, count: int, seed: int) -> np.ndarray:
 
 
 def spectrum() -> np.ndarray:
-    """float32 [WINDOW, 2 * BANDS]: cosines, then sines."""
+    """Return the windowed Fourier basis, cosines before sines: float32 [WINDOW, 2 * BANDS]."""
     phase = 2 * np.pi * np.outer(np.arange(WINDOW), np.arange(BANDS) * 0.5 / BANDS)
     window = np.hanning(WINDOW)[:, None] / np.sqrt(WINDOW)
     return np.concatenate([np.cos(phase) * window, np.sin(phase) * window], axis=1).astype(np.float32)
 
 
 def features(windows: np.ndarray) -> np.ndarray:
-    """float [count, BANDS]: what the graph computes before its last layer."""
+    """Return what the graph computes before its last layer: float [count, BANDS]."""
     bands = windows.reshape(-1, WINDOW) @ spectrum()
     return np.asarray(np.log(bands[:, :BANDS] ** 2 + bands[:, BANDS:] ** 2 + 1e-3))
 
 
-def fitted(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights float32 [BANDS, 4] and bias float32 [4], from `count` windows of each kind."""
+def fit_last_layer(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fit the last layer to random windows by least squares.
+
+    Args:
+        count: windows of each kind.
+        seed: of the random numbers.
+
+    Returns:
+        Weights, float32 [BANDS, 4], and bias, float32 [4].
+    """
     rows = np.concatenate([features(sounds(label, count, seed + label)) for label in range(len(LABELS))])
-    wanted = np.repeat(6.0 * np.eye(len(LABELS)), count, axis=0)
+    target = np.repeat(6.0 * np.eye(len(LABELS)), count, axis=0)
     padded = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
-    solved = np.linalg.solve(padded.T @ padded + 0.1 * np.eye(BANDS + 1), padded.T @ wanted)
+    solved = np.linalg.solve(padded.T @ padded + 0.1 * np.eye(BANDS + 1), padded.T @ target)
     return solved[:-1].astype(np.float32), solved[-1].astype(np.float32)
 
 
 def model(count: int, seed: int) -> onnx.ModelProto:
-    """sound: float32 [1, WINDOW] -> scores: float32 [1, 4], which sum to 1."""
-    weights, bias = fitted(count, seed)
+    """Create the model: sound, float32 [1, WINDOW], to scores, float32 [1, 4], which sum to 1.
+
+    Args:
+        count: windows of each kind to fit to.
+        seed: of the random numbers.
+    """
+    weights, bias = fit_last_layer(count, seed)
     constants = {
         "spectrum": spectrum(),
         "floor": np.float32(1e-3),
@@ -87,13 +111,13 @@ def model(count: int, seed: int) -> onnx.ModelProto:
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, len(LABELS)])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.checker.check_model(made)
-    return made
+    created = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(created)
+    return created
 
 
 def main(folder: Path) -> None:
-    """Write the four files."""
+    """Write the four files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model(40, seed=0), folder / "model-1.onnx")
     onnx.save(model(400, seed=10), folder / "model-2.onnx")

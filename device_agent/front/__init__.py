@@ -1,1 +1,16 @@
-"""The inference endpoint: HTTP in, opaque bodies on to the model process of the generation that serves."""
+"""The inference endpoint's process: it passes HTTP bodies to the serving model processes.
+
+Words:
+    generation: one loaded model of a family, with a process behind it.
+    lease: a request that a generation's process has; the generation is not unloaded before the response.
+    window: counters of a generation since it became the current one.
+
+Reading order:
+    generations.py      leases, the switch and the queue; no I/O
+    app.py              the HTTP routes as an ASGI app
+    request_channel.py  frames to a model process and back
+    shadow.py           mirrors requests to a candidate
+    server.py           uvicorn without its timer
+    metrics.py          `/metrics`; model_info.py: statistics and the repository index
+    __main__.py         the process: the supervisor's calls
+"""

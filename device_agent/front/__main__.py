@@ -1,7 +1,8 @@
-"""The front's process: an HTTP server for the app, and the supervisor's calls beside it.
+"""The front's process: an HTTP server for apps, and the supervisor's calls on the same event loop.
 
 Calls: `serve` (limits, families; the listening socket), `publish` (a generation; its request channel), `retire` (a pipe
-whose closing says "drained"), `window`, `state`, `stop`, `facts`.
+that is closed when the generation is drained), `window`, `shadow`, `shadow-counters`, `metrics`, `state`, `facts`,
+`stop`.
 """
 
 import asyncio
@@ -24,11 +25,16 @@ from device_agent.process.channel import ChannelClosed, JsonObject, Message
 from device_agent.process.worker import Handler, SupervisorChannel, handle_call, start_worker
 from device_agent.runtime.wire import Response
 
-SWEEP_INTERVAL_S: Final = 0.5  # how late a deadline may be noticed; nothing is swept while no request is here
+SWEEP_INTERVAL_S: Final = 0.5  # deadlines are noticed this much late; no sweep runs while no request is open
 
 
 class FrontProcess:
-    """The supervisor's calls on the event loop."""
+    """Handles the supervisor's calls on the event loop.
+
+    Args:
+        supervisor: the channel.
+        meters: the meters that were opened before the jail closed.
+    """
 
     def __init__(self, supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> None:
         self._supervisor, self._meters = supervisor, meters
@@ -51,7 +57,7 @@ class FrontProcess:
         }
 
     async def run(self) -> None:
-        """Until the supervisor calls `stop` or closes its end."""
+        """Run until the supervisor calls `stop` or closes its channel."""
         stopped = asyncio.Event()
 
         def take_call() -> None:
@@ -76,7 +82,7 @@ class FrontProcess:
         self._supervisor.reply({})
 
     def serve(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Start to answer on the listening socket that comes along."""
+        """Handle `serve`: start to serve on the listening socket of the message."""
         self._limits = limits = RequestLimits(**message.value["limits"])
         self._app = EndpointApp(
             limits, lambda: self._server.open_connections if self._server else 0, self._schedule_sweep
@@ -91,7 +97,14 @@ class FrontProcess:
         return {}
 
     def publish(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Rule 1 of `generations`. The channel that comes along is used if it is of a new process."""
+        """Handle `publish`: switch to a generation (device_agent.front.generations rule 1).
+
+        The channel of the message is used if it belongs to a new process, and closed otherwise.
+
+        Args:
+            _supervisor: unused.
+            message: the fields of FrontHandle.publish; the request channel and the process's meters.
+        """
         value = message.value
         queue = self._family_queue(value["family"])
         generation = queue.generations.get(value["generation"])
@@ -116,7 +129,7 @@ class FrontProcess:
         return {"publish_ns": time.perf_counter_ns() - before}
 
     def retire(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Rule 4 of `generations`."""
+        """Handle `retire` (device_agent.front.generations rule 4): close the pipe when drained."""
         queue = self._family_queue(message.value["family"])
         generation = queue.generations.get(message.value["generation"])
 
@@ -129,12 +142,12 @@ class FrontProcess:
         return {}
 
     def window(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Rule 5 of `generations`; {} for a generation that is not here."""
+        """Handle `window`: return a generation's counters; {} if it is not loaded."""
         generation = self._family_queue(message.value["family"]).generations.get(message.value["generation"])
         return {} if generation is None else _window(generation)
 
     def state(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
-        """What is loaded and current, and what waits."""
+        """Handle `state`: return what is loaded and current, and how many requests wait."""
         families = {
             family: {
                 "current": None if queue.current is None else queue.current.number,
@@ -148,7 +161,7 @@ class FrontProcess:
         return {"families": families, "connections": self._server.open_connections if self._server else 0}
 
     def set_shadow(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """A candidate hears a share of the family's requests from now on; a share of 0 ends it."""
+        """Handle `shadow`: mirror a share of the family's requests to a candidate; a share of 0 ends it."""
         value = message.value
         queue = self._family_queue(value["family"])
         self._end_shadow(queue)
@@ -163,18 +176,18 @@ class FrontProcess:
         return {}
 
     def shadow_counters(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Of the candidate that hears now; {} without one."""
+        """Handle `shadow-counters`: return the candidate's counters; {} if there is none."""
         shadow = self._family_queue(message.value["family"]).shadow
         return asdict(shadow.counters) if isinstance(shadow, ShadowMirror) else {}
 
     def set_supervisor_metrics(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """The supervisor's own metrics, in the text format, to be told after the front's."""
+        """Handle `metrics`: replace the supervisor's part of `/metrics`."""
         assert self._app is not None
         self._app.supervisor_metrics = str(message.value["text"]).encode()
         return {}
 
     def facts(self, _supervisor: SupervisorChannel, _message: Message) -> JsonObject:
-        """What is loaded into this process, for tests and `status`."""
+        """Handle `facts`: return the loaded modules and the user id, for tests and `status`."""
         return {"modules": sorted(sys.modules), "uid": os.geteuid()}
 
     def _family_queue(self, family: str, *, is_awaited: bool = False) -> FamilyQueue:
@@ -252,8 +265,10 @@ def _window(generation: FrontGeneration) -> dict[str, Any]:
 
 
 def _import_all() -> metrics.ProcessMeters:
-    """Every module that the first request would otherwise import: the jail has closed their files by then. What is
-    read later is opened here."""
+    """Import every module that the first request would import, and open every file that is read later.
+
+    The jail closes their files before the first request.
+    """
 
     async def nothing(_scope: object, _receive: object, _send: object) -> None: ...
 
@@ -269,7 +284,7 @@ async def _run(supervisor: SupervisorChannel, meters: metrics.ProcessMeters) -> 
 
 
 def main() -> None:
-    """The process."""
+    """Run the front: import, enter the jail, serve until the supervisor ends."""
     meters: list[metrics.ProcessMeters] = []
     supervisor, _ = start_worker(lambda _pace: meters.append(_import_all()))
     asyncio.run(_run(supervisor, meters[0]))

@@ -1,13 +1,15 @@
-"""The Open Inference Protocol v2 over HTTP, as a bare ASGI app.
+"""The HTTP routes of the Open Inference Protocol v2, as a bare ASGI app.
 
 Sources: the protocol's REST definition (KServe, "Open Inference Protocol"), Triton's binary tensor data extension.
 Rules:
-1. Bodies of inference are opaque here: they go to the model process and its answer goes back. No framework, no numpy:
-   the front's memory is part of what a device pays at rest.
-2. Every error is JSON `{"error": "..."}`: 400 the request, 404 the path or model, 405, 408, 413 too large, 503 with
-   `Retry-After` beyond a limit, 500 and 504 the model.
-3. Limits hold before bytes are kept: of one body, of all bodies that are here at a time, of connections.
-4. An answer's fields that come from outside are never put into a header.
+1. Bodies of inference requests and responses are passed on unparsed. There is no web framework and no numpy, because
+   the front's memory is in use even when the device is idle.
+2. Every error is JSON `{"error": "..."}`. Status: 400 malformed request; 404 unknown path or model; 405 wrong method;
+   408 slow or incomplete body; 413 too large; 415 unknown encoding; 500 and 504 failure of the model; 503 with
+   `Retry-After` if a limit is reached.
+3. Limits are checked before bytes are stored: the size of one body, of all bodies in memory, and the number of
+   connections.
+4. No text from a model process or a client is copied into a response header.
 """
 
 import asyncio
@@ -37,18 +39,20 @@ DECIMAL_PATTERN: Final = re.compile(rb"[0-9]{1,15}")
 JSON_CONTENT_TYPE: Final = (b"content-type", b"application/json")
 BINARY_CONTENT_TYPE: Final = (b"content-type", b"application/octet-stream")
 JSON_LENGTH_HEADER: Final = b"inference-header-content-length"
-BODY_TIMEOUT_S: Final = 60  # for a body to arrive; who sends slower on a local link holds memory that others wait for
+BODY_TIMEOUT_S: Final = 60  # links are local, and a body that arrives slowly occupies memory that other requests need
 
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Attributes:
-    max_body_bytes: of one request.
-    max_kept_bytes: of all request bodies that are here at a time.
-    max_waiting: requests of a family that wait for its model.
-    max_connections: open ones.
-    wait_s: that a request waits for a model process at the most.
-    answer_deadline_s: that a model may take at the most.
+    """Limits of the endpoint.
+
+    Attributes:
+        max_body_bytes: largest request body.
+        max_kept_bytes: largest sum of all request bodies in memory.
+        max_waiting: requests of a family that may wait for its model.
+        max_connections: open connections.
+        wait_s: seconds that a request may wait for a model process.
+        response_deadline_s: seconds that a model may take for a request.
     """
 
     max_body_bytes: int
@@ -60,12 +64,17 @@ class RequestLimits:
 
 
 class EndpointApp:
-    """The ASGI app.
+    """The ASGI app of the endpoint.
 
     Args:
-        limits: rule 3.
-        connections: tells how many are open.
-        on_work: called when a request waits or runs, so that deadlines are watched only then.
+        limits: limits of rule 3.
+        count_connections: returns the number of open connections.
+        on_work: called when a request waits or runs, so that deadlines are checked only then.
+
+    Attributes:
+        family_queues: the queue of each family, by name.
+        supervisor_metrics: the supervisor's part of `/metrics`.
+        meters: processor time and memory of the processes.
     """
 
     def __init__(
@@ -81,7 +90,11 @@ class EndpointApp:
         self._loop = asyncio.get_running_loop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one HTTP request.
+
+        Args:
+            scope, receive, send: as ASGI defines them.
+        """
         try:
             status, headers, body = await self._route(scope, receive)
         except RequestFailed as error:
@@ -99,7 +112,7 @@ class EndpointApp:
             raise RequestFailed(
                 503, f"more than {self._limits.max_connections} connections are open", closes_connection=True
             )
-        # split before unquoting: a %2F in a name is not a separator
+        # split before unquoting, because %2F in a name is not a separator
         parts = [urllib.parse.unquote(part) for part in bytes(scope["raw_path"]).decode("ascii").strip("/").split("/")]
         if parts[:2] == ["v2", "models"] and parts[-1] == "infer":
             _check_method(scope, "POST")
@@ -112,7 +125,7 @@ class EndpointApp:
             _check_method(scope, "POST")
             return _json_response(200, repository_index(self.family_queues.values()))
         if parts[:2] == ["v2", "repository"]:
-            raise RequestFailed(403, "models are loaded by updates, not by requests")
+            raise RequestFailed(403, "models are loaded by updates only, not by requests")
         _check_method(scope, "GET", "HEAD")
         return self._handle_get(parts)
 
@@ -147,13 +160,13 @@ class EndpointApp:
                 return _ready_response(family, self._family_queue(family).current)
             case ["v2", "models", family, "versions", version, "ready"]:
                 return _ready_response(family, self._family_queue(family).generation_of_version(version))
-        raise RequestFailed(404, "no such path; expected /v2/... of the Open Inference Protocol")
+        raise RequestFailed(404, "unknown path, expected /v2/... of the Open Inference Protocol")
 
     def _metadata(self, queue: FamilyQueue, version: str | None) -> dict[str, Any]:
         generation = queue.current if version is None else queue.generation_of_version(version)
         if generation is None:
             raise RequestFailed(
-                404, f"model {queue.family!r} has no loaded version{'' if version is None else ' so named'}"
+                404, f"model {queue.family!r} has no loaded version{'' if version is None else f' {version[:80]!r}'}"
             )
         versions = sorted({g.version for g in queue.generations.values() if not g.is_retired})
         return {"name": queue.family, "versions": versions, "platform": PLATFORM, **generation.metadata}
@@ -161,7 +174,7 @@ class EndpointApp:
     def _family_queue(self, family: str) -> FamilyQueue:
         queue = self.family_queues.get(family)
         if queue is None:
-            raise RequestFailed(404, f"no model of this name; there is {', '.join(self.family_queues) or 'none'}")
+            raise RequestFailed(404, f"unknown model, expected one of: {', '.join(self.family_queues) or 'none'}")
         return queue
 
     async def _handle_inference(
@@ -182,7 +195,7 @@ class EndpointApp:
             request = Request(flags, json_bytes, body, self._loop.create_future(), time.monotonic(), version)
             queue.submit(request)
             self._on_work()
-            response = await request.response  # type: ignore[misc]  # a Future; the slot knows it as an Outcome
+            response = await request.response  # type: ignore[misc]  # an asyncio.Future; its declared type is ResponseFuture
         finally:
             self._kept_bytes -= kept
         if response.json_bytes == NO_JSON:
@@ -194,10 +207,10 @@ class EndpointApp:
         return response.status, headers, response.body
 
     def _reserve_body_bytes(self, length: int) -> int:
-        # a body of unknown length counts as a whole one until it is here
+        # a body of unknown length counts as the largest one until it has arrived
         kept = length if length >= 0 else self._limits.max_body_bytes
         if self._kept_bytes + kept > self._limits.max_kept_bytes and self._kept_bytes:
-            raise RequestFailed(503, f"{self._kept_bytes} bytes of requests are here already")
+            raise RequestFailed(503, f"{self._kept_bytes} bytes of requests are in memory already")
         self._kept_bytes += kept
         return kept
 
@@ -210,26 +223,30 @@ class EndpointApp:
         while message.get("more_body", False):
             message = await receive()
             if message["type"] != "http.request":
-                raise RequestFailed(408, "the client went away within its request", closes_connection=True)
+                raise RequestFailed(408, "the request ended before its body was complete", closes_connection=True)
             body += message["body"]
             if len(body) > self._limits.max_body_bytes:
                 raise self._too_large_error()
         return self._check_body(body, length)
 
     def _too_large_error(self) -> RequestFailed:
-        # closed: the rest of the body is not read
-        return RequestFailed(413, f"a body is at most {self._limits.max_body_bytes} bytes here", closes_connection=True)
+        # the connection is closed, because the rest of the body is not read
+        return RequestFailed(
+            413,
+            f"the body is too large, at most {self._limits.max_body_bytes} bytes are allowed",
+            closes_connection=True,
+        )
 
     def _check_body(self, body: bytes | bytearray, length: int) -> bytes | bytearray:
         if len(body) > self._limits.max_body_bytes:
             raise self._too_large_error()
         if length >= 0 and len(body) != length:
-            raise RequestFailed(408, "the client went away within its request", closes_connection=True)
+            raise RequestFailed(408, "the request ended before its body was complete", closes_connection=True)
         return body
 
 
 def _parse_framing(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int, int, int]:
-    """Flags for the wire, bytes of the JSON part, Content-Length or -1. Raises RequestFailed."""
+    """Return the flags for the frame, the length of the JSON part, and Content-Length or -1."""
     flags, json_bytes, length = 0, NO_JSON, -1
     for name, value in headers:
         if name == b"content-length":
@@ -252,7 +269,7 @@ _BODY_FLAGS: Final = {b"gzip": wire.GZIP_BODY, b"deflate": wire.DEFLATE_BODY}
 
 
 def _response_flag(value: bytes) -> int:
-    """Of an Accept-Encoding: gzip where it is taken, else deflate where that is."""
+    """Return the encoding that Accept-Encoding allows: gzip if it is accepted, else deflate, else 0."""
     accepted = set()
     for item in value.lower().split(b","):
         coding, _, weight = item.partition(b";")

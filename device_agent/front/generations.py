@@ -1,15 +1,31 @@
-"""Leases, the switch and the queue: which generation answers a request. No sockets here; a `Sender` carries requests.
+"""Leases, the switch and the queue: which generation handles a request. No I/O here.
+
+Theory of operation. A family has a set of generations, of which at most one is current. A generation g has a sender
+(none while its process is down), leases L(g): the requests that its process has, by number, and pinned requests: those
+that wait for its version. The family has a queue of requests that wait for whatever generation is current. A request
+is in exactly one of these places until it has a response or an error:
+
+    submit    to the current generation, or to the one whose version the request names:
+                  |L(g)| < MAX_IN_FLIGHT_REQUESTS and nothing waits   dispatch: number it, add it to L(g), send it
+                  otherwise                                           wait; 503 if max_waiting requests wait already
+    publish   current = g: one assignment. Leases of other generations stay; waiting requests go to g
+    response  remove the request from L(g), complete it, dispatch the next one
+    crash     each request in L(g) returns to the front of the queue; 500 if it was dispatched MAX_ATTEMPTS times
+    retire    g gets no new requests; when L(g) is empty, g is deleted and the caller's callback runs ("drained")
+
+So a switch never loses or repeats a request, a request waits for a model only while there is none, and a generation is
+never unloaded with a request in it.
 
 Rules:
-1. A request is dispatched to exactly one generation, the current one of its family at that moment (or the one whose
-   version it names), and holds a lease on it until the answer. `publish` is one assignment.
-2. At most `wire.IN_FLIGHT` requests are with a process; the others wait here, so that they are not lost with it and
-   can go to its successor. Waiting requests are bounded by number; beyond, a request is refused at once (503).
-3. A request that was with a process when it died is sent once more, first in the queue; if that process dies too, the
-   request fails (500). With no process alive, requests wait for one, at most `wait_s` (then 503).
-4. A retired generation takes no new requests and is drained once its last lease is back.
-5. Health counts what the model did: client mistakes (4xx) are not errors, NaN answers are not failures; each has its
-   own counter. A window starts when its generation becomes the current one.
+1. A request is dispatched to exactly one generation: the current one of its family at that moment, or the one whose
+   version it names. It has a lease on it until the response.
+2. At most MAX_IN_FLIGHT_REQUESTS are with a process. The others wait here, so that a crash does not affect them and
+   they can go to a successor. Their number is limited; a request beyond the limit is rejected at once (503).
+3. A request whose process crashed is sent once more, before all others. If that process crashes too, the request fails
+   (500). While no process is alive, requests wait at most `wait_s` (then 503).
+4. A retired generation takes no new requests. It is drained when its last lease ends.
+5. Counters describe the model's health: client mistakes (4xx) are not errors, and responses with NaN are not failures;
+   each has a counter of its own. A window starts when its generation becomes the current one.
 """
 
 import time
@@ -23,11 +39,17 @@ from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, Response
 
 MAX_ATTEMPTS: Final = 2
 RETRY_AFTER_S: Final = 1
-MAX_PAST_VERSIONS: Final = 8  # in the metrics: a device that updates for years must not grow
+MAX_PAST_VERSIONS: Final = 8  # in the metrics, which must not grow with every update
 
 
 class RequestFailed(Exception):
-    """A request gets this answer instead of the model's; with `closes`, its connection ends too."""
+    """A request fails with this response instead of the model's.
+
+    Args:
+        status: HTTP status.
+        message: for the client.
+        closes_connection: close the connection after the response.
+    """
 
     def __init__(self, status: int, message: str, *, closes_connection: bool = False) -> None:
         super().__init__(message)
@@ -37,43 +59,60 @@ class RequestFailed(Exception):
 
 
 class Sender(Protocol):
-    """Carries a request to a model process."""
+    """Carries requests to one model process."""
 
-    def send(self, request: "Request") -> None: ...
+    def send(self, request: "Request") -> None:
+        """Send a request now or later. Its response is reported elsewhere."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the channel to the process."""
+        ...
 
 
 class TrafficMirror(Protocol):
-    """Hears live requests and their answers (device_agent.front.shadow)."""
+    """Receives copies of live requests and their responses; device_agent.front.shadow implements it."""
 
-    def mirror(self, request: "Request", response: Response) -> None: ...
+    def mirror(self, request: "Request", response: Response) -> None:
+        """Receive one completed request.
+
+        Args:
+            request: the live request.
+            response: the current generation's response.
+        """
+        ...
 
 
 class ResponseFuture(Protocol):
-    """Where the answer goes; asyncio.Future is one."""
+    """Receives the response of one request; asyncio.Future is one."""
 
-    def set_result(self, result: Response, /) -> None: ...
+    def set_result(self, result: Response, /) -> None:
+        """Complete the request with a response."""
+        ...
 
-    def set_exception(self, exception: BaseException, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Complete the request with RequestFailed."""
+        ...
 
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """Return whether the request is complete or its client is gone."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One request on its way.
+    """One open request of a client.
 
     Attributes:
-        flags, json_bytes: as in wire.Head.
-        body: opaque.
-        outcome: receives the answer or RequestFailed.
-        arrived_s: monotonic clock.
-        version: of the release that it asks for, or None.
-        number: of the last dispatch.
-        attempts: times that it was dispatched.
-        dispatched_s: monotonic clock, of the last time.
-        is_expired: it failed for taking too long and was counted.
+        flags, json_bytes: as in wire.FrameHead.
+        body: the request body, opaque.
+        response: receives the response or RequestFailed.
+        arrived_s: arrival, on the monotonic clock.
+        version: version of the release that the client asks for, or None.
+        number: number of the last dispatch.
+        attempts: number of dispatches.
+        dispatched_s: time of the last dispatch, on the monotonic clock.
+        is_expired: it failed because it took too long, and was counted then.
     """
 
     flags: int
@@ -88,19 +127,35 @@ class Request:
     is_expired: bool = False
 
     def set_response(self, response: Response) -> None:
-        """Nobody may wait any more: the client has gone, or was told that it takes too long."""
+        """Complete the request, unless its client is gone or it has expired."""
         if not self.response.done():
             self.response.set_result(response)
 
     def fail(self, status: int, message: str) -> None:
-        """As `answer`."""
+        """Complete the request with an error, unless its client is gone or it has expired.
+
+        Args:
+            status: HTTP status.
+            message: for the client.
+        """
         if not self.response.done():
             self.response.set_exception(RequestFailed(status, message))
 
 
 @dataclass(eq=False, slots=True)
 class CounterWindow:
-    """Counters of one generation since it became current (rule 5)."""
+    """Counters of one generation since it became current (rule 5).
+
+    Attributes:
+        since_s: start of the window, on the monotonic clock.
+        requests: completed requests of any status.
+        client_errors: responses with a 4xx status.
+        errors: responses with a 5xx status, and requests that failed after dispatch.
+        nan_responses: responses that the model process flagged.
+        crashes: crashes of the process.
+        busy_us: time in the model process, of successful requests.
+        total_us: time from arrival to response, of all requests.
+    """
 
     since_s: float
     requests: int = 0
@@ -112,7 +167,12 @@ class CounterWindow:
     total_us: LatencyHistogram = field(default_factory=LatencyHistogram)
 
     def record_response(self, response: Response, total_us: int) -> None:
-        """One answer; `total_us` from the request's arrival."""
+        """Count one response of the model process.
+
+        Args:
+            response: the response.
+            total_us: microseconds since the request's arrival.
+        """
         self.requests += 1
         self.total_us.add(total_us)
         if response.status >= 500:
@@ -124,7 +184,7 @@ class CounterWindow:
             self.busy_us.add(response.busy_us)
 
     def merge(self, other: "CounterWindow") -> None:
-        """Count all of the other's too."""
+        """Add the counts of another window."""
         self.requests += other.requests
         self.client_errors += other.client_errors
         self.errors += other.errors
@@ -139,15 +199,17 @@ class FrontGeneration:
     """One generation that the front knows.
 
     Attributes:
-        number: the supervisor's.
-        version: of the release.
-        meta: what the metadata endpoint tells of it.
-        process: the supervisor's name for the process behind it.
+        number: the supervisor's number.
+        version: version of the release.
+        metadata: fields for the metadata endpoint.
+        window: counters since it became current.
+        process: the supervisor's name of the process behind it.
         sender: None while no process is alive.
-        leases: requests with the process.
-        pinned: requests that wait for this generation, by version.
-        drained: called once, when it is retired and its last lease is back.
-        past: counters from before the window.
+        leases: requests that the process has, by number.
+        pinned_requests: requests that wait for this generation's version.
+        on_drained: called once when it is retired and its last lease has ended.
+        is_retired: it takes no new requests.
+        past_window: counters from before the window.
     """
 
     number: int
@@ -164,7 +226,7 @@ class FrontGeneration:
 
     @property
     def lifetime(self) -> CounterWindow:
-        """Counters since it is here."""
+        """Counters since the generation was published first."""
         out = CounterWindow(0.0)
         out.merge(self.past_window)
         out.merge(self.window)
@@ -172,20 +234,21 @@ class FrontGeneration:
 
     @property
     def has_room(self) -> bool:
-        """It can take a request now."""
+        """True if a request can be dispatched to it now."""
         return self.sender is not None and len(self.leases) < MAX_IN_FLIGHT_REQUESTS
 
 
 class FamilyQueue:
-    """One family: its generations, the current one, and the requests that wait.
+    """One family: its generations, the current one, and the waiting requests. Used by one thread.
 
     Args:
         family: its name.
-        max_waiting: requests (rule 2).
-        wait_s: rule 3.
-        clock: monotonic seconds.
-        first_number: of the first request; another front may have left requests with a process.
-        is_awaited: another front had a generation, which is about to be published here: requests wait for it.
+        max_waiting: number of requests that may wait (rule 2).
+        wait_s: seconds that a request may wait (rule 3).
+        clock: returns monotonic seconds.
+        first_number: number before the first request's; random, because an earlier front may have left requests with a
+            process.
+        is_awaited: an earlier front served a generation that will be published here, so requests wait for it.
     """
 
     def __init__(
@@ -205,7 +268,7 @@ class FamilyQueue:
         self.rejected_requests = 0
         self.switches = 0
         self.shadow: TrafficMirror | None = None
-        self.past_windows: dict[str, CounterWindow] = {}  # by version: what generations counted that are gone
+        self.past_windows: dict[str, CounterWindow] = {}  # counters of unloaded generations, by version
         self._max_waiting = max_waiting
         self._wait_s = wait_s
         self._clock = clock
@@ -214,16 +277,19 @@ class FamilyQueue:
 
     @property
     def is_ready(self) -> bool:
-        """A generation is current and its process alive."""
+        """True if a generation is current and its process is alive."""
         return self.current is not None and self.current.sender is not None
 
     @property
     def is_idle(self) -> bool:
-        """No request is here."""
+        """True if no request is open."""
         return not self.waiting_requests and not any(g.leases or g.pinned_requests for g in self.generations.values())
 
     def lifetimes(self) -> dict[str, CounterWindow]:
-        """Counters by version, of what is here and what was; they never fall. At most MAX_VERSIONS_KEPT of the past."""
+        """Return the counters by version, of loaded and of unloaded generations; they never decrease.
+
+        Unloaded versions are limited to the last MAX_PAST_VERSIONS.
+        """
         out: dict[str, CounterWindow] = {}
         for version, window in (
             *self.past_windows.items(),
@@ -241,13 +307,14 @@ class FamilyQueue:
         """Dispatch a request or let it wait (rules 1 and 2).
 
         Raises:
-            RequestFailed: 404 for a version that is not loaded, 503 where too many wait or nothing was ever published.
+            RequestFailed: 404 if the named version is not loaded; 503 if too many requests wait, or nothing was ever
+                published.
         """
         generation = self.current if request.version is None else self.generation_of_version(request.version)
         if request.version is not None and generation is None:
             raise RequestFailed(404, f"model {self.family!r} has no loaded version {request.version!r}")
         if generation is None and not self.switches and not self._is_awaited:
-            # nothing was ever published: there is no swap or restart in sight that a wait could bridge
+            # nothing was ever published, so no swap or restart is in progress that the request could wait for
             self.rejected_requests += 1
             raise RequestFailed(503, f"model {self.family!r} is not installed yet")
         queue = self.waiting_requests if generation is None or request.version is None else generation.pinned_requests
@@ -256,18 +323,18 @@ class FamilyQueue:
             return
         if len(queue) >= self._max_waiting:
             self.rejected_requests += 1
-            raise RequestFailed(503, f"model {self.family!r}: {len(queue)} requests wait already")
+            raise RequestFailed(503, f"model {self.family!r}: {len(queue)} requests are waiting already")
         queue.append(request)
 
     def generation_of_version(self, version: str) -> FrontGeneration | None:
-        """The generation that answers for a version; the current one if several have it."""
+        """Return the generation that serves a version; the current one if several do."""
         if self.current is not None and self.current.version == version:
             return self.current
         found = [g for g in self.generations.values() if g.version == version and not g.is_retired]
         return found[-1] if found else None
 
     def publish(self, generation: FrontGeneration) -> None:
-        """The switch: from here on requests go to `generation`."""
+        """Switch: dispatch requests to `generation` from now on."""
         self.generations[generation.number] = generation
         if self.current is not generation:
             generation.past_window.merge(generation.window)
@@ -278,7 +345,12 @@ class FamilyQueue:
         self.dispatch_waiting()
 
     def retire(self, number: int, on_drained: Callable[[], None]) -> None:
-        """Rule 4. `drained` is called at once where nothing is on lease. Unknown generations are drained already."""
+        """Stop dispatching to a generation (rule 4).
+
+        Args:
+            number: number of the generation; an unknown one counts as drained.
+            on_drained: called when its last lease has ended; at once if there is none.
+        """
         generation = self.generations.get(number)
         if generation is None:
             on_drained()
@@ -290,7 +362,13 @@ class FamilyQueue:
         self._delete_if_drained(generation)
 
     def handle_response(self, generation: FrontGeneration, number: int, response: Response) -> None:
-        """An answer came; unknown numbers are of requests that a front before this one sent."""
+        """Complete the request that a response is for, and dispatch waiting ones.
+
+        Args:
+            generation: the generation that sent it.
+            number: number of the request; ignored if unknown, because an earlier front may have sent it.
+            response: the response.
+        """
         request = generation.leases.pop(number, None)
         if request is not None:
             if not request.is_expired:
@@ -302,7 +380,7 @@ class FamilyQueue:
         self._delete_if_drained(generation)
 
     def handle_lost_process(self, generation: FrontGeneration) -> None:
-        """The process of a generation is gone (rule 3)."""
+        """Return a crashed process's requests to the queue, or fail them (rule 3)."""
         generation.sender = None
         generation.window.crashes += 1
         leases = list(generation.leases.values())
@@ -311,14 +389,14 @@ class FamilyQueue:
             if request.attempts >= MAX_ATTEMPTS:
                 generation.window.requests += 1
                 generation.window.errors += 1
-                request.fail(500, "the model process died on this request, and again when it was sent once more")
+                request.fail(500, "the model process crashed on this request twice")
             else:
                 (self.waiting_requests if request.version is None else generation.pinned_requests).appendleft(request)
         self.dispatch_waiting()
         self._delete_if_drained(generation)
 
     def dispatch_waiting(self) -> None:
-        """Dispatch what can be dispatched."""
+        """Dispatch waiting requests to generations that have room."""
         current = self.current
         while self.waiting_requests and current is not None and current.has_room:
             self._dispatch(current, self.waiting_requests.popleft())
@@ -327,14 +405,14 @@ class FamilyQueue:
                 self._dispatch(generation, generation.pinned_requests.popleft())
 
     def fail_expired(self, response_deadline_s: float) -> None:
-        """Fail what has waited too long: for a process (503), or for its answer (504)."""
+        """Fail requests that waited too long for a process (503) or for their response (504)."""
         now = self._clock()
         for queue in (self.waiting_requests, *(g.pinned_requests for g in self.generations.values())):
             for _ in range(len(queue)):
                 request = queue.popleft()
                 if now - request.arrived_s > self._wait_s:
                     self.rejected_requests += 1
-                    request.fail(503, f"model {self.family!r} had no capacity for {self._wait_s:g} s")
+                    request.fail(503, f"model {self.family!r} had no capacity within {self._wait_s:g} s")
                 elif not request.response.done():
                     queue.append(request)
         for generation in self.generations.values():
@@ -343,16 +421,16 @@ class FamilyQueue:
                     generation.window.requests += 1
                     generation.window.errors += 1
                     request.is_expired = True
-                    request.fail(504, f"model {self.family!r} did not answer within {response_deadline_s:g} s")
+                    request.fail(504, f"model {self.family!r} did not respond within {response_deadline_s:g} s")
 
     def fail_waiting(self) -> None:
-        """The front ends: fail what waits for a process that is not there."""
+        """Fail the requests that wait for a process that is not alive, because the front ends."""
         for queue in (
             self.waiting_requests,
             *(g.pinned_requests for g in self.generations.values() if g.sender is None),
         ):
             while queue and (not self.is_ready or queue is not self.waiting_requests):
-                queue.popleft().fail(503, "the endpoint is being stopped")
+                queue.popleft().fail(503, "the endpoint is stopping")
 
     def _dispatch(self, generation: FrontGeneration, request: Request) -> None:
         assert generation.sender is not None

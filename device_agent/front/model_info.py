@@ -1,7 +1,7 @@
-"""What the front tells of its models besides their metadata: the statistics and repository-index extensions.
+"""The statistics and repository-index extensions of the Open Inference Protocol.
 
 Source: Triton's "Statistics Extension" and "Model Repository Extension". A generation that was replaced but is still
-loaded is READY too: its version can be asked for.
+loaded is READY, because a request can name its version.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,12 @@ from device_agent.front.generations import CounterWindow, FamilyQueue
 
 
 def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict[str, Any]:
-    """`model_stats`, a row a version that was ever loaded here. Times in nanoseconds, as the extension has them."""
+    """Return `model_stats`: a row for each version that was ever loaded here, with times in nanoseconds.
+
+    Args:
+        queues: the families.
+        version: only this version; None for all.
+    """
     rows = [
         {
             "name": queue.family,
@@ -33,7 +38,7 @@ def model_statistics(queues: Iterable[FamilyQueue], version: str | None) -> dict
 
 
 def repository_index(queues: Iterable[FamilyQueue]) -> list[dict[str, str]]:
-    """The repository index: a row a loaded version, and one for a family that has none."""
+    """Return the repository index: a row for each loaded version, and one for a family without any."""
     rows = []
     for queue in queues:
         loaded = [g for g in queue.generations.values() if not g.is_retired]

@@ -1,4 +1,4 @@
-"""The front's end of a request channel: frames to a model process and its answers, on the event loop."""
+"""The front's end of a request channel: sends requests to a model process and receives responses."""
 
 import asyncio
 import contextlib
@@ -16,14 +16,14 @@ OnResponse = Callable[[int, Response], None]
 
 
 class RequestChannel:
-    """A `generations.Sender` over a SOCK_SEQPACKET socket.
+    """A `Sender` of device_agent.front.generations over a SOCK_SEQPACKET socket.
 
     Args:
-        loop: that calls back.
-        fd: of the socket, owned from here on.
-        max_answer_bytes: of a body; a process that sends more is as good as dead.
-        answered: called for each answer.
-        lost: called once, when the process is gone or broke the rules of the frames.
+        loop: the event loop; all callbacks run on it.
+        fd: the socket; owned from here on.
+        max_response_bytes: largest response body; a process that sends more is treated as crashed.
+        on_response: called with the request's number and the response.
+        on_lost: called once, when the process has ended or broken a rule of the frames.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class RequestChannel:
             self._outbox.append(request)
             self._loop.add_writer(self._socket.fileno(), self._flush)
         except (OSError, WireError):
-            # not from here: the caller is in the middle of its own bookkeeping
+            # deferred: the caller is still updating its queues
             self._loop.call_soon(self._close_lost)
 
     def close(self) -> None:
-        """Of a drained generation."""
+        """Close the channel without calling `on_lost`."""
         if self._is_open:
             self._is_open = False
             self._loop.remove_reader(self._socket.fileno())
@@ -103,19 +103,19 @@ class RequestChannel:
                 raise WireError("the model process closed the channel")
             head = FrameHead.unpack(data)
             if head.kind != wire.RESPONSE_KIND or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise WireError("not an answer")
-            # the JSON part of a compressed body may be longer than all of it is now
+                raise WireError("received a frame that is not a response")
+            # json_bytes counts uncompressed bytes, so it can exceed the size of a compressed body
             is_cut = head.json_bytes != NO_JSON and head.json_bytes > head.size and not head.flags & wire.COMPRESSED
             if not 200 <= head.status < 600 or is_cut:
-                raise WireError(f"answer with status {head.status} and {head.json_bytes} bytes of JSON")
+                raise WireError(f"response with status {head.status} and {head.json_bytes} bytes of JSON")
             if head.flags & wire.IN_MEMFD:
                 if len(fds) != 1:
-                    raise WireError("a large answer without its memfd")
+                    raise WireError("a large response arrived without its memfd")
                 body = wire.read_memfd(fds[0], head, self._max_response_bytes)
             else:
                 body = data[HEAD_BYTES + head.padding :]
                 if len(body) != head.size:
-                    raise WireError(f"answer of {len(body)} bytes, {head.size} announced")
+                    raise WireError(f"response of {len(body)} bytes, {head.size} announced")
         finally:
             for fd in fds:
                 os.close(fd)
@@ -127,7 +127,7 @@ class RequestChannel:
 
     def _close_lost(self) -> None:
         if self._is_open:
-            # for the supervisor's copy of the socket too: a process that broke the rules sees the end, and ends
+            # shutdown affects the supervisor's copy of the socket too, so a process that broke the rules ends
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self.close()

@@ -1,12 +1,13 @@
-"""uvicorn, made fit for a device at rest.
+"""uvicorn, adapted to a device that is idle most of the time.
 
 Rules:
-1. No tick: stock uvicorn wakes ten times a second to refresh a Date header and look at a flag. Here the server waits
-   for an event, and answers have no Date header (RFC 9110 section 6.6.1: an origin server without a good clock sends
-   none).
-2. What is no HTTP is answered in JSON, as every other error. A head has a size and a time in which it has to be here.
-3. Head and body of an answer leave in one write, on a socket with TCP_NODELAY. In two, Nagle's algorithm holds the
-   second back until the client's delayed acknowledgement of the first.
+1. No periodic timer. Stock uvicorn wakes up ten times a second to refresh a Date header and to check a flag. This
+   server waits for an event, and responses have no Date header (RFC 9110 section 6.6.1 allows that for an origin server
+   without a reliable clock).
+2. Bytes that are not HTTP get a JSON error, like every other error. The size of a request's head and the time until it
+   is complete are limited.
+3. Head and body of a response are sent in one write, on a socket with TCP_NODELAY. In two writes, Nagle's algorithm
+   delays the second until the client's delayed acknowledgement of the first.
 """
 
 import asyncio
@@ -20,14 +21,18 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import Server
 
-KEEP_ALIVE_TIMEOUT_S: Final = 75  # nginx's default; the timer is the only wake-up that an idle connection causes, once
-MAX_HEAD_BYTES: Final = 512 * 1024  # twice what asyncio reads at a time: a short head may begin in such a piece
+KEEP_ALIVE_TIMEOUT_S: Final = 75  # nginx's default; an idle connection causes this one wake-up
+MAX_HEAD_BYTES: Final = 512 * 1024  # twice what asyncio reads at once, since a short head can begin late in a read
 SHUTDOWN_GRACE_S: Final = 10
-MAX_JOINED_BYTES: Final = 256 * 1024  # above it a copy costs more than a second write
+MAX_JOINED_BYTES: Final = 256 * 1024  # for larger bodies a copy costs more than a second write
 
 
 class JoiningTransport:
-    """A transport that keeps an answer's head until its body comes (rule 3)."""
+    """A transport that keeps the head of a response until its body is written (rule 3).
+
+    Args:
+        transport: the transport to write to.
+    """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -39,7 +44,7 @@ class JoiningTransport:
         self.abort = transport.abort
 
     def write(self, data: bytes) -> None:
-        """As the transport's; a head without its body waits for the next write or for `close`."""
+        """Write data; the head of a response waits for the next `write`, `flush` or `close`."""
         head, self._head = self._head, b""
         if head:
             if len(data) <= MAX_JOINED_BYTES:
@@ -53,25 +58,26 @@ class JoiningTransport:
             self._transport.write(data)
 
     def flush(self) -> None:
-        """An answer is complete: a head without a body, as HEAD has it, goes now."""
+        """Write a waiting head; for a response without a body, as for HEAD."""
         if self._head:
             self._transport.write(self._head)
             self._head = b""
 
     def close(self) -> None:
-        """As the transport's."""
+        """Flush and close the transport."""
         self.flush()
         self._transport.close()
 
 
 class FrontProtocol(HttpToolsProtocol):
-    """uvicorn's protocol over a JoiningTransport, with rule 2."""
+    """uvicorn's protocol over a JoiningTransport, with the limits of rule 2."""
 
     _is_in_head = True
     _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Set TCP_NODELAY, wrap the transport, and start the timer of the first head."""
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -79,12 +85,12 @@ class FrontProtocol(HttpToolsProtocol):
         self._start_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As uvicorn's."""
+        """Stop the timer of the head."""
         self._stop_head_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's; a head that has no end is refused."""
+        """Parse data; reject a head that is longer than MAX_HEAD_BYTES."""
         super().data_received(data)
         if not self._is_in_head or self.transport.is_closing():
             return
@@ -95,23 +101,23 @@ class FrontProtocol(HttpToolsProtocol):
             self._start_head_timer()
 
     def on_message_begin(self) -> None:
-        """As uvicorn's."""
+        """Start to count the bytes of a head."""
         self._is_in_head, self._head_bytes = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """As uvicorn's."""
+        """Stop the timer of the head."""
         self._is_in_head = False
         self._stop_head_timer()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's."""
+        """Write a head that still waits for its body."""
         self.transport.flush()  # type: ignore[attr-defined]  # a JoiningTransport
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """In JSON; the connection ends."""
+        """Send a JSON error and close the connection."""
         body = json.dumps({"error": msg}).encode()
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
@@ -127,7 +133,7 @@ class FrontProtocol(HttpToolsProtocol):
 
 
 class FrontServer(Server):
-    """uvicorn's server without its tick (rule 1)."""
+    """uvicorn's server without its periodic timer (rule 1)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -135,27 +141,30 @@ class FrontServer(Server):
 
     @property
     def open_connections(self) -> int:
-        """Open ones."""
+        """Number of open connections."""
         return len(self.server_state.connections)
 
     def request_stop(self) -> None:
-        """Stop accepting, let the running requests end, return from `serve`."""
+        """Stop accepting connections, complete the open requests, and return from `serve`."""
         self.should_exit = True
         self._stopping.set()
 
     async def main_loop(self) -> None:
-        """Rule 1."""
+        """Wait for `request_stop`, without waking up before (rule 1)."""
         self.server_state.default_headers = []
         await self._stopping.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """None: the supervisor says when to end."""
+        """Leave signals alone: the supervisor decides when the front ends."""
         yield
 
 
 def create_server(app: Any) -> FrontServer:
-    """A server for an ASGI app, with all its modules imported. Call it inside the event loop."""
+    """Create a server for an ASGI app and import all modules that it needs.
+
+    Call it inside the event loop.
+    """
     config = Config(
         app,
         http=FrontProtocol,

@@ -1,11 +1,11 @@
-"""A candidate that hears some of the live requests and whose answers nobody gets.
+"""Shadow mode: a candidate receives copies of live requests, and no client receives its responses.
 
 Rules:
-1. A share of the requests that the current generation has answered goes, with that answer, to the candidate's process.
-   It runs the request itself, compares, and tells only whether it agrees (device_agent.runtime.comparison).
-2. Live requests come first: nothing waits for a candidate. At most one request is with it; while it is busy, the share
-   is not made up for later. Compressed requests and answers are left out.
-3. Only counters leave this place.
+1. A share of the requests that the current generation completed is sent, with its response, to the candidate's process.
+   That runs the request, compares the outputs, and returns only whether they agree (device_agent.runtime.comparison).
+2. Live requests never wait for a candidate. It has at most one request at a time, and requests that arrive meanwhile
+   are not made up for. Compressed requests are not mirrored.
+3. Only counters are kept; requests and responses are not.
 """
 
 import json
@@ -18,40 +18,41 @@ from device_agent.runtime import wire
 from device_agent.runtime.wire import Response
 
 PPM: Final = 1_000_000
-FIRST_REQUEST_NUMBER: Final = (
-    1 << 62
-)  # apart from those of live requests, which the same process may get after a publish
+# above all numbers of live requests, which the same process can receive after it is published
+FIRST_REQUEST_NUMBER: Final = 1 << 62
 
 
 class DiscardedResponse:
-    """An outcome that nobody waits for."""
+    """A ResponseFuture whose result is not used."""
 
     def set_result(self, _result: Response) -> None:
-        """Nothing."""
+        """Ignore the response of the candidate."""
 
     def set_exception(self, _exception: BaseException) -> None:
-        """Nothing."""
+        """Ignore the error of the candidate."""
 
     def done(self) -> bool:
-        """As if the client had gone."""
+        """Return True, as if the client had gone."""
         return True
 
 
 class ShadowConnector(Protocol):
-    """Makes the channel to the candidate's process."""
+    """Opens the channel to the candidate's process."""
 
     def __call__(self, *, on_response: Callable[[int, Response], None], on_lost: Callable[[], None]) -> Sender: ...
 
 
 @dataclass(eq=False, slots=True)
 class ShadowCounters:
-    """Attributes:
-    compared: answers that could be compared.
-    agreed: of these.
-    errors: requests that failed on the candidate though the live model answered them.
-    nan: answers with NaN or infinity that the live answer's rule would flag.
-    worst_ppm: largest relative RMS difference, parts per million.
-    crashes: 1 once its process has died.
+    """Counters of a candidate in shadow mode.
+
+    Attributes:
+        compared: requests whose outputs were compared.
+        agreed: those that agreed.
+        errors: requests that failed on the candidate although the live model completed them.
+        nan: responses of the candidate with NaN or infinity.
+        worst_ppm: largest relative RMS difference, in parts per million.
+        crashes: 1 after its process has ended.
     """
 
     compared: int = 0
@@ -63,13 +64,16 @@ class ShadowCounters:
 
 
 class ShadowMirror:
-    """One candidate.
+    """Mirrors requests to one candidate.
 
     Args:
-        process: the supervisor's name for it.
-        share_ppm: of the live requests.
-        limit_ppm: relative RMS difference that still agrees.
-        connect: makes its channel.
+        process: the supervisor's name of its process.
+        share_ppm: share of the live requests, in parts per million.
+        limit_ppm: relative RMS difference up to which outputs agree, in parts per million.
+        connect: opens its channel.
+
+    Attributes:
+        counters: the result so far.
     """
 
     def __init__(self, process: str, share_ppm: int, limit_ppm: int, connect: ShadowConnector) -> None:
@@ -83,7 +87,12 @@ class ShadowMirror:
         self._sender: Sender | None = connect(on_response=self._handle_response, on_lost=self._handle_lost_process)
 
     def mirror(self, request: Request, response: Response) -> None:
-        """A live request was answered (rules 1 and 2)."""
+        """Send a completed live request to the candidate, if it is in the share (rules 1 and 2).
+
+        Args:
+            request: the live request.
+            response: the live model's response.
+        """
         self._share_credit_ppm = min(self._share_credit_ppm + self._share_ppm, PPM)
         if self._share_credit_ppm < PPM or self._is_busy or self._sender is None or response.status != 200:
             return
@@ -99,7 +108,7 @@ class ShadowMirror:
         self._sender.send(shadowed)
 
     def close(self) -> None:
-        """No more; an answer that is under way is dropped."""
+        """Close the channel; the response of an open request is dropped."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None

@@ -1,4 +1,4 @@
-"""Memory admission: beside where both fit, an honest outage where one does, no where none does."""
+"""Memory admission: side by side if both models fit, an outage if only one does, refusal if none does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Leases, the switch, the queue: the slot against a model of it, and each of its rules by hand."""
+"""Leases, the switch and the queue of a family: each rule by an example, and all of them against a model."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from device_agent.runtime.wire import MAX_IN_FLIGHT_REQUESTS, NO_JSON, Response
 
 
 class Process:
-    """A model process that answers when the test says so."""
+    """A model process that responds when the test calls `Bench.respond`."""
 
     def __init__(self) -> None:
         self.inbox: list[Request] = []
@@ -26,18 +26,18 @@ class Process:
         self.closed = True
 
 
-class Outcome:
-    """What became of a request."""
+class RecordedResponse:
+    """A ResponseFuture that records the result of a request."""
 
     def __init__(self) -> None:
         self.result: Response | RequestFailed | None = None
 
     def set_result(self, result: Response) -> None:
-        assert self.result is None, "answered twice"
+        assert self.result is None, "completed twice"
         self.result = result
 
     def set_exception(self, exception: BaseException) -> None:
-        assert self.result is None, "answered twice"
+        assert self.result is None, "completed twice"
         assert isinstance(exception, RequestFailed)
         self.result = exception
 
@@ -46,53 +46,53 @@ class Outcome:
 
 
 class Bench:
-    """A slot with processes and a clock that the test moves."""
+    """A family queue with processes, and a clock that the test sets."""
 
     def __init__(self, max_waiting: int = 4) -> None:
         self.now = 100.0
-        self.slot = FamilyQueue("toy", max_waiting=max_waiting, wait_s=10.0, clock=lambda: self.now)
+        self.queue = FamilyQueue("toy", max_waiting=max_waiting, wait_s=10.0, clock=lambda: self.now)
         self.processes: dict[int, Process] = {}
         self.drained: list[int] = []
 
     def publish(self, number: int) -> Process:
-        generation = self.slot.generations.get(number) or FrontGeneration(
+        generation = self.queue.generations.get(number) or FrontGeneration(
             number, f"1.{number}", {}, CounterWindow(self.now)
         )
         if generation.sender is None:
             generation.sender = self.processes[number] = Process()
-        self.slot.publish(generation)
+        self.queue.publish(generation)
         return self.processes[number]
 
     def request(self, version: str | None = None) -> Request:
-        request = Request(0, NO_JSON, b"", Outcome(), self.now, version)
-        self.slot.submit(request)
+        request = Request(0, NO_JSON, b"", RecordedResponse(), self.now, version)
+        self.queue.submit(request)
         return request
 
-    def answer(self, number: int, status: int = 200, *, has_nan: bool = False) -> None:
+    def respond(self, number: int, status: int = 200, *, has_nan: bool = False) -> None:
         request = self.processes[number].inbox.pop(0)
-        answer = Response(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
-        self.slot.handle_response(self.slot.generations[number], request.number, answer)
+        response = Response(status, NO_JSON, str(number).encode(), has_nan, busy_us=100)
+        self.queue.handle_response(self.queue.generations[number], request.number, response)
 
     def kill(self, number: int) -> None:
         self.processes[number].inbox.clear()
-        self.slot.handle_lost_process(self.slot.generations[number])
+        self.queue.handle_lost_process(self.queue.generations[number])
 
     def retire(self, number: int) -> None:
-        self.slot.retire(number, lambda: self.drained.append(number))
+        self.queue.retire(number, lambda: self.drained.append(number))
 
 
 def outcome(request: Request) -> Response | RequestFailed | None:
-    assert isinstance(request.response, Outcome)
+    assert isinstance(request.response, RecordedResponse)
     return request.response.result
 
 
-def answered_by(request: Request) -> int:
+def generation_of(request: Request) -> int:
     found = outcome(request)
     assert isinstance(found, Response)
     return int(found.body)
 
 
-def failed_with(request: Request) -> int:
+def status_of(request: Request) -> int:
     found = outcome(request)
     assert isinstance(found, RequestFailed)
     return found.status
@@ -104,9 +104,9 @@ def test_a_request_keeps_its_generation_through_a_switch() -> None:
     before = bench.request()
     bench.publish(2)
     after = bench.request()
-    bench.answer(2)
-    bench.answer(1)
-    assert (answered_by(before), answered_by(after)) == (1, 2)
+    bench.respond(2)
+    bench.respond(1)
+    assert (generation_of(before), generation_of(after)) == (1, 2)
 
 
 def test_no_more_than_a_few_requests_are_with_a_process_and_the_rest_goes_to_its_successor() -> None:
@@ -123,10 +123,10 @@ def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
     bench.publish(1)
     for _ in range(MAX_IN_FLIGHT_REQUESTS + 1):
         bench.request()
-    with pytest.raises(RequestFailed, match="1 requests wait already") as caught:
+    with pytest.raises(RequestFailed, match="1 requests are waiting already") as caught:
         bench.request()
     assert caught.value.status == 503
-    assert bench.slot.rejected_requests == 1
+    assert bench.queue.rejected_requests == 1
 
 
 def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
@@ -134,12 +134,12 @@ def test_a_request_with_a_dying_process_is_sent_once_more_and_first() -> None:
     bench.publish(1)
     requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
     bench.kill(1)
-    assert not bench.slot.is_ready
+    assert not bench.queue.is_ready
     assert bench.publish(1).inbox == requests[:MAX_IN_FLIGHT_REQUESTS]
     for _ in requests:
-        bench.answer(1)
-    assert [answered_by(request) for request in requests] == [1] * len(requests)
-    window = bench.slot.generations[1].window
+        bench.respond(1)
+    assert [generation_of(request) for request in requests] == [1] * len(requests)
+    window = bench.queue.generations[1].window
     assert (window.requests, window.crashes, window.errors) == (len(requests), 1, 0)
 
 
@@ -150,8 +150,8 @@ def test_a_request_that_kills_two_processes_fails() -> None:
     bench.kill(1)
     bench.publish(1)
     bench.kill(1)
-    assert failed_with(poison) == 500
-    assert bench.slot.generations[1].window.errors == 1
+    assert status_of(poison) == 500
+    assert bench.queue.generations[1].window.errors == 1
 
 
 def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
@@ -160,12 +160,12 @@ def test_a_request_waits_for_a_process_but_not_for_ever() -> None:
     bench.kill(1)
     request = bench.request()
     bench.now += 9
-    bench.slot.fail_expired(60)
+    bench.queue.fail_expired(60)
     assert outcome(request) is None
     bench.now += 2
-    bench.slot.fail_expired(60)
-    assert failed_with(request) == 503
-    assert bench.slot.is_idle
+    bench.queue.fail_expired(60)
+    assert status_of(request) == 503
+    assert bench.queue.is_idle
 
 
 def test_before_the_first_model_nobody_waits() -> None:
@@ -179,10 +179,10 @@ def test_a_model_that_does_not_answer_is_an_error_and_its_late_answer_is_dropped
     bench.publish(1)
     request = bench.request()
     bench.now += 61
-    bench.slot.fail_expired(60)
-    assert failed_with(request) == 504
-    bench.answer(1)
-    window = bench.slot.generations[1].window
+    bench.queue.fail_expired(60)
+    assert status_of(request) == 504
+    bench.respond(1)
+    window = bench.queue.generations[1].window
     assert (window.requests, window.errors) == (1, 1)
 
 
@@ -191,14 +191,14 @@ def test_a_front_that_ends_gives_up_only_what_nobody_can_answer() -> None:
     bench.publish(1)
     bench.kill(1)
     stranded = bench.request()
-    bench.slot.fail_waiting()
-    assert failed_with(stranded) == 503
+    bench.queue.fail_waiting()
+    assert status_of(stranded) == 503
     bench.publish(1)
     requests = [bench.request() for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
-    bench.slot.fail_waiting()
+    bench.queue.fail_waiting()
     for _ in requests:
-        bench.answer(1)
-    assert [answered_by(request) for request in requests] == [1] * len(requests)
+        bench.respond(1)
+    assert [generation_of(request) for request in requests] == [1] * len(requests)
 
 
 def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
@@ -208,8 +208,8 @@ def test_a_retired_generation_drains_and_takes_nothing_new() -> None:
     bench.publish(2)
     bench.retire(1)
     assert bench.drained == []
-    bench.answer(1)
-    assert answered_by(request) == 1
+    bench.respond(1)
+    assert generation_of(request) == 1
     assert bench.drained == [1]
     assert old.closed
     bench.retire(7)
@@ -221,11 +221,11 @@ def test_a_version_can_be_named_while_it_is_loaded() -> None:
     bench.publish(1)
     bench.publish(2)
     old = bench.request("1.1")
-    bench.answer(1)
-    assert answered_by(old) == 1
+    bench.respond(1)
+    assert generation_of(old) == 1
     pinned = [bench.request("1.1") for _ in range(MAX_IN_FLIGHT_REQUESTS + 1)]
     bench.retire(1)
-    assert failed_with(pinned[-1]) == 404
+    assert status_of(pinned[-1]) == 404
     with pytest.raises(RequestFailed, match=r"no loaded version '1\.1'"):
         bench.request("1.1")
 
@@ -235,18 +235,20 @@ def test_health_counts_what_the_model_did_since_it_became_current() -> None:
     bench.publish(1)
     for status, has_nan in ((200, False), (200, True), (400, False), (500, False)):
         bench.request()
-        bench.answer(1, status, has_nan=has_nan)
-    window = bench.slot.generations[1].window
+        bench.respond(1, status, has_nan=has_nan)
+    window = bench.queue.generations[1].window
     assert (window.requests, window.nan_responses, window.client_errors, window.errors) == (4, 1, 1, 1)
     assert window.busy_us.count == 2
     bench.publish(2)
     bench.publish(1)
-    assert bench.slot.generations[1].window.requests == 0
+    assert bench.queue.generations[1].window.requests == 0
 
 
 class Requests(RuleBasedStateMachine):
-    """Any sequence of requests, answers, swaps, rollbacks, crashes and retirements: each request has one answer, of a
-    generation that was current at some time since it arrived, and none is lost."""
+    """Sequences of requests, responses, swaps, rollbacks, crashes and retirements.
+
+    Each request gets one response, from a generation that was current at some time since it arrived. None is lost.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,9 +266,9 @@ class Requests(RuleBasedStateMachine):
 
     @rule()
     def request(self) -> None:
-        current = self.bench.slot.current
-        if len(self.bench.slot.waiting_requests) >= 6:  # those of a dead process come on top
-            with pytest.raises(RequestFailed, match="wait already"):
+        current = self.bench.queue.current
+        if len(self.bench.queue.waiting_requests) >= 6:  # requests of a crashed process can exceed the limit
+            with pytest.raises(RequestFailed, match="are waiting already"):
                 self.bench.request()
             return
         self.open.append((self.bench.request(), set() if current is None else {current.number}))
@@ -277,27 +279,27 @@ class Requests(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def back_or_restart(self, data: st.DataObject) -> None:
-        known = sorted(self.bench.slot.generations) or [self.number + 1]
+        known = sorted(self.bench.queue.generations) or [self.number + 1]
         self._publish(lambda: data.draw(st.sampled_from(known)))
 
     @rule(data=st.data())
-    def answer(self, data: st.DataObject) -> None:
+    def respond(self, data: st.DataObject) -> None:
         busy = [number for number, process in self.bench.processes.items() if process.inbox and not process.closed]
         if busy:
-            self.bench.answer(data.draw(st.sampled_from(sorted(busy))))
+            self.bench.respond(data.draw(st.sampled_from(sorted(busy))))
 
-    @precondition(lambda self: self.bench.slot.generations)
+    @precondition(lambda self: self.bench.queue.generations)
     @rule(data=st.data())
     def kill(self, data: st.DataObject) -> None:
-        generations = self.bench.slot.generations
+        generations = self.bench.queue.generations
         alive = sorted(number for number, g in generations.items() if g.sender is not None)
         if alive:
             self.bench.kill(data.draw(st.sampled_from(alive)))
 
-    @precondition(lambda self: self.bench.slot.generations)
+    @precondition(lambda self: self.bench.queue.generations)
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
-        self.bench.retire(data.draw(st.sampled_from(sorted(self.bench.slot.generations))))
+        self.bench.retire(data.draw(st.sampled_from(sorted(self.bench.queue.generations))))
 
     @invariant()
     def answers_are_of_an_allowed_generation(self) -> None:
@@ -315,8 +317,8 @@ class Requests(RuleBasedStateMachine):
 
     @invariant()
     def every_open_request_is_somewhere_once(self) -> None:
-        slot = self.bench.slot
-        places = [*slot.waiting_requests, *(r for g in slot.generations.values() for r in g.leases.values())]
+        queue = self.bench.queue
+        places = [*queue.waiting_requests, *(r for g in queue.generations.values() for r in g.leases.values())]
         assert sorted(map(id, places)) == sorted(id(request) for request, _ in self.open)
 
     def teardown(self) -> None:
@@ -324,7 +326,7 @@ class Requests(RuleBasedStateMachine):
         while any(process.inbox for process in self.bench.processes.values() if not process.closed):
             for number, process in self.bench.processes.items():
                 if process.inbox and not process.closed:
-                    self.bench.answer(number)
+                    self.bench.respond(number)
         assert all(outcome(request) is not None for request, _ in self.open)
 
 

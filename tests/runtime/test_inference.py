@@ -1,4 +1,4 @@
-"""Requests and answers of the protocol: every dtype in JSON and in bytes, and each mistake of a client by its words."""
+"""Inference requests and responses: every dtype in JSON and in bytes, and the error of each client mistake."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ def model_of(model: Any, **settings: Any) -> Iterator[Inference]:
 
 
 def echo(dtype: str) -> Any:
-    """x [n] -> y [n], the same values; Identity is taken out by the optimizer, so there are two of them."""
+    """Return a model x [n] -> y [n] that copies its input; two nodes, because the optimizer removes one Identity."""
     nodes = [helper.make_node("Identity", ["x"], ["h"]), helper.make_node("Identity", ["h"], ["y"])]
     return graph(nodes, [("x", dtype, ["n"])], [("y", dtype, ["n"])])
 
@@ -48,7 +48,7 @@ def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[di
 
 
 def x(data: list[Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """The input of `scale`, with other fields."""
+    """Return the input object of `scale`, with further fields."""
     given_data = {} if data is None else {"data": data}
     return {"inputs": [{"name": "x", "datatype": "FP32", "shape": [4], **given_data, **fields}]}
 

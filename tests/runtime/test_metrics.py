@@ -1,4 +1,4 @@
-"""What `/metrics` says is what Prometheus reads: the text format, and the conventions for names."""
+"""`/metrics` follows Prometheus' text format and its conventions for names."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ UNITS = ("_seconds", "_bytes", "_joules", "_ratio", "_info")
 
 
 def check_conventions(found: dict[str, Metric]) -> None:
-    """Names, kinds and units."""
+    """Check names, kinds and units."""
     for name, metric in found.items():
         assert re.fullmatch(r"airweights_[a-z][a-z0-9_]*", name)
         assert metric.help_text.endswith("."), f"{name} has no sentence"
@@ -30,7 +30,7 @@ def check_conventions(found: dict[str, Metric]) -> None:
 
 
 def buckets_of(metric: Metric) -> Iterator[tuple[list[float], float]]:
-    """Cumulative counts of each series of a histogram, and its _count."""
+    """Return the cumulative counts of each series of a histogram, and its _count."""
     series: dict[tuple[tuple[str, str], ...], list[tuple[float, float]]] = {}
     for (suffix, labels), value in metric.samples.items():
         if suffix == "_bucket":
@@ -42,7 +42,7 @@ def buckets_of(metric: Metric) -> Iterator[tuple[list[float], float]]:
 
 @pytest.fixture
 def tally() -> UpdateMetrics:
-    """Of one update, one rollback, one failure that never swapped."""
+    """Return metrics of one update, one rollback, and one failure before a swap."""
     tally = UpdateMetrics("toy")
     phases = {"check": 10, "probe": 1500, "swap": 20, "probation": 30_000}
     good = Attempt(1, "poll", 0, download_bytes=7, patch_bytes=7, full_bytes=90, phases_ms=phases, swap_us=80)

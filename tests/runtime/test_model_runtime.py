@@ -1,4 +1,4 @@
-"""ModelRuntime: a model in an app is replaced, checked, rolled back, while calls go on; both isolation levels."""
+"""ModelRuntime: models are checked, swapped and rolled back while calls run, at both isolation levels."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""The probe's verdicts: a good candidate passes, each kind of bad one fails for its own reason, and harms nobody."""
+"""The probe's verdicts: a good candidate passes, each kind of bad one fails for its own reason."""
 
 import contextlib
 import os
@@ -158,7 +158,7 @@ def test_a_run_that_asks_for_what_can_not_be_had_fails(model: onnx.ModelProto, w
                 ("fail", "probe-crashed"),
             ), report
         else:
-            # onnxruntime may blame the zeros for it, and then nothing is known
+            # onnxruntime may reject the zeros as wrong inputs; then the model was not run
             assert report.verdict == "fail" or report.runs == 0, report
 
 
@@ -197,7 +197,7 @@ def test_a_model_whose_memory_grows_leaks() -> None:
 
 
 def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # what this process writes goes to a folder of the test's own; /tmp holds what other tests are at
+    # temporary files of this process go to a folder of this test, because other tests use /tmp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def held() -> tuple[int, set[str], set[str]]:
@@ -258,7 +258,7 @@ def _kill_probe(number: signal.Signals) -> None:
                 name_and_rest = path.read_text()
                 parent = int(name_and_rest.rpartition(")")[2].split()[1])
                 line = path.with_name("cmdline").read_bytes()
-                # more than its imports and the loading take: it is in the loop that does not end
+                # more processor time than imports and loading take: the worker is in the endless loop
                 ticks = int(name_and_rest.rpartition(")")[2].split()[11])
                 if parent == mine and b"device_agent.workers.probe" in line and ticks > os.sysconf("SC_CLK_TCK") * 0.6:
                     os.kill(int(path.parent.name), number)

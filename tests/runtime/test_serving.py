@@ -1,4 +1,4 @@
-"""The endpoint and its processes: real requests, swaps and deaths under load, and what each process can reach."""
+"""The endpoint and its processes: real requests, swaps and crashes under load, and the jails."""
 
 import contextlib
 import gzip
@@ -137,7 +137,7 @@ def test_the_clients_mistakes_are_4xx_with_words_and_do_not_count_against_the_mo
         mistakes: list[tuple[bytes, str, dict[str, str], int, str]] = [
             (b"{", INFER, {}, 400, "not JSON"),
             (b'{"inputs":[{"name":"q"}]}', INFER, {}, 400, "input 'q' is unknown, expected x"),
-            (REQUEST, "/v2/models/other/infer", {}, 404, "no model of this name; there is toy"),
+            (REQUEST, "/v2/models/other/infer", {}, 404, "unknown model, expected one of: toy"),
             (REQUEST, "/v2/models/toy/versions/9.9.9/infer", {}, 404, "no loaded version '9.9.9'"),
             (REQUEST, "/v2/models/toy/ready", {}, 405, "expected GET or HEAD"),
             (REQUEST, INFER, {"Inference-Header-Content-Length": "x"}, 400, "expected a decimal number"),
@@ -218,7 +218,7 @@ def test_requests_beyond_a_limit_are_refused_and_not_piled_up() -> None:
         until(lambda: served.state()["families"]["toy"]["waiting"])
         status, fields, body = ask(served.address)
         assert (status, fields["retry-after"]) == (503, "1")
-        assert "1 requests wait already" in json.loads(body)["error"]
+        assert "1 requests are waiting already" in json.loads(body)["error"]
         waiting.close()
 
 
@@ -385,7 +385,7 @@ def test_a_generation_with_a_hanging_request_does_not_drain_and_can_be_killed() 
         process = slow.process(1)
         served.publish("toy", process)
         status, _, body = ask(served.address)
-        assert (status, "did not answer within 0.2 s" in json.loads(body)["error"]) == (504, True)
+        assert (status, "did not respond within 0.2 s" in json.loads(body)["error"]) == (504, True)
         window = served.window("toy", 1)
         assert (window.errors, window.in_flight) == (1, 1)
         assert window.oldest_in_flight_s >= 0.2
@@ -434,7 +434,7 @@ def test_nothing_wakes_while_nobody_asks() -> None:
         process = bundle.process(1)
         served.publish("toy", process)
         served_value(served.address)
-        # the sweep after the last request is the only thing that may still run
+        # only the sweep after the last request may still run
         deadline = time.monotonic() + 30
         while _switches(served.pid, process.pid) != _switches_after_a_second(served.pid, process.pid):
             assert time.monotonic() < deadline

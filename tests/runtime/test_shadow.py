@@ -1,4 +1,4 @@
-"""A candidate in the shadow of the live model: it hears a share, agrees or not, and nobody's request depends on it."""
+"""Shadow mode: a candidate receives a share of the requests, agrees or not, and delays no live request."""
 
 import json
 import os
