@@ -55,7 +55,7 @@ def commands_of(text: str) -> list[str]:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     sections: dict[str, type[Config | ServeSettings | UpdateSettings | ProbationSettings]] = {
         "": Config,
         "serve.": ServeSettings,
@@ -77,6 +77,32 @@ def test_every_field_of_the_health_contract_is_specified() -> None:
     text = (ROOT / "docs" / "format.md").read_text("utf-8")
     for field in Health.__dataclass_fields__:
         assert f"`{field}`" in text, field
+
+
+def test_every_default_of_the_health_contract_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    for name, value in _values(Health()):
+        shown = f'"{value}"' if isinstance(value, str) else f"{value:,}"
+        assert re.search(rf"^\| `{name}` \| `?{re.escape(shown)}`? \|", text, re.MULTILINE), (name, shown)
+
+
+def test_every_default_of_the_configuration_is_documented() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+    for prefix, settings in (("serve.", ServeSettings()), ("update.", UpdateSettings())):
+        for name, value in _values(settings):
+            shown = (
+                str(value).lower()
+                if isinstance(value, bool)
+                else f'"{value}"'
+                if isinstance(value, str)
+                else str(value)
+            )
+            if value is not None:
+                assert f"| `{prefix}{name}` | `{shown}` |" in text, (name, shown)
+
+
+def _values(settings: Health | ServeSettings | UpdateSettings) -> list[tuple[str, object]]:
+    return [(field.name, getattr(settings, field.name)) for field in fields(settings)]
 
 
 def test_the_evidence_that_the_threat_model_names_is_there() -> None:
