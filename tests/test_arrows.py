@@ -1,11 +1,11 @@
-"""The arrows between packages (docs/architecture.md): who may import whom, and what a process ends up with.
+"""The imports between packages (docs/architecture.md), and the modules that each process loads.
 
 Rules:
 1. packager → keys → bundle ← device_agent ← airweights, packager → bundle, airweights → bundle. No other arrow.
-2. `bundle/__init__` imports nothing. onnx and the quantizer are the packager's alone.
-3. On the device, an HTTP client is imported in one module, onnxruntime only by the model's processes, tuf only by what
-   decides on trust.
-4. The daemon's process loads the standard library and pure modules of ours.
+2. `bundle/__init__` imports nothing. Only the packager uses onnx and the quantizer.
+3. On the device, one module imports an HTTP client, only model processes import onnxruntime, and only the verifier
+   imports tuf.
+4. The daemon's process loads only the standard library and our pure modules.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""How the command lines speak: results on stdout, everything else on stderr, one exit code an error class."""
+"""Output of both command lines: results on stdout, the rest on stderr, one exit code per kind."""
 
 import io
 import json

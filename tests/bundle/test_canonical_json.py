@@ -1,4 +1,4 @@
-"""Signed JSON has one form, and its reader takes nothing for granted."""
+"""Signed JSON has one canonical form, and its reader is strict."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Envelopes open for one recipient in one place, and nowhere else."""
+"""Envelopes open only for one recipient and one context."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Encrypted frames: any chunking in and out gives the same bytes, any change is refused."""
+"""Encrypted frames: reads and writes of any size give the same bytes, and every change is refused."""
 
 import io
 import os

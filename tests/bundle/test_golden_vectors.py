@@ -1,4 +1,4 @@
-"""Golden vectors: written and read back; every way in which an answer can be wrong is told."""
+"""Golden vectors are written and read back, and every difference of an output is reported."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Devices fall into buckets evenly, and a new salt draws them anew."""
+"""Devices are spread evenly over the share of a rollout, and a new salt selects another sample."""
 
 from bundle.rollout import BASIS_POINTS, bucket
 

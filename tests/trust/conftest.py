@@ -1,4 +1,4 @@
-"""The shop of tests/repository, for the tests of what a device believes of it."""
+"""Fixtures of tests/repository, for tests of the trust check."""
 
 from tests.repository.conftest import device as device
 from tests.repository.conftest import pristine_shop as pristine_shop

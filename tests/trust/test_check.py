@@ -1,4 +1,4 @@
-"""A device believes what two roles agree on, and says why it believes nothing else."""
+"""A device accepts a release that two roles agree on, and refuses all others with the cause."""
 
 import time
 from dataclasses import replace
@@ -223,11 +223,11 @@ def test_metadata_of_another_repository_is_untrusted(
     shop: MetadataPublisher, device: CheckClient, pristine_shop: MetadataPublisher
 ) -> None:
     device.check(shop.published)
-    stranger = build_publisher(shop.folder / "stranger")
-    stranger.release("9.9.9", 9)
+    other = build_publisher(shop.folder / "other")
+    other.release("9.9.9", 9)
     before = device.slots.load()
     with pytest.raises(UntrustedMetadata) as refused:
-        device.check(stranger.published)
+        device.check(other.published)
     assert refused.value.reason == "untrusted-metadata"
     assert device.slots.load() == before
 

@@ -1,4 +1,4 @@
-"""No clock makes stale metadata fresh, and none makes fresh metadata stale for good."""
+"""No clock makes expired metadata valid, and none makes valid metadata expired permanently."""
 
 from dataclasses import replace
 from datetime import datetime

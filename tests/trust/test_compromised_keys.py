@@ -1,8 +1,10 @@
-"""For each subset of roles whose keys are all stolen: exactly what the design allows, and nothing else.
+"""For each subset of roles whose keys are all stolen, an attacker can do what the design allows, and nothing more.
 
-The design's table. A release that was never made needs the keys of targets (which can hand the family to itself), or
-those of release and rollout together. A release that was made, for this channel and above the floor, needs those of
-targets or of rollout. Both need snapshot and timestamp as well, or nobody hears of it.
+1. To install a release that was never made, an attacker needs the keys of targets (which can delegate the family to
+   new keys), or the keys of release and rollout together.
+2. To select a release that was made for the channel and is not below the floor, an attacker needs the keys of targets
+   or of rollout.
+Both also need the keys of snapshot and timestamp to be published.
 """
 
 import itertools
@@ -25,20 +27,20 @@ SUBSETS = [set(roles) for size in range(len(ROLES) + 1) for roles in itertools.c
 
 
 def may_install_anything(stolen: set[str]) -> bool:
-    """The table's first line."""
+    """Return whether an attacker can install a release that was never made (line 1)."""
     return {"timestamp", "snapshot"} <= stolen and (
         "targets" in stolen or {"release-vision", "rollout-vision"} <= stolen
     )
 
 
 def may_choose_a_release(stolen: set[str]) -> bool:
-    """The table's second line."""
+    """Return whether an attacker can select a release that was made for the channel (line 2)."""
     return {"timestamp", "snapshot"} <= stolen and bool({"targets", "rollout-vision"} & stolen)
 
 
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublisher, CheckClient, list[Signer]]:
-    """A shop with 1.0.0 and 1.1.0, a device that has accepted 1.1.0, and keys of the thief's own."""
+    """A repository with 1.0.0 and 1.1.0, a device that accepted 1.1.0, and the attacker's own keys."""
     from tests.support.metadata_publisher import build_publisher
 
     shop = build_publisher(tmp_path_factory.mktemp("attacked") / "shop")
@@ -52,7 +54,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[MetadataPublishe
 def attempt(
     shop: MetadataPublisher, device: CheckClient, thief: Attacker, tried: Path
 ) -> ReleaseCounter | AirweightsError:
-    """What a copy of the device makes of the thief's mirror."""
+    """Return what a copy of the device accepts from the attacker's mirror: a counter or an error."""
     shutil.rmtree(tried, ignore_errors=True)
     shutil.copytree(device.folder, tried, symlinks=True)
     try:
@@ -64,21 +66,21 @@ def attempt(
 
 
 def redelegate(thief: Attacker, role: str, own: list[Signer]) -> None:
-    """What a thief of targets does: gives a role to keys of its own."""
-    held: Targets = thief.changed.get("targets") or tuf_documents.next_targets(
+    """Delegate a role to the attacker's own keys, with the stolen keys of targets."""
+    targets: Targets = thief.changed.get("targets") or tuf_documents.next_targets(
         thief.published.role("targets"), "targets", {}, NOW_S
     )
-    assert held.delegations is not None
-    assert held.delegations.roles is not None
-    for keyid in list(held.delegations.roles[role].keyids):
-        held.revoke_key(keyid, role)
+    assert targets.delegations is not None
+    assert targets.delegations.roles is not None
+    for keyid in list(targets.delegations.roles[role].keyids):
+        targets.revoke_key(keyid, role)
     for signer in own:
-        held.add_key(signer.public_key, role)
-    thief.changed["targets"] = held
+        targets.add_key(signer.public_key, role)
+    thief.changed["targets"] = targets
 
 
 def equipped(shop: MetadataPublisher, stolen: set[str], own: list[Signer]) -> Attacker:
-    """With the stolen keys, and its own."""
+    """Return an attacker with the stolen keys and its own."""
     thief = Attacker.from_publisher(shop, *sorted(stolen))
     thief.signers = [*thief.signers, *own]
     return thief

@@ -1,4 +1,4 @@
-"""Damage: one flipped byte anywhere, and every damage to the device's own cache, never change what it believes."""
+"""A flipped byte in any file, or damage to the device's cache, never changes what a device accepts."""
 
 import itertools
 import random
@@ -13,11 +13,11 @@ from bundle.errors import AirweightsError, RollbackRefused
 from tests.support.metadata_publisher import FAMILY, CheckClient, MetadataPublisher, fetch_file, replacing
 
 SEED = 20260101
-POSITIONS = 24  # a file; every file's first and last bytes are among them
+POSITIONS = 24  # per file; the first and last byte of each file are included
 
 
 def published_files(shop: MetadataPublisher) -> list[str]:
-    """Every file that a check reads, but for the shipped root."""
+    """Return every file that a check reads, except the shipped root."""
     read: list[str] = []
 
     def spy(url: str, max_bytes: int) -> bytes:
@@ -122,7 +122,7 @@ def test_one_lost_slot_loses_nothing(shop: MetadataPublisher, device: CheckClien
 
 
 def spoil(path: Path, damage: str) -> None:
-    """One kind of damage to one file."""
+    """Apply one kind of damage to one file."""
     data = path.read_bytes()
     match damage:
         case "kept":

@@ -1,4 +1,4 @@
-"""A python-tuf client that knows nothing of us reads the repository, hybrid or classical."""
+"""A plain python-tuf client reads our repositories, hybrid and classical."""
 
 from pathlib import Path
 

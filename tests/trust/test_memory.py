@@ -1,4 +1,4 @@
-"""The two slots keep what a device remembers, whatever a power cut does to the one being written."""
+"""The two copies keep the trust state if a power cut damages the one that is being written."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every attack that TUF and Uptane name, by its name; and for stolen keys exactly what the design allows."""
+"""Every attack that TUF and Uptane name is refused, by its name."""
 
 import shutil
 import time
@@ -50,8 +50,11 @@ def unchanged(
     *,
     is_ahead: bool = False,
 ) -> AirweightsError:
-    """The attack fails with that error, and floors stay. The honest repository still works, unless the thief could sign
-    timestamps and snapshots of higher versions (`is_ahead`): then nothing works until the online keys are rotated."""
+    """Check that an attack fails with an error and leaves the floors unchanged; return the error.
+
+    The honest repository still works afterwards. If the attacker could sign timestamps and snapshots of higher versions
+    (`is_ahead`), it works only after the online keys were replaced.
+    """
     before = device.slots.load()
     with pytest.raises(expected) as failed:
         device.check(mirror)
@@ -66,7 +69,7 @@ def unchanged(
 
 
 def rotate_online_keys(shop: MetadataPublisher) -> None:
-    """What heals a compromise of the online keys: a root that replaces them."""
+    """Replace the online keys in a new root, which ends a compromise of them."""
     for role in ("snapshot", "timestamp"):
         signers = [CryptoSigner.generate_ed25519(), CryptoSigner.generate_mldsa()]
         replace_keys(shop.repository.layout, role, [signer.public_key for signer in signers])
@@ -173,7 +176,7 @@ def test_withdrawal_in_mid_flight(shop: MetadataPublisher, device: CheckClient) 
 @pytest.mark.parametrize("role", ["timestamp", "snapshot", "targets", "release-vision", "rollout-vision", "fleet"])
 @pytest.mark.parametrize("kind", ["ed25519", "mldsa"])
 def test_key_compromise_below_threshold(shop: MetadataPublisher, device: CheckClient, role: str, kind: str) -> None:
-    """All keys of one algorithm of a role, and every key of all other online roles: still not enough."""
+    """All keys of one algorithm of a role, with all keys of the other online roles, are not enough."""
     device.check(shop.published)
     others = [name for name in ("snapshot", "timestamp") if name != role]
     thief = Attacker.from_publisher(shop, *others)

@@ -1,4 +1,4 @@
-"""tuf-js, a JavaScript client that knows nothing of us, reads a classical repository; it refuses changed files."""
+"""tuf-js, an independent JavaScript client, reads a classical repository and refuses changed files."""
 
 import hashlib
 import json
@@ -27,14 +27,14 @@ CLIENT = Path(__file__).parents[1] / "support" / "tuf_js_client.cjs"
 def node_version() -> tuple[int, int]:
     if shutil.which("node") is None or shutil.which("npm") is None:
         return (0, 0)
-    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.match(r"v(\d+)\.(\d+)", said)
+    version_text = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.match(r"v(\d+)\.(\d+)", version_text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @pytest.fixture(scope="module")
 def modules(pytestconfig: pytest.Config) -> Path:
-    """The folder of node modules with tuf-js, kept between runs."""
+    """The directory of node modules with tuf-js; it is kept between test runs."""
     node = node_version()
     version = next((version for least, version in VERSIONS if node >= least), None)
     if version is None:
@@ -43,7 +43,9 @@ def modules(pytestconfig: pytest.Config) -> Path:
     folder = pytestconfig.cache.mkdir(f"tuf-js-{version}")
     if not (folder / "node_modules" / "tuf-js").is_dir():
         words = ["npm", "install", "--prefix", os.fspath(folder), "--ignore-scripts", "--no-audit", "--no-fund"]
-        words.append("--fetch-retries=1")  # a registry out of reach is told within seconds: by itself npm takes minutes
+        words.append(
+            "--fetch-retries=1"
+        )  # an unreachable registry fails within seconds; by default npm retries for minutes
         done = subprocess.run([*words, f"tuf-js@{version}"], capture_output=True, text=True, check=False, timeout=120)
         if done.returncode:
             pytest.skip(f"tuf-js {version} could not be installed by npm: {done.stderr.strip()[-200:]}")

@@ -1,7 +1,7 @@
 """The client workflow of the TUF specification (5.3 to 5.7), step by step, through the conformance command line.
 
-Each test serves a repository that may hold what ours never makes, and looks at what an outside suite can see: the exit
-status, the cached metadata, the requests, and the downloaded files.
+Each test serves a repository, which may contain metadata that ours never has. It checks what an external suite can
+see: the exit status, the cached metadata, the requests and the downloaded files.
 """
 
 import json
@@ -26,7 +26,7 @@ DAY_S = 86_400
 
 
 class Client:
-    """The command line in folders of its own; in this process, which is the same code a hundred times faster."""
+    """The command line with its own folders, run in this process: the same code, a hundred times faster."""
 
     def __init__(self, folder: Path, url: str, root: bytes) -> None:
         self.metadata, self.targets, self._url = folder / "metadata", folder / "targets", url
@@ -50,7 +50,7 @@ class Client:
 
     @property
     def trusted(self) -> dict[str, int]:
-        """Role → version, of what is cached."""
+        """The version of each cached role."""
         found = {}
         for path in self.metadata.iterdir():
             if path.name.endswith(".json"):
@@ -126,7 +126,7 @@ def test_roots_are_walked_one_by_one_and_asked_for_once(repo: SimulatedRepositor
 Step = tuple[tuple[int, ...], int, tuple[int, ...]]
 ROTATIONS: dict[str, tuple[list[Step], bool]] = {
     "one key follows another": ([((1,), 1, (1,)), ((2,), 1, (2, 1)), ((2,), 1, (2,))], True),
-    "signatures of strangers": ([((1,), 1, (3, 1, 4)), ((2,), 1, (3, 2, 1, 4))], True),
+    "signatures of unknown keys": ([((1,), 1, (3, 1, 4)), ((2,), 1, (3, 2, 1, 4))], True),
     "any three of five": ([((0, 1, 2, 3, 4), 3, (0, 2, 4)), ((0, 1, 2, 3, 4), 3, (0, 1, 3))], True),
     "all five replaced": (
         [((0, 1, 2, 3, 4), 3, (0, 2, 4)), ((5, 6, 7, 8, 9), 3, (0, 2, 4, 5, 6, 7)), ((5, 6, 7, 8, 9), 3, (7, 8, 9))],
@@ -161,11 +161,11 @@ def test_root_rotation(tmp_path: Path, name: str) -> None:
 
 ROLE_KEYS = {
     "another key": ((2,), 1, (2,), True),
-    "with strangers": ((1,), 1, (3, 1, 4), True),
+    "with unknown keys": ((1,), 1, (3, 1, 4), True),
     "any three of five": ((0, 1, 2, 3, 4), 3, (2, 3, 4), True),
     "not by the key": ((2,), 1, (1, 3, 4), False),
     "too few": ((0, 1, 3, 4, 5), 3, (0, 4), False),
-    "too few and a stranger": ((0, 1, 3, 4, 5), 3, (0, 2, 4), False),
+    "too few and an unknown key": ((0, 1, 3, 4, 5), 3, (0, 2, 4), False),
 }
 
 
@@ -294,8 +294,8 @@ def test_a_timestamp_of_the_same_version_is_not_taken(repo: SimulatedRepository,
     repo.asked.clear()
     assert client.refresh() == 0
     assert repo.asked == ["metadata/2.root.json", "metadata/timestamp.json"]
-    held: Metadata[Timestamp] = Metadata.from_file(str(client.metadata / "timestamp.json"))
-    assert held.signed.snapshot_meta.version == 1
+    cached: Metadata[Timestamp] = Metadata.from_file(str(client.metadata / "timestamp.json"))
+    assert cached.signed.snapshot_meta.version == 1
 
 
 @pytest.mark.parametrize("with_hashes", [False, True])
@@ -441,7 +441,7 @@ GRAPHS = {
         [("targets", "A", False, "*"), ("targets", "B", False, "*"), ("A", "C", True, "*"), ("A", "D", False, "*")],
         "AC",
     ),
-    "terminating with children": (
+    "terminating, with its own delegation": (
         [("targets", "A", False, "*"), ("targets", "B", False, "*"), ("A", "C", True, "*"), ("C", "D", False, "*")],
         "ACD",
     ),

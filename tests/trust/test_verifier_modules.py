@@ -1,4 +1,4 @@
-"""The verifier has loaded all that a signature of any kind needs before its jail closes the files."""
+"""The verifier loads everything that a signature of any kind needs before its jail blocks files."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def ecdsa(curve: SECP256R1 | SECP384R1) -> CryptoSigner:
 
 @pytest.mark.parametrize("kind", ["ed25519", "ml-dsa-65", "ecdsa-p256", "ecdsa-p384", "rsa"])
 def test_verifying_a_signature_loads_nothing_more(kind: str) -> None:
-    """A token's P-256 key in a role would otherwise be one signature short, on the device only."""
+    """Otherwise a role with a P-256 key would be one signature short, on devices only."""
     makers: dict[str, Callable[[], CryptoSigner]] = {
         "ed25519": CryptoSigner.generate_ed25519,
         "ml-dsa-65": CryptoSigner.generate_mldsa,

@@ -1,7 +1,8 @@
-"""Writes the vectors of signed documents: `python -m tests.vectors.documents`.
+"""Write the test vectors of signed documents: `python -m tests.vectors.documents`.
 
-Folders `manifest`, `rollout`, `fleet`, `enrollment`, `report`: each file is one document; its name is its one defect,
-`expected` (JSON) the reason of its refusal; null: it is read, and comes out the same.
+The folders are `manifest`, `rollout`, `fleet`, `enrollment` and `report`. Each file is one document with one defect,
+and is named for it. `expected.json` has the reason of the expected refusal, or null for a document that must be read
+and written back unchanged.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements, Va
 from bundle.rollout import Rollout, Window
 
 FOLDER: Final = Path(__file__).parent
-X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # of the vectors alone
-ED25519_PRIVATE: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))  # of the vectors alone
+X_WING_PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
+ED25519_PRIVATE: Final = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))  # used by the vectors only
 
 Change = Callable[[dict[str, Any]], object]
 Vectors = dict[str, tuple[bytes, str | None]]
@@ -77,14 +78,14 @@ def good_enrollment() -> bytes:
 
 
 def changed(data: bytes, change: Change) -> bytes:
-    """The document with one change, in canonical form but for what has none."""
+    """Return the document with one change, in canonical form if the changed document has one."""
     value = json.loads(data)
     change(value)
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def spoiled_text(data: bytes) -> Vectors:
-    """Defects that any document can have."""
+    """Return vectors with the textual defects that every kind of document can have."""
     text = data.decode()
     deep = "[" * 900 + "]" * 900
     return {
@@ -360,7 +361,7 @@ GENERATORS: Final[dict[str, Callable[[], Vectors]]] = {
 
 
 def main() -> None:
-    """Write all folders anew."""
+    """Write all files of all folders."""
     for kind, make in GENERATORS.items():
         folder = FOLDER / kind
         for path in folder.glob("*.json"):

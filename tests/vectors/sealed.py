@@ -1,8 +1,9 @@
-"""Writes the vectors of frame files and envelopes: `python -m tests.vectors.sealed`.
+"""Write the test vectors of frame files and envelopes: `python -m tests.vectors.sealed`.
 
-Folder `frames`: files sealed with KEY for CONTEXT, a fixed salt, frames of 4,096 bytes; `expected` (JSON) has the
-reason of refusal, or the SHA-256 of the plaintext. Folder `envelope`: envelopes of SECRET to PRIVATE's public key in
-ENVELOPE_CONTEXT; HPKE is randomized, so each run of the generator writes other bytes with the same meaning.
+The folder `frames` has files that are sealed with KEY for CONTEXT, with a fixed salt and frames of 4,096 bytes. Its
+`expected.json` has the reason of the expected refusal, or the SHA-256 of the plaintext. The folder `envelope` has
+envelopes of SECRET, sealed to the public key of PRIVATE in ENVELOPE_CONTEXT. HPKE is randomized: each run of the
+generator writes other bytes with the same meaning.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ SALT: Final = bytes(range(100, 132))
 STEP: Final = MIN_FRAME_BYTES + TAG_BYTES
 PLAIN: Final = bytes(n % 251 for n in range(2 * MIN_FRAME_BYTES + 1000))
 
-PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # of the vectors alone
+PRIVATE: Final = Secret(bytes(range(PRIVATE_BYTES)))  # used by the vectors only
 SECRET: Final = Secret(bytes(range(32, 64)))
 ENVELOPE_CONTEXT: Final = EnvelopeContext(CONTENT_KEY_PURPOSE, "a" * 64, "default", 3, "kws", 7, "int8")
 
@@ -48,7 +49,7 @@ def frame_file(plain: bytes, *, key: Secret = KEY, context: FrameContext = CONTE
 
 
 def frames() -> dict[str, tuple[bytes, str]]:
-    """Name → (file, reason or digest)."""
+    """Return each frame file by its name, with the expected reason or the SHA-256 of its plaintext."""
     good = frame_file(PLAIN)
     head, body = good[:HEADER_BYTES], good[HEADER_BYTES:]
     one, two, three = body[:STEP], body[STEP : 2 * STEP], body[2 * STEP :]
@@ -94,10 +95,10 @@ def frames() -> dict[str, tuple[bytes, str]]:
 
 
 def envelopes() -> dict[str, tuple[bytes, str | None]]:
-    """Name → (file, reason or None)."""
+    """Return each envelope by its name, with the expected reason, or None if it must open."""
     public = derive_public_key(PRIVATE)
     good = seal(SECRET, public, ENVELOPE_CONTEXT)
-    stranger = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1))))
+    other_recipient = derive_public_key(Secret(bytes(range(1, PRIVATE_BYTES + 1))))
 
     def elsewhere(**fields: object) -> bytes:
         return seal(SECRET, public, replace(ENVELOPE_CONTEXT, **fields))  # type: ignore[arg-type]  # by the table below
@@ -112,7 +113,7 @@ def envelopes() -> dict[str, tuple[bytes, str | None]]:
         "byte-missing": (good[:-1], "not-authentic"),
         "encapsulation-flipped": (good[:8] + bytes([good[8] ^ 1]) + good[9:], "not-authentic"),
         "ciphertext-flipped": (good[:-1] + bytes([good[-1] ^ 1]), "not-authentic"),
-        "to-another-recipient": (seal(SECRET, stranger, ENVELOPE_CONTEXT), "not-authentic"),
+        "to-another-recipient": (seal(SECRET, other_recipient, ENVELOPE_CONTEXT), "not-authentic"),
         "of-another-purpose": (elsewhere(purpose="airweights cohort key v1"), "not-authentic"),
         "of-another-repository": (elsewhere(repository="b" * 64), "not-authentic"),
         "of-another-cohort": (elsewhere(cohort="beta"), "not-authentic"),
@@ -124,7 +125,7 @@ def envelopes() -> dict[str, tuple[bytes, str | None]]:
 
 
 def main() -> None:
-    """Write both folders anew."""
+    """Write all files of both folders."""
     tables: dict[str, dict[str, tuple[bytes, str | None]]] = {"frames": {**frames()}, "envelope": envelopes()}
     for kind, vectors in tables.items():
         folder = FOLDER / kind

@@ -1,7 +1,8 @@
-"""Writes the patch vectors: `python -m tests.vectors.patch.generate`.
+"""Write the test vectors of patches: `python -m tests.vectors.patch.generate`.
 
-Each file is one patch from BASE to TARGET; its name is its one defect, `expected.json` the reason of its refusal (null:
-it applies). Built from the container's parts rather than by the encoder, so that they stay when the encoder changes.
+Each file is one patch from BASE to TARGET with one defect, and is named for it. `expected.json` has the reason of the
+expected refusal, or null for a patch that must apply. The patches are assembled from the parts of the format, without
+the encoder, so that they do not depend on it.
 """
 
 import bz2
@@ -49,7 +50,7 @@ A, B, D = 1024, 26, 100
 
 
 def copy(*entries: tuple[int, int, int], plain: bytes | None = None) -> bytes:
-    """(target gap, signed base gap, length) each."""
+    """Return a COPY frame; each entry is (target gap, signed base gap, length), in bytes."""
     rows = b"".join(encode_varint(t) + encode_signed_varint(b) + encode_varint(n) for t, b, n in entries)
     body = encode_varint(len(entries)) + rows if plain is None else plain
     return encode_frame(Op.COPY, write_section(body), body)
@@ -100,7 +101,7 @@ def stream(data: bytes, start: int, *, window_log: int = 12, length: int | None 
 def delta_stream(
     content: bytes, *, start: int = 1024, length: int = 26, base: int = 1024, form: int = 1, rest: bytes = b""
 ) -> bytes:
-    """LZMA, in the form DELTA."""
+    """Return a STREAM frame of LZMA in its DELTA form."""
     head = encode_varint(start) + encode_varint(length) + bytes([3, 12, form]) + encode_varint(base) + b"\x01"
     return encode_frame(Op.STREAM, head + pack_lzma(content, 12) + rest)
 
@@ -135,7 +136,7 @@ def one_segment(start: int, elements: int, base: int | None = None) -> bytes:
 
 
 def planes(residual: bytes) -> bytes:
-    """Of elements of one byte."""
+    """Return the residuals of one-byte elements as a section of planes."""
     signed = [byte - 256 if byte > 127 else byte for byte in residual]
     return write_section(bytes(((number << 1) ^ (number >> 7)) & 0xFF for number in signed))
 
@@ -147,7 +148,7 @@ def part(numbers: list[int], coder: int = 1) -> bytes:
 
 
 def byte_part(residual: bytes) -> bytes:
-    """A part of elements of one byte, as planes."""
+    """Return a part of one-byte elements, coded as planes."""
     body = planes(residual)
     return b"\x01" + encode_varint(len(body)) + body
 
@@ -162,7 +163,11 @@ def edit(
     count: int | None = None,
     content: bytes | None = None,
 ) -> bytes:
-    """(target gap, signed base gap, length) each; (gap, residual) each, runs of one unless lengths are given."""
+    """Return an EDIT frame of one-byte elements.
+
+    Each range is (target gap, signed base gap, length); each edit is (gap, residual), in runs of one unless lengths are
+    given.
+    """
     table = encode_varint(len(ranges)) + b"".join(
         encode_varint(t) + encode_signed_varint(b) + encode_varint(n) for t, b, n in ranges
     )
@@ -179,13 +184,13 @@ def edit(
 
 
 def gaps_of(residuals: list[int]) -> list[tuple[int, int]]:
-    """(gap, residual) of those that are not 0."""
+    """Return (gap, residual) of the residuals that are not 0."""
     places = [i for i, residual in enumerate(residuals) if residual]
     return [(place - before - 1, residuals[place]) for before, place in zip([-1, *places], places, strict=False)]
 
 
 def runs_of(edits: list[tuple[int, int]]) -> list[int]:
-    """Lengths of the runs that edits without a gap make."""
+    """Return the lengths of the runs of edits without a gap between them."""
     lengths: list[int] = []
     for gap, _ in edits:
         if gap or not lengths:
@@ -242,7 +247,7 @@ TYPED_B: Final = typed([U8, BASE_, 0, 0], one_segment(A, B, A), planes(DIFFERENC
 DOUBLED: Final = bytes((2 * byte if byte < 128 else 255) for byte in BASE["b"])
 HALF_GAIN: Final = 0x3F000000 - 0x3F800000
 GAINED: Final = bytes((n - round(o / 2)) % 256 for n, o in zip(TARGET["b"], BASE["b"], strict=True))
-TIE_GAIN: Final = -83055  # times the "e" of the base just above 100.5 in doubles, a tie in singles
+TIE_GAIN: Final = -83055  # times the base's "e": just above 100.5 in float64, a tie in float32
 
 
 def _times_tie_gain(byte: int) -> int:
@@ -264,7 +269,7 @@ def typed_b(codes: list[int], data: bytes, segments: bytes = one_segment(A, B, A
 
 
 def keyed_in_two_parts(sub_block: int) -> bytes:
-    """Two sub-blocks, the second one of the smaller class: its residuals come first."""
+    """Return a frame of two sub-blocks; the second has the smaller class, so its residuals come first."""
     in_order = DIFFERENCE[sub_block:] + DIFFERENCE[:sub_block]
     cut = B - sub_block + 4
     data = b"\x00" + encode_varint(sub_block) + write_section(b"\x02\x01")
@@ -276,7 +281,7 @@ def ordered_f16(bits: int) -> int:
 
 
 def in_units(codes: tuple[int, int, int, int] = (F16, 1, 2, 16), missing: int = 0) -> bytes:
-    """Floats of 16 bits predicted from two bytes further back; each is a sub-block, its unit as large as can be."""
+    """Return a frame of float16 elements, predicted from two bytes earlier, each a sub-block with the largest unit."""
     start = A - 2
     old = struct.unpack(f"<{B // 2}H", (BASE["a"] + BASE["b"])[start : start + B])
     new = struct.unpack(f"<{B // 2}H", TARGET["b"])
@@ -308,11 +313,11 @@ HALVES_EDITED: Final = gaps_of(
         for new, old in zip(*(struct.unpack(f"<{B // 2}H", side["b"]) for side in (TARGET, BASE)), strict=True)
     ]
 )
-WAITING: Final = 16  # bytes that an edit counts while it waits
+WAITING: Final = 16  # bytes of memory that the decoder counts for each pending edit
 
 
 def edited(*frames: bytes, **changes: int) -> bytes:
-    """A patch whose header names the feature."""
+    """Return a patch whose header declares the feature of EDIT frames."""
     return patch(*frames, STREAM_D, header=replace(EDITING, declared_limits=replace(ANNOUNCED, **changes)))
 
 
@@ -818,7 +823,7 @@ VECTORS: Final[dict[str, tuple[str | None, Callable[[], bytes]]]] = {
 
 
 def _delta_with_extra(section: bytes) -> bytes:
-    """A DELTA frame of extra bytes only."""
+    """Return a DELTA frame with extra bytes only."""
     control = encode_varint(0) + encode_varint(B) + encode_signed_varint(0)
     body = encode_varint(A) + encode_varint(A) + write_section(control) + write_section(b"") + section
     return encode_frame(Op.DELTA, body, TARGET["b"])
