@@ -1,4 +1,4 @@
-"""`packager keys …`: make and look at keys, in files and in tokens."""
+"""The commands `packager keys new`, `show`, `public` and `check`, for files, tokens and services."""
 
 from pathlib import Path
 from typing import Final
@@ -8,38 +8,37 @@ import click
 from bundle.console import print_result
 
 PATH: Final = click.Path(path_type=Path)
-JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 PASSPHRASE_OPTION: Final = click.option(
     "--passphrase-file",
     type=PATH,
-    help="File with the passphrase or PIN; else PACKAGER_PASSPHRASE (tokens: PACKAGER_PIN), else a prompt.",
+    help="File with the passphrase or PIN. Default: PACKAGER_PASSPHRASE (tokens: PACKAGER_PIN), else a prompt.",
 )
 ALGORITHMS: Final = ("ed25519", "ml-dsa-65", "ecdsa-p256")  # keys.key_files.SIGNING_ALGORITHMS; a test keeps them equal
 
 
-@click.group("keys")
+@click.group("keys", short_help="Create signing keys and manage roles.")
 def keys() -> None:
-    """Make and look at signing keys.
+    """Create signing keys and manage roles.
 
-    A role needs both kinds of key, and a threshold that neither kind meets alone.
+    A role needs classical and ML-DSA keys, and a threshold that neither kind meets alone.
 
-    Where a KEY is asked for, it is a key file or a key URI: hsm:2?label=TOKEN (PKCS#11), awskms:…, gcpkms:…,
-    azurekms:…, hv:….
+    KEY is a key file or a key URI: hsm:2?label=TOKEN (PKCS#11), awskms:…, gcpkms:…, azurekms:…, hv:….
     """
 
 
-@keys.command("new")
+@keys.command("new", short_help="Create a signing key in a file or a token.")
 @click.argument("key")
-@click.option("--algorithm", type=click.Choice(ALGORITHMS), required=True)
-@click.option("--insecure-plaintext", is_flag=True, help="Write the key without encryption. For trying out only.")
+@click.option("--algorithm", type=click.Choice(ALGORITHMS), required=True, help="Algorithm of the new key.")
+@click.option("--insecure-plaintext", is_flag=True, help="Write the key without encryption. For tests only.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def new_command(
     key: str, algorithm: str, insecure_plaintext: bool, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Make a new signing key: in a file, which must not be there yet, or in a token (hsm:2?label=TOKEN).
+    """Create a signing key in a new file or in a token (hsm:2?label=TOKEN).
 
-    Exit status: 0 made, 2 wrong input, 4 no space, or the token is not available.
+    Exit status: 0 created, 2 invalid input, or KEY exists already, 4 no space, or the token is not available.
     """
     from keys.key_files import generate_key_file, is_uri
     from keys.passphrase import read_passphrase, read_pin
@@ -56,13 +55,13 @@ def new_command(
     print_result(result, as_json=as_json, text=f"{key}: {algorithm} key {public.keyid}")
 
 
-@keys.command("show")
+@keys.command("show", short_help="Show the public key of a key.")
 @click.argument("key")
 @JSON_OPTION
 def show_command(key: str, as_json: bool) -> None:
-    """Show the public half of a key; needs no passphrase and no PIN.
+    """Show the public key of a key; needs no passphrase and no PIN.
 
-    Exit status: 0 shown, 2 wrong input, 4 a token or key service is not available.
+    Exit status: 0 shown, 2 invalid input, 4 a token or key service is not available.
     """
     from bundle.trust.public_keys import key_digest
     from keys.key_files import is_encrypted, is_uri
@@ -82,14 +81,14 @@ def show_command(key: str, as_json: bool) -> None:
     print_result(result, as_json=as_json, text=f"{key}: {public.scheme} key {public.keyid} (public key {digest})")
 
 
-@keys.command("public")
+@keys.command("public", short_help="Write a public key as a PEM file.")
 @click.argument("key")
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The PEM file to write.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="PEM file to write.")
 @JSON_OPTION
 def public_command(key: str, out: Path, as_json: bool) -> None:
-    """Write the public half of a key as a PEM file: what its owner gives to the one who makes the repository.
+    """Write a public key as a PEM file, to be listed in a repository's role.
 
-    Exit status: 0 written, 2 wrong input, or OUT is there already, 4 a token or key service is not available.
+    Exit status: 0 written, 2 invalid input, or the file exists already, 4 a token or key service is not available.
     """
     from bundle.trust.public_keys import key_digest
     from keys.errors import KeyExists
@@ -102,19 +101,20 @@ def public_command(key: str, out: Path, as_json: bool) -> None:
         with out.open("xb") as file:
             file.write(encode_public_pem(public))
     except FileExistsError as error:
-        raise KeyExists(f"{out} is there already", hint="choose another name") from error
+        raise KeyExists(f"{out} exists already", hint="choose another name with -o") from error
     result = {"key": key, "file": str(out), "key_id": public.keyid, "public_key_sha256": digest}
     print_result(result, as_json=as_json, text=f"{out}: {public.scheme} key {public.keyid} (public key {digest})")
 
 
-@keys.command("check")
+@keys.command("check", short_help="Check that a key can sign.")
 @click.argument("key")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def check_command(key: str, passphrase_file: Path | None, as_json: bool) -> None:
-    """Open a key and sign something with it: is it whole, and is this its passphrase, or its PIN?
+    """Check that a key can sign: open it with its passphrase or PIN, and sign a test message.
 
-    Exit status: 0 it works, 2 damaged, or another passphrase, 4 no token or key service, or another PIN.
+    Exit status: 0 the key works, 2 the file is damaged or the passphrase is wrong, 4 the token or key service is not
+    available, or the PIN is wrong.
     """
     from keys.key_files import is_encrypted, is_uri
     from keys.passphrase import read_passphrase
@@ -126,4 +126,4 @@ def check_command(key: str, passphrase_file: Path | None, as_json: bool) -> None
     message = b"airweights key check"
     signer.public_key.verify_signature(signer.sign(message), message)
     result = {"key": key, "key_id": signer.public_key.keyid, "works": True}
-    print_result(result, as_json=as_json, text=f"{key} works: key {signer.public_key.keyid}")
+    print_result(result, as_json=as_json, text=f"{key} can sign: key {signer.public_key.keyid}")

@@ -1,11 +1,13 @@
-"""Cohort keys and their epochs: one content key reaches ten thousand devices without ten thousand envelopes a release.
+"""Cohort key pairs and their envelopes for devices.
 
-Rules:
-1. An epoch is an X-Wing key pair. CI holds only the public half, which the fleet document signs; the private half lies
-   encrypted with the fleet officer, and is sealed to every device of the cohort once.
-2. An epoch's number only grows. A revoked device is absent from the next epoch.
-3. A device that joins later gets the current epoch's private half in an envelope of its own.
-4. An envelope is sealed to one device, for one repository, cohort and epoch.
+All devices of a cohort share a key pair, so that a release needs one envelope for its content key, not one per device.
+The number of the key pair is its epoch.
+
+- The key pair is an X-Wing key pair. CI needs only its public key, which the fleet document lists. The fleet officer
+  keeps the private key encrypted, and seals it to each device of the cohort once.
+- An epoch's number only grows. A revoked device gets no envelope for the next epoch.
+- A device that joins later gets an envelope with the current epoch's private key.
+- An envelope is bound to one device, repository, cohort and epoch.
 """
 
 from collections import deque
@@ -36,13 +38,19 @@ from keys.key_files import (
 )
 
 COHORTS_FOLDER: Final = "cohorts"
-BATCH_DEVICES: Final = 256  # devices a task: some 50 ms of work
-MAX_BATCHES_IN_FLIGHT: Final = 4  # batches a process
+BATCH_DEVICES: Final = 256  # devices per task: about 50 ms of work
+MAX_BATCHES_IN_FLIGHT: Final = 4  # batches per process: bounds the envelopes that wait in memory for the disk
 MIN_PARALLEL_DEVICES: Final = 1024  # below it, starting processes takes longer than the work
 
 
 def key_path(key_dir: Path, cohort: str, epoch: int) -> Path:
-    """Where the private half of an epoch lies."""
+    """Return the path of the key file with an epoch's private key.
+
+    Args:
+        key_dir: the fleet officer's key folder.
+        cohort: name of the cohort.
+        epoch: number of the key pair, from 1.
+    """
     return key_dir / COHORTS_FOLDER / f"{cohort}-{epoch}{KEY_FILE_SUFFIX}"
 
 
@@ -54,47 +62,60 @@ def create_next_epoch(
     *,
     insecure_plaintext: bool = False,
 ) -> Cohort:
-    """Make the next epoch's key pair and its key file.
+    """Create the next epoch's key pair and its key file.
 
     Args:
-        key_dir: the officer's key folder.
-        name: of the cohort.
-        previous: its current epoch, or None for a new cohort.
-        passphrase: encrypts the private half.
+        key_dir: the fleet officer's key folder.
+        name: name of the cohort.
+        previous: the cohort's current epoch, or None for a new cohort.
+        passphrase: encrypts the private key; None only with `insecure_plaintext`.
+        insecure_plaintext: allow a key file without encryption.
+
+    Returns:
+        The cohort with the new epoch's number and public key.
 
     Raises:
-        KeyExists, PlaintextKey.
+        KeyExists: a key file of that epoch exists.
+        PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
     """
     epoch = 1 if previous is None else previous.epoch + 1
     private, path = generate_private_key(), key_path(key_dir, name, epoch)
     if path.exists():
-        # not used again: devices that were revoked meanwhile may have envelopes with it
+        # never reuse it: devices that were revoked since may have envelopes with this key
         raise KeyExists(
-            f"{path} is there already, and epoch {epoch} of cohort {name!r} is not",
-            hint="left by an attempt that was cut off or discarded: move the file away, and begin the epoch again",
+            f"key file {path} exists already, but the fleet document has no epoch {epoch} of cohort {name!r}",
+            hint="an interrupted attempt left it: move the file away, then run `packager device rotate-cohort` again",
         )
     write_key_file(path, X_WING, split_x_wing_secret(private), passphrase, insecure_plaintext=insecure_plaintext)
     return Cohort(name, epoch, derive_public_key(private))
 
 
 def load_private_key(key_dir: Path, cohort: Cohort, passphrase: Secret | None) -> Secret:
-    """The private half of a cohort's current epoch.
+    """Load the private key of a cohort's current epoch.
+
+    Args:
+        key_dir: the fleet officer's key folder.
+        cohort: the cohort as the fleet document lists it.
+        passphrase: decrypts the key file.
 
     Raises:
-        CohortUnknown: there is no key file of that epoch, or it is of another key than the fleet document signs.
-        WrongPassphrase, KeyDamaged, KeyUnreadable.
+        CohortUnknown: the key file does not exist, or is not of the public key that the fleet document lists.
+        WrongPassphrase: the passphrase does not open the key file.
+        KeyDamaged, KeyUnreadable: the file is no intact key file.
     """
     path = key_path(key_dir, cohort.name, cohort.epoch)
     try:
         _, components = read_key_file(path, passphrase)
     except KeyMissing as error:
         raise CohortUnknown(
-            f"no key of cohort {cohort.name!r}, epoch {cohort.epoch}: {path} is missing",
-            hint="its officer has it; or begin a new epoch: `packager device epoch`",
+            f"no private key of cohort {cohort.name!r}, epoch {cohort.epoch}: there is no file {path}",
+            hint="use the fleet officer's key folder, or start a new epoch: `packager device rotate-cohort`",
         ) from error
     private = encode_x_wing_secret(components, str(path))
     if derive_public_key(private) != cohort.public_key:
-        raise CohortUnknown(f"{path} is not the key that the fleet document signs for epoch {cohort.epoch}")
+        raise CohortUnknown(
+            f"{path} is not the key of cohort {cohort.name!r}, epoch {cohort.epoch}, in the fleet document"
+        )
     return private
 
 
@@ -108,19 +129,19 @@ def seal_epoch(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> int:
-    """Seal an epoch's private half to devices.
+    """Seal an epoch's private key to devices.
 
     Args:
-        private: of the cohort, serialized.
-        cohort: the epoch that it belongs to.
-        repository_id: bound into every envelope.
+        private_key: the cohort's serialized X-Wing private key.
+        cohort: the cohort and the epoch of that key.
+        repository_id: bound into each envelope; SHA-256 in hexadecimal.
         devices: X-Wing public keys.
-        put: takes an envelope's path below `envelopes/` and its bytes.
-        workers: processes; used from PARALLEL_FROM devices on.
-        progress: called with (done, total).
+        store_envelope: takes an envelope's path below `envelopes/` and its bytes.
+        workers: number of processes; used from MIN_PARALLEL_DEVICES devices on.
+        progress: called with (devices done, devices in total) after each batch.
 
     Returns:
-        How many envelopes were made.
+        The number of envelopes.
     """
     done = 0
     for sealed in _seal_batches(private_key, cohort, repository_id, devices, workers):
@@ -134,7 +155,17 @@ def seal_epoch(
 def seal_batch(
     private_key: bytes, cohort: Cohort, repository_id: str, devices: Sequence[bytes]
 ) -> list[tuple[str, bytes]]:
-    """One task: envelopes with their paths below `envelopes/`."""
+    """Seal an epoch's private key to one batch of devices: the task of a worker process.
+
+    Args:
+        private_key: the cohort's serialized X-Wing private key; bytes, since it is pickled for the process.
+        cohort: the cohort and the epoch of that key.
+        repository_id: bound into each envelope; SHA-256 in hexadecimal.
+        devices: X-Wing public keys.
+
+    Returns:
+        For each device, the envelope's path below `envelopes/` and its bytes.
+    """
     context = EnvelopeContext(COHORT_KEY_PURPOSE, repository_id, cohort.name, cohort.epoch)
     folder = f"cohorts/{cohort.name}/{cohort.epoch}"
     secret = Secret(private_key)
@@ -152,7 +183,7 @@ def _seal_batches(
         ahead: deque[Future[list[tuple[str, bytes]]]] = deque()
         for batch in _split_into_batches(devices):
             ahead.append(pool.submit(seal_batch, private_key.value, cohort, repository_id, batch))
-            # a bounded window: a million devices' envelopes do not wait in memory for the disk
+            # bounded, so that the envelopes of a million devices do not wait in memory for the disk
             if len(ahead) > MAX_BATCHES_IN_FLIGHT * workers:
                 yield ahead.popleft().result()
         while ahead:

@@ -1,11 +1,12 @@
-"""A factory's list of enrollment requests, signed by an enrollment key: ten thousand devices without ten thousand
-calls.
+"""Batches of enrollment requests that a factory signs with an enrollment key.
 
-Rules:
-1. The list is lines: a header, one enrollment request each, and last the signature over the SHA-256 of all before it.
-2. Each request still proves its own keys; the signature says that the factory made these devices, and replaces the
-   confirmation of each fingerprint.
-3. A list is admitted whole or not at all. Admitting it again changes nothing.
+A batch enrolls many devices without a confirmation of each fingerprint.
+
+- A batch file is text lines: a header, one enrollment request per line, and last the signature over the SHA-256 of all
+  lines before it.
+- Each request still proves that its device has the private keys. The batch signature states that the factory made these
+  devices; it replaces the confirmation of the fingerprints.
+- Either all devices of a batch are enrolled or none. Enrolling a batch again changes nothing.
 """
 
 import hashlib
@@ -27,7 +28,16 @@ MAX_DEVICES: Final = 1_000_000
 
 
 def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
-    """The list file of request files. Raises MalformedRefused, EnrollmentRefused for a request that is not one."""
+    """Sign enrollment requests as one batch file.
+
+    Args:
+        requests: the content of each request file.
+        signer: the enrollment key.
+
+    Raises:
+        Malformed, TooLarge: a file is no enrollment request.
+        EnrollmentRefused: a request does not prove its keys.
+    """
     lines = []
     for data in requests:
         parse_enrollment(data)
@@ -41,39 +51,45 @@ def sign_batch(requests: Iterable[bytes], signer: Signer) -> bytes:
 
 
 def parse_batch(data: bytes, keys: Sequence[Key]) -> tuple[EnrollmentRequest, ...]:
-    """The requests of a list that one of `keys` signed.
+    """Verify a batch file and return its enrollment requests.
+
+    Args:
+        data: the file's content.
+        keys: the enrollment keys; one of them must have signed.
 
     Raises:
-        EnrollmentRefused: none of the keys signed it, or a request does not prove its keys.
-        MalformedRefused, TooLargeRefused: not such a list.
+        EnrollmentRefused: none of the keys signed the batch, or a request does not prove its keys.
+        Malformed, TooLarge: the data is no batch file.
     """
     body, _, last = data.removesuffix(b"\n").rpartition(b"\n")
     if not body or not data.endswith(b"\n"):
-        raise Malformed("enrollment list: expected a header, requests and a signature, a line each")
+        raise Malformed("enrollment batch: expected a header, requests and a signature, one per line")
     _check_signature(body + b"\n", last, keys)
     head, *lines = body.split(b"\n")
-    fields = StrictObject(strict_json.decode(head, what="enrollment list", max_bytes=MAX_LINE_BYTES), "enrollment list")
+    header = strict_json.decode(head, what="enrollment batch", max_bytes=MAX_LINE_BYTES)
+    fields = StrictObject(header, "enrollment batch")
     if fields.text("schema") != SCHEMA:
-        raise Malformed(f"enrollment list.schema: expected {SCHEMA!r}")
+        raise Malformed(f"enrollment batch.schema: expected {SCHEMA!r}")
     devices = fields.integer("devices", 1, MAX_DEVICES)
     fields.reject_unknown()
     if devices != len(lines):
-        raise Malformed(f"enrollment list: found {len(lines)} requests, its header says {devices}")
+        raise Malformed(f"enrollment batch: found {len(lines)} requests, the header declares {devices}")
     return tuple(parse_enrollment(line) for line in lines)
 
 
 def _check_signature(body: bytes, signature_line: bytes, keys: Sequence[Key]) -> None:
     fields = StrictObject(
-        strict_json.decode(signature_line, what="enrollment list signature", max_bytes=MAX_LINE_BYTES), "signature"
+        strict_json.decode(signature_line, what="enrollment batch signature", max_bytes=MAX_LINE_BYTES), "signature"
     )
     signature = Signature(fields.text("key_id", max_length=256), fields.text("signature", max_length=16384))
     fields.reject_unknown()
     key = next((key for key in keys if key.keyid == signature.keyid), None)
     if key is None:
         raise EnrollmentRefused(
-            f"enrollment list: signed by key {signature.keyid[:20]}, which is no enrollment key here"
+            f"enrollment batch: signed by key {signature.keyid[:20]}, which is none of the {len(keys)} given keys",
+            hint="give the factory's public key with --enrollment-key",
         )
     try:
         key.verify_signature(signature, SIGNATURE_LABEL + hashlib.sha256(body).digest())
     except UnverifiedSignatureError as error:
-        raise EnrollmentRefused("enrollment list: its signature does not hold") from error
+        raise EnrollmentRefused("enrollment batch: the signature is invalid") from error

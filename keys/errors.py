@@ -1,120 +1,130 @@
-"""What can go wrong with keys.
+"""Errors about keys, tokens, cohorts and devices; docs/errors.md is generated from these classes.
 
-AirweightsError
-├── Invalid
-│   ├── KeyMissing            key-missing            no such file
-│   ├── KeyExists             key-exists             a key file is never written over
-│   ├── KeyUnreadable         key-unreadable         not a key file, or of a kind that is not known here
-│   │   └── KeyDamaged        key-damaged            its checksum does not hold
-│   ├── WrongPassphrase       wrong-passphrase       the file is whole, the passphrase does not open it
-│   ├── PassphraseMissing     passphrase-missing     none was given, and there is nobody to ask
-│   ├── PlaintextKey          plaintext-key          a key would be written, or is, without encryption
-│   ├── ThresholdInvalid      threshold-invalid      one algorithm alone could sign, or one lost key would be the end
-│   ├── SignerNotInRole       signer-not-in-role     the key may not sign this
-│   ├── CohortUnknown         cohort-unknown
-│   ├── DeviceUnknown         device-unknown
-│   ├── FingerprintMismatch   fingerprint-mismatch   what was confirmed is not what was requested
-│   └── RegistryDamaged       registry-damaged       not the registry whose digest is signed, or not a registry
-└── Unavailable
-    ├── KeyServiceUnavailable  key-service-unavailable  no library, no credentials, no answer, or no such key
-    └── TokenUnavailable      token-unavailable      no token, no library, wrong PIN, or it was removed
-        └── WrongPin          wrong-pin
+Choose the kind (bundle.errors) by how the caller must react, and the class by the cause: a missing or unreadable key is
+Invalid, because the caller named it; a token or a key service is Unavailable, because it may answer later. The class
+name is the reason in CamelCase. A docstring's first sentence is the meaning, the second one says what to do.
 """
 
 from bundle.errors import Invalid, Unavailable
 
 
 class KeyMissing(Invalid):
-    """No such key file."""
+    """The key file, passphrase file or key folder does not exist.
+    Correct the path, or restore it from a backup.
+    """
 
     reason = "key-missing"
 
 
 class KeyExists(Invalid):
-    """A key file is never written over."""
+    """The key or file to create exists already, and keys are never overwritten.
+    Choose another name or key id.
+    """
 
     reason = "key-exists"
 
 
 class KeyUnreadable(Invalid):
-    """Not a key file, or one of a kind that is not known here."""
+    """The file or URI is no key, or a key of an unsupported kind.
+    Name a key of one of the listed algorithms.
+    """
 
     reason = "key-unreadable"
 
 
 class KeyDamaged(KeyUnreadable):
-    """A key file whose checksum does not hold."""
+    """The key file is damaged: its checksum or its content is wrong. Restore the file from a backup."""
 
     reason = "key-damaged"
 
 
 class WrongPassphrase(Invalid):
-    """The key file is whole, and the passphrase does not open it."""
+    """The passphrase does not open the key file.
+    Give the right passphrase, or replace the key in its roles.
+    """
 
     reason = "wrong-passphrase"
 
 
 class PassphraseMissing(Invalid):
-    """A passphrase is needed, none was given, and there is nobody to ask."""
+    """No usable passphrase was given, and there is no terminal for a prompt.
+    Give one of at least eight characters, in a file of mode 600.
+    """
 
     reason = "passphrase-missing"
 
 
 class PlaintextKey(Invalid):
-    """A signing key would be written without encryption, or lies there so."""
+    """The private key would be written without encryption.
+    Give a passphrase, or pass `--insecure-plaintext`.
+    """
 
     reason = "plaintext-key"
 
 
 class ThresholdInvalid(Invalid):
-    """Keys and threshold of a role that break the hybrid rule."""
+    """A role's keys and threshold break the hybrid rule.
+    Add keys of the other kind, or choose another threshold.
+    """
 
     reason = "threshold-invalid"
 
 
 class SignerNotInRole(Invalid):
-    """A key that none of the roles at hand lists."""
+    """No role that signs this document lists the key.
+    Use a key of the role; `packager repo status` lists them.
+    """
 
     reason = "signer-not-in-role"
 
 
 class CohortUnknown(Invalid):
-    """No cohort of that name."""
+    """The cohort, or the private key of its current epoch, does not exist.
+    Create it: `packager device rotate-cohort`.
+    """
 
     reason = "cohort-unknown"
 
 
 class DeviceUnknown(Invalid):
-    """No device of that id or label."""
+    """The registry has no device of that id or label. Take a label from `packager device list`."""
 
     reason = "device-unknown"
 
 
 class FingerprintMismatch(Invalid):
-    """The fingerprint that was confirmed is not the request's."""
+    """The confirmed fingerprint is not that of the enrollment request.
+    Compare it with the device's own output again.
+    """
 
     reason = "fingerprint-mismatch"
 
 
 class RegistryDamaged(Invalid):
-    """Not a device registry, or not the one whose digest is signed."""
+    """The device registry is damaged, or is not the one that the fleet document signs.
+    Restore it from a backup.
+    """
 
     reason = "registry-damaged"
 
 
 class TokenUnavailable(Unavailable):
-    """A hardware token that is not there, or does not answer."""
+    """The hardware token is missing or does not respond.
+    Insert it, and check its label, key id and library.
+    """
 
     reason = "token-unavailable"
 
 
 class WrongPin(TokenUnavailable):
-    """The token refuses the PIN."""
+    """The token rejected the PIN. Give the right PIN; a token locks itself after a few wrong ones."""
 
     reason = "wrong-pin"
 
 
 class KeyServiceUnavailable(Unavailable):
-    """A cloud's key service that does not answer, has no such key, or whose library is not installed."""
+    """The cloud key service cannot be used: no library, credentials, answer or key.
+    Check its library and credentials.
+    """
 
     reason = "key-service-unavailable"

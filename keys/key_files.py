@@ -1,4 +1,4 @@
-"""Key files: one private key each, encrypted, with its public half readable by anyone who has the file.
+"""Write and read key files: one encrypted private key each, with its public key in the clear.
 
 A key file is text (docs/format.md, Key files):
 
@@ -11,11 +11,12 @@ A key file is text (docs/format.md, Key files):
     -----BEGIN ENCRYPTED PRIVATE KEY----- …
 
 Rules:
-1. The PKCS#8 password is scrypt(passphrase, salt) in hexadecimal: what OpenSSL itself stretches with (2,048 rounds of
-   PBKDF2) a graphics card tries in no time.
-2. The checksum tells the key's owner a damaged file from a wrong passphrase. It protects nothing.
-3. A file is made with mode 0600 and never written over. Without a passphrase it is written only if that was said.
-4. A PEM file from elsewhere (PKCS#8) is read too; then damage and wrong passphrase cannot be told apart.
+- The PKCS#8 password is scrypt(passphrase, salt) in hexadecimal. OpenSSL's own stretching (2,048 rounds of PBKDF2) is
+  too weak: a graphics card tries millions of passphrases a second.
+- The checksum lets the owner distinguish a damaged file from a wrong passphrase. It is no protection against changes.
+- A file is created with mode 0600 and never overwritten. It is written without encryption only if the caller sets
+  `insecure_plaintext`.
+- PKCS#8 files of other programs are read too. They have no checksum, so damage looks like a wrong passphrase.
 """
 
 import hashlib
@@ -64,13 +65,13 @@ SCRYPT_LOG2_N: Final = 14  # 16 MiB and some 30 ms a file; RFC 7914 section 2
 SCRYPT_R: Final = 8
 SCRYPT_P: Final = 1
 SCRYPT_MAX_LOG2_N: Final = 20
-LOST_PASSPHRASE_HINT: Final = "a lost passphrase is a lost key: `packager keys role replace` puts another in its place"  # noqa: S105  # a sentence
+LOST_PASSPHRASE_HINT: Final = "if the passphrase is lost, replace the key: `packager keys role replace`"  # noqa: S105  # a sentence
 URI_PATTERN: Final = re.compile(r"[a-z][a-z0-9]+:.*")
 BLOCK_PATTERN: Final = re.compile(r"-----BEGIN ([A-Z ]+)-----\n.*?-----END \1-----\n", re.DOTALL)
 
 
 class FileSigner(CryptoSigner):
-    """A signer over a key file's key; its `repr` shows the key id only."""
+    """A signer with the key of a key file; its `repr` shows the key id only."""
 
     def __repr__(self) -> str:
         return f"FileSigner({self.public_key.keytype}, {self.public_key.keyid[:16]}…)"
@@ -79,21 +80,24 @@ class FileSigner(CryptoSigner):
 def generate_key_file(
     path: Path, algorithm: str, passphrase: Secret | None, *, insecure_plaintext: bool = False
 ) -> SSlibKey:
-    """Make a new signing key and its file.
+    """Create a signing key in a new key file.
 
     Args:
-        path: of the file, which must not be there yet.
+        path: the key file; it must not exist yet.
         algorithm: one of SIGNING_ALGORITHMS.
-        passphrase: encrypts it; None only with `insecure_plaintext`.
+        passphrase: encrypts the private key; None only with `insecure_plaintext`.
+        insecure_plaintext: allow a key file without encryption.
 
     Returns:
-        The public half.
+        The public key.
 
     Raises:
-        KeyExists, PlaintextKey; KeyUnreadable for an unknown algorithm.
+        KeyExists: the file exists.
+        PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
+        KeyUnreadable: the algorithm is unknown.
     """
     if algorithm not in GENERATORS:
-        raise KeyUnreadable(f"algorithm {algorithm!r}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
+        raise KeyUnreadable(f"unknown algorithm {algorithm!r}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
     private = GENERATORS[algorithm]()
     write_key_file(path, algorithm, [private], passphrase, insecure_plaintext=insecure_plaintext)
     return _to_public_key(private)
@@ -107,10 +111,22 @@ def write_key_file(
     *,
     insecure_plaintext: bool = False,
 ) -> None:
-    """Write private keys to a new file (rules 1 to 3). Raises KeyExists, PlaintextKey."""
+    """Write private keys to a new key file, synced.
+
+    Args:
+        path: the key file; missing parent folders are created with mode 0700.
+        algorithm: the value of the file's `algorithm` line.
+        components: the private keys: one for a signing key, ML-KEM-768 and X25519 for X-Wing.
+        passphrase: encrypts the private keys; None only with `insecure_plaintext`.
+        insecure_plaintext: allow a key file without encryption.
+
+    Raises:
+        KeyExists: the file exists.
+        PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
+    """
     if passphrase is None and not insecure_plaintext:
         raise PlaintextKey(
-            f"key {path} would be written without encryption", hint="give a passphrase, or say --insecure-plaintext"
+            f"key {path} would be written without encryption", hint="give a passphrase, or --insecure-plaintext"
         )
     salt = os.urandom(16).hex()
     stretch = "none" if passphrase is None else f"scrypt {SCRYPT_LOG2_N} {SCRYPT_R} {SCRYPT_P} {salt}"
@@ -130,7 +146,7 @@ def write_key_file(
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
-        raise KeyExists(f"{path} is there already", hint="keys are never written over; choose another name") from error
+        raise KeyExists(f"{path} exists already", hint="choose another name; keys are never overwritten") from error
     with open(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -138,14 +154,19 @@ def write_key_file(
 
 
 def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
-    """The signer behind a key file or a key URI (`hsm:`, `awskms:`, `gcpkms:`, `azurekms:`, `hv:`).
+    """Load the signer of a key file or a key URI (`hsm:`, `awskms:`, `gcpkms:`, `azurekms:`, `hv:`).
 
     Args:
         path_or_uri: a file's path, or a URI (keys.uris).
-        passphrase: of the file, or the PIN of a token; None if it needs none.
+        passphrase: the file's passphrase or the token's PIN; None if the key needs none.
 
     Raises:
-        KeyMissing, KeyUnreadable, KeyDamaged, WrongPassphrase, TokenUnavailable, WrongPin, KeyServiceUnavailable.
+        KeyMissing: the file does not exist.
+        KeyUnreadable: it is no signing key, or a key of an unsupported kind.
+        KeyDamaged: the checksum or the content is wrong.
+        WrongPassphrase: the passphrase does not open the file, or none was given for an encrypted file.
+        TokenUnavailable, WrongPin: the token cannot be used (keys.tokens).
+        KeyServiceUnavailable: the key service cannot be used (keys.services).
     """
     if is_uri(path_or_uri):
         from keys.uris import load_uri  # its libraries are extras
@@ -159,12 +180,12 @@ def load_signer(path_or_uri: str | Path, passphrase: Secret | None) -> Signer:
 
 
 def is_uri(path_or_uri: str | Path) -> bool:
-    """Is it a key URI, not the path of a file?"""
+    """Return whether this is a key URI; a file of the same name takes precedence."""
     return isinstance(path_or_uri, str) and bool(URI_PATTERN.fullmatch(path_or_uri)) and not Path(path_or_uri).exists()
 
 
 def encode_public_pem(public: Key) -> bytes:
-    """The PEM file (SubjectPublicKeyInfo) of a signing key's public half, as `load_public` reads it."""
+    """Encode a public key as a PEM file (SubjectPublicKeyInfo), which `load_public_key` reads."""
     text = str(public.keyval["public"])
     if public.keytype == "ed25519":
         loaded = Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
@@ -173,43 +194,70 @@ def encode_public_pem(public: Key) -> bytes:
 
 
 def load_public_key(path: Path) -> SSlibKey:
-    """The public half in a key file, or in a PEM file of a public key; needs no passphrase.
+    """Load the public key of a key file or a PEM file; needs no passphrase.
 
     Raises:
-        KeyMissing, KeyUnreadable, KeyDamaged.
+        KeyMissing: the file does not exist.
+        KeyUnreadable: the file has no public key or several, or its kind is unsupported.
+        KeyDamaged: the checksum is wrong.
     """
     _, blocks = _parse_key_file(path, _read_text(path))
     public = [text for kind, text in blocks if kind == "PUBLIC KEY"]
     if len(public) != 1:
-        raise KeyUnreadable(f"{path} holds {len(public)} public keys, expected one")
+        raise KeyUnreadable(f"{path} contains {len(public)} public keys, expected one")
     try:
         return SSlibKey.from_crypto(load_pem_public_key(public[0].encode()))
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise KeyUnreadable(f"{path}: its public key is of no kind that is known here") from error
+        raise KeyUnreadable(f"{path}: its public key is of an unsupported kind") from error
 
 
 def is_encrypted(path: Path) -> bool:
-    """Does a key file need a passphrase? Raises KeyMissing, KeyUnreadable, KeyDamaged."""
+    """Return whether a key file needs a passphrase.
+
+    Raises:
+        KeyMissing: the file does not exist.
+        KeyUnreadable: it is not a key file.
+        KeyDamaged: the checksum is wrong.
+    """
     _, blocks = _parse_key_file(path, _read_text(path))
     return any(kind == "ENCRYPTED PRIVATE KEY" for kind, _ in blocks)
 
 
 def read_key_file(path: Path, passphrase: Secret | None) -> tuple[str, list[PrivateKey]]:
-    """Algorithm and private keys of a file. Raises as `load_signer`."""
+    """Return the algorithm and the private keys of a key file.
+
+    Args:
+        path: the key file, or a PKCS#8 PEM file of another program.
+        passphrase: decrypts the private keys; None if the file is not encrypted.
+
+    Raises:
+        KeyMissing: the file does not exist.
+        KeyUnreadable: it has no private key, or one of an unsupported kind.
+        KeyDamaged: the checksum or the content is wrong.
+        WrongPassphrase: the passphrase does not open the file, or none was given for an encrypted file.
+    """
     header, blocks = _parse_key_file(path, _read_text(path))
     secret = (
         None if passphrase is None else _stretch_passphrase(passphrase, header.get("stretch", "none"), where=str(path))
     )
     private = [text for kind, text in blocks if kind.endswith("PRIVATE KEY")]
     if not private:
-        raise KeyUnreadable(f"{path} holds no private key")
+        raise KeyUnreadable(f"{path} contains no private key")
     components = [_open_block(path, text, secret, is_whole="sha256" in header) for text in private]
     algorithm = header.get("algorithm") or _to_public_key(components[0]).scheme
     return algorithm, components
 
 
 def encode_x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret:
-    """The serialized X-Wing private key (bundle.envelope rule 1) of a key file's components. Raises KeyUnreadable."""
+    """Serialize an X-Wing private key: the 64-byte ML-KEM seed, then the 32-byte X25519 key.
+
+    Args:
+        components: the private keys of an X-Wing key file.
+        where: the file's name, for the error message.
+
+    Raises:
+        KeyUnreadable: the components are not an ML-KEM-768 and an X25519 key.
+    """
     match components:
         case [MLKEM768PrivateKey() as kem, X25519PrivateKey() as curve]:
             return Secret(kem.private_bytes_raw() + curve.private_bytes_raw())
@@ -218,7 +266,7 @@ def encode_x_wing_secret(components: Sequence[PrivateKey], where: str) -> Secret
 
 
 def split_x_wing_secret(secret: Secret) -> list[PrivateKey]:
-    """Inverse of `x_wing_secret`."""
+    """Split a serialized X-Wing private key into its components, the inverse of `encode_x_wing_secret`."""
     return [
         MLKEM768PrivateKey.from_seed_bytes(secret.value[:MLKEM_SEED_BYTES]),
         X25519PrivateKey.from_private_bytes(secret.value[MLKEM_SEED_BYTES:]),
@@ -235,12 +283,13 @@ def _read_text(path: Path) -> str:
             data = file.read(MAX_KEY_FILE_BYTES + 1)
     except FileNotFoundError as error:
         raise KeyMissing(
-            f"there is no key file {path}", hint="a lost key is replaced: `packager keys role replace`"
+            f"there is no key file {path}",
+            hint="correct the path; replace a lost key with `packager keys role replace`",
         ) from error
     except IsADirectoryError as error:
         raise KeyMissing(f"{path} is a folder, expected a key file") from error
     if len(data) > MAX_KEY_FILE_BYTES:
-        raise KeyUnreadable(f"{path} is longer than {MAX_KEY_FILE_BYTES} bytes, which no key file is")
+        raise KeyUnreadable(f"{path} is larger than {MAX_KEY_FILE_BYTES} bytes, the limit for a key file")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -254,9 +303,9 @@ def _parse_key_file(path: Path, text: str) -> tuple[dict[str, str], list[tuple[s
         lines = head.splitlines()
         header = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
         if lines[0] != MAGIC or not empty_line or set(header) != {"algorithm", "stretch", "sha256"}:
-            raise KeyDamaged(f"{path}: its first lines are damaged", hint="restore the file from a backup")
+            raise KeyDamaged(f"{path}: the header lines are damaged", hint="restore the file from a backup")
         if _checksum(header["algorithm"], header["stretch"], body) != header["sha256"]:
-            raise KeyDamaged(f"{path} is damaged: its checksum does not hold", hint="restore it from a backup")
+            raise KeyDamaged(f"{path} is damaged: its checksum does not match", hint="restore the file from a backup")
         text = body
     blocks = [(match[1], match[0]) for match in BLOCK_PATTERN.finditer(text if text.endswith("\n") else text + "\n")]
     if not blocks:
@@ -272,22 +321,23 @@ def _open_block(path: Path, block: str, secret: bytes | None, *, is_whole: bool)
     is_sealed = "ENCRYPTED" in block.splitlines()[0]
     if is_sealed and secret is None:
         raise WrongPassphrase(
-            f"{path} is encrypted, and no passphrase was given", hint="--passphrase-file, or PACKAGER_PASSPHRASE"
+            f"{path} is encrypted, and no passphrase was given",
+            hint="give --passphrase-file, or set PACKAGER_PASSPHRASE",
         )
     try:
         key = load_pem_private_key(block.encode(), secret if is_sealed else None)
     except (ValueError, TypeError) as error:
         if is_sealed and is_whole:
             raise WrongPassphrase(
-                f"the passphrase does not open {path}; the file itself is whole", hint=LOST_PASSPHRASE_HINT
+                f"the passphrase does not open {path}; the file itself is intact", hint=LOST_PASSPHRASE_HINT
             ) from error
         if is_sealed:
             raise WrongPassphrase(
-                f"{path} does not open: wrong passphrase, or damaged", hint=LOST_PASSPHRASE_HINT
+                f"cannot open {path}: the passphrase is wrong, or the file is damaged", hint=LOST_PASSPHRASE_HINT
             ) from error
-        raise KeyDamaged(f"{path}: its private key cannot be read", hint="restore it from a backup") from error
+        raise KeyDamaged(f"{path}: cannot read the private key", hint="restore the file from a backup") from error
     except UnsupportedAlgorithm as error:
-        raise KeyUnreadable(f"{path}: a private key of a kind that is not known here") from error
+        raise KeyUnreadable(f"{path}: the private key is of an unsupported kind") from error
     if not isinstance(key, PrivateKey):
         raise KeyUnreadable(f"{path}: found a {type(key).__name__}, expected one of {', '.join(SIGNING_ALGORITHMS)}")
     return key
@@ -298,7 +348,7 @@ def _stretch_passphrase(passphrase: Secret, stretch: str, *, where: str) -> byte
         return passphrase.value
     kind, *fields = stretch.split(" ")
     if kind != "scrypt" or len(fields) != 4 or not all(field.isdigit() for field in fields[:3]):
-        raise KeyUnreadable(f"{where}: stretched with {stretch[:40]!r}, expected scrypt")
+        raise KeyUnreadable(f"{where}: the passphrase is stretched with {stretch[:40]!r}, expected scrypt")
     log2_n, r, p = (int(field) for field in fields[:3])
     try:
         salt = bytes.fromhex(fields[3])

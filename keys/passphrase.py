@@ -1,10 +1,11 @@
-"""Where a passphrase comes from: a file, the environment, or a prompt. Never the command line, which others can read.
+"""Read passphrases and PINs from a file, the environment or a prompt, never from the command line.
 
-Rules:
-1. In this order: the file that was named, the variable PACKAGER_PASSPHRASE, a prompt where there is a terminal. A
-   token's PIN: before these the variable PACKAGER_PIN, since a machine may use a token and key files at once.
-2. A file's first line counts, without its line end. A file that others may read is refused.
-3. A new passphrase is asked for twice, and is at least MIN_CHARACTERS long.
+Other users of the machine can read a command line.
+
+- Order: the named file, the variable PACKAGER_PASSPHRASE, a prompt if there is a terminal. For a token's PIN, the
+  variable PACKAGER_PIN comes first, since a command may use a token and key files together.
+- Only the first line of a file counts, without its line end. A file that other users can read is refused.
+- A new passphrase is prompted for twice and has at least MIN_PASSPHRASE_CHARACTERS characters.
 """
 
 import getpass
@@ -24,16 +25,17 @@ MAX_PASSPHRASE_BYTES: Final = 1024
 
 
 def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Secret:
-    """Rule 1.
+    """Read a passphrase from the file, PACKAGER_PASSPHRASE or a prompt, in this order.
 
     Args:
-        file: the file that was named, or None.
-        what: for the prompt, for example "signing keys".
-        is_new: will it encrypt something new (rule 3)?
+        file: the value of `--passphrase-file`, or None.
+        what: what the passphrase opens, for the prompt and messages, for example "signing keys".
+        is_new: the passphrase will encrypt a new key: prompt twice, and check its length.
 
     Raises:
-        KeyMissing: the file is not there.
-        PassphraseMissing: nothing given and nobody to ask, or too short, or the file is open to others.
+        KeyMissing: the file does not exist.
+        PassphraseMissing: there is no passphrase and no terminal, it is empty or too short, the two entries differ, or
+            other users can read the file.
     """
     if file is not None:
         found = _read_file(file)
@@ -43,12 +45,12 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
         found = _prompt(what, is_new=is_new)
     else:
         raise PassphraseMissing(
-            f"a passphrase for {what} is needed, and there is no terminal to ask at",
+            f"a passphrase for {what} is needed, and there is no terminal for a prompt",
             hint=f"give --passphrase-file, or set {PASSPHRASE_VARIABLE}",
         )
     if is_new and len(found) < MIN_PASSPHRASE_CHARACTERS:
         raise PassphraseMissing(
-            f"a passphrase of {len(found)} characters, expected at least {MIN_PASSPHRASE_CHARACTERS}"
+            f"the passphrase for {what} has {len(found)} characters, expected at least {MIN_PASSPHRASE_CHARACTERS}"
         )
     if not found:
         raise PassphraseMissing(f"the passphrase for {what} is empty")
@@ -56,7 +58,16 @@ def read_passphrase(file: Path | None, *, what: str, is_new: bool = False) -> Se
 
 
 def read_pin(file: Path | None, *, uri: str) -> Secret:
-    """The PIN of the token that a key URI names (rule 1). Raises as `read_passphrase`."""
+    """Read the PIN of a token from PACKAGER_PIN, else like a passphrase.
+
+    Args:
+        file: the value of `--passphrase-file`, or None.
+        uri: the key URI that names the token, for the prompt and messages.
+
+    Raises:
+        KeyMissing: the file does not exist.
+        PassphraseMissing: there is no PIN and no terminal, it is empty, or other users can read the file.
+    """
     if PIN_VARIABLE in os.environ:
         return Secret(os.environ[PIN_VARIABLE].encode())
     return read_passphrase(file, what=f"the token of {uri} (its PIN)")
@@ -72,11 +83,11 @@ def _read_file(file: Path) -> str:
         raise KeyMissing(f"{file} is a folder, expected a passphrase file") from error
     if stat.S_ISREG(mode) and mode & 0o077:
         raise PassphraseMissing(
-            f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", hint=f"chmod 600 {file}"
+            f"passphrase file {file} has mode {stat.S_IMODE(mode):o}, expected 600", hint=f"run `chmod 600 {file}`"
         )
     if len(data) > MAX_PASSPHRASE_BYTES:
         raise PassphraseMissing(
-            f"passphrase file {file} is {len(data)} bytes, at most {MAX_PASSPHRASE_BYTES} are allowed"
+            f"passphrase file {file} has {len(data)} bytes, expected at most {MAX_PASSPHRASE_BYTES}"
         )
     try:
         lines = data.decode().splitlines()
@@ -87,6 +98,6 @@ def _read_file(file: Path) -> str:
 
 def _prompt(what: str, *, is_new: bool) -> str:
     first = getpass.getpass(f"Passphrase for {what}: ", stream=sys.stderr)
-    if is_new and getpass.getpass("The same again: ", stream=sys.stderr) != first:
+    if is_new and getpass.getpass("Repeat the passphrase: ", stream=sys.stderr) != first:
         raise PassphraseMissing("the two passphrases differ")
     return first

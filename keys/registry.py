@@ -1,18 +1,19 @@
-"""The device registry: which devices there are, by their keys. It stays with the release team; its digest is signed.
+"""The device registry: the enrolled devices and their public keys.
 
-Rules:
-1. A text file, one canonical JSON object a line, sorted by device id; its digest is the SHA-256 of the file.
-2. A label belongs to one pair of keys for good: the same label with other keys is refused, the same request again is
-   not an error and changes nothing.
-3. A device is admitted only with its fingerprint confirmed, or from a list that an enrollment key signed.
-4. A revoked device stays in the registry, so that its keys never come back under another label.
+The registry stays with the release team; the fleet document signs its digest.
+
+- It is a text file with one canonical JSON object per line, sorted by device id. Its digest is the SHA-256 of the file.
+- A label belongs to one pair of keys forever: the same label with other keys is refused. Enrolling the same request
+  again changes nothing and is no error.
+- A device is enrolled only if a person confirmed its fingerprint, or from a batch that an enrollment key signed.
+- A revoked device stays in the registry, so that its keys cannot be enrolled again under another label.
 """
 
 import hashlib
 import hmac
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -24,19 +25,20 @@ from bundle.strict_json import JSON, NAME_PATTERN, SHA256_HEX_PATTERN, StrictObj
 from keys.errors import DeviceUnknown, FingerprintMismatch, RegistryDamaged
 
 MAX_LINE_BYTES: Final = 16 * 1024
+RESTORE_HINT: Final = "restore the registry from a backup"
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device.
+    """An enrolled device, one line of the registry.
 
     Attributes:
-        device_id: bundle.enrollment rule 1.
+        device_id: SHA-256 of its public keys, hexadecimal (bundle.enrollment).
         label: unique among all devices, revoked ones included.
-        cohort: that it belongs to.
-        x_wing_public, ed25519_public: its keys.
-        attributes: as in its request.
-        is_revoked: absent from the next epoch.
+        cohort: name of the cohort that it belongs to.
+        x_wing_public, ed25519_public: its public keys, which open envelopes and sign reports.
+        attributes: (name, value) pairs of its enrollment request, sorted by name.
+        is_revoked: it gets no envelope for later epochs.
     """
 
     device_id: str
@@ -48,7 +50,7 @@ class Device:
     is_revoked: bool = False
 
     def as_json(self) -> dict[str, JSON]:
-        """The device's line."""
+        """Return the JSON object of the device's line in the file."""
         return {
             "device_id": self.device_id,
             "label": self.label,
@@ -61,7 +63,16 @@ class Device:
 
     @classmethod
     def parse(cls, line: bytes, where: str) -> "Device":
-        """Inverse of `as_json`. Raises MalformedRefused, TooLargeRefused."""
+        """Parse a line of the file.
+
+        Args:
+            line: one line, without its line end.
+            where: file and line number, for error messages.
+
+        Raises:
+            Malformed, TooLarge: the line is no device's.
+            RegistryDamaged: the keys are not hexadecimal, or the device id is not that of the keys.
+        """
         fields = StrictObject(strict_json.decode(line, what=where, max_bytes=MAX_LINE_BYTES), where)
         attributes = fields.object("attributes")
         out = cls(
@@ -75,18 +86,20 @@ class Device:
         )
         fields.reject_unknown()
         if derive_device_id(out.x_wing_public, out.ed25519_public) != out.device_id:
-            raise RegistryDamaged(f"{where}: device id {out.device_id[:16]}… is not that of its keys")
+            raise RegistryDamaged(
+                f"{where}: device id {out.device_id[:16]}… is not that of the device's keys", hint=RESTORE_HINT
+            )
         return out
 
 
 class Registry:
-    """The registry file, held in memory.
+    """The registry, read into memory; `save` writes it back.
 
     Args:
-        path: of the file; a missing one is an empty registry.
+        path: the registry file; a missing file is an empty registry.
 
     Raises:
-        RegistryDamaged: a line that is not a device's, out of order, or twice.
+        RegistryDamaged: a line is no device's, is out of order, or repeats a device id or label.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,64 +108,93 @@ class Registry:
         self._labels: dict[str, str] = {}
         for device in _read_devices(path):
             if device.device_id in self._devices or device.label in self._labels:
-                raise RegistryDamaged(f"{path}: device {device.label!r} is there twice")
+                raise RegistryDamaged(f"{path}: device {device.label!r} is listed twice", hint=RESTORE_HINT)
             self._add(device)
 
     def __len__(self) -> int:
         return len(self._devices)
 
     def devices(self) -> Iterator[Device]:
-        """All, sorted by device id."""
+        """Iterate over all devices, sorted by device id."""
         return (self._devices[key] for key in sorted(self._devices))
 
     def members(self, cohort: str) -> tuple[Device, ...]:
-        """Those of a cohort that are not revoked."""
+        """Return the devices of a cohort that are not revoked, sorted by device id."""
         return tuple(device for device in self.devices() if device.cohort == cohort and not device.is_revoked)
 
     def find(self, label_or_id: str) -> Device:
-        """By label, or by id. Raises DeviceUnknown."""
+        """Find a device by its label or device id.
+
+        Raises:
+            DeviceUnknown: there is no such device.
+        """
         found = self._devices.get(self._labels.get(label_or_id, label_or_id))
         if found is None:
-            raise DeviceUnknown(f"no device {label_or_id!r} in {self.path}", hint="`packager device list` shows all")
+            raise DeviceUnknown(
+                f"no device {label_or_id!r} in {self.path}", hint="take a label from `packager device list`"
+            )
         return found
 
     def digest(self) -> str:
-        """SHA-256 of the file (rule 1), hexadecimal."""
+        """Return the SHA-256 of the file that `save` writes, hexadecimal."""
         out = hashlib.sha256()
         for device in self.devices():
             out.update(strict_json.encode(device.as_json()) + b"\n")
         return out.hexdigest()
 
     def enroll(self, request: EnrollmentRequest, cohort: str, fingerprint: str) -> Device:
-        """Add a device whose fingerprint a person confirmed (rules 2 and 3).
+        """Add a device whose fingerprint a person confirmed.
+
+        Args:
+            request: the device's enrollment request, its proof verified.
+            cohort: name of the cohort to add it to.
+            fingerprint: as confirmed out of band; spaces and case do not matter.
+
+        Returns:
+            The device; if it was enrolled before, with its earlier cohort.
 
         Raises:
-            FingerprintMismatch, EnrollmentRefused.
+            FingerprintMismatch: the fingerprint is not the request's.
+            EnrollmentRefused: the device was revoked, or the label or the keys are registered otherwise.
         """
         confirmed = "".join(fingerprint.split()).lower()
         if not hmac.compare_digest(confirmed.encode(), request.fingerprint.replace(" ", "").encode()):
             raise FingerprintMismatch(
-                f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed was {fingerprint}",
-                hint="compare with what `device-agent enroll` shows on the device itself",
+                f"the request of {request.label!r} has fingerprint {request.fingerprint}, confirmed: {fingerprint}",
+                hint="compare it with the output of `device-agent enroll` on the device itself",
             )
         return self.enroll_confirmed(request, cohort)
 
     def enroll_confirmed(self, request: EnrollmentRequest, cohort: str) -> Device:
-        """Add a device from a list whose signature was checked. Raises EnrollmentRefused."""
+        """Add a device of a batch whose signature was verified.
+
+        Args:
+            request: the device's enrollment request, its proof verified.
+            cohort: name of the cohort to add it to.
+
+        Returns:
+            The device; if it was enrolled before, with its earlier cohort.
+
+        Raises:
+            EnrollmentRefused: the device was revoked, or the label or the keys are registered otherwise.
+        """
         known = self._devices.get(request.device_id)
         if known is not None and known.is_revoked:
             raise EnrollmentRefused(
-                f"device {known.label!r} was revoked; its keys are not admitted again",
-                hint="make a new identity on the device: `device-agent init`",
+                f"device {known.label!r} was revoked; its keys cannot be enrolled again",
+                hint="create a new identity on the device with `device-agent init`",
             )
         if known is not None and known.label != request.label:
-            raise EnrollmentRefused(f"the keys of {request.label!r} are registered as {known.label!r}")
+            raise EnrollmentRefused(
+                f"the keys of {request.label!r} are registered under label {known.label!r}",
+                hint=f"use label {known.label!r}, or create a new identity on the device with `device-agent init`",
+            )
         if known is not None:
             return known
         if request.label in self._labels:
             raise EnrollmentRefused(
                 f"label {request.label!r} is registered with other keys",
-                hint="choose another label; a label is never given to other keys",
+                hint="choose another label; a label cannot move to other keys",
             )
         device = Device(
             request.device_id,
@@ -166,13 +208,17 @@ class Registry:
         return device
 
     def revoke(self, label_or_id: str) -> Device:
-        """Mark a device (rule 4). Raises DeviceUnknown."""
+        """Mark a device as revoked; it stays in the registry.
+
+        Raises:
+            DeviceUnknown: there is no device with this label or id.
+        """
         device = replace(self.find(label_or_id), is_revoked=True)
         self._add(device)
         return device
 
     def save(self) -> None:
-        """Write the file whole, atomically."""
+        """Write the whole file atomically, synced."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".registry-")
         try:
@@ -191,14 +237,6 @@ class Registry:
         self._labels[device.label] = device.device_id
 
 
-def cohorts_of(devices: Iterable[Device]) -> dict[str, int]:
-    """How many devices that are not revoked each cohort has."""
-    out: dict[str, int] = {}
-    for device in devices:
-        out[device.cohort] = out.get(device.cohort, 0) + (not device.is_revoked)
-    return out
-
-
 def _read_devices(path: Path) -> Iterator[Device]:
     if not path.exists():
         return
@@ -209,9 +247,9 @@ def _read_devices(path: Path) -> Iterator[Device]:
             try:
                 device = Device.parse(line.removesuffix(b"\n"), where)
             except Refused as error:
-                raise RegistryDamaged(error.message) from error
+                raise RegistryDamaged(error.message, hint=RESTORE_HINT) from error
             if device.device_id <= before:
-                raise RegistryDamaged(f"{where}: device ids are not in order")
+                raise RegistryDamaged(f"{where}: the lines are not sorted by device id", hint=RESTORE_HINT)
             before = device.device_id
             yield device
 
@@ -220,4 +258,4 @@ def _parse_hex(text: str, where: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError as error:
-        raise RegistryDamaged(f"{where}: a key is not hexadecimal") from error
+        raise RegistryDamaged(f"{where}: a key is not hexadecimal", hint=RESTORE_HINT) from error

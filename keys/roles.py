@@ -1,11 +1,11 @@
-"""Which keys a role has, and how many of them must sign.
+"""The rules for a role's keys and its threshold of signatures (reasons: docs/threat-model.md).
 
-Rules (docs/threat-model.md says why):
-1. Keys are counted by public key, never by key id: one key under two ids would count twice.
-2. With c classical and p ML-DSA keys the threshold t satisfies t > c and t > p: neither kind can sign alone, so that a
-   break of one algorithm is not a break of the role.
-3. For root and targets also t <= c + p - 1: one lost key must not be the end of the repository.
-4. `classical` (for foreign clients without ML-DSA) drops rule 2, for the whole repository; rule 3 stays.
+Let c be the number of classical keys (Ed25519, ECDSA), p the number of ML-DSA keys, and t the threshold.
+
+- Distinct keys: keys are counted by public key, not by key id, since one key under two ids would count twice.
+- Hybrid rule: t > c and t > p. Neither kind of key can sign alone, so that a broken algorithm does not break the role.
+- Spare key: for root and targets also t <= c + p - 1, so that one lost key does not end the repository.
+- A classical-only repository (for TUF clients without ML-DSA) is exempt from the hybrid rule, not from the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ ONLINE_ROLES: Final = ("snapshot", "timestamp")
 
 @dataclass(frozen=True, slots=True)
 class RoleKeys:
-    """The distinct public keys of a role (rule 1) and its threshold.
+    """The distinct public keys of a role, and its threshold.
 
     Attributes:
-        role: name.
-        keys: by key id; a second id of the same public key is left out.
-        threshold: as signed.
-        duplicates: key ids that were left out.
+        role: name of the role.
+        keys: public keys by key id; a second id of the same public key is omitted.
+        threshold: number of signatures that the role needs.
+        duplicates: the key ids that were omitted.
     """
 
     role: str
@@ -40,22 +40,28 @@ class RoleKeys:
 
     @property
     def classical_count(self) -> int:
-        """How many keys are classical."""
+        """Number of distinct keys that are not ML-DSA."""
         return len(self.keys) - self.post_quantum_count
 
     @property
     def post_quantum_count(self) -> int:
-        """How many keys are ML-DSA."""
+        """Number of distinct ML-DSA keys."""
         return sum(is_post_quantum(key) for key in self.keys.values())
 
 
 def is_post_quantum(key: Key) -> bool:
-    """Is it ML-DSA?"""
+    """Return whether this is an ML-DSA key."""
     return key.keytype in POST_QUANTUM_KEY_TYPES
 
 
 def collect_role_keys(role: str, keys: Sequence[Key], threshold: int) -> RoleKeys:
-    """Count under rule 1."""
+    """Collect the distinct public keys of a role.
+
+    Args:
+        role: name of the role.
+        keys: its keys as listed; of several ids of one public key the first counts.
+        threshold: its number of signatures.
+    """
     distinct: dict[str, Key] = {}
     seen: set[str] = set()
     duplicates = []
@@ -70,7 +76,16 @@ def collect_role_keys(role: str, keys: Sequence[Key], threshold: int) -> RoleKey
 
 
 def default_threshold(role: str, keys: Sequence[Key], *, is_classical_only: bool = False) -> int:
-    """The smallest threshold that the rules allow; of classical-only roles a majority. Raises ThresholdInvalid."""
+    """Return the smallest threshold that the rules allow; a majority for classical-only roles.
+
+    Args:
+        role: name of the role.
+        keys: its keys.
+        is_classical_only: the repository has no ML-DSA keys.
+
+    Raises:
+        ThresholdInvalid: no threshold satisfies the rules with these keys.
+    """
     counted = collect_role_keys(role, keys, 1)
     if is_classical_only:
         most = len(counted.keys) - 1 if role in OFFLINE_ROLES and len(counted.keys) > 1 else len(counted.keys)
@@ -82,18 +97,31 @@ def default_threshold(role: str, keys: Sequence[Key], *, is_classical_only: bool
 
 
 def check_threshold(role: RoleKeys, *, is_classical_only: bool = False) -> None:
-    """Enforce the rules. Raises ThresholdInvalid, naming what is wrong."""
+    """Check that a role's keys and threshold satisfy the rules.
+
+    Args:
+        role: keys and threshold.
+        is_classical_only: the repository has no ML-DSA keys.
+
+    Raises:
+        ThresholdInvalid: a rule is broken; the message names the first one.
+    """
     wrong = threshold_problems(role, is_classical_only=is_classical_only)
     if wrong:
         raise ThresholdInvalid(
             f"role {role.role!r}: {wrong[0]}",
-            hint=f"it has {role.classical_count} classical and {role.post_quantum_count} ML-DSA keys and threshold"
-            f" {role.threshold}; see `packager keys --help`",
+            hint=f"the role has {role.classical_count} classical keys, {role.post_quantum_count} ML-DSA keys and"
+            f" threshold {role.threshold}: add keys of the other kind, or choose another threshold",
         )
 
 
 def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tuple[str, ...]:
-    """Every broken rule, one line each; none if the role is sound."""
+    """Return one line for each broken rule; an empty tuple if the role is sound.
+
+    Args:
+        role: keys and threshold.
+        is_classical_only: the repository has no ML-DSA keys.
+    """
     out = []
     n, t = len(role.keys), role.threshold
     if role.duplicates:
@@ -101,19 +129,20 @@ def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tu
     if not 1 <= t <= n:
         out.append(f"threshold {t} cannot be met by {n} distinct keys")
     if not is_classical_only and t <= role.classical_count:
-        out.append(f"{role.classical_count} classical keys alone meet the threshold {t}")
+        out.append(f"its {role.classical_count} classical keys alone meet the threshold {t}")
     if not is_classical_only and t <= role.post_quantum_count:
-        out.append(f"{role.post_quantum_count} ML-DSA keys alone meet the threshold {t}")
+        out.append(f"its {role.post_quantum_count} ML-DSA keys alone meet the threshold {t}")
     if role.role in OFFLINE_ROLES and n > 1 and t > n - 1:
-        out.append(f"threshold {t} of {n} keys: one lost key would be the end of the repository")
+        out.append(f"threshold {t} of {n} keys: losing one key would end the repository")
     if role.role in OFFLINE_ROLES and n < 2 and not is_classical_only:
-        out.append(f"{n} key: one lost key would be the end of the repository")
+        out.append(f"only {n} key: losing it would end the repository")
     return tuple(out)
 
 
 def remaining_signers_needed(role: RoleKeys) -> str:
-    """What a forger still needs once one algorithm has fallen, for people."""
+    """Describe how many keys an attacker must still steal after one algorithm is broken."""
     return (
-        f"if classical signatures fall: {max(role.threshold - role.classical_count, 0)} ML-DSA keys;"
-        f" if ML-DSA falls: {max(role.threshold - role.post_quantum_count, 0)} classical keys"
+        f"if classical signatures are broken, an attacker still needs"
+        f" {max(role.threshold - role.classical_count, 0)} ML-DSA keys;"
+        f" if ML-DSA is broken, {max(role.threshold - role.post_quantum_count, 0)} classical keys"
     )

@@ -1,15 +1,15 @@
-"""Signing keys in a cloud's key service, through securesystemslib and the service's own library.
+"""Signing keys in cloud key services, through securesystemslib and the service's own library.
 
     awskms:KEY-ID-OR-ARN                                         AWS KMS            extra awskms
     gcpkms:projects/P/locations/L/keyRings/R/cryptoKeys/K/…       Google Cloud KMS   extra gcpkms
     azurekms://VAULT.vault.azure.net/keys/NAME[/VERSION]          Azure Key Vault    extra azurekms
     hv:NAME[/VERSION]                                            Vault transit      extra vault
 
-Rules:
-1. Credentials are the library's own: environment, instance, configuration file. A URI holds none.
-2. The public half is asked of the service, and given the key id that any other way to the same key gives it.
-3. Where a URI names a version, that version signs or none: a service that rotated its key meanwhile is an error.
-4. What the libraries raise is translated here, once.
+- Credentials are the library's own: environment, instance or configuration file. A URI contains none.
+- The public key is fetched from the service. Its key id is computed here, so that it equals the id of the same key in a
+  PEM file.
+- If a URI names a version, only that version signs. If the service has rotated its key since, that is an error.
+- Errors of the libraries are translated here and nowhere else.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,13 +29,13 @@ MAX_REASON_CHARACTERS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A key service.
+    """One supported key service.
 
     Attributes:
-        name: for people.
-        extra: of this distribution; brings the library.
-        signer: securesystemslib's class.
-        find: asks the service for URI and public half of the key that a URI names.
+        name: the service's name in messages.
+        extra: the extra of this distribution that installs the library.
+        signer: securesystemslib's signer class.
+        find_key: fetches the full URI and the public key for a URI.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Service:
 
 
 class ServiceSigner(Signer):
-    """A signer over a key service, with our errors and our key id (rule 2)."""
+    """A signer that uses a key service, with our errors and our key id."""
 
     def __init__(self, uri: str, public_key: SSlibKey, inner: Signer) -> None:
         self._uri, self._public, self._inner = uri, public_key, inner
@@ -55,38 +55,50 @@ class ServiceSigner(Signer):
 
     @classmethod
     def from_priv_key_uri(cls, priv_key_uri: str, public_key: PublicKey, secrets_handler: object = None) -> Signer:
-        """Not registered with securesystemslib; see `load_service`."""
+        """Raise NotImplementedError: securesystemslib does not know this class; use `load_service`.
+
+        Args:
+            priv_key_uri: ignored.
+            public_key: ignored.
+            secrets_handler: ignored.
+        """
         raise NotImplementedError(priv_key_uri)
 
     @property
     def public_key(self) -> SSlibKey:
-        """Public half, as the service gave it."""
+        """The public key, as fetched from the service."""
         return self._public
 
     def sign(self, payload: bytes) -> Signature:
-        """Raises KeyServiceUnavailable."""
+        """Sign with the service's key.
+
+        Raises:
+            KeyServiceUnavailable: the service did not sign.
+        """
         try:
-            made = self._inner.sign(payload)
-        except Exception as error:  # the libraries are extras: their error classes may not be importable here
+            signature = self._inner.sign(payload)
+        except Exception as error:  # the libraries are extras: their error classes may not be importable
             raise _translate_error(self._uri, error) from error
-        return Signature(self._public.keyid, made.signature)
+        return Signature(self._public.keyid, signature.signature)
 
 
 def load_service(uri: str) -> Signer:
-    """The signer behind a key service's URI.
+    """Load the signer of a key service's URI.
 
     Raises:
-        KeyUnreadable: not such a URI, a key of another kind, or another version than the newest.
+        KeyUnreadable: the URI is malformed, the key is of an unsupported kind, or the URI names an old version.
         KeyServiceUnavailable: no library, no credentials, no answer, or no such key.
     """
     service = SERVICES[uri.partition(":")[0]]
     try:
         found, public = service.find_key(uri)
         inner = service.signer.from_priv_key_uri(found, public)
-    except Exception as error:  # as above
+    except Exception as error:  # the libraries are extras: their error classes may not be importable
         raise _translate_error(uri, error) from error
     if found != uri and not found.startswith(f"{uri.rstrip('/')}/"):
-        raise KeyUnreadable(f"{uri}: the service's newest is {found}", hint="name the newest version, or none")
+        raise KeyUnreadable(
+            f"{uri}: the newest version of the key is {found}", hint="name the newest version, or omit the version"
+        )
     return ServiceSigner(uri, _set_own_key_id(public), inner)
 
 
@@ -99,9 +111,9 @@ def _find_gcp_key(uri: str) -> tuple[str, SSlibKey]:
 
 
 def _find_azure_key(uri: str) -> tuple[str, SSlibKey]:
-    place = urlsplit(uri)
-    vault, _, domain = place.netloc.partition(".")
-    parts = place.path.strip("/").split("/")
+    split = urlsplit(uri)
+    vault, _, domain = split.netloc.partition(".")
+    parts = split.path.strip("/").split("/")
     if domain != "vault.azure.net" or parts[0] != "keys" or len(parts) not in (2, 3):
         raise KeyUnreadable(f"key URI {uri!r}: expected azurekms://VAULT.vault.azure.net/keys/NAME")
     return AzureSigner.import_(vault, parts[1])
@@ -120,7 +132,7 @@ SERVICES: Final[Mapping[str, Service]] = {
 
 
 def _set_own_key_id(public: SSlibKey) -> SSlibKey:
-    # services write PEM each in their own way, and the key id is over the text
+    # each service formats PEM differently, and the key id is a digest of the text
     text = str(public.keyval["public"])
     if not text.startswith("-----BEGIN"):
         return public
@@ -136,10 +148,10 @@ def _translate_error(uri: str, error: Exception) -> Exception:
             f"{uri}: the library for {service.name} is not installed",
             hint=f"pip install 'airweights[{service.extra}]'",
         )
-    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no further word"
+    reason = " ".join(str(error).split())[:MAX_REASON_CHARACTERS] or "no details"
     if isinstance(error, UnsupportedAlgorithmError) or type(error).__name__ == "UnsupportedKeyType":
-        return KeyUnreadable(f"{uri}: {service.name} holds a key of another kind: {reason}")
+        return KeyUnreadable(f"{uri}: {service.name} key of an unsupported kind: {reason}")
     return KeyServiceUnavailable(
         f"{uri}: {service.name}: {type(error).__name__}: {reason}",
-        hint="are the credentials of its library set, and may they read and use this key?",
+        hint=f"set the credentials of the {service.name} library, and allow them to read and use this key",
     )

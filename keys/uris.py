@@ -1,4 +1,4 @@
-"""Keys by URI: which scheme lives where, and what it needs to be opened."""
+"""Load the signer of a key URI: `hsm:` from a token, all others from a cloud key service."""
 
 from typing import Final
 
@@ -13,15 +13,17 @@ SCHEMES: Final = (HSMSigner.SCHEME, *SERVICES)
 
 
 def load_uri(uri: str, pin: Secret | None) -> Signer:
-    """The signer behind a key URI.
+    """Load the signer of a key URI.
 
     Args:
-        uri: with one of SCHEMES.
-        pin: of a token; nothing else needs one.
+        uri: the URI, with one of SCHEMES.
+        pin: the PIN of a token; key services need none.
 
     Raises:
-        KeyUnreadable: another scheme, or a key of a kind that is not known here.
-        TokenUnavailable, WrongPin, KeyServiceUnavailable.
+        KeyUnreadable: the scheme is unknown, the URI is malformed, or the key is of an unsupported kind.
+        TokenUnavailable: there is no library, no token, or no such key on it.
+        WrongPin: the token rejected the PIN.
+        KeyServiceUnavailable: no library, no credentials, no answer, or no such key.
     """
     scheme = uri.partition(":")[0]
     if scheme == HSMSigner.SCHEME:
@@ -29,5 +31,6 @@ def load_uri(uri: str, pin: Secret | None) -> Signer:
     if scheme in SERVICES:
         return load_service(uri)
     raise KeyUnreadable(
-        f"key URI {uri!r}: scheme {scheme!r} is not supported", hint=f"a key file, or {':, '.join(SCHEMES)}:"
+        f"key URI {uri!r}: unknown scheme {scheme!r}, expected one of {', '.join(SCHEMES)}",
+        hint="correct the URI, or give the path of a key file",
     )

@@ -58,7 +58,7 @@ def test_a_wrong_passphrase_and_a_damaged_file_are_told_apart(tmp_path: Path) ->
     with pytest.raises(WrongPassphrase) as wrong:
         load_signer(path, Secret(b"another"))
     assert wrong.value.reason == "wrong-passphrase"
-    assert "the file itself is whole" in wrong.value.message
+    assert "the file itself is intact" in wrong.value.message
     data = path.read_bytes()
     for place in range(0, len(data), 37):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
@@ -101,7 +101,7 @@ def test_a_foreign_pem_file_is_read_and_its_errors_are_not_guessed(tmp_path: Pat
     assert load_signer(path, Secret(b"pw")).sign(MESSAGE).signature == private.sign(MESSAGE).hex()
     with pytest.raises(WrongPassphrase) as error:
         load_signer(path, Secret(b"no"))
-    assert "wrong passphrase, or damaged" in error.value.message
+    assert "the passphrase is wrong, or the file is damaged" in error.value.message
     public = tmp_path / "foreign.pub"
     public.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     assert load_public_key(public).keyval["public"] == private.public_key().public_bytes_raw().hex()

@@ -50,7 +50,7 @@ def test_a_version_that_is_named_signs_or_none(transit: Vault) -> None:
     assert transit.signed == [("release", 1)]
     with pytest.raises(KeyUnreadable) as rotated:
         load_signer("hv:release/1", None)
-    assert "the service's newest is hv:release/2" in rotated.value.message
+    assert "the newest version of the key is hv:release/2" in rotated.value.message
     assert load_signer("hv:release", None).public_key.keyid != first.public_key.keyid
 
 
