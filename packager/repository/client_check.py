@@ -1,11 +1,16 @@
-"""The rehearsal: before anything is published, a device of every channel checks it, with the device's own code.
+"""Run the device's own checks on a publication before it goes out.
 
-Rules:
-1. The rehearsed device has seen the last publication: its memory lies in `observer/`, a folder a channel, and moves on
-   only when the publication is out.
-2. It sees the publication as it will be: staged files over published ones.
-3. A release that was withdrawn while a rollout still names it is the one refusal that does not stop a publication:
-   withdrawing must always be possible.
+Theory of operation. Devices refuse a publication that breaks a rule of the trust check: a version that does not grow,
+an expired document, a counter below the rollback floor. So before each publication, the publisher runs
+bundle.trust.check, the code that devices run, once for each channel:
+
+    observer/FAMILY.CHANNEL     trust state and metadata cache after the last publication     the device before
+    published/ with the staged files laid over it                                            the update server
+    bundle.trust.check                                                                       the device's checks
+
+The checks run on a copy of `observer/`. The copy replaces `observer/` only after the publication is out, so that a
+failed attempt leaves no trace. A check raises what a device would raise, and the publication stops, with one exception:
+a rollout that names a withdrawn release is reported, since a withdrawal must always be possible.
 """
 
 import shutil
@@ -22,15 +27,20 @@ from bundle.trust.clock import ClockFacts
 from bundle.trust.trust_state import TrustStateStore
 from packager.repository.layout import RepositoryLayout
 
-NEWEST_AGENT_VERSION: Final = (
-    "999999"  # the publisher does not know which agents there are; `min_agent` is the devices' question
-)
-BASE_URL: Final = "https://rehearsal.invalid/"
+NEWEST_AGENT_VERSION: Final = "999999"  # passes every `min_agent`: the publisher does not know the devices' versions
+BASE_URL: Final = "https://client-check.invalid/"
+MAX_ROOT_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ClientCheckResult:
-    """One channel's outcome: the version that its devices will accept, or why they accept none."""
+    """What the devices of one channel would do.
+
+    Attributes:
+        family, channel: name the channel.
+        version: the release that they accept; None if they refuse.
+        refusal: why they accept none; None if they accept.
+    """
 
     family: str
     channel: str
@@ -39,16 +49,16 @@ class ClientCheckResult:
 
 
 class ClientCheck:
-    """Devices against a publication that is not out yet.
+    """The client check of one publication; use it as a context manager.
 
     Args:
-        layout: of the repository.
-        staged: path below `published/` → bytes.
+        layout: the repository's paths.
+        staged: path below `published/` → bytes, for each file that the publication adds or replaces.
     """
 
     def __init__(self, layout: RepositoryLayout, staged: Mapping[str, bytes]) -> None:
         self._layout, self._staged = layout, staged
-        self._folder = Path(tempfile.mkdtemp(prefix="airweights-rehearsal-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="airweights-client-check-"))
 
     def __enter__(self) -> "ClientCheck":
         if self._layout.observer.exists():
@@ -59,15 +69,22 @@ class ClientCheck:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def check_metadata(self, *, has_fleet: bool) -> None:
-        """The top-level roles and the fleet document. Raises what a device raises."""
-        session = self._session("", "", "metadata")
+        """Check the top-level roles and the fleet document; raise what a device would raise."""
+        session = self._open_session("", "", "metadata")
         session.refresh()
         if has_fleet:
             session.verify_fleet()
 
     def check_channel(self, family: str, channel: str) -> ClientCheckResult:
-        """One channel's device. Raises what a device raises (but see rule 3)."""
-        session = self._session(family, channel, f"{family}.{channel}")
+        """Check the publication as a device of one channel; raise what such a device would raise.
+
+        A withdrawn release is not raised: the result contains it as the refusal.
+
+        Args:
+            family: a delegated family.
+            channel: one of its channels.
+        """
+        session = self._open_session(family, channel, f"{family}.{channel}")
         session.refresh()
         try:
             release = session.verify_release()
@@ -76,16 +93,16 @@ class ClientCheck:
         return ClientCheckResult(family, channel, release.manifest.version, None)
 
     def save_state(self) -> None:
-        """Rule 1: the publication is out."""
+        """Replace `observer/` by the state after this publication; call it once the publication is out."""
         observer = self._layout.observer
         shutil.rmtree(observer, ignore_errors=True)
         shutil.copytree(self._folder, observer, symlinks=True)
 
-    def _session(self, family: str, channel: str, name: str) -> TrustSession:
+    def _open_session(self, family: str, channel: str, name: str) -> TrustSession:
         folder = self._folder / name
         request = CheckRequest(
             cache_dir=folder / "cache",
-            bootstrap_root=self._fetch(f"{BASE_URL}metadata/1.root.json", 2**20),
+            bootstrap_root=self._fetch(f"{BASE_URL}metadata/1.root.json", MAX_ROOT_BYTES),
             metadata_url=f"{BASE_URL}metadata",
             targets_url=f"{BASE_URL}targets",
             family=family,
@@ -104,5 +121,5 @@ class ClientCheck:
             except FileNotFoundError as error:
                 raise NotFound(f"{relative} is neither staged nor published") from error
         if len(data) > max_bytes:
-            raise TooLarge(f"{relative} is {len(data)} bytes, devices take at most {max_bytes}")
+            raise TooLarge(f"{relative} has {len(data)} bytes, devices accept at most {max_bytes}")
         return data

@@ -1,11 +1,10 @@
-"""How a repository begins.
+"""Create a repository: its first documents, and optionally the key files of all roles.
 
-Rules:
-1. Names and thresholds are checked before anything is written; key files of an attempt that fails are taken back.
-2. The first publication is empty but whole: every role is signed, so that each later one is an ordinary publication.
-3. The first fleet document names one cohort, whose private half lies encrypted with the other keys.
-4. Keys that live elsewhere are named by their public halves. Then the first publication waits for their signatures like
-   any other one (packager.repository.detached_signing), and until then nothing is published.
+- Names and thresholds are checked before anything is written. If the creation fails, its new key files are deleted.
+- The first publication lists no targets, but signs every role, so that each later publication is an ordinary one.
+- The first fleet document lists one cohort; its private key is stored encrypted beside the other keys.
+- A role's keys on other machines are given as public keys. Then the first publication waits for their signatures
+  (packager.repository.detached_signing), and nothing is published until they are added.
 """
 
 import time
@@ -27,7 +26,7 @@ from keys.roles import default_threshold
 from packager.errors import FamilyUnknown, RepositoryExists
 from packager.repository import tuf_documents
 from packager.repository.layout import check_names
-from packager.repository.new_keys import make_role_keys
+from packager.repository.new_keys import create_role_keys
 from packager.repository.repository import Repository
 from packager.repository.staging import Staging
 
@@ -40,10 +39,10 @@ def create_repository(
     """Create a repository and publish its first, empty metadata.
 
     Args:
-        root: its folder; must not contain a repository.
-        signers: of every role: root, targets, snapshot, timestamp, fleet, release-<family>, rollout-<family>.
-        families: may be empty.
-        classical: leave ML-DSA out, for foreign clients.
+        root: the repository's folder; it must not contain a repository.
+        signers: the signers of each role: root, targets, snapshot, timestamp, fleet, release-FAMILY, rollout-FAMILY.
+        families: the families to delegate; may be empty.
+        classical: allow roles without ML-DSA keys, for TUF clients that do not know ML-DSA.
 
     Raises:
         RepositoryExists: the folder contains a repository.
@@ -52,7 +51,7 @@ def create_repository(
     """
     repository = Repository(root)
     if repository.layout.metadata.exists():
-        raise RepositoryExists(f"{repository.root} holds a repository already")
+        raise RepositoryExists(f"{repository.root} contains a repository already", hint="choose another folder")
     check_names(families)
     keys = {role: [signer.public_key for signer in group] for role, group in signers.items()}
     _stage_first_documents(repository, keys, families, classical=classical)
@@ -72,46 +71,48 @@ def create_repository_with_new_keys(
     classical: bool = False,
     insecure_plaintext: bool = False,
 ) -> Repository:
-    """Create key files of every role, the repository, and the first fleet document with one cohort.
+    """Create the key files of all roles, the repository, and the first fleet document with one cohort.
 
     Args:
-        root: its folder; must not contain a repository.
-        key_dir: for the new key files.
-        passphrase: encrypts them.
-        families: may be empty.
-        cohort: name of the first one.
-        public: public halves of a role's keys that are kept elsewhere. No key file is made for that role, and the
-            first publication is staged and waits for their signatures.
-        classical: leave ML-DSA out, for foreign clients.
+        root: the repository's folder; it must not contain a repository.
+        key_dir: folder for the new key files.
+        passphrase: encrypts the key files; None only with `insecure_plaintext`.
+        families: the families to delegate; may be empty.
+        cohort: name of the first cohort.
+        public: role → public keys that are kept on other machines. No key file is created for that role, and the first
+            publication stays staged until their signatures are added.
+        classical: allow roles without ML-DSA keys, for TUF clients that do not know ML-DSA.
         insecure_plaintext: write the key files without encryption.
 
     Raises:
-        RepositoryExists, ThresholdInvalid, FamilyUnknown: as `create_repository`.
-        KeyExists: the cohort's key file exists.
+        RepositoryExists: the folder contains a repository.
+        ThresholdInvalid: a role of `public` has too few keys of a kind.
+        FamilyUnknown: a family's or the cohort's name is malformed, or `public` names an unknown role.
+        KeyExists: a key file exists.
         PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
     """
     check_names([*families, cohort])
     repository = Repository(root)
     if repository.layout.metadata.exists():
-        raise RepositoryExists(f"{repository.root} holds a repository already")
+        raise RepositoryExists(f"{repository.root} contains a repository already", hint="choose another folder")
     first_key = key_path(key_dir, cohort, 1)
     if first_key.exists():
-        raise KeyExists(f"{first_key} is there already", hint="keys are never written over; choose another folder")
+        raise KeyExists(f"{first_key} exists already", hint="choose another folder; keys are never overwritten")
     roles = all_roles(families)
     for role in public:
         if role not in roles:
-            raise FamilyUnknown(f"there is no role {role!r}, found {', '.join(roles)}")
-    for role, given in public.items():
-        default_threshold(role, given, is_classical_only=classical)  # rule 1
-    made = make_role_keys(
+            raise FamilyUnknown(f"there is no role {role!r}, expected one of {', '.join(roles)}")
+    for role, role_keys in public.items():
+        default_threshold(role, role_keys, is_classical_only=classical)  # raises before any key file is created
+    new_signers = create_role_keys(
         key_dir,
         [role for role in roles if role not in public],
         passphrase,
         classical=classical,
         insecure_plaintext=insecure_plaintext,
     )
-    signers = [signer for group in made.values() for signer in group]
-    keys = {role: [signer.public_key for signer in group] for role, group in made.items()}
+    signers = [signer for group in new_signers.values() for signer in group]
+    keys = {role: [signer.public_key for signer in group] for role, group in new_signers.items()}
     _stage_first_documents(repository, {**keys, **public}, families, classical=classical)
     if not public:
         repository.sign(signers)
@@ -129,7 +130,7 @@ def _stage_first_documents(
     roles = all_roles(families)
     for role in roles:
         if not keys.get(role):
-            raise FamilyUnknown(f"no signer is given for role {role!r}")
+            raise FamilyUnknown(f"role {role!r} has no signers")
     now_s = int(time.time())
     first_root = tuf_documents.new_root(keys, now_s, classical=classical)
     targets = tuf_documents.new_targets(now_s)
@@ -142,5 +143,5 @@ def _stage_first_documents(
 
 
 def all_roles(families: Sequence[str]) -> list[str]:
-    """Every role of a repository with these families, top-level ones first."""
+    """List every role of a repository with these families, top-level roles first."""
     return [*FIRST_ROLES, *(role for family in families for role in tuf_documents.family_roles(family))]

@@ -1,17 +1,30 @@
-"""Signing away from the build machine: a request goes out, signatures come back.
+"""Sign on other machines than the build machine: a signing request goes out, signature files come back.
 
-    prepare (build machine)  →  request file  →  sign (where a key lives)  →  signature file  →  merge  →  publish
+    build machine             signer's machine                          build machine
+    prepare_request      →    review_request, then sign_request    →    add_signatures, then publish
+                    request file                              signature file
 
-Rules:
-1. A signer believes nothing that the request says about itself. What would change is computed from the bytes that will
-   be signed, the files that they name by digest, and this signer's own copy of what it signed last.
-2. What no honest request asks for is not signed at all (packager.repository.document_rules), whoever looked at it.
-3. A key signs only documents of roles that list it, or are to list it. The first document of a role that is signed in a
-   place is compared with what the request says is published, and the summary says so.
-4. A document whose version is not above the one that was signed last, for other content, is refused: a replayed or
-   forked request. To sign a corrected document of the same version has to be said, and the summary says so too.
-5. What is signed is remembered before the signatures are given out.
-6. A signature file holds signatures and nothing to believe: `merge` verifies each against the staged document.
+Theory of operation. The build machine may be under an attacker's control, so the signer trusts no statement of the
+request. Its inputs are the bytes to be signed, the targets that these bytes name by digest, and the signing history: a
+copy of each document that was signed on this machine last. For each document of the request:
+
+1. Skip it if none of the keys may sign it. A key may sign for a role that lists it now, or that lists it in the
+   request's own root or targets document, so that a new key can sign its role's next document.
+2. Refuse it if it breaks a rule that every document keeps (packager.repository.document_rules), even if a person
+   approved the summary.
+3. Compare it with the previous one: the document in the signing history, else what the request claims is published; the
+   summary then says FIRST TIME.
+4. Refuse it if its version is not above the previous one and its content differs: that is a replayed or forked request.
+   `replace` allows a corrected document of the same version; the summary then says REPLACES.
+5. Summarize each difference (packager.repository.signing_summary).
+
+A repository is new to the signer if the signing history has no document of it. Then a key that signed for another
+repository here is refused unless `new_repository` is set: otherwise a forged request could escape step 3 by claiming to
+be of another repository.
+
+`sign_request` records the documents in the signing history before it returns the signatures, so that step 4 also covers
+signatures that were never delivered. A signature file contains only signatures: `add_signatures` verifies each one
+against the staged document.
 """
 
 from collections.abc import Sequence
@@ -47,9 +60,9 @@ class SigningReview:
     """What a signer is about to sign.
 
     Attributes:
-        roles: that these keys may sign in the request.
-        lines: the summary, recomputed.
-        digest: of the documents to be signed, all roles; the same on every machine that holds the same request.
+        roles: roles of the request whose documents these keys may sign, sorted.
+        lines: the summary of the changes, one line of text each.
+        digest: SHA-256 over all documents of the request, hexadecimal; equal on every machine for the same request.
     """
 
     roles: tuple[str, ...]
@@ -58,18 +71,36 @@ class SigningReview:
 
 
 def prepare_request(layout: RepositoryLayout, now_s: int) -> SigningRequest:
-    """Make the staged changes into documents and a request for their signatures. Raises NothingStaged."""
+    """Turn the staged changes into documents, and return a request for their signatures.
+
+    Args:
+        layout: the repository's paths.
+        now_s: current time, in Unix seconds.
+
+    Raises:
+        NothingStaged: there are no staged changes.
+        PublishConflict: another process holds the repository's lock.
+        RepositoryDamaged: a published file is missing or damaged.
+    """
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
-            raise NothingStaged("there is nothing to sign", hint="stage a release, a rollout or keys first")
+            raise NothingStaged("nothing is staged", hint="stage a release, a rollout or a key change first")
         staging.prepare(published, now_s)
         staging.save()
         return make_request(published, staging)
 
 
 def request_summary(request: SigningRequest, now_s: int) -> tuple[str, ...]:
-    """What the whole request changes against what is published, for the one who made it."""
+    """Summarize what the whole request changes against the published documents, for its author.
+
+    Args:
+        request: a request of this machine.
+        now_s: current time, in Unix seconds.
+
+    Returns:
+        Lines of text.
+    """
     lines = list(head_lines(request))
     for role, document in sorted(request.new_documents.items()):
         lines += document_summary(
@@ -87,79 +118,108 @@ def review_request(
     replace: bool = False,
     new_repository: bool = False,
 ) -> SigningReview:
-    """Recompute what the keys would sign (rules 1 to 4).
+    """Check a request, and recompute what the keys would sign; the steps are in the module's docstring.
 
     Args:
-        request: from anywhere.
-        keys: public halves of the keys at hand.
-        memory: folder with the signer's own copies of what was signed last.
-        now_s: Unix seconds.
+        request: a request of any origin.
+        keys: the public keys of this signer.
+        history: folder of the signing history; it need not exist.
+        now_s: current time, in Unix seconds.
         replace: allow another document of the version that was signed last.
         new_repository: allow a repository that is new here, for keys that signed for another one.
 
     Raises:
-        SignerNotInRole: no document for these keys. RequestReplayed: rule 4.
-        RepositoryUnfamiliar: packager.repository.signing_history rule 2.
-        MalformedRefused, ThresholdInvalid: rule 2. DigestMismatchRefused: a file is not the one that is listed.
+        SignerNotInRole: the keys may sign no document of the request.
+        SigningRequestReplayed: a version is not above the previous one, and the content differs.
+        RepositoryUnknown: the repository is new here, and one of the keys signed for another one.
+        Malformed, ThresholdInvalid: a document breaks a rule of packager.repository.document_rules, or a target is
+            missing.
+        DigestMismatch: a target is not of the listed digest.
+        SigningHistoryDamaged: a file of the signing history cannot be read.
     """
-    own = SigningHistory(history, request.repository_identity)
-    if not own.has_signed_before and not new_repository:
-        _check_known_repository(own, keys)
-    held = {key.keyid for key in keys}
-    is_classical = _is_classical(request, own)
+    signed_before = SigningHistory(history, request.repository_identity)
+    if not signed_before.has_signed_before and not new_repository:
+        _check_known_repository(signed_before, keys)
+    key_ids = {key.keyid for key in keys}
+    is_classical = _is_classical(request, signed_before)
     roles, lines = [], list(head_lines(request))
     for role, document in sorted(request.new_documents.items()):
-        if not held & _keys_that_may_sign(request, role, own):
+        if not key_ids & _keys_that_may_sign(request, role, signed_before):
             continue
         check_document_rules(role, document.signed, classical=is_classical)
-        before, is_own = _previous_document(request, role, own)
-        if _is_fork(role, document, before, is_from_history=is_own, replace=replace):
+        previous, is_from_history = _previous_document(request, role, signed_before)
+        if _is_fork(role, document, previous, is_from_history=is_from_history, replace=replace):
             lines.append(
-                f"{role}: REPLACES version {document.signed.version}, which was signed here with other content"
+                f"{role}: REPLACES version {document.signed.version}, signed on this machine with other content"
             )
-        if not is_own:
-            lines.append(f"{role}: FIRST TIME here: compared with what the request says is published")
-        lines += document_summary(role, document, before, request.new_contents, request.earlier_contents, now_s)
+        if not is_from_history:
+            lines.append(
+                f"{role}: FIRST TIME on this machine: compared with what the request claims is published, unverified"
+            )
+        lines += document_summary(role, document, previous, request.new_contents, request.earlier_contents, now_s)
         roles.append(role)
     if not roles:
         raise SignerNotInRole(
-            "none of the keys may sign a document of this request",
-            hint="`packager repo status` shows which keys each role has",
+            f"none of the {len(key_ids)} given keys may sign a document of this request",
+            hint="use a key of the role; `packager repo status` lists them",
         )
     return SigningReview(tuple(roles), tuple(lines), request.digest)
 
 
 def sign_request(request: SigningRequest, review: SigningReview, signers: Sequence[Signer], history: Path) -> bytes:
-    """Sign what was reviewed, and remember it. Returns the signature file. Raises errors of tokens, OSError."""
-    own = SigningHistory(history, request.repository_identity)
-    made: list[RoleSignature] = []
+    """Sign the reviewed documents, and record them in the signing history.
+
+    Args:
+        request: the reviewed request.
+        review: the result of `review_request` for it.
+        signers: the signers of the reviewed keys.
+        history: folder of the signing history.
+
+    Returns:
+        The signature file.
+
+    Raises:
+        TokenUnavailable, WrongPin, KeyServiceUnavailable: a key cannot sign.
+        OSError: the signing history cannot be written.
+    """
+    signed_before = SigningHistory(history, request.repository_identity)
+    signatures: list[RoleSignature] = []
     used: list[Key] = []
     for role in review.roles:
-        may = _keys_that_may_sign(request, role, own)
+        allowed = _keys_that_may_sign(request, role, signed_before)
         for signer in signers:
-            if signer.public_key.keyid in may:
-                made.append(RoleSignature(role, signer.sign(request.new_documents[role].signed_bytes)))
+            if signer.public_key.keyid in allowed:
+                signatures.append(RoleSignature(role, signer.sign(request.new_documents[role].signed_bytes)))
                 used.append(signer.public_key)
     for role in review.roles:
-        own.record_document(role, request.new_documents[role])
-    own.record_keys(used)
-    return make_signature_file(request.repository_identity, made)
+        signed_before.record_document(role, request.new_documents[role])
+    signed_before.record_keys(used)
+    return make_signature_file(request.repository_identity, signatures)
 
 
 def add_signatures(
     layout: RepositoryLayout, files: Sequence[bytes], signers: Sequence[Signer], now_s: int
 ) -> SignReport:
-    """Add signatures from elsewhere to the staged documents (rule 6), and those of the signers at hand.
+    """Add signature files to the staged documents, then sign with the keys of this machine.
+
+    Args:
+        layout: the repository's paths.
+        files: the content of each signature file.
+        signers: signers of this machine, usually of snapshot and timestamp.
+        now_s: current time, in Unix seconds.
 
     Raises:
-        SignatureRefused: of another repository, for a document that is not staged, or that does not verify.
-        NothingStaged, MalformedRefused, TooLargeRefused.
+        SignatureRefused: a signature is of another repository, of a document that is not staged, or invalid.
+        NothingStaged: there are no staged changes.
+        Malformed, TooLarge: a file is no signature file.
+        PublishConflict: another process holds the repository's lock.
     """
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         if staging.is_empty:
             raise NothingStaged(
-                "nothing is staged that signatures could belong to", hint="was it published, or discarded?"
+                "nothing is staged to which signatures could be added",
+                hint="the changes were published or unstaged: check `packager repo status`",
             )
         identity = repository_identity_of(first_root_of(published, staging))
         for data in files:
@@ -174,8 +234,9 @@ def _check_known_repository(history: SigningHistory, keys: Sequence[Key]) -> Non
     others = history.other_repositories(keys)
     if others:
         raise RepositoryUnknown(
-            f"the request is of a repository that is new here, and a key at hand signed here for {others[0][:16]}…",
-            hint="--new-repository, if this key is really to sign for another repository too",
+            "the request is of a repository that is new on this machine,"
+            f" and one of the keys signed here for repository {others[0][:16]}…",
+            hint="if the key really is to sign for another repository too, pass --new-repository",
         )
 
 
@@ -183,14 +244,16 @@ def _add_signature_file(published: PublishedDocuments, staging: Staging, data: b
     repository, rows = parse_signatures(data)
     if repository != identity:
         raise SignatureRefused(
-            "the signature file is of another repository", hint="which one: `packager repo status --repo`"
+            f"the signature file is of repository {repository[:16]}…, expected {identity[:16]}…",
+            hint="name the repository of the request with --repo",
         )
     for row in rows:
         role, keyid = row.role, row.signature.keyid
         document = staging.documents.get(role)
         if document is None:
             raise SignatureRefused(
-                f"a signature for {role}, which is not staged", hint="it signed another request: prepare anew"
+                f"the signature file has a signature of {role}, but no {role} document is staged",
+                hint="the signed request is outdated: run `packager repo prepare`, and sign the new request",
             )
         known = check_signatures(published, staging.documents, role, document)
         if keyid in known.signed_key_ids:
@@ -198,27 +261,29 @@ def _add_signature_file(published: PublishedDocuments, staging: Staging, data: b
         key = known.unsigned_keys.get(keyid)
         if key is None:
             raise SignatureRefused(
-                f"key {keyid[:20]} is none of {role}", hint="`packager repo status` shows which keys each role has"
+                f"key {keyid[:20]} is not a key of {role}",
+                hint="sign with a key of the role; `packager repo status` lists them",
             )
         try:
             key.verify_signature(row.signature, document.signed_bytes)
         except UnverifiedSignatureError as error:
             raise SignatureRefused(
-                f"the signature of key {keyid[:20]} is not over the staged {role} {document.signed.version}",
-                hint="it signed another request: prepare, sign and merge again",
+                f"the signature of key {keyid[:20]} is not valid for the staged {role} version"
+                f" {document.signed.version}",
+                hint="the signed request is outdated: run `packager repo prepare`, and sign the new request",
             ) from error
         document.signatures[keyid] = row.signature
 
 
 def _keys_that_may_sign(request: SigningRequest, role: str, history: SigningHistory) -> set[str]:
-    # the keys that the role has, and those that it is to get: new keys sign their first document too
+    # the role's current keys, and those that the request is to add: new keys sign their first document too
     name = "root" if role in tuf_documents.TOP_LEVEL else "targets"
-    delegator, _ = _previous_document(request, name, history)
+    previous, _ = _previous_document(request, name, history)
     return {
         keyid
-        for held in (delegator, request.new_documents.get(name))
-        if held is not None
-        for keyid in _role_key_ids(held, role)
+        for delegator in (previous, request.new_documents.get(name))
+        if delegator is not None
+        for keyid in _role_key_ids(delegator, role)
     }
 
 
@@ -248,8 +313,7 @@ def _is_fork(role: str, new: Document, previous: Document | None, *, is_from_his
     if replace and is_from_history and new.signed.version == previous.signed.version:
         return True
     raise SigningRequestReplayed(
-        f"{role} {new.signed.version} is to be signed,"
-        f" and {previous.signed.version} {'was signed here' if is_from_history else 'is published'} "
-        "already, with other content",
-        hint="an old request? Else prepare anew; --replace signs a corrected document of the same version",
+        f"the request has {role} version {new.signed.version}, but version {previous.signed.version}"
+        f" {'was signed on this machine' if is_from_history else 'is published'} already, with other content",
+        hint="ask for a new request (`packager repo prepare`), or sign a corrected document with --replace",
     )

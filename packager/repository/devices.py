@@ -1,12 +1,12 @@
-"""Devices and cohorts of a repository: what the fleet officer does.
+"""Enroll and revoke devices, and rotate cohort keys: the tasks of the fleet officer.
 
-Rules:
-1. Admitting a device: the registry learns it, one envelope with its cohort's current key is put in place, and the fleet
-   document with the new registry digest is staged. It is the officer's to sign.
-2. A new epoch: a new key pair, an envelope for every device of the cohort that is not revoked, the fleet document
-   staged. Content keys of later releases are sealed to it; those of earlier ones are not sealed again.
-3. A factory's list is admitted like its devices one by one, but whole or not at all.
-4. Revoking marks the device; it loses access with the next epoch, which the officer begins.
+- Enrolling adds the device to the registry, stores one envelope with its cohort's current private key, and stages the
+  fleet document with the new registry digest, for the fleet officer to sign.
+- Rotating a cohort key creates the next epoch's key pair, seals its private key to each device of the cohort that is not
+  revoked, and stages the fleet document. Later releases seal their content keys to the new epoch; earlier releases are
+  not sealed again.
+- A batch is enrolled completely or not at all.
+- Revoking marks the device. It loses access at the cohort's next epoch, which the fleet officer starts.
 """
 
 import os
@@ -25,14 +25,20 @@ from packager.repository.repository import Repository
 
 @dataclass(frozen=True, slots=True)
 class RotationReport:
-    """A new epoch: its number and how many envelopes were made."""
+    """The result of a key rotation.
+
+    Attributes:
+        cohort: name of the cohort.
+        epoch: number of the new key pair.
+        envelopes: number of envelopes written, one per device.
+    """
 
     cohort: str
     epoch: int
     envelopes: int
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {"cohort": self.cohort, "epoch": self.epoch, "envelopes": self.envelopes}
 
 
@@ -44,18 +50,22 @@ def enroll_device(
     key_dir: Path,
     passphrase: Secret | None,
 ) -> Device:
-    """Rule 1.
+    """Enroll one device whose fingerprint a person confirmed, and stage the fleet document.
 
     Args:
-        repository: whose registry it is.
-        request: content of the request file.
-        fingerprint: as it was confirmed out of band.
-        cohort: to admit the device to.
-        key_dir: the officer's key folder, with the cohort's private half.
-        passphrase: of that key file.
+        repository: the repository whose registry gets the device.
+        request: content of the enrollment request file.
+        fingerprint: as confirmed out of band.
+        cohort: name of the cohort to add the device to.
+        key_dir: the fleet officer's key folder, with the cohort's private key.
+        passphrase: opens that key file.
 
     Raises:
-        FingerprintMismatch, CohortUnknown, EnrollmentRefused, MalformedRefused, and errors of key files.
+        FingerprintMismatch: the fingerprint is not the request's.
+        EnrollmentRefused: the request does not prove its keys, or its label or keys are registered otherwise.
+        Malformed, TooLarge: the request is no enrollment request.
+        CohortUnknown: there is no such cohort, or its private key is missing.
+        WrongPassphrase, KeyDamaged, KeyUnreadable: the key file cannot be opened.
     """
     parsed = parse_enrollment(request)
     listed = _find_cohort(repository, cohort)
@@ -78,18 +88,24 @@ def enroll_batch(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> int:
-    """Rule 3. Returns how many devices are new.
+    """Enroll all devices of a verified batch, and stage the fleet document.
 
     Args:
-        repository: whose registry it is.
-        requests: of a list whose signature was checked (keys.enrollment_batch).
-        cohort, key_dir, passphrase: as `admit_device`.
-        workers: processes that seal.
-        progress: called with (done, total).
+        repository: the repository whose registry gets the devices.
+        requests: the requests of a batch whose signature was verified (keys.enrollment_batch).
+        cohort: name of the cohort to add the devices to.
+        key_dir: the fleet officer's key folder, with the cohort's private key.
+        passphrase: opens that key file.
+        workers: number of processes that seal.
+        progress: called with (devices done, devices in total).
+
+    Returns:
+        The number of devices that were not enrolled before.
 
     Raises:
-        EnrollmentRefused: a label or key of the list is registered otherwise; nothing is admitted then.
-        CohortUnknown, and errors of key files.
+        EnrollmentRefused: a label or key of the batch is registered otherwise; then no device is enrolled.
+        CohortUnknown: there is no such cohort, or its private key is missing.
+        WrongPassphrase, KeyDamaged, KeyUnreadable: the key file cannot be opened.
     """
     listed = _find_cohort(repository, cohort)
     private = load_private_key(key_dir, listed, passphrase)
@@ -121,8 +137,24 @@ def rotate_cohort_key(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     insecure_plaintext: bool = False,
 ) -> RotationReport:
-    """Rule 2; also makes a new cohort. Raises KeyExists, PlaintextKey, StagingInvalid."""
-    repository_id, fleet = repository.repository_id, repository.fleet()  # before a key is made
+    """Start a cohort's next epoch, or a new cohort, and stage the fleet document.
+
+    Args:
+        repository: the repository of the cohort.
+        cohort: name of the cohort; an unknown name creates a cohort with epoch 1.
+        key_dir: the fleet officer's key folder.
+        passphrase: encrypts the new private key; None only with `insecure_plaintext`.
+        workers: number of processes that seal.
+        progress: called with (devices done, devices in total).
+        insecure_plaintext: write the key file without encryption.
+
+    Raises:
+        KeyExists: a key file of the next epoch exists.
+        PlaintextKey: there is no passphrase, and `insecure_plaintext` is not set.
+        StagingInvalid: the repository has no fleet document.
+        RepositoryMissing: nothing is published yet.
+    """
+    repository_id, fleet = repository.repository_id, repository.fleet()  # both may raise: read before a key is created
     registry = Registry(repository.registry_path)
     current = create_next_epoch(
         key_dir, cohort, fleet.cohort(cohort), passphrase, insecure_plaintext=insecure_plaintext
@@ -144,7 +176,15 @@ def rotate_cohort_key(
 
 
 def revoke_device(repository: Repository, label_or_id: str) -> Device:
-    """Rule 4. Raises DeviceUnknown."""
+    """Mark a device as revoked, and stage the fleet document.
+
+    Args:
+        repository: the repository of the device.
+        label_or_id: the device's label or id.
+
+    Raises:
+        DeviceUnknown: the registry has no such device.
+    """
     registry = Registry(repository.registry_path)
     device = registry.revoke(label_or_id)
     registry.save()
@@ -157,5 +197,7 @@ def _find_cohort(repository: Repository, name: str) -> Cohort:
     found = fleet.cohort(name)
     if found is None:
         known = ", ".join(cohort.name for cohort in fleet.cohorts) or "none"
-        raise CohortUnknown(f"no cohort {name!r}, found {known}", hint="`packager device epoch` begins one")
+        raise CohortUnknown(
+            f"no cohort {name!r}, existing cohorts: {known}", hint="create it with `packager device rotate-cohort`"
+        )
     return found

@@ -1,12 +1,11 @@
-"""What a document of a role may say at all, whoever wrote it: asked by a signer before it looks at what changes.
+"""The rules that every document of a role keeps; a signer checks them before it looks at what changes.
 
-Rules:
-1. A document is of its role's type. Snapshot and timestamp are made where the repository is, and signed nowhere else.
-2. `targets` lists no file; it delegates `release-F`, `rollout-F` and `fleet` by name, each terminating and with exactly
-   the one path pattern of its kind. Nothing else delegates.
-3. A delegated role lists only files of its own pattern, each named by length and SHA-256, and nothing beside them.
-4. A key stands under the id that follows from it, and under no second one: who compares ids compares keys.
-5. Keys and thresholds keep keys.roles' rules, unless the repository says that it is classical.
+- Type: a document is of its role's type. Snapshot and timestamp are signed on the repository's machine, never by request.
+- Delegations: `targets` lists no files. It delegates `release-FAMILY`, `rollout-FAMILY` and `fleet` by name; each
+  delegation is terminating and has exactly the path pattern of its kind. No other role delegates.
+- Files: a delegated role lists only files of its own pattern, each by length and SHA-256 and with no other field.
+- Key ids: a key's id is the digest of the key, and no key is listed under two ids, so that comparing ids compares keys.
+- Thresholds: keys and thresholds keep the rules of keys.roles, unless the root says that the repository is classical.
 """
 
 import hashlib
@@ -28,15 +27,16 @@ PATH_PATTERNS: Final = {"release": "bundles/{}/*", "rollout": "rollouts/{}/*", "
 
 
 def check_document_rules(role: str, signed: Signed, *, classical: bool) -> None:
-    """All rules.
+    """Check a document against all rules.
 
     Args:
-        role: whose document it is to be.
-        signed: the document.
-        classical: is the repository one without ML-DSA?
+        role: name of the role that is to sign it.
+        signed: the signed part of the document.
+        classical: the repository is exempt from the hybrid rule.
 
     Raises:
-        MalformedRefused: rules 1 to 4. ThresholdInvalid: rule 5.
+        Malformed: type, delegations, files or key ids break a rule.
+        ThresholdInvalid: keys or threshold of a role break a rule.
     """
     if role == "root":
         if not isinstance(signed, Root):
@@ -45,7 +45,7 @@ def check_document_rules(role: str, signed: Signed, *, classical: bool) -> None:
         _check_thresholds(signed, tuf_documents.TOP_LEVEL, classical=classical)
         return
     if role in tuf_documents.TOP_LEVEL[2:]:
-        raise Malformed(f"{role} is made and signed where the repository is, never by request")
+        raise Malformed(f"{role} is signed on the repository's machine only, never by request")
     if not isinstance(signed, Targets):
         raise Malformed(f"{role}: found a document of type {signed.type!r}, expected 'targets'")
     if role == "targets":
@@ -53,18 +53,23 @@ def check_document_rules(role: str, signed: Signed, *, classical: bool) -> None:
         _check_thresholds(signed, tuf_documents.delegated_roles(signed), classical=classical)
         return
     if signed.delegations is not None:
-        raise Malformed(f"{role} delegates, which only targets may")
+        raise Malformed(f"{role} has delegations, expected none: only targets may delegate")
     _check_files(role, signed)
 
 
 def keys_of(delegator: Root | Targets, role: str) -> RoleKeys:
-    """A role's keys and threshold as its delegator lists them."""
+    """Return a role's distinct keys and its threshold.
+
+    Args:
+        delegator: the document that lists the role: root for top-level roles, else targets.
+        role: name of the role.
+    """
     listed = delegator.get_delegated_role(role)
     return collect_role_keys(role, [delegator.get_key(keyid) for keyid in listed.keyids], listed.threshold)
 
 
 def pattern_of(role: str) -> str | None:
-    """The path pattern of a delegated role, or None for a name that is none of ours."""
+    """Return the path pattern of a delegated role; None if the name is not of a known kind."""
     kind, _, family = role.partition("-")
     if kind not in PATH_PATTERNS or (role != "fleet" if kind == "fleet" else not NAME_PATTERN.fullmatch(family)):
         return None
@@ -94,35 +99,35 @@ def _check_delegation(name: str, role: DelegatedRole) -> None:
         found = role.paths if role.paths is not None else "hash prefixes"
         raise Malformed(f"targets delegates {found!r} to {name}, expected {[pattern]!r}")
     if not role.terminating:
-        raise Malformed(f"targets delegates to {name} without an end, expected a terminating delegation")
+        raise Malformed(f"targets delegates to {name} without `terminating`, expected a terminating delegation")
 
 
 def _check_files(role: str, signed: Targets) -> None:
     pattern = pattern_of(role)
     if pattern is None:
-        raise Malformed(f"{role!r} is no role of a repository, expected release-FAMILY, rollout-FAMILY or fleet")
+        raise Malformed(f"unknown role {role!r}, expected release-FAMILY, rollout-FAMILY or fleet")
     folder = pattern.removesuffix("*")
     for name, target in signed.targets.items():
         stem = name.removeprefix(folder).removesuffix(".json")
         is_named = bool((VERSION_PATTERN if role.startswith("release-") else NAME_PATTERN).fullmatch(stem))
         if not is_named or name != f"{folder}{stem}.json":
-            raise Malformed(f"{role} lists {name!r}, which is none of {pattern}")
+            raise Malformed(f"{role} lists {name!r}, expected only files of pattern {pattern}")
         if set(target.hashes) != {"sha256"} or target.unrecognized_fields:
-            raise Malformed(f"{role} lists {name} otherwise than by length and SHA-256 alone")
+            raise Malformed(f"{role} lists {name} with other fields, expected length and SHA-256 only")
 
 
 def _check_keys(where: str, keys: Mapping[str, Key]) -> None:
     known: dict[str, str] = {}
     for keyid, key in keys.items():
         if keyid != _key_id(key):
-            raise Malformed(f"{where}: key {keyid[:20]!r} has the id of another key, its own is {_key_id(key)}")
+            raise Malformed(f"{where}: key {keyid[:20]!r} has a wrong id, expected {_key_id(key)}")
         twin = known.setdefault(key_digest(key), keyid)
         if twin != keyid:
             raise Malformed(f"{where}: keys {twin[:20]} and {keyid[:20]} are the same public key")
 
 
 def _key_id(key: Key) -> str:
-    # as securesystemslib makes it; python-tuf takes any
+    # the id that securesystemslib gives the key; python-tuf accepts any id
     text = encode_canonical({"keytype": key.keytype, "scheme": key.scheme, "keyval": key.keyval})
     return hashlib.sha256(str(text).encode()).hexdigest()
 
@@ -133,5 +138,5 @@ def _check_thresholds(delegator: Root | Targets, roles: Iterable[str], *, classi
         if wrong:
             raise ThresholdInvalid(
                 f"role {role!r}: {wrong[0]}",
-                hint="`packager keys role` stages only what is sound: who made this?",
+                hint="do not sign: `packager keys role` never stages such a change; find out where it comes from",
             )

@@ -1,12 +1,10 @@
-"""What a repository no longer needs.
+"""Delete published files that devices no longer need.
 
-Rules:
-1. Every root stays forever: a device that was offline for years walks them all.
-2. Of other metadata the published version stays, and what is younger than the grace period: a device may be in the
-   middle of a check.
-3. Blobs, manifests, rollouts, fleet documents and content envelopes that nothing listed names go, after the grace
-   period: a release in the making puts its blobs before its manifest.
-4. Cohort envelopes of past epochs go.
+- All roots stay forever: a device that was offline for years reads each of them in turn.
+- Other metadata stays if it is published now, or younger than the grace period: a device may be in the middle of a check.
+- Blobs, manifests, rollouts, fleet documents and content envelopes stay if a listed release, rollout or fleet document
+  names them, or if they are younger than the grace period: a release stores its blobs before its manifest.
+- Cohort envelopes of past epochs are deleted after the grace period.
 """
 
 import time
@@ -27,14 +25,20 @@ GRACE_S: Final = 86_400
 
 @dataclass(frozen=True, slots=True)
 class GarbageReport:
-    """What was, or would be, removed: paths below `published/`, sorted, and their bytes."""
+    """The files that were deleted, or would be.
+
+    Attributes:
+        removed: paths below `published/`, sorted.
+        freed_bytes: their total size in bytes.
+        is_dry_run: nothing was deleted.
+    """
 
     removed: tuple[str, ...]
     freed_bytes: int
     is_dry_run: bool
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {"removed": list(self.removed), "freed_bytes": self.freed_bytes, "dry_run": self.is_dry_run}
 
 
@@ -47,29 +51,30 @@ def collect_garbage(
     dry_run: bool,
     grace_s: int | None = None,
 ) -> GarbageReport:
-    """All rules.
+    """Delete the files below `published/` that nothing needs.
 
     Args:
-        layout, published: of the repository.
-        releases: all that are listed or staged.
+        layout: the repository's paths; the caller has locked it.
+        published: what devices see now.
+        releases: every release that is listed or staged.
         epochs: cohort → current epoch.
-        dry_run: only say what would go.
-        grace_s: instead of GRACE_S.
+        dry_run: only report what would be deleted.
+        grace_s: keep files younger than this many seconds; None for GRACE_S.
     """
-    before = time.time() - (GRACE_S if grace_s is None else grace_s)
-    wanted = _referenced_paths(published, releases)
-    doomed = []
+    cutoff_s = time.time() - (GRACE_S if grace_s is None else grace_s)
+    referenced = _referenced_paths(published, releases)
+    unused = []
     for path in _list_files(layout.published):
         relative = path.relative_to(layout.published)
-        if str(relative) in wanted or path.stat().st_mtime > before or _is_root(relative):
+        if str(relative) in referenced or path.stat().st_mtime > cutoff_s or _is_root(relative):
             continue
         if relative.parts[0] == "envelopes" and not _is_outdated(relative, releases, epochs):
             continue
-        doomed.append(path)
-    freed = sum(path.stat().st_size for path in doomed)
-    names = tuple(path.relative_to(layout.published).as_posix() for path in doomed)
+        unused.append(path)
+    freed = sum(path.stat().st_size for path in unused)
+    names = tuple(path.relative_to(layout.published).as_posix() for path in unused)
     if not dry_run:
-        for path in doomed:
+        for path in unused:
             path.unlink()
     return GarbageReport(names, freed, dry_run)
 

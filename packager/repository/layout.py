@@ -1,16 +1,15 @@
-"""Where things lie in a repository's folder, and how a file gets there whole.
+"""Paths of a repository's folder, atomic writes, and the publisher's lock.
 
     repository/
-      published/            what is served, as it is: nothing here is secret
-        metadata/  targets/  blobs/  envelopes/
-      staging/              prepared, not yet published: metadata/ targets/ withdrawn.json base.json
-      observer/             what a device of each channel would remember of the last publication
-      registry.jsonl        the devices
-      publish.lock, published-by.json
+      published/            the served files, none of them secret: metadata/ targets/ blobs/ envelopes/
+      staging/              staged, not published: metadata/ targets/ withdrawn.json base.json
+      observer/             the client check's device states (packager.repository.client_check)
+      registry.jsonl        the enrolled devices (keys.registry)
+      publish.lock          locked by the running publisher
+      published-by.json     the last publisher
 
-Rules:
-1. A file is written beside its place, synced, and renamed. A published file other than `timestamp.json` never changes.
-2. One publisher at a time holds the lock; who waits too long is told who holds it.
+A file is written under a temporary name in the same folder, synced, and renamed. A published file other than
+`timestamp.json` never changes.
 """
 
 import fcntl
@@ -43,55 +42,61 @@ class RepositoryLayout:
 
     @property
     def published(self) -> Path:
-        """What is served."""
+        """The folder to serve."""
         return self.root / "published"
 
     @property
     def metadata(self) -> Path:
-        """Published metadata."""
+        """The folder of the published metadata."""
         return self.published / "metadata"
 
     @property
     def targets(self) -> Path:
-        """Published manifests, rollouts, fleet documents."""
+        """The folder of published manifests, rollouts and fleet documents."""
         return self.published / "targets"
 
     @property
     def staging(self) -> Path:
-        """What waits to be signed and published."""
+        """The folder of staged changes."""
         return self.root / "staging"
 
     @property
     def observer(self) -> Path:
-        """Memory of the rehearsed devices."""
+        """The folder of the client check's device states."""
         return self.root / "observer"
 
     @property
     def registry(self) -> Path:
-        """The devices."""
+        """The device registry's file."""
         return self.root / "registry.jsonl"
 
     @property
     def lock(self) -> Path:
-        """Rule 2."""
+        """The file that the running publisher locks."""
         return self.root / "publish.lock"
 
     @property
     def published_by(self) -> Path:
-        """Who published last."""
+        """The file that names the last publisher."""
         return self.root / "published-by.json"
 
     def blob(self, sha256: str) -> Path:
-        """A published blob."""
+        """Return the path of a blob, by its SHA-256 in hexadecimal."""
         return self.published / "blobs" / sha256[:2] / sha256
 
     def envelope(self, relative: str) -> Path:
-        """A published envelope."""
+        """Return the path of an envelope, by its path below `envelopes/`."""
         return self.published / "envelopes" / relative
 
 
 def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
-    """Rule 1. `is_synced` False only for many files at once, with one `os.sync` after the last of them."""
+    """Write a file atomically: under a temporary name, synced, then renamed.
+
+    Args:
+        path: the file; missing parent folders are created.
+        data: its content.
+        is_synced: sync file and folder; False only for many files at once, if the caller ends with one `os.sync`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     try:
@@ -110,7 +115,15 @@ def write_file(path: Path, data: bytes, *, is_synced: bool = True) -> None:
 
 
 def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
-    """Copy a file into `folder` under a temporary name, synced. Returns the copy and its SHA-256."""
+    """Copy a file into a folder under a temporary name, synced.
+
+    Args:
+        source: the file.
+        folder: the folder; created if missing.
+
+    Returns:
+        The copy's path, and its SHA-256 in hexadecimal.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=".part-")
     digest = hashlib.sha256()
@@ -129,7 +142,7 @@ def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
 
 
 def sync_directory(path: Path) -> None:
-    """Make names in a folder durable."""
+    """Sync a folder, so that its file names are durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -139,7 +152,11 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def lock_repository(layout: RepositoryLayout) -> Iterator[None]:
-    """Rule 2. Raises PublishConflict."""
+    """Hold the publisher's lock; wait for it up to LOCK_TIMEOUT_S.
+
+    Raises:
+        PublishConflict: another process holds it; the message names the process.
+    """
     descriptor = os.open(layout.lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -150,7 +167,9 @@ def lock_repository(layout: RepositoryLayout) -> Iterator[None]:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     holder = os.pread(descriptor, 256, 0).decode(errors="replace") or "another process"
-                    raise PublishConflict(f"{layout.lock} is held by {holder}", hint="try again") from error
+                    raise PublishConflict(
+                        f"the repository is locked by {holder} ({layout.lock})", hint="try again when it has finished"
+                    ) from error
                 time.sleep(LOCK_POLL_INTERVAL_S)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, describe_process().encode(), 0)
@@ -161,7 +180,7 @@ def lock_repository(layout: RepositoryLayout) -> Iterator[None]:
 
 
 def describe_process() -> str:
-    """User, host and process, for people."""
+    """Return user, host and process id of this process, as text."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -170,22 +189,33 @@ def describe_process() -> str:
 
 
 def record_publisher(layout: RepositoryLayout, timestamp_version: int) -> None:
-    """Note who published, for the one who comes second."""
+    """Record who published, for the error message of a publisher that comes second.
+
+    Args:
+        layout: the repository's paths.
+        timestamp_version: version of the published timestamp.
+    """
     record = {"timestamp_version": timestamp_version, "by": describe_process(), "at_s": int(time.time())}
     write_file(layout.published_by, json.dumps(record).encode())
 
 
 def last_publisher(layout: RepositoryLayout) -> str:
-    """Who published last, for people."""
+    """Describe who published last and when, as text."""
     try:
         record = json.loads(layout.published_by.read_bytes())
         return f"{record['by']} published timestamp {record['timestamp_version']} at Unix time {record['at_s']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return "somebody else published"
+        return "published by an unknown process"
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises FamilyUnknown for what is no name."""
+    """Check names of families and cohorts.
+
+    Raises:
+        FamilyUnknown: a name is malformed.
+    """
     for name in names:
         if not strict_json.NAME_PATTERN.fullmatch(name):
-            raise FamilyUnknown(f"name {name!r}: expected lower-case letters, digits, '.', '_' and '-', at most 64")
+            raise FamilyUnknown(
+                f"malformed name {name!r}, expected at most 64 lower-case letters, digits, '.', '_' and '-'"
+            )

@@ -1,6 +1,7 @@
-"""What a repository lists: families, releases, rollouts, the fleet, and where each role stands.
+"""Read what a repository lists: families, releases, rollouts, the fleet document, and the status of its roles.
 
-Rule: what is staged hides what is published, save where a name says `published`. Nothing here changes anything.
+A staged target takes precedence over the published one, except in functions named `published_...`. Nothing in this
+module changes the repository.
 """
 
 import hashlib
@@ -21,19 +22,23 @@ from packager.repository.staging import Staging
 
 
 class RepositoryListing:
-    """The repository in a folder, to be read; see packager.repository.layout."""
+    """The readable part of a repository.
+
+    Args:
+        root: the repository's folder (packager.repository.layout).
+    """
 
     def __init__(self, root: Path) -> None:
         self._layout = RepositoryLayout(root)
 
     @property
     def root(self) -> Path:
-        """Its folder."""
+        """The repository's folder."""
         return self._layout.root
 
     @property
     def layout(self) -> RepositoryLayout:
-        """Where things lie, for packager.repository.role_changes."""
+        """The repository's paths."""
         return self._layout
 
     @property
@@ -43,70 +48,116 @@ class RepositoryListing:
 
     @property
     def registry_path(self) -> Path:
-        """The device registry's file; not served."""
+        """The device registry's file; it is not served."""
         return self._layout.registry
 
     @property
     def repository_id(self) -> str:
-        """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryMissing."""
+        """SHA-256 of the first root's file, hexadecimal. Raises RepositoryMissing before the first publication."""
         first = self._layout.metadata / "1.root.json"
         if not first.exists():
             raise RepositoryMissing(
                 f"{first} is missing: nothing is published yet",
-                hint="`packager repo status` shows whose signatures the first publication waits for",
+                hint="see which signatures the first publication still needs: `packager repo status`",
             )
         return hashlib.sha256(first.read_bytes()).hexdigest()
 
     def families(self) -> tuple[str, ...]:
-        """Delegated families, staged ones included."""
+        """List the delegated families, sorted, staged ones included."""
         return tuf_documents.families_of(StagedView(self._layout).targets)
 
     def fleet(self) -> Fleet:
-        """The staged, else the published fleet document. Raises StagingInvalid if there is none."""
+        """Return the staged fleet document, else the published one.
+
+        Raises:
+            StagingInvalid: there is neither.
+        """
         data = StagedView(self._layout).target(FLEET_ROLE, FLEET_TARGET)
         if data is None:
-            raise StagingInvalid("the repository has no fleet document yet", hint="`packager device epoch` makes one")
+            raise StagingInvalid(
+                "the repository has no fleet document yet", hint="create one with `packager device rotate-cohort`"
+            )
         return parse_fleet(data)
 
     def manifest(self, family: str, version: str) -> Manifest | None:
-        """A listed release, staged ones included, or None. Raises FamilyUnknown."""
+        """Return the manifest of a listed release, staged ones included, or None.
+
+        Args:
+            family: a delegated family.
+            version: version of the release.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         data = self._staged_view(family).target(release_role(family), release_target(family, version))
         return None if data is None else parse_manifest(data)
 
     def published_manifest(self, family: str, version: str) -> Manifest | None:
-        """A release that devices can see, or None. Raises FamilyUnknown."""
+        """Return the manifest of a release that devices can see, or None.
+
+        Args:
+            family: a delegated family.
+            version: version of the release.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         data = self._staged_view(family).published_target(release_role(family), release_target(family, version))
         return None if data is None else parse_manifest(data)
 
     def published_rollout(self, family: str, channel: str) -> Rollout | None:
-        """What devices see that a channel runs, or None. Raises FamilyUnknown."""
+        """Return the rollout of a channel as devices see it, or None.
+
+        Args:
+            family: a delegated family.
+            channel: name of the channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         data = self._staged_view(family).published_target(rollout_role(family), rollout_target(family, channel))
         return None if data is None else parse_rollout(data)
 
     def releases(self, family: str) -> tuple[Manifest, ...]:
-        """All listed releases, staged ones included, by counter. Raises FamilyUnknown."""
+        """List the manifests of a family's releases, staged ones included, sorted by counter.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         view, role = self._staged_view(family), release_role(family)
         found = [parse_manifest(data) for data in (view.target(role, name) for name in view.target_names(role)) if data]
         return tuple(sorted(found, key=lambda manifest: manifest.counter))
 
     def rollout(self, family: str, channel: str) -> Rollout | None:
-        """What a channel runs, staged or published, or None. Raises FamilyUnknown."""
+        """Return the staged rollout of a channel, else the published one, or None.
+
+        Args:
+            family: a delegated family.
+            channel: name of the channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         data = self._staged_view(family).target(rollout_role(family), rollout_target(family, channel))
         return None if data is None else parse_rollout(data)
 
     def rollouts(self, family: str) -> tuple[Rollout, ...]:
-        """Of all channels, by name. Raises FamilyUnknown."""
+        """List the rollouts of a family's channels, staged ones included, sorted by channel.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+        """
         view, role = self._staged_view(family), rollout_role(family)
         return tuple(
             parse_rollout(data) for data in (view.target(role, name) for name in view.target_names(role)) if data
         )
 
     def next_counter(self, family: str) -> int:
-        """One more than the highest listed counter."""
+        """Return one more than the highest counter of the family's listed releases."""
         return max((manifest.counter for manifest in self.releases(family)), default=0) + 1
 
     def status(self) -> RepositoryStatus:
-        """Every role: keys, threshold, expiry, what is staged."""
+        """Return keys, threshold and expiry of each role, and the staged changes."""
         return repository_status(PublishedDocuments(self._layout), Staging(self._layout), int(time.time()))
 
     def _cohorts(self) -> tuple[Cohort, ...]:
@@ -120,7 +171,7 @@ class RepositoryListing:
         known = tuf_documents.families_of(view.targets)
         if family not in known:
             raise FamilyUnknown(
-                f"family {family!r} is not delegated, found {', '.join(known) or 'none'}",
-                hint="`packager keys family add` delegates one",
+                f"family {family!r} is not delegated, delegated families: {', '.join(known) or 'none'}",
+                hint="correct the name, or delegate the family with `packager keys family add`",
             )
         return view

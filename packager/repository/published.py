@@ -1,10 +1,14 @@
-"""The published documents, and what is staged on top of them.
+"""Read and verify the published documents, and count the signatures of staged ones.
 
-Rules:
-1. What is published is read by way of the timestamp and the snapshot, as a device reads it; a file that is not what
-   they name is an error, not something to build on.
-2. A staged document is the successor of the published one: its version is one higher.
-3. Which keys count for a role is what the effective delegator says: the staged one where there is one.
+Theory of operation. A new publication must build on exactly what devices see, so `PublishedDocuments` reads it as a
+device does: `timestamp.json` names the snapshot's version and digest, the snapshot names those of every other document,
+and a document names its targets by digest. A file that is missing or does not match is RepositoryDamaged; nothing is
+built on it.
+
+A staged document's version is one above the published one. Its signatures are counted with the keys of its delegator:
+root for the top-level roles, targets for all others; the staged delegator if there is one, else the published one. So a
+key that the same publication adds can sign already, and a removed one no longer counts. A new root needs two
+thresholds: its own, and that of the root before it.
 """
 
 import hashlib
@@ -27,14 +31,14 @@ TIMESTAMP_FILE: Final = "timestamp.json"
 
 @dataclass(frozen=True, slots=True)
 class RoleSignatures:
-    """How far a role's staged document is signed.
+    """The valid and the missing signatures of a document.
 
     Attributes:
-        role: name.
-        version: of the document.
-        signed: key ids that validly signed.
-        missing: how many more are needed.
-        unsigned: keys that may still sign, by id.
+        role: name of the role.
+        version: version of the document.
+        signed_key_ids: ids of the keys with a valid signature, sorted.
+        missing_signatures: number of signatures that the threshold still needs.
+        unsigned_keys: key id → public key, for each key that may still sign.
     """
 
     role: str
@@ -45,7 +49,17 @@ class RoleSignatures:
 
 
 class PublishedDocuments:
-    """The documents that devices see now. Raises RepositoryDamaged (rule 1)."""
+    """The documents that devices see now, read at construction; empty before the first publication.
+
+    Attributes:
+        root_version: the newest root's version; 0 if there is none.
+        timestamp_version: the timestamp's version; 0 if there is none.
+        documents: role → document.
+        files: role → (version, bytes of the file).
+
+    Raises:
+        RepositoryDamaged: a file is missing, no TUF metadata, or not what timestamp and snapshot name.
+    """
 
     def __init__(self, layout: RepositoryLayout) -> None:
         self._layout = layout
@@ -71,12 +85,12 @@ class PublishedDocuments:
 
     @property
     def repository_id(self) -> str:
-        """SHA-256 of the first root's bytes, hexadecimal. Raises RepositoryDamaged."""
+        """SHA-256 of the first root's file, hexadecimal. Raises RepositoryDamaged if it is missing."""
         return hashlib.sha256(self.first_root).hexdigest()
 
     @property
     def first_root(self) -> bytes:
-        """The file of root 1. Raises RepositoryDamaged."""
+        """Bytes of `1.root.json`. Raises RepositoryDamaged if it is missing."""
         return read_document_bytes(self._layout.metadata / "1.root.json")
 
     @property
@@ -88,17 +102,26 @@ class PublishedDocuments:
 
     @property
     def targets(self) -> Targets:
-        """The top-level targets."""
+        """The top-level targets document. Raises RepositoryMissing before the first publication."""
         return self.role("targets")
 
     def role(self, name: str) -> Targets:
-        """A targets-type document. Raises RepositoryMissing before the first publication."""
+        """Return a document of type targets: `targets` or a delegated role.
+
+        Raises:
+            RepositoryMissing: nothing is published yet.
+            KeyError: the role was never signed.
+        """
         signed = self._find_document(name).signed
         assert isinstance(signed, Targets)
         return signed
 
     def target(self, target: TargetFile) -> bytes:
-        """The content of a published target. Raises RepositoryDamaged."""
+        """Read a published target.
+
+        Raises:
+            RepositoryDamaged: its file is missing, or not of the listed length and digest.
+        """
         path = self._layout.targets / target_path(target)
         try:
             data = path.read_bytes()
@@ -111,7 +134,7 @@ class PublishedDocuments:
         if not self.documents:
             raise RepositoryMissing(
                 "nothing is published yet",
-                hint="`packager repo status` shows whose signatures the first publication waits for",
+                hint="see which signatures the first publication still needs: `packager repo status`",
             )
         return self.documents[role]
 
@@ -119,7 +142,7 @@ class PublishedDocuments:
         data = read_document_bytes(path)
         document = parse_document(data, str(path))
         if version and document.signed.version != version:
-            raise RepositoryDamaged(f"{path} is version {document.signed.version}")
+            raise RepositoryDamaged(f"{path} has version {document.signed.version}, expected {version}")
         self.documents[role] = document
         self.files[role] = (document.signed.version, data)
         return document.signed
@@ -132,12 +155,27 @@ class PublishedDocuments:
 
 
 def effective_document(published: PublishedDocuments, staged: Mapping[str, Document], role: str) -> Document | None:
-    """The staged document of a role, else the published one, else None."""
+    """Return the staged document of a role, else the published one, else None.
+
+    Args:
+        published: what devices see now.
+        staged: role → staged document.
+        role: name of the role.
+    """
     return staged.get(role) or published.documents.get(role)
 
 
 def delegator_of(published: PublishedDocuments, staged: Mapping[str, Document], role: str) -> Root | Targets:
-    """Rule 3."""
+    """Return the document whose keys count for a role: root or targets, staged if there is a staged one.
+
+    Args:
+        published: what devices see now.
+        staged: role → staged document.
+        role: name of the role.
+
+    Raises:
+        RepositoryDamaged: there is no such document.
+    """
     name = "root" if role in TOP_LEVEL else "targets"
     document = effective_document(published, staged, name)
     if document is None:
@@ -150,7 +188,14 @@ def delegator_of(published: PublishedDocuments, staged: Mapping[str, Document], 
 def check_signatures(
     published: PublishedDocuments, staged: Mapping[str, Document], role: str, document: Document
 ) -> RoleSignatures:
-    """How far a document is signed; a root must be signed by the root before it too."""
+    """Count the valid and the missing signatures of a document; a new root also needs those of the published root.
+
+    Args:
+        published: what devices see now.
+        staged: role → staged document, whose keys take precedence.
+        role: name of the role.
+        document: the document to count.
+    """
     payload = document.signed_bytes
     results = [_verification_result(delegator_of(published, staged, role), role, payload, document)]
     if role == "root":
@@ -166,7 +211,17 @@ def check_signatures(
 def sign_document(
     published: PublishedDocuments, staged: Mapping[str, Document], role: str, signers: Sequence[Signer]
 ) -> set[str]:
-    """Sign a staged document with those signers that its role lists. Returns the key ids that were used."""
+    """Sign a staged document with those signers that may still sign it.
+
+    Args:
+        published: what devices see now.
+        staged: role → staged document; the document of `role` gets the signatures.
+        role: name of the role.
+        signers: any signers; those that the role does not list are skipped.
+
+    Returns:
+        The ids of the keys that signed.
+    """
     document = staged[role]
     wanted = check_signatures(published, staged, role, document).unsigned_keys
     used = set()
@@ -180,15 +235,27 @@ def sign_document(
 
 
 def read_document_bytes(path: Path) -> bytes:
-    """A metadata file. Raises RepositoryDamaged."""
+    """Read a metadata file.
+
+    Raises:
+        RepositoryDamaged: it cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RepositoryDamaged(f"metadata file {path} cannot be read: {error.strerror}") from error
+        raise RepositoryDamaged(f"cannot read metadata file {path}: {error.strerror}") from error
 
 
 def parse_document(data: bytes, where: str) -> Document:
-    """A metadata file's document. Raises RepositoryDamaged."""
+    """Parse a metadata file.
+
+    Args:
+        data: the file's bytes.
+        where: the file's name, for the error message.
+
+    Raises:
+        RepositoryDamaged: the data is no TUF metadata.
+    """
     try:
         return Metadata.from_bytes(data)
     except RepositoryError as error:
@@ -196,7 +263,7 @@ def parse_document(data: bytes, where: str) -> Document:
 
 
 def roles_below(targets: Targets) -> tuple[str, ...]:
-    """Delegated roles, sorted."""
+    """List the delegated roles, sorted by name."""
     return tuple(sorted(delegated_roles(targets)))
 
 

@@ -1,11 +1,18 @@
-"""From signed documents to what devices see.
+"""Check signed documents and publish them.
 
-Rules, in this order:
-1. What is published builds on the publication that is out; else the loser is told who won.
-2. Every new document has its threshold, and snapshot and timestamp are among them.
-3. Devices of every channel rehearse the result with their own code.
-4. Files go out from the bottom to the top, each whole and synced; the timestamp last, in one rename. A publication that
-   is cut off anywhere before is no publication, and can be repeated.
+Theory of operation. A publication is the rename of `timestamp.json`: the timestamp names the snapshot, the snapshot
+names every other document but the roots, and a document names its targets, each by version and digest. Before that
+rename, devices see the old publication, whatever else was written; after it, they see all of the new one. Only a new
+root is found without the timestamp, by its number: it is written just before. `publish` therefore does, in order:
+
+1. Refuse a conflict: the documents must build on the published timestamp. If another publisher was first, the error
+   names it.
+2. Refuse incomplete signatures: each new document has its threshold, and snapshot and timestamp are among them.
+3. Refuse unsigned changes: each staged target and each withdrawal is contained in a signed document.
+4. Run the client check: a device of every channel checks the result (packager.repository.client_check).
+5. Write the files, each one atomically and synced: target files, documents of type targets, snapshot, root, and last
+   the timestamp. A publication that is interrupted before the timestamp can be repeated.
+6. Save the client check's state, and record who published.
 """
 
 import time
@@ -36,12 +43,12 @@ from packager.repository.staging import LAST_ROLES, Staging
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What went out.
+    """What was published.
 
     Attributes:
-        timestamp_version: of the publication.
-        roles: version of every document that is new.
-        rehearsed: what a device of each channel does with it.
+        timestamp_version: version of the publication's timestamp.
+        roles: role → version, for each new document.
+        client_checks: what the devices of each channel do with it; empty if the check was skipped.
     """
 
     timestamp_version: int
@@ -49,7 +56,7 @@ class PublishReport:
     client_checks: tuple[ClientCheckResult, ...]
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {
             "timestamp_version": self.timestamp_version,
             "roles": dict(self.roles),
@@ -68,33 +75,38 @@ def publish(
     check_clients: bool,
     is_renewal: bool = False,
 ) -> PublishReport:
-    """All rules.
+    """Publish signed documents, after checking them as a device of every channel would.
 
     Args:
-        layout, published, staging: of the repository.
-        rehearse: False only to publish what devices must refuse.
-        is_renewal: nothing changes but freshness; then a role that has expired holds up nothing, and is reported.
+        layout: the repository's paths; the caller has locked it.
+        published: what devices see now.
+        staging: the documents and targets to publish.
+        check_clients: run the client check; False only to publish what devices must refuse, in tests and drills.
+        is_renewal: only versions and expiries change. Then an expired role does not stop the publication; it is
+            reported as the channel's refusal.
 
     Raises:
-        PublishConflict, BelowThreshold, and what a device would raise.
+        PublishConflict: the documents do not build on the published timestamp.
+        BelowThreshold: a signature is missing, or something was staged after the last signature.
+        AirweightsError: what a device would raise in the client check.
     """
     if staging.base not in (-1, published.timestamp_version):
         raise PublishConflict(
-            f"this was signed on top of timestamp {staging.base}, and {published.timestamp_version} is out:"
-            f" {last_publisher(layout)}",
-            hint="sign again: `packager repo sign` builds on what is out now",
+            f"these changes were signed on top of timestamp {staging.base}, but timestamp"
+            f" {published.timestamp_version} is published: {last_publisher(layout)}",
+            hint="sign again with `packager repo sign`, which builds on the published timestamp",
         )
     check_complete(published, staging.documents)
     _check_all_signed(staging)
     files = files_of(staging)
-    with ClientCheck(layout, files) as rehearsal:
-        rehearsed = _check_clients(rehearsal, published, staging, is_renewal=is_renewal) if check_clients else ()
+    with ClientCheck(layout, files) as client_check:
+        results = _check_clients(client_check, published, staging, is_renewal=is_renewal) if check_clients else ()
         write_files(layout, files)
         if check_clients:
-            rehearsal.save_state()
+            client_check.save_state()
     version = staging.documents["timestamp"].signed.version
     record_publisher(layout, version)
-    return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, rehearsed)
+    return PublishReport(version, {role: doc.signed.version for role, doc in staging.documents.items()}, results)
 
 
 def stage_renewal(
@@ -105,64 +117,86 @@ def stage_renewal(
     ahead: int = 1,
     pack_valid_s: int | None = None,
 ) -> Staging:
-    """Snapshot, timestamp, and the rollout roles whose keys are at hand, renewed; nothing of the staging folder.
+    """Renew snapshot, timestamp and the rollout roles that `signers` can sign, outside of the staging folder.
 
     Args:
-        layout, published: of the repository.
-        signers: at hand.
-        ahead: by how much the documents are newer than the published ones.
-        pack_valid_s: for an offline pack (packager.repository.offline_pack).
+        layout: the repository's paths.
+        published: what devices see now.
+        signers: the signers of snapshot and timestamp, and of any rollout roles.
+        ahead: difference of the new versions to the published ones.
+        pack_valid_s: validity in seconds, for an offline pack (packager.repository.offline_pack); None otherwise.
+
+    Returns:
+        The signed documents, never written to `staging/`.
     """
-    drafted = Staging(layout, is_blank=True, ahead=ahead, pack_valid_s=pack_valid_s)
-    drafted.base = published.timestamp_version
-    held = {signer.public_key.keyid for signer in signers}
+    renewal = Staging(layout, is_blank=True, ahead=ahead, pack_valid_s=pack_valid_s)
+    renewal.base = published.timestamp_version
+    key_ids = {signer.public_key.keyid for signer in signers}
     now_s = int(time.time())
     for role, delegation in tuf_documents.delegated_roles(published.targets).items():
-        if tuf_documents.kind_of(role) == "rollout" and len(held & set(delegation.keyids)) >= delegation.threshold:
-            drafted.renew_rollout(role, published.role(role), now_s)
-    drafted.sign(published, signers, now_s, is_renewal=True)
-    return drafted
+        if tuf_documents.kind_of(role) == "rollout" and len(key_ids & set(delegation.keyids)) >= delegation.threshold:
+            renewal.renew_rollout(role, published.role(role), now_s)
+    renewal.sign(published, signers, now_s, is_renewal=True)
+    return renewal
 
 
 def stage_rollout_change(
     layout: RepositoryLayout, published: PublishedDocuments, rollout: Rollout, signers: Sequence[Signer]
 ) -> Staging:
-    """One channel's rollout, its role, snapshot and timestamp; nothing of the staging folder."""
-    drafted = Staging(layout, is_blank=True)
-    drafted.base = published.timestamp_version
+    """Create and sign the documents of one channel's new rollout, outside of the staging folder.
+
+    Args:
+        layout: the repository's paths.
+        published: what devices see now.
+        rollout: the channel's new rollout.
+        signers: the signers of the family's rollout role, snapshot and timestamp.
+
+    Returns:
+        The signed documents, never written to `staging/`.
+    """
+    change = Staging(layout, is_blank=True)
+    change.base = published.timestamp_version
     role, name = rollout_role(rollout.family), rollout_target(rollout.family, rollout.channel)
     now_s, data = int(time.time()), rollout.as_bytes()
     before = published.role(role)
     listed = {**before.targets, name: tuf_documents.target_file(name, data)}
-    drafted.targets[name] = data
-    drafted.documents[role] = Metadata[Targets](tuf_documents.next_targets(before, role, listed, now_s))
-    drafted.sign(published, signers, now_s)
-    return drafted
+    change.targets[name] = data
+    change.documents[role] = Metadata[Targets](tuf_documents.next_targets(before, role, listed, now_s))
+    change.sign(published, signers, now_s)
+    return change
 
 
 def check_complete(published: PublishedDocuments, documents: Mapping[str, Document]) -> None:
-    """Rule 2. Raises BelowThreshold, naming the role and what is missing."""
+    """Check that every document has its threshold, and that snapshot and timestamp are among them.
+
+    Args:
+        published: what devices see now.
+        documents: role → new document.
+
+    Raises:
+        BelowThreshold: names the role, the number of missing signatures, and the keys that may sign.
+    """
     for role, document in documents.items():
         state = check_signatures(published, documents, role, document)
         if state.missing_signatures:
             keys = ", ".join(f"{key.keytype} {keyid[:16]}…" for keyid, key in sorted(state.unsigned_keys.items()))
             which = "any" if state.missing_signatures < len(state.unsigned_keys) else "each"
             raise BelowThreshold(
-                f"{role} {state.version} is signed by {len(state.signed_key_ids)} keys, "
+                f"{role} version {state.version} has {len(state.signed_key_ids)} valid signatures, "
                 f"{state.missing_signatures} more must sign",
-                hint=f"`packager repo sign` with {which} of: {keys}",
+                hint=f"run `packager repo sign` with {which} of these keys: {keys}",
             )
     for role in LAST_ROLES:
         if role not in documents:
             keyids = delegator_of(published, documents, role).get_delegated_role(role).keyids
             raise BelowThreshold(
                 f"{role} is not signed yet",
-                hint=f"`packager repo sign` with its keys: {', '.join(k[:16] for k in keyids)}",
+                hint=f"run `packager repo sign` with its keys: {', '.join(f'{keyid[:16]}…' for keyid in keyids)}",
             )
 
 
 def _check_all_signed(staging: Staging) -> None:
-    # what was staged after the last `sign` is in no document; publishing now would forget it
+    # changes that were staged after the last `sign` are in no document: publishing now would lose them
     listed = {
         name: target
         for document in staging.documents.values()
@@ -171,14 +205,18 @@ def _check_all_signed(staging: Staging) -> None:
     }
     for name, data in staging.targets.items():
         if listed.get(name) != tuf_documents.target_file(name, data):
-            raise BelowThreshold(f"{name} was staged after the last signature", hint="sign again: `packager repo sign`")
+            raise BelowThreshold(
+                f"{name} was staged after the last signature", hint="sign again with `packager repo sign`"
+            )
     for name in staging.withdrawn:
         if name in listed:
-            raise BelowThreshold(f"{name} was withdrawn after the last signature", hint="sign again")
+            raise BelowThreshold(
+                f"{name} was withdrawn after the last signature", hint="sign again with `packager repo sign`"
+            )
 
 
 def files_of(staging: Staging) -> dict[str, bytes]:
-    """Path below `published/` → bytes, in the order of rule 4."""
+    """Return path below `published/` → bytes, in the order of publication."""
     out: dict[str, bytes] = {}
     for name, data in staging.targets.items():
         out[f"targets/{tuf_documents.target_path(tuf_documents.target_file(name, data))}"] = data
@@ -190,7 +228,12 @@ def files_of(staging: Staging) -> dict[str, bytes]:
 
 
 def write_files(layout: RepositoryLayout, files: Mapping[str, bytes]) -> None:
-    """Rule 4."""
+    """Write files below `published/`, in their order, the timestamp last.
+
+    Args:
+        layout: the repository's paths.
+        files: path below `published/` → bytes; the timestamp's file must be among them.
+    """
     last = f"metadata/{TIMESTAMP_FILE}"
     for relative, data in files.items():
         if relative != last:
@@ -201,29 +244,29 @@ def write_files(layout: RepositoryLayout, files: Mapping[str, bytes]) -> None:
 def _check_clients(
     client_check: ClientCheck, published: PublishedDocuments, staging: Staging, *, is_renewal: bool
 ) -> tuple[ClientCheckResult, ...]:
-    drafted = staging.documents
-    fleet = effective_document(published, drafted, FLEET_ROLE)
+    documents = staging.documents
+    fleet = effective_document(published, documents, FLEET_ROLE)
     has_fleet = fleet is not None and FLEET_TARGET in fleet.signed.targets
     try:
         client_check.check_metadata(has_fleet=has_fleet)
     except MetadataExpired:
-        # what is online is renewed first, what is offline after it: neither waits for the other
+        # an expired offline role must not stop the renewal of the online roles
         if not is_renewal:
             raise
-    concerns_all = bool({"root", "targets", FLEET_ROLE} & set(drafted))
-    targets = effective_document(published, drafted, "targets")
+    concerns_all = bool({"root", "targets", FLEET_ROLE} & set(documents))
+    targets = effective_document(published, documents, "targets")
     assert targets is not None
     out = []
     for family in tuf_documents.families_of(targets.signed) if has_fleet else ():
-        rollouts = effective_document(published, drafted, rollout_role(family))
+        rollouts = effective_document(published, documents, rollout_role(family))
         names = sorted(rollouts.signed.targets) if rollouts is not None else []
         for channel in (name.rpartition("/")[2].removesuffix(".json") for name in names):
             try:
                 out.append(client_check.check_channel(family, channel))
             except AirweightsError as error:
-                # another family's trouble (an expired role) must not hold up this publication
-                is_its_own = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(drafted))
-                if is_its_own and not (is_renewal and isinstance(error, MetadataExpired)):
+                # a problem of another family, such as an expired role, must not stop this publication
+                is_concerned = concerns_all or bool(set(tuf_documents.family_roles(family)) & set(documents))
+                if is_concerned and not (is_renewal and isinstance(error, MetadataExpired)):
                     raise
                 out.append(ClientCheckResult(family, channel, None, error.message))
     return tuple(out)
