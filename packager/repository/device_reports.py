@@ -1,12 +1,17 @@
-"""Reports of devices, checked: who says it, that it is next, and that nobody else said something in its place.
+"""Verify device reports: their sender, their signature, and their order in the device's log.
 
-Rules, in order, for each report:
-1. The registry is the one whose digest the fleet document signs; the device is in it and not revoked.
-2. The report's signature holds under the device's key.
-3. In its log, its number follows the last one that was accepted and it names that one's digest. One that was accepted
-   before is known, and nothing new, as often as it comes. Another report of a known number is a fork: the device's
-   disk was put back or copied. A number that is missing is a gap, accepted only where that was said.
-4. All reports of a file are accepted, or none. What was accepted last of each log is kept below private/reports/.
+A device numbers the reports of a log from 1, and each report names the digest of the one before it. The checks, in order,
+for each report of a file:
+
+1. The registry is the one whose digest the fleet document signs; the device is registered and not revoked.
+2. The report's signature is valid under the device's key.
+3. A report that was accepted before is known: it is counted, and changes nothing.
+4. Another report with the number of an accepted one is a fork: the device's disk was restored from a copy, or cloned.
+   The same holds for a report that follows the last accepted number, but names another digest.
+5. Missing numbers are a gap, accepted only with `allow_gap`.
+
+All reports of a file are accepted, or none. The numbers and digests of the newest accepted reports are stored below
+private/reports/, one file per device.
 """
 
 import re
@@ -24,18 +29,20 @@ from packager.repository.layout import write_file
 from packager.repository.repository import Repository
 from packager.repository.workspace import PRIVATE_FOLDER
 
-MAX_ACCEPTED_REPORTS: Final = 1024  # reports of one log that are told from a fork; a device keeps 256
-MAX_LOGS: Final = 64
+MAX_ACCEPTED_REPORTS: Final = 1024  # stored per log; a device stores 256, so that each one it can send is covered
+MAX_LOGS: Final = 64  # per device: a new log begins when a device loses its journal, which is rare
 ACCEPTED_LINE: Final = re.compile(r"(?P<log>[0-9a-f]{32}) (?P<number>[1-9][0-9]{0,15}) (?P<digest>[0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedReports:
-    """What a file of reports came to.
+    """The result of checking a file of reports.
 
     Attributes:
-        new: accepted now; known: accepted before.
-        gaps: numbers that are missing, as (first, last), where that was allowed.
+        new: the reports that were accepted now.
+        known: number of reports that were accepted before.
+        gaps: (first, last) missing number of each allowed gap.
+        labels: device id → label, for each sender.
     """
 
     new: tuple[SignedReport, ...]
@@ -44,7 +51,7 @@ class CheckedReports:
     labels: dict[str, str] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         rows = [
             {"device_id": signed.device_id, "label": self.labels[signed.device_id], **signed.report.as_json()}
             for signed in self.new
@@ -55,22 +62,29 @@ class CheckedReports:
 def check_reports(
     repository: Repository, data: bytes, *, allow_gap: bool = False, is_recorded: bool = True
 ) -> CheckedReports:
-    """Check a file of reports, a line each.
+    """Check a file of reports, one per line, and record the accepted ones.
 
     Args:
-        repository: whose devices they are.
-        data: as `device-agent report export` wrote it.
-        allow_gap: accept that reports are missing.
-        is_kept: remember what was accepted.
+        repository: the repository whose registry lists the devices.
+        data: the file, as `device-agent report export` writes it.
+        allow_gap: accept reports after missing ones.
+        is_recorded: store the numbers and digests of accepted reports.
 
     Raises:
-        MalformedRefused, ReportRefused, ReportForked, ReportGap.
+        Malformed, TooLarge: a line is no report.
+        ReportRefused: the registry is not the signed one, the device is unknown or revoked, or a signature is invalid.
+        ReportForked: another report with the same number was accepted before.
+        ReportGap: reports are missing, and `allow_gap` is not set.
+        WorkspaceDamaged: a file below private/reports/ is damaged.
     """
     registry = Registry(repository.registry_path)
     if registry.digest() != repository.fleet().registry_digest:
-        raise ReportRefused(f"{repository.registry_path} is not the registry that the fleet document signs")
+        raise ReportRefused(
+            f"{repository.registry_path} is not the registry whose digest the fleet document signs",
+            hint="restore the registry, or sign and publish the staged fleet document first",
+        )
     folder = repository.root / PRIVATE_FOLDER / "reports"
-    seen: dict[str, _AcceptedReports] = {}
+    accepted_by_device: dict[str, _AcceptedReports] = {}
     new: list[SignedReport] = []
     known, gaps, labels = 0, list[tuple[int, int]](), dict[str, str]()
     devices = {device.device_id: device for device in registry.devices()}
@@ -80,24 +94,26 @@ def check_reports(
         signed = parse_report(line)
         device = _find_sender(devices, signed)
         labels[signed.device_id] = device.label
-        memory = seen.setdefault(signed.device_id, _AcceptedReports.read(folder / f"{signed.device_id}.json"))
-        if memory.is_accepted(signed, device.label):
+        accepted = accepted_by_device.setdefault(
+            signed.device_id, _AcceptedReports.read(folder / f"{signed.device_id}.json")
+        )
+        if accepted.is_accepted(signed, device.label):
             known += 1
             continue
-        gap = memory.find_gap(signed, device.label)
+        gap = accepted.find_gap(signed, device.label)
         if gap.first <= gap.last:
             if not allow_gap:
-                missing = f"{gap.first} to {gap.last} are missing"
                 raise ReportGap(
-                    f"device {device.label!r}: report {signed.report.sequence} came, {missing}",
-                    hint="ask the device for all it has; --allow-gap goes on without them",
+                    f"device {device.label!r}: found report {signed.report.sequence}, but reports {gap.first} to"
+                    f" {gap.last} are missing",
+                    hint="export all reports of the device, or accept the gap with --allow-gap",
                 )
             gaps.append((gap.first, gap.last))
-        memory.accept(signed)
+        accepted.accept(signed)
         new.append(signed)
     if is_recorded:
-        for device_id, memory in seen.items():
-            memory.write(folder / f"{device_id}.json")
+        for device_id, accepted in accepted_by_device.items():
+            accepted.write(folder / f"{device_id}.json")
     return CheckedReports(tuple(new), known, tuple(gaps), labels)
 
 
@@ -112,55 +128,61 @@ def _find_sender(devices: dict[str, Device], signed: SignedReport) -> Device:
         public.verify(signed.signature, signed.report.signed_bytes(signed.device_id))
     except InvalidSignature as error:
         raise ReportRefused(
-            f"report {signed.report.sequence} of device {device.label!r}: its signature does not hold"
+            f"report {signed.report.sequence} of device {device.label!r}: the signature is invalid"
         ) from error
     return device
 
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """Numbers that are missing before a report: first and last; none where `last` is below `first`."""
+    """The missing numbers before a report; there are none if `last` is below `first`."""
 
     first: int
     last: int
 
 
 class _AcceptedReports:
-    """What was accepted of one device: log → number → digest. Kept as text, a line each: log, number, digest."""
+    """The accepted reports of one device: log → number → digest; in the file one "log number digest" per line."""
 
     def __init__(self, logs: dict[str, dict[int, str]]) -> None:
         self._logs = logs
 
     def is_accepted(self, signed: SignedReport, label: str) -> bool:
-        """Was this very report accepted before? Raises ReportForked for another one of its number."""
+        """Return whether a report was accepted before; raise ReportForked if another one with its number was."""
         report, log = signed.report, self._logs.get(signed.report.log, {})
         if report.sequence in log:
             if log[report.sequence] != report.digest():
-                raise ReportForked(f"device {label!r}: another report {report.sequence} was accepted before")
+                raise ReportForked(
+                    f"device {label!r}: another report with number {report.sequence} was accepted before",
+                    hint="find out whether the device's disk was restored or cloned",
+                )
             return True
-        # one below the last is older than what is remembered, or fills a gap that was allowed: it decides nothing
+        # a lower number is older than the stored ones, or fills an allowed gap: it changes nothing
         return report.sequence < max(log, default=0)
 
     def find_gap(self, signed: SignedReport, label: str) -> _Gap:
-        """What is missing before a report that is not known. Raises ReportForked."""
+        """Find the gap before an unknown report; raise ReportForked if it follows another report than the last one."""
         report, log = signed.report, self._logs.get(signed.report.log, {})
         last = max(log, default=0)
         if report.sequence == last + 1 and report.previous != log.get(last):
-            raise ReportForked(f"device {label!r}: report {report.sequence} follows another than the accepted one")
+            raise ReportForked(
+                f"device {label!r}: report {report.sequence} follows another report {last} than the accepted one",
+                hint="find out whether the device's disk was restored or cloned",
+            )
         return _Gap(last + 1, report.sequence - 1)
 
     def accept(self, signed: SignedReport) -> None:
-        """Remember one. Raises ReportRefused where a device begins logs without end."""
+        """Add a report; raise ReportRefused if the device has more than MAX_LOGS logs."""
         log = self._logs.setdefault(signed.report.log, {})
         log[signed.report.sequence] = signed.report.digest()
         for number in sorted(log)[:-MAX_ACCEPTED_REPORTS]:
             del log[number]
         if len(self._logs) > MAX_LOGS:
-            raise ReportRefused(f"device {signed.device_id[:16]}… began more than {MAX_LOGS} logs")
+            raise ReportRefused(f"device {signed.device_id[:16]}… has more than {MAX_LOGS} report logs")
 
     @classmethod
     def read(cls, path: Path) -> "_AcceptedReports":
-        """Nothing where there is no file. Raises WorkspaceRefused."""
+        """Read the file of a device; a missing file means no accepted reports."""
         try:
             text = path.read_text(encoding="ascii")
         except FileNotFoundError:
@@ -176,7 +198,7 @@ class _AcceptedReports:
         return cls(logs)
 
     def write(self, path: Path) -> None:
-        """Durably, as a whole."""
+        """Write the file of the device atomically, synced."""
         lines = [
             f"{log} {n} {digest}\n" for log, rows in sorted(self._logs.items()) for n, digest in sorted(rows.items())
         ]
@@ -184,4 +206,4 @@ class _AcceptedReports:
 
 
 def _damaged_error(path: Path) -> WorkspaceDamaged:
-    return WorkspaceDamaged(f"{path} is damaged", hint="restore it from a copy")
+    return WorkspaceDamaged(f"{path} is damaged", hint="restore the file from a backup")

@@ -2,9 +2,9 @@
 
 - Enrolling adds the device to the registry, stores one envelope with its cohort's current private key, and stages the
   fleet document with the new registry digest, for the fleet officer to sign.
-- Rotating a cohort key creates the next epoch's key pair, seals its private key to each device of the cohort that is not
-  revoked, and stages the fleet document. Later releases seal their content keys to the new epoch; earlier releases are
-  not sealed again.
+- Rotating a cohort key creates the next epoch's key pair, seals its private key to each device of the cohort that is
+  not revoked, and stages the fleet document. Later releases seal their content keys to the new epoch; earlier releases
+  are not sealed again.
 - A batch is enrolled completely or not at all.
 - Revoking marks the device. It loses access at the cohort's next epoch, which the fleet officer starts.
 """

@@ -1,6 +1,7 @@
 """The rules that every document of a role keeps; a signer checks them before it looks at what changes.
 
-- Type: a document is of its role's type. Snapshot and timestamp are signed on the repository's machine, never by request.
+- Type: a document is of its role's type. Snapshot and timestamp are signed on the repository's machine, never by a
+  request.
 - Delegations: `targets` lists no files. It delegates `release-FAMILY`, `rollout-FAMILY` and `fleet` by name; each
   delegation is terminating and has exactly the path pattern of its kind. No other role delegates.
 - Files: a delegated role lists only files of its own pattern, each by length and SHA-256 and with no other field.

@@ -1,7 +1,8 @@
 """Delete published files that devices no longer need.
 
 - All roots stay forever: a device that was offline for years reads each of them in turn.
-- Other metadata stays if it is published now, or younger than the grace period: a device may be in the middle of a check.
+- Other metadata stays if it is published now, or younger than the grace period: a device may be in the middle of a
+  check.
 - Blobs, manifests, rollouts, fleet documents and content envelopes stay if a listed release, rollout or fleet document
   names them, or if they are younger than the grace period: a release stores its blobs before its manifest.
 - Cohort envelopes of past epochs are deleted after the grace period.

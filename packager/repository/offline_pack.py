@@ -1,13 +1,12 @@
-"""An offline pack: a folder for a USB stick that a device updates from by a `file:` URL, with the same checks.
+"""Create an offline pack: a folder, for example on a USB stick, from which devices update through a `file:` URL.
 
-Rules:
-1. It holds the repository's metadata, the documents of the chosen families, and the blobs and envelopes of what their
-   channels run now; nothing that the online repository would not serve.
-2. Its timestamp, snapshot and rollouts are signed anew, marked as a pack's, and valid for as long as was asked for, at
-   most as long as root allows. Devices believe them from a `file:` URL only.
-3. The pack takes one version of each; the online repository goes on with the next, so that a device that took the pack
-   finds the online metadata newer, and a pack that is older than what a device knows is refused.
-4. The pack is tried by the device's own code before it is given out.
+- A pack contains the repository's metadata, the targets of the chosen families, and the blobs and envelopes of the
+  releases that their channels run now. It contains nothing that the online repository does not serve.
+- Its timestamp, snapshot and rollouts are signed again, marked as a pack's, and valid for the requested time, at most as
+  long as root allows. Devices accept them from a `file:` URL only.
+- The pack takes one version number of each renewed document, and the online repository publishes the next. So a device
+  that used the pack finds newer metadata online, and a device refuses a pack that is older than what it has seen.
+- Before the pack is moved to its place, the device's own code checks it for every channel.
 """
 
 import shutil
@@ -37,13 +36,14 @@ from packager.repository.staging import Staging
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """What is in the pack.
+    """The contents of a pack.
 
     Attributes:
-        releases: (family, channel, version) of every rollout in it.
-        files, size: how many, and their bytes.
-        valid_days: of its metadata.
-        timestamp_version: of the pack; the online repository has the next.
+        releases: (family, channel, version) of each rollout.
+        files: number of files.
+        size: their total size in bytes.
+        valid_days: days until its metadata expires.
+        timestamp_version: version of the pack's timestamp; the online repository has the next one.
     """
 
     releases: tuple[tuple[str, str, str], ...]
@@ -53,7 +53,7 @@ class PackReport:
     timestamp_version: int
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         rows = [{"family": f, "channel": c, "version": v} for f, c, v in self.releases]
         return {
             "releases": rows,
@@ -67,45 +67,54 @@ class PackReport:
 def create_pack(
     repository: Repository, out: Path, families: Sequence[str], valid_days: int, signers: Sequence[Signer]
 ) -> PackReport:
-    """Make a pack, and renew the online repository.
+    """Create a pack, and publish renewed metadata online.
 
     Args:
-        repository: with nothing in the way of a refresh.
-        out: folder to make.
-        families: to take; none for all.
-        valid_days: of the pack's metadata.
-        signers: of snapshot, timestamp and the families' rollout roles.
+        repository: a published repository whose online metadata can be refreshed.
+        out: the folder to create.
+        families: the families to include; empty for all.
+        valid_days: days until the pack's metadata expires.
+        signers: the signers of snapshot, timestamp and the families' rollout roles.
 
     Raises:
-        OutputExists, FamilyUnknown, StagingInvalid (longer than root allows), BelowThreshold, and what a device raises.
+        OutputExists: the folder exists.
+        FamilyUnknown: a family is not delegated.
+        StagingInvalid: root does not allow that many days, or the signers of a rollout role are missing.
+        BelowThreshold: the signers of snapshot or timestamp are missing.
+        AirweightsError: what a device would raise when it checks the pack.
     """
     if out.exists():
-        raise OutputExists(f"{out} is there already")
+        raise OutputExists(f"{out} exists already", hint="name a folder that does not exist")
     known = repository.families()
     for family in families:
         if family not in known:
-            raise FamilyUnknown(f"family {family!r} is not delegated, found {', '.join(known)}")
+            raise FamilyUnknown(f"family {family!r} is not delegated, delegated families: {', '.join(known)}")
     layout = repository.layout
     with lock_repository(layout):
         published = PublishedDocuments(layout)
         limit = published.root.unrecognized_fields.get(PACK_MAX_DAYS_FIELD, 0)
         if not 1 <= valid_days <= limit:
-            raise StagingInvalid(f"a pack valid for {valid_days} days, root allows 1 to {limit}")
+            raise StagingInvalid(
+                f"the pack would be valid for {valid_days} days, expected 1 to {limit}, which root allows"
+            )
         packed = stage_renewal(layout, published, signers, pack_valid_s=valid_days * tuf_documents.DAY_S)
         check_complete(published, packed.documents)
         for family in families or known:
             if rollout_role(family) not in packed.documents:
-                raise StagingInvalid(f"the keys of {rollout_role(family)} are not at hand")
+                raise StagingInvalid(
+                    f"the keys of {rollout_role(family)} are missing, so the pack's rollouts cannot be signed",
+                    hint=f"give the keys of {rollout_role(family)} with --keys or --key",
+                )
         online = stage_renewal(layout, published, signers, ahead=2)
         check_complete(published, online.documents)
-        half = Path(tempfile.mkdtemp(prefix=".pack-", dir=out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".pack-", dir=out.parent))
         try:
-            releases = _copy_contents(repository, published, packed, half, families or known)
-            _check_pack(repository, half, releases)
+            releases = _copy_contents(repository, published, packed, partial, families or known)
+            _check_pack(repository, partial, releases)
             publish(layout, published, online, check_clients=True)
-            half.replace(out)
+            partial.replace(out)
         except BaseException:
-            shutil.rmtree(half, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
     files = [path for path in out.rglob("*") if path.is_file()]
     version = packed.documents["timestamp"].signed.version
@@ -122,9 +131,9 @@ def _copy_contents(
         if path.name.split(".", 1)[1] != TIMESTAMP_FILE:
             _copy(source, out, path)
     for relative, data in files_of(packed).items():
-        place = out / relative
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        path = out / relative
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     _copy_targets(published, source, out, "fleet")
     for cohort in repository.fleet().cohorts:
         _copy_folder(source, out, source / "envelopes" / "cohorts" / cohort.name / str(cohort.epoch))
@@ -158,9 +167,9 @@ def _copy_folder(source: Path, out: Path, folder: Path) -> None:
 
 
 def _copy(source: Path, out: Path, path: Path) -> None:
-    place = out / path.relative_to(source)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, place)
+    copy = out / path.relative_to(source)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, copy)
 
 
 def _check_pack(repository: Repository, pack: Path, releases: Sequence[tuple[str, str, str]]) -> None:

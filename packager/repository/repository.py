@@ -1,11 +1,11 @@
-"""A repository: what is published, what is staged, and the way from one to the other.
+"""The repository: stage changes, sign them, publish them.
 
-Rules:
-1. Staging changes nothing that devices see. `sign` adds the signatures of the keys at hand; more can follow later.
-2. `publish` refuses below threshold, then rehearses: devices of every channel check the result with their own code.
-3. Blobs and envelopes lie in their place before the manifest that names them; metadata goes out from the bottom to the
-   top, the timestamp last and in one rename. A publication that is cut off anywhere before is no publication.
-4. One publisher at a time, and a publication builds on the one that is out: else the loser is told who won.
+- Staging changes nothing that devices see. `sign` adds the signatures of the given keys; others can sign later.
+- Blobs and envelopes are stored in `published/` before the manifest that names them.
+- `publish` refuses documents below their threshold, runs the client check, and replaces the timestamp last
+  (packager.repository.publishing).
+- One publisher at a time holds the repository's lock. A publication builds on the published timestamp; if another
+  publisher was first, PublishConflict names it.
 """
 
 import time
@@ -47,31 +47,43 @@ from packager.repository.staging import SignReport, Staging
 
 
 class Repository(RepositoryListing):
-    """A listing that can be changed. Made by `open`, or by packager.repository.creation."""
+    """A repository that can be changed; get one from `open` or packager.repository.creation."""
 
     @classmethod
     def open(cls, root: Path) -> "Repository":
-        """An existing one. Raises RepositoryMissing."""
+        """Open an existing repository.
+
+        Raises:
+            RepositoryMissing: the folder contains no repository.
+        """
         repository = cls(root)
         if not repository._layout.metadata.is_dir():
-            raise RepositoryMissing(f"there is no repository in {root}", hint="`packager repo init` makes one")
+            raise RepositoryMissing(
+                f"there is no repository in {root}", hint="correct --repo, or create one with `packager repo init`"
+            )
         return repository
 
     # -- staging -------------------------------------------------------------------------------------------------------
 
     def put_blob(self, source: Path) -> str:
-        """Copy a blob into its place. Returns its SHA-256. Raises OSError."""
+        """Copy a blob into the repository, synced, and return its SHA-256 in hexadecimal."""
         copy, sha256 = copy_into(source, self._layout.published / "blobs")
-        place = self._layout.blob(sha256)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        copy.replace(place)
-        sync_directory(place.parent)
+        path = self._layout.blob(sha256)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        copy.replace(path)
+        sync_directory(path.parent)
         return sha256
 
     def put_envelope(self, relative: str, data: bytes, *, is_synced: bool = True) -> None:
-        """Put an envelope below `envelopes/`. Raises StagingInvalid for a path that leaves it.
+        """Store an envelope below `envelopes/`.
 
-        `is_synced` False is for many at once; the caller then ends with one `os.sync`.
+        Args:
+            relative: path below `envelopes/`.
+            data: the envelope.
+            is_synced: sync the file; False only for many at once, if the caller ends with one `os.sync`.
+
+        Raises:
+            StagingInvalid: the path leaves `envelopes/`, or has a hidden part.
         """
         parts = Path(relative).parts
         if not parts or any(part in ("..", "/") or part.startswith(".") for part in parts):
@@ -79,40 +91,47 @@ class Repository(RepositoryListing):
         write_file(self._layout.envelope(relative), data, is_synced=is_synced)
 
     def stage_manifest(self, manifest: Manifest) -> None:
-        """Stage a release, or one that is listed with more patches.
+        """Stage a release, or further patches of a listed release.
 
         Raises:
-            FamilyUnknown; StagingInvalid: the version or the counter belongs to another release, or a blob is missing.
+            FamilyUnknown: the family is not delegated.
+            StagingInvalid: the version or the counter belongs to another release, or a blob is missing.
         """
         listed = {known.version: known for known in self.releases(manifest.family)}
         same = listed.pop(manifest.version, None)
         if same is not None and same.digest_without_patches() != manifest.digest_without_patches():
-            raise StagingInvalid(f"{manifest.family} {manifest.version} is listed with other content")
-        # more patches to a release that is out are more ways to it, however many releases came after it
+            raise StagingInvalid(
+                f"{manifest.family} {manifest.version} is listed already, with other content",
+                hint="release the changed content under a new version",
+            )
+        # a listed release may get more patches, even if later releases have higher counters
         for known in listed.values() if same is None else ():
             if known.counter >= manifest.counter:
                 raise StagingInvalid(
                     f"{manifest.family} {manifest.version} has counter {manifest.counter},"
-                    f" and {known.version} has {known.counter} already",
-                    hint=f"use {self.next_counter(manifest.family)}",
+                    f" but the listed release {known.version} has counter {known.counter}",
+                    hint=f"use counter {self.next_counter(manifest.family)}",
                 )
         for name, variant in manifest.variants:
             for patch in variant.patches:
                 if not self._layout.blob(patch.blob).exists():
-                    raise StagingInvalid(f"{manifest.version} {name}: blob {patch.blob[:16]}… was not put")
+                    raise StagingInvalid(
+                        f"release {manifest.version}, variant {name}: blob {patch.blob[:16]}… is not in the repository"
+                    )
         data = manifest.as_bytes()
         parse_manifest(data)
         self._stage_target(release_target(manifest.family, manifest.version), data)
 
     def stage_rollout(self, rollout: Rollout, *, forged: bool = False) -> None:
-        """Stage what a channel runs.
+        """Stage the rollout of a channel.
 
         Args:
             rollout: names a listed release of the family.
-            forged: skip the checks, as somebody who stole the rollout keys would; for tests and drills.
+            forged: skip the checks, as an attacker with stolen rollout keys would; for tests and drills.
 
         Raises:
-            FamilyUnknown; StagingInvalid: no such release, another identity, not made for the channel.
+            FamilyUnknown: the family is not delegated.
+            StagingInvalid: there is no such release, its counter or digest differs, or it is not made for the channel.
         """
         if not forged:
             _check_rollout(rollout, self.manifest(rollout.family, rollout.version))
@@ -120,12 +139,16 @@ class Repository(RepositoryListing):
         self._stage_target(rollout_target(rollout.family, rollout.channel), rollout.as_bytes())
 
     def stage_fleet(self, fleet: Fleet) -> None:
-        """Stage the fleet document, if it is another one. Raises StagingInvalid: an epoch goes back."""
+        """Stage a fleet document, unless it equals the current one.
+
+        Raises:
+            StagingInvalid: a cohort's epoch decreases, or its key changes without a new epoch.
+        """
         for before in self._cohorts():
             now = fleet.cohort(before.name)
-            goes_back = now is not None and now.epoch < before.epoch
-            changed = now is not None and now.epoch == before.epoch and now.public_key != before.public_key
-            if goes_back or changed:
+            is_lower = now is not None and now.epoch < before.epoch
+            is_other_key = now is not None and now.epoch == before.epoch and now.public_key != before.public_key
+            if is_lower or is_other_key:
                 raise StagingInvalid(
                     f"cohort {before.name!r}: epoch {before.epoch} is listed, a new key needs epoch {before.epoch + 1}"
                 )
@@ -133,7 +156,7 @@ class Repository(RepositoryListing):
             self._stage_target(FLEET_TARGET, fleet.as_bytes())
 
     def stage_cohort(self, cohort: Cohort) -> Fleet:
-        """Stage the fleet document with one cohort's new epoch and the registry as it is now."""
+        """Stage the fleet document with a cohort's new epoch and the registry's current digest; return it."""
         registry = Registry(self.registry_path)
         others = tuple(known for known in self._cohorts() if known.name != cohort.name)
         cohorts = tuple(sorted((*others, cohort), key=lambda entry: entry.name))
@@ -142,28 +165,40 @@ class Repository(RepositoryListing):
         return fleet
 
     def stage_registry(self) -> Fleet:
-        """Stage the fleet document with the registry as it is now."""
+        """Stage the fleet document with the registry's current digest; return it."""
         registry = Registry(self.registry_path)
         fleet = replace(self.fleet(), registry_digest=registry.digest(), devices=len(registry))
         self.stage_fleet(fleet)
         return fleet
 
     def withdraw(self, family: str, version: str) -> None:
-        """Stage that a release is no longer listed. Raises FamilyUnknown, StagingInvalid (not listed)."""
+        """Stage the withdrawal of a release: it is no longer listed.
+
+        Args:
+            family: a delegated family.
+            version: version of the release.
+
+        Raises:
+            FamilyUnknown: the family is not delegated.
+            StagingInvalid: there is no such release.
+        """
         if self.manifest(family, version) is None:
-            raise StagingInvalid(f"{family} {version} is not listed")
+            listed = ", ".join(manifest.version for manifest in self.releases(family)) or "none"
+            raise StagingInvalid(f"family {family!r} has no release {version}, listed releases: {listed}")
         with lock_repository(self._layout):
             Staging(self._layout).withdraw(release_target(family, version))
 
     def add_family(self, family: str, keys: Mapping[str, Sequence[Key]]) -> None:
-        """Stage the delegation of a new family; to be signed by targets and by the family's own keys.
+        """Stage the delegation of a new family; the keys of targets and of the family must sign it.
 
         Args:
-            family: its name.
-            keys: of `release-<family>` and `rollout-<family>`.
+            family: name of the family.
+            keys: public keys of `release-FAMILY` and of `rollout-FAMILY`.
 
         Raises:
-            StagingInvalid: it is there; ThresholdInvalid; FamilyUnknown: a role has no keys.
+            StagingInvalid: the family is delegated already.
+            ThresholdInvalid: a role has too few keys of a kind.
+            FamilyUnknown: the name is malformed, or a role has no keys.
         """
         check_names([family])
         if family in self.families():
@@ -173,18 +208,23 @@ class Repository(RepositoryListing):
             targets = next_targets(published, staging)
             for role in tuf_documents.family_roles(family):
                 if not keys.get(role):
-                    raise FamilyUnknown(f"no key is given for role {role!r}")
+                    raise FamilyUnknown(f"role {role!r} has no keys", hint=f"give keys of {role}")
                 tuf_documents.delegate(targets, role, keys[role], classical=tuf_documents.is_classical(published.root))
             staging.put_document("targets", Metadata[Targets](targets))
 
     # -- signing and publishing ----------------------------------------------------------------------------------------
 
     def sign(self, signers: Sequence[Signer]) -> SignReport:
-        """Make the staged changes into documents and add the signatures of `signers`. Raises NothingStaged."""
+        """Turn the staged changes into documents, and sign them with those signers that their roles list.
+
+        Raises:
+            NothingStaged: there are no staged changes.
+            PublishConflict: another process holds the repository's lock.
+        """
         with lock_repository(self._layout):
             published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
-                raise NothingStaged("there is nothing to sign", hint="stage a release, a rollout or keys first")
+                raise NothingStaged("nothing is staged", hint="stage a release, a rollout or a key change first")
             now_s = int(time.time())
             staging.prepare(published, now_s)
             report = staging.sign(published, signers, now_s)
@@ -192,27 +232,32 @@ class Repository(RepositoryListing):
             return report
 
     def publish(self, *, check_clients: bool = True) -> PublishReport:
-        """Make the signed changes what devices see (rules 2 to 4).
+        """Check and publish the signed changes; the steps are those of `packager.repository.publishing`.
 
         Args:
-            rehearse: False only to publish what devices must refuse, in tests and drills.
+            check_clients: run the client check; False only to publish what devices must refuse, in tests and drills.
 
         Raises:
-            NothingStaged, BelowThreshold, PublishConflict, and what a device would raise.
+            NothingStaged: there are no staged changes.
+            BelowThreshold: a signature is missing, or something was staged after the last signature.
+            PublishConflict: another publisher was first, or holds the lock.
+            AirweightsError: what a device would raise in the client check.
         """
         with lock_repository(self._layout):
             published, staging = PublishedDocuments(self._layout), Staging(self._layout)
             if staging.is_empty:
-                raise NothingStaged("there is nothing to publish")
+                raise NothingStaged("nothing is staged", hint="stage a release, a rollout or a key change first")
             report = publish(self._layout, published, staging, check_clients=check_clients)
             staging.discard()
             return report
 
     def refresh(self, signers: Sequence[Signer]) -> PublishReport:
-        """Renew snapshot, timestamp and the rollout roles whose content stays; nothing that is staged goes out.
+        """Publish snapshot, timestamp and the signable rollout roles with new expiries; staged changes stay staged.
 
         Raises:
-            BelowThreshold, PublishConflict, and what a device would raise.
+            BelowThreshold: the signers of snapshot or timestamp are missing.
+            PublishConflict: another publisher was first, or holds the lock.
+            AirweightsError: what a device would raise in the client check.
         """
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
@@ -220,41 +265,49 @@ class Repository(RepositoryListing):
             return publish(self._layout, published, renewed, check_clients=True, is_renewal=True)
 
     def publish_rollout(self, rollout: Rollout, expected: Rollout | None, signers: Sequence[Signer]) -> PublishReport:
-        """Publish what a channel runs, at once and alone: what is staged neither goes out nor stands in the way.
+        """Publish one channel's rollout immediately; staged changes stay staged.
 
         Args:
-            rollout: names a release that is published.
-            seen: what devices saw on the channel when the change was decided; None for a new channel.
-            signers: of the family's rollout role, snapshot and timestamp.
+            rollout: names a published release of the family.
+            expected: the published rollout that the change is based on; None for a new channel.
+            signers: the signers of the family's rollout role, snapshot and timestamp.
 
         Raises:
-            as `stage_rollout`; BelowThreshold, and what a device would raise; PublishConflict: devices see another
-            rollout by now.
+            PublishConflict: the published rollout is not `expected`, or another process holds the lock.
+            FamilyUnknown: the family is not delegated.
+            StagingInvalid: there is no such release, its counter or digest differs, or it is not made for the channel.
+            BelowThreshold: signers are missing.
+            AirweightsError: what a device would raise in the client check.
         """
         with lock_repository(self._layout):
             published = PublishedDocuments(self._layout)
             if self.published_rollout(rollout.family, rollout.channel) != expected:
                 raise PublishConflict(
-                    f"the rollout of {rollout.family} {rollout.channel} was changed meanwhile:"
-                    f" {last_publisher(self._layout)}",
-                    hint="`packager rollout status` shows it: decide again",
+                    f"the rollout of family {rollout.family!r}, channel {rollout.channel!r}, has changed since it was"
+                    f" read: {last_publisher(self._layout)}",
+                    hint="check `packager rollout status`, and repeat the change if it still applies",
                 )
             _check_rollout(rollout, self.published_manifest(rollout.family, rollout.version))
-            drafted = stage_rollout_change(self._layout, published, rollout, signers)
-            return publish(self._layout, published, drafted, check_clients=True)
+            change = stage_rollout_change(self._layout, published, rollout, signers)
+            return publish(self._layout, published, change, check_clients=True)
 
     @property
     def is_staging_empty(self) -> bool:
-        """Does nothing wait to be signed or published?"""
+        """Whether there are no staged changes."""
         return Staging(self._layout).is_empty
 
     def discard(self) -> None:
-        """Forget everything staged."""
+        """Discard all staged changes."""
         with lock_repository(self._layout):
             Staging(self._layout).discard()
 
     def collect_garbage(self, *, dry_run: bool, grace_s: int | None = None) -> GarbageReport:
-        """Remove what no listed release, nor any recent metadata, names. See packager.repository.garbage_collection."""
+        """Delete published files that devices no longer need (packager.repository.garbage_collection).
+
+        Args:
+            dry_run: only report what would be deleted.
+            grace_s: keep files younger than this many seconds; None for the default of one day.
+        """
         with lock_repository(self._layout):
             return collect_garbage(
                 self._layout,
@@ -272,10 +325,13 @@ class Repository(RepositoryListing):
 
 def _check_rollout(rollout: Rollout, manifest: Manifest | None) -> None:
     if manifest is None:
-        raise StagingInvalid(f"{rollout.family} has no release {rollout.version}")
-    agreed = (manifest.counter, manifest.digest_without_patches())
-    if agreed != (rollout.counter, rollout.manifest_digest):
-        raise StagingInvalid(f"the rollout's counter or digest is not that of release {rollout.version}")
+        raise StagingInvalid(f"family {rollout.family!r} has no release {rollout.version}")
+    expected = (manifest.counter, manifest.digest_without_patches())
+    if expected != (rollout.counter, rollout.manifest_digest):
+        raise StagingInvalid(
+            f"the rollout names counter {rollout.counter} and digest {rollout.manifest_digest[:16]}…,"
+            f" release {rollout.version} has counter {expected[0]} and digest {expected[1][:16]}…"
+        )
     if rollout.channel not in manifest.channels:
-        listed = ", ".join(manifest.channels) or "no channel"
-        raise StagingInvalid(f"release {rollout.version} is made for {listed}, not for {rollout.channel!r}")
+        channels = ", ".join(manifest.channels) or "no channel"
+        raise StagingInvalid(f"release {rollout.version} is made for {channels}, not for channel {rollout.channel!r}")
