@@ -1,8 +1,7 @@
-"""The attestations of a release that a repository lists: from its manifest and the record that was kept of its build.
+"""Write the attestations of a release that a repository lists, from its manifest and its build record.
 
-Rules:
-1. Of the keys at hand, those of the family's release role sign: the same people answer for the release and for what is
-   said of it. Where none of them is at hand, all others do, and whoever verifies names them.
+The given keys that belong to the family's release role sign, so that the same people answer for the release and its
+attestations. If none of them does, all given keys sign, and the verifier must name them.
 """
 
 from collections.abc import Sequence
@@ -24,17 +23,39 @@ from packager.repository.workspace import Workspace
 def write_release_attestations(
     repository: Repository, manifest: Manifest, signers: Sequence[Signer], folder: Path, builder: str | None = None
 ) -> AttestationReport:
-    """Write and sign. Raises ExtraMissing, WorkspaceRefused, and errors of signers."""
+    """Write and sign the attestations of a listed release.
+
+    Args:
+        repository: the repository that lists the release.
+        manifest: the release's manifest.
+        signers: the given keys; those of the family's release role sign, else all of them.
+        folder: folder for the files.
+        builder: URI of the build's operator; None for the default.
+
+    Raises:
+        ExtraMissing: the extra `provenance` is not installed.
+        WorkspaceDamaged: the build record is damaged.
+        FamilyUnknown: the family is not delegated.
+        TokenUnavailable, WrongPin, KeyServiceUnavailable: a key cannot sign.
+    """
     data = Workspace(repository.root).find_build_record(manifest.family, manifest.counter)
     record = BuildRecord() if data is None else BuildRecord.parse(data)
     keys, _ = release_keys(repository, manifest.family)
     ids = {key.keyid for key in keys}
-    of_the_role = [signer for signer in signers if signer.public_key.keyid in ids]
-    return write_attestations(folder, manifest, record, of_the_role or signers, builder or DEFAULT_BUILDER)
+    role_signers = [signer for signer in signers if signer.public_key.keyid in ids]
+    return write_attestations(folder, manifest, record, role_signers or signers, builder or DEFAULT_BUILDER)
 
 
 def release_keys(repository: Repository, family: str) -> tuple[tuple[Key, ...], int]:
-    """Keys and threshold of a family's release role. Raises FamilyUnknown."""
-    repository.releases(family)  # says so where the family is unknown
+    """Return the keys and the threshold of a family's release role.
+
+    Args:
+        repository: the repository of the family.
+        family: a delegated family.
+
+    Raises:
+        FamilyUnknown: the family is not delegated.
+    """
+    repository.releases(family)  # raises FamilyUnknown
     role = keys_of(StagedView(repository.layout).targets, release_role(family))
     return tuple(role.keys.values()), role.threshold

@@ -1,13 +1,10 @@
-"""The attestations of one release, as files for others: written, signed, and checked again.
+"""Write, sign and verify the attestation files of a release.
 
-    attestations.intoto.jsonl   two DSSE envelopes, a line each: SLSA provenance, and the bill of materials
+    attestations.intoto.jsonl   two DSSE envelopes, one per line: SLSA provenance and the bill of materials
     bom.cdx.json                the bill of materials alone, for tools that read CycloneDX
 
-Rules:
-1. Both envelopes are signed by every key that is given (DSSE v1); who checks them asks for the threshold of the
-   release's own role, or names keys.
-2. A checked attestation is about the very release that the repository lists: all subjects, no more and no less.
-3. Devices never read any of it.
+- Each given key signs both envelopes (DSSE v1). A verifier requires the threshold of the release role, or names keys.
+- A verified attestation has exactly the subjects of the release that the repository lists.
 """
 
 import json
@@ -43,13 +40,14 @@ MAX_ATTESTATION_BYTES: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class AttestationReport:
-    """What was written or checked.
+    """The attestations that were written or verified.
 
     Attributes:
-        folder: where it lies.
-        key_ids: of the keys that signed.
-        subjects: files that are attested.
-        predicates: types, in the order of the file.
+        folder: the folder of the files.
+        family, version: name the release.
+        key_ids: ids of the keys that signed, sorted.
+        subjects: number of attested files.
+        predicates: predicate type of each envelope, in the order of the file.
     """
 
     folder: Path
@@ -60,7 +58,7 @@ class AttestationReport:
     predicates: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {
             "folder": str(self.folder),
             "family": self.family,
@@ -74,10 +72,18 @@ class AttestationReport:
 def write_attestations(
     folder: Path, manifest: Manifest, record: BuildRecord, signers: Sequence[Signer], builder: str = DEFAULT_BUILDER
 ) -> AttestationReport:
-    """Write and sign the attestations of a release; what was in their place before is replaced.
+    """Write and sign the attestations of a release; existing files are replaced.
+
+    Args:
+        folder: folder for the files.
+        manifest: the release's manifest.
+        record: its build record; an empty one if there is none.
+        signers: keys that sign both envelopes.
+        builder: URI of the build's operator.
 
     Raises:
-        ExtraMissing, and errors of signers.
+        ExtraMissing: the extra `provenance` is not installed.
+        TokenUnavailable, WrongPin, KeyServiceUnavailable: a key cannot sign.
     """
     bill = make_bill_of_materials(manifest, record)
     statements = [
@@ -108,15 +114,18 @@ def write_attestations(
 
 
 def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], threshold: int) -> AttestationReport:
-    """Check the attestations of a release (rules 1 and 2).
+    """Verify the attestations of a release.
 
     Args:
-        folder: as `write_attestations` filled it.
-        manifest: as the repository lists it.
-        keys, threshold: how many of which keys must have signed each envelope.
+        folder: a folder that `write_attestations` filled.
+        manifest: the manifest, as the repository lists it.
+        keys: the keys that count.
+        threshold: number of these keys that must have signed each envelope.
 
     Raises:
-        NoSuchPlace; AttestationRefused; ExtraMissing.
+        FileNotFound: a file is missing.
+        AttestationRefused: too few signatures, another release, or a malformed file.
+        ExtraMissing: the extra `provenance` is not installed.
     """
     path = folder / ATTESTATIONS_FILE
     lines = _read_bounded(path).splitlines()
@@ -125,7 +134,7 @@ def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], th
         statement, key_ids = _verify_line(line, keys, threshold, where=f"{path} line {number}")
         if statement.get("subject") != subjects_of(manifest):
             raise AttestationRefused(
-                f"{path} line {number}: it attests other files than those of {manifest.family} {manifest.version}"
+                f"{path} line {number}: the subjects are not the files of release {manifest.family} {manifest.version}"
             )
         predicates.append(str(statement.get("predicateType")))
         accepted |= key_ids
@@ -133,7 +142,9 @@ def check_attestations(folder: Path, manifest: Manifest, keys: Sequence[Key], th
             raise AttestationRefused(f"{folder / BILL_FILE} is not the bill of materials that was signed")
     for wanted in (PREDICATE_TYPE, BILL_PREDICATE):
         if predicates.count(wanted) != 1:
-            raise AttestationRefused(f"{path}: found {predicates.count(wanted)} of {wanted}, expected one")
+            raise AttestationRefused(
+                f"{path}: found {predicates.count(wanted)} envelopes of type {wanted}, expected one"
+            )
     return AttestationReport(
         folder,
         manifest.family,
@@ -150,17 +161,19 @@ def _verify_line(line: bytes, keys: Sequence[Key], threshold: int, where: str) -
     except (ValueError, TypeError, KeyError, AttributeError, FormatError, RecursionError) as error:
         raise AttestationRefused(f"{where}: not a DSSE envelope") from error
     try:
-        # every key is asked, so that the report names all that signed
+        # check all keys, even after the threshold is reached, so that the report lists each one that signed
         accepted = {key.keyid for key in keys if _has_signed(envelope, key)}
         if len(accepted) < threshold:
-            raise AttestationRefused(f"{where}: signed by {len(accepted)} of the keys, expected {threshold}")
+            raise AttestationRefused(
+                f"{where}: signed by {len(accepted)} of the {len(keys)} keys, expected at least {threshold}"
+            )
         if envelope.payload_type != PAYLOAD_TYPE:
-            raise AttestationRefused(f"{where}: payload of type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
+            raise AttestationRefused(f"{where}: payload type {envelope.payload_type!r}, expected {PAYLOAD_TYPE!r}")
         statement = json.loads(envelope.payload)
         if statement["predicateType"] == PREDICATE_TYPE:
             check_statement(statement)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise AttestationRefused(f"{where}: its payload is not a statement") from error
+        raise AttestationRefused(f"{where}: the payload is not an in-toto statement") from error
     return statement, accepted
 
 
@@ -177,7 +190,9 @@ def _read_bounded(path: Path) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_ATTESTATION_BYTES + 1)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise FileNotFound(f"there is no file {path}", hint="`packager attestation make` writes it") from error
+        raise FileNotFound(
+            f"there is no file {path}", hint="correct the path, or write it with `packager attestation create`"
+        ) from error
     if len(data) > MAX_ATTESTATION_BYTES:
-        raise AttestationRefused(f"{path}: longer than {MAX_ATTESTATION_BYTES} bytes")
+        raise AttestationRefused(f"{path} has more than {MAX_ATTESTATION_BYTES} bytes, the limit")
     return data

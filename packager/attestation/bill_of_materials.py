@@ -1,10 +1,9 @@
-"""A CycloneDX bill of materials of one release, with a model card for each variant (CycloneDX 1.6, ML-BOM).
+"""Create the CycloneDX 1.6 bill of materials of a release, with a model card for each variant.
 
-Rules:
-1. Each variant is a component of type machine-learning-model with its files below it; the source models are its
-   pedigree, the tools that made it stand in the metadata, calibration data is a component of type data.
-2. The model card, which the library does not write, is put into what it wrote; tests hold the whole to the schema.
-3. The same release gives the same bytes: the serial number comes from the manifest's digest.
+- Each variant is a component of type machine-learning-model with its files below it. Its source model is its pedigree,
+  the tools are in the metadata, and calibration data is a component of type data.
+- The library does not support model cards, so they are added to its output; tests check the result against the schema.
+- The same release gives the same bytes: the serial number is derived from the manifest's digest.
 """
 
 import json
@@ -16,11 +15,19 @@ from bundle.manifest import Manifest, Variant
 from packager.attestation.build_record import BuildRecord
 from packager.errors import ExtraMissing
 
-SERIAL_NAMESPACE: Final = uuid.UUID("6f1f2c1e-6c6b-5d53-9c0c-6f2b8f3d8a11")  # ours, drawn once
+SERIAL_NAMESPACE: Final = uuid.UUID("6f1f2c1e-6c6b-5d53-9c0c-6f2b8f3d8a11")  # random, used for nothing else
 
 
 def make_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str, Any]:
-    """The document of a release, as plain JSON. Raises ExtraMissing."""
+    """Return the bill of materials of a release as JSON values.
+
+    Args:
+        manifest: the release's manifest.
+        record: its build record; an empty one if there is none.
+
+    Raises:
+        ExtraMissing: the extra `provenance` is not installed.
+    """
     try:
         from cyclonedx.model import HashAlgorithm, HashType, Property
         from cyclonedx.model.bom import Bom, BomMetaData
@@ -29,8 +36,8 @@ def make_bill_of_materials(manifest: Manifest, record: BuildRecord) -> dict[str,
         from cyclonedx.output.json import JsonV1Dot6
     except ImportError as error:
         raise ExtraMissing(
-            f"{error.name} is not installed, which writes bills of materials",
-            hint="pip install 'airweights[provenance]'",
+            f"{error.name} is not installed, which is needed for bills of materials",
+            hint="install it with `pip install 'airweights[provenance]'`",
         ) from error
 
     def hashed(sha256: str) -> list[HashType]:
@@ -129,7 +136,7 @@ def _property_rows(variant: Variant) -> list[tuple[str, str]]:
 
 
 def _model_card(variant: Variant, data: dict[str, str]) -> dict[str, Any]:
-    """Rule 2: inputs and outputs of the contract, calibration data, and how far the variant is from its source."""
+    """Return a model card: inputs and outputs, calibration data, and errors against the source model."""
     quantization, contract = variant.quantization, variant.contract
     metrics = []
     if quantization.relative_rms_ppm is not None:

@@ -1,9 +1,7 @@
-"""How a release was built, written down while it is built and kept beside its keys: the source of its attestations.
+"""The build record: how a release was built, stored beside its keys, the source of attestations.
 
-Rules:
-1. Files are named without their folders: a record goes to others, and where things lay on a build machine is nobody's
-   business.
-2. The signed manifest is what counts; the record says more about the same release and is of no use without it.
+- Files are named without their folders, since attestations are public and paths of a build machine are private.
+- The signed manifest takes precedence; the record only adds what a manifest does not contain.
 """
 
 import json
@@ -17,12 +15,12 @@ BUILD_RECORD_FORMAT: Final = "airweights.build-record/1"
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """A file that went into the release.
+    """An input file of the release.
 
     Attributes:
-        role: "model", "external-data", "inputs", or the role of a further file.
-        name: without folders.
-        sha256: of its content; of the whole list for a folder of inputs.
+        role: "model", "external-data", "inputs", or the role of another file.
+        name: the file's name, without folders.
+        sha256: SHA-256 of its content, hexadecimal; for a folder of inputs, of the list of its files.
     """
 
     role: str
@@ -32,13 +30,13 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
-    """See above.
+    """The record of one release's build.
 
     Attributes:
-        plan: the release file as it was understood.
-        materials: what went in, without doubles.
-        tools: versions by name.
-        variants: by name: the quantizer's report, the gate's, the update's; each plain JSON, or None.
+        plan: the parsed release file, as JSON values.
+        materials: the input files, without duplicates.
+        tools: name → version.
+        variants: variant name → the reports of quantizer, gate and update-aware quantizer, as JSON values or None.
     """
 
     plan: dict[str, Any] = field(default_factory=dict)
@@ -47,20 +45,26 @@ class BuildRecord:
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_bytes(self) -> bytes:
-        """The file's content."""
-        # what JSON has no form for is told by its name: a record is no reason for a release to fail
+        """Return the content of the record's file."""
+        # values without a JSON form are stored as text: the record must not make a release fail
         return json.dumps(
             {"schema": BUILD_RECORD_FORMAT, **asdict(self)}, sort_keys=True, indent=1, default=str
         ).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> "BuildRecord":
-        """Inverse of `as_bytes`. Raises WorkspaceRefused."""
+        """Parse the content of a record's file.
+
+        Raises:
+            WorkspaceDamaged: the data is no build record.
+        """
         try:
             value = json.loads(data)
             if value.pop("schema") != BUILD_RECORD_FORMAT:
-                raise ValueError("another schema")
+                raise ValueError(f"expected schema {BUILD_RECORD_FORMAT!r}")
             materials = tuple(Material(**row) for row in value.pop("materials"))
             return cls(materials=materials, **value)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise WorkspaceDamaged(f"a build record is damaged: {error}", hint="restore it from a copy") from error
+            raise WorkspaceDamaged(
+                f"the build record is damaged: {error}", hint="restore private/builds from a backup"
+            ) from error

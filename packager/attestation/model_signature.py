@@ -1,11 +1,10 @@
-"""An OpenSSF Model Signing signature over a plain bundle, which `model_signing verify` checks. Never the device's gate.
+"""Sign and verify plain bundles in the OpenSSF Model Signing format, which devices do not use.
 
-Rules:
-1. Every file of the folder is covered: the library's default leaves out what lies under `.git` and `.github`, and such
-   a file could then be slipped in unseen. So nothing is ignored, and whoever verifies says `--no-ignore-git-paths`.
-2. The key is an elliptic-curve one (P-256 here), since the format knows no other; it is handed to the library in a
-   memory file, never on a disk.
-3. The signature is checked once more right after it was made, with the public half alone.
+- The signature covers every file of the folder. By default the library ignores `.git` and `.github`, where a file could
+  then be added unnoticed. So verifiers must call `model_signing verify` with `--no-ignore-git-paths`.
+- The key is an elliptic-curve key (P-256), the only kind that the format supports. The library gets it in a memory
+  file, so that it is never written to a disk.
+- Each new signature is verified with the public key alone before it is stored.
 """
 
 import os
@@ -22,12 +21,19 @@ from keys.errors import KeyUnreadable
 from keys.key_files import read_key_file
 from packager.errors import ExtraMissing, FileNotFound, ModelSignatureRefused, OutputExists
 
-INSTALL_HINT: Final = "pip install 'airweights[oms]'"
+INSTALL_HINT: Final = "install it with `pip install 'airweights[oms]'`"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSignatureReport:
-    """What was written: the signature, and the public half of the key in PEM."""
+    """A written model signature.
+
+    Attributes:
+        folder: the signed folder.
+        signature: the signature file.
+        public_key: the PEM file of the public key.
+        files: number of files in the folder.
+    """
 
     folder: Path
     signature: Path
@@ -35,7 +41,7 @@ class ModelSignatureReport:
     files: int
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {
             "folder": str(self.folder),
             "signature": str(self.signature),
@@ -50,38 +56,53 @@ def sign_model(folder: Path, key: Path, passphrase: Secret | None, signature: Pa
     Args:
         folder: a plain bundle, or any folder.
         key: an ECDSA key file.
-        passphrase: of the key file.
-        signature: the file to write, outside of `folder`; the public key goes beside it, as `<signature>.pub.pem`.
+        passphrase: opens the key file.
+        signature: the file to write, outside of `folder`; the public key is written beside it, with the suffix
+            `.pub.pem`.
 
     Raises:
-        ExtraMissing, NoSuchPlace, OutputExists, KeyUnreadable and the other errors of key files.
-        ModelSignatureRefused: the library refuses the folder, for example for a symbolic link in it.
+        ExtraMissing: the extra `oms` is not installed.
+        FileNotFound: the folder does not exist.
+        OutputExists: an output file exists, or would be inside the folder.
+        KeyUnreadable: the key is no elliptic-curve key.
+        KeyMissing, KeyDamaged, WrongPassphrase: the key file cannot be opened.
+        ModelSignatureRefused: the library refuses the folder, for example because of a symbolic link.
     """
     if not folder.is_dir():
-        raise FileNotFound(f"there is no folder {folder}")
+        raise FileNotFound(f"there is no folder {folder}", hint="give the folder of a plain bundle")
     public_path = signature.with_name(signature.name + ".pub.pem")
     for out in (signature, public_path):
         if out.exists():
-            raise OutputExists(f"{out} is there already", hint="name another with -o")
+            raise OutputExists(f"{out} exists already", hint="name another file with -o")
         if folder.resolve() in out.resolve().parents:
-            raise OutputExists(f"{out} lies in the folder that is signed", hint="name a place outside with -o")
+            raise OutputExists(f"{out} is inside the folder to be signed", hint="name a file outside with -o")
     _check_library()
     private = _load_private_key(key, passphrase)
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     signature.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".signing-", dir=signature.parent) as place:
-        made, made_public = Path(place) / "model.sig", Path(place) / "key.pem"
-        made_public.write_bytes(public)
-        _sign(folder, private, made)
-        verify_model(folder, made, made_public)
-        made_public.replace(public_path)
-        made.replace(signature)
+    with tempfile.TemporaryDirectory(prefix=".signing-", dir=signature.parent) as temporary:
+        new_signature, new_public = Path(temporary) / "model.sig", Path(temporary) / "key.pem"
+        new_public.write_bytes(public)
+        _sign(folder, private, new_signature)
+        verify_model(folder, new_signature, new_public)
+        new_public.replace(public_path)
+        new_signature.replace(signature)
     files = sum(1 for path in folder.rglob("*") if path.is_file())
     return ModelSignatureReport(folder, signature, public_path, files)
 
 
 def verify_model(folder: Path, signature: Path, public_key: Path) -> None:
-    """What `model_signing verify key --no-ignore-git-paths` does. Raises ModelSignatureRefused, ExtraMissing."""
+    """Verify a model signature, like `model_signing verify key --no-ignore-git-paths`.
+
+    Args:
+        folder: the signed folder.
+        signature: the signature file.
+        public_key: the PEM file of the public key.
+
+    Raises:
+        ModelSignatureRefused: the signature is invalid for this folder and key.
+        ExtraMissing: the extra `oms` is not installed.
+    """
     _check_library()
     from model_signing import hashing, verifying
 
@@ -91,7 +112,7 @@ def verify_model(folder: Path, signature: Path, public_key: Path) -> None:
         config.verify(folder, signature)
     except Exception as error:  # the library raises ValueError, OSError, cryptography's and protobuf's own errors
         text = " ".join(str(error).split()) or type(error).__name__
-        raise ModelSignatureRefused(f"{signature} does not hold over {folder}: {text[:500]}") from error
+        raise ModelSignatureRefused(f"{signature} is not a valid signature of {folder}: {text[:500]}") from error
 
 
 def _sign(folder: Path, private: EllipticCurvePrivateKey, out: Path) -> None:
@@ -105,7 +126,7 @@ def _sign(folder: Path, private: EllipticCurvePrivateKey, out: Path) -> None:
         config.set_hashing_config(_ignore_no_files(hashing.Config()))
         config.sign(folder, out)
     except (ValueError, OSError) as error:
-        raise ModelSignatureRefused(f"{folder} cannot be signed: {' '.join(str(error).split())[:500]}") from error
+        raise ModelSignatureRefused(f"cannot sign {folder}: {' '.join(str(error).split())[:500]}") from error
     finally:
         os.close(memory)
 
@@ -119,7 +140,9 @@ def _check_library() -> None:
         import model_signing.signing
         import model_signing.verifying  # noqa: F401  # both need pyOpenSSL
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which signs models", hint=INSTALL_HINT) from error
+        raise ExtraMissing(
+            f"{error.name} is not installed, which is needed for model signatures", hint=INSTALL_HINT
+        ) from error
 
 
 def _load_private_key(key: Path, passphrase: Secret | None) -> EllipticCurvePrivateKey:
@@ -129,6 +152,6 @@ def _load_private_key(key: Path, passphrase: Secret | None) -> EllipticCurvePriv
             return private
         case _:
             raise KeyUnreadable(
-                f"{key} is of algorithm {algorithm}, model signing takes elliptic-curve keys only",
-                hint="`packager keys new --algorithm ecdsa-p256`",
+                f"{key} is a key of algorithm {algorithm}, expected an elliptic-curve key for model signing",
+                hint="create one with `packager keys new --algorithm ecdsa-p256`",
             )

@@ -1,10 +1,11 @@
-"""An in-toto statement with SLSA v1 provenance of one release (in-toto attestation v1, slsa.dev/spec/v1.0/provenance).
+"""Create the in-toto statement with the SLSA v1 provenance of a release.
 
-Rules:
-1. The subjects are every file of every variant's plain bundle, as `<variant>/<path>`, and the manifest without its
-   patches (which may be added later): all of it can be checked with `sha256sum`.
-2. What the signed manifest says comes from there; the build record adds what a manifest has no room for.
-3. The statement is held to the in-toto project's own message definitions before it is signed.
+Formats: in-toto attestation v1, https://slsa.dev/spec/v1.0/provenance.
+
+- The subjects are each file of each variant's plain bundle, as VARIANT/PATH, and the manifest without its patches,
+  which may be added later. All of them can be verified with `sha256sum`.
+- Facts that the signed manifest contains are taken from it; the build record adds the others.
+- The statement is checked against the in-toto project's own message definitions before it is signed.
 """
 
 import hashlib
@@ -20,20 +21,20 @@ from packager.errors import ExtraMissing
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:airweights:release:1"
-INSTALL_HINT: Final = "pip install 'airweights[provenance]'"
+INSTALL_HINT: Final = "install it with `pip install 'airweights[provenance]'`"
 DEFAULT_BUILDER: Final = "urn:airweights:packager"
 
 
 def make_statement(manifest: Manifest, record: BuildRecord, builder: str = DEFAULT_BUILDER) -> dict[str, Any]:
-    """The statement of a release.
+    """Return the provenance statement of a release, checked.
 
     Args:
-        manifest: as published.
-        record: empty for a release that has none.
-        builder: URI of who ran the build, for example a CI system's identity.
+        manifest: the release's manifest.
+        record: its build record; an empty one if there is none.
+        builder: URI of the build's operator, for example the identity of a CI system.
 
     Raises:
-        ExtraMissing.
+        ExtraMissing: the extra `provenance` is not installed.
     """
     statement = {
         "_type": STATEMENT_TYPE,
@@ -66,21 +67,32 @@ def make_statement(manifest: Manifest, record: BuildRecord, builder: str = DEFAU
 
 
 def check_libraries() -> None:
-    """That the libraries of attestations are here, before any work is done. Raises ExtraMissing."""
+    """Check that the libraries for attestations are installed, before any work is done.
+
+    Raises:
+        ExtraMissing: one is not installed.
+    """
     for name in ("in_toto_attestation", "cyclonedx"):
         if importlib.util.find_spec(name) is None:
             raise ExtraMissing(f"{name} is not installed", hint=INSTALL_HINT)
 
 
 def check_statement(statement: dict[str, Any]) -> None:
-    """Rule 3. Raises ExtraMissing, ValueError."""
+    """Check a statement against the in-toto project's message definitions.
+
+    Raises:
+        ExtraMissing: the extra `provenance` is not installed.
+        ValueError: the statement is malformed.
+    """
     try:
         from google.protobuf.json_format import ParseDict, ParseError
         from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
         from in_toto_attestation.v1.statement import Statement
         from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
     except ImportError as error:
-        raise ExtraMissing(f"{error.name} is not installed, which checks provenance", hint=INSTALL_HINT) from error
+        raise ExtraMissing(
+            f"{error.name} is not installed, which is needed for provenance", hint=INSTALL_HINT
+        ) from error
     try:
         message = ParseDict(statement, StatementMessage())
         Statement.copy_from_pb(message).validate()
@@ -90,7 +102,7 @@ def check_statement(statement: dict[str, Any]) -> None:
 
 
 def subjects_of(manifest: Manifest) -> list[dict[str, Any]]:
-    """Rule 1."""
+    """List the subjects of a release: its manifest without patches, and each file of each variant."""
     name = f"bundles/{manifest.family}/{manifest.version}.json without patches"
     subjects = [{"name": name, "digest": {"sha256": manifest.digest_without_patches()}}]
     for variant_name, variant in manifest.variants:
@@ -117,14 +129,14 @@ def _dependencies(manifest: Manifest, record: BuildRecord) -> list[dict[str, Any
 
 
 def _byproduct(name: str, variant: Variant, record: BuildRecord) -> dict[str, Any]:
-    """What was measured of a variant; its digest is that of the annotations in JSON with sorted keys."""
+    """Return the reports of a variant; the digest is that of the annotations as JSON with sorted keys."""
     report: dict[str, JSON | Any] = {
         "bundle_digest": variant.digest,
         "quantization": variant.quantization.as_json(),
         "provenance": dict(variant.provenance),
         "build": record.variants.get(name, {}),
     }
-    # a NaN has no place in JSON, and a measurement that gave one is told as a word
+    # JSON has no NaN and infinity: such measurements are stored as text
     text = json.dumps(_replace_nonfinite(report), sort_keys=True)
     return {
         "name": f"{name}/report",

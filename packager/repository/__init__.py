@@ -1,4 +1,4 @@
-"""A repository: the static files that devices trust, and the folder in which they are staged, signed and published.
+"""A repository: static files that devices trust, and the folder to stage, sign and publish them.
 
 Words:
     role        a TUF role with its keys and its threshold: root, targets, snapshot, timestamp, and the delegated roles

@@ -34,7 +34,7 @@ MAX_ROOT_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ClientCheckResult:
-    """What the devices of one channel would do.
+    """The decision of one channel's devices about a publication.
 
     Attributes:
         family, channel: name the channel.

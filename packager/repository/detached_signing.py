@@ -1,4 +1,4 @@
-"""Sign on other machines than the build machine: a signing request goes out, signature files come back.
+"""Sign on other machines than the build machine: a request goes out, signature files come back.
 
     build machine             signer's machine                          build machine
     prepare_request      →    review_request, then sign_request    →    add_signatures, then publish
@@ -57,7 +57,7 @@ from packager.repository.staging import SignReport, Staging
 
 @dataclass(frozen=True, slots=True)
 class SigningReview:
-    """What a signer is about to sign.
+    """The documents that a signer is about to sign, and their summary.
 
     Attributes:
         roles: roles of the request whose documents these keys may sign, sorted.

@@ -1,7 +1,7 @@
 """Verify device reports: their sender, their signature, and their order in the device's log.
 
-A device numbers the reports of a log from 1, and each report names the digest of the one before it. The checks, in order,
-for each report of a file:
+A device numbers the reports of a log from 1, and each report names the digest of the one before it. The checks, in
+order, for each report of a file:
 
 1. The registry is the one whose digest the fleet document signs; the device is registered and not revoked.
 2. The report's signature is valid under the device's key.
@@ -161,7 +161,7 @@ class _AcceptedReports:
         return report.sequence < max(log, default=0)
 
     def find_gap(self, signed: SignedReport, label: str) -> _Gap:
-        """Find the gap before an unknown report; raise ReportForked if it follows another report than the last one."""
+        """Find the gap before a new report; raise ReportForked if it does not follow the last one."""
         report, log = signed.report, self._logs.get(signed.report.log, {})
         last = max(log, default=0)
         if report.sequence == last + 1 and report.previous != log.get(last):

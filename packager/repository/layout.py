@@ -142,7 +142,7 @@ def copy_into(source: Path, folder: Path) -> tuple[Path, str]:
 
 
 def sync_directory(path: Path) -> None:
-    """Sync a folder, so that its file names are durable."""
+    """Write a folder's file names to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Read what a repository lists: families, releases, rollouts, the fleet document, and the status of its roles.
+"""Read what a repository lists: families, releases, rollouts, fleet document, status of roles.
 
 A staged target takes precedence over the published one, except in functions named `published_...`. Nothing in this
 module changes the repository.
@@ -33,12 +33,12 @@ class RepositoryListing:
 
     @property
     def root(self) -> Path:
-        """The repository's folder."""
+        """The folder of the repository."""
         return self._layout.root
 
     @property
     def layout(self) -> RepositoryLayout:
-        """The repository's paths."""
+        """The paths below the repository's folder."""
         return self._layout
 
     @property
@@ -53,7 +53,11 @@ class RepositoryListing:
 
     @property
     def repository_id(self) -> str:
-        """SHA-256 of the first root's file, hexadecimal. Raises RepositoryMissing before the first publication."""
+        """SHA-256 of the first root's file, hexadecimal.
+
+        Raises:
+            RepositoryMissing: nothing is published yet.
+        """
         first = self._layout.metadata / "1.root.json"
         if not first.exists():
             raise RepositoryMissing(

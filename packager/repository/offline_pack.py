@@ -1,9 +1,9 @@
-"""Create an offline pack: a folder, for example on a USB stick, from which devices update through a `file:` URL.
+"""Create an offline pack: a folder, for example on a USB stick, that serves a `file:` URL.
 
 - A pack contains the repository's metadata, the targets of the chosen families, and the blobs and envelopes of the
   releases that their channels run now. It contains nothing that the online repository does not serve.
-- Its timestamp, snapshot and rollouts are signed again, marked as a pack's, and valid for the requested time, at most as
-  long as root allows. Devices accept them from a `file:` URL only.
+- Its timestamp, snapshot and rollouts are signed again, marked as a pack's, and valid for the requested time, at most
+  as long as root allows. Devices accept them from a `file:` URL only.
 - The pack takes one version number of each renewed document, and the online repository publishes the next. So a device
   that used the pack finds newer metadata online, and a device refuses a pack that is older than what it has seen.
 - Before the pack is moved to its place, the device's own code checks it for every channel.

@@ -188,7 +188,9 @@ def delegator_of(published: PublishedDocuments, staged: Mapping[str, Document], 
 def check_signatures(
     published: PublishedDocuments, staged: Mapping[str, Document], role: str, document: Document
 ) -> RoleSignatures:
-    """Count the valid and the missing signatures of a document; a new root also needs those of the published root.
+    """Count the valid and the missing signatures of a document.
+
+    A new root also needs the threshold of the published root.
 
     Args:
         published: what devices see now.

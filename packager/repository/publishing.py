@@ -43,7 +43,7 @@ from packager.repository.staging import LAST_ROLES, Staging
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What was published.
+    """The result of a publication.
 
     Attributes:
         timestamp_version: version of the publication's timestamp.
@@ -117,7 +117,7 @@ def stage_renewal(
     ahead: int = 1,
     pack_valid_s: int | None = None,
 ) -> Staging:
-    """Renew snapshot, timestamp and the rollout roles that `signers` can sign, outside of the staging folder.
+    """Renew snapshot, timestamp and the rollout roles that `signers` can sign.
 
     Args:
         layout: the repository's paths.

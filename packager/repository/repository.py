@@ -252,7 +252,9 @@ class Repository(RepositoryListing):
             return report
 
     def refresh(self, signers: Sequence[Signer]) -> PublishReport:
-        """Publish snapshot, timestamp and the signable rollout roles with new expiries; staged changes stay staged.
+        """Publish snapshot, timestamp and the signable rollout roles with new expiries.
+
+        Staged changes stay staged.
 
         Raises:
             BelowThreshold: the signers of snapshot or timestamp are missing.
@@ -293,7 +295,7 @@ class Repository(RepositoryListing):
 
     @property
     def is_staging_empty(self) -> bool:
-        """Whether there are no staged changes."""
+        """True if there are no staged changes."""
         return Staging(self._layout).is_empty
 
     def discard(self) -> None:

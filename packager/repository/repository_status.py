@@ -1,4 +1,4 @@
-"""What a repository's operator needs to know: keys, thresholds, expiries, what waits for whose signature."""
+"""The status of a repository: keys, thresholds and expiries of its roles, and the missing signatures."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -12,16 +12,16 @@ from packager.repository.document_rules import keys_of
 from packager.repository.published import PublishedDocuments, check_signatures
 from packager.repository.staging import Staging
 
-DUE_SHARE: Final = 0.25  # of a role's life: from then on it is time to renew
+DUE_SHARE: Final = 0.25  # of a role's validity: a role with less left is due for renewal
 
 
 @dataclass(frozen=True, slots=True)
 class RoleKey:
-    """A key of a role.
+    """One distinct public key of a role.
 
     Attributes:
-        key_id, scheme: as the role lists it.
-        has_signed: the document in question.
+        key_id, scheme: as the role lists the key.
+        has_signed: the document has a valid signature of the key.
     """
 
     key_id: str
@@ -31,17 +31,20 @@ class RoleKey:
 
 @dataclass(frozen=True, slots=True)
 class RoleStatus:
-    """One published role.
+    """The status of one published role.
 
     Attributes:
-        name, version, expires: of the published document.
-        days_left: until it expires; negative when it has.
-        is_due: is it time to renew it?
-        threshold, classical, post_quantum: how many keys of each kind there are, by public key.
-        keys: of each distinct public key its id and scheme, and whether it signed the published document.
-        signatures: valid ones.
-        problems: broken rules of keys.roles, one line each.
-        still_needed: what a forger still needs once one algorithm has fallen.
+        name: name of the role.
+        version: version of the published document; 0 if it was never signed.
+        expires: when the published document expires, in ISO 8601; "" if it was never signed.
+        days_left: days until then; negative if it has expired.
+        is_due: it has expired, or has less than DUE_SHARE of its validity left.
+        threshold: number of signatures that the role needs.
+        classical, post_quantum: number of distinct classical and ML-DSA keys.
+        keys: each distinct public key, and whether it signed the published document.
+        signatures: number of valid signatures of the published document.
+        problems: one line for each broken rule of keys.roles, and for missing signatures.
+        still_needed: how many keys an attacker must still steal after one algorithm is broken.
     """
 
     name: str
@@ -60,7 +63,15 @@ class RoleStatus:
 
 @dataclass(frozen=True, slots=True)
 class StagedRole:
-    """One staged document; `may_sign` are the keys whose signatures it still takes."""
+    """The signatures of one staged document.
+
+    Attributes:
+        name: name of the role.
+        version: version of the document.
+        signatures: number of valid signatures.
+        missing: number of signatures that the threshold still needs.
+        may_sign: the keys that may still sign.
+    """
 
     name: str
     version: int
@@ -71,16 +82,16 @@ class StagedRole:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryStatus:
-    """The whole repository.
+    """The status of a repository.
 
     Attributes:
-        repository_id: as envelopes bind it; "" before the first publication.
-        timestamp_version: of the publication that is out.
-        is_classical: made without ML-DSA?
-        roles: published ones, from root down.
-        staged: documents that are being signed.
-        staged_targets: names of files that wait.
-        withdrawn: names that wait to be taken out.
+        repository_id: SHA-256 of the first root, hexadecimal; "" before the first publication.
+        timestamp_version: version of the published timestamp; 0 before the first publication.
+        is_classical: the repository is exempt from the hybrid rule.
+        roles: the published roles, top-level roles first.
+        staged: the staged documents.
+        staged_targets: names of the staged targets.
+        withdrawn: names of the targets whose withdrawal is staged.
     """
 
     repository_id: str
@@ -93,21 +104,27 @@ class RepositoryStatus:
 
     @property
     def is_due(self) -> bool:
-        """Is any role expired, or soon to be? Also while nothing is published."""
+        """True if a role has expired or will soon, or if nothing is published yet."""
         return not self.roles or any(role.is_due for role in self.roles)
 
     @property
     def is_sound(self) -> bool:
-        """Does every role keep the threshold rules, and carry its signatures? Not while nothing is published."""
+        """True if every role keeps its rules and has its signatures; False if nothing is published."""
         return bool(self.roles) and not any(role.problems for role in self.roles)
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {**asdict(self), "is_due": self.is_due, "is_sound": self.is_sound}
 
 
 def repository_status(published: PublishedDocuments, staging: Staging, now_s: int) -> RepositoryStatus:
-    """Look at everything once."""
+    """Return the status of a repository.
+
+    Args:
+        published: what devices see now.
+        staging: the staged changes.
+        now_s: current time, in Unix seconds.
+    """
     is_published = bool(published.documents)
     is_classical = is_published and tuf_documents.is_classical(published.root)
     delegated = sorted(tuf_documents.delegated_roles(published.targets)) if is_published else []
@@ -127,30 +144,30 @@ def _role_status(published: PublishedDocuments, role: str, now_s: int, *, classi
     delegator: Root | Targets = published.root if role in tuf_documents.TOP_LEVEL else published.targets
     keys = keys_of(delegator, role)
 
-    def listed(signed: Collection[str] = ()) -> tuple[RoleKey, ...]:
+    def list_keys(signed: Collection[str] = ()) -> tuple[RoleKey, ...]:
         return tuple(RoleKey(keyid, str(key.scheme), keyid in signed) for keyid, key in keys.keys.items())
 
     document = published.documents.get(role)
-    wrong = list(threshold_problems(keys, is_classical_only=classical))
+    problems = list(threshold_problems(keys, is_classical_only=classical))
     if document is None:
-        wrong.append("it was never signed")
+        problems.append("the role was never signed")
         return RoleStatus(
-            role,
-            0,
-            "",
-            0.0,
-            True,
-            keys.threshold,
-            keys.classical_count,
-            keys.post_quantum_count,
-            listed(),
-            0,
-            tuple(wrong),
-            "",
+            name=role,
+            version=0,
+            expires="",
+            days_left=0.0,
+            is_due=True,
+            threshold=keys.threshold,
+            classical=keys.classical_count,
+            post_quantum=keys.post_quantum_count,
+            keys=list_keys(),
+            signatures=0,
+            problems=tuple(problems),
+            still_needed="",
         )
     state = check_signatures(published, {}, role, document)
     if state.missing_signatures:
-        wrong.append(f"its document lacks {state.missing_signatures} signatures")
+        problems.append(f"the published document lacks {state.missing_signatures} signatures")
     left_s = document.signed.expires.timestamp() - now_s
     life_s = tuf_documents.EXPIRY_DAYS[tuf_documents.kind_of(role)] * tuf_documents.DAY_S
     return RoleStatus(
@@ -162,9 +179,9 @@ def _role_status(published: PublishedDocuments, role: str, now_s: int, *, classi
         threshold=keys.threshold,
         classical=keys.classical_count,
         post_quantum=keys.post_quantum_count,
-        keys=listed(state.signed_key_ids),
+        keys=list_keys(state.signed_key_ids),
         signatures=len(state.signed_key_ids),
-        problems=tuple(wrong),
+        problems=tuple(problems),
         still_needed=remaining_signers_needed(keys),
     )
 

@@ -1,11 +1,10 @@
-"""Changes of roles: keys added, removed, replaced; thresholds; counter epochs; families. Each is staged, then signed.
+"""Stage changes of roles: keys, thresholds, counter epochs, families.
 
-Rules:
-1. A change of root, targets, snapshot or timestamp is a new root; it needs the threshold of the root before it and its
-   own. A change of a family's or the fleet's role is a new `targets`.
-2. A role's keys and threshold keep keys.roles' rules after every change. The threshold follows the keys unless given.
-3. A document that the role's new keys have not signed is staged anew by the next `sign`, for those keys to sign.
-4. Root versions are never left out or reused: each N.root.json stays forever.
+- A change of root, targets, snapshot or timestamp is a new root. It needs its own threshold and that of the root before
+  it. A change of a family's or the fleet's role is a new `targets`.
+- After each change, keys and threshold keep the rules of keys.roles. The threshold follows the keys unless it is given.
+- If a role's published document lacks signatures of its new keys, the next `sign` stages a new one for them to sign.
+- Root versions are never skipped or reused: each N.root.json stays forever.
 """
 
 import time
@@ -31,46 +30,120 @@ TOP_LEVEL: Final = tuf_documents.TOP_LEVEL
 
 @dataclass(frozen=True, slots=True)
 class RoleChange:
-    """What a role comes to: its name, and its keys and threshold as they will be."""
+    """A role after a staged change.
+
+    Attributes:
+        role: name of the role.
+        key_ids: ids of its keys.
+        threshold: number of signatures that it needs.
+    """
 
     role: str
     key_ids: tuple[str, ...]
     threshold: int
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {"role": self.role, "key_ids": list(self.key_ids), "threshold": self.threshold}
 
 
 def add_keys(layout: RepositoryLayout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
-    """Stage further keys of a role. Raises ThresholdInvalid, StagingInvalid (no such role)."""
-    return _stage_change(layout, role, lambda held: [*held, *keys], threshold)
+    """Stage the addition of keys to a role.
+
+    Args:
+        layout: the repository's paths.
+        role: name of the role.
+        keys: the public keys to add.
+        threshold: the role's new threshold; None for the smallest that the rules allow.
+
+    Raises:
+        StagingInvalid: there is no such role.
+        ThresholdInvalid: keys and threshold would break a rule of keys.roles.
+    """
+    return _stage_change(layout, role, lambda current: [*current, *keys], threshold)
 
 
 def remove_keys(
     layout: RepositoryLayout, role: str, key_ids: Sequence[str], threshold: int | None = None
 ) -> RoleChange:
-    """Stage that a role loses keys, named by id or the beginning of one. Raises also SignerNotInRole."""
-    return _stage_change(layout, role, lambda held: _remove_keys(role, held, key_ids), threshold)
+    """Stage the removal of keys from a role.
+
+    Args:
+        layout: the repository's paths.
+        role: name of the role.
+        key_ids: ids of the keys to remove, or unique prefixes of them.
+        threshold: the role's new threshold; None for the smallest that the rules allow.
+
+    Raises:
+        StagingInvalid: there is no such role.
+        SignerNotInRole: a prefix matches no key of the role, or several.
+        ThresholdInvalid: keys and threshold would break a rule of keys.roles.
+    """
+    return _stage_change(layout, role, lambda current: _remove_keys(role, current, key_ids), threshold)
 
 
 def replace_key(layout: RepositoryLayout, role: str, key_id: str, key: Key, threshold: int | None = None) -> RoleChange:
-    """Stage that one key takes the place of another. Raises as `remove_keys`."""
-    return _stage_change(layout, role, lambda held: [*_remove_keys(role, held, [key_id]), key], threshold)
+    """Stage the replacement of one key of a role.
+
+    Args:
+        layout: the repository's paths.
+        role: name of the role.
+        key_id: id of the key to remove, or a unique prefix of it.
+        key: the public key to add.
+        threshold: the role's new threshold; None for the smallest that the rules allow.
+
+    Raises:
+        StagingInvalid: there is no such role.
+        SignerNotInRole: the prefix matches no key of the role, or several.
+        ThresholdInvalid: keys and threshold would break a rule of keys.roles.
+    """
+    return _stage_change(layout, role, lambda current: [*_remove_keys(role, current, [key_id]), key], threshold)
 
 
 def replace_keys(layout: RepositoryLayout, role: str, keys: Sequence[Key], threshold: int | None = None) -> RoleChange:
-    """Stage all new keys of a role, as after a compromise. Raises as `add_keys`."""
-    return _stage_change(layout, role, lambda _held: list(keys), threshold)
+    """Stage the replacement of all keys of a role, for example after a compromise.
+
+    Args:
+        layout: the repository's paths.
+        role: name of the role.
+        keys: the role's new public keys.
+        threshold: the role's new threshold; None for the smallest that the rules allow.
+
+    Raises:
+        StagingInvalid: there is no such role.
+        ThresholdInvalid: keys and threshold would break a rule of keys.roles.
+    """
+    return _stage_change(layout, role, lambda _current: list(keys), threshold)
 
 
 def set_threshold(layout: RepositoryLayout, role: str, threshold: int) -> RoleChange:
-    """Stage another threshold. Raises ThresholdInvalid, StagingInvalid."""
+    """Stage another threshold of a role.
+
+    Args:
+        layout: the repository's paths.
+        role: name of the role.
+        threshold: number of signatures that the role is to need.
+
+    Raises:
+        StagingInvalid: there is no such role.
+        ThresholdInvalid: keys and threshold would break a rule of keys.roles.
+    """
     return _stage_change(layout, role, list, threshold)
 
 
 def advance_counter_epoch(layout: RepositoryLayout, family: str) -> int:
-    """Stage the next counter epoch of a family: outlives a huge counter that a stolen key signed. Returns it."""
+    """Stage the next counter epoch of a family, and return its number.
+
+    The rollback floor compares counter epochs before counters. So a new epoch allows small counters again after a stolen
+    key signed a huge one.
+
+    Args:
+        layout: the repository's paths.
+        family: a delegated family.
+
+    Raises:
+        StagingInvalid: the family is not delegated.
+    """
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         targets = next_targets(published, staging)
@@ -84,7 +157,12 @@ def advance_counter_epoch(layout: RepositoryLayout, family: str) -> int:
 
 
 def require_hybrid(layout: RepositoryLayout) -> tuple[RoleChange, ...]:
-    """Stage that a classical repository keeps the hybrid rule from now on; every role must have ML-DSA keys already.
+    """Stage the end of a classical repository's exemption from the hybrid rule.
+
+    Every role must have ML-DSA keys already; the thresholds are set to the smallest that the rules allow.
+
+    Args:
+        layout: the repository's paths.
 
     Raises:
         ThresholdInvalid: a role lacks keys of one kind.
@@ -106,7 +184,15 @@ def require_hybrid(layout: RepositoryLayout) -> tuple[RoleChange, ...]:
 
 
 def renew(layout: RepositoryLayout, roles: Sequence[str]) -> None:
-    """Stage the same documents with new expiries. Raises StagingInvalid: no such role, or snapshot or timestamp."""
+    """Stage documents with the same content and new expiries.
+
+    Args:
+        layout: the repository's paths.
+        roles: names of the roles; not snapshot and timestamp, which `Repository.refresh` renews.
+
+    Raises:
+        StagingInvalid: there is no such role, or it is snapshot or timestamp.
+    """
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         now_s = int(time.time())
@@ -116,15 +202,27 @@ def renew(layout: RepositoryLayout, roles: Sequence[str]) -> None:
             elif role == "targets":
                 staging.put_document("targets", Metadata[Targets](next_targets(published, staging)))
             elif role in tuf_documents.delegated_roles(published.targets) and role in published.documents:
-                held = published.role(role)
-                renewed = tuf_documents.next_targets(held, role, held.targets, now_s)
+                current = published.role(role)
+                renewed = tuf_documents.next_targets(current, role, current.targets, now_s)
                 staging.put_document(role, Metadata[Targets](renewed))
             else:
-                raise StagingInvalid(f"there is no role {role!r} to renew; snapshot and timestamp: `repo refresh`")
+                raise StagingInvalid(
+                    f"there is no role {role!r} to renew",
+                    hint="take a role from `packager repo status`; renew snapshot and timestamp with"
+                    " `packager repo refresh`",
+                )
 
 
 def remove_family(layout: RepositoryLayout, family: str) -> None:
-    """Stage that a family is no longer delegated. Raises StagingInvalid."""
+    """Stage the end of a family's delegation.
+
+    Args:
+        layout: the repository's paths.
+        family: a delegated family.
+
+    Raises:
+        StagingInvalid: the family is not delegated.
+    """
     with lock_repository(layout):
         published, staging = PublishedDocuments(layout), Staging(layout)
         targets = next_targets(published, staging)
@@ -140,7 +238,12 @@ def remove_family(layout: RepositoryLayout, family: str) -> None:
 
 
 def next_root(published: PublishedDocuments, staging: Staging) -> Root:
-    """The staged root, unsigned, or a new one on top of the published."""
+    """Return a copy of the staged root without signatures, or a successor of the published root.
+
+    Args:
+        published: what devices see now.
+        staging: the staged changes.
+    """
     staged = staging.documents.get("root")
     if staged is not None and staged.signed.version == published.root_version + 1:
         return Root.from_dict(staged.signed.to_dict())
@@ -148,7 +251,12 @@ def next_root(published: PublishedDocuments, staging: Staging) -> Root:
 
 
 def next_targets(published: PublishedDocuments, staging: Staging) -> Targets:
-    """The staged `targets`, unsigned, or a new one on top of the published."""
+    """Return a copy of the staged `targets` without signatures, or a successor of the published one.
+
+    Args:
+        published: what devices see now.
+        staging: the staged changes.
+    """
     staged = staging.documents.get("targets")
     if staged is not None and staged.signed.version == published.targets.version + 1:
         return Targets.from_dict(staged.signed.to_dict())
@@ -173,7 +281,7 @@ def _stage_change(layout: RepositoryLayout, role: str, change: ChangeKeys, thres
             targets = next_targets(published, staging)
             delegated = tuf_documents.delegated_roles(targets).get(role)
             if delegated is None or targets.delegations is None:
-                raise StagingInvalid(f"there is no role {role!r}", hint="`packager repo status` lists the roles")
+                raise StagingInvalid(f"there is no role {role!r}", hint="take a role from `packager repo status`")
             keys = change([targets.delegations.keys[keyid] for keyid in delegated.keyids])
             counted = _checked_role_keys(role, keys, threshold, classical=classical)
             delegated.keyids = [key.keyid for key in keys]
@@ -196,7 +304,7 @@ def _remove_keys(role: str, keys: Sequence[Key], key_ids: Sequence[str]) -> list
         matching = [key for key in keys if key.keyid.startswith(key_id)]
         if len(matching) != 1:
             raise SignerNotInRole(
-                f"key {key_id[:20]!r} matches {len(matching)} keys of role {role!r}, expected one",
-                hint="`packager repo status` shows each role's keys",
+                f"key id {key_id[:20]!r} matches {len(matching)} keys of role {role!r}, expected one",
+                hint="take the key id from `packager repo status`",
             )
     return [key for key in keys if not any(key.keyid.startswith(key_id) for key_id in key_ids)]

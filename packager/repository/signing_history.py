@@ -1,12 +1,12 @@
-"""What was signed in a place before: a signer's own copies, which no build machine can touch.
+"""A signer's own copies of what its keys signed; no build machine can change them.
 
-    memory/<repository>/<role>.json      the document that was signed last
-    memory/<repository>/keys.json        SHA-256 of the public keys that signed for this repository here
+    HISTORY/REPOSITORY/ROLE.json     the document of the role that was signed last
+    HISTORY/REPOSITORY/keys.json     SHA-256 of each public key that signed for this repository
 
-Rules:
-1. A repository is known by its first root's signed part (packager.repository.signing_request rule 2).
-2. A key that signed for one repository here does not sign for another one unless that is said: a request that only
-   claims to be of another repository would find no memory to be compared with.
+REPOSITORY is the SHA-256 of the signed part of the repository's first root, in hexadecimal.
+
+The keys are recorded so that a key of one repository signs for another one only on request: a forged request that
+claims to be of another repository would otherwise be compared with an empty history.
 """
 
 import json
@@ -27,18 +27,27 @@ KEYS_FILE: Final = "keys.json"
 
 
 class SigningHistory:
-    """One repository's part of the memory in a folder, which need not be there yet."""
+    """The signing history of one repository.
+
+    Args:
+        folder: the folder of the histories of all repositories; it need not exist.
+        identity: SHA-256 of the signed part of the repository's first root, hexadecimal.
+    """
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder, self._identity = folder, identity
 
     @property
     def has_signed_before(self) -> bool:
-        """Was anything of this repository signed here?"""
+        """True if this machine signed documents of this repository before."""
         return (self._folder / self._identity).is_dir()
 
     def last_document(self, role: str) -> Document | None:
-        """The document of a role that was signed last. Raises SignerMemoryDamaged."""
+        """Return the document of a role that was signed last, or None.
+
+        Raises:
+            SigningHistoryDamaged: its file cannot be read.
+        """
         path = self._folder / self._identity / f"{role}.json"
         try:
             return parse_document(path.read_bytes(), str(path))
@@ -46,22 +55,32 @@ class SigningHistory:
             return None
         except Exception as error:
             raise SigningHistoryDamaged(
-                f"{path}, what was signed here last, cannot be read", hint="restore it from a backup"
+                f"cannot read {path}, the document of role {role} that was signed last",
+                hint="restore the file from a backup",
             ) from error
 
     def other_repositories(self, keys: Iterable[Key]) -> tuple[str, ...]:
-        """Other repositories that one of these keys signed for here (rule 2), sorted."""
-        held = {key_digest(key) for key in keys}
+        """List other repositories for which one of these keys signed on this machine, sorted.
+
+        Raises:
+            SigningHistoryDamaged: a file of recorded keys cannot be read.
+        """
+        digests = {key_digest(key) for key in keys}
         folders = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
         others = (path for path in folders if SHA256_HEX_PATTERN.fullmatch(path.name) and path.name != self._identity)
-        return tuple(path.name for path in others if held & _read_keys(path / KEYS_FILE))
+        return tuple(path.name for path in others if digests & _read_keys(path / KEYS_FILE))
 
     def record_document(self, role: str, document: Document) -> None:
-        """This document of the role is being signed."""
+        """Record a document as the last signed one of its role, synced.
+
+        Args:
+            role: name of the role.
+            document: the document.
+        """
         write_file(self._folder / self._identity / f"{role}.json", tuf_documents.serialize(document))
 
     def record_keys(self, keys: Iterable[Key]) -> None:
-        """These keys sign for this repository."""
+        """Record keys as signers of this repository, synced."""
         path = self._folder / self._identity / KEYS_FILE
         known = _read_keys(path)
         now = known | {key_digest(key) for key in keys}
@@ -76,4 +95,6 @@ def _read_keys(path: Path) -> set[str]:
     except FileNotFoundError:
         return set()
     except (OSError, ValueError, TypeError) as error:
-        raise SigningHistoryDamaged(f"{path} cannot be read", hint="restore it from a backup") from error
+        raise SigningHistoryDamaged(
+            f"cannot read {path}, the keys that signed before", hint="restore the file from a backup"
+        ) from error

@@ -1,11 +1,11 @@
-"""The signing request and the signature file: what goes out to those who hold keys, and what comes back.
+"""The signing request, which goes to the signers, and the signature file, which comes back.
 
-Rules:
-1. A request is no authority. It carries documents to be signed, what is published now, and the files that both name by
-   digest; a signer recomputes from them what changes (packager.repository.detached_signing).
-2. A repository is known by its first root's signed part, which is the same before and after its signatures: so that the
-   first ceremony and all later requests are of one repository.
-3. Both files are read strictly, and every document must have a canonical form: what is shown is what is signed.
+- A request is not trusted. It contains the documents to be signed, the published ones, and the targets that both name
+  by digest; the signer recomputes from them what changes (packager.repository.detached_signing).
+- A repository's identity is the SHA-256 of the signed part of its first root. It is the same before and after root is
+  signed, so that the first ceremony and all later requests have the same identity.
+- Both files are parsed strictly, and each document must have a canonical form, so that the signed bytes are those that
+  the summary shows.
 """
 
 import base64
@@ -40,14 +40,14 @@ MAX_SIGNATURE_CHARACTERS: Final = 16384
 
 @dataclass(frozen=True, slots=True)
 class SigningRequest:
-    """What is to be signed.
+    """The content of a signing request, unverified.
 
     Attributes:
-        first_root: bytes of the file of root 1; before the first publication, without signatures.
-        new: role → document to be signed.
-        published: role → document that devices see now.
-        contents: target name → bytes of every target that the new documents list.
-        earlier: target name → bytes that are published, of every target that is to change.
+        first_root: bytes of root 1's file; before the first publication, without signatures.
+        new_documents: role → document to be signed.
+        published_documents: role → document that devices see now, as the request claims.
+        new_contents: target name → bytes, for each target that the new documents list.
+        earlier_contents: target name → published bytes, for each target that changes.
     """
 
     first_root: bytes
@@ -58,12 +58,12 @@ class SigningRequest:
 
     @property
     def repository_identity(self) -> str:
-        """Rule 2: SHA-256 of the signed part of the first root, hexadecimal."""
+        """SHA-256 of the signed part of the first root, hexadecimal."""
         return repository_identity_of(self.first_root)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over every document to be signed, hexadecimal: the same wherever the same request is looked at."""
+        """SHA-256 over the identity and all documents to be signed, hexadecimal; equal on every machine."""
         lines = [
             self.repository_identity,
             *(f"{role} {content_digest(self.new_documents[role])}" for role in sorted(self.new_documents)),
@@ -71,7 +71,7 @@ class SigningRequest:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def as_bytes(self) -> bytes:
-        """The request file."""
+        """Return the content of the request file."""
         return strict_json.encode(
             {
                 "schema": REQUEST_FORMAT,
@@ -92,48 +92,75 @@ class SigningRequest:
 
 @dataclass(frozen=True, slots=True)
 class RoleSignature:
-    """One signature of a signature file."""
+    """One signature of a signature file, and the role whose document it signs."""
 
     role: str
     signature: Signature
 
 
 def make_request(published: PublishedDocuments, staging: Staging) -> SigningRequest:
-    """A request for what is staged and prepared."""
+    """Create the request for the staged documents.
+
+    Args:
+        published: what devices see now.
+        staging: the staged changes, prepared (`Staging.prepare`).
+
+    Raises:
+        RepositoryDamaged: a published target is missing or damaged, or there is no root.
+    """
     new = {role: Metadata(document.signed) for role, document in staging.documents.items() if role not in LAST_ROLES}
-    held = {role: document for role, document in published.documents.items() if role not in LAST_ROLES}
-    return SigningRequest(first_root_of(published, staging), new, held, *_collect_contents(published, staging, new))
+    current = {role: document for role, document in published.documents.items() if role not in LAST_ROLES}
+    return SigningRequest(first_root_of(published, staging), new, current, *_collect_contents(published, staging, new))
 
 
 def first_root_of(published: PublishedDocuments, staging: Staging) -> bytes:
-    """Bytes of root 1: the published file, or the staged document without signatures. Raises RepositoryDamaged."""
+    """Return the bytes of root 1: the published file, or the staged document without signatures.
+
+    Args:
+        published: what devices see now.
+        staging: the staged changes.
+
+    Raises:
+        RepositoryDamaged: there is neither.
+    """
     if published.root_version:
         return published.first_root
     staged = staging.documents.get("root")
     if staged is None:
-        raise RepositoryDamaged("no root is published, and none is staged", hint="begin again: `packager repo init`")
+        raise RepositoryDamaged(
+            "no root is published, and none is staged", hint="create the repository again with `packager repo init`"
+        )
     return tuf_documents.serialize(Metadata(staged.signed))
 
 
 def repository_identity_of(first_root: bytes) -> str:
-    """Rule 2. Raises RepositoryDamaged: not a root's file."""
+    """Return a repository's identity: the SHA-256 of its first root's signed part, hexadecimal.
+
+    Raises:
+        RepositoryDamaged: the bytes are no TUF metadata.
+    """
     return content_digest(parse_document(first_root, "the first root"))
 
 
 def content_digest(document: Document) -> str:
-    """SHA-256 of a document's signed bytes, hexadecimal."""
+    """Return the SHA-256 of a document's signed part, hexadecimal."""
     return hashlib.sha256(document.signed_bytes).hexdigest()
 
 
 def parse_request(data: bytes) -> SigningRequest:
-    """Read a request file. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a request file.
+
+    Raises:
+        Malformed: the data is no signing request, or a document has no canonical form.
+        TooLarge: the data has more than MAX_REQUEST_BYTES.
+    """
     fields = StrictObject(
         strict_json.decode(data, what="signing request", max_bytes=MAX_REQUEST_BYTES), "signing request"
     )
     if fields.text("schema") != REQUEST_FORMAT:
         raise Malformed(
             f"signing request.schema: expected {REQUEST_FORMAT!r}",
-            hint="a request is made by `packager repo prepare`",
+            hint="give a file that `packager repo prepare` wrote",
         )
     out = SigningRequest(
         _unpack_block(fields, "first_root"),
@@ -145,15 +172,20 @@ def parse_request(data: bytes) -> SigningRequest:
     fields.reject_unknown()
     for role in (*out.new_documents, *out.published_documents):
         if not ROLE_NAME_PATTERN.fullmatch(role):
-            raise Malformed(f"signing request: {role[:80]!r} is no role's name")
+            raise Malformed(f"signing request: malformed role name {role[:80]!r}")
     first = _parse_block(out.first_root, "the first root").signed
     if not isinstance(first, Root) or first.version != 1:
-        raise Malformed("signing request.first_root: expected root 1")
+        raise Malformed("signing request.first_root: expected a root document of version 1")
     return out
 
 
 def make_signature_file(identity: str, signatures: Sequence[RoleSignature]) -> bytes:
-    """What comes back."""
+    """Return the content of a signature file.
+
+    Args:
+        identity: the repository's identity.
+        signatures: the signatures with their roles.
+    """
     rows: list[JSON] = [
         {"role": row.role, "key_id": row.signature.keyid, "signature": row.signature.signature} for row in signatures
     ]
@@ -161,14 +193,19 @@ def make_signature_file(identity: str, signatures: Sequence[RoleSignature]) -> b
 
 
 def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
-    """A signature file's repository and signatures. Raises MalformedRefused, TooLargeRefused."""
+    """Parse a signature file; return the repository's identity and the unverified signatures.
+
+    Raises:
+        Malformed: the data is no signature file.
+        TooLarge: the data has more than MAX_REQUEST_BYTES.
+    """
     fields = StrictObject(
         strict_json.decode(data, what="signature file", max_bytes=MAX_REQUEST_BYTES), "signature file"
     )
     if fields.text("schema") != SIGNATURES_FORMAT:
         raise Malformed(
             f"signature file.schema: expected {SIGNATURES_FORMAT!r}",
-            hint="`packager repo sign REQUEST -o FILE` writes one",
+            hint="give a file that `packager repo sign REQUEST -o FILE` wrote",
         )
     repository = fields.text("repository", SHA256_HEX_PATTERN)
     rows = []
@@ -183,23 +220,23 @@ def parse_signatures(data: bytes) -> tuple[str, tuple[RoleSignature, ...]]:
 def _collect_contents(
     published: PublishedDocuments, staging: Staging, new: Mapping[str, Document]
 ) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    # all that is listed, not only what is new: a signer may have missed releases that others signed
+    # include every listed target, not only new ones: a signer may have missed releases that others signed
     contents, earlier = {}, {}
     for role, document in new.items():
         if not isinstance(document.signed, Targets):
             continue
-        held = published.role(role).targets if role in published.documents else {}
+        listed = published.role(role).targets if role in published.documents else {}
         for name, target in document.signed.targets.items():
             contents[name] = staging.targets[name] if name in staging.targets else published.target(target)
-            if name in held and held[name] != target:
-                earlier[name] = published.target(held[name])
+            if name in listed and listed[name] != target:
+                earlier[name] = published.target(listed[name])
     return contents, earlier
 
 
 def _parse_block(data: bytes, where: str) -> Document:
     try:
         document = parse_document(data, where)
-        document.signed_bytes  # noqa: B018  # rule 3: floats and the like have none
+        document.signed_bytes  # noqa: B018  # raises if there is no canonical form, for example for floats
     except (RepositoryDamaged, SerializationError, FormatError, ValueError, TypeError) as error:
         raise Malformed(f"signing request: {where[:80]} is not TUF metadata") from error
     return document

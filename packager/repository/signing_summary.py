@@ -1,13 +1,12 @@
-"""What a signature would change, said for people, computed from the bytes that it would sign.
+"""Summarize what a signature would change, as lines of text, from the bytes that it would sign.
 
-Rules:
-1. Nothing here trusts words: every line comes from the document to be signed, the target files that it names by digest,
-   and the document of the role that was signed before.
-2. A target file that is missing, not of the digest that the document lists, or that names another family, version or
-   channel than its own name does, is refused: who signs a digest signs what it stands for.
-3. Everything that differs is said; a field that this version does not know is said as it is. What an honest request
-   seldom asks for is said in capitals.
-4. A line is one line: whatever a document contains, it cannot draw on the terminal.
+- Sources: each line is computed from the document to be signed, the targets that it names by digest, and the previous
+  document of the role. Nothing else in a request has an influence.
+- Refusals: a target that is missing, has another digest than the document lists, or contains another family, version or
+  channel than its name, is refused, since a signature over a digest also covers the content.
+- Completeness: each difference has a line. An unknown field is shown as it is. Changes that a legitimate request rarely
+  contains begin with a word in capitals (DOWNGRADE, UNSOUND, EXPIRED …).
+- Safety: each line is one line of printable text; nothing in a document can control the terminal.
 """
 
 import hashlib
@@ -28,25 +27,15 @@ from packager.repository.document_rules import keys_of
 from packager.repository.published import Document
 from packager.repository.signing_request import SigningRequest, content_digest
 
-SUMMARIZED_FIELDS: Final = (
-    "_type",
-    "version",
-    "expires",
-    "keys",
-    "roles",
-    "targets",
-    "delegations",
-)  # by lines of their own
-GRACE_S: Final = 3600  # between the build machine's clock and the signer's
+SUMMARIZED_FIELDS: Final = ("_type", "version", "expires", "keys", "roles", "targets", "delegations")  # own lines
+CLOCK_TOLERANCE_S: Final = 3600  # difference of the clocks of the build machine and the signer
 
 
 def head_lines(request: SigningRequest) -> tuple[str, ...]:
-    """What the request is of, and the name of what is to be signed."""
+    """Return the line that names the request's repository."""
     if "root" in request.published_documents:
-        first = f"repository {hashlib.sha256(request.first_root).hexdigest()}"
-    else:
-        first = f"a new repository, whose first root is {request.repository_identity}"
-    return (first,)
+        return (f"repository {hashlib.sha256(request.first_root).hexdigest()}",)
+    return (f"new repository, signed part of its first root: SHA-256 {request.repository_identity}",)
 
 
 def document_summary(
@@ -57,18 +46,22 @@ def document_summary(
     earlier: Mapping[str, bytes],
     now_s: int,
 ) -> tuple[str, ...]:
-    """Lines for one document.
+    """Summarize the changes of one document.
 
     Args:
-        role: whose document it is.
-        new: to be signed.
-        before: signed last, or None.
-        contents: target name → bytes, for every target that is new or changed.
-        earlier: target name → bytes of what `before` lists, where they are at hand; believed by their digest.
-        now_s: Unix seconds.
+        role: name of the role.
+        new: the document to be signed.
+        previous: the document to compare with; None for the first one of the role.
+        contents: target name → bytes, for each new or changed target.
+        earlier: target name → bytes that `previous` lists, as far as known; used only if their digest matches.
+        now_s: current time, in Unix seconds.
+
+    Returns:
+        Lines of printable text, each beginning with the role's name.
 
     Raises:
-        DigestMismatchRefused, MalformedRefused (rule 2).
+        DigestMismatch: a target is not of the listed digest.
+        Malformed: a target is missing, or its content does not match its name.
     """
     return tuple(_escape_line(line) for line in _document_lines(role, new, previous, contents, earlier, now_s))
 
@@ -83,38 +76,35 @@ def _document_lines(
 ) -> Iterator[str]:
     old = None if previous is None else previous.signed
     yield f"{role}: version {'none' if old is None else old.version} -> {new.signed.version}"
-    yield f"{role}: signed part {content_digest(new)}"
-    yield (
-        f"{role}: expires {'never signed' if old is None else _format_issue_time(old)} -> "
-        f"{_format_issue_time(new.signed)}"
-    )
+    yield f"{role}: signed part: SHA-256 {content_digest(new)}"
+    yield f"{role}: expires {'none' if old is None else _format_expiry(old)} -> {_format_expiry(new.signed)}"
     yield from _expiry_lines(role, new.signed, now_s)
     yield from _field_lines(role, new.signed, old)
     if isinstance(new.signed, Root):
-        held = old if isinstance(old, Root) else None
+        old_root = old if isinstance(old, Root) else None
         for name in tuf_documents.TOP_LEVEL:
-            yield from _role_key_lines(f"{role}: role {name}", new.signed, held, name)
+            yield from _role_key_lines(f"{role}: role {name}", new.signed, old_root, name)
     if isinstance(new.signed, Targets):
-        listed = old if isinstance(old, Targets) else None
-        yield from _delegation_lines(role, new.signed, listed)
-        yield from _target_lines(role, new.signed, listed, contents, earlier)
+        old_targets = old if isinstance(old, Targets) else None
+        yield from _delegation_lines(role, new.signed, old_targets)
+        yield from _target_lines(role, new.signed, old_targets, contents, earlier)
 
 
 def _expiry_lines(role: str, new: Any, now_s: int) -> Iterator[str]:
     left_s = int(new.expires.timestamp()) - now_s
     days = tuf_documents.EXPIRY_DAYS.get(tuf_documents.kind_of(role))
     if left_s <= 0:
-        yield f"{role}: EXPIRED already: nobody will accept it"
-    elif days is not None and left_s > days * tuf_documents.DAY_S + GRACE_S:
-        yield f"{role}: VALID FOR {left_s / tuf_documents.DAY_S:,.0f} days, while its role has {days}"
+        yield f"{role}: EXPIRED on {_format_expiry(new)}: devices will refuse it"
+    elif days is not None and left_s > days * tuf_documents.DAY_S + CLOCK_TOLERANCE_S:
+        yield f"{role}: VALID FOR {left_s / tuf_documents.DAY_S:,.0f} days, expected at most {days} days for this role"
 
 
 def _field_lines(role: str, new: Any, old: Any) -> Iterator[str]:
     after = _other_fields(new.to_dict())
-    ago = {} if old is None else _other_fields(old.to_dict())
-    for name in sorted({*after, *ago}):
-        if after.get(name) != ago.get(name):
-            yield f"{role}: field {name} {ago.get(name)!r} -> {after.get(name)!r}"
+    before = {} if old is None else _other_fields(old.to_dict())
+    for name in sorted({*after, *before}):
+        if after.get(name) != before.get(name):
+            yield f"{role}: field {name}: {before.get(name)!r} -> {after.get(name)!r}"
 
 
 def _other_fields(fields: dict[str, Any]) -> dict[str, Any]:
@@ -123,20 +113,21 @@ def _other_fields(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _role_key_lines(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
     after = new.get_delegated_role(name)
-    ago = None if old is None else _delegated_role(old, name)
-    now_keys = set(after.keyids)
-    was_keys = set() if ago is None else set(ago.keyids)
-    changed = [keyid for keyid in sorted(now_keys & was_keys) if new.get_key(keyid) != old.get_key(keyid)]
-    is_other = ago is None or after.threshold != ago.threshold or now_keys != was_keys or bool(changed)
-    if ago is None or after.threshold != ago.threshold:
-        yield f"{where}: threshold {'none' if ago is None else ago.threshold} -> {after.threshold} of {len(now_keys)}"
-    for keyid in sorted(now_keys - was_keys):
+    before = None if old is None else _delegated_role(old, name)
+    new_keys = set(after.keyids)
+    old_keys = set() if before is None else set(before.keyids)
+    changed = [keyid for keyid in sorted(new_keys & old_keys) if new.get_key(keyid) != old.get_key(keyid)]
+    is_other_threshold = before is None or after.threshold != before.threshold
+    if is_other_threshold:
+        old_threshold = "none" if before is None else before.threshold
+        yield f"{where}: threshold {old_threshold} -> {after.threshold}, of {len(new_keys)} keys"
+    for keyid in sorted(new_keys - old_keys):
         yield f"{where}: key added: {_describe_key(keyid, new.get_key(keyid))}"
-    for keyid in sorted(was_keys - now_keys):
+    for keyid in sorted(old_keys - new_keys):
         yield f"{where}: key removed: {_describe_key(keyid, old.get_key(keyid))}"
     for keyid in changed:
-        yield f"{where}: KEY {keyid} NOW STANDS FOR ANOTHER public key: {_describe_key(keyid, new.get_key(keyid))}"
-    if is_other:
+        yield f"{where}: KEY ID {keyid} NOW NAMES ANOTHER public key: {_describe_key(keyid, new.get_key(keyid))}"
+    if is_other_threshold or new_keys != old_keys or changed:
         counted = keys_of(new, name)
         yield (
             f"{where}: {counted.classical_count} classical and {counted.post_quantum_count} ML-DSA keys; "
@@ -144,14 +135,14 @@ def _role_key_lines(where: str, new: Any, old: Any, name: str) -> Iterator[str]:
         )
         for problem in threshold_problems(counted):
             yield f"{where}: UNSOUND: {problem}"
-    if ago is not None and _unknown_role_fields(after) != _unknown_role_fields(ago):
-        yield f"{where}: {_unknown_role_fields(ago)} -> {_unknown_role_fields(after)}"
-    if ago is None and _unknown_role_fields(after):
-        yield f"{where}: {_unknown_role_fields(after)}"
+    if before is not None and _other_role_fields(after) != _other_role_fields(before):
+        yield f"{where}: fields {_other_role_fields(before)} -> {_other_role_fields(after)}"
+    if before is None and _other_role_fields(after):
+        yield f"{where}: fields {_other_role_fields(after)}"
 
 
 def _describe_key(keyid: str, key: Key) -> str:
-    return f"{key.scheme} {keyid} (public key {key_digest(key)})"
+    return f"{key.scheme} key {keyid} (public key SHA-256 {key_digest(key)})"
 
 
 def _delegated_role(delegator: Any, name: str) -> Any:
@@ -161,53 +152,50 @@ def _delegated_role(delegator: Any, name: str) -> Any:
         return None
 
 
-def _unknown_role_fields(role: Any) -> dict[str, Any]:
+def _other_role_fields(role: Any) -> dict[str, Any]:
     return {name: value for name, value in role.to_dict().items() if name not in ("keyids", "threshold", "name")}
 
 
 def _delegation_lines(role: str, new: Targets, old: Targets | None) -> Iterator[str]:
     after = tuf_documents.delegated_roles(new)
-    ago = {} if old is None else tuf_documents.delegated_roles(old)
-    for name in sorted(ago.keys() - after.keys()):
+    before = {} if old is None else tuf_documents.delegated_roles(old)
+    for name in sorted(before.keys() - after.keys()):
         yield f"{role}: delegation of {name} removed"
     for name in after:
-        yield from _role_key_lines(f"{role}: delegation of {name}", new, old if name in ago else None, name)
-    kept = [name for name in ago if name in after]
-    if kept != [name for name in after if name in ago]:
+        yield from _role_key_lines(f"{role}: delegation of {name}", new, old if name in before else None, name)
+    kept = [name for name in before if name in after]
+    if kept != [name for name in after if name in before]:
         yield f"{role}: delegations in another order: {', '.join(after)}"
 
 
 def _target_lines(
     role: str, new: Targets, old: Targets | None, contents: Mapping[str, bytes], earlier: Mapping[str, bytes]
 ) -> Iterator[str]:
-    ago = {} if old is None else old.targets
-    for name in sorted(ago.keys() - new.targets.keys()):
+    before = {} if old is None else old.targets
+    for name in sorted(before.keys() - new.targets.keys()):
         yield f"{role}: {name} is no longer listed"
     for name, target in sorted(new.targets.items()):
-        if name in ago and ago[name] == target:
+        if name in before and before[name] == target:
             continue
         data = contents.get(name)
         if data is None:
-            raise Malformed(f"{role} lists {name}, and its content is not at hand")
+            raise Malformed(f"{role} lists {name}, but the request does not contain it")
         if not _has_digest(target, data):
-            raise DigestMismatch(f"{role} lists {name} with a digest that is not its content's")
-        yield f"{role}: {'changed' if name in ago else 'new'}: {name}: {_describe_content(name, data)}"
-        if name in ago:
-            was = earlier.get(name)
-            is_at_hand = was is not None and _has_digest(ago[name], was)
-            content = _describe_content(name, was) if was and is_at_hand else "not at hand here"
+            raise DigestMismatch(f"{role} lists {name} with another digest than that of the content in the request")
+        yield f"{role}: {'changed' if name in before else 'new'}: {name}: {_describe_content(name, data)}"
+        if name in before:
+            old_data = earlier.get(name)
+            is_known = old_data is not None and _has_digest(before[name], old_data)
+            content = _describe_content(name, old_data) if old_data and is_known else "content not in the request"
             yield f"{role}: before: {name}: {content}"
-            if was and is_at_hand:
-                yield from _rollback_lines(role, name, was, data)
-    yield from _counter_lines(role, new, ago, contents)
+            if old_data and is_known:
+                yield from _rollback_lines(role, name, old_data, data)
+    yield from _counter_lines(role, new, before, contents)
 
 
 def _rollback_lines(role: str, name: str, old_data: bytes, data: bytes) -> Iterator[str]:
     if _read_counter(name, data) < _read_counter(name, old_data):
-        yield (
-            f"{role}: DOWNGRADE: {name} goes from counter {_read_counter(name, old_data)} to "
-            f"{_read_counter(name, data)}"
-        )
+        yield f"{role}: DOWNGRADE: {name}: counter {_read_counter(name, old_data)} -> {_read_counter(name, data)}"
     if name == FLEET_TARGET:
         now = parse_fleet(data)
         for cohort in parse_fleet(old_data).cohorts:
@@ -215,7 +203,7 @@ def _rollback_lines(role: str, name: str, old_data: bytes, data: bytes) -> Itera
             if after is None:
                 yield f"{role}: cohort {cohort.name} is no longer listed"
             elif after.epoch < cohort.epoch:
-                yield f"{role}: DOWNGRADE: cohort {cohort.name} goes from epoch {cohort.epoch} to {after.epoch}"
+                yield f"{role}: DOWNGRADE: cohort {cohort.name}: epoch {cohort.epoch} -> {after.epoch}"
             elif after.epoch == cohort.epoch and after.public_key != cohort.public_key:
                 yield f"{role}: COHORT {cohort.name} HAS ANOTHER KEY in the same epoch {cohort.epoch}"
 
@@ -229,7 +217,7 @@ def _counter_lines(
     for name in sorted(new.targets.keys() - old.keys()):
         counter = _read_counter(name, contents[name])
         if any(counter <= other for other in known.values()):
-            yield f"{role}: COUNTER {counter} of {name} is not above that of every release before it"
+            yield f"{role}: COUNTER {counter} of {name} is not above the counters of all earlier releases"
 
 
 def _has_digest(target: TargetFile, data: bytes) -> bool:
@@ -254,10 +242,11 @@ def _describe_content(name: str, data: bytes) -> str:
             return _describe_rollout(name, parse_rollout(data), family, channel)
         case ["fleet", _]:
             fleet = parse_fleet(data)
-            cohorts = ", ".join(
-                f"{c.name} epoch {c.epoch} key {hashlib.sha256(c.public_key).hexdigest()}" for c in fleet.cohorts
+            cohorts = "; ".join(
+                f"{c.name}, epoch {c.epoch}, public key SHA-256 {hashlib.sha256(c.public_key).hexdigest()}"
+                for c in fleet.cohorts
             )
-            return f"{fleet.devices} devices, registry {fleet.registry_digest}, cohorts {cohorts or 'none'}"
+            return f"{fleet.devices} devices, registry SHA-256 {fleet.registry_digest}, cohorts: {cohorts or 'none'}"
         case _:
             return f"{len(data)} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
 
@@ -265,23 +254,26 @@ def _describe_content(name: str, data: bytes) -> str:
 def _describe_manifest(name: str, manifest: Manifest, family: str, version: str) -> str:
     if (manifest.family, manifest.version) != (family, version):
         raise Malformed(f"{name} is the manifest of {manifest.family} {manifest.version}")
-    variants = ", ".join(f"{title} ({len(variant.patches)} patches)" for title, variant in manifest.variants)
+    variants = ", ".join(
+        f"{variant_name} ({len(variant.patches)} patches)" for variant_name, variant in manifest.variants
+    )
     return (
-        f"{manifest.family} {manifest.version}, counter {manifest.counter}, floor {manifest.min_counter},"
+        f"{manifest.family} {manifest.version}, counter {manifest.counter}, rollback floor {manifest.min_counter},"
         f" channels {', '.join(manifest.channels) or 'none'}, agent {manifest.min_agent} or newer, variants {variants},"
-        f" identity {manifest.digest_without_patches()}"
+        f" release digest {manifest.digest_without_patches()}"
     )
 
 
 def _describe_rollout(name: str, rollout: Rollout, family: str, channel: str) -> str:
     if (rollout.family, rollout.channel) != (family, channel):
         raise Malformed(f"{name} is the rollout of {rollout.family} {rollout.channel}")
-    windows = ", ".join(f"{window.start_s} to {window.end_s}" for window in rollout.windows)
+    windows = ", ".join(f"Unix time {window.start_s} to {window.end_s}" for window in rollout.windows)
     return (
         f"{rollout.family} {rollout.channel} runs {rollout.version}, counter {rollout.counter},"
-        f" for {rollout.percent_bp / 100:g} %, salt {rollout.salt!r}, cohorts {', '.join(rollout.cohorts) or 'all'},"
-        f" {'halted' if rollout.halted else 'not halted'}, windows {windows or 'always'}, note {rollout.note!r},"
-        f" identity {rollout.manifest_digest}"
+        f" for {rollout.percent_bp / 100:g} % of the devices, salt {rollout.salt!r},"
+        f" cohorts {', '.join(rollout.cohorts) or 'all'}, {'halted' if rollout.halted else 'not halted'},"
+        f" update windows {windows or 'always'}, note {rollout.note!r},"
+        f" release digest {rollout.manifest_digest}"
     )
 
 
@@ -289,5 +281,5 @@ def _escape_line(line: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
-def _format_issue_time(signed: Any) -> str:
+def _format_expiry(signed: Any) -> str:
     return str(signed.expires.strftime("%Y-%m-%dT%H:%M:%SZ"))

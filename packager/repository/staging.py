@@ -1,13 +1,15 @@
-"""The staging folder: what waits to be signed and published, and how it becomes documents.
+"""The staging folder: staged changes, and how they become signed documents.
 
-Rules:
-1. `staging/targets/` holds new target files by name, `staging/withdrawn.json` the names of targets to take out,
-   `staging/metadata/` the documents that are being signed, `staging/base.json` the timestamp version they build on.
-2. A staged document whose content would come out the same is kept, so that its signatures count; any change of content
-   makes a new document without signatures.
-3. Snapshot and timestamp come last, when all below them is signed, since they name the others' digests.
-4. What was built on a document that is no longer the published one is built anew. A document whose predecessor is still
-   out keeps its signatures, whatever else was published meanwhile: a daily refresh undoes nobody's signature.
+    staging/targets/NAME           new target files
+    staging/withdrawn.json         names of the targets to withdraw
+    staging/metadata/ROLE.json     documents that are being signed
+    staging/base.json              version of the published timestamp that the documents build on
+
+- `prepare` keeps a staged document whose content would not change, so that its signatures stay valid. Any change of the
+  content creates a new document without signatures.
+- Snapshot and timestamp are created last, when all other documents are signed, since they contain their digests.
+- If the predecessor of a staged document is still the published one, the document keeps its signatures, even if other
+  roles were published since: a daily refresh does not discard signatures. Otherwise it is created again.
 """
 
 import json
@@ -36,16 +38,17 @@ from packager.repository.published import (
 )
 
 LAST_ROLES: Final = ("snapshot", "timestamp")
+UNSTAGE_HINT: Final = "discard the staged changes with `packager repo unstage`, and stage them again"
 
 
 @dataclass(frozen=True, slots=True)
 class SignReport:
-    """What signing came to.
+    """The signatures of the staged documents after signing.
 
     Attributes:
-        roles: every staged document and how far it is signed.
-        is_complete: may it be published?
-        unused: key ids of signers that no staged document asked for.
+        roles: the valid and the missing signatures of each staged document.
+        is_complete: every document has its threshold, timestamp included, so that the changes can be published.
+        unused: key ids of the given signers that no staged document lists.
     """
 
     roles: tuple[RoleSignatures, ...]
@@ -53,7 +56,7 @@ class SignReport:
     unused: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the JSON object for `--json`."""
         return {
             "complete": self.is_complete,
             "roles": [
@@ -71,13 +74,22 @@ class SignReport:
 
 
 class Staging:
-    """One look at the staging folder; `save` writes the documents back.
+    """The staged changes, read once at construction; `save` writes the documents back.
 
     Args:
-        layout: of the repository.
-        is_blank: do not look: begin with nothing, for documents that never touch the folder.
-        ahead: by how much snapshot and timestamp are newer than the published ones.
-        pack_valid_s: for an offline pack: mark snapshot and timestamp as its own, and how long they are valid.
+        layout: the repository's paths.
+        is_blank: start empty instead of reading the folder, for documents that are never written to it.
+        ahead: difference of the new versions of snapshot and timestamp to the published ones.
+        pack_valid_s: mark snapshot and timestamp as an offline pack's, valid for this many seconds; None otherwise.
+
+    Attributes:
+        targets: target name → bytes, for each staged target.
+        withdrawn: names of the targets to withdraw.
+        documents: role → staged document.
+        base: version of the published timestamp that the documents build on; -1 before the first `prepare`.
+
+    Raises:
+        RepositoryDamaged: a file of the folder is damaged.
     """
 
     def __init__(
@@ -99,30 +111,45 @@ class Staging:
 
     @property
     def is_empty(self) -> bool:
-        """Is there nothing staged at all?"""
+        """True if there are no staged targets, withdrawals or documents."""
         return not (self.targets or self.withdrawn or self.documents)
 
     def put_target(self, name: str, data: bytes) -> None:
-        """Stage a target file."""
+        """Stage a target file and write it to the folder.
+
+        Args:
+            name: name of the target.
+            data: its content.
+        """
         self.targets[name] = data
         self.withdrawn.discard(name)
         write_file(self._folder / "targets" / name, data)
         self._write_withdrawn()
 
     def withdraw(self, name: str) -> None:
-        """Stage that a target is taken out."""
+        """Stage the withdrawal of a target and write it to the folder."""
         self.withdrawn.add(name)
         if self.targets.pop(name, None) is not None:
             (self._folder / "targets" / name).unlink()
         self._write_withdrawn()
 
     def put_document(self, role: str, document: Document) -> None:
-        """Stage a document as it is: a root or targets with other keys, or one that was signed elsewhere."""
+        """Stage a document as it is and write it to the folder.
+
+        Args:
+            role: name of the role.
+            document: for example a root or targets with other keys.
+        """
         self.documents[role] = document
         write_file(self._folder / "metadata" / f"{role}.json", tuf_documents.serialize(document))
 
     def prepare(self, published: PublishedDocuments, now_s: int) -> None:
-        """Make or keep the documents of every role that changes, but for snapshot and timestamp (rules 2 and 4)."""
+        """Create or keep the document of each role that changes, except snapshot and timestamp.
+
+        Args:
+            published: what devices see now.
+            now_s: current time, in Unix seconds.
+        """
         if self.base != published.timestamp_version:
             self._drop_outdated(published)
             self.base = published.timestamp_version
@@ -136,7 +163,14 @@ class Staging:
     def sign(
         self, published: PublishedDocuments, signers: Sequence[Signer], now_s: int, *, is_renewal: bool = False
     ) -> SignReport:
-        """Add signatures, and when all below is signed make and sign snapshot and timestamp (rule 3)."""
+        """Sign the documents; once all of them are complete, create and sign snapshot and timestamp.
+
+        Args:
+            published: what devices see now.
+            signers: any signers; each signs the documents of the roles that list it.
+            now_s: current time, in Unix seconds.
+            is_renewal: create snapshot and timestamp even if there are no other documents.
+        """
         used: set[str] = set()
         for role in list(self.documents):
             if role not in LAST_ROLES:
@@ -149,7 +183,7 @@ class Staging:
         return SignReport(states, is_complete, unused)
 
     def save(self) -> None:
-        """Write documents and base."""
+        """Write the documents and the base to the folder; delete documents that are no longer staged."""
         folder = self._folder / "metadata"
         for path in folder.glob("*.json"):
             if path.name.removesuffix(".json") not in self.documents:
@@ -159,7 +193,7 @@ class Staging:
         write_file(self._folder / "base.json", json.dumps({"timestamp_version": self.base}).encode())
 
     def discard(self) -> None:
-        """Forget all of it."""
+        """Delete the folder with all staged changes."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _finish(self, published: PublishedDocuments, signers: Sequence[Signer], now_s: int) -> set[str]:
@@ -170,9 +204,9 @@ class Staging:
         before = published.documents.get("snapshot")
         version = self._ahead + (0 if before is None else before.signed.version)
         snapshot = tuf_documents.new_snapshot(version, files, now_s)
-        held = self.documents.get("snapshot")
-        if held is None or held.signed.meta != snapshot.meta or _is_near_expiry(held, "snapshot", now_s):
-            self._as_packed(snapshot, now_s)
+        staged = self.documents.get("snapshot")
+        if staged is None or staged.signed.meta != snapshot.meta or _is_near_expiry(staged, "snapshot", now_s):
+            self._mark_as_packed(snapshot, now_s)
             self.documents["snapshot"] = Metadata[Snapshot](snapshot)
         used = sign_document(published, self.documents, "snapshot", signers)
         document = self.documents["snapshot"]
@@ -181,24 +215,31 @@ class Staging:
             return used
         named = (document.signed.version, tuf_documents.serialize(document))
         timestamp = tuf_documents.new_timestamp(published.timestamp_version + self._ahead, named, now_s)
-        held = self.documents.get("timestamp")
+        staged = self.documents.get("timestamp")
         if (
-            held is None
-            or held.signed.snapshot_meta != timestamp.snapshot_meta
-            or _is_near_expiry(held, "timestamp", now_s)
+            staged is None
+            or staged.signed.snapshot_meta != timestamp.snapshot_meta
+            or _is_near_expiry(staged, "timestamp", now_s)
         ):
-            self._as_packed(timestamp, now_s)
+            self._mark_as_packed(timestamp, now_s)
             self.documents["timestamp"] = Metadata[Timestamp](timestamp)
         return used | sign_document(published, self.documents, "timestamp", signers)
 
     def renew_rollout(self, role: str, previous: Targets, now_s: int) -> None:
-        """A rollout role's document as it is, with a new version and expiry."""
+        """Add a rollout role's document with the same targets, a new version and a new expiry.
+
+        Args:
+            role: name of the rollout role.
+            previous: its published document.
+            now_s: current time, in Unix seconds.
+        """
         renewed = tuf_documents.next_targets(previous, role, previous.targets, now_s)
         renewed.version = previous.version + self._ahead
-        self._as_packed(renewed, now_s)
+        self._mark_as_packed(renewed, now_s)
         self.documents[role] = Metadata[Targets](renewed)
 
-    def _as_packed(self, signed: Signed, now_s: int) -> None:
+    def _mark_as_packed(self, signed: Signed, now_s: int) -> None:
+        """Set or remove the mark of an offline pack, and its expiry."""
         signed.unrecognized_fields.pop(PACK_FIELD, None)
         if self._pack_valid_s is not None:
             signed.expires = datetime.fromtimestamp(now_s + self._pack_valid_s, UTC)
@@ -210,19 +251,19 @@ class Staging:
         if before is None and staged is None:
             staged = Metadata[Targets](tuf_documents.empty_role(role, now_s))
             self.documents[role] = staged
-        held = before.signed.targets if before is not None else {}
-        wanted: dict[str, TargetFile] = {name: file for name, file in held.items() if name not in self.withdrawn}
-        wanted |= {name: tuf_documents.target_file(name, data) for name, data in changes.items()}
+        listed = before.signed.targets if before is not None else {}
+        targets: dict[str, TargetFile] = {name: file for name, file in listed.items() if name not in self.withdrawn}
+        targets |= {name: tuf_documents.target_file(name, data) for name, data in changes.items()}
         if staged is not None:
-            if staged.signed.targets != wanted:
-                changed = tuf_documents.next_targets(staged.signed, role, wanted, now_s)
+            if staged.signed.targets != targets:
+                changed = tuf_documents.next_targets(staged.signed, role, targets, now_s)
                 changed.version = staged.signed.version
                 self.documents[role] = Metadata[Targets](changed)
             return
         assert before is not None
-        is_stale = bool(check_signatures(published, self.documents, role, before).missing_signatures)
-        if wanted != held or is_stale:
-            self.documents[role] = Metadata[Targets](tuf_documents.next_targets(before.signed, role, wanted, now_s))
+        lacks_signatures = bool(check_signatures(published, self.documents, role, before).missing_signatures)
+        if targets != listed or lacks_signatures:
+            self.documents[role] = Metadata[Targets](tuf_documents.next_targets(before.signed, role, targets, now_s))
 
     def _drop_outdated(self, published: PublishedDocuments) -> None:
         for role in list(self.documents):
@@ -249,7 +290,9 @@ class Staging:
         except FileNotFoundError:
             return set()
         except (ValueError, TypeError) as error:
-            raise RepositoryDamaged(f"{self._folder / 'withdrawn.json'} is not a list of names") from error
+            raise RepositoryDamaged(
+                f"{self._folder / 'withdrawn.json'} is damaged, expected a list of names", hint=UNSTAGE_HINT
+            ) from error
 
     def _write_withdrawn(self) -> None:
         if self.withdrawn or (self._folder / "withdrawn.json").exists():
@@ -261,11 +304,11 @@ class Staging:
         except FileNotFoundError:
             return -1
         except (ValueError, TypeError, KeyError) as error:
-            raise RepositoryDamaged(f"{self._folder / 'base.json'} is damaged") from error
+            raise RepositoryDamaged(f"{self._folder / 'base.json'} is damaged", hint=UNSTAGE_HINT) from error
 
 
 def _is_near_expiry(document: Document, role: str, now_s: int) -> bool:
-    # what was signed long before it is published would be out of date at once
+    # a document that was signed long before its publication would expire soon after it
     life_s = tuf_documents.EXPIRY_DAYS[role] * tuf_documents.DAY_S
     return bool(document.signed.expires.timestamp() - now_s < life_s / 2)
 

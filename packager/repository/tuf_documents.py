@@ -1,11 +1,10 @@
-"""TUF documents: made, versioned, dated.
+"""Create TUF documents with their versions, issue times and expiries.
 
-Rules:
-1. Every document carries `x-issued-at`; the timestamp's is what a device's time floor follows.
-2. Expiry by role: root 1 year, targets 6 months, release and fleet 3 months, rollout and snapshot 7 days, timestamp
-   1 day.
-3. `targets` only delegates: `release-<family>` (terminating, with its counter epoch), `rollout-<family>`, `fleet`.
-4. Snapshot and timestamp name length and SHA-256 of what they list, so that a mixed set is refused.
+- Every document has `x-issued-at`. A device's time floor follows that of the timestamp.
+- Validity by role: root 1 year, targets 6 months, release and fleet 3 months, rollout and snapshot 7 days, timestamp
+  1 day.
+- `targets` only delegates: `release-FAMILY` (terminating, with its counter epoch), `rollout-FAMILY` and `fleet`.
+- Snapshot and timestamp list length and SHA-256 of each document, so that devices refuse a mix of two publications.
 """
 
 import hashlib
@@ -54,35 +53,40 @@ FIRST_EPOCH: Final = 1
 
 
 def kind_of(role: str) -> str:
-    """The key of EXPIRY_DAYS for a role's name."""
+    """Return the key of EXPIRY_DAYS for a role: the role, or the part of its name before the family."""
     return role if role in EXPIRY_DAYS else role.partition("-")[0]
 
 
 def family_roles(family: str) -> tuple[str, str]:
-    """The two roles of a family."""
+    """Return the release role and the rollout role of a family."""
     return release_role(family), rollout_role(family)
 
 
 def expiry(role: str, now_s: int) -> datetime:
-    """Rule 2."""
+    """Return when a document that is issued now expires.
+
+    Args:
+        role: name of the role.
+        now_s: current time, in Unix seconds.
+    """
     return datetime.fromtimestamp(now_s + EXPIRY_DAYS[kind_of(role)] * DAY_S, UTC)
 
 
 def issue_fields(now_s: int) -> dict[str, Any]:
-    """Rule 1."""
+    """Return the field with the issue time, for `unrecognized_fields`."""
     return {ISSUED_AT_FIELD: format_time(now_s)}
 
 
 def new_root(keys: Mapping[str, Sequence[Key]], now_s: int, *, classical: bool) -> Root:
-    """The first root.
+    """Create the first root of a repository.
 
     Args:
-        keys: of the four top-level roles.
-        now_s: Unix seconds.
-        classical: without ML-DSA, for foreign clients.
+        keys: the public keys of each of the four top-level roles.
+        now_s: current time, in Unix seconds.
+        classical: exempt the repository from the hybrid rule, for TUF clients that do not know ML-DSA.
 
     Raises:
-        ThresholdInvalid.
+        ThresholdInvalid: a role has too few keys of a kind.
     """
     fields: dict[str, Any] = {**issue_fields(now_s), PACK_MAX_DAYS_FIELD: MAX_PACK_DAYS}
     if classical:
@@ -98,7 +102,13 @@ def new_root(keys: Mapping[str, Sequence[Key]], now_s: int, *, classical: bool) 
 
 
 def next_root(root: Root, repository_id: str, now_s: int) -> Root:
-    """The same root, one version on; to be changed by the caller."""
+    """Copy a root with the next version and a new expiry, for the caller to change.
+
+    Args:
+        root: the published root.
+        repository_id: SHA-256 of the first root's file, hexadecimal.
+        now_s: current time, in Unix seconds.
+    """
     copied = Root.from_dict(root.to_dict())
     copied.version += 1
     copied.expires = expiry("root", now_s)
@@ -107,7 +117,7 @@ def next_root(root: Root, repository_id: str, now_s: int) -> Root:
 
 
 def new_targets(now_s: int) -> Targets:
-    """An empty `targets`."""
+    """Create a `targets` document of version 1 without delegations."""
     return Targets(
         version=1,
         expires=expiry("targets", now_s),
@@ -118,7 +128,18 @@ def new_targets(now_s: int) -> Targets:
 
 
 def delegate(targets: Targets, role: str, keys: Sequence[Key], *, classical: bool, epoch: int = FIRST_EPOCH) -> None:
-    """Add a role, or replace its keys (rule 3). Raises ThresholdInvalid."""
+    """Add the delegation of a role, or replace its keys.
+
+    Args:
+        targets: the document to change.
+        role: `release-FAMILY`, `rollout-FAMILY` or `fleet`.
+        keys: the role's public keys.
+        classical: the repository is exempt from the hybrid rule.
+        epoch: counter epoch of a release role.
+
+    Raises:
+        ThresholdInvalid: the role has too few keys of a kind.
+    """
     threshold = default_threshold(role, keys, is_classical_only=classical)
     assert targets.delegations is not None
     assert targets.delegations.roles is not None
@@ -138,19 +159,31 @@ def delegate(targets: Targets, role: str, keys: Sequence[Key], *, classical: boo
 
 
 def drop_unused_keys(targets: Targets) -> None:
-    """Leave only keys that a delegated role lists."""
+    """Remove the keys that no delegated role lists."""
     assert targets.delegations is not None
     used = {keyid for delegated in (targets.delegations.roles or {}).values() for keyid in delegated.keyids}
     targets.delegations.keys = {keyid: key for keyid, key in targets.delegations.keys.items() if keyid in used}
 
 
 def empty_role(role: str, now_s: int) -> Targets:
-    """The first document of a delegated role."""
+    """Create the first document of a delegated role, without targets.
+
+    Args:
+        role: name of the role.
+        now_s: current time, in Unix seconds.
+    """
     return Targets(version=1, expires=expiry(role, now_s), targets={}, unrecognized_fields=issue_fields(now_s))
 
 
 def next_targets(previous: Targets, role: str, targets: Mapping[str, TargetFile], now_s: int) -> Targets:
-    """A targets-type document one version on, with another list of targets."""
+    """Copy a document of type targets with the next version, a new expiry and other targets.
+
+    Args:
+        previous: the published document.
+        role: name of the role.
+        targets: target name → length and digest.
+        now_s: current time, in Unix seconds.
+    """
     copied = Targets.from_dict(previous.to_dict())
     copied.version += 1
     copied.expires = expiry(role, now_s)
@@ -160,7 +193,13 @@ def next_targets(previous: Targets, role: str, targets: Mapping[str, TargetFile]
 
 
 def new_snapshot(version: int, files: Mapping[str, tuple[int, bytes]], now_s: int) -> Snapshot:
-    """A snapshot (rule 4). `files`: role → (version, bytes of its file)."""
+    """Create a snapshot of the given documents.
+
+    Args:
+        version: version of the snapshot.
+        files: role → (version, bytes of the file), for each document that the snapshot lists.
+        now_s: current time, in Unix seconds.
+    """
     return Snapshot(
         version=version,
         expires=expiry("snapshot", now_s),
@@ -170,7 +209,13 @@ def new_snapshot(version: int, files: Mapping[str, tuple[int, bytes]], now_s: in
 
 
 def new_timestamp(version: int, snapshot: tuple[int, bytes], now_s: int) -> Timestamp:
-    """A timestamp (rule 4)."""
+    """Create a timestamp of the given snapshot.
+
+    Args:
+        version: version of the timestamp.
+        snapshot: version and file bytes of the snapshot.
+        now_s: current time, in Unix seconds.
+    """
     return Timestamp(
         version=version,
         expires=expiry("timestamp", now_s),
@@ -180,39 +225,49 @@ def new_timestamp(version: int, snapshot: tuple[int, bytes], now_s: int) -> Time
 
 
 def meta_file(version: int, data: bytes) -> MetaFile:
-    """How snapshot and timestamp name a file."""
+    """Return the entry of a document in snapshot or timestamp: version, length, SHA-256.
+
+    Args:
+        version: version of the document.
+        data: bytes of its file.
+    """
     return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
 
 
 def target_file(name: str, data: bytes) -> TargetFile:
-    """How a role lists a target."""
+    """Return the entry of a target in its role's document: length and SHA-256.
+
+    Args:
+        name: name of the target.
+        data: its content.
+    """
     return TargetFile(len(data), {"sha256": hashlib.sha256(data).hexdigest()}, name)
 
 
 def target_path(target: TargetFile) -> str:
-    """Where a target lies below `targets/`: its name with the digest before the last part."""
+    """Return a target's path below `targets/`: its name, with the digest before the last part."""
     folder, _, name = target.path.rpartition("/")
     return f"{folder}/{target.hashes['sha256']}.{name}"
 
 
 def is_classical(root: Root) -> bool:
-    """Was the repository made without ML-DSA?"""
+    """Return whether the repository is exempt from the hybrid rule."""
     return root.unrecognized_fields.get(CLASSICAL_FIELD) is True
 
 
 def families_of(targets: Targets) -> tuple[str, ...]:
-    """Sorted families that have a release role."""
+    """List the families with a release role, sorted."""
     roles: Iterable[str] = () if targets.delegations is None else targets.delegations.roles or ()
     return tuple(sorted(role.removeprefix("release-") for role in roles if role.startswith("release-")))
 
 
 def delegated_roles(targets: Targets) -> dict[str, DelegatedRole]:
-    """Every delegated role by name."""
+    """Return role name → delegation, for each delegated role."""
     return {} if targets.delegations is None else dict(targets.delegations.roles or {})
 
 
 def serialize(document: Metadata[Any]) -> bytes:
-    """The file of a document."""
+    """Return the bytes of a document's file."""
     return document.to_bytes()
 
 

@@ -1,15 +1,14 @@
-"""What the packager keeps of each release: the plain bundles, as bases of later patches, and the content keys.
+"""The packager's private folder: plain bundles (bases of later patches) and content keys.
 
-    private/                                     0700, beside the published files and never served
-        bundles/<family>/<bundle digest>/        a plain bundle
-        releases/<family>/<counter>/<variant>.json   0600: version, bundle digest, content key
-        builds/<family>/<counter>.json           0600: how the release was built (packager.attestation)
+    private/                                     mode 0700, beside the published files, never served
+        bundles/FAMILY/BUNDLE-DIGEST/            a plain bundle
+        releases/FAMILY/COUNTER/VARIANT.json     mode 0600: version, bundle digest, content key
+        builds/FAMILY/COUNTER.json               mode 0600: how the release was built (packager.attestation)
 
-Rules:
-1. A plain bundle is named by its digest and never changed; it is checked against that name when it is opened.
-2. A release's records are written before it is signed, so that no published blob has a lost key. A counter that has
-   records is not used again, also where its release was never published or was withdrawn.
-3. Everything is written under a name beside its place and renamed.
+- A plain bundle is named by its digest and never changes. It is verified against that name when it is opened.
+- A release's records are written before it is signed, so that the key of a published blob is never lost. A counter with
+  records is not used again, even if its release was never published or was withdrawn.
+- Files are written under a temporary name in the same folder, synced, and renamed.
 """
 
 import fcntl
@@ -38,12 +37,13 @@ MAX_RECORD_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class StoredVariant:
-    """What is kept of one variant of one release.
+    """The stored record of one variant of a release.
 
     Attributes:
-        family, counter, version, variant: of the release.
+        family, counter, version: name the release.
+        variant: name of the variant.
         bundle: digest of its plain bundle.
-        content_key: KEY_BYTES that its blobs are encrypted with.
+        content_key: the key, KEY_BYTES long, that encrypts its blobs.
     """
 
     family: str
@@ -58,7 +58,7 @@ class Workspace:
     """The private folder of one repository.
 
     Args:
-        root: the repository's folder; `private/` is made below it when something is kept.
+        root: the repository's folder; `private/` is created below it when something is stored.
     """
 
     def __init__(self, root: Path) -> None:
@@ -66,16 +66,19 @@ class Workspace:
 
     @contextmanager
     def build_folder(self) -> Iterator[Path]:
-        """A folder for work in progress, on the same file system, gone afterwards."""
+        """Create a temporary folder on the same file system, and delete it at the end."""
         self._create_folder(self.folder)
-        with tempfile.TemporaryDirectory(prefix=".building-", dir=self.folder) as place:
-            yield Path(place)
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=self.folder) as folder:
+            yield Path(folder)
 
     @contextmanager
     def lock_release(self) -> Iterator[None]:
-        """One release at a time: two would draw the same counter, and the second would keep its keys over the first's.
+        """Hold the lock for creating a release; the kernel releases it when the process ends.
 
-        The kernel lets go of it when the process ends. Raises PublishConflict.
+        Two releases at a time would take the same counter, and the second would overwrite the keys of the first.
+
+        Raises:
+            PublishConflict: another process creates a release.
         """
         self._create_folder(self.folder)
         descriptor = os.open(self.folder / RELEASE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -84,42 +87,68 @@ class Workspace:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise PublishConflict(
-                    f"another release is being made in {self.folder.parent}", hint="try again when it is done"
+                    f"another process is creating a release in {self.folder.parent}",
+                    hint="try again when it has finished",
                 ) from error
             yield
         finally:
             os.close(descriptor)
 
     def store_variant(self, directory: BundleDirectory, stored: StoredVariant) -> None:
-        """Take a plain bundle and its record over; the bundle's folder is moved here. Once for each variant."""
-        place = self._bundle_path(stored.family, stored.bundle)
-        if not place.exists():
-            self._create_folder(place.parent)
-            directory.root.rename(place)
+        """Move a plain bundle into the workspace and write its record.
+
+        Args:
+            directory: the plain bundle, in a folder on the same file system; moved unless it is stored already.
+            stored: the record.
+        """
+        path = self._bundle_path(stored.family, stored.bundle)
+        if not path.exists():
+            self._create_folder(path.parent)
+            directory.root.rename(path)
         record = {"version": stored.version, "bundle": stored.bundle, "content_key": stored.content_key.value.hex()}
         self._write(self._record_path(stored.family, stored.counter, stored.variant), strict_json.encode({**record}))
 
     def store_build_record(self, family: str, counter: int, record: bytes) -> None:
-        """Keep the record of a build."""
+        """Store the build record of a release.
+
+        Args:
+            family: name of the family.
+            counter: counter of the release.
+            record: `BuildRecord.as_bytes`.
+        """
         self._write(self._build_record_path(family, counter), record)
 
     def find_build_record(self, family: str, counter: int) -> bytes | None:
-        """The record of a build, or None."""
+        """Return the build record of a release, or None.
+
+        Args:
+            family: name of the family.
+            counter: counter of the release.
+        """
         try:
             return self._build_record_path(family, counter).read_bytes()
         except FileNotFoundError:
             return None
 
     def find_variant(self, family: str, counter: int, variant: str) -> StoredVariant | None:
-        """What is kept of a variant, or None. Raises WorkspaceRefused for a damaged record."""
-        place = self._record_path(family, counter, variant)
+        """Return the record of a variant, or None.
+
+        Args:
+            family: name of the family.
+            counter: counter of the release.
+            variant: name of the variant.
+
+        Raises:
+            WorkspaceDamaged: the record is damaged.
+        """
+        path = self._record_path(family, counter, variant)
         try:
-            data = place.read_bytes()
+            data = path.read_bytes()
         except FileNotFoundError:
             return None
         try:
-            fields = StrictObject(strict_json.decode(data, what=str(place), max_bytes=MAX_RECORD_BYTES), str(place))
-            kept = StoredVariant(
+            fields = StrictObject(strict_json.decode(data, what=str(path), max_bytes=MAX_RECORD_BYTES), str(path))
+            stored = StoredVariant(
                 family,
                 counter,
                 fields.text("version", VERSION_PATTERN),
@@ -129,50 +158,75 @@ class Workspace:
             )
             fields.reject_unknown()
         except Refused as error:
-            raise WorkspaceDamaged(error.message, hint=f"restore {self.folder} from a copy") from error
-        assert len(kept.content_key.value) == KEY_BYTES
-        return kept
+            raise WorkspaceDamaged(error.message, hint=f"restore {path} from a backup") from error
+        assert len(stored.content_key.value) == KEY_BYTES
+        return stored
 
     def highest_counter(self, family: str) -> int:
-        """The highest counter that has records, 0 where there is none."""
+        """Return the highest counter of a family that has records; 0 if there is none."""
         folder = self.folder / "releases" / family
-        return max((int(place.name) for place in folder.glob("*") if place.name.isdecimal()), default=0)
+        return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
 
     def open_bundle(self, family: str, digest: BundleDigest) -> BundleDirectory | None:
-        """A kept plain bundle, or None. Raises WorkspaceRefused where it is not what its name says (rule 1)."""
-        place = self._bundle_path(family, digest)
-        if not place.is_dir():
+        """Open a stored plain bundle and verify its digest; return None if it is not stored.
+
+        Args:
+            family: name of the family.
+            digest: the bundle's digest.
+
+        Raises:
+            WorkspaceDamaged: the bundle has another digest.
+        """
+        path = self._bundle_path(family, digest)
+        if not path.is_dir():
             return None
-        directory = open_package(place)
+        directory = open_package(path)
         found = bundle_digest(directory.files)
         if found != digest:
             raise WorkspaceDamaged(
-                f"kept bundle {place} has digest {found}, expected {digest}", hint=f"restore {place} from a copy"
+                f"stored bundle {path} has digest {found}, expected {digest}", hint=f"restore {path} from a backup"
             )
         return directory
 
     def delete_bundles(
         self, family: str, listed: frozenset[BundleDigest], *, dry_run: bool = False
     ) -> tuple[BundleDigest, ...]:
-        """Remove the plain bundles of a family that are not in `keep`; records and keys stay. Returns their digests."""
+        """Delete a family's plain bundles that are not in `listed`; records and keys stay.
+
+        Args:
+            family: name of the family.
+            listed: digests of the bundles to keep.
+            dry_run: only report what would be deleted.
+
+        Returns:
+            The digests of the deleted bundles, sorted.
+        """
         folder = self.folder / "bundles" / family
-        gone = []
-        for place in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if place.name not in listed:
+        deleted = []
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.name not in listed:
                 if not dry_run:
-                    shutil.rmtree(place)
-                gone.append(BundleDigest(place.name))
-        return tuple(gone)
+                    shutil.rmtree(path)
+                deleted.append(BundleDigest(path.name))
+        return tuple(deleted)
 
     def delete_unlisted_bundles(
         self, listed: Mapping[str, Sequence[Manifest]], *, dry_run: bool = False
     ) -> tuple[BundleDigest, ...]:
-        """`forget` for every family, keeping the bundles of its listed releases."""
-        gone: list[BundleDigest] = []
+        """Delete the plain bundles that no listed release contains; records and keys stay.
+
+        Args:
+            listed: family → manifests of its listed releases; families that are missing here are not touched.
+            dry_run: only report what would be deleted.
+
+        Returns:
+            The digests of the deleted bundles.
+        """
+        deleted: list[BundleDigest] = []
         for family, releases in listed.items():
             keep = frozenset(variant.digest for manifest in releases for _, variant in manifest.variants)
-            gone += self.delete_bundles(family, keep, dry_run=dry_run)
-        return tuple(gone)
+            deleted += self.delete_bundles(family, keep, dry_run=dry_run)
+        return tuple(deleted)
 
     def _bundle_path(self, family: str, digest: BundleDigest) -> Path:
         assert NAME_PATTERN.fullmatch(family)
