@@ -134,8 +134,8 @@ def set_threshold(layout: RepositoryLayout, role: str, threshold: int) -> RoleCh
 def advance_counter_epoch(layout: RepositoryLayout, family: str) -> int:
     """Stage the next counter epoch of a family, and return its number.
 
-    The rollback floor compares counter epochs before counters. So a new epoch allows small counters again after a stolen
-    key signed a huge one.
+    The rollback floor compares counter epochs before counters. So a new epoch allows small counters again after a
+    stolen key signed a huge one.
 
     Args:
         layout: the repository's paths.

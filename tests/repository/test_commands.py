@@ -168,7 +168,7 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
 def test_doctor_refresh_withdraw_and_garbage_have_their_say(
     shop: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
-    assert "if ML-DSA falls: 1 classical keys" in terminal.text("repo", "doctor")
+    assert "if ML-DSA is broken, 1 classical keys" in terminal.text("repo", "doctor")
     assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
     assert "to be withdrawn" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")
@@ -188,7 +188,7 @@ def test_wrong_and_missing_passphrases_are_told_without_a_traceback(
     file.write_text(PASSPHRASE.value.decode() + "\n")
     file.chmod(0o644)
     error = terminal.json("repo", "refresh", "--passphrase-file", os.fspath(file), keys=True, status=2)["error"]
-    assert (error["reason"], error["hint"]) == ("passphrase-missing", f"chmod 600 {file}")
+    assert (error["reason"], error["hint"]) == ("passphrase-missing", f"run `chmod 600 {file}`")
     file.chmod(0o600)
     terminal.json("repo", "refresh", "--passphrase-file", os.fspath(file), keys=True)
 

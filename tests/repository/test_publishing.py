@@ -51,7 +51,7 @@ def test_a_release_needs_every_signature_of_its_roles(shop: MetadataPublisher, d
     with pytest.raises(BelowThreshold) as refused:
         repository.publish()
     assert refused.value.reason == "below-threshold"
-    assert "release-vision 3 is signed by 0 keys, 2 more must sign" in refused.value.message
+    assert "release-vision version 3 has 0 valid signatures, 2 more must sign" in refused.value.message
     first, second = shop.signers_of("release-vision")
     assert not repository.sign([first, *online]).is_complete
     with pytest.raises(BelowThreshold):

@@ -99,7 +99,7 @@ def test_a_missing_report_is_a_gap_until_that_is_allowed(repository: Repository,
     assert verify(repository, camera.line(camera.log[0])).code == 0
     said = verify(repository, camera.lines(2))
     assert (said.code, said.error["reason"]) == (3, "report-gap")
-    assert "report 3 came, 2 to 2 are missing" in said.error["message"]
+    assert "found report 3, but reports 2 to 2 are missing" in said.error["message"]
     allowed = verify(repository, camera.lines(2), "--allow-gap")
     assert (allowed.code, allowed.json["gaps"]) == (0, [[2, 2]])
 
@@ -152,7 +152,7 @@ def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(repository: Re
     row = json.loads(rows[0])
     row["label"] = "camera-2"
     repository.registry_path.write_text(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n")
-    assert "is not the registry that the fleet document signs" in verify(repository, camera.lines()).error["message"]
+    assert "is not the registry whose digest the fleet document signs" in verify(repository, camera.lines()).error["message"]
 
 
 def test_a_device_that_lost_its_journal_begins_another_log(repository: Repository, camera: Sender) -> None:
