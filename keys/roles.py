@@ -129,9 +129,9 @@ def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tu
     if not 1 <= t <= n:
         out.append(f"threshold {t} cannot be met by {n} distinct keys")
     if not is_classical_only and t <= role.classical_count:
-        out.append(f"its {role.classical_count} classical keys alone meet the threshold {t}")
+        out.append(f"its classical keys alone ({role.classical_count}) meet the threshold {t}")
     if not is_classical_only and t <= role.post_quantum_count:
-        out.append(f"its {role.post_quantum_count} ML-DSA keys alone meet the threshold {t}")
+        out.append(f"its ML-DSA keys alone ({role.post_quantum_count}) meet the threshold {t}")
     if role.role in OFFLINE_ROLES and n > 1 and t > n - 1:
         out.append(f"threshold {t} of {n} keys: losing one key would end the repository")
     if role.role in OFFLINE_ROLES and n < 2 and not is_classical_only:
@@ -141,8 +141,13 @@ def threshold_problems(role: RoleKeys, *, is_classical_only: bool = False) -> tu
 
 def remaining_signers_needed(role: RoleKeys) -> str:
     """Describe how many keys an attacker must still steal after one algorithm is broken."""
+    post_quantum = max(role.threshold - role.classical_count, 0)
+    classical = max(role.threshold - role.post_quantum_count, 0)
     return (
-        f"if classical signatures are broken, an attacker still needs"
-        f" {max(role.threshold - role.classical_count, 0)} ML-DSA keys;"
-        f" if ML-DSA is broken, {max(role.threshold - role.post_quantum_count, 0)} classical keys"
+        f"if classical signatures are broken, an attacker still needs {_count_keys(post_quantum, 'ML-DSA')};"
+        f" if ML-DSA is broken, {_count_keys(classical, 'classical')}"
     )
+
+
+def _count_keys(number: int, kind: str) -> str:
+    return f"{number} {kind} key{'' if number == 1 else 's'}"

@@ -137,7 +137,11 @@ def test_one_of_two_signatures_is_not_enough(site: Site, folder: Path, tmp_path:
     def drop(envelope: dict[str, Any]) -> None:
         envelope["signatures"].pop()
 
-    assert changed(site, folder, tmp_path, drop).error["message"].endswith("signed by 1 of the 2 keys, expected at least 2")
+    assert (
+        changed(site, folder, tmp_path, drop)
+        .error["message"]
+        .endswith("signed by 1 of the 2 keys, expected at least 2")
+    )
 
 
 def test_a_changed_payload_is_refused(site: Site, folder: Path, tmp_path: Path) -> None:

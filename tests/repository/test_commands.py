@@ -168,7 +168,7 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
 def test_doctor_refresh_withdraw_and_garbage_have_their_say(
     shop: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
-    assert "if ML-DSA is broken, 1 classical keys" in terminal.text("repo", "doctor")
+    assert "if ML-DSA is broken, 1 classical key" in terminal.text("repo", "doctor")
     assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
     assert "to be withdrawn" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")

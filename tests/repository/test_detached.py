@@ -60,7 +60,7 @@ def test_the_summary_says_what_changes_and_is_the_same_for_both(shop: MetadataPu
     assert first.digest == second.digest
     text = "\n".join(first.lines)
     assert "release-vision: version 2 -> 3" in text
-    assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2, floor 0, channels stable," in text
+    assert "new: bundles/vision/1.1.0.json: vision 1.1.0, counter 2, rollback floor 0, channels stable," in text
     assert "FIRST TIME" in text
     sign_request(request, first, [one], shop.folder / "a")
     shop.publish()

@@ -44,8 +44,8 @@ def test_a_role_that_one_algorithm_meets_is_found(shop: MetadataPublisher, capfd
         3,
         {
             "timestamp": [
-                "its 1 classical keys alone meet the threshold 1",
-                "its 1 ML-DSA keys alone meet the threshold 1",
+                "its classical keys alone (1) meet the threshold 1",
+                "its ML-DSA keys alone (1) meet the threshold 1",
             ]
         },
     )

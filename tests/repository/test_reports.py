@@ -152,7 +152,10 @@ def test_a_registry_that_is_not_the_signed_one_vouches_for_nobody(repository: Re
     row = json.loads(rows[0])
     row["label"] = "camera-2"
     repository.registry_path.write_text(json.dumps(row, sort_keys=True, separators=(",", ":")) + "\n")
-    assert "is not the registry whose digest the fleet document signs" in verify(repository, camera.lines()).error["message"]
+    assert (
+        "is not the registry whose digest the fleet document signs"
+        in verify(repository, camera.lines()).error["message"]
+    )
 
 
 def test_a_device_that_lost_its_journal_begins_another_log(repository: Repository, camera: Sender) -> None:
