@@ -1,9 +1,7 @@
-"""Smallest and largest value of every activation over the calibration samples, in the memory of one sample.
+"""Measure the smallest and largest value of activations over the calibration samples.
 
-Rules:
-1. The model itself reduces each tensor to two numbers, so no activation leaves the runtime.
-2. Samples are run one at a time; only the running extremes are kept.
-3. A tensor that was empty or not finite on every sample has no range and is left in float.
+The model itself reduces each tensor to two numbers, so that no activation leaves the runtime, and one sample runs at a
+time. A tensor that was empty or not finite on every sample has no range and stays in float.
 """
 
 from dataclasses import dataclass
@@ -28,30 +26,39 @@ class ActivationRange:
 
 
 def measure_ranges(model: onnx.ModelProto, tensors: set[str], samples: Samples) -> dict[str, ActivationRange]:
-    """The range of each of `tensors` (float values of the top graph). Raises ModelDoesNotRun."""
+    """Return the range of each of `tensors` that was finite on at least one sample, by name.
+
+    Args:
+        model: a float model.
+        tensors: names of float values of the top graph.
+        samples: calibration samples.
+
+    Raises:
+        ModelDoesNotRun: the model does not run on a sample.
+    """
     if not tensors:
         return {}
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    taken = names_in(watched)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    taken = names_in(copy)
     outputs: dict[str, tuple[str, str]] = {}
     for tensor in sorted(tensors):
         reduced = []
         for kind in REDUCTIONS:
             name = unused_name(f"{tensor}_{kind}", taken)
-            watched.graph.node.append(onnx.helper.make_node(kind, [tensor], [name], name=name, keepdims=0))
-            watched.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []))
+            copy.graph.node.append(onnx.helper.make_node(kind, [tensor], [name], name=name, keepdims=0))
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []))
             reduced.append(name)
         outputs[tensor] = (reduced[0], reduced[1])
     names = [name for pair in outputs.values() for name in pair]
     lows = np.full(len(outputs), np.inf)
     highs = np.full(len(outputs), -np.inf)
-    running = open_session_of(watched)
+    running = open_session_of(copy)
     for sample in samples:
         values = np.array([float(value) for value in run_session(running, sample, names)]).reshape(-1, 2)
-        good = np.isfinite(values).all(axis=1)
-        lows[good] = np.minimum(lows[good], values[good, 0])
-        highs[good] = np.maximum(highs[good], values[good, 1])
+        is_finite = np.isfinite(values).all(axis=1)
+        lows[is_finite] = np.minimum(lows[is_finite], values[is_finite, 0])
+        highs[is_finite] = np.maximum(highs[is_finite], values[is_finite, 1])
     return {
         tensor: ActivationRange(float(low), float(high))
         for tensor, low, high in zip(outputs, lows, highs, strict=True)

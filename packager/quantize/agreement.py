@@ -1,12 +1,20 @@
-"""How well two models' answers agree on one output: figures from sums, sample by sample.
+"""Figures for how well two models agree on one output, from sums over samples.
 
-Rules:
-1. Relative RMS = RMS of the error over the spread of the float output across samples: 1 is answering the mean.
-2. An output that does not vary over the samples proves nothing: no spread, or a distribution that names one class for
-   more than MAX_ONE_CLASS of its rows (random bytes do that to a file classifier), or probabilities that move by less
-   than STILL. Such an output must only stay where it is.
-3. Top-1 agreement leaves near-ties out: rows whose float margin is within NEAR_TIE of a tie.
-4. One sample at a time; only sums are kept.
+With a = the reference output and b = the candidate's, arrays of one shape, over all samples:
+
+    relative RMS    sqrt(mean (b - a)^2) / spread; spread^2 = mean over elements of the variance of a over samples;
+                    1 is the error of always answering the mean
+    cosine p1       first percentile over samples of <a, b> / (|a| |b|)
+    top-1           share of rows with the same largest element; rows within NEAR_TIE_MARGIN of a tie are left out
+    KL              mean over rows of sum a log(a / b), if the rows are distributions
+    drift           largest |b - a| over the magnitude of a (over 1 for probabilities)
+
+An output that does not vary over the samples proves nothing and must only stay where it is. It does not vary if its
+spread is below CONSTANT_SPREAD_SHARE of its magnitude; if it is a distribution in which one class wins more than
+MAX_ONE_CLASS_SHARE of the rows (random bytes do that to a file classifier); or if it lies in 0..1 and its spread is
+below MIN_UNIT_SPREAD.
+
+Samples are added one at a time, and only sums are kept.
 """
 
 from collections import Counter
@@ -16,17 +24,33 @@ from typing import Final
 import numpy as np
 
 NEAR_TIE_MARGIN: Final = 0.1  # of the output's spread; for distributions, of probability
-CONSTANT_SPREAD_SHARE: Final = 1e-3  # spread over magnitude below which an output counts as constant
-SUM_TOLERANCE: Final = 1e-3  # of a softmax in float32, with room for float16
-MAX_ONE_CLASS_SHARE: Final = 0.9
+CONSTANT_SPREAD_SHARE: Final = 1e-3  # spread over magnitude; below it an output counts as constant
+SUM_TOLERANCE: Final = 1e-3  # of the sum of a distribution: float32 softmax, with room for float16
+MAX_ONE_CLASS_SHARE: Final = 0.9  # of the rows; above it a classifier does not react to the samples
 EPSILON: Final = 1e-30
-MIN_UNIT_SPREAD: Final = 0.01  # spread of values that all lie in 0..1
-MIN_NORM_SHARE: Final = 0.1  # samples whose output is below this share of the usual norm have no meaningful direction
+MIN_UNIT_SPREAD: Final = 0.01  # spread of values that all lie in 0..1; below it they count as constant
+MIN_NORM_SHARE: Final = 0.1  # of the root mean square norm; the direction of a smaller output is noise
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFidelity:
-    """One output's figures; None where a figure has no meaning for it."""
+    """Figures of one output; None if a figure has no meaning for it.
+
+    Attributes:
+        name: of the output.
+        varies: False if the output proves nothing.
+        relative_rms: error over spread; None for integers.
+        cosine_p1: cosine at the first percentile of samples.
+        top1_agreement: share of rows with the same class.
+        top1_rows: number of rows behind it.
+        kl_mean: mean KL divergence, in nats.
+        worst_relative: relative RMS of the worst sample.
+        max_abs_error: largest absolute error of an element.
+        drift: `max_abs_error` over the output's magnitude.
+        exact_share: share of equal values (integers), or of samples without error (floats).
+        broken_samples: samples on which the candidate alone gives NaN or infinity.
+        reshaped_samples: samples on which the shapes differ.
+    """
 
     name: str
     varies: bool
@@ -43,7 +67,7 @@ class OutputFidelity:
     reshaped_samples: int
 
     def as_line(self) -> str:
-        """The figures for a person."""
+        """Return the figures as one line of text."""
         figures = {
             "relative RMS": self.relative_rms,
             "cosine p1": self.cosine_p1,
@@ -56,19 +80,19 @@ class OutputFidelity:
         return f"{self.name}: {shown}{'' if self.varies else ' (does not vary)'}"
 
     def as_json(self) -> dict[str, object]:
-        """Plain values; what is no number is None."""
+        """Return plain values; a figure that is not finite becomes None."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         return {name: finite_or_none(value) if isinstance(value, float) else value for name, value in plain.items()}
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """`value`, or None where it is no number: JSON has neither infinity nor NaN."""
+    """Return `value`, or None if it is not finite: JSON has neither infinity nor NaN."""
     return value if value is not None and np.isfinite(value) else None
 
 
 @dataclass(slots=True)
 class _Moments:
-    """Sums for a mean and a variance of each element."""
+    """Sums for the mean and the variance of each element, float64."""
 
     count: int = 0
     total: np.ndarray | None = None
@@ -90,7 +114,7 @@ class _Moments:
 
 @dataclass(slots=True)
 class OutputAgreement:
-    """Sums over samples for one output (rule 4)."""
+    """Sums over samples for one output."""
 
     name: str
     shape: tuple[int, ...] | None = None
@@ -117,6 +141,12 @@ class OutputAgreement:
     reshaped_samples: int = 0
 
     def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Add the outputs of one sample.
+
+        Args:
+            a: of the reference model, any shape and dtype.
+            b: of the candidate.
+        """
         if a.shape != b.shape:
             self.reshaped_samples += 1
             return
@@ -145,7 +175,7 @@ class OutputAgreement:
             self.by_element.add(x[None])
         rows = x.reshape(-1, x.shape[-1] if x.ndim else 1)
         if self.by_channel.total is not None and self.by_channel.total.shape != rows.shape[1:]:
-            self.by_channel = _Moments()  # the last axis is a size as well: one spread for all values
+            self.by_channel = _Moments()  # the last axis varies in length too: use one spread for all values
             rows = x.reshape(-1, 1)
         self.by_channel.add(rows, len(rows))
         self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
@@ -173,6 +203,7 @@ class OutputAgreement:
             self.kl.append(float((p * np.log(p / q)).sum(axis=1).mean()))
 
     def as_fidelity(self) -> OutputFidelity:
+        """Return the figures of all samples added so far."""
         if not self.is_numeric or not self.sizes:
             share = self.equal_values / self.values if self.values else 1.0
             return OutputFidelity(
@@ -192,17 +223,17 @@ class OutputAgreement:
             )
         spread = self.by_element.spread() if self.is_fixed else self.by_channel.spread()
         magnitude = float(np.sqrt(np.square(self.norms).sum() / sum(self.sizes)))
-        most = max(self.classes.values(), default=0)
-        is_one_class = self.is_distribution and most > MAX_ONE_CLASS_SHARE * self.classes.total()
+        largest_class = max(self.classes.values(), default=0)
+        is_one_class = self.is_distribution and largest_class > MAX_ONE_CLASS_SHARE * self.classes.total()
         is_probability = self.low >= 0.0 and self.high <= 1.0
-        is_still = (
+        is_constant = (
             spread <= (MIN_UNIT_SPREAD if is_probability else CONSTANT_SPREAD_SHARE * magnitude)
             and not self.is_distribution
         )
         is_flat = self.is_distribution and spread <= CONSTANT_SPREAD_SHARE * magnitude
-        varies = len(self.sizes) > 1 and self.has_differed and not (is_still or is_flat or is_one_class)
+        varies = len(self.sizes) > 1 and self.has_differed and not (is_constant or is_flat or is_one_class)
         scale = spread or 1.0
-        each = np.sqrt(np.array(self.errors) / np.array(self.sizes)) / scale
+        per_sample = np.sqrt(np.array(self.errors) / np.array(self.sizes)) / scale
         agreement, rows = self._top1(scale)
         return OutputFidelity(
             name=self.name,
@@ -212,7 +243,7 @@ class OutputAgreement:
             top1_agreement=agreement,
             top1_rows=rows,
             kl_mean=float(np.mean(self.kl)) if self.is_distribution and self.kl else None,
-            worst_relative=float(each.max()),
+            worst_relative=float(per_sample.max()),
             max_abs_error=self.max_abs_error,
             drift=self.max_abs_error / (1.0 if is_probability else max(magnitude, EPSILON)),
             exact_share=float(np.mean(np.array(self.errors) == 0)),
@@ -222,11 +253,11 @@ class OutputAgreement:
 
     def _cosine_p1(self) -> float | None:
         norms = np.array(self.norms)
-        telling = (norms >= MIN_NORM_SHARE * np.sqrt(np.mean(norms**2))) & (np.array(self.sizes) > 1)
-        return float(np.percentile(np.array(self.cosines)[telling], 1)) if telling.any() else None
+        is_meaningful = (norms >= MIN_NORM_SHARE * np.sqrt(np.mean(norms**2))) & (np.array(self.sizes) > 1)
+        return float(np.percentile(np.array(self.cosines)[is_meaningful], 1)) if is_meaningful.any() else None
 
     def _top1(self, spread: float) -> tuple[float | None, int]:
-        # of an image or a sequence the last axis is a place or a feature, unless it sums to 1
+        # the last axis of an image or a sequence is a position or a feature, not classes, unless it sums to 1
         if not self.rows or not (self.is_distribution or len(self.shape or ()) == 2):
             return None, 0
         margin = np.concatenate([row[0] for row in self.rows])

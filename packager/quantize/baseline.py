@@ -1,9 +1,8 @@
-"""What ordinary int8 quantization of a model costs: the yardstick for an int8 model of other origin.
+"""Measure the baseline of an int8 model that was made elsewhere: the error of plain int8 quantization
+of its float model.
 
-Rules:
-1. Ordinary is int8 per channel with nothing kept in float, static and dynamic; the larger error of the two counts, so
-   that neither kind of model is held to the other's figure.
-2. A method whose own error is beyond the floor is no yardstick.
+Plain is int8 per channel with nothing kept in float, static and dynamic. The larger error of the two counts, so that
+neither kind of model is measured by the other's figure.
 """
 
 from pathlib import Path
@@ -20,22 +19,30 @@ BASELINE_METHODS: tuple[Method, ...] = ("static", "dynamic")
 
 
 def baseline_error(model: Path, samples: Samples, thresholds: Thresholds) -> float | None:
-    """Relative RMS of the worst output of `model`, quantized in an ordinary way; None where no method applies.
+    """Return the relative RMS of the worst output of `model`, quantized plainly.
 
-    Half of the samples calibrate; all are judged, as the model of other origin is judged on all.
+    Half of the samples calibrate; all are judged, as the model in question is judged on all.
+
+    Args:
+        model: the float model.
+        samples: inputs.
+        thresholds: a method whose own error exceeds `max_relative_rms` does not count.
+
+    Returns:
+        None if no method applies.
 
     Raises:
-        ModelUnreadable, ModelDoesNotRun, AlreadyQuantized, WeightsNotFinite.
+        ModelUnreadable, ModelDoesNotRun, AlreadyQuantized, WeightsNotFinite: the float model cannot be used.
     """
     prepared = prepare_model(model, next(iter(samples.take(1)))).model
-    workshop = CandidateBuilder(prepared, samples.split_halves()[0], model_bytes(model))
+    builder = CandidateBuilder(prepared, samples.split_halves()[0], model_bytes(model))
     reference = open_session(model)
-    found: list[float] = []
+    errors: list[float] = []
     for method in BASELINE_METHODS:
         try:
-            error = judge(reference, open_session_of(workshop.build(method, is_partial=True)), samples).relative_rms
+            error = judge(reference, open_session_of(builder.build(method, is_partial=True)), samples).relative_rms
         except (QuantizationRefused, ModelDoesNotRun):
             continue
         if error is not None and error <= thresholds.max_relative_rms:
-            found.append(error)
-    return max(found, default=None)
+            errors.append(error)
+    return max(errors, default=None)

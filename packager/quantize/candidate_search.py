@@ -1,13 +1,13 @@
-"""The search for a candidate that passes the gate: which method, and what must be given more bits.
+"""Search a candidate that passes the gate: choose a method, and repair it with more bits if none
+passes.
 
-Rules:
-1. Static is taken where its error is at most MAX_OVER_DYNAMIC times dynamic's, or GOOD_SHARE of what is allowed (it is
-   the faster one); else dynamic; else int8 weights with float arithmetic.
-2. Where none passes: the activations that spoil most get 16 bits, then the weights alone become int8 (of int4: those
-   that spoil most), then the nodes that spoil most go back to float; all in bounded trials, the cheapest repair first.
-3. Trials are judged on the calibration half; the verdict is the held-back half's, and the user's metric's.
-4. A metric speaks where the fidelity gate cannot: it turns `inconclusive` into `pass`, and outputs whose shape depends
-   on values are left to it. It never mends a failure.
+1. Static first if its error is at most MAX_RATIO_TO_DYNAMIC times dynamic's, or GOOD_ERROR_SHARE of the limit (it is
+   the faster one); else dynamic; then int8 weights with float arithmetic.
+2. If none passes, repair with the fewest nodes first: 16 bits for the activations with the largest node errors; then
+   int8 weights alone (int4: 8 bits for the nodes with the largest errors); then float for those nodes.
+3. Trials are judged on calibration samples. The verdict is on the held-out samples, and the user's metric's.
+4. A metric decides only if the gate cannot: it turns `inconclusive` into `pass`, and judges outputs whose shape depends
+   on values. It never overrules a failure.
 """
 
 import tempfile
@@ -29,17 +29,17 @@ from packager.quantize.quantization_report import Trial
 from packager.quantize.sensitivity import NodeError, node_errors, repair_candidates
 from packager.quantize.user_metric import Metric
 
-MAX_RATIO_TO_DYNAMIC: Final = 1.5
-GOOD_ERROR_SHARE: Final = 1 / 3  # of the allowed relative RMS
-MAX_REPAIRED_METHODS: Final = 2  # the two with the least error: others would not pass either
+MAX_RATIO_TO_DYNAMIC: Final = 1.5  # static's error over dynamic's; trades accuracy for speed
+GOOD_ERROR_SHARE: Final = 1 / 3  # of the allowed relative RMS; below it static is taken whatever dynamic's error
+MAX_REPAIRED_METHODS: Final = 2  # the two with the least error; repairs of others would not pass either
 INAPPLICABLE_MESSAGES: Final[dict[Method, str]] = {
-    "static": "no Conv, MatMul or Gemm with a constant weight for static int8",
-    "dynamic": "no Conv, MatMul or Gemm with a constant weight for dynamic int8",
-    "weights": "no weight for int8",
-    "int4": "no MatMul or Gemm with a constant weight, which is what 4 bits need; int8 fits this model",
-    "fp16": "no weight for fp16",
+    "static": "static int8 needs a Conv, MatMul or Gemm with a constant weight, found none",
+    "dynamic": "dynamic int8 needs a Conv, MatMul or Gemm with a constant weight, found none",
+    "weights": "int8 needs a constant weight, found none",
+    "int4": "4 bits need a MatMul or Gemm with a constant weight, found none; int8 fits this model",
+    "fp16": "fp16 needs a constant weight, found none",
 }
-UNREPAIRABLE_METHODS: Final = ("fp16",)  # it has no nodes of its own: weights that do not fit stay float32
+UNREPAIRABLE_METHODS: Final = ("fp16",)  # fp16 has no nodes of its own: weights that do not fit stay float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +51,52 @@ class MetricReference:
 
     @classmethod
     def from_float_model(cls, metric: Metric | None, model: Path, samples: Samples) -> "MetricReference | None":
-        """Measure the float model; None without a metric. Raises MetricUnusable."""
+        """Measure the float model; return None without a metric.
+
+        Args:
+            metric: the user's metric, or None.
+            model: the float model.
+            samples: held-out samples.
+
+        Raises:
+            MetricUnusable: the metric cannot be measured.
+        """
         return None if metric is None else cls(metric, metric.measure(model, samples))
 
     def add_to_report(self, report: GateReport, candidate: Path, samples: Samples, max_loss: float) -> GateReport:
-        """`found` with the metric's say (rule 4). Raises MetricUnusable."""
+        """Return `report` with the metric measured, unless the gate failed already.
+
+        Args:
+            report: of the gate.
+            candidate: the quantized model.
+            samples: held-out samples.
+            max_loss: share of the float model's value that the candidate may lose.
+
+        Raises:
+            MetricUnusable: the metric cannot be measured.
+        """
         if report.verdict == "fail":
             return report
         figures = self.metric.compare(self.float_value, candidate, samples, max_loss)
         if not figures.is_passed:
             return replace(report, metric=figures, verdict="fail", explanation=figures.explanation)
-        why = (
+        explanation = (
             figures.explanation if report.verdict == "inconclusive" else f"{report.explanation}; {figures.explanation}"
         )
-        return replace(report, metric=figures, verdict="pass", explanation=why)
+        return replace(report, metric=figures, verdict="pass", explanation=explanation)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedCandidate:
-    """A quantized model, what it keeps in float, its gate on the calibration half, and the number of its trial."""
+    """A candidate that was built and judged on calibration samples.
+
+    Attributes:
+        method: how it was made.
+        model: the quantized model.
+        float_nodes: nodes whose weights stay float.
+        calibration_gate: verdict on the calibration samples.
+        trial_index: position in `CandidateSearch.trials`.
+    """
 
     method: Method
     model: onnx.ModelProto
@@ -79,7 +106,7 @@ class QuantizedCandidate:
 
     @property
     def error(self) -> float:
-        """Relative RMS of the worst output; share of changed values where outputs are whole numbers."""
+        """Relative RMS of the worst output; the share of changed values if outputs are integers."""
         if self.calibration_gate.relative_rms is not None:
             return self.calibration_gate.relative_rms
         return max((1 - o.exact_share for o in self.calibration_gate.outputs if o.varies), default=float("inf"))
@@ -87,7 +114,18 @@ class QuantizedCandidate:
 
 @dataclass(slots=True)
 class CandidateSearch:
-    """One search; `trials` and `blames` tell afterwards what was tried and found."""
+    """One search; `trials` and `node_errors` have what was tried and measured afterwards.
+
+    Attributes:
+        builder: of candidates.
+        reference: session of the float model.
+        judged_samples: calibration samples on which trials are judged.
+        held_out: samples of the verdict.
+        thresholds: of the gate.
+        metric_reference: the user's metric, or None.
+        trials: every candidate tried, in order.
+        node_errors: by method, node errors, worst first; only of methods that were repaired.
+    """
 
     builder: CandidateBuilder
     reference: onnxruntime.InferenceSession
@@ -99,26 +137,32 @@ class CandidateSearch:
     node_errors: dict[Method, list[NodeError]] = field(default_factory=dict)
 
     def find_candidate(self, methods: tuple[Method, ...]) -> tuple[QuantizedCandidate, GateReport]:
-        """The chosen candidate and its held-back verdict, failing only where all fail. Raises QuantizationRefused."""
+        """Return the first candidate that does not fail on the held-out samples, with its verdict; else the
+        best failing one.
+
+        Raises:
+            QuantizationRefused: no candidate could be built.
+            MetricUnusable: the user's metric cannot be measured.
+        """
         possible = tuple(m for m in self.builder.applicable_methods() if m in methods)
         last: tuple[QuantizedCandidate, GateReport] | None = None
         for candidate in self._candidates(possible):
             verdict = self._judge_held_out(candidate)
-            told = f"{verdict.verdict}: {verdict.explanation}"
-            self.trials[candidate.trial_index] = replace(self.trials[candidate.trial_index], held_out=told)
+            held_out = f"{verdict.verdict}: {verdict.explanation}"
+            self.trials[candidate.trial_index] = replace(self.trials[candidate.trial_index], held_out=held_out)
             if verdict.verdict != "fail":
                 return candidate, verdict
             if last is None or candidate.error < last[0].error:
                 last = candidate, verdict
         if last is None:
-            why = "; ".join(trial.explanation for trial in self.trials) or "; ".join(
+            reasons = "; ".join(trial.explanation for trial in self.trials) or "; ".join(
                 INAPPLICABLE_MESSAGES[method] for method in methods
             )
-            raise QuantizationRefused(f"no quantized form of this model is possible: {why}")
+            raise QuantizationRefused(f"no quantized form of this model is possible: {reasons}")
         return last
 
     def _candidates(self, possible: tuple[Method, ...]) -> Iterator[QuantizedCandidate]:
-        """Rules 1 and 2; what failed on the calibration half comes last, since the held-back half decides."""
+        """Yield candidates in the order of rules 1 and 2; those that failed on calibration samples come last."""
         first = [c for m in possible if m != "weights" and (c := self._try_candidate(m)) is not None]
         yield from self._rank([c for c in first if c.calibration_gate.verdict != "fail"])
         if "static" in possible:
@@ -146,28 +190,30 @@ class CandidateSearch:
         everywhere = self._try_candidate("static", promoted=tuple(nodes))
         if everywhere is None or everywhere.calibration_gate.verdict == "fail":
             return
-        for spoilers in repair_candidates(self._measure_node_errors("static"), self.thresholds.max_relative_rms):
-            wide = tuple(name for name in spoilers if name in nodes)
-            if not wide or len(wide) == len(nodes):
+        for worst_nodes in repair_candidates(self._measure_node_errors("static"), self.thresholds.max_relative_rms):
+            promoted = tuple(name for name in worst_nodes if name in nodes)
+            if not promoted or len(promoted) == len(nodes):
                 continue
-            candidate = self._try_candidate("static", promoted=wide)
+            candidate = self._try_candidate("static", promoted=promoted)
             if candidate is not None and candidate.calibration_gate.verdict != "fail":
                 yield candidate
         yield everywhere
 
     def _repaired_candidates(self, found: list[QuantizedCandidate]) -> Iterator[QuantizedCandidate]:
-        for whole in [c for c in found if c.method not in UNREPAIRABLE_METHODS][:MAX_REPAIRED_METHODS]:
-            for kept, wide in self._plan_repairs(whole.method):
-                repaired = self._try_candidate(whole.method, kept, wide)
+        for unrepaired in [c for c in found if c.method not in UNREPAIRABLE_METHODS][:MAX_REPAIRED_METHODS]:
+            for float_nodes, promoted in self._plan_repairs(unrepaired.method):
+                repaired = self._try_candidate(unrepaired.method, float_nodes, promoted)
                 if repaired is not None and repaired.calibration_gate.verdict == "pass":
                     yield repaired
 
     def _plan_repairs(self, method: Method) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        """What to keep in float and what to give more bits: of int4 first 8 bits instead of float."""
+        """Return (nodes to keep in float, nodes to promote) for each repair; int4 tries 8 bits before float."""
         sets = repair_candidates(self._measure_node_errors(method), self.thresholds.max_relative_rms)
         nodes = frozenset(self.builder.promotable_nodes(method)) if method == "int4" else frozenset()
-        eight = dict.fromkeys(tuple(name for name in spoilers if name in nodes) for spoilers in sets)
-        return [((), wide) for wide in eight if 0 < len(wide) < len(nodes)] + [(kept, ()) for kept in sets]
+        promotions = dict.fromkeys(tuple(name for name in worst_nodes if name in nodes) for worst_nodes in sets)
+        return [((), promoted) for promoted in promotions if 0 < len(promoted) < len(nodes)] + [
+            (float_nodes, ()) for float_nodes in sets
+        ]
 
     def _measure_node_errors(self, method: Method) -> list[NodeError]:
         if method not in self.node_errors:
@@ -189,8 +235,10 @@ class CandidateSearch:
             self.trials.append(Trial(method, float_nodes, promoted, None, None, "refused", error.message))
             return None
         float_nodes = self.builder.weights_beyond_fp16 if method == "fp16" else float_nodes
-        size, error_ = model.ByteSize(), verdict.relative_rms
-        self.trials.append(Trial(method, float_nodes, promoted, size, error_, verdict.verdict, verdict.explanation))
+        size, relative_rms = model.ByteSize(), verdict.relative_rms
+        self.trials.append(
+            Trial(method, float_nodes, promoted, size, relative_rms, verdict.verdict, verdict.explanation)
+        )
         return QuantizedCandidate(method, model, float_nodes, verdict, len(self.trials) - 1)
 
     def _judge(self, model: onnx.ModelProto, samples: Samples) -> GateReport:
@@ -198,11 +246,11 @@ class CandidateSearch:
         return judge(self.reference, running, samples, self.thresholds, shapes_vary=self.metric_reference is not None)
 
     def _judge_held_out(self, candidate: QuantizedCandidate) -> GateReport:
-        """Rules 3 and 4. Raises MetricUnusable."""
-        found = self._judge(candidate.model, self.held_out)
-        if self.metric_reference is None or found.verdict == "fail":
-            return found
+        """Return the verdict on the held-out samples, with the user's metric."""
+        report = self._judge(candidate.model, self.held_out)
+        if self.metric_reference is None or report.verdict == "fail":
+            return report
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             save_model(candidate.model, path)
-            return self.metric_reference.add_to_report(found, path, self.held_out, self.thresholds.max_metric_loss)
+            return self.metric_reference.add_to_report(report, path, self.held_out, self.thresholds.max_metric_loss)

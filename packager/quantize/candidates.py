@@ -1,10 +1,10 @@
-"""The candidates of one prepared model, built on demand: int8 static, dynamic or weights only; int4; fp16.
+"""Build the candidates of one prepared model on demand: int8 static, dynamic or weights only; int4;
+fp16.
 
-Rules:
-1. A builder that fails is a candidate that is not there, with its reason; it never ends the search.
-2. A candidate must be well smaller than the float model, and hold at least one quantized weight: "succeeded and changed
-   nothing" is a failure.
-3. How it was made is written into the model's metadata, so that an update can be made the same way.
+1. A builder that fails is one candidate less, with its reason; it never ends the search.
+2. A candidate must be at most MAX_SIZE_SHARE of the float model's bytes and have a quantized weight: a quantizer that
+   succeeds without changing anything is a failure.
+3. Method and numerics are written into the model's metadata, so that an update can be made in the same way.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 Method = Literal["static", "dynamic", "weights", "int4", "fp16"]
 
 INT8_METHODS: Final[tuple[Method, ...]] = ("static", "dynamic", "weights")
-# onnxruntime.quantization fails in all of these ways on published models
+# building fails in all of these ways on published models
 BUILD_ERRORS: Final[tuple[type[Exception], ...]] = (
     *RUNTIME_ERRORS,
     StopIteration,
@@ -37,15 +37,22 @@ BUILD_ERRORS: Final[tuple[type[Exception], ...]] = (
     IndexError,
     AssertionError,
 )
-MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes: what is hardly smaller is not worth a variant
+MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes; a model that is hardly smaller is not worth a variant
 
 
 @dataclass(slots=True)
 class CandidateBuilder:
-    """Builds candidates of one model; ranges are measured once, when the first static candidate is asked for.
+    """Builds candidates of one model; ranges of activations are measured once, for the first static
+    candidate.
 
-    `beyond_half` names the weights that fp16 cannot hold, once it was built. `signed_weights` alone makes them 7 bits
-    (x86); with `signed_activations` they have the full range (ARM).
+    Attributes:
+        prepared: the float model after `prepare`.
+        calibration: calibration samples.
+        float_bytes: bytes of the float model.
+        per_channel: one scale a channel of a weight, else one a weight.
+        signed_weights: 7-bit signed weights (x86 without VNNI); full range with `signed_activations` (ARM).
+        signed_activations: int8 activations.
+        weights_beyond_fp16: names of the weights that fp16 cannot represent, once it was built.
     """
 
     prepared: onnx.ModelProto
@@ -58,7 +65,9 @@ class CandidateBuilder:
     _ranges: dict[str, ActivationRange] | None = field(default=None, repr=False)
 
     def numerics_of(self, method: Method) -> str:
-        """What the kernels of `method` multiply: integers (activations, then weights), or floats."""
+        """Return what the kernels of `method` multiply, activations before weights: "u8u8", "u8s7", "s8s8",
+        "u8s8" or "float".
+        """
         if method not in ("static", "dynamic"):
             return "float"
         if self.signed_activations:
@@ -67,19 +76,23 @@ class CandidateBuilder:
 
     @property
     def levels(self) -> LevelRange:
-        """Of the weights that integer kernels read."""
+        """Level range of the weights that integer kernels read."""
         if self.signed_activations:
             return SIGNED_LEVELS
         return REDUCED_LEVELS if self.signed_weights else UNSIGNED_LEVELS
 
     def applicable_methods(self) -> tuple[Method, ...]:
-        """Methods that this model has anything for. Raises QuantizationRefused where it is none."""
+        """Return the methods that this model has a node for.
+
+        Raises:
+            QuantizationRefused: there is none.
+        """
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if not uses:
             raise QuantizationRefused(
                 f"found no constant weight of {MIN_ELEMENTS} or more numbers in a MatMul, Gemm, Conv, ConvTranspose, "
                 "Gather, LSTM, GRU or RNN, in any graph",
-                hint="ship the float variant alone",
+                hint="ship the float variant only",
             )
         found: list[Method] = []
         if static_nodes(self.prepared):
@@ -91,7 +104,9 @@ class CandidateBuilder:
         return (*found, "weights", "fp16")
 
     def node_groups(self, method: Method) -> list[tuple[str, ...]]:
-        """Names of the nodes that `method` would quantize, in graph order; those that share a weight come together."""
+        """Return the names of the nodes that `method` would quantize, in graph order; nodes that share a
+        weight form one group.
+        """
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if method == "static":
             reached = {use.node.name for use in static_nodes(self.prepared)}
@@ -103,19 +118,20 @@ class CandidateBuilder:
         shared: dict[tuple[int, str], list[str]] = {}
         for use in uses:
             shared.setdefault((id(use.owner.graph), use.tensor.name), []).append(use.node.name)
-        family = {name: {name} for name in reached}
+        group_of = {name: {name} for name in reached}
         for names in shared.values():
-            joined = set().union(*(family[name] for name in names))
-            family.update(dict.fromkeys(joined, joined))
+            joined = set().union(*(group_of[name] for name in names))
+            group_of.update(dict.fromkeys(joined, joined))
         found: dict[int, list[str]] = {}
         for node in all_nodes(self.prepared):
             if node.name in reached:
-                found.setdefault(id(family[node.name]), []).append(node.name)
+                found.setdefault(id(group_of[node.name]), []).append(node.name)
         return [tuple(names) for names in found.values()]
 
     def promotable_nodes(self, method: Method) -> list[str]:
-        """Names of the nodes that `method` can give more bits short of float: 16 for the activation that they read
-        (static), 8 for their weights (int4)."""
+        """Return the names of the nodes that can be promoted: to 16-bit activations (static), or 8-bit weights
+        (int4).
+        """
         match method:
             case "static":
                 return [use.node.name for use in static_nodes(self.prepared)]
@@ -132,7 +148,17 @@ class CandidateBuilder:
         *,
         is_partial: bool = False,
     ) -> onnx.ModelProto:
-        """One candidate; a partial one (to measure a node's blame) may be large. Raises QuantizationRefused."""
+        """Build one candidate and record its method in the metadata.
+
+        Args:
+            method: how.
+            float_nodes: names of nodes that stay float.
+            promoted: names of nodes that get more bits (`promotable_nodes`).
+            is_partial: allow any size: the model only measures a node error.
+
+        Raises:
+            QuantizationRefused: the builder failed, nothing was quantized, or the model is too large.
+        """
         try:
             model = self._build(method, float_nodes, promoted)
         except BUILD_ERRORS as error:
@@ -142,7 +168,7 @@ class CandidateBuilder:
         size = model.ByteSize()
         if size > MAX_SIZE_SHARE * self.float_bytes and not is_partial:
             is_beyond = method == "fp16" and self.weights_beyond_fp16
-            beyond = f", since {len(self.weights_beyond_fp16)} weights are beyond half precision" if is_beyond else ""
+            beyond = f"; {len(self.weights_beyond_fp16)} weights exceed the range of fp16" if is_beyond else ""
             raise QuantizationRefused(
                 f"{method}: {size} bytes, more than {MAX_SIZE_SHARE:.0%} of the float model's "
                 f"{self.float_bytes}{beyond}"

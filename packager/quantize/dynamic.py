@@ -1,10 +1,9 @@
-"""Dynamic int8: each activation's scale is measured while the model runs, so no calibration is needed.
+"""Dynamic int8: the runtime measures each activation's scale, so no calibration is needed.
 
-Rules:
-1. MatMul, Gemm and Conv with a constant weight are rewritten to DynamicQuantizeLinear and MatMulInteger or ConvInteger,
-   in the form that onnxruntime fuses (DynamicQuantizeMatMul); in nested graphs too, also where the weight lives in a
-   graph further out (onnxruntime.quantization skips the first silently and crashes on the second).
-2. What has no such kernel (recurrent layers, tables) becomes int8 by `weights`.
+1. MatMul, Gemm and Conv with a constant weight become DynamicQuantizeLinear and MatMulInteger or ConvInteger, in the
+   form that onnxruntime fuses (DynamicQuantizeMatMul). This covers nested graphs, and weights that an outer graph owns:
+   onnxruntime.quantization skips the first silently and crashes on the second.
+2. Weights without such a kernel (recurrent layers, tables) become int8 by `weight_only`.
 """
 
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ FLOAT: Final = onnx.TensorProto.FLOAT
 
 
 def dynamic_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """Nodes with a constant weight that have an integer kernel for activations of unknown range (rule 1)."""
+    """Return the nodes, in every graph, with a constant weight and an integer kernel for activations of
+    unknown range.
+    """
     return [
         use
         for use in weight_uses(model)
@@ -43,7 +44,14 @@ def quantize_dynamic(
     levels: LevelRange,
     float_nodes: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are."""
+    """Return a quantized copy of a prepared model.
+
+    Args:
+        model: the float model after `prepare`.
+        per_channel: one scale a channel, else one a weight.
+        levels: level range of the weights.
+        float_nodes: names of nodes that stay float.
+    """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     rewrite = _Rewrite(names_in(quantized), per_channel, levels)
@@ -67,7 +75,7 @@ class _Rewrite:
     weights: dict[tuple[int, str, str], LevelNames] = field(default_factory=dict)
 
     def rewrite_graph(self, scope: Scope, uses: list[WeightUse]) -> None:
-        """Rewrite the nodes of one graph."""
+        """Rewrite the nodes of one graph in place."""
         wanted = {use.node.name: use for use in uses}
         measured: dict[str, tuple[str, str, str]] = {}
         nodes: list[onnx.NodeProto] = []
@@ -148,7 +156,7 @@ class _Rewrite:
             names = add_levels(use, weight, axis, self.taken_names, levels=self.levels)
             owner = use.owner.graph.initializer
             if is_conv:
-                # ConvInteger takes one zero point a tensor; its scales multiply axis 1 of the output
+                # ConvInteger has one zero point a tensor; its scales multiply axis 1 of the output
                 _replace_tensor(owner, names.zero_point, lambda zero: zero.reshape(-1)[:1].reshape(()))
                 if axis is not None:
                     shape = (1, -1, *[1] * (weight.ndim - 2))

@@ -1,10 +1,10 @@
-"""fp16: weights are stored in half precision and cast back when the model is loaded; arithmetic stays float32.
+"""fp16: weights are stored in half precision and cast back when the model is loaded; arithmetic stays
+float32.
 
-Rules:
-1. Every float32 initializer of MIN_ELEMENTS or more becomes float16 plus a Cast in its own graph; the runtime folds the
-   Cast while loading, so speed is that of float32 and no operator needs a half-precision kernel.
-2. A weight with a number beyond half precision's largest, or that would lose more than MAX_LOSS of its energy to
-   underflow, stays float32 and is named.
+1. Every float32 initializer of MIN_ELEMENTS or more becomes float16 with a Cast in its own graph. The runtime folds the
+   Cast while loading, so that speed is that of float32 and no operator needs a half-precision kernel.
+2. A weight stays float32 if an element exceeds FP16_MAX, or if underflow would lose more than MAX_ROUNDING_LOSS of its
+   energy.
 """
 
 from typing import Final
@@ -17,11 +17,11 @@ from packager.models.graphs import array_of, names_in, scopes, unused_name
 from packager.quantize.weight_only import MIN_ELEMENTS
 
 FP16_MAX: Final = float(np.finfo(np.float16).max)
-MAX_ROUNDING_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone costs 1e-7
+MAX_ROUNDING_LOSS: Final = 1e-5  # of the sum of squares; rounding to 11 bits alone loses 1e-7
 
 
 def quantize_fp16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """(copy with half-precision weights, names of the weights that stayed float32)."""
+    """Return a copy with half-precision weights, and the names of the weights that stayed float32."""
     halved = onnx.ModelProto()
     halved.CopyFrom(model)
     taken, kept = names_in(halved), []

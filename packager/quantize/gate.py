@@ -1,14 +1,22 @@
-"""The gate: is a candidate near enough to the float model? Without labels, output by output.
+"""The gate: judge without labels whether a candidate's outputs are near enough to the reference
+model's.
 
-What is measured: packager.quantize.agreement.
+The figures of an output are those of packager.quantize.agreement. For each output that varies over the samples, with
+r = relative RMS of the candidate, the first rule that fails gives the verdict `fail`:
 
-Rules:
-1. Where no output varies over the samples the verdict is `inconclusive`, never `pass`; one that does not vary must only
-   stay where it is.
-2. Floors first, then relative rules. Floors alone cannot tell valid per-tensor int8 (relative RMS .169 on a text
-   classifier) from one zeroed layer (.207); so where ordinary quantization was measured a candidate may have at most
-   MAX_OVER_ORDINARY times its error, and for an update at most MAX_OF_STALE times the stale model's.
-3. Both models run in lock step, a few samples side by side, tallied in their order.
+    r <= max_relative_rms
+    r <= max_over_baseline * r_baseline                     if plain quantization of the same model was measured
+    r <= max(max_over_unchanged_base * r_unchanged_base,    if the candidate is an update of a quantized base
+             max_over_baseline * r_baseline)
+    top-1 agreement >= min_top1_agreement                   if the output has classes
+    cosine at the first percentile >= min_cosine_p1
+
+Absolute limits alone cannot separate valid per-tensor int8 (relative RMS 0.169 on a text classifier) from a model with
+one layer zeroed (0.207); that is why the baseline counts if it was measured.
+
+An output of integers must have at least `min_top1_agreement` equal values. An output that does not vary may drift by at
+most MAX_DRIFT. NaN, infinity or another shape always fail (another shape is ignored if a user's metric judges it). If
+no output varies, the verdict is `inconclusive`, never `pass`.
 """
 
 from dataclasses import dataclass
@@ -28,13 +36,22 @@ from packager.quantize.user_metric import MetricFigures
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
-MIN_SAMPLES: Final = 2
+MIN_SAMPLES: Final = 2  # with one sample, no output can vary
 MAX_DRIFT: Final = 0.1  # of an output that does not vary: in probability, or of its magnitude
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """What the gate asks; what is measured: packager.quantize.agreement; how it is held against them: rule 2."""
+    """Limits of the gate, with the defaults of docs/quantization.md.
+
+    Attributes:
+        max_relative_rms: error over the spread of the reference output; 1 is the error of always answering the mean.
+        min_top1_agreement: share of rows with the same class, near-ties left out; of equal values for integers.
+        min_cosine_p1: cosine of reference and candidate output at the first percentile of samples.
+        max_over_baseline: relative RMS over the baseline's.
+        max_over_unchanged_base: relative RMS over that of the base that an update replaces.
+        max_metric_loss: share of the float model's metric that the candidate may lose.
+    """
 
     max_relative_rms: float = 0.15
     min_top1_agreement: float = 0.95
@@ -49,7 +66,16 @@ DEFAULT_THRESHOLDS: Final = Thresholds()
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """The verdict with one sentence for it, and the figures of every output."""
+    """The verdict with its explanation, and the figures of every output.
+
+    Attributes:
+        verdict: pass, fail or inconclusive.
+        explanation: one sentence.
+        outputs: figures of each output.
+        samples: number of samples judged.
+        origin: of the samples (`Samples.origin`).
+        metric: the user's metric, if there is one.
+    """
 
     verdict: Verdict
     explanation: str
@@ -60,21 +86,21 @@ class GateReport:
 
     @property
     def relative_rms(self) -> float | None:
-        """The worst of the outputs that vary."""
+        """Relative RMS of the worst output that varies; None if no float output varies."""
         return max((o.relative_rms for o in self.outputs if o.varies and o.relative_rms is not None), default=None)
 
     @property
     def cosine_p1(self) -> float | None:
-        """The worst of the outputs that vary."""
+        """Smallest cosine at the first percentile among the outputs that vary; None without one."""
         return min((o.cosine_p1 for o in self.outputs if o.varies and o.cosine_p1 is not None), default=None)
 
     @property
     def top1_agreement(self) -> float | None:
-        """The worst of the outputs that vary."""
+        """Smallest top-1 agreement among the outputs that vary; None without one."""
         return min((o.top1_agreement for o in self.outputs if o.varies and o.top1_agreement is not None), default=None)
 
     def as_json(self) -> dict[str, object]:
-        """Plain values for `--json` and reports."""
+        """Return plain values for `--json` and reports."""
         return {
             "verdict": self.verdict,
             "explanation": self.explanation,
@@ -98,11 +124,20 @@ def run_gate(
     unchanged_base_rms: float | None = None,
     shapes_vary: bool = False,
 ) -> GateReport:
-    """Run both models over `samples` and judge.
+    """Run both models over the samples and judge the candidate.
+
+    Args:
+        float_model: the reference model.
+        candidate: the model to judge.
+        samples: inputs.
+        thresholds: limits.
+        baseline_rms: relative RMS of the baseline, if it was measured.
+        unchanged_base_rms: relative RMS of the unchanged base, if the candidate is an update.
+        shapes_vary: ignore outputs that come back in another shape, instead of failing.
 
     Raises:
-        ModelDoesNotRun: one of them does not load, or not run.
-        InterfaceMismatch: they do not take the same inputs, or do not give the same outputs.
+        ModelDoesNotRun: a model does not load, or does not run on a sample.
+        InterfaceMismatch: the names of inputs or outputs differ.
     """
     settings = settings_for(load_proto(candidate, external_data=False))
     left, right = open_session(float_model), open_session(candidate, settings)
@@ -128,38 +163,50 @@ def judge(
     unchanged_base_rms: float | None = None,
     shapes_vary: bool = False,
 ) -> GateReport:
-    """`gate` for models that are loaded already; with `shapes_vary`, outputs that come back in another shape prove
-    nothing, instead of failing."""
+    """Judge a candidate as `run_gate` does, for models that are loaded.
+
+    Args:
+        reference: the reference model.
+        candidate: the model to judge.
+        samples: inputs; a few run side by side, and figures are summed in the order of the samples.
+        thresholds: limits.
+        baseline_rms: relative RMS of the baseline, if it was measured.
+        unchanged_base_rms: relative RMS of the unchanged base, if the candidate is an update.
+        shapes_vary: ignore outputs that come back in another shape, instead of failing.
+
+    Raises:
+        ModelDoesNotRun: a model does not run on a sample.
+    """
     names = [output.name for output in reference.get_outputs()]
     tallies = [OutputAgreement(name) for name in names]
 
-    def answers(sample: Sample) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def run_both(sample: Sample) -> tuple[list[np.ndarray], list[np.ndarray]]:
         return run_session(reference, sample, where="float model"), run_session(
             candidate, sample, names, where="candidate"
         )
 
-    for left, right in ordered_map(answers, samples):
+    for left, right in ordered_map(run_both, samples):
         for tally, a, b in zip(tallies, left, right, strict=True):
             tally.add(a, b)
     outputs = tuple(tally.as_fidelity() for tally in tallies)
     limits = _Limits(thresholds, baseline_rms, unchanged_base_rms, shapes_vary)
-    verdict, why = _decide_verdict(outputs, limits)
+    verdict, explanation = _decide_verdict(outputs, limits)
     if verdict == "inconclusive" and len(samples) < MIN_SAMPLES:
-        needed = f"at least {MIN_SAMPLES} are needed to see outputs vary (half are held back)"
-        why = f"{len(samples)} sample to judge by, {needed}"
-    return GateReport(verdict, why, outputs, len(samples), samples.origin)
+        needed = f"at least {MIN_SAMPLES} are needed to see outputs vary (half of all samples are held out)"
+        explanation = f"{len(samples)} held-out sample, {needed}"
+    return GateReport(verdict, explanation, outputs, len(samples), samples.origin)
 
 
 def _check_interfaces(left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, candidate: Path) -> None:
     for what, ours, theirs in (
-        ("takes inputs", right.get_inputs(), left.get_inputs()),
-        ("gives outputs", right.get_outputs(), left.get_outputs()),
+        ("has inputs", right.get_inputs(), left.get_inputs()),
+        ("has outputs", right.get_outputs(), left.get_outputs()),
     ):
         found, expected = [value.name for value in ours], [value.name for value in theirs]
         if set(found) != set(expected):
             raise InterfaceMismatch(
-                f"{candidate}: {what} {found}, the model that it is compared with {expected}",
-                hint="compare models that take the same inputs and give the same outputs, by name",
+                f"{candidate}: {what} {found}, the reference model {expected}",
+                hint="compare models whose inputs and outputs have the same names",
             )
 
 
@@ -174,25 +221,31 @@ class _Limits:
 def _decide_verdict(outputs: tuple[OutputFidelity, ...], limits: _Limits) -> tuple[Verdict, str]:
     broken = next((o for o in outputs if o.broken_samples), None)
     if broken is not None:
-        return "fail", f"output {broken.name!r} holds NaN or infinity on {broken.broken_samples} samples"
+        return "fail", f"output {broken.name!r} has NaN or infinity on {broken.broken_samples} samples"
     reshaped = next((o for o in outputs if o.reshaped_samples), None)
     if reshaped is not None and not limits.shapes_vary:
         return "fail", (
-            f"output {reshaped.name!r} has another shape on {reshaped.reshaped_samples} samples; where its shape "
-            "depends on values, give a metric"
+            f"output {reshaped.name!r} has another shape on {reshaped.reshaped_samples} samples; if its shape depends "
+            "on values, give a metric"
         )
     outputs = tuple(o for o in outputs if not o.reshaped_samples)
     drifted = next((o for o in outputs if not o.varies and o.drift > MAX_DRIFT), None)
     if drifted is not None:
-        return "fail", f"output {drifted.name!r} does not vary, but is off by {drifted.drift:.3f} of its magnitude"
-    telling = [o for o in outputs if o.varies]
-    if not telling:
-        return "inconclusive", "no output varies over the samples, so they cannot tell a good model from a bad one"
-    for o in telling:
-        trouble = _describe_failure(o, limits.thresholds, limits.baseline_rms, limits.unchanged_base_rms)
-        if trouble:
-            return "fail", f"output {o.name!r}: {trouble}"
-    return "pass", f"{len(telling)} of {len(outputs)} outputs vary, all within the thresholds"
+        return "fail", (
+            f"output {drifted.name!r} does not vary, but is off by {drifted.drift:.3f} of its magnitude, at most "
+            f"{MAX_DRIFT} allowed"
+        )
+    varying = [o for o in outputs if o.varies]
+    if not varying:
+        return (
+            "inconclusive",
+            "no output varies over the samples, so a good model cannot be distinguished from a bad one",
+        )
+    for o in varying:
+        failure = _describe_failure(o, limits.thresholds, limits.baseline_rms, limits.unchanged_base_rms)
+        if failure:
+            return "fail", f"output {o.name!r}: {failure}"
+    return "pass", f"{len(varying)} of {len(outputs)} outputs vary, all within the thresholds"
 
 
 def _describe_failure(
@@ -201,25 +254,28 @@ def _describe_failure(
     if o.relative_rms is None:
         too_few = o.exact_share < limits.min_top1_agreement
         return (
-            f"{o.exact_share:.3f} of values equal, at least {limits.min_top1_agreement:.3f} asked" if too_few else None
+            f"{o.exact_share:.3f} of values equal, at least {limits.min_top1_agreement:.3f} required"
+            if too_few
+            else None
         )
     if not o.relative_rms <= limits.max_relative_rms:
         return f"relative RMS {o.relative_rms:.4g}, at most {limits.max_relative_rms:.4g} allowed"
     if baseline is not None and o.relative_rms > limits.max_over_baseline * baseline:
         return (
-            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_baseline} x ordinary {baseline:.4g} allowed"
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_baseline} x the baseline's {baseline:.4g} "
+            "allowed"
         )
-    # a base that is as near as ordinary quantization has lost nothing: there is no update to miss
-    as_ordinary = limits.max_over_baseline * (baseline or 0.0)
+    # if the unchanged base is as good as the baseline, the update has nothing to improve
+    as_baseline = limits.max_over_baseline * (baseline or 0.0)
     if unchanged_base is not None and o.relative_rms > max(
-        limits.max_over_unchanged_base * unchanged_base, as_ordinary
+        limits.max_over_unchanged_base * unchanged_base, as_baseline
     ):
         return (
-            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_unchanged_base} x the stale "
-            f"model's {unchanged_base:.4g} allowed"
+            f"relative RMS {o.relative_rms:.4g}, at most {limits.max_over_unchanged_base} x the unchanged "
+            f"base's {unchanged_base:.4g} allowed"
         )
     if o.top1_agreement is not None and o.top1_agreement < limits.min_top1_agreement:
-        return f"top-1 agreement {o.top1_agreement:.4f}, at least {limits.min_top1_agreement:.4f} asked"
+        return f"top-1 agreement {o.top1_agreement:.4f}, at least {limits.min_top1_agreement:.4f} required"
     if o.cosine_p1 is not None and o.cosine_p1 < limits.min_cosine_p1:
-        return f"cosine {o.cosine_p1:.4f} at the first percentile, at least {limits.min_cosine_p1:.4f} asked"
+        return f"cosine {o.cosine_p1:.4f} at the first percentile, at least {limits.min_cosine_p1:.4f} required"
     return None

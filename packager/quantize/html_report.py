@@ -1,9 +1,9 @@
-"""One HTML page about a quantization: sizes, latency, figures of every output, error of every layer, histograms.
+"""Render one HTML page about a quantization: sizes, latency, figures of every output, error of every
+layer, histograms.
 
-Rules:
 1. The page is one file without scripts, fonts or images from elsewhere; drawings are inline SVG.
-2. Every name from a model is escaped: names are data.
-3. Colors have the system's light or dark scheme behind them; every chart has its numbers as text beside it.
+2. Every name from a model is escaped.
+3. Colors work in the system's light and dark scheme; every chart has its numbers as text.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from packager.quantize.quantization_report import QuantizationReport
 from packager.quantize.sensitivity import with_outputs
 from packager.quantize.weight_only import MIN_ELEMENTS
 
-PAGE_SAMPLES: Final = 8
+PAGE_SAMPLES: Final = 8  # samples from which layers are measured
 HISTOGRAM_BINS: Final = 48
-MAX_LAYERS: Final = 200
+MAX_LAYERS: Final = 200  # rows of the table of layers
 CHART_WIDTH_PX: Final = 240
 CHART_HEIGHT_PX: Final = 48
 EPSILON: Final = 1e-30
@@ -42,10 +42,18 @@ svg { display: block; } rect { fill: #3a7bd5; } .good { color: #188038; } .bad {
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """One layer: relative RMS error of its output in the quantized model, histograms of its weight and its output.
+    """One layer of the page.
 
     A layer in a nested graph, or one whose output has another name in the quantized model, has neither error nor
-    `activation`. `bits` says what it became: "8 bits", "16-bit activations", "float".
+    activation.
+
+    Attributes:
+        node: name of the node.
+        operator: its operator.
+        relative_rms: RMS error of its output over its RMS, all layers before it quantized too.
+        weight: histogram of the float weight.
+        activation: histogram of the float model's output, on one sample.
+        bits: "8-bit weights", "16-bit activations", "float", or "" for the method's own bits.
     """
 
     node: str
@@ -58,7 +66,7 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Counts in BINS equal parts of `low`..`high`."""
+    """Counts in HISTOGRAM_BINS equal parts of `low`..`high`."""
 
     counts: np.ndarray
     low: float
@@ -66,15 +74,25 @@ class Histogram:
 
     @classmethod
     def from_values(cls, values: np.ndarray) -> "Histogram":
-        """Of the finite ones among `values`."""
+        """Count the finite ones among `values`."""
         finite = values[np.isfinite(values)].astype(np.float64)
         counts, edges = np.histogram(finite, HISTOGRAM_BINS)
         return cls(counts, float(edges[0]), float(edges[-1]))
 
 
 def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: QuantizationReport) -> list[LayerError]:
-    """Every layer with weights, at most MAX_LAYERS, in graph order. Raises ModelDoesNotRun."""
-    # as the quantizer saw it: its simplification renames values and gives every node a name
+    """Measure every layer with weights, at most MAX_LAYERS, in graph order.
+
+    Args:
+        float_model: the reference model.
+        quantized: the quantized model.
+        samples: inputs; PAGE_SAMPLES of them are used.
+        report: says which nodes have more bits.
+
+    Raises:
+        ModelDoesNotRun: a model does not load, or does not run on a sample.
+    """
+    # prepare the model as the quantizer did: that renames values and gives every node a name
     left, right = prepare_model(float_model, next(iter(samples.take(1)))).model, load_proto(quantized)
     theirs = {name for node in right.graph.node for name in node.output}
     uses = {use.node.output[0]: use for use in weight_uses(left)[:MAX_LAYERS]}
@@ -101,7 +119,7 @@ def layer_errors(float_model: Path, quantized: Path, samples: Samples, report: Q
 def _measure_values(
     left: onnx.ModelProto, right: onnx.ModelProto, names: list[str], samples: Samples
 ) -> dict[str, tuple[float, Histogram]]:
-    """Relative RMS of the values `names` of two models, and a histogram of the float model's."""
+    """Return for each value its relative RMS error, and a histogram of the float model's."""
     runs = open_session_of(with_outputs(left, names)), open_session_of(with_outputs(right, names), settings_for(right))
     error, power = np.zeros(len(names)), np.zeros(len(names))
     seen: list[np.ndarray] = [np.zeros(0)] * len(names)
@@ -120,42 +138,69 @@ def _measure_values(
 
 
 def render_page(report: QuantizationReport, title: str, layers: list[LayerError]) -> str:
-    """The page (rules above)."""
-    good = report.outcome == "quantized"
+    """Return the page as HTML.
+
+    Args:
+        report: of the quantization.
+        title: name of the model.
+        layers: rows of the table of layers; empty if no model was written.
+    """
+    is_quantized = report.outcome == "quantized"
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<title>{escape(title)}: {report.scheme}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}: {escape(report.scheme)}</h1>",
-        f"<p class={'good' if good else 'bad'}><b>{escape(report.outcome)}</b>: {escape(report.reason)}</p>",
-        _draw_table(("", "float", report.scheme), _summary_rows(report)),
+        f"<p class={'good' if is_quantized else 'bad'}><b>{escape(report.outcome)}</b>: {escape(report.reason)}</p>",
+        _draw_table(("", "reference model", report.scheme), _summary_rows(report)),
         "<h2>Outputs</h2>",
         _draw_table(
-            ("output", "relative RMS", "cosine p1", "top-1", "KL", "worst sample", "varies"), _output_rows(report)
+            (
+                "output",
+                "relative RMS error",
+                "cosine, 1st percentile",
+                "top-1 agreement",
+                "KL divergence",
+                "relative RMS error, worst sample",
+                "varies over the samples",
+            ),
+            _output_rows(report),
         ),
-        "<h2>Kept in float</h2>",
-        f"<p>{escape(', '.join(report.float_nodes)) or 'nothing'}</p>",
-        "<h2>Activations in 16 bits</h2>",
+        "<h2>Nodes in float</h2>",
+        f"<p>{escape(', '.join(report.float_nodes)) or 'none'}</p>",
+        "<h2>Nodes with 16-bit activations</h2>",
         f"<p>{escape(', '.join(report.promoted_activations)) or 'none'}</p>",
         *(
-            ["<h2>Weights in 8 bits instead of 4</h2>", f"<p>{escape(', '.join(report.promoted_weights))}</p>"]
+            ["<h2>Nodes with 8-bit weights</h2>", f"<p>{escape(', '.join(report.promoted_weights))}</p>"]
             if report.promoted_weights
             else []
         ),
         "<h2>Layers</h2>",
-        "<p>Relative RMS is the error of the layer's output over its size, all layers before it quantized too. "
-        "Histograms have square-root heights, so that tails are seen.</p>",
-        _draw_table(("layer", "operator", "relative RMS", "error", "weights", "activations"), _layer_rows(layers)),
+        "<p>The relative RMS error compares the layer's output with the reference model's; all layers before it are "
+        "quantized too. Bars of the histograms have square-root heights, so that tails are visible.</p>",
+        _draw_table(
+            ("layer", "operator", "relative RMS error", "error bar", "weights", "activations"), _layer_rows(layers)
+        ),
         "<h2>Trials</h2>",
         _draw_table(
-            ("method", "float", "more bits", "bytes", "relative RMS", "calibration half", "why", "held-back half"),
+            (
+                "method",
+                "nodes in float",
+                "nodes with more bits",
+                "bytes",
+                "relative RMS error",
+                "verdict on calibration samples",
+                "explanation",
+                "verdict on held-out samples",
+            ),
             _trial_rows(report),
         ),
     ]
     if report.sensitivity:
         parts += [
-            "<h2>What each layer costs alone</h2>",
-            _draw_table(("layers", "relative RMS of the answers"), _sensitivity_rows(report)),
+            "<h2>Node errors</h2>",
+            "<p>The error of the model's outputs if these nodes alone are quantized.</p>",
+            _draw_table(("nodes", "relative RMS error of the outputs"), _sensitivity_rows(report)),
         ]
     if report.notes:
         parts.append("<h2>Notes</h2><ul>" + "".join(f"<li>{escape(note)}" for note in report.notes) + "</ul>")
@@ -163,7 +208,15 @@ def render_page(report: QuantizationReport, title: str, layers: list[LayerError]
 
 
 def write_page(report: QuantizationReport, float_model: Path, quantized: Path, samples: Samples, out: Path) -> None:
-    """Measure the layers where there is a quantized model, and write the page."""
+    """Measure the layers, if there is a quantized model, and write the page.
+
+    Args:
+        report: of the quantization.
+        float_model: the reference model.
+        quantized: the quantized model; need not exist.
+        samples: inputs.
+        out: the file to write.
+    """
     layers = layer_errors(float_model, quantized, samples, report) if quantized.is_file() else []
     out.write_text(render_page(report, float_model.name, layers), encoding="utf-8")
 
@@ -171,14 +224,14 @@ def write_page(report: QuantizationReport, float_model: Path, quantized: Path, s
 def _summary_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     rows = [("bytes", f"{report.float_bytes:,}", "" if report.bytes is None else f"{report.bytes:,}")]
     if report.latency is not None:
-        rows.append(("latency", f"{report.latency.float_ms:.2f} ms", f"{report.latency.quantized_ms:.2f} ms"))
+        rows.append(("median latency", f"{report.latency.float_ms:.2f} ms", f"{report.latency.quantized_ms:.2f} ms"))
     rows.append(("method", "", f"{report.method} ({report.numerics})"))
     if report.oldest_runtime is not None:
-        rows.append(("loads on onnxruntime", "", f"{report.oldest_runtime} and later"))
+        rows.append(("onnxruntime versions", "", f"{report.oldest_runtime} and later"))
     if report.gate is not None and report.gate.metric is not None:
         figures = report.gate.metric
         rows.append((f"metric {figures.name}", f"{figures.float_value:.4f}", f"{figures.value:.4f}"))
-    rows.append(("samples", "", f"{report.calibration_samples} for calibration, {report.origin[:24]}"))
+    rows.append(("calibration samples", "", f"{report.calibration_samples}, {report.origin[:24]}"))
     return [tuple(map(escape, row)) for row in rows]
 
 
@@ -231,8 +284,8 @@ def _trial_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
 
 def _sensitivity_rows(report: QuantizationReport) -> list[tuple[str, ...]]:
     return [
-        (escape(", ".join(blamed.nodes)), _format_number(float(np.sqrt(blamed.squared_error))))
-        for blamed in report.sensitivity
+        (escape(", ".join(measured.nodes)), _format_number(float(np.sqrt(measured.squared_error))))
+        for measured in report.sensitivity
     ]
 
 
@@ -244,7 +297,7 @@ def _draw_bar(value: float | None, worst: float) -> str:
 
 
 def _draw_histogram(found: Histogram) -> str:
-    """A histogram with its range; heights are square roots, so that tails are seen."""
+    """Draw a histogram with its range; heights are square roots, so that tails are visible."""
     counts = found.counts
     heights = np.sqrt(counts / max(1, int(counts.max(initial=0)))) * CHART_HEIGHT_PX
     step = CHART_WIDTH_PX / len(counts)

@@ -1,13 +1,12 @@
-"""Weight-only int4: MatMulNBits, one scale a block of inputs; activations stay float, so numbers are the same
-everywhere.
+"""int4: weights of 4 bits in blocks (MatMulNBits), float arithmetic, the same numbers on every CPU.
 
-Rules:
-1. MatMul and Gemm with a constant weight become MatMulNBits (com.microsoft), 4 bits, blocks of BLOCK inputs, symmetric
-   around 8; the scale's sign is chosen so that the block's largest magnitude falls on level 0, the one without a twin.
+1. MatMul and Gemm with a constant weight become MatMulNBits (com.microsoft), 4 bits, BLOCK inputs a block, symmetric
+   around level 8. The sign of a block's scale is chosen so that its largest magnitude falls on level 0, which has no
+   counterpart at the other end.
 2. `accuracy_level` stays 0: float32 sums. Higher levels quantize activations inside the kernel, differently on each
    CPU.
-3. Everything else with weights (convolutions, recurrent layers, tables), and what 4 bits spoil, becomes int8 by
-   `weights`.
+3. Other weights (convolutions, recurrent layers, tables), and nodes that need more than 4 bits, become int8 by
+   `weight_only`.
 """
 
 from typing import Final
@@ -21,14 +20,14 @@ from packager.quantize.integer_weights import drop_unread_initializers
 from packager.quantize.nbits import pack_levels
 from packager.quantize.weight_only import MIN_ELEMENTS, quantize_weights
 
-BLOCK: Final = 32
-LEVELS: Final = 15
-MIDDLE: Final = 8
+BLOCK: Final = 32  # inputs that share one scale
+LEVELS: Final = 15  # largest level
+MIDDLE: Final = 8  # level that stands for 0
 CONTRIB_DOMAIN: Final = "com.microsoft"
 
 
 def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """The nodes of rule 1, in every graph."""
+    """Return the nodes, in every graph, that MatMulNBits can replace."""
     return [
         use
         for use in weight_uses(model)
@@ -46,7 +45,13 @@ def int4_nodes(model: onnx.ModelProto) -> list[WeightUse]:
 def quantize_int4(
     model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset(), promoted: frozenset[str] = frozenset()
 ) -> onnx.ModelProto:
-    """A quantized copy of a prepared model; nodes named in `keep_float` stay float, those in `wide` get 8 bits."""
+    """Return a quantized copy of a prepared model.
+
+    Args:
+        model: the float model after `prepare`.
+        float_nodes: names of nodes that stay float.
+        promoted: names of nodes whose weights get 8 bits.
+    """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     taken = names_in(quantized)
@@ -64,7 +69,13 @@ def quantize_int4(
 
 
 def to_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """(levels uint8 [channels, inputs] in 0..15, scales float32 [channels, blocks]) of a weight [channels, inputs]."""
+    """Return (levels, scales) of a weight: uint8 [channels, inputs] in 0..15, and float32 [channels,
+    blocks].
+
+    Args:
+        weight: float [channels, inputs].
+        block: inputs a block; the last block may be shorter.
+    """
     channels, inputs = weight.shape
     blocks = -(-inputs // block)
     padded = np.zeros((channels, blocks * block))

@@ -1,11 +1,10 @@
-"""Weights as 8-bit levels for integer kernels, and the names that every scheme gives them.
+"""Weights as 8-bit levels, and the names of their initializers in every scheme.
 
-Rules:
 1. Levels are symmetric around the middle of their range, one scale a channel; a channel of zeros has scale 1.
-2. UNSIGNED (1..255 around 128) is exact on every CPU. REDUCED is signed and of 7 bits (-63..63): pairs of full 8-bit
-   products overflow the 16-bit sums of x86 CPUs without VNNI (relative L2 0.034, more than the quantization error
-   itself). SIGNED is the full range (-127..127): for ARM, whose kernels have wider sums.
-3. W becomes W_quantized, W_scale, W_zero_point. An update finds the weights of its base by these names.
+2. UNSIGNED_LEVELS (1..255 around 128) are exact on every CPU. REDUCED_LEVELS are signed and have 7 bits (-63..63):
+   pairs of full 8-bit products overflow the 16-bit sums of x86 CPUs without VNNI (relative L2 error 0.034, more than
+   that of quantization). SIGNED_LEVELS have the full range (-127..127): for ARM, whose kernels have wider sums.
+3. W becomes W_quantized, W_scale and W_zero_point. An update finds the weights of its base by these names.
 """
 
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from packager.models.graphs import WeightUse, array_of, unused_name
 
 @dataclass(frozen=True, slots=True)
 class LevelRange:
-    """Integers from `middle - outermost` to `middle + outermost`, stored as `dtype` (rule 2)."""
+    """Integers from `middle - outermost` to `middle + outermost`, stored as `dtype`."""
 
     dtype: type[np.signedinteger] | type[np.unsignedinteger]
     outermost: int
@@ -32,12 +31,13 @@ REDUCED_LEVELS: Final = LevelRange(np.int8, 63, 0)
 SIGNED_LEVELS: Final = LevelRange(np.int8, 127, 0)
 
 
-SMALLEST_SUBNORMAL: Final = float(np.finfo(np.float32).smallest_subnormal)  # a scale of zero would divide by zero
+# least scale: a scale of zero would divide by zero
+SMALLEST_SUBNORMAL: Final = float(np.finfo(np.float32).smallest_subnormal)
 
 
 @dataclass(frozen=True, slots=True)
 class LevelNames:
-    """Names of the three initializers of one quantized weight, and its float32 scales [channels] or []."""
+    """Names of the three initializers of one quantized weight, and its float32 scales, [channels] or []."""
 
     levels: str
     scale: str
@@ -46,7 +46,16 @@ class LevelNames:
 
 
 def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
-    """float32 [channels], or [] where `axis` is None: the largest magnitude falls on the outermost level (rule 1)."""
+    """Return the scales at which the largest magnitude falls on the outermost level.
+
+    Args:
+        weight: float array.
+        axis: of the channels; None for one scale.
+        levels: level range.
+
+    Returns:
+        float32 [channels], or [] if `axis` is None.
+    """
     others = tuple(i for i in range(weight.ndim) if i != axis) if axis is not None else None
     largest = np.asarray(np.abs(weight.astype(np.float64)).max(axis=others))
     return np.asarray(
@@ -55,14 +64,28 @@ def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.nd
 
 
 def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
-    """Levels by rounding to nearest, clipped to the symmetric range."""
+    """Return the levels by rounding to nearest, clipped to the symmetric range; shape of `weight`,
+    `levels.dtype`.
+
+    Args:
+        weight: float array.
+        scales: float32 [channels] or [].
+        axis: of the channels; None for one scale.
+        levels: level range.
+    """
     exact = weight.astype(np.float64) / broadcast_along(scales, axis, weight.ndim)
     rounded: np.ndarray = np.clip(np.rint(exact), -levels.outermost, levels.outermost) + levels.middle
     return rounded.astype(levels.dtype)
 
 
 def broadcast_along(values: np.ndarray, axis: int | None, rank: int) -> np.ndarray:
-    """`values` [channels] shaped so that they broadcast along `axis` of an array of `rank` axes."""
+    """Return `values` in the shape that broadcasts along one axis of an array.
+
+    Args:
+        values: [channels], or [].
+        axis: of the channels; None for one value.
+        rank: number of axes of the array.
+    """
     if axis is None or values.ndim == 0:
         return values
     shape = [1] * rank
@@ -80,16 +103,16 @@ def add_levels(
     min_scales: np.ndarray | None = None,
     scale_dtype: np.dtype | None = None,
 ) -> LevelNames:
-    """Put the levels of `weight` into the graph that owns `use`'s weight.
+    """Add the levels of `weight` to the graph that owns the weight of `use`.
 
     Args:
-        use: where the weight is read; its name gives the new names.
-        weight: the numbers to quantize, perhaps transposed.
+        use: the node that reads the weight; new names derive from the weight's.
+        weight: float array to quantize, perhaps transposed.
         axis: of the channels, or None for one scale.
-        taken: names that are in use.
-        levels: rule 2.
-        min_scales: scales are raised to these where given.
-        scale_dtype: of the scales in the file; float32 where not given.
+        taken: names in use; the new ones are added.
+        levels: level range.
+        min_scales: float [channels] or [], below which no scale falls; None for no limit.
+        scale_dtype: of the scales in the file; float32 if None.
     """
     scales = to_scales(weight, axis, levels)
     if min_scales is not None:
@@ -103,7 +126,12 @@ def add_levels(
 
 
 def drop_unread_initializers(model: onnx.ModelProto, names: set[str]) -> None:
-    """Remove initializers of `names` that no node reads and no graph gives any more, in every graph."""
+    """Remove, from every graph, initializers that no node reads and no graph outputs any more.
+
+    Args:
+        model: changed in place.
+        names: of the initializers to consider.
+    """
     from packager.models.graphs import scopes
 
     everywhere = list(scopes(model.graph))
@@ -116,5 +144,5 @@ def drop_unread_initializers(model: onnx.ModelProto, names: set[str]) -> None:
 
 
 def weight_of(use: WeightUse) -> np.ndarray:
-    """The float weight, as it lies in the model."""
+    """Return the float weight in the layout of the model."""
     return array_of(use.tensor)

@@ -1,13 +1,14 @@
-"""Turns a published float model into one that can be quantized, without changing its answers.
+"""Normalize a published float model so that it can be quantized, without changing its outputs.
 
-Rules:
-1. What cannot be quantized is said first: already quantized, weights that are not finite.
-2. The model's own functions become nodes. Constant nodes become initializers, in every graph; initializers stop being
-   overridable inputs; a weight that is stored in another type and cast to float32 when the model is loaded becomes
-   float32.
-3. Operator sets below 13 know no per-channel scales: the model is converted to 17 (else 15, else 13).
-4. Offline optimization stays at the level that is independent of the hardware; it may not bring new operator domains.
-5. Each of steps 2 to 4 must leave the answers on a sample as they were, else that step is left out and noted.
+Steps, in order:
+1. Refuse a model that is quantized already or has weights that are not finite.
+2. Replace the model's own functions by their nodes. Turn Constant nodes into initializers, in every graph. Initializers
+   stop being overridable inputs. A weight stored in another type and cast to float32 on loading becomes float32.
+3. Convert operator sets below 13, which have no per-channel scales, to 17 (else 15, else 13).
+4. Optimize at the level that does not depend on the hardware and adds no operator domains.
+5. Give every node a unique name.
+
+Each of steps 2 to 4 must keep the outputs on one sample; else it is left out, with a note.
 """
 
 import logging
@@ -52,68 +53,85 @@ STEP_ERRORS: Final[tuple[type[Exception], ...]] = (
     version_converter.ConvertError,
 )
 HALF_PRECISION_TYPES: Final = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-MAX_OUTPUT_CHANGE: Final = 1e-3  # of the output's largest magnitude: float kernels differ by rounding after fusions
+MAX_OUTPUT_CHANGE: Final = 1e-3  # of the output's largest magnitude; float kernels differ by rounding after fusions
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A float model ready to be quantized, and what was done or left out on the way."""
+    """A float model ready to be quantized, and notes on the steps that were left out."""
 
     model: onnx.ModelProto
     notes: tuple[str, ...]
 
 
 def prepare_model(path: Path, sample: Sample, *, optimize: bool = True) -> PreparedModel:
-    """Load and normalize `path` (rules above); `sample` is used to see that answers stay.
+    """Load and normalize a float model.
+
+    Args:
+        path: an ONNX file.
+        sample: one input, on which outputs must stay.
+        optimize: whether to do step 4.
 
     Raises:
-        ModelUnreadable, AlreadyQuantized, WeightsNotFinite, ModelDoesNotRun.
+        ModelUnreadable: the file is no ONNX model.
+        AlreadyQuantized: the model has quantized operators.
+        WeightsNotFinite: a weight has NaN or infinity.
+        ModelDoesNotRun: the model does not load, or does not run on the sample.
     """
     model = load_proto(path)
     check_quantizable(model, str(path))
     reference = run_session(open_session_of(model), sample, where=str(path))
     notes: list[str] = []
     steps: list[tuple[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]] = [
-        ("functions of the model's own", _inline_functions),
+        ("inline functions", _inline_functions),
         ("constants to initializers", lift_constants),
-        ("weights stored in half precision", _widen_stored_weights),
-        ("operator set", _raise_opset),
-        ("offline optimization", _optimize if optimize else lambda _: None),
+        ("widen stored weights", _widen_stored_weights),
+        ("convert operator set", _raise_opset),
+        ("optimize graph", _optimize if optimize else lambda _: None),
         ("constants to initializers", lift_constants),
     ]
     for name, step in steps:
         changed, trouble = _try_step(step, model, sample, reference)
         if trouble:
-            notes.append(f"{name} left out: {trouble}")
+            notes.append(f"skipped {name!r}: {trouble}")
         model = changed
     name_nodes(model)
     return PreparedModel(model, tuple(notes))
 
 
 def check_quantizable(model: onnx.ModelProto, where: str) -> None:
-    """Rule 1. Raises AlreadyQuantized, WeightsNotFinite."""
+    """Refuse a model that is quantized already, or has weights that are not finite.
+
+    Args:
+        model: the model.
+        where: its name in messages.
+
+    Raises:
+        AlreadyQuantized: the model has quantized operators.
+        WeightsNotFinite: a weight has NaN or infinity, or another constant NaN.
+    """
     if is_quantized(model):
         found = sorted({node.op_type for node in all_nodes(model)} & QUANTIZED_OPS)
         raise AlreadyQuantized(
-            f"{where}: already quantized (it holds {', '.join(found)}), expected a float model",
-            hint="quantize the float model that it was made from, or ship it as it is with scheme fp32",
+            f"{where}: already quantized (it has {', '.join(found)}), expected a float model",
+            hint="quantize the float model that it was made from, or ship it unchanged with scheme fp32",
         )
     weights = {node.input[i] for node in all_nodes(model) for i in weight_inputs(node) if i < len(node.input)}
     for name, tensor in _constants(model):
         if tensor.data_type not in FLOAT_TYPES:
             continue
         values = array_of(tensor)
-        # infinity outside of weights can be meant: the -inf of an attention mask, the start of a running maximum
+        # infinity outside of weights can be intended: the -inf of an attention mask, the start of a running maximum
         bad = int((np.isnan(values) if name not in weights or len(tensor.dims) < 2 else ~np.isfinite(values)).sum())
         if bad:
             raise WeightsNotFinite(
                 f"{where}: {bad} of {values.size} numbers of {name!r} are not finite",
-                hint="export the model again from a checkpoint that trained without NaN",
+                hint="export the model from a checkpoint without NaN or infinity",
             )
 
 
 def _constants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Initializers and Constant nodes of every graph, by the name under which they are read."""
+    """Yield initializers and Constant nodes of every graph, with the names under which they are read."""
     for scope in scopes(model.graph):
         yield from ((tensor.name, tensor) for tensor in scope.graph.initializer)
         for node in scope.graph.node:
@@ -121,7 +139,7 @@ def _constants(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]
 
 
 def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Constant nodes with a tensor become initializers of their graph (rule 2)."""
+    """Return a copy in which Constant nodes with a tensor are initializers of their graph."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     changed.ir_version = max(changed.ir_version, MIN_IR_VERSION)
@@ -142,22 +160,22 @@ def lift_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Functions of the model's own become their nodes (rule 2); None where there is none."""
+    """Replace the model's own functions by their nodes; return None if there are none."""
     return inliner.inline_local_functions(model) if model.functions else None
 
 
 def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """A constant behind a Cast to float32 becomes float32 (rule 2); None where there is none."""
+    """Turn constants behind a Cast to float32 into float32; return None if there are none."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     is_changed = False
     for scope in scopes(changed.graph):
         kept = []
-        given = {value.name for value in scope.graph.output}
+        output_names = {value.name for value in scope.graph.output}
         for node in scope.graph.node:
             behind = scope.find(node.input[0]) if node.op_type == "Cast" and not node.domain else None
             to = next((a.i for a in node.attribute if a.name == "to"), None)
-            is_weight = behind is not None and behind[1].data_type in FLOAT_TYPES and node.output[0] not in given
+            is_weight = behind is not None and behind[1].data_type in FLOAT_TYPES and node.output[0] not in output_names
             if behind is None or not is_weight or to != onnx.TensorProto.FLOAT:
                 kept.append(node)
                 continue
@@ -167,14 +185,14 @@ def _widen_stored_weights(model: onnx.ModelProto) -> onnx.ModelProto | None:
         if is_changed and len(kept) < len(scope.graph.node):
             stored = {node.input[0] for node in scope.graph.node} - {name for node in kept for name in node.input}
             _replace_items(scope.graph.node, kept)
-            still_read = {name for node in all_nodes(changed) for name in node.input} | given
+            still_read = {name for node in all_nodes(changed) for name in node.input} | output_names
             unread = {name for name in stored if name not in still_read}
             _replace_items(scope.graph.initializer, [t for t in scope.graph.initializer if t.name not in unread])
     return changed if is_changed else None
 
 
 def name_nodes(model: onnx.ModelProto) -> None:
-    """Give every node of every graph a name of its own, in place: nodes are kept in float by name."""
+    """Give every node of every graph a unique name, in place: nodes are kept in float by name."""
     taken = names_in(model)
     seen: set[str] = set()
     for number, node in enumerate(all_nodes(model)):
@@ -197,7 +215,7 @@ def _try_step(
     except STEP_ERRORS as error:
         return model, one_line_message(error)
     if not _is_same_output(reference, answers):
-        return model, "it changed the answers"
+        return model, "it changed the outputs"
     return changed, None
 
 
@@ -233,7 +251,8 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Rule 4, by onnxruntime's own basic level; None where the model is too large for one protobuf, or half precision.
+    """Apply onnxruntime's basic level; return None if the model exceeds one protobuf, or is in half
+    precision.
 
     A half-precision model would come back with a Cast behind every weight: the CPU has few half-precision kernels.
     """
@@ -251,7 +270,7 @@ def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
     before = {node.domain for node in all_nodes(model)}
     after = {node.domain for node in all_nodes(optimized)}
     if not after <= before | {"", "ai.onnx"}:
-        raise ModelDoesNotRun(f"it brings operators of {sorted(after - before)}")
+        raise ModelDoesNotRun(f"it adds operators of {sorted(after - before)}")
     versions = {entry.domain: entry.version for entry in model.opset_import}
     kept = [entry for entry in optimized.opset_import if entry.domain in after | before | {""}]
     for entry in kept:

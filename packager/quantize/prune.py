@@ -1,11 +1,9 @@
-"""Magnitude pruning: the smallest weights become zero, as an explicit step under the same gate as quantization.
+"""Prune by magnitude: the smallest weights become zero, behind the same gate as quantization.
 
-Rules:
-1. Unstructured: in each weight, the given share of smallest magnitudes becomes zero (ties by position, so that the same
-   model gives the same bytes). 2:4: of each four neighbors along the inputs, the two smallest.
-2. Zeros make files and patches smaller, not faster: no CPU kernel of the runtime uses them. The report does not claim
-   it.
-3. The result is written only where the gate passes.
+1. Unstructured: in each weight the given share of smallest magnitudes becomes zero; ties go by position, so that the
+   same model gives the same bytes. 2:4: of each four neighbors along the inputs, the two smallest.
+2. Zeros make files and patches smaller, not inference faster: no CPU kernel of the runtime uses them.
+3. The result is written only if the gate passes.
 """
 
 from dataclasses import dataclass
@@ -26,20 +24,20 @@ from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis
 
 Pattern = Literal["unstructured", "2:4"]
 
-QUAD_WEIGHTS: Final = 4
-KEPT_WEIGHTS_OF_QUAD: Final = 2
+QUAD_WEIGHTS: Final = 4  # neighbors along the inputs
+KEPT_WEIGHTS_OF_QUAD: Final = 2  # weights that stay of each four
 
 
 @dataclass(frozen=True, slots=True)
 class PruningReport:
-    """Share of zeros among the pruned weights, and the gate on the held-back half of the samples."""
+    """Share of zeros among the pruned weights, their number, and the gate on the held-out samples."""
 
     sparsity: float
     weights: int
     gate: GateReport
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values for `--json`."""
         return {"sparsity": self.sparsity, "weights": self.weights, "gate": self.gate.as_json()}
 
 
@@ -52,13 +50,23 @@ def prune_model(
     pattern: Pattern = "unstructured",
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> PruningReport:
-    """Write `model` with small weights set to zero into `out` (rules above).
+    """Write a copy of `model` with its smallest weights set to zero.
+
+    Args:
+        model: a float ONNX file.
+        out: the file to write.
+        samples: inputs; the held-out half is judged.
+        sparsity: share of weights that become zero, between 0 and 1; for "unstructured".
+        pattern: "unstructured" or "2:4".
+        thresholds: of the gate.
 
     Raises:
-        QuantizationRefused: nothing to prune, or a sparsity outside 0..1; GateFailed, GateInconclusive; Invalid kinds.
+        QuantizationRefused: there is nothing to prune, or the sparsity is not between 0 and 1.
+        GateFailed, GateInconclusive: nothing was written.
+        AlreadyQuantized, WeightsNotFinite, ModelUnreadable, ModelDoesNotRun, ModelCrashes: the model cannot be used.
     """
     if not 0.0 < sparsity < 1.0:
-        raise QuantizationRefused(f"sparsity {sparsity} is not between 0 and 1")
+        raise QuantizationRefused(f"sparsity {sparsity}, expected a number between 0 and 1")
     run_in_child(model, samples)
     pruned = lift_constants(load_proto(model))
     check_quantizable(pruned, str(model))
@@ -73,10 +81,10 @@ def prune_model(
         zeros += int(np.count_nonzero(values == 0))
         total += values.size
     if not total:
-        raise QuantizationRefused(f"{model}: found no weight of {MIN_ELEMENTS} or more numbers to prune")
+        raise QuantizationRefused(f"{model}: found no weight of {MIN_ELEMENTS} or more elements to prune")
     verdict = judge(open_session(model), open_session_of(pruned), samples.split_halves()[1], thresholds)
     if verdict.verdict == "fail":
-        raise GateFailed(f"{model}: {verdict.explanation}", hint="ask for less sparsity, or train the model for it")
+        raise GateFailed(f"{model}: {verdict.explanation}", hint="lower --sparsity, or train the model for it")
     if verdict.verdict == "inconclusive":
         raise GateInconclusive(
             f"{model}: {verdict.explanation}", hint="give real inputs of several kinds with --inputs"
@@ -86,7 +94,13 @@ def prune_model(
 
 
 def prune_values(use: WeightUse, sparsity: float, pattern: Pattern) -> np.ndarray:
-    """The weight with its smallest magnitudes set to zero (rule 1)."""
+    """Return the weight with its smallest magnitudes set to zero, in its own shape and dtype.
+
+    Args:
+        use: the node that reads the weight; it determines the axis of the channels.
+        sparsity: share of zeros, for "unstructured".
+        pattern: "unstructured" or "2:4".
+    """
     values = array_of(use.tensor).copy()
     if pattern == "unstructured":
         flat = values.reshape(-1)

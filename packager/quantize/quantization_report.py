@@ -1,4 +1,4 @@
-"""What a quantization did, tried and found: the values behind `--json`, the HTML page and the release's records."""
+"""The results of a quantization: values behind `--json`, the HTML page and the release's records."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +12,17 @@ Outcome = Literal["quantized", "refused", "inconclusive"]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One candidate: how it was made, how large and how good it was on the calibration half, or why it is none.
+    """One candidate that was tried.
 
-    Nodes of `wide` have more bits than the method gives, short of float. `held_back` is the verdict on the held-back
-    half, of those that came so far.
+    Attributes:
+        method: how it was made.
+        float_nodes: names of nodes that stayed float.
+        promoted: names of nodes with more bits than the method gives, but not float.
+        bytes: size of the model; None if it could not be built.
+        relative_rms: error of the worst output on the calibration samples.
+        verdict: on the calibration samples, or "refused" if it could not be built.
+        explanation: one sentence for the verdict.
+        held_out: verdict and explanation on the held-out samples, if it was judged there.
     """
 
     method: str
@@ -29,24 +36,24 @@ class Trial:
 
     @property
     def promoted_activations(self) -> tuple[str, ...]:
-        """Nodes that read 16 bits."""
+        """Names of the nodes with 16-bit activations."""
         return self.promoted if self.method == "static" else ()
 
     @property
     def promoted_weights(self) -> tuple[str, ...]:
-        """Nodes that have 8 bits where the others have 4."""
+        """Names of the nodes with 8-bit weights in an int4 model."""
         return self.promoted if self.method == "int4" else ()
 
     def as_json(self) -> dict[str, object]:
-        """Plain values; an error that is no number is None."""
+        """Return plain values; an error that is not finite becomes None."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name != "promoted"}
-        wide = {"activations_16bit": self.promoted_activations, "weights_8bit": self.promoted_weights}
-        return plain | wide | {"relative_rms": finite_or_none(self.relative_rms)}
+        promoted = {"activations_16bit": self.promoted_activations, "weights_8bit": self.promoted_weights}
+        return plain | promoted | {"relative_rms": finite_or_none(self.relative_rms)}
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Median of one run at the given number of threads, in milliseconds, on this machine."""
+    """Median time of one run with the given number of threads on this machine."""
 
     float_ms: float
     quantized_ms: float
@@ -54,11 +61,11 @@ class Latency:
 
     @property
     def ratio(self) -> float:
-        """Quantized over float: below 1 is faster."""
+        """Quantized over float latency: below 1 is faster."""
         return self.quantized_ms / self.float_ms if self.float_ms else 1.0
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values; times are in milliseconds."""
         return {
             "float_ms": self.float_ms,
             "quantized_ms": self.quantized_ms,
@@ -69,15 +76,28 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """The whole story of one variant.
+    """The result of quantizing one model.
 
-    `outcome` is "quantized" (the file was written), "refused" or "inconclusive" (no file was written; `reason`
-    says why, in one line). `method` is how it was done ("static", "dynamic", "weights", "float"); `numerics` what the
-    integer kernels multiply ("u8u8", "u8s7", "s8s8", "u8s8", "float"). `gate` was measured on the held-back half.
-    Nodes of `kept_float` have float weights, those of `wide_activations` 16-bit activations, those of `wide_weights`
-    8-bit weights where the scheme has 4. `sensitivity` is what each node, or group of neighbors, costs alone; empty
-    where no repair was needed. `oldest_runtime` is the first version of onnxruntime that has the operators of the
-    quantized model.
+    Attributes:
+        scheme: int8, int4, fp16 or fp32.
+        float_bytes: bytes of the float model, external data included.
+        origin: of the samples (`Samples.origin`).
+        outcome: "quantized" (the file was written), "refused" or "inconclusive" (no file was written).
+        reason: one line.
+        method: "static", "dynamic", "weights", "int4", "fp16", "float", or "none" before one was chosen.
+        numerics: what the kernels multiply, activations before weights: "u8u8", "u8s7", "s8s8", "u8s8" or "float".
+        bytes: of the quantized model.
+        gate: on the held-out samples.
+        calibration_gate: on the calibration samples.
+        float_nodes: names of nodes with float weights.
+        promoted_activations: names of nodes with 16-bit activations.
+        promoted_weights: names of nodes with 8-bit weights in an int4 model.
+        trials: all candidates that were tried, in order.
+        sensitivity: node errors of the chosen method, worst first; empty if no repair was needed.
+        notes: steps that were skipped, and advice.
+        latency: of both models; None if it was not measured.
+        calibration_samples: number of calibration samples.
+        oldest_runtime: first version of onnxruntime with all operators of the quantized model.
     """
 
     scheme: str
@@ -101,7 +121,7 @@ class QuantizationReport:
     oldest_runtime: str | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values for `--json` and the release's record."""
         return {
             "scheme": self.scheme,
             "outcome": self.outcome,
@@ -116,7 +136,7 @@ class QuantizationReport:
             "activations_16bit": list(self.promoted_activations),
             "weights_8bit": list(self.promoted_weights),
             "trials": [trial.as_json() for trial in self.trials],
-            "sensitivity": [blamed.as_json() for blamed in self.sensitivity],
+            "sensitivity": [node_error.as_json() for node_error in self.sensitivity],
             "notes": list(self.notes),
             "latency": self.latency.as_json() if self.latency else None,
             "calibration_samples": self.calibration_samples,
@@ -125,8 +145,8 @@ class QuantizationReport:
         }
 
     def trials_as_text(self) -> str:
-        """Every trial in one line, for a person: what was tried, and what it cost."""
-        head = ("method", "float", "more bits", "bytes", "error", "verdict")
+        """Return a table of all trials, one line each."""
+        head = ("method", "nodes in float", "with more bits", "bytes", "relative RMS", "verdict")
         rows = [
             (
                 trial.method,
@@ -134,7 +154,7 @@ class QuantizationReport:
                 str(len(trial.promoted)),
                 "" if trial.bytes is None else f"{trial.bytes:,}",
                 "" if trial.relative_rms is None else f"{trial.relative_rms:.4f}",
-                f"{trial.verdict}: {trial.explanation}" if trial.held_out is None else f"held back {trial.held_out}",
+                f"{trial.verdict}: {trial.explanation}" if trial.held_out is None else f"held-out {trial.held_out}",
             )
             for trial in self.trials
         ]
@@ -145,13 +165,11 @@ class QuantizationReport:
         )
 
     def as_text(self) -> str:
-        """A few lines for a person."""
+        """Return a few lines for a terminal."""
         size = f"{self.float_bytes:,} bytes float" + (f", {self.bytes:,} bytes {self.scheme}" if self.bytes else "")
         lines = [f"{self.outcome}: {self.reason}", f"size: {size}", f"method: {self.method} ({self.numerics})"]
         if self.gate is not None:
-            lines.append(
-                f"gate on {self.gate.samples} held-back samples ({self.gate.origin[:20]}): {self.gate.verdict}"
-            )
+            lines.append(f"gate on {self.gate.samples} held-out samples ({self.gate.origin[:20]}): {self.gate.verdict}")
             lines.extend(f"  {output.as_line()}" for output in self.gate.outputs)
             if self.gate.metric is not None:
                 lines.append(f"  {self.gate.metric.explanation}")
@@ -160,9 +178,9 @@ class QuantizationReport:
                 f"latency: {self.latency.float_ms:.2f} ms float, {self.latency.quantized_ms:.2f} ms {self.scheme}"
             )
         if self.oldest_runtime is not None:
-            lines.append(f"loads on: onnxruntime {self.oldest_runtime} and later")
+            lines.append(f"runs on: onnxruntime {self.oldest_runtime} and later")
         if self.float_nodes:
-            lines.append(f"kept in float: {', '.join(self.float_nodes)}")
+            lines.append(f"nodes in float: {', '.join(self.float_nodes)}")
         if self.promoted_activations:
             lines.append(f"16-bit activations: {', '.join(self.promoted_activations)}")
         if self.promoted_weights:

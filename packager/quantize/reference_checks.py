@@ -1,8 +1,7 @@
-"""What a float model's answers must be like before anything is held against them.
+"""Check the float model's outputs before anything is compared with them.
 
-Rules:
-1. They are the same from run to run. One sample may hide that they are not: a saturated softmax shows no noise.
-2. They are not NaN alone.
+1. Outputs must be the same from run to run. Several samples are tried: a saturated softmax shows no noise.
+2. Outputs must not be NaN alone.
 """
 
 from pathlib import Path
@@ -15,26 +14,35 @@ from packager.models.samples import Samples
 from packager.models.sessions import Runnable, run_session
 
 CHECKED_SAMPLES: Final = 8
-MAX_RELATIVE_DIFFERENCE: Final = 1e-3  # of an output's largest magnitude: float sums in another order stay far below
+MAX_RELATIVE_DIFFERENCE: Final = 1e-3  # of an output's largest magnitude; float sums in another order differ far less
 
 
 def check_reference_outputs(reference: Runnable, samples: Samples, model: Path) -> None:
-    """Both rules, on a few of `samples`. Raises QuantizationRefused."""
+    """Refuse a model whose outputs are random or NaN alone, on CHECKED_SAMPLES samples.
+
+    Args:
+        reference: session of the float model.
+        samples: inputs.
+        model: its path, for messages.
+
+    Raises:
+        QuantizationRefused: an output differs between two runs, or all outputs are NaN on all samples.
+    """
     names = [output.name for output in reference.get_outputs()]
-    tried = samples.take(CHECKED_SAMPLES)
-    is_told = False
-    for sample in tried:
+    checked = samples.take(CHECKED_SAMPLES)
+    has_number = False
+    for sample in checked:
         for name, a, b in zip(names, run_session(reference, sample), run_session(reference, sample), strict=True):
-            is_told |= a.dtype.kind != "f" or not a.size or not np.isnan(a).all()
+            has_number |= a.dtype.kind != "f" or not a.size or not np.isnan(a).all()
             if a.shape != b.shape or (a.dtype.kind == "f" and not _is_close(a, b)):
                 raise QuantizationRefused(
-                    f"{model}: output {name!r} differs from run to run on the same input, so that nothing can be held "
-                    "against it; look for random operators"
+                    f"{model}: output {name!r} differs from run to run on the same input, so nothing can be compared "
+                    "with it; remove random operators from the model"
                 )
-    if not is_told:
+    if not has_number:
         raise QuantizationRefused(
-            f"{model}: the float model itself answers NaN alone on {len(tried)} samples; look for a root or logarithm "
-            "of negative numbers, and for samples that the model was not made for"
+            f"{model}: the float model outputs only NaN on {len(checked)} samples; look for a root or logarithm of "
+            "negative numbers, and for samples that the model was not made for"
         )
 
 

@@ -1,12 +1,14 @@
-"""`quantize`: from a float model and samples to a smaller model that passes the gate, or a reason why there is none.
+"""Quantize a model: from a float model and samples to a smaller model that passes the gate, or the
+reason why none does.
 
-Rules:
-1. The float model is run once in a child process first: what crashes there is refused here. What its answers must be
-   like: packager.quantize.reference_checks.
-2. Half of the samples calibrate, the other half is held back; the verdict is the held-back half's.
-3. What is tried, in which order, and how it is repaired: packager.quantize.candidate_search.
-4. `out` is written only when the outcome is "quantized", in one step: nothing half-written is left behind.
-5. Same model, samples and options: same bytes.
+Steps of `quantize_model`, in order:
+1. Run the float model once in its own process: a model that crashes is refused.
+2. Split the samples: half calibrate, the other half is held out for the verdict.
+3. Normalize the graph (`prepare`), and check the reference outputs (`reference_checks`).
+4. Search a candidate (`candidate_search`).
+5. Write `out` in one step, only if the outcome is "quantized"; then measure latency.
+
+The same model, samples and options give the same bytes.
 """
 
 import time
@@ -36,25 +38,26 @@ from packager.quantize.user_metric import Metric
 
 METHODS_OF: Final[dict[str, tuple[Method, ...]]] = {"int8": INT8_METHODS, "int4": ("int4",), "fp16": ("fp16",)}
 SCHEMES: Final = ("fp32", *METHODS_OF)
-MAX_JUDGED_SAMPLES: Final = 64  # of the calibration half, for each trial; the final gate takes all that are held back
-TIMED_RUNS: Final = 15
-TIMED_SAMPLES: Final = 5
+MAX_JUDGED_SAMPLES: Final = 64  # calibration samples that judge a trial; the final gate uses all held-out samples
+TIMED_RUNS: Final = 15  # timed runs of each model
+TIMED_SAMPLES: Final = 5  # samples that they take in turn
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """How to quantize; the defaults give the same numbers on every CPU.
+    """Options of `quantize_model`; the defaults give the same numbers on every CPU.
 
     Attributes:
         per_channel: one scale a channel of a weight, else one a weight.
-        signed_weights: 7-bit signed weights: faster on x86 CPUs without VNNI, as exact.
-        signed_activations: int8 activations and full int8 weights: for ARM; other numbers on x86 CPUs without VNNI.
-        optimize: simplify the graph first, at the level that no hardware differs in.
+        signed_weights: 7-bit signed weights: faster on x86 CPUs without VNNI, and as exact.
+        signed_activations: int8 activations and full int8 weights, for ARM: x86 CPUs without VNNI compute other
+            numbers.
+        optimize: simplify the graph first, at the level that does not depend on the hardware.
         thresholds: of the gate.
-        max_calibration_samples: more are not looked at.
-        methods: to choose from; None takes all of the scheme.
+        max_calibration_samples: at most this many are used.
+        methods: methods to choose from; None for all of the scheme.
         measure_latency: run both models at the end.
-        metric: the user's own measure, or None.
+        metric: the user's own metric, or None.
     """
 
     per_channel: bool = True
@@ -74,19 +77,24 @@ DEFAULT_OPTIONS: Final = QuantizeOptions()
 def quantize_model(
     model: Path, out: Path, scheme: str, samples: Samples, options: QuantizeOptions = DEFAULT_OPTIONS
 ) -> QuantizationReport:
-    """Quantize `model` into `out` and judge it.
+    """Quantize a float model, judge it, and write it if it passes.
 
     Args:
         model: a float ONNX file, with its external data beside it.
-        out: the file to write; written only where the report's outcome is "quantized".
+        out: the file to write; written only if the report's outcome is "quantized".
         scheme: one of SCHEMES.
-        samples: inputs; half are held back from calibration.
-        options: see Options.
+        samples: inputs; half of them are held out from calibration.
+        options: how to quantize.
+
+    Returns:
+        A report; a model that cannot be quantized, or does not pass, is a report with outcome "refused".
 
     Raises:
-        Invalid kinds for what the caller gave (AlreadyQuantized, WeightsNotFinite, Sample…Mismatch, ModelDoesNotRun,
-        ModelUnreadable, MetricUnusable), ModelCrashes. A model that cannot be quantized is a report with outcome
-        "refused".
+        QuantizationRefused: the scheme is unknown.
+        TooFewSamples: there is no sample.
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch: a sample does not fit the model.
+        AlreadyQuantized, WeightsNotFinite, ModelUnreadable, ModelDoesNotRun, ModelCrashes: the model cannot be used.
+        MetricUnusable: the user's metric cannot be measured.
     """
     if scheme not in SCHEMES:
         raise QuantizationRefused(f"scheme {scheme!r} is unknown, expected one of {', '.join(SCHEMES)}")
@@ -98,17 +106,17 @@ def quantize_model(
     run_in_child(model, samples)
     if scheme == "fp32":
         return _copy_float_model(model, out, samples)
-    calibration, held_back = samples.split_halves()
+    calibration, held_out = samples.split_halves()
     calibration = calibration.take(options.max_calibration_samples)
     prepared = prepare_model(model, next(iter(samples.take(1))), optimize=options.optimize)
     reference = open_session(model)
-    measure = MetricReference.from_float_model(options.metric, model, held_back)
-    workshop = CandidateBuilder(
+    metric_reference = MetricReference.from_float_model(options.metric, model, held_out)
+    builder = CandidateBuilder(
         prepared.model, calibration, model_bytes(model), options.per_channel, options.signed_weights,
         options.signed_activations,
     )  # fmt: skip
     search = CandidateSearch(
-        workshop, reference, calibration.take(MAX_JUDGED_SAMPLES), held_back, options.thresholds, measure
+        builder, reference, calibration.take(MAX_JUDGED_SAMPLES), held_out, options.thresholds, metric_reference
     )
     report = QuantizationReport(
         scheme=scheme, float_bytes=model_bytes(model), notes=prepared.notes, calibration_samples=len(calibration),
@@ -122,7 +130,7 @@ def quantize_model(
     report = replace(
         report,
         method=chosen.method,
-        numerics=workshop.numerics_of(chosen.method),
+        numerics=builder.numerics_of(chosen.method),
         bytes=chosen.model.ByteSize(),
         oldest_runtime=str(oldest_runtime(chosen.model)),
         gate=verdict,
@@ -138,7 +146,7 @@ def quantize_model(
     if verdict.verdict == "fail":
         return replace(report, outcome="refused", reason=f"gate failed: {verdict.explanation}")
     save_model(chosen.model, out)
-    latency = time_interleaved(reference, open_session(out), held_back) if options.measure_latency else None
+    latency = time_interleaved(reference, open_session(out), held_out) if options.measure_latency else None
     notes = (*report.notes, *_larger_than_fp16_notes(report, prepared.model), *_slower_notes(latency, scheme))
     return replace(report, outcome="quantized", reason=verdict.explanation, latency=latency, notes=notes)
 
@@ -146,14 +154,21 @@ def quantize_model(
 def time_interleaved(
     left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, samples: Samples
 ) -> Latency:
-    """Median latency of both models, runs interleaved so that other load meets both alike."""
+    """Return the median latency of two models; runs are interleaved, so that other load affects both
+    alike.
+
+    Args:
+        left: session of the float model.
+        right: session of the quantized model.
+        samples: inputs; TIMED_SAMPLES of them are used.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     chosen = list(samples.take(TIMED_SAMPLES))
     for turn in range(TIMED_RUNS + 2):
         for running, spent in zip((left, right), times, strict=True):
             start = time.perf_counter()
             run_session(running, chosen[turn % len(chosen)])
-            if turn >= 2:  # the first runs pay for memory and packing
+            if turn >= 2:  # the first runs allocate memory and pack weights
                 spent.append(1000 * (time.perf_counter() - start))
     return Latency(float(np.median(times[0])), float(np.median(times[1])), DEFAULT_THREADS)
 
@@ -168,7 +183,7 @@ def _larger_than_fp16_notes(report: QuantizationReport, prepared: onnx.ModelProt
 def _slower_notes(latency: Latency | None, scheme: str) -> tuple[str, ...]:
     if latency is None or latency.ratio <= 1.0:
         return ()
-    return (f"{scheme} takes {latency.ratio:.2f} times as long as float on this CPU: it saves bytes, not time",)
+    return (f"{scheme} takes {latency.ratio:.2f} times as long as float on this CPU; it saves bytes, not time",)
 
 
 def _copy_float_model(model: Path, out: Path, samples: Samples) -> QuantizationReport:
@@ -180,6 +195,6 @@ def _copy_float_model(model: Path, out: Path, samples: Samples) -> QuantizationR
     else:
         save_model(load_proto(model), out)
     return QuantizationReport(
-        scheme="fp32", outcome="quantized", reason="passed through unchanged", method="float", float_bytes=size,
+        scheme="fp32", outcome="quantized", reason="copied unchanged", method="float", float_bytes=size,
         bytes=size, origin=samples.origin,
     )  # fmt: skip

@@ -1,12 +1,11 @@
-"""Which nodes of a quantized model spoil the answers, and which of them must go back to float.
+"""Measure node errors, and choose which nodes go back to float or get more bits.
 
-Rules:
-1. A node's error is the relative RMS of the output with that node alone quantized, over a few samples; nodes that
-   share a weight are one.
-2. Errors of nodes add up in squares, as independent rounding does; so the smallest set to keep in float is the worst
-   nodes, until the sum of the rest is below the aim.
-3. At most MAX_TRIED are tried one by one; where a model has more, neighbors in graph order are tried together, so
-   that the cost is bounded.
+With e_i = relative RMS of the outputs if only node i is quantized: rounding errors of nodes are independent, so the
+outputs' error is about sqrt(sum e_i^2). The smallest set to repair for a target error is therefore the worst nodes,
+until the sum of the rest is below target^2.
+
+Nodes that share a weight count as one. At most MAX_MEASURED_GROUPS are measured one by one; if a model has more,
+neighbors in graph order are measured together, which bounds the cost.
 """
 
 from collections.abc import Callable
@@ -23,20 +22,23 @@ from packager.models.sessions import open_session_of, settings_for
 from packager.quantize.agreement import finite_or_none
 from packager.quantize.gate import judge
 
-SENSITIVITY_SAMPLES: Final = 8
-MAX_MEASURED_GROUPS: Final = 48
-ERROR_TARGET_SHARES: Final = (0.8, 0.5, 0.3, 0.15, 0.05)  # of the allowed relative RMS, for what stays quantized
+SENSITIVITY_SAMPLES: Final = 8  # samples for each node; trades time for less noise
+MAX_MEASURED_GROUPS: Final = 48  # models that are built and run
+# of the allowed relative RMS, for the nodes that stay quantized
+ERROR_TARGET_SHARES: Final = (0.8, 0.5, 0.3, 0.15, 0.05)
 
 
 @dataclass(frozen=True, slots=True)
 class NodeError:
-    """Nodes that were quantized alone, and the squared relative RMS that this cost."""
+    """Nodes that were quantized alone, and the squared relative RMS of the outputs; infinite if the model
+    broke.
+    """
 
     nodes: tuple[str, ...]
     squared_error: float
 
     def as_json(self) -> dict[str, object]:
-        """Plain values; `relative_rms` is None where the answers broke."""
+        """Return plain values; the error is None if the model broke."""
         return {"nodes": list(self.nodes), "relative_rms": finite_or_none(float(np.sqrt(self.squared_error)))}
 
 
@@ -46,19 +48,19 @@ def node_errors(
     reference: onnxruntime.InferenceSession,
     samples: Samples,
 ) -> list[NodeError]:
-    """The blame of every node or group (rules 1 and 3), worst first.
+    """Return the error of every node or group, worst first.
 
     Args:
-        build: makes a model with the given nodes kept in float.
-        families: names of all nodes that `build` can quantize, in graph order, those that share a weight together.
-        reference: a session of the float model.
-        samples: SAMPLES of them are used.
+        build: makes a model in which the given nodes stay float.
+        node_groups: names of all nodes that `build` can quantize, in graph order, those that share a weight together.
+        reference: session of the float model.
+        samples: inputs; SENSITIVITY_SAMPLES of them are used.
     """
     few = samples.take(SENSITIVITY_SAMPLES)
     found = []
-    nodes = frozenset(name for family in node_groups for name in family)
-    for spots in np.array_split(np.arange(len(node_groups)), min(len(node_groups), MAX_MEASURED_GROUPS)):
-        names = tuple(name for spot in spots for name in node_groups[spot])
+    nodes = frozenset(name for group in node_groups for name in group)
+    for indices in np.array_split(np.arange(len(node_groups)), min(len(node_groups), MAX_MEASURED_GROUPS)):
+        names = tuple(name for index in indices for name in node_groups[index])
         try:
             model = build(nodes - set(names))
             report = judge(reference, open_session_of(model, settings_for(model)), few)
@@ -67,17 +69,23 @@ def node_errors(
         except ModelDoesNotRun:
             found.append(NodeError(names, float("inf")))
             continue
-        # an output of whole numbers has no RMS: the share of values that changed ranks its nodes
+        # an output of integers has no RMS: the share of changed values ranks its nodes
         errors = [1 - o.exact_share if o.relative_rms is None else o.relative_rms for o in report.outputs]
         worst = max(errors, default=0.0)
         broken = any(o.broken_samples for o in report.outputs)
         found.append(NodeError(names, float("inf") if broken else worst**2))
-    return sorted(found, key=lambda blamed: -blamed.squared_error)
+    return sorted(found, key=lambda node_error: -node_error.squared_error)
 
 
 def repair_candidates(errors: list[NodeError], allowed: float) -> list[tuple[str, ...]]:
-    """Sets of nodes to keep in float, smallest first: by rule 2 for each of AIMS, else the worst quarter and half."""
-    everything = sum(len(blamed.nodes) for blamed in errors)
+    """Return sets of nodes to repair, smallest first: one for each target error, and the worst quarter and
+    half.
+
+    Args:
+        errors: node errors, worst first.
+        allowed: relative RMS that the gate allows.
+    """
+    everything = sum(len(node_error.nodes) for node_error in errors)
     sets = [nodes_to_keep_in_float(errors, share * allowed) for share in ERROR_TARGET_SHARES]
     sets += [tuple(name for b in errors[: -(-len(errors) // part)] for name in b.nodes) for part in (4, 2)]
     useful = {kept for kept in sets if 0 < len(kept) < everything}
@@ -85,20 +93,30 @@ def repair_candidates(errors: list[NodeError], allowed: float) -> list[tuple[str
 
 
 def nodes_to_keep_in_float(errors: list[NodeError], max_error: float) -> tuple[str, ...]:
-    """The worst nodes, so many that the rest stays within relative RMS `aim` (rule 2)."""
-    left = sum(blamed.squared_error for blamed in errors if np.isfinite(blamed.squared_error))
+    """Return the names of the worst nodes, as many as bring the error of the rest down to `max_error`.
+
+    Args:
+        errors: node errors, worst first.
+        max_error: relative RMS.
+    """
+    left = sum(node_error.squared_error for node_error in errors if np.isfinite(node_error.squared_error))
     kept: list[str] = []
-    for blamed in errors:
-        if np.isfinite(blamed.squared_error):
+    for node_error in errors:
+        if np.isfinite(node_error.squared_error):
             if left <= max_error**2:
                 break
-            left -= blamed.squared_error
-        kept.extend(blamed.nodes)
+            left -= node_error.squared_error
+        kept.extend(node_error.nodes)
     return tuple(kept)
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy whose graph also gives the values `names`."""
+    """Return a copy of the model whose outputs include the given values.
+
+    Args:
+        model: any model.
+        names: of values of the top graph.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     existing = {value.name for value in copy.graph.output}

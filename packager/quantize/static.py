@@ -1,16 +1,15 @@
-"""Static int8 (QDQ): scales of activations are fixed from calibration.
+"""Static int8 (QDQ): the scales of activations are fixed by calibration.
 
-Rules:
-1. Only Conv, MatMul and Gemm with a constant weight are quantized: on recognizers, quantizing the operators around
-   them as well was the difference between a useful model and cosine 0.43.
-2. Each gets QuantizeLinear and DequantizeLinear on its activation and DequantizeLinear on its weight; a Conv also on
-   its output (behind a Relu or Clip that reads nothing else), where the runtime fuses it into one integer kernel.
-   Outputs of MatMul and Gemm stay float: their integer kernels give float.
-3. A bias becomes int32 at the scale activation x weight. Where it would not fit, its channel's weight scale is raised
+1. Only Conv, MatMul and Gemm with a constant weight are quantized. Quantizing the operators around them too lowered the
+   cosine of recognizers to 0.43.
+2. Each gets QuantizeLinear and DequantizeLinear on its activation, and DequantizeLinear on its weight. A Conv also gets
+   them on its output (behind a Relu or Clip that is the only reader), since the runtime fuses that into one integer
+   kernel. Outputs of MatMul and Gemm stay float: their integer kernels output float.
+3. A bias becomes int32 at the scale activation x weight. If it would not fit, its channel's weight scale is raised
    (onnxruntime.quantization clips it, or crashes on weights without a plain bias).
-4. Where 8 bits of an activation are too few, a node may read it in 16 (`wide`): it then computes in float, and its bias
-   and output stay float. Operator sets below 21 have 16-bit levels only as onnxruntime's own operator (1.16 and later).
-5. Weights that this does not reach (nested graphs, recurrent layers, tables) become int8 by `weights`.
+4. A promoted node reads 16-bit activations: it computes in float, and its bias and output stay float. Operator sets
+   below 21 have 16-bit levels only as onnxruntime's own operator (1.16 and later).
+5. Other weights (nested graphs, recurrent layers, tables) become int8 by `weight_only`.
 """
 
 from dataclasses import dataclass, field
@@ -36,17 +35,19 @@ from packager.quantize.weight_only import MIN_ELEMENTS, channel_axis, quantize_w
 OPERATORS: Final = ("Conv", "MatMul", "Gemm")
 SHAPE_OPERATORS: Final = ("Shape", "Size")
 CLIPPING_OPERATORS: Final = ("Relu", "Clip")
-ACTIVATION_LEVELS: Final = 255
-SIGNED_OFFSET: Final = 128
-SIXTEEN_BIT_LEVELS: Final = 65_535
-SIXTEEN_BIT_OPSET: Final = 21
+ACTIVATION_LEVELS: Final = 255  # largest uint8 level
+SIGNED_OFFSET: Final = 128  # between uint8 and int8 levels
+SIXTEEN_BIT_LEVELS: Final = 65_535  # largest uint16 level
+SIXTEEN_BIT_OPSET: Final = 21  # first operator set with 16-bit levels
 CONTRIB_DOMAIN: Final = "com.microsoft"
-MAX_BIAS_LEVEL: Final = 2**30  # half of int32: room for the sum of products beside the bias
-SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)
+MAX_BIAS_LEVEL: Final = 2**30  # half of int32: leaves room for the sum of products beside the bias
+SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)  # least scale
 
 
 def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """The nodes that rule 1 allows."""
+    """Return the nodes of the top graph that can be quantized: Conv, MatMul and Gemm with a constant
+    weight.
+    """
     return [
         use
         for use in weight_uses(model)
@@ -60,7 +61,15 @@ def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
 
 
 def measure_activation_ranges(model: onnx.ModelProto, samples: Samples) -> dict[str, ActivationRange]:
-    """Ranges of every activation that `quantize_static` may need. Raises ModelDoesNotRun."""
+    """Return the ranges, by name, of every activation that `quantize_static` may need.
+
+    Args:
+        model: the float model after `prepare`.
+        samples: calibration samples.
+
+    Raises:
+        ModelDoesNotRun: the model does not run on a sample.
+    """
     readers = _readers_by_name(model)
     wanted: set[str] = set()
     for use in static_nodes(model):
@@ -80,8 +89,17 @@ def quantize_static(
     float_nodes: frozenset[str] = frozenset(),
     promoted: frozenset[str] = frozenset(),
 ) -> onnx.ModelProto:
-    """A quantized copy of a prepared model; nodes named in `keep_float` stay as they are, those in `wide` get 16-bit
-    activations (rule 4)."""
+    """Return a quantized copy of a prepared model.
+
+    Args:
+        model: the float model after `prepare`.
+        ranges: of activations, by name; a node without one stays float.
+        per_channel: one scale a channel, else one a weight.
+        levels: level range of the weights.
+        signed_activations: int8 activations instead of uint8.
+        float_nodes: names of nodes that stay float.
+        promoted: names of nodes with 16-bit activations.
+    """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     rewrite = _Rewrite(
@@ -125,13 +143,13 @@ class _Rewrite:
         is_wide = node.name in self.promoted
         end = _conv_output(node, self.readers) if node.op_type == "Conv" and not is_wide else None
         if end is not None and any(reader.name in self.promoted for reader in self.readers.get(end, [])):
-            end = None  # 8 bits here would leave the reader nothing to read in 16
+            end = None  # an 8-bit output would leave a promoted reader no 16-bit activation
         dequantized, input_scale = self._quantize_activation(node.input[0], is_16bit=is_wide)
         axis = channel_axis(use) if self.per_channel else None
         bias = None if is_wide else self._constant_bias(use)
         names = self._add_weight_levels(use, axis, input_scale, bias)
         node.input[0] = dequantized
-        # a float MatMul must not be fused with its weights: rule 4 of packager.quantize.weight_only
+        # a float MatMul must not be fused with its weights (packager.quantize.weight_only, rule 4)
         counted = axis - len(use.tensor.dims) if axis is not None and is_wide else axis
         node.input[1] = self._add_dequantize(node, names.levels, names.scale, names.zero_point, counted)
         if bias is not None:
@@ -140,7 +158,7 @@ class _Rewrite:
             self._quantize_output(end)
 
     def insert_nodes(self) -> None:
-        """Put the new nodes where they belong: before the node that reads them, after the maker of their input."""
+        """Insert the new nodes before the node that reads them, or after the node that makes their input."""
         nodes = []
         made_by_input = self.nodes_after.pop("", [])
         for node in (*made_by_input, *self.model.graph.node):
@@ -167,7 +185,9 @@ class _Rewrite:
         return self.activations[name, is_16bit]
 
     def _add_qdq_pair(self, source: str, scale: float, zero: int, maker_of: str, *, is_16bit: bool) -> str:
-        """QuantizeLinear and DequantizeLinear on `source`, placed after the maker of `behind` ("" = graph input)."""
+        """Add QuantizeLinear and DequantizeLinear on `source`, after the node that makes `maker_of` ("" for a
+        graph input).
+        """
         scale_name, zero_name = (unused_name(f"{source}_{part}", self.taken_names) for part in ("scale", "zero_point"))
         levels = unused_name(f"{source}_levels", self.taken_names)
         out = unused_name(f"{source}_dequantized", self.taken_names)
@@ -241,7 +261,12 @@ class _Rewrite:
 
 
 def scale_of(found: ActivationRange, levels: int = ACTIVATION_LEVELS) -> tuple[float, int]:
-    """(scale, zero point) of unsigned levels 0..`levels` that hold the range and zero itself."""
+    """Return (scale, zero point) of unsigned levels 0..`levels` whose span contains the range and zero.
+
+    Args:
+        found: the range.
+        levels: largest level.
+    """
     low, high = min(0.0, found.low), max(0.0, found.high)
     scale = float(np.float32(max((high - low) / levels, SMALLEST_NORMAL)))
     if high == low:

@@ -1,12 +1,11 @@
-"""A user's own measure of a model, beside the fidelity gate: a Python function or a command.
+"""A metric of the user's own, beside the gate: a Python function or a command.
 
-Rules:
-1. `python:MODULE:FUNCTION` is called with an iterator of `Answer`, one for each held-back sample, read as the model
-   runs; it returns a number. `position` says which row of the inputs file it was, so that labels can be found.
-2. Anything else is a command, split like a shell would, without a shell; the path of the model file is its last
-   argument, and the last line that it prints is the number. It brings its own inputs.
-3. Higher is better. A candidate may be below the float model by at most `max_metric_loss` of the float model's value.
-4. What cannot be called, fails, or gives no finite number is MetricUnusable, told before anything is quantized.
+1. `python:MODULE:FUNCTION` is called with an iterator of `SampleOutput`, one for each held-out sample, computed as it
+   is read; it returns a number. `position` is the sample's row in the inputs file, so that labels can be found.
+2. Anything else is a command, split as a shell would, without a shell. The path of the model file is its last argument,
+   and the last line that it prints is the number. It brings its own inputs.
+3. Higher is better. A candidate may lose at most `max_metric_loss` of the float model's value.
+4. A metric that cannot be called, fails, or gives no finite number is MetricUnusable, before anything is quantized.
 """
 
 import importlib
@@ -27,11 +26,17 @@ from packager.models.samples import Samples
 from packager.models.sessions import one_line_message, open_session, run_session
 
 PYTHON_PREFIX: Final = "python:"
-COMMAND_TIMEOUT_S: Final = 3600.0
+COMMAND_TIMEOUT_S: Final = 3600.0  # an hour, for a whole evaluation
 
 
 class SampleOutput(NamedTuple):
-    """One sample and what the model said: `position` in the inputs file, arrays by input and by output name."""
+    """One sample with the model's outputs for it.
+
+    Attributes:
+        position: its row in the inputs file.
+        inputs: arrays by input name.
+        outputs: arrays by output name.
+    """
 
     position: int
     inputs: Sample
@@ -43,7 +48,7 @@ MetricFunction = Callable[[Iterator[SampleOutput]], float]
 
 @dataclass(frozen=True, slots=True)
 class MetricFigures:
-    """The metric of the float model and of the candidate, and the least that was allowed."""
+    """The metric of the float model and of the candidate, and the smallest value that passes."""
 
     name: str
     float_value: float
@@ -52,22 +57,22 @@ class MetricFigures:
 
     @property
     def is_passed(self) -> bool:
-        """Is the candidate good enough?"""
+        """True if the candidate's value is not below the minimum."""
         return self.value >= self.minimum
 
     @property
     def explanation(self) -> str:
-        """One sentence."""
-        return f"metric {self.value:.4f}, float model {self.float_value:.4f}, at least {self.minimum:.4f} asked"
+        """One sentence with both values and the minimum."""
+        return f"metric {self.value:.4f}, float model {self.float_value:.4f}, at least {self.minimum:.4f} required"
 
     def as_json(self) -> dict[str, object]:
-        """Plain values."""
+        """Return plain values for `--json` and reports."""
         return {"name": self.name, "float_value": self.float_value, "value": self.value, "minimum": self.minimum}
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A user's measure, ready to be called (rules above)."""
+    """A user's metric, ready to be measured; `function` is None for a command."""
 
     name: str
     function: MetricFunction | None
@@ -75,7 +80,11 @@ class Metric:
 
     @classmethod
     def parse(cls, text: str) -> "Metric":
-        """Raises MetricUnusable: no such module or function, no such program."""
+        """Parse `python:MODULE:FUNCTION` or a command line.
+
+        Raises:
+            MetricUnusable: the module or function cannot be imported, or the command cannot be split into words.
+        """
         if text.startswith(PYTHON_PREFIX):
             return cls(text, _import_function(text), ())
         try:
@@ -83,26 +92,45 @@ class Metric:
         except ValueError as error:
             raise MetricUnusable(f"metric {text!r} cannot be split into words: {error}") from error
         if not words:
-            raise MetricUnusable("metric is empty", hint=REMEDY)
+            raise MetricUnusable("metric is empty", hint=METRIC_HINT)
         return cls(text, None, words)
 
     def measure(self, model: Path, samples: Samples) -> float:
-        """The measure of one model. Raises MetricUnusable, ModelDoesNotRun."""
+        """Return the metric of one model.
+
+        Args:
+            model: an ONNX file.
+            samples: held-out samples.
+
+        Raises:
+            MetricUnusable: the function or command fails, or gives no finite number.
+            ModelDoesNotRun: the model does not run on a sample.
+        """
         found = self._call_function(model, samples) if self.function is not None else self._run_command(model)
         if not math.isfinite(found):
-            raise MetricUnusable(f"metric {self.name!r} gave {found} for {model.name}, expected a finite number")
+            raise MetricUnusable(f"metric {self.name!r} returned {found} for {model.name}, expected a finite number")
         return found
 
     def compare(self, reference: float, candidate: Path, samples: Samples, max_loss: float) -> MetricFigures:
-        """The candidate's value beside the float model's (rule 3)."""
-        least = reference - max_loss * abs(reference)
-        return MetricFigures(self.name, reference, self.measure(candidate, samples), least)
+        """Return the candidate's value beside the float model's.
+
+        Args:
+            reference: the float model's value.
+            candidate: an ONNX file.
+            samples: held-out samples.
+            max_loss: share of the float model's value that the candidate may lose.
+
+        Raises:
+            MetricUnusable: the function or command fails, or gives no finite number.
+        """
+        minimum = reference - max_loss * abs(reference)
+        return MetricFigures(self.name, reference, self.measure(candidate, samples), minimum)
 
     def _call_function(self, model: Path, samples: Samples) -> float:
         assert self.function is not None
         try:
             return float(self.function(_sample_outputs(model, samples)))
-        except Exception as error:  # a stranger's function may raise anything
+        except Exception as error:  # the user's function may raise anything
             raise MetricUnusable(
                 f"metric {self.name!r} failed: {type(error).__name__}: {one_line_message(error)}"
             ) from error
@@ -114,7 +142,7 @@ class Metric:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise MetricUnusable(
-                f"metric {self.name!r} cannot be run: {one_line_message(error)}", hint=REMEDY
+                f"metric {self.name!r} cannot be run: {one_line_message(error)}", hint=METRIC_HINT
             ) from error
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
@@ -128,7 +156,7 @@ class Metric:
             ) from error
 
 
-REMEDY: Final = "give python:MODULE:FUNCTION, or a command that takes a model's path and prints a number"
+METRIC_HINT: Final = "give python:MODULE:FUNCTION, or a command whose last line is the number"
 
 
 def _sample_outputs(model: Path, samples: Samples) -> Iterator[SampleOutput]:
@@ -143,16 +171,16 @@ def _sample_outputs(model: Path, samples: Samples) -> Iterator[SampleOutput]:
 def _import_function(text: str) -> MetricFunction:
     module, _, name = text.removeprefix(PYTHON_PREFIX).partition(":")
     if not module or not name:
-        raise MetricUnusable(f"metric {text!r} does not name a module and a function", hint=REMEDY)
+        raise MetricUnusable(f"metric {text!r} does not name a module and a function", hint=METRIC_HINT)
     here = str(Path.cwd())
     if here not in sys.path:
-        sys.path.insert(0, here)  # a metric beside the release file, as `python -m` would find it
+        sys.path.insert(0, here)  # find a module in the working directory, as `python -m` does
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # importing a stranger's module may raise anything
+    except Exception as error:  # importing the user's module may raise anything
         raise MetricUnusable(
-            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line_message(error)}", hint=REMEDY
+            f"metric {text!r} cannot be imported: {type(error).__name__}: {one_line_message(error)}", hint=METRIC_HINT
         ) from error
     if not callable(found):
-        raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", hint=REMEDY)
-    return found  # type: ignore[no-any-return]  # what it returns is checked when it is called
+        raise MetricUnusable(f"metric {text!r} is {type(found).__name__}, expected a function", hint=METRIC_HINT)
+    return found  # type: ignore[no-any-return]  # its result is checked after each call

@@ -1,17 +1,16 @@
 """int8 weights with float arithmetic: the form that every operator and every CPU can run.
 
-Rules:
-1. A weight W becomes W_quantized (8 bits, symmetric, one scale a channel), and a DequantizeLinear in W's own graph
-   gives W back under its old name: readers in nested graphs need no change.
-2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after, one scale a column: the
-   whole table is never dequantized. Where a product reads the rows directly it is: onnxruntime takes that for a product
-   of integers, and fails on the rows' scales.
-3. DequantizeLinear gives float32 (other types came only with operator set 19); a Cast follows where the weight was
-   float16 or double.
-4. Axes are counted from the end: newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
-   MatMul into MatMulNBits at accuracy level 4, which quantizes the activations inside the kernel, in another way on
-   each CPU (an error of 0.85 was seen where the weights alone cost 0.01).
-5. Weights below MIN_ELEMENTS stay float: their scales and names cost as much as they save.
+1. A weight W becomes W_quantized (8 bits, symmetric, one scale a channel). A DequantizeLinear in W's own graph outputs
+   W under its old name, so that readers in nested graphs need no change.
+2. A table that is only looked up (Gather on axis 0) is looked up in int8 and dequantized after that, one scale a
+   column: the whole table is never dequantized. If a MatMul reads the rows directly, the table is dequantized first:
+   onnxruntime would take the pair for a product of integers, and fail on the rows' scales.
+3. DequantizeLinear outputs float32 (other types came with operator set 19); a Cast follows if the weight was float16 or
+   double.
+4. Axes are counted from the end. Newer versions of onnxruntime (1.32) turn DequantizeLinear with `axis` 1 before a
+   MatMul into MatMulNBits at accuracy level 4, which quantizes activations inside the kernel, differently on each CPU
+   (an error of 0.85 was seen where the weights alone cost 0.01).
+5. Weights below MIN_ELEMENTS stay float.
 """
 
 from typing import Final
@@ -21,14 +20,17 @@ import onnx
 from packager.models.graphs import WeightUse, names_in, opset_version, scopes, unused_name, weight_uses
 from packager.quantize.integer_weights import add_levels, weight_of
 
-MIN_ELEMENTS: Final = 512
-PER_AXIS_OPSET: Final = 13
+MIN_ELEMENTS: Final = 512  # of a weight; below it scales and names take as many bytes as quantizing saves
+PER_AXIS_OPSET: Final = 13  # first operator set with an axis in DequantizeLinear
 
 
 def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset()) -> list[str]:
-    """Quantize every float weight that is left, in place; nodes named in `keep_float` keep theirs.
+    """Quantize every remaining float weight in place, and return the names of the nodes whose weights are
+    int8 now.
 
-    Returns the names of the nodes whose weights are int8 now.
+    Args:
+        model: changed in place.
+        float_nodes: names of nodes that stay float.
     """
     taken = names_in(model)
     domain = "" if opset_version(model) >= PER_AXIS_OPSET else "com.microsoft"
@@ -54,7 +56,7 @@ def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = froze
 
 
 def channel_axis(use: WeightUse) -> int:
-    """The axis of the weight that its node's output channels run along."""
+    """Return the axis of the weight along which its node's output channels run."""
     rank = len(use.tensor.dims)
     flags = {attribute.name: attribute.i for attribute in use.node.attribute}
     match use.node.op_type:
@@ -73,7 +75,7 @@ def channel_axis(use: WeightUse) -> int:
 
 
 def _is_table(group: list[WeightUse]) -> bool:
-    # readers of another kind would need the float table as well
+    # any other reader would need the float table
     return all(
         use.node.op_type == "Gather"
         and not any(attribute.name == "axis" and attribute.i != 0 for attribute in use.node.attribute)
@@ -93,7 +95,7 @@ def _reader_count(use: WeightUse) -> int:
 
 
 def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
-    """Adds W_quantized, W_scale, W_zero_point to the owner graph; returns their names."""
+    """Add W_quantized, W_scale and W_zero_point to the graph that owns the weight; return their names."""
     names = add_levels(use, weight_of(use), channel_axis(use), taken)
     return names.levels, names.scale, names.zero_point
 
@@ -101,7 +103,7 @@ def _add_levels(use: WeightUse, taken: set[str]) -> tuple[str, str, str]:
 def _dequantize_up_front(use: WeightUse, taken: set[str], domain: str) -> None:
     levels, scale, zero_point = _add_levels(use, taken)
     graph, name, elem_type = use.owner.graph, use.tensor.name, use.tensor.data_type
-    axis = channel_axis(use) - len(use.tensor.dims)  # rule 4
+    axis = channel_axis(use) - len(use.tensor.dims)  # negative, so that the runtime does not fuse it (module docstring)
     made = _dequantize([levels, scale, zero_point], name, axis, elem_type, taken, domain)
     _drop_initializer(graph, name)
     for node in reversed(made):

@@ -60,7 +60,7 @@ def test_metric_that_falls_fails_the_gate(tmp_path: Path) -> None:
         QuantizeOptions(measure_latency=False, metric=metric),
     )
     assert report.outcome == "refused"
-    assert "metric 0.5000, float model 1.0000, at least 0.9900 asked" in report.reason
+    assert "metric 0.5000, float model 1.0000, at least 0.9900 required" in report.reason
     assert not (tmp_path / "out.onnx").exists()
 
 

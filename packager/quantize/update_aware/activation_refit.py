@@ -1,4 +1,4 @@
-"""Refit the ranges of pinned activations where another range serves the new model clearly better.
+"""Refit the ranges of pinned activations if another range serves the new model clearly better.
 
 Theory of operation. For one activation with values v over the calibration samples:
 

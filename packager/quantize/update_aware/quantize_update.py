@@ -23,7 +23,7 @@ Order of work:
        requantized. If that is more than REQUANTIZED_SHARE_LIMIT of all weights, the base saves nothing: return the
        baseline.
     2. Quantize the baseline; its relative RMS e_b on the held-out samples is the unit of every limit on the error.
-    3. Refit the ranges of activations where the outputs gain from it (`activation_refit`).
+    3. Refit the ranges of activations if the outputs gain from it (`activation_refit`).
     4. Choose rows and weigh them by gradients, once for all solutions (`layer_statistics`, `gradients`).
     5. For a given lambda, choose the levels layer by layer in execution order, each behind the levels chosen before it;
        then biases take up mean errors (`solver`, `coordinate_descent`).
