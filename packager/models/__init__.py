@@ -1,1 +1,20 @@
-"""What a model file is, and how to run it."""
+"""Read, feed and run ONNX models, and lay them out as bundles.
+
+Words:
+    interface: names, dtypes and shapes of a model's inputs and outputs.
+    sample: one set of inputs, a dict of arrays by input name; samples are an ordered sequence of them.
+    session: a loaded model of onnxruntime.
+    golden vectors: inputs with the outputs that devices must reproduce within a tolerance.
+    scope: one graph of a model; graphs are nested (branches of an If, the body of a Loop).
+
+Reading order:
+    inputs, samples      interface of a model; samples from files
+    random_inputs        random samples of sizes that a model runs on
+    graphs               walks over graphs: weights, names, constants
+    sessions             how models are run
+    ordered_map          runs side by side, results in order
+    model_files          writing and sizes
+    oldest_runtime, peak_memory, model_facts   requirements and contract in the manifest
+    golden_vectors       golden vectors and their tolerance
+    model_package        the layout of a bundle
+"""

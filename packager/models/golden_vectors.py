@@ -1,13 +1,12 @@
-"""Makes golden vectors from the artifact that is shipped, with a tolerance that other runs of it were seen to need.
+"""Make golden vectors of a shipped model file, with the tolerance that other runs of it need.
 
-Rules:
-1. Answers come from the shipped model file, run as it is judged (`settings_for`); inputs are real samples where there
-   are any.
-2. A second process runs the same file with other thread counts and without graph optimization; the worst deviation,
-   times HEADROOM, is the tolerance, between a floor and TOLERANCE_CEILING_PPM. A quantized model's floor is higher:
-   on another CPU a float sum may round to the other side of a level.
+1. Outputs come from the shipped file, run as it is judged (`settings_for`).
+2. A second process runs the same file with the thread counts and optimization levels of RUN_SETTINGS. With d = the
+   largest relative RMS deviation, in parts per million, tolerance = min(TOLERANCE_CEILING_PPM, max(floor,
+   TOLERANCE_HEADROOM * d)). The floor of a quantized model is higher: on another CPU a float sum may round to another
+   level.
 3. The samples with the smallest and the largest inputs are always among them.
-4. A sample whose answers are not finite, or not the same in shape from run to run, is no golden vector.
+4. A sample whose outputs are not finite, or differ in shape from run to run, is no golden vector.
 """
 
 import hashlib
@@ -35,18 +34,26 @@ RUN_SETTINGS: Final = (
     RunSettings(1, False),
     RunSettings(2, False),
 )
-TOLERANCE_HEADROOM: Final = 4.0  # other CPUs order float sums in other ways than the settings above can show
-FLOAT_FLOOR_PPM: Final = 1_000
-QUANTIZED_FLOOR_PPM: Final = 10_000  # one level of 255 on a few activations
-TOLERANCE_CEILING_PPM: Final = 50_000  # above it the model's answers depend on the weather
+TOLERANCE_HEADROOM: Final = 4.0  # other CPUs order float sums in more ways than RUN_SETTINGS shows
+FLOAT_FLOOR_PPM: Final = 1_000  # least tolerance of a float model
+QUANTIZED_FLOOR_PPM: Final = 10_000  # least tolerance of a quantized model: one level of 255 on a few activations
+TOLERANCE_CEILING_PPM: Final = 50_000  # above it the outputs are not reproducible
 CHILD_TIMEOUT_S: Final = 600.0
-GOLDEN_BYTE_BUDGET: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and holds them
-MAX_CONSIDERED_SAMPLES: Final = 256  # samples whose sizes are compared (rule 3)
+GOLDEN_BYTE_BUDGET: Final = MAX_GOLDEN_BYTES // 4  # a device downloads and stores them
+MAX_CONSIDERED_SAMPLES: Final = 256  # samples whose sizes are compared
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenReport:
-    """What was written: `tolerance_ppm` goes into the manifest; `spread_ppm` is what was observed."""
+    """The golden vectors that were written.
+
+    Attributes:
+        samples: number of samples.
+        tolerance_ppm: for the manifest, relative RMS in parts per million.
+        spread_ppm: largest deviation that was observed, in parts per million.
+        bytes: size of the file.
+        sha256: hexadecimal SHA-256 of the file.
+    """
 
     samples: int
     tolerance_ppm: int
@@ -55,7 +62,7 @@ class GoldenReport:
     sha256: str
 
     def as_json(self) -> dict[str, int | str]:
-        """Plain values."""
+        """Return plain values for `--json` and the release's record."""
         return {
             "samples": self.samples,
             "tolerance_ppm": self.tolerance_ppm,
@@ -66,10 +73,18 @@ class GoldenReport:
 
 
 def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> GoldenReport:
-    """Write at most `count` golden vectors of `model` to `path` (rules above).
+    """Write golden vectors of a model.
+
+    Args:
+        model: the shipped model file.
+        samples: inputs, real ones if there are any.
+        path: the file to write (safetensors, docs/format.md).
+        count: at most this many samples.
 
     Raises:
-        GoldenUnstable where no sample gives the same answers from run to run; ModelDoesNotRun; ModelCrashes.
+        GoldenUnstable: no sample has the same finite outputs from run to run.
+        ModelDoesNotRun: the model does not load, or does not run on a sample.
+        ModelCrashes: the second process ended without a result.
     """
     proto = load_proto(model, external_data=False)
     running = open_session(model, settings_for(proto))
@@ -84,17 +99,17 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
             total += size
     if not kept:
         raise GoldenUnstable(
-            f"{model}: no sample out of {count} has finite answers within {GOLDEN_BYTE_BUDGET} bytes",
-            hint="give smaller or more ordinary inputs with --inputs FILE.npz",
+            f"{model}: no sample out of {count} has finite outputs within {GOLDEN_BYTE_BUDGET} bytes",
+            hint="give smaller or more typical inputs with --inputs FILE.npz",
         )
     spread = _spreads_in_child(model, write_golden(tuple(kept)))
     steady = [sample for sample, worst in zip(kept, spread, strict=True) if worst is not None]
     worst_ppm = round(1e6 * max((worst for worst in spread if worst is not None), default=0.0))
     if not steady or worst_ppm > TOLERANCE_CEILING_PPM:
         raise GoldenUnstable(
-            f"{model}: answers differ by {worst_ppm} ppm between thread counts and optimization levels, "
-            f"at most {TOLERANCE_CEILING_PPM} ppm are allowed",
-            hint="look for random or uninitialized operators in the model",
+            f"{model}: outputs differ by {worst_ppm} ppm between thread counts and optimization levels, "
+            f"at most {TOLERANCE_CEILING_PPM} ppm allowed",
+            hint="remove random or uninitialized operators from the model",
         )
     data = write_golden(tuple(steady))
     part = path.with_name(path.name + ".part")
@@ -106,7 +121,18 @@ def record_golden(model: Path, samples: Samples, path: Path, count: int = 8) -> 
 
 
 def run_to_run_spreads(model: Path, golden: tuple[GoldenSample, ...]) -> list[float | None]:
-    """Worst relative RMS of each sample over SETTINGS; None where shape, type or a whole number differs."""
+    """Return the largest relative RMS deviation of each sample over RUN_SETTINGS.
+
+    Args:
+        model: the shipped model file.
+        golden: samples with the outputs to compare with.
+
+    Returns:
+        None for a sample if shape, dtype or an integer differs.
+
+    Raises:
+        ModelDoesNotRun: the model does not load, or does not run on a sample.
+    """
     worst: list[float | None] = [0.0] * len(golden)
     integer_kernels = settings_for(load_proto(model, external_data=False)).integer_kernels
     for settings in RUN_SETTINGS:
@@ -155,7 +181,7 @@ def _spreads_in_child(model: Path, golden: bytes) -> list[float | None]:
     try:
         done = subprocess.run(command, input=golden, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
-        raise ModelCrashes(f"{model}: golden vectors were not verified within {CHILD_TIMEOUT_S:.0f} s") from error
+        raise ModelCrashes(f"{model}: verifying golden vectors took longer than {CHILD_TIMEOUT_S:.0f} s") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit {done.returncode}"]
         raise ModelCrashes(f"{model}: the second run of the golden vectors failed: {lines[-1][:300]}")

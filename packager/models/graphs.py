@@ -1,9 +1,8 @@
-"""Walks over ONNX graphs, nested ones included: where constants live, and which node reads which weight.
+"""Walk over ONNX graphs, nested ones included: where constants are, and which node reads which weight.
 
-Rules:
 1. A name is looked up from the innermost graph outwards, as ONNX scopes it.
 2. A weight is a float initializer with at least two axes that a node reads as its weight input (`weight_inputs`).
-3. Nodes and tensors that we add get names that occur nowhere in the model, in any graph.
+3. New nodes and tensors get names that occur nowhere in the model, in any graph.
 """
 
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "RNN": (1, 2),
     "Einsum": (0, 1),
 }
-# of onnxruntime's own operators, which its exporters and optimizers write
+# the same for onnxruntime's own operators, which its exporters and optimizers write
 CONTRIB_WEIGHT_INPUTS: Final[dict[str, tuple[int, ...]]] = {
     "FusedMatMul": (0, 1),
     "FusedGemm": (1,),
@@ -64,7 +63,7 @@ STANDARD_DOMAINS: Final = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 
 @dataclass(slots=True)
 class Scope:
-    """One graph with the graphs around it; `depth` 0 is the model's own."""
+    """One graph with the graphs around it; `depth` is 0 for the model's own graph."""
 
     graph: onnx.GraphProto
     outer: "Scope | None"
@@ -72,7 +71,9 @@ class Scope:
     initializers: dict[str, onnx.TensorProto]
 
     def find(self, name: str) -> "tuple[Scope, onnx.TensorProto] | None":
-        """The initializer behind `name` and the graph that holds it (rule 1)."""
+        """Return the initializer of that name and the scope that has it, innermost first; None if it is no
+        initializer.
+        """
         scope: Scope | None = self
         while scope is not None:
             if name in scope.initializers:
@@ -83,7 +84,15 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class WeightUse:
-    """One node that reads one weight."""
+    """One node that reads one weight.
+
+    Attributes:
+        scope: graph of the node.
+        node: the node.
+        input_index: number of the node's input.
+        owner: graph of the weight.
+        tensor: the weight.
+    """
 
     scope: Scope
     node: onnx.NodeProto
@@ -93,17 +102,22 @@ class WeightUse:
 
     @property
     def elements(self) -> int:
-        """How many numbers the weight holds."""
+        """Number of elements of the weight."""
         return int(np.prod(self.tensor.dims, dtype=np.int64))
 
 
 def quantization_of(model: onnx.ModelProto) -> str:
-    """What the model says of its own quantization, "METHOD NUMERICS" ("static u8u8"); empty where it is not ours."""
+    """Return "METHOD NUMERICS" ("static u8u8") from the model's metadata; "" if we did not quantize it."""
     return next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), "")
 
 
 def scopes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[Scope]:
-    """`graph` and every graph inside it, outermost first."""
+    """Yield `graph` and every graph inside it, outermost first.
+
+    Args:
+        graph: the graph to start at.
+        outer: the scope around it, if any.
+    """
     here = Scope(graph, outer, 0 if outer is None else outer.depth + 1, {t.name: t for t in graph.initializer})
     yield here
     for node in graph.node:
@@ -116,14 +130,14 @@ def scopes(graph: onnx.GraphProto, outer: Scope | None = None) -> Iterator[Scope
 
 
 def weight_inputs(node: onnx.NodeProto) -> tuple[int, ...]:
-    """The inputs of `node` that can hold a weight."""
+    """Return the numbers of the node's inputs that can be weights."""
     if node.domain == "com.microsoft":
         return CONTRIB_WEIGHT_INPUTS.get(node.op_type, ())
     return WEIGHT_INPUTS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
 
 
 def weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
-    """Every use of a weight (rule 2), in graph order."""
+    """Return every use of a weight, in graph order."""
     found = []
     for scope in scopes(model.graph):
         for node in scope.graph.node:
@@ -135,13 +149,13 @@ def weight_uses(model: onnx.ModelProto) -> list[WeightUse]:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of every graph."""
+    """Yield every node of every graph."""
     for scope in scopes(model.graph):
         yield from scope.graph.node
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant: initializers and tensor attributes, nested ones included."""
+    """Yield every constant of every graph: initializers and tensor attributes."""
     for scope in scopes(model.graph):
         yield from scope.graph.initializer
         for node in scope.graph.node:
@@ -151,7 +165,7 @@ def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def names_in(model: onnx.ModelProto) -> set[str]:
-    """Every name of every node and value (rule 3)."""
+    """Return every name of a node or value, in any graph."""
     names: set[str] = set()
     for scope in scopes(model.graph):
         names.update(scope.initializers)
@@ -164,7 +178,12 @@ def names_in(model: onnx.ModelProto) -> set[str]:
 
 
 def unused_name(preferred: str, taken: set[str]) -> str:
-    """`wanted`, or `wanted` with a number behind it; it is taken from then on."""
+    """Return `preferred`, with a number if it is taken, and add the result to `taken`.
+
+    Args:
+        preferred: the wanted name.
+        taken: names in use.
+    """
     name, number = preferred, 1
     while name in taken:
         number += 1
@@ -174,23 +193,23 @@ def unused_name(preferred: str, taken: set[str]) -> str:
 
 
 def opset_version(model: onnx.ModelProto) -> int:
-    """Version of the standard operator set."""
+    """Return the version of the standard operator set."""
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
 
 
 def array_of(tensor: onnx.TensorProto) -> np.ndarray:
-    """The numbers of an initializer."""
+    """Return the elements of an initializer as an array."""
     return np.asarray(numpy_helper.to_array(tensor))
 
 
 def is_quantized(model: onnx.ModelProto) -> bool:
-    """Does it hold an operator of QUANTIZED_OPS, in any graph or function?"""
+    """Return whether the model has an operator of QUANTIZED_OPS, in any graph or function."""
     functions = (node for function in model.functions for node in function.node)
     return any(node.op_type in QUANTIZED_OPS for node in (*all_nodes(model), *functions))
 
 
 def float_bytes(model: onnx.ModelProto) -> int:
-    """Bytes of all float constants."""
+    """Return the bytes of all float constants."""
     return sum(
         int(np.prod(tensor.dims, dtype=np.int64)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         for tensor in all_tensors(model)
@@ -199,6 +218,12 @@ def float_bytes(model: onnx.ModelProto) -> int:
 
 
 def set_array(tensor: onnx.TensorProto, values: np.ndarray) -> None:
-    """Put `values` into an initializer in place, keeping its name, type and the way its bytes are laid out."""
+    """Replace the elements of an initializer in place; its name stays, dtype and shape are those of
+    `values`.
+
+    Args:
+        tensor: the initializer.
+        values: the new elements.
+    """
     name = tensor.name
     tensor.CopyFrom(numpy_helper.from_array(np.asarray(values, order="C"), name))

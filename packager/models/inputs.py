@@ -1,11 +1,9 @@
-"""What a model takes, and what a sample of it must look like.
+"""The interface of a model, and checks of a sample against it.
 
-Rules:
-1. Everywhere in the product an `.npz` of inputs holds one array per model input; the first axis counts samples. Each
-   sample is fed as it is where it has the model's own rank; where it has one axis less, and the input's first axis is
-   free or 1, that axis is the batch and the sample becomes a batch of one.
-2. Names, shapes and dtypes are checked before a model runs; beyond rule 1 nothing is cast, reshaped or broadcast.
-3. A sample holds no NaN. Infinity is a value like others: masks are made of it.
+1. An `.npz` of inputs has one array for each model input; the first axis counts samples. A sample with the model's own
+   rank is fed unchanged. A sample with one axis less, if the input's first axis is free or 1, becomes a batch of one.
+2. Names, shapes and dtypes are checked before a model runs; nothing else is cast, reshaped or broadcast.
+3. A sample has no NaN. Infinity is allowed: masks are made of it.
 """
 
 from dataclasses import dataclass
@@ -32,9 +30,13 @@ Sample: TypeAlias = dict[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One input or output: its name, numpy dtype name, and shape (int fixed, str symbolic, None unknown).
+    """One input or output of a model.
 
-    Where the model does not even say how many axes there are, `is_ranked` is false and `shape` is empty.
+    Attributes:
+        name: of the value.
+        dtype: name of the numpy dtype.
+        shape: for each axis, its size, its symbol, or None if the model names neither.
+        is_ranked: False if the model does not even declare the number of axes; `shape` is empty then.
     """
 
     name: str
@@ -51,19 +53,29 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ModelInterface:
-    """The inputs that a caller feeds and the outputs that come back, in the model's order."""
+    """The inputs to feed and the outputs that come back, in the model's order."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelInterface":
-        """Read `path` without its external data. Raises ModelUnreadable, InputUnsupported, Unavailable."""
+        """Read the interface of an ONNX file, without its external data.
+
+        Raises:
+            ModelUnreadable: the file is no ONNX model.
+            InputUnsupported: an input or output is no tensor, or an input has strings.
+            Unavailable: the file cannot be read.
+        """
         return cls.from_proto(load_proto(path, external_data=False))
 
     @classmethod
     def from_proto(cls, model: onnx.ModelProto) -> "ModelInterface":
-        """The interface of a parsed model. Raises InputUnsupported for sequences, maps, optionals and strings."""
+        """Return the interface of a parsed model.
+
+        Raises:
+            InputUnsupported: an input or output is no tensor, or an input has strings.
+        """
         fixed = {tensor.name for tensor in model.graph.initializer}
         return cls(
             tuple(_make_tensor_info(value, "input") for value in model.graph.input if value.name not in fixed),
@@ -72,12 +84,26 @@ class ModelInterface:
 
 
 def add_batch_axis(array: np.ndarray, info: TensorInfo) -> np.ndarray:
-    """One sample of an input with the axis of its batch (rule 1)."""
+    """Return one sample of an input with a batch axis of 1, if it lacks one.
+
+    Args:
+        array: one sample.
+        info: the input.
+    """
     return array[None] if lacks_batch(array.shape, info) else array
 
 
 def check_sample(sample: Sample, interface: ModelInterface, where: str) -> None:
-    """Rule 2 for one sample. Raises SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch."""
+    """Check names, dtypes and shapes of one sample.
+
+    Args:
+        sample: arrays by name.
+        interface: of the model.
+        where: the sample's origin, for messages.
+
+    Raises:
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch: the sample does not fit the model.
+    """
     expected = {info.name: info for info in interface.inputs}
     check_names(set(sample), expected, where)
     for name, info in expected.items():
@@ -86,7 +112,17 @@ def check_sample(sample: Sample, interface: ModelInterface, where: str) -> None:
 
 
 def load_proto(path: Path, *, external_data: bool = True) -> onnx.ModelProto:
-    """Parse an ONNX file. Raises ModelUnreadable, ExternalDataMissing (a ModelUnreadable), Unavailable."""
+    """Parse an ONNX file.
+
+    Args:
+        path: the file.
+        external_data: whether to load the tensors of external data files too.
+
+    Raises:
+        ModelUnreadable: the file does not exist, or is no ONNX model.
+        ExternalDataMissing: an external data file is missing or damaged.
+        Unavailable: the file cannot be read.
+    """
     try:
         model = onnx.load(str(path), load_external_data=False)
         _check_external_data(model, path)
@@ -113,13 +149,22 @@ def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
             location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
             if not (path.parent / location).is_file():
                 raise ExternalDataMissing(
-                    f"{path}: tensor {tensor.name!r} lies in {location!r}, and there is no such file beside the model",
-                    hint="put the data files of the model beside it",
+                    f"{path}: tensor {tensor.name!r} is stored in {location!r}, found no such file beside the model",
+                    hint="put the model's data files beside it",
                 )
 
 
 def check_names(found: set[str], expected: dict[str, TensorInfo], where: object) -> None:
-    """Rule 2 for the names. Raises SampleNameMismatch."""
+    """Check that a sample has one array for each input.
+
+    Args:
+        found: names of the arrays.
+        expected: inputs by name.
+        where: the sample's origin, for messages.
+
+    Raises:
+        SampleNameMismatch: names are missing or unknown.
+    """
     missing, extra = sorted(expected.keys() - found), sorted(found - expected.keys())
     if missing or extra:
         raise SampleNameMismatch(
@@ -129,27 +174,49 @@ def check_names(found: set[str], expected: dict[str, TensorInfo], where: object)
 
 
 def check_dtype(found: np.dtype, info: TensorInfo, where: object) -> None:
-    """Rule 2 for the type of one array. Raises SampleDtypeMismatch."""
+    """Check the dtype of one array.
+
+    Args:
+        found: its dtype.
+        info: the input.
+        where: the sample's origin, for messages.
+
+    Raises:
+        SampleDtypeMismatch: the dtype is not the input's.
+    """
     if found != np.dtype(info.dtype):
         raise SampleDtypeMismatch(
-            f"{where}: array {info.name!r} is {found}, the model takes {info.dtype}",
+            f"{where}: array {info.name!r} is {found}, expected {info.dtype}",
             hint=f"save it with .astype({info.dtype!r})",
         )
 
 
 def check_no_nan(sample: Sample, where: object) -> None:
-    """Rule 3 for one sample. Raises SampleHoldsNan."""
+    """Check that a sample has no NaN.
+
+    Args:
+        sample: arrays by name.
+        where: the sample's origin, for messages.
+
+    Raises:
+        SampleHasNan: an array has NaN.
+    """
     for name, array in sample.items():
         count = int(np.isnan(array).sum()) if array.dtype.kind == "f" else 0
         if count:
             raise SampleHasNan(
                 f"{where}: {count} of {array.size} numbers of {name!r} are NaN, expected none",
-                hint="leave the sample out, or fill in what is missing as the application does",
+                hint="leave the sample out, or fill in missing values as the application does",
             )
 
 
 def lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:
-    """Is a sample's array the model's own but for the batch axis (rule 1)?"""
+    """Return whether a sample's array has the shape of the input without its batch axis.
+
+    Args:
+        found: shape of the array.
+        info: the input.
+    """
     return (
         len(found) + 1 == len(info.shape)
         and info.is_ranked
@@ -158,14 +225,23 @@ def lacks_batch(found: tuple[int, ...], info: TensorInfo) -> bool:
 
 
 def check_shape(found: tuple[int, ...], info: TensorInfo, where: object) -> None:
-    """Rule 2 for the shape of one array. Raises SampleShapeMismatch."""
+    """Check the shape of one array, batch axis included.
+
+    Args:
+        found: its shape.
+        info: the input.
+        where: the sample's origin, for messages.
+
+    Raises:
+        SampleShapeMismatch: the rank or a fixed size differs.
+    """
     fits = not info.is_ranked or (
         len(found) == len(info.shape)
         and all(not isinstance(want, int) or want == size for want, size in zip(info.shape, found, strict=True))
     )
     if not fits:
         raise SampleShapeMismatch(
-            f"{where}: one sample of {info.name!r} has shape {list(found)}, the model takes {info}",
+            f"{where}: one sample of {info.name!r} has shape {list(found)}, expected {info}",
             hint="the first axis counts samples; each sample has the model's own rank, or lacks a batch axis of 1",
         )
 
@@ -183,7 +259,7 @@ def _make_tensor_info(value: onnx.ValueInfoProto, role: str) -> TensorInfo:
 
 def _dtype_name(elem_type: int) -> str:
     if elem_type == onnx.TensorProto.UNDEFINED:
-        return "float32"  # outputs of some exporters carry no type; the runtime infers it
+        return "float32"  # some exporters write outputs without type; the runtime infers it
     return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(elem_type)).name
 
 

@@ -1,10 +1,9 @@
-"""What the manifest says about a model that the runtime itself can tell: its contract, and what a device must have.
+"""The contract of a model, and its requirements on devices, for the manifest.
 
-Rules:
-1. Inputs and outputs are those that the runtime reports, since they are what a caller of the device will meet.
-2. Memory is measured (packager.models.peak_memory), with the runtime that is here.
-3. A model asks for the runtime that its operators came with (packager.models.oldest_runtime), and never for one that
-   is older than the first that an agent takes.
+1. Inputs and outputs are those that the runtime reports: callers on the device meet the same.
+2. Memory is measured (packager.models.peak_memory) with the runtime on this machine.
+3. The runtime version is the first that has the model's operators (packager.models.oldest_runtime), and not below the
+   oldest that an agent supports.
 """
 
 from dataclasses import replace
@@ -25,7 +24,7 @@ from packager.models.sessions import open_session
 
 MAX_NAME_CHARACTERS: Final = 64  # of a dynamic size (bundle.manifest.TensorSpec)
 
-# onnxruntime's names of element types; the others (sequences, maps, 4-bit and 8-bit floats) have no place in a contract
+# onnxruntime's names of element types; a contract has no others (sequences, maps, 4-bit and 8-bit floats)
 DTYPES: Final = {
     "tensor(bool)": "bool",
     "tensor(int8)": "int8",
@@ -45,7 +44,12 @@ DTYPES: Final = {
 
 
 def contract_of(model: Path) -> Contract:
-    """What goes in and what comes out. Raises ModelDoesNotRun, InputUnsupported."""
+    """Return the inputs and outputs of a model as the runtime reports them.
+
+    Raises:
+        ModelDoesNotRun: the model does not load.
+        InputUnsupported: an input or output is no tensor of a known type, has too many axes, or there are too many.
+    """
     running = open_session(model)
     inputs, outputs = running.get_inputs(), running.get_outputs()
     if max(len(inputs), len(outputs)) > MAX_TENSORS:
@@ -58,35 +62,43 @@ def contract_of(model: Path) -> Contract:
 
 
 def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirements:
-    """What a device must have.
+    """Return the requirements on a device: runtime version, memory and storage in bytes.
 
     Args:
         model: the variant's model, with its external data beside it.
         samples: inputs to run it on.
-        plain_bytes: of the whole bundle.
+        plain_bytes: uncompressed size of the whole bundle.
 
     Raises:
-        ModelUnreadable, ModelDoesNotRun, ModelCrashes.
+        ModelUnreadable: the file is no ONNX model.
+        ModelDoesNotRun: the model does not load, or does not run on a sample.
+        ModelCrashes: the model ended its process.
     """
-    asked = Requirements()
+    defaults = Requirements()
     return replace(
-        asked,
-        onnxruntime_min=onnxruntime_min(model, asked.onnxruntime_min),
+        defaults,
+        onnxruntime_min=onnxruntime_min(model, defaults.onnxruntime_min),
         memory_bytes=measure_peak_memory(model, samples),
         storage_bytes=sealed_size(plain_bytes),
     )
 
 
 def onnxruntime_min(model: Path, oldest: str) -> str:
-    """Rule 3: the newer one of `oldest` and what the operators ask for."""
-    asked = oldest_runtime(load_proto(model, external_data=False))
-    return oldest if asked.version <= parse_version(oldest) else str(asked)
+    """Return the newer one of `oldest` and the first version of onnxruntime that has the model's
+    operators.
+
+    Args:
+        model: an ONNX file.
+        oldest: a version such as "1.17".
+    """
+    needed = oldest_runtime(load_proto(model, external_data=False))
+    return oldest if needed.version <= parse_version(oldest) else str(needed)
 
 
 def _tensor_spec(node: onnxruntime.NodeArg, model: Path) -> TensorSpec:
     dtype = DTYPES.get(node.type)
     if dtype is None:
-        raise InputUnsupported(f"{model}: {node.name!r} is {node.type}, expected a tensor of a type that numpy has")
+        raise InputUnsupported(f"{model}: {node.name!r} is {node.type}, expected a tensor of a numpy type")
     shape = node.shape or ()
     if len(shape) > MAX_RANK:
         raise InputUnsupported(f"{model}: {node.name!r} has {len(shape)} axes, at most {MAX_RANK} are allowed")

@@ -1,15 +1,20 @@
-"""Models go to disk in one step, so that nothing half-written is left behind."""
+"""Write model files in one step, so that no partial file remains, and find their external data."""
 
 from pathlib import Path
 from typing import Final
 
 import onnx
 
-MAX_SINGLE_FILE_BYTES: Final = 1_900_000_000  # protobuf ends at 2 GiB
+MAX_SINGLE_FILE_BYTES: Final = 1_900_000_000  # protobuf is limited to 2 GiB
 
 
 def save_model(model: onnx.ModelProto, out: Path) -> None:
-    """Write a model; above SINGLE_FILE_BYTES its tensors go to `<out>.data` beside it."""
+    """Write a model; above MAX_SINGLE_FILE_BYTES its tensors go to `<out>.data` beside it.
+
+    Args:
+        model: the model.
+        out: the file to write.
+    """
     part = out.with_name(out.name + ".part")
     try:
         if model.ByteSize() < MAX_SINGLE_FILE_BYTES:
@@ -24,7 +29,7 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
 
 
 def model_bytes(model: Path) -> int:
-    """Bytes of a model file with its external data."""
+    """Return the bytes of a model file with its external data."""
     total = model.stat().st_size
     for location in external_files(model):
         if (model.parent / location).is_file():
@@ -33,7 +38,12 @@ def model_bytes(model: Path) -> int:
 
 
 def external_files(model: Path) -> set[str]:
-    """Names of the files beside a model that its tensors lie in, in any graph. Raises ModelUnreadable, Unavailable."""
+    """Return the names of the files beside a model in which its tensors are stored, in any graph.
+
+    Raises:
+        ModelUnreadable: the file is no ONNX model.
+        Unavailable: the file cannot be read.
+    """
     from packager.models.graphs import all_tensors
     from packager.models.inputs import load_proto
 

@@ -1,4 +1,5 @@
-"""Lays a model out as a bundle: a folder that is also an ONNX Runtime model package, so that other tools can open it.
+"""Lay out a model as a bundle: a folder that is also an ONNX Runtime model package, which other tools
+can open.
 
     manifest.json                       the package: its name, version and one component
     <family>/component.json             the component: one variant, its execution provider and model file
@@ -6,12 +7,11 @@
     golden/golden.safetensors           golden vectors
     labels/…  preprocessing/…  tokenizer/…  other/…    further files, in a folder named by their role
 
-Rules:
-1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list beside it.
-2. A model's external data is found by reading the model: every name must lie beside the model or below, and all of it
-   must be there.
+1. The role of a file follows from its path alone (`roles_of`), so a plain bundle needs no list of roles.
+2. A model's external data is found by reading the model. Every name must be that of an existing file beside the model
+   or in a folder below.
 3. The JSON files have one form: the same model and names give the same bytes.
-4. A bundle is built in a folder beside its place and renamed at the end.
+4. A bundle is built in a temporary folder beside `out` and renamed at the end.
 """
 
 import json
@@ -32,17 +32,17 @@ PACKAGE_FILE: Final = "manifest.json"
 COMPONENT_FILE: Final = "component.json"
 MODEL_FILE: Final = "model.onnx"
 GOLDEN_PATH: Final = "golden/golden.safetensors"
-FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # of files that the user adds
+FILE_ROLES: Final = ("labels", "preprocessing", "tokenizer", "other")  # roles of files that the user adds
 RESERVED_ROLES: Final = (*FILE_ROLES, "golden")  # folders of the layout; no family can have such a name
-SCHEMA_VERSION: Final = "1.0"  # of ONNX Runtime's model package; 1.31 and later read it
+SCHEMA_VERSION: Final = "1.0"  # of ONNX Runtime's model package; read by 1.31 and later
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraFile:
-    """A file that travels with the model.
+    """A file that ships with the model.
 
     Attributes:
-        source: where it is now.
+        source: its path on this machine.
         role: one of FILE_ROLES.
         name: its name in the bundle, below the folder of its role.
     """
@@ -53,7 +53,7 @@ class ExtraFile:
 
     @property
     def path(self) -> str:
-        """Its path in the bundle."""
+        """Path of the file in the bundle."""
         return f"{self.role}/{self.name}"
 
 
@@ -67,27 +67,31 @@ def build_package(
     files: Sequence[ExtraFile] = (),
     golden: Path | None = None,
 ) -> BundleDirectory:
-    """Lay out one variant.
+    """Lay out one variant as a bundle folder.
 
     Args:
         model: an ONNX file with its external data beside it.
         out: the folder to make; must not exist.
-        family, version, variant: names for the package's own files.
+        family: name of the family, for the package's own files.
+        version: of the release.
+        variant: name of the variant.
         files: further files.
         golden: the file of golden vectors, or None.
 
     Raises:
-        ModelUnreadable, ExternalDataMissing: the model's.
-        BundleNameInvalid: a name that a bundle cannot hold, or two files of one path.
-        ReleaseFileMissing: an extra file is not there.
-        OutputExists: `out` is there already.
+        ModelUnreadable: the model is no ONNX model.
+        ExternalDataMissing: an external data file of the model is missing.
+        BundleNameInvalid: a name cannot be in a bundle, or two files have one path.
+        InputFileMissing: an extra file does not exist.
+        OutputExists: `out` exists.
+        FileNotFound: the parent folder of `out` does not exist.
     """
     if out.exists():
-        raise OutputExists(f"output {out} exists already", hint="name a place that does not exist, or remove it first")
+        raise OutputExists(f"output {out} exists already", hint="remove it, or give another path")
     if family in RESERVED_ROLES:
         raise BundleNameInvalid(
-            f"family {family!r} has the name of a folder of the layout",
-            hint=f"name it other than {', '.join(RESERVED_ROLES)}",
+            f"family {family!r} has the name of a folder of the bundle layout",
+            hint=f"use a name other than {', '.join(RESERVED_ROLES)}",
         )
     folder = f"{family}/{variant}"
     sources = {f"{folder}/{MODEL_FILE}": model}
@@ -97,7 +101,7 @@ def build_package(
         sources[GOLDEN_PATH] = golden
     for extra in files:
         if not extra.source.is_file():
-            raise InputFileMissing(f"{extra.role} file {extra.source} is not there", hint="mend the path")
+            raise InputFileMissing(f"{extra.role} file {extra.source} does not exist", hint="correct the path")
         _add_source(sources, extra.path, extra.source)
     parent = out.absolute().parent
     if not parent.is_dir():
@@ -116,10 +120,12 @@ def build_package(
 
 
 def external_data(model: Path) -> tuple[str, ...]:
-    """Names of the files beside `model` that hold its external data, sorted (rule 2).
+    """Return the names of the files beside `model` that contain its external data, sorted.
 
     Raises:
-        ModelUnreadable, ExternalDataMissing, BundleNameInvalid.
+        ModelUnreadable: the model is no ONNX model.
+        ExternalDataMissing: a file is missing.
+        BundleNameInvalid: a name cannot be in a bundle.
     """
     from packager.models.inputs import load_proto
 
@@ -127,7 +133,7 @@ def external_data(model: Path) -> tuple[str, ...]:
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not _is_bundle_path(name):
             raise BundleNameInvalid(
-                f"{model}: external data {name!r} has a name that a bundle cannot hold",
+                f"{model}: external data {name!r} has a name that is not allowed in a bundle",
                 hint="save the model again with a plain file name for its external data (letters, digits, . _ -)",
             )
         if not (model.parent / name).is_file():
@@ -138,7 +144,7 @@ def external_data(model: Path) -> tuple[str, ...]:
 
 
 def roles_of(root: Path) -> dict[str, str]:
-    """The role of every file of a plain bundle, from its path (rule 1); of any other folder, "other" for all."""
+    """Return the role of every file of a plain bundle by path; of any other folder, "other" for all files."""
     model_folder = _model_folder(root)
     out = {}
     for file in root.rglob("*"):
@@ -157,10 +163,15 @@ def roles_of(root: Path) -> dict[str, str]:
 
 
 def open_package(root: Path) -> BundleDirectory:
-    """Scan a plain bundle, with the roles of its layout. Raises Invalid."""
+    """Scan a plain bundle, with the roles of its layout.
+
+    Raises:
+        FileNotFound: `root` is not a folder.
+        Invalid: a path in it cannot be in a bundle.
+    """
     if not root.is_dir():
         raise FileNotFound(
-            f"bundle folder {root} is not a folder", hint="name a folder made by `packager bundle build`"
+            f"bundle folder {root} is not a folder", hint="give a folder made by `packager bundle build`"
         )
     return scan_directory(root, roles_of(root))
 
@@ -180,7 +191,7 @@ def _external_locations(model: "onnx.ModelProto") -> set[str]:
 def _add_source(sources: dict[str, Path], path: str, source: Path) -> None:
     if not _is_bundle_path(path):
         raise BundleNameInvalid(
-            f"{source}: {path!r} is a name that a bundle cannot hold",
+            f"{source}: {path!r} is not allowed as a path in a bundle",
             hint="use letters, digits, '.', '_' and '-', starting with a letter, digit or '_'",
         )
     if path in sources:
@@ -195,7 +206,7 @@ def _is_bundle_path(path: str) -> bool:
 
 
 def _model_folder(root: Path) -> str | None:
-    """`<family>/<variant>` where `root` is of this layout, else None."""
+    """Return `<family>/<variant>` if `root` has this layout, else None."""
     try:
         package = json.loads((root / PACKAGE_FILE).read_text())
         (family,) = package["components"].values()

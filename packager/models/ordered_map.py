@@ -1,5 +1,7 @@
-"""Does the same for one item after another, a few of them at a time: what comes out, and in which order, is what one
-thread would give. For work that leaves the interpreter: runs of a model, linear algebra, files."""
+"""Run a function on many items with a few threads; results come in the order of one thread.
+
+For work outside the interpreter: runs of a model, linear algebra, files.
+"""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -8,7 +10,7 @@ from itertools import repeat, takewhile
 from typing import Final, TypeVar
 
 WORKER_THREADS: Final = 2
-MAX_ITEMS_AHEAD: Final = 4  # results that wait
+MAX_ITEMS_AHEAD: Final = 4  # results that wait; bounds the memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,7 +19,13 @@ Result = TypeVar("Result")
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKER_THREADS
 ) -> Generator[Result]:
-    """`function` of each item. `items` are drawn by the caller's thread, at most AHEAD before their results are."""
+    """Yield `function` of each item, in the order of the items.
+
+    Args:
+        function: called by worker threads.
+        items: drawn by the caller's thread, at most MAX_ITEMS_AHEAD before their results are.
+        workers: number of threads.
+    """
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -33,7 +41,7 @@ def ordered_map(
 
 
 def prefetch(items: Iterable[Item]) -> Iterator[Item]:
-    """`items`, drawn by a thread of their own, at most AHEAD before they are asked for."""
+    """Yield `items`, drawn by a thread of its own, at most MAX_ITEMS_AHEAD before they are needed."""
     source, end = iter(items), object()
     found = ordered_map(lambda _: next(source, end), repeat(None), workers=1)
     yield from takewhile(lambda item: item is not end, found)

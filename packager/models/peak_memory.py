@@ -1,9 +1,8 @@
-"""How much memory a model takes: a child process loads it, runs samples on it, and reports its peak.
+"""Measure the peak memory of a model: a child loads it, runs samples on it, and reports its peak.
 
-Rules:
-1. The child imports what a device's model process does, numpy and onnxruntime, and no more: `onnx` adds 40 MB.
-2. Its peak is `VmHWM`, whole; `ru_maxrss` is inherited from the parent and wrong.
-3. A model that takes the child down costs the child.
+1. The child imports the same as a device's model process, numpy and onnxruntime; `onnx` would add 40 MB.
+2. The peak is the whole `VmHWM` of the child; `ru_maxrss` is inherited from the parent and wrong.
+3. A model that crashes ends only the child.
 """
 
 import subprocess
@@ -20,12 +19,21 @@ if TYPE_CHECKING:
     from packager.models.samples import Samples
 
 MEASURED_SAMPLES: Final = 3
-MEASURED_THREADS: Final = 2  # as packager.models.sessions
+MEASURED_THREADS: Final = 2  # the same as packager.models.sessions.DEFAULT_THREADS
 CHILD_TIMEOUT_S: Final = 600.0
 
 
 def measure_peak_memory(model: Path, samples: "Samples") -> int:
-    """Bytes at the peak. Raises ModelDoesNotRun, ModelCrashes."""
+    """Return the peak resident memory, in bytes, of a process that runs the model on a few samples.
+
+    Args:
+        model: an ONNX file.
+        samples: inputs; MEASURED_SAMPLES of them are used.
+
+    Raises:
+        ModelDoesNotRun: the model does not load, or does not run on a sample.
+        ModelCrashes: the model ended the child, or took too long.
+    """
     with tempfile.TemporaryDirectory() as folder:
         names: list[str] = []
         for number, sample in enumerate(samples.take(MEASURED_SAMPLES)):
@@ -36,23 +44,25 @@ def measure_peak_memory(model: Path, samples: "Samples") -> int:
         try:
             done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(
-                f"{model}: {MEASURED_SAMPLES} runs did not end within {CHILD_TIMEOUT_S:.0f} s"
-            ) from error
+            raise ModelCrashes(f"{model}: {MEASURED_SAMPLES} runs took longer than {CHILD_TIMEOUT_S:.0f} s") from error
     if done.returncode < 0:
-        raise ModelCrashes(f"{model}: took its process down (signal {-done.returncode}) while its memory was measured")
+        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) while its memory was measured")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ModelDoesNotRun(f"{model}: memory could not be measured: {lines[-1][:300]}")
+        raise ModelDoesNotRun(f"{model}: cannot measure its memory: {lines[-1][:300]}")
     return int(done.stdout)
 
 
 def own_peak_bytes() -> int:
-    """Of this process (rule 2)."""
+    """Return the peak resident memory of this process, in bytes.
+
+    Raises:
+        ModelDoesNotRun: the kernel does not report it.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
-    raise ModelDoesNotRun("/proc/self/status names no VmHWM, expected a Linux kernel that does")
+    raise ModelDoesNotRun("found no VmHWM in /proc/self/status, expected a Linux kernel that reports it")
 
 
 def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
@@ -61,8 +71,8 @@ def _measure_in_child(model: str, folder: Path, names: list[str]) -> int:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = MEASURED_THREADS, 1, 4
     running = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    for place in sorted(folder.iterdir()):
-        with np.load(place) as arrays:
+    for path in sorted(folder.iterdir()):
+        with np.load(path) as arrays:
             running.run(None, {name: arrays[f"input_{i}"] for i, name in enumerate(names)})
     return own_peak_bytes()
 

@@ -1,11 +1,10 @@
-"""Finds inputs that a model runs on when nobody gave any: sizes are tried until one runs, in a child process.
+"""Find random inputs that a model runs on: sizes are tried in a child until one runs.
 
-Rules:
-1. The model is only ever run in the child: one that crashes, hangs or eats memory costs the child.
-2. Sizes of 1..4096 are tried, likely ones first; the first axis of an input with two or more axes is a batch, of
-   size 1, unless nothing runs that way.
-3. What cannot be known is kept small: integers below 64 (then below 2), masks of ones, lengths equal to the size.
-4. The child says what it is about to try before it tries it, so that after a crash the search goes on behind that spot.
+1. The model runs only in the child: one that crashes, hangs or exhausts memory ends only the child.
+2. Sizes 1..MAX_SIZE are tried, likely ones first. The first axis of an input with two or more axes is a batch of size
+   1, unless nothing runs that way.
+3. Unknown values are kept small: integers below 64 (then below 2), masks of ones, lengths equal to the size.
+4. The child prints each attempt before it starts, so that after a crash the search continues behind it.
 """
 
 import json
@@ -55,23 +54,27 @@ LIKELY_SIZES: Final = (
 )
 SPATIAL_SIZES: Final = (64, 224, 32, 128, 96, 48, 256, 320, 640, 512, 16, 299, 384, 416, 28, 8, 1, 1024)
 LIKELY_RANKS: Final = (2, 3, 4, 1, 0)
-INTEGER_BOUNDS: Final = (64, 2)  # exclusive; a larger one falls out of small vocabularies
-LIKELY_SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, the two sampling rates of speech models
-MAX_EXTRA_SIZES: Final = (
-    2  # further sizes beside the first that runs, for golden vectors of smallest and largest shapes
-)
+INTEGER_BOUNDS: Final = (64, 2)  # exclusive; larger integers exceed small vocabularies
+LIKELY_SCALARS: Final = (1, 16000, 8000, 0, 2)  # flags, and the two sampling rates of speech models
+MAX_EXTRA_SIZES: Final = 2  # beside the first that runs, for golden vectors of smallest and largest shapes
 FAST_RUN_S: Final = 1.0  # larger sizes are tried only while one run takes less
 MAX_CRASHES: Final = 4
 MAX_CHILD_MEMORY_SHARE: Final = 0.75  # of physical memory
 STATE_WORDS: Final = ("state", "hidden", "cell", "cache", "h0", "c0", "h_0", "c_0", "hx", "cx", "past")
 SEQUENCE_WORDS: Final = ("seq", "len", "time", "frame", "token", "sample", "height", "width")
-STATE_SCALE: Final = 0.1  # states are bounded by tanh in most recurrent nets
+STATE_SCALE: Final = 0.1  # standard deviation; states are bounded by tanh in most recurrent nets
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to draw inputs: a size for every symbol, an exclusive bound for integers, a value for integer scalars, and
-    how many axes inputs have that do not say it."""
+    """The choices from which inputs are drawn.
+
+    Attributes:
+        sizes: a size for every symbol.
+        integer_bound: exclusive bound of integers.
+        scalar: value of integer scalars.
+        rank: number of axes of inputs that do not declare it.
+    """
 
     sizes: Sizes
     integer_bound: int = INTEGER_BOUNDS[0]
@@ -80,36 +83,66 @@ class Recipe:
 
 
 def draw_sample(interface: ModelInterface, recipe: Recipe, seed: int, index: int) -> Sample:
-    """Sample number `index`: the same for the same arguments, unlike its neighbors, to tell models apart."""
+    """Draw one random sample; the same arguments give the same sample, and other numbers other samples.
+
+    Args:
+        interface: of the model.
+        recipe: the choices.
+        seed: of all samples.
+        index: number of the sample.
+    """
     rng = np.random.default_rng([seed, index])
     return {info.name: _draw_array(info, recipe, rng, index) for info in with_rank(interface, recipe.rank).inputs}
 
 
 def with_rank(interface: ModelInterface, rank: int) -> ModelInterface:
-    """The interface with `rank` axes of unknown size for inputs that do not say how many they have."""
+    """Return the interface with `rank` axes of unknown size for inputs that do not declare their number.
+
+    Args:
+        interface: of the model.
+        rank: number of axes.
+    """
     inputs = (i if i.is_ranked else replace(i, shape=(None,) * rank, is_ranked=True) for i in interface.inputs)
     return replace(interface, inputs=tuple(inputs))
 
 
 def random_samples(model: Path, count: int, seed: int = 0, *, limit_s: float = 120.0) -> Samples:
-    """Draw `count` random samples that `model` runs on; a worker process finds the sizes.
+    """Draw random samples that a model runs on; a child finds the sizes.
+
+    Args:
+        model: an ONNX file.
+        count: number of samples.
+        seed: of the random numbers.
+        limit_s: seconds of the search.
 
     Raises:
-        ModelUnreadable, InputUnsupported: the model cannot be read, or has an input of an unsupported type.
+        ModelUnreadable: the file is no ONNX model.
+        InputUnsupported: an input has an unsupported type.
         NoWorkingInput: nothing ran within `limit_s` seconds.
-        ModelCrashes: the model took the runtime down.
+        ModelCrashes: the model crashed its process MAX_CRASHES times.
     """
     interface = ModelInterface.from_file(model)
     recipes = find_recipes(model, interface, limit_s)
-    # in pairs: every other sample is held back, and both halves must see every size and state
+    # change in pairs: every other sample is held out, and both halves must see every size and state
     drawn = [draw_sample(interface, recipes[index // 4 % len(recipes)], seed, index) for index in range(count)]
     return replace(samples_from(drawn), origin=f"random:{seed}")
 
 
 def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list[Recipe]:
-    """Recipes that were seen to run, first found first. Raises NoWorkingInput, ModelCrashes, ModelDoesNotRun."""
+    """Return recipes that were seen to run, first found first.
+
+    Args:
+        model: an ONNX file.
+        interface: of the model.
+        limit_s: seconds of the search.
+
+    Raises:
+        NoWorkingInput: nothing ran within `limit_s` seconds.
+        ModelCrashes: the model crashed its process MAX_CRASHES times.
+        ModelDoesNotRun: the model does not load.
+    """
     deadline = time.monotonic() + limit_s
-    skip, last_error = 0, "no time was left to try"
+    skip, last_error = 0, "none, the time limit was reached first"
     for _ in range(MAX_CRASHES):
         command = [sys.executable, "-m", "packager.models.random_inputs", str(model), str(skip)]
         child = _run_child(command, max(1.0, deadline - time.monotonic()))
@@ -127,7 +160,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
             break
         skip += 1
     else:
-        raise ModelCrashes(f"{model}: took its process down {MAX_CRASHES} times while inputs were searched")
+        raise ModelCrashes(f"{model}: crashed its process {MAX_CRASHES} times while inputs were searched")
     inputs = "; ".join(str(info) for info in interface.inputs)
     raise NoWorkingInput(
         f"{model}: found no input that it runs on within {limit_s:.0f} s ({inputs}); last error: {last_error}",
@@ -136,7 +169,7 @@ def find_recipes(model: Path, interface: ModelInterface, limit_s: float) -> list
 
 
 def recipe_candidates(interface: ModelInterface) -> Iterator[Recipe]:
-    """All recipes worth a try, likely ones first (rule 2)."""
+    """Yield all recipes to try, likely ones first."""
     if all(info.is_ranked for info in interface.inputs):
         yield from _all_recipes(interface)
         return
@@ -180,7 +213,12 @@ def _all_recipes(interface: ModelInterface) -> Iterator[Recipe]:
 
 
 def symbol_of(info: TensorInfo, axis: int) -> str | None:
-    """The name under which a size is searched; None where the model fixes it."""
+    """Return the name under which a size is searched; None if the model fixes the size.
+
+    Args:
+        info: an input.
+        axis: number of the axis.
+    """
     size = info.shape[axis]
     if isinstance(size, int):
         return None
@@ -202,12 +240,14 @@ def _run_child(command: list[str], limit_s: float) -> "_ChildOutput":
         output, is_complete = error.stdout or b"", False
     lines = []
     for line in output.splitlines():
-        # the last line of a child that was killed while writing is cut; the runtime's own chatter is no JSON
+        # skip the cut last line of a child that was killed, and messages of the runtime, which are no JSON
         try:
-            told = json.loads(line)
+            event = json.loads(line)
         except ValueError:
             continue
-        lines.append(Recipe(**told["found"]) if "found" in told else {key: str(value) for key, value in told.items()})
+        lines.append(
+            Recipe(**event["found"]) if "found" in event else {key: str(value) for key, value in event.items()}
+        )
     return _ChildOutput(lines, is_complete)
 
 
@@ -252,7 +292,9 @@ def _draw_array(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, inde
 
 
 def _draw_picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """float64 [batch, channels, height, width] in 0..1: blocks of several sizes and a little noise, with edges."""
+    """Return float64 [batch, channels, height, width] in 0..1: blocks of several sizes and a little noise,
+    with edges.
+    """
     height, width = shape[2:]
     picture = 0.1 * rng.random(shape)
     for block in (16, 4):
@@ -262,7 +304,9 @@ def _draw_picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
 
 
 def _draw_tones(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """float64 `shape`: two waves along the last axis, of random pitch and strength; signals are not white noise."""
+    """Return float64 of `shape`: two waves along the last axis, of random pitch and strength; signals are
+    not white noise.
+    """
     places = np.arange(shape[-1] if shape else 1)
     waves = sum(rng.uniform(0, 2) * np.sin(places * rng.uniform(0.01, 1.0) + rng.uniform(0, 6)) for _ in range(2))
     return np.broadcast_to(waves if shape else 0.0, shape)
@@ -285,7 +329,7 @@ def _draw_integers(info: TensorInfo, shape: tuple[int, ...], recipe: Recipe, rng
 
 
 def _search_in_child(model: str, skip: int) -> None:
-    """The child: prints one JSON object a line (rule 4)."""
+    """Try recipes and print one JSON object a line: "trying" before each attempt, then "error" or "found"."""
     limit = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MAX_CHILD_MEMORY_SHARE)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,10 +1,10 @@
-"""Samples that are fed to a model: from an `.npz` file, from a folder, or random.
+"""Samples that are fed to a model: from an `.npz` file, from a folder, or from memory.
 
-Rules:
-1. An array is read row by row from the file, so memory holds one sample, not the file.
-2. Random samples say that they are random (`origin`), are equal for equal seeds, and have sizes that were seen to run.
-3. Every other sample is held back from calibration, so that sorted files split evenly.
-What a sample must look like: packager.models.inputs.
+1. An array is read row by row from its file, so memory has one sample at a time.
+2. `origin` and `digest` identify the samples; random ones are marked as such.
+3. Calibration and held-out samples alternate, so that sorted files split evenly.
+
+The form of a sample: packager.models.inputs.
 """
 
 import hashlib
@@ -35,18 +35,23 @@ FOLDER_SUFFIXES: Final = (".npz", ".npy")
 
 
 class SampleSource(Protocol):
-    """Something that can give sample number i, again and again."""
+    """A source of samples by number, as often as needed."""
 
     def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
-        """The samples of `indices` (ascending), one at a time."""
+        """Yield the samples of `indices` (ascending), one at a time."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Inputs to run a model on; iterating gives one dict of arrays a sample, from the source each time anew.
+    """Inputs to run a model on; iterating yields one dict of arrays a sample, read again from the source
+    each time.
 
-    `origin` is "npz:<sha256>", "folder:<sha256>" or "random:<seed>"; `digest` is the hexadecimal SHA-256 behind it.
+    Attributes:
+        source: of the samples.
+        indices: numbers of the samples in the source.
+        origin: "npz:<sha256>", "folder:<sha256>", "random:<seed>" or "memory".
+        digest: hexadecimal SHA-256 of the source.
     """
 
     source: SampleSource = field(repr=False)
@@ -62,21 +67,21 @@ class Samples:
 
     @property
     def is_random(self) -> bool:
-        """Were these drawn by us rather than given by someone who knows the model?"""
+        """True if the samples were drawn at random, not given by the user."""
         return self.origin.startswith("random")
 
     def split_halves(self) -> tuple["Samples", "Samples"]:
-        """(calibration, held back): every other sample; a single sample serves as both."""
+        """Return (calibration samples, held-out samples): every other one; a single sample serves as both."""
         if len(self.indices) < 2:
             return self, self
         return self._select(self.indices[0::2]), self._select(self.indices[1::2])
 
     def take(self, count: int) -> "Samples":
-        """At most `count` samples, evenly spread over the whole."""
+        """Return at most `count` samples, evenly spread over all."""
         if count >= len(self.indices):
             return self
-        spots = [round(i * (len(self.indices) - 1) / max(1, count - 1)) for i in range(count)]
-        return self._select(tuple(self.indices[spot] for spot in spots))
+        positions = [round(i * (len(self.indices) - 1) / max(1, count - 1)) for i in range(count)]
+        return self._select(tuple(self.indices[position] for position in positions))
 
     def _select(self, indices: tuple[int, ...]) -> "Samples":
         return Samples(self.source, indices, self.origin, self.digest)
@@ -89,20 +94,20 @@ class MemorySource:
     samples: tuple[Sample, ...]
 
     def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
-        """See SampleSource."""
+        """Yield the samples of `indices`."""
         for index in indices:
             yield self.samples[index]
 
 
 @dataclass(frozen=True, slots=True)
 class NpzSource:
-    """One `.npz` file, read forward (rule 1)."""
+    """Samples of one `.npz` file, read forward."""
 
     path: Path
     inputs: tuple[TensorInfo, ...]
 
     def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
-        """See SampleSource; an index below the one before starts the file over."""
+        """Yield the samples of `indices`; descending indices read the file again from its start."""
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(self.path))
             columns = {i: _Column(stack.enter_context(archive.open(f"{i.name}.npy"))) for i in self.inputs}
@@ -112,13 +117,13 @@ class NpzSource:
 
 @dataclass(frozen=True, slots=True)
 class FolderSource:
-    """One file a sample."""
+    """Samples of a folder, one file a sample."""
 
     paths: tuple[Path, ...]
     interface: ModelInterface
 
     def rows(self, indices: Sequence[int]) -> Iterator[Sample]:
-        """See SampleSource."""
+        """Yield the samples of `indices`, one file each."""
         for index in indices:
             yield self._read(self.paths[index])
 
@@ -137,15 +142,20 @@ class FolderSource:
                 found = {name: loaded[name] for name in loaded.files}
                 return {name: add_batch_axis(a, known[name]) if name in known else a for name, a in found.items()}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise SamplesUnreadable(f"{path}: not a numpy file that can be read: {error}") from error
+            raise SamplesUnreadable(f"{path}: cannot be read as a numpy file: {error}") from error
 
 
 def load_samples(path: Path, interface: ModelInterface) -> Samples:
-    """Open an `.npz` of inputs and check it against the model (rule 1, and those of packager.models.inputs).
+    """Open an `.npz` of inputs and check all of it against the model.
+
+    Args:
+        path: the file; each array is named like a model input, and its first axis counts samples.
+        interface: of the model.
 
     Raises:
-        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
-        TooFewSamples.
+        SamplesUnreadable: the file is no `.npz`, or has an array in an unsupported layout.
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: an array does not fit the model.
+        TooFewSamples: there is no sample.
     """
     expected = {info.name: info for info in interface.inputs}
     try:
@@ -155,15 +165,15 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
             shapes = {name: _check_header(archive, info, path) for name, info in expected.items()}
     except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise SamplesUnreadable(
-            f"{path}: not an .npz file that can be read: {error}",
+            f"{path}: cannot be read as an .npz file: {error}",
             hint="write it with numpy.savez, one array per input",
         ) from error
     counts = {name: shape[0] for name, shape in shapes.items()}
     if len(set(counts.values())) > 1:
-        raise SampleShapeMismatch(f"{path}: arrays hold different numbers of samples: {_list_counts(counts)}")
+        raise SampleShapeMismatch(f"{path}: arrays have different numbers of samples: {_list_counts(counts)}")
     count = next(iter(counts.values()), 0)
     if count == 0:
-        raise TooFewSamples(f"{path}: holds 0 samples, expected at least 1")
+        raise TooFewSamples(f"{path}: found 0 samples, expected at least 1")
     floats = tuple(info for info in interface.inputs if np.dtype(info.dtype).kind == "f")
     if floats:
         for number, sample in enumerate(NpzSource(path, floats).rows(range(count))):
@@ -173,14 +183,19 @@ def load_samples(path: Path, interface: ModelInterface) -> Samples:
 
 
 def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
-    """A folder of inputs: each `.npz` is one sample (one array per input); each `.npy` one, for models of one input.
+    """Open a folder of inputs and check all of it against the model.
+
+    Args:
+        folder: each `.npz` in it is one sample (one array an input); each `.npy` one, for models with one input.
+        interface: of the model.
 
     Raises:
-        SamplesUnreadable, SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHoldsNan,
-        TooFewSamples.
+        SamplesUnreadable: the folder does not exist, or a file is no numpy file.
+        SampleNameMismatch, SampleShapeMismatch, SampleDtypeMismatch, SampleHasNan: a sample does not fit the model.
+        TooFewSamples: there is no file.
     """
     if not folder.is_dir():
-        raise SamplesUnreadable(f"{folder}: found no folder there, expected one with .npz or .npy files")
+        raise SamplesUnreadable(f"{folder}: not a folder, expected one with .npz or .npy files")
     paths = sorted(path for path in folder.iterdir() if path.suffix in FOLDER_SUFFIXES)
     if not paths:
         raise TooFewSamples(f"{folder}: found no .npz or .npy file, expected at least 1")
@@ -194,7 +209,12 @@ def folder_samples(folder: Path, interface: ModelInterface) -> Samples:
 
 
 def samples_from(arrays: Sequence[Sample], origin: str = "memory") -> Samples:
-    """Wrap samples that the caller already holds."""
+    """Wrap samples that are in memory.
+
+    Args:
+        arrays: the samples.
+        origin: recorded with them.
+    """
     total = hashlib.sha256()
     for sample in arrays:
         for name, array in sorted(sample.items()):
@@ -225,9 +245,9 @@ def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(stream)
     if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+        raise ValueError("an array contains Python objects")
     if fortran_order and len(shape) > 1:
-        raise ValueError("an array is in Fortran order: save numpy.ascontiguousarray(array)")
+        raise ValueError("an array is in Fortran order; save numpy.ascontiguousarray(array)")
     return shape, dtype
 
 

@@ -1,10 +1,9 @@
-"""The one place where the packager makes onnxruntime sessions and runs them.
+"""Make onnxruntime sessions and run them; nothing else in the packager does.
 
-Rules:
-1. Every run has the same settings (threads, optimization level, no spinning), so that two runs can be compared.
-2. What onnxruntime raises becomes one error class here; its message is cut to one line.
-3. `runs_in_child` tries a model in its own process first: a model that crashes costs the child.
-4. A quantized model is judged, and its golden vectors are taken, with `settings_for` it.
+1. All sessions have the same settings (threads, optimization level, no spinning), so that two runs can be compared.
+2. Errors of onnxruntime become ModelDoesNotRun, with a message of one line.
+3. `run_in_child` tries a model in its own process first: a model that crashes ends only the child.
+4. A quantized model is judged, and its golden vectors are made, with the settings of `settings_for`.
 """
 
 import hashlib
@@ -26,9 +25,9 @@ from packager.models.inputs import Sample
 from packager.models.samples import Samples
 
 DEFAULT_THREADS: Final = 2
-SILENT_LOG_LEVEL: Final = 4  # onnxruntime log level "fatal": its warnings are about models, not about us
+SILENT_LOG_LEVEL: Final = 4  # onnxruntime's log level "fatal": its warnings are about the user's model
 MAX_MESSAGE_CHARACTERS: Final = 300
-MAX_CACHED_BYTES: Final = 64 << 20
+MAX_CACHED_BYTES: Final = 64 << 20  # outputs of a CachedSession
 CHILD_TIMEOUT_S: Final = 300.0
 
 RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
@@ -49,8 +48,14 @@ RUNTIME_ERRORS: Final[tuple[type[Exception], ...]] = (
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How a session runs: intra-op threads, whether graph optimization is on, and whether QDQ nodes become integer
-    kernels; where they do not, they give what exact integer kernels would, on every CPU."""
+    """Settings of a session.
+
+    Attributes:
+        threads: intra-op threads.
+        optimize: whether graph optimization is on.
+        integer_kernels: whether QDQ nodes become integer kernels; if not, they compute what exact integer kernels
+            would, on every CPU.
+    """
 
     threads: int = DEFAULT_THREADS
     optimize: bool = True
@@ -59,11 +64,19 @@ class RunSettings:
 
 DEFAULT_SETTINGS: Final = RunSettings()
 EXACT_SETTINGS: Final = RunSettings(integer_kernels=False)
-ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # where samples run side by side
+ONE_THREAD_SETTINGS: Final = RunSettings(threads=1)  # for samples that run side by side
 
 
 def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
-    """A CPU session. Raises ModelDoesNotRun."""
+    """Open a CPU session.
+
+    Args:
+        model: an ONNX file, or its bytes.
+        settings: of the session.
+
+    Raises:
+        ModelDoesNotRun: onnxruntime does not load the model.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1
@@ -85,7 +98,15 @@ def open_session(model: Path | bytes, settings: RunSettings = DEFAULT_SETTINGS) 
 
 
 def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETTINGS) -> onnxruntime.InferenceSession:
-    """A session of a model in memory; above protobuf's 2 GiB by way of a folder. Raises ModelDoesNotRun."""
+    """Open a session of a model in memory; above protobuf's 2 GiB through a temporary folder.
+
+    Args:
+        model: the model.
+        settings: of the session.
+
+    Raises:
+        ModelDoesNotRun: onnxruntime does not load the model.
+    """
     if model.ByteSize() < onnx.checker.MAXIMUM_PROTOBUF:
         return open_session(model.SerializeToString(), settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,23 +116,33 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
 
 
 def settings_for(model: onnx.ModelProto) -> RunSettings:
-    """How a model is judged: s8s8 is for other CPUs than this one, whose integer kernels may saturate."""
+    """Return the settings with which a model is judged: s8s8 models without integer kernels, which may
+    saturate on x86.
+    """
     return EXACT_SETTINGS if quantization_of(model).endswith("s8s8") else DEFAULT_SETTINGS
 
 
 class Runnable(Protocol):
-    """What can be run: a session, or one that remembers."""
+    """A session, or an object that runs like one."""
 
     def get_outputs(self) -> list[Any]:
-        """Descriptions of the outputs."""
+        """Return the descriptions of the outputs."""
 
     def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
-        """The outputs `names`, or all."""
+        """Return the outputs `names`, or all of them.
+
+        Args:
+            names: of outputs; None for all.
+            sample: arrays by input name.
+        """
 
 
 class CachedSession:
-    """A session that remembers its answers, MAX_CACHED_BYTES of them: for a model that others are judged by again and
-    again. Threads may share it: at worst an answer is made twice."""
+    """A session that caches up to MAX_CACHED_BYTES of outputs, for a reference model that runs on the same
+    samples often.
+
+    Threads may share it; at worst an output is computed twice.
+    """
 
     def __init__(self, running: onnxruntime.InferenceSession) -> None:
         self._running = running
@@ -119,11 +150,16 @@ class CachedSession:
         self._free_bytes = MAX_CACHED_BYTES
 
     def get_outputs(self) -> list[Any]:
-        """Descriptions of the outputs."""
+        """Return the descriptions of the outputs."""
         return list(self._running.get_outputs())
 
     def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
-        """The outputs `names`, or all."""
+        """Return the outputs `names`, or all of them, from the cache if the sample was run before.
+
+        Args:
+            names: of outputs; None for all.
+            sample: arrays by input name.
+        """
         digest = hashlib.sha256(repr(names).encode())
         for name, array in sample.items():
             digest.update(f"{name} {array.dtype} {array.shape} ".encode())
@@ -142,7 +178,17 @@ class CachedSession:
 def run_session(
     running: Runnable, sample: Sample, names: list[str] | None = None, *, where: str = "model"
 ) -> list[np.ndarray]:
-    """All outputs (or those of `names`) for one sample. Raises ModelDoesNotRun."""
+    """Return the outputs of one sample, in the order of `names` or of the model.
+
+    Args:
+        running: the session.
+        sample: arrays by input name.
+        names: of outputs; None for all.
+        where: the model's name, for messages.
+
+    Raises:
+        ModelDoesNotRun: the model does not run on the sample.
+    """
     try:
         return [np.asarray(value) for value in running.run(names, sample)]
     except RUNTIME_ERRORS as error:
@@ -154,7 +200,16 @@ def run_session(
 
 
 def run_in_child(model: Path, samples: Samples) -> None:
-    """Run `model` once on one sample in a process of its own. Raises ModelDoesNotRun, ModelCrashes."""
+    """Run a model once on one sample in its own process.
+
+    Args:
+        model: an ONNX file.
+        samples: the first one is used.
+
+    Raises:
+        ModelDoesNotRun: the model does not load, or does not run on the sample.
+        ModelCrashes: the model ended the child, or took longer than CHILD_TIMEOUT_S.
+    """
     sample = next(iter(samples.take(1)))
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "sample.npz"
@@ -163,9 +218,9 @@ def run_in_child(model: Path, samples: Samples) -> None:
         try:
             done = subprocess.run(command, capture_output=True, timeout=CHILD_TIMEOUT_S, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ModelCrashes(f"{model}: one run did not end within {CHILD_TIMEOUT_S:.0f} s") from error
+            raise ModelCrashes(f"{model}: one run took longer than {CHILD_TIMEOUT_S:.0f} s") from error
     if done.returncode < 0:
-        raise ModelCrashes(f"{model}: took its process down (signal {-done.returncode}) when run on a sample")
+        raise ModelCrashes(f"{model}: crashed its process (signal {-done.returncode}) on a sample")
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
         raise ModelDoesNotRun(
@@ -174,7 +229,7 @@ def run_in_child(model: Path, samples: Samples) -> None:
 
 
 def one_line_message(error: Exception) -> str:
-    """The message of a foreign error, without line breaks, cut to a readable length."""
+    """Return the message of a foreign error without line breaks, at most MAX_MESSAGE_CHARACTERS long."""
     return " ".join(str(error).split())[:MAX_MESSAGE_CHARACTERS]
 
 
