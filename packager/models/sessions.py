@@ -144,7 +144,7 @@ class CachedSession:
     Threads may share it; at worst an output is computed twice.
     """
 
-    def __init__(self, running: onnxruntime.InferenceSession) -> None:
+    def __init__(self, running: Runnable) -> None:
         self._running = running
         self._cached_outputs: dict[bytes, list[Any]] = {}
         self._free_bytes = MAX_CACHED_BYTES

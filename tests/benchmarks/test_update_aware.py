@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from benchmarks import update_aware_table
-from tests.quantize.test_update_aware import fine_tuned
 from tests.support import tiny_models
+from tests.support.model_pairs import fine_tuned
 
 
 def inputs(path: Path, count: int, seed: int) -> Path:

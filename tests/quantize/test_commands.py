@@ -1,8 +1,6 @@
 """`packager quantize`, `compare` and `lint` as a person or a script calls them."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
@@ -10,25 +8,21 @@ import pytest
 
 from packager.quantize.lint import lint
 from tests.support import tiny_models
-
-
-def packager(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "packager", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+from tests.support.packager_cli import packager
 
 
 def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
     out = tmp_path / "int8.onnx"
     done = packager("quantize", model, "-o", out, "--json", "--report", tmp_path / "report.json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["outcome"] == "quantized"
     assert report["origin"] == "random:0"
     assert report["bytes"] == out.stat().st_size
     assert json.loads((tmp_path / "report.json").read_text())["gate"]["verdict"] == "pass"
     compared = packager("compare", out, "--reference", model, "--json")
-    assert compared.returncode == 0, compared.stderr
+    assert compared.code == 0, compared.stderr
     assert json.loads(compared.stdout)["verdict"] == "pass"
     linted = packager("lint", out, "--json")
     assert [finding for finding in json.loads(linted.stdout)["findings"] if finding["severity"] == "warning"] == []
@@ -37,7 +31,7 @@ def test_quantize_compare_and_lint_speak_json(tmp_path: Path) -> None:
 def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.constant_answer(), tmp_path / "float.onnx")
     done = packager("quantize", model, "-o", tmp_path / "int8.onnx", "--json")
-    assert done.returncode == 5
+    assert done.code == 5
     assert done.stdout == ""
     assert json.loads(done.stderr)["error"]["reason"] == "gate-inconclusive"
     assert not (tmp_path / "int8.onnx").exists()
@@ -59,12 +53,13 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
     ],
 )
 def test_what_cannot_be_done_is_told_before_anything_is_written(
-    arguments: list[str], reason: str, words: str, tmp_path: Path
+    arguments: list[str], reason: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     before = sorted(tmp_path.iterdir())
-    done = packager("quantize", *arguments, "--json", cwd=tmp_path)
-    assert done.returncode == 2
+    done = packager("quantize", *arguments, "--json")
+    assert done.code == 2
     error = json.loads(done.stderr)["error"]
     assert (error["reason"], words in error["message"]) == (reason, True), error
     assert sorted(tmp_path.iterdir()) == before
@@ -72,18 +67,18 @@ def test_what_cannot_be_done_is_told_before_anything_is_written(
 
 def test_int8_model_of_other_origin_is_held_to_ordinary_quantization(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "float.onnx")
-    assert packager("quantize", model, "-o", tmp_path / "int8.onnx").returncode == 0
+    assert packager("quantize", model, "-o", tmp_path / "int8.onnx").code == 0
     good = packager("compare", tmp_path / "int8.onnx", "--reference", model)
-    assert good.returncode == 0, good.stderr
+    assert good.code == 0, good.stderr
     # within the floor of 0.15, and yet no layer of an honest quantization is off by a percent
     broken = onnx.load(tmp_path / "int8.onnx")
     scale = next(t for t in broken.graph.initializer if t.name == "down0_scale")
     values = onnx.numpy_helper.to_array(scale) * 0.985
     scale.CopyFrom(onnx.numpy_helper.from_array(values.astype("float32"), scale.name))
     bad = packager("compare", tiny_models.save(broken, tmp_path / "bad.onnx"), "--reference", model)
-    assert bad.returncode == 5
+    assert bad.code == 5
     assert "at most 1.15 x the baseline's" in bad.stderr
-    assert packager("compare", tmp_path / "bad.onnx", "--reference", model, "--no-baseline").returncode == 0
+    assert packager("compare", tmp_path / "bad.onnx", "--reference", model, "--no-baseline").code == 0
 
 
 def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_models_with_other_inputs_or_outputs_are_not_compared(tmp_path: Path) ->
     done = packager(
         "compare", tiny_models.save(tiny_models.conv_net(), tmp_path / "other.onnx"), "--reference", teacher, "--json"
     )
-    assert done.returncode == 2
+    assert done.code == 2
     assert json.loads(done.stderr)["error"]["reason"] == "interface-mismatch"
 
 
@@ -99,7 +94,7 @@ def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path)
     teacher = tiny_models.save(tiny_models.mlp(0), tmp_path / "teacher.onnx")
     student = tiny_models.save(tiny_models.mlp(1), tmp_path / "student.onnx")
     done = packager("compare", student, "--reference", teacher)
-    assert done.returncode == 5
+    assert done.code == 5
     assert done.stderr.startswith("error:")
     assert "relative RMS" in done.stderr
 
@@ -107,13 +102,13 @@ def test_student_that_is_another_model_fails_against_its_teacher(tmp_path: Path)
 def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.text_encoder(), tmp_path / "old.onnx")
     base, out = tmp_path / "base.onnx", tmp_path / "new-int8.onnx"
-    assert packager("quantize", model, "-o", base).returncode == 0
+    assert packager("quantize", model, "-o", base).code == 0
     done = packager("quantize", model, "-o", out, "--update-of", base, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["method"] == "joint"
     kept = out.read_bytes()
     done = packager("quantize", model, "-o", out, "--update-of", base, "--max-relative-rms", 1e-6)
-    assert done.returncode == 5
+    assert done.code == 5
     assert "relative RMS" in done.stderr
     assert out.read_bytes() == kept
     assert {path.name for path in tmp_path.iterdir()} == {"old.onnx", "base.onnx", "new-int8.onnx"}
@@ -123,7 +118,7 @@ def test_update_of_a_base_says_how_many_bits_a_weight(tmp_path: Path) -> None:
 def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     done = packager("quantize", model, "-o", tmp_path / "out.onnx", "--scheme", scheme, "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["scheme"] == scheme
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))
 
@@ -131,7 +126,7 @@ def test_other_schemes_pass_the_same_gate(scheme: str, tmp_path: Path) -> None:
 def test_signed_weights_of_full_range_are_a_warning(tmp_path: Path) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "float.onnx")
     quantized = tmp_path / "int8.onnx"
-    assert packager("quantize", model, "-o", quantized).returncode == 0
+    assert packager("quantize", model, "-o", quantized).code == 0
     changed = onnx.load(quantized)
     for tensor in changed.graph.initializer:
         if tensor.name.endswith(("w1_quantized", "w1_zero_point")):

@@ -11,8 +11,8 @@ from packager.errors import MetricUnusable
 from packager.models.random_inputs import random_samples
 from packager.quantize.schemes import QuantizeOptions, quantize_model
 from packager.quantize.user_metric import Metric, SampleOutput
-from tests.quantize.test_commands import packager
 from tests.support import tiny_models
+from tests.support.packager_cli import packager
 
 HERE = f"python:{__name__}"
 
@@ -78,10 +78,10 @@ def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
     )
     options = ["--metric", f"{sys.executable} {script}", "--scheme", "int8"]
     failed = packager("quantize", model, "-o", tmp_path / "out.onnx", *options)
-    assert failed.returncode == 5
+    assert failed.code == 5
     assert "metric 0.2500, float model 1.0000" in failed.stderr
     done = packager("quantize", model, "-o", tmp_path / "out.onnx", *options, "--max-metric-loss", "0.8")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     assert "metric 0.2500" in done.stdout
 
 
@@ -93,7 +93,7 @@ def test_command_prints_the_number_on_its_last_line(tmp_path: Path) -> None:
         ("python:json", "does not name a module and a function"),
         ("python:json:__name__", "expected a function"),
         (f"{HERE}:raises", "failed: KeyError: 'label'"),
-        (f"{HERE}:no_number", "gave nan for float.onnx, expected a finite number"),
+        (f"{HERE}:no_number", "returned nan for float.onnx, expected a finite number"),
         ("/no/such/program", "cannot be run"),
         ("false", "exit status 1"),
         ("echo", "as its last line, expected a number"),

@@ -1,4 +1,4 @@
-"""The HTML page tells the whole story in one file, no name from a model breaks out of it, and a browser shows it."""
+"""The HTML page has the whole report in one file, no name from a model breaks out of it, and a browser shows it."""
 
 import json
 import re
@@ -45,7 +45,7 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, Path]:
+def report_and_page(tmp_path_factory: pytest.TempPathFactory) -> tuple[QuantizationReport, Path]:
     """(report, page) of a network with a hostile name in it."""
     folder = tmp_path_factory.mktemp("page")
     model = tiny_models.conv_net()
@@ -61,8 +61,8 @@ def written(path: Path, folder: Path, samples: Samples) -> tuple[QuantizationRep
     return report, folder / "page.html"
 
 
-def test_page_holds_outputs_layers_and_trials(told: tuple[QuantizationReport, Path]) -> None:
-    report, path = told
+def test_page_holds_outputs_layers_and_trials(report_and_page: tuple[QuantizationReport, Path]) -> None:
+    report, path = report_and_page
     page = path.read_text()
     tags = Tags()
     tags.feed(page)
@@ -81,9 +81,9 @@ def test_layers_of_nested_graphs_are_shown_by_their_weights(tmp_path: Path) -> N
 @pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed (Debian: chromium)")
 @pytest.mark.parametrize("width", [1280, 480])
 def test_browser_draws_every_histogram_inside_the_window(
-    width: int, told: tuple[QuantizationReport, Path], tmp_path: Path
+    width: int, report_and_page: tuple[QuantizationReport, Path], tmp_path: Path
 ) -> None:
-    report, path = told
+    report, path = report_and_page
     copy = tmp_path / "probed.html"
     copy.write_text(path.read_text().replace("</body>", f"{PROBE}</body>"))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--dump-dom"]

@@ -59,11 +59,11 @@ def test_what_was_walked_keeps_the_weights_of_then(nested: tuple[Path, onnx.Mode
     path, model = nested
     prefix = FloatPrefix(model, random_samples(path, 2), tmp_path)
     before = [values["c"] for values in prefix.walk(4, ["c"])]
-    weight = next(tensor for tensor in prefix._model.graph.initializer if tensor.name == "w2")
-    weight.CopyFrom(onnx.numpy_helper.from_array(array_of(weight) * 2, "w2"))
+    weight = array_of(next(tensor for tensor in model.graph.initializer if tensor.name == "w2"))
+    prefix.correct_bias("w2", weight)
     for c, values in zip(before, prefix.walk(5, ["c", "d"]), strict=True):
         np.testing.assert_array_equal(values["c"], c)
-        np.testing.assert_allclose(values["d"], c @ array_of(weight), rtol=1e-6)
+        np.testing.assert_allclose(values["d"], c @ (2 * weight), rtol=1e-6)
 
 
 def test_nothing_but_the_last_stop_is_kept(nested: tuple[Path, onnx.ModelProto], tmp_path: Path) -> None:

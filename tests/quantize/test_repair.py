@@ -68,7 +68,7 @@ def test_weights_that_4_bits_spoil_get_8(tmp_path: Path) -> None:
     assert any(node.op_type == "MatMulNBits" for node in made.values())
     assert f"8-bit weights: {report.promoted_weights[0]}" in report.as_text()
     write_page(report, path, tmp_path / "int4.onnx", samples, tmp_path / "page.html")
-    shown = re.search(r"Weights in 8 bits instead of 4</h2>\s*<p>([^<]*)</p>", (tmp_path / "page.html").read_text())
+    shown = re.search(r"Nodes with 8-bit weights</h2>\s*<p>([^<]*)</p>", (tmp_path / "page.html").read_text())
     assert shown is not None
     assert shown[1] == ", ".join(report.promoted_weights)
 

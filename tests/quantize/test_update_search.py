@@ -1,9 +1,10 @@
-"""Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, remembered answers."""
+"""Parts of an update's search: blocks of rows, what layers should give, a gate that was missed, cached outputs."""
 
 import math
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from packager.models.golden_vectors import record_golden
+from packager.models.inputs import Sample
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples
 from packager.models.sessions import CachedSession, open_session, run_session
@@ -27,10 +29,8 @@ from packager.quantize.update_aware.layers import SharedInput, conv_input_rows, 
 from packager.quantize.update_aware.quantize_update import quantize_update
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template, to_matrices
-from tests.quantize.test_update_aware import fine_tuned
 from tests.support import tiny_models
-
-STATIC = QuantizeOptions(methods=("static",), measure_latency=False)
+from tests.support.model_pairs import QuantizedBase, fine_tuned
 
 
 def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,14 +53,11 @@ def test_blocks_of_rows_come_to_what_rows_one_by_one_come_to(monkeypatch: pytest
 
 
 def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlp_base: QuantizedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = tiny_models.save(tiny_models.mlp(), tmp_path / "old.onnx")
-    samples = random_samples(old, 40)
-    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
-    new = tiny_models.save(fine_tuned(tiny_models.mlp(), 1, 0.02), tmp_path / "new.onnx")
-    prepared = prepare_model(new, next(iter(samples))).model
-    template = onnx.load(tmp_path / "base.onnx")
+    samples = mlp_base.samples.take(40)
+    prepared = prepare_model(mlp_base.tuned(tmp_path, 0.02), next(iter(samples))).model
+    template = onnx.load(mlp_base.path)
     weights = [weight for weight in read_template(template, prepared) if weight.source is not None]
     found: dict[bool, list[np.ndarray]] = {}
     for is_projected in (False, True):
@@ -85,15 +82,9 @@ def test_what_a_layer_should_give_is_the_same_stored_wide_or_narrow(
 
 
 @pytest.fixture(scope="module")
-def text_update(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
+def text_update(text_base: QuantizedBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Samples]:
     """(base, new, samples) of a text encoder."""
-    folder = tmp_path_factory.mktemp("text")
-    model = tiny_models.text_encoder(width=128)
-    old = tiny_models.save(model, folder / "old.onnx")
-    new = tiny_models.save(fine_tuned(model, 1, 0.1), folder / "new.onnx")
-    samples = random_samples(old, 96)
-    assert quantize_model(old, folder / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
-    return folder / "base.onnx", new, samples
+    return text_base.path, text_base.tuned(tmp_path_factory.mktemp("update"), 0.1), text_base.samples
 
 
 @pytest.mark.parametrize("factor", [pytest.param(0.02, id="too low"), pytest.param(50.0, id="too high")])
@@ -138,62 +129,72 @@ def test_search_goes_on_where_the_gate_asks_for_more_than_the_error(
     ("worth", "is_fitted"), [pytest.param(-1e9, True, id="any"), pytest.param(1.0, False, id="none")]
 )
 def test_ranges_are_fitted_again_for_a_clear_gain_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, *, is_fitted: bool
+    mlp_base: QuantizedBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: float, *, is_fitted: bool
 ) -> None:
-    model = tiny_models.mlp()
-    old = tiny_models.save(model, tmp_path / "old.onnx")
-    samples = random_samples(old, 64)
-    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
-    tuned = fine_tuned(model, 1, 0.02)
+    tuned = fine_tuned(mlp_base.model, 1, 0.02)
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "b1")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "b1"))
     new = tiny_models.save(tuned, tmp_path / "new.onnx")
     monkeypatch.setattr(rate_search, "MIN_REFIT_GAIN", worth)
     points: list[rate_search.RatePoint] = []
-    quantize_update(
-        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves(), on_solution=points.append
-    )
+    halves = mlp_base.samples.split_halves()
+    quantize_update(new, mlp_base.path, tmp_path / "update.onnx", *halves, on_solution=points.append)
     base, nearest = (
         {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
-        for proto in (onnx.load(tmp_path / "base.onnx"), points[0].model)
+        for proto in (onnx.load(mlp_base.path), points[0].model)
     )
     scales = [n.input[1] for n in points[0].model.graph.node if n.op_type == "QuantizeLinear"]
     assert any(not np.array_equal(base[name], nearest[name]) for name in scales) == is_fitted
 
 
-def test_leftovers_move_as_finely_as_the_answers_ask_for(tmp_path: Path) -> None:
-    model = tiny_models.conv_net()
-    old = tiny_models.save(model, tmp_path / "old.onnx")
-    samples = random_samples(old, 64)
-    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
-    tuned = fine_tuned(model, 1, 0.02)
-    # rounding the moves of a bias to their own RMS would be seen in every answer
+@pytest.mark.slow
+def test_leftovers_move_as_finely_as_the_answers_ask_for(conv_base: QuantizedBase, tmp_path: Path) -> None:
+    tuned = fine_tuned(conv_base.model, 1, 0.02)
+    # rounding the changes of this bias to their own RMS would change every output
     bias = next(tensor for tensor in tuned.graph.initializer if tensor.name == "cb")
     moved = numpy_helper.to_array(bias) + np.random.default_rng(5).standard_normal(bias.dims)
     bias.CopyFrom(numpy_helper.from_array(moved.astype(np.float32), "cb"))
     new = tiny_models.save(tuned, tmp_path / "new.onnx")
     points: list[rate_search.RatePoint] = []
-    report = quantize_update(
-        new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves(), on_solution=points.append
-    )
+    halves = conv_base.samples.split_halves()
+    report = quantize_update(new, conv_base.path, tmp_path / "update.onnx", *halves, on_solution=points.append)
     assert (report.method, report.gate.verdict) == ("joint", "pass"), report.reason
     assert report.bits_per_weight is not None
     assert report.bits_per_weight < 0.2 * points[0].bits_per_weight
 
 
+class CountingSession:
+    """A session that counts its runs."""
+
+    def __init__(self, model: Path) -> None:
+        self._session = open_session(model)
+        self.runs = 0
+
+    def get_outputs(self) -> list[Any]:
+        """Descriptions of the outputs."""
+        return list(self._session.get_outputs())
+
+    def run(self, names: list[str] | None, sample: Sample, /) -> list[Any]:
+        """The outputs `names`, or all."""
+        self.runs += 1
+        return list(self._session.run(names, sample))
+
+
 def test_answers_are_remembered_by_sample_and_not_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_models.save(tiny_models.mlp(), tmp_path / "model.onnx")
     first, second, *_ = random_samples(model, 4)
-    plain, remembered = open_session(model), CachedSession(open_session(model))
+    plain, counting = open_session(model), CountingSession(model)
+    cached = CachedSession(counting)
     for sample in (first, second, first, second):
-        np.testing.assert_array_equal(run_session(remembered, sample)[0], run_session(plain, sample)[0])
-    assert len(remembered._cached_outputs) == 2
+        np.testing.assert_array_equal(run_session(cached, sample)[0], run_session(plain, sample)[0])
+    assert counting.runs == 2
     monkeypatch.setattr("packager.models.sessions.MAX_CACHED_BYTES", run_session(plain, first)[0].nbytes)
-    full = CachedSession(open_session(model))
-    for sample in (first, second):
+    counting = CountingSession(model)
+    full = CachedSession(counting)
+    for sample in (first, second, first, second):
         np.testing.assert_array_equal(run_session(full, sample)[0], run_session(plain, sample)[0])
-    assert len(full._cached_outputs) == 1
+    assert counting.runs == 3, "the first stays in the cache, the second found no room in it"
 
 
 def test_patches_at_no_place_have_the_width_of_any() -> None:
@@ -205,25 +206,22 @@ def test_patches_at_no_place_have_the_width_of_any() -> None:
         assert conv_input_rows(image, conv, (3, 3), 0, groups, somewhere).shape == (2, 54 // groups)
 
 
-def test_grouped_convolutions_need_few_open_files(tmp_path: Path) -> None:
-    old = tiny_models.save(tiny_models.conv_net(), tmp_path / "old.onnx")
-    new = tiny_models.save(fine_tuned(tiny_models.conv_net(), 1, 0.05), tmp_path / "new.onnx")
-    samples = random_samples(old, 40)
-    assert quantize_model(old, tmp_path / "base.onnx", "int8", samples, STATIC).outcome == "quantized"
+@pytest.mark.slow
+def test_grouped_convolutions_need_few_open_files(conv_base: QuantizedBase, tmp_path: Path) -> None:
+    new, samples = conv_base.tuned(tmp_path, 0.05), conv_base.samples.take(40)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     # fewer than the 64 groups of one layer
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 40, hard))
     try:
-        report = quantize_update(new, tmp_path / "base.onnx", tmp_path / "update.onnx", *samples.split_halves())
+        report = quantize_update(new, conv_base.path, tmp_path / "update.onnx", *samples.split_halves())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert report.jointly_optimized
 
 
 def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_path: Path) -> None:
-    model = tiny_models.text_encoder(width=128)
-    old = tiny_models.save(model, tmp_path / "old.onnx")
-    new = tiny_models.save(fine_tuned(model, 1, 0.05), tmp_path / "new.onnx")
+    old = tiny_models.save(tiny_models.text_encoder(width=128), tmp_path / "old.onnx")
+    new = tiny_models.save(fine_tuned(tiny_models.text_encoder(width=128), 1, 0.05), tmp_path / "new.onnx")
     samples = random_samples(old, 64)
     options = QuantizeOptions(methods=("static",), measure_latency=False, signed_activations=True)
     made = quantize_model(old, tmp_path / "base.onnx", "int8", samples, options)
@@ -239,6 +237,7 @@ def test_update_of_a_model_for_other_cpus_is_judged_as_exact_kernels_run_it(tmp_
     assert record_golden(out, samples, tmp_path / "golden").spread_ppm < 1_000
 
 
+@pytest.mark.slow
 def test_prices_that_change_little_are_followed_by_wider_steps(
     text_update: tuple[Path, Path, Samples], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,7 +269,7 @@ def test_leftovers_take_the_widest_step_that_costs_at_most_three_hundredths(
 
 
 def _to_search(update: tuple[Path, Path, Samples], folder: Path) -> tuple[GateReport, Solver]:
-    """What the old model's answers are worth for the new one, and a solver between them."""
+    """Return the gate of the base against the new model, and a solver between them."""
     base, new, samples = update
     template, prepared = onnx.load(base), prepare_model(new, next(iter(samples))).model
     grids = [grid_of(weight) for weight in read_template(template, prepared)]
