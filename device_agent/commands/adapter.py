@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from bundle import console
-from device_agent.commands.daemon_or_offline import JSON_OPTION, REQUIRED_FAMILY_OPTION, daemon_or_offline
+from device_agent.commands.daemon_or_offline import JSON_OPTION, REQUIRED_FAMILY_OPTION, daemon_or_offline, plain_json
 
 
 @click.group(short_help="Manage this device's personal LoRA adapter.")
@@ -60,7 +60,12 @@ def _print_adapters(path: Path, command: str, fields: dict[str, Any], family: st
     from device_agent.commands.offline import adapter_offline
 
     found = daemon_or_offline(
-        path, command, lambda config: adapter_offline(config, family, command, fields), family=family, **fields
+        path,
+        command,
+        lambda config: adapter_offline(config, family, command, fields),
+        plain_json,
+        family=family,
+        **fields,
     )
     lines = [f"{row['state']}: {row['name']} ({row['bytes']} bytes, {row['sha256'][:16]})" for row in found["adapters"]]
     console.print_result(found, as_json=as_json, text="\n".join(lines) or "no adapter is stored")

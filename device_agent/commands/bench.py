@@ -110,7 +110,33 @@ class BenchResult:
         }
 
 
-def measure_bundles(config: Config, *, duration_s: float, connections: int, mix: Path | None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Measurements of the bundles of one family.
+
+    Attributes:
+        mix: path of the request file, or a description of the default mix.
+        connections: number of connections.
+        energy_zones: names of the machine's energy counters.
+        bundles: measurements of each bundle.
+    """
+
+    mix: str
+    connections: int
+    energy_zones: tuple[str, ...]
+    bundles: tuple[BenchResult, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of `bench --json` for one family."""
+        return {
+            "mix": self.mix,
+            "connections": self.connections,
+            "energy": list(self.energy_zones),
+            "bundles": [bundle.as_json() for bundle in self.bundles],
+        }
+
+
+def measure_bundles(config: Config, *, duration_s: float, connections: int, mix: Path | None) -> BenchReport:
     """Measure the active, the staged and the previous bundle of a family. A daemon may be running.
 
     Args:
@@ -141,17 +167,17 @@ def measure_bundles(config: Config, *, duration_s: float, connections: int, mix:
         for _ in range(ROUND_COUNT):
             for endpoint in endpoints:
                 endpoint.run_round(duration_s / ROUND_COUNT, connections, energy)
-        rows = [endpoint.read_result().as_json() for endpoint in endpoints]
-    return {
-        "mix": "golden inputs, or zeros" if mix is None else str(mix),
-        "connections": connections,
-        "energy": [meter.zone for meter in energy],
-        "bundles": rows,
-    }
+        results = tuple(endpoint.read_result() for endpoint in endpoints)
+    return BenchReport(
+        mix="golden inputs, or zeros" if mix is None else str(mix),
+        connections=connections,
+        energy_zones=tuple(meter.zone for meter in energy),
+        bundles=results,
+    )
 
 
-def format_table(result: dict[str, Any]) -> str:
-    """Format the result of `measure_bundles` as a table."""
+def format_table(report: BenchReport) -> str:
+    """Format the measurements as a table, one row per bundle."""
     head = ("", "release", "variant", "p50 ms", "p95 ms", "p99 ms", "req/s", "RSS MiB", "CPU ms", "J")
     rows = [
         (
@@ -162,12 +188,12 @@ def format_table(result: dict[str, Any]) -> str:
             f"{row['cpu_ms_per_request']:.2f}",
             "-" if row["joules_per_request"] is None else f"{row['joules_per_request']:.4f}",
         )
-        for row in result["bundles"]
+        for row in (bundle.as_json() for bundle in report.bundles)
     ]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in (head, *rows)]
     return "\n".join(
-        [*(line.rstrip() for line in lines), f"{result['connections']} connections; CPU ms and J are per request"]
+        [*(line.rstrip() for line in lines), f"{report.connections} connections; CPU ms and J are per request"]
     )
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
+from bundle.errors import Malformed
 from device_agent.config.config import Config, load_config
 from device_agent.errors import DaemonNotRunning
+
+T = TypeVar("T")
 
 JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 FAMILY_OPTION = click.option("--family", metavar="NAME", help="Only this family, if the device follows several.")
@@ -19,22 +22,25 @@ REQUIRED_FAMILY_OPTION = click.option(
 def daemon_or_offline(
     path: Path,
     command: str,
-    run_offline: Callable[[Config], dict[str, Any]],
+    run_offline: Callable[[Config], T],
+    parse: Callable[[dict[str, Any], tuple[str, ...]], T],
     *,
     timeout_s: float | None = None,
     **fields: Any,
-) -> dict[str, Any]:
+) -> T:
     """Return the running daemon's answer to a request; if no daemon runs, call `run_offline`.
 
     Args:
         path: path of the configuration file.
-        command: name of the request (device_agent.daemon.control_socket).
+        command: name of the request (device_agent.daemon.request_handler).
         run_offline: does the same on the device directory.
+        parse: parses the answer, given it and the names of the families that the command is for.
         timeout_s: seconds to wait for the answer; None waits until the daemon has finished.
-        fields: fields of the request.
+        fields: fields of the request; `family` is None or missing if the command is for all families.
 
     Raises:
         ConfigInvalid, NotInitialized: the configuration is invalid, or the device directory was not created.
+        Malformed: the answer cannot be parsed.
         AirweightsError: the daemon's or `run_offline`'s error.
     """
     from device_agent.daemon.control_socket import call_daemon
@@ -44,6 +50,25 @@ def daemon_or_offline(
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     try:
-        return call_daemon(device.control_path, command, timeout_s, **fields)
+        answer = call_daemon(device.control_path, command, timeout_s, **fields)
     except DaemonNotRunning:
         return run_offline(config)
+    family = fields.get("family")
+    try:
+        return parse(answer, config.families if family is None else (family,))
+    except Malformed as error:
+        raise Malformed(
+            f"answer of the daemon to {command!r}: {error.message}",
+            hint="restart the daemon: it may run another version of the agent",
+        ) from error
+
+
+def plain_json(answer: dict[str, Any], families: tuple[str, ...]) -> dict[str, Any]:
+    """Return the answer as it is, for commands without a typed result.
+
+    Args:
+        answer: the daemon's answer.
+        families: names of the families; not needed.
+    """
+    del families
+    return answer

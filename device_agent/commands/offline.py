@@ -6,13 +6,14 @@ A bundle that they make active is served when the daemon starts next.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from bundle.files import BundleDigest
 from device_agent.config.config import Config
-from device_agent.config.families import check_family, per_family, require_one_family, total_cleared
+from device_agent.config.families import FamilyResults, check_family, per_family, require_one_family
 from device_agent.errors import UpdatesPaused, system_error
 from device_agent.host.device_facts import device_facts, runtime_version
+from device_agent.policy.attempt import UpdateResult
 from device_agent.policy.state_machine import State
 from device_agent.storage.adapter_store import AdapterStore
 from device_agent.storage.bundle_store import BundleStore
@@ -20,7 +21,7 @@ from device_agent.storage.device_directory import DeviceDirectory
 from device_agent.storage.journal import Journal
 from device_agent.update.adapter_change import change_adapter
 from device_agent.update.context import UpdateContext
-from device_agent.update.preview import preview_update
+from device_agent.update.preview import Plan, preview_update
 from device_agent.update.probe_client import ProbeClient
 from device_agent.update.recovery import open_journal, recover_journal
 from device_agent.update.rollback import prepare_rollback
@@ -28,9 +29,12 @@ from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import WorkerPool
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
-def update_offline(config: Config, family: str | None, progress_bar: Callable[[str], Progress]) -> dict[str, Any]:
+def update_offline(
+    config: Config, family: str | None, progress_bar: Callable[[str], Progress]
+) -> FamilyResults[UpdateResult]:
     """Run one update of a family, or of each family.
 
     A new release is staged; it becomes active when the daemon starts next.
@@ -47,10 +51,10 @@ def update_offline(config: Config, family: str | None, progress_bar: Callable[[s
         AirweightsError: the update's error, if the command is for one family.
     """
 
-    def update(context: UpdateContext) -> dict[str, Any]:
+    def update(context: UpdateContext) -> UpdateResult:
         bars = {"fetch": progress_bar("fetch")}
         with_bars = replace(context, on_progress=lambda phase, done, total: bars[phase](done, total))
-        return run_update(with_bars, "operator").as_json()
+        return run_update(with_bars, "operator")
 
     with _open_locked_device(config) as device_journal:
         if device_journal.persistent_state.is_paused:
@@ -58,7 +62,7 @@ def update_offline(config: Config, family: str | None, progress_bar: Callable[[s
         return _run_per_family(config, family, device_journal, update)
 
 
-def plan_offline(config: Config, family: str | None) -> dict[str, Any]:
+def plan_offline(config: Config, family: str | None) -> FamilyResults[Plan]:
     """Return what an update of a family, or of each family, would do.
 
     Args:
@@ -74,7 +78,7 @@ def plan_offline(config: Config, family: str | None) -> dict[str, Any]:
         return _run_per_family(config, family, device_journal, preview_update)
 
 
-def roll_back_offline(config: Config, family: str | None) -> dict[str, Any]:
+def roll_back_offline(config: Config, family: str | None) -> UpdateResult:
     """Make the previous release active; the daemon serves it when it starts next.
 
     Args:
@@ -88,14 +92,14 @@ def roll_back_offline(config: Config, family: str | None) -> dict[str, Any]:
         BelowRollbackFloor: the previous release is below the rollback floor.
     """
 
-    def roll_back(context: UpdateContext) -> dict[str, Any]:
+    def roll_back(context: UpdateContext) -> UpdateResult:
         active, _, rejection = prepare_rollback(context.journal)
         attempt = context.journal.begin_rollback(active, rejection)
-        return context.journal.finish_rejection(attempt, runtime_version()).as_json()
+        return context.journal.finish_rejection(attempt, runtime_version())
 
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:
-        return _run_per_family(config, chosen, device_journal, roll_back)
+        return _run_per_family(config, chosen, device_journal, roll_back).values()[0]
 
 
 def adapter_offline(config: Config, family: str | None, command: str, fields: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +126,7 @@ def adapter_offline(config: Config, family: str | None, command: str, fields: di
 
     chosen = require_one_family(config.families, family)
     with _open_locked_device(config) as device_journal:
-        return _run_per_family(config, chosen, device_journal, change)
+        return _run_per_family(config, chosen, device_journal, change).values()[0]
 
 
 def set_paused_offline(config: Config, *, is_paused: bool) -> dict[str, Any]:
@@ -153,20 +157,20 @@ def clear_quarantine_offline(config: Config, family: str | None, digest: str | N
         InvalidUsage: the device does not follow `family`.
     """
 
-    def clear(context: UpdateContext) -> dict[str, Any]:
-        return {"cleared": context.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
+    def clear(context: UpdateContext) -> int:
+        return context.journal.clear_quarantine(None if digest is None else BundleDigest(digest))
 
     with _open_locked_device(config) as device_journal:
-        return total_cleared(_run_per_family(config, family, device_journal, clear))
+        return {"cleared": sum(_run_per_family(config, family, device_journal, clear).values())}
 
 
 def _run_per_family(
-    config: Config, family: str | None, device_journal: Journal, action: Callable[[UpdateContext], dict[str, Any]]
-) -> dict[str, Any]:
+    config: Config, family: str | None, device_journal: Journal, action: Callable[[UpdateContext], T]
+) -> FamilyResults[T]:
     check_family(config.families, family)
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
 
-    def run_one(family: str) -> dict[str, Any]:
+    def run_one(family: str) -> T:
         one = by_family[family]
         if one.family_directory is None:
             return action(_create_context(one, device_journal, None))

@@ -1,14 +1,13 @@
 """`device-agent quarantine`: the bundles that failed on this device."""
 
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import click
 
 from bundle import console
-from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION, daemon_or_offline
+from device_agent.commands.daemon_or_offline import FAMILY_OPTION, JSON_OPTION, daemon_or_offline, plain_json
 from device_agent.config.config import Config, load_config
+from device_agent.policy.journal_records import QuarantineRecord
 
 
 @click.group(short_help="List or clear quarantined bundles.")
@@ -25,13 +24,15 @@ def quarantine() -> None:
 @click.pass_obj
 def list_command(path: Path, family: str | None, *, as_json: bool) -> None:
     """List the quarantined bundles, with the reason and the time of each failure."""
-    from device_agent.config.families import check_family, per_family, per_family_text
+    from device_agent.commands.result_text import quarantine_text
+    from device_agent.config.families import check_family, per_family
+    from device_agent.policy.status_report import quarantine_json
 
     config = load_config(path)
     check_family(config.families, family)
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
     found = per_family(by_family, lambda name: _read_quarantine(by_family[name]))
-    console.print_result(found, as_json=as_json, text=per_family_text(found, _quarantine_text))
+    console.print_result(found.as_json(quarantine_json), as_json=as_json, text=found.as_text(quarantine_text))
 
 
 @quarantine.command("clear", short_help="Let the next update try bundles again.")
@@ -47,24 +48,16 @@ def clear_command(path: Path, bundle: str | None, family: str | None, *, as_json
         path,
         "quarantine-clear",
         lambda config: clear_quarantine_offline(config, family, bundle),
+        plain_json,
         bundle=bundle,
         family=family,
     )
     console.print_result(found, as_json=as_json, text=f"{found['cleared']} removed from quarantine")
 
 
-def _read_quarantine(config: Config) -> dict[str, Any]:
+def _read_quarantine(config: Config) -> tuple[QuarantineRecord, ...]:
     from device_agent.storage.device_directory import DeviceDirectory
     from device_agent.storage.journal import open_for_reading
 
     with open_for_reading(DeviceDirectory.for_family(config)) as journal:
-        return {"quarantine": [row.as_json() for row in journal.quarantine_records()]}
-
-
-def _quarantine_text(found: dict[str, Any]) -> str:
-    return "\n".join(_row_text(row) for row in found["quarantine"]) or "no bundle is quarantined"
-
-
-def _row_text(row: dict[str, Any]) -> str:
-    since = datetime.fromtimestamp(row["since_ms"] / 1000, UTC)
-    return f"{row['digest'][:16]} since {since:%Y-%m-%dT%H:%M:%SZ}: {row['reason']} (runtime {row['runtime']})"
+        return journal.quarantine_records()

@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -27,6 +27,7 @@ from device_agent.commands.daemon_or_offline import (
     JSON_OPTION,
     REQUIRED_FAMILY_OPTION,
     daemon_or_offline,
+    plain_json,
 )
 from device_agent.commands.quarantine import quarantine
 from device_agent.commands.report import report
@@ -210,13 +211,19 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
     Several families are updated one after the other; the exit code is the highest of theirs.
     """
     from device_agent.commands.offline import update_offline
-    from device_agent.config.families import highest_exit_code, per_family_text
+    from device_agent.commands.result_text import result_text
+    from device_agent.config.families import FamilyResults
+    from device_agent.policy.attempt import UpdateResult
 
-    ended = daemon_or_offline(
-        path, "update", lambda config: update_offline(config, family, console.progress_bar), family=family
+    found = daemon_or_offline(
+        path,
+        "update",
+        lambda config: update_offline(config, family, console.progress_bar),
+        lambda answer, families: FamilyResults.parse(answer, families, UpdateResult.from_json),
+        family=family,
     )
-    console.print_result(ended, as_json=as_json, text=per_family_text(ended, _result_text))
-    click.get_current_context().exit(highest_exit_code(ended))
+    console.print_result(found.as_json(UpdateResult.as_json), as_json=as_json, text=found.as_text(result_text))
+    click.get_current_context().exit(max(value.exit_code for _, value in found.rows))
 
 
 @cli.command(short_help="Show the serving model and the update state.")
@@ -224,10 +231,14 @@ def update(path: Path, family: str | None, *, as_json: bool) -> None:
 @click.pass_obj
 def status(path: Path, *, as_json: bool) -> None:
     """Show the serving model, the stored bundles, the update state and the quarantine."""
-    from device_agent.daemon.status import read_status, status_text
+    from device_agent.commands.result_text import status_text
+    from device_agent.daemon.status import read_status
+    from device_agent.policy.status_report import StatusReport
 
-    found = daemon_or_offline(path, "status", read_status, timeout_s=STATUS_TIMEOUT_S)
-    console.print_result(found, as_json=as_json, text=status_text(found))
+    report = daemon_or_offline(
+        path, "status", read_status, lambda answer, _: StatusReport.parse(answer), timeout_s=STATUS_TIMEOUT_S
+    )
+    console.print_result(report.as_json(), as_json=as_json, text=status_text(report))
 
 
 @cli.command(short_help="Show past update attempts, newest first.")
@@ -237,16 +248,22 @@ def status(path: Path, *, as_json: bool) -> None:
 @click.pass_obj
 def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> None:
     """Show past update attempts with their outcomes, newest first."""
-    from device_agent.config.families import per_family_text
+    from device_agent.commands.result_text import history_text
+    from device_agent.config.families import FamilyResults
     from device_agent.daemon.status import read_history
+    from device_agent.policy.status_report import UpdateHistory
 
     found = daemon_or_offline(
-        path, "history", lambda config: read_history(config, family), timeout_s=STATUS_TIMEOUT_S, family=family
+        path,
+        "history",
+        lambda config: read_history(config, family),
+        lambda answer, families: FamilyResults.parse(answer, families, UpdateHistory.parse),
+        timeout_s=STATUS_TIMEOUT_S,
+        family=family,
     )
-    for row in found.get("families", [found]):
-        if "history" in row:
-            row["history"] = row["history"][:limit]
-    console.print_result(found, as_json=as_json, text=per_family_text(found, _history_text))
+    result = found.as_json(lambda history: history.newest(limit).as_json())
+    text = found.as_text(lambda history: history_text(history.newest(limit)))
+    console.print_result(result, as_json=as_json, text=text)
 
 
 @cli.command(short_help="Return to the previous release.")
@@ -255,10 +272,19 @@ def history(path: Path, limit: int, family: str | None, *, as_json: bool) -> Non
 @click.pass_obj
 def rollback(path: Path, family: str | None, *, as_json: bool) -> None:
     """Return to the previous release, and put the bundle of the current one into quarantine."""
+    from bundle.strict_json import StrictObject
     from device_agent.commands.offline import roll_back_offline
+    from device_agent.commands.result_text import result_text
+    from device_agent.policy.attempt import UpdateResult
 
-    ended = daemon_or_offline(path, "rollback", lambda config: roll_back_offline(config, family), family=family)
-    console.print_result(ended, as_json=as_json, text=_result_text(ended))
+    result = daemon_or_offline(
+        path,
+        "rollback",
+        lambda config: roll_back_offline(config, family),
+        lambda answer, _: UpdateResult.from_json(StrictObject(answer, "result")),
+        family=family,
+    )
+    console.print_result(result.as_json(), as_json=as_json, text=result_text(result))
 
 
 @cli.command(short_help="Show what an update would do now.")
@@ -272,12 +298,19 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
     Nothing is changed on the device.
     """
     from device_agent.commands.offline import plan_offline
-    from device_agent.config.families import per_family_text
-    from device_agent.update.preview import plan_text
+    from device_agent.commands.result_text import plan_text
+    from device_agent.config.families import FamilyResults
+    from device_agent.update.preview import Plan
 
-    found = daemon_or_offline(path, "plan", lambda config: plan_offline(config, family), family=family)
-    text = per_family_text(found, lambda row: plan_text(row, with_reasons=explain))
-    console.print_result(found, as_json=as_json, text=text)
+    found = daemon_or_offline(
+        path,
+        "plan",
+        lambda config: plan_offline(config, family),
+        lambda answer, families: FamilyResults.parse(answer, families, Plan.parse),
+        family=family,
+    )
+    text = found.as_text(lambda one: plan_text(one, with_reasons=explain))
+    console.print_result(found.as_json(Plan.as_json), as_json=as_json, text=text)
 
 
 @cli.command(short_help="Measure latency, memory and energy of stored bundles.")
@@ -305,8 +338,8 @@ def plan(path: Path, family: str | None, *, explain: bool, as_json: bool) -> Non
 @click.pass_obj
 def bench(path: Path, seconds: float, connections: int, mix: Path | None, family: str | None, *, as_json: bool) -> None:
     """Measure latency, throughput, memory, CPU time and energy of the stored bundles on this device."""
-    from device_agent.commands.bench import format_table, measure_bundles
-    from device_agent.config.families import check_family, per_family, per_family_text, require_one_family
+    from device_agent.commands.bench import BenchReport, format_table, measure_bundles
+    from device_agent.config.families import check_family, per_family, require_one_family
 
     config = load_config(path)
     check_family(config.families, family)
@@ -316,7 +349,7 @@ def bench(path: Path, seconds: float, connections: int, mix: Path | None, family
     result = per_family(
         chosen, lambda name: measure_bundles(chosen[name], duration_s=seconds, connections=connections, mix=mix)
     )
-    console.print_result(result, as_json=as_json, text=per_family_text(result, format_table))
+    console.print_result(result.as_json(BenchReport.as_json), as_json=as_json, text=result.as_text(format_table))
 
 
 @cli.command(short_help="Stop taking updates.")
@@ -326,7 +359,7 @@ def pause(path: Path, *, as_json: bool) -> None:
     """Stop taking updates until `device-agent resume`. The current model keeps serving."""
     from device_agent.commands.offline import set_paused_offline
 
-    daemon_or_offline(path, "pause", lambda config: set_paused_offline(config, is_paused=True))
+    daemon_or_offline(path, "pause", lambda config: set_paused_offline(config, is_paused=True), plain_json)
     console.print_result({"paused": True}, as_json=as_json, text="updates are paused")
 
 
@@ -337,7 +370,7 @@ def resume(path: Path, *, as_json: bool) -> None:
     """Start taking updates again, after `device-agent pause`."""
     from device_agent.commands.offline import set_paused_offline
 
-    daemon_or_offline(path, "resume", lambda config: set_paused_offline(config, is_paused=False))
+    daemon_or_offline(path, "resume", lambda config: set_paused_offline(config, is_paused=False), plain_json)
     console.print_result({"paused": False}, as_json=as_json, text="updates are resumed")
 
 
@@ -414,21 +447,6 @@ def _invalid_usage(error: click.ClickException) -> InvalidUsage:
         elif isinstance(context.command, click.Group) and (name := getattr(error, "command_name", None)):
             message = f"no such command {name!r}{suggest(name, context.command.commands)}"
     return InvalidUsage(message, hint=f"run `{context.command_path if context else 'device-agent'} --help`")
-
-
-def _history_text(found: dict[str, Any]) -> str:
-    return "\n".join(_result_text(row) for row in found["history"]) or "no attempt yet"
-
-
-def _result_text(result: dict[str, Any]) -> str:
-    parts = [result["outcome"], result["release"] or "", result["variant"] or ""]
-    if result["reason"]:
-        parts.append(f"({result['reason']}: {result['detail']})")
-    if result["full_download_bytes"]:
-        parts.append(
-            f"downloaded {result['download_bytes']} bytes, full download {result['full_download_bytes']} bytes"
-        )
-    return " ".join(part for part in parts if part)
 
 
 def _write_config(path: Path, text: str) -> None:

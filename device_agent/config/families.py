@@ -8,13 +8,17 @@ Rules:
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from bundle.errors import AirweightsError, Bug, InvalidUsage
+from bundle.strict_json import StrictObject
 from device_agent.errors import error_from_dict
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def check_family(families: Sequence[str], family: str | None) -> None:
@@ -50,8 +54,80 @@ def require_one_family(families: Sequence[str], family: str | None) -> str:
     return families[0] if family is None else family
 
 
-def per_family(families: Iterable[str], action: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Call `action` for each family and combine the results as this module's rules say.
+@dataclass(frozen=True, slots=True)
+class FamilyResults(Generic[T]):
+    """Results of a command, by family.
+
+    Attributes:
+        rows: name of the family and its result or error, in the order of the configuration. If there is only one row,
+            it has a result.
+    """
+
+    rows: tuple[tuple[str, T | AirweightsError], ...]
+
+    def values(self) -> tuple[T, ...]:
+        """Return the results of all families.
+
+        Raises:
+            AirweightsError: the first error in `rows`.
+        """
+        found: list[T] = []
+        for _, value in self.rows:
+            if isinstance(value, AirweightsError):
+                raise value
+            found.append(value)
+        return tuple(found)
+
+    def as_json(self, value_json: Callable[[T], Mapping[str, object]]) -> dict[str, Any]:
+        """Return the object that the command prints; `value_json` returns that of one result."""
+        if len(self.rows) == 1:
+            return dict(value_json(self.values()[0]))
+        return {
+            "families": [
+                {"family": family, "error": value.as_dict()}
+                if isinstance(value, AirweightsError)
+                else {"family": family, **value_json(value)}
+                for family, value in self.rows
+            ]
+        }
+
+    def as_text(self, value_text: Callable[[T], str]) -> str:
+        """Format all results; the texts of several families are indented below their names."""
+        if len(self.rows) == 1:
+            return value_text(self.values()[0])
+        parts = []
+        for family, value in self.rows:
+            text = f"{value.reason}: {value.message}" if isinstance(value, AirweightsError) else value_text(value)
+            parts.append(f"{family}:\n" + "\n".join(f"  {line}" for line in text.splitlines()))
+        return "\n".join(parts)
+
+    @classmethod
+    def parse(
+        cls, value: dict[str, Any], families: Sequence[str], parse_value: Callable[[StrictObject], T]
+    ) -> "FamilyResults[T]":
+        """Parse the output of `as_json`.
+
+        Args:
+            value: the parsed JSON object.
+            families: names of the families that the command was for.
+            parse_value: parses the result of one family.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        fields = StrictObject(value, "result")
+        if not fields.has("families"):
+            return cls(((families[0], parse_value(fields)),))
+        rows: list[tuple[str, T | AirweightsError]] = []
+        for row in fields.objects("families", max_items=len(families)):
+            family = row.text("family")
+            rows.append((family, error_from_dict(row.value("error")) if row.has("error") else parse_value(row)))
+        fields.reject_unknown()
+        return cls(tuple(rows))
+
+
+def per_family(families: Iterable[str], action: Callable[[str], T]) -> FamilyResults[T]:
+    """Call `action` for each family; with several families, an error of one does not stop the others.
 
     Args:
         families: names of the families that the command is for.
@@ -63,51 +139,15 @@ def per_family(families: Iterable[str], action: Callable[[str], dict[str, Any]])
     """
     chosen = tuple(families)
     if len(chosen) == 1:
-        return action(chosen[0])
-    return {"families": [_run_for_family(family, action) for family in chosen]}
+        return FamilyResults(((chosen[0], action(chosen[0])),))
+    return FamilyResults(tuple((family, _result_or_error(family, action)) for family in chosen))
 
 
-def _run_for_family(family: str, action: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+def _result_or_error(family: str, action: Callable[[str], T]) -> T | AirweightsError:
     try:
-        return {"family": family, **action(family)}
+        return action(family)
     except Bug:
         raise
     except AirweightsError as error:
         logger.error("%s: %s: %s", family, error.reason, error.message)
-        return {"family": family, "error": error.as_dict()}
-
-
-def per_family_text(found: dict[str, Any], text_of: Callable[[dict[str, Any]], str]) -> str:
-    """Format a result as text; the texts of several families are indented below their names.
-
-    Args:
-        found: a result of `per_family`.
-        text_of: formats the result for one family.
-    """
-    if "families" not in found:
-        return text_of(found)
-    parts = []
-    for row in found["families"]:
-        error = row.get("error")
-        text = text_of(row) if error is None else f"{error['reason']}: {error['message']}"
-        parts.append(f"{row['family']}:\n" + "\n".join(f"  {line}" for line in text.splitlines()))
-    return "\n".join(parts)
-
-
-def highest_exit_code(found: dict[str, Any]) -> int:
-    """Return the highest exit code of the rows of a result of `per_family`."""
-    rows = found.get("families", [found])
-    return max(int((row.get("error") or row).get("exit_code", 0)) for row in rows)
-
-
-def total_cleared(found: dict[str, Any]) -> dict[str, Any]:
-    """Return {"cleared": N} with the sum over the rows of a result of `per_family`.
-
-    Raises:
-        AirweightsError: the error of the first row that has one.
-    """
-    rows = found.get("families", [found])
-    for row in rows:
-        if "error" in row:
-            raise error_from_dict(row["error"])
-    return {"cleared": sum(row["cleared"] for row in rows)}
+        return error

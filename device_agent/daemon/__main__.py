@@ -1,4 +1,4 @@
-"""`python -m device_agent.daemon CONFIG`."""
+"""Entry point of `python -m device_agent.daemon CONFIG`."""
 
 import sys
 

@@ -1,10 +1,9 @@
-"""The control socket: how the command line asks a running daemon.
+"""The control socket, over which the command line sends requests to a running daemon.
 
 Rules:
-1. `control.sock` in the device directory, mode 0600: who may connect is who owns the device.
-2. One connection, one request {"command": ...}, one answer {"ok": {...}} or {"error": {...}}
-   (device_agent.process.channel).
-3. A request that changes something waits for the daemon's main thread; `status` and `history` do not.
+- The socket is `control.sock` in the device directory, of mode 0600: only the owner of the device can connect.
+- A connection transports one request {"command": NAME, ...} and one answer {"ok": {...}} or {"error": {...}}
+  (device_agent.process.channel).
 """
 
 import logging
@@ -12,7 +11,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,44 +21,19 @@ from device_agent.process.channel import ChannelClosed, receive_message, send_me
 logger = logging.getLogger(__name__)
 
 BACKLOG_CONNECTIONS: Final = 8
-REQUEST_TIMEOUT_S: Final = 5.0  # for the request to arrive; the answer takes as long as it takes
-# that wait for the main thread
-QUEUED_COMMANDS: Final = (
-    "update",
-    "rollback",
-    "pause",
-    "resume",
-    "quarantine-clear",
-    "plan",
-    "adapter-attach",
-    "adapter-detach",
-    "stop",
-)
-MAX_SOCKET_PATH_BYTES: Final = 107  # sun_path
+REQUEST_TIMEOUT_S: Final = 5.0  # for the arrival of the request; the answer has no limit
+MAX_SOCKET_PATH_BYTES: Final = 107  # sizeof(sun_path) - 1 (unix(7))
 
 RequestHandler = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
-@dataclass(slots=True)
-class DaemonMessage:
-    """What reaches the main thread: a command with somebody who waits, or a generation that died; for one family, or,
-    where none is named, for all."""
-
-    command: str
-    family: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    generation: int = 0
-    answered: threading.Event = field(default_factory=threading.Event)
-    answer: dict[str, Any] | None = None
-    error: AirweightsError | None = None
-
-
 class ControlServer:
-    """Listens in a thread of its own; each connection is answered in another.
+    """Server of the control socket: one thread accepts, and each connection has a thread of its own.
 
     Args:
-        path: of the socket; what a dead daemon left there is replaced.
-        answer: called with the request, from any thread; what it raises of AirweightsError is sent.
+        path: path of the socket; a socket that a crashed daemon left is replaced.
+        handle_request: returns the answer to a request; called in the connections' threads. An AirweightsError that it
+            raises is sent as the answer.
     """
 
     def __init__(self, path: Path, handle_request: RequestHandler) -> None:
@@ -77,7 +50,7 @@ class ControlServer:
         threading.Thread(target=self._accept_connections, name="control", daemon=True).start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Remove the socket and stop listening."""
         self._path.unlink(missing_ok=True)
         self._socket.close()
 
@@ -100,7 +73,7 @@ class ControlServer:
                 connection.settimeout(None)
                 send_message(connection, self._reply(request.value))
             except (ChannelClosed, OSError) as error:
-                logger.info("control client went away: %s", error)
+                logger.info("the control client disconnected: %s", error)
 
     def _reply(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         try:
@@ -108,20 +81,22 @@ class ControlServer:
         except AirweightsError as error:
             return {"error": error.as_dict()}
         except Exception as error:
-            logger.exception("control request %r", request.get("command"))
+            logger.exception("control request %r failed", request.get("command"))
             return {"error": Bug(f"{type(error).__name__}: {error}").as_dict()}
 
 
 def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
-    """Ask the daemon.
+    """Send a request to the daemon and return its answer.
 
     Args:
-        path: of the socket.
-        timeout_s: None waits as long as it takes.
+        path: path of the socket.
+        command: name of the request (device_agent.daemon.request_handler).
+        timeout_s: seconds to wait for the answer; None waits without a limit.
+        fields: further fields of the request.
 
     Raises:
-        DaemonUnavailable: nobody answers.
-        AirweightsError: the daemon's answer.
+        DaemonNotRunning: the socket does not exist, or the daemon does not answer.
+        AirweightsError: the error that the daemon answered with.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
@@ -132,7 +107,7 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
             reply = receive_message(connection)
         except (ChannelClosed, OSError) as error:
             raise DaemonNotRunning(
-                f"no daemon answers on {path}: {error}", hint="`device-agent run` starts one"
+                f"no daemon answers on {path}: {error}", hint="start one with `device-agent run`"
             ) from error
     reply.close()
     if isinstance(reply.value.get("ok"), dict):
@@ -141,7 +116,7 @@ def call_daemon(path: Path, command: str, timeout_s: float | None = None, **fiel
 
 
 class _ShortSocketPath:
-    """A name for a socket whose path may be longer than a Unix socket's address takes."""
+    """A name of a socket that fits into sun_path: the path itself, or one through /proc/self/fd if it is longer."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._fd = path, -1

@@ -1,22 +1,24 @@
-"""One family of a device: what it holds, what serves of it, and its updates.
+"""One family of a device: its stores, its serving model and its updates.
 
 Rules:
-1. Called by the supervisor's main thread; `status` and `read` by any.
-2. Whatever fails in an update, what serves goes on serving (device_agent.daemon.serving_watchdog).
-3. Nothing here stops what another family serves: only their standbys make room (device_agent.update.candidate).
+1. Only the supervisor's main thread calls a family service, except for `status`, `history`, `list_adapters` and
+   `read_journal`, which any thread may call.
+2. A failed update never stops the serving model (device_agent.daemon.serving_watchdog).
+3. An update of one family never stops the serving model of another; it may only stop the others' standbys to free
+   memory (device_agent.update.candidate).
 """
 
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bundle.errors import AirweightsError, Bug
 from bundle.files import BundleDigest
 from device_agent.config.config import Config
-from device_agent.daemon.control_socket import DaemonMessage
+from device_agent.daemon.messages import ModelCrashed
 from device_agent.daemon.serving_watchdog import ServingWatchdog
-from device_agent.daemon.status import family_status
 from device_agent.daemon.update_metrics import UpdateMetrics
 from device_agent.errors import JournalUnreadable
 from device_agent.host.device_facts import device_facts, runtime_version
@@ -37,25 +39,36 @@ from device_agent.workers.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     from device_agent.daemon.supervisor import Supervisor
+    from device_agent.policy.status_report import FamilyStatus, UpdateHistory
+    from device_agent.update.preview import Plan
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class FamilyService:
-    """Made by the supervisor.
+    """The stores, the serving model and the updates of one family.
 
     Args:
-        config: of the family.
-        host: the supervisor.
-        first_journal: of the device's first family; None for that one itself.
+        config: configuration of the family.
+        supervisor: the supervisor that owns this service.
+        first_journal: journal of the device's first family; None if this is the first family.
 
     Attributes:
-        name: of the family.
-        next_poll: when it is due, by the monotonic clock.
-        upkeep: keeps it serving.
+        name: name of the family.
+        config: configuration of the family.
+        device: the family's part of the device directory.
+        journal: the family's journal, open for writing.
+        serving: the generations of the family.
+        context: the parts that an update needs.
+        watchdog: keeps the active bundle serving.
+        update_metrics: counters of the family's updates.
+        next_poll_at_s: time of the next poll, in seconds of the monotonic clock.
 
     Raises:
-        JournalUnavailable, SystemUnavailable.
+        JournalUnreadable: the journal cannot be opened.
+        OsFailure: the family's folder cannot be created.
     """
 
     def __init__(self, config: Config, supervisor: "Supervisor", first_journal: Journal | None) -> None:
@@ -65,9 +78,7 @@ class FamilyService:
         self._store = BundleStore(self.device.family_directory)
         self.journal = open_journal(self.device, self._store, self._open_workers)
         self._runtime = supervisor.runtime.family_runtime(self.name)
-        self.serving = FamilyServing(
-            self._runtime, lambda number: supervisor.enqueue(DaemonMessage("died", generation=number, family=self.name))
-        )
+        self.serving = FamilyServing(self._runtime, lambda number: supervisor.enqueue(ModelCrashed(self.name, number)))
         self.context = UpdateContext(
             config=config,
             device=self.device,
@@ -90,7 +101,7 @@ class FamilyService:
             self.serving,
             supervisor.runtime,
             open_workers=self._open_workers,
-            resident_bytes=lambda: sum(line.serving.resident_bytes() for line in supervisor.services),
+            resident_bytes=lambda: sum(service.serving.resident_bytes() for service in supervisor.services),
             is_stopping=lambda: supervisor.is_stopping,
         )
         self.update_metrics = UpdateMetrics(self.name)
@@ -102,85 +113,130 @@ class FamilyService:
         return self._supervisor.open_workers(self.config, self.device, self._store)
 
     def start(self) -> None:
-        """Recover, and serve what is here. Raises JournalUnavailable."""
+        """Recover the journal and serve the active bundle.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
         self._recover()
         self.watchdog.serve_active()
 
     def close(self) -> None:
-        """Stop what serves, release the journal."""
+        """Stop the model processes and close the journal."""
         self.serving.stop_all()
         self.journal.close()
 
     # updates
 
     def activate_staged(self) -> None:
-        """With what was armed while no daemon ran. Raises as `update`."""
-        ended = run_staged(self.context)
-        if ended is not None:
-            self._record_result(ended)
+        """Activate the bundle that was staged while no daemon ran, if any.
 
-    def update(self, trigger: str) -> dict[str, Any]:
-        """One update; how it ended. Raises Unavailable, Bug."""
+        Raises:
+            Unavailable, Bug: as `update`.
+        """
+        result = run_staged(self.context)
+        if result is not None:
+            self._record_result(result)
+
+    def update(self, trigger: str) -> UpdateResult:
+        """Run one update and return its result; the model keeps serving if the update fails.
+
+        Args:
+            trigger: "poll" or "operator".
+
+        Raises:
+            Unavailable: the journal cannot be written; the next update begins with a recovery.
+            Bug: a defect of the agent.
+        """
         if self._needs_recovery:
             self._recover()
         try:
-            ended = run_update(self.context, trigger)
+            result = run_update(self.context, trigger)
         except AirweightsError:
-            # nothing was decided that is not recorded: what serves goes on, and the next update begins with recovery
+            # every decision is in the journal, so that the next update can recover from it
             self._needs_recovery = True
             raise
         finally:
             if self.serving.previous is not None and self._needs_recovery:
                 self.serving.revert()
             if self.serving.current is None and not self._supervisor.is_stopping:
-                # it was stopped to make room, and did not come back
+                # the running model was stopped to free memory, and its restart failed
                 log_errors(self.watchdog.serve_active)
-        self._record_result(ended)
-        failed = ended.outcome is Outcome.UNAVAILABLE
-        self._failed_polls = self._failed_polls + 1 if failed else 0
-        if ended.outcome is Outcome.UPDATED:
+        self._record_result(result)
+        has_failed = result.outcome is Outcome.UNAVAILABLE
+        self._failed_polls = self._failed_polls + 1 if has_failed else 0
+        if result.outcome is Outcome.UPDATED:
             self.watchdog.is_degraded = False
-        return ended.as_json()
+        return result
 
     def schedule_next_poll(self) -> None:
-        """Until the next poll is due: jittered, and backed off after failures."""
+        """Set the time of the next poll: jittered, and later after each failed poll."""
         self.next_poll_at_s = time.monotonic() + next_poll_delay_s(
             self.config.update.poll_interval_s, self._failed_polls
         )
 
-    def roll_back(self) -> dict[str, Any]:
-        """To the previous release. Raises NothingToRollBack, BelowFloorRefused, Unfit, Refused, Unavailable."""
-        active, previous, verdict = prepare_rollback(self.journal)
-        served = self.watchdog.load(previous)
-        attempt = self.journal.begin_rollback(active, verdict)
-        self.serving.publish(served)
-        ended = self.journal.finish_rejection(attempt, runtime_version())
-        self.serving.stop_replaced()
-        self._record_result(ended)
-        collect_garbage(self.context)
-        return ended.as_json()
+    def roll_back(self) -> UpdateResult:
+        """Serve the previous release, make it active and quarantine the bundle that was active.
 
-    def plan(self) -> dict[str, Any]:
-        """What an update would do. Raises Refused, Unavailable."""
-        from device_agent.update.preview import preview_update  # seldom asked for: no memory at rest
+        Raises:
+            NothingToRollBack: no previous release is stored.
+            BelowRollbackFloor: the previous release is below the rollback floor.
+            Unfit, Refused, Unavailable: the previous bundle cannot be loaded; the active one keeps serving.
+        """
+        active, previous, rejection = prepare_rollback(self.journal)
+        generation = self.watchdog.load(previous)
+        attempt = self.journal.begin_rollback(active, rejection)
+        self.serving.publish(generation)
+        result = self.journal.finish_rejection(attempt, runtime_version())
+        self.serving.stop_replaced()
+        self._record_result(result)
+        collect_garbage(self.context)
+        return result
+
+    def plan(self) -> "Plan":
+        """Return what an update would do now.
+
+        Raises:
+            Refused, Unavailable: the check of the channel failed.
+        """
+        from device_agent.update.preview import preview_update  # not in memory at rest
 
         return preview_update(self.context)
 
-    def clear_quarantine(self, digest: str | None) -> dict[str, Any]:
-        """Clear the quarantine of one bundle, or all of it. Raises JournalUnavailable."""
-        return {"cleared": self.journal.clear_quarantine(None if digest is None else BundleDigest(digest))}
+    def clear_quarantine(self, digest: str | None) -> int:
+        """Remove one bundle from quarantine, or all if `digest` is None; return the number of removed rows.
 
-    def last_result(self) -> dict[str, Any]:
-        """How the newest attempt ended. Raises JournalUnavailable."""
-        return self.journal.history(1)[0].as_json()
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
+        return self.journal.clear_quarantine(None if digest is None else BundleDigest(digest))
+
+    def last_result(self) -> UpdateResult:
+        """Return the result of the newest attempt. The history must not be empty.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read.
+        """
+        return self.journal.history(1)[0]
 
     def change_adapter(self, command: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Attach or detach; what serves is loaded anew then, beside the old one, as in a swap."""
-        from device_agent.update.adapter_change import change_adapter  # as `explain` above
+        """Attach or detach the adapter, and load the active bundle again beside the serving generation.
+
+        Args:
+            command: "adapter-attach" or "adapter-detach".
+            fields: arguments of "adapter-attach" (device_agent.update.adapter_change).
+
+        Returns:
+            The object of `adapter list --json`.
+
+        Raises:
+            AirweightsError: as device_agent.update.adapter_change.change_adapter.
+        """
+        from device_agent.update.adapter_change import change_adapter  # not in memory at rest
 
         change_adapter(self.context, command, fields)
         active, current = self.journal.bundle(self.journal.pointers.active), self.serving.current
-        self.serving.drop_standby()  # it was loaded as it was before
+        self.serving.drop_standby()  # it was loaded with the adapter of before
         if (
             active is not None
             and current is not None
@@ -201,7 +257,7 @@ class FamilyService:
         self._serve_committed()
 
     def _serve_committed(self) -> None:
-        """After a recovery in mid-life: what was committed by it is what serves."""
+        """Serve the active bundle if a recovery has changed it while another one served."""
         active, current = self.watchdog.record_of_this_family(self.journal.pointers.active), self.serving.current
         if (
             current is not None
@@ -212,7 +268,7 @@ class FamilyService:
             self.serving.stop_replaced()
 
     def is_on_probation(self) -> bool:
-        """Is a candidate that serves being watched? So it is taken to be where the journal does not tell."""
+        """Return whether a serving candidate is in probation; True if the journal cannot be read."""
         try:
             return self.journal.state is State.PROBATION
         except JournalUnreadable:
@@ -220,53 +276,80 @@ class FamilyService:
 
     # from other threads
 
-    def read_journal(self, query: Callable[[Journal], Any]) -> Any:
-        """Something of the journal: SQLite connections are not shared between threads. Raises JournalUnavailable."""
+    def read_journal(self, query: Callable[[Journal], T]) -> T:
+        """Call `query` with a connection of its own to the journal: threads must not share SQLite connections.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read.
+        """
         return _read_journal(self.device, query)
 
     def list_adapters(self) -> dict[str, Any]:
-        """For `adapter list`. Raises JournalUnavailable."""
+        """Return the object of `adapter list --json`.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read.
+        """
         return AdapterStore(self.device).as_listing(self.read_journal(lambda journal: journal.pointers.active))
 
-    def history(self) -> dict[str, Any]:
-        """For `history`. Raises JournalUnavailable."""
-        return {"history": [row.as_json() for row in self.read_journal(lambda journal: journal.history())]}
+    def history(self) -> "UpdateHistory":
+        """Return the past attempts.
 
-    def status(self) -> dict[str, Any]:
-        """For `status`. Raises JournalUnavailable."""
-        of_device = None
+        Raises:
+            JournalUnreadable: the journal cannot be read.
+        """
+        from device_agent.policy.status_report import UpdateHistory  # not in memory at rest
+
+        return UpdateHistory(self.read_journal(lambda journal: tuple(journal.history())))
+
+    def status(self) -> "FamilyStatus":
+        """Return the family's status with the daemon's part.
+
+        Raises:
+            JournalUnreadable: this journal or that of the first family cannot be read.
+        """
+        from device_agent.daemon.status import family_status  # not in memory at rest
+        from device_agent.policy.status_report import ServingStatus
+
+        device_records = None
         if self.context.first_journal is not None:
             first = DeviceDirectory(self.config.directory)
-            of_device = _read_journal(first, lambda journal: (journal.persistent_state, journal.tpm_counter))
-        told: dict[str, Any] = self.read_journal(
-            lambda journal: family_status(self.config, self._supervisor.identity, journal, device_records=of_device)
+            device_records = _read_journal(first, lambda journal: (journal.persistent_state, journal.tpm_counter))
+        status = self.read_journal(
+            lambda journal: family_status(
+                self.config, self._supervisor.identity, journal, device_records=device_records
+            )
         )
         current = self.serving.current
         serving = None
         if current is not None:
-            serving = {
-                "release": current.bundle.version,
-                "variant": current.bundle.variant,
-                "bundle": current.digest,
-                "generation": current.number,
-                "pid": current.process.pid,
-                "alive": current.process.is_alive(),
-                "resident_bytes": current.process.resident_bytes(),
-            }
-        return {
-            **told,
-            "daemon": True,
-            "address": self._supervisor.runtime.address,
-            "serving": serving,
-            "ready": serving is not None and serving["alive"],
-            "degraded": self.watchdog.is_degraded,
-            "unjailed": not self._runtime.is_jailed,
-            "memory_swappable": self._runtime.is_swappable,
-        }
+            serving = ServingStatus(
+                release=current.bundle.version,
+                variant=current.bundle.variant,
+                bundle=current.digest,
+                generation=current.number,
+                pid=current.process.pid,
+                is_alive=current.process.is_alive(),
+                resident_bytes=current.process.resident_bytes(),
+            )
+        return replace(
+            status,
+            is_daemon_running=True,
+            address=self._supervisor.runtime.address,
+            serving=serving,
+            next_restart_s=self.watchdog.restart_delay_s(),
+            is_degraded=self.watchdog.is_degraded,
+            is_unjailed=not self._runtime.is_jailed,
+            is_memory_swappable=self._runtime.is_swappable,
+        )
 
 
 def log_errors(action: Callable[[], object]) -> None:
-    """Do something whose failure is told in the log, and stops nothing else. Raises Bug."""
+    """Call `action`; an error is logged and stops nothing else.
+
+    Raises:
+        Bug: `action` raised it.
+    """
     try:
         action()
     except Bug:
@@ -275,7 +358,7 @@ def log_errors(action: Callable[[], object]) -> None:
         logger.error("%s: %s", error.reason, error.message)
 
 
-def _read_journal(device: DeviceDirectory, query: Callable[[Journal], Any]) -> Any:
+def _read_journal(device: DeviceDirectory, query: Callable[[Journal], T]) -> T:
     journal = Journal(device.journal_path, read_only=True)
     try:
         return query(journal)

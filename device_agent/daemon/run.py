@@ -1,6 +1,6 @@
-"""The daemon's process: `python -m device_agent.daemon CONFIG`, which `device-agent run` becomes.
+"""The daemon's program, `python -m device_agent.daemon CONFIG`, which `device-agent run` executes.
 
-It is a program of its own because it stays: nothing that only a command line needs is loaded into it.
+It is separate from the command line, whose modules would otherwise stay in the daemon's memory.
 """
 
 import json
@@ -21,10 +21,10 @@ _STANDARD_LOG_FIELDS: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the fields that the event came with."""
+    """Log formatter: one JSON object per line, with time, level, logger, message and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See above."""
+        """Return the JSON line of one record."""
         fields = {key: value for key, value in record.__dict__.items() if key not in _STANDARD_LOG_FIELDS}
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
@@ -39,7 +39,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def run_daemon(config: Config, announce: Callable[[str, str], None], stop_signals: Iterable[int] = ()) -> None:
-    """Serve until one of the signals `stops`. Raises AirweightsError."""
+    """Run the daemon until a stop signal.
+
+    Args:
+        config: configuration of the device.
+        announce: called with (event, address); see `Supervisor`.
+        stop_signals: numbers of the signals that stop the daemon; empty for SIGTERM and SIGINT.
+
+    Raises:
+        NotInitialized: the device directory was not created.
+        DeviceLocked: another process uses the device directory.
+        AirweightsError: as `Supervisor` and `Supervisor.run`.
+    """
     device = DeviceDirectory(config.directory)
     device.check_initialized()
     with device.acquire_lock():
@@ -50,7 +61,11 @@ def run_daemon(config: Config, announce: Callable[[str, str], None], stop_signal
 
 
 def main(arguments: list[str]) -> int:
-    """Run until SIGTERM or SIGINT; the exit code."""
+    """Run the daemon until SIGTERM or SIGINT and return its exit code.
+
+    Args:
+        arguments: the path of the configuration file.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -60,7 +75,7 @@ def main(arguments: list[str]) -> int:
     except AirweightsError as error:
         logger.critical(error.message, extra={"error": error.as_dict()})
         return error.exit_code
-    except Exception as error:  # the last line of defense: a bug is logged in the same form as all else
+    except Exception as error:  # a bug is logged in the same form as any other error
         logger.critical("%s: %s", type(error).__name__, error, exc_info=True)
         return Bug.exit_code
     return 0

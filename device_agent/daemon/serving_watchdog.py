@@ -1,10 +1,11 @@
-"""Keeps one family's model serving: at the start, after a death, beside a damaged bundle.
+"""The watchdog of one family: keeps the active bundle serving after a start, a crash or damage.
 
 Rules:
-1. A process that dies is started again from the store; as long as nothing serves that could, it is tried again and
-   again, with growing pauses.
-2. A damaged active bundle is not the end: the previous one serves (`is_degraded`), and the next update heals it.
-3. A standby is held only where the memory budget of all families has room for it.
+1. A crashed model process is started again from the bundle store; after MAX_FAST_RESTARTS crashes in a row, the pauses
+   between restarts grow.
+2. If the active bundle is damaged, the previous one serves (`is_degraded`); the next update downloads the active one
+   again.
+3. A standby is loaded only if the memory limit of all families has room for it.
 """
 
 import logging
@@ -25,24 +26,26 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-RESTART_PAUSE_S: Final = 1.0
-MAX_FAST_RESTARTS: Final = 5  # in a row and at once, of a model process that dies soon after its start
+RESTART_PAUSE_S: Final = 1.0  # the first pause; each further one is twice as long
+MAX_FAST_RESTARTS: Final = 5  # restarts in a row with a pause of at most RESTART_PAUSE_S
 MAX_START_PAUSE_S: Final = 300.0
-STABLE_AFTER_S: Final = 60.0
+STABLE_AFTER_S: Final = 60.0  # a crash after this service time starts a new row of restarts
 
 
 class ServingWatchdog:
-    """Made by a line (device_agent.daemon.family_service), and called by the supervisor's main thread.
+    """Watchdog of one family's model process. Only the supervisor's main thread calls it.
 
     Args:
-        config, journal, serving: of the family.
-        switchboard: of the device.
-        errands: children to unseal with.
-        held_bytes: by the model processes of all families.
-        is_stopping: whether the daemon is about to end.
+        config: configuration of the family.
+        journal: journal of the family.
+        serving: generations of the family.
+        runtime: the front and the model processes of the device.
+        open_workers: returns a pool of workers to unseal bundles with.
+        resident_bytes: returns the memory of the model processes of all families, in bytes.
+        is_stopping: returns whether the daemon is about to end.
 
     Attributes:
-        is_degraded: rule 2.
+        is_degraded: whether the previous bundle serves because the active one is damaged.
     """
 
     def __init__(
@@ -65,36 +68,56 @@ class ServingWatchdog:
         self._started_at_s = 0.0
 
     def serve_active(self) -> None:
-        """What the journal names, the previous release where the active one is damaged. Raises JournalUnavailable."""
+        """Serve the active bundle, or the previous one if the active one is damaged or does not start.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
         pointers, damaged = self._journal.pointers, self._journal.persistent_state.damaged_bundles
         for digest in (pointers.active, pointers.previous):
-            holding = self.record_of_this_family(digest)
-            if holding is not None and digest not in damaged and self.serve(holding):
+            bundle = self.record_of_this_family(digest)
+            if bundle is not None and digest not in damaged and self.serve(bundle):
                 self._serving.stop_replaced()
                 self.is_degraded = digest != pointers.active
                 return
-        logger.warning("nothing to serve yet", extra={"family": self._family})
+        logger.warning("no model to serve", extra={"family": self._family})
 
     def record_of_this_family(self, digest: BundleDigest | None) -> BundleRecord | None:
-        """What is known of a bundle, if it is of this family. Raises JournalUnavailable."""
-        # the configuration may have given this place to another family: its model would answer under a wrong name
-        holding = self._journal.bundle(digest)
-        return holding if holding is not None and holding.family == self._family else None
+        """Return the record of a bundle, or None if it is unknown or of another family.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read.
+        """
+        # the configuration may have given this folder to another family: the old model must not serve under its name
+        bundle = self._journal.bundle(digest)
+        return bundle if bundle is not None and bundle.family == self._family else None
 
     def retry_serving(self) -> None:
-        """What is down, after its pause. Raises JournalUnavailable."""
+        """Serve again after the pause of `next_restart_at`.
+
+        Raises:
+            JournalUnreadable: the journal cannot be read or written.
+        """
         self._restarts += 1
         self._next_restart_at = None
         self.serve_active()
 
     def next_restart_at(self) -> float | None:
-        """When to try `serve_again`, by the monotonic clock; None where something serves, or nothing is to."""
+        """Return the time of the next `retry_serving`, in seconds of the monotonic clock.
+
+        It is None if a model process serves, or if the family has no active bundle.
+        """
         if not self._is_down():
             self._next_restart_at = None
         elif self._next_restart_at is None:
             pause_s = min(RESTART_PAUSE_S * 2.0 ** min(self._restarts, 10), MAX_START_PAUSE_S)
             self._next_restart_at = time.monotonic() + pause_s
         return self._next_restart_at
+
+    def restart_delay_s(self) -> int | None:
+        """Return the seconds until the next restart, or None if none is scheduled. Any thread may call it."""
+        at = self._next_restart_at
+        return None if at is None else max(0, round(at - time.monotonic()))
 
     def _is_down(self) -> bool:
         current = self._serving.current
@@ -106,16 +129,25 @@ class ServingWatchdog:
             return False
 
     def restart(self, generation: int) -> None:
-        """A process that served has died: the standby takes over, or another is started. Raises JournalUnavailable."""
+        """Replace a crashed model process by the standby, or start another one.
+
+        After MAX_FAST_RESTARTS crashes in a row nothing is started; `next_restart_at` says when to retry.
+
+        Args:
+            generation: number of the crashed generation; if another one serves by now, nothing is done.
+
+        Raises:
+            JournalUnreadable: the journal cannot be written.
+        """
         current = self._serving.current
         if current is None or current.number != generation or self._is_stopping():
             return
         self._restarts = 0 if time.monotonic() - self._started_at_s > STABLE_AFTER_S else self._restarts + 1
         fields = {"family": self._family, "release": current.bundle.version, "restarts": self._restarts}
-        logger.error("the model process died", extra=fields)
-        spare = self._serving.take_standby(current.digest)
-        if spare is not None:
-            self._serving.publish(spare)
+        logger.error("model process crashed", extra=fields)
+        standby = self._serving.take_standby(current.digest)
+        if standby is not None:
+            self._serving.publish(standby)
             self._serving.stop_replaced()
             return
         if self._restarts > MAX_FAST_RESTARTS:
@@ -126,7 +158,11 @@ class ServingWatchdog:
             self._serving.stop_replaced()
 
     def ensure_standby(self) -> None:
-        """Hold a standby, where the settings ask for one (rule 3). Raises Unfit, Refused, Unavailable."""
+        """Load a standby if the configuration requests one and the memory limit has room for it.
+
+        Raises:
+            Unfit, Refused, Unavailable: the bundle cannot be loaded.
+        """
         current = self._serving.current
         if not self._config.serve.standby or current is None:
             return
@@ -138,31 +174,44 @@ class ServingWatchdog:
         return budget_bytes is None or self._resident_bytes() + current.process.resident_bytes() <= budget_bytes
 
     def load(self, bundle: BundleRecord) -> Generation:
-        """A process for a bundle; it serves nothing yet. Raises Unfit, Refused, Unavailable."""
-        with self._open_workers() as errands:
-            fds = errands.unseal_to_serve(bundle)
+        """Load a bundle into a model process of its own, which does not serve yet.
+
+        Raises:
+            Unfit, Refused, Unavailable: the bundle cannot be unsealed or loaded.
+        """
+        with self._open_workers() as workers:
+            fds = workers.unseal_to_serve(bundle)
         try:
             return self._serving.start_generation(bundle, fds)
         finally:
             fds.close()
 
     def serve(self, bundle: BundleRecord) -> bool:
-        """A bundle serves from now on, beside what served before it; or why not is in the log."""
+        """Load a bundle and switch to it; the generation before it keeps running.
+
+        A failure is logged; a damaged bundle is recorded in the journal.
+
+        Returns:
+            Whether the bundle serves now.
+
+        Raises:
+            JournalUnreadable: the journal cannot be written.
+        """
         self._runtime.prestart()
         try:
-            served = self.load(bundle)
+            generation = self.load(bundle)
         except StoreDamaged as error:
-            logger.error("a bundle is damaged: %s", error.message, extra={"family": self._family})
+            logger.error("bundle damaged: %s", error.message, extra={"family": self._family})
             self._journal.update_persistent_state(mark_damaged(bundle.digest))
             return False
         except (Refused, Unavailable, Unfit) as error:
-            of = {"family": self._family}
-            logger.error("release %s does not start: %s", bundle.version, error.message, extra=of)
+            fields = {"family": self._family}
+            logger.error("cannot load release %s: %s", bundle.version, error.message, extra=fields)
             return False
         finally:
             self._runtime.discard_prestarted()
         self._started_at_s = time.monotonic()
-        self._serving.publish(served)
-        fields = {"release": bundle.version, "variant": bundle.variant, "pid": served.process.pid}
-        logger.info("serving", extra={"family": self._family, **fields})
+        self._serving.publish(generation)
+        details = {"release": bundle.version, "variant": bundle.variant, "pid": generation.process.pid}
+        logger.info("serving", extra={"family": self._family, **details})
         return True

@@ -1,13 +1,10 @@
-"""What `status` and `history` tell, from the journal alone; a daemon adds what it knows besides."""
-
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+"""Read status and history from the journals; the daemon adds the state of its processes."""
 
 from device_agent.config.config import Config
-from device_agent.config.families import check_family, per_family
+from device_agent.config.families import FamilyResults, check_family, per_family
 from device_agent.host.system_clock import clock_facts
 from device_agent.policy.journal_records import BundleRecord, PersistentState, TpmCounterRecord
+from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
 from device_agent.storage.device_directory import DeviceDirectory, PublicIdentity
 from device_agent.storage.journal import Journal, open_for_reading
 
@@ -18,150 +15,105 @@ def family_status(
     journal: Journal,
     *,
     device_records: tuple[PersistentState, TpmCounterRecord] | None = None,
-) -> dict[str, Any]:
-    """The object of `status --json`, without the daemon's part.
+) -> FamilyStatus:
+    """Return the status of one family, without the daemon's part.
 
     Args:
-        config: of one family.
-        journal: the family's.
-        of_device: what the device's first family remembers for all; None where `journal` is that one's.
+        config: configuration of the family.
+        identity: public identity of the device.
+        journal: the family's journal.
+        device_records: the records of the first family's journal that are for the whole device (pause flag, TPM
+            counter); None if `journal` is that journal.
+
+    Raises:
+        JournalUnreadable: the journal cannot be read.
     """
-    pointers, remembered, clock = journal.pointers, journal.persistent_state, clock_facts()
-    first, witness = device_records or (remembered, journal.tpm_counter)
+    pointers, persistent, clock = journal.pointers, journal.persistent_state, clock_facts()
+    device_state, tpm_counter = device_records or (persistent, journal.tpm_counter)
     now_ms = int(clock["now_s"]) * 1000
-    last = journal.history(1)
-    is_stale = 0 < remembered.metadata_expires_ms < now_ms
-    return {
-        "daemon": False,
-        "device_id": identity.device_id,
-        "label": identity.label,
-        "family": config.family,
-        "channel": config.channel,
-        "cohort": config.cohort,
-        "directory": str(config.directory),
-        "key_storage": config.key_storage.partition(":")[0],
-        "rollback_floor_unproven": witness.is_unproven,
-        "state": journal.state.value,
-        "active": _bundle_row(journal.bundle(pointers.active)),
-        "previous": _bundle_row(journal.bundle(pointers.previous)),
-        "candidate": _bundle_row(journal.bundle(pointers.candidate)),
-        "paused": first.is_paused,
-        "rollback_floor": {"epoch": remembered.floor_epoch, "counter": remembered.floor_counter},
-        "offered_release": remembered.offered_release,
-        "checked_ms": remembered.checked_ms or None,
-        "metadata_expires_ms": remembered.metadata_expires_ms or None,
-        "stale_since_ms": remembered.metadata_expires_ms if is_stale else None,
-        "last_error": remembered.last_error or None,
-        "clock_synchronized": bool(clock["is_synchronized"]),
-        # a clock that has been turned back behind what was seen to be true
-        "clock_suspect": not clock["is_synchronized"] or now_ms < remembered.checked_ms,
-        "damaged_bundles": list(remembered.damaged_bundles),
-        "quarantine": [row.as_json() for row in journal.quarantine_records()],
-        "last_update": last[0].as_json() if last else None,
-    }
+    expires_ms, history = persistent.metadata_expires_ms, journal.history(1)
+    return FamilyStatus(
+        device_id=identity.device_id,
+        label=identity.label,
+        family=config.family,
+        channel=config.channel,
+        cohort=config.cohort,
+        directory=str(config.directory),
+        key_storage=config.key_storage.partition(":")[0],
+        is_rollback_floor_unproven=tpm_counter.is_unproven,
+        state=journal.state.value,
+        active=_bundle_status(journal.bundle(pointers.active)),
+        previous=_bundle_status(journal.bundle(pointers.previous)),
+        candidate=_bundle_status(journal.bundle(pointers.candidate)),
+        is_paused=device_state.is_paused,
+        floor_epoch=persistent.floor_epoch,
+        floor_counter=persistent.floor_counter,
+        offered_release=persistent.offered_release,
+        checked_ms=persistent.checked_ms or None,
+        metadata_expires_ms=expires_ms or None,
+        stale_since_ms=expires_ms if 0 < expires_ms < now_ms else None,
+        last_error=persistent.last_error or None,
+        is_clock_synchronized=bool(clock["is_synchronized"]),
+        # a clock behind the time of a successful check has been set back
+        is_clock_suspect=not clock["is_synchronized"] or now_ms < persistent.checked_ms,
+        damaged_bundles=tuple(persistent.damaged_bundles),
+        quarantine=journal.quarantine_records(),
+        last_update=history[0] if history else None,
+    )
 
 
-def device_status(first_family: dict[str, Any], family_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`status` of a device from that of its families: what stands for the first one stays where it stands with one
-    family, `ready` speaks of all, and `families` has a row for each where there are several.
+def status_report(results: FamilyResults[FamilyStatus]) -> StatusReport:
+    """Combine the statuses of all families.
 
-    Args:
-        first: of the first family.
-        rows: of each, or of the one that was asked for.
+    Raises:
+        AirweightsError: the error of the first family, whose journal has the records of the device.
     """
-    if len(family_rows) == 1:
-        return family_rows[0]
-    return {**first_family, "ready": all(row.get("ready", False) for row in family_rows), "families": list(family_rows)}
+    (_, first), *further = results.rows
+    if not isinstance(first, FamilyStatus):
+        raise first
+    return StatusReport(first, tuple(further))
 
 
-def read_status(config: Config) -> dict[str, Any]:
-    """`status` without a daemon."""
+def read_status(config: Config) -> StatusReport:
+    """Read the status of all families without a daemon.
+
+    Raises:
+        JournalUnreadable: the journal of the first family cannot be read.
+    """
     device = DeviceDirectory(config.directory)
     identity = device.read_public_identity()
     with open_for_reading(device) as journal:
-        shared = journal.persistent_state, journal.tpm_counter
-
-    def of_family(one: Config) -> dict[str, Any]:
-        with open_for_reading(DeviceDirectory.for_family(one)) as journal:
-            status = family_status(one, identity, journal, device_records=shared)
-        nothing_runs = dict.fromkeys(("ready", "degraded", "unjailed", "memory_swappable"), False)
-        return {**status, "address": None, "serving": None, **nothing_runs}
-
+        device_records = journal.persistent_state, journal.tpm_counter
     by_family = {one.family: one for one in config.family_configs()}
-    found = per_family(by_family, lambda family: of_family(by_family[family]))
-    if "families" not in found:
-        return found
-    return device_status(of_family(by_family[config.family]), found["families"])
+
+    def read_one(family: str) -> FamilyStatus:
+        one = by_family[family]
+        with open_for_reading(DeviceDirectory.for_family(one)) as journal:
+            return family_status(one, identity, journal, device_records=device_records)
+
+    return status_report(per_family(by_family, read_one))
 
 
-def read_history(config: Config, family: str | None = None) -> dict[str, Any]:
-    """`history` without a daemon. Raises UsageInvalid."""
+def read_history(config: Config, family: str | None = None) -> FamilyResults[UpdateHistory]:
+    """Read the history of one family or of all without a daemon.
+
+    Args:
+        config: the device's configuration.
+        family: name of a family, or None for all.
+
+    Raises:
+        InvalidUsage: the device does not follow `family`.
+        JournalUnreadable: the only requested journal cannot be read.
+    """
     check_family(config.families, family)
     by_family = {one.family: one for one in config.family_configs() if family in (None, one.family)}
 
-    def of_family(family: str) -> dict[str, Any]:
+    def read_one(family: str) -> UpdateHistory:
         with open_for_reading(DeviceDirectory.for_family(by_family[family])) as journal:
-            return {"history": [row.as_json() for row in journal.history()]}
+            return UpdateHistory(tuple(journal.history()))
 
-    return per_family(by_family, of_family)
-
-
-def status_text(status: dict[str, Any]) -> str:
-    """The same for a person."""
-    if "families" in status:
-        return "\n\n".join(
-            f"{row['family']}: {row['error']['reason']}: {row['error']['message']}"
-            if "error" in row
-            else status_text(row)
-            for row in status["families"]
-        )
-    active = status["active"]
-    lines = [
-        f"{status['family']} on channel {status['channel']}: {_bundle_name(active)}",
-        f"previous: {_bundle_name(status['previous'])}",
-        f"state: {status['state']}" + (", paused" if status["paused"] else ""),
-    ]
-    serving = status.get("serving")
-    if serving and not serving["alive"]:
-        lines.append(f"not serving: the process of {serving['release']} has died again and again, and is started later")
-    elif serving:
-        lines.append(f"serving {serving['release']} at {status['address']} (process {serving['pid']})")
-    else:
-        lines.append("serving nothing" if status["daemon"] else "the daemon is not running")
-    if status.get("degraded"):
-        lines.append("degraded: the previous release serves, since the active one is damaged")
-    if status["stale_since_ms"]:
-        since = datetime.fromtimestamp(status["stale_since_ms"] / 1000, UTC)
-        lines.append(f"stale since {since:%Y-%m-%dT%H:%M:%SZ}: the metadata has expired, nothing new is activated")
-    if status["key_storage"] != "file":
-        lines.append(f"key storage: {status['key_storage']}")
-    if status["rollback_floor_unproven"]:
-        lines.append("floor unproven: the TPM has seen a higher one; packs are refused until a check over the network")
-    if not status["clock_synchronized"]:
-        lines.append("clock suspect: it is not synchronized")
-    elif status["clock_suspect"]:
-        lines.append("clock suspect: it is behind the time of the last check")
-    if status.get("unjailed"):
-        lines.append("unjailed: the kernel does not confine the agent's children")
-    if status.get("memory_swappable"):
-        lines.append("memory swappable: the kernel does not let the agent keep models out of swap")
-    last = status["last_update"]
-    if last:
-        lines.append(f"last update: {last['outcome']} {last['release'] or ''} {last['reason'] or ''}".rstrip())
-    lines += [f"quarantined: {row['digest'][:16]} ({row['reason']})" for row in status["quarantine"]]
-    return "\n".join(lines)
+    return per_family(by_family, read_one)
 
 
-def _bundle_row(bundle: BundleRecord | None) -> dict[str, Any] | None:
-    if bundle is None:
-        return None
-    return {
-        "release": bundle.version,
-        "counter": bundle.counter,
-        "variant": bundle.variant,
-        "bundle": bundle.digest,
-    }
-
-
-def _bundle_name(row: dict[str, Any] | None) -> str:
-    return "none" if row is None else f"{row['release']} ({row['variant']})"
+def _bundle_status(bundle: BundleRecord | None) -> BundleStatus | None:
+    return None if bundle is None else BundleStatus(bundle.version, bundle.counter, bundle.variant, bundle.digest)

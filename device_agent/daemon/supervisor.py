@@ -1,16 +1,14 @@
-"""The daemon: serves what is active, polls, updates, obeys the control socket.
+"""The supervisor: the daemon's main thread, which owns all state of all families.
 
 Rules:
-1. One main thread decides and acts, for all families; other threads only put words into its queue. It sleeps until one
-   comes or the next poll is due: at rest it costs no wake-up.
-2. Start: recover, serve what is active, go on with what was armed, then poll. Serving comes first: no network is needed
-   to serve what is here.
-3. Families take turns, and what fails for one keeps no other from its turn (device_agent.daemon.family_service). While
-   one is fetched,
-   patched or watched, a process of another that dies is started again at once, and so is the front, and an operator can
-   send another back; all else waits.
-4. Polls are jittered, so that a fleet does not come at once; after failures they back off.
-5. What is remembered for the whole device (paused, the TPM's counter) is in the first family's journal.
+1. Other threads only enqueue messages (device_agent.daemon.messages); the main thread decides and acts. It sleeps until
+   a message arrives or a poll or restart is due, so that an idle daemon needs no CPU time.
+2. Start: recover the journals, serve the active bundles, activate staged ones, then poll. Serving comes first, because
+   it needs no network.
+3. Families are updated one after the other, and an error of one does not stop the others. During an update, some
+   messages are handled at once and the others are deferred (`Supervisor.handle_during_update`).
+4. Polls are jittered, so that a fleet does not poll all at once, and back off after failures.
+5. The records of the whole device (pause flag, TPM counter) are in the first family's journal.
 """
 
 import contextlib
@@ -21,21 +19,36 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final
+from typing import assert_never
 from weakref import ref
 
-from bundle.errors import AirweightsError, Bug, Unavailable
+from bundle.errors import Unavailable
 from device_agent.config.config import Config
-from device_agent.config.families import check_family, per_family, require_one_family, total_cleared
-from device_agent.daemon.control_socket import QUEUED_COMMANDS, ControlServer, DaemonMessage
+from device_agent.config.families import FamilyResults, per_family
+from device_agent.daemon.control_socket import ControlServer
 from device_agent.daemon.family_service import FamilyService, log_errors
-from device_agent.daemon.status import device_status
+from device_agent.daemon.messages import (
+    AdapterRequest,
+    ClearQuarantineRequest,
+    DaemonMessage,
+    FrontCrashed,
+    ModelCrashed,
+    PauseRequest,
+    PlanRequest,
+    ReportProbation,
+    RollbackRequest,
+    Stop,
+    UpdateRequest,
+    cancel_reply,
+)
+from device_agent.daemon.request_handler import RequestHandler
 from device_agent.daemon.update_metrics import render_update_metrics
 from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused, system_error
 from device_agent.host.systemd import SystemdNotifier
+from device_agent.policy.attempt import UpdateResult
 from device_agent.serving.family_serving import call_on_exit
 from device_agent.serving.serving_runtime import ServingRuntime
 from device_agent.storage.bundle_store import BundleStore
@@ -45,16 +58,25 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-SINGLE_FAMILY_COMMANDS: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
-
 
 class Supervisor:
-    """Made by `run_daemon`.
+    """The main loop of the daemon, and the owner of all family services.
 
     Args:
-        config: of the device.
-        device: its directory, locked by the caller.
-        announce: told (event, address): "serving" when the endpoint listens, "started" when what is here serves.
+        config: configuration of the device.
+        device: the device directory, locked by the caller.
+        announce: called with (event, address): "serving" when the endpoint listens, "started" when the active bundles
+            are served.
+
+    Attributes:
+        is_stopping: whether the daemon is about to end.
+        identity: public identity of the device.
+        runtime: the front process and the model processes.
+
+    Raises:
+        JournalUnreadable: the journal of the first family cannot be opened.
+        AddressUnavailable: the endpoint's address cannot be used.
+        OsFailure: the first family's folder cannot be created.
     """
 
     def __init__(self, config: Config, device: DeviceDirectory, announce: Callable[[str, str], None]) -> None:
@@ -74,13 +96,18 @@ class Supervisor:
             for family in tuple(self._unopened_configs):
                 log_errors(partial(self._open_service, family))
             self._push_metrics()
-            self._control = ControlServer(device.control_path, self._answer_request)
+            self._control = ControlServer(device.control_path, RequestHandler(self, config.families).handle_request)
         except BaseException:
             self.runtime.stop()
             raise
 
     def run(self) -> None:
-        """Until `stop`. Raises Bug."""
+        """Serve and update until `stop` is called.
+
+        Raises:
+            Bug: a defect of the agent.
+            AirweightsError: the only family could not start.
+        """
         try:
             self._announce("serving", self.runtime.address)
             self._start_services()
@@ -90,9 +117,9 @@ class Supervisor:
             self._notifier.start_watchdog(self.runtime.is_responding)
             self._ensure_standbys()
             while not self.is_stopping:
-                word = self._next_message()
-                if word is not None:
-                    self.handle(word)
+                message = self._next_message()
+                if message is not None:
+                    self.handle(message)
                 elif not self._restart_due():
                     self._run_due_polls()
                 self._ensure_standbys()
@@ -100,45 +127,63 @@ class Supervisor:
             self.is_stopping = True
             self._notifier.stop()
             self._control.close()
-            self.release_waiters()
+            self._cancel_replies()
             self.runtime.stop()
-            for line in self.services:
-                line.close()
+            for service in self.services:
+                service.close()
 
     def stop(self) -> None:
-        """Ask the main thread to end; from any thread or a signal handler."""
-        self._messages.put(DaemonMessage("stop"))
-        # in a thread: a signal handler may have come in the middle of a call to just these children
+        """Request the end of the daemon. Any thread and any signal handler may call it."""
+        self._messages.put(Stop())
+        # in a thread of its own: a signal handler may have interrupted a call to the same workers, and would deadlock
         threading.Thread(target=self._interrupt_workers, name="stop", daemon=True).start()
 
-    # for the lines
+    # called by the family services
 
     @property
     def services(self) -> tuple[FamilyService, ...]:
-        """Those that are open, in the configuration's order."""
+        """The open family services, in the order of the configuration."""
         return tuple(self._services.values())
 
     def enqueue(self, message: DaemonMessage) -> None:
-        """Into the main thread's queue; from any thread."""
+        """Queue a message for the main thread. Any thread may call it."""
         self._messages.put(message)
 
     def open_workers(
         self, config: Config, device: DeviceDirectory, store: BundleStore, on_idle: Callable[[], None] | None = None
     ) -> WorkerPool:
-        """Children that end when the daemon is asked to."""
-        errands = WorkerPool(config, device, store, on_idle)
-        # replaced as a whole: `stop` reads it from another thread
-        self._open_worker_pools = (*(known for known in self._open_worker_pools if known() is not None), ref(errands))
-        return errands
+        """Create a pool of workers that `stop` interrupts.
+
+        Args:
+            config: configuration of the family.
+            device: the family's part of the device directory.
+            store: the family's bundle store.
+            on_idle: called again and again while the pool waits for a worker.
+        """
+        workers = WorkerPool(config, device, store, on_idle)
+        # assigned as a whole: `stop` reads it from another thread
+        self._open_worker_pools = (*(known for known in self._open_worker_pools if known() is not None), ref(workers))
+        return workers
 
     def handle_pending(self, busy: FamilyService | None = None) -> None:
-        """What cannot wait for the end of an update of `busy` (rule 3); the rest is kept for later."""
+        """Handle messages that must not wait until `busy` finishes its update, and defer the others.
+
+        Due restarts of crashed model processes follow.
+        """
         while not self._messages.empty():
             self.handle_during_update(self._messages.get_nowait(), busy)
         self._restart_due(busy)
 
     def wait_for_interrupt(self, service: FamilyService, timeout_s: float) -> Interrupt | None:
-        """Signals of an update in its probation: "stop", or "rollback" of its family, end it."""
+        """Handle messages during the shadow mode or the probation of a family.
+
+        Args:
+            service: the family that updates.
+            timeout_s: seconds to wait for a message.
+
+        Returns:
+            The reason to end the update now, or None.
+        """
         if self.is_stopping:
             return Interrupt.STOP
         try:
@@ -147,31 +192,78 @@ class Supervisor:
             self._restart_due(service)
             return None
 
+    # While family `busy` updates (rows top to bottom, the first that applies wins):
+    #   Stop             always                         end the update
+    #   FrontCrashed     always                         restart now
+    #   ModelCrashed     busy's candidate in probation  defer: the probation judges it
+    #   ModelCrashed     any other                      restart now
+    #   RollbackRequest  of busy, interruptible         end the update; answer with its result
+    #   RollbackRequest  of busy, not interruptible     defer until the update ends
+    #   RollbackRequest  of another family              run now
+    #   all others                                      defer until the update ends
     def handle_during_update(
         self, message: DaemonMessage, busy: FamilyService | None, *, is_interruptible: bool = False
     ) -> Interrupt | None:
-        is_own = busy is not None and message.family == busy.name
-        match message.command:
-            case "stop":
+        """Handle or defer one message during an update, as the table above says.
+
+        Args:
+            message: the message.
+            busy: the family that updates, or None between the updates of two families.
+            is_interruptible: whether the update is in shadow mode or in probation. In shadow mode the old model still
+                serves, so that its crash is not the candidate's.
+
+        Returns:
+            The reason to end the update now, or None.
+        """
+        match message:
+            case Stop():
                 self.is_stopping = True
                 return Interrupt.STOP
-            case "front-died":
+            case FrontCrashed():
                 self.handle(message)
-            case "died" if busy is not None and is_own and is_interruptible and busy.is_on_probation():
-                # the candidate's verdict; in a shadow it is still the old release that serves
+            case ModelCrashed():
+                is_own = busy is not None and message.family == busy.name
+                if is_own and is_interruptible and busy is not None and busy.is_on_probation():
+                    self._deferred_messages.append(message)
+                else:
+                    self.handle(message)
+            case RollbackRequest():
+                if busy is None or message.family != busy.name:
+                    self.handle(message)
+                elif is_interruptible:
+                    self._deferred_messages.append(ReportProbation(message))
+                    return Interrupt.ROLLBACK
+                else:
+                    self._deferred_messages.append(message)
+            case (
+                UpdateRequest()
+                | PauseRequest()
+                | PlanRequest()
+                | AdapterRequest()
+                | ClearQuarantineRequest()
+                | ReportProbation()
+            ):
                 self._deferred_messages.append(message)
-            case "died":
-                self.handle(message)
-            case "rollback" if is_own and is_interruptible:
-                self._deferred_messages.append(DaemonMessage("told", message.family, fields={"rollback": message}))
-                return Interrupt.ROLLBACK
-            case "rollback" if not is_own:
-                self.handle(message)
             case _:
-                self._deferred_messages.append(message)
+                assert_never(message)
         return None
 
-    # the loop
+    # called by the request handler, in other threads
+
+    def service_for_reading(self, family: str) -> FamilyService:
+        """Return an open family service.
+
+        Raises:
+            JournalUnreadable: the family's journal could not be opened.
+        """
+        service = self._services.get(family)
+        if service is None:
+            raise JournalUnreadable(
+                f"the journal of {family!r} cannot be opened", hint="see the daemon's log; each poll tries it again"
+            )
+        return service
+
+    # the main loop
 
     def _open_service(self, family: str) -> None:
         config = self._unopened_configs[family]
@@ -185,7 +277,7 @@ class Supervisor:
         self._services = dict(sorted(self._services.items(), key=lambda item: order.index(item[0])))
 
     def _ensure_open(self, family: str) -> FamilyService:
-        """A further family whose journal did not open before is tried again. Raises JournalUnavailable."""
+        """Return a family service; open it if that failed before. Raises JournalUnreadable."""
         if family in self._unopened_configs:
             self._open_service(family)
             log_errors(self._services[family].start)
@@ -193,202 +285,153 @@ class Supervisor:
         return self._services[family]
 
     def _start_services(self) -> None:
-        """Rule 2. Raises what the only family raises."""
-        for line in self.services:
+        """Serve all families, then activate staged bundles. Raises the error of the only family."""
+        for service in self.services:
             if len(self._config.families) == 1:
-                line.start()
+                service.start()
             else:
-                log_errors(line.start)
-        for line in self.services:
+                log_errors(service.start)
+        for service in self.services:
             if not self.is_stopping:
-                log_errors(line.activate_staged)
+                log_errors(service.activate_staged)
                 self.handle_pending()
 
     def _interrupt_workers(self) -> None:
         for known in self._open_worker_pools:
-            if (errands := known()) is not None:
-                errands.interrupt()
+            if (workers := known()) is not None:
+                workers.interrupt()
 
-    def release_waiters(self) -> None:
-        words = list(self._deferred_messages)
+    def _cancel_replies(self) -> None:
+        messages = list(self._deferred_messages)
         while not self._messages.empty():
-            words.append(self._messages.get_nowait())
-        for word in words:
-            word.answered.set()
+            messages.append(self._messages.get_nowait())
+        for message in messages:
+            cancel_reply(message)
 
     def _next_message(self) -> DaemonMessage | None:
-        """The next word, or None where something is due before one comes."""
+        """Wait for the next message; return None if a restart or a poll is due before."""
         if self._deferred_messages:
             return self._deferred_messages.pop(0)
         release_memory()
-        due = [at for line in self.services if (at := line.watchdog.next_restart_at()) is not None]
+        due = [at for service in self.services if (at := service.watchdog.next_restart_at()) is not None]
         if self._config.update.automatic and not self._is_paused():
-            due += [line.next_poll_at_s for line in self.services]
+            due += [service.next_poll_at_s for service in self.services]
         try:
             return self._messages.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
         except queue.Empty:
             return None
 
     def _restart_due(self, busy: FamilyService | None = None) -> bool:
-        """After its pause; of `busy` its own update decides. Was anything due?"""
+        """Restart model processes whose pause is over, but not of `busy`; return whether there was any."""
         is_any = False
-        for line in self.services:
-            at = None if line is busy or self.is_stopping else line.watchdog.next_restart_at()
+        for service in self.services:
+            at = None if service is busy or self.is_stopping else service.watchdog.next_restart_at()
             if at is not None and at <= time.monotonic():
                 is_any = True
-                log_errors(line.watchdog.retry_serving)
+                log_errors(service.watchdog.retry_serving)
         return is_any
 
     def handle(self, message: DaemonMessage) -> None:
-        try:
-            match message.command:
-                case "stop":
-                    self.is_stopping = True
-                case "died":
-                    assert message.family is not None
-                    self._services[message.family].watchdog.restart(message.generation)
-                case "front-died":
-                    self._restart_front()
-                case "told":
-                    # the rollback that ended a probation is answered with how that attempt ended
-                    line, message = self._service_of_message(message), message.fields["rollback"]
-                    message.answer = line.last_result()
-                case "update":
-                    message.answer = self._update_now(message)
-                case "rollback":
-                    message.answer = self._service_of_message(message).roll_back()
-                    self._push_metrics()
-                case "pause" | "resume":
-                    is_paused = message.command == "pause"
-                    self._first_service.journal.update_persistent_state(
-                        lambda before: replace(before, is_paused=is_paused)
-                    )
-                    message.answer = {"paused": is_paused}
-                case "adapter-attach" | "adapter-detach":
-                    message.answer = self._service_of_message(message).change_adapter(message.command, message.fields)
-                case "plan":
-                    message.answer = per_family(
-                        self._requested_families(message), lambda family: self._ensure_open(family).plan()
-                    )
-                case "quarantine-clear":
-                    digest = message.fields.get("bundle")
-                    message.answer = total_cleared(
-                        per_family(
-                            self._requested_families(message),
-                            lambda family: self._ensure_open(family).clear_quarantine(digest),
-                        )
-                    )
-                case other:
-                    raise Bug(f"unknown word {other!r}")
-        except (Bug, SystemExit):
-            raise
-        except AirweightsError as error:
-            message.error = error
-            if message.command in ("died", "front-died"):
-                logger.error("%s: %s", error.reason, error.message)
-        finally:
-            message.answered.set()
+        """Handle one message. An error is the answer to a request; without a request it is logged.
+
+        Raises:
+            Bug: a defect of the agent.
+        """
+        match message:
+            case Stop():
+                self.is_stopping = True
+            case FrontCrashed():
+                log_errors(self._restart_front)
+            case ModelCrashed():
+                log_errors(partial(self._services[message.family].watchdog.restart, message.generation))
+            case UpdateRequest():
+                message.reply.resolve(partial(self._update_all, message.families))
+            case RollbackRequest():
+                message.reply.resolve(partial(self._roll_back, message.family))
+            case ReportProbation():
+                message.request.reply.resolve(lambda: self._ensure_open(message.request.family).last_result())
+            case PauseRequest():
+                message.reply.resolve(partial(self._set_paused, message.is_paused))
+            case PlanRequest():
+                message.reply.resolve(
+                    lambda: per_family(message.families, lambda family: self._ensure_open(family).plan())
+                )
+            case AdapterRequest():
+                message.reply.resolve(
+                    lambda: self._ensure_open(message.family).change_adapter(message.command, message.fields)
+                )
+            case ClearQuarantineRequest():
+                message.reply.resolve(partial(self._clear_quarantine, message.families, message.digest))
+            case _:
+                assert_never(message)
 
     @property
     def _first_service(self) -> FamilyService:
         return self._services[self._config.family]
 
-    def _service_of_message(self, message: DaemonMessage) -> FamilyService:
-        return self._ensure_open(require_one_family(self._config.families, message.family))
-
-    def _requested_families(self, message: DaemonMessage) -> tuple[str, ...]:
-        return self._config.families if message.family is None else (message.family,)
-
     def _push_metrics(self) -> None:
-        with contextlib.suppress(Unavailable):  # a front that has died is told when it is back
-            self.runtime.front.push_metrics(render_update_metrics(line.update_metrics for line in self.services))
+        with contextlib.suppress(Unavailable):  # a front that has crashed gets them after its restart
+            self.runtime.front.push_metrics(render_update_metrics(service.update_metrics for service in self.services))
 
     def _run_due_polls(self) -> None:
         for family in tuple(self._unopened_configs):
             log_errors(partial(self._ensure_open, family))
         now, is_paused = time.monotonic(), self._is_paused()
-        for line in self.services:
-            if line.next_poll_at_s <= now and not is_paused and not self.is_stopping:
-                log_errors(partial(self._update_service, line, "poll"))
+        for service in self.services:
+            if service.next_poll_at_s <= now and not is_paused and not self.is_stopping:
+                log_errors(partial(self._update_service, service, "poll"))
                 self.handle_pending()
 
-    def _update_now(self, message: DaemonMessage) -> dict[str, Any]:
+    def _update_all(self, families: tuple[str, ...]) -> FamilyResults[UpdateResult]:
         if self._is_paused():
-            raise UpdatesPaused("updates are paused", hint="`device-agent resume`")
+            raise UpdatesPaused("updates are paused", hint="run `device-agent resume`")
 
-        def act(family: str) -> dict[str, Any]:
+        def update(family: str) -> UpdateResult:
             if self.is_stopping:
                 raise AgentStopping("the agent is stopping")
             self.handle_pending()
             return self._update_service(self._ensure_open(family), "operator")
 
-        return per_family(self._requested_families(message), act)
+        return per_family(families, update)
 
-    def _update_service(self, service: FamilyService, trigger: str) -> dict[str, Any]:
+    def _update_service(self, service: FamilyService, trigger: str) -> UpdateResult:
         try:
             return service.update(trigger)
         finally:
             service.schedule_next_poll()
             self._push_metrics()
 
-    # serving
+    def _roll_back(self, family: str) -> UpdateResult:
+        result = self._ensure_open(family).roll_back()
+        self._push_metrics()
+        return result
+
+    def _set_paused(self, is_paused: bool) -> bool:
+        self._first_service.journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
+        return is_paused
+
+    def _clear_quarantine(self, families: tuple[str, ...], digest: str | None) -> int:
+        cleared = per_family(families, lambda family: self._ensure_open(family).clear_quarantine(digest))
+        return sum(cleared.values())
+
+    # standbys and the front
 
     def _ensure_standbys(self) -> None:
-        for line in self.services:
+        for service in self.services:
             if not self.is_stopping:
-                log_errors(line.watchdog.ensure_standby)
+                log_errors(service.watchdog.ensure_standby)
 
     def _watch_front(self) -> None:
         pidfd = os.dup(self.runtime.front.fileno())
-        call_on_exit(pidfd, lambda: self._messages.put(DaemonMessage("front-died")))
+        call_on_exit(pidfd, lambda: self._messages.put(FrontCrashed()))
 
     def _restart_front(self) -> None:
         if self.is_stopping:
             return
-        logger.error("the front died, its requests are lost; it is started again")
+        logger.error("front process crashed, restarting it; its open requests are lost")
         self.runtime.restart_front()
         self._watch_front()
         self._push_metrics()
-
-    # from other threads
-
-    def _answer_request(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        command, named = request.get("command"), request.get("family")
-        family = None if named is None else str(named)
-        check_family(self._config.families, family)
-        if command in SINGLE_FAMILY_COMMANDS:
-            family = require_one_family(self._config.families, family)
-        asked = self._config.families if family is None else (family,)
-        if command == "status":
-            return self._status()
-        if command == "history":
-            return per_family(asked, lambda family: self._service_for_reading(family).history())
-        if command == "adapter-list":
-            return per_family(asked, lambda family: self._service_for_reading(family).list_adapters())
-        if command not in QUEUED_COMMANDS:
-            raise Bug(f"unknown command {command!r}")
-        word = DaemonMessage(str(command), family, fields=request)
-        self._messages.put(word)
-        word.answered.wait()
-        if word.error is not None:
-            raise word.error
-        if word.answer is None:
-            raise AgentStopping("the agent is stopping")
-        return word.answer
-
-    def _service_for_reading(self, family: str) -> FamilyService:
-        line = self._services.get(family)
-        if line is None:
-            raise JournalUnreadable(f"the journal of {family!r} does not open", hint="see the log; it is tried again")
-        return line
-
-    def _status(self) -> dict[str, Any]:
-        found = per_family(self._config.families, lambda family: self._service_for_reading(family).status())
-        if "families" not in found:
-            return found
-        return device_status(self._service_for_reading(self._config.family).status(), found["families"])
-
-    # facts
 
     def _is_paused(self) -> bool:
         try:
@@ -399,7 +442,7 @@ class Supervisor:
 
 
 def release_memory() -> None:
-    """Give back to the system what an update took: this process then sleeps for an hour."""
+    """Return unused memory to the system, before the process sleeps until the next poll."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # a C library other than glibc
+    with contextlib.suppress(AttributeError):  # not glibc: the C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

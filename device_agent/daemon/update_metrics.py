@@ -1,7 +1,7 @@
-"""What the supervisor counted since its start, in Prometheus' text format; the front tells it after its own metrics.
+"""Counters of the updates since the supervisor's start, in the Prometheus text format.
 
-Names follow the conventions: base units, `_total` for what only grows. Times of phases are summaries without quantiles:
-a device updates too seldom for a distribution.
+The front appends them to its own metrics. Names follow the Prometheus conventions: base units, and `_total` for what
+only grows. Durations of phases are summaries without quantiles: a device updates too rarely for a distribution.
 """
 
 from collections import Counter
@@ -19,10 +19,10 @@ Metric = tuple[str, str, str, Iterable[Sample]]  # name without the prefix, type
 
 
 class UpdateMetrics:
-    """Counters of one family.
+    """Update counters of one family.
 
     Args:
-        family: the label.
+        family: name of the family, the value of the label `family`.
     """
 
     def __init__(self, family: str) -> None:
@@ -34,18 +34,18 @@ class UpdateMetrics:
         self._phase_counts: Counter[str] = Counter()
         self._download_bytes_by_kind: Counter[str] = Counter({"patch": 0, "full": 0})
         self._downtime_ms = 0
-        self._publish_us: int | None = None
+        self._last_switch_us: int | None = None
         self._fidelity_ppm: int | None = None
 
     def record(self, result: UpdateResult) -> None:
-        """An attempt that has ended."""
+        """Count a finished attempt."""
         attempt = result.attempt
         self._updates_by_outcome[result.outcome.value] += 1
         if attempt.swap_us is not None or "swap" in attempt.phases_ms:
             self._swaps_by_result[SWAP_RESULTS.get(result.outcome, "failed")] += 1
         if result.outcome is Outcome.ROLLED_BACK:
             self._rollbacks_by_reason[result.reason] += 1
-        # every way from nothing costs at least the cheapest one
+        # a path with a full download has at least the size of the cheapest full download
         kind = "patch" if attempt.patch_bytes < attempt.full_bytes else "full"
         self._download_bytes_by_kind[kind] += attempt.download_bytes
         for name, elapsed_ms in attempt.phases_ms.items():
@@ -55,37 +55,37 @@ class UpdateMetrics:
                 self._phase_counts[name] += 1
                 self._phases_ms[name] += elapsed_ms
         if attempt.swap_us is not None:
-            self._publish_us = attempt.swap_us
+            self._last_switch_us = attempt.swap_us
 
     def record_probe(self, report: ProbeReport | None) -> None:
-        """The last one that passed."""
+        """Store the fidelity of the last candidate whose probe passed; None is ignored."""
         if report is not None and report.worst_relative_rms_ppm is not None:
             self._fidelity_ppm = report.worst_relative_rms_ppm
 
     def metrics(self) -> Iterator[Metric]:
-        """All of it."""
+        """Yield all metrics of the family."""
         yield (
             "updates_total",
             "counter",
-            "Attempts to update, by outcome.",
+            "Update attempts, by outcome.",
             self._samples_by_label("outcome", self._updates_by_outcome),
         )
         yield (
             "swaps_total",
             "counter",
-            "Swaps that were tried, by result.",
+            "Attempted swaps, by result.",
             self._samples_by_label("result", self._swaps_by_result),
         )
         yield (
             "rollbacks_total",
             "counter",
-            "Ways back, by reason.",
+            "Rollbacks, by reason.",
             self._samples_by_label("reason", self._rollbacks_by_reason),
         )
         yield (
             "update_phase_duration_seconds",
             "summary",
-            "Of the phases of an update.",
+            "Duration of each update phase.",
             [
                 sample
                 for name in self._phase_counts
@@ -98,27 +98,27 @@ class UpdateMetrics:
         yield (
             "download_bytes_total",
             "counter",
-            "Blobs that came over the wire.",
+            "Downloaded blob bytes, by kind.",
             self._samples_by_label("kind", self._download_bytes_by_kind),
         )
         yield (
             "swap_downtime_seconds_total",
             "counter",
-            "Without a model, because two did not fit into memory.",
+            "Time without a model, because two did not fit into memory.",
             [("", self._labels(), self._downtime_ms / 1000)],
         )
-        if self._publish_us is not None:
+        if self._last_switch_us is not None:
             yield (
-                "swap_publish_duration_seconds",
+                "last_switch_duration_seconds",
                 "gauge",
-                "The last switch.",
-                [("", self._labels(), self._publish_us / 1e6)],
+                "Duration of the most recent switch.",
+                [("", self._labels(), self._last_switch_us / 1e6)],
             )
         if self._fidelity_ppm is not None:
             yield (
                 "probe_worst_relative_rms_ratio",
                 "gauge",
-                "Of the last candidate's golden answers, against the shipped ones.",
+                "Largest relative RMS error of the last candidate's golden outputs.",
                 [("", self._labels(), self._fidelity_ppm / 1e6)],
             )
 
@@ -131,10 +131,10 @@ class UpdateMetrics:
 
 
 def render_update_metrics(families_metrics: Iterable[UpdateMetrics]) -> str:
-    """All families' counters: a metric is headed once, whatever number of them has samples of it."""
+    """Return the metrics of all families as text; each metric has one HELP and one TYPE line."""
     found: dict[str, tuple[str, str, list[Sample]]] = {}
-    for tally in families_metrics:
-        for name, kind, text, samples in tally.metrics():
+    for metrics in families_metrics:
+        for name, kind, text, samples in metrics.metrics():
             found.setdefault(name, (kind, text, []))[2].extend(samples)
     lines: list[str] = []
     for name, (kind, text, rows) in found.items():

@@ -61,42 +61,47 @@ def _family_metrics(
         for slot in queues.values()
         for version, window in slot.lifetimes().items()
     ]
-    yield "info", "gauge", "The software that serves.", [("", f'{{version="{VERSION}"}}', 1)]
-    yield "requests_total", "counter", "Inference requests answered, by class of status.", _samples_by_code(counted)
+    yield "build_info", "gauge", "Version of the agent.", [("", f'{{version="{VERSION}"}}', 1)]
     yield (
-        "nan_answers_total",
+        "requests_total",
         "counter",
-        "Answers with NaN or infinity that the model made.",
+        "Inference requests with a response, by class of status.",
+        _samples_by_code(counted),
+    )
+    yield (
+        "nan_responses_total",
+        "counter",
+        "Responses with NaN or infinity produced by the model.",
         [("", f"{{{labels}}}", window.nan_responses) for _, labels, window in counted],
     )
     yield (
         "model_process_crashes_total",
         "counter",
-        "Deaths of a model process while it served.",
+        "Crashes of a serving model process.",
         [("", f"{{{labels}}}", window.crashes) for _, labels, window in counted],
     )
     yield (
         "request_duration_seconds",
         "histogram",
-        "From a request's arrival to its answer.",
+        "Time from a request's arrival to its response.",
         _histogram_samples((labels, window.total_us) for _, labels, window in counted),
     )
     yield (
         "inference_duration_seconds",
         "histogram",
-        "In the model process, of successful requests.",
+        "Time in the model process, successful requests only.",
         _histogram_samples((labels, window.busy_us) for _, labels, window in counted),
     )
     yield (
-        "requests_refused_total",
+        "requests_rejected_total",
         "counter",
-        "Requests beyond the limits (503).",
+        "Requests rejected with 503 because a limit was reached.",
         [("", f'{{family="{slot.family}"}}', slot.rejected_requests) for slot in queues.values()],
     )
     yield (
         "requests_in_flight",
         "gauge",
-        "Requests with a model process.",
+        "Requests that a model process is computing.",
         [
             ("", f'{{family="{slot.family}"}}', sum(len(g.leases) for g in slot.generations.values()))
             for slot in queues.values()
@@ -109,15 +114,15 @@ def _family_metrics(
         [("", f'{{family="{slot.family}"}}', len(slot.waiting_requests)) for slot in queues.values()],
     )
     yield (
-        "switches_total",
+        "generation_switches_total",
         "counter",
-        "Changes of the generation that serves, rollbacks included.",
+        "Changes of the serving generation, rollbacks included.",
         [("", f'{{family="{slot.family}"}}', slot.switches) for slot in queues.values()],
     )
     yield (
         "model_info",
         "gauge",
-        "The version that serves.",
+        "Version of the serving release.",
         [
             ("", f'{{family="{slot.family}",version="{slot.current.version}"}}', 1)
             for slot in queues.values()
@@ -127,10 +132,10 @@ def _family_metrics(
     yield (
         "model_ready",
         "gauge",
-        "1 while a model process can answer.",
+        "1 while a model process can respond, else 0.",
         [("", f'{{family="{slot.family}"}}', slot.is_ready) for slot in queues.values()],
     )
-    yield "connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
+    yield "open_connections", "gauge", "Open connections to the endpoint.", [("", "", connections)]
 
 
 def _resource_metrics(meters: ProcessMeters) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
@@ -138,7 +143,7 @@ def _resource_metrics(meters: ProcessMeters) -> Iterator[tuple[str, str, str, It
     yield (
         "cpu_seconds_total",
         "counter",
-        "Processor time of a process.",
+        "CPU time of a process.",
         [("", f"{{{labels}}}", meter.cpu_s()) for labels, meter in processes],
     )
     yield (
@@ -151,7 +156,7 @@ def _resource_metrics(meters: ProcessMeters) -> Iterator[tuple[str, str, str, It
     yield (
         "energy_joules_total",
         "counter",
-        "Of the machine, where it has a counter.",
+        "Energy used by the machine, by zone.",
         [("", f'{{zone="{zone}"}}', found) for zone, found in joules if found is not None],
     )
 

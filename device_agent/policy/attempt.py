@@ -283,6 +283,41 @@ class UpdateResult:
             "exit_code": self.exit_code,
         }
 
+    @classmethod
+    def from_json(cls, fields: StrictObject) -> "UpdateResult":
+        """Parse the output of `as_json`. The attempt's number and rejection are not in it: they are 0 and None.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
+        target, states = fields.optional_text("bundle", SHA256_HEX_PATTERN), fields.value("states")
+        phases, downtime_ms = fields.object("phases_ms"), fields.integer("downtime_ms")
+        fields.integer("exit_code")  # follows from `outcome`
+        attempt = Attempt(
+            number=0,
+            trigger=fields.text("trigger"),
+            started_ms=fields.integer("started_ms"),
+            target=None if target is None else BundleDigest(target),
+            release=fields.optional_text("release", VERSION_PATTERN),
+            counter=fields.optional_integer("counter") or 0,
+            variant=fields.optional_text("variant", NAME_PATTERN),
+            download_bytes=fields.integer("download_bytes"),
+            patch_bytes=fields.integer("patch_bytes"),
+            full_bytes=fields.integer("full_download_bytes"),
+            phases_ms={name: phases.integer(name) for name in phases.remaining_names()},
+            swap_us=fields.optional_integer("swap_us"),
+            states=tuple(str(state) for state in states) if isinstance(states, list) else (),
+        )
+        out = cls(
+            attempt=attempt.with_phase(DOWNTIME, downtime_ms) if downtime_ms else attempt,
+            outcome=Outcome(fields.choice("outcome", tuple(Outcome))),
+            reason=fields.optional_text("reason") or "",
+            detail=fields.optional_text("detail", max_length=MAX_DETAIL_CHARACTERS) or "",
+            finished_ms=fields.integer("finished_ms"),
+        )
+        fields.reject_unknown()
+        return out
+
 
 def one_line(text: str) -> str:
     """Return `text` as one printable line of at most MAX_DETAIL_CHARACTERS."""

@@ -1,124 +1,335 @@
-"""What an update would do here now, and why: every variant of the release with what speaks against it, and the path.
+"""Plan an update without running it: the variant, the path, and the reasons.
 
-Nothing is fetched but metadata, and nothing is changed beyond what a check remembers.
+Only metadata is downloaded, and no bundle is changed. The check of the channel updates the trust state.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
+from bundle.files import BundleDigest
 from bundle.manifest import Manifest, Variant
+from bundle.strict_json import SHA256_HEX_PATTERN, StrictObject
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 from device_agent.host.device_facts import providers
 from device_agent.policy.planner import DeviceFacts, choose_variant, unmet_requirement
 from device_agent.update.context import UpdateContext, find_patch_path
 
-REASON_ACTIVE: Final = "it fits, and it is the one that serves now"
-REASON_SMALLEST: Final = "it is the smallest that fits"
-REASON_REQUESTED: Final = "the configuration names it, and it fits"
+EXPLANATION_ACTIVE: Final = "compatible, and the active variant"
+EXPLANATION_SMALLEST: Final = "the smallest compatible variant"
+EXPLANATION_REQUESTED: Final = "compatible, and requested by the configuration"
+MAX_ROWS: Final = 1000  # of variants and of steps; manifests and max_chain allow fewer
 
 
-def preview_update(context: UpdateContext) -> dict[str, Any]:
-    """The object of `plan --json`. Raises Refused, Unavailable: of the check."""
-    with context.open_workers() as errands:
-        release = errands.check_channel(context.journal.persistent_state, context.journal.bundles())
+@dataclass(frozen=True, slots=True)
+class PlannedVariant:
+    """One variant of the release, and why it is chosen or not.
+
+    Attributes:
+        name: name of the variant.
+        is_compatible: whether the device meets its requirements.
+        explanation: why it is chosen or not.
+        uncompressed_bytes: size of the bundle's files.
+        memory_bytes: memory that the variant requires.
+        bundle: digest of the bundle.
+    """
+
+    name: str
+    is_compatible: bool
+    explanation: str
+    uncompressed_bytes: int
+    memory_bytes: int
+    bundle: BundleDigest
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row in `plan --json`."""
+        return {
+            "name": self.name,
+            "is_compatible": self.is_compatible,
+            "explanation": self.explanation,
+            "uncompressed_bytes": self.uncompressed_bytes,
+            "memory_bytes": self.memory_bytes,
+            "bundle": self.bundle,
+        }
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "PlannedVariant":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        found = cls(
+            fields.text("name"),
+            fields.flag("is_compatible"),
+            fields.text("explanation"),
+            fields.integer("uncompressed_bytes"),
+            fields.integer("memory_bytes"),
+            BundleDigest(fields.text("bundle", SHA256_HEX_PATTERN)),
+        )
+        fields.reject_unknown()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One patch of the path.
+
+    Attributes:
+        base: digest of the bundle that the patch starts from, or None for a full download.
+        target: digest of the bundle that it creates.
+        codec: codec of the patch.
+        size: size of the blob in bytes.
+    """
+
+    base: BundleDigest | None
+    target: BundleDigest
+    codec: str
+    size: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the row in `plan --json`."""
+        return {"from": self.base, "to": self.target, "codec": self.codec, "bytes": self.size}
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "PlannedStep":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        base = fields.optional_text("from", SHA256_HEX_PATTERN)
+        found = cls(
+            None if base is None else BundleDigest(base),
+            BundleDigest(fields.text("to", SHA256_HEX_PATTERN)),
+            fields.text("codec"),
+            fields.integer("bytes"),
+        )
+        fields.reject_unknown()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPath:
+    """The cheapest path to the chosen variant.
+
+    Attributes:
+        steps: patches in the order of their use; empty if the bundle is stored.
+        fetch_bytes: bytes still to download.
+        full_download_bytes: size of the cheapest full download, 0 if there is none.
+        storage_bytes: most bytes that spool and bundle store need.
+    """
+
+    steps: tuple[PlannedStep, ...]
+    fetch_bytes: int
+    full_download_bytes: int
+    storage_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object `path` of `plan --json`."""
+        return {
+            "steps": [step.as_json() for step in self.steps],
+            "fetch_bytes": self.fetch_bytes,
+            "full_download_bytes": self.full_download_bytes,
+            "storage_bytes": self.storage_bytes,
+        }
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "PlannedPath":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        found = cls(
+            tuple(PlannedStep.parse(row) for row in fields.objects("steps", max_items=MAX_ROWS)),
+            fields.integer("fetch_bytes"),
+            fields.integer("full_download_bytes"),
+            fields.integer("storage_bytes"),
+        )
+        fields.reject_unknown()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDevice:
+    """The facts that the choice depends on.
+
+    Attributes:
+        arch: machine name of `uname -m`.
+        runtime: version of ONNX Runtime.
+        memory_bytes: available memory.
+        providers: execution providers that models run on.
+        cpu_features: those CPU features of the device that a variant of the release requires, sorted.
+    """
+
+    arch: str
+    runtime: str
+    memory_bytes: int
+    providers: tuple[str, ...]
+    cpu_features: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object `device` of `plan --json`."""
+        return {
+            "arch": self.arch,
+            "onnxruntime": self.runtime,
+            "available_memory_bytes": self.memory_bytes,
+            "execution_providers": list(self.providers),
+            "cpu_features": list(self.cpu_features),
+        }
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "PlannedDevice":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        found = cls(
+            fields.text("arch"),
+            fields.text("onnxruntime"),
+            fields.integer("available_memory_bytes"),
+            fields.texts("execution_providers"),
+            fields.texts("cpu_features"),
+        )
+        fields.reject_unknown()
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps that an update of one family would take now.
+
+    Attributes:
+        release: version that the channel runs.
+        counter: its release counter.
+        installed: version of the active release, or None.
+        device: the facts that the choice depends on.
+        requested_variant: `update.variant` of the configuration.
+        chosen: name of the chosen variant, or None if no variant is compatible.
+        variants: all variants of the release.
+        path: the path to the chosen variant, or None if there is none.
+        reason: reason of the error if `chosen` or `path` is None, else "".
+        detail: message of that error, or "".
+    """
+
+    release: str
+    counter: int
+    installed: str | None
+    device: PlannedDevice
+    requested_variant: str
+    chosen: str | None
+    variants: tuple[PlannedVariant, ...]
+    path: PlannedPath | None
+    reason: str
+    detail: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of `plan --json` for one family."""
+        return {
+            "release": self.release,
+            "counter": self.counter,
+            "installed": self.installed,
+            "device": self.device.as_json(),
+            "requested_variant": self.requested_variant,
+            "chosen": self.chosen,
+            "variants": [variant.as_json() for variant in self.variants],
+            "path": None if self.path is None else self.path.as_json(),
+            "reason": self.reason or None,
+            "detail": self.detail or None,
+        }
+
+    @classmethod
+    def parse(cls, fields: StrictObject) -> "Plan":
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or has a wrong type.
+        """
+        path = fields.value("path")
+        found = cls(
+            release=fields.text("release"),
+            counter=fields.integer("counter"),
+            installed=fields.optional_text("installed"),
+            device=PlannedDevice.parse(fields.object("device")),
+            requested_variant=fields.text("requested_variant"),
+            chosen=fields.optional_text("chosen"),
+            variants=tuple(PlannedVariant.parse(row) for row in fields.objects("variants", max_items=MAX_ROWS)),
+            path=None if path is None else PlannedPath.parse(StrictObject(path, f"{fields.where}.path")),
+            reason=fields.optional_text("reason") or "",
+            detail=fields.optional_text("detail", max_length=4096) or "",
+        )
+        fields.reject_unknown()
+        return found
+
+
+def preview_update(context: UpdateContext) -> Plan:
+    """Check the channel and return what an update would do.
+
+    Raises:
+        Refused, Unavailable: the check failed.
+    """
+    with context.open_workers() as workers:
+        release = workers.check_channel(context.journal.persistent_state, context.journal.bundles())
     facts, manifest, settings = context.read_facts(), release.manifest, context.config.update
     active = context.journal.bundle(context.journal.pointers.active)
     current = None if active is None else active.variant
+    path: PlannedPath | None = None
+    chosen: str | None = None
     try:
-        chosen: str | None = choose_variant(manifest, settings.variant, facts, current)[0]
-        reason, detail = "", ""
+        chosen, variant = choose_variant(manifest, settings.variant, facts, current)
     except NoVariant as error:
-        chosen, reason, detail = None, error.reason, error.message
-    rows = [
-        _variant_row(name, variant, facts, chosen, current, settings.variant) for name, variant in manifest.variants
-    ]
-    path: dict[str, Any] | None = None
-    if chosen is not None:
-        path, reason, detail = _path_row(context, manifest, release.counter_epoch, chosen, facts)
-    return {
-        "release": manifest.version,
-        "counter": manifest.counter,
-        "installed": None if active is None else active.version,
-        "device": {
-            "arch": facts.arch,
-            "onnxruntime": facts.runtime,
-            "available_memory_bytes": facts.memory_bytes,
-            "execution_providers": list(providers()),
-            "cpu_features": sorted(facts.cpu_features & _required_cpu_features(manifest.variants)),
-        },
-        "requested_variant": settings.variant,
-        "chosen": chosen,
-        "variants": rows,
-        "path": path,
-        "reason": reason or None,
-        "detail": detail or None,
-    }
-
-
-def plan_text(found: dict[str, Any], *, with_reasons: bool) -> str:
-    """The same for a person; without reasons, the choice and the path alone."""
-    lines = [f"release {found['release']}, installed: {found['installed'] or 'none'}"]
-    if with_reasons:
-        device = found["device"]
-        runtime = f"onnxruntime {device['onnxruntime']} ({', '.join(device['execution_providers'])})"
-        free_mib = device["available_memory_bytes"] // 2**20
-        lines.append(f"device: {device['arch']}, {runtime}, {free_mib} MiB of memory available")
-        for row in found["variants"]:
-            mark = "->" if row["name"] == found["chosen"] else "  "
-            lines.append(f"{mark} {row['name']}: {row['uncompressed_bytes']} bytes uncompressed; {row['explanation']}")
+        reason, detail = error.reason, error.message
     else:
-        lines.append(f"variant: {found['chosen'] or 'none'}")
-    if found["path"] is not None:
-        path = found["path"]
-        steps = ", ".join(
-            f"{step['codec']} from {step['from'][:16] if step['from'] else 'no base'}" for step in path["steps"]
-        )
-        lines.append(
-            f"path: {steps or 'no patch needed'}; download {path['fetch_bytes']} bytes,"
-            f" full download {path['full_download_bytes']} bytes"
-        )
-    if found["reason"]:
-        lines.append(f"{found['reason']}: {found['detail']}")
-    return "\n".join(lines)
+        path, reason, detail = _plan_path(context, manifest, release.counter_epoch, variant, facts)
+    return Plan(
+        release=manifest.version,
+        counter=manifest.counter,
+        installed=None if active is None else active.version,
+        device=PlannedDevice(
+            arch=facts.arch,
+            runtime=facts.runtime,
+            memory_bytes=facts.memory_bytes,
+            providers=providers(),
+            cpu_features=tuple(sorted(facts.cpu_features & _required_cpu_features(manifest.variants))),
+        ),
+        requested_variant=settings.variant,
+        chosen=chosen,
+        variants=tuple(
+            _plan_variant(name, variant, facts, chosen, current, settings.variant)
+            for name, variant in manifest.variants
+        ),
+        path=path,
+        reason=reason,
+        detail=detail,
+    )
 
 
-def _variant_row(
+def _plan_variant(
     name: str, variant: Variant, facts: DeviceFacts, chosen: str | None, current: str | None, requested: str
-) -> dict[str, Any]:
-    why = unmet_requirement(variant.requires, facts)
-    fits = not why
-    if name == chosen:
-        why = REASON_REQUESTED if requested != "auto" else REASON_ACTIVE if name == current else REASON_SMALLEST
-    elif fits:
-        why = f"it fits, {chosen} is preferred"
-    return {
-        "name": name,
-        "is_compatible": fits,
-        "explanation": why,
-        "uncompressed_bytes": variant.plain_size,
-        "memory_bytes": variant.requires.memory_bytes,
-        "bundle": variant.digest,
-    }
+) -> PlannedVariant:
+    problem = unmet_requirement(variant.requires, facts)
+    explanation = problem or f"compatible, but {chosen or requested} is preferred"
+    if name == chosen and requested != "auto":
+        explanation = EXPLANATION_REQUESTED
+    elif name == chosen:
+        explanation = EXPLANATION_ACTIVE if name == current else EXPLANATION_SMALLEST
+    return PlannedVariant(
+        name, not problem, explanation, variant.plain_size, variant.requires.memory_bytes, variant.digest
+    )
 
 
-def _path_row(
-    context: UpdateContext, manifest: Manifest, counter_epoch: int, chosen: str, facts: DeviceFacts
-) -> tuple[dict[str, Any] | None, str, str]:
+def _plan_path(
+    context: UpdateContext, manifest: Manifest, counter_epoch: int, variant: Variant, facts: DeviceFacts
+) -> tuple[PlannedPath | None, str, str]:
     try:
-        plan = find_patch_path(context, manifest, counter_epoch, dict(manifest.variants)[chosen].digest, facts)
+        found = find_patch_path(context, manifest, counter_epoch, variant.digest, facts)
     except (NoPatchPath, MeteredLimitExceeded) as error:
         return None, error.reason, error.message
-    steps = [
-        {"from": edge.entry.base, "to": edge.target, "codec": edge.entry.codec, "bytes": edge.entry.size}
-        for edge in plan.steps
-    ]
-    path = {
-        "steps": steps,
-        "fetch_bytes": plan.fetch_bytes,
-        "full_download_bytes": plan.full_bytes,
-        "storage_bytes": plan.storage_bytes,
-    }
-    return path, "", ""
+    steps = tuple(PlannedStep(edge.entry.base, edge.target, edge.entry.codec, edge.entry.size) for edge in found.steps)
+    return PlannedPath(steps, found.fetch_bytes, found.full_bytes, found.storage_bytes), "", ""
 
 
-def _required_cpu_features(variants: tuple[tuple[str, Variant], ...]) -> frozenset[str]:
+def _required_cpu_features(variants: Iterable[tuple[str, Variant]]) -> frozenset[str]:
     return frozenset(feature for _, variant in variants for feature in variant.requires.cpu_features)

@@ -84,7 +84,7 @@ def test_a_model_process_that_dies_in_probation_is_a_rollback(installed: DeviceU
     os.kill(_probationer(installed), signal.SIGKILL)
     update.join(60)
     assert (result["outcome"], result["reason"]) == ("rolled-back", "probation-failed")
-    assert "died" in result["detail"]
+    assert "crashed" in result["detail"]
     assert infer(installed)["model_version"] == "1.0.0"
 
 

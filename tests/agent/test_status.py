@@ -1,5 +1,6 @@
 """What `status` says of time, of freshness and of memory."""
 
+import json
 import re
 import time
 from dataclasses import replace
@@ -7,9 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from bundle.errors import Malformed
+from device_agent.commands.result_text import status_text
 from device_agent.daemon import status
-from device_agent.daemon.status import family_status, status_text
+from device_agent.daemon.status import family_status
+from device_agent.errors import JournalUnreadable
 from device_agent.host.system_clock import clock_facts
+from device_agent.policy.status_report import FamilyStatus, ServingStatus, StatusReport
 from device_agent.process import memory_lock
 from device_agent.process.jail import JailPolicy
 from device_agent.storage.journal import Journal
@@ -17,8 +22,8 @@ from tests.support.publisher import DeviceUnderTest
 from tests.support.worker_fixtures import start_jail_probe
 
 
-def told(device: DeviceUnderTest, **clock: object) -> dict[str, object]:
-    """`status` under another clock."""
+def status_under(device: DeviceUnderTest, **clock: object) -> FamilyStatus:
+    """Return the status under another clock."""
     facts = {**clock_facts(), **clock}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(status, "clock_facts", lambda: facts)
@@ -31,40 +36,70 @@ def told(device: DeviceUnderTest, **clock: object) -> dict[str, object]:
 
 def test_stale_metadata_is_said_with_its_date(installed: DeviceUnderTest) -> None:
     now_s = int(time.time())
-    fresh = told(installed, now_s=now_s, is_synchronized=True)
-    assert (fresh["stale_since_ms"], fresh["clock_suspect"]) == (None, False)
-    years_later = told(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
-    assert years_later["stale_since_ms"] == years_later["metadata_expires_ms"]
-    lines = {"daemon": False, **years_later}
-    assert re.search(r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(lines), re.MULTILINE)
+    fresh = status_under(installed, now_s=now_s, is_synchronized=True)
+    assert (fresh.stale_since_ms, fresh.is_clock_suspect) == (None, False)
+    years_later = status_under(installed, now_s=now_s + 5 * 365 * 86_400, is_synchronized=True)
+    assert years_later.stale_since_ms == years_later.metadata_expires_ms
+    assert re.search(
+        r"^stale since 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ: ", status_text(StatusReport(years_later)), re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize("now_s", [0, 1, 1_700_000_000])
 def test_a_clock_that_was_turned_back_is_suspect(installed: DeviceUnderTest, now_s: int) -> None:
-    behind = told(installed, now_s=now_s, is_synchronized=True)
-    assert behind["clock_suspect"] is True
-    assert "clock suspect: it is behind the time of the last check" in status_text({"daemon": False, **behind})
+    behind = status_under(installed, now_s=now_s, is_synchronized=True)
+    assert behind.is_clock_suspect is True
+    assert "clock suspect: it is behind the time of the last check" in status_text(StatusReport(behind))
 
 
 def test_a_clock_that_nobody_set_is_suspect(installed: DeviceUnderTest) -> None:
-    unset = told(installed, now_s=int(time.time()), is_synchronized=False)
-    assert (unset["clock_suspect"], unset["clock_synchronized"]) == (True, False)
-    assert "clock suspect: it is not synchronized" in status_text({"daemon": False, **unset})
+    unset = status_under(installed, now_s=int(time.time()), is_synchronized=False)
+    assert (unset.is_clock_suspect, unset.is_clock_synchronized) == (True, False)
+    assert "clock suspect: it is not synchronized" in status_text(StatusReport(unset))
 
 
 @pytest.mark.parametrize(
     ("alive", "line"),
-    [(True, "serving 1.0.0 at a (process 7)"), (False, "not serving: the process of 1.0.0 has died again and again")],
+    [
+        (True, "serving 1.0.0 at a (process 7)"),
+        (False, "not serving: the model process of 1.0.0 keeps crashing; next restart in 40 s"),
+    ],
 )
 def test_a_process_that_is_down_does_not_serve(installed: DeviceUnderTest, *, alive: bool, line: str) -> None:
-    serving = {"release": "1.0.0", "pid": 7, "alive": alive}
-    lines = status_text({**told(installed), "daemon": True, "address": "a", "serving": serving}).splitlines()
+    found = status_under(installed)
+    assert found.active is not None
+    serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=1, pid=7, is_alive=alive, resident_bytes=9)
+    down = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=None if alive else 40)
+    assert down.is_ready is alive
+    lines = status_text(StatusReport(down)).splitlines()
     assert next(text for text in lines if "serving" in text).startswith(line)
 
 
 def test_memory_that_can_be_swapped_out_is_said(installed: DeviceUnderTest) -> None:
-    told_of = {**told(installed), "daemon": True, "address": "a", "serving": None, "memory_swappable": True}
-    assert "memory swappable: the kernel does not let the agent keep models out of swap" in status_text(told_of)
+    found = replace(status_under(installed), is_daemon_running=True, is_memory_swappable=True)
+    assert "memory swappable: the kernel does not let the agent lock models into memory" in status_text(
+        StatusReport(found)
+    )
+
+
+def test_a_status_is_the_same_after_the_control_socket(installed: DeviceUnderTest) -> None:
+    found = status_under(installed)
+    assert found.active is not None
+    assert found.last_update is not None
+    serving = ServingStatus("1.0.0", "fp32", found.active.bundle, generation=3, pid=7, is_alive=True, resident_bytes=9)
+    running = replace(found, is_daemon_running=True, address="a", serving=serving, next_restart_s=4)
+    other = replace(running, family="vision", serving=None, previous=running.active)
+    failed = JournalUnreadable("no such file", hint="try again")
+    for report in (
+        StatusReport(found),
+        StatusReport(running, (("vision", other),)),
+        StatusReport(running, (("vision", failed),)),
+    ):
+        parsed = StatusReport.parse(json.loads(json.dumps(report.as_json())))
+        assert parsed.as_json() == report.as_json()
+        assert status_text(parsed) == status_text(report)
+    with pytest.raises(Malformed, match="unknown field 'color'"):
+        StatusReport.parse({**found.as_json(), "color": 1})
 
 
 def test_a_child_locks_its_memory_where_it_may() -> None:

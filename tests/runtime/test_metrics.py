@@ -68,7 +68,7 @@ def test_the_supervisors_counters_add_up(tally: UpdateMetrics) -> None:
     assert value("update_phase_duration_seconds", "_sum", phase="swap") == pytest.approx(0.025)
     assert value("update_phase_duration_seconds", "_count", phase="swap") == 2
     assert value("swap_downtime_seconds_total") == 0.25
-    assert value("swap_publish_duration_seconds") == pytest.approx(8e-5)
+    assert value("last_switch_duration_seconds") == pytest.approx(8e-5)
     assert value("probe_worst_relative_rms_ratio") == pytest.approx(1.2e-4)
 
 

@@ -107,7 +107,7 @@ def test_metrics_add_up_over_a_swap() -> None:
             assert f'airweights_request_duration_seconds_bucket{{{labels},le="+Inf"}} 2' in lines
             assert f"airweights_inference_duration_seconds_count{{{labels}}} 1" in lines
         assert 'airweights_model_info{family="toy",version="1.0.2"} 1' in lines
-        assert 'airweights_switches_total{family="toy"} 2' in lines
+        assert 'airweights_generation_switches_total{family="toy"} 2' in lines
         assert "airweights_swaps_total 7" in lines
         resident = next(line for line in lines if line.startswith('airweights_resident_bytes{process="front"} '))
         assert 10e6 < float(resident.split()[1]) < 100e6

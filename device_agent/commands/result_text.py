@@ -1,0 +1,124 @@
+"""Format the results of the commands as text."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from bundle.errors import AirweightsError
+from device_agent.policy.attempt import UpdateResult
+from device_agent.policy.journal_records import QuarantineRecord
+from device_agent.policy.status_report import BundleStatus, FamilyStatus, StatusReport, UpdateHistory
+from device_agent.update.preview import Plan
+
+
+def status_text(report: StatusReport) -> str:
+    """Format the status of the device, one paragraph per family."""
+    return "\n\n".join(
+        f"{family}: {status.reason}: {status.message}"
+        if isinstance(status, AirweightsError)
+        else _family_status_text(status)
+        for family, status in ((report.first.family, report.first), *report.further)
+    )
+
+
+def result_text(result: UpdateResult) -> str:
+    """Format the result of one attempt as one line."""
+    attempt = result.attempt
+    parts = [result.outcome.value, attempt.release or "", attempt.variant or ""]
+    if result.reason:
+        parts.append(f"({result.reason}: {result.detail})")
+    if attempt.full_bytes:
+        parts.append(f"downloaded {attempt.download_bytes} bytes, full download {attempt.full_bytes} bytes")
+    return " ".join(part for part in parts if part)
+
+
+def history_text(history: UpdateHistory) -> str:
+    """Format past attempts, one per line."""
+    return "\n".join(result_text(result) for result in history.results) or "no update attempt yet"
+
+
+def quarantine_text(rows: Sequence[QuarantineRecord]) -> str:
+    """Format the quarantined bundles, one per line."""
+    return "\n".join(
+        f"{row.digest[:16]} since {_time_text(row.since_ms)}: {row.reason} (ONNX Runtime {row.runtime})" for row in rows
+    ) or ("no bundle is quarantined")
+
+
+def plan_text(plan: Plan, *, with_reasons: bool) -> str:
+    """Format the plan of one family.
+
+    Args:
+        plan: the plan.
+        with_reasons: whether to add the facts of the device, and why each variant is chosen or not.
+    """
+    lines = [f"release {plan.release}, installed: {plan.installed or 'none'}"]
+    if with_reasons:
+        device = plan.device
+        runtime = f"onnxruntime {device.runtime} ({', '.join(device.providers)})"
+        lines.append(f"device: {device.arch}, {runtime}, {device.memory_bytes // 2**20} MiB of memory available")
+        for variant in plan.variants:
+            mark = "->" if variant.name == plan.chosen else "  "
+            size = f"{variant.uncompressed_bytes} bytes uncompressed"
+            lines.append(f"{mark} {variant.name}: {size}; {variant.explanation}")
+    else:
+        lines.append(f"variant: {plan.chosen or 'none'}")
+    if plan.path is not None:
+        steps = ", ".join(f"{step.codec} from {step.base[:16] if step.base else 'no base'}" for step in plan.path.steps)
+        sizes = f"download {plan.path.fetch_bytes} bytes, full download {plan.path.full_download_bytes} bytes"
+        lines.append(f"path: {steps or 'no patch needed'}; {sizes}")
+    if plan.reason:
+        lines.append(f"{plan.reason}: {plan.detail}")
+    return "\n".join(lines)
+
+
+def _family_status_text(status: FamilyStatus) -> str:
+    lines = [
+        f"{status.family} on channel {status.channel}: {_bundle_text(status.active)}",
+        f"previous: {_bundle_text(status.previous)}",
+        f"state: {status.state}" + (", paused" if status.is_paused else ""),
+        _serving_text(status),
+    ]
+    if status.is_degraded:
+        lines.append("degraded: the previous release serves, because the active bundle is damaged")
+    if status.stale_since_ms:
+        since = _time_text(status.stale_since_ms)
+        lines.append(f"stale since {since}: the metadata has expired, no new release is activated")
+    if status.key_storage != "file":
+        lines.append(f"key storage: {status.key_storage}")
+    if status.is_rollback_floor_unproven:
+        lines.append(
+            "rollback floor unproven: the TPM counter is ahead of the device's records;"
+            " offline packs are refused until a check over the network"
+        )
+    if not status.is_clock_synchronized:
+        lines.append("clock suspect: it is not synchronized")
+    elif status.is_clock_suspect:
+        lines.append("clock suspect: it is behind the time of the last check")
+    if status.is_unjailed:
+        lines.append("unjailed: the kernel does not confine the agent's workers")
+    if status.is_memory_swappable:
+        lines.append("memory swappable: the kernel does not let the agent lock models into memory")
+    if status.last_update is not None:
+        last = status.last_update
+        lines.append(f"last update: {last.outcome.value} {last.attempt.release or ''} {last.reason}".rstrip())
+    lines += [f"quarantined: {row.digest[:16]} ({row.reason})" for row in status.quarantine]
+    return "\n".join(lines)
+
+
+def _serving_text(status: FamilyStatus) -> str:
+    serving = status.serving
+    if serving is None:
+        return (
+            "not serving: no model is loaded" if status.is_daemon_running else "not serving: the daemon is not running"
+        )
+    if serving.is_alive:
+        return f"serving {serving.release} at {status.address} (process {serving.pid})"
+    restart = "restarting it" if status.next_restart_s is None else f"next restart in {status.next_restart_s} s"
+    return f"not serving: the model process of {serving.release} keeps crashing; {restart}"
+
+
+def _bundle_text(bundle: BundleStatus | None) -> str:
+    return "none" if bundle is None else f"{bundle.release} ({bundle.variant})"
+
+
+def _time_text(unix_ms: int) -> str:
+    return f"{datetime.fromtimestamp(unix_ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

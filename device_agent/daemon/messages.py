@@ -1,0 +1,179 @@
+"""Messages that other threads queue for the supervisor's main thread: a closed union, `DaemonMessage`.
+
+A request has a `Reply`, on which the thread of the control socket waits. The other messages need no answer.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+from bundle.errors import AirweightsError, Bug
+from device_agent.config.families import FamilyResults
+from device_agent.errors import AgentStopping
+from device_agent.policy.attempt import UpdateResult
+
+if TYPE_CHECKING:
+    from device_agent.update.preview import Plan  # noqa: F401  # in a string below; not in the daemon's memory at rest
+
+T = TypeVar("T")
+
+
+class Reply(Generic[T]):
+    """The answer to one request: set once by the main thread, awaited by one other thread."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._values: list[T] = []
+        self._error: AirweightsError | None = None
+
+    def resolve(self, action: Callable[[], T]) -> None:
+        """Call `action` and set its result, or its error.
+
+        Raises:
+            Bug: `action` raised it; the waiting thread gets AgentStopping.
+        """
+        try:
+            self._values.append(action())
+        except Bug:
+            raise
+        except AirweightsError as error:
+            self._error = error
+        finally:
+            self._done.set()
+
+    def cancel(self) -> None:
+        """Release the waiting thread without an answer."""
+        self._done.set()
+
+    def wait(self) -> T:
+        """Wait for the answer, without a limit.
+
+        Raises:
+            AgentStopping: the request was canceled.
+            AirweightsError: the error of the request.
+        """
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if not self._values:
+            raise AgentStopping("the agent is stopping")
+        return self._values[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[T]):
+    """A message whose sender waits for the answer.
+
+    Attributes:
+        reply: the answer.
+    """
+
+    reply: Reply[T] = field(default_factory=Reply, kw_only=True, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the daemon's main loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontCrashed:
+    """The front process ended unexpectedly."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCrashed:
+    """A serving model process ended unexpectedly.
+
+    Attributes:
+        family: name of the family.
+        generation: number of the crashed generation.
+    """
+
+    family: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRequest(Request[FamilyResults[UpdateResult]]):
+    """Run one update of each named family."""
+
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackRequest(Request[UpdateResult]):
+    """Return a family to its previous release."""
+
+    family: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportProbation:
+    """Answer a rollback request that has ended a probation with the result of that attempt."""
+
+    request: RollbackRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequest(Request[bool]):
+    """Pause or resume the updates of all families; the answer is `is_paused`."""
+
+    is_paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest(Request["FamilyResults[Plan]"]):
+    """Report what an update of each named family would do."""
+
+    families: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRequest(Request[dict[str, Any]]):
+    """Attach or detach the adapter of a family; the answer is the listing of adapters.
+
+    Attributes:
+        family: name of the family.
+        command: "adapter-attach" or "adapter-detach".
+        fields: arguments of "adapter-attach" (device_agent.update.adapter_change).
+    """
+
+    family: str
+    command: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClearQuarantineRequest(Request[int]):
+    """Remove bundles of the named families from quarantine; the answer is the number of removed rows.
+
+    Attributes:
+        families: names of the families.
+        digest: digest of one bundle, or None for all bundles.
+    """
+
+    families: tuple[str, ...]
+    digest: str | None
+
+
+DaemonMessage: TypeAlias = (
+    Stop
+    | FrontCrashed
+    | ModelCrashed
+    | UpdateRequest
+    | RollbackRequest
+    | ReportProbation
+    | PauseRequest
+    | PlanRequest
+    | AdapterRequest
+    | ClearQuarantineRequest
+)
+
+
+def cancel_reply(message: DaemonMessage) -> None:
+    """Release the thread that waits for the answer to a message, if any."""
+    request = message.request if isinstance(message, ReportProbation) else message
+    if isinstance(request, Request):
+        request.reply.cancel()

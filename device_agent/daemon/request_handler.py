@@ -1,0 +1,94 @@
+"""Answer the requests of the control socket, in that socket's threads.
+
+`status`, `history` and `adapter-list` only read: they are answered at once, also during an update. All other requests
+are queued for the supervisor's main thread, and the thread waits for the reply.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from bundle.errors import Bug
+from device_agent.config.families import check_family, per_family, require_one_family
+from device_agent.daemon.messages import (
+    AdapterRequest,
+    ClearQuarantineRequest,
+    DaemonMessage,
+    PauseRequest,
+    PlanRequest,
+    Reply,
+    RollbackRequest,
+    UpdateRequest,
+)
+from device_agent.policy.attempt import UpdateResult
+
+if TYPE_CHECKING:
+    from device_agent.daemon.supervisor import Supervisor
+
+SINGLE_FAMILY_COMMANDS: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
+
+T = TypeVar("T")
+
+
+class RequestHandler:
+    """Handler of control socket requests.
+
+    Args:
+        supervisor: owner of the families.
+        families: names of the families that the device follows.
+    """
+
+    def __init__(self, supervisor: "Supervisor", families: tuple[str, ...]) -> None:
+        self._supervisor, self._families = supervisor, families
+
+    def handle_request(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the answer to one request.
+
+        Args:
+            request: {"command": NAME, "family": NAME or None or missing, further fields of the command}.
+
+        Raises:
+            InvalidUsage: the device does not follow the family, or a command for one family names none of several.
+            AgentStopping: the daemon stops before the request is handled.
+            Bug: the command is unknown.
+            AirweightsError: the error of the command.
+        """
+        command, named = request.get("command"), request.get("family")
+        family = None if named is None else str(named)
+        check_family(self._families, family)
+        if command in SINGLE_FAMILY_COMMANDS:
+            family = require_one_family(self._families, family)
+        families = self._families if family is None else (family,)
+        service = self._supervisor.service_for_reading
+        match command:
+            case "status":
+                from device_agent.daemon.status import status_report  # not in memory at rest
+
+                return status_report(per_family(self._families, lambda name: service(name).status())).as_json()
+            case "history":
+                return per_family(families, lambda name: service(name).history()).as_json(lambda one: one.as_json())
+            case "adapter-list":
+                return service(families[0]).list_adapters()
+            case "update":
+                update = UpdateRequest(families)
+                return self._ask(update, update.reply).as_json(UpdateResult.as_json)
+            case "rollback":
+                rollback = RollbackRequest(families[0])
+                return self._ask(rollback, rollback.reply).as_json()
+            case "pause" | "resume":
+                pause = PauseRequest(command == "pause")
+                return {"paused": self._ask(pause, pause.reply)}
+            case "plan":
+                plan = PlanRequest(families)
+                return self._ask(plan, plan.reply).as_json(lambda one: one.as_json())
+            case "adapter-attach" | "adapter-detach":
+                adapter = AdapterRequest(families[0], command, request)
+                return self._ask(adapter, adapter.reply)
+            case "quarantine-clear":
+                clear = ClearQuarantineRequest(families, request.get("bundle"))
+                return {"cleared": self._ask(clear, clear.reply)}
+            case _:
+                raise Bug(f"unknown command {command!r}")
+
+    def _ask(self, message: DaemonMessage, reply: Reply[T]) -> T:
+        self._supervisor.enqueue(message)
+        return reply.wait()
