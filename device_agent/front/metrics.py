@@ -1,7 +1,7 @@
-"""The front's metrics in Prometheus' text format (version 0.0.4): base units, `_total` for what only grows.
+"""The front's metrics in Prometheus' text format (version 0.0.4).
 
-Labels are `family` and `version`; versions that are gone stay for a while (generations.MAX_VERSIONS_KEPT), so that a
-rate over a swap adds up.
+Values are in base units, and names of counters end with `_total`. The labels are `family` and `version`. Counters of
+unloaded versions stay for a while (generations.MAX_PAST_VERSIONS), so that a rate over a swap adds up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +14,7 @@ from device_agent.host.meters import EnergyMeter, ProcessMeter
 from device_agent.runtime.latency import LatencyHistogram
 
 CONTENT_TYPE: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-# seconds; Prometheus' default buckets and two below, where small models are
+# Prometheus' default buckets, and two below them for small models
 BUCKET_BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 Sample = tuple[str, str, float]  # suffix of the name, labels, value
@@ -22,30 +22,44 @@ Sample = tuple[str, str, float]  # suffix of the name, labels, value
 
 @dataclass(eq=False, slots=True)
 class ProcessMeters:
-    """What is read when somebody asks, from files that were opened before the jail or came from the supervisor.
+    """Meters that are read for each `/metrics` request.
+
+    Their files were opened before the jail closed, or came from the supervisor.
 
     Attributes:
-        energy: of the machine.
-        processes: by the labels that name them.
+        energy: energy meters of the machine.
+        processes: meters of the processes, by the labels that name them.
     """
 
     energy: tuple[EnergyMeter, ...] = ()
     processes: dict[str, ProcessMeter] = field(default_factory=dict)
 
     def set_meter(self, labels: str, meter: ProcessMeter) -> None:
-        """Of a process; one of the same labels before it is closed."""
+        """Set the meter of a process; close an earlier one with the same labels.
+
+        Args:
+            labels: the process's labels, as in the text format.
+            meter: owned from here on.
+        """
         self.delete_meter(labels)
         self.processes[labels] = meter
 
     def delete_meter(self, labels: str) -> None:
-        """A process is no longer told of."""
+        """Close and forget the meter of a process, if there is one."""
         before = self.processes.pop(labels, None)
         if before is not None:
             before.close()
 
 
 def render_metrics(queues: Mapping[str, FamilyQueue], connections: int, meters: ProcessMeters, further: bytes) -> bytes:
-    """All of it; `further` is the supervisor's."""
+    """Return the body of `/metrics`.
+
+    Args:
+        queues: the families.
+        connections: number of open connections.
+        meters: meters of the processes and the machine.
+        further: the supervisor's part, in the same format.
+    """
     lines: list[str] = []
     for name, kind, text, samples in (*_family_metrics(queues, connections), *_resource_metrics(meters)):
         lines += [f"# HELP airweights_{name} {text}", f"# TYPE airweights_{name} {kind}"]

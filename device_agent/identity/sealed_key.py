@@ -83,7 +83,7 @@ def open_key_storage(settings: TpmSettings | TokenSettings, stack: ExitStack) ->
 
 
 def encode_sealed_file(uri: str, use: str, sealed: dict[str, JSON]) -> bytes:
-    """Encode a sealed key file.
+    """Encode a sealed key file; its field `home` names the key storage.
 
     Args:
         uri: the key storage that sealed the key.

@@ -33,7 +33,7 @@ class Admission:
     @property
     def detail(self) -> str:
         """One line for the log and the journal."""
-        return f"needs {self.needed_bytes} bytes, {self.available_bytes} are available beside the running model"
+        return f"needs {self.needed_bytes} bytes, {self.available_bytes} are available with the running model loaded"
 
 
 def decide_admission(available_bytes: int, candidate_peak_bytes: int, running_resident_bytes: int = 0) -> Admission:

@@ -227,7 +227,7 @@ def test_floors_of_two_families_rise_behind_one_counter(tcti: str, tmp_path: Pat
             assert done.returncode == 0, done.stdout
             assert "floor unproven" not in done.stderr
         status = json.loads(device.command("status", "--json").stdout)
-        assert [row["floor"]["counter"] for row in status["families"]] == [2, 2]
+        assert [row["rollback_floor"]["counter"] for row in status["families"]] == [2, 2]
         assert [row["rollback_floor_unproven"] for row in status["families"]] == [False, False]
         with Tpm(TpmSettings(tcti)) as tpm:
             assert device.journal().tpm_counter.counter == tpm.read_counter() > 2
@@ -259,10 +259,10 @@ def test_the_keeper_is_jailed_and_knows_nothing_of_metadata_or_models(tcti: str)
     policy = key_opener_jail(identity, allow_unjailed=False)
     with WorkerProcess.start(
         "device_agent.workers.key_opener", policy, environment={"AIRWEIGHTS_KEY_STORAGE": identity}
-    ) as child:
-        assert child.jail.is_confined
-        assert child.call("counter", deadline_s=30).value == {"value": 0}
-        maps = Path(f"/proc/{child.pid}/maps").read_text()
+    ) as worker:
+        assert worker.jail.is_confined
+        assert worker.call("counter", deadline_s=30).value == {"value": 0}
+        maps = Path(f"/proc/{worker.pid}/maps").read_text()
         assert "onnxruntime" not in maps
 
 

@@ -14,7 +14,7 @@ FIXED = BARE_PROCESS_BYTES + RESERVE_BYTES
 def test_a_candidate_of_100_bytes_beside_a_model_of_60(available: int, way: str) -> None:
     admission = decide_admission(available, 100, 60)
     assert admission.strategy == way
-    assert admission.detail == f"needs {FIXED + 100} bytes, {available} are available beside the running model"
+    assert admission.detail == f"needs {FIXED + 100} bytes, {available} are available with the running model loaded"
 
 
 def test_a_first_install_is_beside_nothing() -> None:

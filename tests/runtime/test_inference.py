@@ -41,10 +41,10 @@ def echo(dtype: str) -> Any:
 
 def ask(model: Inference, head: Mapping[str, Any], raw: bytes = b"") -> tuple[dict[str, Any], bytes, bool]:
     text = json.dumps(head).encode()
-    answer = model.handle_request(memoryview(text + raw), len(text) if raw else NO_JSON)
-    body = b"".join(answer.parts)
-    length = len(body) if answer.json_bytes == NO_JSON else answer.json_bytes
-    return json.loads(body[:length]), body[length:], answer.has_nan
+    response = model.handle_request(memoryview(text + raw), len(text) if raw else NO_JSON)
+    body = b"".join(response.parts)
+    length = len(body) if response.json_bytes == NO_JSON else response.json_bytes
+    return json.loads(body[:length]), body[length:], response.has_nan
 
 
 def x(data: list[Any] | None = None, **fields: Any) -> dict[str, Any]:
@@ -64,9 +64,9 @@ def test_every_dtype_goes_in_and_out_as_json_and_as_bytes(dtype: str) -> None:
                 raw = values.tobytes() if as_bytes else b""
                 fields |= {"parameters": {"binary_data_size": len(raw)}} if as_bytes else {"data": values.tolist()}
                 head = {"inputs": [fields], "id": "a", "parameters": {"binary_data_output": out_bytes}}
-                answer, data, _ = ask(model, head, raw)
-                output = answer["outputs"][0]
-                assert (answer["id"], output["datatype"], output["shape"]) == ("a", name, [3])
+                response, data, _ = ask(model, head, raw)
+                output = response["outputs"][0]
+                assert (response["id"], output["datatype"], output["shape"]) == ("a", name, [3])
                 if out_bytes:
                     assert output["parameters"]["binary_data_size"] == len(data)
                     assert data == values.tobytes()
@@ -168,9 +168,9 @@ def test_nan_is_flagged_only_where_the_model_made_it() -> None:
     root = graph([helper.make_node("Sqrt", ["x"], ["y"])], [("x", "float32", [2])], [("y", "float32", [2])])
     with model_of(root) as model:
         fields = {"name": "x", "datatype": "FP32", "shape": [2]}
-        answer, _, has_nan = ask(model, {"inputs": [{**fields, "data": [4, -1]}]})
+        response, _, has_nan = ask(model, {"inputs": [{**fields, "data": [4, -1]}]})
         assert has_nan
-        assert answer["outputs"][0]["data"] == [2.0, None]
+        assert response["outputs"][0]["data"] == [2.0, None]
         assert not ask(model, {"inputs": [{**fields, "data": [4, 1]}]})[2]
         raw = np.array([np.nan, 4], np.float32).tobytes()
         assert not ask(model, {"inputs": [{**fields, "parameters": {"binary_data_size": 8}}]}, raw)[2]

@@ -174,8 +174,8 @@ def test_what_is_no_http_is_answered_in_json(data: bytes) -> None:
         with socket.create_connection((host, int(port)), timeout=30) as connection:
             with contextlib.suppress(ConnectionError):  # the server may have closed before all of it was sent
                 connection.sendall(data)
-            with connection.makefile("rb") as answer:
-                assert answer.readline() == b"HTTP/1.1 400 Bad Request\r\n"
+            with connection.makefile("rb") as response:
+                assert response.readline() == b"HTTP/1.1 400 Bad Request\r\n"
         assert get(served.address, "/v2/health/live")[0] == 200
 
 

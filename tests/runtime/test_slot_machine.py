@@ -51,7 +51,7 @@ class Slot(RuleBasedStateMachine):
     @rule(factor=st.sampled_from(FACTORS))
     def swap(self, factor: float) -> None:
         # `swap` drains the previous generation: leases on it must have ended by then
-        self._give_back(self.previous)
+        self._end_leases_on(self.previous)
         self.number += 1
         report = self.runtime.swap(self.models[factor].fds)
         assert report.generation == self.number
@@ -73,12 +73,12 @@ class Slot(RuleBasedStateMachine):
         assert self.runtime.rollback() == self.previous[0]
         self.current, self.previous = self.previous, None
         # a rollback does not wait for leases: they still work
-        self._answers()
-        self._give_back(rejected)
+        self._check_outputs()
+        self._end_leases_on(rejected)
 
     @rule()
     def forget(self) -> None:
-        self._give_back(self.previous)
+        self._end_leases_on(self.previous)
         self.runtime.discard_previous()
         self.previous = None
 
@@ -102,7 +102,7 @@ class Slot(RuleBasedStateMachine):
 
     @invariant()
     def the_current_one_answers(self) -> None:
-        self._answers()
+        self._check_outputs()
 
     def teardown(self) -> None:
         for lease in self.leases:
@@ -111,7 +111,7 @@ class Slot(RuleBasedStateMachine):
         with pytest.raises(NoModelLoaded):
             self.runtime.lease()
 
-    def _answers(self) -> None:
+    def _check_outputs(self) -> None:
         if self.current is None:
             return
         assert self.runtime.generation == self.current[0]
@@ -119,16 +119,16 @@ class Slot(RuleBasedStateMachine):
         for lease, (number, factor) in self.leases:
             assert (lease.generation, self._factor(lease.run(SAMPLE))) == (number, factor)
 
-    def _give_back(self, generation: tuple[int, float] | None) -> None:
-        kept = [pair for pair in self.leases if pair[1] != generation]
+    def _end_leases_on(self, generation: tuple[int, float] | None) -> None:
+        others = [pair for pair in self.leases if pair[1] != generation]
         for pair in self.leases:
             if pair[1] == generation:
                 self._end(pair)
-        self.leases = kept
+        self.leases = others
 
     @staticmethod
-    def _factor(answer: dict[str, Any]) -> float:
-        return float(answer["y"][0])
+    def _factor(outputs: dict[str, Any]) -> float:
+        return float(outputs["y"][0])
 
     @staticmethod
     def _end(pair: tuple[Lease, tuple[int, float]]) -> None:

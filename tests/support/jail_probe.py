@@ -1,4 +1,4 @@
-"""A child for the tests of the jail: tries what a hostile model would try, and tells what came of it."""
+"""A worker for the tests of the jail: it tries the attacks of a hostile model."""
 
 import ctypes
 import os
@@ -21,8 +21,8 @@ def _outcome(attempt: Callable[[], object]) -> str:
         return type(error).__name__
 
 
-def attempts(_parent: SupervisorChannel, message: Message) -> JsonObject:
-    """Each attempt's outcome: "did: ..." or the name of the exception."""
+def attempts(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
+    """Return the result of each attempt: "did: ..." or the name of the exception."""
     tries: dict[str, Callable[[], object]] = {
         "inet": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
         "unix": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
@@ -47,7 +47,7 @@ def _call(number: int, *arguments: int) -> int:
     return result
 
 
-def fail(parent: SupervisorChannel, message: Message) -> JsonObject:
+def fail(supervisor: SupervisorChannel, message: Message) -> JsonObject:
     """Fail in the way that the call names."""
     match message.value["how"]:
         case "busy":
@@ -59,24 +59,24 @@ def fail(parent: SupervisorChannel, message: Message) -> JsonObject:
         case "exit":
             os._exit(3)
         case "nonsense":
-            parent.send_event("done")  # type: ignore[arg-type]  # what a child would send that was taken over
+            supervisor.send_event("done")  # type: ignore[arg-type]  # as a compromised worker could
         case _:
             time.sleep(1000)
     return {}
 
 
-def talk(parent: SupervisorChannel, message: Message) -> Message:
-    """Events, a question with a descriptor, and a descriptor in the result."""
-    parent.send_event({"done": 1})
-    parent.send_event({"done": 2})
-    answer = parent.request({"what": "double", "n": message.value["n"]})
+def talk(supervisor: SupervisorChannel, message: Message) -> Message:
+    """Send two events and a request; return a result with a descriptor."""
+    supervisor.send_event({"done": 1})
+    supervisor.send_event({"done": 2})
+    reply = supervisor.request({"what": "double", "n": message.value["n"]})
     fd = os.memfd_create("answer")
-    os.write(fd, str(answer.value["n"]).encode())
-    return Message({"length": answer.value["n"]}, (fd,))
+    os.write(fd, str(reply.value["n"]).encode())
+    return Message({"length": reply.value["n"]}, (fd,))
 
 
-def environment(_parent: SupervisorChannel, _message: Message) -> JsonObject:
-    """Names and values; another process cannot read them, since this one is not dumpable."""
+def environment(_supervisor: SupervisorChannel, _message: Message) -> JsonObject:
+    """Return the environment and the arguments, which other processes cannot read."""
     return {"environment": dict(os.environ), "arguments": sys.orig_argv}
 
 
