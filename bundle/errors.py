@@ -257,7 +257,7 @@ class EnrollmentRefused(Refused):
 
 
 class GoldenMismatch(Unfit):
-    """A model's output is missing or differs from the golden output. Fix the model, or record new golden outputs."""
+    """A model's output is missing or is not the golden one. Fix the model or record new golden outputs."""
 
     reason = "golden-mismatch"
 
