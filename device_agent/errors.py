@@ -25,7 +25,7 @@ class ConfigInvalid(Invalid):
 
 
 class IdentityInvalid(Invalid):
-    """A key file is missing, damaged or readable by others. Restore it, or initialize and enroll the device again."""
+    """A key file is missing, damaged or readable by others. Restore it, or enroll the device again."""
 
     reason = "identity-invalid"
 
@@ -43,7 +43,7 @@ class AlreadyInitialized(Invalid):
 
 
 class AdapterMissing(Invalid):
-    """No adapter is stored, or no release is active that it could be attached to. Attach one with a file name."""
+    """No adapter is stored, or no release is active. Attach an adapter after the first update."""
 
     reason = "adapter-missing"
 
@@ -67,13 +67,13 @@ class RequestInvalid(Invalid):
 
 
 class BundleQuarantined(Refused):
-    """This bundle failed here before with this runtime. Publish a newer release, or clear the quarantine."""
+    """The bundle failed here before with this runtime. Publish a new release or clear the quarantine."""
 
     reason = "bundle-quarantined"
 
 
 class CrashLoop(Refused):
-    """The agent crashed repeatedly in the same state with this bundle. Check the model for crashes and memory use."""
+    """The agent crashed repeatedly while it tried this bundle. Check the model for crashes."""
 
     reason = "crash-loop"
 
@@ -91,7 +91,7 @@ class StoreDamaged(Refused):
 
 
 class CohortKeyMismatch(Refused):
-    """The key in a cohort envelope is not the one in the fleet document. Enroll the device in the cohort again."""
+    """A cohort key differs from the fleet document's. Seal the cohort's key to the device again."""
 
     reason = "cohort-key-mismatch"
 
@@ -103,19 +103,19 @@ class NoVariant(Refused):
 
 
 class TpmUnavailable(Unavailable):
-    """The TPM with the identity's keys is missing or does not respond. Check the device node and its permissions."""
+    """The TPM is missing or does not respond. Check its device node and permissions."""
 
     reason = "tpm-unavailable"
 
 
 class TpmPolicyMismatch(Unavailable):
-    """The TPM does not unseal the keys, because its PCRs changed. Restore the boot state, or initialize again."""
+    """The TPM's PCRs changed, so it does not unseal the keys. Restore the boot state or enroll again."""
 
     reason = "tpm-policy-mismatch"
 
 
 class DeviceTokenUnavailable(Unavailable):
-    """The PKCS#11 token with the identity's keys is missing or does not respond. Check the module, slot and PIN."""
+    """The PKCS#11 token is missing or does not respond. Check its module, label and PIN."""
 
     reason = "device-token-unavailable"
 
@@ -133,13 +133,13 @@ class OutOfMemory(Unavailable):
 
 
 class MeteredLimitExceeded(Unavailable):
-    """The cheapest download exceeds the metered limit. Wait for an unmetered connection, or raise the limit."""
+    """The download exceeds the metered limit. Wait for an unmetered connection or raise the limit."""
 
     reason = "metered-limit-exceeded"
 
 
 class RollbackFloorUnproven(Unavailable):
-    """The TPM counter is ahead of the journal, so the disk may be an old copy. Update from the network once."""
+    """The TPM counter is ahead of the journal: the disk may be an old copy. Update from the network."""
 
     reason = "rollback-floor-unproven"
 
@@ -151,13 +151,13 @@ class NoPatchPath(Unavailable):
 
 
 class EnvelopeMissing(Unavailable):
-    """No envelope for this device or its cohort is published. Enroll the device, and seal the release to its cohort."""
+    """No envelope for this device is published. Enroll the device and seal the release to its cohort."""
 
     reason = "envelope-missing"
 
 
 class NotEligible(Unavailable):
-    """The rollout does not include this device now: halt, cohort, window or percentage. Wait or change the rollout."""
+    """The rollout does not include this device now. Wait, or change its cohorts, window or percentage."""
 
     reason = "not-eligible"
 
@@ -187,7 +187,7 @@ class JournalUnreadable(Unavailable):
 
 
 class ServerTooSlow(DownloadFailed):
-    """A transfer was slower than the configured rate; its progress is kept. Check the network, or lower the rate."""
+    """A transfer was slower than `update.min_rate_bytes_s`; its progress is kept. Check the network."""
 
     reason = "server-too-slow"
 
@@ -235,7 +235,7 @@ class DrainTimeout(Unavailable):
 
 
 class JailUnavailable(Unavailable):
-    """The kernel cannot jail a worker, and the settings require it. Update the kernel, or set `allow_unjailed`."""
+    """The kernel cannot jail a worker, as configured. Update the kernel or set `allow_unjailed`."""
 
     reason = "jail-unavailable"
 
@@ -277,19 +277,19 @@ class ProbeCrashed(Unfit):
 
 
 class ProbeTimeout(Unfit):
-    """The probe did not end before the deadline of the health contract. Publish a faster variant, or extend it."""
+    """The probe exceeded the deadline of the health contract. Publish a faster variant or extend it."""
 
     reason = "probe-timeout"
 
 
 class CandidateMalformed(Unfit):
-    """The candidate's files are malformed; the detail starts with the reason. Build and publish the bundle again."""
+    """The candidate's files are malformed. Build and publish the release again."""
 
     reason = "candidate-malformed"
 
 
 class ProbeInconclusive(Unfit):
-    """The probe could not judge the candidate, which is not quarantined. Wait for the next update to probe again."""
+    """The probe could not judge the candidate. Wait: the next update probes it again."""
 
     reason = "probe-inconclusive"
 
@@ -301,13 +301,13 @@ class ProbationFailed(Unfit):
 
 
 class ShadowFailed(Unfit):
-    """The candidate failed in shadow mode: errors, NaN, a crash, or other responses. Compare it with the old model."""
+    """The candidate failed in shadow mode. Compare its responses with the old model's."""
 
     reason = "shadow-failed"
 
 
 class AdapterIncompatible(Unfit):
-    """The personal adapter does not fit the release, or changes its golden outputs. Train the adapter again."""
+    """The personal adapter does not fit the release. Train it again for this release."""
 
     reason = "adapter-incompatible"
 
@@ -319,7 +319,7 @@ class BenchFailed(Unfit):
 
 
 class ProbationInconclusive(Unfit):
-    """Too few requests for a decision, and the health contract keeps the old release then. Lower its minimum."""
+    """The probation got too few requests. Lower the contract's minimum or choose `commit`."""
 
     reason = "probation-inconclusive"
 
@@ -343,7 +343,7 @@ class ContractMismatch(Unfit):
 
 
 class ModelProcessCrashed(Unfit):
-    """The model process crashed or hung while it loaded the model. Check the model's memory use and operators."""
+    """The model process crashed or hung while loading. Check the model's memory use and operators."""
 
     reason = "model-process-crashed"
 

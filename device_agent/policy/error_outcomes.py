@@ -1,7 +1,8 @@
-"""How an error ends an attempt: by the state that it happened in, and by its kind.
+"""The outcome of an attempt that an error ended, by the state and the kind of error.
 
-Bytes that nothing signed (envelopes, a mirror's blob) are refused without blaming the release; what is wrong with
-signed bytes, or with the model, puts the bundle into quarantine. A pair that is not in the table is a bug.
+Envelopes and blobs are not signed, so a Refused about their bytes may be the mirror's fault: the bundle is not
+quarantined. A Refused while patching concerns signed bytes, and an Unfit concerns the model: the bundle is quarantined.
+A pair of state and error that is missing in the table is a bug.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ from device_agent.policy.state_machine import Event, State
 
 @dataclass(frozen=True, slots=True)
 class ErrorOutcome:
-    """How an error ends an attempt."""
+    """The end of an attempt after an error.
+
+    Attributes:
+        event: the event that leaves the state.
+        outcome: the outcome of the attempt.
+        quarantines: whether the bundle is put into quarantine.
+    """
 
     event: Event
     outcome: Outcome
@@ -59,10 +66,18 @@ OUTCOME_OF_ERROR: Final[dict[tuple[State, type[AirweightsError]], ErrorOutcome]]
 
 
 def error_outcome(state: State, error: AirweightsError) -> ErrorOutcome:
-    """The row of ON_ERROR for the nearest class of `error`. Raises Bug where there is none."""
+    """Look up how an error ends an attempt: the row of the error's nearest base class.
+
+    Args:
+        state: the state in which the error was raised.
+        error: the error.
+
+    Raises:
+        Bug: OUTCOME_OF_ERROR has no row for the pair.
+    """
     if isinstance(error, NotEligible):
         return ErrorOutcome(Event.ABORTED, Outcome.WAITING)
     for kind in type(error).__mro__:
         if (state, kind) in OUTCOME_OF_ERROR:
             return OUTCOME_OF_ERROR[state, kind]
-    raise Bug(f"{error.reason!r} in state {state.value!r}: {error.message}") from error
+    raise Bug(f"no outcome for {error.reason!r} in state {state.value!r}: {error.message}") from error

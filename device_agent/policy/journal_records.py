@@ -1,10 +1,10 @@
-"""What the journal remembers between attempts: bundles, pointers, quarantine and a few facts.
+"""Journal records beside attempts: bundles, pointers, quarantine, persistent state, TPM counter.
 
 Rules:
-1. `Holding.manifest` is the signed manifest's canonical bytes, as the verifier passed them: what a bundle is, how it is
-   held to its health contract, and which patches lead to it, is read from there and from nowhere else.
-2. `active` is a bundle that was verified and was healthy. It changes only when COMMITTING ends, when a rollback ends,
-   or when the active bundle is damaged and the previous one takes its place (`degraded`).
+- `BundleRecord.manifest` contains the canonical bytes of the signed manifest that the verifier accepted. It is the only
+  source for a bundle's files, its health contract and its patches.
+- The pointer `active` names a bundle that was verified and healthy. It changes only when COMMITTING ends or when a
+  rollback ends.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,16 @@ from device_agent.errors import StoreDamaged
 
 @dataclass(frozen=True, slots=True)
 class BundleRecord:
-    """One bundle of a release that this device has verified.
+    """One bundle of a verified release. It is recorded when the release is found, before any download.
 
     Attributes:
-        digest: of the bundle.
-        family, version, counter, variant: of the release.
-        counter_epoch: of the delegation under which the counter was signed.
-        manifest: rule 1, as text.
+        digest: digest of the bundle.
+        family: family of the release.
+        version: version of the release.
+        counter: counter of the release.
+        counter_epoch: epoch of the delegation that signed the counter.
+        variant: name of the variant.
+        manifest: canonical bytes of the signed manifest, as text.
     """
 
     digest: BundleDigest
@@ -36,7 +39,16 @@ class BundleRecord:
 
     @classmethod
     def from_manifest(cls, manifest: Manifest, variant: str, counter_epoch: int) -> "BundleRecord":
-        """The holding of one variant. Raises StoreDamagedRefused where the manifest has no such variant."""
+        """Create the record of one variant.
+
+        Args:
+            manifest: verified manifest of the release.
+            variant: name of the variant.
+            counter_epoch: epoch of the delegation that signed the counter.
+
+        Raises:
+            StoreDamaged: the manifest has no such variant.
+        """
         found = manifest.variant(variant)
         if found is None:
             raise StoreDamaged(f"release {manifest.version} has no variant {variant!r}")
@@ -44,19 +56,23 @@ class BundleRecord:
         return cls(found.digest, manifest.family, manifest.version, manifest.counter, counter_epoch, variant, text)
 
     def parse_manifest(self) -> tuple[Manifest, Variant]:
-        """The manifest and this bundle's variant. Raises StoreDamagedRefused where they are not this bundle's."""
+        """Parse the manifest, and return it with the variant of this bundle.
+
+        Raises:
+            StoreDamaged: the manifest does not describe this bundle.
+        """
         manifest = parse_manifest(self.manifest.encode())
         variant = manifest.variant(self.variant)
         if variant is None or variant.digest != self.digest:
-            raise StoreDamaged(f"the manifest kept for bundle {self.digest[:16]} is of another bundle")
+            raise StoreDamaged(f"the manifest recorded for bundle {self.digest[:16]} describes another bundle")
         return manifest, variant
 
     def release_digest(self) -> str:
-        """Of the release: the digest of its manifest without patches."""
+        """Return the digest of the release: that of its manifest without patches."""
         return parse_manifest(self.manifest.encode()).digest_without_patches()
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {
             "digest": self.digest,
             "family": self.family,
@@ -69,7 +85,11 @@ class BundleRecord:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "BundleRecord":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         manifest = fields.value("manifest")
         out = cls(
             digest=BundleDigest(fields.text("digest", SHA256_HEX_PATTERN)),
@@ -86,23 +106,27 @@ class BundleRecord:
 
 @dataclass(frozen=True, slots=True)
 class BundlePointers:
-    """Which bundles have a part to play; None where there is none."""
+    """The digests of the active, the previous and the candidate bundle; None if there is none."""
 
     active: BundleDigest | None = None
     previous: BundleDigest | None = None
     candidate: BundleDigest | None = None
 
     def digests(self) -> frozenset[BundleDigest]:
-        """The bundles that must not be collected."""
+        """Return the bundles that the garbage collection must keep."""
         return frozenset(digest for digest in (self.active, self.previous, self.candidate) if digest is not None)
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {"active": self.active, "previous": self.previous, "candidate": self.candidate}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "BundlePointers":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         active, previous, candidate = (_optional_digest(fields, name) for name in ("active", "previous", "candidate"))
         fields.reject_unknown()
         return cls(active, previous, candidate)
@@ -110,12 +134,14 @@ class BundlePointers:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineRecord:
-    """A bundle that failed here, under one runtime version.
+    """A bundle that failed on this device with one version of the runtime.
 
     Attributes:
-        counter: of its release; a higher one clears the quarantine.
+        digest: digest of the bundle.
+        runtime: version of onnxruntime.
+        counter: counter of its release; committing a release with a higher one clears the quarantine.
         reason: stable reason of the failure.
-        since_ms: Unix milliseconds.
+        since_ms: Unix milliseconds of the failure.
     """
 
     digest: BundleDigest
@@ -125,7 +151,7 @@ class QuarantineRecord:
     since_ms: int
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {
             "digest": self.digest,
             "runtime": self.runtime,
@@ -136,7 +162,11 @@ class QuarantineRecord:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "QuarantineRecord":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         out = cls(
             digest=BundleDigest(fields.text("digest", SHA256_HEX_PATTERN)),
             runtime=fields.text("runtime"),
@@ -150,16 +180,17 @@ class QuarantineRecord:
 
 @dataclass(frozen=True, slots=True)
 class PersistentState:
-    """What else survives a restart.
+    """Facts that survive a restart: pause flag, rollback floor, last check.
 
     Attributes:
-        paused: an operator has paused updates.
-        floor_epoch, floor_counter: lowest release still accepted, as the last check knew it.
-        checked_ms: Unix milliseconds of the last check that succeeded, 0 for never.
-        fresh_until_ms: expiry of the metadata that it saw.
-        offered: version that the channel ran then.
-        damaged: sealed bundles that did not open; they count as not held until they are made anew.
-        last_error: reason of the last check that failed since, or "".
+        is_paused: an operator paused updates.
+        floor_epoch: epoch of the rollback floor at the last successful check.
+        floor_counter: counter of the rollback floor at the last successful check.
+        checked_ms: Unix milliseconds of the last successful check; 0 before the first.
+        metadata_expires_ms: Unix milliseconds at which the metadata of that check expires.
+        offered_release: version that the channel ran at that check, or None.
+        damaged_bundles: bundles whose sealed file is damaged; the planner ignores them until they are patched again.
+        last_error: reason of the newest failed check after the last successful one, or "".
     """
 
     is_paused: bool = False
@@ -172,7 +203,7 @@ class PersistentState:
     last_error: str = ""
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {
             "paused": self.is_paused,
             "floor_epoch": self.floor_epoch,
@@ -186,7 +217,11 @@ class PersistentState:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "PersistentState":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         out = cls(
             is_paused=fields.flag("paused"),
             floor_epoch=fields.integer("floor_epoch"),
@@ -203,23 +238,27 @@ class PersistentState:
 
 @dataclass(frozen=True, slots=True)
 class TpmCounterRecord:
-    """What a TPM's counter had to be when the floor rose last: a copy of the disk from before says less than the TPM.
+    """The expected TPM counter. If the TPM's counter is higher, the disk is an old copy or damaged.
 
     Attributes:
-        counter: recorded before the TPM's is raised to it; 0 where there is no TPM.
-        is_unproven: the TPM's was higher when it was last looked at, and no check has proven the floor anew since.
+        counter: recorded before the TPM's counter is raised to it; 0 without a TPM.
+        is_unproven: the TPM's counter was higher when it was last read, and no check proved the rollback floor since.
     """
 
     counter: int = 0
     is_unproven: bool = False
 
     def as_json(self) -> dict[str, JSON]:
-        """The journal's record."""
+        """Return the journal record."""
         return {"counter": self.counter, "is_unproven": self.is_unproven}
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "TpmCounterRecord":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         out = cls(fields.integer("counter"), fields.flag("is_unproven"))
         fields.reject_unknown()
         return out

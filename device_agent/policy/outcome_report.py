@@ -1,4 +1,4 @@
-"""The report that follows an outcome; written in the same transaction as the outcome."""
+"""The device report that follows a result; the journal writes both in one transaction."""
 
 import os
 from typing import Final
@@ -7,19 +7,19 @@ from bundle.device_report import OUTCOMES, DeviceReport
 from bundle.version import VERSION
 from device_agent.policy.attempt import UpdateResult
 
-MAX_REPORTS: Final = 256
+MAX_REPORTS: Final = 256  # kept in the journal of a family, some 500 bytes each
 
 
 def next_report(
     result: UpdateResult, family: str | None, before: DeviceReport | None, runtime: str
 ) -> DeviceReport | None:
-    """The report of an outcome, or None where it is not terminal (bundle.device_report rule 1).
+    """Create the report of a result, or None if devices do not report its outcome (bundle.device_report).
 
     Args:
-        ended: what there is to tell.
-        family: of the release, where it is known.
-        before: the newest report; None begins a log.
-        runtime: onnxruntime's version.
+        result: the finished attempt.
+        family: family of the release, or None if it is unknown.
+        before: the newest report of the log, or None to start a log.
+        runtime: version of onnxruntime.
     """
     if result.outcome.value not in OUTCOMES:
         return None

@@ -1,12 +1,20 @@
-"""The plan: the cheapest signed path from what the device holds to the bundle that it should have.
+"""The variant for this device, and the cheapest patch path from the stored bundles to it.
 
-Pure. Rules:
-1. Every edge is a patch of a manifest that was verified: of the release at hand, or of one verified before. A path
-   starts from a bundle in the store, or from nothing.
-2. Cheapest is fewest bytes still to fetch (what lies in the spool counts as fetched); then fewest patches.
-3. Policy: at most `max_chain` patches; none that needs a decoder feature or more memory than there is; and where the
-   connection is metered, a limit on the bytes.
-4. Space is known before a byte is fetched, from signed sizes: all blobs, and every bundle on the path sealed.
+Theory of operation:
+
+    Bundles are the nodes of a graph. A patch is an edge from its base bundle to its target bundle; a full download is
+    an edge without a base. A path is a sequence of edges whose first base is in the store (or that starts with a full
+    download) and whose last target is the wanted bundle. Dijkstra's algorithm searches backwards from the target.
+
+Rules:
+- Every edge comes from a verified manifest: that of the release, or of one verified before.
+- The cheapest path has the fewest bytes to download; what the spool already contains is free. Among equals, the one
+  with the fewest patches wins.
+- A path has at most `max_steps` patches, and none that needs an unknown decoder feature or more memory than available.
+  On a metered connection its download has a limit.
+- The needed disk space is known before the download, from signed sizes: all blobs, and all bundles on the path sealed.
+
+This module does no I/O.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,22 +26,22 @@ from bundle.files import BundleDigest
 from bundle.manifest import Manifest, PatchEntry, Requirements, Variant
 from device_agent.errors import MeteredLimitExceeded, NoPatchPath, NoVariant
 
-FRAME_HEADER_BYTES: Final = 44  # of a frame file; bundle.frames, which the supervisor does not load
+FRAME_HEADER_BYTES: Final = 44  # of a frame file, as in bundle.frames, which the supervisor does not load
 FRAME_BYTES: Final = 64 * 1024
 FRAME_TAG_BYTES: Final = 16
-MAX_HEAD_BYTES: Final = 600 * 1024  # the most that the head of a sealed bundle takes: its manifest, escaped
+MAX_HEAD_BYTES: Final = 600 * 1024  # largest head of a sealed bundle: its manifest as an escaped JSON string
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceFacts:
-    """What this device is and has.
+    """The facts of a device that decide about variants and patches.
 
     Attributes:
-        arch: `uname -m`.
+        arch: machine name, as `uname -m` prints it.
         cpu_features: flags of /proc/cpuinfo.
-        runtime: onnxruntime's version.
-        memory_bytes: available.
-        decoders: features of patches that the decoder here knows.
+        runtime: version of onnxruntime.
+        memory_bytes: available memory.
+        decoders: patch features that the installed decoder supports.
     """
 
     arch: str
@@ -45,7 +53,15 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True)
 class PatchEdge:
-    """One patch that may be used: it leads from `entry.base` to `target`, a variant of `manifest`."""
+    """One patch, from the bundle `entry.base` to the bundle `target`.
+
+    Attributes:
+        manifest: verified manifest that lists the patch.
+        counter_epoch: epoch of the delegation that signed the manifest's counter.
+        variant_name: variant that the patch creates.
+        target: digest of that variant's bundle.
+        entry: the manifest's entry of the patch; a base of None is a full download.
+    """
 
     manifest: Manifest
     counter_epoch: int
@@ -56,14 +72,14 @@ class PatchEdge:
 
 @dataclass(frozen=True, slots=True)
 class PatchPath:
-    """What to fetch and apply, in order.
+    """The patches to download and apply.
 
     Attributes:
-        steps: empty where the store has the bundle.
-        fetch_bytes: still to come over the wire.
-        patch_bytes: of the blobs of all steps.
-        full_bytes: of the cheapest blob from nothing, 0 where there is none.
-        storage_bytes: that the spool and the store take at the most.
+        steps: patches in order; empty if the bundle is in the store.
+        fetch_bytes: bytes that have to be downloaded.
+        patch_bytes: size of the blobs of all steps.
+        full_bytes: size of the cheapest full download; 0 if none is published.
+        storage_bytes: largest number of bytes that spool and store need for this path.
     """
 
     steps: tuple[PatchEdge, ...]
@@ -75,57 +91,74 @@ class PatchPath:
 
 @dataclass(frozen=True, slots=True)
 class PathPolicy:
-    """Rule 3; None is no limit."""
+    """The limits of a path.
+
+    Attributes:
+        max_steps: maximum number of patches.
+        metered_limit_bytes: maximum download, or None for no limit.
+    """
 
     max_steps: int
     metered_limit_bytes: int | None = None
 
 
 def choose_variant(manifest: Manifest, requested: str, facts: DeviceFacts, current: str | None) -> tuple[str, Variant]:
-    """The variant for this device.
+    """Choose the variant for this device, and return its name and the variant.
 
     Args:
-        wanted: a name, or "auto": the one that it has now where that still fits, else the smallest that fits.
-        current: name of the active variant.
+        manifest: verified manifest of the release.
+        requested: name of a variant, or "auto": the current one if it still fits, else the smallest that fits.
+        facts: of the device.
+        current: name of the active variant, or None.
 
     Raises:
-        NoVariantRefused: none fits; says why for each.
+        NoVariant: no variant fits, or the requested one does not; the message says why.
     """
     misfits = {name: unmet_requirement(variant.requires, facts) for name, variant in manifest.variants}
     if requested != "auto":
         variant = manifest.variant(requested)
         if variant is None or misfits[requested]:
-            why = misfits.get(requested) or f"the release has {', '.join(misfits)}"
-            raise NoVariant(f"release {manifest.version}: variant {requested!r} does not fit: {why}")
+            reason = misfits.get(requested) or f"the release has {', '.join(misfits)}"
+            raise NoVariant(f"release {manifest.version}: variant {requested!r} does not fit: {reason}")
         return requested, variant
     fitting = [(name, variant) for name, variant in manifest.variants if not misfits[name]]
     if not fitting:
-        reasons = "; ".join(f"{name}: {why}" for name, why in misfits.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in misfits.items())
         raise NoVariant(f"release {manifest.version} has no variant for this device: {reasons}")
     kept = [pair for pair in fitting if pair[0] == current]
     return kept[0] if kept else min(fitting, key=lambda pair: (pair[1].plain_size, pair[0]))
 
 
 def unmet_requirement(requires: Requirements, facts: DeviceFacts) -> str:
-    """Why a device does not meet requirements; "" where it does."""
+    """Return the first requirement that a device does not meet, as a phrase, or "".
+
+    Args:
+        requires: signed requirements of a variant.
+        facts: of the device.
+    """
     if requires.arch and facts.arch not in requires.arch:
-        return f"made for {', '.join(requires.arch)}, this is {facts.arch}"
+        return f"needs {' or '.join(requires.arch)}, this device is {facts.arch}"
     missing = sorted(set(requires.cpu_features) - facts.cpu_features)
     if missing:
         return f"needs the processor features {', '.join(missing)}"
     if _parse_version(facts.runtime) < _parse_version(requires.onnxruntime_min):
-        return f"needs onnxruntime {requires.onnxruntime_min}, this is {facts.runtime}"
+        return f"needs onnxruntime {requires.onnxruntime_min} or later, this device has {facts.runtime}"
     if requires.onnxruntime_below is not None and _parse_version(facts.runtime) >= _parse_version(
         requires.onnxruntime_below
     ):
-        return f"needs onnxruntime below {requires.onnxruntime_below}, this is {facts.runtime}"
+        return f"needs onnxruntime below {requires.onnxruntime_below}, this device has {facts.runtime}"
     if requires.memory_bytes > facts.memory_bytes:
         return f"needs {requires.memory_bytes} bytes of memory, {facts.memory_bytes} are available"
     return ""
 
 
 def patch_edges(manifest: Manifest, counter_epoch: int) -> list[PatchEdge]:
-    """Every patch that a manifest lists."""
+    """Return an edge for every patch that a manifest lists.
+
+    Args:
+        manifest: a verified manifest.
+        counter_epoch: epoch of the delegation that signed its counter.
+    """
     return [
         PatchEdge(manifest, counter_epoch, name, variant.digest, entry)
         for name, variant in manifest.variants
@@ -141,16 +174,19 @@ def find_cheapest_path(
     facts: DeviceFacts,
     policy: PathPolicy,
 ) -> PatchPath:
-    """Rules 1 to 4, but for the free space, which the caller compares.
+    """Find the cheapest path to a bundle. The caller compares `storage_bytes` with the free space.
 
     Args:
-        target: bundle digest.
-        edges: of all verified manifests.
-        held: bundles in the store that are not known to be damaged.
-        spooled: blob → bytes already here.
+        target: digest of the wanted bundle.
+        edges: patches of all verified manifests.
+        stored: bundles in the store that are not known to be damaged.
+        spooled: bytes in the spool, by SHA-256 of the blob.
+        facts: of the device.
+        policy: limits of the path.
 
     Raises:
-        NoPathUnavailable, MeteredUnavailable.
+        NoPatchPath: no path within the limits leads to the bundle.
+        MeteredLimitExceeded: the cheapest path has to download more than the metered limit.
     """
     if target in stored:
         return PatchPath((), 0, 0, 0, 0)
@@ -162,15 +198,15 @@ def find_cheapest_path(
             {_unmet_patch_requirement(edge.entry, facts) for edge in edges if edge.target == target} - {""}
         )
         raise NoPatchPath(
-            f"no published patch leads to bundle {target[:16]} from what this device holds"
+            f"no published patch leads to bundle {target[:16]} from the bundles in the store"
             + (f" ({'; '.join(reasons)})" if reasons else ""),
-            hint="publish a patch from nothing",
+            hint="publish a full download of the release",
         )
     fetch = sum(_remaining_bytes(edge.entry, spooled) for edge in path)
     if policy.metered_limit_bytes is not None and fetch > policy.metered_limit_bytes:
         raise MeteredLimitExceeded(
-            f"the cheapest path takes {fetch} bytes, the metered limit is {policy.metered_limit_bytes}",
-            hint="wait for a connection that is not metered, or raise update.metered_limit_bytes",
+            f"the cheapest path downloads {fetch} bytes, the metered limit is {policy.metered_limit_bytes}",
+            hint="wait for an unmetered connection, or raise update.metered_limit_bytes",
         )
     storage = fetch + sum(_sealed_bytes(edge) for edge in path)
     return PatchPath(path, fetch, sum(edge.entry.size for edge in path), full, storage)
@@ -181,12 +217,12 @@ def _cheapest_edges(
     edges: list[PatchEdge],
     stored: frozenset[BundleDigest],
     spooled: Mapping[str, int],
-    max_chain: int,
+    max_steps: int,
 ) -> tuple[PatchEdge, ...] | None:
     into: dict[BundleDigest, list[PatchEdge]] = {}
     for edge in edges:
         into.setdefault(edge.target, []).append(edge)
-    # backwards from the target, so that a bundle that is held ends a path; the number breaks ties between equal costs
+    # cost, length, number, bundle, path from it to the target; the number breaks ties between equal costs
     queue: list[tuple[int, int, int, BundleDigest, tuple[PatchEdge, ...]]] = [(0, 0, 0, target, ())]
     number = 0
     seen: set[tuple[BundleDigest, int]] = set()
@@ -195,7 +231,7 @@ def _cheapest_edges(
         cost, length, _, node, path = heappop(queue)
         if best is not None and (cost, length) >= best[:2]:
             break
-        if (node, length) in seen or length >= max_chain:
+        if (node, length) in seen or length >= max_steps:
             continue
         seen.add((node, length))
         for edge in into.get(node, []):

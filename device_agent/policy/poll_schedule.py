@@ -1,9 +1,9 @@
-"""When to ask the repository again.
+"""The time until the next check of the repository.
 
 Rules:
-1. Each pause is drawn anew around the interval, so that devices that started together do not stay together.
-2. After failures in a row it starts short and doubles, up to a multiple of the interval: a repository that comes back
-   is found soon, and one that does not is not hammered.
+- Each delay is drawn at random around the interval, so that devices that started together do not poll together.
+- After a failure the delay is short; it doubles with each further failure, up to a multiple of the interval. So a
+  repository that comes back is found soon, and one that stays down gets few requests.
 """
 
 import random
@@ -13,16 +13,16 @@ from typing import Final
 JITTER_SHARE: Final = 0.2
 FIRST_RETRY_S: Final = 15.0
 MAX_RETRY_FACTOR: Final = 4  # of the poll interval
-MAX_DOUBLINGS: Final = 20  # far beyond what the factor allows; keeps the shift small
+MAX_DOUBLINGS: Final = 20  # the factor is reached long before; this bounds the shift
 
 
 def next_poll_delay_s(interval_s: int, failures: int, draw: Callable[[], float] = random.random) -> float:
-    """Seconds until the next poll.
+    """Draw the delay until the next poll, in seconds.
 
     Args:
-        interval_s: mean time between polls.
-        failures: in a row, up to now.
-        draw: from 0 to 1.
+        interval_s: mean time between polls, in seconds.
+        failures: number of failed checks in a row.
+        draw: returns a random number from 0 to 1.
     """
     if not failures:
         return interval_s * (1 - JITTER_SHARE + 2 * JITTER_SHARE * draw())

@@ -26,7 +26,7 @@ MAX_EXTENSIONS: Final = 10
 
 
 class ProbationAction(StrEnum):
-    """What to do about a candidate now."""
+    """An action on a candidate in probation."""
 
     WATCH = "watch"
     COMMIT = "commit"
@@ -55,7 +55,7 @@ class ServingObservation:
 
 @dataclass(frozen=True, slots=True)
 class ProbationLimits:
-    """The limits of a probation: the health contract's, and the window that the device's operator may have set.
+    """The limits of a probation, from the health contract and the configuration.
 
     Attributes:
         window_s: length of the probation, in seconds.
@@ -94,7 +94,7 @@ class ProbationLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProbationDecision:
-    """What to do about a candidate now, and why.
+    """A decision about a candidate, with its reason.
 
     Attributes:
         action: what to do.

@@ -1,4 +1,4 @@
-"""The decision about a candidate in shadow mode: it receives mirrored requests, nobody gets its responses.
+"""The decision about a candidate in shadow mode, from the responses to mirrored requests.
 
 The rules apply in this order:
 

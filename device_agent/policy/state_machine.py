@@ -34,7 +34,7 @@ MAX_CRASHES: Final = 3  # two crashes can be unrelated power cuts; a third is bl
 
 
 class State(StrEnum):
-    """What the agent does about an update. The journal stores the value."""
+    """A state of the agent; the journal stores its value."""
 
     IDLE = "idle"
     CHECKING = "checking"
@@ -50,7 +50,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What happened in a state."""
+    """An event in a state."""
 
     CHECK = "check"
     UP_TO_DATE = "up-to-date"

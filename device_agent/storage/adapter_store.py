@@ -1,7 +1,7 @@
 """The personal adapter of a family: its record and its sealed file.
 
-adapter/adapter.json    the record; no content
-adapter/<sha256>.sealed the file and its golden outputs, sealed under the storage key
+adapter/adapter.json      the record
+adapter/<sha256>.sealed   the adapter and its golden outputs, sealed under the storage key
 """
 
 from contextlib import suppress
@@ -30,14 +30,15 @@ MAX_KNOWN_BUNDLES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What is known of the adapter.
+    """The record of an adapter.
 
     Attributes:
-        name: of the file that it came as.
-        sha256, size: of its content.
-        tolerance_ppm: of rule 1.
-        is_wanted: False after `detach`: kept, and attached to nothing.
-        fits: by bundle digest, whether the check passed; the last MAX_KNOWN_BUNDLES.
+        name: name of the file that the user attached.
+        sha256: digest of its content, hexadecimal.
+        size: bytes of its content.
+        tolerance_ppm: allowed relative RMS error of the golden outputs with the adapter, in parts per million.
+        is_enabled: False after `detach`: the adapter stays stored and is attached to no bundle.
+        check_results: whether the adapter check passed, by bundle digest; the last MAX_KNOWN_BUNDLES.
     """
 
     name: str
@@ -48,16 +49,21 @@ class Adapter:
     check_results: dict[BundleDigest, bool] = field(default_factory=dict)
 
     def is_attached_to(self, digest: BundleDigest) -> bool:
-        """Rule 1."""
+        """Return whether the model of this bundle is loaded with the adapter."""
         return self.is_enabled and self.check_results.get(digest, False)
 
     def with_check_result(self, digest: BundleDigest, *, is_compatible: bool) -> "Adapter":
-        """With the outcome of a check."""
+        """Return a copy with the result of an adapter check.
+
+        Args:
+            digest: digest of the bundle.
+            is_compatible: whether the check passed.
+        """
         known = {**{d: found for d, found in self.check_results.items() if d != digest}, digest: is_compatible}
         return replace(self, check_results=dict(list(known.items())[-MAX_KNOWN_BUNDLES:]))
 
     def as_json(self) -> dict[str, JSON]:
-        """The record."""
+        """Return the content of adapter.json."""
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -71,7 +77,11 @@ class Adapter:
 
     @classmethod
     def parse(cls, fields: StrictObject) -> "Adapter":
-        """Inverse of `as_json`. Raises MalformedRefused."""
+        """Parse the output of `as_json`.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         fields.choice("schema", (SCHEMA,))
         good, bad = (
             fields.texts(name, SHA256_HEX_PATTERN, max_items=MAX_KNOWN_BUNDLES) for name in ("fits", "misfits")
@@ -89,13 +99,13 @@ class Adapter:
 
 
 class AdapterStore:
-    """The folder `adapter/` of a family's part of a device directory."""
+    """The directory `adapter/` of one family."""
 
     def __init__(self, device: DeviceDirectory) -> None:
         self._folder = device.family_directory / ADAPTER_DIRECTORY_NAME
 
     def read(self) -> Adapter | None:
-        """What lies here; None where nothing does, or its record is damaged: a model serves without it then."""
+        """Return the adapter, or None if none is stored or its record is damaged: the model serves without it."""
         with suppress(FileNotFoundError, Malformed):
             data = (self._folder / RECORD_FILE_NAME).read_bytes()
             return Adapter.parse(
@@ -106,12 +116,12 @@ class AdapterStore:
         return None
 
     def find_attached(self, digest: BundleDigest) -> Adapter | None:
-        """The adapter, where it is attached to this bundle."""
+        """Return the adapter if it is attached to this bundle, else None."""
         adapter = self.read()
         return adapter if adapter is not None and adapter.is_attached_to(digest) else None
 
     def write(self, adapter: Adapter) -> None:
-        """Replace the record; sealed files that it does not name go."""
+        """Replace the record, and delete all sealed files except the one that it names."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_durably(self._folder / RECORD_FILE_NAME, strict_json.encode(adapter.as_json()))
         for path in self._folder.glob("*.sealed*"):
@@ -119,24 +129,28 @@ class AdapterStore:
                 path.unlink(missing_ok=True)
 
     def sealed_path(self, sha256: str) -> Path:
-        """Where the content lies."""
+        """Return the path of the sealed file with this digest."""
         return self._folder / f"{sha256}.sealed"
 
     def incoming_path(self) -> Path:
-        """Where a content is written to, before its name is known."""
+        """Return the path for a sealed file whose digest is not known yet."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         return self._folder / "incoming.sealed.new"
 
     def detach(self) -> Adapter:
-        """Keep it and attach it to nothing. Raises NoAdapter."""
+        """Disable the adapter; it stays stored.
+
+        Raises:
+            AdapterMissing: no adapter is stored.
+        """
         adapter = self.read()
         if adapter is None:
-            raise AdapterMissing("no adapter is held", hint="`device-agent adapter attach FILE` brings one")
+            raise AdapterMissing("no adapter is stored", hint="attach one with `device-agent adapter attach FILE`")
         self.write(replace(adapter, is_enabled=False))
         return replace(adapter, is_enabled=False)
 
     def as_listing(self, digest: BundleDigest | None) -> dict[str, Any]:
-        """For `adapter list`; `digest` of the active bundle."""
+        """Return the object that `adapter list` prints; `digest` is the active bundle's or None."""
         adapter = self.read()
         rows = []
         if adapter is not None:

@@ -1,11 +1,11 @@
-"""The store: sealed bundles by digest, and the spool that blobs come into.
+"""The bundle store (sealed bundles by digest), the spool (partial downloads), and durable writes.
 
 Rules:
-1. A file under its final name is complete and synced: it is written under another name, synced, renamed, and the folder
-   synced. So a name is a claim, and a cut of power leaves only names that nobody reads.
-2. The supervisor opens files and passes descriptors; it never reads what is in them. Whether a sealed bundle is intact
-   is known only by the one who has the storage key: the patcher.
-3. Only what a pointer names is kept; all else is collected.
+- A file with its final name is complete and durable. It is written under another name, synced and renamed, and then the
+  directory is synced. So a power cut leaves only complete files, and files with names that no reader opens.
+- The supervisor opens files and passes descriptors; it never reads the content. Only the patcher has the storage key
+  and can check whether a sealed bundle is intact.
+- Garbage collection deletes every bundle that no pointer names.
 """
 
 import os
@@ -21,14 +21,14 @@ SEALED_SUFFIX: Final = ".sealed"
 INCOMING_SUFFIX: Final = ".incoming"
 PARTIAL_SUFFIX: Final = ".part"
 ETAG_SUFFIX: Final = ".etag"
-RESERVE_BYTES: Final = 8 * 1024 * 1024  # for the journal and the trust memory: an update never takes the last block
+RESERVE_BYTES: Final = 8 * 1024 * 1024  # stays free for the journal and the trust state
 
 
 class BundleStore:
-    """The folders `store/` and `spool/` of one family.
+    """The directories `store/` and `spool/` of one family.
 
     Args:
-        directory: the family's place in the device directory; the two are made when missing.
+        directory: the family's part of the device directory; the two directories are created if missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,46 +39,55 @@ class BundleStore:
     # bundles
 
     def contains(self, digest: BundleDigest) -> bool:
-        """Is there a sealed bundle of that name?"""
+        """Return whether the store has a sealed bundle with this digest."""
         return self._sealed_path(digest).exists()
 
     def digests(self) -> frozenset[BundleDigest]:
-        """Every sealed bundle."""
+        """Return the digests of all sealed bundles."""
         names = (path.name.removesuffix(SEALED_SUFFIX) for path in self._bundle_directory.glob("*" + SEALED_SUFFIX))
         return frozenset(BundleDigest(name) for name in names if SHA256_HEX_PATTERN.fullmatch(name))
 
     def open_bundle(self, digest: BundleDigest) -> int:
-        """A descriptor to read a sealed bundle; the caller closes it. Raises StoreDamagedRefused: it is missing."""
+        """Open a sealed bundle for reading; the caller closes the descriptor.
+
+        Raises:
+            StoreDamaged: the store has no such bundle.
+        """
         try:
             return os.open(self._sealed_path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise StoreDamaged(f"bundle {digest[:16]} is not in the store") from error
 
     def create_incoming(self, digest: BundleDigest) -> int:
-        """A descriptor to write a sealed bundle to, from its beginning; the caller closes it."""
+        """Create an empty file for a sealed bundle; the caller closes the descriptor."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         return os.open(self._incoming_path(digest), flags, 0o600)
 
     def commit_incoming(self, digest: BundleDigest, fd: int) -> None:
-        """What was written to `fd` is complete (rule 1)."""
+        """Make a complete incoming file durable and give it its final name.
+
+        Args:
+            digest: digest of the bundle.
+            fd: descriptor from `create_incoming`, with the whole sealed bundle written.
+        """
         os.fsync(fd)
         self._incoming_path(digest).rename(self._sealed_path(digest))
         sync_directory(self._bundle_directory)
 
     def delete(self, digest: BundleDigest) -> None:
-        """Remove a sealed bundle, finished or not."""
+        """Delete a sealed bundle, and its incoming file."""
         for path in (self._incoming_path(digest), self._sealed_path(digest)):
             path.unlink(missing_ok=True)
 
-    # the spool
+    # spool
 
     def spooled_bytes(self, blob: str) -> int:
-        """How much of a blob is already here."""
+        """Return how many bytes of a blob are in the spool."""
         part = self._spool_directory / (blob + PARTIAL_SUFFIX)
         return part.stat().st_size if part.exists() else 0
 
     def open_partial(self, blob: str) -> tuple[int, int]:
-        """Descriptors of a blob's part file and of the note about its origin; the caller closes both."""
+        """Open a blob's partial file and the file with its ETag; the caller closes both descriptors."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         part = os.open(self._spool_directory / (blob + PARTIAL_SUFFIX), flags, 0o600)
         try:
@@ -88,36 +97,45 @@ class BundleStore:
             raise
 
     def delete_partial(self, blob: str) -> None:
-        """Remove a blob's part file: it was used, or it is not what it should be."""
+        """Delete a blob's partial file and its ETag."""
         for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX):
             (self._spool_directory / (blob + suffix)).unlink(missing_ok=True)
 
-    # space
+    # disk space
 
     def free_bytes(self) -> int:
-        """That a new file can take, after the reserve."""
+        """Return the bytes that a new file may use, after the reserve."""
         facts = os.statvfs(self._bundle_directory)
         return max(0, facts.f_bavail * facts.f_frsize - RESERVE_BYTES)
 
     def check_space(self, needed_bytes: int) -> None:
-        """Raises NoSpaceUnavailable."""
+        """Check that `needed_bytes` are free beside the reserve.
+
+        Raises:
+            NoSpace: fewer bytes are free.
+        """
         free = self.free_bytes()
         if needed_bytes > free:
             raise NoSpace(
                 f"{needed_bytes} bytes are needed in {self._bundle_directory}, {free} are free beside "
                 f"a reserve of {RESERVE_BYTES}",
-                hint="free space on the device; nothing was downloaded",
+                hint="free space on the device; nothing was downloaded yet",
             )
 
     def delete_unlisted(self, keep: Iterable[BundleDigest], keep_partials: Iterable[str] = ()) -> list[str]:
-        """Remove what is not named (rule 3); the names that went."""
+        """Delete all files except those listed, and return the names of the deleted ones.
+
+        Args:
+            keep: digests of the bundles to keep.
+            keep_partials: SHA-256 of the blobs whose partial files to keep.
+        """
         kept = {digest + SEALED_SUFFIX for digest in keep}
         kept_parts = {blob + suffix for blob in keep_partials for suffix in (PARTIAL_SUFFIX, ETAG_SUFFIX)}
-        gone = [path for path in self._bundle_directory.iterdir() if path.name not in kept]
-        gone += [path for path in self._spool_directory.iterdir() if path.name not in kept_parts]
-        for path in gone:
+        deleted = [path for path in self._bundle_directory.iterdir() if path.name not in kept]
+        deleted += [path for path in self._spool_directory.iterdir() if path.name not in kept_parts]
+        for path in deleted:
             path.unlink(missing_ok=True)
-        return sorted(path.name for path in gone)
+        return sorted(path.name for path in deleted)
 
     def _sealed_path(self, digest: BundleDigest) -> Path:
         return self._bundle_directory / (digest + SEALED_SUFFIX)
@@ -127,7 +145,7 @@ class BundleStore:
 
 
 def sync_directory(path: Path) -> None:
-    """Make names in a folder durable."""
+    """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -136,7 +154,13 @@ def sync_directory(path: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace a small file as a whole: the old content or the new, never neither."""
+    """Replace a small file atomically: after a power cut it has the old content or the new one.
+
+    Args:
+        path: the file.
+        data: the whole content.
+        mode: permissions of the new file.
+    """
     new = path.with_name(path.name + ".new")
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:

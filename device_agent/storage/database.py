@@ -50,7 +50,7 @@ class RecordDatabase:
             raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._db.close()
 
     @contextmanager
@@ -82,7 +82,12 @@ class RecordDatabase:
         self._db.execute("INSERT OR REPLACE INTO record (kind, key, body, sha256) VALUES (?, ?, ?, ?)", row)
 
     def get(self, kind: str, key: str) -> StrictObject | None:
-        """Return the body of one record, or None if there is no such record."""
+        """Return the body of one record, or None if there is no such record.
+
+        Args:
+            kind: group of the record.
+            key: key within the kind.
+        """
         found = self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? AND key = ?", (kind, key))
         return found[0] if found else None
 
@@ -91,7 +96,12 @@ class RecordDatabase:
         return self._select("SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key", (kind,))
 
     def last(self, kind: str, limit: int) -> list[StrictObject]:
-        """Return up to `limit` records of a kind, the highest key first."""
+        """Return the records of a kind with the highest keys, the highest first.
+
+        Args:
+            kind: group of the records.
+            limit: maximum number of records.
+        """
         query = "SELECT kind, key, body, sha256 FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
         return self._select(query, (kind, limit))
 
@@ -104,15 +114,25 @@ class RecordDatabase:
         return None if row[0] is None else str(row[0])
 
     def delete(self, kind: str, key: str) -> None:
-        """Delete one record if it exists, inside a transaction."""
+        """Delete one record if it exists, inside a transaction.
+
+        Args:
+            kind: group of the record.
+            key: key within the kind.
+        """
         self._db.execute("DELETE FROM record WHERE kind = ? AND key = ?", (kind, key))
 
     def delete_prefix(self, kind: str, prefix: str) -> None:
-        """Delete the records of a kind whose key starts with `prefix`, inside a transaction."""
+        """Delete the records of a kind whose key starts with `prefix`, inside a transaction.
+
+        Args:
+            kind: group of the records.
+            prefix: start of the keys.
+        """
         self._db.execute("DELETE FROM record WHERE kind = ? AND substr(key, 1, ?) = ?", (kind, len(prefix), prefix))
 
     def check(self) -> None:
-        """Read every record.
+        """Read every record and compare its checksum.
 
         Raises:
             JournalDamaged: a record does not match its checksum.
@@ -120,7 +140,12 @@ class RecordDatabase:
         self._select("SELECT kind, key, body, sha256 FROM record", ())
 
     def keep_last(self, kind: str, rows: int) -> None:
-        """Delete all records of a kind except the `rows` with the highest keys, inside a transaction."""
+        """Delete the records of a kind with the lowest keys, inside a transaction.
+
+        Args:
+            kind: group of the records.
+            rows: number of records with the highest keys that are kept.
+        """
         kept = "SELECT key FROM record WHERE kind = ? ORDER BY key DESC LIMIT ?"
         self._db.execute(f"DELETE FROM record WHERE kind = ? AND key NOT IN ({kept})", (kind, kind, rows))  # noqa: S608  # a constant
 

@@ -1,15 +1,16 @@
-"""The device directory: where things lie, who may use it, and who this device is.
+"""The device directory: its paths, its lock and the public identity of the device.
 
     identity/   0700: device.json (public), x-wing.key, ed25519.key, storage.key (0600)
-    trust/      root.json (shipped), cache/ (tuf's), slots/ (the trust memory)
-    spool/      blobs on their way      store/  sealed bundles
+    trust/      root.json (shipped), cache/ (of tuf), slots/ (two copies of the trust state)
+    spool/      partial downloads       store/  sealed bundles
     state.db    the journal             control.sock, lock
-    families/NAME/  spool, store, journal and adapter of each further family; the first one's are above
+    families/NAME/  spool, store, journal and adapter of each further family; those of the first are at the top
 
 Rules:
-1. One process works on a directory at a time: whoever holds `lock`. The kernel lets go of it when the process ends.
-2. The supervisor opens key files and passes the descriptors; it never reads a secret.
-3. Identity and trust memory are the device's: all its families come from one repository.
+- One process writes to a directory at a time: the one that has locked `lock`. The kernel releases the lock when the
+  process ends.
+- The supervisor opens key files and passes the descriptors; it never reads a secret.
+- Identity and trust state belong to the device: all its families come from one repository.
 """
 
 import fcntl
@@ -41,13 +42,13 @@ KEY_FILES: Final = {DEVICE_KEY: DEVICE_KEY_FILE, SIGNING_KEY: SIGNING_KEY_FILE, 
 
 @dataclass(frozen=True, slots=True)
 class PublicIdentity:
-    """Who this device is.
+    """The public part of the device's identity.
 
     Attributes:
-        device_id: hash of both public keys, hexadecimal.
-        label: for people.
-        x_wing_public: what envelopes are sealed to.
-        ed25519_public: what reports are signed with.
+        device_id: SHA-256 of both public keys, hexadecimal.
+        label: name for people.
+        x_wing_public: public key that envelopes are sealed to (X-Wing).
+        ed25519_public: public key of the device's signatures (Ed25519).
     """
 
     device_id: str
@@ -56,7 +57,7 @@ class PublicIdentity:
     ed25519_public: bytes
 
     def as_bytes(self) -> bytes:
-        """The file identity/device.json."""
+        """Return the content of identity/device.json."""
         return strict_json.encode(
             {
                 "schema": IDENTITY_SCHEMA,
@@ -69,11 +70,11 @@ class PublicIdentity:
 
 
 class DeviceDirectory:
-    """Paths of a device directory; nothing is made here.
+    """The paths of a device directory; creating the object creates no file.
 
     Args:
         root: the directory.
-        place: of one family's part of it; the first one's is `root` itself.
+        family_directory: the part of one family; None for the first family, whose part is `root` itself.
     """
 
     def __init__(self, root: Path, family_directory: Path | None = None) -> None:
@@ -88,31 +89,48 @@ class DeviceDirectory:
 
     @classmethod
     def for_family(cls, config: Config) -> "DeviceDirectory":
-        """As the configuration of one family names it."""
+        """Return the device directory with the part of the configured family."""
         return cls(config.directory, config.family_directory)
 
     def create_family_directory(self) -> None:
-        """The family's folder, durable: what is committed into it later must not lose its path. Raises OSError."""
+        """Create the family's directory durably, so that files committed into it later cannot lose their path.
+
+        Raises:
+            OSError: the directory cannot be created.
+        """
         if not self.family_directory.is_dir():
             self.family_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_directory(self.family_directory.parent)
             sync_directory(self.root)
 
     def check_initialized(self) -> None:
-        """Raises NotInitialized."""
+        """Check that the device has an identity and a shipped root.
+
+        Raises:
+            NotInitialized: a file is missing.
+        """
         for path in (self.identity_directory / "device.json", self.shipped_root_path):
             if not path.exists():
                 raise NotInitialized(f"{path} is missing", hint="run `device-agent init` first")
 
     def check_uninitialized(self) -> None:
-        """Raises AlreadyInitialized: there is an identity."""
+        """Check that the device has no identity yet.
+
+        Raises:
+            AlreadyInitialized: it has one.
+        """
         if self.identity_directory.exists():
             raise AlreadyInitialized(
                 f"{self.identity_directory} exists", hint="remove the device directory to start over"
             )
 
     def read_public_identity(self) -> PublicIdentity:
-        """Raises NotInitialized, IdentityInvalid."""
+        """Read identity/device.json.
+
+        Raises:
+            NotInitialized: the device has no identity.
+            IdentityInvalid: the file is unreadable or malformed.
+        """
         self.check_initialized()
         path = self.identity_directory / "device.json"
         try:
@@ -128,11 +146,18 @@ class DeviceDirectory:
             )
             fields.reject_unknown()
         except (OSError, ValueError, Malformed) as error:
-            raise IdentityInvalid(f"{path}: {error}", hint="restore it from a backup or enroll anew") from error
+            raise IdentityInvalid(
+                f"{path}: {error}", hint="restore it from a backup, or initialize and enroll the device again"
+            ) from error
         return out
 
     def open_key(self, name: str) -> int:
-        """A descriptor of a key file (rule 2); the caller closes it. Raises IdentityInvalid, OSError."""
+        """Open a key file; the caller closes the descriptor.
+
+        Raises:
+            IdentityInvalid: it is missing, no regular file, or accessible to others.
+            OSError: it cannot be opened.
+        """
         path = self.identity_directory / name
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -146,14 +171,18 @@ class DeviceDirectory:
 
     @contextmanager
     def acquire_lock(self) -> Iterator[None]:
-        """Rule 1. Raises BusyUnavailable."""
+        """Lock the device directory for the duration of a `with` block.
+
+        Raises:
+            DeviceLocked: another process has the lock.
+        """
         fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise DeviceLocked(
-                    f"another process works on {self.root}", hint="is `device-agent run` or `update` running?"
+                    f"another process uses {self.root}", hint="wait until `device-agent run` or `update` has ended"
                 ) from error
             yield
         finally:

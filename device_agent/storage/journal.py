@@ -1,10 +1,15 @@
-"""The journal: what the agent knows and what it is about to do, durable before it acts.
+"""The journal: the durable state of updates.
 
 Rules:
-1. One change of state is one transaction with all that belongs to it: state, attempt, pointers, quarantine, history. A
-   reader sees the world before it or after it.
-2. Intent is recorded before acting; a verdict against a candidate is recorded before anything is undone.
-3. One writer: whoever holds the directory's lock. Readers (`status` while the daemon runs) change nothing.
+- Each method that changes the state is one transaction over everything that changes with it: state, attempt, pointers,
+  quarantine, history, report. A reader sees all of it or nothing.
+- The intent is recorded before the action, and a rejection before anything is undone. If a record cannot be written,
+  the decision was not made: recovery continues from the last durable state.
+- The process that has the lock of the device directory is the only writer. Other processes open the journal for
+  reading, also while the daemon runs.
+
+Records: `machine/state`, `machine/attempt`, `machine/pointers`, `machine/persistent-state`, `machine/tpm-counter`,
+`bundle/DIGEST`, `quarantine/DIGEST:RUNTIME`, `crashes/DIGEST:STATE`, `history/NUMBER`, `report/SEQUENCE`.
 """
 
 import time
@@ -39,14 +44,16 @@ def _now_ms() -> int:
 
 
 class Journal:
-    """The open journal.
+    """The open journal of one family.
 
     Args:
-        path: the database file; made when missing, unless `read_only`.
-        now_ms: Unix milliseconds.
+        path: the database file; created if missing, unless `read_only`.
+        read_only: refuse a file of an older schema instead of migrating it.
+        now_ms: returns the time in Unix milliseconds.
 
     Raises:
-        JournalUnavailable: it does not open, is damaged, or was written by a newer agent. From any method.
+        JournalDamaged: a record or the file is damaged. Any method can raise it.
+        JournalUnreadable: the file cannot be opened or written, or has another schema. Any method can raise it.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, now_ms: Callable[[], int] = _now_ms) -> None:
@@ -54,87 +61,106 @@ class Journal:
         self._records = RecordDatabase(path, read_only=read_only)
 
     def close(self) -> None:
-        """Release the file."""
+        """Close the journal's file."""
         self._records.close()
 
     def check(self) -> None:
-        """Read every record. Raises JournalDamaged."""
+        """Read every record and compare its checksum.
+
+        Raises:
+            JournalDamaged: a record does not match its checksum.
+        """
         self._records.check()
 
-    # what is
+    # reading
 
     @property
     def state(self) -> State:
-        """The current state."""
+        """Return the current state; IDLE in a new journal."""
         row = self._records.get("machine", "state")
         return State.IDLE if row is None else State(row.choice("state", tuple(State)))
 
     @property
     def attempt(self) -> Attempt | None:
-        """The attempt under way."""
+        """Return the unfinished attempt, or None."""
         row = self._records.get("machine", "attempt")
         return None if row is None else Attempt.parse(row)
 
     @property
     def pointers(self) -> BundlePointers:
-        """Which bundles are active, previous and candidate."""
+        """Return the digests of the active, previous and candidate bundle."""
         row = self._records.get("machine", "pointers")
         return BundlePointers() if row is None else BundlePointers.parse(row)
 
     @property
     def persistent_state(self) -> PersistentState:
-        """What is remembered besides."""
+        """Return the persistent state: pause flag, rollback floor, last check."""
         row = self._records.get("machine", "persistent-state")
         return PersistentState() if row is None else PersistentState.parse(row)
 
     @property
     def tpm_counter(self) -> TpmCounterRecord:
-        """What the TPM's counter had to be."""
+        """Return the expected TPM counter; 0 without a TPM."""
         row = self._records.get("machine", "tpm-counter")
         return TpmCounterRecord() if row is None else TpmCounterRecord.parse(row)
 
     def bundle(self, digest: BundleDigest | None) -> BundleRecord | None:
-        """What is known of a bundle, or None."""
+        """Return the record of a bundle, or None if there is none."""
         row = None if digest is None else self._records.get("bundle", digest)
         return None if row is None else BundleRecord.parse(row)
 
     def bundles(self) -> tuple[BundleRecord, ...]:
-        """Every bundle whose release this device has verified and still remembers."""
+        """Return the records of all bundles whose releases were verified and not deleted since."""
         return tuple(BundleRecord.parse(row) for row in self._records.all("bundle"))
 
     def quarantine_records(self) -> tuple[QuarantineRecord, ...]:
-        """What is in quarantine."""
+        """Return all bundles that are in quarantine."""
         return tuple(QuarantineRecord.parse(row) for row in self._records.all("quarantine"))
 
     def quarantine_record(self, digest: BundleDigest, runtime: str) -> QuarantineRecord | None:
-        """The quarantine of a bundle under a runtime version, or None."""
+        """Return the quarantine of a bundle with a version of the runtime, or None.
+
+        Args:
+            digest: digest of the bundle.
+            runtime: version of onnxruntime.
+        """
         row = self._records.get("quarantine", f"{digest}:{runtime}")
         return None if row is None else QuarantineRecord.parse(row)
 
     def crashes(self, digest: BundleDigest, state: State) -> int:
-        """How often the agent was killed in `state` with this candidate."""
+        """Return how often the agent ended unexpectedly in a state with a candidate. A power cut counts too.
+
+        Args:
+            digest: digest of the candidate.
+            state: one of CRASH_SUSPECT_STATES.
+        """
         row = self._records.get("crashes", f"{digest}:{state}")
         return 0 if row is None else row.integer("count")
 
     def history(self, limit: int = MAX_HISTORY_ROWS) -> tuple[UpdateResult, ...]:
-        """Finished attempts, newest first."""
+        """Return up to `limit` finished attempts, the newest first."""
         return tuple(UpdateResult.parse(row) for row in self._records.last("history", limit))
 
     def reports(self) -> tuple[DeviceReport, ...]:
-        """What is kept of the device's reports, oldest first."""
+        """Return the stored reports of the device, the oldest first."""
         return tuple(DeviceReport.parse(row) for row in self._records.all("report"))
 
-    # what changes
+    # writing
 
     def begin_attempt(self, trigger: str) -> Attempt:
-        """A new attempt: CHECKING."""
+        """Start an attempt in CHECKING; `trigger` is "poll", "operator" or "start"."""
         with self._records.transaction():
             number = (self._last_attempt_number() or 0) + 1
             attempt = Attempt(number, trigger, self._now_ms())
             return self._move(attempt, Event.CHECK)
 
     def begin_rollback(self, bundle: BundleRecord, rejection: Rejection) -> Attempt:
-        """An operator sends the device back from `holding`, which is active, to the previous bundle."""
+        """Start an operator's rollback to the previous bundle, in ROLLING_BACK.
+
+        Args:
+            bundle: the active bundle, which is left.
+            rejection: the decision against it.
+        """
         with self._records.transaction():
             number = (self._last_attempt_number() or 0) + 1
             attempt = Attempt(
@@ -150,12 +176,25 @@ class Journal:
             return self._move(attempt, Event.ROLLBACK_REQUESTED)
 
     def advance(self, event: Event, attempt: Attempt) -> Attempt:
-        """The next state, with the attempt as it now stands."""
+        """Record the attempt in the state that `event` leads to, and return it.
+
+        Args:
+            event: an event that the current state allows.
+            attempt: the attempt as it is now.
+
+        Raises:
+            IllegalTransition: the state machine has no such transition.
+        """
         with self._records.transaction():
             return self._move(attempt, event)
 
     def set_target(self, attempt: Attempt, bundle: BundleRecord) -> Attempt:
-        """FOUND: the attempt has a target, and its release is remembered."""
+        """Record the target of an attempt and its bundle, in FETCHING.
+
+        Args:
+            attempt: in CHECKING.
+            bundle: the candidate.
+        """
         with self._records.transaction():
             self._records.put("bundle", bundle.digest, bundle.as_json())
             self._set_candidate(candidate=bundle.digest)
@@ -169,37 +208,48 @@ class Journal:
             return self._move(aimed, Event.FOUND)
 
     def record_attempt(self, attempt: Attempt) -> Attempt:
-        """The attempt as it now stands, in the same state."""
+        """Record the attempt without a change of state, and return it."""
         with self._records.transaction():
             self._records.put("machine", "attempt", attempt.as_json())
         return attempt
 
     def record_rejection(self, event: Event, attempt: Attempt, rejection: Rejection) -> Attempt:
-        """A decision against the candidate: recorded before anything is undone."""
+        """Record the decision against the candidate, before anything is undone.
+
+        Args:
+            event: the event that leads to ROLLING_BACK or REJECTING.
+            attempt: the attempt as it is now.
+            rejection: the decision.
+        """
         with self._records.transaction():
             return self._move(replace(attempt, rejection=rejection), event)
 
     def store_bundle(self, bundle: BundleRecord) -> None:
-        """Remember a release anew: patches were added to its manifest, or the same bundle got a higher counter."""
+        """Record a bundle if its record changed: patches were added, or a newer release has the same bundle."""
         if self.bundle(bundle.digest) != bundle:
             with self._records.transaction():
                 self._records.put("bundle", bundle.digest, bundle.as_json())
 
     def stage(self, attempt: Attempt) -> UpdateResult:
-        """PARKED: the attempt stays open for the next start; what can be said of it so far."""
+        """Record the probed candidate as STAGED; the attempt stays open until the daemon starts."""
         with self._records.transaction():
-            armed = self._move(attempt, Event.STAGED)
-        return UpdateResult(armed, Outcome.STAGED, "", "it is swapped in when the daemon starts", self._now_ms())
+            staged = self._move(attempt, Event.STAGED)
+        return UpdateResult(staged, Outcome.STAGED, "", "the daemon activates it when it starts", self._now_ms())
 
     def count_crash(self, digest: BundleDigest, state: State) -> int:
-        """Count one more death over a candidate; how many there are."""
+        """Count one more crash with a candidate, and return the number of crashes.
+
+        Args:
+            digest: digest of the candidate.
+            state: the state in which a process crashed.
+        """
         with self._records.transaction():
             count = self.crashes(digest, state) + 1
             self._records.put("crashes", f"{digest}:{state}", {"count": count})
         return count
 
     def commit(self, attempt: Attempt) -> UpdateResult:
-        """COMMITTING is done: the candidate is active, what was active is previous."""
+        """Finish COMMITTING: the candidate becomes active, and the active bundle becomes the previous one."""
         with self._records.transaction():
             pointers = self.pointers
             if pointers.candidate is not None:
@@ -210,49 +260,64 @@ class Journal:
             return self._finish_attempt(attempt, Event.DONE, Outcome.UPDATED)
 
     def finish_rejection(self, attempt: Attempt, runtime: str) -> UpdateResult:
-        """ROLLING_BACK or REFUSING is done: the verdict becomes the outcome, the candidate is dropped."""
-        verdict = attempt.rejection
+        """Finish ROLLING_BACK or REJECTING with the outcome of the recorded rejection.
+
+        A rejection that quarantines also removes the candidate's pointer. Without a rejection (the agent ended during
+        probation) the outcome is INTERRUPTED, and the next update tries the candidate again.
+
+        Args:
+            attempt: the attempt with its rejection.
+            runtime: version of onnxruntime; the quarantine is for this version.
+        """
+        rejection = attempt.rejection
         with self._records.transaction():
             pointers = self.pointers
             if attempt.trigger == "rollback":
                 pointers = BundlePointers(pointers.previous, None, None)
-            if attempt.target is not None and verdict is not None and verdict.quarantines:
-                row = QuarantineRecord(attempt.target, runtime, attempt.counter, verdict.reason, self._now_ms())
+            if attempt.target is not None and rejection is not None and rejection.quarantines:
+                row = QuarantineRecord(attempt.target, runtime, attempt.counter, rejection.reason, self._now_ms())
                 self._records.put("quarantine", f"{attempt.target}:{runtime}", row.as_json())
                 self._delete_crash_counts(attempt.target)
                 pointers = replace(pointers, candidate=None)
             self._records.put("machine", "pointers", pointers.as_json())
-            if verdict is None:
+            if rejection is None:
                 return self._finish_attempt(
                     attempt, Event.DONE, Outcome.INTERRUPTED, "interrupted", "the agent was restarted"
                 )
-            return self._finish_attempt(attempt, Event.DONE, verdict.outcome, verdict.reason, verdict.detail)
+            return self._finish_attempt(attempt, Event.DONE, rejection.outcome, rejection.reason, rejection.detail)
 
     def end_attempt(
         self, attempt: Attempt, event: Event, outcome: Outcome, reason: str = "", detail: str = ""
     ) -> UpdateResult:
-        """An attempt ends without a decision against its candidate; what was staged stays for the next."""
+        """Finish an attempt without a decision against its candidate; the next one can reuse its downloads.
+
+        Args:
+            attempt: the attempt as it is now.
+            event: the event that leads to IDLE.
+            outcome: the outcome of the attempt.
+            reason: stable reason of the error, or "".
+            detail: one line for a person, or "".
+        """
         with self._records.transaction():
             return self._finish_attempt(attempt, event, outcome, reason, detail)
 
     def recover(self) -> tuple[State, State]:
-        """Apply RECOVERY after a start.
+        """Apply RECOVERY after a start, and count the crash if the candidate may have caused it.
 
         Returns:
-            the state that was found, and the one that the agent is in now.
+            The state found in the journal, and the state in which the agent continues.
         """
         with self._records.transaction():
             found, attempt = self.state, self.attempt
-            kills = 0
+            crashes = 0
             if found in CRASH_SUSPECT_STATES and attempt is not None and attempt.target is not None:
-                kills = self.crashes(attempt.target, found) + 1
-                self._records.put("crashes", f"{attempt.target}:{found}", {"count": kills})
-            now = recovery_state(found, kills)
+                crashes = self.crashes(attempt.target, found) + 1
+                self._records.put("crashes", f"{attempt.target}:{found}", {"count": crashes})
+            now = recovery_state(found, crashes)
             if now is State.REJECTING and found is not now and attempt is not None:
-                verdict = Rejection(
-                    Outcome.REFUSED, CrashLoop.reason, f"the agent was killed {kills} times while {found.value}", True
-                )
-                self._records.put("machine", "attempt", replace(attempt, rejection=verdict).as_json())
+                detail = f"the agent crashed {crashes} times while {found.value}"
+                rejection = Rejection(Outcome.REFUSED, CrashLoop.reason, detail, quarantines=True)
+                self._records.put("machine", "attempt", replace(attempt, rejection=rejection).as_json())
             if now is State.IDLE and attempt is not None:
                 if found is not State.CHECKING:
                     detail = f"the agent was stopped while {found.value}"
@@ -263,7 +328,7 @@ class Journal:
             return found, now
 
     def update_persistent_state(self, change: Callable[[PersistentState], PersistentState]) -> PersistentState:
-        """Change what is remembered besides; no write where it stays the same."""
+        """Change the persistent state and return it; an equal state is not written."""
         before = self.persistent_state
         after = change(before)
         if after != before:
@@ -272,20 +337,25 @@ class Journal:
         return after
 
     def record_tpm_counter(self, tpm_counter: TpmCounterRecord) -> None:
-        """Remember what the TPM's counter has to be; no write where it stays the same."""
+        """Record the expected TPM counter; an equal record is not written."""
         if tpm_counter != self.tpm_counter:
             with self._records.transaction():
                 self._records.put("machine", "tpm-counter", tpm_counter.as_json())
 
     def rebuild(self, bundles: Iterable[BundleRecord], pointers: BundlePointers) -> None:
-        """Fill an empty journal with what other stores still know."""
+        """Fill an empty journal with the bundles found in the store.
+
+        Args:
+            bundles: records read from the sealed bundles.
+            pointers: the pointers to record.
+        """
         with self._records.transaction():
-            for holding in bundles:
-                self._records.put("bundle", holding.digest, holding.as_json())
+            for bundle in bundles:
+                self._records.put("bundle", bundle.digest, bundle.as_json())
             self._records.put("machine", "pointers", pointers.as_json())
 
     def clear_quarantine(self, digest: BundleDigest | None = None) -> int:
-        """Clear the quarantine of one bundle, or all of it; how many rows went."""
+        """Clear the quarantine of one bundle, or of all if `digest` is None; return the number of rows."""
         with self._records.transaction():
             rows = [q for q in self.quarantine_records() if digest in (None, q.digest)]
             for row in rows:
@@ -294,13 +364,13 @@ class Journal:
             return len(rows)
 
     def delete_unreferenced(self, keep: frozenset[BundleDigest]) -> None:
-        """Drop what is known of bundles that nothing points to."""
+        """Delete the records of all bundles that are not in `keep`."""
         with self._records.transaction():
-            for holding in self.bundles():
-                if holding.digest not in keep:
-                    self._records.delete("bundle", holding.digest)
+            for bundle in self.bundles():
+                if bundle.digest not in keep:
+                    self._records.delete("bundle", bundle.digest)
 
-    # inside a transaction
+    # parts of a transaction
 
     def _move(self, attempt: Attempt, event: Event) -> Attempt:
         after = next_state(self.state, event)
@@ -336,7 +406,7 @@ class Journal:
             self._records.keep_last("report", MAX_REPORTS)
 
     def _is_repeated(self, result: UpdateResult) -> bool:
-        """A poll that meets the same obstacle every hour would push everything else out of the history."""
+        """Return whether the newest row is the same: hourly repeats would push all else out of the history."""
         last = self.history(1)
         return bool(last) and result.is_same_as(last[0])
 
@@ -358,7 +428,11 @@ class Journal:
 
 @contextmanager
 def open_for_reading(device: DeviceDirectory) -> Iterator[Journal]:
-    """The journal to read, also while a daemon writes. Raises JournalUnavailable."""
+    """Open a family's journal for reading, also while the daemon writes to it.
+
+    Raises:
+        JournalUnreadable: it cannot be opened.
+    """
     if not device.journal_path.exists():
         try:
             device.create_family_directory()

@@ -1,13 +1,12 @@
-"""The schema of the journal's file: its only table, its version, and the migrations from older versions.
+"""The schema of the journal's file: its table, its version and the migrations from older versions.
 
 `PRAGMA user_version` holds the version. What each version changed:
 
 1. Records have a kind, a key and a body of canonical JSON.
 2. Each record has a checksum.
-3. Records, fields and states have the names of the glossary: `remembered` became `persistent-state`, `witness` became
-   `tpm-counter`, kind `kills` became `crashes`, field `verdict` became `rejection`, state `armed` became `staged`, and
-   `refusing` became `rejecting`. Records of kind `report` keep their bytes, because each report contains the digest of
-   the previous one. The reasons in quarantine and history keep the words of the agent that wrote them.
+3. Records, fields and states have the names of the glossary; the tables below list the old ones, and field `verdict`
+   became `rejection`. Records of kind `report` keep their bytes, because each report contains the digest of the
+   previous one. The reasons in quarantine and history keep the words of the agent that wrote them.
 
 A migration runs inside one transaction, which its caller opens.
 """

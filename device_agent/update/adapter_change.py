@@ -1,4 +1,4 @@
-"""Attaches and detaches the personal adapter (device_agent.workers.adapter_check) at its user's word."""
+"""Attach and detach the personal adapter (device_agent.workers.adapter_check)."""
 
 import os
 from collections.abc import Mapping
@@ -16,30 +16,31 @@ from device_agent.workers.worker_pool import WorkerPool
 
 
 def change_adapter(context: UpdateContext, command: str, fields: Mapping[str, Any]) -> None:
-    """Do what an operator asked for.
+    """Attach or detach the adapter. After an error nothing has changed.
 
     Args:
-        command: "adapter-attach", with `file`, a path, or None for the one that is held, and `tolerance_ppm` or None;
-            or "adapter-detach".
+        context: of the family.
+        command: "adapter-attach" or "adapter-detach".
+        fields: of "adapter-attach": `file` (path, or None for the stored adapter), `tolerance_ppm` (or None).
 
     Raises:
-        ConfigInvalid: there is no such file.
-        NoAdapter: none is held, or no release that it could be attached to.
-        AdapterUnfit: it does not fit the active release. Nothing has changed then.
+        ConfigInvalid: the file is missing, empty or too large.
+        AdapterMissing: no adapter is stored, or no release is active.
+        AdapterIncompatible: the adapter does not fit the active release.
     """
     if command == "adapter-detach":
         AdapterStore(context.device).detach()
         return
     if command != "adapter-attach":
-        raise Bug(f"unknown word {command!r}")
+        raise Bug(f"unknown command {command!r}")
     active = context.journal.bundle(context.journal.pointers.active)
     if active is None:
-        raise AdapterMissing("no release is active that an adapter could be attached to", hint="`device-agent update`")
-    with context.open_workers() as errands:
+        raise AdapterMissing("no release is active", hint="run `device-agent update` first")
+    with context.open_workers() as workers:
         if fields.get("file") is None:
-            _reattach(context, errands, active)
+            _reattach(context, workers, active)
         else:
-            _attach(context, errands, active, Path(str(fields["file"])), fields.get("tolerance_ppm"))
+            _attach(context, workers, active, Path(str(fields["file"])), fields.get("tolerance_ppm"))
 
 
 def _attach(
@@ -62,7 +63,7 @@ def _attach(
 
 
 def _copy_to_memfd(path: Path) -> int:
-    # a jailed child cannot open a file again by its descriptor, as onnxruntime does, but a memfd it can
+    # onnxruntime opens a file by its path: in the jail /proc/self/fd/N works for a memfd, not for the user's file
     try:
         source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -81,10 +82,10 @@ def _copy_to_memfd(path: Path) -> int:
 
 
 def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord) -> None:
-    shelf = AdapterStore(context.device)
-    adapter = shelf.read()
+    store = AdapterStore(context.device)
+    adapter = store.read()
     if adapter is None:
-        raise AdapterMissing("no adapter is held", hint="name a file")
+        raise AdapterMissing("no adapter is stored", hint="name the file of an adapter")
     fds = workers.unseal(active)
     try:
         adapter_fd, golden_fd = workers.unseal_adapter(adapter)
@@ -92,11 +93,11 @@ def _reattach(context: UpdateContext, workers: WorkerPool, active: BundleRecord)
             both, unjailed = with_adapter(fds, adapter_fd), context.config.allow_unjailed
             check_adapter(both, golden_fd, adapter.tolerance_ppm, active.parse_manifest()[1], allow_unjailed=unjailed)
         except AdapterIncompatible:
-            shelf.write(adapter.with_check_result(active.digest, is_compatible=False))
+            store.write(adapter.with_check_result(active.digest, is_compatible=False))
             raise
         finally:
             os.close(adapter_fd)
             os.close(golden_fd)
     finally:
         fds.close()
-    shelf.write(replace(adapter.with_check_result(active.digest, is_compatible=True), is_enabled=True))
+    store.write(replace(adapter.with_check_result(active.digest, is_compatible=True), is_enabled=True))

@@ -308,7 +308,7 @@ class Candidate:
 
 
 def observe_generation(serving: FamilyServing, generation: Generation) -> ServingObservation:
-    """Return what was observed of a generation; an ended process counts as a crash before the front reports it.
+    """Return a generation's counters; an ended process counts as a crash even before the front reports it.
 
     Args:
         serving: generations of the family.

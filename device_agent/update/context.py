@@ -1,4 +1,4 @@
-"""Everything an update needs: configuration, stores and workers; and the garbage collection afterwards."""
+"""The context of an update (configuration, stores, workers), and the garbage collection afterwards."""
 
 import logging
 import time
@@ -26,7 +26,7 @@ MAX_KNOWN_RELEASES: Final = 8  # manifests kept beside those of the pointers: th
 
 
 class Interrupt(Enum):
-    """Why an update must leave shadow mode or probation now."""
+    """A request to leave shadow mode or probation now."""
 
     STOP = "stop"
     ROLLBACK = "rollback"
@@ -40,7 +40,7 @@ def sleep_uninterrupted(timeout_s: float) -> Interrupt | None:
 
 @dataclass(frozen=True, slots=True)
 class UpdateContext:
-    """Everything an update of one family needs.
+    """The configuration, stores and workers that an update of one family uses.
 
     Attributes:
         config: configuration of the family.

@@ -40,7 +40,7 @@ class ProbeClient:
         self.last_report: ProbeReport | None = None
 
     def probe(self, fds: BundleFds, variant: Variant, running: Generation | None, workers: WorkerPool) -> ProbeReport:
-        """Probe a candidate.
+        """Probe a candidate against the running model.
 
         Args:
             fds: the candidate's unsealed files; the caller closes them.

@@ -1,7 +1,7 @@
-"""An operator's way back: whether it is allowed.
+"""An operator's rollback to the previous release: whether it is allowed.
 
-The floor gates every new activation, an operator's too: going back to the previous release after its successor was
-committed is one. (In a probation the previous release still counts as the one that serves.)
+The rollback floor applies to every activation, so it applies to the previous release after its successor was committed.
+In probation the previous release is still the active one, so ending a probation is always allowed.
 """
 
 from device_agent.errors import BelowRollbackFloor, NothingToRollBack, OperatorRollback
@@ -13,27 +13,38 @@ from device_agent.storage.journal import Journal
 def check_rollback_allowed(
     active: BundleRecord | None, previous: BundleRecord | None, floor: tuple[int, int]
 ) -> Rejection:
-    """May an operator send the device back? The verdict on what it leaves. Pure.
+    """Check that an operator may roll back, and return the rejection of the active release.
+
+    Args:
+        active: the active bundle, or None.
+        previous: the previous bundle, or None.
+        floor: rollback floor, as (epoch, counter).
 
     Raises:
-        NothingToRollBack, BelowFloorRefused.
+        NothingToRollBack: there is no previous release of the same family.
+        BelowRollbackFloor: the previous release is below the rollback floor.
     """
     if active is None or previous is None or active.family != previous.family:
-        raise NothingToRollBack("no previous release is held", hint="`device-agent status` shows what is")
+        raise NothingToRollBack("no previous release is stored", hint="see the releases in `device-agent status`")
     if (previous.counter_epoch, previous.counter) < floor:
         raise BelowRollbackFloor(
-            f"previous release {previous.version} has counter {previous.counter}, the floor is {floor[1]}"
+            f"previous release {previous.version} has counter {previous.counter}, the rollback floor is {floor[1]}"
         )
-    error = OperatorRollback(f"an operator went back from {active.version} to {previous.version}")
+    error = OperatorRollback(f"an operator rolled back from {active.version} to {previous.version}")
     return Rejection.from_error(error, Outcome.ROLLED_BACK, quarantines=True)
 
 
 def prepare_rollback(journal: Journal) -> tuple[BundleRecord, BundleRecord, Rejection]:
-    """The active release, the previous one, and the verdict on the first. Raises as `check_rollback`, and
-    JournalUnavailable."""
-    pointers, remembered = journal.pointers, journal.persistent_state
+    """Read the active bundle, the previous bundle, and the rejection of the active one.
+
+    Raises:
+        NothingToRollBack: there is no previous release of the same family.
+        BelowRollbackFloor: the previous release is below the rollback floor.
+        JournalUnreadable: the journal cannot be read.
+    """
+    pointers, facts = journal.pointers, journal.persistent_state
     active, previous = journal.bundle(pointers.active), journal.bundle(pointers.previous)
-    verdict = check_rollback_allowed(active, previous, (remembered.floor_epoch, remembered.floor_counter))
+    rejection = check_rollback_allowed(active, previous, (facts.floor_epoch, facts.floor_counter))
     assert active is not None
     assert previous is not None
-    return active, previous, verdict
+    return active, previous, rejection

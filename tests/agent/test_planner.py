@@ -105,7 +105,7 @@ def test_patches_that_go_in_a_circle_end() -> None:
 
 
 def test_a_metered_connection_has_its_limit() -> None:
-    with pytest.raises(MeteredLimitExceeded, match="takes 250 bytes, the metered limit is 249"):
+    with pytest.raises(MeteredLimitExceeded, match="downloads 250 bytes, the metered limit is 249"):
         sizes(WAYS, {A}, metered_limit_bytes=249)
     assert sizes(WAYS, {A}, metered_limit_bytes=250) == [150, 100]
 
@@ -122,10 +122,10 @@ def test_auto_keeps_the_variant_that_runs_and_else_takes_the_smallest_that_fits(
 @pytest.mark.parametrize(
     ("requires", "words"),
     [
-        ({"arch": ("aarch64",)}, "made for aarch64, this is x86_64"),
+        ({"arch": ("aarch64",)}, "needs aarch64, this device is x86_64"),
         ({"cpu_features": ("avx2", "vnni")}, "processor features vnni"),
-        ({"onnxruntime_min": "1.33"}, "needs onnxruntime 1.33, this is 1.32.0"),
-        ({"onnxruntime_below": "1.32"}, "needs onnxruntime below 1.32, this is 1.32.0"),
+        ({"onnxruntime_min": "1.33"}, "needs onnxruntime 1.33 or later, this device has 1.32.0"),
+        ({"onnxruntime_below": "1.32"}, "needs onnxruntime below 1.32, this device has 1.32.0"),
         ({"memory_bytes": 10**9 + 1}, "1000000001 bytes of memory"),
     ],
 )
