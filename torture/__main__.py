@@ -1,9 +1,11 @@
-"""`python -m torture`: every fault at every point; a table on the terminal, build/torture.json, docs/torture.md.
+"""`python -m torture`: inject every fault at every point.
 
---limit N    at most N points a row, spread evenly (default: all, within an hour on two cores)
---only WORD  rows whose name has the word
---jobs N     rows at a time (default: 2, or 1 where there is one processor)
---write-docs docs/torture.md from the result
+Prints a table and writes build/torture.json.
+
+--limit N     At most N points per row, spread evenly (default: all, within an hour on two cores).
+--only WORD   Only rows whose name contains the word.
+--jobs N      Rows that run at a time (default: 2, or 1 on one processor).
+--write-docs  Also write docs/torture.md.
 """
 
 import argparse
@@ -21,40 +23,44 @@ from torture import fault_classes
 from torture.case import Site
 from torture.fault_classes import LOG_FLUSH, NO_LOG_FLUSH, Row
 from torture.fixtures import make_site
-from torture.network_faults import faulty_network
-from torture.swap_rows import swapped_behind_the_front, swapped_in_process
-from torture.trust_cache import damaged_cache
-from torture.worker_kills import child_killed
+from torture.network_faults import network_row
+from torture.swap_rows import front_swap_row, in_process_swap_row
+from torture.trust_cache import damaged_cache_row
+from torture.worker_kills import worker_killed_row
 
 ROOT: Final = Path(__file__).parents[1]
 RESULT: Final = ROOT / "build" / "torture.json"
 PAGE: Final = ROOT / "docs" / "torture.md"
-MIN_KILLS: Final = 500  # a run that injected fewer points proves nothing: of the whole tree, and of one process alone
+MIN_KILLS: Final = (
+    500  # kills of the process tree, and of the supervisor alone, below which a full run proves too little
+)
 
-# name → how to make the row; the limit is of a full run, where all points would take more than a few minutes
+# name → the function that makes the row, given the site and the most points to try
 ROWS: Final[dict[str, Callable[[Site, int | None], Row]]] = {
-    "killed-commit": lambda site, limit: fault_classes.killed(site, limit),
-    "killed-rollback": lambda site, limit: fault_classes.killed(site, limit, fails_live=True),
-    "alone-killed-commit": lambda site, limit: fault_classes.killed(site, limit, has_children=True),
-    "alone-killed-rollback": lambda site, limit: fault_classes.killed(site, limit, fails_live=True, has_children=True),
-    "child-killed-commit": lambda site, limit: child_killed(site, limit),
-    "child-killed-rollback": lambda site, limit: child_killed(site, limit, fails_live=True),
-    "error-once": lambda site, limit: fault_classes.refused_calls(site, limit, for_ever=False),
-    "error-for-ever": lambda site, limit: fault_classes.refused_calls(site, limit, for_ever=True),
-    "power-cut-flushed": lambda site, limit: fault_classes.power_cut(site, limit, LOG_FLUSH),
-    "power-cut": lambda site, limit: fault_classes.power_cut(site, limit, NO_LOG_FLUSH),
-    "full-disk": lambda site, limit: fault_classes.full_disk(site, limit),
-    "bit-rot": lambda site, limit: fault_classes.bit_rot(site, limit),
-    "network": lambda site, limit: faulty_network(site, limit),
-    "trust-cache": lambda _site, limit: damaged_cache(limit),
-    "swap-worker": lambda _site, limit: swapped_behind_the_front(limit),
-    "swap-inproc": lambda _site, limit: swapped_in_process(limit),
-    "fuzz-patch": lambda _site, limit: fault_classes.fuzzed_patches(limit),
+    "killed-commit": lambda site, limit: fault_classes.killed_row(site, limit),
+    "killed-rollback": lambda site, limit: fault_classes.killed_row(site, limit, fails_live=True),
+    "supervisor-killed-commit": lambda site, limit: fault_classes.killed_row(site, limit, has_real_workers=True),
+    "supervisor-killed-rollback": lambda site, limit: fault_classes.killed_row(
+        site, limit, fails_live=True, has_real_workers=True
+    ),
+    "worker-killed-commit": lambda site, limit: worker_killed_row(site, limit),
+    "worker-killed-rollback": lambda site, limit: worker_killed_row(site, limit, fails_live=True),
+    "error-once": lambda site, limit: fault_classes.failing_calls_row(site, limit, is_permanent=False),
+    "error-permanent": lambda site, limit: fault_classes.failing_calls_row(site, limit, is_permanent=True),
+    "power-cut-flushed": lambda site, limit: fault_classes.power_cut_row(site, limit, LOG_FLUSH),
+    "power-cut": lambda site, limit: fault_classes.power_cut_row(site, limit, NO_LOG_FLUSH),
+    "full-disk": lambda site, limit: fault_classes.full_disk_row(site, limit),
+    "bit-rot": lambda site, limit: fault_classes.bit_rot_row(site, limit),
+    "network": lambda site, limit: network_row(site, limit),
+    "trust-cache": lambda _site, limit: damaged_cache_row(limit),
+    "swap-worker": lambda _site, limit: front_swap_row(limit),
+    "swap-inproc": lambda _site, limit: in_process_swap_row(limit),
+    "fuzz-patch": lambda _site, limit: fault_classes.fuzzed_patches_row(limit),
 }
 
 
 def main() -> int:
-    """Run; 1 if any point ended badly."""
+    """Run the rows; return 1 if any point ended in a bad state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--only", default="")
@@ -64,7 +70,7 @@ def main() -> int:
     done = []
     with tempfile.TemporaryDirectory(dir=_scratch()) as name:
         site = make_site(Path(name) / "made", Path(name) / "scratch")
-        # forked, so that a worker need not import and make everything again
+        # fork: the workers need neither the imports nor the site again
         with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("fork")) as pool:
             futures = [pool.submit(_run, key, site, arguments.limit) for key in ROWS if arguments.only in key]
             for future in futures:
@@ -72,40 +78,38 @@ def main() -> int:
                 print(line(done[-1]), flush=True)
                 _write(done, arguments.limit, with_page=arguments.write_docs)
     if not arguments.limit and not arguments.only:
-        for kind in ("whole process tree", "alone"):
+        for kind in ("process tree", "supervisor alone"):
             killed = [row for row in done if f"{kind} killed at a system call" in row["class"] and not row["skipped"]]
             kills = sum(row["points"] for row in killed)
             if killed and kills < MIN_KILLS:
-                print(
-                    f"only {kills} kills of the {kind}, {MIN_KILLS} are the least that proves anything", file=sys.stderr
-                )
+                print(f"only {kills} kills of the {kind}, at least {MIN_KILLS} are needed", file=sys.stderr)
                 return 1
     return 1 if any(row["bad_end_states"] for row in done) else 0
 
 
 def _run(key: str, site: Site, limit: int | None) -> Row:
-    """One row, in a worker with a scratch folder of its own."""
+    """Run one row in a worker process, with its own scratch folder."""
     own = Site(site.device, site.scratch / key)
     own.scratch.mkdir(parents=True)
-    return fault_classes.measured(lambda: ROWS[key](own, limit))
+    return fault_classes.timed(lambda: ROWS[key](own, limit))
 
 
 def line(row: dict[str, Any]) -> str:
-    """One row of the table on a terminal."""
+    """Format one row for the terminal."""
     if row["skipped"]:
         return f"{row['class']:<78} skipped: {row['skipped']}"
     return f"{row['class']:<78} {row['points']:>6} points {row['bad_end_states']:>4} bad {row['seconds']:>8} s"
 
 
 def page(done: list[dict[str, Any]], limit: int | None) -> str:
-    """docs/torture.md."""
+    """Render docs/torture.md."""
     head = [
-        "# What a device was put through",
+        "# Fault injection",
         "",
-        "Written by `python -m torture --write-docs` from its own result. After each point an agent starts again",
-        "on what is left: it must serve the old or the new release, whole; its trust memory must be valid; nothing may",
-        "be left behind; and a further update must complete.",
-        f"At most {limit} points a row, spread evenly over all." if limit else "All points.",
+        "Generated by `python -m torture --write-docs`. Each point injects one fault into an update. Then an agent",
+        "starts on the files that remain: it must serve the old or the new release with every byte intact, its trust",
+        "state must be valid, no temporary file may remain, and the next update must complete.",
+        f"At most {limit} points per row, spread evenly." if limit else "All points were tried.",
         "",
         "| fault | points | bad end states | seconds |",
         "| --- | ---: | ---: | ---: |",
@@ -119,7 +123,7 @@ def page(done: list[dict[str, Any]], limit: int | None) -> str:
 
 
 def _write(done: list[dict[str, Any]], limit: int | None, *, with_page: bool) -> None:
-    # after each row: an hour's run that is cut off has told what it found
+    # after each row, so that an interrupted run keeps its results
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps({"rows": done}, indent=2, ensure_ascii=False) + "\n")
     if with_page:
@@ -127,8 +131,8 @@ def _write(done: list[dict[str, Any]], limit: int | None, *, with_page: bool) ->
 
 
 def _scratch() -> str | None:
-    # copies of a device are made for each point: in memory where there is some
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder of our own is made in it
+    # each point copies a device: in memory, if there is a memory file system
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 if __name__ == "__main__":

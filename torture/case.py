@@ -1,7 +1,7 @@
-"""One case: a copy of a device, a process that works on it while something is done to it, and a look at what is left.
+"""One case: copy a device, run an update on it while a fault is injected, and check what a restarted agent finds.
 
-A case forks twice from a process that has imported everything: once for the work, under a tracer, and once for the
-look, as an agent that starts again. Nothing of the first is known to the second but what lies on the disk.
+A case forks twice from a process that has imported everything: once for the update, under a tracer, and once for the
+check, as an agent that starts again. The second fork knows nothing of the first except the files on the disk.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from bundle.errors import Unavailable
 from bundle.trust.trust_state import TrustStateStore
-from torture.in_process import Alone, copy_device
+from torture.in_process import InProcessAgent, copy_device
 
-# the calls that create or change something below a device directory, SQLite's own included
-CALLS: Final = (
+# system calls that create or change a file in a device directory, SQLite's included
+TRACED_CALLS: Final = (
     *("openat", "write", "pwrite64", "rename", "renameat2", "fsync", "fdatasync", "unlink", "mkdir"),
     *("ftruncate", "link", "symlink"),
 )
@@ -33,89 +33,92 @@ PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 READY: Final = b"."
 OLD, NEW = "1.0.0", "1.1.0"
 
-Work = Callable[[Alone], dict[str, Any]]
+Work = Callable[[InProcessAgent], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What cases start from.
+    """The files that cases start from.
 
     Attributes:
-        device: a folder with config.toml and device/, 1.0.0 installed, which follows a channel at 1.1.0.
-        scratch: where copies are made.
+        device: a folder with config.toml and device/; 1.0.0 is installed, and the channel is at 1.1.0.
+        scratch: the folder for copies.
     """
 
     device: Path
     scratch: Path
 
     def copy(self) -> Path:
-        """A fresh device; the path of its configuration."""
+        """Copy the device; return the path of its configuration."""
         shutil.rmtree(self.scratch / "case", ignore_errors=True)
         return copy_device(self.device, self.scratch / "case")
 
 
-def update(alone: Alone) -> dict[str, Any]:
-    """Serve, update, and try again as the supervisor would after the journal failed."""
-    alone.boot()
-    ended = alone.update()
-    return {"outcome": ended.outcome.value, "reason": ended.reason, "served": alone.served()}
+def update(agent: InProcessAgent) -> dict[str, Any]:
+    """Serve the active bundle and run one update."""
+    agent.start()
+    ended = agent.update()
+    return {"outcome": ended.outcome.value, "reason": ended.reason, "served": agent.serving_version()}
 
 
-def boot_only(alone: Alone) -> None:
-    """For `prepare`: the daemon serves already when it begins."""
-    alone.boot()
+def start_only(agent: InProcessAgent) -> None:
+    """Start serving; for `prepare`, so that the fault hits an agent that already serves."""
+    agent.start()
 
 
-def endure(alone: Alone, times: int = 3) -> dict[str, Any]:
-    """Updates as the supervisor does it, where the system refuses calls: never a bug, and what serves goes on."""
+def retry_updates(agent: InProcessAgent, times: int = 3) -> dict[str, Any]:
+    """Update up to `times` times as the supervisor does, while system calls fail; the serving model must stay."""
     outcomes = []
     needs_recovery = False
     for _ in range(times):
         try:
             if needs_recovery:
-                alone.recover()
+                agent.recover()
             needs_recovery = False
-            outcomes.append(alone.update().outcome.value)
+            outcomes.append(agent.update().outcome.value)
         except Unavailable as error:
             outcomes.append(error.reason)
             needs_recovery = True
-        if alone.served() not in (OLD, NEW):
-            return {"bad": f"serves {alone.served()} after {outcomes}"}
+        if agent.serving_version() not in (OLD, NEW):
+            return {"bad": f"serves {agent.serving_version()} after {outcomes}"}
         if outcomes[-1] in ("updated", "nothing-new"):
             break
-    return {"outcomes": outcomes, "served": alone.served()}
+    return {"outcomes": outcomes, "served": agent.serving_version()}
 
 
-def forked(
+def run_in_fork(
     config: Path,
     work: Work,
     *,
     fails_live: bool = False,
-    has_children: bool = False,
+    has_real_workers: bool = False,
     tracer: list[str] | None = None,
-    prepare: Callable[[Alone], None] | None = None,
+    prepare: Callable[[InProcessAgent], None] | None = None,
 ) -> dict[str, Any]:
-    """Do the work in a fork.
+    """Do the work in a forked process.
 
     Args:
-        has_children: as Alone's; whoever outlives the work is waited for.
-        prepare: done before the tracer is attached.
-        tracer: words of a strace command that is attached before the work begins.
+        config: path of the device's configuration.
+        work: what to do with the agent.
+        fails_live: whether the candidate fails in probation.
+        has_real_workers: as InProcessAgent's; the caller waits for workers that outlive the work.
+        tracer: an strace command that is attached before the work begins.
+        prepare: what to do before the tracer is attached.
 
     Returns:
-        what the work returned; {"killed": signal}; or {"bad": traceback}.
+        The work's result; {"killed": signal}; or {"bad": traceback}.
     """
-    # a socket, since a refused `write` is the case's business and not the harness's
+    # a socket: a failing `write` must not hit the harness
     answer, theirs = socket.socketpair()
-    others = children_here()
-    if has_children:
+    others = child_pids()
+    if has_real_workers:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     go_read, go_write = os.pipe()
     pid = os.fork()
     if pid == 0:
         answer.close()
         os.close(go_write)
-        _in_child(config, work, prepare, theirs, go_read, fails_live=fails_live, has_children=has_children)
+        _run_forked(config, work, prepare, theirs, go_read, fails_live=fails_live, has_real_workers=has_real_workers)
     theirs.close()
     os.close(go_read)
     attached = None
@@ -129,23 +132,23 @@ def forked(
     os.write(go_write, b"!")
     os.close(go_write)
     with answer:
-        said = b"".join(iter(lambda: answer.recv(1 << 16), b""))
+        result = b"".join(iter(lambda: answer.recv(1 << 16), b""))
     _, status = os.waitpid(pid, 0)
     if attached is not None:
         attached.communicate(timeout=CASE_TIMEOUT_S)
-    if has_children:
-        # by their numbers: this process may have children that have nothing to do with the case, and never end
-        while orphans := children_here() - others:
+    if has_real_workers:
+        # by process id: this process may have other children, which do not end
+        while orphans := child_pids() - others:
             for orphan in orphans:
                 os.waitpid(orphan, 0)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0)
     if os.WIFSIGNALED(status):
         return {"killed": os.WTERMSIG(status)}
-    return dict(json.loads(said)) if said else {"bad": f"no answer, status {status}"}
+    return dict(json.loads(result)) if result else {"bad": f"no answer, status {status}"}
 
 
-def children_here() -> set[int]:
-    """Processes whose parent this one is."""
+def child_pids() -> set[int]:
+    """Return the process ids of this process's children."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
@@ -153,15 +156,15 @@ def children_here() -> set[int]:
     return found
 
 
-def _in_child(
+def _run_forked(
     config: Path,
     work: Work,
-    prepare: Callable[[Alone], None] | None,
+    prepare: Callable[[InProcessAgent], None] | None,
     answer: socket.socket,
     go: int,
     *,
     fails_live: bool,
-    has_children: bool,
+    has_real_workers: bool,
 ) -> None:
     code = 1
     try:
@@ -169,26 +172,27 @@ def _in_child(
         try:
             prepared = None
             if prepare is not None:
-                prepared = Alone(config, fails_live=fails_live, has_children=has_children)
+                prepared = InProcessAgent(config, fails_live=fails_live, has_real_workers=has_real_workers)
                 prepare(prepared)
                 answer.send(READY)
             os.read(go, 1)
-            said = work(prepared or Alone(config, fails_live=fails_live, has_children=has_children))
-        except Exception:  # noqa: BLE001  # whatever it is, it is what the case is about
-            said = {"bad": traceback.format_exc()}
-        answer.sendall(json.dumps(said).encode())
+            result = work(prepared or InProcessAgent(config, fails_live=fails_live, has_real_workers=has_real_workers))
+        except Exception:  # noqa: BLE001  # any failure is the result of the case
+            result = {"bad": traceback.format_exc()}
+        answer.sendall(json.dumps(result).encode())
         code = 0
     finally:
         sys.stderr.flush()
         os._exit(code)
 
 
-def look(config: Path, *, fails_live: bool = False) -> str:
-    """An agent starts on what is left: "" if all is as it must be, else what is wrong.
+def check_after_restart(config: Path, *, fails_live: bool = False) -> str:
+    """Start an agent on the remaining files; return "" if its state is good, else what is wrong.
 
-    It serves the old or the new release, whole; its trust memory is valid and not lowered; a further update completes.
+    Good: it serves the old or the new release with every byte intact, its trust state is valid, no temporary file
+    remains, and the next update completes.
     """
-    found = forked(config, _look, fails_live=fails_live)
+    found = run_in_fork(config, _observe_after_restart, fails_live=fails_live)
     if "bad" in found or "killed" in found:
         return str(found)
     allowed = (OLD,) if fails_live else (OLD, NEW)
@@ -204,30 +208,30 @@ def look(config: Path, *, fails_live: bool = False) -> str:
     return ""
 
 
-def _look(alone: Alone) -> dict[str, Any]:
-    slots = TrustStateStore(alone.device.trust_directory / "slots")
+def _observe_after_restart(agent: InProcessAgent) -> dict[str, Any]:
+    slots = TrustStateStore(agent.device.trust_directory / "slots")
     state = "lost" if slots.is_lost else "valid"
-    served = alone.boot()
-    left = [path.name for path in (alone.device.root / "store").iterdir() if not path.name.endswith(".sealed")]
-    ended = alone.update()
+    served = agent.start()
+    left = [path.name for path in (agent.device.root / "store").iterdir() if not path.name.endswith(".sealed")]
+    ended = agent.update()
     return {
         "served": served,
         "slots": state,
         "left": left,
         "outcome": ended.outcome.value,
         "reason": ended.reason,
-        "then": alone.served(),
+        "then": agent.serving_version(),
     }
 
 
-def count_calls(site: Site, *, fails_live: bool = False, has_children: bool = False) -> dict[str, int]:
-    """How often each of CALLS is made in one undisturbed case, by the process that decides."""
+def count_calls(site: Site, *, fails_live: bool = False, has_real_workers: bool = False) -> dict[str, int]:
+    """Count how often each of CALLS is made in one undisturbed case, by the process that decides."""
     trace = site.scratch / "trace"
-    tracer = ["strace", "-o", str(trace), "-e", f"trace={','.join(CALLS)}", "-e", "signal=none"]
+    tracer = ["strace", "-o", str(trace), "-e", f"trace={','.join(TRACED_CALLS)}", "-e", "signal=none"]
     config = site.copy()
-    said = forked(config, update, fails_live=fails_live, has_children=has_children, tracer=tracer)
-    assert "bad" not in said, said["bad"]
-    counts = dict.fromkeys(CALLS, 0)
+    result = run_in_fork(config, update, fails_live=fails_live, has_real_workers=has_real_workers, tracer=tracer)
+    assert "bad" not in result, result["bad"]
+    counts = dict.fromkeys(TRACED_CALLS, 0)
     for row in trace.read_text().splitlines():
         name = row.split()[-1] if not row else row.partition("(")[0].split()[-1]
         if name in counts:
@@ -236,7 +240,7 @@ def count_calls(site: Site, *, fails_live: bool = False, has_children: bool = Fa
 
 
 def spread(points: list[tuple[str, int]], limit: int | None) -> list[tuple[str, int]]:
-    """At most `limit` of the points, evenly."""
+    """Return at most `limit` of the points, spread evenly."""
     if limit is None or len(points) <= limit:
         return points
     return [points[index * len(points) // limit] for index in range(limit)]

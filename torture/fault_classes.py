@@ -1,9 +1,9 @@
-"""The rows of the table: each is a class of faults, a list of points, and what was wrong after each.
+"""The rows of faults in one process: kills, failing system calls, power cuts, full disks, bit rot.
 
 Rules:
-1. A row counts points that did something: a case whose process was meant to be killed and was not is not a point.
-2. A row that cannot run here says why in `skipped`.
-3. `limit` spreads a sample evenly over the points; None takes all.
+1. A row counts only points at which the fault happened: a process that was not killed is not a point.
+2. A row that cannot run on this machine says why in `skipped`.
+3. `limit` takes a sample, spread evenly over the points; None takes all points.
 """
 
 import fcntl
@@ -19,7 +19,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from torture.case import CALLS, NEW, Site, boot_only, count_calls, endure, forked, look, spread, update
+from torture.case import (
+    NEW,
+    TRACED_CALLS,
+    Site,
+    check_after_restart,
+    count_calls,
+    retry_updates,
+    run_in_fork,
+    spread,
+    start_only,
+    update,
+)
 from torture.in_process import copy_device
 
 ERRORS: Final = ("ENOSPC", "EIO", "EROFS")
@@ -32,7 +43,7 @@ FUZZ_RUNS: Final = 20_000
 
 @dataclass(slots=True)
 class Row:
-    """One row; `bad` is what was found wrong, by point."""
+    """One row of the table; `bad` lists the points that ended in a bad state, and why."""
 
     name: str
     points: int = 0
@@ -41,65 +52,62 @@ class Row:
     bad: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """For build/torture.json."""
+        """Return the row of build/torture.json."""
         values = asdict(self)
         bad = values.pop("bad")
         return {"class": values.pop("name"), **values, "bad_end_states": len(bad), "examples": bad[:5]}
 
 
-def killed(site: Site, limit: int | None, *, fails_live: bool = False, has_children: bool = False) -> Row:
-    """The process that decides is killed when it makes a call for the N-th time: with all that its children do at that
-    instant, or alone."""
+def killed_row(site: Site, limit: int | None, *, fails_live: bool = False, has_real_workers: bool = False) -> Row:
+    """Kill the agent at the N-th call of each kind: with its workers' handlers inside, or the supervisor alone."""
     way = "probation to rollback" if fails_live else "poll to commit"
-    row = Row(f"{'supervisor alone' if has_children else 'whole process tree'} killed at a system call, {way}")
-    if (why := without_strace()) is not None:
+    row = Row(f"{'supervisor alone' if has_real_workers else 'process tree'} killed at a system call, {way}")
+    if (why := reason_without_strace()) is not None:
         return replace(row, skipped=why)
-    counts = count_calls(site, fails_live=fails_live, has_children=has_children)
-    for call, number in spread(every(counts), limit):
+    counts = count_calls(site, fails_live=fails_live, has_real_workers=has_real_workers)
+    for call, number in spread(all_points(counts), limit):
         config = site.copy()
-        tracer = inject(call, f"signal=KILL:when={number}")
-        said = forked(config, update, fails_live=fails_live, has_children=has_children, tracer=tracer)
-        if "killed" not in said:
-            if "bad" in said:
-                row.bad.append(f"{call} {number}: {said['bad']}")
+        tracer = strace_command(call, f"signal=KILL:when={number}")
+        result = run_in_fork(config, update, fails_live=fails_live, has_real_workers=has_real_workers, tracer=tracer)
+        if "killed" not in result:
+            if "bad" in result:
+                row.bad.append(f"{call} {number}: {result['bad']}")
             continue
         row.points += 1
-        _note(row, f"{call} {number}", look(config, fails_live=fails_live))
+        _note(row, f"{call} {number}", check_after_restart(config, fails_live=fails_live))
     return row
 
 
-def refused_calls(site: Site, limit: int | None, *, for_ever: bool) -> Row:
-    """The system refuses a call with an error, once or from then on; the daemon serves when it begins."""
-    row = Row(f"{', '.join(ERRORS)} at a system call, {'forever' if for_ever else 'once'}")
-    if (why := without_strace()) is not None:
+def failing_calls_row(site: Site, limit: int | None, *, is_permanent: bool) -> Row:
+    """Let a system call fail, once or from then on, in an agent that already serves."""
+    row = Row(f"{', '.join(ERRORS)} at a system call, {'permanently' if is_permanent else 'once'}")
+    if (why := reason_without_strace()) is not None:
         return replace(row, skipped=why)
     counts = count_calls(site)
-    points = [(f"{call}:{error}", n + 1) for call in CALLS for error in ERRORS for n in range(counts[call])]
+    points = [(f"{call}:{error}", n + 1) for call in TRACED_CALLS for error in ERRORS for n in range(counts[call])]
     for point, number in spread(points, limit):
         call, error = point.split(":")
         config = site.copy()
-        when = f"error={error}:when={number}{'+' if for_ever else ''}"
-        said = forked(config, endure, tracer=inject(call, when), prepare=boot_only)
+        when = f"error={error}:when={number}{'+' if is_permanent else ''}"
+        result = run_in_fork(config, retry_updates, tracer=strace_command(call, when), prepare=start_only)
         row.points += 1
-        if "bad" in said or "killed" in said:
-            row.bad.append(f"{point} {number}: {said}")
-        elif not for_ever and said["served"] != NEW:
-            row.bad.append(f"{point} {number}: did not go on: {said}")
+        if "bad" in result or "killed" in result:
+            row.bad.append(f"{point} {number}: {result}")
+        elif not is_permanent and result["served"] != NEW:
+            row.bad.append(f"{point} {number}: did not continue: {result}")
         else:
-            _note(row, f"{point} {number}", look(config))
+            _note(row, f"{point} {number}", check_after_restart(config))
     return row
 
 
-def power_cut(site: Site, limit: int | None, flag: int) -> Row:
-    """Killed at a call, then the file system is cut off as by a loss of power, mounted again, and looked at."""
-    row = Row(
-        f"power cut on ext4, {'metadata flushed, data lost' if flag == LOG_FLUSH else 'nothing unsynced survives'}"
-    )
-    why = without_strace() or without_loop()
+def power_cut_row(site: Site, limit: int | None, flag: int) -> Row:
+    """Kill the agent at a call, cut the file system off as a power loss does, mount it again, and check."""
+    row = Row(f"power cut on ext4, {'metadata flushed, data lost' if flag == LOG_FLUSH else 'all unsynced data lost'}")
+    why = reason_without_strace() or reason_without_loop_device()
     if why is not None:
         return replace(row, skipped=why)
     counts = count_calls(site)
-    points = spread(every(counts), limit)
+    points = spread(all_points(counts), limit)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         gold, image, mount = folder / "gold.img", folder / "case.img", folder / "mount"
@@ -113,20 +121,20 @@ def power_cut(site: Site, limit: int | None, flag: int) -> Row:
         for call, number in points:
             shutil.copyfile(gold, image)
             with _mounted(image, mount):
-                said = forked(config, update, tracer=inject(call, f"signal=KILL:when={number}"))
+                result = run_in_fork(config, update, tracer=strace_command(call, f"signal=KILL:when={number}"))
                 fd = os.open(mount, os.O_RDONLY)
                 fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, struct.pack("I", flag))
                 os.close(fd)
-            if "killed" not in said:
+            if "killed" not in result:
                 continue
             row.points += 1
             with _mounted(image, mount):
-                _note(row, f"{call} {number}", look(config))
+                _note(row, f"{call} {number}", check_after_restart(config))
     return row
 
 
-def full_disk(site: Site, limit: int | None) -> Row:
-    """A small tmpfs that fills at another place each time; then there is room again."""
+def full_disk_row(site: Site, limit: int | None) -> Row:
+    """Fill a small tmpfs at a different point each time, then make space again."""
     row = Row("a disk that fills during an update")
     if os.geteuid() != 0:
         return replace(row, skipped="only root can mount")
@@ -140,19 +148,19 @@ def full_disk(site: Site, limit: int | None) -> Row:
                 filler = mount / "filler"
                 facts = os.statvfs(mount)
                 filler.write_bytes(bytes(max(0, facts.f_bavail * facts.f_frsize - int(step) * TMPFS_STEP_BYTES)))
-                said = forked(config, endure, prepare=boot_only)
+                result = run_in_fork(config, retry_updates, prepare=start_only)
                 row.points += 1
-                if "bad" in said or "killed" in said:
-                    row.bad.append(f"{step} blocks: {said}")
+                if "bad" in result or "killed" in result:
+                    row.bad.append(f"{step} blocks: {result}")
                 filler.unlink()
                 subprocess.run(["mount", "-o", "remount,size=64m", mount], check=True)
-                _note(row, f"{step} blocks", look(config))
+                _note(row, f"{step} blocks", check_after_restart(config))
     return row
 
 
-def bit_rot(site: Site, limit: int | None) -> Row:
-    """A bit flips in each block of what a device keeps: store, journal, trust slots and cache."""
-    row = Row("a bit flips in a block of the store, the journal or the trust memory")
+def bit_rot_row(site: Site, limit: int | None) -> Row:
+    """Flip a bit in each block of the store, the journal, the trust state and the metadata cache."""
+    row = Row("a bit flips in a block of the store, the journal or the trust state")
     device = site.device / "device"
     kept = [path for path in sorted(device.rglob("*")) if path.is_file() and not path.is_symlink()]
     kept = [path for path in kept if path.parent.name != "identity" and path.name not in ("lock", "root.json")]
@@ -170,44 +178,44 @@ def bit_rot(site: Site, limit: int | None) -> Row:
         data[min(offset + offset // 512 % 512, len(data) - 1)] ^= 0x20
         path.write_bytes(data)
         row.points += 1
-        _note(row, f"{name} {offset}", look_after_rot(config))
+        _note(row, f"{name} {offset}", check_after_bit_rot(config))
     return row
 
 
-def look_after_rot(config: Path) -> str:
+def check_after_bit_rot(config: Path) -> str:
     """As `look`, but a store whose one bundle is damaged has nothing to serve until it is fetched again."""
-    found = look(config)
-    return "" if found.startswith("serves None") and not look(config) else found
+    found = check_after_restart(config)
+    return "" if found.startswith("serves None") and not check_after_restart(config) else found
 
 
-def fuzzed_patches(limit: int | None) -> Row:
-    """The patch decoder on changed patches whose checksums were mended."""
+def fuzzed_patches_row(limit: int | None) -> Row:
+    """Decode mutated patches whose checksums were corrected."""
     from torture.fuzz_patch import fuzz
 
-    row = Row("a changed patch with mended checksums")
+    row = Row("a mutated patch with corrected checksums")
     outcome = fuzz(limit or FUZZ_RUNS, seed=0)
     row.points = sum(outcome.values())
     return row
 
 
-# what the rows work with
+# helpers of the rows
 
 
-def inject(call: str, how: str) -> list[str]:
-    """A strace command for one call."""
+def strace_command(call: str, how: str) -> list[str]:
+    """Return an strace command that injects a fault into one system call."""
     return ["strace", "-o", "/dev/null", "-e", f"trace={call}", "-e", "signal=none", "-e", f"inject={call}:{how}"]
 
 
-def without_strace() -> str | None:
-    """Why system calls cannot be injected here, or None."""
+def reason_without_strace() -> str | None:
+    """Return why faults cannot be injected into system calls on this machine, or None."""
     if shutil.which("strace") is None:
         return "strace is not installed"
     done = subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True, check=False)
-    return None if done.returncode == 0 else "this process may not trace another"
+    return None if done.returncode == 0 else "this process may not trace others"
 
 
-def without_loop() -> str | None:
-    """Why there are no power cuts here, or None."""
+def reason_without_loop_device() -> str | None:
+    """Return why power cuts cannot be simulated on this machine, or None."""
     if os.geteuid() != 0:
         return "only root can mount"
     missing = [name for name in ("mkfs.ext4", "losetup", "mount") if shutil.which(name) is None]
@@ -217,13 +225,13 @@ def without_loop() -> str | None:
     return None if done.returncode == 0 else "there is no loop device"
 
 
-def every(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """(call, number from 1) for each time that a call is made."""
-    return [(call, number + 1) for call in CALLS for number in range(counts[call])]
+def all_points(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Return (call, number from 1) for each time that a call is made."""
+    return [(call, number + 1) for call in TRACED_CALLS for number in range(counts[call])]
 
 
-def measured(act: Callable[[], Row]) -> Row:
-    """The row with its seconds."""
+def timed(act: Callable[[], Row]) -> Row:
+    """Run a row and record its duration."""
     started = time.monotonic()
     row = act()
     row.seconds = round(time.monotonic() - started, 1)

@@ -1,9 +1,8 @@
-"""An update in one process: the agent's own code, with its children's calls made here instead of in their processes.
+"""The agent in one process: its own code, with the handlers of its workers called directly.
 
-So every call of the system that changes something below the device's directory is made by one process, which a tracer
-can kill at any of them: the whole agent at that instant. A case costs a fraction of a second. What is left out writes
-nothing: jails and models. With `has_children` fetcher, verifier and patcher are the real processes, and outlive a kill
-by as long as it takes them to notice.
+One process then makes every system call that changes a file in the device directory, and a tracer can kill the whole
+agent at any of them. A case takes a fraction of a second. Left out are jails and models, which write nothing. With
+`has_real_workers`, fetcher, verifier and patcher are real processes, which end soon after the supervisor is killed.
 """
 
 import os
@@ -33,17 +32,17 @@ from device_agent.update.update import run_staged, run_update
 from device_agent.workers import fetcher, patcher, verifier
 from device_agent.workers.worker_pool import WorkerPool
 
-Ask = Callable[[Message], tuple[dict[str, Any], Sequence[int]]]
+RequestHandler = Callable[[Message], tuple[dict[str, Any], Sequence[int]]]
 
 
-class _Parent:
-    """What a handler sees of its supervisor."""
+class _Supervisor:
+    """The supervisor as a handler sees it."""
 
-    def __init__(self, on_ask: Ask | None) -> None:
+    def __init__(self, on_ask: RequestHandler | None) -> None:
         self._on_ask = on_ask
 
-    def event(self, value: object) -> None:
-        """Progress is of no interest."""
+    def send_event(self, value: object) -> None:
+        """Ignore progress."""
 
     def request(self, value: dict[str, Any], fds: Sequence[int] = ()) -> Message:
         assert self._on_ask is not None
@@ -51,7 +50,7 @@ class _Parent:
         return Message(answer, tuple(answer_fds))
 
 
-class ErrandsHere(WorkerPool):
+class InProcessWorkerPool(WorkerPool):
     """Calls the handlers of fetcher, verifier and patcher in this process."""
 
     def __init__(self, *words: Any) -> None:
@@ -70,14 +69,14 @@ class ErrandsHere(WorkerPool):
     def _call(
         self, worker: str, operation: str, request: dict[str, Any], fds: Sequence[int] = (), **options: Any
     ) -> Message:
-        # a handler owns what it is sent, as if it had come through a socket
+        # a handler owns the descriptors that it receives, as through a socket
         message = Message(request, tuple(os.dup(fd) for fd in fds))
-        result = self._handlers[worker, operation](_Parent(options.get("on_request")), message)  # type: ignore[arg-type]  # its part
+        result = self._handlers[worker, operation](_Supervisor(options.get("on_request")), message)  # type: ignore[arg-type]  # the part that handlers use
         return result if isinstance(result, Message) else Message(result)
 
 
-class _NoProcess:
-    """Where a model would be."""
+class _FakeProcess:
+    """A model process that runs no model."""
 
     def __init__(self, *, is_alive: bool = True) -> None:
         self.pid, self._fd, self._is_alive = 0, os.open("/dev/null", os.O_RDONLY), is_alive
@@ -92,129 +91,129 @@ class _NoProcess:
         return 0
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no process runs."""
 
 
-class _NoRuntime:
-    """Publishes nothing; what it sees of a candidate is the case's choice."""
+class _FakeBackend:
+    """A backend without processes; the case chooses what it observes of a candidate."""
 
     def __init__(self, seen: ServingObservation) -> None:
         self._seen = seen
 
     def start(self, fds: BundleFds, bundle: BundleRecord, variant: Variant, generation: int) -> ModelProcessHandle:
-        return _NoProcess()
+        return _FakeProcess()
 
     def publish(self, generation: int, process: ModelProcessHandle) -> int:
         return 0
 
     def retire(self, generation: int) -> None:
-        """Nothing to wait for."""
+        """Return at once: no request is open."""
 
     def observation(self, generation: int) -> ServingObservation:
         return self._seen
 
     def set_shadow(self, process: ModelProcessHandle, share_ppm: int, limit_ppm: int) -> None:
-        """Nobody hears."""
+        """Ignore the share: no request is mirrored."""
 
     def shadow_observation(self) -> ShadowObservation:
         return ShadowObservation()
 
 
-class NoProber:
-    """Every candidate passes."""
+class PassingProbe:
+    """A probe that every candidate passes."""
 
     def probe(self, *_: object) -> ProbeReport:
-        """See above."""
+        """Pass the candidate."""
         return ProbeReport("pass")
 
 
-class _Serving(FamilyServing):
-    """Without threads that watch: a case forks, and threads do not survive that."""
+class _ServingWithoutThreads(FamilyServing):
+    """Serving state without watching threads, which would not survive a fork."""
 
     def _watch(self, generation: int, pidfd: int) -> None:
         os.close(pidfd)
 
 
-class Alone:
+class InProcessAgent:
     """The agent of one device directory, in this process.
 
     Args:
-        config_path: of the device.
-        fails_live: whether a candidate shows errors under live requests.
-        has_children: with real processes for fetcher, verifier and patcher.
+        config_path: path of the device's configuration.
+        fails_live: whether a candidate fails with live requests.
+        has_real_workers: start real processes for fetcher, verifier and patcher.
     """
 
-    def __init__(self, config_path: Path, *, fails_live: bool = False, has_children: bool = False) -> None:
-        self._has_children = has_children
+    def __init__(self, config_path: Path, *, fails_live: bool = False, has_real_workers: bool = False) -> None:
+        self._has_real_workers = has_real_workers
         self.config = load_config(config_path)
         self.device = DeviceDirectory(self.config.directory)
         self.store = BundleStore(self.device.root)
-        self.journal = open_journal(self.device, self.store, self._errands)
+        self.journal = open_journal(self.device, self.store, self._open_workers)
         seen = ServingObservation(requests=10, errors=10) if fails_live else ServingObservation(requests=10)
-        self.serving = _Serving(_NoRuntime(seen), lambda _: None)
-        self.agent = UpdateContext(
+        self.serving = _ServingWithoutThreads(_FakeBackend(seen), lambda _: None)
+        self.context = UpdateContext(
             config=self.config,
             device=self.device,
             identity=self.device.read_public_identity(),
             store=self.store,
             journal=self.journal,
-            probe_client=NoProber(),  # type: ignore[arg-type]  # the one part that would need a model
+            probe_client=PassingProbe(),  # type: ignore[arg-type]  # the only part that needs a model
             read_facts=device_facts,
-            open_workers=self._errands,
+            open_workers=self._open_workers,
             serving=self.serving,
         )
 
-    def boot(self) -> str | None:
-        """Recover, and serve what is here; its version. Every byte is read and compared, as for a real process."""
+    def start(self) -> str | None:
+        """Recover and serve the active bundle; return its version. Every byte is read and verified."""
         recover_journal(self.journal, runtime_version())
-        collect_garbage(self.agent)
+        collect_garbage(self.context)
         for digest in (self.journal.pointers.active, self.journal.pointers.previous):
-            holding = self.journal.bundle(digest)
-            if holding is None:
+            bundle = self.journal.bundle(digest)
+            if bundle is None:
                 continue
             try:
-                fds = self._errands().unseal(holding)
+                fds = self._open_workers().unseal(bundle)
             except StoreDamaged:
                 continue
-            self.serving.publish(self.serving.start_generation(holding, fds))
+            self.serving.publish(self.serving.start_generation(bundle, fds))
             fds.close()
             break
-        run_staged(self.agent)
+        run_staged(self.context)
         current = self.serving.current
         return None if current is None else current.bundle.version
 
     def update(self) -> UpdateResult:
-        """One update."""
-        return run_update(self.agent, "operator")
+        """Run one update."""
+        return run_update(self.context, "operator")
 
-    def served(self) -> str | None:
-        """Version of what serves."""
+    def serving_version(self) -> str | None:
+        """Return the version that serves, or None."""
         current = self.serving.current
         return None if current is None else current.bundle.version
 
     def recover(self) -> None:
-        """What the supervisor does after an update that its journal did not survive."""
+        """Recover as the supervisor does after an update whose journal failed."""
         if self.serving.previous is not None:
             self.serving.revert()
         recover_journal(self.journal, runtime_version())
-        collect_garbage(self.agent)
+        collect_garbage(self.context)
         active = self.journal.bundle(self.journal.pointers.active)
-        if active is not None and self.served() != active.version:
-            fds = self._errands().unseal(active)
+        if active is not None and self.serving_version() != active.version:
+            fds = self._open_workers().unseal(active)
             self.serving.publish(self.serving.start_generation(active, fds))
             fds.close()
             self.serving.stop_replaced()
 
     def close(self) -> None:
-        """Release the journal."""
+        """Close the journal."""
         self.journal.close()
 
-    def _errands(self) -> WorkerPool:
-        return (WorkerPool if self._has_children else ErrandsHere)(self.config, self.device, self.store)
+    def _open_workers(self) -> WorkerPool:
+        return (WorkerPool if self._has_real_workers else InProcessWorkerPool)(self.config, self.device, self.store)
 
 
 def copy_device(source: Path, target: Path, url: str | None = None) -> Path:
-    """A copy of a device's folder (config.toml and device/); the path of its configuration."""
+    """Copy a device's folder (config.toml and device/); return the path of its configuration."""
     shutil.copytree(source, target, symlinks=True)
     config = target / "config.toml"
     text = config.read_text().replace(str(source), str(target))

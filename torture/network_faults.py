@@ -1,7 +1,7 @@
-"""The row of the network: each request of an update meets each fault once; the update still ends well.
+"""The network row: inject each fault into each request of an update; the update must still complete.
 
-The agent is the in-process one, over HTTP on loopback, with less patience than it has in the field: a stalled answer
-would cost half a minute, and nothing is learned in it.
+The agent runs in this process, over HTTP on loopback, with short timeouts: a stalled response would otherwise take half
+a minute.
 """
 
 import contextlib
@@ -24,24 +24,24 @@ from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Fault, serving
 from torture.case import NEW, OLD, Site, spread
 from torture.fault_classes import Row
-from torture.in_process import Alone, copy_device
+from torture.in_process import InProcessAgent, copy_device
 
-PATIENCE: Final = {
+SHORT_TIMEOUTS: Final = {
     "READ_TIMEOUT_S": 0.3,
     "RATE_WINDOW_S": 0.3,
     "DOCUMENT_DEADLINE_S": 0.6,
     "MAX_BACKOFF_S": 0.02,
     "MAX_RETRY_AFTER_S": 0.05,
 }
-UPDATES: Final = 4  # a fault that comes once may end one attempt, or, where it cut a poll off, two
+UPDATES: Final = 4  # a single fault may end one attempt, or two if it cuts a poll off
 PIECE_BYTES: Final = 64 * 1024
 
 
-def faulty_network(site: Site, limit: int | None) -> Row:
-    """Every fault × every request."""
+def network_row(site: Site, limit: int | None) -> Row:
+    """Inject every fault into every request."""
     row = Row("a fault on the wire at each request of an update")
     published = Path(load_config(site.device / "config.toml").repository_url.removeprefix("file://"))
-    with hasty(), serving(published) as place:
+    with short_timeouts(), serving(published) as place:
         place.faults = []
         _served, ended = _updates(site, place.url)
         assert ended == NEW, ended
@@ -56,10 +56,10 @@ def faulty_network(site: Site, limit: int | None) -> Row:
 
 
 @contextmanager
-def hasty() -> Iterator[None]:
-    """A fetcher in this process that waits for nobody."""
+def short_timeouts() -> Iterator[None]:
+    """Give the fetcher in this process short timeouts."""
     with contextlib.ExitStack() as stack:
-        for name, value in PATIENCE.items():
+        for name, value in SHORT_TIMEOUTS.items():
             stack.enter_context(mock.patch.object(fetcher, name, value))
         fetcher.connection_pool.cache_clear()
         stack.callback(fetcher.connection_pool.cache_clear)
@@ -67,22 +67,22 @@ def hasty() -> Iterator[None]:
 
 
 def _updates(site: Site, url: str) -> tuple[set[str | None], str | None]:
-    """What was served on the way, and in the end."""
+    """Update a copy; return every version that served, and the last one."""
     shutil.rmtree(site.scratch / "case", ignore_errors=True)
-    alone = Alone(copy_device(site.device, site.scratch / "case", url))
-    served: set[str | None] = {alone.boot()}
+    agent = InProcessAgent(copy_device(site.device, site.scratch / "case", url))
+    served: set[str | None] = {agent.start()}
     try:
         for _ in range(UPDATES):
             try:
-                ended = alone.update().outcome.value
+                ended = agent.update().outcome.value
             except Unavailable as error:
                 ended = error.reason
-            served.add(alone.served())
+            served.add(agent.serving_version())
             if ended in ("updated", "nothing-new"):
                 break
-        return served, alone.served()
+        return served, agent.serving_version()
     finally:
-        alone.close()
+        agent.close()
 
 
 def _at(number: int, fault: Fault) -> Fault:
@@ -96,7 +96,7 @@ def _at(number: int, fault: Fault) -> Fault:
 
 
 def _reset(exchange: Exchange) -> bool:
-    """RST after half of the body, instead of an orderly end."""
+    """Reset the connection after half of the body."""
     body = exchange.data[exchange.start :]
     exchange.head(200, {"Content-Length": str(len(body))})
     exchange.write(body[: len(body) // 2])
@@ -108,17 +108,17 @@ def _reset(exchange: Exchange) -> bool:
 
 
 def _stalled(exchange: Exchange, *, after: int) -> bool:
-    """Nothing more after some bytes of the body."""
+    """Stop sending after some bytes of the body."""
     body = exchange.data[exchange.start :]
     exchange.head(200, {"Content-Length": str(len(body))})
     exchange.write(body[: min(after, len(body) - 1)])
-    time.sleep(PATIENCE["READ_TIMEOUT_S"] * 2)
+    time.sleep(SHORT_TIMEOUTS["READ_TIMEOUT_S"] * 2)
     exchange.cut()
     return True
 
 
 def _of_length(exchange: Exchange, *, more: int) -> bool:
-    """A Content-Length that is not the body's."""
+    """Send a Content-Length that is not the body's."""
     exchange.head(200, {"Content-Length": str(max(0, len(exchange.data) + more))})
     with contextlib.suppress(ConnectionError):
         exchange.write(exchange.data)
@@ -134,7 +134,7 @@ def _without_length(exchange: Exchange) -> bool:
 
 
 def _bomb(exchange: Exchange) -> bool:
-    """16 MiB of zeros in 16 kB, under the coding that nobody asked for."""
+    """Send 16 MiB of zeros as 16 kB, in a content coding that was not requested."""
     data = gzip.compress(bytes(16 << 20))
     exchange.head(200, {"Content-Length": str(len(data)), "Content-Encoding": "gzip"})
     with contextlib.suppress(ConnectionError):
@@ -143,14 +143,14 @@ def _bomb(exchange: Exchange) -> bool:
 
 
 def _range(exchange: Exchange, *, text: str) -> bool:
-    """206 with a Content-Range of its own."""
+    """Send 206 with a wrong Content-Range."""
     exchange.head(206, {"Content-Length": str(len(exchange.data)), "Content-Range": text})
     exchange.write(exchange.data)
     return True
 
 
 def _changing(exchange: Exchange) -> bool:
-    """Cut after half; what is served next under that name begins otherwise, and has another ETag."""
+    """Cut after half of a body that differs from the next one, with another ETag."""
     body = bytes(byte ^ 0xFF for byte in exchange.data)
     exchange.head(200, {"Content-Length": str(len(body)), "ETag": '"another"'})
     exchange.write(body[: len(body) // 2])
@@ -167,7 +167,7 @@ def _poisoned(exchange: Exchange) -> bool:
 
 
 def _nothing(exchange: Exchange) -> bool:
-    """The connection ends without an answer."""
+    """Close the connection without a response."""
     exchange.cut()
     return True
 

@@ -1,8 +1,8 @@
-"""`python -m torture.restart_latency [--kills N]`: how long requests wait when the model's process is killed under
-load.
+"""`python -m torture.restart_latency [--kills N]`: measure how long requests wait when the
+model process is killed under load.
 
-One client asks without pause; the gap is the longest time between two answers after the kill. Printed in milliseconds,
-smallest first: without a standby, and with one. A request that fails is counted; none should.
+One client sends requests without pause. The gap is the longest time between two responses after the kill; gaps are
+printed in milliseconds, smallest first, without a standby and with one. Failed requests are counted; expected: none.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from tests.support.endpoint_client import infer
 from tests.support.faulty_http_server import serving
 from tests.support.publisher import DeviceUnderTest, Publisher
 
-SETTLE_S = 2.0  # a standby is loaded anew at a low priority
-IN_A_ROW = MAX_FAST_RESTARTS - 1  # what dies more often at once is no longer started at once
+SETTLE_S = 2.0  # a standby is loaded at a low priority
+IN_A_ROW = MAX_FAST_RESTARTS - 1  # a process that crashes more often in a row is restarted after a delay
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both cases and print the gaps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=6)
     kills = parser.parse_args().kills
@@ -58,9 +58,9 @@ def _print(name: str, device: DeviceUnderTest, kills: int) -> None:
 
 
 def _kill(device: DeviceUnderTest) -> tuple[int, int]:
-    """Milliseconds of the gap, and requests that failed."""
+    """Kill the model process; return the gap in milliseconds and the number of failed requests."""
     time.sleep(SETTLE_S)
-    device.ask("pause")  # answered in turn: what was under way before is done
+    device.ask("pause")  # handled in order: earlier work is done when it returns
     ends: list[float] = []
     failures = 0
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""Rows of swaps under load: a point is a swap; a request that fails, or is answered by no model at all, is bad."""
+"""Rows of swaps under load: a point is one swap; a failed request or a wrong response is bad."""
 
 import threading
 from collections import Counter
@@ -16,8 +16,8 @@ KILL_EVERY = 10
 SAMPLE = {"x": floats(1, 2, 3, 4)}
 
 
-def swapped_behind_the_front(limit: int | None) -> Row:
-    """Model processes are swapped under HTTP load; every tenth is killed right after and replaced from a standby."""
+def front_swap_row(limit: int | None) -> Row:
+    """Swap model processes under HTTP load; kill every tenth and replace it from a prestarted process."""
     row = Row("model swapped under load behind the front, every tenth killed")
     with ExitStack() as stack:
         even = stack.enter_context(plain(scale(2.0), [SAMPLE]))
@@ -45,8 +45,8 @@ def swapped_behind_the_front(limit: int | None) -> Row:
     return row
 
 
-def swapped_in_process(limit: int | None) -> Row:
-    """ModelRuntime in this process, called by two threads; every tenth swap is rolled back."""
+def in_process_swap_row(limit: int | None) -> Row:
+    """Swap in a ModelRuntime of this process that two threads call; roll every tenth swap back."""
     row = Row("model swapped under load in an app's process, every tenth rolled back")
     answers: Counter[float | str] = Counter()
     stop = threading.Event()
@@ -59,7 +59,7 @@ def swapped_in_process(limit: int | None) -> Row:
             while not stop.is_set():
                 try:
                     answers[float(runtime.run(SAMPLE)["y"][0])] += 1
-                except Exception as error:  # noqa: BLE001  any failure of a call is what is looked for
+                except Exception as error:  # noqa: BLE001  # any failure counts
                     answers[repr(error)] += 1
 
         callers = [threading.Thread(target=call) for _ in range(2)]

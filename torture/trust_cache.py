@@ -1,4 +1,4 @@
-"""The row of a damaged metadata cache: every combination of damages, then an old mirror; a rollback let in is bad."""
+"""The metadata cache row: every combination of damages, then an old mirror; accepting a rollback is bad."""
 
 import itertools
 import shutil
@@ -14,17 +14,17 @@ from torture.fault_classes import Row
 CACHED: Final = ("root_history/1.root", "timestamp", "snapshot", "targets", f"release-{FAMILY}")
 
 
-def damaged_cache(limit: int | None) -> Row:
-    """Each of root, timestamp, snapshot, targets and a delegated role: kept, missing, empty, truncated, flipped."""
+def damaged_cache_row(limit: int | None) -> Row:
+    """Damage root, timestamp, snapshot, targets and a delegated role: kept, missing, empty, truncated, flipped."""
     row = Row("metadata cache damaged in every combination, then a replayed mirror")
     with tempfile.TemporaryDirectory(prefix="airweights-cache-") as name:
-        shop = build_publisher(Path(name) / "shop")
-        shop.release("1.0.0", 1)
-        device = new_client(shop)
-        device.check(shop.published)
-        old = shop.copy_published("mirror-of-then")
-        shop.release("1.1.0", 2)
-        device.check(shop.published)
+        publisher = build_publisher(Path(name) / "publisher")
+        publisher.release("1.0.0", 1)
+        device = new_client(publisher)
+        device.check(publisher.published)
+        old = publisher.copy_published("old-mirror")
+        publisher.release("1.1.0", 2)
+        device.check(publisher.published)
         combinations = list(itertools.product(DAMAGES, repeat=len(CACHED)))
         for damages in combinations[:: max(1, -(-len(combinations) // (limit or len(combinations))))]:
             tried = CheckClient(Path(name) / "tried", device.root)
@@ -33,7 +33,7 @@ def damaged_cache(limit: int | None) -> Row:
             for role, damage in zip(CACHED, damages, strict=True):
                 spoil(tried.cache / f"{role}.json", damage)
             row.points += 1
-            wrong = _wrong(tried, old, shop.published)
+            wrong = _wrong(tried, old, publisher.published)
             if wrong is not None:
                 row.bad.append(f"{damages}: {wrong}")
     return row

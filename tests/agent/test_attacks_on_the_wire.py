@@ -12,7 +12,7 @@ from tests.agent.test_plaintext import holds_any, windows_of
 from tests.support import faulty_http_server
 from tests.support.faulty_http_server import Exchange, Site
 from tests.support.publisher import DeviceUnderTest, Publisher, similar_model
-from torture.in_process import ErrandsHere
+from torture.in_process import InProcessWorkerPool
 
 
 def test_partial_install(installed: DeviceUnderTest, publisher: Publisher, site: Site) -> None:
@@ -63,8 +63,8 @@ def test_slow_retrieval(
     site.faults = [faulty_http_server.below("blobs/", faulty_http_server.trickle(0.02))]
     hasty = replace(installed.config, update=replace(installed.config.update, min_rate_bytes_s=1000))
 
-    def here() -> ErrandsHere:
-        return ErrandsHere(hasty, installed.directory, BundleStore(installed.directory.root))
+    def here() -> InProcessWorkerPool:
+        return InProcessWorkerPool(hasty, installed.directory, BundleStore(installed.directory.root))
 
     ended = installed.update(errands=here)
     assert (ended.outcome, ended.reason) == (Outcome.UNAVAILABLE, "server-too-slow"), ended

@@ -14,7 +14,7 @@ import pytest
 from device_agent.commands import root
 from tests.support.faulty_http_server import Site
 from tests.support.publisher import DeviceUnderTest, Publisher
-from torture.fault_classes import inject, without_strace
+from torture.fault_classes import reason_without_strace, strace_command
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
@@ -62,7 +62,7 @@ def test_init_whose_configuration_can_not_be_written_can_be_tried_again(
 
 
 def test_init_that_was_killed_is_run_again(words: list[str], tmp_path: Path) -> None:
-    if (why := without_strace()) is not None:
+    if (why := reason_without_strace()) is not None:
         pytest.skip(why)
     command = [sys.executable, "-m", "device_agent", *map(str, words)]
     killed = 0
@@ -70,7 +70,9 @@ def test_init_that_was_killed_is_run_again(words: list[str], tmp_path: Path) -> 
         for name in ("config.toml", "device"):
             path = tmp_path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        done = subprocess.run([*inject(call, f"signal=KILL:when={number}"), *command], capture_output=True, check=False)
+        done = subprocess.run(
+            [*strace_command(call, f"signal=KILL:when={number}"), *command], capture_output=True, check=False
+        )
         killed += done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
         subprocess.run(command, capture_output=True, check=False)
         status = [*command[:3], "--config", str(tmp_path / "config.toml"), "status", "--json"]

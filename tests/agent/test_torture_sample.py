@@ -1,4 +1,4 @@
-"""A sample of `make torture`, spread evenly over its points: each fault, a few times."""
+"""A sample of `make torture`: each class of faults at a few points, spread evenly."""
 
 import tempfile
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from torture.__main__ import ROWS
 from torture.case import Site
 from torture.fixtures import make_site
 
-FEW = 5  # of a row that has no number of its own here
+DEFAULT_POINTS = 5  # of a row without a number below
 SAMPLE = {
     "killed-commit": 16,
     "killed-rollback": 10,
-    "alone-killed-commit": 4,
-    "alone-killed-rollback": 2,
-    "child-killed-commit": 6,
-    "child-killed-rollback": 2,
+    "supervisor-killed-commit": 4,
+    "supervisor-killed-rollback": 2,
+    "worker-killed-commit": 6,
+    "worker-killed-rollback": 2,
     "error-once": 14,
-    "error-for-ever": 10,
+    "error-permanent": 10,
     "power-cut-flushed": 6,
     "power-cut": 4,
     "full-disk": 6,
@@ -38,7 +38,7 @@ def torture_site() -> Iterator[Site]:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_no_point_of_the_sample_ends_badly(name: str, torture_site: Site) -> None:
-    row = ROWS[name](torture_site, SAMPLE.get(name, FEW))
+    row = ROWS[name](torture_site, SAMPLE.get(name, DEFAULT_POINTS))
     if row.skipped:
         pytest.skip(row.skipped)
     assert row.bad == []
