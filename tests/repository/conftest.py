@@ -1,4 +1,4 @@
-"""One repository a test run, with releases 1.0.0 and 1.1.0 (which raises the floor), copied for each test."""
+"""One repository per test run, with release 1.0.0, copied for each test."""
 
 from pathlib import Path
 

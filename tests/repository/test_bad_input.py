@@ -149,7 +149,7 @@ def test_an_expired_role_is_told_and_holds_up_no_other_family(
     # a year without a release of one family: the daily refresh goes on, and says which channel has no release
     monkeypatch.setattr("time.time", lambda: later + 80 * tuf_documents.DAY_S)
     desk.run("keys", "role", "renew", "fleet", "release-speech", "targets")
-    shop.publish(rehearse=False)
+    shop.publish(check_clients=False)
     monkeypatch.setattr("time.time", lambda: later + 95 * tuf_documents.DAY_S)
     capfd.readouterr()
     assert main(["repo", "refresh", *online, "--json"]) == 0

@@ -158,7 +158,7 @@ def test_a_device_walks_fifty_roots_and_the_arrival_of_ml_dsa(tmp_path: Path) ->
 
     def publish() -> None:
         shop.signers = roots + others
-        shop.publish(rehearse=False)  # the walk of the device at the end is the test; fifty rehearsals are minutes
+        shop.publish(check_clients=False)  # the device at the end is the test; fifty client checks take minutes
 
     for _ in range(24):
         fresh = CryptoSigner.generate_ed25519()

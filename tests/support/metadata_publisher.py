@@ -1,6 +1,6 @@
-"""A small release team for tests: real keys, a real repository, real devices that check it.
+"""A small release team for tests: real keys, a real repository, and the trust checks of real devices.
 
-Key files and the first repository are made once a test run and copied: scrypt and ML-DSA take their time.
+Key files and the first repository are created once per test run and copied, since scrypt and ML-DSA are slow.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.published import PublishedDocuments
 from packager.repository.publishing import PublishReport
 from packager.repository.repository import Repository
+from packager.repository.staging import Staging
 
 FAMILY = "vision"
 CHANNEL = "stable"
@@ -38,7 +39,13 @@ NOW_S = int(time.time())
 
 @dataclass(slots=True)
 class MetadataPublisher:
-    """A repository and the keys of all its roles."""
+    """A repository and the keys of all its roles.
+
+    Attributes:
+        folder: contains `repository/` and `keys/`.
+        signers: the keys that `publish` signs with; a test may change the list.
+        made: the keys of all key files, sorted by file name.
+    """
 
     folder: Path
     signers: list[Signer]
@@ -60,7 +67,7 @@ class MetadataPublisher:
         return self.repository.published
 
     def signers_of(self, *roles: str) -> list[Signer]:
-        """Signers whose key file begins with the name of one of the roles."""
+        """Return the signers whose key file is named for one of the roles."""
         files = sorted(self.keys.glob("*.key"))
         return [
             s for file, s in zip(files, self.made, strict=True) if file.name.startswith(tuple(f"{r}-" for r in roles))
@@ -69,7 +76,7 @@ class MetadataPublisher:
     def manifest(
         self, version: str, counter: int, *, min_counter: int = 0, channels: Sequence[str] = (CHANNEL,)
     ) -> Manifest:
-        """A release with one variant whose blob is put."""
+        """Create the manifest of a release with one variant, and store its blob."""
         blob = self.folder / "blob"
         blob.write_bytes(f"{version} {counter}".encode() * 10)
         name = self.repository.put_blob(blob)
@@ -87,48 +94,52 @@ class MetadataPublisher:
         return Manifest(FAMILY, version, counter, min_counter, tuple(channels), "0.1.0", created, (("fp32", variant),))
 
     def release(self, version: str, counter: int, *, min_counter: int = 0) -> Manifest:
-        """Publish a release and let the channel run it."""
+        """Publish a release and its rollout on the channel."""
         manifest = self.manifest(version, counter, min_counter=min_counter)
         self.repository.stage_manifest(manifest)
         self.repository.stage_rollout(rollout_of(manifest))
         self.publish()
         return manifest
 
-    def publish(self, *, rehearse: bool = True) -> PublishReport:
-        """Sign with all keys and publish."""
+    def publish(self, *, check_clients: bool = True) -> PublishReport:
+        """Sign with all keys and publish; without the client check, what devices must refuse."""
         assert self.repository.sign(self.signers).is_complete
-        return self.repository.publish(check_clients=rehearse)
+        return self.repository.publish(check_clients=check_clients)
+
+    def forge_target(self, name: str, data: bytes) -> None:
+        """Stage a target without any check, as an attacker with the keys of its role would."""
+        Staging(self.repository.layout).put_target(name, data)
 
     def repository_document(self, role: str) -> bytes:
-        """The file of a role's document that is out."""
+        """Return the published file of a role's document."""
         return PublishedDocuments(self.repository.layout).files[role][1]
 
     def copy_published(self, name: str) -> Path:
-        """What is served now, kept aside."""
+        """Copy the published files, and return the copy's folder."""
         return Path(shutil.copytree(self.published, self.folder / name))
 
 
 def rollout_of(manifest: Manifest, channel: str = CHANNEL) -> Rollout:
-    """Everybody on the channel runs it."""
+    """Return a rollout of a release to all devices of the channel."""
     return Rollout(FAMILY, channel, manifest.version, manifest.counter, manifest.digest_without_patches())
 
 
 def build_publisher(folder: Path, *, classical: bool = False, families: Sequence[str] = (FAMILY,)) -> MetadataPublisher:
-    """A new one."""
+    """Create key files of all roles, a repository and its first publication."""
     repository = folder / "repository"
     create_repository_with_new_keys(repository, folder / "keys", PASSPHRASE, families, classical=classical)
     return MetadataPublisher(folder, load_folder_signers(folder / "keys", PASSPHRASE))
 
 
 def copy_publisher(publisher: MetadataPublisher, folder: Path) -> MetadataPublisher:
-    """The same keys and repository elsewhere."""
+    """Copy a publisher's keys and repository into another folder."""
     shutil.copytree(publisher.folder, folder, symlinks=True, dirs_exist_ok=True)
     return MetadataPublisher(folder, list(publisher.signers))
 
 
 @dataclass(slots=True)
 class CheckClient:
-    """A device's trust side: its folder, its shipped root, what it is configured for."""
+    """The trust check of a device: its folder, its first root, and its configuration."""
 
     folder: Path
     root: bytes
@@ -148,11 +159,11 @@ class CheckClient:
         return self.folder / "cache" / "tuf"
 
     def with_time(self, now_s: int, *, synchronized: bool = True) -> "CheckClient":
-        """The same device with another clock."""
+        """Return the same device with another clock."""
         return replace(self, clock=replace(self.clock, now_s=now_s, is_synchronized=synchronized))
 
     def check(self, source: Path | str, fetch: Fetch | None = None) -> VerifiedRelease:
-        """One check of a folder or a URL."""
+        """Run the device's trust check against a folder or a URL."""
         base = source.as_uri() if isinstance(source, Path) else source
         request = CheckRequest(
             cache_dir=self.folder / "cache",
@@ -168,12 +179,12 @@ class CheckClient:
 
 
 def new_client(publisher: MetadataPublisher, name: str = "device") -> CheckClient:
-    """Fresh, with the first root."""
+    """Create a device that has seen nothing but the first root."""
     return CheckClient(publisher.folder / name, (publisher.published / "metadata" / "1.root.json").read_bytes())
 
 
 def fetch_file(url: str, max_bytes: int) -> bytes:
-    """A `Fetch` for `file:` URLs."""
+    """Read a `file:` URL; a `Fetch`."""
     path = Path(url.removeprefix("file://"))
     try:
         with path.open("rb") as file:
@@ -183,7 +194,7 @@ def fetch_file(url: str, max_bytes: int) -> bytes:
 
 
 def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
-    """A mirror that gives other bytes for one path."""
+    """Return a fetcher whose mirror serves other bytes for one path."""
 
     def fetch(url: str, max_bytes: int) -> bytes:
         return data[: max_bytes + 1] if url.endswith(path) else inner(url, max_bytes)
@@ -192,14 +203,14 @@ def replacing(path: str, data: bytes, inner: Fetch = fetch_file) -> Fetch:
 
 
 def serve(folder: Path) -> tuple[str, Callable[[], None]]:
-    """A real HTTP server on loopback. Returns its URL and how to stop it."""
+    """Start a real HTTP server on loopback; return its URL and a function that stops it."""
     import threading
     from functools import partial
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Do not log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=os.fspath(folder)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -214,7 +225,7 @@ def serve(folder: Path) -> tuple[str, Callable[[], None]]:
 
 
 def fetch_http(url: str, max_bytes: int) -> bytes:
-    """A `Fetch` over urllib3, as the agent's is."""
+    """Read an HTTP URL with urllib3, as the agent does; a `Fetch`."""
     import urllib3
 
     from bundle.errors import DownloadFailed, TooLarge

@@ -105,7 +105,7 @@ def test_a_release_below_the_floor_is_refused(shop: MetadataPublisher, device: C
     old = shop.repository.manifest(FAMILY, "1.0.0")
     assert old is not None
     shop.repository.stage_rollout(rollout_of(old))
-    shop.publish(rehearse=False)
+    shop.publish(check_clients=False)
     with pytest.raises(RollbackRefused) as refused:
         device.check(shop.published)
     assert "counter 1 (epoch 1), the floor is 2 (epoch 1)" in refused.value.message
@@ -155,9 +155,8 @@ def test_a_rollout_that_disagrees_with_the_manifest_is_refused(
     manifest = shop.repository.manifest(FAMILY, "1.0.0")
     assert manifest is not None
     forged = replace(rollout_of(manifest), **{field: value})  # type: ignore[arg-type]  # the field's own type, by the table
-    repository = shop.repository
-    repository._stage_target(role_names.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
-    shop.publish(rehearse=False)
+    shop.forge_target(role_names.rollout_target(FAMILY, CHANNEL), forged.as_bytes())
+    shop.publish(check_clients=False)
     with pytest.raises(ReleaseMismatch) as refused:
         device.check(shop.published)
     assert refused.value.reason == "release-mismatch"
@@ -167,7 +166,7 @@ def test_a_release_for_another_channel_is_refused(shop: MetadataPublisher, devic
     manifest = shop.manifest("1.1.0", 2, channels=("beta",))
     shop.repository.stage_manifest(manifest)
     shop.repository.stage_rollout(rollout_of(manifest), forged=True)
-    shop.publish(rehearse=False)
+    shop.publish(check_clients=False)
     with pytest.raises(WrongChannel) as refused:
         device.check(shop.published)
     assert refused.value.reason == "wrong-channel"
@@ -181,7 +180,7 @@ def test_a_known_counter_with_another_content_is_refused(shop: MetadataPublisher
     again = shop.manifest("1.0.1", 1)
     shop.repository.stage_manifest(again)
     shop.repository.stage_rollout(rollout_of(again))
-    shop.publish(rehearse=False)
+    shop.publish(check_clients=False)
     with pytest.raises(CounterReused) as refused:
         device.check(shop.published)
     assert refused.value.reason == "counter-reused"
