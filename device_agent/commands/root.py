@@ -183,8 +183,8 @@ def enroll(path: Path, output: Path | None, *, as_json: bool) -> None:
         "request": data.decode(),
         "output": None if output is None else str(output),
     }
-    where = data.decode() if output is None else f"request written to {output}"
-    console.print_result(result, as_json=as_json, text=f"{where}\nfingerprint: {request.fingerprint}")
+    request_text = data.decode() if output is None else f"request written to {output}"
+    console.print_result(result, as_json=as_json, text=f"{request_text}\nfingerprint: {request.fingerprint}")
 
 
 @cli.command(short_help="Run the daemon.")

@@ -8,6 +8,7 @@ Reading order:
     supervisor.py        the main thread
     messages.py          the messages that other threads queue for it
     family_service.py    one family: its stores, its updates, its serving model
+    service_registry.py  the family services of all families
     serving_watchdog.py  keeps one family's model serving
     control_socket.py    the socket of the command line, and its client
     request_handler.py   answers its requests

@@ -4,11 +4,12 @@
 are queued for the supervisor's main thread, and the thread waits for the reply.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from bundle.errors import Bug
 from device_agent.config.families import check_family, per_family, require_one_family
+from device_agent.daemon.family_service import FamilyService
 from device_agent.daemon.messages import (
     AdapterRequest,
     ClearQuarantineRequest,
@@ -21,9 +22,6 @@ from device_agent.daemon.messages import (
 )
 from device_agent.policy.attempt import UpdateResult
 
-if TYPE_CHECKING:
-    from device_agent.daemon.supervisor import Supervisor
-
 SINGLE_FAMILY_COMMANDS: Final = ("rollback", "adapter-attach", "adapter-detach", "adapter-list")
 
 T = TypeVar("T")
@@ -33,12 +31,18 @@ class RequestHandler:
     """Handler of control socket requests.
 
     Args:
-        supervisor: owner of the families.
+        enqueue: queues a message for the main thread.
+        open_service: returns the open service of a family, or raises JournalUnreadable.
         families: names of the families that the device follows.
     """
 
-    def __init__(self, supervisor: "Supervisor", families: tuple[str, ...]) -> None:
-        self._supervisor, self._families = supervisor, families
+    def __init__(
+        self,
+        enqueue: Callable[[DaemonMessage], None],
+        open_service: Callable[[str], FamilyService],
+        families: tuple[str, ...],
+    ) -> None:
+        self._enqueue, self._open_service, self._families = enqueue, open_service, families
 
     def handle_request(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the answer to one request.
@@ -58,7 +62,7 @@ class RequestHandler:
         if command in SINGLE_FAMILY_COMMANDS:
             family = require_one_family(self._families, family)
         families = self._families if family is None else (family,)
-        service = self._supervisor.service_for_reading
+        service = self._open_service
         match command:
             case "status":
                 from device_agent.daemon.status import status_report  # not in memory at rest
@@ -90,5 +94,5 @@ class RequestHandler:
                 raise Bug(f"unknown command {command!r}")
 
     def _ask(self, message: DaemonMessage, reply: Reply[T]) -> T:
-        self._supervisor.enqueue(message)
+        self._enqueue(message)
         return reply.wait()

@@ -45,8 +45,9 @@ from device_agent.daemon.messages import (
     cancel_reply,
 )
 from device_agent.daemon.request_handler import RequestHandler
+from device_agent.daemon.service_registry import ServiceRegistry
 from device_agent.daemon.update_metrics import render_update_metrics
-from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused, system_error
+from device_agent.errors import AgentStopping, JournalUnreadable, UpdatesPaused
 from device_agent.host.systemd import SystemdNotifier
 from device_agent.policy.attempt import UpdateResult
 from device_agent.serving.family_serving import call_on_exit
@@ -89,14 +90,16 @@ class Supervisor:
         self._notifier = SystemdNotifier()
         self.runtime = ServingRuntime(config)
         self._watch_front()
-        self._services: dict[str, FamilyService] = {}
-        self._unopened_configs = {one.family: one for one in config.family_configs()}
+        self._registry = ServiceRegistry(config, lambda one, journal: FamilyService(one, self, journal))
         try:
-            self._open_service(config.family)
-            for family in tuple(self._unopened_configs):
-                log_errors(partial(self._open_service, family))
+            self._registry.open(config.family)
+            for family in self._registry.unopened_families():
+                log_errors(partial(self._registry.open, family))
             self._push_metrics()
-            self._control = ControlServer(device.control_path, RequestHandler(self, config.families).handle_request)
+            self._control = ControlServer(
+                device.control_path,
+                RequestHandler(self.enqueue, self._registry.open_service, config.families).handle_request,
+            )
         except BaseException:
             self.runtime.stop()
             raise
@@ -143,7 +146,7 @@ class Supervisor:
     @property
     def services(self) -> tuple[FamilyService, ...]:
         """The open family services, in the order of the configuration."""
-        return tuple(self._services.values())
+        return self._registry.services
 
     def enqueue(self, message: DaemonMessage) -> None:
         """Queue a message for the main thread. Any thread may call it."""
@@ -248,41 +251,7 @@ class Supervisor:
                 assert_never(message)
         return None
 
-    # called by the request handler, in other threads
-
-    def service_for_reading(self, family: str) -> FamilyService:
-        """Return an open family service.
-
-        Raises:
-            JournalUnreadable: the family's journal could not be opened.
-        """
-        service = self._services.get(family)
-        if service is None:
-            raise JournalUnreadable(
-                f"the journal of {family!r} cannot be opened", hint="see the daemon's log; each poll tries it again"
-            )
-        return service
-
     # the main loop
-
-    def _open_service(self, family: str) -> None:
-        config = self._unopened_configs[family]
-        first = None if config.family_directory is None else self._services[self._config.family].journal
-        try:
-            self._services[family] = FamilyService(config, self, first)
-        except OSError as error:
-            raise system_error(error) from error
-        del self._unopened_configs[family]
-        order = self._config.families
-        self._services = dict(sorted(self._services.items(), key=lambda item: order.index(item[0])))
-
-    def _ensure_open(self, family: str) -> FamilyService:
-        """Return a family service; open it if that failed before. Raises JournalUnreadable."""
-        if family in self._unopened_configs:
-            self._open_service(family)
-            log_errors(self._services[family].start)
-            log_errors(self._services[family].activate_staged)
-        return self._services[family]
 
     def _start_services(self) -> None:
         """Serve all families, then activate staged bundles. Raises the error of the only family."""
@@ -343,39 +312,39 @@ class Supervisor:
             case FrontCrashed():
                 log_errors(self._restart_front)
             case ModelCrashed():
-                log_errors(partial(self._services[message.family].watchdog.restart, message.generation))
+                log_errors(partial(self._registry.open_service(message.family).watchdog.restart, message.generation))
             case UpdateRequest():
                 message.reply.resolve(partial(self._update_all, message.families))
             case RollbackRequest():
                 message.reply.resolve(partial(self._roll_back, message.family))
             case ReportProbation():
-                message.request.reply.resolve(lambda: self._ensure_open(message.request.family).last_result())
+                message.request.reply.resolve(
+                    lambda: self._registry.open_and_start(message.request.family).last_result()
+                )
             case PauseRequest():
                 message.reply.resolve(partial(self._set_paused, message.is_paused))
             case PlanRequest():
                 message.reply.resolve(
-                    lambda: per_family(message.families, lambda family: self._ensure_open(family).plan())
+                    lambda: per_family(message.families, lambda family: self._registry.open_and_start(family).plan())
                 )
             case AdapterRequest():
                 message.reply.resolve(
-                    lambda: self._ensure_open(message.family).change_adapter(message.command, message.fields)
+                    lambda: self._registry.open_and_start(message.family).change_adapter(
+                        message.command, message.fields
+                    )
                 )
             case ClearQuarantineRequest():
                 message.reply.resolve(partial(self._clear_quarantine, message.families, message.digest))
             case _:
                 assert_never(message)
 
-    @property
-    def _first_service(self) -> FamilyService:
-        return self._services[self._config.family]
-
     def _push_metrics(self) -> None:
         with contextlib.suppress(Unavailable):  # a front that has crashed gets them after its restart
             self.runtime.front.push_metrics(render_update_metrics(service.update_metrics for service in self.services))
 
     def _run_due_polls(self) -> None:
-        for family in tuple(self._unopened_configs):
-            log_errors(partial(self._ensure_open, family))
+        for family in self._registry.unopened_families():
+            log_errors(partial(self._registry.open_and_start, family))
         now, is_paused = time.monotonic(), self._is_paused()
         for service in self.services:
             if service.next_poll_at_s <= now and not is_paused and not self.is_stopping:
@@ -390,7 +359,7 @@ class Supervisor:
             if self.is_stopping:
                 raise AgentStopping("the agent is stopping")
             self.handle_pending()
-            return self._update_service(self._ensure_open(family), "operator")
+            return self._update_service(self._registry.open_and_start(family), "operator")
 
         return per_family(families, update)
 
@@ -402,16 +371,16 @@ class Supervisor:
             self._push_metrics()
 
     def _roll_back(self, family: str) -> UpdateResult:
-        result = self._ensure_open(family).roll_back()
+        result = self._registry.open_and_start(family).roll_back()
         self._push_metrics()
         return result
 
     def _set_paused(self, is_paused: bool) -> bool:
-        self._first_service.journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
+        self._registry.first.journal.update_persistent_state(lambda before: replace(before, is_paused=is_paused))
         return is_paused
 
     def _clear_quarantine(self, families: tuple[str, ...], digest: str | None) -> int:
-        cleared = per_family(families, lambda family: self._ensure_open(family).clear_quarantine(digest))
+        cleared = per_family(families, lambda family: self._registry.open_and_start(family).clear_quarantine(digest))
         return sum(cleared.values())
 
     # standbys and the front
@@ -435,7 +404,7 @@ class Supervisor:
 
     def _is_paused(self) -> bool:
         try:
-            return self._first_service.journal.persistent_state.is_paused
+            return self._registry.first.journal.persistent_state.is_paused
         except JournalUnreadable as error:
             logger.error("%s", error.message)
             return False

@@ -1,0 +1,58 @@
+"""Replies of the supervisor's main thread: a value, an error, or neither."""
+
+import threading
+
+import pytest
+
+from bundle.errors import Bug
+from device_agent.daemon.messages import (
+    FrontCrashed,
+    PauseRequest,
+    Reply,
+    ReportProbation,
+    RollbackRequest,
+    cancel_reply,
+)
+from device_agent.errors import AgentStopping, NothingToRollBack
+
+
+def test_a_reply_reaches_the_thread_that_waits_for_it() -> None:
+    request = PauseRequest(is_paused=True)
+    found: list[bool] = []
+    waiting = threading.Thread(target=lambda: found.append(request.reply.wait()))
+    waiting.start()
+    request.reply.resolve(lambda: False)
+    waiting.join(60)
+    assert found == [False]
+
+
+def test_an_error_is_raised_where_the_reply_is_awaited() -> None:
+    reply: Reply[bool] = Reply()
+
+    def fail() -> bool:
+        raise NothingToRollBack("no previous release is stored")
+
+    reply.resolve(fail)
+    with pytest.raises(NothingToRollBack, match="no previous release is stored"):
+        reply.wait()
+
+
+def test_a_bug_ends_the_main_thread_and_releases_the_other() -> None:
+    reply: Reply[bool] = Reply()
+
+    def fail() -> bool:
+        raise Bug("unreachable")
+
+    with pytest.raises(Bug):
+        reply.resolve(fail)
+    with pytest.raises(AgentStopping):
+        reply.wait()
+
+
+def test_messages_that_are_never_handled_release_their_senders() -> None:
+    pause, rollback = PauseRequest(is_paused=True), RollbackRequest("kws")
+    for message in (pause, ReportProbation(rollback), FrontCrashed()):
+        cancel_reply(message)
+    for request in (pause, rollback):
+        with pytest.raises(AgentStopping):
+            request.reply.wait()
