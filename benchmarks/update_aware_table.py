@@ -1,13 +1,13 @@
-"""Updates a quantized model in ordinary ways and update-aware, and tells bytes and fidelity of each.
+"""Update a quantized model plainly and update-aware, and write the bytes and errors of each.
 
     python -m benchmarks.update_aware_table --base OLD.onnx --new NEW.onnx --calibration C.npz --held H.npz --json OUT
         [--plot CURVE.png]
 
-OLD and NEW are float models of one family (OLD may be a quantized one: then it is what devices hold). Both `.npz`
-hold one array per model input, first axis = sample. Ranges, moments and levels come from C only; every error in the
-output is of H, which also chooses the price of a bit, as an update's held-back samples do. `curve` holds every solution
-of the search and those at AROUND times the chosen price, with `--no-curve` nothing; `cpu_s` and `peak_bytes` are those
-of the update itself, its search included, without the curve and the patches that are made to be measured.
+OLD and NEW are float models of one family; OLD may also be quantized: then it is the base itself. Both `.npz` have one
+array for each model input, first axis = sample. Ranges, moments and levels come from C only. Every error in OUT is on
+H, the held-out samples, which also choose the rate weight. `curve` has every solution of the search, and those at
+EXTRA_RATE_FACTORS times the chosen rate weight; nothing with `--no-curve`. `cpu_s` and `peak_bytes` are those of the
+update, its search included, without the curve and without the patches that are made to measure it.
 """
 
 import argparse
@@ -40,17 +40,17 @@ from packager.quantize.update_aware.matching_baseline import quantize_like_templ
 from packager.quantize.update_aware.quantize_update import UpdateReport, quantize_update
 from packager.quantize.update_aware.rate_search import RatePoint
 
-AROUND: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)
+EXTRA_RATE_FACTORS: Final = (0.5, 0.25, 0.125, 0.0625, 2.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("base", "new", "calibration", "held", "json"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--scheme", default="int8", choices=("int8", "int4"), help="of the base, where OLD is float")
-    parser.add_argument("--max-over-baseline", type=float, help="error allowed over ordinary quantization's")
-    parser.add_argument("--no-curve", action="store_true", help="measure the chosen solution alone")
-    parser.add_argument("--keep", type=Path, help="write the chosen model there, as the next base")
+    parser.add_argument("--scheme", default="int8", choices=("int8", "int4"), help="of the base, if OLD is float")
+    parser.add_argument("--max-over-baseline", type=float, help="allowed error over the baseline's")
+    parser.add_argument("--no-curve", action="store_true", help="measure only the chosen solution")
+    parser.add_argument("--keep", type=Path, help="write the chosen model to this file, as the next base")
     parser.add_argument("--plot", type=Path, help="draw the curve as PNG; needs matplotlib (extra `bench`)")
     arguments = parser.parse_args()
     interface = ModelInterface.from_file(arguments.new)
@@ -65,8 +65,8 @@ def main() -> None:
 
 
 @dataclass(slots=True)
-class Watch:
-    """Takes down every solution, and what the update had cost when its search had found the last one."""
+class SolutionRecorder:
+    """Records every solution, and the cost of the update up to the last one of its search."""
 
     usage: float = field(default_factory=lambda: cpu_s())
     started: float = field(default_factory=time.monotonic)
@@ -76,15 +76,15 @@ class Watch:
     def solution(self, point: RatePoint) -> None:
         self.solutions.append(point)
         if not point.is_extra_point:
-            self.take_down()
+            self.record_cost()
 
-    def take_down(self) -> None:
+    def record_cost(self) -> None:
         wall = time.monotonic() - self.started
         self.spent = {"cpu_s": round(cpu_s() - self.usage, 1), "wall_s": round(wall, 1), "peak_bytes": peak_bytes()}
 
 
 def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples, folder: Path) -> dict[str, object]:
-    """Everything that the JSON holds."""
+    """Return everything that OUT contains."""
     base = quantized_base(arguments, calibration, folder)
     reference = CachedSession(open_session(arguments.new))
     template = load_proto(base)
@@ -93,10 +93,10 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
     def error(model: onnx.ModelProto) -> GateReport:
         return judge(reference, open_session_of(model, settings_for(model)), held)
 
-    ordinary = quantize_like_template(template, prepared, calibration)
-    save_model(ordinary, folder / "ordinary.onnx")
-    ordinary_error, stale_error = error(ordinary), error(template)
-    watch, target = Watch(), folder / "update.onnx"
+    baseline = quantize_like_template(template, prepared, calibration)
+    save_model(baseline, folder / "baseline.onnx")
+    baseline_gate, unchanged_base_gate = error(baseline), error(template)
+    recorder, target = SolutionRecorder(), folder / "update.onnx"
     report: UpdateReport | None = None
     try:
         report = quantize_update(
@@ -106,46 +106,49 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
             calibration,
             held,
             max_over_baseline=arguments.max_over_baseline,
-            on_solution=watch.solution,
-            extra_rate_factors=() if arguments.no_curve else AROUND,
+            on_solution=recorder.solution,
+            extra_rate_factors=() if arguments.no_curve else EXTRA_RATE_FACTORS,
         )
         reason = report.reason
     except (BaseIncompatible, QuantizationRefused) as error_:
-        # another graph: it is no update, and goes out like any other model
+        # another graph: it is no update of the base, and ships like any other model
         reason = error_.message
-        save_model(ordinary, target)
-    if not watch.spent:
-        watch.take_down()
-    typed = typed_bytes(base, folder / "ordinary.onnx", folder)
+        save_model(baseline, target)
+    if not recorder.spent:
+        recorder.record_cost()
+    typed = typed_bytes(base, folder / "baseline.onnx", folder)
     curve = []
-    for number, point in enumerate([] if arguments.no_curve else watch.solutions):
+    for number, point in enumerate([] if arguments.no_curve else recorder.solutions):
         path = folder / f"point-{number}.onnx"
         save_model(point.model, path)
-        verdict = error(point.model)
-        figures = {"relative_rms": verdict.relative_rms, "top1_agreement": verdict.top1_agreement}
+        gate = error(point.model)
+        figures = {"relative_rms": gate.relative_rms, "top1_agreement": gate.top1_agreement}
         curve.append({**point.as_json(), "patch_bytes": typed_bytes(base, path, folder), **figures})
     is_joint = report is not None and report.method == "joint"
-    verdict = report.gate if report is not None else ordinary_error
+    gate = report.gate if report is not None else baseline_gate
     chosen: dict[str, object] = {
         "method": "joint" if is_joint else "baseline",
         "reason": reason,
-        "verdict": verdict.verdict,
+        "verdict": gate.verdict,
         "rate_weight": report.rate_weight if report else None,
         "patch_bytes": typed_bytes(base, target, folder) if is_joint else typed,
         "bits_per_weight": report.bits_per_weight if report else None,
-        "relative_rms": verdict.relative_rms,
-        "top1_agreement": verdict.top1_agreement,
+        "relative_rms": gate.relative_rms,
+        "top1_agreement": gate.top1_agreement,
     }
     if arguments.keep is not None:
         arguments.keep.write_bytes(target.read_bytes())
     return {
         "baseline": {
-            "bsdiff4_bytes": len(bsdiff4.diff(base.read_bytes(), (folder / "ordinary.onnx").read_bytes())),
+            "bsdiff4_bytes": len(bsdiff4.diff(base.read_bytes(), (folder / "baseline.onnx").read_bytes())),
             "typed_bytes": typed,
-            "relative_rms": ordinary_error.relative_rms,
-            "top1_agreement": ordinary_error.top1_agreement,
+            "relative_rms": baseline_gate.relative_rms,
+            "top1_agreement": baseline_gate.top1_agreement,
         },
-        "unchanged_base": {"relative_rms": stale_error.relative_rms, "top1_agreement": stale_error.top1_agreement},
+        "unchanged_base": {
+            "relative_rms": unchanged_base_gate.relative_rms,
+            "top1_agreement": unchanged_base_gate.top1_agreement,
+        },
         "curve": sorted(curve, key=lambda point: float(str(point["rate_weight"]))),
         "chosen": chosen,
         "weights": report.weights if report else None,
@@ -153,12 +156,12 @@ def measured(arguments: argparse.Namespace, calibration: Samples, held: Samples,
         "refitted_scales": list(report.refitted_scales) if report else [],
         "quantized_bytes": base.stat().st_size,
         "float_bytes": arguments.new.stat().st_size,
-        **watch.spent,
+        **recorder.spent,
     }
 
 
 def draw(found: dict[str, object], path: Path) -> None:
-    """Bits a weight against error, in units of ordinary quantization's, with bytes beside them."""
+    """Draw bits a weight against error, in units of the baseline's, labeled with bytes."""
     try:
         import matplotlib as mpl
     except ImportError:
@@ -167,25 +170,25 @@ def draw(found: dict[str, object], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    ordinary, curve = found["baseline"], found["curve"]
-    assert isinstance(ordinary, dict)
+    baseline, curve = found["baseline"], found["curve"]
+    assert isinstance(baseline, dict)
     assert isinstance(curve, list)
-    points = sorted((p["bits_per_weight"], p["relative_rms"] / ordinary["relative_rms"], p) for p in curve)
+    points = sorted((p["bits_per_weight"], p["relative_rms"] / baseline["relative_rms"], p) for p in curve)
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5), dpi=120)
     axes.plot([p[0] for p in points], [p[1] for p in points], "o-", color="#1c4e80", label="update-aware")
-    told_at = 0.0
+    labeled_at = 0.0
     for bits, ratio, point in points:
-        if bits < 1.15 * told_at:
-            continue  # its label would lie on the one before
-        told_at = bits
+        if bits < 1.15 * labeled_at:
+            continue  # its label would overlap the one before
+        labeled_at = bits
         label = f"{point['patch_bytes'] / 1e3:.0f} kB"
         axes.annotate(label, (bits, ratio), xytext=(4, 6), textcoords="offset points", fontsize=8)
     axes.axhline(1.0, color="#888888", linestyle="--", linewidth=1)
-    told = f"ordinary quantization, bsdiff4 {ordinary['bsdiff4_bytes'] / 1e3:.0f} kB"
-    axes.annotate(told, (1, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    baseline_label = f"baseline, bsdiff4 {baseline['bsdiff4_bytes'] / 1e3:.0f} kB"
+    axes.annotate(baseline_label, (1, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("bits a weight (entropy of the changed levels)")
-    axes.set_ylabel("error / error of ordinary quantization")
+    axes.set_ylabel("error / error of the baseline")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), frameon=False)
     figure.tight_layout()
@@ -193,7 +196,7 @@ def draw(found: dict[str, object], path: Path) -> None:
 
 
 def quantized_base(arguments: argparse.Namespace, calibration: Samples, folder: Path) -> Path:
-    """What devices hold: OLD itself where it is quantized, else OLD quantized in the ordinary way."""
+    """Return the base: OLD itself if it is quantized, else OLD quantized plainly."""
     old = load_proto(arguments.base)
     if is_quantized(old):
         path: Path = arguments.base
@@ -204,29 +207,28 @@ def quantized_base(arguments: argparse.Namespace, calibration: Samples, folder: 
         return out
     report = quantize_model(arguments.base, out, arguments.scheme, calibration)
     if report.outcome != "quantized":
-        # the size of an update does not hang on the gate: take the best that there is
+        # the size of an update does not depend on the gate: take the first method that applies
         prepared = prepare_model(arguments.base, next(iter(calibration.take(1)))).model
-        workshop = CandidateBuilder(prepared, calibration, float_bytes(prepared))
-        save_model(workshop.build(workshop.applicable_methods()[0], is_partial=True), out)
+        builder = CandidateBuilder(prepared, calibration, float_bytes(prepared))
+        save_model(builder.build(builder.applicable_methods()[0], is_partial=True), out)
     return out
 
 
 def typed_bytes(base: Path, target: Path, folder: Path) -> int:
-    """Bytes of the product's own patch between two model files."""
+    """Return the bytes of our own patch between two model files."""
     buffer = io.BytesIO()
-    make_patch(open_bundle(_alone(base, folder / "a")), open_bundle(_alone(target, folder / "b")), buffer)
+    make_patch(open_bundle(_as_bundle(base, folder / "a")), open_bundle(_as_bundle(target, folder / "b")), buffer)
     return len(buffer.getvalue())
 
 
-def _alone(path: Path, place: Path) -> Path:
-    place.mkdir(exist_ok=True)
-    twin = place / "model.onnx"
-    twin.write_bytes(path.read_bytes())
-    return place
+def _as_bundle(path: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(path.read_bytes())
+    return folder
 
 
 def cpu_s() -> float:
-    """CPU seconds of this process and its finished children."""
+    """Return the CPU seconds of this process and its finished children."""
     own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 

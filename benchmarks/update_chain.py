@@ -1,12 +1,11 @@
-"""Updates on top of updates: does the error build up, do the patches grow?
+"""Measure updates on top of updates: whether the error builds up, and whether the patches grow.
 
     python -m benchmarks.update_chain --base OLD.onnx --new DAY1.onnx --new DAY2.onnx ...
-        --calibration C.npz --held H.npz --json OUT [--max-over-ordinary 1.1]
+        --calibration C.npz --held H.npz --json OUT [--max-over-baseline 1.1]
 
-Each update starts from the quantized model that the one before it left on the devices, and is judged against ordinary
-quantization of that day's float model, on inputs that were not used for calibration. A run of
-benchmarks.update_aware_table
-each.
+Each update starts from the quantized model that the one before it left on the devices. It is compared with plain
+quantization of that day's float model, on inputs that were not used for calibration. Each update is one run of
+benchmarks.update_aware_table.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def main() -> None:
 
 
 def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, number: int) -> tuple[Path, dict[str, Any]]:
-    """One update: (the quantized model that devices hold after it, figures)."""
+    """Measure one update; return the quantized model that devices have after it, and its figures."""
     out, kept = folder / "update.json", folder / f"day-{number}.onnx"
     words = [
         *("--base", str(base), "--new", str(new), "--json", str(out), "--keep", str(kept), "--no-curve"),
@@ -53,11 +52,11 @@ def day(arguments: argparse.Namespace, base: Path, new: Path, folder: Path, numb
 
 
 def row(figures: dict[str, Any]) -> str:
-    """One line for a person."""
-    chosen, ordinary = figures["chosen"], figures["baseline"]
+    """Return the figures of one update as a line of text."""
+    chosen, baseline = figures["chosen"], figures["baseline"]
     return (
         f"{figures['model']}: {chosen['method']}, {chosen['patch_bytes']:,} bytes "
-        f"(ordinary and bsdiff4 {ordinary['bsdiff4_bytes']:,}), {figures['over_baseline']:.3f} of ordinary's error, "
+        f"(baseline and bsdiff4 {baseline['bsdiff4_bytes']:,}), {figures['over_baseline']:.3f} of its error, "
         f"{figures['wall_s']:.0f} s"
     )
 

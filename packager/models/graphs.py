@@ -71,9 +71,7 @@ class Scope:
     initializers: dict[str, onnx.TensorProto]
 
     def find(self, name: str) -> "tuple[Scope, onnx.TensorProto] | None":
-        """Return the initializer of that name and the scope that has it, innermost first; None if it is no
-        initializer.
-        """
+        """Return the initializer of that name and the scope that has it, innermost first; None without one."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.initializers:
@@ -218,8 +216,8 @@ def float_bytes(model: onnx.ModelProto) -> int:
 
 
 def set_array(tensor: onnx.TensorProto, values: np.ndarray) -> None:
-    """Replace the elements of an initializer in place; its name stays, dtype and shape are those of
-    `values`.
+    """Replace the elements of an initializer in place; its name stays.
+    Dtype and shape are those of `values`.
 
     Args:
         tensor: the initializer.

@@ -84,8 +84,7 @@ def requirements_of(model: Path, samples: Samples, plain_bytes: int) -> Requirem
 
 
 def onnxruntime_min(model: Path, oldest: str) -> str:
-    """Return the newer one of `oldest` and the first version of onnxruntime that has the model's
-    operators.
+    """Return the first version of onnxruntime with the model's operators, but at least `oldest`.
 
     Args:
         model: an ONNX file.

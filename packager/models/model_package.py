@@ -1,5 +1,4 @@
-"""Lay out a model as a bundle: a folder that is also an ONNX Runtime model package, which other tools
-can open.
+"""Lay out a model as a bundle that is also an ONNX Runtime model package.
 
     manifest.json                       the package: its name, version and one component
     <family>/component.json             the component: one variant, its execution provider and model file

@@ -292,9 +292,7 @@ def _draw_array(info: TensorInfo, recipe: Recipe, rng: np.random.Generator, inde
 
 
 def _draw_picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return float64 [batch, channels, height, width] in 0..1: blocks of several sizes and a little noise,
-    with edges.
-    """
+    """Return blocks of several sizes and a little noise, float64 [batch, channels, height, width] in 0..1."""
     height, width = shape[2:]
     picture = 0.1 * rng.random(shape)
     for block in (16, 4):
@@ -304,9 +302,7 @@ def _draw_picture(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
 
 
 def _draw_tones(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Return float64 of `shape`: two waves along the last axis, of random pitch and strength; signals are
-    not white noise.
-    """
+    """Return two waves along the last axis, of random pitch and strength, float64 of `shape`."""
     places = np.arange(shape[-1] if shape else 1)
     waves = sum(rng.uniform(0, 2) * np.sin(places * rng.uniform(0.01, 1.0) + rng.uniform(0, 6)) for _ in range(2))
     return np.broadcast_to(waves if shape else 0.0, shape)

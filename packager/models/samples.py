@@ -44,8 +44,8 @@ class SampleSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Inputs to run a model on; iterating yields one dict of arrays a sample, read again from the source
-    each time.
+    """Inputs to run a model on.
+    Iterating yields one dict of arrays a sample, read again from the source each time.
 
     Attributes:
         source: of the samples.

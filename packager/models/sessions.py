@@ -116,8 +116,8 @@ def open_session_of(model: onnx.ModelProto, settings: RunSettings = DEFAULT_SETT
 
 
 def settings_for(model: onnx.ModelProto) -> RunSettings:
-    """Return the settings with which a model is judged: s8s8 models without integer kernels, which may
-    saturate on x86.
+    """Return the settings with which a model is judged.
+    s8s8 models run without integer kernels, which may saturate on x86.
     """
     return EXACT_SETTINGS if quantization_of(model).endswith("s8s8") else DEFAULT_SETTINGS
 
@@ -138,8 +138,8 @@ class Runnable(Protocol):
 
 
 class CachedSession:
-    """A session that caches up to MAX_CACHED_BYTES of outputs, for a reference model that runs on the same
-    samples often.
+    """A session that caches up to MAX_CACHED_BYTES of outputs.
+    It is for a reference model that often runs on the same samples.
 
     Threads may share it; at worst an output is computed twice.
     """

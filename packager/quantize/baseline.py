@@ -1,5 +1,5 @@
-"""Measure the baseline of an int8 model that was made elsewhere: the error of plain int8 quantization
-of its float model.
+"""Measure the baseline of an int8 model that another tool made.
+It is the error of plain int8 quantization of the same float model.
 
 Plain is int8 per channel with nothing kept in float, static and dynamic. The larger error of the two counts, so that
 neither kind of model is measured by the other's figure.

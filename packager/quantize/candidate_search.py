@@ -1,5 +1,4 @@
-"""Search a candidate that passes the gate: choose a method, and repair it with more bits if none
-passes.
+"""Search a candidate that passes the gate: choose a method, and repair it if none passes.
 
 1. Static first if its error is at most MAX_RATIO_TO_DYNAMIC times dynamic's, or GOOD_ERROR_SHARE of the limit (it is
    the faster one); else dynamic; then int8 weights with float arithmetic.
@@ -137,8 +136,8 @@ class CandidateSearch:
     node_errors: dict[Method, list[NodeError]] = field(default_factory=dict)
 
     def find_candidate(self, methods: tuple[Method, ...]) -> tuple[QuantizedCandidate, GateReport]:
-        """Return the first candidate that does not fail on the held-out samples, with its verdict; else the
-        best failing one.
+        """Return the first candidate that does not fail on the held-out samples, and its verdict.
+        If all fail, return the one with the least error on the calibration samples.
 
         Raises:
             QuantizationRefused: no candidate could be built.

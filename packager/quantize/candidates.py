@@ -1,5 +1,5 @@
-"""Build the candidates of one prepared model on demand: int8 static, dynamic or weights only; int4;
-fp16.
+"""Build the candidates of one prepared model on demand.
+Methods are static, dynamic and weights (all int8), int4 and fp16.
 
 1. A builder that fails is one candidate less, with its reason; it never ends the search.
 2. A candidate must be at most MAX_SIZE_SHARE of the float model's bytes and have a quantized weight: a quantizer that
@@ -42,8 +42,7 @@ MAX_SIZE_SHARE: Final = 0.9  # of the float model's bytes; a model that is hardl
 
 @dataclass(slots=True)
 class CandidateBuilder:
-    """Builds candidates of one model; ranges of activations are measured once, for the first static
-    candidate.
+    """Builds candidates of one model; ranges are measured once, for the first static candidate.
 
     Attributes:
         prepared: the float model after `prepare`.
@@ -65,9 +64,7 @@ class CandidateBuilder:
     _ranges: dict[str, ActivationRange] | None = field(default=None, repr=False)
 
     def numerics_of(self, method: Method) -> str:
-        """Return what the kernels of `method` multiply, activations before weights: "u8u8", "u8s7", "s8s8",
-        "u8s8" or "float".
-        """
+        """Return what the kernels multiply: "u8u8", "u8s7", "s8s8", "u8s8" (activations, weights) or "float"."""
         if method not in ("static", "dynamic"):
             return "float"
         if self.signed_activations:
@@ -104,8 +101,8 @@ class CandidateBuilder:
         return (*found, "weights", "fp16")
 
     def node_groups(self, method: Method) -> list[tuple[str, ...]]:
-        """Return the names of the nodes that `method` would quantize, in graph order; nodes that share a
-        weight form one group.
+        """Return the names of the nodes that `method` would quantize, in graph order.
+        Nodes that share a weight form one group.
         """
         uses = [use for use in weight_uses(self.prepared) if use.elements >= MIN_ELEMENTS]
         if method == "static":
@@ -129,8 +126,8 @@ class CandidateBuilder:
         return [tuple(names) for names in found.values()]
 
     def promotable_nodes(self, method: Method) -> list[str]:
-        """Return the names of the nodes that can be promoted: to 16-bit activations (static), or 8-bit weights
-        (int4).
+        """Return the names of the nodes that can be promoted.
+        They get 16-bit activations (static) or 8-bit weights (int4); other methods have none.
         """
         match method:
             case "static":

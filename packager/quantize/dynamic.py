@@ -22,9 +22,7 @@ FLOAT: Final = onnx.TensorProto.FLOAT
 
 
 def dynamic_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """Return the nodes, in every graph, with a constant weight and an integer kernel for activations of
-    unknown range.
-    """
+    """Return the nodes of every graph that have a constant weight and a kernel for unknown ranges."""
     return [
         use
         for use in weight_uses(model)

@@ -1,5 +1,4 @@
-"""fp16: weights are stored in half precision and cast back when the model is loaded; arithmetic stays
-float32.
+"""Store weights in half precision; they are cast back on loading, and arithmetic stays float32.
 
 1. Every float32 initializer of MIN_ELEMENTS or more becomes float16 with a Cast in its own graph. The runtime folds the
    Cast while loading, so that speed is that of float32 and no operator needs a half-precision kernel.

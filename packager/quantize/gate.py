@@ -1,5 +1,4 @@
-"""The gate: judge without labels whether a candidate's outputs are near enough to the reference
-model's.
+"""Judge without labels whether a candidate's outputs are near enough to the reference model's.
 
 The figures of an output are those of packager.quantize.agreement. For each output that varies over the samples, with
 r = relative RMS of the candidate, the first rule that fails gives the verdict `fail`:

@@ -1,5 +1,4 @@
-"""Render one HTML page about a quantization: sizes, latency, figures of every output, error of every
-layer, histograms.
+"""Render one HTML page about a quantization: sizes, latency, outputs, layers, trials.
 
 1. The page is one file without scripts, fonts or images from elsewhere; drawings are inline SVG.
 2. Every name from a model is escaped.

@@ -69,8 +69,7 @@ def quantize_int4(
 
 
 def to_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """Return (levels, scales) of a weight: uint8 [channels, inputs] in 0..15, and float32 [channels,
-    blocks].
+    """Return the 4-bit levels, uint8 [channels, inputs], and scales, float32 [channels, blocks].
 
     Args:
         weight: float [channels, inputs].

@@ -64,8 +64,8 @@ def to_scales(weight: np.ndarray, axis: int | None, levels: LevelRange) -> np.nd
 
 
 def to_levels(weight: np.ndarray, scales: np.ndarray, axis: int | None, levels: LevelRange) -> np.ndarray:
-    """Return the levels by rounding to nearest, clipped to the symmetric range; shape of `weight`,
-    `levels.dtype`.
+    """Return the levels by rounding to nearest, in the shape of `weight`, as `levels.dtype`.
+    They are clipped to the symmetric range.
 
     Args:
         weight: float array.

@@ -1,9 +1,7 @@
-"""Check a model for problems on devices: numbers that differ between CPUs, operators that old runtimes
-lack.
+"""Check a model for problems on devices, such as other numbers on other CPUs.
 
-A finding is one line: what was found, where, and what to do. Nothing is repaired. A "warning" changes outputs or fails
-    to
-load somewhere; a "note" costs speed or size.
+A finding is one line: what was found, where, and what to do. Nothing is repaired. A "warning" changes outputs or does
+not load somewhere; a "note" costs speed or size.
 """
 
 from dataclasses import dataclass
@@ -102,8 +100,8 @@ def _check_portability(model: onnx.ModelProto) -> list[Finding]:
 
 
 def _check_integer_kernels(model: onnx.ModelProto) -> list[Finding]:
-    """Find integer kernels whose sums depend on the CPU: signed weights of full range with unsigned
-    activations.
+    """Find integer kernels whose sums depend on the CPU.
+    Those are signed weights of full range with unsigned activations.
     """
     found = []
     constants = {tensor.name: tensor for scope in scopes(model.graph) for tensor in scope.graph.initializer}
@@ -159,8 +157,8 @@ def _check_integer_kernels(model: onnx.ModelProto) -> list[Finding]:
 
 
 def _is_fused(node: onnx.NodeProto, model: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> bool:
-    """Return whether newer runtimes fuse this node with its int8 weight (packager.quantize.weight_only,
-    rule 4).
+    """Return whether newer runtimes fuse this node with its int8 weight.
+    The form is rule 4 of packager.quantize.weight_only.
     """
     if node.op_type not in ("MatMul", "Gemm") or any(a.name == "transB" and a.i for a in node.attribute):
         return False

@@ -1,5 +1,5 @@
-"""Pack and unpack 4-bit levels in the layout of MatMulNBits: two to a byte, low half first, [channels,
-blocks, block / 2].
+"""Pack and unpack 4-bit levels in the layout of MatMulNBits.
+That is two levels to a byte, low half first, uint8 [channels, blocks, block / 2].
 """
 
 import numpy as np

@@ -251,8 +251,7 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _optimize(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Apply onnxruntime's basic level; return None if the model exceeds one protobuf, or is in half
-    precision.
+    """Apply onnxruntime's basic level; None if the model exceeds one protobuf or is half precision.
 
     A half-precision model would come back with a Cast behind every weight: the CPU has few half-precision kernels.
     """

@@ -1,5 +1,4 @@
-"""Quantize a model: from a float model and samples to a smaller model that passes the gate, or the
-reason why none does.
+"""Quantize a float model to a smaller model that passes the gate, or say why there is none.
 
 Steps of `quantize_model`, in order:
 1. Run the float model once in its own process: a model that crashes is refused.
@@ -154,8 +153,7 @@ def quantize_model(
 def time_interleaved(
     left: onnxruntime.InferenceSession, right: onnxruntime.InferenceSession, samples: Samples
 ) -> Latency:
-    """Return the median latency of two models; runs are interleaved, so that other load affects both
-    alike.
+    """Return the median latency of two models; runs alternate, so that other load affects both alike.
 
     Args:
         left: session of the float model.

@@ -30,8 +30,8 @@ ERROR_TARGET_SHARES: Final = (0.8, 0.5, 0.3, 0.15, 0.05)
 
 @dataclass(frozen=True, slots=True)
 class NodeError:
-    """Nodes that were quantized alone, and the squared relative RMS of the outputs; infinite if the model
-    broke.
+    """Nodes that were quantized alone, and the squared relative RMS of the outputs.
+    The error is infinite if the model broke.
     """
 
     nodes: tuple[str, ...]
@@ -78,8 +78,8 @@ def node_errors(
 
 
 def repair_candidates(errors: list[NodeError], allowed: float) -> list[tuple[str, ...]]:
-    """Return sets of nodes to repair, smallest first: one for each target error, and the worst quarter and
-    half.
+    """Return sets of nodes to repair, smallest first.
+    There is one for each target error, and the worst quarter and half of all nodes.
 
     Args:
         errors: node errors, worst first.

@@ -45,9 +45,7 @@ SMALLEST_NORMAL: Final = float(np.finfo(np.float32).tiny)  # least scale
 
 
 def static_nodes(model: onnx.ModelProto) -> list[WeightUse]:
-    """Return the nodes of the top graph that can be quantized: Conv, MatMul and Gemm with a constant
-    weight.
-    """
+    """Return the Conv, MatMul and Gemm nodes of the top graph that have a constant weight."""
     return [
         use
         for use in weight_uses(model)
@@ -185,8 +183,8 @@ class _Rewrite:
         return self.activations[name, is_16bit]
 
     def _add_qdq_pair(self, source: str, scale: float, zero: int, maker_of: str, *, is_16bit: bool) -> str:
-        """Add QuantizeLinear and DequantizeLinear on `source`, after the node that makes `maker_of` ("" for a
-        graph input).
+        """Add QuantizeLinear and DequantizeLinear on `source`.
+        They follow the node that makes the value `maker_of`; "" stands for a graph input.
         """
         scale_name, zero_name = (unused_name(f"{source}_{part}", self.taken_names) for part in ("scale", "zero_point"))
         levels = unused_name(f"{source}_levels", self.taken_names)

@@ -25,8 +25,7 @@ PER_AXIS_OPSET: Final = 13  # first operator set with an axis in DequantizeLinea
 
 
 def quantize_weights(model: onnx.ModelProto, float_nodes: frozenset[str] = frozenset()) -> list[str]:
-    """Quantize every remaining float weight in place, and return the names of the nodes whose weights are
-    int8 now.
+    """Quantize every remaining float weight in place; return the names of the nodes that read them.
 
     Args:
         model: changed in place.

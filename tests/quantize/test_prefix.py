@@ -10,7 +10,7 @@ from packager.models.graphs import array_of
 from packager.models.random_inputs import random_samples
 from packager.models.sessions import run_session
 from packager.quantize.update_aware.float_prefix import FloatPrefix
-from packager.quantize.update_aware.layer_statistics import open_watching_session
+from packager.quantize.update_aware.row_selection import open_watching_session
 from tests.support import tiny_models
 
 NESTED = """

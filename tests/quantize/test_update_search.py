@@ -24,9 +24,10 @@ from packager.quantize.update_aware import coordinate_descent, rate_search
 from packager.quantize.update_aware.coordinate_descent import Layer, choose_levels
 from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS
 from packager.quantize.update_aware.float_prefix import FloatPrefix
-from packager.quantize.update_aware.layer_statistics import measure_moments, measure_rows
+from packager.quantize.update_aware.layer_statistics import measure_moments
 from packager.quantize.update_aware.layers import SharedInput, conv_input_rows, execution_order
 from packager.quantize.update_aware.quantize_update import quantize_update
+from packager.quantize.update_aware.row_selection import measure_rows
 from packager.quantize.update_aware.solver import Solver, grid_of
 from packager.quantize.update_aware.template import read_template, to_matrices
 from tests.support import tiny_models

@@ -14,7 +14,8 @@ Reading order:
     layers               the order of the layers, and the rows that each multiplies
     solver               one solution at a given rate weight
     coordinate_descent   chooses the levels of one matrix
-    layer_statistics     second moments of a layer's input, and which rows count
+    row_selection        which rows of a layer's input count, and how much
+    layer_statistics     second moments of a layer's input
     gradients, adjoints  how much the outputs depend on an inner value
     output_sensitivity   how much the outputs depend on a weight
     float_prefix         runs the float model up to a layer, with the levels chosen so far

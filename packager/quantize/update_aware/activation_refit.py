@@ -44,8 +44,8 @@ TRIAL_SAMPLES: Final = 32  # samples on which a range is tried
 
 
 def pinned_ranges(template: onnx.ModelProto) -> dict[str, ActivationRange]:
-    """Return the ranges of the top graph's values that the template quantizes to uint8 with fixed scales,
-    by name.
+    """Return the ranges that the template fixes for values of the top graph, by name.
+    Only uint8 levels with one scale count.
     """
     fixed = {tensor.name: tensor for tensor in template.graph.initializer}
     found: dict[str, ActivationRange] = {}
@@ -139,8 +139,8 @@ def best_range(values: np.ndarray, weights: np.ndarray, clipping: float = 1.0) -
 
 
 class _RangeTrial:
-    """The baseline model with activation scales that can be fed: ranges are tried and kept one after
-    another.
+    """The baseline model with activation scales that can be fed.
+    Ranges are tried and kept one after another.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""Adjoints of float operators in numpy: from the gradient at a node's output to the gradients at its
-inputs.
+"""Adjoints of float operators in numpy: from the gradient at an output to those at the inputs.
 
 For a node y = f(x_0, ..., x_n) and g = the gradient at y (float32, shape of y), an adjoint returns for each input the
 gradient (df/dx_i)' g (float, shape of x_i), or None if the input is a constant, an integer, or left out.
@@ -213,8 +212,8 @@ def _gemm(step: NodeRun, g: np.ndarray) -> Gradients:
 
 
 def _conv(step: NodeRun, g: np.ndarray) -> Gradients:
-    """Input gradient: ConvTranspose with the same weight; the output padding makes up for strides that
-    leave a rest.
+    """Compute the input gradient by a ConvTranspose with the same weight.
+    Output padding makes up for strides that leave a rest.
     """
     x, weight = step.x(0), step.x(1).astype(np.float32, copy=False)
     rank = x.ndim - 2
@@ -284,8 +283,8 @@ def _concat(step: NodeRun, g: np.ndarray) -> Gradients:
 
 
 def _undo_move(step: NodeRun, g: np.ndarray) -> Gradients:
-    """Adjoint of an operator that only moves elements. Positions start at 1, since the operator fills in
-    zeros.
+    """Undo an operator that only moves elements.
+    Positions start at 1, since the operator fills in zeros.
     """
     x = step.x()
     if x.size >= MAX_EXACT_POSITIONS or not step.needs_gradient[0]:

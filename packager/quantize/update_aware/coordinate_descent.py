@@ -1,5 +1,4 @@
-"""Choose the integer levels of one matrix jointly, by their effect on the layer's output and by their
-bits.
+"""Choose the levels of one matrix jointly, by their effect on the layer's output and their bits.
 
 Theory of operation. Symbols (one matrix; K = inputs, N = channels):
 
@@ -85,8 +84,8 @@ class Layer:
 
 
 def bits_of_changes(change: np.ndarray) -> np.ndarray:
-    """Return R, the bits of each change -MAX_CHANGE..MAX_CHANGE by the histogram of `change` (integers of
-    any shape).
+    """Return R, the bits of each change in -MAX_CHANGE..MAX_CHANGE, from a histogram.
+    The histogram is that of `change`, integers of any shape.
 
     Returns:
         float32 [2 * MAX_CHANGE + 1].
@@ -162,9 +161,8 @@ def choose_levels(
 class _Descent:
     """The state of a descent; all arrays are float32 with rows in the order of the walk.
 
-    Within a block of BLOCK_ROWS rows a change is compensated at once, in the other rows after the block: one matrix
-        product
-    instead of an outer product for each row.
+    Within a block of BLOCK_ROWS rows a change is compensated at once, in the other rows after the block. That takes one
+    matrix product instead of an outer product for each row.
 
     Attributes:
         h: [inputs, inputs], H damped.
@@ -208,8 +206,8 @@ class _Descent:
     def _run_block(
         self, block: slice, bits: np.ndarray, rate_weight: np.ndarray | np.float32
     ) -> tuple[int, np.ndarray]:
-        """Walk over the rows of a block once; return how many levels changed, and the changes of V, float32
-        [block, channels].
+        """Walk over the rows of a block once.
+        Return how many levels changed, and the changes of V, float32 [block, channels].
         """
         inner, step, base = self.h[block, block], self.scale[block], self.base[block]
         own = np.diag(inner)[:, None] * step
@@ -243,8 +241,7 @@ def _best_levels(
     bits: np.ndarray,
     rate_weight: np.ndarray | np.float32,
 ) -> np.ndarray:
-    """Return the cheapest candidate of one row for each channel, float32 [channels], as a change from the
-    base's level.
+    """Return the cheapest change from the base's level for each channel of one row, float32 [channels].
 
     Args:
         exact_change: [channels], q* - Q0.
@@ -320,8 +317,8 @@ def _choose_rows(
 
 
 def _initial_bits() -> np.ndarray:
-    """Return R before any change is known: one level in a hundred changes, and each further step costs two
-    bits.
+    """Return R before any change is known.
+    One level in a hundred changes, and each further step costs two bits.
     """
     rare = 0.01
     steps = np.abs(np.arange(-MAX_CHANGE, MAX_CHANGE + 1))

@@ -1,5 +1,4 @@
-"""Fill the base's quantized file with new numbers; everything that does not change stays byte for
-byte.
+"""Fill the base's quantized file with new numbers; unchanged bytes stay the same.
 
 Levels are written into copies of the base's initializers. Scales and zero points stay, except those of channels and
 activations that no longer fit.
@@ -94,8 +93,8 @@ def fill_template(
 
 
 def bias_of(weight: QuantizedWeight, prepared: onnx.ModelProto) -> str | None:
-    """Return the name of the constant added to the output of the weight's layer, one number a channel;
-    None without one.
+    """Return the name of the constant that is added to the output of the weight's layer, if any.
+    It has one element a channel.
 
     Args:
         weight: the weight.
@@ -160,9 +159,7 @@ def _write_levels(tensor: onnx.TensorProto, weight: QuantizedWeight, levels: np.
 
 
 def _protected_names(all_scopes: list[Scope]) -> list[set[str]]:
-    """Return for each graph the names of the initializers that belong to quantization: levels, scales,
-    zero points.
-    """
+    """Return the names of levels, scales and zero points in each graph."""
     found = []
     quantizers = ("QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "MatMulNBits")
     read = {

@@ -77,8 +77,8 @@ class FloatPrefix:
         set_array(self._tensors[name], (exact + correction.reshape(exact.shape)).astype(exact.dtype))
 
     def walk(self, before_node: int, names: Sequence[str]) -> Iterator[Values]:
-        """Yield the values `names` of each sample, with all nodes before `before_node` run; the walk then
-        stands there.
+        """Yield the values `names` of each sample with all nodes before `before_node` run.
+        The walk stands there afterwards.
 
         Nodes from `before_node` on may run to compute the values, but run again later. A value that none of these nodes
         reads is not available any more.
@@ -160,8 +160,8 @@ class FloatPrefix:
         return self._folder / f"{number}.prefix"
 
     def _open_part(self, first: int, last: int, outputs: Sequence[str]) -> onnxruntime.InferenceSession:
-        """Open a session of the nodes from `first` up to `last` that `outputs` need; inputs are the values
-        that they read.
+        """Open a session of the nodes from `first` up to `last` that `outputs` need.
+        Its inputs are the values that these nodes read.
         """
         needed, numbers = set(outputs), []
         nodes = self._model.graph.node

@@ -177,8 +177,8 @@ def spreads_of(model: onnx.ModelProto, samples: Samples) -> dict[str, float]:
 
 
 def spread(answers: list[np.ndarray]) -> float:
-    """Return the RMS distance of float arrays from their mean: element by element if their shapes agree,
-    else over all.
+    """Return the RMS distance of float arrays from their mean.
+    The mean is taken element by element if the shapes agree, else over all elements.
     """
     if any(answer.shape != answers[0].shape for answer in answers):
         flat = np.concatenate([answer.ravel() for answer in answers]).astype(np.float64)

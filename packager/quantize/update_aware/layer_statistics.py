@@ -1,67 +1,37 @@
-"""Measure what layers multiply: rows of the float model on disk, second moments behind the chosen
-levels in memory.
+"""Measure second moments of each layer's input behind the levels chosen so far.
 
-Theory of operation. For a layer with `inputs` input elements a group, and `width` elements of target:
+Theory of operation. For one group of a layer (rows and weights: `row_selection`):
 
-    x   float32 [rows, inputs]          inputs in the float model behind the levels chosen so far
-    t   float32 [rows, width]           targets in the float model: its outputs for all weights of this input side by
-                                        side (is_projected, the usual case), or its inputs if those are narrower
-    w   float32 [rows]                  weights of the rows
-    h   float32 [inputs, inputs]        sum w x x' / sum w - mean_q mean_q'
-    c   float32 [inputs, width]         sum w x t' / sum w - mean_q mean_t'
+    x   float32 [rows, inputs]      inputs behind the levels chosen so far
+    t   float32 [rows, width]       targets: stored rows of the float model, minus the value added to the layer's output
+                                    (a residual connection) behind the levels chosen so far
+    w   float32 [rows]              weights of the rows
+    h   float32 [inputs, inputs]    sum w x x' / sum w - mean_q mean_q'
+    c   float32 [inputs, width]     sum w x t' / sum w - mean_q mean_t'
     mean_q  float64 [inputs],  mean_t  float64 [width]
 
-Weights of rows: w = (1 - u) * i / mean(i) + u with u = UNIFORM_ROW_SHARE. The influence i of a row is the squared
-    gradient
-of the model's outputs at the layer's output (`gradients`), summed over its channels. A row whose influence is below
-MIN_INFLUENCE of the mean, such as padding, is left out. Channels are weighed alike, with UNIFORM_CHANNEL_SHARE.
-
-Limits: models run one sample at a time. A layer uses at most MAX_ROWS rows, evenly from all samples, and all layers
-together store at most MAX_STORED_BYTES.
-
-The float model's rows are the same for every solution, so they are written once. Rows behind chosen levels are reduced
-to moments at once.
+Rows behind chosen levels are reduced to moments at once and never stored.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from itertools import repeat
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
-import onnxruntime
 
-from packager.models.inputs import Sample
-from packager.models.ordered_map import WORKER_THREADS, ordered_map, prefetch
-from packager.models.samples import Samples
-from packager.models.sessions import DEFAULT_SETTINGS, ONE_THREAD_SETTINGS, RunSettings, open_session_of, run_session
-from packager.quantize.sensitivity import with_outputs
+from packager.models.ordered_map import WORKER_THREADS
 from packager.quantize.update_aware.float_prefix import FloatPrefix
-from packager.quantize.update_aware.gradients import GradientWalk, spreads_of
-from packager.quantize.update_aware.layers import SharedInput, outputs_of, position_count, rows_of, shape_of
-from packager.quantize.update_aware.template import QuantizedWeight, to_matrices
+from packager.quantize.update_aware.layers import SharedInput, rows_of, shape_of
+from packager.quantize.update_aware.row_selection import RowSelection, added_parts, float_rows
 
-MAX_ROWS: Final = 32_768  # rows of one layer over all samples; trades time for less noise in the moments
 BATCH_ROWS: Final = 1024  # least rows of one matrix product, since adding to `h` costs as much as many rows
-LOCAL_ROWS: Final = 512  # rows whose inputs are stored as they are, for `Solver`'s sensitivities
-MAX_STORED_BYTES: Final = 4 << 30  # on disk while an update is solved (docs/quantization.md)
-UNIFORM_ROW_SHARE: Final = 0.3  # part of a row's weight that does not depend on its influence
-UNIFORM_CHANNEL_SHARE: Final = 0.3  # part of a channel's weight that does not depend on its influence
-MIN_INFLUENCE: Final = 1e-9  # of the mean influence
-# inner values, over all samples, through which gradients are computed; bounds the time
-MAX_GRADIENT_FLOATS: Final = 1_000_000_000
-
-Key = tuple[int, str]
 
 
 @dataclass(slots=True)
 class Moments:
-    """Second moments of one group of one input (symbols: module docstring); sums until `finish`, centered
-    means after it.
+    """Second moments of one group of one input: sums until `finish`, centered means after it.
+    Symbols: module docstring.
 
     Attributes:
         size: number of inputs.
@@ -97,8 +67,8 @@ class Moments:
         self.mean_q, self.mean_t = np.zeros(self.size), np.zeros(self.width)
 
     def add(self, q: np.ndarray, t: np.ndarray, weights: np.ndarray) -> None:
-        """Add rows of one sample; they are multiplied in batches by `workers`, while the caller computes the
-        next rows.
+        """Add rows of one sample.
+        They are multiplied in batches by `workers`, while the caller computes the next rows.
 
         Args:
             q: float32 [rows, size], inputs behind the chosen levels; scaled in place later.
@@ -127,8 +97,7 @@ class Moments:
         self.c -= np.outer(self.mean_q, self.mean_t).astype(np.float32)
 
     def target_moment(self, matrix: np.ndarray, columns: slice) -> np.ndarray:
-        """Return T, the centered moments E[x y'] of inputs and wanted outputs of one weight, float32 [size,
-        channels].
+        """Return T, the centered moments E[x y'] of inputs and wanted outputs, float32 [size, channels].
 
         Args:
             matrix: float32 [size, channels], the weight in the float model.
@@ -164,8 +133,8 @@ class Moments:
         ]
 
     def _wait(self) -> None:
-        """Wait for the products under way: each sum is added to by one product at a time, so that its order is
-        fixed.
+        """Wait for the products under way.
+        Each sum is added to by one product at a time, so that its order is fixed.
         """
         for product in self.pending_sums:
             product.result()
@@ -176,236 +145,10 @@ def _add_product(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> None
     total += left.T @ right
 
 
-@dataclass(slots=True)
-class RowSelection:
-    """The rows that are used of each layer's input, in the order of the samples, and how much they count.
-
-    Attributes:
-        positions: by layer number, for each sample: int64 [rows], positions of the rows.
-        weights: by layer number, for each sample: float32 [rows], mean 1 over all samples.
-        channels: by weight: float64 [channels], mean 1; missing if the influence is unknown.
-        lookup_counts: by table: float64 [table rows], look-ups of each row, weighed with mean 1.
-        local: by layer number, for each sample: float32 [few rows], weights of the rows stored by `local_path`.
-    """
-
-    positions: dict[int, list[np.ndarray]]
-    weights: dict[int, list[np.ndarray]]
-    channels: dict[Key, np.ndarray]
-    lookup_counts: dict[Key, np.ndarray] = field(default_factory=dict)
-    local: dict[int, list[np.ndarray]] = field(default_factory=dict)
-
-
-def measure_rows(
-    prepared: onnx.ModelProto,
-    everything: list[SharedInput],
-    tables: list[QuantizedWeight],
-    samples: Samples,
-    folder: Path,
-) -> RowSelection:
-    """Choose the rows of every layer, and write the float model's inputs and targets of these rows,
-    float32, into `folder`.
-
-    Args:
-        prepared: the new float model.
-        everything: all layers, in execution order.
-        tables: look-up tables of the top graph.
-        samples: calibration samples.
-        folder: directory of the row files.
-    """
-    constants = {tensor.name for tensor in prepared.graph.initializer}
-    tables = [table for table in tables if table.float_source and table.float_source not in constants]
-    names = sorted(
-        {s.first_weight.float_source or "" for s in everything}
-        | {table.float_source or "" for table in tables}
-        | {s.added_value for s in everything if s.added_value}
-    )
-    running = open_watching_session(prepared, names, ONE_THREAD_SETTINGS)
-    limit = max_rows_per_sample(samples, everything)
-    found = RowSelection({s.node_number: [] for s in everything}, {s.node_number: [] for s in everything}, {})
-    found.local = {s.node_number: [] for s in everything}
-    local_limit = -(-LOCAL_ROWS // max(1, len(samples)))
-    matrices = {s.node_number: _exact_matrices(s) for s in everything if s.is_projected}
-    with ExitStack() as open_files:
-        streams = {s.node_number: open_files.enter_context(s.path(folder).open("wb")) for s in everything}
-        inputs = {s.node_number: open_files.enter_context(s.local_path(folder).open("wb")) for s in everything}
-        slopes_ahead = prefetch(layer_gradients(prepared, everything, tables, samples))
-        values_ahead = ordered_map(lambda sample: values_at(running, sample, names), samples)
-        for values, slopes in zip(values_ahead, slopes_ahead, strict=True):
-            for table in tables:
-                _count_lookups(table, values[table.float_source or ""], slopes, found)
-            for shared in everything:
-                source = values[shared.first_weight.float_source or ""]
-                weights = _row_weights(shared, source, slopes, found.channels)
-                positions = (
-                    np.flatnonzero(weights > MIN_INFLUENCE * weights.mean()) if weights.any() else np.zeros(0, int)
-                )
-                positions = positions[:: max(1, -(-len(positions) // max(1, limit)))]
-                found.positions[shared.node_number].append(positions)
-                found.weights[shared.node_number].append(weights[positions].astype(np.float32))
-                local_stride = slice(None, None, max(1, -(-len(positions) // local_limit)))
-                found.local[shared.node_number].append(weights[positions[local_stride]].astype(np.float32))
-                added = _added_parts(shared, values, positions)
-                rows = rows_of(source, shared.first_weight, positions)
-                inputs[shared.node_number].write(
-                    np.concatenate([part[local_stride] for part in rows], axis=1).tobytes()
-                )
-                if shared.is_projected:
-                    rows = [part @ matrix for part, matrix in zip(rows, matrices[shared.node_number], strict=True)]
-                    if added is not None:
-                        rows = [part + more for part, more in zip(rows, added, strict=True)]
-                streams[shared.node_number].write(np.concatenate(rows, axis=1).tobytes())
-    for parts in found.weights.values():
-        mean = float(np.mean(np.concatenate(parts))) if any(len(part) for part in parts) else 1.0
-        parts[:] = [
-            np.float32(1 - UNIFORM_ROW_SHARE) * part / np.float32(mean or 1.0) + np.float32(UNIFORM_ROW_SHARE)
-            for part in parts
-        ]
-    for key, energy in found.channels.items():
-        found.channels[key] = energy / (energy.mean() or 1.0) * (1 - UNIFORM_CHANNEL_SHARE) + UNIFORM_CHANNEL_SHARE
-    return found
-
-
-def layer_gradients(
-    prepared: onnx.ModelProto, everything: list[SharedInput], tables: list[QuantizedWeight], samples: Samples
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield for each sample the gradients at the outputs of the layers, by value name.
-
-    The dict is empty if the gradients are unknown, and for the samples that would exceed MAX_GRADIENT_FLOATS.
-
-    Args:
-        prepared: the new float model.
-        everything: all layers.
-        tables: look-up tables.
-        samples: calibration samples.
-
-    Returns:
-        float32 arrays, each of the shape of its value.
-    """
-    layers = [weight for shared in everything for weight in shared.weights if weight.kind != "recurrent"]
-    gradients = GradientWalk(prepared, frozenset(weight.float_node.output[0] for weight in (*layers, *tables)))
-    spreads = spreads_of(prepared, samples)
-    if not gradients.known_names or not any(spread > 0 for spread in spreads.values()):
-        yield from repeat({}, len(samples))
-        return
-    count = max(1, MAX_GRADIENT_FLOATS // max(1, gradients.count_inner_floats(next(iter(samples)))))
-    step = -(-len(samples) // count)
-    walk = gradients.gradients(replace(samples, indices=samples.indices[::step]), spreads)
-    for number in range(len(samples)):
-        yield next(walk) if number % step == 0 else {}
-
-
-def _count_lookups(
-    table: QuantizedWeight, index: np.ndarray, slopes: dict[str, np.ndarray], found: RowSelection
-) -> None:
-    """Count one sample's look-ups of a table's rows into `found`, and add the squared gradients of its
-    channels.
-    """
-    key = (table.graph, table.levels.name)
-    count = int(table.float_tensor.dims[0])
-    indices = np.where(index < 0, index + count, index).ravel()
-    slope = slopes.get(table.float_node.output[0])
-    weights = np.ones(len(indices))
-    if slope is not None and slope.any():
-        squares = np.square(slope.reshape(len(indices), -1).astype(np.float64))
-        if len(table.float_tensor.dims) == 2:
-            found.channels[key] = found.channels.get(key, 0.0) + squares.sum(axis=0)
-        weights = squares.sum(axis=1)
-        weights /= weights.mean()
-    seen = np.bincount(indices, weights, minlength=count)[:count]
-    found.lookup_counts[key] = found.lookup_counts[key] + seen if key in found.lookup_counts else seen
-
-
-def _row_weights(
-    shared: SharedInput, source: np.ndarray, slopes: dict[str, np.ndarray], channels: dict[Key, np.ndarray]
-) -> np.ndarray:
-    """Return the influence of each row of a layer, float64 [rows], and add those of each channel to
-    `channels`.
-    """
-    count = _row_count(shared, source)
-    total: np.ndarray | None = None
-    known = 0
-    for weight in shared.weights:
-        slope = slopes.get(weight.float_node.output[0])
-        if slope is None:
-            continue
-        if weight.kind == "conv":
-            slope = np.moveaxis(slope, 1, -1)
-        squares = np.square(slope.reshape(-1, slope.shape[-1]).astype(np.float64))
-        if len(squares) != count:
-            continue
-        key = (weight.graph, weight.levels.name)
-        channels[key] = channels.get(key, 0.0) + squares.sum(axis=0)
-        rows = squares.sum(axis=1)
-        # weights that share an input count alike, however much the outputs depend on each
-        rows = rows / (rows.mean() or 1.0)
-        total = rows if total is None else total + rows
-        known += 1
-    return np.ones(count) if total is None else total / known
-
-
-def _exact_matrices(shared: SharedInput) -> list[np.ndarray]:
-    """Return the float weights that share the input, float32 [inputs, channels of all weights], for each
-    group.
-    """
-    groups = shape_of(shared.first_weight)[1]
-    parts = [to_matrices(weight.float_values(), weight.kind, groups) for weight in shared.weights]
-    return [np.concatenate([part[group] for part in parts], axis=1).astype(np.float32) for group in range(groups)]
-
-
-def _added_parts(shared: SharedInput, values: dict[str, np.ndarray], positions: np.ndarray) -> list[np.ndarray] | None:
-    """Return the value added to the layer's output, float32 [rows, width] for each group; None if its
-    shape differs.
-    """
-    if not shared.added_value:
-        return None
-    groups = shape_of(shared.first_weight)[1]
-    outputs = outputs_of(values[shared.added_value], shared.first_weight)
-    source = values[shared.first_weight.float_source or ""]
-    if outputs.shape != (_row_count(shared, source), shared.width * groups):
-        return None
-    return np.split(outputs[positions], groups, axis=1)
-
-
-def _row_count(shared: SharedInput, source: np.ndarray) -> int:
-    """Return the number of rows that a value `source` of the layer's input has."""
-    if shared.first_weight.kind == "conv":
-        return position_count(source.shape, shared.first_weight)
-    return source.size // max(1, shape_of(shared.first_weight)[0])
-
-
-def float_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
-    """Return the stored targets of the float model for each group, float32 [rows, width], mapped from
-    disk.
-
-    Args:
-        shared: the layer.
-        folder: directory of the row files.
-    """
-    return _map_rows(shared, shared.path(folder), shared.width)
-
-
-def local_rows(shared: SharedInput, folder: Path) -> list[np.ndarray]:
-    """Return the stored inputs of a few rows of the float model for each group, float32 [rows, inputs].
-
-    Args:
-        shared: the layer.
-        folder: directory of the row files.
-    """
-    return _map_rows(shared, shared.local_path(folder), shape_of(shared.first_weight)[0])
-
-
-def _map_rows(shared: SharedInput, path: Path, width: int) -> list[np.ndarray]:
-    groups = shape_of(shared.first_weight)[1]
-    if path.stat().st_size == 0:
-        return [np.zeros((0, width), np.float32)] * groups
-    return np.split(np.memmap(path, np.float32, "r").reshape(-1, width * groups), groups, axis=1)
-
-
 def measure_moments(
     prefix: FloatPrefix, shared_inputs: list[SharedInput], rows: RowSelection, folder: Path
 ) -> list[list[Moments]]:
-    """Return the moments of each layer of a stage, for each of its groups, behind the levels chosen in
-    `prefix`.
+    """Return the moments of each layer of a stage, one for each of its groups.
 
     Args:
         prefix: the float model with the levels chosen so far.
@@ -440,7 +183,7 @@ def _measure_moments(
             if not len(positions):
                 continue
             span = slice(starts[i][number], starts[i][number + 1])
-            added = _added_parts(shared, values, positions)
+            added = added_parts(shared, values, positions)
             for group, q in enumerate(
                 rows_of(values[shared.first_weight.float_source or ""], shared.first_weight, positions)
             ):
@@ -450,54 +193,3 @@ def _measure_moments(
         for part in parts:
             part.finish()
     return found
-
-
-def max_rows_per_sample(samples: Samples, everything: list[SharedInput]) -> int:
-    """Return how many rows of a layer one sample may give, so that MAX_ROWS and MAX_STORED_BYTES hold.
-
-    Args:
-        samples: calibration samples.
-        everything: all layers.
-    """
-    floats = sum(shared.width * shape_of(shared.first_weight)[1] for shared in everything)
-    rows = min(MAX_ROWS, MAX_STORED_BYTES // (4 * max(1, floats)))
-    return max(1, rows // max(1, len(samples)))
-
-
-def values_at(running: onnxruntime.InferenceSession, sample: Sample, names: list[str]) -> dict[str, np.ndarray]:
-    """Return values of one run by name; those that are inputs come from the sample itself.
-
-    Args:
-        running: a session with the other names as outputs (`open_watching_session`).
-        sample: the inputs.
-        names: of the values.
-    """
-    outputs = [name for name in names if name not in sample]
-    found = dict(zip(outputs, run_session(running, sample, outputs), strict=True)) if outputs else {}
-    return {name: sample[name] if name in sample else found[name] for name in names}
-
-
-def open_watching_session(
-    model: onnx.ModelProto, names: list[str], settings: RunSettings = DEFAULT_SETTINGS
-) -> onnxruntime.InferenceSession:
-    """Open a session whose outputs are the values `names` and nothing else, so that the runtime computes
-    no more.
-
-    Args:
-        model: any float model.
-        names: of values; inputs are left out, since they need no run.
-        settings: of the session.
-    """
-    inputs = {value.name for value in model.graph.input}
-    wanted = {name for name in names if name not in inputs}
-    copy = with_outputs(model, sorted(wanted))
-    if wanted:
-        kept = []
-        for value in copy.graph.output:
-            if value.name in wanted:
-                output = onnx.ValueInfoProto()
-                output.CopyFrom(value)
-                kept.append(output)
-        del copy.graph.output[:]
-        copy.graph.output.extend(kept)
-    return open_session_of(copy, settings)

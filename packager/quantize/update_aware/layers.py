@@ -1,5 +1,4 @@
-"""Order the layers and cut their inputs into rows: a layer is the weights that multiply the same
-input.
+"""Order the layers and cut their inputs into rows; a layer is the weights that share one input.
 
 1. Weights with the same input share its rows. A row of a Conv is the patch of the image that one output position sees.
 2. A stage is one layer, or several neighboring ones if the model has more than MAX_STAGES: the walk then has fewer
@@ -54,8 +53,8 @@ class SharedInput:
         return sum(map(channels_of, self.weights)) if self.is_projected else shape_of(self.first_weight)[0]
 
     def path(self, folder: Path) -> Path:
-        """Return the file of the targets of all rows, groups side by side: one file a group would be too many
-        open files.
+        """Return the file of the targets of all rows, groups side by side.
+        One file a group would be too many open files.
         """
         return folder / f"{self.node_number}.rows"
 
@@ -65,8 +64,8 @@ class SharedInput:
 
 
 def execution_order(prepared: onnx.ModelProto, weights: list[QuantizedWeight]) -> list[list[SharedInput]]:
-    """Return the stages: layers in the order in which the float model runs them, in groups if there are
-    many.
+    """Return the stages in the order in which the float model runs them.
+    A stage is one layer, or several if there are many.
 
     Args:
         prepared: the new float model.
@@ -199,9 +198,7 @@ def channels_of(weight: QuantizedWeight) -> int:
 
 
 def _find_added_value(prepared: onnx.ModelProto, group: list[QuantizedWeight]) -> str:
-    """Return the name of the value that is added to the layer's output after its bias; "" if there is
-    none.
-    """
+    """Return the name of the value added to the layer's output after its bias; "" if there is none."""
     if len(group) != 1 or group[0].kind not in ("matrix", "transposed", "conv", "nbits"):
         return ""
     constants = {tensor.name for tensor in prepared.graph.initializer}

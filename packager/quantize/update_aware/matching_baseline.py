@@ -15,8 +15,8 @@ from packager.quantize.int4 import int4_nodes
 def quantize_like_template(
     template: onnx.ModelProto, prepared: onnx.ModelProto, calibration: Samples
 ) -> onnx.ModelProto:
-    """Return the new model, quantized by the method of `template`, with the same nodes in float and at
-    more bits.
+    """Return the new model quantized by the method of `template`.
+    The same nodes stay float or get more bits.
 
     Args:
         template: the base.
@@ -47,8 +47,8 @@ def quantize_like_template(
 
 
 def _promoted_nodes(template: onnx.ModelProto, method: Method, four_bits: set[str]) -> frozenset[str]:
-    """Return the names of the nodes with more bits in the template: 16-bit activations, or 8-bit weights
-    beside 4-bit ones.
+    """Return the names of the nodes with more bits in the template.
+    Those are 16-bit activations, or 8-bit weights beside 4-bit ones.
     """
     nodes = list(all_nodes(template))
     if method == "int4":

@@ -1,6 +1,4 @@
-"""Measure how much the float model's outputs move if one weight is replaced, in a session whose
-weights can be fed.
-"""
+"""Measure how much the float model's outputs move if one weight is replaced."""
 
 from typing import Final
 
@@ -42,8 +40,8 @@ class OutputSensitivity:
         ]
 
     def error(self, name: str, values: np.ndarray) -> float:
-        """Return the error of the outputs with one weight replaced: mean over outputs of E[(o' - o)^2] /
-        variance of o.
+        """Return the error of the outputs with one weight replaced.
+        It is the mean over outputs o of E[(o' - o)^2] / variance of o.
 
         Args:
             name: of the initializer.

@@ -1,5 +1,4 @@
-"""Quantize a new float model near its quantized base: the whole method on one page, and
-`quantize_update`.
+"""Quantize a new float model near its quantized base: the whole method on one page.
 
 Theory of operation.
 
@@ -24,9 +23,9 @@ Order of work:
        baseline.
     2. Quantize the baseline; its relative RMS e_b on the held-out samples is the unit of every limit on the error.
     3. Refit the ranges of activations if the outputs gain from it (`activation_refit`).
-    4. Choose rows and weigh them by gradients, once for all solutions (`layer_statistics`, `gradients`).
+    4. Choose rows and weigh them by gradients, once for all solutions (`row_selection`, `gradients`).
     5. For a given lambda, choose the levels layer by layer in execution order, each behind the levels chosen before it;
-       then biases take up mean errors (`solver`, `coordinate_descent`).
+       then biases take up mean errors (`solver`, `layer_statistics`, `coordinate_descent`, `fill_template`).
     6. Search the largest lambda whose error is within `error_ratio` * e_b (`rate_search`).
 
 Calibration samples determine everything but lambda. The held-out samples only judge, and so choose lambda.
@@ -121,9 +120,7 @@ class UpdateReport:
         }
 
     def as_text(self) -> str:
-        """Return a few lines for a terminal: method, error, and the weights that did not fit the base's
-        scales.
-        """
+        """Return a few lines for a terminal: method, error, and weights that did not fit the base's scales."""
         bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.4f} bits a weight"
         error, baseline = self.gate.relative_rms or 0.0, self.baseline.relative_rms or 0.0
         lines = [

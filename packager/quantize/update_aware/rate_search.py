@@ -173,8 +173,8 @@ class RateSearch:
         )
 
     def _round_to_nearest(self) -> RatePoint:
-        """Return the solution at lambda = 0, and set the solver's ranges and rounding step (step 1 of the
-        module docstring).
+        """Return the solution at lambda = 0, and set the solver's ranges and rounding step.
+        This is step 1 of the module docstring.
         """
         solver, choice = self.solver, self.solver.nearest()
         *wider, solver.float_rounding_step = FLOAT_ROUNDING_STEPS
@@ -265,7 +265,7 @@ class RateSearch:
 
 
 def _rate_factor(excess: float, target: float, exponent: float = DEFAULT_EXPONENT) -> float:
-    """Return the factor on the rate weight that takes the excess energy from `excess` to `target`, within
-    MAX_RATE_STEP.
+    """Return the factor on lambda that takes the excess energy from `excess` to `target`.
+    It is between 1 / MAX_RATE_STEP and MAX_RATE_STEP.
     """
     return float(min(max((target / excess) ** (1 / exponent), 1 / MAX_RATE_STEP), MAX_RATE_STEP))

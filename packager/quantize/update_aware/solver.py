@@ -1,5 +1,4 @@
-"""Solve one update at a given rate weight: the levels of every weight, and the errors that biases take
-up.
+"""Solve one update at a given rate weight: levels of every weight, and corrections of biases.
 
 Theory of operation.
 
@@ -12,7 +11,7 @@ Per weight, with G groups (one for a MatMul; a Conv's groups; a recurrent layer'
                                     it left over in the value that is added to it (a residual connection)
     H   float32 [inputs, inputs]    E[x x'] - E[x] E[x]'
     T   float32 [inputs, channels]  E[x y'] - E[x] E[y]'
-    a   float64 [channels]          how much each channel counts, mean 1 (`layer_statistics`)
+    a   float64 [channels]          how much each channel counts, mean 1 (`row_selection`)
     S   float                       sensitivity: relative error energy of the model's outputs over that of this layer,
                                     measured with the base's weight in the float model (`output_sensitivity`)
     E   float                       sum_n a_n w_n' H w_n / S; w_n is column n of W
@@ -43,15 +42,10 @@ from packager.quantize.activation_ranges import ActivationRange
 from packager.quantize.update_aware.coordinate_descent import Layer, choose_levels, choose_table_levels
 from packager.quantize.update_aware.fill_template import FLOAT_ROUNDING_STEPS, UpdateChoice, bias_of, fill_template
 from packager.quantize.update_aware.float_prefix import FloatPrefix
-from packager.quantize.update_aware.layer_statistics import (
-    Moments,
-    RowSelection,
-    local_rows,
-    measure_moments,
-    measure_rows,
-)
+from packager.quantize.update_aware.layer_statistics import Moments, measure_moments
 from packager.quantize.update_aware.layers import SharedInput, channels_of, execution_order
 from packager.quantize.update_aware.output_sensitivity import OutputSensitivity
+from packager.quantize.update_aware.row_selection import RowSelection, local_rows, measure_rows
 from packager.quantize.update_aware.template import QuantizedWeight, from_matrices, to_matrices
 
 REQUANTIZE_STEPS: Final = 8.0  # median change in levels; a fine-tune moves weights by a fraction of one
@@ -96,9 +90,7 @@ class WeightGrid:
 
     @property
     def is_jointly_optimized(self) -> bool:
-        """True if the levels of this weight are chosen jointly: its input is known, and it is large enough but
-        not too wide.
-        """
+        """True if levels are chosen jointly: the input is known, the weight large enough and not too wide."""
         weight = self.weight
         inputs = to_matrices(self.values, weight.kind, groups_of(weight))[0].shape[0]
         is_watched = weight.source is not None and weight.kind in ("matrix", "transposed", "conv", "recurrent", "nbits")
@@ -121,9 +113,7 @@ class WeightGrid:
         return [Layer(v, s, z, b, low, high) for v, s, z, b in zip(*parts, strict=True)]
 
     def dequantize(self, levels: np.ndarray) -> np.ndarray:
-        """Return the numbers s * (Q - z), float64 in the layout of the weight, for integer `levels` of that
-        layout.
-        """
+        """Return s * (Q - z), float64, for integer `levels` in the layout of the weight."""
         return np.asarray((levels - self.zeros) * self.scales)
 
     def nearest(self) -> np.ndarray:
@@ -156,8 +146,8 @@ def grid_of(weight: QuantizedWeight) -> WeightGrid:
 
 
 def groups_of(weight: QuantizedWeight) -> int:
-    """Return the number of matrices in one weight: a Conv's groups, a recurrent layer's directions, else
-    1.
+    """Return the number of matrices in one weight.
+    That is a Conv's groups, a recurrent layer's directions, else 1.
     """
     match weight.kind:
         case "conv":
@@ -170,8 +160,7 @@ def groups_of(weight: QuantizedWeight) -> int:
 
 @dataclass(slots=True)
 class Solver:
-    """Solves one update at several rate weights; rows and sensitivities are measured once, when it is
-    made.
+    """Solves one update at several rate weights; rows and sensitivities are measured once.
 
     Attributes:
         template: the base.
@@ -287,9 +276,7 @@ class Solver:
     def _correction(
         self, grid: WeightGrid, levels: np.ndarray, parts: list[Moments], columns: slice
     ) -> tuple[str, np.ndarray] | None:
-        """Return the name of the layer's bias and its mean output error, float64 [channels]; None if it has no
-        bias.
-        """
+        """Return the layer's bias and its mean output error, float64 [channels]; None if it has no bias."""
         name = bias_of(grid.weight, self.prepared)
         if name is None or grid.weight.kind == "recurrent":
             return None
@@ -310,8 +297,8 @@ class Solver:
         return choose_table_levels(layer, importance / energy, rate_weight)
 
     def _importance(self, grid: WeightGrid) -> np.ndarray:
-        """Return how much each element of a table counts, float64 that broadcasts to it: by look-ups of its
-        row, and by channel.
+        """Return how much each element of a table counts, by look-ups of its row and by channel.
+        The result is float64 and broadcasts to the table.
         """
         counts = self.rows.lookup_counts.get(grid.key, np.zeros(grid.values.shape[0])) + UNSEEN_ROW_COUNT
         shares = self.rows.channels.get(grid.key, np.ones(1))
@@ -319,8 +306,8 @@ class Solver:
         return np.asarray(rows * shares)
 
     def _measure_sensitivity(self, everything: list[SharedInput]) -> dict[Key, float]:
-        """Return S for each weight: error of the outputs over error of the layer, with the base's weight in
-        the float model.
+        """Return S for each weight: error of the outputs over error of the layer.
+        Both are measured with the base's weight in the float model.
         """
         shared_inputs = {(w.graph, w.levels.name): shared for shared in everything for w in shared.weights}
         probed = [
@@ -349,8 +336,8 @@ class Solver:
         }
 
     def _local_error(self, grid: WeightGrid, base_values: np.ndarray, shared: SharedInput | None) -> float:
-        """Return the relative error energy of the layer's output with the base's weight, `base_values`
-        float64.
+        """Return the relative error energy of the layer's output with the base's weight.
+        `base_values` are float64 in the layout of the weight.
         """
         if grid.weight.kind == "table":
             share = self._importance(grid)

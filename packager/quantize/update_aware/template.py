@@ -69,8 +69,8 @@ class QuantizedWeight:
         return np.asarray(values * np.float32(self.factor))
 
     def base_levels(self) -> np.ndarray:
-        """Return the base's levels, int32 in the layout of the weight (MatMulNBits: unpacked [channels,
-        inputs]).
+        """Return the base's levels, int32 in the layout of the weight.
+        Those of MatMulNBits are unpacked, [channels, inputs].
         """
         levels = array_of(self.levels)
         if self.kind == "nbits":
