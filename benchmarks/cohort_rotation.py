@@ -1,7 +1,7 @@
 """How long a cohort's next epoch takes: `python -m benchmarks.cohort_rotation --devices N --json OUT`.
 
 Measured: sealing the cohort's private key to N devices and writing the envelopes to a temporary folder, in as many
-processes as there are CPUs, synced once at the end; the same functions that `packager device epoch` calls. Not
+processes as there are CPUs, synced once at the end; the same functions that `packager device rotate-cohort` calls. Not
 measured: making the devices' keys, which each device does for itself.
 
 OUT is one object {devices, seconds, cpu_s, bytes, peak_bytes, per_device_us}: wall clock; CPU of all processes; bytes

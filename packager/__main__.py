@@ -1,13 +1,13 @@
-"""`python -m packager` and the script `packager`."""
+"""`python -m packager`, and the entry point of the script `packager`."""
 
 import sys
 
 
 def main() -> None:
-    """Entry point of the script."""
+    """Run the command line and exit with its code."""
     try:
         from packager.commands.root import main as run
-    except KeyboardInterrupt:  # while it starts; later it is console.run that answers
+    except KeyboardInterrupt:  # an interrupt during the import; later ones are handled by console.run
         sys.exit(130)
     sys.exit(run())
 

@@ -1,4 +1,4 @@
-"""`packager attestation …`: provenance and bill of materials of a release, for the tools of others."""
+"""`packager attestation`: create and verify SLSA provenance and CycloneDX SBOMs of a release."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,25 +13,29 @@ if TYPE_CHECKING:
     from packager.attestation.attestation_files import AttestationReport
     from packager.repository.repository import Repository
 
-ATTESTATIONS_FOLDER: Final = "attestations"  # below the repository's folder, beside what is published
+ATTESTATIONS_FOLDER: Final = "attestations"  # below the repository's folder, beside the published files
 
 
-@click.group("attestation")
+@click.group("attestation", short_help="Create and verify provenance and SBOMs.")
 def attestation() -> None:
-    """Write and check what a release says of itself: SLSA provenance and a CycloneDX bill of materials.
+    """Create and verify SLSA provenance and a CycloneDX bill of materials (SBOM) of a release.
 
-    Both come from the signed manifest and the record that was kept of the build. Devices never read them.
+    Both are made from the signed manifest and the record of the build. Devices do not read them.
     """
 
 
-@attestation.command("make")
+@attestation.command("create", short_help="Create attestations of a release.")
 @click.argument("family")
 @click.argument("version")
 @click.option(
-    "-o", "--output", "out", type=PATH, help="The folder to write; default: attestations/… in the repository."
+    "-o",
+    "--output",
+    "out",
+    type=PATH,
+    help="Folder to write; default: attestations/FAMILY/VERSION in the repository.",
 )
-@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
-@click.option("--builder", help="URI of who ran the build, for example of a CI system.")
+@click.option("--key", "uris", multiple=True, help="Sign with this key file or key URI (hsm:…). Repeatable.")
+@click.option("--builder", help="URI that identifies who ran the build, for example a CI system.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -47,9 +51,11 @@ def create_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Write and sign the attestations of VERSION of FAMILY. From --keys, the keys of the family's release role sign.
+    """Write and sign the attestations of VERSION of FAMILY.
 
-    Exit status: 0 written, 2 wrong input, 4 a token is not available.
+    Of --keys, the keys of the family's release role sign.
+
+    Exit status: 0 written, 2 invalid input, 4 a token is unavailable.
     """
     from packager.attestation.attest import write_release_attestations
     from packager.repository.repository import Repository
@@ -63,19 +69,29 @@ def create_command(
     print_result(report.as_json(), as_json=as_json, text=report_text(report, "written"))
 
 
-@attestation.command("verify")
+@attestation.command("verify", short_help="Verify attestations of a release.")
 @click.argument("family")
 @click.argument("version")
-@click.option("--folder", type=PATH, help="Where they are; default: attestations/… in the repository.")
-@click.option("--key", "files", type=PATH, multiple=True, help="Whose signature is asked for, instead of the role's.")
+@click.option(
+    "--folder", type=PATH, help="Folder of the attestations; default: attestations/FAMILY/VERSION in the repository."
+)
+@click.option(
+    "--key",
+    "files",
+    type=PATH,
+    multiple=True,
+    help="Require a signature of this public key, not of the role. Repeatable.",
+)
 @REPO_OPTION
 @JSON_OPTION
 def verify_command(
     family: str, version: str, folder: Path | None, files: tuple[Path, ...], repo: Path, as_json: bool
 ) -> None:
-    """Check signatures and subjects against the published release. Without --key, the release role's threshold counts.
+    """Verify signatures and subjects against the published release.
 
-    Exit status: 0 they hold, 2 wrong input, 3 they do not hold.
+    Without --key, the threshold of the family's release role must be met.
+
+    Exit status: 0 verified, 2 invalid input, 3 verification failed.
     """
     from keys.key_files import load_public_key
     from packager.attestation.attest import release_keys
@@ -88,18 +104,31 @@ def verify_command(
     if files:
         keys, threshold = tuple(load_public_key(file) for file in files), len(files)
     report = check_attestations(folder or default_folder(repo, family, version), manifest, keys, threshold)
-    print_result(report.as_json(), as_json=as_json, text=report_text(report, "hold"))
+    print_result(report.as_json(), as_json=as_json, text=report_text(report, "verified"))
 
 
 def default_folder(repo: Path, family: str, version: str) -> Path:
-    """Where the attestations of a release go."""
+    """Return the folder of a release's attestations.
+
+    Args:
+        repo: folder of the repository.
+        family: family of the release.
+        version: version of the release.
+    """
     return repo / ATTESTATIONS_FOLDER / family / version
 
 
 def report_text(report: "AttestationReport", state: str) -> str:
-    """One line for a person."""
-    what = f"attestations of {report.family} {report.version} over {report.subjects} subjects"
-    return f"{report.folder}: {what} {state}, signed by {len(report.key_ids)} keys"
+    """Return one line for a terminal.
+
+    Args:
+        report: attestations that were written or verified.
+        state: "written" or "verified".
+    """
+    return (
+        f"{report.folder}: {state} attestations of {report.family} {report.version}, "
+        f"{report.subjects} subjects, signed by {len(report.key_ids)} keys"
+    )
 
 
 def _published_manifest(repository: "Repository", family: str, version: str) -> "Manifest":

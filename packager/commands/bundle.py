@@ -1,4 +1,4 @@
-"""`packager bundle …`: plain bundles and patches, without a repository; thin shells over the library."""
+"""`packager bundle`: work on plain bundles and patches without a repository."""
 
 from pathlib import Path
 from typing import Final
@@ -8,27 +8,37 @@ import click
 from bundle.console import print_result, progress_bar
 from packager.commands.options import JSON_OPTION, PASSPHRASE_OPTION, PATH
 
-NO_BASE: Final = "-"  # as BASE: a patch from nothing
+NO_BASE: Final = "-"  # as BASE: a full download, which needs no base
 
 
-@click.group("bundle")
+@click.group("bundle", short_help="Build, diff, apply, inspect and verify bundles.")
 def bundle() -> None:
     """Build, diff, apply, inspect and verify bundles.
 
-    A bundle is a folder: a model with what belongs to it, in the layout of an ONNX Runtime model package.
+    A bundle is a folder with a model and its files, in the layout of an ONNX Runtime model package.
     """
 
 
-@bundle.command("build")
+@bundle.command("build", short_help="Build a bundle folder from a model.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The folder to make; must not exist.")
-@click.option("--family", required=True, help="Name of the model line, for example kws.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Folder to write; it must not exist.")
+@click.option("--family", required=True, help="Name of the family (model line), for example kws.")
 @click.option("--version", default="0.0", show_default=True, help="Version of the release.")
 @click.option("--variant", default="fp32", show_default=True, help="Name of the variant.")
-@click.option("--file", "files", multiple=True, metavar="ROLE=PATH", help="A further file, for example labels=l.txt.")
-@click.option("--inputs", type=PATH, help="An .npz or a folder of inputs, for golden vectors.")
-@click.option("--golden", type=click.IntRange(0, 1000), default=8, show_default=True, help="Golden vectors; 0 is none.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random inputs, without --inputs.")
+@click.option(
+    "--file", "files", multiple=True, metavar="ROLE=PATH", help="Add this file, for example labels=l.txt. Repeatable."
+)
+@click.option(
+    "--inputs", type=PATH, help="Record golden vectors from this .npz or folder of .npz; default: random inputs."
+)
+@click.option(
+    "--golden",
+    type=click.IntRange(0, 1000),
+    default=8,
+    show_default=True,
+    help="Record this many golden vectors; 0 records none.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random inputs used without --inputs.")
 @JSON_OPTION
 def build_command(
     model: Path,
@@ -42,9 +52,9 @@ def build_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Lay MODEL out as a bundle, with its external data and golden vectors.
+    """Build a bundle folder from MODEL, its external data and golden vectors.
 
-    Exit status: 0 built, 2 wrong input, 4 no space, 5 the model crashes or gives other answers from run to run.
+    Exit status: 0 built, 2 invalid input, 4 no space, 5 the model crashes, or its outputs differ from run to run.
     """
     from packager.release.plain_bundles import BuildRequest, build_bundle
 
@@ -53,17 +63,21 @@ def build_command(
     print_result(report.as_json(), as_json=as_json, text=report.as_text())
 
 
-@bundle.command("diff")
+@bundle.command("diff", short_help="Create a patch between two bundles.")
 @click.argument("base", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The patch to write; must not exist.")
-@click.option("--codec", default="auto", show_default=True, help="A codec of docs/format.md, or auto.")
-@click.option("--html", type=PATH, help="Also write a page that shows where the bytes went.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Patch file to write; it must not exist.")
+@click.option(
+    "--codec", default="auto", show_default=True, help="Codec of the patch; auto tries all and keeps the smallest."
+)
+@click.option("--html", type=PATH, help="Also write an HTML page that shows which arrays take the bytes.")
 @JSON_OPTION
 def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | None, as_json: bool) -> None:
-    """Write the patch that makes TARGET from BASE. Both are bundle folders or single files; BASE "-" is nothing.
+    """Create the patch that turns BASE into TARGET.
 
-    Exit status: 0 written, 2 wrong input, 4 no space.
+    Both are bundle folders or single files. BASE "-" is none: the patch is a full download.
+
+    Exit status: 0 written, 2 invalid input, 4 no space.
     """
     from packager.release.plain_bundles import diff_bundles
 
@@ -79,15 +93,18 @@ def diff_command(base: Path, target: Path, out: Path, codec: str, html: Path | N
     print_result(report.as_json(), as_json=as_json, text=f"{format_table(report)}\n{text}")
 
 
-@bundle.command("apply")
+@bundle.command("apply", short_help="Apply a patch to a bundle folder or file.")
 @click.argument("base", type=PATH)
 @click.argument("patch", type=PATH)
-@click.option("-o", "--output", "out", type=PATH, required=True, help="What to make; must not exist.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Folder or file to write; it must not exist.")
 @JSON_OPTION
 def apply_command(base: Path, patch: Path, out: Path, as_json: bool) -> None:
-    """Apply a plain PATCH to BASE, as a device would. BASE is a bundle folder or a single file; "-" is nothing.
+    """Apply an unencrypted PATCH to BASE, as a device does.
 
-    Exit status: 0 applied, 2 wrong input, 3 the patch is damaged or for another base (nothing is written), 4 no space.
+    BASE is a bundle folder or a single file, or "-" for none.
+
+    Exit status: 0 applied, 2 invalid input, 3 the patch is damaged or made for another base (nothing is written),
+    4 no space.
     """
     from bundle.files import bundle_digest
     from packager.diff.bundle_folder import apply_to_directory
@@ -98,15 +115,15 @@ def apply_command(base: Path, patch: Path, out: Path, as_json: bool) -> None:
     print_result(result, as_json=as_json, text=f"{out}: {len(files)} files, bundle digest {digest}")
 
 
-@bundle.command("inspect")
+@bundle.command("inspect", short_help="Show what a file or folder is.")
 @click.argument("path", type=PATH)
 @JSON_OPTION
 def inspect_command(path: Path, as_json: bool) -> None:
-    """Show what PLACE is: a manifest, rollout or fleet document, a patch, a blob, an envelope, or a bundle folder.
+    """Show what PATH is: a manifest, rollout, fleet document, patch, blob, envelope or bundle folder.
 
-    Nothing is decrypted and no signature is checked.
+    Nothing is decrypted, and no signature is verified.
 
-    Exit status: 0 shown, 2 nothing of these, 3 one of these, but malformed.
+    Exit status: 0 shown, 2 unknown format, 3 known format, but malformed.
     """
     from packager.release.inspect_path import inspect_path
 
@@ -114,59 +131,62 @@ def inspect_command(path: Path, as_json: bool) -> None:
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 
-@bundle.command("verify")
+@bundle.command("verify", short_help="Verify a bundle folder against a manifest.")
 @click.argument("folder", type=PATH)
 @click.argument("manifest", type=PATH)
 @click.argument("variant")
 @JSON_OPTION
 def verify_command(folder: Path, manifest: Path, variant: str, as_json: bool) -> None:
-    """Check that the plain bundle in FOLDER is VARIANT of MANIFEST: every file, no more and no less.
+    """Verify that the plain bundle in FOLDER is VARIANT of MANIFEST.
 
-    The manifest's signatures are not checked: that is what a device, or `packager repo doctor`, does.
+    FOLDER must contain exactly the files of the manifest, with their sizes and digests. The manifest's signatures are
+    not verified; `packager repo verify` does that.
 
-    Exit status: 0 it is, 2 wrong input, 3 it is not, or the manifest is malformed.
+    Exit status: 0 verified, 2 invalid input, 3 the bundle differs, or the manifest is malformed.
     """
     from packager.release.plain_bundles import verify_bundle
 
     result = verify_bundle(folder, manifest, variant)
-    text = f"{folder}: {result['family']} {result['version']} {variant}, {result['files']} files, as in the manifest"
+    text = f"{folder}: verified as {result['family']} {result['version']} {variant}, {result['files']} files"
     print_result(result, as_json=as_json, text=text)
 
 
-@bundle.command("sign-oms")
+@bundle.command("sign-oms", short_help="Sign in OpenSSF Model Signing format.")
 @click.argument("folder", type=PATH)
-@click.option("--key", type=PATH, required=True, help="An ecdsa-p256 key file: the format knows elliptic curves only.")
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The signature to write, outside of FOLDER.")
+@click.option("--key", type=PATH, required=True, help="Key file to sign with; the format requires ecdsa-p256.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Signature file to write, outside of FOLDER.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def sign_oms_command(folder: Path, key: Path, out: Path, passphrase_file: Path | None, as_json: bool) -> None:
-    """Sign all files of FOLDER in the OpenSSF Model Signing format; the public key goes to OUTPUT.pub.pem.
+    """Sign all files of FOLDER in OpenSSF Model Signing format.
 
-    For others' tools: `model_signing verify key --no-ignore-git-paths` checks it, and no device does.
+    The public key is written to OUTPUT.pub.pem. Other tools verify it: `model_signing verify key
+    --no-ignore-git-paths`. Devices do not read it.
 
-    Exit status: 0 signed, 2 wrong input, 3 the folder holds what cannot be signed, for example a symbolic link.
+    Exit status: 0 signed, 2 invalid input, 3 FOLDER contains an entry that cannot be signed, for example a symbolic
+    link.
     """
     from packager.attestation.model_signature import sign_model
     from packager.commands.options import read_key_passphrase
 
     signed = sign_model(folder, key, read_key_passphrase(passphrase_file, None, (str(key),)), out)
     print_result(
-        signed.as_json(), as_json=as_json, text=f"{out}: {signed.files} files signed, key in {signed.public_key}"
+        signed.as_json(), as_json=as_json, text=f"{out}: {signed.files} files signed, public key {signed.public_key}"
     )
 
 
-@bundle.command("verify-oms")
+@bundle.command("verify-oms", short_help="Verify in OpenSSF Model Signing format.")
 @click.argument("folder", type=PATH)
 @click.argument("signature", type=PATH)
-@click.option("--public-key", type=PATH, required=True, help="In PEM.")
+@click.option("--public-key", type=PATH, required=True, help="Public key of the signer, a PEM file.")
 @JSON_OPTION
 def verify_oms_command(folder: Path, signature: Path, public_key: Path, as_json: bool) -> None:
-    """Check an OpenSSF Model Signing SIGNATURE over FOLDER: every file, no more and no less.
+    """Verify an OpenSSF Model Signing SIGNATURE over FOLDER: exactly the signed files, with their digests.
 
-    Exit status: 0 it holds, 2 wrong input, 3 it does not hold.
+    Exit status: 0 verified, 2 invalid input, 3 verification failed.
     """
     from packager.attestation.model_signature import verify_model
 
     verify_model(folder, signature, public_key)
     result = {"folder": str(folder), "signature": str(signature), "ok": True}
-    print_result(result, as_json=as_json, text=f"{signature} holds over {folder}")
+    print_result(result, as_json=as_json, text=f"{folder}: verified by {signature}")

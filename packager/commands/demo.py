@@ -1,4 +1,4 @@
-"""`packager demo`: a thin shell over packager.demo."""
+"""`packager demo`: run the demo (packager.demo) in a folder and print its report."""
 
 import sys
 import tempfile
@@ -13,15 +13,26 @@ from bundle.console import print_result
 PATH = click.Path(path_type=Path)
 
 
-@click.command("demo")
-@click.option("--model", "models", type=PATH, multiple=True, help="Twice: your OLD and NEW float models.")
-@click.option("--inputs", type=PATH, help="An .npz for them: one array per model input, first axis = sample.")
-@click.option("--keep", type=PATH, help="A new folder to play in and leave behind, instead of a temporary one.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; the story goes to stderr.")
+@click.command("demo", short_help="Demonstrate the whole product on this machine.")
+@click.option(
+    "--model",
+    "models",
+    type=PATH,
+    multiple=True,
+    help="Float model to use instead of the published ones; give two: OLD and NEW.",
+)
+@click.option(
+    "--inputs", type=PATH, help="Inputs for --model: an .npz with one array per model input, first axis = sample."
+)
+@click.option("--keep", type=PATH, help="Run in this new folder and keep it, instead of a temporary one.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout; progress goes to stderr.")
 def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_json: bool) -> None:
-    """See a model go to a device and come back, on this machine, in about a minute.
+    """Demonstrate the whole product on this machine, in about a minute.
 
-    Exit status: 0 all of it held, 2 wrong input, 4 the published models cannot be fetched, 5 something did not hold.
+    A repository is created, a device enrolled, and two models are released, installed, updated, attacked and rolled
+    back. Everything happens in one folder and on loopback addresses.
+
+    Exit status: 0 all checks passed, 2 invalid input, 4 the published models cannot be downloaded, 5 a check failed.
     """
     from packager.demo.demo_models import load_own_models, load_published_models
     from packager.demo.demo_report import render_table
@@ -31,7 +42,7 @@ def demo(models: tuple[Path, ...], inputs: Path | None, keep: Path | None, as_js
     if len(models) not in (0, 2):
         raise InvalidUsage(f"found --model {len(models)} times, expected twice: OLD and NEW, or not at all")
     if inputs is not None and not models:
-        raise InvalidUsage("--inputs belongs to models of your own", hint="add --model OLD.onnx --model NEW.onnx")
+        raise InvalidUsage("found --inputs without --model", hint="add --model OLD.onnx --model NEW.onnx")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -56,5 +67,5 @@ def _demo_folder(keep: Path | None) -> Iterator[Path]:
     try:
         keep.mkdir(parents=True)
     except FileExistsError as error:
-        raise InvalidUsage(f"--keep {keep} is there already", hint="name a folder that does not exist") from error
+        raise InvalidUsage(f"--keep: folder {keep} already exists", hint="name a folder that does not exist") from error
     yield keep.absolute()

@@ -1,4 +1,4 @@
-"""`packager device …`: what the fleet officer does."""
+"""`packager device`: enroll, list and revoke devices, rotate cohort keys, verify reports."""
 
 import os
 from pathlib import Path
@@ -17,23 +17,26 @@ if TYPE_CHECKING:
     from packager.repository.repository import Repository
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
+MISSING_KEYS: Final = "--keys is missing, expected the folder of the cohort's key"
 MAX_REPORTS_BYTES: Final = 256 * 1024**2
 MAX_BATCH_BYTES: Final = 4 * 1024**3  # a million requests of some 3 kB
 
 
-@click.group("device")
+@click.group("device", short_help="Enroll, list and revoke devices.")
 def device() -> None:
-    """Enroll, list and revoke devices; begin a cohort's next epoch.
+    """Enroll, list and revoke devices, and rotate cohort keys.
 
-    The fleet document changes with each; it is signed and published at once where the keys of fleet, snapshot and
-    timestamp are in --keys, and staged otherwise.
+    Each of these changes the fleet document. If --keys contains the keys of fleet, snapshot and timestamp, the change
+    is signed and published at once; otherwise it is staged.
     """
 
 
-@device.command("enroll")
+@device.command("enroll", short_help="Enroll one device.")
 @click.argument("request", type=PATH)
-@click.option("--fingerprint", required=True, help="As the device shows it, confirmed by another way.")
-@click.option("--cohort", default="default", show_default=True, help="The cohort to admit it to.")
+@click.option(
+    "--fingerprint", required=True, help="Fingerprint that the device printed, received over another channel."
+)
+@click.option("--cohort", default="default", show_default=True, help="Cohort that the device joins.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -47,9 +50,10 @@ def enroll_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Admit the device that wrote REQUEST (`device-agent enroll`), with the cohort's key sealed to it.
+    """Enroll the device that wrote REQUEST (`device-agent enroll`), and seal the cohort's key to it.
 
-    Exit status: 0 admitted (also if it was before), 2 wrong input or fingerprint, 3 the request proves no keys.
+    Exit status: 0 enrolled (also if it was before), 2 invalid input or another fingerprint, 3 the request does not
+    prove possession of its keys.
     """
     from packager.commands.options import read_key_passphrase
     from packager.errors import InvalidUsage
@@ -57,30 +61,31 @@ def enroll_command(
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise InvalidUsage("--keys is missing: the cohort's key lies there")
+        raise InvalidUsage(MISSING_KEYS)
     data = _read_bounded(request)
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
     signers = _load_all_signers(key_dir, passphrase)
-    admitted = enroll_device(repository, data, fingerprint, cohort, key_dir, passphrase)
+    enrolled = enroll_device(repository, data, fingerprint, cohort, key_dir, passphrase)
     state = _sign_and_publish(repository, signers)
-    result = {**_device_row(admitted), "published": state}
-    text = f"{admitted.label} ({admitted.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(repository, state)}"
+    result = {**_device_row(enrolled), "published": state}
+    text = f"{enrolled.label} ({enrolled.device_id[:16]}…) is in cohort {cohort!r}; {_state_text(repository, state)}"
     print_result(result, as_json=as_json, text=text)
 
 
-@device.command("sign-list")
+@device.command("sign-batch", short_help="Sign enrollment requests as one batch.")
 @click.argument("requests", type=PATH, nargs=-1, required=True)
-@click.option("--key", "uri", required=True, help="The factory's enrollment key: a key file or a key URI.")
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The list to write.")
+@click.option("--key", "uri", required=True, help="Enrollment key of the factory: a key file or a key URI.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Batch file to write.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def sign_batch_command(
     requests: tuple[Path, ...], uri: str, out: Path, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """At the factory: make a signed list of the REQUESTS of the devices that were made.
+    """Sign the enrollment REQUESTS of many devices as one batch, at the factory.
 
-    Exit status: 0 written, 2 wrong input, 3 a request does not prove its keys, 4 a token is not available.
+    Exit status: 0 written, 2 invalid input, 3 a request does not prove possession of its keys, 4 a token is
+    unavailable.
     """
     from keys.enrollment_batch import sign_batch
     from packager.commands.options import load_signers
@@ -88,16 +93,21 @@ def sign_batch_command(
 
     (signer,) = load_signers((uri,), None, passphrase_file)
     write_file(out, sign_batch([_read_bounded(request) for request in requests], signer))
-    result = {"list": str(out), "devices": len(requests), "key_id": signer.public_key.keyid}
+    result = {"batch": str(out), "devices": len(requests), "key_id": signer.public_key.keyid}
     print_result(result, as_json=as_json, text=f"{out}: {len(requests)} devices")
 
 
-@device.command("enroll-list")
+@device.command("enroll-batch", short_help="Enroll all devices of a signed batch.")
 @click.argument("file", type=PATH)
 @click.option(
-    "--enrollment-key", "enrollment_keys", type=PATH, multiple=True, required=True, help="Whose lists to admit."
+    "--enrollment-key",
+    "enrollment_keys",
+    type=PATH,
+    multiple=True,
+    required=True,
+    help="Accept batches signed by this public key. Repeatable.",
 )
-@click.option("--cohort", default="default", show_default=True, help="The cohort to admit them to.")
+@click.option("--cohort", default="default", show_default=True, help="Cohort that the devices join.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -111,10 +121,10 @@ def enroll_batch_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Admit all devices of a signed list, or none.
+    """Enroll all devices of the signed batch FILE, or none.
 
-    Exit status: 0 admitted (also if they were before), 2 wrong input, 3 not signed by an enrollment key, or a label is
-    registered with other keys.
+    Exit status: 0 enrolled (also if they were before), 2 invalid input, 3 the batch is not signed by an enrollment key,
+    or a label is registered with other keys.
     """
     from keys.enrollment_batch import parse_batch
     from keys.key_files import load_public_key
@@ -124,7 +134,7 @@ def enroll_batch_command(
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise InvalidUsage("--keys is missing: the cohort's key lies there")
+        raise InvalidUsage(MISSING_KEYS)
     requests = parse_batch(_read_bounded(file, MAX_BATCH_BYTES), [load_public_key(key) for key in enrollment_keys])
     repository = Repository.open(repo)
     passphrase = read_key_passphrase(passphrase_file, key_dir)
@@ -138,14 +148,14 @@ def enroll_batch_command(
     print_result(result, as_json=as_json, text=text)
 
 
-@device.command("list")
-@click.option("--cohort", help="Only of this cohort.")
+@device.command("list", short_help="List the registered devices.")
+@click.option("--cohort", help="List only the devices of this cohort.")
 @REPO_OPTION
 @JSON_OPTION
 def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
     """List the registered devices.
 
-    Exit status: 0 listed, 2 wrong input.
+    Exit status: 0 listed, 2 invalid input.
     """
     from keys.registry import Registry
     from packager.repository.repository import Repository
@@ -154,11 +164,13 @@ def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
     found = [entry for entry in registry.devices() if cohort in (None, entry.cohort)]
     lines = [f"{e.label:<24} {e.device_id} {e.cohort}{' REVOKED' if e.is_revoked else ''}" for e in found]
     print_result(
-        {"devices": [_device_row(entry) for entry in found]}, as_json=as_json, text="\n".join(lines) or "none yet"
+        {"devices": [_device_row(entry) for entry in found]},
+        as_json=as_json,
+        text="\n".join(lines) or "no device is registered",
     )
 
 
-@device.command("revoke")
+@device.command("revoke", short_help="Revoke a device.")
 @click.argument("label_or_id")
 @REPO_OPTION
 @KEYS_OPTION
@@ -167,7 +179,9 @@ def list_command(cohort: str | None, repo: Path, as_json: bool) -> None:
 def revoke_command(
     label_or_id: str, repo: Path, key_dir: Path | None, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Revoke a device. It opens no release that is sealed to an epoch after this: begin one with `device epoch`.
+    """Revoke the device LABEL_OR_ID.
+
+    Run `packager device rotate-cohort` afterwards, so that the device cannot open later releases.
 
     Exit status: 0 revoked, 2 no such device.
     """
@@ -180,14 +194,16 @@ def revoke_command(
     signers = _load_all_signers(key_dir, passphrase) if key_dir else []
     revoked = revoke_device(repository, label_or_id)
     state = _sign_and_publish(repository, signers)
-    text = f"{revoked.label} is revoked; begin the next epoch of {revoked.cohort!r}; {_state_text(repository, state)}"
+    text = f"{revoked.label} is revoked; next: rotate cohort {revoked.cohort!r}; {_state_text(repository, state)}"
     print_result({**_device_row(revoked), "published": state}, as_json=as_json, text=text)
 
 
-@device.command("epoch")
+@device.command("rotate-cohort", short_help="Start a cohort's next epoch, or a new cohort.")
 @click.argument("cohort")
-@click.option("--jobs", type=click.IntRange(1, 256), help="Processes; default: one a CPU.")
-@click.option("--insecure-plaintext", is_flag=True, help="Write the cohort's key without encryption.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), help="Number of processes that seal envelopes; default: one per CPU."
+)
+@click.option("--insecure-plaintext", is_flag=True, help="Write the cohort's key unencrypted. For trials only.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -201,9 +217,11 @@ def rotate_cohort_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Begin the next epoch of COHORT, or a new cohort: a new key, sealed to every device that is not revoked.
+    """Start the next epoch of COHORT, or create the cohort.
 
-    Exit status: 0 begun, 2 wrong input, 4 not available now.
+    A new key is created and sealed to all devices of the cohort that are not revoked.
+
+    Exit status: 0 started, 2 invalid input, 4 unavailable.
     """
     from keys.passphrase import read_passphrase
     from packager.errors import InvalidUsage
@@ -211,7 +229,7 @@ def rotate_cohort_command(
     from packager.repository.repository import Repository
 
     if key_dir is None:
-        raise InvalidUsage("--keys is missing: the cohort's new key goes there")
+        raise InvalidUsage(MISSING_KEYS)
     repository = Repository.open(repo)
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="keys")
     signers = _load_all_signers(key_dir, passphrase)
@@ -231,16 +249,18 @@ def rotate_cohort_command(
     print_result({**report.as_json(), "published": state}, as_json=as_json, text=text)
 
 
-@device.command("verify-report")
+@device.command("verify-report", short_help="Verify exported device reports.")
 @click.argument("file", type=PATH)
-@click.option("--allow-gap", is_flag=True, help="Go on where reports are missing, and say which.")
-@click.option("--dry-run", is_flag=True, help="Check, and remember nothing.")
+@click.option("--allow-gap", is_flag=True, help="Accept missing reports, and list them.")
+@click.option("--dry-run", is_flag=True, help="Verify only; do not record the reports as known.")
 @REPO_OPTION
 @JSON_OPTION
 def verify_report_command(file: Path, allow_gap: bool, dry_run: bool, repo: Path, as_json: bool) -> None:
-    """Check the reports in FILE (`device-agent report export`): right device, right signature, none missing or forged.
+    """Verify the reports in FILE, which `device-agent report export` wrote.
 
-    Exit status: 0 they hold, 2 wrong input, 3 one does not: nothing of the file is accepted then.
+    Each report must be signed by a registered device, and none may be missing.
+
+    Exit status: 0 verified, 2 invalid input, 3 a report failed: no report of the file is recorded.
     """
     from packager.repository.device_reports import check_reports
     from packager.repository.repository import Repository
@@ -263,11 +283,11 @@ def _read_bounded(path: Path, max_bytes: int = MAX_REQUEST_BYTES) -> bytes:
         with path.open("rb") as file:
             return file.read(max_bytes)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InvalidUsage(f"there is no file {path}") from error
+        raise InvalidUsage(f"file {path} does not exist") from error
 
 
 def _load_all_signers(key_dir: Path, passphrase: "Secret | None") -> "list[Signer]":
-    # read before anything is changed: a damaged key file must not leave a half-made change
+    # load the keys before any change: a damaged key file must not leave a change half done
     from keys.signers import list_key_files, load_folder_signers
 
     return load_folder_signers(key_dir, passphrase) if list_key_files(key_dir) else []
@@ -282,7 +302,11 @@ def _sign_and_publish(repository: "Repository", signers: "list[Signer]") -> dict
 def _state_text(repository: "Repository", state: dict[str, object] | None) -> str:
     if state is not None:
         return f"published, timestamp {state['timestamp_version']}"
-    return "nothing changed" if repository.is_staging_empty else "staged: sign and publish it"
+    return (
+        "nothing changed"
+        if repository.is_staging_empty
+        else "staged: run `packager repo sign` and `packager repo publish`"
+    )
 
 
 def _device_row(entry: "Device") -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""`packager patch …`: more patches for a release that is out; a thin shell over packager.release.add_patches."""
+"""`packager patch`: add patches to a published release (packager.release.add_patches)."""
 
 from pathlib import Path
 
@@ -15,18 +15,22 @@ from packager.commands.options import (
 )
 
 
-@click.group("patch")
+@click.group("patch", short_help="Add patches to a published release.")
 def patch() -> None:
-    """Add patches to a release that is out."""
+    """Add patches to a published release."""
 
 
-@patch.command("add")
+@patch.command("add", short_help="Add patches to a published release.")
 @click.argument("family")
 @click.argument("version")
-@click.option("--from", "bases", multiple=True, help="A released version; several times for several.")
-@click.option("--last", type=click.IntRange(1, MAX_BASES), help="Also from the last so many releases before VERSION.")
-@click.option("--variant", "variants", multiple=True, help="Only this variant; several times for several.")
-@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
+@click.option("--from", "bases", multiple=True, help="Create patches from this released version. Repeatable.")
+@click.option(
+    "--last", type=click.IntRange(1, MAX_BASES), help="Also create patches from this many releases before VERSION."
+)
+@click.option("--variant", "variants", multiple=True, help="Create patches of this variant only. Repeatable.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
+)
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -43,12 +47,12 @@ def add_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Make patches to VERSION of FAMILY from other releases. The release itself stays what it was.
+    """Add patches to VERSION of FAMILY from other releases. The files of the release do not change.
 
-    With --keys the result is signed and published, without it is staged for others to sign.
+    With --keys the change is signed and published; without, it is staged for signers.
 
-    Exit status: 0 done (also if nothing was to add), 2 wrong input or a key is missing, 3 the workspace is damaged,
-    4 not available now.
+    Exit status: 0 done (also if there was nothing to add), 2 invalid input or a missing key, 3 the workspace is
+    damaged, 4 unavailable.
     """
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import ExitStack
@@ -59,7 +63,7 @@ def add_command(
     from packager.repository.repository import Repository
 
     if not bases and last is None:
-        raise InvalidUsage("no base is given to patch from", hint="--from VERSION, several times, or --last N")
+        raise InvalidUsage("found neither --from nor --last, expected a base", hint="add --from VERSION or --last N")
     repository = Repository.open(repo)
     signers = load_signers((), key_dir, passphrase_file) if key_dir is not None else None
     with ExitStack() as stack:
@@ -80,7 +84,13 @@ def add_command(
         repository.sign(signers)
         published = repository.publish()
     lines = [f"{row.variant} from {row.version}: {row.entry.size:,} bytes ({row.entry.codec})" for row in added]
-    state = "nothing to add" if not added else "published" if published is not None else "staged: sign and publish it"
+    state = (
+        "nothing to add"
+        if not added
+        else "published"
+        if published is not None
+        else "staged: run `packager repo sign` and `packager repo publish`"
+    )
     result = {
         "family": family,
         "version": version,

@@ -1,4 +1,4 @@
-"""`packager quantize` and `packager compare`: thin shells over packager.quantize."""
+"""`packager quantize`, `compare`, `prune` and `lint`: commands on a model file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bundle.console import print_result
-from packager.commands.options import check_output
+from packager.commands.options import JSON_OPTION, PATH, check_output
 
 if TYPE_CHECKING:
     from packager.models.samples import Samples
@@ -14,44 +14,78 @@ if TYPE_CHECKING:
     from packager.quantize.prune import Pattern
     from packager.quantize.schemes import QuantizeOptions
 
-PATH = click.Path(path_type=Path)
-INCONCLUSIVE_REMEDY = "give real inputs of several kinds with --inputs FILE.npz"
+INCONCLUSIVE_HINT = "add --inputs FILE.npz with real inputs of several kinds"
 
-
-@click.command("quantize")
-@click.argument("model", type=PATH)
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The file to write.")
-@click.option("--scheme", type=click.Choice(["fp32", "fp16", "int8", "int4"]), default="int8", show_default=True)
-@click.option(
-    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+INPUTS_OPTION = click.option(
+    "--inputs",
+    type=PATH,
+    help="Samples to run: an .npz (one array per model input, first axis = sample) or a folder of them.",
 )
-@click.option(
+RANDOM_OPTION = click.option(
     "--random",
     "random_count",
     type=click.IntRange(2, 100_000),
     default=32,
     show_default=True,
-    help="Random samples without --inputs.",
+    help="Number of random samples used without --inputs.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
-@click.option("--per-tensor", is_flag=True, help="One scale a weight instead of one a channel.")
-@click.option("--signed-weights", is_flag=True, help="7-bit signed weights (U8S7): faster on CPUs without VNNI.")
+SEED_OPTION = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random samples.")
+MAX_RMS_OPTION = click.option(
+    "--max-relative-rms",
+    type=float,
+    help="Gate: largest RMS error, relative to the output's spread.  [default: 0.15]",
+)
+MIN_TOP1_OPTION = click.option(
+    "--min-top1",
+    type=float,
+    help="Gate: smallest share of samples with the same top-1 class; 0 for embeddings.  [default: 0.95]",
+)
+METRIC_OPTION = click.option(
+    "--metric", "metric_text", help="Also compare this metric of yours: python:MODULE:FUNCTION, or a command."
+)
+METRIC_LOSS_OPTION = click.option(
+    "--max-metric-loss",
+    type=float,
+    help="Gate: largest loss of --metric, as a share of the float model's.  [default: 0.01]",
+)
+
+
+@click.command("quantize", short_help="Quantize a model behind an accuracy gate.")
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Model file to write.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="Number format of the weights.",
+)
+@INPUTS_OPTION
+@RANDOM_OPTION
+@SEED_OPTION
+@click.option("--per-tensor", is_flag=True, help="Use one scale per weight tensor instead of one per channel.")
+@click.option("--signed-weights", is_flag=True, help="Use 7-bit signed weights (U8S7): faster on CPUs without VNNI.")
 @click.option(
     "--target",
     type=click.Choice(["any", "arm"]),
     default="any",
     show_default=True,
-    help="any: the same numbers on every CPU. arm: signed 8 bits (S8S8), exact on ARM alone.",
+    help="any: the same outputs on every CPU. arm: signed 8 bits (S8S8), exact on ARM only.",
 )
-@click.option("--no-optimize", is_flag=True, help="Leave the graph as it is before quantizing.")
-@click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
-@click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
-@click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
-@click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
-@click.option("--update-of", "base", type=PATH, help="Quantized model that devices hold: make the difference small.")
-@click.option("--report", type=PATH, help="Write the whole report as JSON, also where the gate fails.")
-@click.option("--html", type=PATH, help="Write the report as one HTML page, also where the gate fails.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--no-optimize", is_flag=True, help="Do not optimize the graph before quantizing.")
+@MAX_RMS_OPTION
+@MIN_TOP1_OPTION
+@METRIC_OPTION
+@METRIC_LOSS_OPTION
+@click.option(
+    "--update-of",
+    "base",
+    type=PATH,
+    help="Quantized model on the devices: choose weights that keep the patch from it small.",
+)
+@click.option("--report", type=PATH, help="Write the full report as JSON, even if the gate fails.")
+@click.option("--html", type=PATH, help="Write the report as an HTML page, even if the gate fails.")
+@JSON_OPTION
 def quantize_command(
     model: Path,
     out: Path,
@@ -72,9 +106,9 @@ def quantize_command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL and check its answers against the float model's.
+    """Quantize MODEL, and check its outputs against the float model's.
 
-    Exit status: 0 quantized, 2 wrong input, 5 refused, gate failed or inconclusive (nothing is written then).
+    Exit status: 0 quantized, 2 invalid input, 5 refused, gate failed or inconclusive (no model is written).
     """
     import json
     from dataclasses import replace
@@ -107,14 +141,14 @@ def quantize_command(
 
         write_page(found, model, out if found.outcome == "quantized" else Path(), samples, html)
     if found.outcome == "inconclusive":
-        raise GateInconclusive(f"{model}: {found.reason}", hint=INCONCLUSIVE_REMEDY)
+        raise GateInconclusive(f"{model}: {found.reason}", hint=INCONCLUSIVE_HINT)
     if found.outcome == "refused":
         if not as_json and found.trials:
             click.echo(found.trials_as_text(), err=True)
         failed_gate = found.gate is not None
         raise (GateFailed if failed_gate else QuantizationRefused)(
             f"{model}: {found.reason}",
-            hint="--report FILE lists every trial; ship the float variant meanwhile",
+            hint="add --report FILE to list every candidate; ship the float variant meanwhile",
         )
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
@@ -136,44 +170,35 @@ def _quantize_update(
     from packager.quantize.update_aware.quantize_update import quantize_update
 
     calibration, held_back = samples.split_halves()
-    # what stands at `out` stays until the update has passed
+    # write beside `out`: an existing file there stays until the update has passed its gate
     with tempfile.TemporaryDirectory(prefix=".airweights-", dir=out.parent) as folder:
-        made = Path(folder) / out.name
-        found = quantize_update(model, base, made, calibration, held_back, thresholds=options.thresholds)
+        candidate = Path(folder) / out.name
+        found = quantize_update(model, base, candidate, calibration, held_back, thresholds=options.thresholds)
         if report is not None:
             report.write_text(json.dumps(found.as_json(), indent=2) + "\n")
         if found.gate.verdict == "fail":
-            raise GateFailed(
-                f"{model}: {found.gate.explanation}", hint="leave --update-of out: the update would not pass"
-            )
+            raise GateFailed(f"{model}: {found.gate.explanation}", hint="run the command without --update-of")
         if found.gate.verdict == "inconclusive":
-            raise GateInconclusive(f"{model}: {found.gate.explanation}", hint=INCONCLUSIVE_REMEDY)
+            raise GateInconclusive(f"{model}: {found.gate.explanation}", hint=INCONCLUSIVE_HINT)
         for part in sorted(Path(folder).iterdir(), reverse=True):
             part.replace(out.parent / part.name)
     print_result(found.as_json(), as_json=as_json, text=found.as_text())
 
 
-@click.command("compare")
+@click.command("compare", short_help="Compare a model with its reference model.")
 @click.argument("model", type=PATH)
-@click.option("--reference", type=PATH, required=True, help="The model whose answers are right.")
+@click.option("--reference", type=PATH, required=True, help="Reference model, whose outputs are taken as correct.")
+@INPUTS_OPTION
+@RANDOM_OPTION
+@SEED_OPTION
+@MAX_RMS_OPTION
+@MIN_TOP1_OPTION
+@METRIC_OPTION
+@METRIC_LOSS_OPTION
 @click.option(
-    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+    "--no-baseline", is_flag=True, help="Do not compare an int8 model with plain quantization of the reference model."
 )
-@click.option(
-    "--random",
-    "random_count",
-    type=click.IntRange(2, 100_000),
-    default=32,
-    show_default=True,
-    help="Random samples without --inputs.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
-@click.option("--max-relative-rms", type=float, help="Gate: RMS error over spread.  [default: 0.15]")
-@click.option("--min-top1", type=float, help="Gate: top-1 agreement; 0 for embeddings.  [default: 0.95]")
-@click.option("--metric", "metric_text", help="Your own measure: python:MODULE:FUNCTION, or a command.")
-@click.option("--max-metric-loss", type=float, help="Gate: share of the float model's metric.  [default: 0.01]")
-@click.option("--no-baseline", is_flag=True, help="Do not hold an int8 model to ordinary quantization of its teacher.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@JSON_OPTION
 def compare_command(
     model: Path,
     reference: Path,
@@ -187,9 +212,9 @@ def compare_command(
     no_baseline: bool,
     as_json: bool,
 ) -> None:
-    """Compare MODEL (quantized, pruned or a distilled student) with its teacher on the same inputs.
+    """Compare MODEL (quantized, pruned or distilled) with its reference model on the same samples.
 
-    Exit status: 0 pass, 2 wrong input, 5 gate failed or inconclusive.
+    Exit status: 0 passed, 2 invalid input, 5 gate failed or inconclusive.
     """
     from packager.errors import GateFailed, GateInconclusive
     from packager.quantize.baseline import baseline_error
@@ -201,22 +226,22 @@ def compare_command(
     thresholds = _make_thresholds(max_relative_rms, min_top1, max_metric_loss)
     samples = _load_samples(reference, inputs, random_count, seed)
     measure = MetricReference.from_float_model(metric, reference, samples)
-    ordinary = (
+    baseline = (
         baseline_error(reference, samples, thresholds) if _is_int8_of(model, reference) and not no_baseline else None
     )
-    found = run_gate(reference, model, samples, thresholds, baseline_rms=ordinary, shapes_vary=measure is not None)
+    found = run_gate(reference, model, samples, thresholds, baseline_rms=baseline, shapes_vary=measure is not None)
     if measure is not None:
         found = measure.add_to_report(found, model, samples, thresholds.max_metric_loss)
     if found.verdict == "fail":
         raise GateFailed(f"{model}: {found.explanation}")
     if found.verdict == "inconclusive":
-        raise GateInconclusive(f"{model}: {found.explanation}", hint=INCONCLUSIVE_REMEDY)
+        raise GateInconclusive(f"{model}: {found.explanation}", hint=INCONCLUSIVE_HINT)
     rows = [f"{found.verdict}: {found.explanation}", *(f"  {output.as_line()}" for output in found.outputs)]
     print_result(found.as_json(), as_json=as_json, text="\n".join(rows))
 
 
 def _is_int8_of(candidate: Path, reference: Path) -> bool:
-    """An int8 model beside a float one; 4-bit weights are another yardstick."""
+    """Return whether plain int8 quantization of `reference` is a fair baseline for `candidate`."""
     from packager.models.graphs import all_nodes, is_quantized
     from packager.models.inputs import load_proto
 
@@ -225,24 +250,23 @@ def _is_int8_of(candidate: Path, reference: Path) -> bool:
     return is_quantized(small) and not has_four_bits and not is_quantized(large)
 
 
-@click.command("prune")
+@click.command("prune", short_help="Prune small weights behind the gate.")
 @click.argument("model", type=PATH)
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The file to write.")
-@click.option("--sparsity", type=float, default=0.5, show_default=True, help="Share of weights that become zero.")
-@click.option("--pattern", type=click.Choice(["unstructured", "2:4"]), default="unstructured", show_default=True)
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Model file to write.")
 @click.option(
-    "--inputs", type=PATH, help="An .npz (one array per model input, first axis = sample) or a folder of them."
+    "--sparsity", type=float, default=0.5, show_default=True, help="Share of the weights to set to zero, 0 to 1."
 )
 @click.option(
-    "--random",
-    "random_count",
-    type=click.IntRange(2, 100_000),
-    default=32,
+    "--pattern",
+    type=click.Choice(["unstructured", "2:4"]),
+    default="unstructured",
     show_default=True,
-    help="Random samples without --inputs.",
+    help="unstructured: the smallest weights anywhere. 2:4: the two smallest of every four.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@INPUTS_OPTION
+@RANDOM_OPTION
+@SEED_OPTION
+@JSON_OPTION
 def prune_command(
     model: Path,
     out: Path,
@@ -253,9 +277,9 @@ def prune_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Set the smallest weights of MODEL to zero, under the same gate as quantization.
+    """Set the smallest weights of MODEL to zero, behind the same gate as quantization.
 
-    Exit status: 0 written, 2 wrong input, 5 gate failed or inconclusive (nothing is written then).
+    Exit status: 0 written, 2 invalid input, 5 gate failed or inconclusive (no model is written).
     """
     from packager.quantize.prune import prune_model
 
@@ -267,32 +291,32 @@ def prune_command(
     print_result(found.as_json(), as_json=as_json, text=text)
 
 
-@click.command("lint")
+@click.command("lint", short_help="Check a model for problems on devices.")
 @click.argument("model", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@JSON_OPTION
 def lint_command(model: Path, as_json: bool) -> None:
-    """Say what about MODEL will bring trouble: numbers that differ between CPUs, operators that runtimes lack.
+    """Check MODEL for problems on devices: outputs that differ between CPUs, operators that runtimes lack.
 
-    Exit status: 0 also where there are findings, 2 not a model.
+    Exit status: 0 checked, with or without findings, 2 not a model.
     """
     from packager.quantize.lint import lint
 
     found = lint(model)
-    text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "nothing found"
+    text = "\n".join(f"{finding.severity}: {finding.code}: {finding.message}" for finding in found) or "no findings"
     print_result({"findings": [finding.as_json() for finding in found]}, as_json=as_json, text=text)
 
 
 def _check_paths(inputs: tuple[Path | None, ...], *outputs: Path | None) -> None:
-    """Before any work: what is written has a folder, is none, and is nothing that is read. Raises Invalid kinds."""
+    """Check before any work that each output has a folder, is not a folder, and is not one of the inputs."""
     from packager.errors import FileNotFound, OutputExists
 
     for path in outputs:
         if path is None:
             continue
         if not path.parent.is_dir():
-            raise FileNotFound(f"{path}: found no folder {path.parent}", hint="make it first")
+            raise FileNotFound(f"output {path}: folder {path.parent} does not exist", hint="create the folder")
         if path.is_dir():
-            raise OutputExists(f"{path}: found a folder, expected the name of a file to write")
+            raise OutputExists(f"output {path}: found a folder, expected the name of a file to write")
         check_output(path, *inputs)
 
 

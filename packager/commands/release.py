@@ -1,4 +1,4 @@
-"""`packager release`: all steps from one release.toml; a thin shell over packager.release.pipeline."""
+"""`packager release`: create a release from a release file (packager.release.pipeline)."""
 
 import sys
 from pathlib import Path
@@ -19,21 +19,25 @@ from packager.commands.options import (
 PATH: Final = click.Path(path_type=Path)
 
 
-@click.command("release")
+@click.command("release", short_help="Create a release from a release file.")
 @click.argument("release_file", type=PATH, default=Path("release.toml"))
-@click.option("--key", "uris", multiple=True, help="A key file or a key URI (hsm:…); several times for several.")
+@click.option("--key", "uris", multiple=True, help="Sign with this key file or key URI (hsm:…). Repeatable.")
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
-@click.option("--from", "bases", multiple=True, help="Patch from this version, instead of what the file says.")
 @click.option(
-    "--last", "newest", type=click.IntRange(0, MAX_BASES), help="Patch from the last so many releases instead."
+    "--from", "bases", multiple=True, help="Create patches from this version, not from those of the file. Repeatable."
 )
-@click.option("--until", help="Stop after this step: `sign` stages it for others to sign and publish.")
-@click.option("--dry-run", is_flag=True, help="Stop after diff: show all sizes, change nothing.")
-@click.option("--attest", is_flag=True, help="Also write and sign provenance and bill of materials.")
-@click.option("--builder", help="With --attest: URI of who runs the build, for example of a CI system.")
-@click.option("--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes for the diffs.")
+@click.option(
+    "--last", "newest", type=click.IntRange(0, MAX_BASES), help="Create patches from this many last releases instead."
+)
+@click.option("--until", help="Stop after this step; `sign` stages the release for signers.")
+@click.option("--dry-run", is_flag=True, help="Stop after the step diff: show all sizes, change nothing.")
+@click.option("--attest", is_flag=True, help="Also write and sign provenance and an SBOM.")
+@click.option("--builder", help="With --attest: URI that identifies who runs the build, for example a CI system.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes that create patches."
+)
 @JSON_OPTION
 def release(
     release_file: Path,
@@ -50,12 +54,13 @@ def release(
     jobs: int,
     as_json: bool,
 ) -> None:
-    """Make the release that RELEASE_FILE describes: quantize, compare, golden, assemble, diff, encrypt, sign, publish.
+    """Create the release that RELEASE_FILE describes.
 
-    A variant that fails its gate is left out, with the reason, unless the file says `required`.
+    Steps: quantize, compare, golden, assemble, diff, encrypt, sign, publish. A variant that fails its gate is left out,
+    with the reason, unless the file marks it as required.
 
-    Exit status: 0 done, 2 wrong input, 3 refused by the acceptance rules, 4 not available now (a lock, a key, space),
-    5 a required variant fails its gate, or none is left.
+    Exit status: 0 done, 2 invalid input, 3 devices would refuse the release, 4 unavailable (a lock, a key, space),
+    5 a required variant failed its gate, or no variant is left.
     """
     from concurrent.futures import ProcessPoolExecutor
     from contextlib import ExitStack
@@ -79,13 +84,16 @@ def release(
         plan = replace(plan, bases=newest)
     repository = Repository.open(repo)
     if last == "publish" and not uris and key_dir is None:
-        raise InvalidUsage("no key is given to sign with", hint="--keys FOLDER; or --until sign, and others sign later")
+        raise InvalidUsage(
+            "found no key, expected --key or --keys", hint="add --keys FOLDER, or --until sign to let others sign"
+        )
     if builder is not None and not attest:
-        raise InvalidUsage("--builder says who attests, and --attest is missing")
+        raise InvalidUsage("found --builder without --attest, expected both", hint="add --attest")
     if attest:
         if last not in ("sign", "publish") or (not uris and key_dir is None):
             raise InvalidUsage(
-                "--attest: nothing is signed here", hint="give keys; `packager attestation make` writes them later"
+                "--attest: found no key to sign with",
+                hint="add --keys FOLDER, or run `packager attestation create` later",
             )
         from packager.attestation.provenance import check_libraries
 
@@ -94,7 +102,7 @@ def release(
     signers = load_signers(uris, key_dir, passphrase_file) if has_keys and last in ("sign", "publish") else []
     with ExitStack() as stack:
         executor = stack.enter_context(ProcessPoolExecutor(jobs)) if jobs > 1 else None
-        reporter = None if as_json else ConsoleReporter()  # with --json, stderr is for one error object
+        reporter = None if as_json else ConsoleReporter()  # with --json, stderr is reserved for the error object
         report = run_release(plan, repository, signers, reporter, until=last, executor=executor)
     result, text = report.as_json(), report.as_text()
     if attest and report.manifest is not None:
@@ -109,16 +117,22 @@ def release(
 
 
 class ConsoleReporter:
-    """Says on stderr what happens; bars only on a terminal."""
+    """Reports progress on stderr; draws bars only if stderr is a terminal."""
 
     def step(self, name: str, number: int, count: int) -> None:
-        """See packager.release.draft.Reporter."""
+        """Print the step's number and name.
+
+        Args:
+            name: name of the step that begins.
+            number: its number, from 1.
+            count: number of steps.
+        """
         print(f"[{number}/{count}] {name}", file=sys.stderr)
 
     def note(self, text: str) -> None:
-        """See packager.release.draft.Reporter."""
+        """Print one line for the user."""
         print(f"note: {text}", file=sys.stderr)
 
     def bar(self, label: str) -> Progress:
-        """See packager.release.draft.Reporter."""
+        """Return a function that draws a progress bar."""
         return progress_bar(label)

@@ -1,4 +1,4 @@
-"""`packager repo …`: thin shells over packager.repository."""
+"""`packager repo`: create, publish and maintain a repository (signing: packager.commands.signing)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -27,9 +27,9 @@ EXIT_CODE_DUE: Final = 4
 EXIT_CODE_UNSOUND: Final = 3
 
 
-@click.group("repo")
+@click.group("repo", short_help="Create, sign, publish and maintain a repository.")
 def repo() -> None:
-    """Make, sign, publish and look after a repository."""
+    """Create, sign, publish and maintain a repository."""
 
 
 repo.add_command(prepare_command)
@@ -37,20 +37,20 @@ repo.add_command(sign_command)
 repo.add_command(add_signatures_command)
 
 
-@repo.command("init")
+@repo.command("init", short_help="Create a repository and its keys.")
 @click.argument("folder", type=PATH)
-@click.option("--keys", "key_dir", type=PATH, required=True, help="Folder for the new keys.")
-@click.option("--family", "families", multiple=True, required=True, help="A model line; several times for several.")
+@click.option("--keys", "key_dir", type=PATH, required=True, help="Directory to write the new keys to.")
+@click.option("--family", "families", multiple=True, required=True, help="Name of a family (model line). Repeatable.")
 @click.option("--cohort", default="default", show_default=True, help="Name of the first cohort of devices.")
 @click.option(
     "--public",
     "public",
     multiple=True,
     metavar="ROLE=KEY",
-    help="A key of ROLE that lives elsewhere: its PEM file (`keys public`), key file or URI; several times.",
+    help="Public key of ROLE that is stored elsewhere: a PEM file (`keys public`), key file or URI. Repeatable.",
 )
-@click.option("--classical", is_flag=True, help="Ed25519 only, for clients that know no ML-DSA.")
-@click.option("--insecure-plaintext", is_flag=True, help="Write the keys without encryption. For trying out only.")
+@click.option("--classical", is_flag=True, help="Use Ed25519 only, for clients without ML-DSA.")
+@click.option("--insecure-plaintext", is_flag=True, help="Write the keys unencrypted. For trials only.")
 @PASSPHRASE_OPTION
 @JSON_OPTION
 def init_command(
@@ -64,19 +64,20 @@ def init_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Make keys of every role and a repository in FOLDER. Devices are shipped FOLDER/published/metadata/1.root.json.
+    """Create a repository in FOLDER and keys of all its roles.
 
-    All keys land in one folder, which is fine for trying out. In earnest name the keys of root, targets and the
-    families with --public: then none is made for those roles, and the first publication waits for the signatures of
-    their owners (`repo prepare`, `sign`, `merge`, `publish`).
+    Ship FOLDER/published/metadata/1.root.json to devices. All keys are written to one directory, which is fine for
+    trials only. In production, name the keys of root, targets and the families with --public: no keys are created for
+    those roles, and the first publication needs the signatures of their owners (`repo prepare`, `repo sign`, `repo
+    add-signatures`, `repo publish`).
 
-    Exit status: 0 made, 2 wrong input, 4 not available now.
+    Exit status: 0 created, 2 invalid input, 4 unavailable.
     """
     from keys.passphrase import read_passphrase
     from packager.repository.creation import create_repository_with_new_keys
 
     passphrase = None if insecure_plaintext else read_passphrase(passphrase_file, what="the new keys", is_new=True)
-    made = create_repository_with_new_keys(
+    created = create_repository_with_new_keys(
         folder,
         key_dir,
         passphrase,
@@ -86,29 +87,32 @@ def init_command(
         classical=classical,
         insecure_plaintext=insecure_plaintext,
     )
-    status = made.status()
+    status = created.status()
     result = {
-        "repository": str(made.root),
+        "repository": str(created.root),
         "repository_id": status.repository_id,
-        "published": str(made.published),
-        "root": str(made.published / "metadata" / "1.root.json"),
+        "published": str(created.published),
+        "root": str(created.published / "metadata" / "1.root.json"),
         "keys": str(key_dir),
         "families": list(families),
         "cohort": cohort,
         "complete": bool(status.roles),
     }
-    text = f"repository {status.repository_id[:16]}… in {folder}; serve {made.published}, ship {result['root']}"
-    waiting = f"a repository in {folder}, not published yet: `packager repo prepare --repo {folder} -o request.json`"
+    text = (
+        f"created repository {status.repository_id[:16]}… in {folder}; serve {created.published}, ship {result['root']}"
+    )
+    waiting = f"created a repository in {folder}; next: `packager repo prepare --repo {folder} -o request.json`"
     print_result(result, as_json=as_json, text=text if status.roles else waiting)
 
 
-@repo.command("publish")
+@repo.command("publish", short_help="Check and publish the signed changes.")
 @REPO_OPTION
 @JSON_OPTION
 def publish_command(repo: Path, as_json: bool) -> None:
-    """Publish what is signed, after devices of every channel have tried it.
+    """Publish signed changes, after checking them as a device on every channel would.
 
-    Exit status: 0 published, 2 nothing staged or below threshold, 3 devices would refuse it, 4 somebody else published.
+    Exit status: 0 published, 2 nothing is staged or signatures are missing, 3 devices would refuse the changes,
+    4 another process published.
     """
     from packager.repository.repository import Repository
 
@@ -116,13 +120,13 @@ def publish_command(repo: Path, as_json: bool) -> None:
     print_result(report.as_json(), as_json=as_json, text=publish_text(report))
 
 
-@repo.command("status")
+@repo.command("status", short_help="Show roles, keys, expiries and open signatures.")
 @REPO_OPTION
 @JSON_OPTION
 def status_command(repo: Path, as_json: bool) -> int:
-    """Show every role, its keys, when it expires, and what waits for whose signature.
+    """Show roles with keys and expiries, and staged changes with the signatures they still need.
 
-    Exit status: 0 nothing is due, 2 wrong input, 4 a role has expired or soon will.
+    Exit status: 0 nothing is due, 2 invalid input, 4 a role has expired or expires soon.
     """
     from packager.repository.repository import Repository
 
@@ -131,13 +135,13 @@ def status_command(repo: Path, as_json: bool) -> int:
     return EXIT_CODE_DUE if report.is_due else 0
 
 
-@repo.command("doctor")
+@repo.command("verify", short_help="Verify published roles, keys and files.")
 @REPO_OPTION
 @JSON_OPTION
 def verify_command(repo: Path, as_json: bool) -> int:
-    """Prove for the published repository that no role can be signed by one algorithm alone.
+    """Verify the published roles, keys and files, and that no role can be signed with one algorithm alone.
 
-    Exit status: 0 sound, 2 wrong input, 3 a role is unsound or a file is not what was signed.
+    Exit status: 0 verified, 2 invalid input, 3 a role is unsound, or a file differs from the signed one.
     """
     from packager.repository.repository import Repository
 
@@ -148,12 +152,12 @@ def verify_command(repo: Path, as_json: bool) -> int:
         if role.problems or not report.is_classical
     ]
     if report.is_classical:
-        lines.append("this repository is classical: a break of Ed25519 is a break of all of it")
+        lines.append("this repository is classical: breaking Ed25519 is enough to sign for every role")
     print_result(report.as_json(), as_json=as_json, text="\n".join(lines))
     return 0 if report.is_sound else EXIT_CODE_UNSOUND
 
 
-@repo.command("refresh")
+@repo.command("refresh", short_help="Renew the online metadata.")
 @REPO_OPTION
 @KEY_OPTION
 @KEYS_OPTION
@@ -162,9 +166,11 @@ def verify_command(repo: Path, as_json: bool) -> int:
 def refresh_command(
     repo: Path, uris: tuple[str, ...], key_dir: Path | None, passphrase_file: Path | None, as_json: bool
 ) -> None:
-    """Renew snapshot, timestamp and the unchanged rollout roles, and nothing else. For a daily cron job.
+    """Renew the online metadata: snapshot, timestamp and the unchanged rollout roles.
 
-    Exit status: 0 renewed, 2 wrong input or a key is missing, 4 somebody else is publishing.
+    Run it daily, for example by cron.
+
+    Exit status: 0 renewed, 2 invalid input or a missing key, 4 another process is publishing.
     """
     from packager.repository.repository import Repository
 
@@ -172,11 +178,11 @@ def refresh_command(
     print_result(report.as_json(), as_json=as_json, text=publish_text(report))
 
 
-@repo.command("pack")
+@repo.command("offline-pack", short_help="Create an offline pack.")
 @click.argument("out", type=PATH)
-@click.option("--family", "families", multiple=True, help="Only this model line; several times for several.")
+@click.option("--family", "families", multiple=True, help="Pack this family only. Repeatable.")
 @click.option(
-    "--valid", "valid", default="30d", show_default=True, help="How long its metadata is valid, in days: 30d."
+    "--valid", "valid", default="30d", show_default=True, help="Validity of the pack's metadata, in days: 30d."
 )
 @REPO_OPTION
 @KEY_OPTION
@@ -193,9 +199,12 @@ def offline_pack_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Make an offline pack in the new folder OUT: what devices without a network update from (a `file:` URL).
+    """Create an offline pack in the new folder OUT.
 
-    Exit status: 0 made, 2 wrong input, longer than root allows, or a key is missing, 4 a lock or no space.
+    Devices without a network update from the pack through a `file:` URL.
+
+    Exit status: 0 created, 2 invalid input, a validity beyond that of root, or a missing key, 4 a lock is held, or no
+    space.
     """
     from packager.errors import InvalidUsage
     from packager.repository.offline_pack import create_pack
@@ -211,48 +220,59 @@ def offline_pack_command(
     print_result(report.as_json(), as_json=as_json, text=text)
 
 
-@repo.command("withdraw")
+@repo.command("withdraw", short_help="Stage the withdrawal of a release.")
 @click.argument("family")
 @click.argument("version")
 @REPO_OPTION
 @JSON_OPTION
 def withdraw_command(family: str, version: str, repo: Path, as_json: bool) -> None:
-    """Stage that release VERSION of FAMILY is no longer listed. What is not listed is not activated.
+    """Stage the withdrawal of release VERSION of FAMILY. Devices do not activate withdrawn releases.
 
-    Exit status: 0 staged, 2 wrong input.
+    Exit status: 0 staged, 2 invalid input.
     """
     from packager.repository.repository import Repository
 
     Repository.open(repo).withdraw(family, version)
     result = {"family": family, "version": version, "staged": True}
-    print_result(result, as_json=as_json, text=f"{family} {version} will be withdrawn: sign and publish")
+    print_result(
+        result,
+        as_json=as_json,
+        text=f"{family} {version}: withdrawal staged: run `packager repo sign` and `packager repo publish`",
+    )
 
 
-@repo.command("discard")
+@repo.command("unstage", short_help="Discard all staged changes.")
 @REPO_OPTION
 @JSON_OPTION
 def unstage_command(repo: Path, as_json: bool) -> None:
-    """Forget everything that is staged.
+    """Discard all staged changes.
 
-    Exit status: 0 forgotten, 2 wrong input.
+    Exit status: 0 discarded, 2 invalid input.
     """
     from packager.repository.repository import Repository
 
     Repository.open(repo).discard()
-    print_result({"staged": False}, as_json=as_json, text="nothing is staged now")
+    print_result({"staged": False}, as_json=as_json, text="discarded all staged changes")
 
 
-@repo.command("collect-garbage")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
-@click.option("--grace-hours", type=click.IntRange(0, 24 * 365), default=24, show_default=True, help="Spare the young.")
+@repo.command("collect-garbage", short_help="Remove files that no listed release needs.")
+@click.option("--dry-run", is_flag=True, help="List the files that would be removed, and remove none.")
+@click.option(
+    "--grace-hours",
+    type=click.IntRange(0, 24 * 365),
+    default=24,
+    show_default=True,
+    help="Keep files newer than this many hours.",
+)
 @REPO_OPTION
 @JSON_OPTION
 def collect_garbage_command(dry_run: bool, grace_hours: int, repo: Path, as_json: bool) -> None:
-    """Remove blobs, envelopes and old metadata that no listed release names. Roots are kept forever.
+    """Remove blobs, envelopes and old metadata that no listed release needs.
 
-    The private workspace lets go of the plain bundles of releases that are no longer listed; content keys are kept.
+    Root documents are kept forever. Plain bundles of unlisted releases are removed from the private workspace; content
+    keys are kept.
 
-    Exit status: 0 done, 2 wrong input, 4 a lock is held.
+    Exit status: 0 done, 2 invalid input, 4 a lock is held.
     """
     from packager.repository.repository import Repository
     from packager.repository.workspace import Workspace
@@ -285,15 +305,15 @@ def _load_role_keys(texts: tuple[str, ...]) -> "dict[str, list[Key]]":
 
 
 def publish_text(report: "PublishReport") -> str:
-    """For people."""
+    """Return the report as lines for a terminal."""
     lines = [f"published: timestamp {report.timestamp_version}"]
     lines += [f"{r.family} {r.channel}: {r.version or 'no release: ' + str(r.refusal)}" for r in report.client_checks]
     return "\n".join(lines)
 
 
 def status_text(report: "RepositoryStatus") -> str:
-    """For people."""
-    lines = ["nothing is published yet: the first publication waits for signatures"]
+    """Return the status as lines for a terminal."""
+    lines = ["nothing is published yet; the first publication needs signatures"]
     if report.roles:
         lines = [f"repository {report.repository_id}, timestamp {report.timestamp_version}"]
     for role in report.roles:
@@ -303,9 +323,9 @@ def status_text(report: "RepositoryStatus") -> str:
         lines += [f"  {key.scheme:<20} {key.key_id}{'' if key.has_signed else '  not signed'}" for key in role.keys]
         lines += [f"  problem: {problem}" for problem in role.problems]
     for staged in report.staged:
-        waits = f"{staged.missing} more signatures, of:" if staged.missing else "complete"
-        lines.append(f"staged {staged.name} {staged.version}: {waits}")
+        missing = f"{staged.missing} more signatures, of:" if staged.missing else "complete"
+        lines.append(f"staged {staged.name} {staged.version}: {missing}")
         lines += [f"  {key.scheme:<20} {key.key_id}" for key in staged.may_sign if staged.missing]
     lines += [f"staged file {name}" for name in report.staged_targets]
-    lines += [f"to be withdrawn: {name}" for name in report.withdrawn]
+    lines += [f"staged withdrawal of {name}" for name in report.withdrawn]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`packager rollout …`: which release a channel runs now, and for whom."""
+"""`packager rollout`: point channels at releases, halt and resume rollouts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,23 +13,29 @@ if TYPE_CHECKING:
     from bundle.rollout import Rollout
 
 
-@click.group("rollout")
+@click.group("rollout", short_help="Manage rollouts.")
 def rollout() -> None:
-    """Say which release a channel runs, and for whom.
+    """Choose which release a channel runs, and for which devices.
 
-    With --key or --keys a change of a published release's rollout is signed and published at once, whatever else is
-    staged; without, it is staged.
+    With --key or --keys, a change to the rollout of a published release is signed and published at once, without other
+    staged changes. Without keys it is staged.
     """
 
 
-@rollout.command("set")
+@rollout.command("set", short_help="Point a channel at a release.")
 @click.argument("family")
 @click.argument("channel")
 @click.argument("version")
-@click.option("--percent", type=click.FloatRange(0, 100), default=100.0, show_default=True, help="Share of devices.")
-@click.option("--cohort", "cohorts", multiple=True, help="Only this cohort; several times for several.")
-@click.option("--salt", help="Draws the devices anew; kept as it is otherwise.")
-@click.option("--note", default="", help="For people.")
+@click.option(
+    "--percent",
+    type=click.FloatRange(0, 100),
+    default=100.0,
+    show_default=True,
+    help="Offer the release to this share of devices, in percent.",
+)
+@click.option("--cohort", "cohorts", multiple=True, help="Offer the release to this cohort only. Repeatable.")
+@click.option("--salt", help="Choose the devices of --percent anew with this salt; default: keep the salt.")
+@click.option("--note", default="", help="Text for people, stored in the rollout file.")
 @REPO_OPTION
 @KEY_OPTION
 @KEYS_OPTION
@@ -49,9 +55,10 @@ def set_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Let CHANNEL of FAMILY run release VERSION.
+    """Point CHANNEL of FAMILY at release VERSION.
 
-    Exit status: 0 done, 2 no such release, or it is not made for the channel, 3 devices would refuse it, 4 a lock.
+    Exit status: 0 done, 2 no such release, or it is not for this channel, 3 devices would refuse the rollout, 4 a lock
+    is held.
     """
     from bundle.rollout import Rollout
     from packager.errors import StagingInvalid
@@ -62,29 +69,28 @@ def set_command(
     if manifest is None:
         known = ", ".join(found.version for found in repository.releases(family)) or "none"
         raise StagingInvalid(f"{family} has no release {version}, found {known}")
-    seen = repository.published_rollout(family, channel)
+    published = repository.published_rollout(family, channel)
     before = repository.rollout(family, channel)
     is_same = before is not None and before.version == version
-    kept = before.salt if before is not None and is_same else f"{family}-{manifest.counter}"
-    wanted = Rollout(
+    kept_salt = before.salt if before is not None and is_same else f"{family}-{manifest.counter}"
+    changed = Rollout(
         family=family,
         channel=channel,
         version=version,
         counter=manifest.counter,
         manifest_digest=manifest.digest_without_patches(),
         percent_bp=round(percent * 100),
-        salt=kept if salt is None else salt,
+        salt=kept_salt if salt is None else salt,
         cohorts=cohorts,
         note=note,
     )
-    _publish_or_stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
+    _publish_or_stage(repo, changed, published, uris, key_dir, passphrase_file, as_json=as_json)
 
 
-@rollout.command("halt")
+@rollout.command("halt", short_help="Halt a rollout.")
 @click.argument("family")
 @click.argument("channel")
-@click.option("--resume", is_flag=True, help="The opposite: let it go on.")
-@click.option("--note", default="", help="Why, for people.")
+@click.option("--note", default="", help="Reason for people, stored in the rollout file.")
 @REPO_OPTION
 @KEY_OPTION
 @KEYS_OPTION
@@ -93,7 +99,6 @@ def set_command(
 def halt_command(
     family: str,
     channel: str,
-    resume: bool,
     note: str,
     repo: Path,
     uris: tuple[str, ...],
@@ -101,39 +106,82 @@ def halt_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Stop new activations of what CHANNEL of FAMILY runs. What serves goes on serving.
+    """Halt the rollout on CHANNEL of FAMILY.
 
-    Exit status: 0 done, 2 no such rollout, 4 a lock.
+    No further device activates the release. Serving models do not stop.
+
+    Exit status: 0 done, 2 no such rollout, 4 a lock is held.
     """
-    from packager.errors import StagingInvalid
-    from packager.repository.repository import Repository
-
-    repository = Repository.open(repo)
-    # what devices see is what is halted; only without keys it is what waits to be signed
-    seen = repository.published_rollout(family, channel)
-    before = seen if seen is not None and (uris or key_dir) else repository.rollout(family, channel)
-    if before is None:
-        raise StagingInvalid(f"{family} has no rollout on channel {channel!r}")
-    wanted = replace(before, halted=not resume, note=note)
-    _publish_or_stage(repo, wanted, seen, uris, key_dir, passphrase_file, as_json=as_json)
+    _change_halted(family, channel, note, repo, uris, key_dir, passphrase_file, halted=True, as_json=as_json)
 
 
-@rollout.command("status")
+@rollout.command("resume", short_help="Resume a halted rollout.")
+@click.argument("family")
+@click.argument("channel")
+@click.option("--note", default="", help="Reason for people, stored in the rollout file.")
+@REPO_OPTION
+@KEY_OPTION
+@KEYS_OPTION
+@PASSPHRASE_OPTION
+@JSON_OPTION
+def resume_command(
+    family: str,
+    channel: str,
+    note: str,
+    repo: Path,
+    uris: tuple[str, ...],
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Resume the halted rollout on CHANNEL of FAMILY.
+
+    Exit status: 0 done, 2 no such rollout, 4 a lock is held.
+    """
+    _change_halted(family, channel, note, repo, uris, key_dir, passphrase_file, halted=False, as_json=as_json)
+
+
+@rollout.command("status", short_help="Show what every channel runs.")
 @click.argument("family", required=False)
 @REPO_OPTION
 @JSON_OPTION
 def status_command(family: str | None, repo: Path, as_json: bool) -> None:
-    """Show what every channel runs.
+    """Show the release, share and cohorts of every channel, of FAMILY or of all families.
 
-    Exit status: 0 shown, 2 wrong input.
+    Exit status: 0 shown, 2 invalid input.
     """
     from packager.repository.repository import Repository
 
     repository = Repository.open(repo)
     names = repository.families() if family is None else (family,)
     found = [entry for name in names for entry in repository.rollouts(name)]
-    text = "\n".join(_rollout_line(entry) for entry in found) or "no rollout yet"
+    text = "\n".join(_rollout_line(entry) for entry in found) or "no rollout"
     print_result({"rollouts": [entry.as_json() for entry in found]}, as_json=as_json, text=text)
+
+
+def _change_halted(
+    family: str,
+    channel: str,
+    note: str,
+    repo: Path,
+    uris: tuple[str, ...],
+    key_dir: Path | None,
+    passphrase_file: Path | None,
+    *,
+    halted: bool,
+    as_json: bool,
+) -> None:
+    from packager.errors import StagingInvalid
+    from packager.repository.repository import Repository
+
+    repository = Repository.open(repo)
+    # with keys, change the published rollout, which is what devices see; without keys, the staged one
+    published = repository.published_rollout(family, channel)
+    before = published if published is not None and (uris or key_dir) else repository.rollout(family, channel)
+    if before is None:
+        raise StagingInvalid(f"{family} has no rollout on channel {channel!r}", hint="run `packager rollout status`")
+    changed = replace(before, halted=halted, note=note)
+    _publish_or_stage(repo, changed, published, uris, key_dir, passphrase_file, as_json=as_json)
 
 
 def _publish_or_stage(
@@ -163,15 +211,19 @@ def _publish_or_stage(
             repository.sign(signers)
             published = repository.publish()
     state = (
-        "staged: sign and publish it" if published is None else f"published, timestamp {published.timestamp_version}"
+        "staged: run `packager repo sign` and `packager repo publish`"
+        if published is None
+        else f"published, timestamp {published.timestamp_version}"
     )
     result = {"rollout": rollout_document.as_json(), "published": None if published is None else published.as_json()}
     print_result(result, as_json=as_json, text=f"{_rollout_line(rollout_document)}\n{state}")
 
 
 def _rollout_line(entry: "Rollout") -> str:
-    who = f" cohorts {', '.join(entry.cohorts)}" if entry.cohorts else ""
+    cohorts = f" of cohorts {', '.join(entry.cohorts)}" if entry.cohorts else ""
     halted = " HALTED" if entry.halted else ""
     note = f" ({entry.note})" if entry.note else ""
     share = f"{entry.percent_bp / 100:g} %"
-    return f"{entry.family} {entry.channel}: {entry.version} (counter {entry.counter}) for {share}{who}{halted}{note}"
+    return (
+        f"{entry.family} {entry.channel}: {entry.version} (counter {entry.counter}) for {share}{cohorts}{halted}{note}"
+    )

@@ -1,4 +1,4 @@
-"""`packager repo sign`, `prepare` and `merge`: signatures, here or where a key lives."""
+"""`packager repo sign`, `prepare` and `add-signatures`: collect signatures on staged changes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,14 +25,24 @@ if TYPE_CHECKING:
 DEFAULT_HISTORY: Final = Path("~/.local/share/airweights/signed")
 
 
-@click.command("sign")
+@click.command("sign", short_help="Sign staged changes or a signing request.")
 @click.argument("request_file", type=PATH, required=False)
 @KEY_OPTION
-@click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: the signature file to write.")
-@click.option("--history", type=PATH, default=DEFAULT_HISTORY, show_default=True, help="What was signed here before.")
-@click.option("--expect", help="Sign only if the request's digest is this: what somebody reviewed is what is signed.")
-@click.option("--replace", is_flag=True, help="Sign a corrected document of a version that was signed here already.")
-@click.option("--new-repository", is_flag=True, help="Sign for a repository that is new to a key used here.")
+@click.option("-o", "--output", "out", type=PATH, help="With REQUEST_FILE: signature file to write.")
+@click.option(
+    "--history",
+    type=PATH,
+    default=DEFAULT_HISTORY,
+    show_default=True,
+    help="Folder of the signing history: copies of the documents signed on this machine.",
+)
+@click.option("--expect", help="Sign only if the request has this digest, the one that was reviewed.")
+@click.option(
+    "--replace", is_flag=True, help="Allow another document of a version that was signed on this machine before."
+)
+@click.option(
+    "--new-repository", is_flag=True, help="Allow a repository that the key has not signed for on this machine."
+)
 @REPO_OPTION
 @KEYS_OPTION
 @PASSPHRASE_OPTION
@@ -50,14 +60,13 @@ def sign_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Sign what is staged in --repo, or, away from it, what REQUEST_FILE (`repo prepare`) asks for.
+    """Sign the staged changes of --repo, or the signing request REQUEST_FILE (`packager repo prepare`).
 
-    With REQUEST_FILE no repository and no network are needed: what would change is recomputed from the request's bytes
-    and from what was signed here before, and shown; it is signed where -o names the file for the signatures. Without -o
-    a public half is enough, and no passphrase is asked.
+    A signing request needs no repository and no network. Its changes are computed from the request and the signing
+    history, and printed. With -o they are signed; without, public keys are enough and no passphrase is needed.
 
-    Exit status: 0 signed or shown, 2 wrong input, another digest than expected, or no key that may sign,
-    3 a request contradicts itself or what was signed before, 4 a token or a lock is not available.
+    Exit status: 0 signed or shown, 2 invalid input, another digest than expected, or no key that may sign,
+    3 the request contradicts itself or the signing history, 4 a token or a lock is unavailable.
     """
     from keys.errors import SignerNotInRole
     from packager.repository.repository import Repository
@@ -72,22 +81,23 @@ def sign_command(
     report = Repository.open(repo).sign(signers)
     if uris and len(report.unused) == len(signers):
         raise SignerNotInRole(
-            f"none of the {len(signers)} keys may sign what is staged",
-            hint="`packager repo status` shows which keys may",
+            f"none of the {len(signers)} keys may sign the staged changes",
+            hint="run `packager repo status` to list the keys that may",
         )
     print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
 
-@click.command("prepare")
-@click.option("-o", "--output", "out", type=PATH, required=True, help="The request file to write.")
+@click.command("prepare", short_help="Write a signing request for the staged changes.")
+@click.option("-o", "--output", "out", type=PATH, required=True, help="Request file to write.")
 @REPO_OPTION
 @JSON_OPTION
 def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
-    """Write a request for signatures over what is staged, to be signed where keys live (`repo sign REQUEST`).
+    """Write a signing request for the staged changes.
 
-    Shows what the request changes against what is published, and its digest: every signer's machine computes both anew.
+    Sign it on other machines with `packager repo sign REQUEST`. Prints the changes against the published repository,
+    and the request's digest. Each signer's machine computes both again.
 
-    Exit status: 0 written, 2 nothing is staged, 4 a lock or no space.
+    Exit status: 0 written, 2 nothing is staged, 4 a lock is held, or no space.
     """
     import time
 
@@ -109,7 +119,7 @@ def prepare_command(out: Path, repo: Path, as_json: bool) -> None:
     print_result(result, as_json=as_json, text=text)
 
 
-@click.command("merge")
+@click.command("add-signatures", short_help="Add signature files to the staged changes.")
 @click.argument("files", type=PATH, nargs=-1, required=True)
 @REPO_OPTION
 @KEY_OPTION
@@ -124,9 +134,11 @@ def add_signatures_command(
     passphrase_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Add signature FILES to what is staged, and sign with the keys that are here (snapshot and timestamp, as a rule).
+    """Add signature FILES to the staged changes.
 
-    Exit status: 0 merged, 2 wrong input, 3 a signature is not over what is staged, 4 a lock.
+    The keys of --key and --keys sign too; usually those of snapshot and timestamp.
+
+    Exit status: 0 added, 2 invalid input, 3 a signature does not match the staged changes, 4 a lock is held.
     """
     import time
 
@@ -138,7 +150,7 @@ def add_signatures_command(
     try:
         data = [file.read_bytes() for file in files]
     except FileNotFoundError as error:
-        raise InvalidUsage(f"there is no signature file {error.filename}") from error
+        raise InvalidUsage(f"signature file {error.filename} does not exist") from error
     report = add_signatures(Repository.open(repo).layout, data, signers, int(time.time()))
     print_result(report.as_json(), as_json=as_json, text=sign_text(report))
 
@@ -164,12 +176,12 @@ def _sign_request(
     try:
         request = parse_request(request_file.read_bytes())
     except FileNotFoundError as error:
-        raise InvalidUsage(f"there is no request file {request_file}") from error
+        raise InvalidUsage(f"signing request {request_file} does not exist") from error
     reviewed = review_request(request, public, history, int(time.time()), **allow_flags)
     if expect is not None and expect != reviewed.digest:
         raise InvalidUsage(
             f"the request's digest is {reviewed.digest}, expected {expect}",
-            hint="without -o the summary is shown: compare it with the one that was reviewed",
+            hint="run the command without -o, and compare the summary with the reviewed one",
         )
     if out is not None:
         write_file(out, sign_request(request, reviewed, signers, history))
@@ -179,16 +191,22 @@ def _sign_request(
         "digest": reviewed.digest,
         "signatures": None if out is None else str(out),
     }
-    text = "\n".join([*reviewed.lines, f"digest {reviewed.digest}", "not signed" if out is None else f"signed: {out}"])
+    text = "\n".join(
+        [
+            *reviewed.lines,
+            f"digest {reviewed.digest}",
+            "not signed: add -o FILE to sign" if out is None else f"signed: {out}",
+        ]
+    )
     print_result(result, as_json=as_json, text=text)
 
 
 def sign_text(report: "SignReport") -> str:
-    """For people."""
+    """Return the report as lines for a terminal."""
     lines = [
         f"{role.role} {role.version}: {len(role.signed_key_ids)} signatures"
         + (f", {role.missing_signatures} more needed" if role.missing_signatures else "")
         for role in report.roles
     ]
-    lines.append("ready to publish" if report.is_complete else "not complete: other keys must sign")
+    lines.append("ready to publish" if report.is_complete else "incomplete: other keys must sign")
     return "\n".join(lines)

@@ -180,7 +180,7 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
     if taken is not None:
         raise VersionTaken(
             f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
-            hint="give it another version; if it only waits for signatures: `packager repo sign`, or `repo discard`",
+            hint="choose another version; if it is staged: run `packager repo sign` or `packager repo unstage`",
         )
     if plan.min_counter is not None and plan.min_counter > counter:
         raise ReleaseFileInvalid(

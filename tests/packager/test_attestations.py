@@ -33,7 +33,7 @@ def folder(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(site: Site, out: Path, *words: object) -> tuple[object, ...]:
     place = ("--repo", site.folder / "repo", "--keys", site.folder / "keys", "-o", out)
-    return ("attestation", "make", "kws", "1.1.0", *place, *words)
+    return ("attestation", "create", "kws", "1.1.0", *place, *words)
 
 
 def verify(site: Site, folder: Path, *words: object, version: str = "1.1.0") -> CommandResult:

@@ -78,7 +78,7 @@ def test_wrong_usage_is_one_line_a_hint_and_exit_2(words: list[str], found: str)
     error, hint = said.stderr.splitlines()
     assert error.startswith("error: ")
     assert found in error
-    assert hint.startswith("hint: packager")
+    assert hint.startswith("hint: run `packager")
     assert_refused(packager(*words, "--json"), code=2, reason="invalid-usage", words=(found,))
 
 

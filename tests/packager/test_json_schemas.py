@@ -82,7 +82,7 @@ def test_quantize_and_compare(site: Site, tmp_path: Path) -> None:
     model, inputs = site.folder / "1.0.0.onnx", site.folder / "inputs.npz"
     said = packager("quantize", model, "-o", tmp_path / "q.onnx", "--inputs", inputs, "--json")
     check("quantize", said.json)
-    check("compare", packager("compare", tmp_path / "q.onnx", "--teacher", model, "--inputs", inputs, "--json").json)
+    check("compare", packager("compare", tmp_path / "q.onnx", "--reference", model, "--inputs", inputs, "--json").json)
 
 
 def test_an_error(site: Site) -> None:

@@ -46,14 +46,14 @@ def test_repository_and_rollouts(here: Path) -> None:
     check("repo-sign", done("repo", "sign", *keys).json)
     check("repo-publish", done("repo", "publish", *repo).json)
     check("repo-publish", done("repo", "refresh", *keys).json)
-    check("repo-status", done("repo", "doctor", *repo).json)
+    check("repo-status", done("repo", "verify", *repo).json)
     check("rollout-change", done("rollout", "set", "kws", "stable", "1.0.0", "--percent", 50, *keys).json)
     check("rollout-change", done("rollout", "halt", "kws", "stable", *keys).json)
     check("rollout-status", done("rollout", "status", *repo).json)
     assert site.release("small-1.1.0.toml").code == 0
     check("patch-add", done("patch", "add", "kws", "1.1.0", "--from", "1.0.0", *keys).json)
     check("repo-withdraw", done("repo", "withdraw", "kws", "1.0.0", *repo).json)
-    check("repo-discard", done("repo", "discard", *repo).json)
+    check("repo-unstage", done("repo", "unstage", *repo).json)
     check("repo-collect-garbage", done("repo", "collect-garbage", "--dry-run", "--grace-hours", 0, *repo).json)
 
 
@@ -70,5 +70,5 @@ def test_devices(here: Path) -> None:
     keys = ("--repo", "repo", "--keys", "keys")
     check("device-change", done("device", "enroll", "request.json", "--fingerprint", request.fingerprint, *keys).json)
     check("device-list", done("device", "list", "--repo", "repo").json)
-    check("device-epoch", done("device", "epoch", "default", *keys).json)
+    check("device-rotate-cohort", done("device", "rotate-cohort", "default", *keys).json)
     check("device-change", done("device", "revoke", "door", *keys).json)

@@ -81,37 +81,37 @@ def test_the_wrong_order_and_the_wrong_file(desk: Desk, tmp_path: Path) -> None:
     stage(shop)
     desk.fails(2, "below-threshold", "repo", "publish")
     desk.run("repo", "prepare", "-o", request)
-    sign = ("repo", "sign", request, "--memory", memory)
+    sign = ("repo", "sign", request, "--history", memory)
     desk.fails(2, "signer-not-in-role", *sign, "--key", desk.key("root"), "-o", signatures)
     desk.fails(2, "invalid-usage", *sign, "--key", desk.key(RELEASE), "--expect", "0" * 64, "-o", signatures)
     assert not signatures.exists()
     desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
     old = tmp_path / "old.json"
     shutil.copy(request, old)
-    desk.fails(3, "malformed", "repo", "sign", signatures, "--memory", memory, "--key", desk.key(RELEASE))
-    desk.fails(3, "malformed", "repo", "merge", request, *online)
-    desk.run("repo", "merge", signatures)
+    desk.fails(3, "malformed", "repo", "sign", signatures, "--history", memory, "--key", desk.key(RELEASE))
+    desk.fails(3, "malformed", "repo", "add-signatures", request, *online)
+    desk.run("repo", "add-signatures", signatures)
     desk.fails(2, "below-threshold", "repo", "publish")
     # another document under the same version
-    desk.run("repo", "discard")
-    desk.fails(2, "nothing-staged", "repo", "merge", signatures)
+    desk.run("repo", "unstage")
+    desk.fails(2, "nothing-staged", "repo", "add-signatures", signatures)
     stage(shop, "1.9.0", 9)
     desk.run("repo", "prepare", "-o", request)
     desk.fails(3, "signing-request-replayed", *sign, "--key", desk.key(RELEASE), "-o", signatures)
-    desk.fails(3, "signature-refused", "repo", "merge", signatures, *online)
+    desk.fails(3, "signature-refused", "repo", "add-signatures", signatures, *online)
     # a key outside the role, whose signature is good
     other = desk.key(RELEASE, "ml-dsa-65")
-    desk.run("repo", "sign", request, "--memory", tmp_path / "another", "--key", other, "-o", signatures)
+    desk.run("repo", "sign", request, "--history", tmp_path / "another", "--key", other, "-o", signatures)
     value = json.loads(signatures.read_bytes())
     value["signatures"][0]["key_id"] = shop.signers_of("fleet")[0].public_key.keyid
     signatures.write_text(json.dumps(value))
-    desk.fails(3, "signature-refused", "repo", "merge", signatures, *online)
+    desk.fails(3, "signature-refused", "repo", "add-signatures", signatures, *online)
     # an old request after a newer one
     shop.publish()
     stage(shop, "2.0.0", 10)
     desk.run("repo", "prepare", "-o", request)
     desk.run(*sign, "--key", desk.key(RELEASE), "-o", signatures)
-    desk.fails(3, "signing-request-replayed", "repo", "sign", old, "--memory", memory, "--key", desk.key(RELEASE))
+    desk.fails(3, "signing-request-replayed", "repo", "sign", old, "--history", memory, "--key", desk.key(RELEASE))
 
 
 def test_a_threshold_that_one_algorithm_meets_is_not_staged(desk: Desk) -> None:

@@ -74,11 +74,11 @@ def test_the_commands_admit_a_list_once_and_refuse_a_stolen_label(
             file.write_bytes(data)
             files.append(os.fspath(file))
         out = os.fspath(tmp_path / f"{name}.list")
-        assert run("device", "sign-list", *files, "--key", os.fspath(key), "-o", out)["devices"] == len(requests)
+        assert run("device", "sign-batch", *files, "--key", os.fspath(key), "-o", out)["devices"] == len(requests)
         return out
 
     def enroll(name: str, status: int = 0) -> dict[str, Any]:
-        words = ["device", "enroll-list", name, "--enrollment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
+        words = ["device", "enroll-batch", name, "--enrollment-key", os.fspath(key), "--keys", os.fspath(shop.keys)]
         return run(*words, "--repo", os.fspath(shop.repository.root), status=status)
 
     first = signed("first", REQUESTS)

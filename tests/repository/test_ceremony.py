@@ -39,13 +39,13 @@ class Team:
         shop.repository.stage_rollout(rollout_of(manifest))
         self.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
         for key, desk in ((ci, "ci"), (engineer, "engineer")):
-            shown = self.run("repo", "sign", "request.json", "--key", key, "--memory", f"{desk}/memory")
+            shown = self.run("repo", "sign", "request.json", "--key", key, "--history", f"{desk}/memory")
             assert f"new: bundles/vision/{version}.json: vision {version}, counter {counter}" in shown
             assert "UNSOUND" not in shown
-            words = ["--key", key, "--memory", f"{desk}/memory", "-o", f"{desk}.signatures"]
+            words = ["--key", key, "--history", f"{desk}/memory", "-o", f"{desk}.signatures"]
             self.run("repo", "sign", "request.json", *words)
         files = ("ci.signatures", "engineer.signatures")
-        self.run("repo", "merge", *files, "--repo", "repository", "--keys", online)
+        self.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", online)
         self.run("repo", "publish", "--repo", "repository")
 
 
@@ -84,9 +84,9 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         manifest = shop.manifest("6.6.6", 666)
         shop.repository.stage_manifest(manifest)
         team.run("repo", "prepare", "--repo", "repository", "-o", "request.json")
-        words = ("--key", gone, "--memory", f"{desk}/another", "-o", "late.signatures")
+        words = ("--key", gone, "--history", f"{desk}/another", "-o", "late.signatures")
         assert "none of the keys" in team.run("repo", "sign", "request.json", *words, status=2)
-        team.run("repo", "discard", "--repo", "repository")
+        team.run("repo", "unstage", "--repo", "repository")
     team.release(shop, "2.0.0", 2, "ci/release-2.key", "engineer/release-2.key", "online")
     assert regular.check(shop.published).manifest.version == "2.0.0"
 
@@ -114,15 +114,15 @@ def test_the_ceremony_and_ten_years_in_one_afternoon(
         files = []
         for number, key in enumerate(("hsm:4?label=OFFICER", *others, f"{name}/root-2.key")):
             files.append(f"{number}.signatures")
-            words = ("--key", key, "--memory", f"{name}/memory-{number}", "-o", files[-1])
+            words = ("--key", key, "--history", f"{name}/memory-{number}", "-o", files[-1])
             team.run("repo", "sign", "request.json", *words)
-        team.run("repo", "merge", *files, "--repo", "repository", "--keys", "online-2")
+        team.run("repo", "add-signatures", *files, "--repo", "repository", "--keys", "online-2")
         team.run("repo", "publish", "--repo", "repository")
     team.release(shop, "3.0.0", 3, "ci/release-2.key", "engineer/release-2.key", "online-2")
 
     assert late.check(shop.published).manifest.version == "3.0.0"
     assert regular.check(shop.published).manifest.version == "3.0.0"
-    report = json.loads(team.run("repo", "doctor", "--repo", "repository", "--json"))
+    report = json.loads(team.run("repo", "verify", "--repo", "repository", "--json"))
     assert report["is_sound"]
     assert report["roles"][0]["version"] == 6
     assert len(list((shop.published / "metadata").glob("*.root.json"))) == 6

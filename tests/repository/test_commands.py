@@ -34,13 +34,14 @@ def passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
 
 SCHEMAS = {
     "repo sign": "repo-sign",
-    "repo merge": "repo-sign",
+    "repo add-signatures": "repo-sign",
     "repo publish": "repo-publish",
     "repo refresh": "repo-publish",
     "repo status": "repo-status",
-    "repo doctor": "repo-status",
+    "repo verify": "repo-status",
     "rollout set": "rollout-change",
     "rollout halt": "rollout-change",
+    "rollout resume": "rollout-change",
     "device enroll": "device-change",
     "device revoke": "device-change",
 }
@@ -102,7 +103,7 @@ def test_a_rollout_goes_up_by_stages_and_is_halted(
     terminal.json("rollout", "halt", FAMILY, "stable", "--note", "too warm", keys=True)
     assert device.check(shop.published).rollout.halted
     assert "HALTED (too warm)" in terminal.text("rollout", "status")
-    terminal.json("rollout", "halt", FAMILY, "stable", "--resume", keys=True)
+    terminal.json("rollout", "resume", FAMILY, "stable", keys=True)
     assert not device.check(shop.published).rollout.halted
 
 
@@ -152,7 +153,7 @@ def test_a_device_is_enrolled_listed_and_revoked(shop: MetadataPublisher, termin
     words = ("device", "enroll", os.fspath(file), "--fingerprint", request.fingerprint)
     assert terminal.text(*words, keys=True).endswith("nothing changed\n")
     assert terminal.json("device", "revoke", "cam-1", keys=True)["revoked"]
-    epoch = terminal.json("device", "epoch", "default", keys=True)
+    epoch = terminal.json("device", "rotate-cohort", "default", keys=True)
     assert (epoch["epoch"], epoch["envelopes"]) == (2, 0)
     assert shop.repository.fleet().cohorts[0].epoch == 2
 
@@ -168,11 +169,11 @@ def test_status_says_what_is_due_by_its_exit_code(terminal: Terminal, monkeypatc
 def test_doctor_refresh_withdraw_and_garbage_have_their_say(
     shop: MetadataPublisher, device: CheckClient, terminal: Terminal
 ) -> None:
-    assert "if ML-DSA is broken, 1 classical key" in terminal.text("repo", "doctor")
+    assert "if ML-DSA is broken, 1 classical key" in terminal.text("repo", "verify")
     assert terminal.json("repo", "refresh", keys=True)["roles"].keys() == {"rollout-vision", "snapshot", "timestamp"}
     assert terminal.json("repo", "collect-garbage", "--dry-run")["removed"] == []
     assert "to be withdrawn" in terminal.text("repo", "withdraw", FAMILY, "1.0.0") + terminal.text("repo", "status")
-    assert terminal.json("repo", "discard") == {"staged": False}
+    assert terminal.json("repo", "unstage") == {"staged": False}
     assert device.check(shop.published).manifest.version == "1.0.0"
 
 
@@ -259,7 +260,7 @@ def test_roles_and_families_change_by_command(shop: MetadataPublisher, device: C
         == "invalid-usage"
     )
     assert terminal.json("keys", "role", "renew", "targets")["renewed"] == ["targets"]
-    assert terminal.json("keys", "role", "hybrid")["roles"][0]["threshold"] == 3
+    assert terminal.json("keys", "role", "require-hybrid")["roles"][0]["threshold"] == 3
     family = terminal.json(
         "keys",
         "family",

@@ -238,7 +238,7 @@ def test_the_commands_sign_only_what_was_reviewed(
     signatures = []
     for algorithm in ("ed25519", "ml-dsa-65"):
         key = os.fspath(shop.keys / f"{ROLE}-{algorithm}-1.key")
-        desk = ["--memory", os.fspath(shop.folder / f"desk-{algorithm}")]
+        desk = ["--history", os.fspath(shop.folder / f"desk-{algorithm}")]
         shown = run("repo", "sign", request, "--key", key, *desk)
         assert shown["signatures"] is None
         out = os.fspath(shop.folder / f"{algorithm}.signatures")
@@ -247,6 +247,6 @@ def test_the_commands_sign_only_what_was_reviewed(
         assert not Path(out).exists()
         run("repo", "sign", request, "--key", key, *desk, "-o", out, "--expect", shown["digest"])
         signatures.append(out)
-    assert run("repo", "merge", *signatures, "--keys", os.fspath(shop.keys))["complete"]
+    assert run("repo", "add-signatures", *signatures, "--keys", os.fspath(shop.keys))["complete"]
     run("repo", "publish")
     assert device.check(shop.published).manifest.version == "1.1.0"

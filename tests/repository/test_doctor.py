@@ -1,4 +1,4 @@
-"""`repo doctor` on published repositories that no command of ours would have made."""
+"""`repo verify` on published repositories that no command of ours would have made."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def change_root(shop: MetadataPublisher, change: Any) -> None:
 
 
 def doctor(shop: MetadataPublisher, capfd: pytest.CaptureFixture[str]) -> tuple[int, dict[str, list[str]]]:
-    code = main(["repo", "doctor", "--repo", os.fspath(shop.repository.root), "--json"])
+    code = main(["repo", "verify", "--repo", os.fspath(shop.repository.root), "--json"])
     report = json.loads(capfd.readouterr().out)
     assert report["is_sound"] == (code == 0)
     return code, {role["name"]: role["problems"] for role in report["roles"] if role["problems"]}
@@ -88,7 +88,7 @@ def test_a_classical_repository_that_does_not_say_so_is_unsound(
 ) -> None:
     shop = build_publisher(tmp_path / "shop", classical=True)
     assert doctor(shop, capfd) == (0, {})
-    assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root)]) == 0
+    assert main(["repo", "verify", "--repo", os.fspath(shop.repository.root)]) == 0
     assert "a break of Ed25519 is a break of all of it" in capfd.readouterr().out
     change_root(shop, lambda root: root.unrecognized_fields.pop(tuf_documents.CLASSICAL_FIELD))
     code, found = doctor(shop, capfd)
@@ -101,5 +101,5 @@ def test_a_changed_file_is_found(shop: MetadataPublisher, capfd: pytest.CaptureF
     newest = max((shop.published / "metadata").glob("*.fleet.json"), key=lambda file: int(file.name.split(".")[0]))
     newest.write_bytes(newest.read_bytes().replace(b"fleet.json", b"fleet.jsom", 1))
     assert path.exists()
-    assert main(["repo", "doctor", "--repo", os.fspath(shop.repository.root), "--json"]) == 3
+    assert main(["repo", "verify", "--repo", os.fspath(shop.repository.root), "--json"]) == 3
     assert json.loads(capfd.readouterr().err)["error"]["reason"] == "repository-damaged"

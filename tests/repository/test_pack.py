@@ -93,10 +93,10 @@ def test_the_command_makes_a_pack_once(
 ) -> None:
     monkeypatch.setenv(PASSPHRASE_VARIABLE, PASSPHRASE.value.decode())
     out = shop.folder / "stick"
-    words = ["repo", "pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
+    words = ["repo", "offline-pack", os.fspath(out), "--valid", "14d", "--repo", os.fspath(shop.repository.root)]
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
-    check_schema(["repo", "pack"], report)
+    check_schema(["repo", "offline-pack"], report)
     assert report["releases"] == [{"family": FAMILY, "channel": "stable", "version": "1.0.0"}]
     assert replace(device).with_time(NOW_S + 10 * DAY_S).check(out).manifest.version == "1.0.0"
     assert main([*words, "--keys", os.fspath(shop.keys), "--json"]) == OutputExists.exit_code

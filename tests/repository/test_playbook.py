@@ -244,7 +244,7 @@ def fleet_stolen(play: Play) -> None:
     assert play.device.check(thief.publish()).fleet == evil
     # the thief had the online keys too: both are replaced
     stolen = play.replace_all("fleet", *ONLINE)
-    play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
+    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
     play.shop.publish()
     fleet = play.device.check(play.shop.published).fleet
     assert fleet == play.shop.repository.fleet()
@@ -294,7 +294,7 @@ def cohort_stolen(play: Play) -> None:
     stolen = load_private_key(play.shop.keys, cohort, PASSPHRASE)
     envelope, context = sealed_release(play)
     assert open_envelope(envelope, stolen, context).value == bytes(32)
-    play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
+    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
     envelope, context = sealed_release(play)
     with pytest.raises(NotAuthentic):
         open_envelope(envelope, stolen, context)
@@ -305,7 +305,7 @@ def device_stolen(play: Play) -> None:
     member, stolen = enroll(play, "member"), enroll(play, "stolen")
     old = cohort_key(play, stolen)
     play.run("device", "revoke", "stolen", "--keys", str(play.shop.keys))
-    play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
+    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
     assert not envelope_of(play, stolen).exists()
     envelope, context = sealed_release(play)
     with pytest.raises(NotAuthentic):
@@ -328,7 +328,7 @@ def enrollment_key_stolen(play: Play) -> None:
     with pytest.raises(EnrollmentRefused):
         parse_batch(batch, [new.public_key])
     play.run("device", "revoke", "intruder", "--keys", str(play.shop.keys))
-    play.run("device", "epoch", "default", "--keys", str(play.shop.keys))
+    play.run("device", "rotate-cohort", "default", "--keys", str(play.shop.keys))
     assert not envelope_of(play, private).exists()
 
 
