@@ -1,65 +1,7 @@
-"""What can go wrong while a release is made.
+"""Errors of the packager; the page of all errors is generated from these classes (`make docs`).
 
-AirweightsError
-├── Invalid
-│   ├── ModelUnreadable          model-unreadable          not an ONNX model, or no such file
-│   │   └── ExternalDataMissing  external-data-missing     the weights that it names are not beside it
-│   ├── ModelDoesNotRun          model-does-not-run        the runtime does not load it, or not run it on a sample
-│   ├── InputUnsupported         input-unsupported         strings, sequences, maps
-│   ├── NoWorkingInput           no-working-input          no size was found at which the model runs
-│   ├── SamplesUnreadable        samples-unreadable        not an .npz, or damaged
-│   ├── SampleNameMismatch       sample-name-mismatch      arrays that the model does not take, or too few
-│   ├── SampleShapeMismatch      sample-shape-mismatch
-│   ├── SampleDtypeMismatch      sample-dtype-mismatch
-│   ├── SampleHoldsNan           sample-holds-nan          NaN in a sample: nothing can be measured on it
-│   ├── TooFewSamples            too-few-samples
-│   ├── AlreadyQuantized         already-quantized         the model holds quantized weights
-│   ├── WeightsNotFinite         weights-not-finite        NaN or infinity among the weights
-│   ├── InterfaceMismatch        interface-mismatch        models that are compared differ in inputs or outputs
-│   ├── MetricUnusable           metric-unusable           the user's metric cannot be called, or gives no number
-│   ├── UsageInvalid             usage                     an option or argument that the command does not take
-│   ├── ReleaseFileInvalid       release-file              a release.toml that is missing, or says what has no meaning
-│   ├── ReleaseFileMissing       release-file-missing      a file that a release.toml names is not there
-│   ├── BundleNameInvalid        bundle-name               a file name that a bundle cannot hold
-│   ├── NotRecognized            not-recognized            no manifest, patch, blob, envelope, rollout or bundle
-│   ├── UnknownVariant           unknown-variant           the manifest has no variant of that name
-│   ├── BaseMissing              base-missing              a base to diff from was not released, or is no longer here
-│   ├── TooManyPatches           too-many-patches          more than a manifest may name
-│   ├── VersionTaken             version-taken             the version was released before
-│   ├── NoSuchPlace              no-such-place             a file or folder that was named is not there
-│   ├── OutputExists             output-exists             what would be written is there already
-│   ├── ReleaseUnknown           release-unknown           the family has no release of that version
-│   ├── ExtraMissing             extra-missing             a library of one of the extras is not installed
-│   ├── DrillInvalid             drill-invalid             the model offers nothing for a drill to break
-│   ├── RepositoryMissing        repository-missing        no repository in this folder
-│   ├── RepositoryExists         repository-exists         a repository is never made over another
-│   ├── FamilyUnknown            family-unknown            the repository delegates no such family
-│   ├── StagingInvalid           staging-invalid           what would be staged contradicts what is published
-│   ├── NothingStaged            nothing-staged            there is nothing to sign or to publish
-│   └── BelowThreshold           below-threshold           too few keys of a role have signed
-├── Refused
-│   ├── RepositoryDamaged        repository-damaged        a published or staged file is not what was signed
-│   ├── RequestReplayed          request-replayed          an old signing request, or a second one on the same base
-│   ├── RepositoryUnfamiliar     repository-unfamiliar     a key that signed for one repository is to sign for another
-│   ├── SignerMemoryDamaged      signer-memory-damaged     what was signed here before cannot be read
-│   ├── SignatureRefused         signature-refused         not over the staged document, or by a key that may not
-│   ├── BundleMismatchRefused    bundle-mismatch           a plain bundle is not the one that the manifest lists
-│   ├── ReportRefused            report                    of a device that is not ours, or with another's signature
-│   │   ├── ReportForked         report-forked             another report of the same number was accepted
-│   │   └── ReportGap            report-gap                reports before it are missing
-│   ├── AttestationRefused       attestation               attestations that do not hold, or are of another release
-│   ├── ModelSignatureRefused    model-signature           an OpenSSF model signature that does not hold
-│   └── WorkspaceRefused         workspace                 a kept bundle or key is not what was kept
-├── Unavailable
-│   └── PublishConflict          publish-conflict          somebody else published, or is publishing
-└── Unfit
-    ├── ModelCrashes             model-crashes             it takes its process down
-    ├── QuantizationRefused      quantization-refused      no scheme fits; the message says why
-    ├── GateFailed               gate-failed               further from the float model than allowed
-    ├── GateInconclusive         gate-inconclusive         the samples cannot show a difference
-    ├── GoldenUnstable           golden-unstable           answers differ from run to run
-    ├── NoVariantLeft            no-variant-left           every variant was refused by its gate
-    └── DemoUnproven             demo-unproven             the demo ran and one of its claims did not hold
+Choose the kind (bundle.errors) by how the caller must react, and the class by the cause. The class name is the reason
+in CamelCase. A docstring's first sentence is the meaning of the error, its second is what to do.
 """
 
 from bundle.errors import DigestMismatch, Invalid, Refused, Unavailable, Unfit
@@ -67,330 +9,386 @@ from bundle.errors import InvalidUsage as InvalidUsage
 
 
 class ModelUnreadable(Invalid):
-    """Not an ONNX model, or no such file."""
+    """The file is missing or is not an ONNX model. Name an ONNX model file."""
 
     reason = "model-unreadable"
 
 
 class ExternalDataMissing(ModelUnreadable):
-    """The weights that a model names are not beside it."""
+    """A file with the model's external weights is not beside the model. Copy the model together with
+    its external data.
+    """
 
     reason = "external-data-missing"
 
 
 class ModelDoesNotRun(Invalid):
-    """The runtime does not load the model, or does not run it on a sample."""
+    """ONNX Runtime does not load the model, or does not run it on a sample. Fix the model, or supply
+    other samples.
+    """
 
     reason = "model-does-not-run"
 
 
 class InputUnsupported(Invalid):
-    """An input or output that is not a tensor of numbers."""
+    """A model input or output is not a tensor of numbers (for example strings, a sequence or a map).
+    Export the model with numeric tensors.
+    """
 
     reason = "input-unsupported"
 
 
 class NoWorkingInput(Invalid):
-    """No size was found at which the model runs."""
+    """No random input was found on which the model runs. Supply samples with --inputs, or with `inputs`
+    in the release file.
+    """
 
     reason = "no-working-input"
 
 
 class SamplesUnreadable(Invalid):
-    """Not an `.npz`, or a damaged one."""
+    """The samples are not an `.npz` file, or the file is damaged. Write them again with numpy.savez."""
 
     reason = "samples-unreadable"
 
 
 class SampleNameMismatch(Invalid):
-    """Arrays that the model does not take, or too few of them."""
+    """The names of the sample arrays differ from the names of the model inputs. Store one array per
+    model input, under its name.
+    """
 
     reason = "sample-name-mismatch"
 
 
 class SampleShapeMismatch(Invalid):
-    """An array whose samples do not have the shape that the model takes."""
+    """A sample array has another shape than the model input. Store arrays of shape [samples, *input
+    shape].
+    """
 
     reason = "sample-shape-mismatch"
 
 
 class SampleDtypeMismatch(Invalid):
-    """An array of another type than the model takes."""
+    """A sample array has another type than the model input. Convert the array to the type of the input."""
 
     reason = "sample-dtype-mismatch"
 
 
 class SampleHasNan(Invalid):
-    """NaN in a sample: nothing can be measured on it."""
+    """A sample contains NaN, so outputs cannot be compared on it. Remove the sample, or fix its
+    preprocessing.
+    """
 
     reason = "sample-has-nan"
 
 
 class TooFewSamples(Invalid):
-    """Not enough samples for what was asked."""
+    """The command needs more samples than it was given. Supply more samples."""
 
     reason = "too-few-samples"
 
 
 class AlreadyQuantized(Invalid):
-    """A model that already holds quantized weights."""
+    """The model already contains quantized weights. Start from the float model."""
 
     reason = "already-quantized"
 
 
 class WeightsNotFinite(Invalid):
-    """NaN or infinity among the weights."""
+    """A weight of the model is NaN or infinite. Fix the training or the export of the model."""
 
     reason = "weights-not-finite"
 
 
 class InterfaceMismatch(Invalid):
-    """Two models that are compared do not take the same inputs, or do not give the same outputs."""
+    """Two compared models have different inputs or outputs. Compare models with the same input and
+    output names.
+    """
 
     reason = "interface-mismatch"
 
 
 class MetricUnusable(Invalid):
-    """A user's metric that cannot be called, or gives no number."""
+    """The user's metric cannot be called, or does not return a number. Fix the metric, then check it
+    with `packager compare --metric`.
+    """
 
     reason = "metric-unusable"
 
 
 class ModelCrashes(Unfit):
-    """A model that takes its process down."""
+    """The model crashes the process that runs it. Fix the model, or try another version of ONNX Runtime."""
 
     reason = "model-crashes"
 
 
 class QuantizationRefused(Unfit):
-    """No way to quantize this model; the message says why."""
+    """The model cannot be quantized with this scheme; the message names the cause. Choose another
+    scheme, or ship the float variant.
+    """
 
     reason = "quantization-refused"
 
 
 class GateFailed(Unfit):
-    """The quantized model's answers are further from the float model's than the gate allows."""
+    """The model's outputs differ more from the reference model's than the gate allows. Supply more
+    samples, choose another scheme, or raise the limits of the gate.
+    """
 
     reason = "gate-failed"
 
 
 class GateInconclusive(Unfit):
-    """The samples cannot tell a good model from a bad one."""
+    """The samples cannot distinguish a good model from a bad one. Supply real samples of several kinds."""
 
     reason = "gate-inconclusive"
 
 
 class GoldenUnstable(Unfit):
-    """A model whose answers differ from run to run, so that no golden vector can be made."""
+    """The model's outputs differ from run to run, so no golden vectors can be recorded. Remove
+    randomness from the model, or set `golden = 0`.
+    """
 
     reason = "golden-unstable"
 
 
 class DrillInvalid(Invalid):
-    """A fire drill that is not known, or that the model offers no place for."""
+    """The fire drill is unknown, or the model has no weights or outputs to break. Choose another drill
+    or model.
+    """
 
     reason = "drill-invalid"
 
 
 class ReleaseFileInvalid(Invalid):
-    """A release.toml that is missing, or says what has no meaning."""
+    """The release file is missing, is not TOML, or has an invalid key or value. Fix the key that the
+    message names.
+    """
 
     reason = "release-file-invalid"
 
 
 class InputFileMissing(Invalid):
-    """A file that a release.toml names is not there."""
+    """A file that the release file or an option names does not exist. Correct the path; paths in a
+    release file are relative to it.
+    """
 
     reason = "input-file-missing"
 
 
 class BundleNameInvalid(Invalid):
-    """A file name that a bundle cannot hold."""
+    """A file name is not allowed in a bundle. Rename the file."""
 
     reason = "bundle-name-invalid"
 
 
 class UnknownFormat(Invalid):
-    """Neither a manifest, a patch, a blob, an envelope, a rollout nor a bundle folder."""
+    """The file is neither a manifest, rollout, fleet document, patch, blob, envelope nor bundle folder.
+    Name another file.
+    """
 
     reason = "unknown-format"
 
 
 class VariantUnknown(Invalid):
-    """The manifest has no variant of that name."""
+    """The manifest has no variant of this name. Choose one of the variants that the message lists."""
 
     reason = "variant-unknown"
 
 
 class BaseMissing(Invalid):
-    """A base to diff from was not released, or its plain bundle is no longer here."""
+    """A base of a patch was never released, or its plain bundle or key is gone from the workspace.
+    Choose another base, or restore the workspace from a copy.
+    """
 
     reason = "base-missing"
 
 
 class TooManyPatches(Invalid):
-    """More patches than a manifest may name."""
+    """The manifest would list more patches than the format allows. Create fewer patches."""
 
     reason = "too-many-patches"
 
 
 class VersionTaken(Invalid):
-    """The version was released before."""
+    """The version is already released or staged. Choose another version."""
 
     reason = "version-taken"
 
 
 class FileNotFound(Invalid):
-    """A file or folder that was named is not there."""
+    """A named file or folder does not exist. Correct the path."""
 
     reason = "file-not-found"
 
 
 class OutputExists(Invalid):
-    """What would be written is there already."""
+    """The output exists already, or is also an input. Name another output, or remove the existing one."""
 
     reason = "output-exists"
 
 
 class ReleaseUnknown(Invalid):
-    """The family has no release of that version."""
+    """The family has no release of this version. Choose one of the versions that the message lists."""
 
     reason = "release-unknown"
 
 
 class ExtraMissing(Invalid):
-    """A library of one of the extras is not installed."""
+    """A library of an optional extra is not installed. Install the extra that the message names."""
 
     reason = "extra-missing"
 
 
 class ReportRefused(Refused):
-    """A report of a device that is not registered or is revoked, or whose signature does not hold."""
+    """A device report is from an unregistered or revoked device, or its signature is invalid. Do not
+    trust the file; export the reports again.
+    """
 
     reason = "report-refused"
 
 
 class ReportForked(ReportRefused):
-    """A device that reports two different things under one number: its disk was put back, or copied."""
+    """A device signed two different reports with one number, as after a restored or copied disk. Check
+    the device, and enroll it again.
+    """
 
     reason = "report-forked"
 
 
 class ReportGap(ReportRefused):
-    """Reports before this one are missing."""
+    """Reports before this one are missing. Export them from the device, or add --allow-gap."""
 
     reason = "report-gap"
 
 
 class AttestationRefused(Refused):
-    """Attestations that are not signed as they should be, or are of another release."""
+    """The attestations are not signed by the required keys, or describe another release. Create them
+    again with `packager attestation create`.
+    """
 
     reason = "attestation-refused"
 
 
 class ModelSignatureRefused(Refused):
-    """An OpenSSF model signature that does not hold, or a folder that cannot be signed."""
+    """The OpenSSF model signature is invalid, or the folder contains an entry that cannot be signed.
+    Get the folder again from its publisher, or remove the entry.
+    """
 
     reason = "model-signature-refused"
 
 
 class BundleMismatch(DigestMismatch):
-    """A plain bundle is not the one that the manifest lists."""
+    """A plain bundle differs from the one that the manifest lists. Use the bundle of this release, or
+    the manifest of this bundle.
+    """
 
     reason = "bundle-mismatch"
 
 
 class WorkspaceDamaged(Refused):
-    """A kept bundle or key is not what was kept."""
+    """A bundle or key stored in the workspace is damaged. Restore the workspace from a copy."""
 
     reason = "workspace-damaged"
 
 
 class NoVariantLeft(Unfit):
-    """Every variant was refused by its gate."""
+    """Every variant was left out, so there is nothing to release. Fix the causes that the message lists."""
 
     reason = "no-variant-left"
 
 
 class DemoFailed(Unfit):
-    """The demo ran and one of its claims did not hold."""
+    """A check of the demo failed. Run it again on an idle machine; if it fails again, report it."""
 
     reason = "demo-failed"
 
 
 class RepositoryMissing(Invalid):
-    """There is no repository in the folder."""
+    """The folder contains no repository. Name the repository's folder with --repo, or run `packager
+    repo init`.
+    """
 
     reason = "repository-missing"
 
 
 class RepositoryExists(Invalid):
-    """A repository is never made over another."""
+    """The folder already contains a repository. Choose another folder."""
 
     reason = "repository-exists"
 
 
 class FamilyUnknown(Invalid):
-    """The repository delegates no such family."""
+    """The repository delegates no such family. Run `packager keys family add`, or correct the name."""
 
     reason = "family-unknown"
 
 
 class StagingInvalid(Invalid):
-    """What would be staged contradicts what is published."""
+    """The change contradicts the published repository. Correct the command as the message says."""
 
     reason = "staging-invalid"
 
 
 class NothingStaged(Invalid):
-    """There is nothing to sign or to publish."""
+    """No change is staged to sign or publish. Stage a change first, for example with `packager release`."""
 
     reason = "nothing-staged"
 
 
 class BelowThreshold(Invalid):
-    """Too few keys of a role have signed."""
+    """Fewer keys of a role have signed than its threshold requires. Sign with the keys that `packager
+    repo status` lists.
+    """
 
     reason = "below-threshold"
 
 
 class RepositoryDamaged(Refused):
-    """A published or staged file is not what was signed."""
+    """A published or staged file differs from the signed one. Restore the repository from a copy."""
 
     reason = "repository-damaged"
 
 
 class SigningRequestReplayed(Refused):
-    """A signing request that is older than what was signed last, or another one on the same base."""
+    """The signing request is older than the last signed one, or a second one on the same base. Ask for
+    a new request; add --replace if the correction is intended.
+    """
 
     reason = "signing-request-replayed"
 
 
 class RepositoryUnknown(Refused):
-    """A request of a repository that is new here, for a key that signed here for another one."""
+    """The signing request is from a repository that this key has not signed for on this machine. Check
+    the repository, then add --new-repository.
+    """
 
     reason = "repository-unknown"
 
 
 class SigningHistoryDamaged(Refused):
-    """A signer's own copy of what it signed last cannot be read."""
+    """The signing history on this machine cannot be read. Restore the folder of --history from a copy."""
 
     reason = "signing-history-damaged"
 
 
 class SignatureRefused(Refused):
-    """A signature that is not over the staged document, or by a key that may not sign it."""
+    """A signature does not match the staged document, or its key may not sign it. Sign the current
+    request with a key of the role.
+    """
 
     reason = "signature-refused"
 
 
 class PublishConflict(Unavailable):
-    """Somebody else published in between, or is publishing now."""
+    """Another process published in the meantime, or is publishing now. Run the command again."""
 
     reason = "publish-conflict"
 
 
 class BaseIncompatible(Unfit):
-    """A new model whose graph or weights are too far from the base's for an update to be made from it."""
+    """The new model's graph or weights differ too much from the base for an update-aware encoding.
+    Quantize the model without --update-of.
+    """
 
     reason = "base-incompatible"
