@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from bundle.frames import Secret
 
 PATH: Final = click.Path(path_type=Path)
-MAX_BASES: Final = 60  # release_file.MAX_BASES; not imported here, so that help is fast
+MAX_BASES: Final = 60  # packager.release.release_plan.MAX_BASES; not imported here, so that help is fast
 JSON_OPTION: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 REPO_OPTION: Final = click.option(
     "--repo",

@@ -67,7 +67,8 @@ def release(
     from dataclasses import replace
 
     from packager.errors import InvalidUsage
-    from packager.release.pipeline import STEP_NAMES, parse_release_file, run_release
+    from packager.release.pipeline import STEP_NAMES, run_release
+    from packager.release.release_file import parse_release_file
     from packager.repository.repository import Repository
 
     last = "diff" if dry_run else until or "publish"

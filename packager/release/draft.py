@@ -1,8 +1,15 @@
-"""A release in the making: what the steps read and fill in, and what they ask of the world.
+"""The values that the steps of a release read and create.
 
-Rules:
-1. A step reads what earlier steps have put here and fills in its own part; it never looks at a later one's.
-2. A variant that is dropped stays here with its reason; steps work on `kept` ones only.
+A variant grows from step to step, and each stage is a type of its own, so that a step cannot read a value that a later
+step creates:
+
+    VariantPlan       (release file)
+    QuantizedVariant  created by quantize, completed by compare
+    DeviceChecks      created by golden
+    AssembledVariant  created by assemble, completed by diff
+    EncryptedVariant  created by encrypt
+
+`Draft` stores each stage by the name of the variant. A dropped variant keeps only its reason.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +21,7 @@ from bundle.contract import Contract, Health
 from bundle.files import BundleDigest, BundleDirectory
 from bundle.frames import Secret
 from bundle.manifest import Manifest, PatchEntry, Quantization, Requirements
-from packager.release.release_file import ReleasePlan, VariantPlan
+from packager.release.release_plan import ReleasePlan, VariantPlan
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
 
@@ -29,43 +36,57 @@ if TYPE_CHECKING:
     from packager.quantize.gate import GateReport
     from packager.quantize.quantization_report import QuantizationReport
     from packager.quantize.update_aware.quantize_update import UpdateReport
+    from packager.repository.publishing import PublishReport
+    from packager.repository.staging import SignReport
 
 Progress = Callable[[int, int], None]
 
 
 class Reporter(Protocol):
-    """Told what happens, while it happens."""
+    """Receives the progress of a release."""
 
     def step(self, name: str, number: int, count: int) -> None:
-        """Step `number` of `count` begins."""
+        """Report the start of a step.
+
+        Args:
+            name: name of the step.
+            number: its number, from 1.
+            count: number of steps.
+        """
         ...
 
     def note(self, text: str) -> None:
-        """One line that a person should see."""
+        """Report one line for the user."""
         ...
 
     def bar(self, label: str) -> Progress:
-        """A function to call with (done, total)."""
+        """Return a function of (done, total) that reports progress under `label`."""
         ...
 
 
 class SilentReporter:
-    """Tells nobody."""
+    """A `Reporter` that reports nothing."""
 
     def step(self, name: str, number: int, count: int) -> None:
-        """See Reporter."""
+        """Ignore the start of a step.
+
+        Args:
+            name: name of the step.
+            number: its number, from 1.
+            count: number of steps.
+        """
 
     def note(self, text: str) -> None:
-        """See Reporter."""
+        """Ignore a line for the user."""
 
     def bar(self, label: str) -> Progress:  # noqa: ARG002  # the protocol names it
-        """See Reporter."""
+        """Return a function that ignores its arguments."""
         return lambda _done, _total: None
 
 
 @dataclass(frozen=True, slots=True)
 class PatchBase:
-    """A bundle to make a patch from; `version` is for people."""
+    """A bundle to create a patch from; `version` is shown to people only."""
 
     version: str
     digest: BundleDigest
@@ -73,8 +94,23 @@ class PatchBase:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainPatch:
+    """A patch before encryption; `base` None is a full download."""
+
+    base: PatchBase | None
+    path: Path
+    report: "PatchReport"
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizedUpdate:
-    """How a variant's numbers were chosen near those of an earlier release's, `version`."""
+    """An update-aware quantization near the variant of an earlier release.
+
+    Attributes:
+        version: version of the earlier release.
+        quantization: quantization of the earlier variant.
+        report: result of the search.
+    """
 
     version: str
     quantization: Quantization
@@ -82,64 +118,114 @@ class QuantizedUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class PlainPatch:
-    """A patch before encryption."""
-
-    base: PatchBase | None
-    path: Path
-    report: "PatchReport"
-
-
-@dataclass(slots=True)
-class VariantDraft:
-    """One variant in the making; the steps fill in the fields from the top to the bottom.
+class QuantizedVariant:
+    """A variant with its model file.
 
     Attributes:
-        folder: for work in progress.
-        model: the file that ships, before a drill.
-        dropped: why the variant is not in the release, or None.
+        plan: the variant's table of the release file.
+        model: the model file that is released (before a fire drill).
+        report: result of the quantization, or None if the model was not quantized, or is an update.
+        update: result of the update-aware quantization, or None.
+        gate: comparison with the reference model, set by the step compare; None if the model is the reference itself.
+        quantization: the manifest's record of the quantization, set by the step compare.
     """
 
     plan: VariantPlan
-    folder: Path
     model: Path
-    drop_reason: str | None = None
     report: "QuantizationReport | None" = None
-    update: "QuantizedUpdate | None" = None
+    update: QuantizedUpdate | None = None
     gate: "GateReport | None" = None
     quantization: Quantization = field(default_factory=Quantization)
-    golden: "GoldenReport | None" = None
-    bundle: BundleDirectory | None = None
-    contract: Contract | None = None
-    requires: Requirements | None = None
-    health: Health | None = None
-    provenance: dict[str, str] = field(default_factory=dict)
-    patches: list[PlainPatch] = field(default_factory=list)
-    content_key: Secret | None = None
-    entries: tuple[PatchEntry, ...] = ()
 
     @property
     def name(self) -> str:
-        """The variant's name."""
+        """The variant's name in the manifest."""
         return self.plan.name
 
+
+@dataclass(frozen=True, slots=True)
+class DeviceChecks:
+    """The limits that a device checks a variant against.
+
+    Attributes:
+        contract: inputs and outputs of the model.
+        health: the health contract.
+        golden: the recorded golden vectors, or None.
+        no_golden_reason: cause of `golden` None, for the provenance.
+    """
+
+    contract: Contract
+    health: Health
+    golden: "GoldenReport | None"
+    no_golden_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledVariant:
+    """A variant with its bundle folder.
+
+    Attributes:
+        quantized: the variant's model.
+        checks: the limits that a device checks.
+        bundle: the bundle folder.
+        requires: requirements of the device.
+        provenance: printable strings about the build, by name.
+        patches: the patches, full downloads first; set by the step diff.
+    """
+
+    quantized: QuantizedVariant
+    checks: DeviceChecks
+    bundle: BundleDirectory
+    requires: Requirements
+    provenance: dict[str, str]
+    patches: tuple[PlainPatch, ...] = ()
+
     @property
-    def golden_path(self) -> Path:
-        """Where the golden vectors are written."""
-        return self.folder / "golden.safetensors"
+    def name(self) -> str:
+        """The variant's name in the manifest."""
+        return self.quantized.name
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptedVariant:
+    """A variant with encrypted patches.
+
+    Attributes:
+        assembled: the variant's bundle and patches.
+        content_key: the key of all its blobs.
+        entries: the manifest's entries of `assembled.patches`, in the same order.
+    """
+
+    assembled: AssembledVariant
+    content_key: Secret
+    entries: tuple[PatchEntry, ...]
+
+    @property
+    def name(self) -> str:
+        """The variant's name in the manifest."""
+        return self.assembled.name
 
 
 @dataclass(slots=True)
 class Draft:
-    """The whole release in the making.
+    """A release in progress.
 
     Attributes:
-        counter: of the release.
-        created: UTC, as in the manifest.
-        folder: for work in progress; on the file system of the workspace.
+        plan: the contents of the release file.
+        repository: where the release is published.
+        signers: private keys on this machine.
+        workspace: stores plain bundles and content keys.
+        counter: counter of the release.
+        created: time of the release, UTC, as in the manifest.
+        folder: temporary folder, on the file system of the workspace.
         samples: inputs to measure and compare with.
-        executor: runs parts of a diff; None runs them here.
-        manifest: set by the sign step.
+        reporter: receives the progress.
+        executor: runs parts of a diff; None runs them in this process.
+        quantized, checks, assembled, encrypted: the stages of each variant, by its name.
+        drop_reasons: reasons of the variants that are left out, by name.
+        manifest: the signed manifest, set by the step sign.
+        envelopes: number of sealed envelopes.
+        sign_report, publish_report: results of the steps sign and publish.
     """
 
     plan: ReleasePlan
@@ -150,20 +236,33 @@ class Draft:
     created: str
     folder: Path
     samples: "Samples"
-    variants: list[VariantDraft]
     reporter: Reporter
     executor: "Executor | None" = None
+    quantized: dict[str, QuantizedVariant] = field(default_factory=dict)
+    checks: dict[str, DeviceChecks] = field(default_factory=dict)
+    assembled: dict[str, AssembledVariant] = field(default_factory=dict)
+    encrypted: dict[str, EncryptedVariant] = field(default_factory=dict)
+    drop_reasons: dict[str, str] = field(default_factory=dict)
     manifest: Manifest | None = None
     envelopes: int = 0
-    sign_report: object = None
-    publish_report: object = None
+    sign_report: "SignReport | None" = None
+    publish_report: "PublishReport | None" = None
 
-    @property
-    def included_variants(self) -> list[VariantDraft]:
-        """The variants that are in the release so far."""
-        return [variant for variant in self.variants if variant.drop_reason is None]
+    def variant_folder(self, name: str) -> Path:
+        """Return the temporary folder of a variant."""
+        return self.folder / name
 
-    def drop_variant(self, variant: VariantDraft, reason: str) -> None:
-        """Leave a variant out."""
-        variant.drop_reason = reason
-        self.reporter.note(f"variant {variant.name} is left out: {reason}")
+    def golden_path(self, name: str) -> Path:
+        """Return the path of a variant's golden vectors."""
+        return self.variant_folder(name) / "golden.safetensors"
+
+    def drop_variant(self, name: str, reason: str) -> None:
+        """Leave a variant out of the release.
+
+        Args:
+            name: name of the variant.
+            reason: why it is left out.
+        """
+        self.drop_reasons[name] = reason
+        self.quantized.pop(name, None)
+        self.reporter.note(f"variant {name} is left out: {reason}")

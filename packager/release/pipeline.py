@@ -1,11 +1,11 @@
-"""A release, from a plan to published files: one loop over one tuple of steps.
+"""The pipeline of a release: runs the steps in the order of STEPS, and reports.
 
 Rules:
-1. Every step is a function of the draft and usable alone; the order is that of STEPS and of nothing else.
-2. Work in progress lies in one folder of the workspace, which goes when the loop ends, however it ends. The repository
-   is first written to by the sign step: what fails before leaves nothing behind. What fails later takes back what it
-   staged, unless more signatures or another try can still complete it.
-3. A release needs at least one variant that its gate let through.
+- Each step is a function of the draft and can be used alone.
+- Temporary files are in one folder of the workspace, which is deleted when the pipeline ends, with or without an error.
+- The step sign is the first that writes to the repository; a failure before it leaves no trace. A later failure
+  discards the staged changes, unless further signatures or another run can complete them.
+- A release needs at least one variant that passed its gate.
 """
 
 import time
@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import zip_longest
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bundle.files import bundle_digest
@@ -31,8 +30,8 @@ from packager.models.inputs import ModelInterface
 from packager.models.model_package import external_data
 from packager.models.random_inputs import random_samples
 from packager.models.samples import Samples, folder_samples, load_samples
-from packager.release.draft import Draft, Reporter, SilentReporter, VariantDraft
-from packager.release.release_file import ReleasePlan, parse_release_file
+from packager.release.draft import Draft, QuantizedVariant, Reporter, SilentReporter
+from packager.release.release_plan import ReleasePlan
 from packager.release.steps import assemble, compare, diff, encrypt, publish, quantize, record_golden, sign
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step: the verb that names it, and what it does to the draft."""
+    """A step of the pipeline: its name, and the function that runs it."""
 
     name: str
     run: Callable[[Draft], None]
@@ -67,15 +66,16 @@ WRITING_STEPS: Final = ("sign", "publish")  # steps that change the repository
 
 @dataclass(frozen=True, slots=True)
 class ReleaseReport:
-    """What came out.
+    """The result of a release.
 
     Attributes:
-        family, version, counter: of the release.
-        manifest: as signed, or None where the loop ended before.
-        variants: what is told of each kept variant, by name.
-        dropped: reasons by name.
-        envelopes: how many were sealed.
-        seconds: of each step that ran, by name.
+        family, version, counter: the release.
+        manifest: the signed manifest, or None if the pipeline ended before the step sign.
+        variants: facts about each included variant, by name (docs/schemas/release.json).
+        dropped: reasons of the variants that were left out, by name.
+        envelopes: number of sealed envelopes.
+        seconds: duration of each step that ran, by name, in seconds.
+        is_published: whether the release was published.
     """
 
     family: str
@@ -89,7 +89,7 @@ class ReleaseReport:
     is_published: bool
 
     def as_json(self) -> dict[str, object]:
-        """For `--json` (docs/schemas/release.json)."""
+        """Return the object that `--json` prints (docs/schemas/release.json)."""
         return {
             "family": self.family,
             "version": self.version,
@@ -103,17 +103,18 @@ class ReleaseReport:
         }
 
     def as_text(self) -> str:
-        """A table for a person."""
+        """Return lines for a terminal."""
         state = "published" if self.is_published else "not published"
         lines = [f"{self.family} {self.version} (counter {self.counter}): {state}"]
         for name, row in self.variants.items():
-            lines.append(f"  {name}: {row['plain_size']:,} bytes plain")
+            lines.append(f"  {name}: {row['plain_size']:,} bytes uncompressed")
             patches = row["patches"]
             assert isinstance(patches, list)
             for patch in patches:
                 size = patch["size"] if patch["size"] is not None else patch["plain_size"]
-                lines.append(f"    from {patch['from_version'] or 'nothing'}: {size:,} bytes ({patch['codec']})")
-        lines += [f"  {name}: left out, {why}" for name, why in self.dropped.items()]
+                label = f"patch from {patch['from_version']}" if patch["from_version"] else "full download"
+                lines.append(f"    {label}: {size:,} bytes ({patch['codec']})")
+        lines += [f"  {name}: left out, {reason}" for name, reason in self.dropped.items()]
         lines.append("  " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items()))
         return "\n".join(lines)
 
@@ -128,19 +129,23 @@ def run_release(
     executor: "Executor | None" = None,
     clock: Callable[[], float] = time.time,
 ) -> ReleaseReport:
-    """Make a release.
+    """Run the steps that create a release.
 
     Args:
-        plan: what from.
-        repository: where to.
-        signers: keys that are here; the repository says which are missing.
-        progress: is told what happens.
-        until: the last step to run, one of STEP_NAMES.
-        executor: runs parts of the diffs.
-        clock: Unix seconds; for the manifest's `created`.
+        plan: the contents of the release file.
+        repository: repository to publish in.
+        signers: private keys on this machine; keys of other machines sign later.
+        progress: receives the progress; None reports nothing.
+        until: last step to run, one of STEP_NAMES.
+        executor: runs parts of the diffs; None runs them in this process.
+        clock: returns the time of the manifest's `created`, in Unix seconds.
 
     Raises:
-        VersionTaken, NoVariantLeft, PublishConflict (another release is being made here), and what the steps raise.
+        InvalidUsage: `until` is no step.
+        VersionTaken: the version is already released or staged.
+        NoVariantLeft: every variant was left out.
+        PublishConflict: another process creates a release in this repository.
+        AirweightsError: a step failed; each step's `run` lists its errors.
     """
     if until not in STEP_NAMES:
         raise InvalidUsage(f"step {until!r} is unknown, expected one of {', '.join(STEP_NAMES)}")
@@ -160,32 +165,44 @@ def run_release(
             created=datetime.fromtimestamp(clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             folder=folder,
             samples=samples_for(plan),
-            variants=_draft_variants(plan, folder),
             reporter=progress if progress is not None else SilentReporter(),
             executor=executor,
         )
+        for variant in plan.variants:
+            draft.variant_folder(variant.name).mkdir()
         with _clean_staging_on_error(repository):
             seconds = _run_steps(draft, STEPS[: STEP_NAMES.index(until) + 1])
         return _make_report(draft, seconds)
 
 
 def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
-    """All that can be told before any work is done.
+    """Check everything that can be checked before the first step.
+
+    Args:
+        plan: the contents of the release file.
+        repository: repository to publish in.
+        counter: counter of the release.
 
     Raises:
-        VersionTaken, CohortUnknown, BaseMissing, ReleaseFileInvalid, ModelUnreadable, ExternalDataMissing,
-        BundleNameInvalid, and FamilyUnknown of the repository.
+        VersionTaken: the version is already released or staged.
+        ReleaseFileInvalid: min_counter is above `counter`, or a scheme is unknown.
+        CohortUnknown: the rollout names a cohort that the fleet does not have.
+        BaseMissing: a listed base was never released.
+        ModelUnreadable: a model is no ONNX model.
+        ExternalDataMissing: a file with a model's external weights is missing.
+        BundleNameInvalid: a file name is not allowed in a bundle.
+        FamilyUnknown: the repository delegates no such family.
     """
     taken = repository.manifest(plan.family, plan.version)
     if taken is not None:
         raise VersionTaken(
-            f"{plan.family} {plan.version} is released or staged already, as counter {taken.counter}",
+            f"{plan.family} {plan.version} is already released or staged, with counter {taken.counter}",
             hint="choose another version; if it is staged: run `packager repo sign` or `packager repo unstage`",
         )
     if plan.min_counter is not None and plan.min_counter > counter:
         raise ReleaseFileInvalid(
-            f"min_counter: found {plan.min_counter}, the release will have counter {counter}",
-            hint="a floor is at most the release's own counter",
+            f"min_counter: found {plan.min_counter}, expected at most the release's counter, {counter}",
+            hint=f"set min_counter = {counter} or less",
         )
     sign.check_cohorts(plan.rollout, tuple(cohort.name for cohort in repository.fleet().cohorts))
     diff.check_bases(plan, repository.releases(plan.family))
@@ -195,25 +212,20 @@ def check_plan(plan: ReleasePlan, repository: Repository, counter: int) -> None:
 
 
 def samples_for(plan: ReleasePlan) -> Samples:
-    """The inputs that the plan names, or random ones. Raises errors of packager.models.inputs."""
+    """Load the inputs that the release file names, or draw random ones.
+
+    Raises:
+        Invalid: an input cannot be read, or does not fit the model (packager.models.inputs).
+    """
     if plan.inputs is None:
         return random_samples(plan.model, plan.samples, plan.seed)
     interface = ModelInterface.from_file(plan.model)
     return folder_samples(plan.inputs, interface) if plan.inputs.is_dir() else load_samples(plan.inputs, interface)
 
 
-def _draft_variants(plan: ReleasePlan, folder: Path) -> list[VariantDraft]:
-    out = []
-    for variant in plan.variants:
-        place = folder / variant.name
-        place.mkdir()
-        out.append(VariantDraft(variant, place, variant.model or plan.model))
-    return out
-
-
 @contextmanager
 def _clean_staging_on_error(repository: Repository) -> Iterator[None]:
-    """Rule 2: whatever fails, staging is as empty as it was."""
+    """Discard staged changes on an error, if nothing was staged before and no retry can complete them."""
     was_empty = repository.is_staging_empty
     try:
         yield
@@ -232,11 +244,11 @@ def _run_steps(draft: Draft, steps: tuple[Step, ...]) -> dict[str, float]:
         start = time.monotonic()
         step.run(draft)
         seconds[step.name] = round(time.monotonic() - start, 3)
-        if not draft.included_variants:
-            why = "; ".join(f"{variant.name}: {variant.drop_reason}" for variant in draft.variants)
+        if not draft.quantized:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in _drop_reasons(draft).items())
             raise NoVariantLeft(
-                f"no variant is left to release: {why}",
-                hint="mend what the reasons name; scheme = 'none' needs no gate, golden = 0 no golden vectors",
+                f"no variant is left to release: {reasons}",
+                hint="fix the reasons; scheme = 'none' needs no gate, and golden = 0 no golden vectors",
             )
     return seconds
 
@@ -247,17 +259,27 @@ def _make_report(draft: Draft, seconds: dict[str, float]) -> ReleaseReport:
         version=draft.plan.version,
         counter=draft.counter,
         manifest=draft.manifest,
-        variants={variant.name: _variant_row(variant) for variant in draft.included_variants},
-        dropped={variant.name: variant.drop_reason for variant in draft.variants if variant.drop_reason is not None},
+        variants={name: _variant_row(draft, variant) for name, variant in draft.quantized.items()},
+        dropped=_drop_reasons(draft),
         envelopes=draft.envelopes,
         seconds=seconds,
         is_published=draft.publish_report is not None,
     )
 
 
-def _variant_row(variant: VariantDraft) -> dict[str, object]:
+def _drop_reasons(draft: Draft) -> dict[str, str]:
+    """Return the reasons of the variants that were left out, in the order of the release file."""
+    reasons = draft.drop_reasons
+    return {plan.name: reasons[plan.name] for plan in draft.plan.variants if plan.name in reasons}
+
+
+def _variant_row(draft: Draft, variant: QuantizedVariant) -> dict[str, object]:
+    """Return what `--json` prints about a variant; values of steps that did not run are None."""
+    checks, assembled = draft.checks.get(variant.name), draft.assembled.get(variant.name)
+    encrypted = draft.encrypted.get(variant.name)
     patches: list[dict[str, object]] = []
-    for patch, entry in zip_longest(variant.patches, variant.entries):
+    entries = encrypted.entries if encrypted is not None else ()
+    for patch, entry in zip_longest(assembled.patches if assembled is not None else (), entries):
         patches.append(
             {
                 "from": patch.base.digest if patch.base is not None else None,
@@ -268,7 +290,7 @@ def _variant_row(variant: VariantDraft) -> dict[str, object]:
                 "blob": entry.blob if entry is not None else None,
             }
         )
-    files = variant.bundle.files if variant.bundle is not None else ()
+    files = assembled.bundle.files if assembled is not None else ()
     return {
         "bundle": bundle_digest(files) if files else None,
         "plain_size": sum(file.size for file in files),
@@ -278,13 +300,10 @@ def _variant_row(variant: VariantDraft) -> dict[str, object]:
         "report": variant.report.as_json() if variant.report is not None else None,
         "update": _update_row(variant),
         "gate": variant.gate.as_json() if variant.gate is not None else None,
-        "golden": variant.golden.as_json() if variant.golden is not None else None,
-        "requires": variant.requires.as_json() if variant.requires is not None else None,
+        "golden": checks.golden.as_json() if checks is not None and checks.golden is not None else None,
+        "requires": assembled.requires.as_json() if assembled is not None else None,
     }
 
 
-def _update_row(variant: VariantDraft) -> dict[str, object] | None:
+def _update_row(variant: QuantizedVariant) -> dict[str, object] | None:
     return None if variant.update is None else {"of": variant.update.version, **variant.update.report.as_json()}
-
-
-__all__ = ["STEPS", "STEP_NAMES", "ReleasePlan", "ReleaseReport", "Step", "parse_release_file", "run_release"]

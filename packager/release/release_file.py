@@ -1,167 +1,98 @@
-"""`release.toml`: everything that a release is made from, in one file (docs/release-file.md).
+"""The release file, `release.toml`: reads and checks the plan of a release (docs/release-file.md).
 
 Rules:
-1. Read strictly: an unknown key, a wrong type or a value out of range is refused with its place; nothing is guessed.
-2. Paths are relative to the file's own folder; every file that is named must be there.
-3. What is not said has the default that is written here, in one place.
+- The file is read strictly: an unknown key, a wrong type or a value out of range is an error that names its place.
+- Unknown keys are reported before missing ones, with the nearest known key.
+- Paths are relative to the folder of the file, and every named file must exist.
+- Defaults are defined in packager.release.release_plan only.
 """
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from bundle import strict_json
 from bundle.contract import SHADOW_LIMIT_FIELDS, Health
 from bundle.errors import Malformed
-from bundle.manifest import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN, Requirements
+from bundle.manifest import FEATURE_PATTERN, NUMERIC_VERSION_PATTERN
 from bundle.rollout import BASIS_POINTS
 from bundle.strict_json import NAME_PATTERN, StrictObject, describe_pattern
+from bundle.suggestion import suggest
 from packager.errors import InputFileMissing, ReleaseFileInvalid
 from packager.models.model_package import FILE_ROLES, ExtraFile
-
-UNQUANTIZED_SCHEME: Final = "none"  # the scheme of a variant that ships its model unchanged
-DEFAULT_SAMPLES: Final = 64  # random ones, where no inputs are given
-DEFAULT_GOLDEN: Final = 8
-DEFAULT_BASES: Final = 3
-DEFAULT_MIN_AGENT: Final = "0.1"
-MAX_RELEASE_FILE_BYTES: Final = 256 * 1024
-MAX_BASES: Final = 60  # with the one from nothing below bundle.manifest.MAX_PATCHES
-DRILLS: Final = (
-    "damaged-weights",
-    "live-nan",
-)  # packager.release.fire_drill.DRILLS; not imported here, since that is heavy
-
-GATE_LIMITS: Final = (
-    "max_relative_rms",
-    "min_top1_agreement",
-    "min_cosine_p1",
-    "max_over_baseline",
-    "max_over_unchanged_base",
-    "max_metric_loss",
+from packager.release.release_plan import (
+    DEFAULT_BASES,
+    DEFAULT_GOLDEN,
+    DEFAULT_MIN_AGENT,
+    DEFAULT_SAMPLES,
+    DEFAULT_TARGET,
+    DRILLS,
+    GATE_LIMITS,
+    MAX_BASES,
+    TARGETS,
+    UNQUANTIZED_SCHEME,
+    Overrides,
+    ReleasePlan,
+    RolloutPlan,
+    VariantPlan,
 )
 
-DEFAULT_TARGET: Final = "any"
-TARGETS: Final = (DEFAULT_TARGET, "arm")
-ARM_ARCHITECTURES: Final = (
-    "aarch64",
-    "armv7l",
-    "armv8l",
-)  # `uname -m` of the devices that a variant for "arm" is offered to
+MAX_RELEASE_FILE_BYTES: Final = 256 * 1024
+SHOWN_CHARACTERS: Final = 80  # of a wrong value or key in a message
 
-Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class VariantPlan:
-    """One variant to make.
-
-    Attributes:
-        name: of the variant.
-        scheme: AS_IS, or a scheme of packager.quantize.
-        model: its own model file where it has one, which is then compared with the release's; else None.
-        required: refuse the whole release where this variant fails its gate.
-        update_aware: choose its numbers near those of the last release's, so that the patch is small.
-        requires: fields of Requirements that are said rather than measured.
-        health: fields of Health that differ from the default.
-        gate: thresholds that differ from the default.
-        target: whose integer kernels to quantize for.
-    """
-
-    name: str
-    scheme: str = UNQUANTIZED_SCHEME
-    model: Path | None = None
-    required: bool = False
-    update_aware: bool = True
-    requires: Overrides = ()
-    health: Overrides = ()
-    gate: tuple[tuple[str, float], ...] = ()
-    target: str = DEFAULT_TARGET
-
-    def apply_requires(self, measured: Requirements) -> Requirements:
-        """`measured`, with what the file says instead; a variant for ARM is for nothing else."""
-        if self.target == "arm":
-            measured = replace(measured, arch=ARM_ARCHITECTURES)
-        return replace(measured, **dict(self.requires))  # type: ignore[arg-type]  # parsed field by field below
-
-    def apply_health(self, default: Health) -> Health:
-        """`default`, with what the file says instead."""
-        return replace(default, **dict(self.health))  # type: ignore[arg-type]  # parsed field by field below
-
-
-@dataclass(frozen=True, slots=True)
-class RolloutPlan:
-    """What to say to devices once the release is published.
-
-    Attributes:
-        channels: whose rollout file to write.
-        percent_bp: share of devices, basis points.
-        cohorts: names; empty is all.
-        note: for people.
-    """
-
-    channels: tuple[str, ...]
-    percent_bp: int = BASIS_POINTS
-    cohorts: tuple[str, ...] = ()
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ReleasePlan:
-    """What a release.toml says.
-
-    Attributes:
-        family, version, channels, min_agent: of the manifest.
-        min_counter: the floor; None leaves it where the last release set it.
-        model: the float model, with its external data beside it.
-        inputs: an `.npz` or a folder; None draws `samples` random ones from `seed`.
-        golden: how many golden vectors; 0 ships none.
-        metric: the user's own measure beside the gate (packager.quantize.user_metric), or None.
-        files: that travel with the model.
-        variants: in the order of the file.
-        bases: how many of the last releases to make patches from, or which versions.
-        rollout: None publishes without offering it to any device.
-        override_gate: why a failing gate is ignored; recorded in the release.
-        drill: a fire drill (packager.release.fire_drill), or None.
-        provenance: printable strings to record.
-    """
-
-    family: str
-    version: str
-    channels: tuple[str, ...]
-    model: Path
-    variants: tuple[VariantPlan, ...]
-    min_counter: int | None = None
-    min_agent: str = DEFAULT_MIN_AGENT
-    inputs: Path | None = None
-    samples: int = DEFAULT_SAMPLES
-    seed: int = 0
-    golden: int = DEFAULT_GOLDEN
-    metric: str | None = None
-    files: tuple[ExtraFile, ...] = ()
-    bases: int | tuple[str, ...] = DEFAULT_BASES
-    rollout: RolloutPlan | None = None
-    override_gate: str | None = None
-    drill: str | None = None
-    provenance: tuple[tuple[str, str], ...] = ()
+RELEASE_KEYS: Final = (
+    "family",
+    "version",
+    "channels",
+    "model",
+    "variants",
+    "min_counter",
+    "min_agent",
+    "inputs",
+    "samples",
+    "seed",
+    "golden",
+    "metric",
+    "files",
+    "patches",
+    "rollout",
+    "override_gate",
+    "drill",
+    "provenance",
+)
+VARIANT_KEYS: Final = ("scheme", "model", "required", "update_aware", "requires", "health", "gate", "target")
+REQUIRES_KEYS: Final = (
+    "arch",
+    "cpu_features",
+    "onnxruntime_min",
+    "onnxruntime_below",
+    "memory_bytes",
+    "storage_bytes",
+)
+HEALTH_KEYS: Final = tuple(field.name for field in fields(Health))
+FILE_KEYS: Final = ("path", "role", "name")
+PATCHES_KEYS: Final = ("from",)
+ROLLOUT_KEYS: Final = ("channels", "percent", "cohorts", "note")
 
 
 def parse_release_file(path: Path) -> ReleasePlan:
-    """Read a release.toml.
+    """Read a release file.
 
     Raises:
-        ReleaseFileInvalid: missing, not TOML, or rule 1.
-        ReleaseFileMissing: a file that it names is not there.
+        ReleaseFileInvalid: the file is missing, is not TOML, or has an unknown or invalid key.
+        InputFileMissing: a file that it names does not exist.
     """
     try:
         data = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ReleaseFileInvalid(
-            f"release file {path} is not there", hint="start from examples/release.toml"
+            f"release file {path} does not exist",
+            hint="create it; family, version, channels, model and [variants.NAME] are required",
         ) from error
     if len(data) > MAX_RELEASE_FILE_BYTES:
-        raise ReleaseFileInvalid(f"{path} is {len(data)} bytes, at most {MAX_RELEASE_FILE_BYTES} are allowed")
+        raise ReleaseFileInvalid(f"{path}: found {len(data)} bytes, expected at most {MAX_RELEASE_FILE_BYTES}")
     try:
         document = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -172,51 +103,88 @@ def parse_release_file(path: Path) -> ReleasePlan:
 
 
 def plan_from_document(document: Mapping[str, object], folder: Path, *, where: str) -> ReleasePlan:
-    """The plan that a parsed document says; paths are relative to `folder`. Raises as parse_release_file."""
+    """Return the plan of a parsed release file.
+
+    Args:
+        document: the parsed TOML.
+        folder: folder that paths are relative to.
+        where: name of the file, for messages.
+
+    Raises:
+        ReleaseFileInvalid: a key is unknown, missing or invalid.
+        InputFileMissing: a named file does not exist.
+    """
+    _check_keys(document, where)
     try:
         plan = _parse_plan(_Table(dict(document), where), folder)
     except Malformed as error:
-        raise ReleaseFileInvalid(error.message, hint="docs/release-file.md lists every key") from error
+        raise ReleaseFileInvalid(error.message) from error
     _check_files(plan, where)
     return plan
 
 
+def _check_keys(document: Mapping[str, object], where: str) -> None:
+    """Check the keys of all tables, before any value is read. Raises ReleaseFileInvalid: an unknown key."""
+    _check_table(document, RELEASE_KEYS, where)
+    variants = document.get("variants")
+    for name, row in variants.items() if isinstance(variants, dict) else ():
+        place = f"{where}: variants.{name}"
+        _check_table(row, VARIANT_KEYS, place)
+        for key, known in (("requires", REQUIRES_KEYS), ("health", HEALTH_KEYS), ("gate", GATE_LIMITS)):
+            _check_table(row.get(key) if isinstance(row, dict) else None, known, f"{place}: {key}")
+    files = document.get("files")
+    for number, row in enumerate(files if isinstance(files, list) else ()):
+        _check_table(row, FILE_KEYS, f"{where}: files[{number}]")
+    _check_table(document.get("patches"), PATCHES_KEYS, f"{where}: patches")
+    _check_table(document.get("rollout"), ROLLOUT_KEYS, f"{where}: rollout")
+
+
+def _check_table(table: object, known: tuple[str, ...], where: str) -> None:
+    for name in table if isinstance(table, Mapping) else ():
+        if name not in known:
+            raise ReleaseFileInvalid(
+                f"{where}: unknown key {name[:SHOWN_CHARACTERS]!r}{suggest(name, known)}",
+                hint=f"use one of the known keys: {', '.join(known)}",
+            )
+
+
 class _Table(StrictObject):
-    """A TOML table, read like a JSON object; a float is taken only where one is asked for."""
+    """A TOML table, read like a JSON object; `number` is the only reader that accepts a float."""
 
     def __init__(self, value: object, where: str) -> None:
-        super().__init__(value if isinstance(value, dict) else repr(value)[:80], where)
+        super().__init__(value if isinstance(value, dict) else repr(value)[:SHOWN_CHARACTERS], where)
 
     def table(self, name: str) -> "_Table":
-        """A nested table, empty where it is absent."""
+        """Return a nested table, empty if it is absent."""
         return _Table(self.value(name) if self.has(name) else {}, f"{self.where}: {name}")
 
     def tables(self, name: str) -> "dict[str, _Table]":
-        """A table of tables, by NAME."""
+        """Return the tables of a table of tables, by name."""
         table = self.table(name)
         for entry in table.remaining_names():
             if not NAME_PATTERN.fullmatch(entry):
                 raise Malformed(
-                    f"{self.where}: {name}: found {entry[:80]!r}, expected {describe_pattern(NAME_PATTERN)}"
+                    f"{self.where}: {name}: found {entry[:SHOWN_CHARACTERS]!r}, "
+                    f"expected {describe_pattern(NAME_PATTERN)}"
                 )
         return {entry: _Table(table.value(entry), f"{self.where}: {name}.{entry}") for entry in table.remaining_names()}
 
     def tables_in_array(self, name: str) -> "list[_Table]":
-        """An array of tables, empty where it is absent."""
+        """Return an array of tables, empty if it is absent."""
         value: object = self.value(name) if self.has(name) else []
         if not isinstance(value, list):
             raise Malformed(f"{self.where}: {name}: found {value!r}, expected an array of tables")
         return [_Table(row, f"{self.where}: {name}[{i}]") for i, row in enumerate(value)]
 
     def number(self, name: str, low: float, high: float) -> float:
-        """An integer or a float within `low` and `high`."""
+        """Return an integer or float from `low` to `high`."""
         value: object = self.value(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise Malformed(f"{self.where}: {name}: found {value!r}, expected a number from {low} to {high}")
         return float(value)
 
     def path(self, name: str, folder: Path) -> Path:
-        """A path, relative to `folder`."""
+        """Return a path; a relative one is below `folder`."""
         return folder / self.text(name)
 
 
@@ -248,7 +216,7 @@ def _parse_plan(table: _Table, folder: Path) -> ReleasePlan:
     if not out.variants:
         raise Malformed(f"{table.where}: variants: found none, expected at least one [variants.NAME]")
     if out.override_gate == "":
-        raise Malformed(f"{table.where}: override_gate: found '', expected the reason for it")
+        raise Malformed(f"{table.where}: override_gate: found '', expected the reason for the override")
     if out.drill == "live-nan" and not out.golden:
         raise Malformed(f"{table.where}: drill: 'live-nan' needs golden vectors, found golden = 0")
     return out
@@ -277,7 +245,7 @@ def _parse_variant(name: str, row: _Table, folder: Path) -> VariantPlan:
 
 
 def _parse_requires(row: _Table) -> Overrides:
-    """The fields of Requirements that are there."""
+    """Return the fields of Requirements that the table has."""
     out: dict[str, int | str | tuple[str, ...] | None] = {}
     for name in row.remaining_names():
         match name:
@@ -288,23 +256,22 @@ def _parse_requires(row: _Table) -> Overrides:
             case "memory_bytes" | "storage_bytes":
                 out[name] = row.integer(name)
             case _:
-                pass  # `end` says which key it is
+                pass  # reported by reject_unknown
     row.reject_unknown()
     return tuple(out.items())
 
 
 def _parse_health(row: _Table) -> Overrides:
-    """The fields of Health that are there; its own parser checks them in the company of the defaults."""
-    names = [field.name for field in fields(Health)]
-    given = {name: row.value(name) for name in row.remaining_names() if name in names}
+    """Return the fields of Health that the table has, checked together with the defaults."""
+    given = {name: row.value(name) for name in row.remaining_names() if name in HEALTH_KEYS}
     row.reject_unknown()
-    # limits of a shadow are there where one is asked for, or where somebody wrote one without asking for it
-    shadowed = (
+    # the shadow limits exist only with shadow_ppm; without it, a written limit is reported by the parser
+    with_shadow = (
         replace(Health(), shadow_ppm=1) if given.get("shadow_ppm") or given.keys() & set(SHADOW_LIMIT_FIELDS) else None
     )
-    defaults = {**(shadowed or Health()).as_json(), "shadow_ppm": 0}
+    defaults = {**(with_shadow or Health()).as_json(), "shadow_ppm": 0}
     checked = Health.parse(StrictObject({**defaults, **given}, row.where))
-    return tuple((field.name, getattr(checked, field.name)) for field in fields(Health) if field.name in given)
+    return tuple((name, getattr(checked, name)) for name in HEALTH_KEYS if name in given)
 
 
 def _parse_file(row: _Table, folder: Path) -> ExtraFile:
@@ -334,45 +301,36 @@ def _parse_rollout(table: _Table, channels: tuple[str, ...]) -> RolloutPlan | No
     if not table.has("rollout"):
         return None
     row = table.table("rollout")
-    chosen = row.texts("channels", NAME_PATTERN, max_items=64) if row.has("channels") else channels
+    own = row.texts("channels", NAME_PATTERN, max_items=64) if row.has("channels") else channels
     percent = row.number("percent", 0, 100) if row.has("percent") else 100.0
     cohorts = row.texts("cohorts", NAME_PATTERN) if row.has("cohorts") else ()
     note = row.text("note", max_length=512) if row.has("note") else ""
     row.reject_unknown()
-    unknown = sorted(set(chosen) - set(channels))
+    unknown = sorted(set(own) - set(channels))
     if unknown:
         raise Malformed(f"{row.where}.channels: found {unknown[0]!r}, expected one of {', '.join(channels)}")
-    return RolloutPlan(chosen, round(percent * BASIS_POINTS / 100), cohorts, note)
+    return RolloutPlan(own, round(percent * BASIS_POINTS / 100), cohorts, note)
 
 
 def _parse_provenance(row: _Table) -> tuple[tuple[str, str], ...]:
     out = tuple((name, row.text(name, max_length=512)) for name in sorted(row.remaining_names()))
     for name, _ in out:
         if not FEATURE_PATTERN.fullmatch(name):
-            raise Malformed(f"{row.where}: found {name[:80]!r}, expected {FEATURE_PATTERN.pattern}")
+            raise Malformed(f"{row.where}: found {name[:SHOWN_CHARACTERS]!r}, expected {FEATURE_PATTERN.pattern}")
     return out
 
 
 def _check_files(plan: ReleasePlan, where: str) -> None:
-    """Rule 2, before any work is done. Raises ReleaseFileMissing."""
+    """Check that all named files exist. Raises InputFileMissing."""
     named = [("model", plan.model), *((f"variants.{v.name}.model", v.model) for v in plan.variants)]
     named += [(f"files {extra.name!r}", extra.source) for extra in plan.files]
     for key, path in named:
         if path is not None and not path.is_file():
             raise InputFileMissing(
-                f"{where}: {key}: {path} is not there", hint="paths are relative to the release file"
+                f"{where}: {key}: {path} does not exist", hint="name a path relative to the release file"
             )
     if plan.inputs is not None and not plan.inputs.exists():
         raise InputFileMissing(
-            f"{where}: inputs: {plan.inputs} is not there", hint="an .npz with one array per model input, or a folder"
+            f"{where}: inputs: {plan.inputs} does not exist",
+            hint="name an .npz or a folder of .npz files",
         )
-
-
-__all__ = [
-    "UNQUANTIZED_SCHEME",
-    "ReleasePlan",
-    "RolloutPlan",
-    "VariantPlan",
-    "parse_release_file",
-    "plan_from_document",
-]

@@ -1,4 +1,4 @@
-"""Write down how a release was built, while it is built; attestations are made from this record."""
+"""The record of a build, written while the release is built; attestations are created from it."""
 
 import hashlib
 import platform
@@ -10,14 +10,17 @@ from typing import Any, Final
 from bundle.version import VERSION
 from packager.attestation.build_record import BuildRecord, Material
 from packager.models.model_package import external_data
-from packager.release.draft import Draft, VariantDraft
-from packager.release.release_file import ReleasePlan
+from packager.release.draft import Draft, QuantizedVariant
+from packager.release.release_plan import ReleasePlan
 
 RECORDED_TOOLS: Final = ("onnx", "onnxruntime", "numpy", "cryptography", "tuf")
 
 
 def build_record(draft: Draft) -> BuildRecord:
-    """Of a draft whose variants are assembled."""
+    """Return the record of a draft with quantized variants.
+
+    Paths are recorded by name only: folders of the build machine stay private.
+    """
     return BuildRecord(
         plan=_plan_record(draft.plan),
         materials=_materials(draft),
@@ -26,11 +29,11 @@ def build_record(draft: Draft) -> BuildRecord:
             "python": platform.python_version(),
             **{tool: _tool_version(tool) for tool in RECORDED_TOOLS},
         },
-        variants={variant.name: _variant_record(variant) for variant in draft.included_variants},
+        variants={variant.name: _variant_record(variant) for variant in draft.quantized.values()},
     )
 
 
-def _variant_record(variant: VariantDraft) -> dict[str, Any]:
+def _variant_record(variant: QuantizedVariant) -> dict[str, Any]:
     update = variant.update
     return {
         "quantization": None if variant.report is None else variant.report.as_json(),
@@ -58,7 +61,7 @@ def _plan_record(plan: ReleasePlan) -> dict[str, Any]:
 
 
 def _to_plain(value: Any) -> Any:
-    """Rule 1; tuples become lists, pairs of names and values stay lists."""
+    """Return `value` with paths reduced to their names and tuples turned into lists."""
     if isinstance(value, Path):
         return value.name
     if isinstance(value, dict):
@@ -71,7 +74,7 @@ def _to_plain(value: Any) -> Any:
 def _tool_version(tool: str) -> str:
     try:
         return version(tool)
-    except PackageNotFoundError:  # onnxruntime has builds under other names
+    except PackageNotFoundError:  # builds of onnxruntime are also distributed under other names
         return "unknown"
 
 

@@ -51,7 +51,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
         (["release", "1.2.0.toml", "--repo", "repo", "--until", "later"], 2, "invalid-usage", "later"),
         (["release", "1.2.0.toml", "--repo", "repo", "--until", "sign", "--dry-run"], 2, "invalid-usage", "--until"),
         (["release", "1.2.0.toml", "--repo", "repo", "--from", "1.0.0", "--last", "1"], 2, "invalid-usage", "--last"),
-        (["patch", "add", "kws", "1.1.0", "--repo", "repo"], 2, "invalid-usage", "no base"),
+        (["patch", "add", "kws", "1.1.0", "--repo", "repo"], 2, "invalid-usage", "found neither --from nor --last"),
     ],
 )
 def test_wrong_words_are_one_line(

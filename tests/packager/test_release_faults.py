@@ -12,7 +12,8 @@ import pytest
 from bundle.envelope import check_commitment
 from keys.signers import load_folder_signers
 from packager.errors import PublishConflict
-from packager.release.pipeline import parse_release_file, run_release
+from packager.release.pipeline import run_release
+from packager.release.release_file import parse_release_file
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.repository import Repository
 from packager.repository.workspace import Workspace

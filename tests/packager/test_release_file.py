@@ -8,7 +8,8 @@ import pytest
 from bundle.contract import Health
 from bundle.manifest import Requirements
 from packager.errors import InputFileMissing, ReleaseFileInvalid
-from packager.release.release_file import ReleasePlan, RolloutPlan, VariantPlan, parse_release_file
+from packager.release.release_file import parse_release_file
+from packager.release.release_plan import ReleasePlan, RolloutPlan, VariantPlan
 from tests.support import tiny_models
 
 SMALL = """
@@ -112,7 +113,7 @@ def test_everything_that_can_be_said_is_read(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (("family", "famliy"), "family"),
+        (("family", "famliy"), "unknown key 'famliy', did you mean 'family'?"),
         (('family = "kws"', 'family = "KWS"'), "family"),
         (('version = "1.2.0-rc.1"', 'version = "one"'), "version"),
         (('version = "1.2.0-rc.1"', "version = 1.2"), "version"),
@@ -152,6 +153,37 @@ def test_a_mistake_is_told_with_its_place(folder: Path, change: tuple[str, str],
     assert "release.toml" in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('version = "1.2.0-rc.1"', 'verison = "1.0.0"'),
+            "release.toml: unknown key 'verison', did you mean 'version'?",
+        ),
+        (("golden = 4", "surprise = 1"), "release.toml: unknown key 'surprise'"),
+        (('scheme = "int8"', 'shceme = "int8"'), "variants.int8: unknown key 'shceme', did you mean 'scheme'?"),
+        (
+            ("requires.memory_bytes", "requires.memory_byte"),
+            "requires: unknown key 'memory_byte', did you mean 'memory_by",
+        ),
+        (("health.probation_window_s", "health.probation_window"), "did you mean 'probation_window_s'?"),
+        (("gate.max_relative_rms", "gate.max_rms"), "gate: unknown key 'max_rms', did you mean 'max_relative_rms'?"),
+        (('name = "notes/copy.txt"', 'nam = "notes/copy.txt"'), "files[1]: unknown key 'nam', did you mean 'name'?"),
+        (("percent = 12.5", "percentage = 12.5"), "rollout: unknown key 'percentage', did you mean 'percent'?"),
+        (('from = ["1.0.0"]', 'form = ["1.0.0"]'), "patches: unknown key 'form', did you mean 'from'?"),
+    ],
+)
+def test_an_unknown_key_is_reported_before_a_missing_one_with_the_nearest_known_one(
+    folder: Path, change: tuple[str, str], message: str
+) -> None:
+    assert change[0] in WHOLE
+    with pytest.raises(ReleaseFileInvalid) as caught:
+        read(folder, WHOLE.replace(*change).replace('family = "kws"', ""))
+    assert message in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("use one of the known keys: ")
+
+
 def test_a_file_without_variants_is_refused(folder: Path) -> None:
     with pytest.raises(ReleaseFileInvalid, match="variants"):
         read(folder, SMALL.replace("[variants.fp32]", ""))
@@ -179,10 +211,10 @@ def test_a_file_that_is_named_must_be_there(folder: Path, change: tuple[str, str
 
 
 def test_a_missing_or_binary_release_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReleaseFileInvalid, match="not there"):
+    with pytest.raises(ReleaseFileInvalid, match="does not exist"):
         parse_release_file(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ReleaseFileInvalid, match="UTF-8"):
         parse_release_file(tmp_path / "binary.toml")
-    with pytest.raises(ReleaseFileInvalid, match="not there"):
+    with pytest.raises(ReleaseFileInvalid, match="does not exist"):
         parse_release_file(tmp_path)

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 
 from bundle.manifest import Requirements
-from packager.release.release_file import GATE_LIMITS, parse_release_file
+from packager.release.release_file import parse_release_file
+from packager.release.release_plan import GATE_LIMITS
 from tests.support import tiny_models
 from tools.generate_docs.__main__ import DOCS
 

@@ -40,9 +40,9 @@ def test_model_that_cannot_be_judged_is_an_error_with_its_reason(tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "reason", "words"),
     [
-        (["float.onnx", "-o", "no/such/out.onnx"], "file-not-found", "found no folder"),
+        (["float.onnx", "-o", "no/such/out.onnx"], "file-not-found", "folder no/such does not exist"),
         (["float.onnx", "-o", "."], "output-exists", "found a folder"),
-        (["float.onnx", "-o", "./float.onnx"], "output-exists", "is what would be read"),
+        (["float.onnx", "-o", "./float.onnx"], "output-exists", "output float.onnx is the input float.onnx"),
         (["float.onnx", "-o", "out.onnx", "--report", "no/report.json"], "file-not-found", "no/report.json"),
         (["float.onnx", "-o", "out.onnx", "--scheme", "int3"], "invalid-usage", "int3"),
         (["float.onnx", "-o", "out.onnx", "--random", "0"], "invalid-usage", "not in the range"),

@@ -33,7 +33,8 @@ from device_agent.update.recovery import recover_journal
 from device_agent.update.update import run_update
 from device_agent.workers.worker_pool import WorkerPool
 from keys.signers import load_folder_signers
-from packager.release.pipeline import parse_release_file, run_release
+from packager.release.pipeline import run_release
+from packager.release.release_file import parse_release_file
 from packager.repository.creation import create_repository_with_new_keys
 from packager.repository.devices import enroll_device
 from packager.repository.repository import Repository

@@ -1,9 +1,9 @@
-"""Step 4: every variant becomes a bundle: a folder with the layout of packager.models.model_package, listed and
-measured.
+"""Step assemble: build the bundle folder of every variant, and measure its requirements.
 
 Rules:
-1. A fire drill changes the model here, after gate and golden vectors; everything before it is an ordinary release.
-2. What the bundle was made from and with is recorded in its provenance, which is signed.
+- The folder has the layout of packager.models.model_package.
+- A fire drill changes the model in the folder, after gate and golden vectors.
+- The provenance, which is signed, records what the bundle was made from and with.
 """
 
 import hashlib
@@ -12,27 +12,34 @@ from pathlib import Path
 from typing import Final
 
 from bundle.golden import read_golden
+from bundle.manifest import Requirements
 from bundle.version import VERSION
 from packager.errors import ReleaseFileInvalid
 from packager.models.inputs import load_proto
 from packager.models.model_facts import requirements_of
 from packager.models.model_package import build_package, open_package
 from packager.models.oldest_runtime import oldest_runtime, parse_version
-from packager.release.draft import Draft, VariantDraft
+from packager.release.draft import AssembledVariant, DeviceChecks, Draft, QuantizedVariant
 
 TOOLS: Final = ("onnx", "onnxruntime", "numpy")
 MAX_PROVENANCE_CHARACTERS: Final = 512  # bundle.manifest
 
 
 def run(draft: Draft) -> None:
-    """Set `bundle`, `requires` and `provenance`.
+    """Build the bundle folders and set `assembled`.
 
     Raises:
-        BundleNameInvalid, ExternalDataMissing, ReleaseFileInvalid, ReleaseFileMissing, DrillInvalid, ModelDoesNotRun,
-        ModelCrashes.
+        BundleNameInvalid: a file name is not allowed in a bundle.
+        ExternalDataMissing: a file with the model's external weights is missing.
+        InputFileMissing: a further file is missing.
+        ReleaseFileInvalid: the file names an ONNX Runtime that lacks an operator of the model.
+        DrillInvalid: the model has nothing to break.
+        ModelDoesNotRun: the model does not run on a sample.
+        ModelCrashes: the model crashes its process.
     """
-    for variant in draft.included_variants:
-        root = variant.folder / "bundle"
+    for variant in draft.quantized.values():
+        checks = draft.checks[variant.name]
+        root = draft.variant_folder(variant.name) / "bundle"
         built = build_package(
             variant.model,
             root,
@@ -40,40 +47,42 @@ def run(draft: Draft) -> None:
             version=draft.plan.version,
             variant=variant.name,
             files=draft.plan.files,
-            golden=variant.golden_path if variant.golden is not None else None,
+            golden=draft.golden_path(variant.name) if checks.golden is not None else None,
         )
         measured = requirements_of(variant.model, draft.samples, sum(file.size for file in built.files))
-        variant.requires = variant.plan.apply_requires(measured)
-        _check_runtime(variant)
+        requires = variant.plan.apply_requires(measured)
+        _check_runtime(variant, requires)
         if draft.plan.drill is not None:
-            _apply_drill(draft, variant, draft.plan.drill, root)
-        variant.bundle = open_package(root)
-        variant.provenance = {**_collect_provenance(draft, variant), **variant.provenance}
+            _apply_drill(draft, variant.name, checks, draft.plan.drill, root)
+        provenance = _collect_provenance(draft, variant)
+        if checks.no_golden_reason is not None:
+            provenance["golden"] = f"none: {checks.no_golden_reason}"
+        if draft.plan.drill is not None:
+            provenance["drill"] = draft.plan.drill
+        draft.assembled[variant.name] = AssembledVariant(variant, checks, open_package(root), requires, provenance)
 
 
-def _check_runtime(variant: VariantDraft) -> None:
-    """What the release file says of the runtime must not be older than the operators. Raises ReleaseFileInvalid."""
-    assert variant.requires is not None
-    asked = oldest_runtime(load_proto(variant.model, external_data=False))
-    if parse_version(variant.requires.onnxruntime_min) < asked.version:
+def _check_runtime(variant: QuantizedVariant, requires: Requirements) -> None:
+    """Check that the required ONNX Runtime has all operators of the model. Raises ReleaseFileInvalid."""
+    oldest = oldest_runtime(load_proto(variant.model, external_data=False))
+    if parse_version(requires.onnxruntime_min) < oldest.version:
         raise ReleaseFileInvalid(
-            f"variants.{variant.name}: requires.onnxruntime_min: found {variant.requires.onnxruntime_min}, "
-            f"its {asked.explanation} came with {asked}",
-            hint=f"say {asked} or newer, or leave it out",
+            f"variants.{variant.name}: requires.onnxruntime_min: found {requires.onnxruntime_min}, "
+            f"its {oldest.explanation} came with {oldest}",
+            hint=f"set it to {oldest} or newer, or remove the key",
         )
 
 
-def _apply_drill(draft: Draft, variant: VariantDraft, kind: str, root: Path) -> None:
+def _apply_drill(draft: Draft, name: str, checks: DeviceChecks, drill: str, root: Path) -> None:
     from packager.release.fire_drill import apply_drill
 
-    golden = read_golden(variant.golden_path.read_bytes()) if variant.golden is not None else ()
+    golden = read_golden(draft.golden_path(name).read_bytes()) if checks.golden is not None else ()
     model = next(root / file.path for file in open_package(root).files if file.role == "model")
-    apply_drill(kind, model, golden)
-    variant.provenance["drill"] = kind
-    draft.reporter.note(f"variant {variant.name} is a fire drill ({kind}): devices must refuse it or come back from it")
+    apply_drill(drill, model, golden)
+    draft.reporter.note(f"variant {name} is a fire drill ({drill}): devices must refuse it or roll it back")
 
 
-def _collect_provenance(draft: Draft, variant: VariantDraft) -> dict[str, str]:
+def _collect_provenance(draft: Draft, variant: QuantizedVariant) -> dict[str, str]:
     source = variant.plan.model or draft.plan.model
     out = {
         "source_sha256": _sha256(source),
@@ -110,7 +119,7 @@ def _to_printable(text: str) -> str:
 def _version_of(tool: str) -> str:
     try:
         return version(tool)
-    except PackageNotFoundError:  # onnxruntime has builds under other names
+    except PackageNotFoundError:  # builds of onnxruntime are also distributed under other names
         return "unknown"
 
 

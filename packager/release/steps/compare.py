@@ -1,10 +1,12 @@
-"""Step 2: every variant that is not the float model itself is held against it, on inputs that calibrated nothing.
+"""Step compare: compare every variant with the float model on held-out samples (the gate).
 
 Rules:
-1. Failed or inconclusive: the variant is left out with its reason; a required one ends the release.
-2. `override_gate` lets it through; the verdict in the signed manifest is then "overridden", beside the reason.
+- If the gate fails or is inconclusive, the variant is left out with the reason; for a required one, the release fails.
+- With `override_gate`, the variant is released nevertheless. The verdict in the signed manifest is then "overridden",
+  and the provenance contains the reason for the override.
 """
 
+from dataclasses import replace
 from typing import Final, Literal
 
 from bundle.contract import PPM
@@ -12,12 +14,12 @@ from bundle.manifest import Quantization
 from packager.errors import GateFailed, GateInconclusive
 from packager.quantize.candidate_search import MetricReference
 from packager.quantize.gate import GateReport, run_gate
-from packager.release.draft import Draft, VariantDraft
-from packager.release.release_file import UNQUANTIZED_SCHEME
+from packager.release.draft import Draft, QuantizedVariant
+from packager.release.release_plan import UNQUANTIZED_SCHEME
 from packager.release.steps.quantize import metric_of, thresholds_of
 
-SUPPLIED_METHOD: Final = "supplied"  # the scheme of a variant with a model file of its own
-# by what the integer kernels multiply: does every CPU give the same integers?
+SUPPLIED_METHOD: Final = "supplied"  # scheme of a variant with its own model file
+# numerics of the integer kernels -> whether every CPU computes the same integers
 STABILITY_TEXT: Final = {
     "u8u8": "exact",
     "u8s7": "exact",
@@ -28,43 +30,48 @@ STABILITY_TEXT: Final = {
 
 
 def run(draft: Draft) -> None:
-    """Set `gate` and `quantization`. Raises GateFailed, GateInconclusive for a required variant."""
-    for variant in draft.included_variants:
+    """Set `gate` and `quantization` of the variants, or drop them.
+
+    Raises:
+        GateFailed: a required variant differs too much from the float model.
+        GateInconclusive: the samples cannot judge a required variant.
+    """
+    for variant in list(draft.quantized.values()):
         if variant.plan.scheme == UNQUANTIZED_SCHEME and variant.plan.model is None:
             continue
         found = _measure_gate(draft, variant)
-        variant.gate = found
         if found is None or found.verdict == "pass":
-            variant.quantization = _quantization_record(
-                variant, found, "pass" if found else "none", draft.samples.digest
-            )
+            verdict: Literal["pass", "none", "overridden"] = "pass" if found else "none"
         elif draft.plan.override_gate:
-            draft.reporter.note(f"variant {variant.name} passes by override only: {found.explanation}")
-            variant.quantization = _quantization_record(variant, found, "overridden", draft.samples.digest)
+            draft.reporter.note(f"variant {variant.name} failed its gate, which is overridden: {found.explanation}")
+            verdict = "overridden"
         elif variant.plan.required:
             kind = GateFailed if found.verdict == "fail" else GateInconclusive
             raise kind(
-                f"required variant {variant.name!r}: {found.explanation}", hint="mend the model, or give other inputs"
+                f"required variant {variant.name!r}: {found.explanation}", hint="fix the model, or supply more samples"
             )
         else:
-            draft.drop_variant(variant, f"gate: {found.verdict}: {found.explanation}")
+            draft.drop_variant(variant.name, f"gate: {found.verdict}: {found.explanation}")
+            continue
+        quantization = _quantization_record(variant, found, verdict, draft.samples.digest)
+        draft.quantized[variant.name] = replace(variant, gate=found, quantization=quantization)
 
 
-def _measure_gate(draft: Draft, variant: VariantDraft) -> GateReport | None:
+def _measure_gate(draft: Draft, variant: QuantizedVariant) -> GateReport | None:
     if variant.update is not None:
         return variant.update.report.gate
-    known = variant.report.gate if variant.report is not None else None
+    measured = variant.report.gate if variant.report is not None else None
     if variant.report is not None and not draft.plan.override_gate:
-        return known
-    _, held_back = draft.samples.split_halves()
+        return measured
+    _, held_out = draft.samples.split_halves()
     limits = thresholds_of(variant.plan)
-    found = run_gate(draft.plan.model, variant.model, held_back, limits)
-    measure = MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_back)
-    return found if measure is None else measure.add_to_report(found, variant.model, held_back, limits.max_metric_loss)
+    found = run_gate(draft.plan.model, variant.model, held_out, limits)
+    metric = MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_out)
+    return found if metric is None else metric.add_to_report(found, variant.model, held_out, limits.max_metric_loss)
 
 
 def _quantization_record(
-    variant: VariantDraft, gate: GateReport | None, verdict: Literal["pass", "none", "overridden"], calibration: str
+    variant: QuantizedVariant, gate: GateReport | None, verdict: Literal["pass", "none", "overridden"], calibration: str
 ) -> Quantization:
     report = variant.report
     if variant.update is not None:
@@ -85,6 +92,7 @@ def _quantization_record(
 
 
 def _ppm(value: float | None) -> int | None:
+    """Return a share in parts per million, or None if it is no finite number."""
     if value is None or value != value or value == float("inf"):
         return None
     return round(min(value, 1_000_000.0) * PPM)

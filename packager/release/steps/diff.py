@@ -1,55 +1,71 @@
-"""Step 5: patches: from nothing, and from each base, for every variant.
+"""Step diff: create the patches of every variant: a full download, and one from each base.
 
 Rules:
-1. A base is the same variant of an earlier release of the family whose plain bundle is still in the workspace. Asked
-   for by number, fire drills do not count, and those that are no longer here are left out; asked for by version, each
-   must be here.
-2. No two patches of a variant start from the same bundle: releases with equal bundles are one base, and a base that is
-   the new bundle itself is none.
-3. A patch that is not smaller than the one from nothing is left out: a device that has its base loses nothing.
-4. A device may lack an optional decoder: where the patch from nothing needs one, there is a second one that does not.
+- A base is the same variant of an earlier release of the family, if its plain bundle is in the workspace. With a number
+  of bases, fire drills do not count, and missing bundles are skipped. With a list of versions, each must be present.
+- No two patches of a variant start from the same bundle. Releases with equal bundles are one base, and a base that
+  equals the new bundle is skipped.
+- A patch that is not smaller than the full download is left out.
+- If the full download needs an optional decoder, a second one without optional decoders is added, since some devices
+  lack them.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from bundle.files import bundle_digest
 from bundle.manifest import Manifest
 from packager.diff.write.make_patch import make_patch
 from packager.errors import BaseMissing
-from packager.release.draft import Draft, PatchBase, PlainPatch, VariantDraft
-from packager.release.release_file import ReleasePlan
+from packager.release.draft import AssembledVariant, Draft, PatchBase, PlainPatch
+from packager.release.release_plan import ReleasePlan
 
 OPTIONAL_FEATURES: Final = frozenset({"lzma", "pcodec"})  # some platforms lack a wheel of pcodec, some builds lzma
 UNIVERSAL_CODEC: Final = "zstd"
 
 
 def run(draft: Draft) -> None:
-    """Set `patches`. Raises BaseMissing, WorkspaceRefused."""
-    for variant in draft.included_variants:
-        assert variant.bundle is not None
-        variant.patches = [write_patch(draft, variant, None, "nothing")]
-        if OPTIONAL_FEATURES & set(variant.patches[0].report.features):
-            variant.patches.append(write_patch(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC))
+    """Create the patches and set `patches` of the assembled variants.
+
+    Raises:
+        BaseMissing: a listed base is not in the workspace.
+        WorkspaceDamaged: a stored bundle is damaged.
+    """
+    for variant in draft.assembled.values():
+        full = write_patch(draft, variant, None, "nothing")
+        patches = [full]
+        if OPTIONAL_FEATURES & set(full.report.features):
+            patches.append(write_patch(draft, variant, None, "nothing-plain", codec=UNIVERSAL_CODEC))
         for base in bases_of(draft, variant):
             patch = write_patch(draft, variant, base, base.version)
-            if patch.report.plain_size < variant.patches[0].report.plain_size:
-                variant.patches.append(patch)
+            if patch.report.plain_size < full.report.plain_size:
+                patches.append(patch)
             else:
                 draft.reporter.note(
-                    f"variant {variant.name}: the patch from {base.version} saves nothing and is left out"
+                    f"variant {variant.name}: the patch from {base.version} is left out, it is not smaller than the "
+                    "full download"
                 )
+        draft.assembled[variant.name] = replace(variant, patches=tuple(patches))
 
 
-def bases_of(draft: Draft, variant: VariantDraft) -> list[PatchBase]:
-    """The bundles to start from (rules 1 and 2), latest release first. Raises BaseMissing, WorkspaceRefused."""
-    assert variant.bundle is not None
+def bases_of(draft: Draft, variant: AssembledVariant) -> list[PatchBase]:
+    """Return the bundles to create patches from, latest release first.
+
+    Args:
+        draft: the release in progress.
+        variant: the variant to patch to.
+
+    Raises:
+        BaseMissing: a listed base is not in the workspace.
+        WorkspaceDamaged: a stored bundle is damaged.
+    """
     plan = draft.plan
     released = {manifest.version: manifest for manifest in reversed(draft.repository.releases(plan.family))}
-    kept = [version for version, manifest in released.items() if not is_drill(manifest)]
-    wanted = kept[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
+    no_drills = [version for version, manifest in released.items() if not is_drill(manifest)]
+    chosen = no_drills[: plan.bases] if isinstance(plan.bases, int) else list(plan.bases)
     found: dict[str, PatchBase] = {}
     own = bundle_digest(variant.bundle.files)
-    for version in wanted:
+    for version in chosen:
         earlier = released[version].variant(variant.name)
         if earlier is None or earlier.digest == own:
             continue
@@ -58,35 +74,51 @@ def bases_of(draft: Draft, variant: VariantDraft) -> list[PatchBase]:
             found.setdefault(earlier.digest, PatchBase(version, earlier.digest, directory))
         elif not isinstance(plan.bases, int):
             raise BaseMissing(
-                f"patches.from: the bundle of {plan.family} {version}, variant {variant.name!r}, is no longer here",
-                hint=f"restore {draft.workspace.folder} from a copy, or leave the version out",
+                f"patches.from: the bundle of {plan.family} {version}, variant {variant.name!r}, is not in the "
+                "workspace",
+                hint=f"restore {draft.workspace.folder} from a copy, or remove the version from the list",
             )
     return list(found.values())
 
 
 def is_drill(manifest: Manifest) -> bool:
-    """Is it a fire drill, which no device kept?"""
+    """Return whether a release is a fire drill, which devices do not keep."""
     return any("drill" in dict(variant.provenance) for _, variant in manifest.variants)
 
 
 def check_bases(plan: ReleasePlan, releases: tuple[Manifest, ...]) -> None:
-    """Raises BaseMissing: a version that was never released."""
+    """Check that the listed bases were released.
+
+    Args:
+        plan: the release file.
+        releases: the family's releases.
+
+    Raises:
+        BaseMissing: a version was never released.
+    """
     released = [manifest.version for manifest in releases]
     for version in () if isinstance(plan.bases, int) else plan.bases:
         if version not in released:
             raise BaseMissing(
-                f"patches.from: {plan.family} {version} was not released",
-                hint=f"released are: {', '.join(released) or 'none'}",
+                f"patches.from: {plan.family} {version} was never released",
+                hint=f"choose from the released versions: {', '.join(released) or 'none'}",
             )
 
 
 def write_patch(
-    draft: Draft, variant: VariantDraft, base: PatchBase | None, name: str, *, codec: str = "auto"
+    draft: Draft, variant: AssembledVariant, base: PatchBase | None, name: str, *, codec: str = "auto"
 ) -> PlainPatch:
-    """One patch, written into the variant's folder."""
-    assert variant.bundle is not None
-    path = variant.folder / f"{name}.patch"
-    bar = draft.reporter.bar(f"{variant.name} from {base.version if base is not None else 'nothing'}")
+    """Create one patch in the variant's folder.
+
+    Args:
+        draft: the release in progress.
+        variant: the variant to patch to.
+        base: bundle to start from; None creates a full download.
+        name: stem of the patch file.
+        codec: codec to use; "auto" keeps the smallest result.
+    """
+    path = draft.variant_folder(variant.name) / f"{name}.patch"
+    bar = draft.reporter.bar(f"{variant.name} {'full download' if base is None else f'from {base.version}'}")
     with path.open("wb") as out:
         directory = base.directory if base is not None else None
         report = make_patch(directory, variant.bundle, out, codec=codec, executor=draft.executor, progress=bar)

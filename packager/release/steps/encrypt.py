@@ -1,8 +1,8 @@
-"""Step 6: every patch is encrypted under the variant's content key, and the key is sealed to every cohort.
+"""Step encrypt: encrypt every patch under the variant's content key, and seal the key to every cohort.
 
 Rules:
-1. The content key is random for each variant and release; it is committed to in the manifest and kept in the workspace.
-2. A blob is named by the SHA-256 of its ciphertext.
+- The content key is random for each variant and release. The manifest commits to it, and the workspace stores it.
+- A blob is named by the SHA-256 of its ciphertext.
 """
 
 import hashlib
@@ -15,31 +15,37 @@ from bundle.envelope import CONTENT_KEY_PURPOSE, EnvelopeContext, envelope_name,
 from bundle.fleet import Fleet
 from bundle.frames import BLOB_LABEL, KEY_BYTES, FrameContext, FrameWriter, Secret
 from bundle.manifest import PatchEntry
-from packager.release.draft import Draft, PlainPatch
+from packager.release.draft import Draft, EncryptedVariant, PlainPatch
 
 CHUNK_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """One content key for one cohort; `path` is below the repository's `envelopes/`."""
+    """A content key sealed to one cohort; `path` is below the repository's `envelopes/`."""
 
     path: str
     data: bytes
 
 
 def run(draft: Draft) -> None:
-    """Set `content_key` and `entries`; the blobs lie beside the patches."""
-    for variant in draft.included_variants:
-        variant.content_key = Secret(os.urandom(KEY_BYTES))
-        context = FrameContext(BLOB_LABEL, draft.plan.family, draft.counter, variant.name)
-        variant.entries = tuple(
-            encrypt_patch(patch, blob_path(patch), variant.content_key, context) for patch in variant.patches
-        )
+    """Encrypt the patches and set `encrypted`; the blobs are written beside the patches."""
+    for assembled in draft.assembled.values():
+        content_key = Secret(os.urandom(KEY_BYTES))
+        context = FrameContext(BLOB_LABEL, draft.plan.family, draft.counter, assembled.name)
+        entries = tuple(encrypt_patch(patch, blob_path(patch), content_key, context) for patch in assembled.patches)
+        draft.encrypted[assembled.name] = EncryptedVariant(assembled, content_key, entries)
 
 
 def encrypt_patch(patch: PlainPatch, out: Path, content_key: Secret, context: FrameContext) -> PatchEntry:
-    """Write the blob of one patch; returns its entry for the manifest."""
+    """Write the blob of one patch, and return its entry of the manifest.
+
+    Args:
+        patch: the patch to encrypt.
+        out: the blob to write.
+        content_key: the variant's content key.
+        context: what the frames are bound to (docs/format.md, encrypted frames).
+    """
     with patch.path.open("rb") as plain, out.open("wb") as stream:
         sink = _HashingSink(stream)
         writer = FrameWriter(sink, content_key, context)
@@ -60,7 +66,16 @@ def encrypt_patch(patch: PlainPatch, out: Path, content_key: Secret, context: Fr
 def seal_to_cohorts(
     content_key: Secret, fleet: Fleet, *, repository: str, family: str, counter: int, variant: str
 ) -> tuple[Envelope, ...]:
-    """One envelope for every cohort of the fleet document."""
+    """Seal a content key to every cohort of the fleet document.
+
+    Args:
+        content_key: key to seal.
+        fleet: document with the cohorts' public keys.
+        repository: id of the repository.
+        family: family of the release.
+        counter: counter of the release.
+        variant: name of the variant.
+    """
     out = []
     for cohort in fleet.cohorts:
         context = EnvelopeContext(CONTENT_KEY_PURPOSE, repository, cohort.name, cohort.epoch, family, counter, variant)
@@ -71,12 +86,12 @@ def seal_to_cohorts(
 
 
 def blob_path(patch: PlainPatch) -> Path:
-    """Where a patch's blob is written."""
+    """Return the path of a patch's blob."""
     return patch.path.with_suffix(".blob")
 
 
 class _HashingSink:
-    """Writes on, counting and hashing."""
+    """Passes data on to a stream, and counts and hashes it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream

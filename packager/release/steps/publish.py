@@ -1,8 +1,13 @@
-"""Step 8: what was signed becomes what is served, after the repository has held it to the device's own rules."""
+"""Step publish: publish the signed release, after checking it as a device on every channel would."""
 
 from packager.release.draft import Draft
 
 
 def run(draft: Draft) -> None:
-    """Set `published`. Raises the repository's errors: below threshold, or refused by the acceptance rules."""
+    """Publish the release and set `publish_report`.
+
+    Raises:
+        BelowThreshold: signatures are missing.
+        Refused: a device would refuse the release.
+    """
     draft.publish_report = draft.repository.publish()

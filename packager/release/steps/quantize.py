@@ -1,12 +1,11 @@
-"""Step 1: every variant gets its model file: the release's own, one that was given, or a quantized one.
+"""Step quantize: choose or create the model file of every variant.
 
 Rules:
-1. Every model that was given runs once in a process of its own first: one that crashes costs only that.
-2. A variant whose scheme does not fit the model is left out with its reason, unless it is required.
-3. Where an earlier release has the variant, its numbers are chosen near the earlier ones
-   (packager.quantize.update_aware); if
-   that does not fit the model or does not pass, it is quantized afresh.
-4. Where the gate is overridden the quantizer accepts anything here; step 2 measures what it made all the same.
+- Each given model runs once in its own process first, so that a crash does not end the packager.
+- A variant whose scheme does not fit the model is left out with the reason; if it is required, the release fails.
+- If an earlier release has the variant, its weights are chosen near the earlier ones (packager.quantize.update_aware).
+  If that is impossible or fails the gate, the model is quantized from scratch.
+- With `override_gate`, the quantizer accepts any result here; the step compare still measures it.
 """
 
 from dataclasses import replace
@@ -33,8 +32,8 @@ from packager.quantize.schemes import DEFAULT_OPTIONS, SCHEMES, quantize_model
 from packager.quantize.update_aware.quantize_update import quantize_update
 from packager.quantize.update_aware.rate_search import MAX_POINTS
 from packager.quantize.user_metric import Metric
-from packager.release.draft import Draft, QuantizedUpdate, VariantDraft
-from packager.release.release_file import UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
+from packager.release.draft import Draft, QuantizedUpdate, QuantizedVariant
+from packager.release.release_plan import UNQUANTIZED_SCHEME, ReleasePlan, VariantPlan
 from packager.release.steps.diff import is_drill
 
 UNLIMITED_THRESHOLDS: Final = Thresholds(
@@ -48,24 +47,36 @@ UNLIMITED_THRESHOLDS: Final = Thresholds(
 
 
 def run(draft: Draft) -> None:
-    """Set `model` and `report` of every variant.
+    """Set `quantized`, or drop variants.
 
     Raises:
-        ReleaseFileInvalid: an unknown scheme.
-        GateFailed, GateInconclusive, QuantizationRefused: of a required variant.
-        Errors of packager.quantize for a model that does not load or run at all.
+        ReleaseFileInvalid: a scheme is unknown.
+        GateFailed: a required variant differs too much from the float model.
+        GateInconclusive: the samples cannot judge a required variant.
+        QuantizationRefused: a required variant cannot be quantized.
+        ModelUnreadable: a model is no ONNX model.
+        ModelDoesNotRun: a model does not run on a sample.
+        ModelCrashes: a model crashes its process.
     """
     check_schemes(draft.plan)
-    for model in {variant.model for variant in draft.variants if variant.plan.scheme == UNQUANTIZED_SCHEME}:
+    plans = draft.plan.variants
+    for model in dict.fromkeys(v.model or draft.plan.model for v in plans if v.scheme == UNQUANTIZED_SCHEME):
         external_data(model)
         run_in_child(model, draft.samples)
-    for variant in draft.variants:
-        if variant.plan.scheme != UNQUANTIZED_SCHEME:
-            _quantize(draft, variant)
+    for plan in plans:
+        if plan.scheme == UNQUANTIZED_SCHEME:
+            draft.quantized[plan.name] = QuantizedVariant(plan, plan.model or draft.plan.model)
+        elif (variant := _quantize(draft, plan)) is not None:
+            draft.quantized[plan.name] = variant
 
 
 def check_schemes(plan: ReleasePlan) -> None:
-    """Raises ReleaseFileInvalid: an unknown scheme; MetricUnusable."""
+    """Check the schemes and the metric of a release file.
+
+    Raises:
+        ReleaseFileInvalid: a scheme is unknown.
+        MetricUnusable: the metric cannot be called.
+    """
     for variant in plan.variants:
         if variant.scheme not in (UNQUANTIZED_SCHEME, *SCHEMES):
             known = ", ".join((UNQUANTIZED_SCHEME, *SCHEMES))
@@ -76,98 +87,104 @@ def check_schemes(plan: ReleasePlan) -> None:
 
 
 def thresholds_of(plan: VariantPlan) -> Thresholds:
-    """The default thresholds, with what the release file says instead."""
+    """Return the default thresholds with the values of the release file."""
     return replace(DEFAULT_THRESHOLDS, **dict(plan.gate))
 
 
 def metric_of(plan: ReleasePlan) -> Metric | None:
-    """The user's own measure. Raises MetricUnusable."""
+    """Return the user's metric, or None. Raises MetricUnusable: it cannot be called."""
     return None if plan.metric is None else Metric.parse(plan.metric)
 
 
-def base_of(draft: Draft, variant: VariantDraft) -> tuple[Manifest, Path] | None:
-    """The last release that has this variant, quantized the same way and still kept, and its model file."""
+def base_of(draft: Draft, plan: VariantPlan) -> tuple[Manifest, Path] | None:
+    """Find the last release with this variant in this scheme.
+
+    Args:
+        draft: the release in progress.
+        plan: the variant.
+
+    Returns:
+        The release's manifest and its model file in the workspace, or None.
+    """
     for manifest in reversed(draft.repository.releases(draft.plan.family)):
-        earlier = manifest.variant(variant.name)
-        if earlier is None or not earlier.quantization.scheme.startswith(variant.plan.scheme):
+        earlier = manifest.variant(plan.name)
+        if earlier is None or not earlier.quantization.scheme.startswith(plan.scheme):
             continue
         if is_drill(manifest):
-            continue  # no device kept it
+            continue  # devices do not keep fire drills
         directory = draft.workspace.open_bundle(manifest.family, earlier.digest)
         return None if directory is None else (manifest, directory.root / earlier.require_single_file("model").path)
     return None
 
 
-def _try_update(draft: Draft, variant: VariantDraft, out: Path) -> bool:
-    """Rule 3; False where the variant is to be quantized afresh."""
-    base = base_of(draft, variant) if variant.plan.update_aware else None
+def _quantize_near_earlier(draft: Draft, plan: VariantPlan, out: Path) -> QuantizedUpdate | None:
+    """Quantize near the last release of this variant; None if there is none, or it fails."""
+    base = base_of(draft, plan) if plan.update_aware else None
     if base is None:
-        return False
+        return None
     manifest, model = base
-    earlier = manifest.variant(variant.name)
+    earlier = manifest.variant(plan.name)
     assert earlier is not None
-    calibration, held_back = draft.samples.split_halves()
-    bar, solved = draft.reporter.bar(f"{variant.name} near {manifest.version}"), count(1)
+    calibration, held_out = draft.samples.split_halves()
+    bar, solved = draft.reporter.bar(f"{plan.name} near {manifest.version}"), count(1)
     try:
         report = quantize_update(
             draft.plan.model,
             model,
             out,
             calibration,
-            held_back,
-            thresholds=thresholds_of(variant.plan),
+            held_out,
+            thresholds=thresholds_of(plan),
             on_solution=lambda _point: bar(next(solved), MAX_POINTS),
         )
     except (BaseIncompatible, QuantizationRefused, AlreadyQuantized, WeightsNotFinite) as error:
-        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {error.message}")
-        return False
+        draft.reporter.note(f"variant {plan.name} is not encoded near {manifest.version}: {error.message}")
+        return None
     reason = report.reason if report.method != "joint" or report.gate.verdict != "pass" else None
     if (
         reason is None
-        and (measure := MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_back))
-        is not None
+        and (metric := MetricReference.from_float_model(metric_of(draft.plan), draft.plan.model, held_out)) is not None
     ):
-        measured = measure.add_to_report(report.gate, out, held_back, thresholds_of(variant.plan).max_metric_loss)
+        measured = metric.add_to_report(report.gate, out, held_out, thresholds_of(plan).max_metric_loss)
         reason = measured.explanation if measured.verdict != "pass" else None
     if reason is not None:
-        draft.reporter.note(f"variant {variant.name} is no update of {manifest.version}: {reason}")
+        draft.reporter.note(f"variant {plan.name} is not encoded near {manifest.version}: {reason}")
         out.unlink()
-        return False
-    variant.update = QuantizedUpdate(manifest.version, earlier.quantization, report)
-    return True
+        return None
+    return QuantizedUpdate(manifest.version, earlier.quantization, report)
 
 
-def _quantize(draft: Draft, variant: VariantDraft) -> None:
-    thresholds = UNLIMITED_THRESHOLDS if draft.plan.override_gate else thresholds_of(variant.plan)
+def _quantize(draft: Draft, plan: VariantPlan) -> QuantizedVariant | None:
+    """Return the quantized variant, or drop it and return None."""
+    thresholds = UNLIMITED_THRESHOLDS if draft.plan.override_gate else thresholds_of(plan)
     options = replace(
         DEFAULT_OPTIONS,
         thresholds=thresholds,
-        signed_activations=variant.plan.target == "arm",
+        signed_activations=plan.target == "arm",
         metric=None if draft.plan.override_gate else metric_of(draft.plan),
     )
-    out = variant.folder / "model.onnx"
-    if _try_update(draft, variant, out):
-        variant.model = out
-        return
+    out = draft.variant_folder(plan.name) / "model.onnx"
+    update = _quantize_near_earlier(draft, plan, out)
+    if update is not None:
+        return QuantizedVariant(plan, out, update=update)
     try:
-        report = quantize_model(draft.plan.model, out, variant.plan.scheme, draft.samples, options)
+        report = quantize_model(draft.plan.model, out, plan.scheme, draft.samples, options)
     except (AlreadyQuantized, WeightsNotFinite) as error:
-        if variant.plan.required:
+        if plan.required:
             raise
-        draft.drop_variant(variant, error.message)
-        return
-    variant.report = report
+        draft.drop_variant(plan.name, error.message)
+        return None
     if report.outcome == "quantized":
-        variant.model = out
-        return
-    if variant.plan.required:
-        raise _failure(variant, report)
-    draft.drop_variant(variant, report.reason)
+        return QuantizedVariant(plan, out, report=report)
+    if plan.required:
+        raise _failure(plan, report)
+    draft.drop_variant(plan.name, report.reason)
+    return None
 
 
-def _failure(variant: VariantDraft, report: QuantizationReport) -> GateFailed | GateInconclusive | QuantizationRefused:
-    message = f"required variant {variant.name!r}: {report.reason}"
+def _failure(plan: VariantPlan, report: QuantizationReport) -> GateFailed | GateInconclusive | QuantizationRefused:
+    message = f"required variant {plan.name!r}: {report.reason}"
     if report.outcome == "inconclusive":
-        return GateInconclusive(message, hint="give real inputs of several kinds: inputs = FILE.npz")
+        return GateInconclusive(message, hint="supply real samples of several kinds: inputs = 'FILE.npz'")
     kind = GateFailed if report.gate is not None else QuantizationRefused
-    return kind(message, hint="`packager quantize --report FILE` lists every trial; or leave `required` out")
+    return kind(message, hint="run `packager quantize --report FILE` to list every candidate, or set required = false")

@@ -1,10 +1,12 @@
-"""Step 3: what a device will hold the model to: its contract, golden vectors and the health contract.
+"""Step golden: record what a device checks: the contract, golden vectors and the health contract.
 
 Rules:
-1. Golden vectors come from the file that ships (before a drill), so that a device compares like with like.
-2. A variant whose answers depend on threads or optimization level is left out with its reason, unless it is required.
-3. A model with strings has none, since strings have no place in the file; `golden = 0` ships none either. Both are
-   recorded.
+- Golden vectors are recorded from the model that is released (before a fire drill), so that a device compares the same
+  model.
+- A variant whose outputs depend on threads or optimization level is left out with the reason; if it is required, the
+  release fails.
+- A model with string tensors has no golden vectors, because their file format has no strings. `golden = 0` records none
+  either. The provenance contains the reason.
 """
 
 from dataclasses import replace
@@ -13,46 +15,57 @@ from bundle.contract import Contract, Health
 from packager.errors import GoldenUnstable
 from packager.models.golden_vectors import GoldenReport, record_golden
 from packager.models.model_facts import contract_of
-from packager.release.draft import Draft, VariantDraft
+from packager.release.draft import DeviceChecks, Draft, QuantizedVariant
 
 
 def run(draft: Draft) -> None:
-    """Set `contract`, `golden` and `health`.
+    """Set `checks` of the variants, or drop them.
 
     Raises:
-        GoldenUnstable (of a required variant), ModelDoesNotRun, ModelCrashes, InputUnsupported.
+        GoldenUnstable: the outputs of a required variant differ from run to run.
+        ModelDoesNotRun: the model does not run on a sample.
+        ModelCrashes: the model crashes its process.
+        InputUnsupported: a tensor has no numeric type.
     """
     bar = draft.reporter.bar("golden vectors")
-    for number, variant in enumerate(draft.included_variants, start=1):
-        variant.contract = contract_of(variant.model)
+    for number, variant in enumerate(list(draft.quantized.values()), start=1):
+        contract = contract_of(variant.model)
+        reason = _no_golden_reason(draft, contract)
+        golden = None
         try:
-            variant.golden = _record_golden(draft, variant, variant.contract)
+            if reason is None:
+                golden = _record_golden(draft, variant)
+            else:
+                draft.reporter.note(
+                    f"variant {variant.name} has no golden vectors ({reason}): devices only check that it loads"
+                )
         except GoldenUnstable as error:
             if variant.plan.required:
                 raise
-            draft.drop_variant(variant, error.message)
-        variant.health = variant.plan.apply_health(health_of(variant.golden))
-        bar(number, len(draft.variants))
+            draft.drop_variant(variant.name, error.message)
+        else:
+            health = variant.plan.apply_health(health_of(golden))
+            draft.checks[variant.name] = DeviceChecks(contract, health, golden, reason)
+        bar(number, len(draft.plan.variants))
 
 
 def health_of(golden: GoldenReport | None) -> Health:
-    """The default contract, with the tolerance that the golden vectors were seen to need."""
+    """Return the default health contract, with the tolerance that the golden vectors need."""
     return Health() if golden is None else replace(Health(), golden_relative_rms_ppm=golden.tolerance_ppm)
 
 
-def _record_golden(draft: Draft, variant: VariantDraft, contract: Contract) -> GoldenReport | None:
+def _no_golden_reason(draft: Draft, contract: Contract) -> str | None:
     strings = [tensor.name for tensor in (*contract.inputs, *contract.outputs) if tensor.dtype == "string"]
-    if draft.plan.golden == 0 or strings:
-        why = f"{strings[0]!r} holds strings" if strings else "golden = 0"
-        variant.provenance["golden"] = f"none: {why}"
-        draft.reporter.note(
-            f"variant {variant.name} has no golden vectors ({why}): devices will only see that it loads"
-        )
-        return None
+    if strings:
+        return f"{strings[0]!r} holds strings"
+    return "golden = 0" if draft.plan.golden == 0 else None
+
+
+def _record_golden(draft: Draft, variant: QuantizedVariant) -> GoldenReport:
     try:
-        return record_golden(variant.model, draft.samples, variant.golden_path, draft.plan.golden)
+        return record_golden(variant.model, draft.samples, draft.golden_path(variant.name), draft.plan.golden)
     except GoldenUnstable as error:
         raise GoldenUnstable(
             f"variant {variant.name!r}: {error.message.removeprefix(f'{variant.model}: ')}",
-            hint=f"{error.hint}; golden = 0 ships without golden vectors",
+            hint=f"{error.hint}; or set golden = 0 to release without golden vectors",
         ) from error

@@ -1,39 +1,43 @@
-"""Step 7: the release enters the repository: keys and bundles are kept, blobs and envelopes put, metadata signed.
+"""Step sign: put the release into the repository and sign it.
 
-Rules, in order:
-1. The manifest that will be signed is read back by the device's own strict reader before anything is written.
-2. Keys, plain bundles and the record of the build go to the workspace first: no blob is ever out whose key is lost.
-3. Then blobs and envelopes, then manifest and rollouts, then signatures by the keys that are here.
+Order of work:
+1. Parse the manifest with the device's strict reader, before anything is written.
+2. Store the build record, content keys and plain bundles in the workspace: no blob is published without its key.
+3. Put blobs and envelopes, then stage the manifest and rollouts.
+4. Sign with the keys on this machine.
 """
 
 from bundle.envelope import compute_commitment
 from bundle.files import bundle_digest
-from bundle.frames import Secret
 from bundle.manifest import Manifest, Variant, parse_manifest
 from bundle.rollout import Rollout
 from keys.errors import CohortUnknown
-from packager.release.draft import Draft, VariantDraft
-from packager.release.release_file import RolloutPlan
+from packager.release.draft import Draft, EncryptedVariant
+from packager.release.release_plan import RolloutPlan
 from packager.release.release_record import build_record
 from packager.release.steps.encrypt import blob_path, seal_to_cohorts
 from packager.repository.workspace import StoredVariant
 
 
 def run(draft: Draft) -> None:
-    """Set `manifest`, `envelopes` and `signed`. Raises CohortUnknown, TooLargeRefused, errors of the repository."""
-    manifest = make_manifest(
-        draft, commitments={v.name: compute_commitment(_content_key(v)) for v in draft.included_variants}
-    )
+    """Put the release into the repository, sign it, and set `manifest`, `envelopes` and `sign_report`.
+
+    Raises:
+        CohortUnknown: the rollout names a cohort that the fleet does not have.
+        TooLarge: the manifest is larger than its format allows.
+        StagingInvalid: the release contradicts the published repository.
+    """
+    manifest = make_manifest(draft)
     parse_manifest(manifest.as_bytes())
     fleet = draft.repository.fleet()
     check_cohorts(draft.plan.rollout, tuple(cohort.name for cohort in fleet.cohorts))
     draft.workspace.store_build_record(manifest.family, manifest.counter, build_record(draft).as_bytes())
-    for variant in draft.included_variants:
+    for variant in draft.encrypted.values():
         _store_variant(draft, variant)
-        for patch in variant.patches:
+        for patch in variant.assembled.patches:
             draft.repository.put_blob(blob_path(patch))
         envelopes = seal_to_cohorts(
-            _content_key(variant),
+            variant.content_key,
             fleet,
             repository=draft.repository.repository_id,
             family=manifest.family,
@@ -50,8 +54,8 @@ def run(draft: Draft) -> None:
     draft.sign_report = draft.repository.sign(draft.signers)
 
 
-def make_manifest(draft: Draft, commitments: dict[str, str]) -> Manifest:
-    """The manifest of the kept variants."""
+def make_manifest(draft: Draft) -> Manifest:
+    """Return the manifest of the encrypted variants."""
     plan = draft.plan
     earlier = [manifest.min_counter for manifest in draft.repository.releases(plan.family)]
     return Manifest(
@@ -62,15 +66,17 @@ def make_manifest(draft: Draft, commitments: dict[str, str]) -> Manifest:
         channels=plan.channels,
         min_agent=plan.min_agent,
         created=draft.created,
-        variants=tuple(
-            (v.name, _manifest_variant(v, commitments[v.name]))
-            for v in sorted(draft.included_variants, key=lambda v: v.name)
-        ),
+        variants=tuple((v.name, _manifest_variant(v)) for v in sorted(draft.encrypted.values(), key=lambda v: v.name)),
     )
 
 
 def rollouts_of(plan: RolloutPlan | None, manifest: Manifest) -> tuple[Rollout, ...]:
-    """What the release file says to devices, for each of its channels."""
+    """Return one rollout document for each channel of the release file.
+
+    Args:
+        plan: the table `[rollout]`, or None.
+        manifest: the release that the channels run.
+    """
     if plan is None:
         return ()
     return tuple(
@@ -81,7 +87,7 @@ def rollouts_of(plan: RolloutPlan | None, manifest: Manifest) -> tuple[Rollout, 
             counter=manifest.counter,
             manifest_digest=manifest.digest_without_patches(),
             percent_bp=plan.percent_bp,
-            salt=f"{manifest.family}-{manifest.counter}",  # each release draws its first devices anew
+            salt=f"{manifest.family}-{manifest.counter}",  # so that each release chooses its first devices anew
             cohorts=plan.cohorts,
             note=plan.note,
         )
@@ -90,38 +96,38 @@ def rollouts_of(plan: RolloutPlan | None, manifest: Manifest) -> tuple[Rollout, 
 
 
 def check_cohorts(plan: RolloutPlan | None, known: tuple[str, ...]) -> None:
-    """Raises CohortUnknown."""
+    """Check that the fleet has the cohorts of the rollout.
+
+    Args:
+        plan: the table `[rollout]`, or None.
+        known: names of the fleet's cohorts.
+
+    Raises:
+        CohortUnknown: a cohort is not in the fleet.
+    """
     for cohort in plan.cohorts if plan is not None else ():
         if cohort not in known:
             raise CohortUnknown(f"rollout.cohorts: found {cohort!r}, the fleet has {', '.join(known) or 'none'}")
 
 
-def _manifest_variant(variant: VariantDraft, commitment: str) -> Variant:
-    assert variant.bundle is not None
-    assert variant.requires is not None
-    assert variant.contract is not None
-    assert variant.health is not None
+def _manifest_variant(variant: EncryptedVariant) -> Variant:
+    assembled = variant.assembled
     return Variant(
-        requires=variant.requires,
-        files=variant.bundle.files,
+        requires=assembled.requires,
+        files=assembled.bundle.files,
         patches=variant.entries,
-        key_commitment=commitment,
-        contract=variant.contract,
-        health=variant.health,
-        quantization=variant.quantization,
-        provenance=tuple(sorted(variant.provenance.items())),
+        key_commitment=compute_commitment(variant.content_key),
+        contract=assembled.checks.contract,
+        health=assembled.checks.health,
+        quantization=assembled.quantized.quantization,
+        provenance=tuple(sorted(assembled.provenance.items())),
     )
 
 
-def _store_variant(draft: Draft, variant: VariantDraft) -> None:
-    assert variant.bundle is not None
-    digest = bundle_digest(variant.bundle.files)
+def _store_variant(draft: Draft, variant: EncryptedVariant) -> None:
+    bundle = variant.assembled.bundle
+    digest = bundle_digest(bundle.files)
     record = StoredVariant(
-        draft.plan.family, draft.counter, draft.plan.version, variant.name, digest, _content_key(variant)
+        draft.plan.family, draft.counter, draft.plan.version, variant.name, digest, variant.content_key
     )
-    draft.workspace.store_variant(variant.bundle, record)
-
-
-def _content_key(variant: VariantDraft) -> Secret:
-    assert variant.content_key is not None
-    return variant.content_key
+    draft.workspace.store_variant(bundle, record)

@@ -1,0 +1,134 @@
+"""The plan of a release: the contents of a release file as values, with all defaults."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from bundle.contract import Health
+from bundle.manifest import Requirements
+from bundle.rollout import BASIS_POINTS
+from packager.models.model_package import ExtraFile
+
+UNQUANTIZED_SCHEME: Final = "none"  # scheme of a variant that ships its model unchanged
+DEFAULT_SAMPLES: Final = 64  # random samples, if no inputs are given
+DEFAULT_GOLDEN: Final = 8
+DEFAULT_BASES: Final = 3
+DEFAULT_MIN_AGENT: Final = "0.1"
+MAX_BASES: Final = 60  # with the full downloads, fewer than bundle.manifest.MAX_PATCHES
+DRILLS: Final = (
+    "damaged-weights",
+    "live-nan",
+)  # packager.release.fire_drill.DRILLS; not imported, because that loads onnx
+
+GATE_LIMITS: Final = (
+    "max_relative_rms",
+    "min_top1_agreement",
+    "min_cosine_p1",
+    "max_over_baseline",
+    "max_over_unchanged_base",
+    "max_metric_loss",
+)
+
+DEFAULT_TARGET: Final = "any"
+TARGETS: Final = (DEFAULT_TARGET, "arm")
+ARM_ARCHITECTURES: Final = (
+    "aarch64",
+    "armv7l",
+    "armv8l",
+)  # `uname -m` of the devices that may run a variant for "arm"
+
+Overrides: TypeAlias = tuple[tuple[str, int | str | tuple[str, ...] | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VariantPlan:
+    """The table `[variants.NAME]` of a release file.
+
+    Attributes:
+        name: name of the variant.
+        scheme: UNQUANTIZED_SCHEME, or a scheme of packager.quantize.
+        model: model file of this variant, which is compared with the release's model; None uses the release's.
+        required: fail the whole release if this variant fails its gate.
+        update_aware: choose quantized weights near those of the last release, so that the patch is small.
+        requires: fields of Requirements that replace measured values.
+        health: fields of Health that replace defaults.
+        gate: thresholds that replace defaults.
+        target: CPU whose integer kernels the variant is quantized for, one of TARGETS.
+    """
+
+    name: str
+    scheme: str = UNQUANTIZED_SCHEME
+    model: Path | None = None
+    required: bool = False
+    update_aware: bool = True
+    requires: Overrides = ()
+    health: Overrides = ()
+    gate: tuple[tuple[str, float], ...] = ()
+    target: str = DEFAULT_TARGET
+
+    def apply_requires(self, measured: Requirements) -> Requirements:
+        """Return `measured` with the values of the file; a variant for "arm" is limited to ARM CPUs."""
+        if self.target == "arm":
+            measured = replace(measured, arch=ARM_ARCHITECTURES)
+        return replace(measured, **dict(self.requires))  # type: ignore[arg-type]  # parsed field by field below
+
+    def apply_health(self, default: Health) -> Health:
+        """Return `default` with the values of the file."""
+        return replace(default, **dict(self.health))  # type: ignore[arg-type]  # parsed field by field below
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """The table `[rollout]` of a release file.
+
+    Attributes:
+        channels: channels to point at the release.
+        percent_bp: share of devices, in basis points.
+        cohorts: names of cohorts that may install it; empty allows all.
+        note: text for people.
+    """
+
+    channels: tuple[str, ...]
+    percent_bp: int = BASIS_POINTS
+    cohorts: tuple[str, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePlan:
+    """The contents of a release file.
+
+    Attributes:
+        family, version, channels, min_agent: fields of the manifest.
+        min_counter: rollback floor; None keeps that of the last release.
+        model: the float model; its external data is beside it.
+        inputs: an `.npz` or a folder of them; None draws `samples` random samples from `seed`.
+        golden: number of golden vectors; 0 records none.
+        metric: the user's metric beside the gate (packager.quantize.user_metric), or None.
+        files: further files of the bundle.
+        variants: in the order of the file.
+        bases: number of last releases to create patches from, or their versions.
+        rollout: None publishes the release without pointing any channel at it.
+        override_gate: reason for ignoring a failed gate; recorded in the release.
+        drill: a fire drill (packager.release.fire_drill), or None.
+        provenance: printable strings to record.
+    """
+
+    family: str
+    version: str
+    channels: tuple[str, ...]
+    model: Path
+    variants: tuple[VariantPlan, ...]
+    min_counter: int | None = None
+    min_agent: str = DEFAULT_MIN_AGENT
+    inputs: Path | None = None
+    samples: int = DEFAULT_SAMPLES
+    seed: int = 0
+    golden: int = DEFAULT_GOLDEN
+    metric: str | None = None
+    files: tuple[ExtraFile, ...] = ()
+    bases: int | tuple[str, ...] = DEFAULT_BASES
+    rollout: RolloutPlan | None = None
+    override_gate: str | None = None
+    drill: str | None = None
+    provenance: tuple[tuple[str, str], ...] = ()
