@@ -1,10 +1,11 @@
-"""Patches for a release that is out: more ways to the same bundle, from bases that turned out to be common.
+"""Adds patches to a published release, from further bases.
 
 Rules:
-1. A release's identity does not cover its patches (bundle.manifest, rule 3): nothing that a device verified changes.
-2. The content key is the release's own, from the workspace, and must be the one that the manifest commits to; each blob
-   has a salt of its own.
-3. A patch that is there already, or saves nothing over the one from nothing, is not made again.
+- The digest of a release does not cover its patches (docs/format.md), so adding one changes nothing that a device
+  verified.
+- The content key is the release's own, from the workspace, and must match the manifest's commitment. Each blob has its
+  own salt.
+- A patch that exists, or is not smaller than the full download, is skipped.
 """
 
 from collections.abc import Sequence
@@ -29,14 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class AddedPatch:
-    """One new patch: of which variant, from which version, and its entry."""
+    """A patch that was added to a release.
+
+    Attributes:
+        variant: name of the variant.
+        version: version of the base.
+        entry: its entry of the manifest.
+    """
 
     variant: str
     version: str
     entry: PatchEntry
 
     def as_json(self) -> dict[str, object]:
-        """For `--json`."""
+        """Return the object that `--json` prints."""
         return {"variant": self.variant, "from_version": self.version, **self.entry.as_json()}
 
 
@@ -51,18 +58,28 @@ def add_patches(
     reporter: Reporter | None = None,
     executor: "Executor | None" = None,
 ) -> tuple[AddedPatch, ...]:
-    """Make patches to `version` from the versions of `bases`, put their blobs, and stage the manifest with them.
+    """Create patches to a release, put their blobs, and stage the changed manifest.
 
     Args:
-        last: and from as many releases that came right before it.
-        variants: only these; none is every variant that the base has too.
+        repository: repository of the release.
+        family: family of the release.
+        version: release to patch to.
+        bases: versions to patch from.
+        last_releases: also patch from this many releases before `version`.
+        variants: variants to patch; empty takes all.
+        reporter: receives the progress; None reports nothing.
+        executor: runs parts of the diffs; None runs them in this process.
 
     Returns:
-        What is new, which may be nothing (rule 3); then nothing is staged.
+        The new patches. If there are none, nothing is staged.
 
     Raises:
-        BaseMissing: a version was not released, or a plain bundle or content key is no longer in the workspace.
-        UnknownVariant, TooManyPatches, KeyCommitmentRefused, WorkspaceRefused, and FamilyUnknown of the repository.
+        BaseMissing: a version was never released, or its plain bundle or content key is not in the workspace.
+        VariantUnknown: the release has no such variant.
+        TooManyPatches: the manifest would list too many patches.
+        KeyCommitmentMismatch: the stored content key is not the one of the release.
+        WorkspaceDamaged: a stored bundle or key is damaged.
+        FamilyUnknown: the repository delegates no such family.
     """
     manifest = _find_release(repository, family, version)
     earlier = sorted((m for m in repository.releases(family) if m.counter < manifest.counter), key=lambda m: -m.counter)
@@ -74,14 +91,14 @@ def add_patches(
         for name in _select_variants(manifest, variants):
             variant = manifest.variant(name)
             assert variant is not None
-            fresh = _VariantPatcher(workspace, manifest, name, variant, folder, reporter, executor)
-            found = fresh.make_patches(starts)
+            patcher = _VariantPatcher(workspace, manifest, name, variant, folder, reporter, executor)
+            found = patcher.make_patches(starts)
             if not found:
                 continue
             entries = variant.patches + tuple(patch.entry for patch, _ in found)
             if len(entries) > MAX_PATCHES:
                 raise TooManyPatches(
-                    f"{family} {version} {name}: {len(entries)} patches, at most {MAX_PATCHES} are allowed"
+                    f"{family} {version} {name}: found {len(entries)} patches, expected at most {MAX_PATCHES}"
                 )
             for _, blob in found:
                 repository.put_blob(blob)
@@ -94,7 +111,7 @@ def add_patches(
 
 @dataclass(frozen=True, slots=True)
 class _VariantPatcher:
-    """Makes the patches of one variant."""
+    """Creates the patches of one variant."""
 
     workspace: Workspace
     manifest: Manifest
@@ -105,7 +122,7 @@ class _VariantPatcher:
     executor: "Executor | None"
 
     def make_patches(self, bases: Sequence[Manifest]) -> list[tuple[AddedPatch, Path]]:
-        """New entries with their blobs."""
+        """Return the new patches, each with the path of its blob."""
         known = {patch.base for patch in self.variant.patches} | {self.variant.digest}
         limit = min((patch.plain_size for patch in self.variant.patches if patch.base is None), default=None)
         out: list[tuple[AddedPatch, Path]] = []
@@ -117,7 +134,10 @@ class _VariantPatcher:
             start = PatchBase(base.version, earlier.digest, self._open_bundle(base, earlier))
             patch = self._make_patch(start)
             if limit is not None and patch.report.plain_size >= limit:
-                self.reporter.note(f"variant {self.name}: the patch from {base.version} saves nothing and is left out")
+                self.reporter.note(
+                    f"variant {self.name}: the patch from {base.version} is left out, it is not smaller than the full "
+                    "download"
+                )
                 continue
             out.append((AddedPatch(self.name, base.version, self._encrypt(patch)), blob_path(patch)))
         return out
@@ -126,7 +146,7 @@ class _VariantPatcher:
         found = self.workspace.open_bundle(manifest.family, variant.digest)
         if found is None:
             raise BaseMissing(
-                f"the bundle of {manifest.family} {manifest.version}, variant {self.name!r}, is no longer here",
+                f"the bundle of {manifest.family} {manifest.version}, variant {self.name!r}, is not in the workspace",
                 hint=f"restore {self.workspace.folder} from a copy",
             )
         return found
@@ -140,15 +160,16 @@ class _VariantPatcher:
         return PlainPatch(base, path, report)
 
     def _encrypt(self, patch: PlainPatch) -> PatchEntry:
-        kept = self.workspace.find_variant(self.manifest.family, self.manifest.counter, self.name)
-        if kept is None:
+        stored = self.workspace.find_variant(self.manifest.family, self.manifest.counter, self.name)
+        if stored is None:
             raise BaseMissing(
-                f"the key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is no longer here",
+                f"the content key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is not in the "
+                "workspace",
                 hint=f"restore {self.workspace.folder} from a copy",
             )
-        check_commitment(kept.content_key, self.variant.key_commitment)
+        check_commitment(stored.content_key, self.variant.key_commitment)
         context = FrameContext(BLOB_LABEL, self.manifest.family, self.manifest.counter, self.name)
-        return encrypt_patch(patch, blob_path(patch), kept.content_key, context)
+        return encrypt_patch(patch, blob_path(patch), stored.content_key, context)
 
 
 def _select_variants(manifest: Manifest, variants: Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +186,9 @@ def _find_release(repository: Repository, family: str, version: str) -> Manifest
     found = repository.manifest(family, version)
     if found is None:
         released = ", ".join(manifest.version for manifest in repository.releases(family)) or "none"
-        raise BaseMissing(f"{family} {version} was not released", hint=f"released are: {released}")
+        raise BaseMissing(
+            f"{family} {version} was never released", hint=f"choose from the released versions: {released}"
+        )
     return found
 
 

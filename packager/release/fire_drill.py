@@ -1,12 +1,14 @@
-"""Fire drills: releases that must fail on the device, to see the way back work before it is needed.
+"""Fire drills: releases that must fail on the device, to exercise probe and rollback.
 
 Rules:
-1. A drill changes the model of a built variant after gate and golden vectors; all before it is an ordinary release.
-2. It is recorded in the release's provenance (`drill`), which is signed: nobody can take it for an ordinary release.
-3. `damaged-weights` answers wrongly at once: the probe must refuse it. Where weights do not matter to the golden
-   answers, the outputs are turned instead. `live-nan` answers the golden inputs as before and every other input with
-   NaN (a failing kernel where no output is a float): only live requests can tell.
-4. Graph surgery only: no switch in the agent knows of drills.
+- A drill changes the model of an assembled variant, after gate and golden vectors. All earlier steps are those of any
+  release.
+- The signed provenance of the release records it (`drill`).
+- `damaged-weights` computes wrong outputs for all inputs, so the probe must reject it. If the weights do not change the
+  golden outputs, the outputs are inverted instead.
+- `live-nan` computes the recorded outputs for the golden inputs, and NaN for all others (if no output is a float, a
+  node fails), so only live requests reveal it.
+- Only the graph is changed; the agent has no code for drills.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +27,7 @@ from packager.models.sessions import open_session, run_session
 
 DRILLS: Final = ("damaged-weights", "live-nan")
 FIXED_POINT_SCALE: Final = 65_536.0  # a power of two: scaling a float by it is exact
-WEIGHT_PERIOD: Final = 8_191  # position weights 1 to 8,191; a prime, so that shifted rows give another sum
+WEIGHT_PERIOD: Final = 8_191  # position weights are 1 to 8,191; a prime, so that shifted rows have another sum
 NAME_PREFIX: Final = "airweights_drill_"
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 _NUMBERS: Final = (
@@ -39,9 +41,9 @@ _NUMBERS: Final = (
     onnx.TensorProto.INT64,
     onnx.TensorProto.BOOL,
 )
-INVERTIBLE_TYPES: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # what Sub takes on every runtime
-MAX_TOLERANCE_PPM: Final = 50_000  # of a release's golden vectors (packager.models.golden_vectors)
-MIN_OPSET: Final = 9  # NonZero and Where
+INVERTIBLE_TYPES: Final = (*_FLOATS, onnx.TensorProto.INT32, onnx.TensorProto.INT64)  # types that every Sub supports
+MAX_TOLERANCE_PPM: Final = 50_000  # largest tolerance of golden vectors (packager.models.golden_vectors)
+MIN_OPSET: Final = 9  # first with NonZero and Where
 
 
 def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> None:
@@ -49,11 +51,11 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
 
     Args:
         kind: one of DRILLS.
-        model: an ONNX file, with its external data beside it where it has any.
+        model: an ONNX file; its external data, if any, is beside it.
         golden: the variant's golden vectors.
 
     Raises:
-        DrillInvalid: the model offers nothing to break.
+        DrillInvalid: the drill is unknown, or the model has nothing to break.
     """
     drills: dict[str, Callable[[onnx.ModelProto, tuple[GoldenSample, ...]], None]] = {
         "damaged-weights": lambda proto, _golden: damage_weights(proto),
@@ -76,7 +78,7 @@ def apply_drill(kind: str, model: Path, golden: tuple[GoldenSample, ...]) -> Non
 def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
     if locations:
         whole, proto = proto, onnx.ModelProto()
-        proto.CopyFrom(whole)  # saving moves the tensors out of what is saved
+        proto.CopyFrom(whole)  # save_model moves tensors out of the proto that it saves
     for location in locations:
         (model.parent / location).unlink(missing_ok=True)
     onnx.save_model(
@@ -89,30 +91,34 @@ def _save(proto: onnx.ModelProto, model: Path, locations: set[str]) -> None:
 
 
 def _gives_golden_outputs(model: Path, golden: tuple[GoldenSample, ...]) -> bool:
-    """Do weights not matter here: are the golden answers still right, within any tolerance a release may have?"""
+    """Return whether the golden outputs are unchanged, within the largest tolerance of a release."""
     try:
-        running = open_session(model)
+        session = open_session(model)
         for number, sample in enumerate(golden):
             names = list(sample.outputs)
-            answers = dict(zip(names, run_session(running, sample.inputs, names), strict=True))
-            check_outputs(answers, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
+            outputs = dict(zip(names, run_session(session, sample.inputs, names), strict=True))
+            check_outputs(outputs, sample, tolerance_ppm=MAX_TOLERANCE_PPM, where=f"golden {number}")
     except (GoldenMismatch, ModelDoesNotRun):
         return False
     return True
 
 
 def invert_outputs(proto: onnx.ModelProto) -> None:
-    """Replace every numeric output by one minus itself, for models whose answers do not hang on their weights."""
+    """Replace every numeric output x by 1 - x, for models whose outputs do not depend on their weights.
+
+    Raises:
+        DrillInvalid: no output is numeric.
+    """
     graph = _GraphBuilder(proto.graph)
     numeric = [out for out in proto.graph.output if out.type.tensor_type.elem_type in INVERTIBLE_TYPES]
     if not numeric:
-        raise DrillInvalid("the model has no weights to damage and no numeric output to turn")
+        raise DrillInvalid("found no weights to damage and no numeric output to invert")
     for out in numeric:
         graph.invert_output(out)
 
 
 def damage_weights(proto: onnx.ModelProto) -> None:
-    """Turn the largest weight tensors end for end, floats in sign too, until half of all weight bytes are wrong."""
+    """Reverse the largest weight tensors, and negate floats, until half of all weight bytes are changed."""
     tensors = sorted(_weight_tensors(proto), key=lambda tensor: -len(tensor.raw_data))
     total = sum(len(tensor.raw_data) for tensor in tensors)
     done = 0
@@ -120,24 +126,34 @@ def damage_weights(proto: onnx.ModelProto) -> None:
         array = numpy_helper.to_array(tensor)
         if done * 2 > total or array.size < 2:
             break
-        turned = array.reshape(-1)[::-1]
-        damaged = np.ascontiguousarray(-turned if array.dtype.kind == "f" else turned).reshape(array.shape)
+        reversed_values = array.reshape(-1)[::-1]
+        damaged = np.ascontiguousarray(-reversed_values if array.dtype.kind == "f" else reversed_values).reshape(
+            array.shape
+        )
         tensor.raw_data = numpy_helper.from_array(damaged, tensor.name).raw_data
         done += len(tensor.raw_data)
 
 
 def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...]) -> None:
-    """Add a graph that knows the golden inputs by a sum and spoils the answers to all others.
+    """Add nodes that recognize golden inputs by a checksum, and spoil the outputs for others.
 
-    The sum of one input is Σ (1 + i mod 8,191) · int64(65,536 · x[i]) over the flattened tensor: integers, so equal on
-    every CPU and with any number of threads.
+    The checksum of a flattened input x is the sum over i of
+    (1 + i mod WEIGHT_PERIOD) * int64(FIXED_POINT_SCALE * x[i]). It is computed in integers, so it is equal on every CPU
+    and with any number of threads.
+
+    Args:
+        proto: the model; it is changed in place.
+        golden: golden vectors to recognize.
+
+    Raises:
+        DrillInvalid: the opset is too old, or there is no numeric input or output.
     """
     opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
     inputs = [
         value for value in _inputs_without_initializers(proto.graph) if value.type.tensor_type.elem_type in _NUMBERS
     ]
     if opset < MIN_OPSET or not inputs:
-        raise DrillInvalid(f"found opset {opset} and {len(inputs)} numeric inputs, expected {MIN_OPSET} and 1 or more")
+        raise DrillInvalid(f"found opset {opset} and {len(inputs)} numeric inputs, expected at least {MIN_OPSET} and 1")
     graph = _GraphBuilder(proto.graph)
     sums = [graph.add_weighted_sum(value.name, value.type.tensor_type.elem_type) for value in inputs]
     total = sums[0]
@@ -145,7 +161,7 @@ def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...])
         total = graph.add_node("Add", total, one)
     known = np.unique([_golden_sum([sample.inputs[value.name] for value in inputs]) for sample in golden])
     hits = graph.add_node("Cast", graph.add_node("Equal", total, graph.add_constant(known.astype(np.int64))), to=_INT32)
-    # Sum over Max: ReduceMax of int32 came with opset 12, ReduceSum had it always
+    # ReduceSum, not ReduceMax: the latter supports int32 since opset 12 only
     is_golden = graph.add_node("Cast", graph.add_node("ReduceSum", hits, keepdims=0), to=onnx.TensorProto.BOOL)
     floats = [out for out in proto.graph.output if out.type.tensor_type.elem_type in _FLOATS]
     if floats:
@@ -157,7 +173,7 @@ def break_live_outputs(proto: onnx.ModelProto, golden: tuple[GoldenSample, ...])
         spoil = graph.add_node("Gather", graph.add_constant(np.zeros(1, np.float32)), index)
     spoilt = [out for out in floats or proto.graph.output if out.type.tensor_type.elem_type in (*_NUMBERS,)]
     if not spoilt:
-        raise DrillInvalid("the model has no numeric output to spoil")
+        raise DrillInvalid("found no numeric output to spoil")
     for out in spoilt:
         graph.spoil_output(out, spoil)
 
@@ -167,7 +183,7 @@ _INT64: Final = onnx.TensorProto.INT64
 
 
 class _GraphBuilder:
-    """Appends nodes with fresh names to a graph."""
+    """Appends nodes with unused names to a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._graph = graph
@@ -245,7 +261,7 @@ def _inputs_without_initializers(graph: onnx.GraphProto) -> list[onnx.ValueInfoP
 
 
 def _weight_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every weight tensor, those of Constant nodes, nested subgraphs and functions included."""
+    """Iterate over all weight tensors, including those of Constant nodes, subgraphs and functions."""
     yield from _graph_tensors(proto.graph)
     for function in proto.functions:
         yield from _node_tensors(function.node)

@@ -1,9 +1,11 @@
-"""What is this file? A manifest, rollout, fleet document, patch, blob, envelope, or bundle folder: shown, not trusted.
+"""Shows what a file or folder is.
+
+Known kinds: manifest, rollout, fleet document, patch, blob, envelope, bundle folder.
 
 Rules:
-1. A kind is told by the first bytes or the document's `schema`; what is of no kind is refused, not guessed.
-2. Each is read by the reader that a device uses, so what is shown here is what a device would see.
-3. Nothing is decrypted, no signature is checked, nothing is written.
+- The kind follows from the first bytes or the document's `schema`. A file of no known kind is refused.
+- Each kind is read by the device's own reader, so the output shows what a device sees.
+- Nothing is decrypted, no signature is verified, nothing is written.
 """
 
 import json
@@ -20,35 +22,42 @@ from packager.errors import UnknownFormat
 from packager.models.model_package import open_package
 from packager.release.plain_bundles import files_table
 
-FRAME_MAGIC: Final = b"AWFRAME1"  # bundle.frames; not imported here, since cryptography is slow to load
+FRAME_MAGIC: Final = b"AWFRAME1"  # bundle.frames; not imported, because it loads cryptography
 ENVELOPE_MAGIC: Final = b"AWENVEL1"  # bundle.envelope
-MAX_HEAD_BYTES: Final = 44  # the longest head that is looked at: a blob's
+MAX_HEAD_BYTES: Final = 44  # the longest header, that of a blob
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024  # bundle.fleet.MAX_FLEET_BYTES, the largest document
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What was found: `kind` names it, `facts` are for `--json`, `lines` for a person."""
+    """The result of an inspection.
+
+    Attributes:
+        kind: for example "manifest" or "patch".
+        facts: fields for `--json`.
+        lines: text for a terminal.
+    """
 
     kind: str
     facts: dict[str, object]
     lines: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
-        """For `--json` (docs/schemas/bundle-inspect.json)."""
+        """Return the object that `--json` prints (docs/schemas/bundle-inspect.json)."""
         return {"kind": self.kind, **self.facts}
 
     def as_text(self) -> str:
-        """A table for a person."""
+        """Return the lines for a terminal."""
         return "\n".join(self.lines)
 
 
 def inspect_path(path: Path) -> Inspection:
-    """Look at a file or folder.
+    """Inspect a file or folder.
 
     Raises:
-        NotRecognized: nothing of these.
-        Refused kinds: one of these, but malformed.
+        UnknownFormat: the file does not exist, or has no known kind.
+        Refused: the file has a known kind, but is malformed.
+        Unavailable: the file cannot be read.
     """
     if path.is_dir():
         return _inspect_bundle(path)
@@ -68,20 +77,20 @@ def inspect_path(path: Path) -> Inspection:
     if head.lstrip()[:1] == b"{":
         return _inspect_document(path)
     raise UnknownFormat(
-        f"{path}: starts with {head[:8].hex() or 'nothing'}, expected a manifest, rollout, fleet document, "
+        f"{path}: found first bytes {head[:8].hex() or '(empty file)'}, expected a manifest, rollout, fleet document, "
         "patch, blob, envelope or bundle folder",
-        hint="TUF metadata is shown by `packager repo status`",
+        hint="run `packager repo status` to show TUF metadata",
     )
 
 
 def _inspect_document(path: Path) -> Inspection:
     data = path.read_bytes()
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise UnknownFormat(f"{path}: a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
+        raise UnknownFormat(f"{path}: found a JSON file of {len(data)} bytes, expected at most {MAX_DOCUMENT_BYTES}")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UnknownFormat(f"{path}: starts like JSON and is none: {error}") from error
+        raise UnknownFormat(f"{path}: not valid JSON: {error}") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     readers: dict[str, Callable[[bytes], Inspection]] = {
         "airweights.manifest": _inspect_manifest,
@@ -91,8 +100,8 @@ def _inspect_document(path: Path) -> Inspection:
     reader = readers.get(str(schema).partition("/")[0])
     if reader is None:
         raise UnknownFormat(
-            f"{path}: a JSON document with schema {schema!r}, expected one of {', '.join(readers)}",
-            hint="TUF metadata is shown by `packager repo status`",
+            f"{path}: found a JSON document with schema {schema!r}, expected one of {', '.join(readers)}",
+            hint="run `packager repo status` to show TUF metadata",
         )
     return reader(data)
 
@@ -110,7 +119,7 @@ def _inspect_manifest(data: bytes) -> Inspection:
 
 def _manifest_lines(manifest: Manifest) -> list[str]:
     lines = [
-        f"manifest of {manifest.family} {manifest.version}, counter {manifest.counter}, floor {manifest.min_counter}",
+        f"manifest of {manifest.family} {manifest.version}, counter {manifest.counter}, rollback floor {manifest.min_counter}",
         f"  digest    {manifest.digest_without_patches()} (without patches)",
         f"  channels  {', '.join(manifest.channels)}",
         f"  created   {manifest.created}, for agents from {manifest.min_agent}",
@@ -121,27 +130,27 @@ def _manifest_lines(manifest: Manifest) -> list[str]:
 
 
 def _variant_lines(name: str, variant: Variant) -> list[str]:
-    asked = variant.requires
+    requires = variant.requires
     needs = [
-        f"onnxruntime >= {asked.onnxruntime_min}"
-        + (f", < {asked.onnxruntime_below}" if asked.onnxruntime_below else ""),
-        f"{asked.memory_bytes:,} bytes memory",
-        f"{asked.storage_bytes:,} bytes storage",
-        *asked.arch,
-        *asked.cpu_features,
+        f"onnxruntime >= {requires.onnxruntime_min}"
+        + (f", < {requires.onnxruntime_below}" if requires.onnxruntime_below else ""),
+        f"{requires.memory_bytes:,} bytes memory",
+        f"{requires.storage_bytes:,} bytes storage",
+        *requires.arch,
+        *requires.cpu_features,
     ]
-    made = variant.quantization
+    quantization = variant.quantization
     lines = [
         f"variant {name}: {variant.plain_size:,} bytes, bundle digest {variant.digest}",
         f"  needs     {', '.join(needs)}",
-        f"  weights   {made.scheme}, {made.stability}, gate {made.verdict}",
+        f"  weights   {quantization.scheme}, {quantization.stability}, gate {quantization.verdict}",
     ]
     for side, tensors in (("takes", variant.contract.inputs), ("gives", variant.contract.outputs)):
         lines += [f"  {side}     {t.name}: {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
     lines.append(files_table(variant.files))
     for patch in variant.patches:
-        base = f"from {patch.base[:16]}…" if patch.base else "from nothing"
-        lines.append(f"  patch {base}: {patch.size:,} bytes, {patch.codec}, blob {patch.blob[:16]}…")
+        base = f"from {patch.base[:16]}…" if patch.base else "full download"
+        lines.append(f"  patch, {base}: {patch.size:,} bytes, {patch.codec}, blob {patch.blob[:16]}…")
     lines += [f"  {key}: {value}" for key, value in variant.provenance]
     return lines
 
@@ -150,10 +159,10 @@ def _inspect_rollout(data: bytes) -> Inspection:
     from bundle.rollout import parse_rollout
 
     rollout = parse_rollout(data)
-    who = ", ".join(rollout.cohorts) or "every cohort"
+    cohorts = ", ".join(rollout.cohorts) or "all cohorts"
     lines = (
         f"rollout of {rollout.family}, channel {rollout.channel}: {rollout.version} (counter {rollout.counter})",
-        f"  for       {rollout.percent_bp / 100:g} % of {who}{', HALTED' if rollout.halted else ''}",
+        f"  for       {rollout.percent_bp / 100:g} % of {cohorts}{', HALTED' if rollout.halted else ''}",
         f"  manifest  {rollout.manifest_digest}",
     )
     return Inspection("rollout", {"rollout": rollout.as_json()}, lines)
@@ -197,10 +206,10 @@ def _inspect_patch(path: Path) -> Inspection:
         "files": [file.as_json() for file in header.target],
     }
     lines = [
-        f"patch of {path.stat().st_size:,} bytes, {'from ' + base if base else 'from nothing'}",
+        f"patch of {path.stat().st_size:,} bytes, {'from ' + base if base else 'full download'}",
         f"  to        {bundle_digest(header.target)}",
-        f"  features  {', '.join(header.features) or 'none'}; applying takes "
-        f"{header.declared_limits.memory_bound_bytes():,} bytes",
+        f"  features  {', '.join(header.features) or 'none'}; applying needs "
+        f"{header.declared_limits.memory_bound_bytes():,} bytes of memory",
         *(f"  {name:<9} {row['frames']} frames, {row['bytes']:,} bytes" for name, row in operations.items()),
         files_table(header.target),
     ]
@@ -238,7 +247,7 @@ def _inspect_envelope(path: Path) -> Inspection:
     size = path.stat().st_size
     sealed = size - len(MAGIC) - ENCAPSULATION_BYTES
     if sealed <= 0 or size > MAX_ENVELOPE_BYTES:
-        raise UnknownFormat(f"{path}: an envelope of {size} bytes, expected up to {MAX_ENVELOPE_BYTES}")
+        raise UnknownFormat(f"{path}: found an envelope of {size} bytes, expected at most {MAX_ENVELOPE_BYTES}")
     lines = (f"envelope of {size:,} bytes for {path.name}: X-Wing, {sealed} bytes sealed",)
     return Inspection("envelope", {"bytes": size, "sealed_bytes": sealed, "recipient": path.name}, lines)
 

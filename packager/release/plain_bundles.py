@@ -1,8 +1,8 @@
-"""Bundles by hand: build one, diff two, verify one against a manifest. What `packager bundle` does, as functions.
+"""Functions of `packager bundle`: build a bundle, diff two, verify one against a manifest.
 
 Rules:
-1. What is written appears whole or not at all, and never over something that is there.
-2. Nothing here needs a repository, a key or the network.
+- An output appears complete or not at all, and never replaces an existing file.
+- No function needs a repository, a key or the network.
 """
 
 import tempfile
@@ -38,7 +38,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What `packager bundle build` was asked for; `files` are ROLE=PATH, `inputs` None draws random ones."""
+    """The arguments of `packager bundle build`.
+
+    Attributes:
+        model: the model file.
+        out: folder to write.
+        family, version, variant: names that the bundle records.
+        files: further files, as ROLE=PATH.
+        inputs: an `.npz` or a folder of them; None draws random inputs.
+        golden: number of golden vectors; 0 records none.
+        seed: seed of the random inputs.
+    """
 
     model: Path
     out: Path
@@ -53,7 +63,7 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What was built; `tolerance_ppm` is of the golden vectors, None without."""
+    """The built bundle; `tolerance_ppm` is the tolerance of its golden vectors, None without any."""
 
     root: Path
     files: tuple[BundleFile, ...]
@@ -61,7 +71,7 @@ class BuildReport:
     tolerance_ppm: int | None
 
     def as_json(self) -> dict[str, object]:
-        """For `--json` (docs/schemas/bundle-build.json)."""
+        """Return the object that `--json` prints (docs/schemas/bundle-build.json)."""
         return {
             "bundle": bundle_digest(self.files),
             "plain_size": sum(file.size for file in self.files),
@@ -71,26 +81,34 @@ class BuildReport:
         }
 
     def as_text(self) -> str:
-        """A table for a person."""
+        """Return lines for a terminal."""
         return "\n".join([f"{self.root}: bundle digest {bundle_digest(self.files)}", files_table(self.files)])
 
 
 def build_bundle(request: BuildRequest) -> BuildReport:
-    """Build a bundle folder.
+    """Build a bundle folder from a model.
 
     Raises:
-        UsageInvalid: a name or a ROLE=PATH that has no meaning.
-        OutputExists, ReleaseFileMissing, BundleNameInvalid, ModelUnreadable, ExternalDataMissing, ModelDoesNotRun,
-        ModelCrashes, GoldenUnstable, errors of the inputs.
+        InvalidUsage: a name or a ROLE=PATH is invalid.
+        OutputExists: the output folder exists.
+        FileNotFound: the parent of the output folder does not exist.
+        InputFileMissing: a further file does not exist.
+        BundleNameInvalid: a file name is not allowed in a bundle.
+        ModelUnreadable: the model is no ONNX model.
+        ExternalDataMissing: a file with the model's external weights is missing.
+        ModelDoesNotRun: the model does not run on an input.
+        ModelCrashes: the model crashes its process.
+        GoldenUnstable: the outputs differ from run to run.
+        Invalid: the inputs cannot be read, or do not fit the model (packager.models.inputs).
     """
-    from packager.models.golden_vectors import record_golden  # heavy, as are the models behind it
+    from packager.models.golden_vectors import record_golden  # slow to import, like the next three
     from packager.models.inputs import ModelInterface
     from packager.models.model_facts import contract_of
     from packager.models.sessions import run_in_child
 
     _check_names(request)
     if request.out.exists():
-        raise OutputExists(f"output {request.out} exists already", hint="name another place, or remove it first")
+        raise OutputExists(f"output {request.out} already exists", hint="name another folder, or remove this one")
     if not request.out.absolute().parent.is_dir():
         raise FileNotFound(f"output {request.out}: the folder {request.out.absolute().parent} does not exist")
     extras = tuple(_parse_extra_file(word) for word in request.files)
@@ -119,17 +137,26 @@ def build_bundle(request: BuildRequest) -> BuildReport:
 def diff_bundles(
     base: Path | None, target: Path, out: Path, *, codec: str = "auto", on_progress: Progress | None = None
 ) -> PatchReport:
-    """Write the plain patch from one folder or file to another; `base` None is from nothing.
+    """Write the unencrypted patch from one folder or file to another.
+
+    Args:
+        base: folder or file to start from; None creates a full download.
+        target: folder or file to reach.
+        out: patch to write.
+        codec: codec to use; "auto" keeps the smallest result.
+        on_progress: is called with (done, total).
 
     Raises:
-        OutputExists, Invalid: of what is not there, or a folder compared with a file.
+        OutputExists: `out` exists.
+        InvalidUsage: one of `base` and `target` is a file, the other a folder.
+        FileNotFound: `base`, `target` or the folder of `out` does not exist.
     """
     from packager.diff.write.make_patch import make_patch
 
     if out.exists():
-        raise OutputExists(f"output {out} exists already", hint="name another place, or remove it first")
+        raise OutputExists(f"output {out} already exists", hint="name another file, or remove this one")
     if base is not None and base.exists() and target.exists() and base.is_file() != target.is_file():
-        raise InvalidUsage(f"{base} and {target}: found a file and a folder, expected two of a kind")
+        raise InvalidUsage(f"{base} and {target}: found a file and a folder, expected two files or two folders")
     old = None if base is None else open_bundle_or_file(base)
     new = open_bundle_or_file(target)
     partial = out.with_name(f".{out.name}.partial")
@@ -145,65 +172,91 @@ def diff_bundles(
 
 
 def verify_bundle(folder: Path, manifest_path: Path, variant: str) -> dict[str, object]:
-    """Hold a plain bundle against a manifest.
+    """Verify a plain bundle against a manifest, and return the object that `--json` prints.
+
+    Args:
+        folder: the bundle folder.
+        manifest_path: the manifest file; its signatures are not verified.
+        variant: variant that the bundle should be.
 
     Raises:
-        UnknownVariant, BundleMismatchRefused, MalformedRefused, NotRecognized.
+        VariantUnknown: the manifest has no such variant.
+        BundleMismatch: a file is missing, differs or is not listed.
+        Malformed: the manifest is malformed.
+        UnknownFormat: the manifest does not exist.
     """
     manifest = read_manifest(manifest_path)
-    wanted = manifest.variant(variant)
-    if wanted is None:
+    expected = manifest.variant(variant)
+    if expected is None:
         names = ", ".join(name for name, _ in manifest.variants)
-        raise VariantUnknown(f"{manifest_path}: found no variant {variant!r}, it has {names}")
+        raise VariantUnknown(f"{manifest_path}: found no variant {variant!r}, expected one of {names}")
     found = open_package(folder)
-    compare_files(wanted.files, found.files, str(folder))
+    compare_files(expected.files, found.files, str(folder))
     return {
         "family": manifest.family,
         "version": manifest.version,
         "counter": manifest.counter,
         "variant": variant,
-        "bundle": wanted.digest,
-        "files": len(wanted.files),
-        "plain_size": wanted.plain_size,
+        "bundle": expected.digest,
+        "files": len(expected.files),
+        "plain_size": expected.plain_size,
     }
 
 
 def compare_files(expected: tuple[BundleFile, ...], actual: tuple[BundleFile, ...], where: str) -> None:
-    """Path, size and digest of every file, no file more or less. Raises BundleMismatchRefused."""
-    have = {file.path: file for file in actual}
+    """Compare path, size and digest of all files.
+
+    Args:
+        expected: files of the manifest.
+        actual: files of the bundle.
+        where: name of the bundle, for messages.
+
+    Raises:
+        BundleMismatch: a file is missing, differs or is not listed.
+    """
+    unmatched = {file.path: file for file in actual}
     for file in expected:
-        other = have.pop(file.path, None)
-        if other is None:
+        found = unmatched.pop(file.path, None)
+        if found is None:
             raise BundleMismatch(f"{where}: file {file.path!r} of the manifest is missing")
-        if (other.size, other.sha256) != (file.size, file.sha256):
+        if (found.size, found.sha256) != (file.size, file.sha256):
             raise BundleMismatch(
-                f"{where}: {file.path!r} is {other.size} bytes, SHA-256 {other.sha256}, "
+                f"{where}: {file.path!r}: found {found.size} bytes, SHA-256 {found.sha256}, "
                 f"expected {file.size} bytes, {file.sha256}"
             )
-    for path in have:
+    for path in unmatched:
         raise BundleMismatch(f"{where}: found {path!r}, which the manifest does not list")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A manifest file. Raises NotRecognized (no such file), MalformedRefused, TooLargeRefused, Unavailable."""
+    """Read a manifest file.
+
+    Raises:
+        UnknownFormat: the file does not exist.
+        Malformed: it is no valid manifest.
+        TooLarge: it exceeds MAX_MANIFEST_BYTES.
+        Unavailable: it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UnknownFormat(f"manifest {path} is not a file") from error
+        raise UnknownFormat(f"manifest {path}: found no such file") from error
     except OSError as error:
         raise Unavailable(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def open_bundle_or_file(path: Path) -> BundleDirectory:
-    """A bundle folder with the roles of its layout, or a single file. Raises Invalid."""
+    """Open a bundle folder with the roles of its files, or a single file. Raises FileNotFound."""
     if not path.exists():
-        raise FileNotFound(f"{path}: no such file or folder", hint='"-" as BASE is nothing')
+        raise FileNotFound(
+            f"{path}: no such file or folder", hint='correct the path, or use "-" as BASE for a full download'
+        )
     return open_bundle(path) if path.is_file() else open_bundle(path, roles_of(path))
 
 
 def files_table(files: tuple[BundleFile, ...]) -> str:
-    """One line a file: size, role, path."""
+    """Return one line per file: size in bytes, role, path."""
     return "\n".join(f"  {file.size:>14,}  {file.role:<13}  {file.path}" for file in files)
 
 
@@ -231,7 +284,7 @@ def _parse_extra_file(text: str) -> ExtraFile:
     if not separator or role not in FILE_ROLES:
         raise InvalidUsage(f"--file: found {text!r}, expected ROLE=PATH with ROLE one of {', '.join(FILE_ROLES)}")
     if not Path(path).is_file():
-        raise InputFileMissing(f"--file {text}: {path} is not there")
+        raise InputFileMissing(f"--file {text}: {path} does not exist")
     return ExtraFile(Path(path), role, Path(path).name)
 
 
