@@ -163,8 +163,8 @@ class _VariantPatcher:
         stored = self.workspace.find_variant(self.manifest.family, self.manifest.counter, self.name)
         if stored is None:
             raise BaseMissing(
-                f"the content key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is not in the "
-                "workspace",
+                f"the content key of {self.manifest.family} {self.manifest.version}, variant {self.name!r}, is not in "
+                "the workspace",
                 hint=f"restore {self.workspace.folder} from a copy",
             )
         check_commitment(stored.content_key, self.variant.key_commitment)

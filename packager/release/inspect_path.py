@@ -119,7 +119,8 @@ def _inspect_manifest(data: bytes) -> Inspection:
 
 def _manifest_lines(manifest: Manifest) -> list[str]:
     lines = [
-        f"manifest of {manifest.family} {manifest.version}, counter {manifest.counter}, rollback floor {manifest.min_counter}",
+        f"manifest of {manifest.family} {manifest.version}, counter {manifest.counter}, "
+        f"rollback floor {manifest.min_counter}",
         f"  digest    {manifest.digest_without_patches()} (without patches)",
         f"  channels  {', '.join(manifest.channels)}",
         f"  created   {manifest.created}, for agents from {manifest.min_agent}",

@@ -93,7 +93,7 @@ def test_single_files_are_diffed_too(place: Path) -> None:
 def test_every_kind_of_place_is_shown(place: Path) -> None:
     build("old", "OLD")
     packager("bundle", "diff", "-", "OLD", "-o", "p")
-    for name, kind, word in (("OLD", "bundle", "model.onnx"), ("p", "patch", "from nothing")):
+    for name, kind, word in (("OLD", "bundle", "model.onnx"), ("p", "patch", "full download")):
         assert packager("bundle", "inspect", name, "--json").json["kind"] == kind
         shown = packager("bundle", "inspect", name)
         assert shown.code == 0
