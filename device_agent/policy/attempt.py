@@ -285,7 +285,7 @@ class UpdateResult:
 
     @classmethod
     def from_json(cls, fields: StrictObject) -> "UpdateResult":
-        """Parse the output of `as_json`. The attempt's number and rejection are not in it: they are 0 and None.
+        """Parse the output of `as_json`, which has no number and no rejection: they are 0 and None.
 
         Raises:
             Malformed: a field is missing, unknown or out of range.

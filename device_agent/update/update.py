@@ -1,12 +1,24 @@
-"""One update, straight through: check, fetch, patch, probe, swap, watch, commit or go back.
+"""One update of a family, from its check to its result.
+
+Sequence (the state that the journal contains during a step is on the left; `_Update.from_check` is this sequence):
+
+    CHECKING     release = check the channel; bundle = its variant for this device
+                 if bundle is active: end as nothing-new
+                 require that the bundle is not in quarantine and that the rollout includes this device
+    FETCHING     path = cheapest patch path to the bundle; download its blobs and envelopes
+    PATCHING     apply the patches into the store; if one is bad, exclude it and return to FETCHING
+    PROBING      probe the candidate; check the channel again
+                 without a daemon: end as staged; the daemon continues with SWAPPING when it starts
+    SWAPPING     make memory available, load the candidate, run shadow mode, switch the requests to it
+    PROBATION    watch it serve (not on a first install: there is no release to return to)
+    COMMITTING   make it active; stop the previous generation
 
 Rules:
-1. Intent is recorded before acting: the journal's state says what is under way, and every step can run twice.
-2. How an error ends an attempt depends on the state that it happened in, and on its kind:
-   device_agent.policy.error_outcomes.
-3. A blob whose patch turns out bad, or whose base is damaged, does not end the attempt while another path is there.
-4. The rollout is checked again right before the swap.
-5. Without a daemon nothing is served: the candidate is probed and armed for the next start.
+- The state is recorded before the step acts, and every step can run twice.
+- An error ends the attempt as policy.error_outcomes says, by state and kind of error: directly, or after a recorded
+  rejection in REJECTING or ROLLING_BACK. A failed update never stops the serving model, except to free memory for a
+  candidate that does not fit beside it; then the model is loaded again.
+- A bad blob or a damaged base does not end the attempt while another path exists, for at most MAX_REPLANS new paths.
 """
 
 import logging
@@ -41,31 +53,40 @@ from device_agent.workers.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
-MAX_REPLANS: Final = 4
+MAX_REPLANS: Final = 4  # bounds the blobs that a bad mirror or release can make a device download in one attempt
 
 
 def run_update(context: UpdateContext, trigger: str) -> UpdateResult:
-    """One attempt from its check on.
+    """Run one attempt from its check on. An error of the attempt becomes its outcome.
+
+    Args:
+        context: of the family; the state in its journal is IDLE or STAGED.
+        trigger: "poll", "operator" or "start".
 
     Raises:
-        Bug.
-        Unavailable: nothing was begun, or the journal failed in the middle (JournalUnavailable); every other error
-            becomes the outcome.
+        JournalUnreadable: the journal cannot be read or written; the attempt is recovered later.
+        Unavailable: the device facts cannot be read; no attempt was started.
+        Bug: an error without a row in the table of outcomes, or an illegal transition.
     """
     facts = _read_facts(context)
-    with context.open_workers() as errands:
-        update = _Update(context, errands, facts, context.journal.begin_attempt(trigger))
+    with context.open_workers() as workers:
+        update = _Update(context, workers, facts, context.journal.begin_attempt(trigger))
         return update.run_to_result(update.from_check)
 
 
 def run_staged(context: UpdateContext) -> UpdateResult | None:
-    """Go on with a candidate that was armed while no daemon served; None where there is none."""
+    """Continue with the candidate that was staged while no daemon ran; return None if none is staged.
+
+    Raises:
+        JournalUnreadable: the journal cannot be read or written.
+        Unavailable: the device facts cannot be read.
+    """
     attempt = context.journal.attempt
     if context.journal.state is not State.STAGED or attempt is None:
         return None
     facts = _read_facts(context)
-    with context.open_workers() as errands:
-        update = _Update(context, errands, facts, attempt)
+    with context.open_workers() as workers:
+        update = _Update(context, workers, facts, attempt)
         return update.run_to_result(update.from_staged)
 
 
@@ -82,56 +103,61 @@ class _Update:
         self._journal, self._store = context.journal, context.store
         self._facts = facts
         self._candidate = Candidate(context, workers)
+        self._applying: PatchEdge | None = None  # the patch being applied
 
     def run_to_result(self, steps: Callable[[], UpdateResult]) -> UpdateResult:
-        """Run the steps; what they raise becomes an outcome (rule 2)."""
+        """Run the steps and return the result; an error becomes the outcome that policy.error_outcomes names."""
         try:
             try:
-                ended = steps()
+                result = steps()
             except OSError as error:
                 raise system_error(error) from error
         except JournalUnreadable:
-            raise  # what cannot be recorded is not decided: recovery goes on from what is recorded
+            raise  # no decision was recorded: recovery continues from the last durable state
         except (Invalid, Refused, Unavailable, Unfit) as error:
-            ended = self._end_with_error(error)
-        self._log_result(ended)
+            result = self._end_with_error(error)
+        self._log_result(result)
         collect_garbage(self._context)
-        return ended
+        return result
 
     def from_check(self) -> UpdateResult:
-        """Everything."""
+        """Run the whole sequence, from CHECKING on."""
         with self._time_phase("check"):
             release = self._check_channel()
             name, _ = choose_variant(
                 release.manifest, self._context.config.update.variant, self._facts, self._active_variant()
             )
-        holding = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
-        if self._is_active(holding):
-            self._journal.store_bundle(holding)
+        bundle = BundleRecord.from_manifest(release.manifest, name, release.counter_epoch)
+        if self._is_active(bundle):
+            self._journal.store_bundle(bundle)
             return self._journal.end_attempt(self._attempt, Event.UP_TO_DATE, Outcome.NOTHING_NEW)
         self._attempt = replace(
-            self._attempt, target=holding.digest, release=holding.version, counter=holding.counter, variant=name
+            self._attempt, target=bundle.digest, release=bundle.version, counter=bundle.counter, variant=name
         )
-        self._check_quarantine(holding)
+        self._check_quarantine(bundle)
         self._check_eligible(release)
-        self._attempt = self._journal.set_target(self._attempt, holding)
-        self._prepare_bundle(release, holding)
+        self._attempt = self._journal.set_target(self._attempt, bundle)
+        self._prepare_bundle(release, bundle)
         with self._time_phase("probe"):
-            self._candidate.probe(holding)
+            self._candidate.probe(bundle)
         with self._time_phase("check"):
             self._check_again(release)
         if self._context.serving is None:
             return self._journal.stage(self._attempt)
-        return self._activate(holding, Event.HEALTHY)
+        return self._activate(bundle, Event.HEALTHY)
 
     def from_staged(self) -> UpdateResult:
-        """From the swap on."""
-        holding = self._journal.bundle(self._attempt.target)
-        if holding is None or not self._store.contains(holding.digest):
+        """Run the sequence from SWAPPING on."""
+        bundle = self._journal.bundle(self._attempt.target)
+        if bundle is None or not self._store.contains(bundle.digest):
             return self._journal.end_attempt(
-                self._attempt, Event.ABORTED, Outcome.INTERRUPTED, StoreDamaged.reason, "it is gone"
+                self._attempt,
+                Event.ABORTED,
+                Outcome.INTERRUPTED,
+                StoreDamaged.reason,
+                "the bundle is no longer in the store",
             )
-        return self._activate(holding, Event.DAEMON_STARTED)
+        return self._activate(bundle, Event.DAEMON_STARTED)
 
     # check
 
@@ -156,22 +182,22 @@ class _Update:
         )
         self._journal.update_persistent_state(lambda _: checked)
         if seen is not None and (is_raised or self._context.device_journal.tpm_counter.is_unproven):
-            # recorded before the TPM's is raised: cut off in between, the record is ahead, which accuses nobody
+            # record first: after a crash in between, the journal is ahead of the TPM, which is not a rollback
             self._context.device_journal.record_tpm_counter(TpmCounterRecord(seen + 1))
             self._workers.raise_tpm_counter(seen + 1)
         return release
 
     def _check_tpm_counter(self) -> int | None:
-        """The TPM's counter behind the floor, where there is one. Raises FloorUnprovenUnavailable."""
-        seen, witness = self._workers.read_tpm_counter(), self._context.device_journal.tpm_counter
-        if seen is None or seen <= witness.counter:
+        """Return the TPM's counter, or None without a TPM; refuse offline packs while the floor is unproven."""
+        seen, expected = self._workers.read_tpm_counter(), self._context.device_journal.tpm_counter
+        if seen is None or seen <= expected.counter:
             return seen
-        self._context.device_journal.record_tpm_counter(replace(witness, is_unproven=True))
-        logger.warning("floor unproven", extra={"tpm_counter": seen, "remembered": witness.counter})
+        self._context.device_journal.record_tpm_counter(replace(expected, is_unproven=True))
+        logger.warning("rollback floor unproven", extra={"tpm_counter": seen, "expected_counter": expected.counter})
         if self._context.config.repository_url.startswith("file:"):
             raise RollbackFloorUnproven(
-                f"the TPM's counter is {seen}, this disk remembers {witness.counter}: an old copy, or damaged",
-                hint="update from the network once, which proves the floor anew; packs are taken again then",
+                f"the TPM's counter is {seen}, the journal expects {expected.counter}: an old or damaged disk",
+                hint="update from the network once to prove the rollback floor; then offline packs work again",
             )
         return seen
 
@@ -185,70 +211,68 @@ class _Update:
             )
 
     def _check_eligible(self, release: VerifiedRelease) -> None:
-        answer = check_eligibility(
+        eligibility = check_eligibility(
             release, self._context.identity.device_id, self._context.config.cohort, release.checked_at_s
         )
-        if not answer.is_eligible:
-            raise NotEligible(f"{answer.reason}: {answer.detail}")
+        if not eligibility.is_eligible:
+            raise NotEligible(f"{eligibility.reason}: {eligibility.detail}")
 
     def _check_again(self, before: VerifiedRelease) -> None:
         release = self._check_channel()
         if release.rollout.manifest_digest != before.rollout.manifest_digest:
             raise NotEligible(
-                f"the rollout moved on to {release.manifest.version} while {before.manifest.version} was prepared"
+                f"the rollout changed to {release.manifest.version} while {before.manifest.version} was prepared"
             )
         self._check_eligible(release)
 
     # fetch and patch
 
     def _prepare_bundle(self, release: VerifiedRelease, bundle: BundleRecord) -> None:
-        """The bundle is in the store when this returns; the state is PROBING."""
-        avoided: set[str] = set()
-        for last in (*(False,) * MAX_REPLANS, True):
-            plan = self._find_path(release, bundle.digest, avoided)
+        """Fetch and patch until the bundle is in the store; the state is PROBING then."""
+        excluded_blobs: set[str] = set()
+        for is_last in (*(False,) * MAX_REPLANS, True):
+            path = self._find_path(release, bundle.digest, excluded_blobs)
             try:
-                self._run_path(release, plan)
+                self._run_path(release, path)
             except StoreDamaged:
-                if last:
+                if is_last:
                     raise
-                self._mark_damaged_bases(plan)
+                self._mark_damaged_bases(path)
             except PatchRefused as error:
-                # a delta that does not apply is no reason to go without: the patch from nothing needs no base
-                step = self._applying
-                if last or step is None or step.entry.base is None:
+                # a patch with a base can fail because of the base: another path may not need it
+                edge = self._applying
+                if is_last or edge is None or edge.entry.base is None:
                     raise
                 logger.warning("patch refused, looking for another path", extra={"reason": error.reason})
-                avoided.add(step.entry.blob)
+                excluded_blobs.add(edge.entry.blob)
             else:
                 break
             self._attempt = self._journal.advance(Event.REPLAN, self._attempt)
         self._attempt = self._journal.advance(Event.PATCHED, self._attempt)
 
-    _applying: PatchEdge | None = None
-
     def _find_path(self, release: VerifiedRelease, target: BundleDigest, excluded_blobs: set[str]) -> PatchPath:
-        plan = find_patch_path(
+        path = find_patch_path(
             self._context, release.manifest, release.counter_epoch, target, self._facts, frozenset(excluded_blobs)
         )
-        if plan.steps:
-            self._store.check_space(plan.storage_bytes)
-        self._attempt = replace(self._attempt, patch_bytes=plan.patch_bytes, full_bytes=plan.full_bytes)
-        logger.info("planned", extra={"steps": len(plan.steps), "bytes": plan.fetch_bytes})
-        return plan
+        if path.steps:
+            self._store.check_space(path.storage_bytes)
+        self._attempt = replace(self._attempt, patch_bytes=path.patch_bytes, full_bytes=path.full_bytes)
+        logger.info("update planned", extra={"steps": len(path.steps), "download_bytes": path.fetch_bytes})
+        return path
 
-    def _run_path(self, release: VerifiedRelease, plan: PatchPath) -> None:
+    def _run_path(self, release: VerifiedRelease, path: PatchPath) -> None:
         with self._time_phase("fetch"):
-            for edge in plan.steps:
-                fetched = self._workers.fetch_blob(
+            for edge in path.steps:
+                cost = self._workers.fetch_blob(
                     edge, lambda done, total: self._context.on_progress("fetch", done, total)
                 )
                 self._attempt = replace(
-                    self._attempt, download_bytes=self._attempt.download_bytes + fetched.received_bytes
+                    self._attempt, download_bytes=self._attempt.download_bytes + cost.received_bytes
                 )
                 self._workers.load_content_key(release, edge, self._context.identity.x_wing_public)
         self._attempt = self._journal.advance(Event.FETCHED, self._attempt)
         with self._time_phase("patch"):
-            for edge in plan.steps:
+            for edge in path.steps:
                 self._apply_patch(edge)
 
     def _apply_patch(self, edge: PatchEdge) -> None:
@@ -262,61 +286,61 @@ class _Update:
         self._store.delete_partial(edge.entry.blob)
         self._journal.update_persistent_state(clear_damaged(edge.target))
 
-    def _mark_damaged_bases(self, plan: PatchPath) -> None:
-        bases = {edge.entry.base for edge in plan.steps if edge.entry.base is not None}
+    def _mark_damaged_bases(self, path: PatchPath) -> None:
+        bases = {edge.entry.base for edge in path.steps if edge.entry.base is not None}
         for base in bases & self._store.digests():
             try:
                 self._workers.read_sealed_header(base)
             except StoreDamaged:
-                logger.warning("a bundle in the store is damaged", extra={"bundle": base})
+                logger.warning("bundle in the store is damaged", extra={"bundle": base})
                 self._journal.update_persistent_state(mark_damaged(base))
 
     def _count_patcher_crash(self, error: WorkerCrashed) -> None:
-        """A child that died over this bundle, again and again, is a verdict on the bundle."""
+        """Raise PatcherCrashed, which quarantines the bundle, after MAX_CRASHES crashes of the patcher on it."""
         if self._attempt.target is None:
             return
         if self._journal.count_crash(self._attempt.target, self._journal.state) >= MAX_CRASHES:
-            raise PatcherCrashed(f"{MAX_CRASHES} times: {error.message}") from error
+            raise PatcherCrashed(f"{MAX_CRASHES} crashes with this bundle, the last one: {error.message}") from error
 
-    # probe, swap, watch
+    # swap and probation
 
     def _activate(self, bundle: BundleRecord, event: Event) -> UpdateResult:
-        serving, trial = self._context.serving, self._candidate
+        serving, candidate = self._context.serving, self._candidate
         assert serving is not None
         self._attempt = self._journal.advance(event, self._attempt)
         is_first = serving.current is None
         with self._time_phase("swap"):
-            trial.make_memory_available(serving, bundle)
-            candidate = trial.load(serving, bundle)
-        if candidate.variant.health.shadow_ppm and serving.current is not None:
+            candidate.make_memory_available(serving, bundle)
+            generation = candidate.load(serving, bundle)
+        if generation.variant.health.shadow_ppm and serving.current is not None:
             with self._time_phase("shadow"):
-                trial.run_shadow(serving, candidate)
+                candidate.run_shadow(serving, generation)
         with self._time_phase("swap"):
-            took_us = trial.publish(serving, candidate)
+            took_us = candidate.publish(serving, generation)
         self._record_downtime()
         self._attempt = replace(self._attempt, swap_us=took_us)
-        # with nothing to go back to, a probation could only take the service away
+        # a first install has no release to return to: a failed probation could only end the service
         self._attempt = self._journal.advance(Event.FIRST_INSTALL if is_first else Event.SWAPPED, self._attempt)
         if not is_first:
             with self._time_phase("probation"):
-                trial.run_probation(serving, candidate)
+                candidate.run_probation(serving, generation)
             self._attempt = self._journal.advance(Event.HEALTHY, self._attempt)
-        ended = self._journal.commit(self._attempt)
+        result = self._journal.commit(self._attempt)
         serving.stop_replaced()
-        return ended
+        return result
 
-    # the end
+    # errors
 
     def _end_with_error(self, error: AirweightsError) -> UpdateResult:
         state = self._journal.state
-        end = error_outcome(state, error)
-        if end.outcome is Outcome.ROLLED_BACK and self._candidate.published is None:
-            end = replace(end, outcome=Outcome.UNFIT)  # it never served
-        if end.event is Event.ABORTED and state is not State.PROBATION:
+        row = error_outcome(state, error)
+        if row.outcome is Outcome.ROLLED_BACK and self._candidate.published is None:
+            row = replace(row, outcome=Outcome.UNFIT)  # it never served
+        if row.event is Event.ABORTED and state is not State.PROBATION:
             self._revert_candidate()
-            return self._journal.end_attempt(self._attempt, end.event, end.outcome, error.reason, error.message)
-        verdict = Rejection.from_error(error, end.outcome, quarantines=end.quarantines)
-        self._attempt = self._journal.record_rejection(end.event, self._attempt, verdict)
+            return self._journal.end_attempt(self._attempt, row.event, row.outcome, error.reason, error.message)
+        rejection = Rejection.from_error(error, row.outcome, quarantines=row.quarantines)
+        self._attempt = self._journal.record_rejection(row.event, self._attempt, rejection)
         self._revert_candidate()
         return self._journal.finish_rejection(self._attempt, self._facts.runtime)
 
@@ -330,7 +354,7 @@ class _Update:
             self._attempt = self._attempt.with_phase(DOWNTIME, self._candidate.downtime_ms)
             self._candidate.downtime_ms = 0
 
-    # facts
+    # helpers
 
     def _active_variant(self) -> str | None:
         active = self._journal.bundle(self._journal.pointers.active)

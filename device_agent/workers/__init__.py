@@ -1,1 +1,14 @@
-"""Worker processes, and the supervisor's client of them."""
+"""Worker processes, and the supervisor's client of them.
+
+Words: call (a request of the supervisor with descriptors, answered once), jail (the restrictions of a worker),
+sealed bundle (a bundle encrypted under the device's storage key).
+
+Reading order:
+    worker_pool       the supervisor's client: check, fetch, patch, unseal
+    verifier          reads signed metadata; fetcher: downloads; patcher: decrypts, patches, seals
+    key_opener        opens keys in a TPM or token; the only worker that talks to it
+    probe             tries a candidate; model_process: serves a model
+    sealed_bundle     format of a bundle in the store; partial_download: state of a download
+    adapter_check     checks a personal adapter in a probe process
+    tuf_conformance   command line for the TUF conformance suite
+"""

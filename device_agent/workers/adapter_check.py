@@ -1,14 +1,11 @@
-"""A personal adapter: an ONNX Runtime LoRA file that belongs to the device's user and not to any release.
-
-    adapter/adapter.json    what is known of it; no content
-    adapter/<sha256>.sealed the file and its golden answers, sealed under the storage key
+"""Checks of a personal adapter, an ONNX Runtime LoRA file of the user that is part of no release.
 
 Rules:
-1. One adapter a family. It is attached to a bundle only where the golden-with-adapter check passed on it: the bundle's
-   golden inputs, asked with the adapter, give what they gave when the user attached it, within a tolerance.
-2. So an update keeps it, or loses it for as long as that release serves: it stays here and is back after a rollback, or
-   with a later release that it fits.
-3. The check runs in a jailed child, as every trial does: an adapter is bytes that somebody else wrote.
+- A family has one adapter. It is attached to a bundle only if its check passed there: with the adapter, the bundle's
+  golden inputs produce the outputs that they produced when the user attached it, within a tolerance.
+- A release that the adapter does not fit serves without it. The adapter stays stored, and is attached again after a
+  rollback, or with a later release that it fits.
+- The check runs in a jailed probe process, because the adapter is an untrusted file.
 """
 
 from dataclasses import replace
@@ -28,21 +25,29 @@ PROBE_MODULE: Final = "device_agent.workers.probe"
 
 
 def with_adapter(fds: BundleFds, adapter_fd: int) -> BundleFds:
-    """A bundle that is loaded with an adapter; the descriptor is the bundle's from here on."""
+    """Return the bundle with an adapter, which closes the descriptor with its other ones.
+
+    Args:
+        fds: the bundle's unsealed files.
+        adapter_fd: descriptor of the adapter.
+    """
     return replace(fds, files={**fds.files, ADAPTER_DIRECTORY_NAME: adapter_fd}, adapter=ADAPTER_DIRECTORY_NAME)
 
 
 def record_golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: bool) -> int:
-    """Ask a bundle's golden questions with its adapter.
+    """Run a bundle's golden inputs with its adapter.
 
     Args:
-        fds: of `with_adapter`.
+        fds: result of `with_adapter`.
+        variant: the bundle's variant, with its health contract.
+        allow_unjailed: run without a jail if the kernel offers none.
 
     Returns:
-        a descriptor of golden vectors with the adapter's answers; the caller closes it.
+        A descriptor of golden vectors with the adapter's outputs; the caller closes it.
 
     Raises:
-        AdapterUnfit: it does not fit the model, or there are no golden questions.
+        AdapterIncompatible: the adapter does not fit the model, or the release has no golden inputs.
+        Unavailable: the probe process could not be started or timed out.
     """
     return _call_probe(fds, variant, (), 0, allow_unjailed).fds[0]
 
@@ -50,15 +55,18 @@ def record_golden_answers(fds: BundleFds, variant: Variant, *, allow_unjailed: b
 def check_adapter(
     fds: BundleFds, golden_fd: int, tolerance_ppm: int, variant: Variant, *, allow_unjailed: bool
 ) -> None:
-    """Rule 1.
+    """Compare the golden outputs with the adapter with those of the time when it was attached.
 
     Args:
-        fds: of `with_adapter`.
-        golden_fd: of `golden_answers`, from the bundle that the adapter was attached to.
+        fds: result of `with_adapter`.
+        golden_fd: result of `record_golden_answers` for the bundle that the adapter was attached to.
+        tolerance_ppm: allowed relative RMS error, in parts per million.
+        variant: the bundle's variant, with its health contract.
+        allow_unjailed: run without a jail if the kernel offers none.
 
     Raises:
-        AdapterUnfit: it does not pass.
-        Unavailable: nothing was learned.
+        AdapterIncompatible: the outputs differ by more, or the model does not load with the adapter.
+        Unavailable: the probe process could not be started or timed out.
     """
     _call_probe(fds, variant, (golden_fd,), tolerance_ppm, allow_unjailed)
 
@@ -74,7 +82,7 @@ def _call_probe(
         with WorkerProcess.start(PROBE_MODULE, jail) as child:
             return child.call("adapter", request, (*files, *golden), deadline_s=deadline_s)
     except WorkerCrashed as error:
-        raise AdapterIncompatible(f"the trial with the adapter died: {error.message}") from error
+        raise AdapterIncompatible(f"the check with the adapter crashed: {error.message}") from error
     except (Bug, Unavailable):
         raise
     except (Unfit, Malformed) as error:

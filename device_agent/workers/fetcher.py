@@ -1,18 +1,19 @@
-"""The fetcher: dumb, bounded, resumable downloads. The one process with a network, and it has no secret.
+"""The fetcher: bounded, resumable downloads.
 
-It believes nothing: what it brings is checked by digest, here while it streams and again by who uses it.
+It is the only worker with a network, and it has no secret. No server is trusted: a blob's digest is checked while it is
+received, and again by the worker that uses it.
 
 Rules:
-1. Every answer is bounded: metadata by the limit of the call, a blob by its signed size. What says that it is longer is
-   not read at all; a body that does not end is cut at the limit.
-2. A blob goes on where it stopped, across restarts: Range, with If-Range where the server gave a strong ETag. A server
-   that answers with the whole file instead gets the prefix skipped, not written again. What is here is hashed first.
-3. Going on never becomes going round: one restart a call. A blob whose digest is wrong after a resume is fetched once
-   more, since an earlier part may be of another file; then it is refused.
-4. Slower than `min_rate_bytes_s` over RATE_WINDOW_S is cut, with the progress kept. Retries back off with full jitter
-   and heed Retry-After up to a limit; progress starts the count anew.
-5. Content codings are not asked for and not taken; redirects are followed at most MAX_REDIRECTS times and never from
-   https to http.
+1. Every response is bounded: metadata by the limit of the call, a blob by its signed size. A response that announces
+   more is not read; one that sends more is cut at the limit.
+2. A blob is resumed where it stopped, also after a restart: with Range, and If-Range if the server sent a strong ETag.
+   If the server sends the whole file instead, the known prefix is skipped. The existing bytes are hashed first.
+3. A download resumes at most once per call after its content was discarded, to rule out loops. A blob with a wrong
+   digest after a resume is fetched once more, because its first part may be of another file; then it is refused.
+4. A transfer slower than `min_rate_bytes_s` over RATE_WINDOW_S is ended, and its progress is kept. Retries wait with
+   exponential backoff and full jitter, and obey Retry-After up to a limit; progress resets the count.
+5. Content codings are neither requested nor accepted. Redirects are followed at most MAX_REDIRECTS times, and never
+   from https to http.
 
 Calls: `get` {url, max_bytes} → a memfd; `blob` {url, sha256, size, min_rate_bytes_s, max_rate_bytes_s, backoff_ms} with
 descriptors of part file and note → {received, resumed_at}; events {"done", "total"}.
@@ -62,7 +63,10 @@ HEADERS: Final = {"User-Agent": f"airweights-device-agent/{VERSION}", "Accept-En
 
 @functools.cache
 def connection_pool() -> urllib3.PoolManager:
-    """This process's. The first call loads the system's authorities: it must come before the jail closes the files."""
+    """Return the connection pool of this process.
+
+    The first call loads the CA certificates, so it must come before the jail closes the files.
+    """
     return urllib3.PoolManager(
         num_pools=4,
         maxsize=1,
@@ -75,7 +79,7 @@ def connection_pool() -> urllib3.PoolManager:
 
 @dataclass(slots=True)
 class _RateLimit:
-    """Rule 4: an average over a window, and a ceiling."""
+    """The rate limits of a transfer: a minimum, averaged over a window, and a maximum."""
 
     min_bytes_s: int
     max_bytes_s: int | None
@@ -85,7 +89,7 @@ class _RateLimit:
     total_bytes: int = 0
 
     def record_received(self, count: int, url: str) -> None:
-        """Raises SlowUnavailable where it is too slow; sleeps where it is too fast."""
+        """Count received bytes: raise ServerTooSlow below the minimum rate, sleep above the maximum rate."""
         self.total_bytes += count
         self.window_bytes += count
         now = time.monotonic()
@@ -103,14 +107,33 @@ class _RateLimit:
 
 
 def handle_get(_supervisor: SupervisorChannel, message: Message) -> Message:
-    """A small document. Raises NotFoundUnavailable, FetchUnavailable, TooLargeRefused."""
+    """Download a small document into a memfd: call `get`.
+
+    Args:
+        message: fields `url`, `max_bytes`.
+
+    Raises:
+        NotFound: the server has no such file.
+        DownloadFailed: the transfer failed.
+        TooLarge: the document is longer than the limit.
+    """
     message.close()
     fd = fetch_document(str(message.value["url"]), int(message.value["max_bytes"]))
     return Message({"bytes": os.fstat(fd).st_size}, (fd,))
 
 
 def fetch_document(url: str, max_bytes: int) -> int:
-    """A small document in a memfd, the caller's to close. Raises as `get`."""
+    """Download a small document and return a memfd with it; the caller closes it.
+
+    Args:
+        url: http, https or file URL.
+        max_bytes: limit of the document.
+
+    Raises:
+        NotFound: the server has no such file.
+        DownloadFailed: the transfer failed, or took longer than DOCUMENT_DEADLINE_S.
+        TooLarge: the document is longer than the limit.
+    """
     fd = os.memfd_create("document", os.MFD_CLOEXEC)
     try:
         deadline = time.monotonic() + DOCUMENT_DEADLINE_S
@@ -121,7 +144,7 @@ def fetch_document(url: str, max_bytes: int) -> int:
             for data in body.chunks():
                 received += len(data)
                 if received > max_bytes:
-                    raise TooLarge(f"{url}: found more than the {max_bytes} bytes that are allowed")
+                    raise TooLarge(f"{url}: more than the allowed {max_bytes} bytes")
                 if time.monotonic() > deadline:
                     raise DownloadFailed(f"{url}: not complete after {DOCUMENT_DEADLINE_S:.0f} s")
                 os.write(fd, data)
@@ -134,14 +157,25 @@ def fetch_document(url: str, max_bytes: int) -> int:
 
 
 def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
-    """One blob, to its end. Raises NotFoundUnavailable, FetchUnavailable, DigestMismatchRefused."""
+    """Download one blob into its partial file, from where it stopped: call `blob`.
+
+    Args:
+        supervisor: receives the progress.
+        message: fields `url`, `sha256`, `size`, `min_rate_bytes_s`, `max_rate_bytes_s`, `backoff_ms`; descriptors of
+            the partial file and of its ETag.
+
+    Raises:
+        NotFound: the server has no such file.
+        DownloadFailed: the transfer failed after all retries, or was too slow (ServerTooSlow).
+        DigestMismatch: the blob does not have the signed size and digest.
+    """
     value = message.value
     try:
         part = PartialBlob(message.fds[0], message.fds[1], int(value["size"]))
         part.load()
         resumed_at, received = part.received_bytes, 0
         url, sha256 = str(value["url"]), str(value["sha256"])
-        for again in (True, False):
+        for may_retry in (True, False):
             rate = _RateLimit(int(value["min_rate_bytes_s"]), value["max_rate_bytes_s"])
             try:
                 _download_with_retries(supervisor, url, part, rate, int(value["backoff_ms"]))
@@ -152,7 +186,7 @@ def fetch_blob(supervisor: SupervisorChannel, message: Message) -> JsonObject:
                 return {"received": received, "resumed_at": resumed_at}
             found = part.hash.hexdigest()
             part.clear()
-            if not part.is_resumed or not again:
+            if not part.is_resumed or not may_retry:
                 break
         raise DigestMismatch(f"{url}: SHA-256 of the {part.size_bytes} bytes is {found[:16]}…, expected {sha256[:16]}…")
     finally:
@@ -187,9 +221,9 @@ def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: 
             headers["If-Range"] = part.read_etag()
     with _open_body(url, headers) as body:
         skip = _skip_bytes(url, body, part)
-        left = part.size_bytes - part.received_bytes + skip
-        if body.announced_bytes is not None and body.announced_bytes > left:
-            raise DigestMismatch(f"{url}: {body.announced_bytes} bytes announced where {left} are signed")
+        expected_bytes = part.size_bytes - part.received_bytes + skip
+        if body.announced_bytes is not None and body.announced_bytes > expected_bytes:
+            raise DigestMismatch(f"{url}: {body.announced_bytes} bytes announced, {expected_bytes} are signed")
         reported = part.received_bytes
         for data in body.chunks():
             rate.record_received(len(data), url)
@@ -198,7 +232,7 @@ def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: 
             data = data[skipped:]
             if len(data) > part.size_bytes - part.received_bytes:
                 part.clear()
-                raise DigestMismatch(f"{url}: longer than the {part.size_bytes} bytes that are signed")
+                raise DigestMismatch(f"{url}: longer than the signed {part.size_bytes} bytes")
             part.append(data)
             if part.received_bytes - reported >= PROGRESS_INTERVAL_BYTES or part.received_bytes == part.size_bytes:
                 reported = part.received_bytes
@@ -208,10 +242,10 @@ def _transfer(supervisor: SupervisorChannel, url: str, part: PartialBlob, rate: 
 
 
 def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
-    """How many bytes of the body are already here."""
+    """Return how many bytes of the body are already in the partial file."""
     if body.start_byte == -1:
         if part.restarts:
-            raise DigestMismatch(f"{url}: the file there is shorter than the {part.size_bytes} bytes that are signed")
+            raise DigestMismatch(f"{url}: the file is shorter than the signed {part.size_bytes} bytes")
         part.clear()
     if body.start_byte is not None:
         if body.start_byte != part.received_bytes or (
@@ -224,7 +258,7 @@ def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
         return 0
     if part.received_bytes and body.etag != part.read_etag():
         if part.restarts:
-            raise DownloadFailed(f"{url}: changes while it is fetched")
+            raise DownloadFailed(f"{url}: the file changed during the download")
         part.clear()
     part.write_etag(body.etag)
     return part.received_bytes
@@ -232,7 +266,7 @@ def _skip_bytes(url: str, body: "_ResponseBody", part: PartialBlob) -> int:
 
 @dataclass(slots=True)
 class _ResponseBody:
-    """An answer: `start` and `total` are those of its Content-Range, or None for a whole file."""
+    """A response: `start_byte` and `total_bytes` are from its Content-Range, or None for a whole file."""
 
     stream: Iterator[bytes]
     announced_bytes: int | None
@@ -256,7 +290,7 @@ def _open_body(url: str, headers: dict[str, str]) -> Iterator[_ResponseBody]:
         try:
             yield _parse_response(url, response, headers)
         finally:
-            # what is left of a body that nobody wants is not read to reuse the connection
+            # closed, not drained: the rest of an unwanted body can be long
             response.close()
     except HTTPError as error:
         raise DownloadFailed(f"{url}: {_describe_cause(error)}") from error
@@ -300,7 +334,7 @@ def _check_response(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.Bas
     if response.status in (403, 404, 410):
         raise NotFound(f"{url}: HTTP {response.status}")
     if response.headers.get("Content-Encoding"):
-        raise DownloadFailed(f"{url}: sent with a content coding that was not asked for")
+        raise DownloadFailed(f"{url}: sent with a content coding that was not requested")
     error = DownloadFailed(f"{url}: HTTP {response.status}")
     wait = response.headers.get("Retry-After", "")
     error.add_note(wait if wait.isdecimal() and len(wait) < 6 else "")
@@ -315,25 +349,25 @@ def _parse_response(url: str, response: urllib3.BaseHTTPResponse, headers: dict[
     start = total = None
     if response.status == RANGE_NOT_SATISFIABLE:
         if "Range" not in headers:
-            raise DownloadFailed(f"{url}: HTTP 416 without a range that was asked for")
+            raise DownloadFailed(f"{url}: HTTP 416, but no range was requested")
         start = -1
     if response.status == 206:
         found = CONTENT_RANGE_PATTERN.fullmatch(response.headers.get("Content-Range", ""))
         if found is None or "Range" not in headers:
-            raise DownloadFailed(f"{url}: HTTP 206 without the range that was asked for")
+            raise DownloadFailed(f"{url}: HTTP 206 without the requested range")
         start, total = int(found[1]), None if found[3] is None else int(found[3])
     return _ResponseBody(_read_chunks(response), announced, start, total, etag)
 
 
 def _read_chunks(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    # read1: what has come, at once. A whole read would hide from the rate window a server that sends a byte a second
+    # read1 returns the bytes received so far; a full read would block on a slow server and hide it from the rate limit
     return iter(lambda: response.read1(CHUNK_BYTES, decode_content=False), b"")
 
 
 def _retry_delay_s(failures: int, backoff_ms: int, error: DownloadFailed) -> float:
-    asked = next((float(note) for note in getattr(error, "__notes__", []) if note), 0.0)
+    requested_s = next((float(note) for note in getattr(error, "__notes__", []) if note), 0.0)
     ceiling = min(backoff_ms / 1000 * 2**failures, MAX_BACKOFF_S)
-    return max(min(asked, MAX_RETRY_AFTER_S), random.uniform(0, ceiling))  # noqa: S311  # jitter, not a secret
+    return max(min(requested_s, MAX_RETRY_AFTER_S), random.uniform(0, ceiling))  # noqa: S311  # jitter, not a secret
 
 
 def _describe_cause(error: HTTPError) -> str:

@@ -1,20 +1,20 @@
-"""The keeper: opens this device's sealed keys, and reads and raises the counter behind the floor; then it ends.
+"""The key opener: opens the device's sealed keys, and reads and raises the TPM counter.
 
-It is the one process that talks to the TPM or the token. It is started only where the identity is sealed (never for
-`file`), has no network, and reads nothing that came over one. The way to the TPM is opened before the jail closes the
-files. A token's library opens files of its own whenever it likes: with one, the jail leaves files open.
+It is the only worker that talks to the TPM or the token. It is started only if the key storage is a TPM or token, has
+no network, and reads nothing that was downloaded. The connection to the TPM is opened before the jail closes the files.
+The library of a token opens files at any time, so with a token the jail leaves files accessible.
 
 Calls:
-- `open`: fields `use`; descriptor: the key file. Answers with a sealed memfd that holds a plain key file.
-- `counter`: answers {"value": the TPM's counter, or null}.
-- `raise`: field `value`. Answers as `counter`.
+- `open`: field `use`; descriptor: the key file. Response: a memfd with a plain key file.
+- `counter`: no fields. Response: {"value": the TPM counter, or null}.
+- `raise`: field `value`. Response: as for `counter`.
 """
 
 import os
 from contextlib import ExitStack
 from typing import Final
 
-# loaded by cryptography at its first use, when the jail has closed the files
+# cryptography loads it at its first use, when the jail has closed the files
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
 from device_agent.config.key_storage import parse_key_storage
@@ -33,20 +33,36 @@ KEY_STORAGE_VARIABLE: Final = "AIRWEIGHTS_KEY_STORAGE"
 
 
 class KeyOpener:
-    """The calls."""
+    """The calls of the key opener, on one open key storage."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._key_storage: OpenKeyStorage | None = None
 
     def prepare(self) -> None:
-        """Open the home, before the jail. Raises TpmUnavailable, DeviceTokenUnavailable, IdentityInvalid."""
+        """Open the key storage, before the jail closes the files.
+
+        Raises:
+            TpmUnavailable: the TPM does not respond.
+            DeviceTokenUnavailable: the token does not respond.
+            IdentityInvalid: the setting is malformed.
+        """
         settings = parse_key_storage(os.environ[KEY_STORAGE_VARIABLE])
         if settings is not None:
             self._key_storage = open_key_storage(settings, self._stack)
 
     def open_key(self, _supervisor: SupervisorChannel, message: Message) -> Message:
-        """See above. Raises IdentityInvalid, TpmPolicyUnavailable, TpmUnavailable, DeviceTokenUnavailable."""
+        """Open a key file: call `open`.
+
+        Args:
+            message: field `use`; descriptor of the key file.
+
+        Raises:
+            IdentityInvalid: the key file is malformed.
+            TpmPolicyMismatch: the PCRs changed since the key was sealed.
+            TpmUnavailable: the TPM does not respond.
+            DeviceTokenUnavailable: the token does not respond.
+        """
         try:
             (fd,) = message.fds
             use = str(message.value["use"])
@@ -61,13 +77,27 @@ class KeyOpener:
             message.close()
 
     def read_counter(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """See above. Raises TpmUnavailable."""
+        """Read the TPM counter: call `counter`.
+
+        Args:
+            message: without fields.
+
+        Raises:
+            TpmUnavailable: the TPM does not respond.
+        """
         message.close()
         assert self._key_storage is not None
         return {"value": self._key_storage.read_counter()}
 
     def raise_counter(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """See above. Raises TpmUnavailable."""
+        """Raise the TPM counter: call `raise`.
+
+        Args:
+            message: field `value`.
+
+        Raises:
+            TpmUnavailable: the TPM does not respond.
+        """
         message.close()
         assert self._key_storage is not None
         return {"value": self._key_storage.raise_counter(int(message.value["value"]))}

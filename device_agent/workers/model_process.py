@@ -1,7 +1,7 @@
-"""The model process: one model, one loop, no network, no files (device_agent.runtime.model_server).
+"""The model process: one model, no network, no files (device_agent.runtime.model_server).
 
-Its imports are three quarters of a second of a small device's processor, so they come after the supervisor has said at
-which priority and pace they are to run, one after the other with rests between.
+Its imports take 0.75 s of a small device's processor. So they start after the supervisor has set priority and throttle,
+and pause after each module.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ def _import_all(throttle: Throttle) -> None:
 
 
 def main() -> None:
-    """The process."""
+    """Run the model process until the supervisor stops it."""
     parent, _ = start_worker(_import_all)
     from device_agent.runtime.model_server import ModelServer
 

@@ -1,4 +1,4 @@
-"""A blob on its way: what is here of it, hashed, and the validator that belongs to that."""
+"""A partial download: the bytes received so far, their hash, and the ETag that they belong to."""
 
 import hashlib
 import os
@@ -7,14 +7,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 READ_BYTES: Final = 64 * 1024
-SYNC_INTERVAL_BYTES: Final = 8 * 1024 * 1024  # what a cut of power may cost of a download
+SYNC_INTERVAL_BYTES: Final = 8 * 1024 * 1024  # a power cut can lose at most this much of a download
 MAX_ETAG_CHARACTERS: Final = 256
 STRONG_ETAG_PATTERN: Final = re.compile(r'"[\x21\x23-\x7e]*"')
 
 
 @dataclass(slots=True)
 class PartialBlob:
-    """A blob's part file: what is here, hashed."""
+    """The partial file of a blob, with the running hash of its content.
+
+    Attributes:
+        fd: descriptor of the partial file.
+        etag_fd: descriptor of the file with its ETag.
+        size_bytes: signed size of the blob.
+        received_bytes: bytes written and hashed so far.
+        hash: running SHA-256 of these bytes.
+        unsynced_bytes: bytes written since the last sync.
+        is_resumed: whether bytes of an earlier transfer are part of it.
+        restarts: how often the content was discarded since `load`.
+    """
 
     fd: int
     etag_fd: int
@@ -26,7 +37,7 @@ class PartialBlob:
     restarts: int = 0
 
     def load(self) -> None:
-        """Hash what is here."""
+        """Hash the existing content; discard it if it is longer than the blob."""
         length = os.fstat(self.fd).st_size
         if length > self.size_bytes:
             self.clear()
@@ -37,7 +48,7 @@ class PartialBlob:
         self.restarts = 0
 
     def append(self, data: bytes) -> None:
-        """Write on."""
+        """Append and hash `data`; sync after every SYNC_INTERVAL_BYTES."""
         view = memoryview(data)
         offset = self.received_bytes
         while view:
@@ -50,24 +61,24 @@ class PartialBlob:
             self.sync()
 
     def sync(self) -> None:
-        """Make it durable."""
+        """Make the written bytes durable."""
         os.fdatasync(self.fd)
         self.unsynced_bytes = 0
 
     def clear(self) -> None:
-        """From the beginning."""
+        """Discard the content and the ETag."""
         os.ftruncate(self.fd, 0)
         self.restarts += 1
         self.received_bytes, self.hash = 0, hashlib.sha256()
         self.write_etag("")
 
     def write_etag(self, etag: str) -> None:
-        """Remember the validator that belongs to what is here."""
+        """Store the ETag of the file that the content belongs to."""
         os.ftruncate(self.etag_fd, 0)
         os.pwrite(self.etag_fd, etag.encode("ascii", "replace"), 0)
 
     def read_etag(self) -> str:
-        """The validator, or ""."""
+        """Return the stored strong ETag, or ""."""
         text = os.pread(self.etag_fd, MAX_ETAG_CHARACTERS, 0).decode("ascii", "replace")
         return text if STRONG_ETAG_PATTERN.fullmatch(text) else ""
 

@@ -1,16 +1,15 @@
-"""The patcher: the one process that holds this device's keys while a patch is applied or a bundle is unsealed.
+"""The patcher: the only worker with the device's keys; it applies patches, seals and unseals.
 
-It gets everything by descriptor, has no network and opens no file. Keys are read here and are never sent on.
+It gets everything as descriptors, has no network and opens no file. Keys are read here and never sent.
 
-Calls:
-- `unlock`: envelopes are opened and the content key is held to the manifest's commitment. Descriptor: device key.
-- `apply`: the blob is decrypted while its ciphertext is hashed again, the patch applied, the result sealed.
-  Descriptors: storage key, blob, output, and the base's sealed bundle where the patch has one.
-- `unseal`: a sealed memfd for each wanted file. Descriptors: storage key, sealed bundle.
-- `seal-adapter`, `unseal-adapter`: a personal adapter and its golden answers (device_agent.workers.adapter_check) into
-  one sealed
-  file and back. Descriptors: storage key, and the adapter, its answers and the output; or the sealed file.
-- `describe`: what a sealed bundle says of itself, after reading all of it. Descriptors: storage key, sealed bundle.
+Calls (descriptors in their order):
+- `unlock` (device key): open the envelopes and check the content key against the manifest's commitment.
+- `apply` (storage key, blob, output, and the base's sealed bundle if the patch has a base): decrypt the blob while its
+  ciphertext is hashed again, apply the patch, seal the result.
+- `unseal` (storage key, sealed bundle): one sealed memfd for each requested file.
+- `seal-adapter` (storage key, adapter, golden outputs, output): seal a personal adapter into one file.
+- `unseal-adapter` (storage key, sealed file): the adapter and its golden outputs.
+- `describe` (storage key, sealed bundle): read all of a sealed bundle and return its head.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
-# loaded by cryptography at its first use, when the jail has closed the files
+# cryptography loads it at its first use, when the jail has closed the files
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401
 
 from bundle.envelope import (
@@ -43,9 +42,9 @@ from device_agent.runtime.bundle_fds import create_sealed_memfd
 from device_agent.storage.device_directory import DEVICE_KEY, STORAGE_KEY
 from device_agent.workers.sealed_bundle import SealedBundle, SealedHead, SealedWriter
 
-with suppress(ImportError):  # some builds of Python lack it; the planner asks for no patch that needs it then
+with suppress(ImportError):  # some builds of Python lack it; then the planner chooses no patch that needs it
     import lzma  # noqa: F401  # bundle.patch loads it at its first use
-with suppress(ImportError):  # no wheel on every platform; likewise
+with suppress(ImportError):  # not installed on every platform; likewise
     import pcodec.standalone  # noqa: F401  # bundle.patch loads it at its first use
 
 READ_BYTES: Final = 1 << 20
@@ -54,7 +53,7 @@ ADAPTER_LABEL: Final = "airweights adapter v1"
 
 
 class _HashedFile:
-    """Reads a descriptor forward and hashes what goes by: the blob may have changed since it was downloaded."""
+    """Reads a descriptor forward and hashes the bytes: the blob may have changed since it was downloaded."""
 
     def __init__(self, fd: int) -> None:
         self._fd, self._offset, self._hash = fd, 0, hashlib.sha256()
@@ -72,23 +71,30 @@ class _HashedFile:
         return b"".join(parts)
 
     def check(self, sha256: str) -> None:
-        """To the end. Raises DigestMismatchRefused."""
+        """Read to the end and compare the SHA-256."""
         while self.read(READ_BYTES):
             pass
         if self._hash.hexdigest() != sha256:
-            raise DigestMismatch(f"blob {sha256[:16]}: its content is {self._hash.hexdigest()[:16]} when it is used")
+            raise DigestMismatch(f"blob {sha256[:16]}: the spooled file has SHA-256 {self._hash.hexdigest()[:16]}")
 
 
 class Patcher:
-    """The calls; between `unlock` and `apply` it keeps content keys, by bundle digest, in memory only."""
+    """The calls `unlock` and `apply`, with the content keys by bundle digest, in memory only."""
 
     def __init__(self) -> None:
         self._content_keys: dict[BundleDigest, Secret] = {}
 
     def load_content_key(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Fields: `manifest`, `variant`, `counter_epoch`, `repository`, `cohort`, `epoch`, `cohort_public_key`,
-        `cohort_envelope`, `content_envelope` (hexadecimal). Raises Refused: nothing signed says what an envelope should
-        be, so whatever is wrong here may be the mirror's fault and not the release's."""
+        """Open the envelopes of a release: call `unlock`. Keys and envelopes are hexadecimal.
+
+        Args:
+            message: fields `manifest`, `variant`, `counter_epoch`, `repository`, `cohort`, `epoch`,
+                `cohort_public_key`, `cohort_envelope`, `content_envelope`.
+
+        Raises:
+            Refused: an envelope does not open or has another key. Envelopes are not signed, so this may be the mirror's
+                fault and not the release's.
+        """
         try:
             (device_fd,) = message.fds
             manifest, variant = _parse_release(message.value)
@@ -100,8 +106,16 @@ class Patcher:
             message.close()
 
     def apply_patch(self, _supervisor: SupervisorChannel, message: Message) -> JsonObject:
-        """Fields: `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry). Raises Refused of every kind
-        that bundle.patch has, StoreDamagedRefused for the base."""
+        """Apply a patch and seal the result: call `apply`.
+
+        Args:
+            message: fields `manifest`, `variant`, `counter_epoch`, `patch` (the manifest's entry).
+
+        Raises:
+            PatchRefused: the patch does not apply (bundle.patch).
+            DigestMismatch: the blob or the result does not have the signed digest.
+            StoreDamaged: the base does not open.
+        """
         value = message.value
         storage_fd, blob_fd, output_fd, *base_fds = message.fds
         try:
@@ -119,7 +133,7 @@ class Patcher:
                     source = FrameReader(blob, self._content_keys[variant.digest], context)
                     files = apply_patch(source, base, writer)
                 finally:
-                    # a blob that is not the signed one explains every other complaint about it
+                    # raised first: a blob that is not the signed one explains every other error
                     blob.check(entry.blob)
                 if bundle_digest(files) != variant.digest:
                     raise DigestMismatch(
@@ -133,17 +147,24 @@ class Patcher:
 
 
 def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
-    """Fields: `digest`, `roles`. Answers with the wanted files in table order. Raises StoreDamagedRefused,
-    TooLargeRefused."""
+    """Unseal the files with the given roles, in table order: call `unseal`.
+
+    Args:
+        message: fields `digest`, `roles`.
+
+    Raises:
+        StoreDamaged: the sealed bundle does not open.
+        TooLarge: more files than one message can carry.
+    """
     fds: list[int] = []
     try:
         storage_fd, sealed_fd = message.fds
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
-        wanted = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
-        if len(wanted) > MAX_FDS:
-            raise TooLarge(f"bundle of {len(wanted)} files to load, at most {MAX_FDS} can be")
-        fds.extend(bundle.unseal_file(index) for index in wanted)
-        return Message({"paths": [bundle.files[index].path for index in wanted]}, tuple(fds))
+        requested = [index for index, file in enumerate(bundle.files) if file.role in message.value["roles"]]
+        if len(requested) > MAX_FDS:
+            raise TooLarge(f"bundle with {len(requested)} files to load, at most {MAX_FDS} are supported")
+        fds.extend(bundle.unseal_file(index) for index in requested)
+        return Message({"paths": [bundle.files[index].path for index in requested]}, tuple(fds))
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -153,7 +174,14 @@ def unseal_bundle(_supervisor: SupervisorChannel, message: Message) -> Message:
 
 
 def read_sealed_header(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
-    """Fields: `digest`. Raises StoreDamagedRefused where any byte of it is not as it was sealed."""
+    """Read all of a sealed bundle and return its head: call `describe`.
+
+    Args:
+        message: field `digest`.
+
+    Raises:
+        StoreDamaged: a byte of it is damaged.
+    """
     try:
         storage_fd, sealed_fd = message.fds
         bundle = SealedBundle(sealed_fd, read_key(storage_fd, STORAGE_KEY), BundleDigest(message.value["digest"]))
@@ -166,12 +194,19 @@ def read_sealed_header(_supervisor: SupervisorChannel, message: Message) -> Json
 
 
 def seal_adapter(_supervisor: SupervisorChannel, message: Message) -> JsonObject:
-    """Fields: `family`. Answers with the adapter's `sha256` and `size`. Raises TooLargeRefused."""
+    """Seal an adapter with its golden outputs, and return its `sha256` and `size`: call `seal-adapter`.
+
+    Args:
+        message: field `family`.
+
+    Raises:
+        TooLarge: the adapter is empty, or larger than MAX_ADAPTER_BYTES.
+    """
     try:
         storage_fd, adapter_fd, golden_fd, output_fd = message.fds
         adapter = os.pread(adapter_fd, MAX_ADAPTER_BYTES + 1, 0)
         if not 0 < len(adapter) <= MAX_ADAPTER_BYTES:
-            raise TooLarge(f"an adapter of {len(adapter)} bytes, at most {MAX_ADAPTER_BYTES} are taken")
+            raise TooLarge(f"the adapter has {len(adapter)} bytes, expected 1 to {MAX_ADAPTER_BYTES}")
         golden = os.pread(golden_fd, os.fstat(golden_fd).st_size, 0)
         sha256 = hashlib.sha256(adapter).hexdigest()
         with open(output_fd, "wb", closefd=False, buffering=READ_BYTES) as out:
@@ -187,8 +222,14 @@ def seal_adapter(_supervisor: SupervisorChannel, message: Message) -> JsonObject
 
 
 def unseal_adapter(_supervisor: SupervisorChannel, message: Message) -> Message:
-    """Fields: `family`, `sha256`. Answers with sealed memfds of the adapter and its golden answers. Raises
-    StoreDamagedRefused."""
+    """Unseal an adapter and its golden outputs into sealed memfds: call `unseal-adapter`.
+
+    Args:
+        message: fields `family`, `sha256`.
+
+    Raises:
+        StoreDamaged: the sealed file does not open, or is another adapter.
+    """
     try:
         storage_fd, sealed_fd = message.fds
         context = FrameContext(ADAPTER_LABEL, message.value["family"], 0, "", message.value["sha256"])
@@ -199,7 +240,7 @@ def unseal_adapter(_supervisor: SupervisorChannel, message: Message) -> Message:
         except Refused as error:
             raise StoreDamaged(f"the adapter does not open: {error.message}") from error
         if hashlib.sha256(adapter).hexdigest() != message.value["sha256"]:
-            raise StoreDamaged("the adapter is not the one that it is named for")
+            raise StoreDamaged("the sealed adapter does not have the recorded SHA-256")
         adapter_fd = create_sealed_memfd("adapter", adapter)
         return Message({}, (adapter_fd, create_sealed_memfd("golden-with-adapter", golden)))
     finally:
@@ -216,7 +257,7 @@ def _open_content_key(value: JsonObject, device_key: Secret, manifest: Manifest,
     cohort_context = EnvelopeContext(COHORT_KEY_PURPOSE, repository, cohort, epoch)
     cohort_key = open_envelope(bytes.fromhex(value["cohort_envelope"]), device_key, cohort_context)
     if derive_public_key(cohort_key).hex() != value["cohort_public_key"]:
-        raise CohortKeyMismatch(f"the key in the envelope of cohort {cohort!r} is not the one that the fleet signs")
+        raise CohortKeyMismatch(f"the key in the envelope of cohort {cohort!r} differs from the fleet document")
     context = EnvelopeContext(
         CONTENT_KEY_PURPOSE, repository, cohort, epoch, manifest.family, manifest.counter, value["variant"]
     )

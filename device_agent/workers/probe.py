@@ -1,14 +1,16 @@
-"""The probe's process: loads a candidate, asks it the golden questions, measures it. The verdict is the supervisor's.
+"""The probe process: loads a candidate, runs its golden inputs and measures it.
+
+The supervisor decides the verdict (device_agent.runtime.probe_runner).
 
 Rules:
-1. One call, `probe`, or `adapter`. Before each stage `probe` says which one, so that a death has a place: load,
-   contract, golden N, latency.
-2. Answers are compared as bundle.golden rule 2 says.
-3. After the golden runs come more of them, at least MIN_RUNS and at most MAX_RUNS: for the latency, and because some
-   models fail only later. Without golden vectors zeros are asked, and no answer is compared. Where every size is fixed
-   they must be answered, unless onnxruntime blames the values; where a size is free, one might be asked that the model
-   cannot take, so a failure is no verdict.
-4. A model whose memory grows over these further runs, of inputs that it has all seen, leaks.
+1. The process serves one call, `probe` or `adapter`. `probe` reports each stage when it starts, so that a crash can be
+   located: load, contract, golden N, latency.
+2. Outputs are compared as in bundle.golden.
+3. After the golden runs, the golden inputs run again at least MIN_RUNS and at most MAX_RUNS times: to measure the
+   latency, and because some models fail only after several runs. Without golden vectors the input is zeros, and no
+   output is compared. If all sizes of the inputs are fixed, a failure on zeros fails the candidate, unless onnxruntime
+   blames the values. If a size is free, the model may not support the chosen one, so a failure is ignored.
+4. A model whose memory grows by more than MAX_GROWTH_BYTES over these runs leaks, since it has run all inputs before.
 """
 
 import os
@@ -38,7 +40,21 @@ _STATM_FD: Final = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
-    """Call `probe`. Raises ModelUnfit, ContractUnfit, GoldenUnfit, InferenceUnfit, MalformedRefused."""
+    """Probe a candidate, and return its measurements: call `probe`.
+
+    Args:
+        supervisor: receives the stages.
+        message: fields `bundle`, `contract`, `golden_relative_rms_ppm`, `threads`; descriptors of the bundle.
+
+    Raises:
+        ModelDoesNotLoad: onnxruntime cannot load the model.
+        ContractMismatch: its inputs or outputs are not those of the contract.
+        GoldenMismatch: an output differs by more than the tolerance.
+        NanOutput: an output has NaN or infinity, the golden one has not.
+        InferenceFailed: a run failed.
+        MemoryLeak: the memory grows with every run.
+        Malformed: the golden vectors are malformed.
+    """
     value = message.value
 
     def stage(name: str) -> None:
@@ -63,7 +79,7 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
         answers = model.infer(sample.inputs)
         for name, golden in sample.outputs.items():
             if name in answers and has_non_finite(answers[name]) and not has_non_finite(np.asarray(golden)):
-                # its own reason, whatever the tolerance
+                # checked before the tolerance: NaN has a reason of its own
                 raise NanOutput(f"golden {number}: output {name!r} has NaN or infinity")
         tolerance_ppm = value["golden_relative_rms_ppm"]
         worst = max(worst, check_outputs(answers, sample, tolerance_ppm=tolerance_ppm, where=f"golden {number}"))
@@ -81,16 +97,35 @@ def run_probe(supervisor: SupervisorChannel, message: Message) -> JsonObject:
 
 
 def measure_growth(model: LoadedModel, inputs: Sequence[Mapping[str, Array]]) -> tuple[int, JsonObject]:
-    """Rule 3's further runs: by how much resident memory grew, and {"latency_us", "runs", "cpu_share"}.
-    Raises InferenceUnfit."""
+    """Run the inputs repeatedly; return the growth of resident memory in bytes, and the measurements.
+
+    Args:
+        model: the loaded candidate.
+        inputs: input tensors of each run, by name.
+
+    Returns:
+        The growth, and {"latency_us": median, "runs": number, "cpu_share": processor seconds a second}.
+
+    Raises:
+        InferenceFailed: a run failed.
+    """
     before_bytes = _resident_bytes()
     measured = _measure_latency(model, inputs)
     return _resident_bytes() - before_bytes, measured
 
 
 def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonObject | Message:
-    """Call `adapter`: the golden questions of a bundle with an adapter. Without further descriptors the answers come
-    back as golden vectors; with one of such vectors they are compared. Raises AdapterUnfit, Unfit, MalformedRefused."""
+    """Run a bundle's golden inputs with an adapter: call `adapter`.
+
+    Args:
+        message: fields `bundle`, `tolerance_ppm`; descriptors of the bundle, and of golden vectors to compare with, or
+            none to get the outputs back as golden vectors.
+
+    Raises:
+        AdapterIncompatible: the release has no golden inputs.
+        Unfit: the model does not load or run with the adapter, or an output differs by more than the tolerance.
+        Malformed: the golden vectors are malformed.
+    """
     value = message.value
     try:
         count = len(value["bundle"]["paths"])
@@ -104,7 +139,7 @@ def run_adapter_check(_supervisor: SupervisorChannel, message: Message) -> JsonO
     finally:
         message.close()
     if not samples:
-        raise AdapterIncompatible("the release has no golden inputs to try it with")
+        raise AdapterIncompatible("the release has no golden inputs to check the adapter with")
     answered = tuple(GoldenSample(dict(sample.inputs), dict(model.infer(sample.inputs))) for sample in samples)
     if not wanted:
         return Message({}, (create_sealed_memfd("golden-with-adapter", write_golden(answered)),))
@@ -143,7 +178,7 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
     try:
         model.run(zeros)
     except RequestInvalid:
-        return []  # not every model takes zeros; this one promised nothing about them
+        return []  # the contract does not promise that the model accepts zeros
     except InferenceFailed:
         if all(isinstance(size, int) for tensor in contract.inputs for size in tensor.shape):
             raise
@@ -152,7 +187,7 @@ def _zero_inputs(model: LoadedModel, contract: Contract) -> list[Mapping[str, Ar
 
 
 def main() -> None:
-    """The process."""
+    """Run the probe process until the supervisor stops it."""
     parent, _ = start_worker()
     serve_calls(parent, {"probe": run_probe, "adapter": run_adapter_check})
 

@@ -1,12 +1,12 @@
-"""A sealed bundle: how the plain files of a bundle lie in the store, encrypted under the device's storage key.
+"""The sealed bundle: a bundle's files in the store, encrypted under the device's storage key.
 
 Rules:
-1. It is a frame file (bundle.frames) with the label of the store and the bundle digest as its context; so a bundle can
-   not be passed off as another, and a changed bit is noticed when its frame is read.
-2. Inside: u32 big-endian length ‖ canonical JSON head ‖ the files in table order. The head has the manifest's bytes, so
-   that the store alone is enough to know what a bundle is.
-3. Plain files exist only in memory: a sealed memfd for each, its SHA-256 compared with the manifest's before it is
-   handed out.
+- It is a frame file (bundle.frames) whose context is the label of the store and the bundle digest. So a sealed bundle
+  cannot replace another one, and a changed bit is detected when its frame is read.
+- Its content is: length of the head (u32, big-endian) ‖ head (canonical JSON) ‖ the files in table order. The head
+  contains the manifest, so a journal can be rebuilt from the store alone.
+- Plain files exist in memory only, each in a sealed memfd. Its SHA-256 is compared with the manifest before the
+  descriptor is returned.
 """
 
 import fcntl
@@ -35,12 +35,12 @@ MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3, linux/memfd.h; Python has no name 
 
 @dataclass(frozen=True, slots=True)
 class SealedHead:
-    """What a sealed bundle says of itself.
+    """The head of a sealed bundle.
 
     Attributes:
         manifest: canonical bytes of the release's manifest, as text.
-        variant: which of its variants this is.
-        counter_epoch: of the delegation that signed the release.
+        variant: name of the variant.
+        counter_epoch: epoch of the delegation that signed the release's counter.
     """
 
     manifest: str
@@ -48,14 +48,19 @@ class SealedHead:
     counter_epoch: int
 
     def parse_variant(self) -> Variant:
-        """Raises MalformedRefused, StoreDamagedRefused."""
+        """Parse the manifest and return the variant of this bundle.
+
+        Raises:
+            Malformed: the manifest does not follow its schema.
+            StoreDamaged: the manifest has no such variant.
+        """
         variant = parse_manifest(self.manifest.encode()).variant(self.variant)
         if variant is None:
             raise StoreDamaged(f"a sealed bundle names variant {self.variant!r}, its manifest has none")
         return variant
 
     def as_bytes(self) -> bytes:
-        """Rule 2."""
+        """Return the length and the head, as they start the content."""
         body: dict[str, JSON] = {
             "schema": SCHEMA,
             "manifest": self.manifest,
@@ -67,7 +72,11 @@ class SealedHead:
 
     @classmethod
     def parse(cls, data: bytes) -> "SealedHead":
-        """Inverse of `as_bytes` without the length. Raises MalformedRefused."""
+        """Parse the output of `as_bytes`, without the length.
+
+        Raises:
+            Malformed: a field is missing, unknown or out of range.
+        """
         fields = StrictObject(strict_json.decode(data, what="sealed bundle", max_bytes=MAX_HEAD_BYTES), "sealed bundle")
         fields.choice("schema", (SCHEMA,))
         manifest = fields.value("manifest")
@@ -81,12 +90,12 @@ class SealedHead:
 
 
 class SealedWriter:
-    """A `bundle.patch` Target that seals what it is given.
+    """A `bundle.patch` Target that seals the files of a bundle.
 
     Args:
         out: receives the frame file.
         key: the storage key.
-        head: of the bundle; its variant's digest names the file.
+        head: head of the bundle; the digest of its variant is part of the frames' context.
     """
 
     def __init__(self, out: Sink, key: Secret, head: SealedHead) -> None:
@@ -94,17 +103,17 @@ class SealedWriter:
         self._frames.write(head.as_bytes())
 
     def begin_file(self, file: BundleFile) -> None:
-        """Files come in table order and lie one behind the other."""
+        """Start a file; files come in table order and follow each other without a gap."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """The next bytes."""
+        """Write the next bytes of the current file."""
         self._frames.write(data)
 
     def end_file(self) -> None:
-        """Nothing marks an end: the table has the sizes."""
+        """End a file; nothing is written, because the table has the sizes."""
 
     def close(self) -> None:
-        """The last frame."""
+        """Write the last frame of the file."""
         self._frames.close()
 
 
@@ -112,12 +121,12 @@ class SealedBundle:
     """A `bundle.patch` Base that reads a sealed bundle.
 
     Args:
-        fd: of the sealed file; not closed here.
+        fd: descriptor of the sealed file; the caller closes it.
         key: the storage key.
-        digest: of the bundle that it should be.
+        digest: digest of the expected bundle.
 
     Raises:
-        StoreDamagedRefused: from any method; it does not open, or is not that bundle.
+        StoreDamaged: it does not open, or is another bundle. Any method can raise it.
     """
 
     def __init__(self, fd: int, key: Secret, digest: BundleDigest) -> None:
@@ -135,22 +144,28 @@ class SealedBundle:
         start = _LENGTH.size + length
         self._file_offsets = list(accumulate((file.size for file in self._files), initial=start))
         if bundle_digest(self._files) != digest or self._file_offsets[-1] != self._frames.size:
-            raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is of another bundle, or not whole")
+            raise StoreDamaged(f"bundle {digest[:16]}: the sealed file is incomplete or of another bundle")
 
     @property
     def files(self) -> tuple[BundleFile, ...]:
-        """Its file table."""
+        """Return the file table of the bundle."""
         return self._files
 
     def pread(self, index: int, offset: int, length: int) -> bytes:
-        """Bytes of one file."""
+        """Read `length` bytes of one file.
+
+        Args:
+            index: position of the file in the table.
+            offset: bytes from the start of the file.
+            length: number of bytes.
+        """
         try:
             return self._frames.pread(length, self._file_offsets[index] + offset)
         except AirweightsError as error:
             raise self._damaged_error(error) from error
 
     def unseal_file(self, index: int) -> int:
-        """Rule 3: a sealed memfd with one file; the caller closes it."""
+        """Unseal one file into a sealed memfd and check its SHA-256; the caller closes the descriptor."""
         file = self._files[index]
         fd = _create_memfd(file.path)
         try:
@@ -160,7 +175,7 @@ class SealedBundle:
                 digest.update(data)
                 _write_all(fd, data)
             if digest.hexdigest() != file.sha256:
-                raise StoreDamaged(f"bundle {self._digest[:16]}: {file.path!r} is not what the manifest says")
+                raise StoreDamaged(f"bundle {self._digest[:16]}: SHA-256 of {file.path!r} differs from the manifest")
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, MEMFD_SEALS)
         except BaseException:
             os.close(fd)
@@ -174,7 +189,7 @@ class SealedBundle:
 
 
 def frame_context(digest: BundleDigest) -> FrameContext:
-    """Rule 1."""
+    """Return the context of the frames of a sealed bundle."""
     return FrameContext(STORE_LABEL, "", 0, "", digest)
 
 

@@ -1,4 +1,4 @@
-"""The command line that the TUF conformance suite drives, over the trust code that a device runs.
+"""The command line that the TUF conformance suite drives, on top of the device's own trust code.
 
     python -m device_agent.workers.tuf_conformance --metadata-dir D init ROOT
     python -m device_agent.workers.tuf_conformance --metadata-dir D --metadata-url U refresh
@@ -10,12 +10,12 @@
 Exit status: 0 done, 1 refused or not available (one line on stderr says why), 2 misused.
 
 Rules:
-1. The updater, its limits, its transport and its errors are the device's (bundle.trust.updater,
-   device_agent.workers.fetcher).
-2. What is ours and not TUF's stays out: the acceptance of releases, and the durable memory, which is stricter than TUF
-   where targets are to be recovered by rotating the snapshot key.
-3. `init` keeps ROOT as the shipped root; every later command starts from it, never from the cache.
-4. Whatever the repository serves ends in exit status 0 or 1, never in a traceback.
+- The updater, its limits, its transport and its errors are the device's (bundle.trust.updater,
+  device_agent.workers.fetcher).
+- Checks beyond TUF are left out: the admission of releases, and the durable trust state, which is stricter than TUF
+  when targets are recovered by rotating the snapshot key.
+- `init` stores ROOT as the shipped root; every later command starts from it, never from the cache.
+- Every response of the repository ends in exit status 0 or 1, never in a traceback.
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""The verifier: decides what may be believed. The one process with tuf; it has no network and no secret.
+"""The verifier: reads signed metadata and decides which release is trusted.
 
-It asks the supervisor for files by URL, and the supervisor asks the fetcher. It is the only writer of the trust memory.
+It is the only process that loads tuf and the only writer of the trust state; it has no network and no secret. It
+requests files by URL from the supervisor, which lets the fetcher download them.
 
-Calls: `check` (see `check`) → {"release": VerifiedRelease.as_json()}; on the way it asks {"url", "max_bytes"}, which is
-answered with one descriptor.
+Call: `check` (fields: see `check_channel`) → {"release": VerifiedRelease.as_json()}. During the call it sends requests
+{"url", "max_bytes"}; each response has one descriptor.
 """
 
 import importlib
@@ -20,15 +21,23 @@ from bundle.trust.trust_state import TrustState, TrustStateStore
 from device_agent.process.channel import JsonObject, Message
 from device_agent.process.worker import SupervisorChannel, serve_calls, start_worker
 
-# loaded at their first use otherwise, when the jail has closed the files: strptime's module, and what ECDSA needs
+# load now what is loaded at its first use otherwise, when the jail has closed the files: strptime, and ECDSA's backend
 datetime.strptime("1970", "%Y")
 importlib.import_module("cryptography.hazmat.backends.openssl.backend")
 
 
 def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject:
-    """One check. Fields of the call: `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`,
-    `known` (what the family's journal remembers, should the slots know nothing of it). Raises what
-    bundle.trust.check.check raises."""
+    """Check a channel once, and return the verified release.
+
+    Args:
+        supervisor: downloads files on request.
+        message: fields `trust_dir`, `repository_url`, `family`, `channel`, `clock`, `agent_version`, and `known`: the
+            floor and releases of the family's journal, which are used if the trust state is lost.
+
+    Raises:
+        Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
+        Unavailable: a file could not be downloaded, or the metadata expired.
+    """
     value = message.value
     trust = Path(value["trust_dir"])
     request = CheckRequest(
@@ -46,7 +55,7 @@ def check_channel(supervisor: SupervisorChannel, message: Message) -> JsonObject
     def fetch(url: str, max_bytes: int) -> bytes:
         answer = supervisor.request({"url": url, "max_bytes": max_bytes})
         try:
-            # a file object would stop at max_bytes + 1 too, but only os.pread leaves the shared offset alone
+            # pread does not move the offset that the supervisor shares with this descriptor
             return os.pread(answer.fds[0], max_bytes + 1, 0)
         finally:
             answer.close()

@@ -1,12 +1,12 @@
-"""What the supervisor sends its short-lived children to do: check, fetch, patch, unseal.
+"""The supervisor's client of its short-lived workers: check, fetch, patch, unseal, TPM counter.
 
 Rules:
-1. A child is started when it is first needed and ends with the errands; nothing is resident between two cycles.
-2. Each gets only what it needs: the fetcher the network and two descriptors, the verifier the trust folder, the patcher
-   descriptors of keys, blob and bundles. The supervisor reads none of what is in them.
-3. `fetch` and `patch` take a `VerifiedRelease` or a plan made from one.
-4. What one mirror does not have, or has wrong, is asked of the next; the one that was right is asked first from then
-   on. All are believed alike, which is not at all: signatures decide, wherever the bytes came from.
+- A worker is started at its first call and stopped when the pool is closed: none runs between two updates.
+- Each worker gets only what it needs: the fetcher the network and two descriptors, the verifier the directory of the
+  trust state, the patcher descriptors of keys, blob and bundles. The supervisor reads none of their contents.
+- Downloads and patches need a `VerifiedRelease` or a patch path made from one.
+- If a mirror fails or sends wrong bytes, the next one is tried; the one that worked is tried first from then on. No
+  mirror is trusted; signatures and digests decide.
 """
 
 import logging
@@ -38,16 +38,16 @@ from device_agent.workers.adapter_check import with_adapter
 
 logger = logging.getLogger(__name__)
 
-CHECK_DEADLINE_S: Final = 900.0  # a walk over years of roots on a slow line
+CHECK_DEADLINE_S: Final = 900.0  # enough for years of root versions over a slow connection
 DOCUMENT_DEADLINE_S: Final = 180.0
-BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's own rate window ends it long before
+BLOB_DEADLINE_S: Final = 7 * 86400.0  # the fetcher's minimum rate ends a stalled transfer long before
 PATCH_DEADLINE_S: Final = 3600.0
 UNSEAL_DEADLINE_S: Final = 600.0
 KEY_OPENER_DEADLINE_S: Final = 120.0  # a discrete TPM takes some 100 ms a command, and may be busy
 MAX_ENVELOPE_BYTES: Final = 4096  # bundle.envelope's limit, which the supervisor does not load
 BACKOFF_MS: Final = 500
 SERVED_FILE_ROLES: Final = ("model", "external-data", "golden")
-# what a resolver reads: glibc's configuration and its modules
+# files that the name resolver reads: the configuration of glibc and its modules
 NETWORK_FILES: Final = (
     *("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"),
     *("/run/systemd/resolve", "/etc/ld.so.cache", "/lib", "/lib64", "/usr/lib", "/usr/lib64"),
@@ -59,18 +59,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class DownloadCost:
-    """What one blob cost: bytes that came over the wire, and where it went on."""
+    """The cost of one download.
+
+    Attributes:
+        received_bytes: bytes received over the network.
+        resumed_at_bytes: bytes that the spool already contained.
+    """
 
     received_bytes: int
     resumed_at_bytes: int
 
 
 class WorkerPool:
-    """Use as a context manager; one thread at a time.
+    """The workers of one family's update. Use it as a context manager, from one thread at a time.
 
     Args:
-        config, device, store: of one family.
-        on_idle: called now and then while a child is at work, to see to what cannot wait for it.
+        config: configuration of the family.
+        device: device directory of the family.
+        store: bundle store of the family.
+        on_idle: called repeatedly while a worker runs, to handle messages that cannot wait for it.
     """
 
     def __init__(
@@ -88,18 +95,27 @@ class WorkerPool:
         self.close()
 
     def close(self) -> None:
-        """End all children."""
+        """Stop all worker processes."""
         while self._workers:
             self._workers.popitem()[1].stop()
 
     def interrupt(self) -> None:
-        """End them from another thread: what is under way raises, and nothing new begins."""
+        """Kill all workers, from another thread: the running call and all later calls raise AgentStopping."""
         self._is_interrupted = True
         for child in list(self._workers.values()):
             child.kill()
 
     def check_channel(self, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> VerifiedRelease:
-        """What the channel runs now, verified. Raises Refused, Unavailable (bundle.trust.check.check)."""
+        """Return the verified release that the channel runs now.
+
+        Args:
+            persistent_state: of the family's journal; used if the trust state is lost.
+            bundles: recorded bundles; used if the trust state is lost.
+
+        Raises:
+            Refused: signed metadata is wrong, or the release is not admitted (bundle.trust.check.check).
+            Unavailable: no mirror could be reached, or the metadata expired.
+        """
         return self._try_mirrors(lambda source: self._check_channel(source, persistent_state, bundles))
 
     def _check_channel(
@@ -120,7 +136,16 @@ class WorkerPool:
             return VerifiedRelease.from_verifier(reply.value["release"])
 
     def fetch_blob(self, edge: PatchEdge, on_progress: OnProgress | None = None) -> DownloadCost:
-        """A blob into the spool. Raises Unavailable, DigestMismatchRefused."""
+        """Download a blob into the spool, from where it stopped.
+
+        Args:
+            edge: the patch with the blob.
+            on_progress: called with (bytes done, bytes in all).
+
+        Raises:
+            DigestMismatch: the bytes do not have the signed digest.
+            Unavailable: no mirror could send it.
+        """
         return self._try_mirrors(lambda source: self._fetch_blob(source, edge, on_progress))
 
     def _fetch_blob(self, source: str, edge: PatchEdge, on_progress: OnProgress | None) -> DownloadCost:
@@ -148,7 +173,17 @@ class WorkerPool:
             return DownloadCost(int(reply.value["received"]), int(reply.value["resumed_at"]))
 
     def load_content_key(self, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
-        """Fetch the envelopes of a step and hand them to the patcher. Raises EnvelopeUnavailable, Refused."""
+        """Download the envelopes of a patch and let the patcher open its content key.
+
+        Args:
+            release: the verified release with the fleet document.
+            edge: the patch whose key is needed.
+            x_wing_public: public key of the device, which names its envelope.
+
+        Raises:
+            EnvelopeMissing: no envelope for this device or cohort is published.
+            Refused: an envelope does not open, or has another key than the signed one.
+        """
         self._try_mirrors(lambda source: self._load_content_key(source, release, edge, x_wing_public))
 
     def _load_content_key(self, source: str, release: VerifiedRelease, edge: PatchEdge, x_wing_public: bytes) -> None:
@@ -179,8 +214,14 @@ class WorkerPool:
             self._call("patcher", "unlock", request, (key,), deadline_s=DOCUMENT_DEADLINE_S)
 
     def apply_patch(self, edge: PatchEdge) -> int:
-        """One step of a plan: from the spool, and the base in the store, into the store. Returns the sealed bytes.
-        Raises Refused, ChildDied, ChildTimeout."""
+        """Apply one patch from the spool into the store, and return the size of the sealed bundle in bytes.
+
+        Raises:
+            PatchRefused: the patch does not apply.
+            StoreDamaged: the base does not open.
+            WorkerCrashed: the patcher crashed.
+            WorkerTimeout: the patcher did not finish in time.
+        """
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
             part, note = (fds.own(fd) for fd in self._store.open_partial(edge.entry.blob))
@@ -194,7 +235,11 @@ class WorkerPool:
             return int(reply.value["sealed_bytes"])
 
     def unseal(self, bundle: BundleRecord) -> BundleFds:
-        """The plain files that a model process needs; the caller closes them. Raises StoreDamagedRefused."""
+        """Unseal the files that a model process needs; the caller closes them.
+
+        Raises:
+            StoreDamaged: the sealed bundle is missing or damaged.
+        """
         _, variant = bundle.parse_manifest()
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
@@ -205,8 +250,13 @@ class WorkerPool:
             return BundleFds.from_files(variant.files, dict(zip(reply.value["paths"], reply.fds, strict=True)))
 
     def unseal_to_serve(self, bundle: BundleRecord) -> BundleFds:
-        """As `unseal`, with the personal adapter where one is attached to this bundle. An adapter that does not open is
-        left out: the model matters more."""
+        """Unseal as `unseal` does, with the personal adapter if one is attached to this bundle.
+
+        An adapter that does not open is left out, so that the model serves without it.
+
+        Raises:
+            StoreDamaged: the sealed bundle is missing or damaged.
+        """
         fds = self.unseal(bundle)
         adapter = AdapterStore(self._device).find_attached(bundle.digest)
         if adapter is None:
@@ -214,28 +264,40 @@ class WorkerPool:
         try:
             adapter_fd, golden_fd = self.unseal_adapter(adapter)
         except (StoreDamaged, OSError) as error:
-            logger.error("the adapter is left out: %s", error)
+            logger.error("cannot open the adapter, serving without it: %s", error)
             return fds
         os.close(golden_fd)
         return with_adapter(fds, adapter_fd)
 
     def seal_adapter(self, adapter_fd: int, golden_fd: int) -> tuple[str, int]:
-        """Put an adapter and its golden answers on the shelf; its digest and size. Raises TooLargeRefused."""
-        shelf = AdapterStore(self._device)
+        """Seal an adapter with its golden outputs into the store, and return its SHA-256 and size in bytes.
+
+        Args:
+            adapter_fd: descriptor of the adapter.
+            golden_fd: descriptor of the golden vectors with the adapter's outputs.
+
+        Raises:
+            TooLarge: the adapter is empty or too large.
+        """
+        store = AdapterStore(self._device)
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
-            output = fds.own(os.open(shelf.incoming_path(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            output = fds.own(os.open(store.incoming_path(), os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
             request = {"family": self._config.family}
             given = (key, adapter_fd, golden_fd, output)
             reply = self._call("patcher", "seal-adapter", request, given, deadline_s=PATCH_DEADLINE_S)
             os.fsync(output)
         with parse_reply("patcher"):
             sha256, size = str(reply.value["sha256"]), int(reply.value["size"])
-        shelf.incoming_path().rename(shelf.sealed_path(sha256))
+        store.incoming_path().rename(store.sealed_path(sha256))
         return sha256, size
 
     def unseal_adapter(self, adapter: Adapter) -> tuple[int, int]:
-        """Descriptors of an adapter and its golden answers; the caller closes both. Raises StoreDamagedRefused."""
+        """Unseal an adapter and its golden outputs; the caller closes both descriptors.
+
+        Raises:
+            StoreDamaged: the sealed file is missing or damaged.
+        """
         with _OwnedFds() as fds:
             key = fds.own(self._open_key(STORAGE_KEY))
             try:
@@ -251,7 +313,11 @@ class WorkerPool:
             return adapter_fd, golden_fd
 
     def read_sealed_header(self, digest: BundleDigest) -> BundleRecord:
-        """What a sealed bundle says of itself, after all of it was read. Raises StoreDamagedRefused."""
+        """Read all of a sealed bundle and return the record in its head.
+
+        Raises:
+            StoreDamaged: it is missing, or a byte of it is damaged.
+        """
         from bundle.manifest import parse_manifest
 
         with _OwnedFds() as fds:
@@ -263,19 +329,25 @@ class WorkerPool:
             return BundleRecord.from_manifest(manifest, str(reply.value["variant"]), int(reply.value["counter_epoch"]))
 
     def read_tpm_counter(self) -> int | None:
-        """The TPM's counter behind the floor; None where the identity is in no TPM. Raises TpmUnavailable."""
+        """Return the TPM counter behind the rollback floor, or None if the keys are in no TPM.
+
+        Raises:
+            TpmUnavailable: the TPM does not respond.
+        """
         if not self._config.key_storage.startswith("tpm:"):
             return None
         return _optional_integer(self._call("key_opener", "counter", {}, deadline_s=KEY_OPENER_DEADLINE_S))
 
     def raise_tpm_counter(self, value: int) -> int | None:
-        """Raise it to at least `value`. Raises TpmUnavailable."""
+        """Raise the TPM counter to at least `value`, and return it.
+
+        Raises:
+            TpmUnavailable: the TPM does not respond.
+        """
         return _optional_integer(self._call("key_opener", "raise", {"value": value}, deadline_s=KEY_OPENER_DEADLINE_S))
 
     def _open_key(self, use: str) -> int:
-        """A descriptor of a plain key file, which this process does not read (device_agent.storage.device_directory
-        rule 2).
-        """
+        """Return a descriptor of a plain key file, which this process never reads."""
         fd = self._device.open_key(KEY_FILES[use])
         if self._config.key_storage == "file":
             return fd
@@ -285,7 +357,7 @@ class WorkerPool:
             os.close(fd)
 
     def _try_mirrors(self, act: Callable[[str], T]) -> T:
-        """Rule 4. Raises what the first source raised, where all fail."""
+        """Try all mirrors in order; if all fail, raise the error of the first."""
         errors: list[AirweightsError] = []
         for source in list(self._mirrors):
             try:
@@ -315,7 +387,9 @@ class WorkerPool:
         try:
             document = self._fetch_document(url, MAX_ENVELOPE_BYTES)
         except NotFound as error:
-            raise EnvelopeMissing(missing_detail, hint="is the device enrolled, and its cohort sealed?") from error
+            raise EnvelopeMissing(
+                missing_detail, hint="enroll the device, and seal the release to its cohort"
+            ) from error
         try:
             with parse_reply("fetcher"):
                 return os.pread(document.fds[0], MAX_ENVELOPE_BYTES, 0).hex()
@@ -327,7 +401,7 @@ class WorkerPool:
     ) -> Message:
         child = self._workers.get(worker)
         if self._is_interrupted:
-            raise AgentStopping(f"the agent is stopping, {operation!r} is not begun")
+            raise AgentStopping(f"the agent is stopping, {operation!r} was not started")
         if child is None:
             environment = self._worker_environment(worker)
             child = self._workers[worker] = WorkerProcess.start(
@@ -339,11 +413,11 @@ class WorkerPool:
             if self._workers.get(worker) is child:
                 self._workers.pop(worker).stop()
             if self._is_interrupted:
-                raise AgentStopping(f"the agent is stopping, {operation!r} was cut off") from None
+                raise AgentStopping(f"the agent is stopping, {operation!r} was interrupted") from None
             raise
 
     def _worker_environment(self, worker: str) -> dict[str, str]:
-        # a token's library is set up by variables that nobody can list beforehand
+        # the library of a token reads environment variables of its own, which are not known here
         return {**os.environ, "AIRWEIGHTS_KEY_STORAGE": self._config.key_storage} if worker == "key_opener" else {}
 
     def _worker_jail(self, worker: str) -> JailPolicy:
@@ -357,7 +431,7 @@ class WorkerPool:
         if self._config.repository_url.startswith("file:"):
             from urllib.parse import unquote, urlsplit  # 400 kB in a process that stays
 
-            # a folder on a stick belongs to whom it belongs
+            # own_user=False: the files of a removable disk can belong to any user
             folder = str(Path(unquote(urlsplit(self._config.repository_url).path)))
             return JailPolicy(read=(folder,), own_user=False, allow_unjailed=allow)
         return JailPolicy(sockets="inet", read=NETWORK_FILES, allow_unjailed=allow)
@@ -370,19 +444,24 @@ class _OwnedFds(ExitStack):
 
 
 def key_opener_jail(key_storage: str, *, allow_unjailed: bool) -> JailPolicy:
-    """What the keeper needs for a home (device_agent.workers.key_opener)."""
+    """Return the jail of the key opener, which depends on the key storage.
+
+    Args:
+        key_storage: setting of the configuration, such as "tpm:device:/dev/tpmrm0".
+        allow_unjailed: run without a jail if the kernel offers none.
+    """
     if key_storage.startswith("pkcs11:"):
         return JailPolicy(sockets="unix", read=("/",), write=("/",), own_user=False, allow_unjailed=allow_unjailed)
     if key_storage.startswith("tpm:device:"):
         return JailPolicy(allow_unjailed=allow_unjailed)  # the device is open before the jail closes
-    # a resource manager or a simulator is connected to anew for each command
+    # every command opens a new connection to a resource manager or simulator
     sockets = "inet" if "host=" in key_storage or "port=" in key_storage else "unix"
     return JailPolicy(sockets=sockets, own_user=False, allow_unjailed=allow_unjailed)
 
 
 def _known_releases(family: str, persistent_state: PersistentState, bundles: Sequence[BundleRecord]) -> dict[str, Any]:
-    own = [holding for holding in bundles if holding.family == family]
-    # a journal that followed another family until now remembers that one's floor
+    own = [bundle for bundle in bundles if bundle.family == family]
+    # a journal that was used for another family until now has the floor of that one
     is_own_floor = bool(own) or not bundles
     return {
         "floor_epoch": persistent_state.floor_epoch if is_own_floor else 0,

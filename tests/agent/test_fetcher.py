@@ -137,7 +137,7 @@ def test_other_bytes_are_refused_and_not_kept(spool: Spool) -> None:
 
 def test_a_longer_blob_is_refused_unread(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.replaced("blob", DATA + b"more")]
-    with pytest.raises(DigestMismatch, match=f"{len(DATA) + 4} bytes announced where {len(DATA)} are signed"):
+    with pytest.raises(DigestMismatch, match=f"{len(DATA) + 4} bytes announced, {len(DATA)} are signed"):
         spool.fetch()
 
 
