@@ -78,7 +78,7 @@ def test_a_document_comes_whole_and_within_its_limit(shared_child: WorkerProcess
 
 def test_a_document_without_an_end_is_cut_at_its_limit(shared_child: WorkerProcess, site: Site) -> None:
     site.faults = [faulty_http_server.endless]
-    with pytest.raises(TooLarge, match="more than the 300000 bytes"):
+    with pytest.raises(TooLarge, match="more than the allowed 300000 bytes"):
         _document(shared_child, f"{site.url}/blob", 300_000)
 
 
@@ -150,7 +150,7 @@ def test_a_body_without_an_end_is_refused_at_the_signed_size(spool: Spool) -> No
 
 def test_a_shorter_blob_is_fetched_once_more_and_refused(spool: Spool) -> None:
     spool.site.faults = [faulty_http_server.replaced("blob", DATA[:HALF])]
-    with pytest.raises(DigestMismatch, match=f"shorter than the {len(DATA)} bytes"):
+    with pytest.raises(DigestMismatch, match=f"shorter than the signed {len(DATA)} bytes"):
         spool.fetch()
 
 
