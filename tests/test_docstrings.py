@@ -27,8 +27,6 @@ UNREVISED: Final = frozenset(
         "packager/diff/match",
         "packager/diff/write",
         "packager/errors.py",
-        "packager/models",
-        "packager/quantize",
         "packager/release",
         "packager/release/steps",
         "packager/tensors",
