@@ -1,31 +1,43 @@
-"""Chooses how a tensor is coded: tries predictors and coders on a sample, and keeps what is cheapest on it.
+"""Choose how a tensor is coded: predictor, coder and key, by their cost on a sample.
 
-Rules:
-1. What parameters cost is counted in full: a fit has to pay for itself.
-2. A later proposal must beat the best so far by a margin where it is likely to flatter itself on a sample.
+Theory of operation. A tensor has n elements t(i), usually with n base elements b(i) of the same type, both bits [n].
+Its coding is a `CodingPlan`: a predictor (the base, the base with fitted parameters, or none), a coder (KEYED, PLANES
+or SINGLE_PART, docs/format.md section 9.7), and for KEYED the terms of its key (sub-block size, period, rounding class,
+units). Trying all combinations on all elements would take minutes for each model, so:
+
+    1. m sampled elements stand for the tensor (`Tensor.sample_slices`: all, or 4 runs of elements that keep the phase
+       of rows and periods). A plan's cost, in bits, is the size of the sample encoded by the real coder, plus the share
+       m / n of the bits of its parameters: a fit has to pay for itself.
+    2. The choices are made one after the other, each with the winners of the earlier ones. They are nearly independent:
+       a better predictor makes residuals smaller, and the key sorts them, whatever their size is.
+    3. A later candidate replaces the best one only if it costs less than the best one times a margin. Margins below 1
+       are for candidates that look better on a sample than they are, or that take more of the device's time; margins
+       above 1 are for candidates that the device decodes faster.
+
+Cases, in order; each is one function:
+
+    1  the base as the prediction; without a base, no prediction
+    2  fitted parameters: per-channel gain, low rank, both; each with and without rounding classes in the key
+    3  the sub-block size: 64, 256, 2048 elements, or one class for the whole block
+    4  one sub-block for each row of the tensor
+    5  a pattern: the position in a kernel, the input channel or the column as a part of the key
+    6  residuals in units: multiples of steps that a quantizer chose
+    7  byte planes instead of sorted residuals
+    8  no prediction, if the best plan still takes more than half of the uncompressed size
+
+Numbers below refer to rows of the table "What pays, and what does not" in docs/benchmarks.md.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from bundle.patch.coders import zigzag
-from bundle.patch.elements import Bits, Doubles, ElementType, Signed, to_ordered
-from bundle.patch.parameters import Parameters
-from bundle.patch.prediction import Prediction, predict_with_parameters
+from bundle.patch.elements import Doubles, ElementType
 from bundle.patch.typed import Coder, Predictor
-from packager.diff.encode.entropy import (
-    SINGLE_CLASS_SUB_BLOCK,
-    EncoderOptions,
-    Period,
-    compute_residual,
-    is_in_units,
-    write_keyed,
-    write_part,
-    write_planes,
-)
+from packager.diff.encode.coding_plan import CodingPlan, PlanSampler
+from packager.diff.encode.entropy import SINGLE_CLASS_SUB_BLOCK, Period, is_in_units
 from packager.diff.encode.predictors import (
     MIN_ELEMENTS,
     Fit,
@@ -39,241 +51,209 @@ from packager.diff.encode.predictors import (
     refit_robustly,
     rounding_variance,
 )
-from packager.diff.encode.tensor_job import Tensor, block_elements
+from packager.diff.encode.tensor_job import Tensor
 
 DEFAULT_SUB_BLOCK: Final = 256  # elements of a sub-block
 SUB_BLOCK_SIZES: Final = (64, DEFAULT_SUB_BLOCK, 2048)
-LOWER_RANK_MARGIN: Final = 1.005  # a lower rank may cost this much more: it is applied faster
-PRODUCT_MARGIN: Final = 0.98  # a product has to save this much of integers, which take twice the device's time with one
-ROUNDING_CLASS_MARGIN: Final = (
-    0.995  # how a prediction was rounded has to save this much: a seventh of the device's time is for it
-)
-SINGLE_CLASS_MARGIN: Final = 1.003  # a single class may cost this much more, likewise
-ROUNDING_CLASS_MAX_BITS: Final = 6.0  # where residuals are longer, how a prediction was rounded says nothing about them
 FITTABLE_TYPES: Final = ("f32", "f16", "bf16", "f64", "i8", "u8", "i16", "u16")
+MIN_FITTED_ELEMENTS: Final = 256  # with fewer elements no fit pays for its parameters
+
+# A candidate must cost less than the best plan times its margin.
+FIT_MARGIN: Final = 0.995  # fitted parameters take device time, and a sample flatters them
+GAIN_MARGIN: Final = (
+    0.99  # a gain against the base alone or the gains before it; row "per-channel gains": 1 % on the CNN
+)
+LOWER_RANK_MARGIN: Final = 1.005  # a lower rank is applied faster
+PRODUCT_MARGIN: Final = 0.98  # of integers: a product doubles the device's time; row "directions of the update": 2 %
+ROUNDING_CLASS_MARGIN: Final = 0.995  # takes a seventh of the device's time; row "how a prediction was rounded"
+SINGLE_CLASS_MARGIN: Final = 1.003  # one class is decoded faster; row "64-element classes in fine-tunes"
+ROW_MARGIN: Final = 0.99  # row "rows as context": less than 1 % of ordinary fine-tunes, 3 % where few levels change
+PERIOD_MARGIN: Final = 0.99  # rows "the place in a kernel" (4 % on the fp32 CNN) and "columns as context" (0 to 1 %)
+UNITS_MARGIN: Final = 0.99  # row "floats that a quantizer moved in steps": a quarter where it applies, else nothing
+PLANES_MARGIN: Final = 0.98  # planes see repetition that may be an accident of the sample
+NO_BASE_MARGIN: Final = 1.0  # without a base there is nothing to fit and no extra device time
+
+ROUNDING_CLASS_MAX_BITS: Final = 6.0  # bits per element; longer residuals do not depend on how a prediction was rounded
+NO_BASE_MIN_SHARE: Final = 0.5  # of the uncompressed size: below it the base is of use, and case 8 is not tried
 
 
 @dataclass(frozen=True, slots=True)
-class CodingPlan:
-    predictor: Predictor
-    fit: Fit | None
-    coder: Coder
-    sub_block: int
-    has_rounding_class: bool
-    name: str
-    period: Period | None = None
-    has_units: bool = False
+class _Candidate:
+    """A plan and its cost on the sample, in bits."""
+
+    plan: CodingPlan
+    bits: float
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of doubles near the end of their range: what is not finite is no fit
+_Margin = float | Callable[[CodingPlan, CodingPlan], float]  # a function takes the best plan and the candidate
+
+
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # doubles near the end of their range: a fit that is not finite is dropped
 def choose_coding(tensor: Tensor) -> CodingPlan:
-    effort, kind, count = tensor.job.options, tensor.kind, tensor.count
-    pieces = tensor.sample_slices()
-    sampled = sum(piece.stop - piece.start for piece in pieces)
-    goal = np.concatenate([to_ordered(tensor.target[piece], kind) for piece in pieces])
-    packer = _Sampler(tensor, pieces, goal, effort)
-
-    best = CodingPlan(Predictor.NONE, None, Coder.KEYED, DEFAULT_SUB_BLOCK, False, "none")
-    cost = float("inf")
+    """Return the cheapest coding of a tensor on a sample of its elements (see the module's cases)."""
+    sampler = PlanSampler(tensor)
+    best = _base_or_nothing(sampler)  # 1
     if tensor.base is not None:
-        best = replace(best, predictor=Predictor.BASE, name="transposed base" if tensor.job.is_transposed else "base")
-        cost = packer.keyed_bits(None, DEFAULT_SUB_BLOCK, has_rounding_class=False)
-        if tensor.job.can_fit and effort.has_fitting and kind.name in FITTABLE_TYPES and count >= 256:
-            for fit in _propose_fits(tensor, packer, cost):
-                trial = (
-                    packer.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=False)
-                    + fit.cost_bits * sampled / count
-                )
-                is_near = False
-                if trial < ROUNDING_CLASS_MAX_BITS * sampled and kind.name != "f64":
-                    near = (
-                        packer.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=True)
-                        + fit.cost_bits * sampled / count
-                    )
-                    is_near = near < ROUNDING_CLASS_MARGIN * trial
-                    trial = near if is_near else trial
-                if trial < cost * _fit_margin(best.fit, fit, kind):
-                    best = replace(best, predictor=Predictor.PARAM, fit=fit, has_rounding_class=is_near, name=fit.name)
-                    cost = trial
-        fit_bits = best.fit.cost_bits * sampled / count if best.fit is not None else 0.0
-        trials = {
-            sub_block: packer.keyed_bits(best.fit, sub_block, has_rounding_class=best.has_rounding_class) + fit_bits
-            for sub_block in (*SUB_BLOCK_SIZES, SINGLE_CLASS_SUB_BLOCK)
-        }
-        sub_block = min(trials, key=lambda size: trials[size])
-        if trials[SINGLE_CLASS_SUB_BLOCK] < SINGLE_CLASS_MARGIN * trials[sub_block]:
-            sub_block = SINGLE_CLASS_SUB_BLOCK
-        best, cost = replace(best, sub_block=sub_block), trials[sub_block]
-        rows = [tensor.row_elements] if tensor.row_elements else []
-        for period in (None, *tensor.propose_periods()):
-            known = [best.sub_block, SINGLE_CLASS_SUB_BLOCK] if period is not None else []
-            for sub_block in sorted({*known, *rows}):
-                trial = (
-                    packer.keyed_bits(best.fit, sub_block, has_rounding_class=best.has_rounding_class, period=period)
-                    + fit_bits
-                )
-                if trial < cost * 0.99:
-                    best, cost = replace(best, sub_block=sub_block, period=period), trial
-        if best.fit is None and is_in_units(packer.residual, kind):
-            for sub_block in SUB_BLOCK_SIZES:
-                trial = packer.keyed_bits(None, sub_block, has_rounding_class=False, has_units=True)
-                if trial < cost * 0.99:
-                    best, cost = replace(best, sub_block=sub_block, period=None, has_units=True), trial
-        trial = packer.planes_bits(best.fit, has_rounding_class=best.has_rounding_class) + fit_bits
-        if trial < cost * 0.98:
-            best, cost = replace(best, coder=Coder.PLANES), trial
-    if tensor.base is None or cost > 0.5 * 8 * kind.size * sampled:
-        for coder, sub_block in (
-            (Coder.KEYED, 64),
-            (Coder.KEYED, DEFAULT_SUB_BLOCK),
-            (Coder.SINGLE_PART, 0),
-            (Coder.PLANES, 0),
-        ):
-            trial = packer.bits_without_base(coder, sub_block)
-            if trial < cost:
-                best, cost = CodingPlan(Predictor.NONE, None, coder, sub_block, False, "none"), trial
+        best = _cheaper(best, _fitted_predictors(sampler, best), _fit_margin(tensor.kind))  # 2
+        sizes = list(_sub_block_sizes(sampler, best))
+        best = _cheaper(min(sizes, key=lambda size: size.bits), sizes[-1:], SINGLE_CLASS_MARGIN)  # 3
+        best = _cheaper(best, _sub_blocks_of_rows(sampler, best), ROW_MARGIN)  # 4
+        for period in tensor.propose_periods():
+            best = _cheaper(best, _keys_by_position(sampler, best, period), PERIOD_MARGIN)  # 5
+        best = _cheaper(best, _residuals_in_units(sampler, best), UNITS_MARGIN)  # 6
+        best = _cheaper(best, _byte_planes(sampler, best), PLANES_MARGIN)  # 7
+    return _cheaper(best, _without_base(sampler, best), NO_BASE_MARGIN).plan  # 8
+
+
+def _candidate(sampler: PlanSampler, plan: CodingPlan) -> _Candidate:
+    return _Candidate(plan, sampler.plan_bits(plan))
+
+
+def _cheaper(best: _Candidate, candidates: Iterable[_Candidate], margin: _Margin) -> _Candidate:
+    """Return the best plan after replacing it by each candidate that costs less than it times the margin."""
+    for candidate in candidates:
+        factor = margin(best.plan, candidate.plan) if callable(margin) else margin
+        if candidate.bits < best.bits * factor:
+            best = candidate
     return best
 
 
-def _fit_margin(best: Fit | None, fit: Fit, kind: ElementType) -> float:
-    """Of what the best one costs, how much a proposal may."""
-    held = 0 if best is None else best.rank
-    if fit.rank and not held and not kind.is_float:
-        return PRODUCT_MARGIN
-    # Proposals of one kind come with falling rank: of two that cost the same, the device prefers the later.
-    return LOWER_RANK_MARGIN if fit.rank < held else 0.995
+def _base_or_nothing(sampler: PlanSampler) -> _Candidate:
+    """Case 1: predict the base's elements; without a base, no plan yet, at an infinite cost."""
+    job = sampler.tensor.job
+    if sampler.tensor.base is None:
+        nothing = CodingPlan(Predictor.NONE, None, Coder.KEYED, DEFAULT_SUB_BLOCK, False, "none")
+        return _Candidate(nothing, float("inf"))
+    name = "transposed base" if job.is_transposed else "base"
+    plan = CodingPlan(Predictor.BASE, None, Coder.KEYED, DEFAULT_SUB_BLOCK, False, name)
+    return _candidate(sampler, plan)
 
 
-class _Sampler:
-    """What plans cost on the sample, in bits."""
-
-    def __init__(self, tensor: Tensor, slices: list[slice], ordered_target: Signed, options: EncoderOptions) -> None:
-        self.tensor, self.slices, self.ordered_target, self.options = tensor, slices, ordered_target, options
-        self._fit: Fit | None = None
-        self._predictions: dict[bool, Prediction] = {}
-
-    def prediction(self, fit: Fit | None, *, has_rounding_class: bool) -> Prediction:
-        """Of all pieces; those of the last fit are kept, since it is tried in several ways."""
-        if fit is not self._fit:
-            self._fit, self._predictions = fit, {}
-        if has_rounding_class not in self._predictions:
-            self._predictions[has_rounding_class] = self._predict(
-                as_decoded(fit), has_rounding_class=has_rounding_class
-            )
-        return self._predictions[has_rounding_class]
-
-    def _predict(self, parameters: Parameters | None, *, has_rounding_class: bool) -> Prediction:
-        tensor = self.tensor
-        assert tensor.base is not None
-        parts = [
-            predict_block(
-                tensor.base[piece], tensor.kind, parameters, piece.start, has_rounding_class=has_rounding_class
-            )
-            for piece in self.slices
-        ]
-        bits = np.concatenate([part.bits for part in parts])
-        if not has_rounding_class:
-            return Prediction(bits, None, None)
-        nearness = np.concatenate([part.rounding_class for part in parts if part.rounding_class is not None])
-        above = np.concatenate([part.rounded_up for part in parts if part.rounded_up is not None])
-        return Prediction(bits, nearness, above)
-
-    @property
-    def residual(self) -> Signed:
-        """From the base as it is."""
-        return compute_residual(self.ordered_target, self.prediction(None, has_rounding_class=False), self.tensor.kind)
-
-    def keyed_bits(
-        self,
-        fit: Fit | None,
-        sub_block: int,
-        *,
-        has_rounding_class: bool,
-        period: Period | None = None,
-        has_units: bool = False,
-    ) -> float:
-        prediction = self.prediction(fit, has_rounding_class=has_rounding_class)
-        residual = compute_residual(self.ordered_target, prediction, self.tensor.kind)
-        tables, parts = write_keyed(
-            residual, prediction, self.tensor.kind, sub_block, self.options, period, has_units=has_units
-        )
-        # A period's table does not grow with the block, unlike the classes of sub-blocks.
-        block = min(block_elements(self.tensor.kind.name), self.tensor.count)
-        share = len(self.ordered_target) / block if period is not None and sub_block == SINGLE_CLASS_SUB_BLOCK else 1.0
-        return 8.0 * (len(tables) * share + len(parts))
-
-    def planes_bits(self, fit: Fit | None, *, has_rounding_class: bool) -> float:
-        residual = compute_residual(
-            self.ordered_target, self.prediction(fit, has_rounding_class=has_rounding_class), self.tensor.kind
-        )
-        return 8.0 * len(write_planes(zigzag(residual), self.options))
-
-    def bits_without_base(self, coder: Coder, sub_block: int) -> float:
-        kind = self.tensor.kind
-        if coder is Coder.KEYED:
-            return 8.0 * sum(map(len, write_keyed(self.ordered_target, None, kind, sub_block, self.options)))
-        if coder is Coder.SINGLE_PART:
-            return 8.0 * len(write_part(self.ordered_target, self.options))
-        bits = np.concatenate([self.tensor.target[piece] for piece in self.slices])
-        return 8.0 * len(write_planes(bits, self.options))
+def _fitted_predictors(sampler: PlanSampler, base: _Candidate) -> Iterator[_Candidate]:
+    """Case 2: predict by fitted parameters, with rounding classes in the key if these pay."""
+    tensor = sampler.tensor
+    job, kind = tensor.job, tensor.kind
+    if not (job.can_fit and job.options.has_fitting and kind.name in FITTABLE_TYPES):
+        return
+    if tensor.count < MIN_FITTED_ELEMENTS:
+        return
+    for fit in _propose_fits(sampler, base.bits):
+        plan = replace(base.plan, predictor=Predictor.PARAM, fit=fit, name=fit.name)
+        bits = sampler.plan_bits(plan)
+        if bits < ROUNDING_CLASS_MAX_BITS * sampler.count and kind.name != "f64":
+            with_class = replace(plan, has_rounding_class=True)
+            with_class_bits = sampler.plan_bits(with_class)
+            if with_class_bits < ROUNDING_CLASS_MARGIN * bits:
+                plan, bits = with_class, with_class_bits
+        yield _Candidate(plan, bits)
 
 
-def predict_block(
-    base: Bits, kind: ElementType, parameters: Parameters | None, first: int, *, has_rounding_class: bool
-) -> Prediction:
-    """The base's elements, or what parameters make of those from the tensor's element `first` on."""
-    if parameters is None:
-        return Prediction(base, None, None)
-    return predict_with_parameters(base, kind, parameters, first, has_rounding_class=has_rounding_class)
+def _fit_margin(kind: ElementType) -> _Margin:
+    """Return the margin of case 2 for elements of one type; it depends on the ranks of both plans."""
+
+    def margin(best: CodingPlan, candidate: CodingPlan) -> float:
+        best_rank = 0 if best.fit is None else best.fit.rank
+        rank = 0 if candidate.fit is None else candidate.fit.rank
+        if rank and not best_rank and not kind.is_float:
+            return PRODUCT_MARGIN
+        # Proposals of one kind come with falling rank: if two cost the same, the later one is applied faster.
+        return LOWER_RANK_MARGIN if rank < best_rank else FIT_MARGIN
+
+    return margin
 
 
-def as_decoded(fit: Fit | None) -> Parameters | None:
-    """A fit as the decoder holds it."""
-    if fit is None:
-        return None
-    parameters = Parameters(1 << 40)
-    parameters.gain, parameters.left, parameters.right = fit.gain, fit.left, fit.right
-    return parameters
+def _sub_block_sizes(sampler: PlanSampler, best: _Candidate) -> Iterator[_Candidate]:
+    """Case 3: classes of several sub-block sizes; one class for the whole block comes last."""
+    for sub_block in (*SUB_BLOCK_SIZES, SINGLE_CLASS_SUB_BLOCK):
+        yield _candidate(sampler, replace(best.plan, sub_block=sub_block))
 
 
-def _propose_fits(tensor: Tensor, sampler: _Sampler, cost: float) -> Iterator[Fit]:
-    """Proposals, the later ones built on the best of the earlier ones."""
+def _sub_blocks_of_rows(sampler: PlanSampler, best: _Candidate) -> Iterator[_Candidate]:
+    """Case 4: a class for each row."""
+    if sampler.tensor.row_elements:
+        yield _candidate(sampler, replace(best.plan, sub_block=sampler.tensor.row_elements))
+
+
+def _keys_by_position(sampler: PlanSampler, best: _Candidate, period: Period) -> Iterator[_Candidate]:
+    """Case 5: a pattern of one period, with the best sub-blocks so far, with one class, and with those of rows."""
+    sub_blocks = {best.plan.sub_block, SINGLE_CLASS_SUB_BLOCK}
+    if sampler.tensor.row_elements:
+        sub_blocks.add(sampler.tensor.row_elements)
+    for sub_block in sorted(sub_blocks):
+        yield _candidate(sampler, replace(best.plan, sub_block=sub_block, period=period))
+
+
+def _residuals_in_units(sampler: PlanSampler, best: _Candidate) -> Iterator[_Candidate]:
+    """Case 6: residuals from the unchanged base, divided by the step that a quantizer chose."""
+    if best.plan.fit is None and is_in_units(sampler.base_residual, sampler.tensor.kind):
+        for sub_block in SUB_BLOCK_SIZES:
+            yield _candidate(sampler, replace(best.plan, sub_block=sub_block, period=None, has_units=True))
+
+
+def _byte_planes(sampler: PlanSampler, best: _Candidate) -> Iterator[_Candidate]:
+    """Case 7: byte planes of the residuals."""
+    yield _candidate(sampler, replace(best.plan, coder=Coder.PLANES))
+
+
+def _without_base(sampler: PlanSampler, best: _Candidate) -> Iterator[_Candidate]:
+    """Case 8: no prediction, if there is no base or it is of little use."""
+    tensor = sampler.tensor
+    if tensor.base is not None and best.bits <= NO_BASE_MIN_SHARE * 8 * tensor.kind.size * sampler.count:
+        return
+    for coder, sub_block in (
+        (Coder.KEYED, 64),
+        (Coder.KEYED, DEFAULT_SUB_BLOCK),
+        (Coder.SINGLE_PART, 0),
+        (Coder.PLANES, 0),
+    ):
+        yield _candidate(sampler, CodingPlan(Predictor.NONE, None, coder, sub_block, False, "none"))
+
+
+def _propose_fits(sampler: PlanSampler, base_bits: float) -> Iterator[Fit]:
+    """Propose fits: the best gain, then low-rank products on top of it."""
+    tensor = sampler.tensor
     assert tensor.base is not None
     base, target = finite_values(tensor.base, tensor.kind), finite_values(tensor.target, tensor.kind)
     if base is None or target is None or (len(tensor.job.segments) > 1 and not tensor.job.shape):
         return
-    sampled, count = len(sampler.ordered_target), tensor.count
-    best_gain: Fit | None = None
-    for fit in propose_gains(base, target, tensor.job.shape):
-        trial = sampler.keyed_bits(fit, DEFAULT_SUB_BLOCK, has_rounding_class=False) + fit.cost_bits * sampled / count
-        if trial < cost * 0.99:
-            best_gain, cost = fit, trial
+    best_gain = _choose_gain(sampler, base, target, base_bits)
     if best_gain is not None:
-        refit = refit_robustly(best_gain, base, target)
-        if refit is not None:
-            trial = (
-                sampler.keyed_bits(refit, DEFAULT_SUB_BLOCK, has_rounding_class=False)
-                + refit.cost_bits * sampled / count
-            )
-            best_gain = refit if trial < cost else best_gain
         yield best_gain
-    rows = matrix_row_count(tensor.job.shape, count)
-    if not rows or count < MIN_ELEMENTS:
+    rows = matrix_row_count(tensor.job.shape, tensor.count)
+    if not rows or tensor.count < MIN_ELEMENTS:
         return
     difference = target - (base if best_gain is None else _apply_gain(base, best_gain))
     variance = rounding_variance(tensor.target, tensor.kind)
     if tensor.kind.size < 4 or not tensor.kind.is_float:
         variance = variance + rounding_variance(tensor.base, tensor.kind)
     floor = float(variance.mean())
-    found = compute_spectrum(difference, rows)
-    if found is None:
+    spectrum = compute_spectrum(difference, rows)
+    if spectrum is None:
         return
-    proposals = list(propose_low_rank(found, floor))
+    proposals = list(propose_low_rank(spectrum, floor))
     if tensor.kind.is_float:
-        proposals += propose_exact_low_rank(found, variance)
+        proposals += propose_exact_low_rank(spectrum, variance)
     for fit in proposals:
         if is_usable(fit):
             yield _with_gain(fit, best_gain)
+
+
+def _choose_gain(sampler: PlanSampler, base: Doubles, target: Doubles, base_bits: float) -> Fit | None:
+    """Return the cheapest gain, fitted robustly if that is cheaper; None if the base alone is as cheap."""
+
+    def gain_bits(fit: Fit) -> float:
+        plan = CodingPlan(Predictor.PARAM, fit, Coder.KEYED, DEFAULT_SUB_BLOCK, False, fit.name)
+        return sampler.plan_bits(plan)
+
+    best, best_bits = None, base_bits
+    for fit in propose_gains(base, target, sampler.tensor.job.shape):
+        bits = gain_bits(fit)
+        if bits < best_bits * GAIN_MARGIN:
+            best, best_bits = fit, bits
+    refit = refit_robustly(best, base, target) if best is not None else None
+    return refit if refit is not None and gain_bits(refit) < best_bits else best
 
 
 def _apply_gain(base: Doubles, fit: Fit) -> Doubles:

@@ -25,7 +25,8 @@ from bundle.patch.parameters import FLOAT32_ONE_BITS, Factor, ParameterKind
 from bundle.patch.sections import write_section
 from bundle.patch.single_thread import use_single_thread
 from bundle.patch.typed import Coder, Flag, Predictor
-from packager.diff.encode.codec_search import CodingPlan, as_decoded, choose_coding, predict_block
+from packager.diff.encode.codec_search import choose_coding
+from packager.diff.encode.coding_plan import CodingPlan, as_decoded, predict_block
 from packager.diff.encode.encode_stream import choose_window_log, encode_lzma_frames, encode_stream_frames
 from packager.diff.encode.entropy import (
     EncoderOptions,
